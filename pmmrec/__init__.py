@@ -1,0 +1,1 @@
+"""Recommenders that transfer: items are what they are, users the order of what they touched."""

@@ -1,0 +1,190 @@
+"""The types that cross a boundary between rooms, and the letters that name their shapes."""
+# B users, S window positions, L = S - 1 inputs, U distinct items of a batch, N items of a catalogue, D width,
+# R rows given to one encoder (the items that have its modality), T text tokens, P image tokens,
+# C colour channels, H height, W breadth.
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+_T = TypeVar("_T")
+
+
+class Modality(str, Enum):
+    """What an item can be read by."""
+
+    TEXT = "text"
+    IMAGE = "image"
+
+
+class View(str, Enum):
+    """What an objective may ask for beyond item vectors and hidden states."""
+
+    MODALITIES = "modalities"  # cls vectors of text and of image
+    CORRUPTED = "corrupted"  # a second pass of the user encoder over corrupted windows
+    POPULARITY = "popularity"  # log of how often the sampler is expected to show each item
+
+
+class Noise(int, Enum):
+    """What corruption did to one input of a window; the classes of NID in this order."""
+
+    UNCHANGED = 0
+    SHUFFLED = 1
+    REPLACED = 2
+
+
+def to_device(value: _T, device: torch.device | str) -> _T:
+    """A copy of a contract (or of a mapping of them) whose tensors live on `device`."""
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device, non_blocking=True)
+    elif isinstance(value, Mapping):
+        moved = {name: to_device(entry, device) for name, entry in value.items()}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        entries = {f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+        moved = dataclasses.replace(value, **entries)
+    result: _T = moved
+    return result
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """How an image must look when it reaches a vision encoder: RGB, squeezed to `size` x `size`, no crop."""
+
+    size: int
+
+
+class Tokenizer(Protocol):
+    """What the data room needs of a text encoder's tokenizer."""
+
+    max_tokens: int
+    pad_token_id: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any text could get other tokens."""
+        ...
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text with the special tokens, at most `max_tokens` each, without padding."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """Texts of the items that have one. R is never 0: a row for item 0 stands in when no item has a text."""
+
+    token_id_RT: Tensor  # int64, right-padded to the longest row
+    is_valid_RT: Tensor  # bool
+    item_index_R: Tensor  # int64, places in U
+
+
+@dataclass(frozen=True)
+class PixelInputs:
+    """Images of the items that have one. R is never 0: a grey image for item 0 stands in when no item has one."""
+
+    pixels_RCHW: Tensor  # uint8, 0..255; the encoder scales and normalises on its own device
+    item_index_R: Tensor  # int64, places in U
+
+
+@dataclass(frozen=True)
+class ItemInputs:
+    """Distinct items, ready to be encoded: each occurs once."""
+
+    domain_U: Tensor  # int64, which domain of the run
+    row_U: Tensor  # int64, row in that domain's items.arrow
+    has_U: Mapping[Modality, Tensor]  # bool; holds exactly the modalities that the model reads
+    text: TokenInputs | None = None  # None: the model reads no text
+    image: PixelInputs | None = None  # None: the model reads no image
+
+    @property
+    def num_items(self) -> int:
+        return self.row_U.shape[0]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """Inputs of the second, corrupted pass over the same items. Padding keeps index 0 and label UNCHANGED."""
+
+    item_index_BL: Tensor  # int64, places in U
+    noise_BL: Tensor  # int64, values of Noise
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Left-padded windows of users over the items of the batch; the most recent item stands last."""
+
+    item_index_BS: Tensor  # int64, places in U; 0 where padding
+    is_valid_BS: Tensor  # bool
+    corruption: Corruption | None = None
+
+    @property
+    def is_input_BL(self) -> Tensor:
+        """Which inputs hold an item."""
+        return self.is_valid_BS[:, :-1]
+
+    @property
+    def has_next_BL(self) -> Tensor:
+        """Which inputs hold an item that is followed by another: the positions of DAP and NICL."""
+        return self.is_valid_BS[:, :-1] & self.is_valid_BS[:, 1:]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input: distinct items and the windows over them."""
+
+    items: ItemInputs
+    windows: Windows
+    log_q_U: Tensor | None = None  # float32, log of the expected slots of each item in a batch of this size
+    user_id: tuple[str, ...] = field(default=())  # "domain/user" for messages, in the order of B
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """What one encoder says of R items: a vector for each token, and one for the whole."""
+
+    tokens_RTD: Tensor  # without the token that cls_RD stands for
+    is_valid_RT: Tensor  # bool
+    cls_RD: Tensor
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """Items as the rest of the model sees them."""
+
+    fused_UD: Tensor
+    cls_UD: Mapping[Modality, Tensor] = field(default_factory=dict)  # zeros where the item lacks the modality
+    has_U: Mapping[Modality, Tensor] = field(default_factory=dict)  # bool
+    streams_UD: Mapping[str, Tensor] = field(default_factory=dict)  # named extra vectors of two-stream systems
+
+
+@dataclass(frozen=True)
+class Views:
+    """All that an objective may see of one step. Objectives never see a model."""
+
+    items: ItemVectors
+    windows: Windows
+    hidden_BLD: Tensor
+    corrupted_hidden_BLD: Tensor | None = None
+    log_q_U: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective's share of a step: its mean is sum / count, over all processes and accumulation steps."""
+
+    sum: Tensor  # scalar, float32 or wider, carries gradients
+    count: Tensor  # scalar, float32 or wider, no gradients; 0 when the step has nothing to say
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (2,) sum and count of a figure to log
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss of this step alone; 0 with a gradient of 0 where nothing was counted."""
+        return self.sum / self.count.clamp(min=1)

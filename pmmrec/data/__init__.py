@@ -1,0 +1,1 @@
+"""Data: domains on disk, and batches made of them."""

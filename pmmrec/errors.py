@@ -1,0 +1,29 @@
+"""What can go wrong, for whom, and the exit code that says so."""
+
+
+class PMMRecError(Exception):
+    """An error whose message says where it happened, what was wrong and what would be right."""
+
+    exit_code = 1
+
+
+class RecipeError(PMMRecError):
+    """The recipe or the arguments are wrong: the user can mend them."""
+
+    exit_code = 2
+
+
+class DataError(PMMRecError):
+    """Data of a user cannot be read or breaks a rule of its format."""
+
+    exit_code = 3
+
+
+class CheckpointError(DataError):
+    """A checkpoint is incomplete, was changed after it was written, or does not fit the model."""
+
+
+class MachineError(PMMRecError):
+    """The machine cannot do what was asked: a missing package, device, process or free space."""
+
+    exit_code = 4

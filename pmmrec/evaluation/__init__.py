@@ -1,0 +1,1 @@
+"""Evaluation: full ranking, its metrics, and the floors that any model must pass."""

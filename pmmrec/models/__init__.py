@@ -1,0 +1,48 @@
+"""Models: parts composed into a recommender."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer
+from pmmrec.family import Family
+
+
+class ItemEncoder(nn.Module, ABC):
+    """What an item is, as vectors."""
+
+    modalities: frozenset[Modality]  # what it reads
+
+    @property
+    @abstractmethod
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The parts that are saved and transferred alone, by their name in a checkpoint."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """How texts become tokens; None when no text is read."""
+        return None
+
+    @property
+    def pixel_spec(self) -> PixelSpec | None:
+        """How images must look; None when no image is read."""
+        return None
+
+    @abstractmethod
+    def forward(self, items: ItemInputs) -> ItemVectors:
+        """Vectors of U distinct items, each encoded once."""
+
+
+class Scorer(nn.Module, ABC):
+    """How much a user in a state would like an item."""
+
+    @abstractmethod
+    def forward(self, hidden_BD: Tensor, items_ND: Tensor) -> Tensor:
+        """Scores `(B, N)`; larger is better."""
+
+
+item_encoders: Family[ItemEncoder] = Family("item encoder", home=__name__)
+scorers: Family[Scorer] = Family("scorer", home=__name__)

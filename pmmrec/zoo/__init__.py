@@ -1,0 +1,1 @@
+"""The zoo: checkpoints made of parts, plans to transfer them, places to find them."""
