@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from pmmrec.contracts import PixelSpec, Tokenizer, TokenStates
 from pmmrec.family import Family
+from pmmrec.settings import PartConfig
 
 
-class TextEncoder(nn.Module, ABC):
-    """Reads token ids. Built as `part_class(config, width, folder, pretrained)`.
+class EncoderConfig(PartConfig):
+    """Settings that every encoder with a backbone has."""
 
-    `folder` holds the backbone's configuration and tokenizer; its weights are read when `pretrained`, and drawn
-    fresh otherwise (a checkpoint's weights are then loaded, tensor by tensor, by `pmmrec.zoo`).
+    weights: str | None = None  # name or folder of a pretrained backbone; None: it starts from a configuration
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where an encoder finds its backbone: always a local folder."""
+
+    folder: Path
+    is_pretrained: bool  # False: only configuration and tokenizer are read, weights are drawn fresh
+
+
+class Encoder(nn.Module, ABC):
+    """An encoder around a backbone of some library. Built as `part_class(config, width, backbone)`.
+
+    All tensors of the backbone stand under `backbone.`; the projection to the common width is ours.
     """
+
+    @classmethod
+    @abstractmethod
+    def start(cls, config: EncoderConfig, folder: Path, texts: Iterable[str]) -> None:
+        """Fill `folder` for a backbone without weights: its configuration, and a tokenizer learned from `texts`."""
+
+    @abstractmethod
+    def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write the backbone as its library reads it; `state` holds its tensors, without the prefix `backbone.`."""
+
+    @abstractmethod
+    def read_backbone(self, folder: Path) -> dict[str, Tensor]:
+        """The tensors that `save_backbone` wrote, by the same names."""
+
+
+class TextEncoder(Encoder):
+    """Reads token ids."""
 
     tokenizer: Tokenizer
 
@@ -24,23 +57,15 @@ class TextEncoder(nn.Module, ABC):
     def forward(self, token_id_RT: Tensor, is_valid_RT: Tensor) -> TokenStates:
         """`(R, T)` ids -> states of the common width."""
 
-    @abstractmethod
-    def save_backbone(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write the backbone as its library would read it: configuration, weights in `state`, tokenizer."""
 
-
-class VisionEncoder(nn.Module, ABC):
-    """Reads pixels. Built as `part_class(config, width, folder, pretrained)`, see `TextEncoder`."""
+class VisionEncoder(Encoder):
+    """Reads pixels."""
 
     pixel_spec: PixelSpec
 
     @abstractmethod
     def forward(self, pixels_RCHW: Tensor) -> TokenStates:
         """`(R, 3, H, W)` uint8 pixels -> states of the common width."""
-
-    @abstractmethod
-    def save_backbone(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write the backbone as its library would read it: configuration and the weights in `state`."""
 
 
 text_encoders: Family[TextEncoder] = Family("text encoder", home=__name__)

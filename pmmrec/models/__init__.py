@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer
+from pmmrec.encoders import EncoderConfig
 from pmmrec.family import Family
+from pmmrec.settings import PartConfig
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What an item encoder that knows items by id must know of a domain."""
+
+    name: str
+    num_items: int
+    fingerprint: str  # of the item ids in order
+
+
+class ItemEncoderConfig(PartConfig):
+    """Settings of an item encoder."""
+
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        """The encoders with a backbone, by the name of their part in a checkpoint."""
+        return {}
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the item encoder reads."""
+        return frozenset()
 
 
 class ItemEncoder(nn.Module, ABC):
-    """What an item is, as vectors."""
+    """What an item is, as vectors. Built as `part_class(config, width, backbones, catalogues)`."""
 
     modalities: frozenset[Modality]  # what it reads
 
@@ -37,7 +63,7 @@ class ItemEncoder(nn.Module, ABC):
 
 
 class Scorer(nn.Module, ABC):
-    """How much a user in a state would like an item."""
+    """How much a user in a state would like an item. Built as `part_class(config, width)`."""
 
     @abstractmethod
     def forward(self, hidden_BD: Tensor, items_ND: Tensor) -> Tensor:
