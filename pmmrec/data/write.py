@@ -1,0 +1,244 @@
+"""How a domain comes to disk: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import pyarrow as pa
+from typing_extensions import Self
+
+from pmmrec.contracts import Modality
+from pmmrec.data.domain import (
+    DOMAIN_FILE,
+    IMAGES_FILE,
+    IMAGES_SCHEMA,
+    INCOMPLETE,
+    ITEM_FIELDS,
+    ITEMS_FILE,
+    REJECTED_FILE,
+    SEQUENCE_FIELDS,
+    SEQUENCES_FILE,
+    TIMES_FIELD,
+    DataFile,
+    DomainInfo,
+    FileRecord,
+    Filters,
+    ImportSummary,
+    SourceFile,
+)
+from pmmrec.errors import MachineError, RecipeError
+
+MAX_BATCH_BYTES = 64_000_000
+
+
+class ArrowFile:
+    """An uncompressed Arrow file, written in record batches that are as large as `MAX_BATCH_BYTES` allows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, schema)
+        self._pending: list[pa.RecordBatch] = []
+        self._num_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+        finally:
+            self._sink.close()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows; they may reach the disk later, joined with others."""
+        if batch.nbytes > MAX_BATCH_BYTES and batch.num_rows > 1:
+            middle = batch.num_rows // 2
+            self.write(batch.slice(0, middle))
+            self.write(batch.slice(middle))
+            return
+        if self._num_bytes + batch.nbytes > MAX_BATCH_BYTES:
+            self._flush()
+        self._pending.append(batch)
+        self._num_bytes += batch.nbytes
+
+    def _flush(self) -> None:
+        table = pa.Table.from_batches(self._pending, self._schema).combine_chunks()
+        for batch in table.to_batches():
+            self._writer.write_batch(batch)
+        self._pending, self._num_bytes = [], 0
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[tuple[Path, bool]]:
+    """A folder beside `out` to fill, renamed to `out` at the end of the block, removed when the block fails.
+
+    Yields the folder and whether it held the remains of an import that was killed.
+    Raises RecipeError when `out` exists or is being written by another process, MachineError when the disk is full.
+    """
+    if out.exists() or out.is_symlink():
+        raise RecipeError(f"{out}: exists already; choose another --out or remove it")
+    folder = out.with_name(out.name + INCOMPLETE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            try:
+                yield folder, _emptied(folder)
+                folder.rename(out)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"{out}: the disk is full; free some space or choose another --out") from error
+        raise MachineError(f"{out}: cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps two processes from filling one folder; the system drops the lock of a process that was killed."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
+        except BlockingIOError:
+            is_ours = False
+        if not is_ours:
+            raise RecipeError(f"{folder}: being written by another process; choose another --out")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _emptied(folder: Path) -> bool:
+    """Remove what is in `folder`; True when there was something."""
+    remains = list(folder.iterdir())
+    for path in remains:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return bool(remains)
+
+
+class DomainFolder:
+    """The data files of a new domain, in the order in which they must be written: items, images, sequences."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ids = hashlib.sha256()
+        self._has_times = False
+        self.num_items = self.num_users = self.num_interactions = 0
+        self.num_with = {Modality.TEXT: 0, Modality.IMAGE: 0}
+
+    def write_items(self, batches: Iterable[pa.RecordBatch], attributes: list[str]) -> None:
+        """Rows of `item_id`, `text` and the attributes as text, in the order that numbers the items."""
+        extra = [pa.field(name, pa.large_string()) for name in attributes]
+        with ArrowFile(self.folder / ITEMS_FILE, schema := pa.schema([*ITEM_FIELDS, *extra])) as file:
+            for batch in batches:
+                rows = pa.RecordBatch.from_arrays(batch.columns, names=schema.names).cast(schema)
+                self._ids.update(ids_as_bytes(rows.column("item_id")))
+                self.num_items += rows.num_rows
+                self.num_with[Modality.TEXT] += rows.num_rows - rows.column("text").null_count
+                file.write(rows)
+
+    def write_images(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Rows of `IMAGES_SCHEMA`, one for each item, in item order."""
+        with ArrowFile(self.folder / IMAGES_FILE, IMAGES_SCHEMA) as file:
+            for batch in batches:
+                self.num_with[Modality.IMAGE] += batch.num_rows - batch.column("jpeg").null_count
+                file.write(batch)
+
+    def write_sequences(self, batches: Iterable[pa.RecordBatch], *, has_times: bool) -> None:
+        """Rows of `user_id`, `items` and, with `has_times`, `times`; oldest item first."""
+        fields = [*SEQUENCE_FIELDS, TIMES_FIELD] if has_times else list(SEQUENCE_FIELDS)
+        with ArrowFile(self.folder / SEQUENCES_FILE, pa.schema(fields)) as file:
+            for batch in batches:
+                self.num_users += batch.num_rows
+                self.num_interactions += len(batch.column("items").flatten())
+                file.write(batch)
+
+    def seal(
+        self,
+        name: str,
+        *,
+        filters: Filters,
+        image_side: int | None,
+        time_unit: Literal["as given", "milliseconds"] | None,
+        sources: dict[str, SourceFile],
+        summary: ImportSummary,
+    ) -> DomainInfo:
+        """Write `domain.json`, the last file: it holds the hashes of all others."""
+        names: list[DataFile] = [ITEMS_FILE, IMAGES_FILE, SEQUENCES_FILE, REJECTED_FILE]
+        files: dict[DataFile, FileRecord] = {
+            name: record_of(_synced(self.folder / name)) for name in names if (self.folder / name).exists()
+        }
+        info = DomainInfo(
+            format="pmmrec-domain",
+            format_version=1,
+            name=name,
+            num_items=self.num_items,
+            num_users=self.num_users,
+            num_interactions=self.num_interactions,
+            num_with=self.num_with,
+            time_unit=time_unit,
+            filters=filters,
+            image_side=image_side,
+            sources=sources,
+            files=files,
+            item_ids_fingerprint=self._ids.hexdigest(),
+            fingerprint=fingerprint_of(files),
+            summary=summary,
+        )
+        text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (self.folder / DOMAIN_FILE).write_text(text + "\n", encoding="utf-8")
+        _synced(self.folder / DOMAIN_FILE)
+        return info
+
+
+def ids_as_bytes(ids: pa.Array) -> bytes:
+    """Bytes that no other list of ids has: the length of each id, then the id."""
+    encoded = [str(item_id).encode() for item_id in ids.to_pylist()]
+    return b"".join(len(item_id).to_bytes(8, "little") + item_id for item_id in encoded)
+
+
+def fingerprint_of(files: Mapping[DataFile, FileRecord]) -> str:
+    """sha256 over the hashes of the files that say what is in a domain."""
+    lines = [f"{name} {record.sha256}\n" for name, record in files.items() if name != REJECTED_FILE]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def record_of(path: Path) -> FileRecord:
+    """Size and sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return FileRecord(sha256=digest.hexdigest(), num_bytes=path.stat().st_size)
+
+
+def _synced(path: Path) -> Path:
+    """`path`, once the system has brought it to the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return path
