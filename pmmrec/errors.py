@@ -27,3 +27,7 @@ class MachineError(PMMRecError):
     """The machine cannot do what was asked: a missing package, device, process or free space."""
 
     exit_code = 4
+
+
+class DivergenceError(PMMRecError):
+    """Training left the finite numbers."""

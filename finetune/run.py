@@ -1,0 +1,77 @@
+"""Fine-tune a published checkpoint on a domain it has never seen, or train the same model there from scratch.
+
+Start it with `pmmrec finetune RECIPE --from CHECKPOINT --on DOMAIN [a.b=c ...]`, with `accelerate launch
+finetune/run.py ...`, or copy it and change it: it reads top to bottom as the story of a run.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pmmrec.models.build import build
+from pmmrec.report.verdict import print_outcome
+from typer import Argument, Option
+
+from pmmrec.cli import named_folders, run_program
+from pmmrec.recipe import FinetuneRecipe, read_recipe
+from pmmrec.shipped import find_recipe
+from pmmrec.train.callbacks import KeepBest, RankEvery
+from pmmrec.train.dry_run import describe
+from pmmrec.train.finish import save_best, test_best
+from pmmrec.train.loop import Loop
+from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
+from pmmrec.train.run import Run
+from pmmrec.train.task import TrainingTask
+from pmmrec.zoo.hub import open_start
+from pmmrec.zoo.transfer import apply, plan_full
+
+Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as finetune/full.")]
+Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
+From = Annotated[
+    str, Option("--from", metavar="CHECKPOINT", help="A folder, a name in the hub, or none: from scratch.")
+]
+On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
+Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
+
+
+def main(
+    recipe_name: Recipe,
+    start_from: From,
+    domain: On,
+    overrides: Overrides = None,
+    weights: Weights = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
+    recipe = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ())
+    checkpoint = open_start(start_from, recipe.hub)
+    model = recipe.model_from(checkpoint)
+    given = recipe.backbones_from(checkpoint)
+    sources = Sources.open([domain])
+    if dry_run:
+        describe(recipe, model, recipe.data, sources, named_folders(weights or ()), given)
+        return
+
+    with Run.start(recipe) as run:
+        backbones = open_backbones(model, run, sources.train_texts, named_folders(weights or ()), given)
+        run.processes.seed(recipe.seed, same=True)
+        recommender = build(model, backbones, sources.catalogues)
+        if checkpoint is not None:
+            run.log.say(apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender).table())
+        task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+
+        reader = open_reader(sources, recommender, recipe.cache.expanduser(), run.processes)
+        batches = Batches(recipe.data, sources, reader, task, recipe.train.batch_users, recipe.seed, run.processes)
+        rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
+        keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin=start_from))
+
+        run.processes.seed(recipe.seed, same=False)
+        loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
+        loop.fit()
+        outcome = test_best(run, recipe, loop, sources, kind="finetune", licence=recipe.licence)
+        if outcome is not None:
+            print_outcome(outcome)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,319 @@
+"""The verbs of the command line. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from pmmrec.errors import MachineError, PMMRecError, RecipeError
+
+app = typer.Typer(
+    help="Recommenders that transfer: import platforms, pretrain on some, recommend on one never seen.",
+    epilog="The four jobs: data import -> pretrain -> zoo -> finetune, evaluate or score. Start with `pmmrec recipe list`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make a domain of a platform's files, describe it, check it.", no_args_is_help=True)
+import_app = typer.Typer(help="Import one platform; each layout of files is one verb.", no_args_is_help=True)
+recipe_app = typer.Typer(help="Find, read, copy and check recipes.", no_args_is_help=True)
+zoo_app = typer.Typer(help="Find, read and check checkpoints.", no_args_is_help=True)
+data_app.add_typer(import_app, name="import")
+for room, name in ((data_app, "data"), (recipe_app, "recipe"), (zoo_app, "zoo")):
+    app.add_typer(room, name=name)
+
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+Checkpoint = Annotated[str, Argument(help="A checkpoint folder, or its name in the hub.")]
+DomainFolder = Annotated[Path, Argument(metavar="DOMAIN", help="A domain folder.")]
+HubFolder = Annotated[Path, Option("--hub", help="The folder hub in which names are looked up.")]
+CacheFolder = Annotated[Path | None, Option("--cache", help="Where tokens and pixels are kept between runs.")]
+HUB = Path("hub")
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Turn errors into one message on stderr and the exit code that belongs to them."""
+    try:
+        yield
+    except PMMRecError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except MemoryError as error:
+        typer.echo("error: not enough memory; lower train.batch_users or the model's width", err=True)
+        raise typer.Exit(MachineError.exit_code) from error
+    except KeyboardInterrupt as error:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from error
+
+
+def run_program(main: Callable[..., None]) -> None:
+    """Run a program such as `pretrain/run.py`: its arguments, its help, errors for people."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command(context_settings={"help_option_names": ["--help", "-h"]})(main)
+    code = 0
+    try:
+        with errors_for_people():
+            program(prog_name=sys.argv[0], standalone_mode=True)
+    except typer.Exit as leaving:
+        code = leaving.exit_code
+    sys.exit(code)
+
+
+def named_folders(pairs: Iterable[str]) -> dict[str, Path]:
+    """`["NAME=FOLDER", ...]` as a mapping. RecipeError when a folder is not there."""
+    folders: dict[str, Path] = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not equals or not name or not Path(folder).is_dir():
+            raise RecipeError(f"--weights {pair}: must be NAME=FOLDER with a folder that exists")
+        folders[name] = Path(folder)
+    return folders
+
+
+def _start(program: str, arguments: list[str]) -> None:
+    from pmmrec.shipped import shipped_file
+
+    with errors_for_people():
+        path = shipped_file(program)
+    sys.argv = [f"pmmrec {path.parent.name}", *arguments]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def pretrain(context: typer.Context) -> None:
+    """Pretrain on several domains: RECIPE [a.b=c ...] [--dry-run]."""
+    _start("pretrain/run.py", context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def finetune(context: typer.Context) -> None:
+    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN [a.b=c ...] [--dry-run]."""
+    _start("finetune/run.py", context.args)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    domain: DomainFolder,
+    out: Annotated[Path | None, Option("--out", help="Folder for metrics.json and ranks.parquet.")] = None,
+    seen: Annotated[
+        str, Option(help="exclude: seen items are no candidates; include: all items are ranked.")
+    ] = "exclude",
+    hub: HubFolder = HUB,
+    cache: CacheFolder = None,
+) -> None:
+    """Rank the test targets of a domain, beside the floors; without any training this is zero-shot."""
+    from pmmrec.report.verdict import evaluate_and_print
+
+    with errors_for_people():
+        evaluate_and_print(checkpoint, domain, out=out, seen=seen, hub=hub, cache=cache)
+
+
+@app.command()
+def score(
+    checkpoint: Checkpoint,
+    domain: DomainFolder,
+    out: Annotated[Path, Option("--out", help="Parquet file: user_id, rank, item_id, score.")],
+    top_k: Annotated[int, Option("--top-k", min=1, help="Items for each user.")] = 10,
+    seen: Annotated[str, Option(help="exclude: only items that the user has not touched; include: any.")] = "exclude",
+    hub: HubFolder = HUB,
+    cache: CacheFolder = None,
+) -> None:
+    """Recommend to every user of a domain what they may touch next."""
+    from pmmrec.system import load
+
+    with errors_for_people():
+        system = load(checkpoint, hub=hub, cache=cache)
+        num_users, num_rows = system.score(domain, top_k, out, seen=seen)
+        typer.echo(f"{out}: {num_rows:,} rows for {num_users:,} users")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], Argument(help="Run folders, or folders that `evaluate --out` wrote.")],
+) -> None:
+    """One table out of several runs on the same domain."""
+    from pmmrec.report.verdict import compare_and_print
+
+    with errors_for_people():
+        compare_and_print(runs)
+
+
+@import_app.command("table")
+def import_table_command(
+    items: Annotated[Path, Option(help="csv, tsv or parquet with item_id, text and any further columns.")],
+    interactions: Annotated[Path, Option(help="csv, tsv or parquet with user_id, item_id and, if known, timestamp.")],
+    name: Annotated[str, Option(help="Name of the platform; runs and reports use it.")],
+    out: Annotated[Path, Option(help="Folder to make.")],
+    images: Annotated[Path | None, Option(help="Folder of pictures named ITEM_ID.jpg, .png or .webp.")] = None,
+    k_core: Annotated[str, Option(help="Keep users and items with at least so many interactions; none: all.")] = "5",
+    image_side: Annotated[int, Option(min=16, help="Shortest side, in pixels, at which pictures are kept.")] = 256,
+) -> None:
+    """Import a platform from two tables and a folder of pictures."""
+    from pmmrec.data.importers.table import TableImport, import_table
+    from pmmrec.report.domains import print_import
+
+    with errors_for_people():
+        task = TableImport(
+            items=items,
+            interactions=interactions,
+            images=images,
+            name=name,
+            out=out,
+            k_core=_core(k_core),
+            image_side=image_side,
+        )
+        print_import(import_table(task))
+
+
+@data_app.command("stats")
+def stats_command(domains: Annotated[list[Path], Argument(help="Domain folders.")]) -> None:
+    """Users, items, actions, lengths, modalities of domains, side by side."""
+    from pmmrec.report.domains import print_statistics
+
+    with errors_for_people():
+        print_statistics(domains)
+
+
+@data_app.command("verify")
+def verify_domain_command(domain: DomainFolder) -> None:
+    """Check a domain's files against their hashes, and what they hold against the rules of the format."""
+    from pmmrec.data.verify import verify_domain
+
+    with errors_for_people():
+        _say_problems(domain, verify_domain(domain))
+
+
+@data_app.command("demo")
+def demo_command(
+    out: Annotated[Path, Option(help="Folder to make; holds one domain for each platform.")],
+    seed: Annotated[int, Option(help="Another seed, another world.")] = 1,
+) -> None:
+    """Make the demo world: three small platforms with texts, pictures and users, and import them."""
+    from pmmrec.report.domains import make_demo_world
+
+    with errors_for_people():
+        make_demo_world(out, seed)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """The shipped recipes, each with its first line."""
+    from pmmrec.shipped import shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        typer.echo(f"{name:<28} {_first_line(path)}")
+
+
+@recipe_app.command("show")
+def recipe_show(
+    name: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="[a.b=c]...")] = None,
+) -> None:
+    """A recipe with everything it extends and every default written out."""
+    with errors_for_people():
+        typer.echo(_read(name, overrides).to_yaml())
+
+
+@recipe_app.command("copy")
+def recipe_copy(
+    name: Annotated[str, Argument(metavar="RECIPE", help="A shipped recipe.")],
+    to: Annotated[Path, Argument(help="File to write.")],
+) -> None:
+    """Copy a shipped recipe to change it; what it extends is written into it."""
+    import yaml
+
+    from pmmrec.settings import read_extended
+    from pmmrec.shipped import find_recipe
+
+    with errors_for_people():
+        if to.exists():
+            raise RecipeError(f"{to}: exists; choose another file")
+        source = find_recipe(name)
+        text = yaml.safe_dump(read_extended(source), sort_keys=False, allow_unicode=True)
+        to.write_text(f"{_first_comment(source)}{text}", encoding="utf-8")
+        typer.echo(f"{to}: copied from {name}")
+
+
+@recipe_app.command("validate")
+def recipe_validate(
+    name: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="[a.b=c]...")] = None,
+) -> None:
+    """Report every problem of a recipe at once, or say that there is none."""
+    with errors_for_people():
+        recipe = _read(name, overrides)
+        typer.echo(f"{name}: a valid recipe of a {type(recipe).__name__.removesuffix('Recipe').lower()}ing run")
+
+
+@zoo_app.command("list")
+def zoo_list(hub: HubFolder = HUB) -> None:
+    """The checkpoints in a folder hub."""
+    from pmmrec.report.checkpoints import print_hub
+
+    with errors_for_people():
+        print_hub(hub)
+
+
+@zoo_app.command("show")
+def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
+    """The parts of a checkpoint, their sizes, what they were trained on."""
+    from pmmrec.report.checkpoints import print_checkpoint
+
+    with errors_for_people():
+        print_checkpoint(checkpoint, hub)
+
+
+@zoo_app.command("verify")
+def zoo_verify(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
+    """Check every file of a checkpoint against its index, and every tensor against the model."""
+    from pmmrec.report.checkpoints import checkpoint_problems
+
+    with errors_for_people():
+        folder, problems = checkpoint_problems(checkpoint, hub)
+        _say_problems(folder, problems)
+
+
+def _say_problems(what: Path, problems: list[str]) -> None:
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(3)
+    typer.echo(f"{what}: whole")
+
+
+def _core(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise RecipeError(f"--k-core {text}: must be a whole number from 1, or none")
+    return int(text)
+
+
+def _read(name: str, overrides: list[str] | None) -> Any:
+    from pmmrec.recipe import read_recipe, recipe_class_for, recipe_tree
+    from pmmrec.shipped import find_recipe
+
+    path = find_recipe(name)
+    return read_recipe(recipe_class_for(recipe_tree(path, overrides or ())), path, overrides or ())
+
+
+def _first_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line)
+    return "".join(comment)
+
+
+def _first_line(path: Path) -> str:
+    return _first_comment(path).partition("\n")[0].lstrip("# ")

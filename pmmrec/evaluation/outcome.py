@@ -1,0 +1,99 @@
+"""The figures of one run on its domains, as metrics.json keeps them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pmmrec.data.split import Split
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
+from pmmrec.evaluation.floors import item_knn_floor, popularity_floor, random_floor
+from pmmrec.evaluation.ranking import Seen, rank_targets
+from pmmrec.settings import Config, validate
+
+METRICS_FILE = "metrics.json"
+
+
+class Figure(Config):
+    """A mean over users, 0..1, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class DomainOutcome(Config):
+    """Test figures on one domain, and those of the floors where they were computed."""
+
+    domain: str
+    num_users: int
+    num_items: int
+    seen_target: float
+    metrics: dict[str, Figure]
+    floors: dict[str, dict[str, Figure]] = {}
+
+
+class Outcome(Config):
+    """What a run or an evaluation found."""
+
+    name: str
+    kind: str
+    domains: tuple[DomainOutcome, ...]
+    seen: str = "exclude"
+    best_epoch: int | None = None
+    num_epochs: int | None = None
+    training_s: float | None = None
+    validation: dict[str, float] = {}
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """The outcome that a run or `evaluate --out` left in `folder`."""
+    path = folder / METRICS_FILE
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{folder}: no {METRICS_FILE}: neither a finished run nor an evaluation") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    try:
+        return validate(Outcome, tree, str(path))
+    except RecipeError as error:
+        raise DataError(str(error)) from error
+
+
+def domain_outcome(split: Split, evaluation: Evaluation, floors: dict[str, Evaluation] | None = None) -> DomainOutcome:
+    """Figures of one evaluation, with those of floors beside them."""
+    return DomainOutcome(
+        domain=split.domain.name,
+        num_users=evaluation.ranks.num_queries,
+        num_items=split.domain.num_items,
+        seen_target=evaluation.ranks.seen_share,
+        metrics=_figures(evaluation),
+        floors={name: _figures(floor) for name, floor in (floors or {}).items()},
+    )
+
+
+def test_floors(split: Split, seen: Seen = "exclude") -> dict[str, Evaluation]:
+    """Random, popularity and item-kNN on the test targets; they know the train part only."""
+    holdout, num_items = split.holdout("test"), split.domain.num_items
+    scores = {
+        "random": random_floor(split, holdout),
+        "popularity": popularity_floor(split, holdout),
+        "item-kNN": item_knn_floor(split, holdout),
+    }
+    chunk = users_at_once(num_items)
+    return {
+        name: summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
+        for name, score in scores.items()
+    }
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Figure]:
+    return {
+        name: Figure(mean=interval.mean, low=interval.low, high=interval.high)
+        for name, interval in evaluation.intervals.items()
+    }

@@ -1,0 +1,123 @@
+"""What a run is: a recipe composes the settings of every room that takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, StringConstraints, model_validator
+from typing_extensions import Self
+
+from pmmrec.data.batches import DataConfig
+from pmmrec.encoders import Backbone
+from pmmrec.errors import RecipeError
+from pmmrec.models.build import ModelConfig
+from pmmrec.objectives import ObjectiveConfig, objectives
+from pmmrec.settings import Config, overlay, parse_overrides, read_extended, validate
+from pmmrec.train.callbacks import ValidationConfig
+from pmmrec.train.loop import TrainConfig
+from pmmrec.train.processes import MachineConfig
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.transfer import TransferPlan
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+_R = TypeVar("_R", bound="RunRecipe")
+
+
+class PretrainData(DataConfig):
+    """Data of a pretraining: the source domains."""
+
+    sources: tuple[Path, ...] = Field(min_length=1, description="Domain folders, made by `pmmrec data import`.")
+
+
+class RunRecipe(Config):
+    """What pretraining and fine-tuning share."""
+
+    name: Name = Field(description="Name of the run; its folder is `runs/NAME`.")
+    system: str = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
+    seed: int = Field(1, ge=0)
+    objectives: dict[Name, objectives.field | None] = Field(description="Name -> objective; null takes one away.")
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    machine: MachineConfig = MachineConfig()
+    runs: Path = Field(Path("runs"), description="Folder in which run folders are made.")
+    hub: Path = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
+    licence: str = Field("other", description="Licence field of the card; the weights are yours to license.")
+    cache: Path = Field(Path("~/.cache/pmmrec"), description="Where tokens and pixels are kept between runs.")
+
+    @model_validator(mode="after")
+    def _has_objective(self) -> Self:
+        if not self.active_objectives:
+            raise ValueError("objectives: at least one must be left")
+        return self
+
+    @property
+    def active_objectives(self) -> dict[str, ObjectiveConfig]:
+        return {name: config for name, config in self.objectives.items() if isinstance(config, ObjectiveConfig)}
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out; reading it gives the same recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class PretrainRecipe(RunRecipe):
+    """Pretrain one model on several domains, then publish its parts."""
+
+    model: ModelConfig
+    data: PretrainData
+    publish_as: Name | None = Field(None, description="Name in the hub; null: the name of the run.")
+    replace: bool = Field(False, description="Whether a checkpoint of that name gives way.")
+
+    @property
+    def published_name(self) -> str:
+        return self.publish_as or self.name
+
+
+class FinetuneRecipe(RunRecipe):
+    """Train on one domain, from a checkpoint or from scratch."""
+
+    model: ModelConfig | None = Field(None, description="None: the checkpoint's. Needed with `--from none`.")
+    transfer: TransferPlan | None = Field(None, description="None: every part of the model from the checkpoint.")
+    data: DataConfig = DataConfig()
+
+    def model_from(self, checkpoint: Checkpoint | None) -> ModelConfig:
+        """The model to train: the recipe's, else the checkpoint's. RecipeError where neither says."""
+        if self.model is not None:
+            return self.model
+        if checkpoint is None:
+            raise RecipeError(
+                f"{self.name}: model: missing, and `--from none` leaves nothing to take it from; "
+                "use a recipe with a model (finetune/scratch), or --from CHECKPOINT"
+            )
+        return checkpoint.model_config
+
+    def backbones_from(self, checkpoint: Checkpoint | None) -> dict[str, Backbone]:
+        """Backbones that need not be found or started, since their part comes from the checkpoint."""
+        if checkpoint is None:
+            return {}
+        loaded = checkpoint.backbones()
+        fresh = set(self.transfer.fresh) if self.transfer is not None else set()
+        return {part: backbone for part, backbone in loaded.items() if part not in fresh}
+
+
+def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = ()) -> _R:
+    """A recipe from a file, its `extends:` and overrides. RecipeError that lists every problem."""
+    return validate(recipe_class, recipe_tree(path, overrides), str(path))
+
+
+def recipe_tree(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The plain mapping that a recipe is read from."""
+    return overlay(read_extended(path), parse_overrides(overrides))
+
+
+def recipe_class_for(tree: Mapping[str, Any]) -> type[RunRecipe]:
+    """A recipe with sources is a pretraining, one without a fine-tuning."""
+    data = tree.get("data")
+    is_pretraining = isinstance(data, Mapping) and "sources" in data
+    return PretrainRecipe if is_pretraining else FinetuneRecipe

@@ -1,0 +1,55 @@
+"""Find the recipe, program and launch files that come with the package: in a checkout, or inside the wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pmmrec.errors import RecipeError
+
+Room = Literal["pretrain", "finetune", "zoo", "launch"]
+ROOMS: tuple[Room, ...] = ("pretrain", "finetune", "zoo", "launch")
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_root() -> Path:
+    """The folder that holds `pretrain`, `finetune`, `zoo` and `launch`."""
+    in_wheel = _PACKAGE / "_shipped"
+    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent
+
+
+def shipped_file(name: str) -> Path:
+    """A shipped file by its name, such as `pretrain/pmmrec.yaml`. RecipeError when there is none."""
+    root = shipped_root()
+    path = (root / name).resolve()
+    rooms = [(root / room).resolve() for room in ROOMS]
+    if not path.is_file() or not any(room in path.parents for room in rooms):
+        raise RecipeError(f"{name}: no such file, here or among the shipped ones; see `pmmrec recipe list`")
+    return path
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Every shipped recipe by name: `finetune/full` -> path."""
+    root = shipped_root()
+    found = [path for room in ROOMS[:3] for path in sorted((root / room).glob("*.yaml"))]
+    return {f"{path.parent.name}/{path.stem}": path for path in found}
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file: a path of the user's, or the name of a shipped one, with or without `.yaml`.
+
+    RecipeError with the nearest shipped name when there is neither.
+    """
+    import difflib
+
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped_recipes()
+    key = name.removesuffix(".yaml")
+    if key in known:
+        return known[key]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped recipes: {', '.join(known)}"
+    raise RecipeError(f"{name}: no such recipe file; {hint}")

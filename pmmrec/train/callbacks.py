@@ -1,0 +1,72 @@
+"""What happens between epochs: rank validation targets, keep the best weights, stop when nothing gets better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Split
+from pmmrec.evaluation.catalogue import evaluate_model
+from pmmrec.evaluation.ranking import Seen
+from pmmrec.settings import Config
+from pmmrec.train.loop import Loop
+
+Metric = Literal["hr@10", "hr@20", "hr@50", "ndcg@10", "ndcg@20", "ndcg@50", "mrr@10", "mrr@20", "mrr@50"]
+
+
+class ValidationConfig(Config):
+    """How epochs are judged. Every choice is made on validation; the test column is computed once, at the end."""
+
+    metric: Metric = "ndcg@10"
+    seen: Seen = Field("exclude", description="exclude: seen items are no candidates; include: all are ranked.")
+    patience: int = Field(5, ge=1, description="Epochs without a better value before training stops.")
+
+
+class RankEvery:
+    """Ranks the validation targets of every domain after each epoch; the mean over domains judges the epoch."""
+
+    def __init__(
+        self, config: ValidationConfig, reader: ItemReader, splits: Sequence[Split], names: Sequence[str]
+    ) -> None:
+        self._config, self._reader, self._splits, self._names = config, reader, splits, names
+
+    def epoch_ended(self, loop: Loop, epoch: int) -> None:
+        by_domain: dict[str, dict[str, float]] = {}
+        if loop.processes.is_main:
+            for index, (name, split) in enumerate(zip(self._names, self._splits, strict=True)):
+                evaluation = evaluate_model(
+                    loop.task.recommender,
+                    self._reader,
+                    index,
+                    split,
+                    "validation",
+                    loop.processes.device,
+                    self._config.seen,
+                )
+                by_domain[name] = dict(evaluation.metrics)
+        by_domain = loop.processes.from_main(by_domain)
+        metrics = {key: float(np.mean([m[key] for m in by_domain.values()])) for key in by_domain[self._names[0]]}
+        loop.validation[epoch] = metrics
+        loop.log.event("validation", loop.step, epoch=epoch, mean=metrics, domains=by_domain)
+        shown = "  ".join(f"{name} {m['hr@10']:.2%}/{m['ndcg@10']:.2%}" for name, m in by_domain.items())
+        loop.log.say(f"epoch {epoch:>3}  validation HR@10/NDCG@10: {shown}")
+
+
+class KeepBest:
+    """Saves the weights whenever the validation metric gets better; stops after `patience` epochs without."""
+
+    def __init__(self, config: ValidationConfig, save: Callable[[Loop], None]) -> None:
+        self._config, self._save = config, save
+
+    def epoch_ended(self, loop: Loop, epoch: int) -> None:
+        value = loop.validation[epoch][self._config.metric]
+        if loop.best is None or value > loop.best[1]:
+            loop.best = (epoch, value)
+            self._save(loop)
+        elif epoch - loop.best[0] >= self._config.patience:
+            loop.should_stop = True
+            loop.log.say(f"epoch {epoch:>3}  no better {self._config.metric} since epoch {loop.best[0]}: training ends")

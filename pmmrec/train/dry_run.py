@@ -1,0 +1,95 @@
+"""What a run would do: check recipe, data and shapes without training, and print the plan."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
+from pmmrec.data.batches import DataConfig
+from pmmrec.data.mixing import StepSampler
+from pmmrec.data.windows import WindowIndex
+from pmmrec.encoders import Backbone
+from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.recommender import Recommender
+from pmmrec.objectives import ObjectiveConfig
+from pmmrec.train.log import RunLog
+from pmmrec.train.loop import TrainConfig
+from pmmrec.train.optim import build_optimizer
+from pmmrec.train.prepare import Sources, find_backbones, start_backbones
+from pmmrec.train.run import Runnable
+from pmmrec.train.run_folder import refuse_taken
+from pmmrec.train.task import TrainingTask
+
+
+class Plannable(Runnable, Protocol):
+    """What a plan must know of its recipe."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def active_objectives(self) -> dict[str, ObjectiveConfig]: ...
+
+
+def describe(
+    recipe: Plannable,
+    model: ModelConfig,
+    data: DataConfig,
+    sources: Sources,
+    weights: Mapping[str, Path],
+    given: Mapping[str, Backbone] | None = None,
+) -> None:
+    """Print the resolved recipe, parameters of each part, and steps. Raises what the run itself would raise.
+
+    The model is built on the meta device: weights are neither read nor drawn.
+    """
+    refuse_taken(recipe.folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        start_backbones(model, Path(scratch), sources.train_texts, given)
+        backbones = find_backbones(model, Path(scratch), weights, given)
+        with torch.device("meta"):
+            recommender = build(model, backbones, sources.catalogues)
+            task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+            _check_shapes(recommender, data.window.size)
+    build_optimizer(task, recipe.train.optimizer)
+    counts = [WindowIndex(split, data.window).num_windows for split in sources.splits]
+    sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
+
+    log = RunLog(None, is_main=True)
+    log.say(recipe.to_yaml().rstrip())
+    log.say("")
+    log.say(f"{'part':<24}{'parameters':>14}{'trainable':>14}")
+    for name, module in {**recommender.parts, **task.objectives}.items():
+        sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+        trainable = sum(size for size, learns in sizes if learns)
+        log.say(f"{name:<24}{sum(size for size, _ in sizes):>14,}{trainable:>14,}")
+    log.say("")
+    for name, count, weight in zip(sources.names, counts, sampler.weights, strict=True):
+        log.say(f"{name:<24}{count:>14,} windows, {weight:.1%} of each epoch")
+    steps = sampler.steps_per_epoch
+    log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
+
+
+def _check_shapes(recommender: Recommender, window_size: int) -> None:
+    """Send two items and one full window through the model on the meta device."""
+    encoder = recommender.item_encoder
+    index_2 = torch.zeros(2, dtype=torch.int64)
+    text = image = None
+    if encoder.tokenizer is not None:
+        token_id = torch.zeros((2, encoder.tokenizer.max_tokens), dtype=torch.int64)
+        text = TokenInputs(token_id, torch.ones_like(token_id, dtype=torch.bool), index_2)
+    if encoder.pixel_spec is not None:
+        side = encoder.pixel_spec.size
+        image = PixelInputs(torch.zeros((2, 3, side, side), dtype=torch.uint8), index_2)
+    has = {
+        modality: torch.ones(2, dtype=torch.bool) for modality in sorted(encoder.modalities, key=list(Modality).index)
+    }
+    fused_UD = encoder(ItemInputs(index_2, index_2, has, text, image)).fused_UD
+    index_BL = torch.zeros((1, window_size - 1), dtype=torch.int64)
+    recommender.user_states(fused_UD, index_BL, torch.ones_like(index_BL, dtype=torch.bool))

@@ -1,0 +1,109 @@
+"""What is kept of a run: the best checkpoint while it trains, test figures and publication at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from pmmrec.evaluation.catalogue import evaluate_model
+from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, domain_outcome, test_floors
+from pmmrec.evaluation.ranking import write_ranks
+from pmmrec.models.build import ModelConfig
+from pmmrec.train.callbacks import ValidationConfig
+from pmmrec.train.loop import Loop
+from pmmrec.train.prepare import Sources, open_reader
+from pmmrec.train.run import Run, Runnable
+from pmmrec.zoo.card import make_card
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, restate_results, save_checkpoint
+
+CHECKPOINT_FOLDER = "checkpoint"
+
+
+class Finishable(Runnable, Protocol):
+    """What the end of a run must know of its recipe."""
+
+    @property
+    def system(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def cache(self) -> Path: ...
+    @property
+    def validation(self) -> ValidationConfig: ...
+
+
+def save_best(
+    run: Run, recipe: Finishable, model: ModelConfig, sources: Sources, origin: str
+) -> Callable[[Loop], None]:
+    """For `KeepBest`: writes `checkpoint/` of the run. `origin`: the checkpoint it started from, or "scratch"."""
+    provenance: dict[str, Any] = {
+        "run": recipe.name,
+        "seed": recipe.seed,
+        "started_from": origin,
+        "domains": {
+            domain.name: {
+                "fingerprint": domain.fingerprint,
+                "users": domain.num_users,
+                "items": domain.num_items,
+                "interactions": domain.num_interactions,
+            }
+            for domain in sources.domains
+        },
+    }
+
+    def save(loop: Loop) -> None:
+        state = loop.state_dict()
+        if run.processes.is_main:
+            epoch = max(loop.validation)
+            save_checkpoint(
+                run.folder / CHECKPOINT_FOLDER,
+                system=recipe.system,
+                model_config=model,
+                recommender=loop.task.recommender,
+                objectives=dict(loop.task.objectives),
+                state=state,
+                recipe=recipe.to_yaml(),
+                metrics={"epoch": epoch, "validation": dict(loop.validation[epoch])},
+                card="",
+                provenance=provenance,
+                replace=True,
+            )
+        run.processes.wait()
+
+    return save
+
+
+def test_best(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, licence: str) -> Outcome | None:
+    """Rank the test targets once with the best weights; write metrics.json, ranks and the card. None elsewhere."""
+    outcome = None
+    if run.processes.is_main:
+        folder = run.folder / CHECKPOINT_FOLDER
+        best_epoch, _ = loop.best or (0, 0.0)
+        outcome = Outcome(
+            name=recipe.name,
+            kind=kind,
+            seen=recipe.validation.seen,
+            domains=_test(run, recipe, folder, sources),
+            best_epoch=best_epoch,
+            num_epochs=max(loop.validation),
+            training_s=round(loop.training_s, 1),
+            validation=dict(loop.validation[best_epoch]),
+        )
+        (run.folder / METRICS_FILE).write_text(outcome.to_json(), encoding="utf-8")
+        restate_results(folder, outcome.model_dump(mode="json"), make_card(folder, outcome, licence))
+    run.processes.wait()
+    return outcome
+
+
+def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[DomainOutcome, ...]:
+    recommender = load_recommender(Checkpoint.open(folder), sources.catalogues).to(run.processes.device)
+    reader = open_reader(sources, recommender, recipe.cache.expanduser())
+    seen = recipe.validation.seen
+    outcomes = []
+    for index, (domain, split) in enumerate(zip(sources.domains, sources.splits, strict=True)):
+        evaluation = evaluate_model(recommender, reader, index, split, "test", run.processes.device, seen)
+        ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"
+        write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids)
+        outcomes.append(domain_outcome(split, evaluation, test_floors(split, seen)))
+    return tuple(outcomes)

@@ -1,0 +1,109 @@
+"""What a run says: events.jsonl always, a line or a bar for people, trackers as mirrors."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing_extensions import Self
+
+Mirror = Callable[[dict[str, float], int], None]
+
+
+class RunLog:
+    """The voice of one process; all but the main one are silent."""
+
+    def __init__(self, folder: Path | None, *, is_main: bool, mirror: Mirror | None = None) -> None:
+        self._is_main = is_main
+        self._console = Console(stderr=False, soft_wrap=True, highlight=False, quiet=not is_main)
+        self._file = (folder / "events.jsonl").open("a", encoding="utf-8") if folder and is_main else None
+        self._started_s = time.monotonic()
+        self._mirror = mirror
+        self._progress: Progress | None = None
+        self._bar: TaskID | None = None
+        self._warned: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end_progress()
+        if self._file is not None:
+            self._file.close()
+
+    def event(self, kind: str, step: int, **figures: Any) -> None:
+        """Append one line to events.jsonl and pass the numbers on to the trackers."""
+        if not self._is_main:
+            return
+        if self._file is not None:
+            record = {"event": kind, "step": step, "time_s": round(time.monotonic() - self._started_s, 3), **figures}
+            self._file.write(json.dumps(_json_safe(record)) + "\n")
+            self._file.flush()
+        numbers = {f"{kind}/{name}": float(value) for name, value in flat(figures).items()}
+        if self._mirror is not None and numbers:
+            try:
+                self._mirror(numbers, step)
+            except Exception as error:  # noqa: BLE001 - a tracker of any make may fail in any way; the run goes on
+                self._mirror = None
+                self.warn(f"tracker failed and is left out from here on, events.jsonl is complete: {error}")
+
+    def say(self, text: RenderableType) -> None:
+        """A line or a table for people."""
+        (self._progress.console if self._progress else self._console).print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A warning, once."""
+        if self._is_main and text not in self._warned:
+            self._warned.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    def begin_progress(self, what: str, total: int) -> None:
+        """A bar on a terminal; nothing elsewhere."""
+        if self._is_main and self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.start()
+            self._bar = self._progress.add_task(what, total=total)
+
+    def advance(self) -> None:
+        """One step of the bar."""
+        if self._progress is not None and self._bar is not None:
+            self._progress.advance(self._bar)
+
+    def end_progress(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers by dotted name; what is not a number is left out."""
+    numbers: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[f"{prefix}{name}"] = float(value)
+    return numbers
+
+
+def _json_safe(value: Any) -> Any:
+    """JSON has no NaN: a figure that is not finite becomes its name."""
+    if isinstance(value, Mapping):
+        return {str(name): _json_safe(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,194 @@
+"""The training loop: batches in, updates out, the same however the batch is spread over processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pmmrec.contracts import Batch, to_device
+from pmmrec.settings import Config
+from pmmrec.train.log import RunLog
+from pmmrec.train.nonfinite import stop_if_nonfinite
+from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
+from pmmrec.train.processes import Processes
+from pmmrec.train.task import TrainingTask
+
+
+class TrainConfig(Config):
+    """How long and how fast."""
+
+    epochs: int = Field(10, ge=0, description="At most this many; early stopping may end sooner.")
+    batch_users: int = Field(64, ge=1, description="Users of one step, over all processes: they decide the negatives.")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
+    log_every: int = Field(20, ge=1, description="Steps between two log lines.")
+
+
+class Batches(Protocol):
+    """Where batches come from: this process's share of each step."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterable[Batch]: ...
+
+    def item_names(self, domain_U: Tensor, row_U: Tensor) -> list[str]:
+        """`domain/item` of each, for messages."""
+        ...
+
+
+class Callback(Protocol):
+    """Called before the first epoch (epoch 0) and after each; may set `loop.should_stop`."""
+
+    def epoch_ended(self, loop: Loop, epoch: int) -> None: ...
+
+
+@dataclass
+class Meter:
+    """Sums since the last log line, over all processes where they come from there."""
+
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    users: int = 0
+    slots: int = 0
+    items: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+
+    def add(self, names: Sequence[str], totals_K2: Tensor, batch: Batch) -> None:
+        for name, total in zip(names, totals_K2.detach(), strict=True):
+            self.figures[name] = self.figures[name] + total if name in self.figures else total.clone()
+        self.users += batch.windows.is_valid_BS.shape[0]
+        self.slots += batch.windows.is_valid_BS.numel()
+        self.items += batch.items.num_items
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total[0] / total[1].clamp(min=1)) for name, total in self.figures.items()}
+
+
+class Loop:
+    """Trains a task. After `fit`, the task holds the weights of the last step; callbacks keep better ones."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: TrainingTask,
+        batches: Batches,
+        processes: Processes,
+        log: RunLog,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.config, self.task, self.log, self.processes = config, task, log, processes
+        self.step = 0
+        self.training_s = 0.0  # without validation
+        self.should_stop = False
+        self.validation: dict[int, Mapping[str, float]] = {}
+        self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
+        self._batches, self._callbacks = batches, callbacks
+        self._num_steps = config.epochs * batches.steps_per_epoch
+        task.to(processes.device)
+        optimizer = build_optimizer(task, config.optimizer)
+        self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
+        self._module, self._optimizer = processes.accelerator.prepare(task, optimizer)
+
+    def fit(self) -> None:
+        """Train until the epochs are over or a callback stops it."""
+        self._end_epoch(0)
+        for epoch in range(1, self.config.epochs + 1):
+            if self.should_stop:
+                break
+            started_s = time.monotonic()
+            self._train_epoch(epoch)
+            self.training_s += time.monotonic() - started_s
+            self._end_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state on the CPU; complete on the main process. Every process must call it."""
+        state: dict[str, Any] = self.processes.accelerator.get_state_dict(self._module)
+        return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+    def _train_epoch(self, epoch: int) -> None:
+        self._module.train()
+        self.log.begin_progress(f"epoch {epoch}", self._batches.steps_per_epoch)
+        meter = Meter()
+        for number, batch in enumerate(self._batches.epoch(epoch), start=1):
+            moved = to_device(batch, self.processes.device)
+            if self.step == 0:
+                self._log_gradient_norms(moved)
+            self._update(moved, meter)
+            self.log.advance()
+            if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
+                self._log_step(meter)
+                meter = Meter()
+        self.log.end_progress()
+
+    def _update(self, batch: Batch, meter: Meter) -> None:
+        accelerator = self.processes.accelerator
+        figures: dict[str, Tensor] = self._module(batch)
+        names = sorted(figures)
+        totals_K2 = accelerator.reduce(torch.stack([figures[name].detach().float() for name in names]), "sum")
+        totals = dict(zip(names, totals_K2, strict=True))
+        sums = {name: totals[name] for name in self.task.weights}
+        stop_if_nonfinite(sums, self.task, batch, self._batches.item_names, self.step + 1)
+        # DDP averages gradients over processes; the sum over all divided by the count over all is wanted.
+        loss = torch.stack(
+            [
+                weight * self.processes.world * figures[name][0] / totals[name][1].clamp(min=1)
+                for name, weight in self.task.weights.items()
+            ]
+        ).sum()
+        accelerator.backward(loss)
+        if self.config.clip_norm is not None:
+            accelerator.clip_grad_norm_(self._module.parameters(), self.config.clip_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+        self.step += 1
+        meter.add(names, totals_K2, batch)
+
+    def _log_gradient_norms(self, batch: Batch) -> None:
+        with torch.random.fork_rng(devices=[self.processes.device] if self.processes.device.type == "cuda" else []):
+            norms = self.task.gradient_norms(batch)
+        self.log.event("gradient_norm", 0, **norms)
+        self.log.say("gradient at the item vectors: " + "  ".join(f"{name} {norm:.2g}" for name, norm in norms.items()))
+
+    def _log_step(self, meter: Meter) -> None:
+        means = meter.means()
+        losses = {name: means[name] for name in self.task.weights}
+        total = sum(self.task.weights[name] * value for name, value in losses.items())
+        seconds = time.monotonic() - meter.started_s
+        users_per_s = meter.users * self.processes.world / seconds
+        rate = self._scheduler.get_last_lr()[0]
+        self.log.event(
+            "train",
+            self.step,
+            loss=total,
+            **means,
+            users_per_s=users_per_s,
+            items_encoded=meter.items,
+            slots=meter.slots,
+            learning_rate=rate,
+        )
+        shown = "  ".join(f"{name} {value:.3f}{_chance(means, name, self.step)}" for name, value in losses.items())
+        memory = f"  {_memory_gb(self.processes.device):.1f} GB" if self.processes.device.type == "cuda" else ""
+        width = len(str(self._num_steps))
+        self.log.say(
+            f"step {self.step:>{width}}/{self._num_steps}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}"
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        for callback in self._callbacks:
+            callback.epoch_ended(self, epoch)
+
+
+def _chance(means: Mapping[str, float], name: str, step: int) -> str:
+    """Beside the first loss, what a model that knows nothing would have."""
+    return f" chance {means[f'{name}/chance']:.3f}" if step == 1 and f"{name}/chance" in means else ""
+
+
+def _memory_gb(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / 1e9

@@ -1,0 +1,95 @@
+"""Which parameter learns how fast: AdamW groups by part, warm-up, schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from pmmrec.errors import RecipeError
+from pmmrec.settings import Config
+from pmmrec.train.task import TrainingTask
+
+
+class GroupConfig(Config):
+    """What one part does differently; None keeps the value of the rest."""
+
+    learning_rate: float | None = Field(None, ge=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class OptimizerConfig(Config):
+    """AdamW. `parts` is keyed by the start of a parameter's path, such as `text_encoder.backbone` or `fusion`."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    parts: dict[str, GroupConfig] = {}
+    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at 0.")
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps in which the rate rises from 0.")
+
+
+def parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:
+    """Trainable parameters by part: `text_encoder.projection.weight`, `objectives.nid.head.weight`, ..."""
+    paths: dict[str, nn.Parameter] = {}
+    for part, module in {**task.recommender.parts, "objectives": task.objectives}.items():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                paths[f"{part}.{name}"] = parameter
+    missed = sum(p.requires_grad for p in task.parameters()) - len(paths)
+    if missed:
+        raise RecipeError(f"model: {missed} trainable tensors belong to no part; a checkpoint would lose them")
+    return paths
+
+
+def build_optimizer(task: TrainingTask, config: OptimizerConfig) -> Optimizer:
+    """AdamW with one group for each entry of `config.parts` and one for the rest.
+
+    The longest matching path wins. RecipeError where nothing trains or an entry matches no trainable parameter.
+    """
+    members: dict[str, list[nn.Parameter]] = {path: [] for path in ("", *config.parts)}
+    for path, parameter in parameter_paths(task).items():
+        matches = [start for start in members if not start or path == start or path.startswith(f"{start}.")]
+        members[max(matches, key=len)].append(parameter)
+    idle = [start for start, group in members.items() if start and not group]
+    if idle:
+        heads = sorted({path.split(".")[0] for path in parameter_paths(task)})
+        raise RecipeError(
+            f"train.optimizer.parts.{idle[0]}: no trainable parameter starts so; trainable parts: {', '.join(heads)}"
+        )
+    groups = [
+        {"params": group, "name": start or "rest", **_rates(config, config.parts.get(start, GroupConfig()))}
+        for start, group in members.items()
+        if group
+    ]
+    if not groups:
+        raise RecipeError("model: no parameter is trainable; raise trainable_blocks or choose another plan")
+    return AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+
+
+def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, num_steps: int) -> LambdaLR:
+    """Linear warm-up, then constant or a cosine to 0 at `num_steps`."""
+    num_warmup = int(config.warmup * num_steps)
+
+    def factor(step: int) -> float:
+        if step < num_warmup:
+            return (step + 1) / (num_warmup + 1)
+        if config.schedule == "constant":
+            return 1.0
+        progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _rates(config: OptimizerConfig, group: GroupConfig) -> Mapping[str, float]:
+    return {
+        "lr": config.learning_rate if group.learning_rate is None else group.learning_rate,
+        "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
+    }

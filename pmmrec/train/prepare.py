@@ -1,0 +1,166 @@
+"""Everything a run needs before its first step: domains, backbones, batches, model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from pmmrec.contracts import Batch
+from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
+from pmmrec.data.domain import Domain
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Split
+from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.errors import RecipeError
+from pmmrec.models import Catalogue
+from pmmrec.models.build import ModelConfig
+from pmmrec.models.recommender import Recommender
+from pmmrec.train.processes import Processes
+from pmmrec.train.run import Run
+from pmmrec.train.task import TrainingTask
+from pmmrec.zoo.hub import find_weights
+
+TEXTS_AT_ONCE = 10_000
+BACKBONES_FOLDER = "backbones"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The domains of a run, opened and split, in the order of the recipe."""
+
+    domains: tuple[Domain, ...]
+    splits: tuple[Split, ...]
+
+    @classmethod
+    def open(cls, folders: Sequence[Path]) -> Sources:
+        """Open domain folders. RecipeError when two have one name: names tell users and items apart."""
+        domains = tuple(Domain.open(folder) for folder in folders)
+        names = [domain.name for domain in domains]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise RecipeError(f"data.sources: two domains are called {twice[0]!r}; import one under another --name")
+        return cls(domains, tuple(Split(domain) for domain in domains))
+
+    @property
+    def names(self) -> list[str]:
+        return [domain.name for domain in self.domains]
+
+    @property
+    def catalogues(self) -> list[Catalogue]:
+        return [Catalogue(d.name, d.num_items, d.item_ids_fingerprint) for d in self.domains]
+
+    def train_texts(self) -> Iterator[str]:
+        """Texts of the items that occur in training, for a tokenizer that is to see nothing else."""
+        for domain, split in zip(self.domains, self.splits, strict=True):
+            rows = np.flatnonzero(split.train_counts)
+            for start in range(0, len(rows), TEXTS_AT_ONCE):
+                texts = domain.texts(rows[start : start + TEXTS_AT_ONCE])
+                yield from (text for text in texts if text is not None)
+
+
+def open_backbones(
+    config: ModelConfig,
+    run: Run,
+    texts: Callable[[], Iterable[str]],
+    weights: Mapping[str, Path],
+    given: Mapping[str, Backbone] | None = None,
+) -> dict[str, Backbone]:
+    """A local folder for every backbone: given, found by name, or started in the run's folder.
+
+    The main process starts them, the others wait and read.
+    """
+    folder = run.folder / BACKBONES_FOLDER
+    if run.processes.is_main:
+        start_backbones(config, folder, texts, given)
+    run.processes.wait()
+    return find_backbones(config, folder, weights, given)
+
+
+def start_backbones(
+    config: ModelConfig, folder: Path, texts: Callable[[], Iterable[str]], given: Mapping[str, Backbone] | None = None
+) -> None:
+    """Make a folder below `folder` for each backbone that starts from a configuration."""
+    for part, encoder in config.item_encoder.encoders.items():
+        if encoder.weights is None and part not in (given or {}):
+            family = text_encoders if part == "text_encoder" else vision_encoders
+            (folder / part).mkdir(parents=True)
+            family.part_class(encoder).start(encoder, folder / part, texts())
+
+
+def find_backbones(
+    config: ModelConfig, folder: Path, weights: Mapping[str, Path], given: Mapping[str, Backbone] | None = None
+) -> dict[str, Backbone]:
+    """The folder of every backbone: given, named by the recipe, or started below `folder`."""
+    backbones = dict(given or {})
+    for part, encoder in config.item_encoder.encoders.items():
+        if part in backbones:
+            continue
+        if encoder.weights is None:
+            backbones[part] = Backbone(folder / part, is_pretrained=False)
+        else:
+            backbones[part] = Backbone(find_weights(encoder.weights, weights), is_pretrained=True)
+    return backbones
+
+
+def open_reader(
+    sources: Sources, recommender: Recommender, cache: Path, processes: Processes | None = None
+) -> ItemReader:
+    """A reader of items as the model wants them. The main process fills the caches first."""
+    encoder = recommender.item_encoder
+
+    def build() -> ItemReader:
+        return ItemReader(sources.domains, encoder.modalities, encoder.tokenizer, encoder.pixel_spec, cache)
+
+    if processes is None:
+        return build()
+    if processes.is_main:
+        reader = build()
+    processes.wait()
+    return reader if processes.is_main else build()
+
+
+class Batches:
+    """This process's share of every step."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        sources: Sources,
+        reader: ItemReader,
+        task: TrainingTask,
+        batch_users: int,
+        seed: int,
+        processes: Processes,
+    ) -> None:
+        self._sources = sources
+        self._builder = BatchBuilder(
+            sources.domains,
+            sources.splits,
+            reader,
+            config.window,
+            config.mixing,
+            config.corruption,
+            batch_users=batch_users,
+            seed=seed,
+            views=task.needs,
+            rank=processes.rank,
+            world=processes.world,
+        )
+        self._loader = BatchLoader(self._builder, config.workers)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._builder.steps_per_epoch
+
+    def epoch(self, epoch: int) -> Iterable[Batch]:
+        """The batches of an epoch; the first is 1."""
+        return self._loader.epoch(epoch - 1)
+
+    def item_names(self, domain_U: Tensor, row_U: Tensor) -> list[str]:
+        """`domain/item` of each, for messages."""
+        domains = [self._sources.domains[int(index)] for index in domain_U]
+        return [f"{d.name}/{d.item_ids[int(row)].as_py()}" for d, row in zip(domains, row_U, strict=True)]

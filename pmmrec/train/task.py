@@ -1,0 +1,80 @@
+"""The one module that training runs: a recommender and its objectives, from a batch to sums and counts."""
+# Shapes: B users, S window positions, L = S - 1, U distinct items, D width.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pmmrec.contracts import Batch, Term, View, Views
+from pmmrec.models.recommender import Recommender
+from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+
+
+class TrainingTask(nn.Module):
+    """Recommender and objectives under one root, so that a step is one forward of one module."""
+
+    def __init__(self, recommender: Recommender, terms: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.recommender = recommender
+        self.objectives = nn.ModuleDict(terms)
+        self.weights = dict(weights)
+
+    @classmethod
+    def of(cls, recommender: Recommender, configs: Mapping[str, ObjectiveConfig], width: int) -> TrainingTask:
+        """The task that minimises the objectives of a recipe."""
+        terms = {name: objectives.part_class(config)(config, width) for name, config in configs.items()}
+        return cls(recommender, terms, {name: config.weight for name, config in configs.items()})
+
+    @property
+    def needs(self) -> frozenset[View]:
+        """All views that some objective asks for."""
+        wanted: frozenset[View] = frozenset()
+        return wanted.union(*(term.needs for term in self._terms().values()))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Name -> `(2,)` sum and count: each objective under its name, its metrics as `name/metric`.
+
+        Plain tensors leave this module, so that wrappers which look for them (FSDP) find them.
+        """
+        figures: dict[str, Tensor] = {}
+        for name, term in self.terms(self.views(batch)).items():
+            figures[name] = torch.stack((term.sum, term.count.to(term.sum.dtype)))
+            figures |= {f"{name}/{metric}": value for metric, value in term.metrics.items()}
+        return figures
+
+    def views(self, batch: Batch) -> Views:
+        """What the objectives see. Items are encoded once; clean and corrupted windows share one user pass."""
+        windows = batch.windows
+        items = self.recommender.item_encoder(batch.items)
+        index_BL, is_input_BL = windows.item_index_BS[:, :-1], windows.is_input_BL
+        corruption = windows.corruption if View.CORRUPTED in self.needs else None
+        if corruption is None:
+            hidden_BLD = self.recommender.user_states(items.fused_UD, index_BL, is_input_BL)
+            return Views(items, windows, hidden_BLD, None, batch.log_q_U)
+        both_index = torch.cat((index_BL, corruption.item_index_BL))
+        both_hidden = self.recommender.user_states(items.fused_UD, both_index, torch.cat((is_input_BL, is_input_BL)))
+        hidden_BLD, corrupted_BLD = both_hidden.chunk(2)
+        return Views(items, windows, hidden_BLD, corrupted_BLD, batch.log_q_U)
+
+    def terms(self, views: Views) -> dict[str, Term]:
+        """Each objective's sum and count."""
+        return {name: term(views) for name, term in self._terms().items()}
+
+    def gradient_norms(self, batch: Batch) -> dict[str, float]:
+        """Norm of each objective's gradient at the item vectors: shows a term that is dead or rules the others."""
+        views = self.views(batch)
+        vectors = [views.items.fused_UD, *views.items.cls_UD.values()]
+        vectors = [vector for vector in vectors if vector.requires_grad]
+        norms: dict[str, float] = {}
+        for name, term in self.terms(views).items():
+            loss = term.mean * self.weights[name]
+            gradients = torch.autograd.grad(loss, vectors, retain_graph=True, allow_unused=True)
+            squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+            norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        return norms
+
+    def _terms(self) -> dict[str, Objective]:
+        return {name: term for name, term in self.objectives.items() if isinstance(term, Objective)}

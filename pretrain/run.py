@@ -1,0 +1,61 @@
+"""Pretrain a recommender on several domains, keep the best weights, publish the parts.
+
+Start it with `pmmrec pretrain RECIPE [a.b=c ...]`, with `accelerate launch pretrain/run.py RECIPE`, or copy it and
+change it: it reads top to bottom as the story of a run.
+"""
+
+from typing import Annotated
+
+from pmmrec.models.build import build
+from pmmrec.report.verdict import print_outcome
+from typer import Argument, Option
+
+from pmmrec.cli import named_folders, run_program
+from pmmrec.recipe import PretrainRecipe, read_recipe
+from pmmrec.shipped import find_recipe
+from pmmrec.train.callbacks import KeepBest, RankEvery
+from pmmrec.train.dry_run import describe
+from pmmrec.train.finish import CHECKPOINT_FOLDER, save_best, test_best
+from pmmrec.train.loop import Loop
+from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
+from pmmrec.train.run import Run
+from pmmrec.train.task import TrainingTask
+from pmmrec.zoo.hub import publish
+
+Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as pretrain/pmmrec.")]
+Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
+Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
+
+
+def main(recipe_name: Recipe, overrides: Overrides = None, weights: Weights = None, dry_run: DryRun = False) -> None:
+    """Pretrain on the domains of a recipe; publish item encoders, fusion and user encoder as parts."""
+    recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
+    sources = Sources.open(recipe.data.sources)
+    if dry_run:
+        describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()))
+        return
+
+    with Run.start(recipe) as run:
+        backbones = open_backbones(recipe.model, run, sources.train_texts, named_folders(weights or ()))
+        run.processes.seed(recipe.seed, same=True)
+        recommender = build(recipe.model, backbones, sources.catalogues)
+        task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
+
+        reader = open_reader(sources, recommender, recipe.cache.expanduser(), run.processes)
+        batches = Batches(recipe.data, sources, reader, task, recipe.train.batch_users, recipe.seed, run.processes)
+        rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
+        keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
+
+        run.processes.seed(recipe.seed, same=False)
+        loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
+        loop.fit()
+        outcome = test_best(run, recipe, loop, sources, kind="pretrain", licence=recipe.licence)
+        if outcome is not None:
+            print_outcome(outcome)
+            place = publish(run.folder / CHECKPOINT_FOLDER, recipe.hub, recipe.published_name, replace=recipe.replace)
+            run.log.say(f"published: {place}")
+
+
+if __name__ == "__main__":
+    run_program(main)
