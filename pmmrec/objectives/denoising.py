@@ -1,0 +1,130 @@
+"""Find what was corrupted in a window (NID, eq. 10), and know a user in spite of it (RCL, eq. 11)."""
+# Shapes: B users, L inputs of a window, D width, K counted inputs, A users with an input.
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pmmrec.contracts import Noise, Term, View, Views
+from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+from pmmrec.objectives.precision import outside_autocast, widened
+
+
+class NoiseDetectionConfig(ObjectiveConfig):
+    """Settings of NID."""
+
+    type: Literal["noise_detection"] = "noise_detection"
+    relu: bool = Field(True, description="ReLU over the logits, as in eq. 10; false leaves them free.")
+
+
+class RobustnessConfig(ObjectiveConfig):
+    """Settings of RCL."""
+
+    type: Literal["robustness"] = "robustness"
+    temperature: float = Field(1.0, gt=0, description="Divides dot products; the paper has none (1.0).")
+    normalize: bool = Field(False, description="l2-normalise the means, so that similarities are cosines.")
+    symmetric: bool = Field(False, description="Also let corrupted means find the clean one, and halve the sum.")
+
+
+class WideLinear(nn.Linear):
+    """A linear map done at the precision of its input, also where a wrapper keeps its weights in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+@objectives.register("noise_detection", NoiseDetectionConfig)
+class NoiseDetection(Objective):
+    """Tell of every input of a corrupted window whether it is unchanged, shuffled or replaced.
+
+    Eq. 10 of https://arxiv.org/abs/2312.09602: cross-entropy of softmax over ReLU(logits); padding is not counted.
+
+    Metrics: `chance` (log 3); `accuracy`; `noised_found`, the share of noised inputs not taken for unchanged.
+    """
+
+    needs = frozenset({View.CORRUPTED})
+
+    def __init__(self, config: NoiseDetectionConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head = WideLinear(width, len(Noise))
+
+    def forward(self, views: Views) -> Term:
+        """Sum over valid inputs. ValueError when the views hold no corrupted pass."""
+        hidden_BLD = _corrupted_hidden("noise_detection", views)
+        if views.windows.corruption is None:
+            raise ValueError("noise_detection: the windows hold no corruption; draw it when an objective needs it")
+        is_input_BL = views.windows.is_input_BL
+        noise_K = views.windows.corruption.noise_BL[is_input_BL]
+        with outside_autocast(hidden_BLD.device):
+            logits_K3 = self.head(widened(hidden_BLD[is_input_BL]))
+            if self.config.relu:
+                logits_K3 = logits_K3.relu()
+            loss = F.cross_entropy(logits_K3, noise_K, reduction="sum")
+        count = loss.new_full((), noise_K.shape[0])
+        guess_K, is_noised_K = logits_K3.argmax(dim=1), noise_K != Noise.UNCHANGED.value
+        found = torch.stack(((is_noised_K & (guess_K != Noise.UNCHANGED.value)).sum(), is_noised_K.sum()))
+        metrics = {
+            "chance": torch.stack((count * math.log(len(Noise)), count)),
+            "accuracy": torch.stack(((guess_K == noise_K).sum().to(loss.dtype), count)),
+            "noised_found": found.to(loss.dtype),
+        }
+        return Term(loss, count, metrics)
+
+
+@objectives.register("robustness", RobustnessConfig)
+class Robustness(Objective):
+    """Find a user's corrupted window among those of the other users of the batch.
+
+    Eq. 11 of https://arxiv.org/abs/2312.09602 over means of the hidden states at valid inputs. Users without an input
+    are neither anchors nor negatives; a user alone counts nowhere.
+
+    Metrics: `chance`, the log of the number of users; `accuracy`, the share of users whose own corrupted window is
+    strictly nearest.
+    """
+
+    needs = frozenset({View.CORRUPTED})
+
+    def __init__(self, config: RobustnessConfig, width: int) -> None:  # noqa: ARG002  # every objective is built so
+        super().__init__()
+        self.config = config
+
+    def forward(self, views: Views) -> Term:
+        """Sum over users with an input. ValueError when the views hold no corrupted pass."""
+        corrupted_BLD = _corrupted_hidden("robustness", views)
+        with outside_autocast(corrupted_BLD.device):
+            clean_AD = self._means(views.hidden_BLD, views.windows.is_input_BL)
+            corrupted_AD = self._means(corrupted_BLD, views.windows.is_input_BL)
+            score_AA = clean_AD @ corrupted_AD.T / self.config.temperature
+            own_A = torch.arange(score_AA.shape[0], device=score_AA.device)
+            loss = F.cross_entropy(score_AA, own_A, reduction="sum")  # exactly 0, gradient too, for a user alone
+            if self.config.symmetric:
+                loss = (loss + F.cross_entropy(score_AA.T, own_A, reduction="sum")) / 2
+        num_users = score_AA.shape[0] if score_AA.shape[0] > 1 else 0
+        count = loss.new_full((), num_users)
+        is_own_AA = own_A[:, None] == own_A
+        is_nearest_A = (score_AA.diagonal()[:, None] > score_AA).logical_or(is_own_AA).all(dim=1)
+        num_right = (is_nearest_A & (count > 0)).sum().to(loss.dtype)
+        chance = loss.new_full((), num_users * math.log(max(num_users, 1)))
+        metrics = {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}
+        return Term(loss, count, metrics)
+
+    def _means(self, hidden_BLD: Tensor, is_input_BL: Tensor) -> Tensor:
+        """`(A, D)`: the mean hidden state of every user with an input."""
+        has_input_B = is_input_BL.any(dim=1)
+        is_input_AL1 = is_input_BL[has_input_B][:, :, None]
+        hidden_ALD = torch.where(is_input_AL1, widened(hidden_BLD[has_input_B]), 0)
+        mean_AD = hidden_ALD.sum(dim=1) / is_input_AL1.sum(dim=1)
+        return F.normalize(mean_AD, dim=1) if self.config.normalize else mean_AD
+
+
+def _corrupted_hidden(name: str, views: Views) -> Tensor:
+    if views.corrupted_hidden_BLD is None:
+        raise ValueError(f"{name}: views.corrupted_hidden_BLD is None; run the second pass when an objective needs it")
+    return views.corrupted_hidden_BLD

@@ -1,0 +1,69 @@
+"""Which items of a batch count against a user, and how often."""
+# Shapes: B users, S window positions, U columns: the distinct items that positions are compared with.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from pmmrec.contracts import Windows
+
+NegativeRule = Literal["unseen", "other_users"]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """In how many slots each item counts as a negative of each user."""
+
+    weight_BU: Tensor  # floating point, whole numbers
+
+    @property
+    def is_negative_BU(self) -> Tensor:
+        return self.weight_BU > 0
+
+    @property
+    def has_any_B(self) -> Tensor:
+        """Which users have a negative at all; the others count in no contrastive mean."""
+        return self.is_negative_BU.any(dim=1)
+
+    @property
+    def log_weight_BU(self) -> Tensor:
+        """What to add to a score so that it stands for all its slots; -inf where an item is no negative."""
+        return self.weight_BU.log()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Items that positions are compared with, and where they stand.
+
+    Columns of several processes are laid side by side: an item that two of them hold has two columns, each with the
+    slots of its own process. `is_own_BU` is then tested by (domain, row) over all of them.
+    """
+
+    num_slots_U: Tensor  # int64, valid slots of the item in the windows of its process
+    num_own_slots_BU: Tensor  # int64, those of them that stand in the user's window
+    is_own_BU: Tensor  # bool, the user's window holds the item, whichever column counts it
+
+    @classmethod
+    def of(cls, windows: Windows, num_items: int) -> Self:
+        """The `num_items` distinct items of one batch. Items that stand in no window (replacements) have no slot."""
+        index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
+        none_BU = torch.zeros(index_BS.shape[0], num_items, dtype=torch.int64, device=index_BS.device)
+        own_BU = none_BU.scatter_add(1, index_BS, is_valid_BS.to(torch.int64))
+        return cls(num_slots_U=own_BU.sum(dim=0), num_own_slots_BU=own_BU, is_own_BU=own_BU > 0)
+
+    def negatives(self, rule: NegativeRule, dtype: torch.dtype) -> Negatives:
+        """Negatives of each user by `rule`, weighed in `dtype`.
+
+        `unseen`: every slot of an item that is not in the user's window (the words of PMMRec, arXiv 2312.09602).
+        `other_users`: every slot of another user's window, the user's own items included (eq. 5 literally).
+        """
+        if rule == "unseen":
+            weight_BU = self.num_slots_U.expand_as(self.num_own_slots_BU).masked_fill(self.is_own_BU, 0)
+        else:
+            weight_BU = self.num_slots_U - self.num_own_slots_BU
+        return Negatives(weight_BU.to(dtype))

@@ -1,0 +1,16 @@
+"""At which precision a loss is computed: float32 or wider, outside autocast."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32 when it is narrower; float32 and float64 stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def outside_autocast(device: torch.device) -> torch.autocast:
+    """A context in which no product is done in half precision."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,227 @@
+"""NID and RCL equal eq. 10 and 11 by loops, in values and gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pmmrec.contracts import Corruption, Noise, Views, Windows
+from pmmrec.objectives.denoising import NoiseDetection, NoiseDetectionConfig, Robustness, RobustnessConfig
+
+ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds
+
+ROWS = {
+    "windows_of_two": [[0, 1], [2, 3], [1, 4]],
+    "padding": [[5], [0, 1], [2, 3, 4, 0]],
+    "an_empty_window": [[], [0, 1, 2], [3, 4, 5]],
+    "one_user": [[0, 1, 2]],
+    "one_user_with_an_input": [[0], [1, 2, 3]],
+    "nobody": [[], []],
+}
+
+
+def nid_by_loops(views: Views, objective: NoiseDetection) -> tuple[Tensor, int]:
+    """Eq. 10: softmax over ReLU(W h + b), one input after another."""
+    assert views.corrupted_hidden_BLD is not None
+    assert views.windows.corruption is not None
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for b, position in views.windows.is_valid_BS[:, :-1].nonzero().tolist():
+        state, label = views.corrupted_hidden_BLD[b, position], views.windows.corruption.noise_BL[b, position].item()
+        logits = [torch.dot(objective.head.weight[c], state) + objective.head.bias[c] for c in range(3)]
+        if objective.config.relu:
+            logits = [logit.clamp(min=0) for logit in logits]
+        total = total - torch.log(torch.exp(logits[int(label)]) / sum(torch.exp(logit) for logit in logits))
+        count += 1
+    return total, count
+
+
+def rcl_by_loops(views: Views, config: RobustnessConfig) -> tuple[Tensor, int]:
+    """Eq. 11: one user after another against the corrupted windows of the others."""
+    clean, corrupted = (means_by_loops(h, views, config) for h in (views.hidden_BLD, views.corrupted_hidden_BLD))
+    if len(clean) < 2:
+        return torch.zeros((), dtype=torch.float64), 0
+    total = torch.zeros((), dtype=torch.float64)
+    for b in clean:
+        total = total + rcl_of_user(b, clean, corrupted, config)
+        if config.symmetric:
+            total = total + rcl_of_user(b, corrupted, clean, config)
+    return total / (2 if config.symmetric else 1), len(clean)
+
+
+def means_by_loops(hidden_BLD: Tensor | None, views: Views, config: RobustnessConfig) -> dict[int, Tensor]:
+    assert hidden_BLD is not None
+    means = {}
+    for b, row in enumerate(views.windows.is_valid_BS[:, :-1].tolist()):
+        states = [hidden_BLD[b, position] for position, is_valid in enumerate(row) if is_valid]
+        if states:
+            mean = torch.stack(states).mean(dim=0)
+            means[b] = mean / mean.norm() if config.normalize else mean
+    return means
+
+
+def rcl_of_user(b: int, anchors: dict[int, Tensor], keys: dict[int, Tensor], config: RobustnessConfig) -> Tensor:
+    own = torch.exp(torch.dot(anchors[b], keys[b]) / config.temperature)
+    negatives = [torch.exp(torch.dot(anchors[b], keys[j]) / config.temperature) for j in keys if j != b]
+    return -torch.log(own / (own + torch.stack(negatives).sum()))
+
+
+def detector(relu: bool = True) -> NoiseDetection:
+    torch.manual_seed(0)
+    return NoiseDetection(NoiseDetectionConfig(relu=relu), 5).double()
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_noise_detection_equals_its_loops(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], relu: bool
+) -> None:
+    objective = detector(relu)
+    for batch in [tiny_batch(seed=seed) for seed in range(8)] + [tiny_batch(rows) for rows in ROWS.values() if rows[0]]:
+        expected = nid_by_loops(batch.views, objective)
+        assert_twins(objective(batch.views), expected, batch, ATOL, head=objective.head)
+
+
+RCL_SETTINGS = [
+    {"temperature": temperature, "normalize": normalize, "symmetric": symmetric}
+    for temperature, normalize in ((1.0, False), (0.1, True))
+    for symmetric in (False, True)
+]
+
+
+@pytest.mark.parametrize("choice", RCL_SETTINGS, ids=str)
+def test_robustness_equals_its_loops(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], choice: dict[str, Any]
+) -> None:
+    config = RobustnessConfig(**choice)
+    batches = [tiny_batch(seed=seed) for seed in range(8)] + [
+        tiny_batch(rows, num_positions=4) for rows in ROWS.values()
+    ]
+    for batch in batches:
+        assert_twins(Robustness(config, 5)(batch.views), rcl_by_loops(batch.views, config), batch, ATOL)
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 2]], [[0], [1, 2, 3]], [[], []]])
+def test_robustness_of_a_user_alone_is_zero_with_a_gradient_of_zero(
+    tiny_batch: Callable[..., Any], rows: list[list[int]]
+) -> None:
+    views = tiny_batch(rows, num_positions=4).views
+    term = Robustness(RobustnessConfig(symmetric=True), 5)(views)
+    term.mean.backward()
+    assert (term.sum.item(), term.count.item()) == (0, 0)
+    assert not views.hidden_BLD.grad.any()
+    assert not views.corrupted_hidden_BLD.grad.any()
+
+
+def test_noise_detection_without_an_input_is_zero_with_a_gradient_of_zero(tiny_batch: Callable[..., Any]) -> None:
+    objective, views = detector(), tiny_batch([[0], [1]], num_positions=3).views
+    term = objective(views)
+    term.mean.backward()
+    assert (term.sum.item(), term.count.item()) == (0, 0)
+    assert not objective.head.weight.grad.any()
+    assert not views.corrupted_hidden_BLD.grad.any()
+
+
+def test_states_of_padding_never_matter_even_when_they_are_not_numbers(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(ROWS["padding"]).views
+    is_padding_BL1 = ~views.windows.is_input_BL[:, :, None]
+    spoilt = dataclasses.replace(
+        views,
+        hidden_BLD=views.hidden_BLD.masked_fill(is_padding_BL1, torch.nan),
+        corrupted_hidden_BLD=views.corrupted_hidden_BLD.masked_fill(is_padding_BL1, torch.nan),
+    )
+    for objective in (detector(), Robustness(RobustnessConfig(), 5)):
+        torch.testing.assert_close(objective(spoilt).sum, objective(views).sum, rtol=0, atol=0)
+
+
+def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(ROWS["padding"]).views
+    order = torch.tensor([2, 0, 1])
+    windows, corruption = views.windows, views.windows.corruption
+    moved = Views(
+        items=views.items,
+        windows=Windows(
+            windows.item_index_BS[order],
+            windows.is_valid_BS[order],
+            Corruption(corruption.item_index_BL[order], corruption.noise_BL[order]),
+        ),
+        hidden_BLD=views.hidden_BLD[order],
+        corrupted_hidden_BLD=views.corrupted_hidden_BLD[order],
+    )
+    for objective in (detector(), Robustness(RobustnessConfig(symmetric=True), 5)):
+        torch.testing.assert_close(objective(moved).sum, objective(views).sum, rtol=0, atol=1e-13)
+
+
+def test_chance_is_the_loss_of_a_model_whose_states_are_all_alike(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(ROWS["an_empty_window"]).views
+    zeros_BLD = torch.zeros_like(views.hidden_BLD)
+    views = dataclasses.replace(views, hidden_BLD=zeros_BLD, corrupted_hidden_BLD=zeros_BLD)
+    objective = detector()
+    torch.nn.init.zeros_(objective.head.bias)
+    for part, chance in ((objective, math.log(3)), (Robustness(RobustnessConfig(), 5), math.log(2))):
+        term = part(views)
+        torch.testing.assert_close(term.metrics["chance"], torch.stack((term.sum, term.count)), rtol=0, atol=1e-13)
+        assert term.mean.item() == pytest.approx(chance, abs=1e-13)
+
+
+def test_noise_metrics_count_right_guesses_and_noised_inputs_found(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch([[0, 1, 2, 3, 4]]).views
+    noise = [Noise.UNCHANGED, Noise.SHUFFLED, Noise.REPLACED, Noise.SHUFFLED]
+    guess = [Noise.UNCHANGED, Noise.REPLACED, Noise.REPLACED, Noise.UNCHANGED]
+    noise_BL, guess_BL = (torch.tensor([[entry.value for entry in row]]) for row in (noise, guess))
+    objective = detector()
+    torch.nn.init.eye_(objective.head.weight)
+    torch.nn.init.zeros_(objective.head.bias)
+    views = dataclasses.replace(
+        views,
+        windows=dataclasses.replace(views.windows, corruption=Corruption(noise_BL, noise_BL)),
+        corrupted_hidden_BLD=F.one_hot(guess_BL, 5).double(),
+    )
+    metrics = objective(views).metrics
+    assert metrics["accuracy"].tolist() == [2, 4]
+    assert metrics["noised_found"].tolist() == [2, 3]
+
+
+def test_robustness_accuracy_counts_own_windows_strictly_nearest(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch([[0, 1], [2, 3], [4, 5]]).views
+    clean_BLD = torch.eye(5, dtype=torch.float64)[:3, None]
+    corrupted_BLD = clean_BLD.clone()
+    corrupted_BLD[1] = corrupted_BLD[2]  # user 1 meets nobody, user 2 meets two alike
+    views = dataclasses.replace(views, hidden_BLD=clean_BLD, corrupted_hidden_BLD=corrupted_BLD)
+    assert Robustness(RobustnessConfig(), 5)(views).metrics["accuracy"].tolist() == [1, 3]
+
+
+def test_loss_and_gradients_are_finite_at_width_768(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch([[b, b + 1, b + 2] for b in range(16)], num_items=18, width=768, dtype=torch.float32).views
+    hidden_BLD = F.layer_norm(views.hidden_BLD, (768,))
+    flipped = dataclasses.replace(views, hidden_BLD=hidden_BLD, corrupted_hidden_BLD=-hidden_BLD)  # r.r' near -384
+    term = Robustness(RobustnessConfig(), 768)(flipped)
+    (gradient,) = torch.autograd.grad(term.sum, views.hidden_BLD)
+    assert term.sum.item() > 1000
+    assert term.sum.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_half_precision_inputs_and_head_give_float32_terms_inside_autocast(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(ROWS["padding"], dtype=torch.bfloat16).views
+    exact = dataclasses.replace(
+        views, hidden_BLD=views.hidden_BLD.double(), corrupted_hidden_BLD=views.corrupted_hidden_BLD.double()
+    )
+    for objective in (detector().bfloat16(), Robustness(RobustnessConfig(), 5)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            term = objective(views)
+        assert term.sum.dtype == term.count.dtype == torch.float32
+        # float32 against float64 of the same numbers; measured 1e-6, a product in bfloat16 is 1e-2 away
+        torch.testing.assert_close(term.sum.double(), objective(exact).sum, rtol=0, atol=1e-5)
+
+
+def test_views_without_a_corrupted_pass_are_refused(tiny_batch: Callable[..., Any]) -> None:
+    views = dataclasses.replace(tiny_batch().views, corrupted_hidden_BLD=None)
+    for objective, name in ((detector(), "noise_detection"), (Robustness(RobustnessConfig(), 5), "robustness")):
+        with pytest.raises(ValueError, match=f"{name}: views.corrupted_hidden_BLD is None"):
+            objective(views)

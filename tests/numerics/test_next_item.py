@@ -1,0 +1,217 @@
+"""DAP over distinct items equals eq. 5 over slots, in values and gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pmmrec.contracts import Views, Windows
+from pmmrec.objectives.next_item import NextItem, NextItemConfig
+
+ATOL = 1e-12  # float64; measured at most 2e-14 over 100 seeds
+
+CASES = {
+    "windows_of_two": [[0, 1], [2, 3], [1, 4]],
+    "an_item_twice_in_a_window": [[0, 1, 1], [2, 3, 2]],
+    "an_item_at_all_users": [[0, 1], [2, 1], [3, 1]],
+    "the_next_item_in_another_window": [[0, 1, 2], [3, 2, 2]],
+    "padding": [[5], [0, 1], [2, 3, 4, 0]],
+    "an_empty_window": [[], [0, 1, 2], [3, 4, 5]],
+    "a_user_who_saw_everything": [[0, 1, 2], [1, 2]],
+    "one_user": [[0, 1, 2]],
+}
+
+
+def dap_by_loops(views: Views, config: NextItemConfig, width: int) -> tuple[Tensor, int]:
+    """Eq. 5: one position after another, one slot after another."""
+    index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
+    num_users, num_positions = views.windows.item_index_BS.shape
+    temperature = math.sqrt(width) if config.temperature == "sqrt_width" else float(config.temperature)
+    log_q = views.log_q_U
+    assert log_q is not None
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for b in range(num_users):
+        own_items = {index[b][s] for s in range(num_positions) if is_valid[b][s]}
+        for position in range(num_positions - 1):
+            if not (is_valid[b][position] and is_valid[b][position + 1]):
+                continue
+            state, following = views.hidden_BLD[b, position], index[b][position + 1]
+            negatives = []
+            for other in range(num_users):
+                for s in range(num_positions):
+                    item = index[other][s]
+                    is_own = item in own_items if config.negatives == "unseen" else other == b
+                    if is_own or not is_valid[other][s]:
+                        continue
+                    score = torch.dot(state, views.items.fused_UD[item]) / temperature
+                    negatives.append(torch.exp(score if config.logq == "none" else score - log_q[item]))
+            if not negatives:
+                continue
+            score = torch.dot(state, views.items.fused_UD[following]) / temperature
+            positive = torch.exp(score - log_q[following] if config.logq == "all_columns" else score)
+            total = total - torch.log(positive / (positive + torch.stack(negatives).sum()))
+            count += 1
+    return total, count
+
+
+def settings() -> list[dict[str, Any]]:
+    return [
+        {"negatives": negatives, "logq": logq, "temperature": temperature}
+        for negatives in ("unseen", "other_users")
+        for logq, temperature in (("none", 1.0), ("all_columns", "sqrt_width"), ("negatives_only", 0.7))
+    ]
+
+
+@pytest.mark.parametrize("choice", settings(), ids=lambda choice: "-".join(str(value) for value in choice.values()))
+def test_sum_over_items_equals_sum_over_slots(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], choice: dict[str, Any]
+) -> None:
+    config = NextItemConfig(**choice)
+    num_counted = 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed)
+        expected = dap_by_loops(batch.views, config, 5)
+        assert_twins(NextItem(config, 5)(batch.views), expected, batch, ATOL)
+        num_counted += expected[1]
+    assert num_counted > 10
+
+
+@pytest.mark.parametrize("negatives", ["unseen", "other_users"])
+@pytest.mark.parametrize("rows", CASES.values(), ids=CASES.keys())
+def test_odd_batches_equal_their_loops(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], rows: list[list[int]], negatives: Any
+) -> None:
+    config, batch = NextItemConfig(negatives=negatives), tiny_batch(rows)
+    assert_twins(NextItem(config, 5)(batch.views), dap_by_loops(batch.views, config, 5), batch, ATOL)
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 2]], [[0], [1], [2]], [[0, 1, 2], [2, 1, 0]]])
+def test_nothing_to_count_gives_zero_with_a_gradient_of_zero(
+    tiny_batch: Callable[..., Any], rows: list[list[int]]
+) -> None:
+    views = tiny_batch(rows, num_positions=3).views
+    term = NextItem(NextItemConfig(), 5)(views)
+    term.mean.backward()
+    assert (term.sum.item(), term.count.item()) == (0, 0)
+    assert views.hidden_BLD.grad is not None
+    assert not views.hidden_BLD.grad.any()
+    assert not views.items.fused_UD.grad.any()
+
+
+def test_the_next_item_weighs_one_however_often_it_stands_in_the_batch(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch([[0, 1, 1, 1], [2, 3]]).views
+    state, items = views.hidden_BLD[0, 2], views.items.fused_UD
+    only_last = dataclasses.replace(views, windows=Windows(views.windows.item_index_BS, torch.tensor(
+        [[False, False, True, True], [False, False, True, True]]
+    )))  # fmt: skip
+    own, others = items[1] @ state, torch.stack([items[2] @ state, items[3] @ state])
+    first = torch.cat((own[None], others)).logsumexp(0) - own
+    state = views.hidden_BLD[1, 2]
+    own, other = items[3] @ state, items[1] @ state
+    second = torch.stack((own, other, other)).logsumexp(0) - own
+    torch.testing.assert_close(NextItem(NextItemConfig(), 5)(only_last).sum, first + second, rtol=0, atol=1e-12)
+
+
+def test_equal_items_of_two_domains_are_two_items(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch([[2, 0], [3, 1]]).views  # 0 and 1: the same row of two domains, with the same vector
+    fused_UD = views.items.fused_UD.detach().clone()
+    fused_UD[1] = fused_UD[0]
+    views = dataclasses.replace(views, items=dataclasses.replace(views.items, fused_UD=fused_UD))
+    scores = views.hidden_BLD[0, 0] @ fused_UD.T
+    expected = torch.stack((scores[0], scores[1], scores[3])).logsumexp(0) - scores[0]
+    scores = views.hidden_BLD[1, 0] @ fused_UD.T
+    expected = expected + torch.stack((scores[1], scores[0], scores[2])).logsumexp(0) - scores[1]
+    torch.testing.assert_close(NextItem(NextItemConfig(), 5)(views).sum, expected, rtol=0, atol=1e-12)
+
+
+def test_items_that_only_replaced_others_are_no_negatives_even_with_log_q_of_minus_infinity(
+    tiny_batch: Callable[..., Any],
+) -> None:
+    views = tiny_batch([[0, 1], [2, 3]]).views
+    log_q_U = views.log_q_U.clone()
+    log_q_U[4:] = -math.inf
+    objective = NextItem(NextItemConfig(logq="all_columns"), 5)
+    actual = objective(dataclasses.replace(views, log_q_U=log_q_U)).sum
+    torch.testing.assert_close(actual, objective(views).sum, rtol=0, atol=0)
+
+
+def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(CASES["padding"]).views
+    order = torch.tensor([2, 0, 1])
+    moved = dataclasses.replace(
+        views,
+        windows=Windows(views.windows.item_index_BS[order], views.windows.is_valid_BS[order]),
+        hidden_BLD=views.hidden_BLD[order],
+    )
+    objective = NextItem(NextItemConfig(), 5)
+    torch.testing.assert_close(objective(moved).sum, objective(views).sum, rtol=0, atol=1e-13)
+
+
+def test_accuracy_counts_next_items_strictly_above_every_negative(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch([[0, 1], [2, 3], [4, 5]], num_items=6).views
+    hidden_BLD = torch.eye(5, dtype=torch.float64)[:3, None]
+    fused_UD = torch.zeros(6, 5, dtype=torch.float64)
+    fused_UD[1, 0] = 1.0  # above its negatives
+    fused_UD[3, 1], fused_UD[0, 1] = 1.0, 1.0  # a tie is no win
+    fused_UD[5, 2], fused_UD[4, 2] = 1.0, 9.0  # item 4 stands in the user's own window
+    views = dataclasses.replace(views, hidden_BLD=hidden_BLD, items=dataclasses.replace(views.items, fused_UD=fused_UD))
+    assert NextItem(NextItemConfig(), 5)(views).metrics["accuracy"].tolist() == [2, 3]
+
+
+def test_chance_is_the_loss_of_a_model_that_scores_all_items_alike(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(CASES["padding"]).views
+    views = dataclasses.replace(views, hidden_BLD=torch.zeros_like(views.hidden_BLD))
+    term = NextItem(NextItemConfig(), 5)(views)
+    torch.testing.assert_close(term.metrics["chance"], torch.stack((term.sum, term.count)), rtol=0, atol=1e-13)
+
+
+def layer_normed_views(tiny_batch: Callable[..., Any], num_items: int) -> Views:
+    rows = [list(range(start, start + 10)) for start in range(0, num_items, 10)]
+    views: Views = tiny_batch(rows, num_items=num_items, width=768, dtype=torch.float32).views
+    hidden_BLD = F.layer_norm(views.hidden_BLD, (768,))
+    items = dataclasses.replace(views.items, fused_UD=F.layer_norm(views.items.fused_UD, (768,)))
+    return dataclasses.replace(views, items=items, hidden_BLD=hidden_BLD)
+
+
+def test_sqrt_width_starts_near_the_log_of_the_number_of_columns_and_the_literal_far_above(
+    tiny_batch: Callable[..., Any],
+) -> None:
+    views = layer_normed_views(tiny_batch, 1300)
+    scaled = NextItem(NextItemConfig(temperature="sqrt_width"), 768)(views)
+    literal = NextItem(NextItemConfig(), 768)(views)
+    chance, count = scaled.metrics["chance"].tolist()
+    assert chance / count == pytest.approx(math.log(1 + 1290), abs=1e-3)  # 7.2
+    assert 7.2 < scaled.mean.item() < 8.2  # the scores' variance of 1 adds half a nat
+    assert 80 < literal.mean.item() < 100
+
+
+def test_loss_and_gradients_are_finite_at_width_768_and_temperature_one(tiny_batch: Callable[..., Any]) -> None:
+    views = layer_normed_views(tiny_batch, 200)
+    views = dataclasses.replace(views, hidden_BLD=views.items.fused_UD[views.windows.item_index_BS[:, 1:]])  # s = 768
+    term = NextItem(NextItemConfig(), 768)(views)
+    found = torch.autograd.grad(term.sum, [views.items.fused_UD, views.hidden_BLD])
+    assert term.sum.isfinite()
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+def test_half_precision_inputs_give_float32_terms_inside_autocast(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(CASES["padding"], dtype=torch.bfloat16).views
+    objective = NextItem(NextItemConfig(logq="all_columns"), 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        term = objective(views)
+    exact = dataclasses.replace(
+        views,
+        hidden_BLD=views.hidden_BLD.double(),
+        items=dataclasses.replace(views.items, fused_UD=views.items.fused_UD.double()),
+        log_q_U=views.log_q_U.double(),
+    )
+    assert term.sum.dtype == term.count.dtype == torch.float32
+    # float32 against float64 of the same numbers; measured 1e-6, a product in bfloat16 is 1e-2 away
+    torch.testing.assert_close(term.sum.double(), objective(exact).sum, rtol=0, atol=1e-5)
