@@ -1,0 +1,148 @@
+"""How well does a model rank the whole catalogue for the users of a holdout?"""
+# Q queries, q queries of one chunk, N items of the catalogue, U items of one chunk, L inputs, D width.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pmmrec.contracts import to_device
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Holdout, HoldoutName, Split
+from pmmrec.errors import DataError
+from pmmrec.evaluation.metrics import mean_metrics, user_metrics
+from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
+from pmmrec.evaluation.significance import Interval, mean_interval
+from pmmrec.models.recommender import Recommender
+
+ITEMS_AT_ONCE = 256
+SCORES_AT_ONCE = 1 << 25  # users x items of one chunk: 128 MB of float32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model did on one holdout."""
+
+    ranks: Ranks
+    metrics: Mapping[str, float]  # means over users, 0..1, and `seen_target`: the share no model can hit
+    intervals: Mapping[str, Interval]  # of the same metrics, over users
+
+
+def evaluate_model(
+    recommender: Recommender,
+    reader: ItemReader,
+    domain_index: int,
+    split: Split,
+    which: HoldoutName,
+    device: torch.device | str,
+    seen: Seen = "exclude",
+    *,
+    precision: torch.dtype = torch.float32,
+) -> Evaluation:
+    """Encode the catalogue once, rank it for every user of the holdout, and take the means with their intervals."""
+    holdout, num_items = split.holdout(which), split.domain.num_items
+    vectors_ND = encode_catalogue(
+        recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision
+    )
+    score = model_scorer(recommender, vectors_ND, holdout, device)
+    return summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=users_at_once(num_items)))
+
+
+def summarise(ranks: Ranks) -> Evaluation:
+    """Means and intervals of ranks, whoever made them."""
+    intervals = {name: mean_interval(values_Q) for name, values_Q in user_metrics(ranks.rank).items()}
+    return Evaluation(ranks, mean_metrics(ranks.rank) | {"seen_target": ranks.seen_share}, intervals)
+
+
+def users_at_once(num_items: int) -> int:
+    """How many users to score at a time over a catalogue of this size."""
+    return max(1, min(1024, SCORES_AT_ONCE // max(1, num_items)))
+
+
+def encode_catalogue(
+    recommender: Recommender,
+    reader: ItemReader,
+    domain_index: int,
+    num_items: int,
+    *,
+    chunk: int,
+    device: torch.device | str,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Fused vectors of all items of a domain, `(N, D)` float32 on `device`, each item encoded once.
+
+    `precision`: bfloat16 or float16 run the encoders under autocast. Modes of the model are as before afterwards.
+    Raises DataError when the reader leaves an item out or a vector is not finite.
+    """
+    vectors_ND: Tensor | None = None
+    is_encoded_N = torch.zeros(num_items, dtype=torch.bool)
+    autocast = torch.autocast(torch.device(device).type, dtype=precision, enabled=precision != torch.float32)
+    with evaluating(recommender), autocast:
+        for items in reader.catalogue(domain_index, chunk):
+            fused_UD = recommender.item_encoder(to_device(items, device)).fused_UD
+            if vectors_ND is None:
+                vectors_ND = torch.empty(num_items, fused_UD.shape[1], device=device)
+            vectors_ND[items.row_U.to(device)] = fused_UD.float()
+            is_encoded_N[items.row_U.cpu()] = True
+    if vectors_ND is None or not is_encoded_N.all():
+        missing = torch.nonzero(~is_encoded_N)[:5, 0].tolist()
+        raise DataError(f"domain {domain_index}: items {missing} were not encoded; the catalogue must hold every item")
+    is_finite_N = torch.isfinite(vectors_ND).all(dim=1)
+    if not is_finite_N.all():
+        row = int(torch.nonzero(~is_finite_N)[0])
+        raise DataError(f"domain {domain_index}: the vector of item {row} is not finite; has the model diverged?")
+    return vectors_ND
+
+
+def model_scorer(recommender: Recommender, vectors_ND: Tensor, holdout: Holdout, device: torch.device | str) -> Score:
+    """Scores of the model for slices of the holdout's queries, `(q, N)` float32 on `device`."""
+    vectors_ND = vectors_ND.to(device)
+    return history_scorer(recommender, vectors_ND, holdout.history_offsets, holdout.history_items)
+
+
+def history_scorer(recommender: Recommender, vectors_ND: Tensor, offsets: Rows, items: Rows) -> Score:
+    """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
+
+    Every chunk is padded to one length, so that a user's scores do not hang on who else is in the chunk.
+    """
+    longest = int(np.diff(offsets).max(initial=1))
+    num_inputs = min(recommender.user_encoder.max_inputs, longest)
+
+    def score(rows: slice) -> Tensor:
+        item_index_qL, is_valid_qL = latest_inputs(offsets, items, rows, num_inputs)
+        with evaluating(recommender):
+            hidden_qLD = recommender.user_states(
+                vectors_ND, item_index_qL.to(vectors_ND.device), is_valid_qL.to(vectors_ND.device)
+            )
+            score_qN: Tensor = recommender.scorer(hidden_qLD[:, -1], vectors_ND)
+        return score_qN.float()
+
+    return score
+
+
+def latest_inputs(offsets: Rows, items: Rows, rows: slice, num_inputs: int) -> tuple[Tensor, Tensor]:
+    """The last items of each history, left-padded: item rows `(q, L)` (0 where padding) and which are valid."""
+    end_q1 = offsets[rows.start + 1 : rows.stop + 1, None]
+    start_q1 = offsets[rows.start : rows.stop, None]
+    place_qL = end_q1 - num_inputs + np.arange(num_inputs)
+    is_valid_qL = place_qL >= start_q1
+    item_index_qL = np.where(is_valid_qL, items[np.where(is_valid_qL, place_qL, start_q1)], 0)
+    return torch.tensor(item_index_qL, dtype=torch.int64), torch.tensor(is_valid_qL)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards each module is in the mode it was in."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode

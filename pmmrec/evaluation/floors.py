@@ -1,0 +1,110 @@
+"""What must any model beat? Random, popularity, last-item Markov and item-kNN, all counted in train only."""
+# Q queries, q queries of one chunk, N items, V users of the domain.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from pmmrec.data.split import Holdout, Split
+from pmmrec.evaluation.ranking import Rows, Score
+
+Floor = Callable[[Split, Holdout], Score]
+
+
+def random_floor(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # noqa: ARG001 - all floors are called alike
+    """A score for each user and item out of thin air; the same whatever the chunk. Its HR@k is k / N give or take."""
+    num_items = split.domain.num_items
+
+    def score(rows: slice) -> Tensor:
+        drawn = np.random.Generator(np.random.PCG64(seed).advance(rows.start * num_items))  # one draw a number
+        return torch.from_numpy(drawn.random((_length(rows), num_items)))
+
+    return score
+
+
+def popularity_floor(split: Split, holdout: Holdout) -> Score:  # noqa: ARG001 - all floors are called alike
+    """How often an item occurs in train. Ties count against the target, so equal counts make it a low floor."""
+    count_N = torch.from_numpy(split.train_counts.astype(np.float64))
+
+    def score(rows: slice) -> Tensor:
+        return count_N.expand(_length(rows), -1)
+
+    return score
+
+
+def markov_floor(split: Split, holdout: Holdout) -> Score:
+    """How often an item came right after the last item of the history, in train."""
+    num_items, items = split.domain.num_items, split.train_items.astype(np.int64)
+    is_last = np.zeros(len(items), dtype=bool)
+    is_last[split.train_offsets[1:] - 1] = True
+    before = np.flatnonzero(~is_last)
+    follows_NN = _sums(np.ones(len(before)), items[before], items[before + 1], (num_items, num_items))
+    last_Q = holdout.history_items[holdout.history_offsets[1:] - 1]
+
+    def score(rows: slice) -> Tensor:
+        return torch.from_numpy(follows_NN[last_Q[rows]].toarray())
+
+    return score
+
+
+def item_knn_floor(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> Score:
+    """Sum of the cosines between an item and the items of the history, recent ones counting more.
+
+    Cosines are between columns of the binary user-item matrix of train: c_ij / (sqrt(c_i c_j) + shrinkage), an item is
+    no neighbour of itself, every other item is a neighbour. `shrinkage` takes weight from pairs seen in few users; the
+    history's item before the last weighs `decay`, the one before it `decay` squared. Without both (0 and 1) the floor
+    is the textbook's, and much lower.
+    """
+    num_users, num_items = len(split.train_offsets) - 1, split.domain.num_items
+    user = np.repeat(np.arange(num_users), np.diff(split.train_offsets))
+    similar_NN = _cosines(_incidence(user, split.train_items, (num_users, num_items)), shrinkage)
+    query = np.repeat(np.arange(holdout.num_queries), np.diff(holdout.history_offsets))
+    age = holdout.history_offsets[1:][query] - 1 - np.arange(len(query))
+    weight = np.power(decay, age, dtype=np.float64)
+    history_QN = _sums(weight, query, holdout.history_items, (holdout.num_queries, num_items))
+
+    def score(rows: slice) -> Tensor:
+        return torch.from_numpy((history_QN[rows] @ similar_NN).toarray())
+
+    return score
+
+
+FLOORS: Mapping[str, Floor] = {
+    "random": random_floor,
+    "popularity": popularity_floor,
+    "last-item Markov": markov_floor,
+    "item-kNN": item_knn_floor,
+}
+
+
+def _cosines(is_in_VN: sparse.csr_array, shrinkage: float) -> sparse.csr_array:
+    count_N = np.asarray(is_in_VN.sum(axis=0)).ravel()
+    both = (is_in_VN.T @ is_in_VN).tocoo()
+    i, j = both.coords
+    cosine = both.data / (np.sqrt(count_N[i] * count_N[j]) + shrinkage)
+    cosine[i == j] = 0.0
+    return sparse.csr_array((cosine, (i, j)), shape=both.shape)
+
+
+def _incidence(row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_array:
+    """1 wherever a pair occurs, however often."""
+    matrix = _sums(np.ones(len(row)), row, column, shape)
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def _sums(value: NDArray[np.float64], row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_array:
+    """Values at their pairs; those of one pair are added up."""
+    matrix = sparse.csr_array((value, (row, column)), shape=shape)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _length(rows: slice) -> int:
+    return int(rows.stop - rows.start)

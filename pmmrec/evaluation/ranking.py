@@ -1,0 +1,119 @@
+"""On which place does each user's next item stand, among the whole catalogue?"""
+# Q queries (users of a holdout), q queries of one chunk, N items of the catalogue, H items of the histories in a chunk.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pmmrec.data.split import Holdout
+from pmmrec.errors import DataError
+from pmmrec.evaluation.parquet import ids_at, whole_file
+
+Seen = Literal["exclude", "include"]
+Rows = NDArray[np.int64] | NDArray[np.int32]
+Score = Callable[[slice], Tensor]  # a slice of the queries -> their scores of all items (q, N); larger is better
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of each query's target; all tensors `(Q,)` on the CPU."""
+
+    user_index: Tensor  # int64, user of the domain
+    target: Tensor  # int64, item row
+    rank: Tensor  # int64, 1 is best; 0: a miss, the target was no candidate
+    num_candidates: Tensor  # int64, items that were ranked, the target among them unless it was seen
+    seen_target: Tensor  # bool, the target already stands in the user's history
+
+    @property
+    def num_queries(self) -> int:
+        return self.rank.shape[0]
+
+    @property
+    def seen_share(self) -> float:
+        """Share of the queries whose target the user had seen: with `exclude` no model can hit these."""
+        return self.seen_target.double().mean().item()
+
+
+def rank_targets(holdout: Holdout, num_items: int, score: Score, *, seen: Seen = "exclude", chunk: int) -> Ranks:
+    """Rank each target among all items: 1 + the number of other candidates that score as high or higher.
+
+    Ties count against the target, in the dtype of the scores. `exclude`: items of the history are no candidates, and a
+    target among them is a miss (rank 0). `include`: every item is a candidate. The work is done where the scores are.
+
+    Raises DataError when there is no query, or a score is not finite.
+    """
+    if not holdout.num_queries:
+        raise DataError(f"{holdout.name}: there is no user to rank for; a user needs at least three interactions")
+    parts = []
+    for start in range(0, holdout.num_queries, chunk):
+        rows = slice(start, min(start + chunk, holdout.num_queries))
+        score_qN = score(rows)
+        check_scores(score_qN, holdout.user_index[rows], num_items, holdout.name)
+        parts.append(_rank_chunk(holdout, rows, score_qN, seen))
+    return Ranks(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Ranks)})
+
+
+def check_scores(score_qN: Tensor, user_index_q: Rows, num_items: int, name: str) -> None:
+    """DataError unless the scores are finite, and one for each of the users and items."""
+    if score_qN.shape != (len(user_index_q), num_items):
+        expected = f"({len(user_index_q)}, {num_items})"
+        raise DataError(f"{name}: scores have shape {tuple(score_qN.shape)}; {expected} is users x items")
+    is_finite_q = torch.isfinite(score_qN).all(dim=1)
+    if not is_finite_q.all():
+        query = int(torch.nonzero(~is_finite_q)[0])
+        item = int(torch.nonzero(~torch.isfinite(score_qN[query]))[0])
+        where, value = f"{name}: user {int(user_index_q[query])}", score_qN[query, item].item()
+        raise DataError(f"{where}: item {item} scores {value}; scores must be finite, has the model diverged?")
+
+
+def seen_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device: torch.device) -> Tensor:
+    """Which items stand in the histories `rows`: `(q, N)` bool. History i is items[offsets[i]:offsets[i+1]]."""
+    offset = torch.tensor(offsets[rows.start : rows.stop + 1], dtype=torch.int64)
+    item_H = torch.tensor(items[int(offset[0]) : int(offset[-1])], dtype=torch.int64)
+    query_H = torch.repeat_interleave(offset.diff())
+    is_seen_qN = torch.zeros(len(offset) - 1, num_items, dtype=torch.bool, device=device)
+    is_seen_qN[query_H.to(device), item_H.to(device)] = True
+    return is_seen_qN
+
+
+def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen) -> Ranks:
+    device = score_qN.device
+    target_q = torch.tensor(holdout.target[rows], dtype=torch.int64)
+    target_q1 = target_q.to(device)[:, None]
+    is_seen_qN = seen_items(holdout.history_offsets, holdout.history_items, rows, score_qN.shape[1], device)
+    seen_target_q = is_seen_qN.gather(1, target_q1)[:, 0]
+    is_candidate_qN = ~is_seen_qN if seen == "exclude" else torch.ones_like(is_seen_qN)
+    is_ahead_qN = is_candidate_qN & (score_qN >= score_qN.gather(1, target_q1))  # the target is its own first
+    is_miss_q = seen_target_q & (seen == "exclude")
+    return Ranks(
+        user_index=torch.tensor(holdout.user_index[rows], dtype=torch.int64),
+        target=target_q,
+        rank=is_ahead_qN.sum(dim=1).masked_fill(is_miss_q, 0).cpu(),
+        num_candidates=is_candidate_qN.sum(dim=1).cpu(),
+        seen_target=seen_target_q.cpu(),
+    )
+
+
+def write_ranks(path: Path, ranks: Ranks, user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> None:
+    """One row a query: user_id, item_id (the target), rank (0: a miss), seen_target. Whole or not at all.
+
+    `user_ids` and `item_ids` are those of the domain. An older file of this name is replaced.
+    """
+    columns = {
+        "user_id": ids_at(user_ids, ranks.user_index),
+        "item_id": ids_at(item_ids, ranks.target),
+        "rank": pa.array(ranks.rank.numpy()),
+        "seen_target": pa.array(ranks.seen_target.numpy()),
+    }
+    with whole_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)

@@ -1,0 +1,126 @@
+"""Full ranking against a loop over users and items, and its rules one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from pmmrec.data.split import Holdout, Split
+from pmmrec.errors import DataError, MachineError
+from pmmrec.evaluation.ranking import Score, rank_targets, write_ranks
+
+
+def holdout_of(histories: list[list[int]], targets: list[int]) -> Holdout:
+    offsets = np.cumsum([0] + [len(history) for history in histories])
+    items = np.array([item for history in histories for item in history], dtype=np.int32)
+    return Holdout("test", np.arange(len(targets)) + 100, np.array(targets), offsets, items)
+
+
+def fixed(scores: list[list[float]]) -> Score:
+    return lambda rows: torch.tensor(scores)[rows]
+
+
+def ranks_by_loops(holdout: Holdout, score_QN: Tensor, *, exclude: bool) -> list[int]:
+    ranks = []
+    for query in range(holdout.num_queries):
+        target, history = int(holdout.target[query]), set(holdout.history(query).tolist())
+        rank = 1
+        for item in range(score_QN.shape[1]):
+            is_candidate = not (exclude and item in history)
+            if item != target and is_candidate and score_QN[query, item] >= score_QN[query, target]:
+                rank += 1
+        ranks.append(0 if exclude and target in history else rank)
+    return ranks
+
+
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_ranks_are_those_of_a_loop_over_users_and_items(seen: str, chunk: int) -> None:
+    rng = np.random.default_rng(1)
+    histories = [rng.integers(12, size=rng.integers(1, 9)).tolist() for _ in range(20)]  # with repeats, seen targets
+    holdout = holdout_of(histories, rng.integers(12, size=20).tolist())
+    score_QN = torch.from_numpy(rng.integers(5, size=(20, 12)).astype(np.float32))  # many ties
+    ranks = rank_targets(holdout, 12, lambda rows: score_QN[rows], seen=seen, chunk=chunk)
+    expected = ranks_by_loops(holdout, score_QN, exclude=seen == "exclude")
+    assert ranks.rank.tolist() == expected
+    assert 0 < ranks.seen_share < 1
+
+
+def test_ties_count_against_the_target() -> None:
+    ranks = rank_targets(holdout_of([[0]], [2]), 4, fixed([[1.0, 1.0, 1.0, 0.0]]), chunk=1)
+    assert ranks.rank.tolist() == [2]  # item 0 is seen, item 1 ties, item 3 is below
+
+
+def test_a_model_that_scores_all_items_alike_gets_the_last_place() -> None:
+    ranks = rank_targets(holdout_of([[0]], [2]), 5, fixed([[0.0] * 5]), chunk=1)
+    assert ranks.rank.tolist() == ranks.num_candidates.tolist() == [4]
+
+
+def test_a_seen_target_is_a_miss_and_is_counted() -> None:
+    holdout = holdout_of([[2, 0], [0, 0]], [2, 1])
+    ranks = rank_targets(holdout, 3, fixed([[0.0, 1.0, 9.0], [0.0, 9.0, 1.0]]), chunk=2)
+    assert ranks.rank.tolist() == [0, 1]
+    assert ranks.seen_target.tolist() == [True, False]
+    assert ranks.seen_share == 0.5
+    assert ranks.num_candidates.tolist() == [1, 2]
+
+
+def test_include_ranks_seen_items_and_seen_targets_too() -> None:
+    ranks = rank_targets(holdout_of([[2, 0]], [2]), 3, fixed([[5.0, 1.0, 3.0]]), seen="include", chunk=1)
+    assert ranks.rank.tolist() == [2]
+    assert ranks.num_candidates.tolist() == [3]
+    assert ranks.seen_target.tolist() == [True]
+
+
+def test_users_and_targets_stay_beside_their_ranks() -> None:
+    holdout = holdout_of([[0], [1], [2]], [3, 2, 1])
+    ranks = rank_targets(holdout, 4, fixed([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 2.0], [2.0, 0.0, 2.0, 2.0]]), chunk=2)
+    assert ranks.user_index.tolist() == [100, 101, 102]
+    assert ranks.target.tolist() == [3, 2, 1]
+    assert ranks.rank.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_finite_is_an_error_that_names_the_user(bad: float) -> None:
+    scores = fixed([[0.0, 1.0, 2.0], [0.0, 1.0, bad]])
+    with pytest.raises(DataError, match=r"user 101: item 2 scores (nan|inf|-inf)"):
+        rank_targets(holdout_of([[0], [0]], [1, 1]), 3, scores, chunk=2)
+
+
+def test_scores_of_another_catalogue_are_an_error() -> None:
+    with pytest.raises(DataError, match=r"shape \(1, 3\); \(1, 4\) is users x items"):
+        rank_targets(holdout_of([[0]], [1]), 4, fixed([[0.0, 1.0, 2.0]]), chunk=1)
+
+
+def test_a_holdout_without_users_is_an_error(make_split: Callable[[list[list[int]], int], Split]) -> None:
+    holdout = make_split([[0, 1], [1]], 2).holdout("validation")
+    with pytest.raises(DataError, match="validation: there is no user to rank for"):
+        rank_targets(holdout, 2, fixed([]), chunk=1)
+
+
+def test_ranks_are_written_with_ids(make_split: Callable[[list[list[int]], int], Split], tmp_path: Path) -> None:
+    split = make_split([[0, 1, 2], [1], [0, 3, 0]], 4)
+    ranks = rank_targets(split.holdout("test"), 4, fixed([[0.0, 0.0, 1.0, 2.0], [1.0, 1.0, 1.0, 1.0]]), chunk=8)
+    path = tmp_path / "run" / "ranks.parquet"
+    write_ranks(path, ranks, split.domain.user_ids, split.domain.item_ids)
+    assert pq.read_table(path).to_pylist() == [
+        {"user_id": "u0", "item_id": "i2", "rank": 2, "seen_target": False},
+        {"user_id": "u2", "item_id": "i0", "rank": 0, "seen_target": True},
+    ]
+    assert [file.name for file in path.parent.iterdir()] == ["ranks.parquet"]
+
+
+def test_ranks_that_cannot_be_written_leave_nothing_behind(tmp_path: Path) -> None:
+    ranks = rank_targets(holdout_of([[0]], [1]), 2, fixed([[0.0, 1.0]]), chunk=1)
+    ids = pa.chunked_array([[f"x{row}" for row in range(101)]])
+    (tmp_path / "ranks.parquet").mkdir()
+    with pytest.raises(MachineError, match="cannot be written"):
+        write_ranks(tmp_path / "ranks.parquet", ranks, ids, ids)
+    assert [file.name for file in tmp_path.iterdir()] == ["ranks.parquet"]
