@@ -7,28 +7,27 @@ finetune/run.py ...`, or copy it and change it: it reads top to bottom as the st
 from pathlib import Path
 from typing import Annotated
 
-from pmmrec.models.build import build
-from pmmrec.report.verdict import print_outcome
 from typer import Argument, Option
 
 from pmmrec.cli import named_folders, run_program
+from pmmrec.models.build import build
 from pmmrec.recipe import FinetuneRecipe, read_recipe
+from pmmrec.report.verdict import outcome_tables, write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
-from pmmrec.train.finish import save_best, test_best
+from pmmrec.train.finish import CHECKPOINT_FOLDER, save_best, test_best
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.hub import open_start
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub import find_checkpoint
 from pmmrec.zoo.transfer import apply, plan_full
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as finetune/full.")]
 Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
-From = Annotated[
-    str, Option("--from", metavar="CHECKPOINT", help="A folder, a name in the hub, or none: from scratch.")
-]
+From = Annotated[str, Option("--from", metavar="CHECKPOINT", help="A folder or name in the hub; none: from scratch.")]
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
@@ -44,7 +43,7 @@ def main(
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ())
-    checkpoint = open_start(start_from, recipe.hub)
+    checkpoint = None if start_from == "none" else Checkpoint.open(find_checkpoint(start_from, recipe.hub))
     model = recipe.model_from(checkpoint)
     given = recipe.backbones_from(checkpoint)
     sources = Sources.open([domain])
@@ -68,9 +67,10 @@ def main(
         run.processes.seed(recipe.seed, same=False)
         loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
         loop.fit()
-        outcome = test_best(run, recipe, loop, sources, kind="finetune", licence=recipe.licence)
+        outcome = test_best(run, recipe, loop, sources, kind="finetune")
         if outcome is not None:
-            print_outcome(outcome)
+            write_card(run.folder / CHECKPOINT_FOLDER, outcome, recipe.licence)
+            run.log.say(*outcome_tables([outcome]))
 
 
 if __name__ == "__main__":

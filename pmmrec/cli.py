@@ -6,6 +6,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from pmmrec.errors import MachineError, PMMRecError, RecipeError
 
 app = typer.Typer(
     help="Recommenders that transfer: import platforms, pretrain on some, recommend on one never seen.",
-    epilog="The four jobs: data import -> pretrain -> zoo -> finetune, evaluate or score. Start with `pmmrec recipe list`.",
+    epilog="The four jobs: data import, pretrain, finetune, evaluate or score. Start with: pmmrec recipe list",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,6 +36,16 @@ DomainFolder = Annotated[Path, Argument(metavar="DOMAIN", help="A domain folder.
 HubFolder = Annotated[Path, Option("--hub", help="The folder hub in which names are looked up.")]
 CacheFolder = Annotated[Path | None, Option("--cache", help="Where tokens and pixels are kept between runs.")]
 HUB = Path("hub")
+
+
+class Seen(str, Enum):
+    """What happens to the items that a user has touched already."""
+
+    EXCLUDE = "exclude"
+    INCLUDE = "include"
+
+
+SeenOption = Annotated[Seen, Option(help="exclude: seen items are no candidates; include: all items are.")]
 
 
 @contextmanager
@@ -88,13 +99,13 @@ def _start(program: str, arguments: list[str]) -> None:
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
 def pretrain(context: typer.Context) -> None:
-    """Pretrain on several domains: RECIPE [a.b=c ...] [--dry-run]."""
+    """Pretrain on several domains: RECIPE \\[a.b=c ...] \\[--dry-run]."""
     _start("pretrain/run.py", context.args)
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
 def finetune(context: typer.Context) -> None:
-    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN [a.b=c ...] [--dry-run]."""
+    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run]."""
     _start("finetune/run.py", context.args)
 
 
@@ -110,10 +121,13 @@ def evaluate(
     cache: CacheFolder = None,
 ) -> None:
     """Rank the test targets of a domain, beside the floors; without any training this is zero-shot."""
-    from pmmrec.report.verdict import evaluate_and_print
+    from pmmrec.report.verdict import outcome_tables
+    from pmmrec.system import load
 
     with errors_for_people():
-        evaluate_and_print(checkpoint, domain, out=out, seen=seen, hub=hub, cache=cache)
+        system = load(checkpoint, hub=hub, cache=cache)
+        outcome = system.evaluate(domain, name=name or Path(checkpoint).name, seen=seen.value, out=out)
+        _show(*outcome_tables([outcome]))
 
 
 @app.command()
@@ -122,7 +136,7 @@ def score(
     domain: DomainFolder,
     out: Annotated[Path, Option("--out", help="Parquet file: user_id, rank, item_id, score.")],
     top_k: Annotated[int, Option("--top-k", min=1, help="Items for each user.")] = 10,
-    seen: Annotated[str, Option(help="exclude: only items that the user has not touched; include: any.")] = "exclude",
+    seen: SeenOption = Seen.EXCLUDE,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
 ) -> None:
@@ -131,7 +145,7 @@ def score(
 
     with errors_for_people():
         system = load(checkpoint, hub=hub, cache=cache)
-        num_users, num_rows = system.score(domain, top_k, out, seen=seen)
+        num_users, num_rows = system.score(domain, top_k, out, seen=seen.value)
         typer.echo(f"{out}: {num_rows:,} rows for {num_users:,} users")
 
 
@@ -140,10 +154,10 @@ def compare(
     runs: Annotated[list[Path], Argument(help="Run folders, or folders that `evaluate --out` wrote.")],
 ) -> None:
     """One table out of several runs on the same domain."""
-    from pmmrec.report.verdict import compare_and_print
+    from pmmrec.report.verdict import comparison
 
     with errors_for_people():
-        compare_and_print(runs)
+        _show(*comparison(runs))
 
 
 @import_app.command("table")
@@ -158,7 +172,7 @@ def import_table_command(
 ) -> None:
     """Import a platform from two tables and a folder of pictures."""
     from pmmrec.data.importers.table import TableImport, import_table
-    from pmmrec.report.domains import print_import
+    from pmmrec.report.domains import import_lines
 
     with errors_for_people():
         task = TableImport(
@@ -170,16 +184,17 @@ def import_table_command(
             k_core=_core(k_core),
             image_side=image_side,
         )
-        print_import(import_table(task))
+        _show(*import_lines(import_table(task)))
 
 
 @data_app.command("stats")
 def stats_command(domains: Annotated[list[Path], Argument(help="Domain folders.")]) -> None:
     """Users, items, actions, lengths, modalities of domains, side by side."""
-    from pmmrec.report.domains import print_statistics
+    from pmmrec.report.domains import statistics_table
+    from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        print_statistics(domains)
+        _show(to_rich(statistics_table(domains)))
 
 
 @data_app.command("verify")
@@ -200,7 +215,8 @@ def demo_command(
     from pmmrec.report.domains import make_demo_world
 
     with errors_for_people():
-        make_demo_world(out, seed)
+        for line in make_demo_world(out, seed):
+            typer.echo(line)
 
 
 @recipe_app.command("list")
@@ -215,7 +231,7 @@ def recipe_list() -> None:
 @recipe_app.command("show")
 def recipe_show(
     name: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe.")],
-    overrides: Annotated[list[str] | None, Argument(metavar="[a.b=c]...")] = None,
+    overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...")] = None,
 ) -> None:
     """A recipe with everything it extends and every default written out."""
     with errors_for_people():
@@ -245,30 +261,32 @@ def recipe_copy(
 @recipe_app.command("validate")
 def recipe_validate(
     name: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe.")],
-    overrides: Annotated[list[str] | None, Argument(metavar="[a.b=c]...")] = None,
+    overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...")] = None,
 ) -> None:
     """Report every problem of a recipe at once, or say that there is none."""
     with errors_for_people():
         recipe = _read(name, overrides)
-        typer.echo(f"{name}: a valid recipe of a {type(recipe).__name__.removesuffix('Recipe').lower()}ing run")
+        typer.echo(f"{name}: valid, a recipe for `pmmrec {type(recipe).__name__.removesuffix('Recipe').lower()}`")
 
 
 @zoo_app.command("list")
 def zoo_list(hub: HubFolder = HUB) -> None:
     """The checkpoints in a folder hub."""
-    from pmmrec.report.checkpoints import print_hub
+    from pmmrec.report.checkpoints import hub_table
+    from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        print_hub(hub)
+        _show(to_rich(hub_table(hub)))
 
 
 @zoo_app.command("show")
 def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
     """The parts of a checkpoint, their sizes, what they were trained on."""
-    from pmmrec.report.checkpoints import print_checkpoint
+    from pmmrec.report.checkpoints import checkpoint_table
+    from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        print_checkpoint(checkpoint, hub)
+        _show(to_rich(checkpoint_table(checkpoint, hub)))
 
 
 @zoo_app.command("verify")
@@ -279,6 +297,17 @@ def zoo_verify(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
     with errors_for_people():
         folder, problems = checkpoint_problems(checkpoint, hub)
         _say_problems(folder, problems)
+
+
+def _show(*renderables: Any) -> None:
+    """Print lines and tables; a table that goes to a file is not cut to a terminal's width."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    for renderable in renderables:
+        console.print(renderable)
 
 
 def _say_problems(what: Path, problems: list[str]) -> None:

@@ -14,7 +14,8 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
-from pmmrec.objectives import ObjectiveConfig, objectives
+from pmmrec.objectives import ObjectiveConfig
+from pmmrec.objectives import objectives as objective_family
 from pmmrec.settings import Config, overlay, parse_overrides, read_extended, validate
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
@@ -38,7 +39,7 @@ class RunRecipe(Config):
     name: Name = Field(description="Name of the run; its folder is `runs/NAME`.")
     system: str = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
     seed: int = Field(1, ge=0)
-    objectives: dict[Name, objectives.field | None] = Field(description="Name -> objective; null takes one away.")
+    objectives: dict[Name, objective_family.field | None] = Field(description="Name -> objective; null takes one away.")
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
     machine: MachineConfig = MachineConfig()

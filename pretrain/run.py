@@ -6,12 +6,12 @@ change it: it reads top to bottom as the story of a run.
 
 from typing import Annotated
 
-from pmmrec.models.build import build
-from pmmrec.report.verdict import print_outcome
 from typer import Argument, Option
 
 from pmmrec.cli import named_folders, run_program
+from pmmrec.models.build import build
 from pmmrec.recipe import PretrainRecipe, read_recipe
+from pmmrec.report.verdict import outcome_tables, write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
@@ -50,9 +50,10 @@ def main(recipe_name: Recipe, overrides: Overrides = None, weights: Weights = No
         run.processes.seed(recipe.seed, same=False)
         loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
         loop.fit()
-        outcome = test_best(run, recipe, loop, sources, kind="pretrain", licence=recipe.licence)
+        outcome = test_best(run, recipe, loop, sources, kind="pretrain")
         if outcome is not None:
-            print_outcome(outcome)
+            write_card(run.folder / CHECKPOINT_FOLDER, outcome, recipe.licence)
+            run.log.say(*outcome_tables([outcome]))
             place = publish(run.folder / CHECKPOINT_FOLDER, recipe.hub, recipe.published_name, replace=recipe.replace)
             run.log.say(f"published: {place}")
 

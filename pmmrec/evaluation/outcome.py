@@ -10,28 +10,21 @@ from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
 from pmmrec.evaluation.floors import item_knn_floor, popularity_floor, random_floor
 from pmmrec.evaluation.ranking import Seen, rank_targets
+from pmmrec.evaluation.significance import Interval
 from pmmrec.settings import Config, validate
 
 METRICS_FILE = "metrics.json"
 
 
-class Figure(Config):
-    """A mean over users, 0..1, and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
 class DomainOutcome(Config):
-    """Test figures on one domain, and those of the floors where they were computed."""
+    """Test figures on one domain, means over users in 0..1, and those of the floors where they were computed."""
 
     domain: str
     num_users: int
     num_items: int
     seen_target: float
-    metrics: dict[str, Figure]
-    floors: dict[str, dict[str, Figure]] = {}
+    metrics: dict[str, Interval]
+    floors: dict[str, dict[str, Interval]] = {}
 
 
 class Outcome(Config):
@@ -72,12 +65,12 @@ def domain_outcome(split: Split, evaluation: Evaluation, floors: dict[str, Evalu
         num_users=evaluation.ranks.num_queries,
         num_items=split.domain.num_items,
         seen_target=evaluation.ranks.seen_share,
-        metrics=_figures(evaluation),
-        floors={name: _figures(floor) for name, floor in (floors or {}).items()},
+        metrics=dict(evaluation.intervals),
+        floors={name: dict(floor.intervals) for name, floor in (floors or {}).items()},
     )
 
 
-def test_floors(split: Split, seen: Seen = "exclude") -> dict[str, Evaluation]:
+def floors_of(split: Split, seen: Seen = "exclude") -> dict[str, Evaluation]:
     """Random, popularity and item-kNN on the test targets; they know the train part only."""
     holdout, num_items = split.holdout("test"), split.domain.num_items
     scores = {
@@ -89,11 +82,4 @@ def test_floors(split: Split, seen: Seen = "exclude") -> dict[str, Evaluation]:
     return {
         name: summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
         for name, score in scores.items()
-    }
-
-
-def _figures(evaluation: Evaluation) -> dict[str, Figure]:
-    return {
-        name: Figure(mean=interval.mean, low=interval.low, high=interval.high)
-        for name, interval in evaluation.intervals.items()
     }

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pmmrec.evaluation.catalogue import evaluate_model
-from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, domain_outcome, test_floors
+from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, domain_outcome, floors_of
 from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
-from pmmrec.zoo.card import make_card
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, restate_results, save_checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 
 CHECKPOINT_FOLDER = "checkpoint"
 
@@ -74,8 +73,8 @@ def save_best(
     return save
 
 
-def test_best(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, licence: str) -> Outcome | None:
-    """Rank the test targets once with the best weights; write metrics.json, ranks and the card. None elsewhere."""
+def test_best(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str) -> Outcome | None:
+    """Rank the test targets once with the best weights; write metrics.json and ranks. None but on the main process."""
     outcome = None
     if run.processes.is_main:
         folder = run.folder / CHECKPOINT_FOLDER
@@ -91,7 +90,6 @@ def test_best(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: 
             validation=dict(loop.validation[best_epoch]),
         )
         (run.folder / METRICS_FILE).write_text(outcome.to_json(), encoding="utf-8")
-        restate_results(folder, outcome.model_dump(mode="json"), make_card(folder, outcome, licence))
     run.processes.wait()
     return outcome
 
@@ -105,5 +103,5 @@ def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple
         evaluation = evaluate_model(recommender, reader, index, split, "test", run.processes.device, seen)
         ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"
         write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids)
-        outcomes.append(domain_outcome(split, evaluation, test_floors(split, seen)))
+        outcomes.append(domain_outcome(split, evaluation, floors_of(split, seen)))
     return tuple(outcomes)

@@ -23,7 +23,9 @@ class RunLog:
 
     def __init__(self, folder: Path | None, *, is_main: bool, mirror: Mirror | None = None) -> None:
         self._is_main = is_main
-        self._console = Console(stderr=False, soft_wrap=True, highlight=False, quiet=not is_main)
+        self._console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not is_main)
+        if not self._console.is_terminal:
+            self._console.width = 200
         self._file = (folder / "events.jsonl").open("a", encoding="utf-8") if folder and is_main else None
         self._started_s = time.monotonic()
         self._mirror = mirror
@@ -57,9 +59,10 @@ class RunLog:
                 self._mirror = None
                 self.warn(f"tracker failed and is left out from here on, events.jsonl is complete: {error}")
 
-    def say(self, text: RenderableType) -> None:
-        """A line or a table for people."""
-        (self._progress.console if self._progress else self._console).print(text, markup=False)
+    def say(self, *words: RenderableType) -> None:
+        """Lines or tables for people."""
+        for word in words:
+            (self._progress.console if self._progress else self._console).print(word)
 
     def warn(self, text: str) -> None:
         """A warning, once."""

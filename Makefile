@@ -1,0 +1,36 @@
+# Every target sets up what it needs. `make quickstart` first, `make test` to be sure, `make real` for real data.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: quickstart test check real clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/installed  ## the whole way on the demo world: import, pretrain, publish, transfer, rank
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./launch/quickstart.sh
+
+test: $(VENV)/installed-dev  ## all tests but the long ones
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/installed-dev  ## lint, format, types, boundaries between rooms, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/typos
+
+real: $(VENV)/installed-dev  ## the whole way on real data in ../shared/data; skips where there is none
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.real.transfer
+
+clean:  ## take away what runs and demos left; the environment stays
+	rm -rf runs hub demo build dist

@@ -1,0 +1,44 @@
+"""What checkpoints hold, laid out for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pmmrec.errors import CheckpointError
+from pmmrec.report.tables import PlainTable
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+from pmmrec.zoo.hub import find_checkpoint, list_checkpoints
+
+
+def hub_table(hub: Path) -> PlainTable:
+    """The checkpoints of a folder hub: system, width, parts, what they learned from."""
+    rows = []
+    for name in list_checkpoints(hub):
+        checkpoint = Checkpoint.open(hub / name)
+        learned_from = ", ".join(checkpoint.provenance.get("domains", {}))
+        rows.append([name, checkpoint.system, checkpoint.index.width, ", ".join(checkpoint.parts), learned_from])
+    return PlainTable(str(hub), ["name", "system", "width", "parts", "learned from"], rows)
+
+
+def checkpoint_table(place: str, hub: Path) -> PlainTable:
+    """The parts of one checkpoint, with their tensors and parameters."""
+    checkpoint = Checkpoint.open(find_checkpoint(place, hub))
+    entries = {**checkpoint.parts, **{f"objectives/{name}": entry for name, entry in checkpoint.objectives.items()}}
+    rows = [
+        [name, entry.type, len(checkpoint.sizes(entry)), sum(checkpoint.sizes(entry))]
+        for name, entry in entries.items()
+    ]
+    title = f"{checkpoint.folder}: {checkpoint.system}, width {checkpoint.index.width}"
+    return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
+
+
+def checkpoint_problems(place: str, hub: Path) -> tuple[Path, list[str]]:
+    """What is wrong with the files of a checkpoint, or with its tensors where all files are sound."""
+    checkpoint = Checkpoint.open(find_checkpoint(place, hub))
+    problems = checkpoint.verify()
+    if not problems and "item_table" not in checkpoint.parts:
+        try:
+            load_recommender(checkpoint)
+        except CheckpointError as error:
+            problems = str(error).splitlines()
+    return checkpoint.folder, problems

@@ -1,0 +1,138 @@
+"""A loaded checkpoint, ready to encode items, recommend and be evaluated, in a notebook or from the command line."""
+# N items of the catalogue, D width, L inputs of the user encoder.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Split
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluate_model, users_at_once
+from pmmrec.evaluation.outcome import METRICS_FILE, Outcome, domain_outcome, floors_of
+from pmmrec.evaluation.ranking import Seen, write_ranks
+from pmmrec.evaluation.recommend import top_k, write_top_k
+from pmmrec.models import Catalogue
+from pmmrec.models.recommender import Recommender
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+from pmmrec.zoo.hub import find_checkpoint
+
+CACHE = Path("~/.cache/pmmrec")
+HUB = Path("hub")
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """A catalogue as the model sees it."""
+
+    domain: Domain
+    vectors_ND: Tensor  # float32, row i is item `domain.item_ids[i]`
+
+    @property
+    def item_ids(self) -> list[str]:
+        ids: list[str] = self.domain.item_ids.to_pylist()
+        return ids
+
+
+class System:
+    """A checkpoint in use. Items are encoded once for each domain and kept."""
+
+    def __init__(self, checkpoint: Checkpoint, cache: Path, device: torch.device) -> None:
+        self.checkpoint, self.device = checkpoint, device
+        self._cache = cache.expanduser()
+        self._recommender: Recommender | None = None
+        self._encoded: dict[str, EncodedItems] = {}
+        self._current: EncodedItems | None = None
+
+    def encode_items(self, domain: Domain | Path | str) -> EncodedItems:
+        """Vectors of every item of a domain; `recommend` then draws from this catalogue."""
+        opened = _opened(domain)
+        if opened.fingerprint not in self._encoded:
+            recommender, reader = self._model_for(opened), self._reader_for(opened)
+            vectors_ND = encode_catalogue(
+                recommender, reader, 0, opened.num_items, chunk=ITEMS_AT_ONCE, device=self.device
+            )
+            self._encoded[opened.fingerprint] = EncodedItems(opened, vectors_ND)
+        self._current = self._encoded[opened.fingerprint]
+        return self._current
+
+    def recommend(self, history: Sequence[str], k: int = 10, *, seen: Seen = "exclude") -> list[tuple[str, float]]:
+        """The best k items after `history` (item ids, oldest first) as (item id, score), from the encoded catalogue."""
+        if self._current is None:
+            raise RecipeError("recommend: no catalogue yet; call encode_items(domain) first")
+        domain = self._current.domain
+        rows = domain.rows_of(list(history))
+        unknown = [item for item, row in zip(history, rows, strict=True) if row < 0]
+        if unknown:
+            raise DataError(
+                f"recommend: {unknown[0]!r} is no item of {domain.name}; ids are strings, exactly as imported"
+            )
+        offsets = np.array([0, len(rows)])
+        lists = top_k(self._model_for(domain), self._current.vectors_ND, offsets, rows, k, seen=seen, chunk=1)
+        best = next(iter(lists))
+        is_filled_K = best.is_filled_BK[0]
+        items, scores = best.item_index_BK[0][is_filled_K].tolist(), best.score_BK[0][is_filled_K].tolist()
+        return [(domain.item_ids[item].as_py(), score) for item, score in zip(items, scores, strict=True)]
+
+    def evaluate(
+        self, domain: Domain | Path | str, *, name: str, seen: Seen = "exclude", out: Path | None = None
+    ) -> Outcome:
+        """Rank the test targets of a domain beside the floors; with `out`, write metrics.json and ranks.parquet."""
+        if out is not None and out.exists():
+            raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
+        opened = _opened(domain)
+        split = Split(opened)
+        evaluation = evaluate_model(
+            self._model_for(opened), self._reader_for(opened), 0, split, "test", self.device, seen
+        )
+        found = domain_outcome(split, evaluation, floors_of(split, seen))
+        outcome = Outcome(name=name, kind="evaluate", seen=seen, domains=(found,))
+        if out is not None:
+            out.mkdir(parents=True)
+            write_ranks(out / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids)
+            (out / METRICS_FILE).write_text(outcome.to_json(), encoding="utf-8")
+        return outcome
+
+    def score(self, domain: Domain | Path | str, k: int, out: Path, *, seen: Seen = "exclude") -> tuple[int, int]:
+        """Write the best k items of every user to a Parquet file; returns the number of users and of rows."""
+        if out.exists():
+            raise RecipeError(f"--out {out}: exists; choose another file or remove it")
+        opened = _opened(domain)
+        if k > opened.num_items:
+            raise RecipeError(f"--top-k {k}: {opened.name} has only {opened.num_items} items; choose k up to that")
+        vectors_ND = self.encode_items(opened).vectors_ND
+        offsets, items = opened.sequence_offsets, opened.sequence_items
+        chunk = users_at_once(opened.num_items)
+        lists = top_k(self._model_for(opened), vectors_ND, offsets, items, k, seen=seen, chunk=chunk)
+        return opened.num_users, write_top_k(out, lists, opened.user_ids, opened.item_ids)
+
+    def _model_for(self, domain: Domain) -> Recommender:
+        catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
+        if self._recommender is None:
+            self._recommender = load_recommender(self.checkpoint, [catalogue]).to(self.device)
+        self._recommender.item_encoder.check_catalogues([catalogue])
+        return self._recommender
+
+    def _reader_for(self, domain: Domain) -> ItemReader:
+        encoder = self._model_for(domain).item_encoder
+        return ItemReader([domain], encoder.modalities, encoder.tokenizer, encoder.pixel_spec, self._cache)
+
+
+def load(checkpoint: str | Path, *, hub: Path = HUB, cache: Path | None = None, device: str | None = None) -> System:
+    """Open a checkpoint, by its folder or its name in a folder hub. Weights are read at first use.
+
+    `device`: such as "cuda" or "cpu"; None takes a GPU where there is one.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return System(Checkpoint.open(find_checkpoint(str(checkpoint), hub)), cache or CACHE, chosen)
+
+
+def _opened(domain: Domain | Path | str) -> Domain:
+    return domain if isinstance(domain, Domain) else Domain.open(Path(domain))
