@@ -1,0 +1,200 @@
+"""How pictures of users become stored images, and stored images the pixels that encoders read."""
+# R rows given to one encoder, C = 3 colour channels, H = W = size.
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pmmrec.contracts import Modality, PixelSpec
+from pmmrec.data.domain import IMAGES_FILE, Domain
+from pmmrec.data.parallel import Progress, in_order
+from pmmrec.errors import DataError, MachineError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 50_000_000
+JPEG_QUALITY = 90
+GREY = 128
+PIXELS_VERSION = 1  # raise it when `pixels` gives other numbers for the same image
+NUM_THREADS = 4
+SPARE_BYTES = 100_000_000  # left free on the disk of a cache
+_UPRIGHT = 1
+_ORIENTATION_TAG = 0x0112
+
+
+class PictureError(Exception):
+    """A picture that cannot be used; the message is the reason, the same for all pictures of one fault."""
+
+
+def stored_jpeg(data: bytes, side: int) -> bytes:
+    """A picture as a domain stores it: RGB JPEG, upright, its shortest side `side` or the original if smaller.
+
+    Takes the first frame of an animation, lays transparent pictures on white and drops all metadata. Raises
+    PictureError for broken pictures, other formats and more than `MAX_PIXELS` pixels (judged by the header).
+    """
+    image = _decode(data, draft_side=2 * side)
+    image = image.resize(_at_least(image.size, side), Image.Resampling.BICUBIC)
+    stored = io.BytesIO()
+    try:
+        image.save(stored, format="JPEG", quality=JPEG_QUALITY)
+    except (OSError, ValueError) as error:
+        raise PictureError("too long for a JPEG") from error
+    return stored.getvalue()
+
+
+def pixels(jpeg: bytes | None, size: int) -> np.ndarray:
+    """uint8 `(3, size, size)`: the whole image, squeezed without a crop (bicubic); grey where there is none.
+
+    Raises PictureError when the stored bytes are broken.
+    """
+    if jpeg is None:
+        return np.full((3, size, size), GREY, dtype=np.uint8)
+    image = _decode(jpeg).resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _decode(data: bytes, draft_side: int | None = None) -> Image.Image:
+    """The first frame, RGB and upright. A JPEG may be decoded at a half, a quarter, ... down to `draft_side`."""
+    if not data:
+        raise PictureError("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # a reader of headers may raise anything on hostile bytes
+        raise PictureError(f"not a picture of a known format ({', '.join(FORMATS)})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(f"more than {MAX_PIXELS:,} pixels")
+    try:
+        if draft_side is not None:
+            image.draft("RGB", _at_least(image.size, draft_side))
+        return _as_rgb(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        raise PictureError("broken or truncated") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+    except Exception:  # noqa: BLE001  metadata may be broken where the picture is not
+        return image
+    return image if orientation == _UPRIGHT else ImageOps.exif_transpose(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey; convert() would clip them to 8
+        high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+        image = Image.fromarray(high_byte.astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(white, layer)
+    return image.convert("RGB")
+
+
+def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """`size` shrunk so that its shortest side is `side`; never grown."""
+    scale = min(1.0, side / min(size))
+    width, height = (max(1, round(length * scale)) for length in size)
+    return width, height
+
+
+class PixelTable:
+    """Pixels of all images of a domain at one size, decoded once ever: a uint8 memory map in a cache folder."""
+
+    def __init__(self, path: Path, has_image: np.ndarray) -> None:
+        self.path = path
+        self._has_image = has_image
+        self._slot = np.cumsum(has_image) - 1
+        self._pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PixelTable, (self.path, self._has_image)  # a worker process maps the file again
+
+    @classmethod
+    def open(cls, domain: Domain, spec: PixelSpec, cache: Path, progress: Progress | None = None) -> PixelTable:
+        """The table in `cache`, built first when it is not there.
+
+        The file is named after the images and `spec` and appears whole, so processes may race: the last one wins with
+        the same bytes. Raises MachineError when the disk has no room, DataError when a stored image is broken.
+        """
+        has_image = domain.has[Modality.IMAGE]
+        shape = (int(has_image.sum()), 3, spec.size, spec.size)
+        if shape[0] == 0:
+            raise DataError(f"{domain.folder}: no item has an image; import it with --images")
+        images = domain.info.files[IMAGES_FILE].sha256
+        key = hashlib.sha256(f"{images} {spec.size} {PIXELS_VERSION}".encode()).hexdigest()[:32]
+        path = cache / f"pixels-{spec.size}-{key}.npy"
+        if not _holds(path, shape):
+            _build(domain, spec.size, shape, path, progress)
+        return cls(path, has_image)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 `(R, 3, H, W)` of the items `rows`, each of which must have an image."""
+        rows = np.asarray(rows)
+        if not self._has_image[rows].all():
+            lacking = rows[~self._has_image[rows]][:5].tolist()
+            raise DataError(f"{self.path}: items {lacking} have no image; ask only for rows of has[Modality.IMAGE]")
+        taken: np.ndarray = self._pixels[self._slot[rows]]
+        return taken
+
+
+def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return False
+    return bool(found.shape == shape and found.dtype == np.uint8)
+
+
+def _build(domain: Domain, size: int, shape: tuple[int, ...], path: Path, progress: Progress | None) -> None:
+    _check_room(path.parent, int(np.prod(shape)))
+    incomplete = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.incomplete")
+    try:
+        with incomplete.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            _write_pixels(domain, size, file, progress)
+        incomplete.replace(path)
+    except OSError as error:
+        raise MachineError(f"{path.parent}: pixels cannot be written: {error}") from error
+    finally:
+        incomplete.unlink(missing_ok=True)
+
+
+def _write_pixels(domain: Domain, size: int, file: IO[bytes], progress: Progress | None) -> None:
+    rows = np.flatnonzero(domain.has[Modality.IMAGE])
+
+    def decode(row: int) -> np.ndarray:
+        try:
+            return pixels(domain.jpegs(np.array([row]))[0], size)
+        except PictureError as error:
+            path = domain.folder / IMAGES_FILE
+            raise DataError(
+                f"{path}: image of item {row}: {error}; copy the domain again or import it again"
+            ) from error
+
+    for done, image in enumerate(in_order(decode, rows.tolist(), NUM_THREADS), start=1):
+        file.write(image.tobytes())
+        if progress is not None and (done % 1000 == 0 or done == len(rows)):
+            progress("pixels", done, len(rows))
+
+
+def _check_room(cache: Path, num_bytes: int) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free
+    except OSError as error:
+        raise MachineError(f"{cache}: the cache folder cannot be made: {error}") from error
+    if free < num_bytes + SPARE_BYTES:
+        raise MachineError(f"{cache}: pixels need {num_bytes:,} bytes, {free:,} are free; free some or move the cache")

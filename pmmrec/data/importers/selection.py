@@ -1,0 +1,184 @@
+"""Which rows of a user's tables become part of a domain, and why the others do not."""
+# ruff: noqa: S608  statements are built of our own words only; ids and paths are parameters
+# Tables in DuckDB: raw_items, raw_interactions (as read) -> items, users, live (interactions that stand) -> catalogue,
+# and rejected. An item is known by its row in the source, a user by the row of the first interaction.
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from pmmrec.data.importers.wording import cleaned
+from pmmrec.errors import DataError
+
+NUM_EXAMPLES = 5
+
+
+class Selection:
+    """The steps of an import between reading and writing, in the order of the methods."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        connection.create_function("cleaned", cleaned, ["VARCHAR"], "VARCHAR", null_handling="special")
+        connection.execute("CREATE TABLE rejected (kind VARCHAR, id VARCHAR, row BIGINT, reason VARCHAR)")
+
+    def take_items(self, path: Path) -> None:
+        """`items` with clean texts. Raises DataError when an id occurs twice."""
+        self._run(
+            f"""INSERT INTO rejected SELECT 'item', item_id, row, 'empty item id' FROM raw_items
+                WHERE {_is_blank("item_id")} ORDER BY row"""
+        )
+        self._run(
+            f"""CREATE TABLE items AS SELECT * REPLACE (cleaned(text) AS text) FROM raw_items
+                WHERE NOT {_is_blank("item_id")}"""
+        )
+        twice = self._rows(
+            """SELECT item_id, list(row ORDER BY row)[:2] FROM items GROUP BY item_id HAVING count(*) > 1
+               ORDER BY min(row)"""
+        )
+        if twice:
+            shown = ", ".join(f"{item_id!r} (rows {rows[0]} and {rows[1]})" for item_id, rows in twice[:NUM_EXAMPLES])
+            raise DataError(f"{path}: {len(twice):,} item ids occur more than once: {shown}; keep one row each")
+
+    def reject_images(self, item_ids_and_reasons: list[tuple[str, str]]) -> None:
+        """Note pictures that cannot be used."""
+        for item_id, reason in item_ids_and_reasons:
+            self._run("INSERT INTO rejected VALUES ('image', ?, NULL, ?)", [item_id, reason])
+
+    def reject_bare_items(self) -> None:
+        """Items with neither text nor picture leave `items`."""
+        bare = "text IS NULL AND row NOT IN (SELECT row FROM item_pictures)"
+        self._run(
+            f"""INSERT INTO rejected SELECT 'item', item_id, row, 'neither text nor image' FROM items WHERE {bare}
+                ORDER BY row"""
+        )
+        self._run(f"CREATE TABLE bare_items AS SELECT item_id FROM items WHERE {bare}")
+        self._run(f"DELETE FROM items WHERE {bare}")
+
+    def take_interactions(self, path: Path, items_path: Path) -> None:
+        """`users` and `live`. Raises DataError when most times cannot be read, or no interaction can stand."""
+        self._check_times(path)
+        self._run(
+            f"""CREATE TABLE users AS SELECT user_id, min(row) AS user_key FROM raw_interactions
+                WHERE NOT {_is_blank("user_id")} GROUP BY user_id"""
+        )
+        self._run(
+            f"""CREATE TABLE judged AS SELECT x.row, users.user_key, items.row AS item_key, x.time, CASE
+                  WHEN {_is_blank("x.user_id")} THEN 'empty user id'
+                  WHEN {_is_blank("x.item_id")} THEN 'empty item id'
+                  WHEN bare_items.item_id IS NOT NULL THEN 'item with neither text nor image'
+                  WHEN items.row IS NULL THEN 'unknown item'
+                  WHEN x.time IS NULL AND x.has_stamp THEN 'unreadable timestamp'
+                  WHEN x.time IS NULL THEN 'no timestamp' END AS reason
+                FROM raw_interactions x LEFT JOIN users USING (user_id) LEFT JOIN items ON items.item_id = x.item_id
+                LEFT JOIN bare_items ON bare_items.item_id = x.item_id"""
+        )
+        self._run("CREATE TABLE live AS SELECT row, user_key, item_key, time FROM judged WHERE reason IS NULL")
+        self._check_any_left(path, items_path)
+        self._reject_interactions("SELECT row, reason FROM judged WHERE reason IS NOT NULL")
+        self._run("DROP TABLE judged")
+        self._reject_users("no interaction left")
+
+    def keep_core(self, k: int, path: Path) -> None:
+        """Reduce `live` until each user and each item in it has at least `k` interactions, repeats counted."""
+        self._run("CREATE TABLE before_core AS SELECT row FROM live")
+        count, last = self._count("live"), -1
+        while count != last:
+            for key in ("user_key", "item_key"):
+                strong = f"SELECT {key} FROM live GROUP BY {key} HAVING count(*) >= {int(k)}"
+                self._run(f"CREATE OR REPLACE TABLE live AS SELECT * FROM live WHERE {key} IN ({strong})")
+            count, last = self._count("live"), count
+        if count == 0:
+            raise DataError(f"{path}: no user and item have {k} interactions each; choose a smaller k_core, or none")
+        reason = f"outside the {k}-core"
+        self._reject_interactions(
+            "SELECT row, $reason AS reason FROM before_core WHERE row NOT IN (SELECT row FROM live)", reason
+        )
+        self._reject_users(reason)
+        outside = "row NOT IN (SELECT item_key FROM live)"
+        self._run(
+            f"INSERT INTO rejected SELECT 'item', item_id, row, ? FROM items WHERE {outside} ORDER BY row", [reason]
+        )
+        self._run(f"DELETE FROM items WHERE {outside}")
+
+    def number_items(self) -> int:
+        """`catalogue`: items in the order of the source, with their row in the domain. Returns how many there are."""
+        self._run("CREATE TABLE catalogue AS SELECT row_number() OVER (ORDER BY row) - 1 AS item_index, * FROM items")
+        num_items = self._count("catalogue")
+        if num_items > 2**31 - 1:
+            raise DataError(f"{num_items:,} items; a domain numbers them in 32 bits, split it in two")
+        return num_items
+
+    def rejections(self) -> dict[str, dict[str, int]]:
+        """How many were rejected, by kind and reason."""
+        counted: dict[str, dict[str, int]] = {}
+        for kind, reason, count in self._rows(
+            "SELECT kind, reason, count(*) FROM rejected GROUP BY ALL ORDER BY kind, count(*) DESC, reason"
+        ):
+            counted.setdefault(kind, {})[reason] = count
+        return counted
+
+    def write_rejected(self, path: Path) -> None:
+        """Every rejection as a row of a parquet file: kind, id, row in the source (1 is the first), reason."""
+        self._run(
+            "COPY (SELECT * FROM rejected ORDER BY kind, row, id, reason) TO $path (FORMAT parquet)",
+            {"path": str(path)},
+        )
+
+    def _check_times(self, path: Path) -> None:
+        count, num_bad = self._rows("SELECT count(*), count(*) FILTER (time IS NULL) FROM raw_interactions")[0]
+        if 2 * num_bad > count:
+            ((row,),) = self._rows("SELECT min(row) FROM raw_interactions WHERE time IS NULL")
+            raise DataError(
+                f"{path}: {num_bad:,} of {count:,} timestamps cannot be read, the first in row {row}; "
+                "give seconds, milliseconds or ISO dates, or leave out the column: file order then stands"
+            )
+
+    def _check_any_left(self, path: Path, items_path: Path) -> None:
+        if self._count("live"):
+            return
+        reasons = self._rows("SELECT reason, count(*) FROM judged GROUP BY reason ORDER BY count(*) DESC, reason")
+        if [reason for reason, _ in reasons] == ["unknown item"]:
+            unknown = self._rows(f"SELECT item_id FROM raw_interactions ORDER BY row LIMIT {NUM_EXAMPLES}")
+            known = self._rows(f"SELECT item_id FROM items ORDER BY row LIMIT {NUM_EXAMPLES}")
+            raise DataError(
+                f"{path}: every interaction is with an item that {items_path} does not hold: {_shown(unknown)}, "
+                f"while it holds {_shown(known)}; ids are compared as text, '01' is not '1'"
+            )
+        listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+        raise DataError(f"{path}: no interaction can be used: {listed}; mend the files")
+
+    def _reject_interactions(self, query: str, reason: str | None = None) -> None:
+        self._run(
+            f"""INSERT INTO rejected SELECT 'interaction', concat(user_id, '/', item_id), row, reason
+                FROM ({query}) JOIN raw_interactions USING (row) ORDER BY row""",
+            {"reason": reason} if reason else None,
+        )
+
+    def _reject_users(self, reason: str) -> None:
+        """Users of whom nothing is live, unless they were rejected before."""
+        gone = "user_key NOT IN (SELECT user_key FROM live)"
+        self._run(
+            f"INSERT INTO rejected SELECT 'user', user_id, NULL, ? FROM users WHERE {gone} ORDER BY user_key", [reason]
+        )
+        self._run(f"DELETE FROM users WHERE {gone}")
+
+    def _count(self, table: str) -> int:
+        return int(self._rows(f"SELECT count(*) FROM {table}")[0][0])
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = self._connection.execute(query).fetchall()
+        return rows
+
+    def _run(self, statement: str, parameters: list[Any] | dict[str, Any] | None = None) -> None:
+        self._connection.execute(statement, parameters)
+
+
+def _is_blank(column: str) -> str:
+    return f"({column} IS NULL OR trim({column}, ' \t\r\n') = '')"
+
+
+def _shown(rows: list[tuple[Any, ...]]) -> str:
+    return ", ".join(repr(row[0]) for row in rows)

@@ -1,0 +1,177 @@
+"""How a csv, tsv or parquet file of a user becomes a table of DuckDB, exactly as it stands."""
+# ruff: noqa: S608  statements are built of our own words only: names of a user become column_0, ..., values parameters
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from pmmrec.data.domain import SourceFile
+from pmmrec.errors import DataError, MachineError
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
+_CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
+_CSV_REASON = re.compile(r"^(Expected Number of Columns.*|Value with unterminated quote.*|Maximum line size.*)", re.M)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a source; in SQL it goes by `sql`, so that no name of a user is ever part of a statement."""
+
+    name: str
+    sql: str
+    type: str  # of DuckDB
+
+
+class Source:
+    """A file of a user: its columns, its hash, and its rows as a table."""
+
+    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+        """Raises DataError for a missing file, an unknown type, broken text or broken columns."""
+        self.path = path
+        self._connection = connection
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        suffix = path.suffix.lower()
+        if suffix not in (*SEPARATORS, PARQUET):
+            raise DataError(f"{path}: unknown type {suffix!r}; give .csv, .tsv or .parquet")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: is empty; its first line must name the columns")
+        self._separator = SEPARATORS.get(suffix)
+        self.record = _read_through(path, is_text=self._separator is not None)
+        self.columns = self._parquet_columns() if self._separator is None else self._text_columns(self._separator)
+
+    def column(self, name: str) -> Column | None:
+        """The column called exactly `name`, None where there is none."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def required(self, name: str) -> Column:
+        """The column called exactly `name`. Raises DataError that names those found and the nearest."""
+        column = self.column(name)
+        if column is not None:
+            return column
+        found = [column.name for column in self.columns]
+        by_lower = {found_name.lower().strip(): found_name for found_name in found}
+        near = difflib.get_close_matches(name, by_lower, n=1, cutoff=0.5)
+        hint = f"; is it {by_lower[near[0]]!r}? Rename it" if near else "; add it"
+        raise DataError(f"{self.path}: no column {name!r}, found {', '.join(map(repr, found))}{hint}")
+
+    def as_id(self, name: str) -> str:
+        """SQL of the ids in a column, as text. Raises DataError for types that cannot be ids, such as float."""
+        column = self.required(name)
+        if column.type not in ("VARCHAR", "UUID", '"NULL"') and not WHOLE_NUMBERS.fullmatch(column.type):
+            raise DataError(f"{self.path}: column {name!r} is {column.type}; ids are text or whole numbers, cast it")
+        return f"CAST({column.sql} AS VARCHAR)"
+
+    def load(self, table: str, expressions: dict[str, str]) -> int:
+        """Make `table`: `row` (1 is the first row of data) and the expressions by name. Returns the number of rows.
+
+        Raises DataError with the line where the file breaks its format, or when it has no row.
+        """
+        selected = ", ".join(f"{sql} AS {name}" for name, sql in expressions.items())
+        statement = f"CREATE TABLE {table}_unnumbered AS SELECT {selected} FROM {self._scan()}"
+        try:
+            self._connection.execute(statement, self._parameters())
+        except duckdb.Error as error:
+            if is_of_machine(error):
+                raise
+            raise DataError(f"{self.path}: {_explain(str(error))}") from error
+        # rowid follows the order of the file: preserve_insertion_order is on
+        self._connection.execute(f"CREATE VIEW {table} AS SELECT rowid + 1 AS row, * FROM {table}_unnumbered")
+        (num_rows,) = self._connection.execute(f"SELECT count(*) FROM {table}_unnumbered").fetchone() or (0,)
+        if num_rows == 0:
+            raise DataError(f"{self.path}: names its columns but has no row of data")
+        return int(num_rows)
+
+    def _scan(self) -> str:
+        if self._separator is None:
+            names = ", ".join(column.sql for column in self.columns)
+            return f"read_parquet($path, hive_partitioning=false) AS source({names})"
+        columns = ", ".join(f"'{column.sql}': 'VARCHAR'" for column in self.columns)
+        dialect = "delim=$separator, quote='\"', escape='\"', header=true, auto_detect=false, compression='none'"
+        return f"read_csv($path, columns={{{columns}}}, {dialect})"
+
+    def _parameters(self) -> dict[str, str]:
+        plain_path = re.sub(r"([*?\[])", r"[\1]", str(self.path))  # else DuckDB would read all files of a pattern
+        parameters = {"path": plain_path}
+        return parameters if self._separator is None else {**parameters, "separator": self._separator}
+
+    def _text_columns(self, separator: str) -> list[Column]:
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                names = next(csv.reader(file, delimiter=separator), [])
+        except csv.Error as error:
+            raise DataError(f"{self.path}: line 1: {error}; it must name the columns") from error
+        return self._checked([(name, "VARCHAR") for name in names])
+
+    def _parquet_columns(self) -> list[Column]:
+        statement = "DESCRIBE SELECT * FROM read_parquet($path, hive_partitioning=false)"
+        try:
+            described = self._connection.execute(statement, self._parameters()).fetchall()
+        except duckdb.Error as error:
+            raise DataError(f"{self.path}: cannot be read as parquet: {_explain(str(error))}") from error
+        return self._checked([(str(row[0]), str(row[1])) for row in described])
+
+    def _checked(self, named: list[tuple[str, str]]) -> list[Column]:
+        names = [name for name, _ in named]
+        if not any(name.strip() for name in names):
+            raise DataError(f"{self.path}: its first line is empty; it must name the columns")
+        twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
+        if twice:
+            raise DataError(f"{self.path}: column {twice[0]!r} stands twice; rename or remove one")
+        return [Column(name, f"column_{place}", kind) for place, (name, kind) in enumerate(named)]
+
+
+def _read_through(path: Path, *, is_text: bool) -> SourceFile:
+    """Size and sha256; of a text also whether it is UTF-8, which an import must know before it decides anything."""
+    digest, num_bytes, num_lines = hashlib.sha256(), 0, 0
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                num_bytes += len(block)
+                if is_text:
+                    decoder.decode(block)
+                    num_lines += block.count(b"\n")
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        line = num_lines + error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}: line {line}: not UTF-8 text; save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return SourceFile(file_name=path.name, sha256=digest.hexdigest(), num_bytes=num_bytes)
+
+
+def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
+    """Rows of a query, batch by batch; the connection stays free for other work."""
+    try:
+        yield from pa.RecordBatchReader.from_stream(connection.cursor().sql(query))
+    except pa.ArrowException as error:  # how an error of DuckDB arrives here; all rows were read before
+        raise MachineError(f"the import's database failed: {error}; raise memory_gb or free disk") from error
+
+
+def is_of_machine(error: duckdb.Error) -> bool:
+    """Whether DuckDB ran out of memory or disk, rather than into bad data."""
+    return isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error)
+
+
+def _explain(message: str) -> str:
+    """The part of a message of DuckDB that helps: it goes on for twenty lines."""
+    line, reason = _CSV_LINE.search(message), _CSV_REASON.search(message)
+    if line and reason:
+        return f"line {line[1]}: {reason[1]}; quote fields that hold separators, quotes or line ends"
+    if "CSV" in message:
+        return "rows do not follow one csv format; check quotes, and that all lines end in the same way"
+    return message.splitlines()[0]

@@ -1,0 +1,252 @@
+"""How items and interactions in csv, tsv or parquet files, and a folder of pictures, become a domain."""
+# ruff: noqa: S608  statements are built of our own words only
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from pmmrec.contracts import Modality
+from pmmrec.data.domain import NAME_PATTERN, REJECTED_FILE, Domain, Filters, ImportSummary, SourceFile
+from pmmrec.data.importers.pictures import Pictures
+from pmmrec.data.importers.selection import Selection
+from pmmrec.data.importers.source import Column, Source, is_of_machine, stream
+from pmmrec.data.importers.times import TimeRule, TimeUnit, time_rule
+from pmmrec.data.parallel import Progress
+from pmmrec.data.write import DomainFolder, new_folder
+from pmmrec.errors import MachineError
+from pmmrec.settings import Config
+
+SEQUENCE_BATCH = 1_000_000  # interactions gathered before they are cut into users
+FILE_ORDER = "times: no column 'timestamp', so the order of rows stands"
+
+
+class TableImport(Config):
+    """Settings of one import."""
+
+    items: Path = Field(description="csv, tsv or parquet: item_id, text, and any further columns as attributes.")
+    interactions: Path = Field(description="csv, tsv or parquet: user_id, item_id, and timestamp if there is one.")
+    images: Path | None = Field(None, description="Folder of <item_id>.jpg, .jpeg, .png or .webp.")
+    name: str = Field(pattern=NAME_PATTERN, description="What reports call the domain.")
+    out: Path = Field(description="Folder of the new domain; must not exist.")
+    k_core: int | None = Field(5, ge=1, description="Users and items all have this many interactions. None: any.")
+    image_side: int = Field(256, ge=16, le=4096, description="Shortest side of a stored image in pixels, at most.")
+    memory_gb: float = Field(2.0, ge=0.25, description="Memory of the database; the rest goes to disk beside `out`.")
+    num_threads: int = Field(4, ge=1, le=64, description="Threads of the database and of image decoding.")
+
+    @model_validator(mode="after")
+    def _image_side_needs_images(self) -> Self:
+        if self.images is None and "image_side" in self.model_fields_set:
+            raise ValueError("image_side has no effect without images; leave it out or give images")
+        return self
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What stands in the user's files, before anything is decided."""
+
+    items: Source
+    interactions: Source
+    attributes: list[Column]
+    times: TimeRule | None
+    num_items: int
+    num_interactions: int
+
+
+def import_table(settings: TableImport, progress: Progress | None = None) -> Domain:
+    """Write the domain and open it. On any error nothing stays behind.
+
+    Raises RecipeError when `out` exists, DataError for files that break a rule, MachineError when memory or disk end.
+    """
+    with new_folder(settings.out) as (folder, was_stale):
+        work = folder / "work"
+        work.mkdir()
+        with _database(work, settings) as connection, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # our own limit is lower and says why
+            _Import(settings, folder, work, connection, progress).run(was_stale=was_stale)
+        shutil.rmtree(work)
+    return Domain.open(settings.out)
+
+
+class _Import:
+    """One import, step by step."""
+
+    def __init__(
+        self,
+        settings: TableImport,
+        folder: Path,
+        work: Path,
+        connection: duckdb.DuckDBPyConnection,
+        progress: Progress | None,
+    ) -> None:
+        self._settings, self._connection, self._progress = settings, connection, progress
+        self._domain = DomainFolder(folder)
+        self._selection = Selection(connection)
+        side, num_threads = settings.image_side, settings.num_threads
+        self._pictures = Pictures(settings.images, work, connection, side=side, num_threads=num_threads)
+
+    def run(self, *, was_stale: bool) -> None:
+        settings, selection, pictures = self._settings, self._selection, self._pictures
+        sources = self._load()
+        self._say("rows read", 1)
+        selection.take_items(settings.items)
+        pictures.match(selection)
+        pictures.decode_of_textless(selection, self._progress)
+        selection.reject_bare_items()
+        selection.take_interactions(settings.interactions, settings.items)
+        if settings.k_core is not None:
+            selection.keep_core(settings.k_core, settings.interactions)
+        num_items = selection.number_items()
+        self._say("rows chosen", 2)
+        self._domain.write_items(self._item_batches(sources), [column.name for column in sources.attributes])
+        if settings.images is not None:
+            self._domain.write_images(pictures.batches(selection, num_items, self._progress))
+        sequences = _Sequences(self._connection, has_times=sources.times is not None)
+        self._domain.write_sequences(sequences.batches(), has_times=sources.times is not None)
+        selection.write_rejected(self._domain.folder / REJECTED_FILE)
+        self._seal(sources, self._notes(sources, sequences.num_ties, was_stale=was_stale))
+
+    def _load(self) -> _Sources:
+        items = Source(self._settings.items, self._connection)
+        interactions = Source(self._settings.interactions, self._connection)
+        attributes = [
+            column for column in items.columns if column.name not in ("item_id", "text") and column.name.strip()
+        ]
+        columns = {"item_id": items.as_id("item_id"), "text": f"CAST({items.required('text').sql} AS VARCHAR)"}
+        columns |= {column.sql: f"CAST({column.sql} AS VARCHAR)" for column in attributes}
+        num_items = items.load("raw_items", columns)
+        columns = {"user_id": interactions.as_id("user_id"), "item_id": interactions.as_id("item_id")}
+        stamp = interactions.column("timestamp")
+        columns["stamp"] = stamp.sql if stamp else "0"
+        num_interactions = interactions.load("stamped", columns)
+        times = time_rule(self._connection, "stamped", stamp, str(interactions.path)) if stamp else None
+        self._connection.execute(
+            f"""CREATE TABLE raw_interactions AS SELECT row, user_id, item_id, {times.sql if times else "row"} AS time,
+                stamp IS NOT NULL AND trim(CAST(stamp AS VARCHAR)) <> '' AS has_stamp FROM stamped"""
+        )
+        return _Sources(items, interactions, attributes, times, num_items, num_interactions)
+
+    def _item_batches(self, sources: _Sources) -> Iterator[pa.RecordBatch]:
+        columns = ", ".join(["item_id", "text", *(column.sql for column in sources.attributes)])
+        return stream(self._connection, f"SELECT {columns} FROM catalogue ORDER BY item_index")
+
+    def _notes(self, sources: _Sources, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
+        notes = [sources.times.note if sources.times else FILE_ORDER]
+        if num_ties:
+            notes.append(f"times: {num_ties:,} interactions have the time of the one before; the order of rows stands")
+        unused = [c.name for c in sources.interactions.columns if c.name not in ("user_id", "item_id", "timestamp")]
+        if unused:
+            notes.append(f"interactions: columns not used: {', '.join(unused)}")
+        if was_stale:
+            notes.append("removed what an import that was cut short had left behind")
+        return tuple(notes)
+
+    def _seal(self, sources: _Sources, notes: tuple[str, ...]) -> None:
+        settings, domain = self._settings, self._domain
+        kept = {
+            "items": domain.num_items,
+            "users": domain.num_users,
+            "interactions": domain.num_interactions,
+            "texts": domain.num_with[Modality.TEXT],
+            "images": domain.num_with[Modality.IMAGE],
+        }
+        unit: TimeUnit | None = sources.times.unit if sources.times else None
+        records: dict[str, SourceFile] = {"items": sources.items.record, "interactions": sources.interactions.record}
+        domain.seal(
+            settings.name,
+            filters=Filters(k_core=settings.k_core),
+            image_side=settings.image_side if settings.images is not None else None,
+            time_unit=unit,
+            sources=records,
+            summary=ImportSummary(
+                num_items_read=sources.num_items,
+                num_interactions_read=sources.num_interactions,
+                kept=kept,
+                rejected=self._selection.rejections(),
+                num_pictures_ignored=self._pictures.num_ignored,
+                notes=notes,
+            ),
+        )
+
+    def _say(self, stage: str, done: int) -> None:
+        if self._progress is not None:
+            self._progress(stage, done, 2)
+
+
+class _Sequences:
+    """`live` as one row a user: users in the order of their first row, items by time, then by row."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, *, has_times: bool) -> None:
+        self._connection, self._has_times = connection, has_times
+        self.num_ties = 0  # interactions that have the time of the one before
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        query = """SELECT live.user_key, CAST(catalogue.item_index AS INTEGER) AS item, live.time
+                   FROM live JOIN catalogue ON catalogue.row = live.item_key
+                   ORDER BY live.user_key, live.time, live.row"""
+        waiting = pa.Table.from_batches(
+            [], pa.schema([("user", pa.int64()), ("item", pa.int32()), ("time", pa.int64())])
+        )
+        for batch in stream(self._connection, query):
+            named = pa.Table.from_batches([batch]).rename_columns(waiting.column_names)
+            waiting = pa.concat_tables([waiting, named.cast(waiting.schema)])
+            if len(waiting) >= SEQUENCE_BATCH:
+                is_last_user = waiting["user"].to_numpy() == waiting["user"][-1].as_py()
+                num_whole = int(np.argmax(is_last_user))  # the last user may go on in the next batch
+                yield from self._users(waiting.slice(0, num_whole))
+                waiting = waiting.slice(num_whole)
+        yield from self._users(waiting)
+
+    def _users(self, rows: pa.Table) -> Iterator[pa.RecordBatch]:
+        """The users of whole sequences."""
+        if len(rows) == 0:
+            return
+        user, item, time = (rows[name].to_numpy() for name in ("user", "item", "time"))
+        is_same = user[1:] == user[:-1]
+        starts = np.concatenate([[0], np.flatnonzero(~is_same) + 1])
+        offsets = pa.array(np.append(starts, len(user)), pa.int64())
+        columns = [self._ids(user[starts]), pa.LargeListArray.from_arrays(offsets, pa.array(item, pa.int32()))]
+        if self._has_times:
+            self.num_ties += int((is_same & (time[1:] == time[:-1])).sum())
+            columns.append(pa.LargeListArray.from_arrays(offsets, pa.array(time, pa.int64())))
+        yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "times"][: len(columns)])
+
+    def _ids(self, keys: np.ndarray) -> pa.Array:
+        first, last = int(keys[0]), int(keys[-1])
+        query = f"SELECT user_id FROM users WHERE user_key BETWEEN {first} AND {last} ORDER BY user_key"
+        ids = pa.Table.from_batches(stream(self._connection, query))["user_id"]
+        return ids.cast(pa.large_string()).combine_chunks()
+
+
+@contextlib.contextmanager
+def _database(work: Path, settings: TableImport) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database on disk that fetches nothing from the network and keeps to its memory."""
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{int(settings.memory_gb * 1e9)}B",
+        "temp_directory": str(work / "spill"),
+        "threads": settings.num_threads,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "preserve_insertion_order": True,
+        "arrow_large_buffer_size": True,
+    }
+    try:
+        with duckdb.connect(str(work / "import.duckdb"), config=config) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            yield connection
+    except duckdb.Error as error:
+        if not is_of_machine(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise MachineError(f"{settings.out}: out of room: {reason}; raise memory_gb or free some disk") from error

@@ -1,0 +1,20 @@
+"""How a text of a user becomes a text of a domain."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+MAX_CHARACTERS = 10_000
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and halves of surrogate pairs, which UTF-8 cannot hold
+
+
+def cleaned(text: str | None) -> str | None:
+    """HTML entities read, one space for each run of white space, NFC, at most `MAX_CHARACTERS`; None for no words."""
+    if text is None:
+        return None
+    words = " ".join(_UNSTORABLE.sub("", html.unescape(text)).split())
+    # cut before and after: composing takes quadratic time on hostile runs of accents, and may lengthen a text
+    composed = unicodedata.normalize("NFC", words[:MAX_CHARACTERS])
+    return composed[:MAX_CHARACTERS].strip() or None

@@ -1,0 +1,112 @@
+"""Is a domain still what its import wrote, and does it keep the rules of its format?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pmmrec.contracts import Modality
+from pmmrec.data.domain import DOMAIN_FILE, IMAGES_FILE, ITEMS_FILE, REJECTED_FILE, SEQUENCES_FILE, Domain
+from pmmrec.data.images import PictureError, pixels
+from pmmrec.data.parallel import in_order
+from pmmrec.data.write import fingerprint_of, ids_as_bytes, record_of
+from pmmrec.errors import DataError
+
+MAX_SHOWN = 5
+NUM_THREADS = 4
+
+
+def verify_domain(folder: Path) -> list[str]:
+    """Every problem found, a line each; an empty list for a sound domain. Reads all files, decodes all images."""
+    try:
+        domain = Domain.open(folder)
+    except DataError as error:
+        return [str(error)]
+    problems = [*_changed_files(domain), *_broken_arrow(domain)]
+    if problems:
+        return problems  # what stands in broken files would only repeat them
+    return [*_wrong_counts(domain), *_wrong_ids(domain), *_wrong_sequences(domain), *_undecodable(domain)]
+
+
+def _changed_files(domain: Domain) -> Iterator[str]:
+    files = domain.info.files
+    for name, record in files.items():
+        if record_of(domain.folder / name) != record:
+            yield f"{domain.folder / name}: changed after it was written (its sha256 is not that in {DOMAIN_FILE})"
+    if fingerprint_of(files) != domain.fingerprint:
+        yield f"{domain.folder / DOMAIN_FILE}: fingerprint is not that of its files"
+
+
+def _broken_arrow(domain: Domain) -> Iterator[str]:
+    for name in domain.info.files:
+        path = domain.folder / name
+        if name == REJECTED_FILE:
+            continue
+        try:
+            with pa.memory_map(str(path)) as source:
+                for batch in pa.ipc.open_file(source).read_all().to_batches():
+                    batch.validate(full=True)
+        except pa.ArrowException as error:
+            yield f"{path}: broken: {error}"
+
+
+def _wrong_counts(domain: Domain) -> Iterator[str]:
+    for modality, is_there in domain.has.items():
+        said, found = domain.info.num_with.get(modality, 0), int(is_there.sum())
+        if said != found:
+            yield f"{domain.folder}: {found:,} items have {modality.value} where {DOMAIN_FILE} says {said:,}"
+    num_bare = int((~domain.has[Modality.TEXT] & ~domain.has[Modality.IMAGE]).sum())
+    if num_bare:
+        yield f"{domain.folder / ITEMS_FILE}: {num_bare:,} items have neither text nor image"
+
+
+def _wrong_ids(domain: Domain) -> Iterator[str]:
+    for file, ids in ((ITEMS_FILE, domain.item_ids), (SEQUENCES_FILE, domain.user_ids)):
+        if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
+            yield f"{domain.folder / file}: an id is empty"
+        num_twice = len(ids) - pc.count_distinct(ids, mode="all").as_py()
+        if num_twice:
+            yield f"{domain.folder / file}: {num_twice:,} ids occur more than once"
+    digest = hashlib.sha256()
+    for chunk in domain.item_ids.chunks:
+        digest.update(ids_as_bytes(chunk))
+    if digest.hexdigest() != domain.item_ids_fingerprint:
+        yield f"{domain.folder / DOMAIN_FILE}: item_ids_fingerprint is not that of the item ids"
+
+
+def _wrong_sequences(domain: Domain) -> Iterator[str]:
+    path, items = domain.folder / SEQUENCES_FILE, domain.sequence_items
+    is_outside = (items < 0) | (items >= domain.num_items)
+    if is_outside.any():
+        shown = items[is_outside][:MAX_SHOWN].tolist()
+        yield f"{path}: {is_outside.sum():,} item rows outside 0..{domain.num_items - 1}, such as {shown}"
+    num_empty = int((np.diff(domain.sequence_offsets) == 0).sum())
+    if num_empty:
+        yield f"{path}: {num_empty:,} users have no interaction"
+    unordered = [user for user in range(domain.num_users) if _goes_back(domain.times(user))]
+    if unordered:
+        yield f"{path}: times go back in {len(unordered):,} sequences, such as of users {unordered[:MAX_SHOWN]}"
+
+
+def _goes_back(times: np.ndarray | None) -> bool:
+    return times is not None and bool((np.diff(times) < 0).any())
+
+
+def _undecodable(domain: Domain) -> Iterator[str]:
+    def problem(row: int) -> str | None:
+        try:
+            pixels(domain.jpegs(np.array([row]))[0], size=8)
+        except PictureError as error:
+            return f"{domain.folder / IMAGES_FILE}: image of item row {row}: {error}"
+        return None
+
+    rows = np.flatnonzero(domain.has[Modality.IMAGE]).tolist()
+    found = [line for line in in_order(problem, rows, NUM_THREADS) if line is not None]
+    yield from found[:MAX_SHOWN]
+    if len(found) > MAX_SHOWN:
+        yield f"{domain.folder / IMAGES_FILE}: and {len(found) - MAX_SHOWN:,} more images that cannot be decoded"
