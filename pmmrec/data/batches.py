@@ -1,0 +1,203 @@
+"""One step's input: the distinct items of a batch, and the windows over them."""
+# B users, S window positions, L = S - 1 inputs, U distinct items.
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pmmrec.contracts import Batch, Corruption, View, Windows
+from pmmrec.data.corruption import CorruptionConfig, KeyedWindow, SlotPool, corrupt
+from pmmrec.data.domain import Domain
+from pmmrec.data.items import ItemReader
+from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
+from pmmrec.data.randomness import Purpose, generator
+from pmmrec.data.split import Split
+from pmmrec.data.windows import WindowConfig, WindowIndex
+from pmmrec.errors import RecipeError
+from pmmrec.settings import Config
+
+Ints = NDArray[np.int64]
+
+
+class DataConfig(Config):
+    """How domains become batches."""
+
+    window: WindowConfig = WindowConfig()
+    mixing: MixingConfig = MixingConfig()
+    corruption: CorruptionConfig = CorruptionConfig()
+    workers: int = Field(default=0, ge=0, description="Processes that read ahead; any number gives the same batches.")
+
+
+class BatchBuilder:
+    """The batch of every step, as a pure function of (seed, epoch, step, rank, world).
+
+    All processes draw the same global batch and take an even share of its users. What happens to a window is drawn from
+    (seed, visit, domain, window), so neither the number of processes nor of workers changes it; the visit is the epoch
+    under natural weights, and tells visits within one epoch apart under others. Windows are padded on the left to the
+    longest of the global batch, items are ordered by (domain, row), and each is read once.
+
+    `views` are what the objectives ask for. With `View.POPULARITY` a batch holds `log_q_U`, the log of
+
+        q = users of this global batch x weight of the item's domain x expected slots of the item in one window of it
+
+    where the last is, for the domain, the item's share of all slots shown times the mean slots of a window. With
+    `one_domain` batches the weight is 1: nothing else can be drawn in such a step. An item that this process holds as a
+    replacement only has the q of its slots elsewhere in the global batch.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Domain],
+        splits: Sequence[Split],
+        reader: ItemReader,
+        window: WindowConfig,
+        mixing: MixingConfig,
+        corruption: CorruptionConfig | None,
+        batch_users: int,
+        seed: int,
+        views: frozenset[View],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if View.CORRUPTED in views and corruption is None:
+            raise RecipeError("corruption: an objective asks for corrupted windows; say how to corrupt them")
+        self._domains = list(domains)
+        self._reader = reader
+        self._windows = [WindowIndex(split, window) for split in splits]
+        names = [domain.name for domain in domains]
+        counts = [index.num_windows for index in self._windows]
+        self._sampler = StepSampler(counts, names, batch_users, seed, mixing)
+        if self._sampler.smallest_batch < world:
+            raise RecipeError(
+                f"batch_users: a batch of {self._sampler.smallest_batch} users leaves some of {world} processes "
+                f"without any; use fewer processes or larger batches"
+            )
+        self._corruption = corruption if View.CORRUPTED in views else None
+        self._seed, self._rank, self._world = seed, rank, world
+        # The key of an item is its row behind all items of the domains before its own.
+        self._first_key = np.cumsum([0, *(domain.num_items for domain in domains)])
+        self._log_share = self._log_expected_slots(mixing) if View.POPULARITY in views else None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._sampler.steps_per_epoch
+
+    def build(self, epoch: int, step: int) -> Batch:
+        """This process's share of the batch of one step."""
+        everyone = self._sampler.step(epoch, step)
+        mine = Draw(*(share(column, self._rank, self._world) for column in everyone))
+        windows = self._keyed_windows(mine)
+        num_positions = self._longest(everyone)
+        item_keys = [window.keys for window in windows]
+        corrupted = self._corrupted(self._corruption, everyone, mine, windows) if self._corruption else []
+        key_U = np.unique(np.concatenate([*item_keys, *(keys for keys, _ in corrupted)]))
+        domain_U = np.searchsorted(self._first_key, key_U, side="right") - 1
+        places = [np.searchsorted(key_U, keys) for keys in item_keys]
+        corruption = None
+        if corrupted:
+            corrupted_places = [np.searchsorted(key_U, keys) for keys, _ in corrupted]
+            corruption = Corruption(
+                item_index_BL=_left_padded(corrupted_places, num_positions - 1),
+                noise_BL=_left_padded([noise for _, noise in corrupted], num_positions - 1),
+            )
+        is_valid_BS = _left_padded([np.ones_like(keys) for keys in item_keys], num_positions).bool()
+        log_q_U = None
+        if self._log_share is not None:
+            log_q_U = torch.from_numpy(self._log_share[key_U] + np.log(len(everyone.domain_B))).float()
+        return Batch(
+            items=self._reader.read(domain_U, key_U - self._first_key[domain_U]),
+            windows=Windows(_left_padded(places, num_positions), is_valid_BS, corruption),
+            log_q_U=log_q_U,
+            user_id=tuple(self._user_id(window) for window in windows),
+        )
+
+    def _keyed_windows(self, draw: Draw) -> list[KeyedWindow]:
+        windows = []
+        for domain, window, visit in zip(*(column.tolist() for column in draw), strict=True):
+            index = self._windows[domain]
+            rows = index.items(window, generator(self._seed, Purpose.WINDOW, visit, domain, window))
+            windows.append(KeyedWindow(self._first_key[domain] + rows, domain, index.user(window)))
+        return windows
+
+    def _corrupted(
+        self, config: CorruptionConfig, everyone: Draw, mine: Draw, windows: list[KeyedWindow]
+    ) -> list[tuple[Ints, Ints]]:
+        pool = SlotPool(windows if self._world == 1 else self._keyed_windows(everyone))
+        corrupted = []
+        for window, visit, number in zip(windows, mine.pass_B.tolist(), mine.window_B.tolist(), strict=True):
+            rng = generator(self._seed, Purpose.CORRUPTION, visit, window.domain, number)
+            corrupted.append(corrupt(window, pool, config, rng))
+        return corrupted
+
+    def _longest(self, draw: Draw) -> int:
+        lengths = [
+            self._windows[domain].lengths(draw.window_B[draw.domain_B == domain]) for domain in np.unique(draw.domain_B)
+        ]
+        return int(np.concatenate(lengths).max())
+
+    def _log_expected_slots(self, mixing: MixingConfig) -> NDArray[np.float64]:
+        """Log of the slots in which a batch of one user is expected to show each item, by key."""
+        weights = self._sampler.weights if mixing.batches == "mixed" else np.ones(len(self._windows))
+        with np.errstate(divide="ignore"):  # items that no window holds: -inf, and in no batch
+            return np.concatenate(
+                [
+                    np.log(weight * index.expected_slots() / index.num_windows)
+                    for weight, index in zip(weights, self._windows, strict=True)
+                ]
+            )
+
+    def _user_id(self, window: KeyedWindow) -> str:
+        domain = self._domains[window.domain]
+        return f"{domain.name}/{domain.user_ids[window.user].as_py()}"
+
+
+class BatchLoader:
+    """Batches of an epoch in order, read ahead by `workers` processes; any number of them gives the same batches."""
+
+    def __init__(self, builder: BatchBuilder, workers: int = 0) -> None:
+        self._builder = builder
+        self._workers = workers
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from `start_step` on, which is how a run resumes."""
+        # Elsewhere the platform's own way is taken: forking is not safe on every system.
+        context = "fork" if self._workers and sys.platform == "linux" else None
+        loader: DataLoader[Batch] = DataLoader(
+            _Steps(self._builder, epoch),
+            batch_size=None,
+            sampler=range(start_step, self._builder.steps_per_epoch),
+            num_workers=self._workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size=None it is given one sample
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # its own: the global one must not depend on how batches are loaded
+        )
+        return iter(loader)
+
+
+class _Steps(Dataset[Batch]):
+    def __init__(self, builder: BatchBuilder, epoch: int) -> None:
+        self._builder = builder
+        self._epoch = epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._builder.build(self._epoch, step)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _left_padded(rows: Sequence[Ints], length: int) -> Tensor:
+    """`(B, length)` int64, with zeros before each row."""
+    padded = np.zeros((len(rows), length), dtype=np.int64)
+    for place, row in enumerate(rows):
+        padded[place, length - len(row) :] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,133 @@
+"""Items of several domains, ready to be encoded."""
+# U distinct items, R of them with a modality, T tokens, C H W of an image.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pmmrec.contracts import ItemInputs, Modality, PixelInputs, PixelSpec, TokenInputs, Tokenizer
+from pmmrec.data.domain import Domain
+from pmmrec.data.images import GREY, PixelTable
+from pmmrec.data.parallel import Progress
+from pmmrec.data.text import TokenTable
+from pmmrec.errors import DataError
+
+Ints = NDArray[np.int64]
+
+
+class ItemReader:
+    """Reads text and image of any items, each item once, from tables that are made once for each domain.
+
+    The tables are kept in `cache`. `tokenizer` and `pixel_spec` are given for the modalities that the model reads, and
+    for those alone. A model that knows items by id reads none: then only `domain_U` and `row_U` are filled.
+    Raises DataError where a domain has items with nothing that the model reads.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Domain],
+        modalities: frozenset[Modality],
+        tokenizer: Tokenizer | None,
+        pixel_spec: PixelSpec | None,
+        cache: Path,
+        progress: Progress | None = None,
+    ) -> None:
+        for modality, reader in ((Modality.TEXT, tokenizer), (Modality.IMAGE, pixel_spec)):
+            if (modality in modalities) != (reader is not None):
+                raise ValueError(f"{modality.value}: what reads it is given exactly where the model reads it")
+        for domain in domains:
+            _check_something_to_read(domain, modalities)
+        self._domains = list(domains)
+        self._modalities = sorted(modalities)
+        self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
+        self._size = 0 if pixel_spec is None else pixel_spec.size
+        self._tokens: list[TokenTable] = []
+        self._pixels: dict[int, PixelTable] = {}
+        if tokenizer is not None:
+            self._tokens = [TokenTable.open(domain, tokenizer, cache, progress) for domain in domains]
+        if pixel_spec is not None:
+            for place, domain in enumerate(domains):
+                if domain.has[Modality.IMAGE].any():
+                    self._pixels[place] = PixelTable.open(domain, pixel_spec, cache, progress)
+
+    def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
+        """The inputs of these items (at least one, each named once), in their order."""
+        has_U = {modality: self._has(modality, domain_U, row_U) for modality in self._modalities}
+        return ItemInputs(
+            domain_U=torch.from_numpy(domain_U.astype(np.int64)),
+            row_U=torch.from_numpy(row_U.astype(np.int64)),
+            has_U={modality: torch.from_numpy(has) for modality, has in has_U.items()},
+            text=self._texts(domain_U, row_U, has_U[Modality.TEXT]) if Modality.TEXT in has_U else None,
+            image=self._images(domain_U, row_U, has_U[Modality.IMAGE]) if Modality.IMAGE in has_U else None,
+        )
+
+    def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:
+        """Every item of one domain once, at most `chunk` at a time; `row_U` says which.
+
+        Where texts are read the longest come first: little is spent on padding, and what does not fit into memory
+        fails at once.
+        """
+        rows = np.arange(self._domains[domain].num_items)
+        if self._tokens:
+            rows = np.argsort(-self._tokens[domain].num_tokens, kind="stable")
+        for start in range(0, len(rows), chunk):
+            some = rows[start : start + chunk]
+            yield self.read(np.full(len(some), domain), some)
+
+    def _has(self, modality: Modality, domain_U: Ints, row_U: Ints) -> NDArray[np.bool_]:
+        has_U = np.zeros(len(row_U), dtype=bool)
+        for domain, places in _by_domain(domain_U):
+            has_U[places] = self._domains[domain].has[modality][row_U[places]]
+        return has_U
+
+    def _texts(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
+        item_index = np.flatnonzero(has_U)
+        if len(item_index) == 0:
+            pad_RT = torch.full((1, 1), self._pad_token_id, dtype=torch.int64)
+            return TokenInputs(pad_RT, torch.ones_like(pad_RT, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))
+        groups = [
+            (places, *self._tokens[domain].read(row_U[item_index[places]]))
+            for domain, places in _by_domain(domain_U[item_index])
+        ]
+        shape = (len(item_index), max(ids.shape[1] for _, ids, _ in groups))
+        token_id_RT = np.full(shape, self._pad_token_id, dtype=np.int64)
+        is_valid_RT = np.zeros(shape, dtype=bool)
+        for places, ids, is_valid in groups:
+            token_id_RT[places, : ids.shape[1]] = ids
+            is_valid_RT[places, : ids.shape[1]] = is_valid
+        return TokenInputs(torch.from_numpy(token_id_RT), torch.from_numpy(is_valid_RT), torch.from_numpy(item_index))
+
+    def _images(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> PixelInputs:
+        item_index = np.flatnonzero(has_U)
+        if len(item_index) == 0:
+            grey_RCHW = torch.full((1, 3, self._size, self._size), GREY, dtype=torch.uint8)
+            return PixelInputs(grey_RCHW, torch.zeros(1, dtype=torch.int64))
+        pixels_RCHW = np.empty((len(item_index), 3, self._size, self._size), dtype=np.uint8)
+        for domain, places in _by_domain(domain_U[item_index]):
+            pixels_RCHW[places] = self._pixels[domain].read(row_U[item_index[places]])
+        return PixelInputs(torch.from_numpy(pixels_RCHW), torch.from_numpy(item_index))
+
+
+def _by_domain(domain_U: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each domain that occurs, and the places where it does."""
+    for domain in np.unique(domain_U):
+        yield int(domain), np.flatnonzero(domain_U == domain)
+
+
+def _check_something_to_read(domain: Domain, modalities: frozenset[Modality]) -> None:
+    if not modalities:
+        return
+    bare = np.flatnonzero(~np.any([domain.has[modality] for modality in modalities], axis=0))
+    if len(bare):
+        wanted = " or ".join(modality.value for modality in sorted(modalities))
+        first = ", ".join(repr(domain.item_ids[int(row)].as_py()) for row in bare[:5])
+        raise DataError(
+            f"{domain.folder}: {len(bare):,} of {domain.num_items:,} items have no {wanted} for the model to read "
+            f"({first}{', ...' if len(bare) > 5 else ''}); import the domain without them, give them one, "
+            f"or use a model that reads what they have"
+        )

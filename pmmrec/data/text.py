@@ -1,0 +1,130 @@
+"""Texts of a domain as token ids: made once, kept in a cache, read by row."""
+# N items of a domain, R rows read, T tokens of the longest of them.
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmmrec.contracts import Modality, Tokenizer
+from pmmrec.data.domain import Domain
+from pmmrec.data.parallel import Progress
+from pmmrec.errors import DataError, MachineError
+
+ITEMS_AT_ONCE = 4096
+FORMAT = 1  # part of the key: a change of layout makes a new cache
+
+
+class TokenTable:
+    """Token ids of every item of a domain. Items without a text hold none.
+
+    On disk: `values` (int32, all tokens in a row) and `offsets` (int64, N + 1) as memory-mapped .npy files, and a small
+    JSON with their checksums that is written last. All three names carry the key.
+    """
+
+    def __init__(self, stem: Path, num_items: int, pad_token_id: int) -> None:
+        """The table whose files begin with `stem`; `open` is the way to one."""
+        arrays = _load(stem, num_items)
+        if arrays is None:
+            raise DataError(f"{stem}: token ids are missing or were changed; make them again with TokenTable.open")
+        self._values, self._offsets = arrays
+        self._source = (stem, num_items, pad_token_id)
+        self._pad_token_id = pad_token_id
+
+    @classmethod
+    def open(cls, domain: Domain, tokenizer: Tokenizer, cache: Path, progress: Progress | None = None) -> TokenTable:
+        """The table of `domain` under `tokenizer`, made now if `cache` holds none that is whole.
+
+        Raises DataError for a text without any token, MachineError when the disk has no room.
+        """
+        source = f"tokens {FORMAT} {domain.fingerprint} {tokenizer.fingerprint}"
+        stem = cache / f"tokens-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+        if _load(stem, domain.num_items) is None:
+            _save(stem, *_tokenise(domain, tokenizer, progress))
+        return cls(stem, domain.num_items, tokenizer.pad_token_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenTable, self._source  # a worker process maps the files again
+
+    @property
+    def num_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each item, `(N,)`; 0 without a text."""
+        return np.diff(self._offsets)
+
+    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Token ids `(R, T)`, right-padded to the longest of these rows, and which of them are tokens."""
+        starts = self._offsets[rows]
+        lengths = self._offsets[rows + 1] - starts
+        places = np.arange(lengths.max(initial=1))
+        is_valid = places < lengths[:, None]
+        token_ids = np.full(is_valid.shape, self._pad_token_id, dtype=np.int64)
+        token_ids[is_valid] = self._values[(starts[:, None] + places)[is_valid]]
+        return token_ids, is_valid
+
+
+def _tokenise(
+    domain: Domain, tokenizer: Tokenizer, progress: Progress | None
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    rows = np.flatnonzero(domain.has[Modality.TEXT])
+    lengths = np.zeros(domain.num_items, dtype=np.int64)
+    values = [np.empty(0, dtype=np.int32)]
+    for start in range(0, len(rows), ITEMS_AT_ONCE):
+        some = rows[start : start + ITEMS_AT_ONCE]
+        encoded = tokenizer.encode([text or "" for text in domain.texts(some)])
+        lengths[some] = [len(token_ids) for token_ids in encoded]
+        silent = some[lengths[some] == 0]
+        if len(silent):
+            item_id = domain.item_ids[int(silent[0])].as_py()
+            raise DataError(f"{domain.folder}: item {item_id!r}: its text gives no token; mend the text or remove it")
+        values.append(np.fromiter((token_id for token_ids in encoded for token_id in token_ids), dtype=np.int32))
+        if progress is not None:
+            progress("tokens", start + len(some), len(rows))
+    return np.concatenate(values), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _save(stem: Path, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+    unfinished = stem.parent / f".{stem.name}-{uuid.uuid4().hex}.npy"
+    checksums = {}
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for name, array in (("values", values), ("offsets", offsets)):
+            np.save(unfinished, array, allow_pickle=False)
+            path = Path(f"{stem}.{name}.npy")
+            checksums[path.name] = _sha256(unfinished)
+            unfinished.replace(path)
+        unfinished.write_text(json.dumps(checksums), encoding="utf-8")
+        unfinished.replace(f"{stem}.json")
+    except OSError as error:
+        raise MachineError(
+            f"{stem.parent}: token ids cannot be kept there: {error.strerror}; free space or name another cache"
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _load(stem: Path, num_items: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
+    """The two arrays, memory-mapped; None where a file is missing, was cut short or changed."""
+    paths = [Path(f"{stem}.{name}.npy") for name in ("values", "offsets")]
+    try:
+        checksums = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
+        if checksums != {path.name: _sha256(path) for path in paths}:
+            return None
+        values, offsets = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+    except (OSError, ValueError):  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        return None
+    fits = values.dtype == np.int32 and offsets.dtype == np.int64 and offsets.shape == (num_items + 1,)
+    return (values, offsets) if fits and offsets[-1] == len(values) else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""What an encoder is given of an item is what its domain holds, in the order that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pmmrec.contracts import ItemInputs, Modality, PixelSpec
+from pmmrec.data.items import ItemReader
+from pmmrec.errors import DataError
+
+BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
+SIZE = PixelSpec(size=8)
+
+
+@pytest.fixture
+def shops(make_domain: Any) -> list[Any]:
+    """Two domains with equal item ids: items 0 and 1 of the first and 1 of the second have no image, item 2 no text."""
+    first = make_domain([[0, 1, 2, 3]], "first", texts=["a", "a bb", None, "a bb ccc"], images=[2, 3])
+    second = make_domain([[0, 1, 2, 0]], "second", texts=["dddd", "dddd dddd", None], images=[0, 2])
+    return [first, second]
+
+
+@pytest.fixture
+def reader(shops: list[Any], tokenizer: Any, tmp_path: Path) -> ItemReader:
+    return ItemReader(shops, BOTH, tokenizer, SIZE, tmp_path / "cache")
+
+
+def read(reader: ItemReader, *items: tuple[int, int]) -> ItemInputs:
+    domain_U, row_U = np.array(items).T
+    return reader.read(domain_U, row_U)
+
+
+def test_items_of_several_domains_keep_their_order(reader: ItemReader) -> None:
+    items = read(reader, (1, 0), (0, 1), (1, 1), (0, 0))
+    assert items.text is not None
+    assert items.text.token_id_RT.tolist() == [[1, 14, 0], [1, 11, 12], [1, 14, 14], [1, 11, 0]]
+    assert items.text.item_index_R.tolist() == [0, 1, 2, 3]
+    assert (items.domain_U.tolist(), items.row_U.tolist()) == ([1, 0, 1, 0], [0, 1, 1, 0])
+
+
+def test_an_encoder_is_given_only_the_items_that_have_its_modality(reader: ItemReader) -> None:
+    items = read(reader, (0, 0), (0, 2), (1, 0), (0, 3))
+    assert items.text is not None
+    assert items.image is not None
+    assert {modality: has.tolist() for modality, has in items.has_U.items()} == {
+        Modality.TEXT: [True, False, True, True],
+        Modality.IMAGE: [False, True, True, True],
+    }
+    assert items.text.item_index_R.tolist() == [0, 2, 3]
+    assert items.image.item_index_R.tolist() == [1, 2, 3]
+    assert items.image.pixels_RCHW.shape == (3, 3, 8, 8)
+    greys = items.image.pixels_RCHW.float().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(greys, torch.tensor([20.0, 0.0, 30.0]), rtol=0, atol=1.5)  # JPEG; measured 0
+
+
+def test_a_token_stands_in_where_no_item_has_a_text(reader: ItemReader) -> None:
+    text = read(reader, (0, 2), (1, 2)).text
+    assert text is not None
+    assert (text.token_id_RT.tolist(), text.is_valid_RT.tolist(), text.item_index_R.tolist()) == ([[0]], [[True]], [0])
+
+
+def test_a_grey_image_stands_in_where_no_item_has_one(reader: ItemReader) -> None:
+    image = read(reader, (0, 0), (1, 1)).image
+    assert image is not None
+    assert image.pixels_RCHW.shape == (1, 3, 8, 8)
+    assert (image.pixels_RCHW == 128).all()
+    assert image.pixels_RCHW.dtype == torch.uint8
+    assert image.item_index_R.tolist() == [0]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_the_catalogue_holds_every_item_once_longest_texts_first(reader: ItemReader, chunk: int) -> None:
+    chunks = list(reader.catalogue(0, chunk))
+    rows = torch.cat([items.row_U for items in chunks]).tolist()
+    assert rows == [3, 1, 0, 2]
+    assert all(items.num_items <= chunk and (items.domain_U == 0).all() for items in chunks)
+    assert chunks[0].text is not None
+    assert chunks[0].text.token_id_RT[0].tolist() == [1, 11, 12, 13]
+
+
+def test_a_model_that_knows_items_by_id_is_given_ids_only(shops: list[Any], tmp_path: Path) -> None:
+    reader = ItemReader(shops, frozenset(), None, None, tmp_path / "cache")
+    items = read(reader, (0, 1), (1, 2))
+    assert (items.row_U.tolist(), items.has_U, items.text, items.image) == ([1, 2], {}, None, None)
+    assert [items.row_U.tolist() for items in reader.catalogue(0, 3)] == [[0, 1, 2], [3]]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_domain_without_images_needs_no_pixels(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    reader = ItemReader([make_domain([[0, 1, 2]])], BOTH, tokenizer, SIZE, tmp_path / "cache")
+    image = read(reader, (0, 1)).image
+    assert image is not None
+    assert (image.pixels_RCHW == 128).all()
+
+
+def test_items_with_nothing_that_the_model_reads_are_named(shops: list[Any], tmp_path: Path) -> None:
+    words = r"first: 2 of 4 items have no image for the model to read \('i00', 'i01'\)"
+    with pytest.raises(DataError, match=words):
+        ItemReader(shops, frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache")
+
+
+def test_a_modality_without_its_reader_is_refused(shops: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="text"):
+        ItemReader(shops, BOTH, None, SIZE, tmp_path / "cache")

@@ -1,0 +1,56 @@
+"""Leave-one-out: what is held out is never trained on, and is asked for once."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmmrec.data.split import Split
+
+
+def test_the_last_item_is_for_the_test_and_the_one_before_for_validation(make_domain: Any) -> None:
+    split = Split(make_domain([[0, 1, 2, 3, 4]]))
+    validation, test = split.holdout("validation"), split.holdout("test")
+    assert split.train(0).tolist() == [0, 1, 2]
+    assert (validation.history(0).tolist(), validation.target.tolist()) == ([0, 1, 2], [3])
+    assert (test.history(0).tolist(), test.target.tolist()) == ([0, 1, 2, 3], [4])
+
+
+def test_users_with_fewer_than_three_items_are_trained_on_and_never_held_out(make_domain: Any) -> None:
+    split = Split(make_domain([[0, 1], [2], [1, 2, 0]]))
+    assert [split.train(user).tolist() for user in range(3)] == [[0, 1], [2], [1]]
+    for name in ("validation", "test"):
+        assert split.holdout(name).user_index.tolist() == [2]
+
+
+def test_counts_see_train_only(make_domain: Any) -> None:
+    split = Split(make_domain([[0, 1, 0, 2, 3], [3, 1]]))
+    assert split.train_counts.tolist() == [2, 2, 0, 1]
+    assert split.train_counts.dtype == np.int64
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_flat_arrays_agree_with_the_rule_user_by_user(make_domain: Any, name: str) -> None:
+    draw = random.Random(0)
+    sequences = [draw.choices(range(12), k=draw.randint(1, 7)) for _ in range(30)]
+    sequences[0] = list(range(12))
+    split = Split(make_domain(sequences))
+    cut = {"validation": -2, "test": -1}[name]
+    expected = [(user, seq[:cut], seq[cut]) for user, seq in enumerate(sequences) if len(seq) >= 3]
+    queries = split.holdout(name)
+    found = [
+        (int(queries.user_index[query]), queries.history(query).tolist(), int(queries.target[query]))
+        for query in range(queries.num_queries)
+    ]
+    assert found == expected
+    trained = [split.train(user).tolist() for user in range(30)]
+    assert trained == [seq[:-2] if len(seq) >= 3 else seq for seq in sequences]
+
+
+def test_a_domain_of_short_users_has_no_queries(make_domain: Any) -> None:
+    queries = Split(make_domain([[0, 1], [1]])).holdout("test")
+    assert queries.num_queries == len(queries.history_items) == 0
+    assert queries.history_offsets.tolist() == [0]

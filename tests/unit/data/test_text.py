@@ -1,0 +1,99 @@
+"""Texts are tokenised once, kept whole or made again, and read as ragged rows."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmmrec.data.text import TokenTable
+from pmmrec.errors import DataError
+
+TEXTS = ["a bb", "ccc", None, "a a a a a a a a a a"]
+
+
+@pytest.fixture
+def domain(make_domain: Any) -> Any:
+    return make_domain([[0, 1, 2, 3]], texts=TEXTS, images=[2])
+
+
+def test_rows_are_padded_to_the_longest_of_those_read(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    token_ids, is_valid = TokenTable.open(domain, tokenizer, tmp_path / "cache").read(np.array([1, 0]))
+    assert token_ids.tolist() == [[1, 13, 0], [1, 11, 12]]
+    assert is_valid.tolist() == [[True, True, False], [True, True, True]]
+    assert (token_ids.dtype, is_valid.dtype) == (np.int64, bool)
+
+
+def test_items_without_a_text_have_no_tokens(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    table = TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    assert table.num_tokens.tolist() == [3, 2, 0, 8]
+    assert table.read(np.array([2, 1]))[1].tolist() == [[False, False], [True, True]]
+
+
+def test_a_domain_without_any_text_is_read_as_well(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    domain = make_domain([[0, 1, 0]], texts=[None, None], images=[0, 1])
+    table = TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    assert table.read(np.array([0, 1]))[1].tolist() == [[False], [False]]
+
+
+def test_texts_are_tokenised_once(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    for _ in range(2):
+        TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    assert tokenizer.num_encoded == 3  # the item without a text is never asked for
+
+
+def test_another_tokenizer_makes_another_table(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    long = TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    tokenizer.max_tokens = 2
+    short = TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    assert (long.num_tokens.tolist(), short.num_tokens.tolist()) == ([3, 2, 0, 8], [2, 2, 0, 2])
+
+
+@pytest.mark.parametrize("ending", [".values.npy", ".offsets.npy", ".json"])
+@pytest.mark.parametrize("harm", ["cut short", "changed", "removed", "emptied"])
+def test_a_cache_that_was_harmed_is_made_again(
+    domain: Any, tokenizer: Any, tmp_path: Path, ending: str, harm: str
+) -> None:
+    expected = TokenTable.open(domain, tokenizer, tmp_path / "cache").read(np.arange(4))[0].tolist()
+    (path,) = (tmp_path / "cache").glob(f"*{ending}")
+    content = path.read_bytes()
+    harmed = {"cut short": content[:-1], "changed": content[:-1] + bytes([content[-1] ^ 1]), "emptied": b""}
+    if harm == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(harmed[harm])
+    assert TokenTable.open(domain, tokenizer, tmp_path / "cache").read(np.arange(4))[0].tolist() == expected
+    assert tokenizer.num_encoded == 6
+    assert path.read_bytes() == content
+
+
+def test_nothing_unfinished_is_left_in_the_cache(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    assert sorted(path.name.split(".", 1)[1] for path in (tmp_path / "cache").iterdir()) == [
+        "json",
+        "offsets.npy",
+        "values.npy",
+    ]
+
+
+def test_a_text_that_gives_no_token_is_named(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.max_tokens = 0
+    with pytest.raises(DataError, match="item 'i00': its text gives no token"):
+        TokenTable.open(domain, tokenizer, tmp_path / "cache")
+
+
+def test_progress_counts_the_items_with_a_text(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    TokenTable.open(domain, tokenizer, tmp_path / "cache", lambda *call: calls.append(call))
+    assert calls == [("tokens", 3, 3)]
+
+
+def test_a_table_sent_to_another_process_maps_the_files_again(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    table = TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    sent = pickle.dumps(table)
+    assert len(sent) < 500
+    received = pickle.loads(sent)  # noqa: S301  # what a DataLoader does where it cannot fork
+    np.testing.assert_array_equal(received.read(np.arange(4))[0], table.read(np.arange(4))[0])
