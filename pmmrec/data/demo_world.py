@@ -34,6 +34,7 @@ ZIPF_EXPONENT = 0.5
 FEWEST_VISITS, MOST_VISITS, STOP_CHANCE = 6, 20, 0.2
 WORLD_BEGINS_S, YEAR_S, HOUR_S = 1_672_531_200, 31_536_000, 3600
 DRAWN_AT_ONCE = 128
+LAST_RESORT = 1e-12  # chance of any unseen item, for users who only follow and have seen all that could follow
 
 
 class DemoWorldConfig(Config):
@@ -177,9 +178,9 @@ def _walk(
     visits_BV = np.zeros((num_users, MOST_VISITS), dtype=np.int64)
     chance_BN = start_GKN[style_B, taste_B]
     for visit in range(MOST_VISITS):
-        reached_BN = np.cumsum(chance_BN * is_unseen_BN, axis=1)
+        reached_BN = np.cumsum((chance_BN + LAST_RESORT) * is_unseen_BN, axis=1)
         aim_B1 = rng.random((num_users, 1)) * reached_BN[:, -1:]
-        row_B = (reached_BN <= aim_B1).sum(1)
+        row_B = (reached_BN[:, :-1] <= aim_B1).sum(1)
         visits_BV[:, visit] = row_B
         is_unseen_BN[users_B, row_B] = False
         chance_BN = next_GNN[style_B, row_B]

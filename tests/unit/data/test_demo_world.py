@@ -206,6 +206,13 @@ def test_users_visit_six_to_twenty_items_and_none_twice(target: DemoPlatform) ->
     assert all(len(set(visits.tolist())) == len(visits) for visits in target.visits)
 
 
+def test_users_who_only_follow_go_on_where_nothing_unseen_follows() -> None:
+    truth = imagine_platform(TARGET, DemoWorldConfig(target_items=NUM_TOPICS, follow=1.0))
+    pairs = [pair for visits in truth.visits for pair in pairwise(visits)]
+    assert min(truth.next_GNN[:, a, b].max() for a, b in pairs) == 0  # it did come to that
+    assert all(len(set(visits.tolist())) == len(visits) for visits in truth.visits)
+
+
 @pytest.mark.parametrize("follow", [0.0, 1.0])
 def test_users_follow_the_graph_as_often_as_asked(follow: float) -> None:
     config = DemoWorldConfig(follow=follow)
