@@ -15,7 +15,7 @@ from pmmrec.contracts import to_device
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
-from pmmrec.evaluation.metrics import mean_metrics, user_metrics
+from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
 from pmmrec.evaluation.significance import Interval, mean_interval
 from pmmrec.models.recommender import Recommender
@@ -56,7 +56,8 @@ def evaluate_model(
 def summarise(ranks: Ranks) -> Evaluation:
     """Means and intervals of ranks, whoever made them."""
     intervals = {name: mean_interval(values_Q) for name, values_Q in user_metrics(ranks.rank).items()}
-    return Evaluation(ranks, mean_metrics(ranks.rank) | {"seen_target": ranks.seen_share}, intervals)
+    means = {name: interval.mean for name, interval in intervals.items()}
+    return Evaluation(ranks, means | {"seen_target": ranks.seen_share}, intervals)
 
 
 def users_at_once(num_items: int) -> int:
@@ -141,7 +142,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # inference_mode would hand out tensors that a user's own training cannot touch
             yield
     finally:
         for module, mode in was_training.items():

@@ -1,4 +1,4 @@
-"""Tiny domains on disk, and the split of each."""
+"""Tiny domains on disk, the split of each, and models that read their titles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,68 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
+from torch import nn
 
+from pmmrec.contracts import ItemInputs, ItemVectors, Modality
 from pmmrec.data.domain import Domain, Filters, ImportSummary
+from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.data.write import DomainFolder
+from pmmrec.models import ItemEncoder, scorers
+from pmmrec.models.recommender import Recommender
+from pmmrec.users import user_encoders
 
 MakeSplit = Callable[[list[list[int]], int], Split]
+
+
+class Letters:
+    """A tokenizer of single letters."""
+
+    max_tokens = 40
+    pad_token_id = 0
+    fingerprint = "letters"
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [[ord(letter) % 100 + 1 for letter in text[: self.max_tokens]] for text in texts]
+
+
+class MeanOfLetters(ItemEncoder):
+    """An item is the mean of its letters' vectors, projected."""
+
+    modalities = frozenset({Modality.TEXT})
+    tokenizer = Letters()
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.letter = nn.Embedding(101, width)
+        self.out, self.dropout = nn.Linear(width, width), nn.Dropout(0.5)
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {"letter": self.letter, "out": self.out}
+
+    def forward(self, items: ItemInputs) -> ItemVectors:
+        assert items.text is not None
+        letters_UTD = self.dropout(self.letter(items.text.token_id_RT)) * items.text.is_valid_RT[:, :, None]
+        count_U1 = items.text.is_valid_RT.sum(dim=1, keepdim=True)
+        return ItemVectors(self.out(letters_UTD.sum(dim=1) / count_U1))
+
+
+@pytest.fixture
+def recommender() -> Recommender:
+    """Letters into a causal Transformer that reads the last four items."""
+    torch.manual_seed(0)
+    config = user_encoders.config({"type": "transformer", "max_inputs": 4})
+    user_encoder = user_encoders.part_class(config)(config, 8)
+    dot = scorers.config({"type": "dot"})
+    return Recommender(MeanOfLetters(8), user_encoder, scorers.part_class(dot)(dot, 8))
+
+
+@pytest.fixture
+def make_reader(tmp_path: Path) -> Callable[[Domain], ItemReader]:
+    """A reader of one domain's titles."""
+    return lambda domain: ItemReader([domain], frozenset({Modality.TEXT}), Letters(), None, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -20,11 +76,11 @@ def make_split(tmp_path: Path) -> MakeSplit:
     """A split of the domain with these sequences: users u0, u1, ... and items i0 .. i(N-1) with titles."""
 
     def make(sequences: list[list[int]], num_items: int) -> Split:
-        folder = tmp_path / f"domain{len(list(tmp_path.iterdir()))}"
+        folder = tmp_path / f"domain-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         writer = DomainFolder(folder)
         item_ids = [f"i{row}" for row in range(num_items)]
-        titles = [f"title {row}" for row in range(num_items)]
+        titles = [f"{chr(ord('A') + row)} " + "long " * (row % 3) for row in range(num_items)]  # no two alike: no ties
         writer.write_items(iter([pa.record_batch({"item_id": item_ids, "text": titles})]), [])
         users = pa.array([f"u{user}" for user in range(len(sequences))], pa.large_string())
         rows = pa.record_batch({"user_id": users, "items": pa.array(sequences, pa.large_list(pa.int32()))})

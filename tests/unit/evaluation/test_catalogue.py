@@ -1,0 +1,141 @@
+"""A model over a whole catalogue against one user and one item at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Split
+from pmmrec.errors import DataError
+from pmmrec.evaluation.catalogue import encode_catalogue, evaluate_model, model_scorer
+from pmmrec.evaluation.metrics import user_metrics
+from pmmrec.evaluation.ranking import rank_targets
+from pmmrec.models.recommender import Recommender
+
+NUM_ITEMS = 30
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+MakeReader = Callable[[Domain], ItemReader]
+
+
+@pytest.fixture
+def split(make_split: Callable[[list[list[int]], int], Split]) -> Split:
+    rng = np.random.default_rng(0)
+    return make_split([rng.integers(NUM_ITEMS, size=rng.integers(3, 9)).tolist() for _ in range(20)], NUM_ITEMS)
+
+
+def encoded(recommender: Recommender, reader: ItemReader, chunk: int = 7) -> torch.Tensor:
+    return encode_catalogue(recommender, reader, 0, NUM_ITEMS, chunk=chunk, device="cpu")
+
+
+def test_every_item_gets_its_own_vector_whatever_the_order(
+    split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    reader = make_reader(split.domain)
+    vectors_ND = encoded(recommender, reader)
+    order = [row for items in reader.catalogue(0, 7) for row in items.row_U.tolist()]
+    assert order != sorted(order)  # the reader sorts by length
+    recommender.eval()
+    for row in range(NUM_ITEMS):
+        alone = recommender.item_encoder(reader.read(np.array([0]), np.array([row]))).fused_UD[0]
+        torch.testing.assert_close(vectors_ND[row], alone, rtol=0, atol=1e-6)  # float32; measured 6e-8
+    assert not vectors_ND.requires_grad
+    assert not vectors_ND.is_inference()
+
+
+def test_each_module_is_afterwards_in_the_mode_it_was_in(
+    split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    recommender.train()
+    recommender.item_encoder.eval()  # as frozen parts are
+    before = {name: module.training for name, module in recommender.named_modules()}
+    vectors_ND = encoded(recommender, make_reader(split.domain))
+    model_scorer(recommender, vectors_ND, split.holdout("test"), "cpu")(slice(0, 3))
+    assert {name: module.training for name, module in recommender.named_modules()} == before
+    assert len(set(before.values())) == 2
+
+
+def test_dropout_is_off_while_the_catalogue_is_encoded(
+    split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    reader = make_reader(split.domain)
+    assert torch.equal(encoded(recommender.train(), reader), encoded(recommender.eval(), reader))
+
+
+def test_an_item_vector_that_is_not_finite_is_an_error(
+    split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    with torch.no_grad():
+        recommender.item_encoder.letter.weight[ord("I") + 1] = torch.nan  # stands in the title of item 8 only
+    with pytest.raises(DataError, match="vector of item 8 is not finite"):
+        encoded(recommender, make_reader(split.domain))
+
+
+def test_a_catalogue_larger_than_the_reader_knows_is_an_error(
+    split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    with pytest.raises(DataError, match=r"items \[30, 31\] were not encoded"):
+        encode_catalogue(recommender, make_reader(split.domain), 0, NUM_ITEMS + 2, chunk=7, device="cpu")
+
+
+def test_half_precision_encodes_nearly_the_same(
+    split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    reader = make_reader(split.domain)
+    half = encode_catalogue(recommender, reader, 0, NUM_ITEMS, chunk=7, device="cpu", precision=torch.bfloat16)
+    assert half.dtype == torch.float32
+    full = encoded(recommender, reader)
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(
+        half, full, rtol=0, atol=2**-7
+    )  # vectors below 1, three roundings to 2**-9; measured 3.7e-3
+
+
+def test_scores_are_those_of_one_user_without_padding(
+    split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    vectors_ND = encoded(recommender, make_reader(split.domain))
+    holdout = split.holdout("test")
+    actual = model_scorer(recommender, vectors_ND, holdout, "cpu")(slice(0, holdout.num_queries))
+    recommender.eval()
+    for query in range(holdout.num_queries):
+        latest = torch.from_numpy(holdout.history(query)[-4:].astype(np.int64))[None]  # the encoder reads four
+        hidden_1LD = recommender.user_states(vectors_ND, latest, torch.ones_like(latest, dtype=torch.bool))
+        expected = recommender.scorer(hidden_1LD[:, -1], vectors_ND)[0]
+        torch.testing.assert_close(actual[query], expected, rtol=0, atol=5e-6)  # float32, scores to 3; measured 4.8e-7
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_ranks_do_not_hang_on_the_chunk(
+    chunk: int, split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    holdout, reader = split.holdout("validation"), make_reader(split.domain)
+    ranks = []
+    for items_at_once, users_at_once in ((NUM_ITEMS, 100), (chunk, chunk)):
+        score = model_scorer(recommender, encoded(recommender, reader, items_at_once), holdout, "cpu")
+        ranks.append(rank_targets(holdout, NUM_ITEMS, score, chunk=users_at_once).rank)
+    assert torch.equal(*ranks)
+    assert len(ranks[0].unique()) > 5
+
+
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+@pytest.mark.parametrize("which", ["validation", "test"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_evaluation_holds_ranks_means_and_intervals_that_belong_together(
+    device: str, which: str, seen: str, split: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    reader = make_reader(split.domain)
+    evaluation = evaluate_model(recommender.to(device), reader, 0, split, which, device, seen)
+    holdout = split.holdout(which)
+    assert evaluation.ranks.target.tolist() == holdout.target.tolist()
+    assert evaluation.ranks.user_index.tolist() == holdout.user_index.tolist()
+    assert bool((evaluation.ranks.rank == 0).any()) == (seen == "exclude" and evaluation.ranks.seen_share > 0)
+    for name, values_Q in user_metrics(evaluation.ranks.rank).items():
+        interval = evaluation.intervals[name]
+        assert evaluation.metrics[name] == interval.mean == pytest.approx(values_Q.mean().item(), abs=1e-12)
+        assert interval.low <= interval.mean <= interval.high
+    assert evaluation.metrics["seen_target"] == evaluation.ranks.seen_share

@@ -1,0 +1,117 @@
+"""Lists of items for every user: exact, deterministic, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Split
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer
+from pmmrec.evaluation.recommend import TopItems, largest, top_k, write_top_k
+from pmmrec.models.recommender import Recommender
+
+NUM_ITEMS = 12
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+SEQUENCES = [[0, 1, 2], [5], [3, 4, 5, 3], list(range(10)), [11, 0]]
+
+
+@pytest.fixture
+def domain(make_split: Callable[[list[list[int]], int], Split]) -> Domain:
+    return make_split(SEQUENCES, NUM_ITEMS).domain
+
+
+@pytest.fixture
+def vectors_ND(domain: Domain, recommender: Recommender, make_reader: Callable[[Domain], ItemReader]) -> torch.Tensor:
+    return encode_catalogue(recommender, make_reader(domain), 0, NUM_ITEMS, chunk=5, device="cpu")
+
+
+def test_equal_scores_are_taken_and_ordered_by_column() -> None:
+    score_BN = torch.from_numpy(np.random.default_rng(0).integers(4, size=(50, 9)).astype(np.float32))
+    score_BN[::3, ::2] = -torch.inf
+    for k in range(1, 10):
+        expected = [sorted(range(9), key=lambda n, row=row: (-row[n], n))[:k] for row in score_BN.tolist()]
+        assert largest(score_BN, k).tolist() == expected
+
+
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+@pytest.mark.parametrize("device", DEVICES)
+def test_lists_are_those_of_sorting_all_scores(
+    device: str, seen: str, chunk: int, domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor
+) -> None:
+    recommender, vectors_ND = recommender.to(device), vectors_ND.to(device)
+    offsets, items = domain.sequence_offsets, domain.sequence_items
+    score_QN = history_scorer(recommender, vectors_ND, offsets, items)(slice(0, len(SEQUENCES)))
+    found = {}
+    for top in top_k(recommender, vectors_ND, offsets, items, 4, seen=seen, chunk=chunk):
+        for place, user in enumerate(top.user_index_B.tolist()):
+            found[user] = top.item_index_BK[place, top.is_filled_BK[place]].tolist()
+    for user, history in enumerate(SEQUENCES):
+        candidates = [item for item in range(NUM_ITEMS) if seen == "include" or item not in history]
+        assert found[user] == sorted(candidates, key=lambda n, user=user: -score_QN[user, n].item())[:4]
+
+
+def test_lists_reach_the_file_with_ids_and_ranks(
+    domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor, tmp_path: Path
+) -> None:
+    lists = list(top_k(recommender, vectors_ND, domain.sequence_offsets, domain.sequence_items, 3, chunk=2))
+    path = tmp_path / "out" / "lists.parquet"
+    assert write_top_k(path, iter(lists), domain.user_ids, domain.item_ids) == 14  # u3 has seen all but two
+    rows = pq.read_table(path).to_pylist()
+    assert [(row["user_id"], row["rank"]) for row in rows] == [
+        (f"u{user}", rank) for user in range(5) for rank in range(1, 4) if (user, rank) != (3, 3)
+    ]
+    assert {row["item_id"] for row in rows if row["user_id"] == "u3"} == {"i10", "i11"}
+    assert rows[0]["item_id"] == f"i{lists[0].item_index_BK[0, 0]}"
+    assert rows[0]["score"] == lists[0].score_BK[0, 0].item()
+    assert pq.ParquetFile(path).num_row_groups == 3
+    assert [file.name for file in path.parent.iterdir()] == ["lists.parquet"]
+
+
+def test_a_file_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "lists.parquet"
+    path.write_text("mine")
+    with pytest.raises(RecipeError, match=r"lists\.parquet: exists"):
+        write_top_k(path, iter([]), pa.chunked_array([["u"]]), pa.chunked_array([["i"]]))
+    assert path.read_text() == "mine"
+
+
+def test_a_run_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    def broken() -> Iterator[TopItems]:
+        one = torch.zeros(1, 1, dtype=torch.int64)
+        yield TopItems(one[0], one, one.float(), one == 0)
+        raise DataError("broken off")
+
+    with pytest.raises(DataError, match="broken off"):
+        write_top_k(tmp_path / "lists.parquet", broken(), pa.chunked_array([["u"]]), pa.chunked_array([["i"]]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("k", [0, 13])
+def test_a_k_that_does_not_fit_the_catalogue_is_refused_before_any_work(
+    k: int, domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor
+) -> None:
+    with pytest.raises(RecipeError, match=f"{k} items cannot be recommended from a catalogue of 12"):
+        top_k(recommender, vectors_ND, domain.sequence_offsets, domain.sequence_items, k, chunk=2)
+
+
+def test_a_user_without_history_is_an_error(recommender: Recommender) -> None:
+    with pytest.raises(DataError, match="user 1 has no history"):
+        top_k(recommender, torch.zeros(3, 8), np.array([0, 1, 1]), np.array([2]), 1, chunk=2)
+
+
+def test_scores_that_are_not_finite_are_an_error_that_names_the_user(recommender: Recommender) -> None:
+    vectors_ND = torch.zeros(3, 8)
+    vectors_ND[2] = torch.nan
+    lists = top_k(recommender, vectors_ND, np.array([0, 1, 2]), np.array([0, 1]), 1, chunk=1)
+    with pytest.raises(DataError, match="user 0: item 2 scores nan"):
+        next(lists)
