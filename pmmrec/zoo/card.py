@@ -1,0 +1,117 @@
+"""Write the README.md of a checkpoint: what it is, what it learned from, how to load each part."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+_FENCE = re.compile(r"`{3,}")
+
+
+@dataclass(frozen=True)
+class CardDomain:
+    """One domain that a checkpoint learned from."""
+
+    name: str
+    num_users: int
+    num_items: int
+    num_interactions: int
+    modalities: tuple[str, ...]
+
+
+def make_card(
+    *,
+    name: str,
+    system: str,
+    summary: str,
+    parts: Mapping[str, str],
+    domains: Sequence[CardDomain],
+    recipe: str,
+    results: str = "",
+    licence: str = "apache-2.0",
+    tags: Sequence[str] = (),
+    commands: Sequence[str] = (),
+) -> str:
+    """The card as markdown, with the metadata block that the Hugging Face Hub reads.
+
+    Args:
+        name: Name of the checkpoint, as one would load it.
+        system: Name of the recommender system.
+        summary: What it is, in a sentence or two of plain text.
+        parts: Type of each part by its name, as in the index (`{"text_encoder": "hf_text"}`).
+        domains: What it learned from.
+        recipe: YAML of the run, shown as it is.
+        results: A markdown table; tags of HTML in it are shown, not obeyed.
+        licence: SPDX identifier in the hub's spelling.
+        tags: Further tags of the hub.
+        commands: Command lines that use the checkpoint, shown as they are.
+    """
+    metadata = {"license": licence, "library_name": "pmmrec", "tags": ["recommendation", *tags]}
+    sections = [
+        f"# {escaped(name)}",
+        f"{escaped(summary)}\n\nA recommender of the system **{escaped(system)}**. It reads what items are, never who "
+        "they are, so its parts can be carried to a platform it has never seen.",
+        f"## Parts\n\n{_parts_table(parts)}",
+        f"## Learned from\n\n{_domains_table(domains)}",
+        f"## Results\n\n{results.replace('<', '&lt;').strip() or 'None were measured.'}",
+        f"## Use\n\n{_use(name, parts, commands)}",
+        f"## Recipe\n\n{fenced(recipe, 'yaml')}",
+    ]
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text of a user on one line, with nothing in it that markdown or HTML would obey."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any fence in the text."""
+    fence = "`" * max([3, *(len(found) + 1 for found in _FENCE.findall(text))])
+    return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+def _parts_table(parts: Mapping[str, str]) -> str:
+    rows = [f"| {escaped(name)} | {escaped(kind)} |" for name, kind in parts.items()]
+    return "\n".join(["| part | type |", "|---|---|", *rows])
+
+
+def _domains_table(domains: Sequence[CardDomain]) -> str:
+    if not domains:
+        return "No data: its weights are as they were built."
+    rows = [
+        f"| {escaped(domain.name)} | {domain.num_users:,} | {domain.num_items:,} | {domain.num_interactions:,} | "
+        f"{escaped(', '.join(domain.modalities))} |"
+        for domain in domains
+    ]
+    return "\n".join(["| domain | users | items | interactions | modalities |", "|---|---:|---:|---:|---|", *rows])
+
+
+def _use(name: str, parts: Mapping[str, str], commands: Sequence[str]) -> str:
+    place = repr(name)
+    lines = [
+        "import pmmrec",
+        "",
+        f"recommender = pmmrec.load({place})  # the whole",
+        "",
+        "from pathlib import Path",
+        "from pmmrec.zoo.checkpoint import Checkpoint, load_recommender",
+        "",
+        f"checkpoint = Checkpoint.open(Path({place}))",
+        "parts = load_recommender(checkpoint).parts",
+        *(f"parts[{part!r}]" for part in parts),
+    ]
+    backbones = [part for part in parts if parts[part].startswith("hf_")]
+    if backbones:
+        lines += ["", "from transformers import AutoModel  # a backbone alone", ""]
+        lines += [f"AutoModel.from_pretrained({f'{name}/{part}'!r})" for part in backbones]
+    blocks = [fenced("\n".join(lines), "python")]
+    if commands:
+        blocks.append(fenced("\n".join(commands), "sh"))
+    return "\n\n".join(blocks)

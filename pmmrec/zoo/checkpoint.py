@@ -1,0 +1,396 @@
+"""Keep a trained recommender on disk as parts that can travel alone, and open it again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StringConstraints
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from pmmrec.encoders import Backbone, Encoder, text_encoders, vision_encoders
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.family import Family
+from pmmrec.fusion import fusions
+from pmmrec.models import Catalogue, item_encoders, scorers
+from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.ids import ItemTable
+from pmmrec.models.recommender import Recommender
+from pmmrec.objectives import objectives as objective_family
+from pmmrec.settings import Config, validate
+from pmmrec.users import user_encoders
+from pmmrec.zoo import files
+
+FORMAT = 1
+PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
+RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"
+BACKBONE = "backbone."
+OBJECTIVES = "objectives"
+_FAMILIES: tuple[Family[Any], ...] = (
+    text_encoders,
+    vision_encoders,
+    fusions,
+    user_encoders,
+    item_encoders,
+    scorers,
+    objective_family,
+)
+
+
+def _stays_inside(name: str) -> str:
+    if not files.is_inside(name):
+        raise ValueError(f"path {name!r} leaves the checkpoint; a path must be relative and stay in its folder")
+    return name
+
+
+InsidePath = Annotated[str, AfterValidator(_stays_inside)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PartName = Annotated[str, StringConstraints(pattern=r"^[\w -]+$")]
+
+
+class PartEntry(Config):
+    """One part on disk: what it is, where it stands, and the SHA-256 of each of its files."""
+
+    family: str
+    type: str
+    folder: InsidePath
+    files: dict[InsidePath, Sha256]
+
+
+class Index(Config):
+    """`model_index.json`: everything that a checkpoint holds."""
+
+    format: int
+    system: str
+    width: int = Field(gt=0)
+    model: dict[str, Any]
+    parts: dict[PartName, PartEntry]
+    objectives: dict[PartName, PartEntry] = {}
+    files: dict[InsidePath, Sha256]
+    provenance: dict[str, Any] = {}
+
+    @property
+    def all_files(self) -> dict[str, str]:
+        """SHA-256 of each file of the checkpoint but the index, by its path in the checkpoint."""
+        entries = (*self.parts.values(), *self.objectives.values())
+        below = {f"{entry.folder}/{name}": digest for entry in entries for name, digest in entry.files.items()}
+        return {**self.files, **below}
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """Who owns the tensors of a state dict that start with `prefix`."""
+
+    prefix: str
+    module: nn.Module
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    system: str,
+    model_config: ModelConfig,
+    recommender: Recommender,
+    objectives: Mapping[str, nn.Module],
+    state: Mapping[str, Tensor],
+    recipe: str,
+    metrics: Mapping[str, Any],
+    card: str,
+    provenance: Mapping[str, Any],
+    replace: bool = False,
+) -> None:
+    """Write `folder` whole or not at all.
+
+    `state` is the whole state dict of the run, `recommender.<path>` and `objectives.<name>.<path>`; tensors come from
+    there alone, since a sharded module holds only its share. Raises RecipeError where `folder` exists (with `replace`
+    the old checkpoint gives way when the new one is whole), CheckpointError where tensors are missing, belong to no
+    part or share memory, MachineError where the disk refuses.
+    """
+    owners = {
+        name: _Owner(f"recommender.{path}.", recommender.parts[name]) for name, path in part_paths(recommender).items()
+    }
+    heads = {name: head for name, head in objectives.items() if head.state_dict()}
+    owners |= {f"{OBJECTIVES}/{name}": _Owner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
+    states = _split(state, owners)
+    about = _about_parts(model_config, recommender.parts) | _about_heads(model_config, heads)
+    with files.writing(folder, replace=replace) as place:
+        entries = {name: _write_part(place, name, owners[name].module, states[name], about[name]) for name in owners}
+        (place / RECIPE_NAME).write_text(recipe, encoding="utf-8")
+        (place / CARD_NAME).write_text(card, encoding="utf-8")
+        files.write_json(place / METRICS_NAME, metrics)
+        index = Index(
+            format=FORMAT,
+            system=system,
+            width=model_config.width,
+            model=model_config.model_dump(mode="json"),
+            parts={name: entries[name] for name in recommender.parts},
+            objectives={name: entries[f"{OBJECTIVES}/{name}"] for name in heads},
+            files={name: files.sha256_of(place / name) for name in (RECIPE_NAME, METRICS_NAME, CARD_NAME)},
+            provenance=dict(provenance),
+        )
+        _write_index(place, index)
+
+
+def restate(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
+    """Give a checkpoint other figures and another card, with its tensors as they are, whole or not at all.
+
+    Raises CheckpointError where `folder` is no checkpoint, MachineError where the disk refuses.
+    """
+    Checkpoint.open(folder)
+    with files.writing(folder, replace=True) as place:
+        old = Checkpoint.open(folder)
+        for name in set(old.index.all_files) - {METRICS_NAME, CARD_NAME}:
+            files.link_or_copy(old.folder / name, place / name)
+        files.write_json(place / METRICS_NAME, metrics)
+        (place / CARD_NAME).write_text(card, encoding="utf-8")
+        hashes = {**old.index.files, **{name: files.sha256_of(place / name) for name in (METRICS_NAME, CARD_NAME)}}
+        _write_index(place, old.index.model_copy(update={"files": hashes}))
+
+
+def _write_index(place: Path, index: Index) -> None:
+    files.write_json(place / files.INDEX_NAME, index.model_dump(mode="json"))
+
+
+def part_paths(recommender: Recommender) -> dict[str, str]:
+    """Where each part stands in its recommender, by name. Raises CheckpointError for tensors outside every part."""
+    path_of = {id(module): path for path, module in recommender.named_modules()}
+    paths = {name: path_of[id(part)] for name, part in recommender.parts.items()}
+    owned = tuple(f"{path}." for path in paths.values())
+    stray = [name for name in recommender.state_dict() if not name.startswith(owned)]
+    if stray:
+        raise CheckpointError(
+            f"tensors of the model belong to no part: {files.listed(stray)}; name their part in `parts`"
+        )
+    return paths
+
+
+def _split(state: Mapping[str, Tensor], owners: Mapping[str, _Owner]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each owner by the names that its module gives them; each tensor of the state has one owner."""
+    split: dict[str, dict[str, Tensor]] = {}
+    owned: set[str] = set()
+    for name, owner in owners.items():
+        keys = {key: owner.prefix + key for key in owner.module.state_dict()}
+        if missing := set(keys.values()) - set(state):
+            raise CheckpointError(f"{name}: the state to save lacks {files.listed(missing)}")
+        split[name] = {key: files.standalone(state[full]) for key, full in keys.items()}
+        if shared := files.sharing({key: state[full] for key, full in keys.items()}):
+            raise CheckpointError(f"{name}: tensors share memory: {files.listed(shared)}; give each its own copy")
+        owned |= set(keys.values())
+    if stray := set(state) - owned:
+        raise CheckpointError(f"the state to save holds tensors of no part and no objective: {files.listed(stray)}")
+    return split
+
+
+def _about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """What each part is, to be read beside its tensors when it travels alone."""
+    item_encoder = model_config.item_encoder
+    own = item_encoder.model_dump(mode="json")
+    settings = {name: encoder.model_dump(mode="json") for name, encoder in item_encoder.encoders.items()}
+    settings["user_encoder"] = model_config.user_encoder.model_dump(mode="json")
+    settings["scorer"] = model_config.scorer.model_dump(mode="json")
+    about = {}
+    for name, part in parts.items():
+        family, type_name = _kind(part) or (item_encoders.name, item_encoder.type)
+        about[name] = {"family": family, "type": type_name, "width": model_config.width}
+        about[name]["settings"] = settings.get(name, own.get(name, own))
+    return about
+
+
+def _about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    about = {}
+    for name, head in heads.items():
+        family, type_name = _kind(head) or (objective_family.name, name)
+        about[f"{OBJECTIVES}/{name}"] = {"family": family, "type": type_name, "width": model_config.width}
+    return about
+
+
+def _kind(part: nn.Module) -> tuple[str, str] | None:
+    """Family and type of a part; None for one that no family knows, such as a table of ids."""
+    for ancestor in type(part).__mro__:  # sharding puts a subclass in the place of the class that was registered
+        for family in _FAMILIES:
+            for entry in family:
+                if entry.part_class is ancestor:
+                    return family.name, entry.name
+    return None
+
+
+def _write_part(
+    place: Path, folder_name: str, part: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> PartEntry:
+    folder = place / folder_name
+    folder.mkdir(parents=True)
+    if isinstance(part, Encoder):
+        inner = {key.removeprefix(BACKBONE): tensor for key, tensor in tensors.items() if key.startswith(BACKBONE)}
+        part.save_backbone(folder, inner)
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BACKBONE)}
+    files.write_tensors(folder / PART_TENSORS, tensors)
+    files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
+    return PartEntry(family=about["family"], type=about["type"], folder=folder_name, files=files.hashes_of(folder))
+
+
+class Checkpoint:
+    """A checkpoint on disk whose index is sound; tensors are read, and their files verified, when asked for."""
+
+    def __init__(self, folder: Path, index: Index, model_config: ModelConfig) -> None:
+        self.folder, self.index, self.model_config = folder, index, model_config
+        self._sound: set[str] = set()
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read and check the index. Raises CheckpointError where it is absent, of another format or points outside."""
+        here = files.current(folder)
+        path = here / files.INDEX_NAME
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: not a checkpoint: it holds no {files.INDEX_NAME}")
+        tree = files.read_json(path)
+        if not isinstance(tree, dict) or "format" not in tree:
+            raise CheckpointError(f"{path}: not the index of a pmmrec checkpoint: it states no format")
+        if tree["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {tree['format']!r} is not known; this pmmrec reads format {FORMAT}")
+        try:
+            index = validate(Index, tree, str(path))
+            model_config = validate(ModelConfig, index.model, f"{path}: model")
+        except RecipeError as error:
+            raise CheckpointError(str(error)) from error
+        if index.width != model_config.width:
+            raise CheckpointError(f"{path}: width {index.width} is not the width of its model, {model_config.width}")
+        return cls(here, index, model_config)
+
+    @property
+    def parts(self) -> Mapping[str, PartEntry]:
+        return self.index.parts
+
+    @property
+    def objectives(self) -> Mapping[str, PartEntry]:
+        """Objectives whose heads were saved, by name."""
+        return self.index.objectives
+
+    @property
+    def system(self) -> str:
+        return self.index.system
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return self.index.provenance
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Figures that were stored with the checkpoint."""
+        metrics: Mapping[str, Any] = files.read_json(self.folder / METRICS_NAME)
+        return metrics
+
+    def backbones(self) -> dict[str, Backbone]:
+        """What `build` needs for each encoder: configuration and tokenizer, read from the verified part."""
+        names = self.model_config.item_encoder.encoders
+        return {name: Backbone(self._sound_folder(self._entry(name)), is_pretrained=False) for name in names}
+
+    def verify(self) -> list[str]:
+        """What is wrong with the files, in words; empty when each is there and as it was written, and none more."""
+        expected = self.index.all_files
+        extra = set(files.files_below(self.folder)) - {*expected, files.INDEX_NAME}
+        return [
+            *files.changes(self.folder, expected),
+            *(f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)),
+        ]
+
+    def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a part by the names that its module gives them.
+
+        Raises CheckpointError where a file of the part is missing, more, changed, or no safetensors file.
+        """
+        return _read_part(self._sound_folder(self._entry(name)), module)
+
+    def objective_state(self, name: str) -> dict[str, Tensor]:
+        """The tensors of an objective's head. Raises CheckpointError as `part_state` does."""
+        return files.read_tensors(self._sound_folder(self.objectives[name]) / PART_TENSORS)
+
+    def sizes(self, entry: PartEntry) -> list[int]:
+        """How many numbers each tensor of a part or head holds, from the headers of its files alone."""
+        names = [name for name in entry.files if name.endswith(".safetensors")]
+        shapes = [files.shapes_in(self.folder / entry.folder / name).values() for name in names]
+        return [math.prod(shape) for of_file in shapes for shape in of_file]
+
+    def _entry(self, name: str) -> PartEntry:
+        if name not in self.parts:
+            raise CheckpointError(f"{self.folder}: holds no part {name!r}; it holds {files.listed(self.parts)}")
+        return self.parts[name]
+
+    def _sound_folder(self, entry: PartEntry) -> Path:
+        """The folder of a part after its files were verified, once."""
+        folder = self.folder / entry.folder
+        if entry.folder not in self._sound:
+            extra = set(files.files_below(folder)) - set(entry.files)
+            problems = files.changes(folder, entry.files)
+            problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
+            if problems:
+                raise CheckpointError(f"{folder}: {'; '.join(problems)}; take a whole copy of the checkpoint")
+            files.refuse_code(folder, entry.files)
+            self._sound.add(entry.folder)
+        return folder
+
+
+def load_recommender(checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = ()) -> Recommender:
+    """The recommender as it was saved, in eval mode; raises CheckpointError unless every tensor is accounted for."""
+    recommender = build(checkpoint.model_config, checkpoint.backbones(), catalogues)
+    part_paths(recommender)
+    if set(recommender.parts) != set(checkpoint.parts):
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds the parts {files.listed(checkpoint.parts)}, "
+            f"its model has {files.listed(recommender.parts)}"
+        )
+    states = {name: checkpoint.part_state(name, part) for name, part in recommender.parts.items()}
+    problems = [line for name, part in recommender.parts.items() for line in misfits(name, states[name], part)]
+    if problems:
+        raise CheckpointError("\n".join([f"{checkpoint.folder}: does not fit its own model", *problems]))
+    for name, part in recommender.parts.items():
+        fill(part, states[name])
+    return recommender.eval()
+
+
+def misfits(name: str, state: Mapping[str, Tensor], module: nn.Module) -> list[str]:
+    """Why `state` cannot become the tensors of `module`, a line for each reason; empty when it can."""
+    own = module.state_dict()
+    missing, extra = set(own) - set(state), set(state) - set(own)
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in set(own) & set(state)
+        if state[key].shape != own[key].shape
+    ]
+    retyped = [
+        f"{key} {state[key].dtype} for {own[key].dtype}"
+        for key in set(own) & set(state)
+        if state[key].is_floating_point() != own[key].is_floating_point()
+    ]
+    found = {"missing in": missing, "unknown to the model in": extra, "of another shape in": reshaped}
+    found["of another kind in"] = retyped
+    return [f"  {name}: {what} the checkpoint: {files.listed(names)}" for what, names in found.items() if names]
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy tensors that fit into a module, in place."""
+    module.load_state_dict(dict(state), strict=True)
+
+
+def _read_part(folder: Path, module: nn.Module) -> dict[str, Tensor]:
+    state = files.read_tensors(folder / PART_TENSORS)
+    if isinstance(module, ItemTable) and "catalogue_bytes" in state:
+        module.check_catalogues(state["catalogue_bytes"])
+        state["catalogue_bytes"] = module.get_buffer("catalogue_bytes")  # the same items; their domain may be renamed
+    if not isinstance(module, Encoder):
+        return state
+    on_disk = [
+        name for path in folder.glob("*.safetensors") if path.name != PART_TENSORS for name in files.shapes_in(path)
+    ]
+    try:
+        backbone = module.read_backbone(folder)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the backbone cannot be read: {error}") from error
+    if len(on_disk) != len(backbone):  # libraries pass over tensors that they do not know
+        unread = files.listed(set(on_disk) - set(backbone))
+        raise CheckpointError(f"{folder}: the backbone has no place for {unread or 'some tensors'} of its files")
+    return {**state, **{f"{BACKBONE}{key}": tensor for key, tensor in backbone.items()}}

@@ -1,0 +1,223 @@
+"""Decide what a model takes over from a checkpoint, and account for every tensor of both."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+from typing_extensions import Self
+
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.recommender import Recommender
+from pmmrec.settings import Config
+from pmmrec.zoo.checkpoint import OBJECTIVES, Checkpoint, fill, misfits, part_paths
+
+EVERY = "*"
+Action = Literal["loaded", "fresh", "dropped"]
+Names = tuple[str, ...]
+
+
+class TransferPlan(Config):
+    """What becomes of each part, by its name in the checkpoint (`text_encoder`, `fusion`, ...).
+
+    `*` stands for every part that is named nowhere else. `objectives` is one part: all heads of pretraining.
+    """
+
+    load: Names = Field((), description="Parts that the checkpoint and the model have: taken over.")
+    fresh: Names = Field((), description="Parts of the model that start as they were built.")
+    drop: Names = Field((), description="Parts of the checkpoint that are left behind; `objectives` unless loaded.")
+    train: Names | None = Field(None, description="Parts that go on learning, all others are frozen; null: as built.")
+
+    @model_validator(mode="after")
+    def _name_each_part_once(self) -> Self:
+        for field, names in (("load", self.load), ("fresh", self.fresh), ("drop", self.drop)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{field} names a part twice; keep one")
+        for field, names in (("fresh", self.fresh), ("drop", self.drop)):
+            if both := set(self.load) & set(names) - {EVERY}:
+                raise ValueError(f"{', '.join(sorted(both))} stands in load and in {field}; keep one")
+        return self
+
+    def spelled_out(self, in_checkpoint: Iterable[str], in_model: Iterable[str]) -> TransferPlan:
+        """The same plan with every part named. Raises RecipeError where a part is unknown or left out."""
+        theirs, ours = list(in_checkpoint), list(in_model)
+        parts = [name for name in ours if name != OBJECTIVES]
+        _refuse_unknown("load", "checkpoint and model", self.load, [name for name in theirs if name in ours])
+        _refuse_unknown("fresh", "the model", self.fresh, [*parts, OBJECTIVES])
+        _refuse_unknown("drop", "the checkpoint", self.drop, [*theirs, OBJECTIVES])
+        _refuse_unknown("train", "the model", self.train or (), parts)
+        named = {*self.load, *self.fresh, *self.drop}
+        both = [name for name in theirs if name in ours and name not in named and name != OBJECTIVES]
+        load = _spell(self.load, both)
+        fresh = _spell(self.fresh, [name for name in ours if name not in load])
+        drop = _spell(self.drop, [name for name in theirs if name not in load])
+        fresh += tuple(name for name in ours if name == OBJECTIVES and name not in {*load, *fresh})
+        drop += tuple(name for name in theirs if name == OBJECTIVES and name not in {*load, *drop})
+        lost = [f"{name} of the checkpoint (load it or drop it)" for name in theirs if name not in {*load, *drop}]
+        lost += [f"{name} of the model (load it or start it fresh)" for name in ours if name not in {*load, *fresh}]
+        if lost:
+            raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}")
+        train = None if self.train is None else _spell(self.train, parts)
+        return TransferPlan(load=load, fresh=fresh, drop=drop, train=train)
+
+
+FULL = TransferPlan(load=(EVERY,))
+SCRATCH = TransferPlan(fresh=(EVERY,), drop=(EVERY,))
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """What became of one part, or of one head `objectives/NAME`."""
+
+    part: str
+    action: Action
+    tensors: int
+    parameters: int
+    trains: bool | None  # None: the part is not in the model
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What became of every part of a checkpoint and of a model."""
+
+    rows: tuple[TransferRow, ...]
+
+    def table(self) -> str:
+        """The rows as aligned lines of plain text."""
+        width = max([len("part"), *(len(row.part) for row in self.rows)])
+        lines = [f"{'part':<{width}}  {'action':<7}  {'tensors':>7}  {'parameters':>13}  learning"]
+        for row in self.rows:
+            learning = {True: "trains", False: "frozen", None: "-"}[row.trains]
+            lines.append(f"{row.part:<{width}}  {row.action:<7}  {row.tensors:>7,}  {row.parameters:>13,}  {learning}")
+        return "\n".join(lines)
+
+
+def plan_full(checkpoint: Checkpoint, recommender: Recommender) -> TransferPlan:
+    """Load all that both have, start the rest of the model fresh, drop the rest of the checkpoint.
+
+    Raises RecipeError where nothing is common to both: that would be a start from scratch under another name.
+    """
+    load = tuple(name for name in checkpoint.parts if name in recommender.parts)
+    if not load:
+        raise RecipeError(
+            f"transfer: {checkpoint.folder} and the model have no part in common; "
+            f"it holds {', '.join(checkpoint.parts)}, the model has {', '.join(recommender.parts)}"
+        )
+    return TransferPlan(
+        load=load,
+        fresh=tuple(name for name in recommender.parts if name not in load),
+        drop=tuple(name for name in checkpoint.parts if name not in load),
+    )
+
+
+def apply(
+    plan: TransferPlan,
+    checkpoint: Checkpoint,
+    recommender: Recommender,
+    objectives: Mapping[str, nn.Module] | None = None,
+) -> TransferReport:
+    """Carry the plan out on `recommender` (and on the heads of `objectives`), in place, or change nothing.
+
+    Raises RecipeError where the plan leaves a part out, CheckpointError that lists every tensor which is missing,
+    extra or of another shape.
+    """
+    heads = {name: head for name, head in (objectives or {}).items() if head.state_dict()}
+    part_paths(recommender)
+    plan = plan.spelled_out(
+        [*checkpoint.parts, *([OBJECTIVES] if checkpoint.objectives else [])],
+        [*recommender.parts, *([OBJECTIVES] if heads else [])],
+    )
+    _refuse_idle(plan, recommender)
+    targets: dict[str, nn.Module] = {name: recommender.parts[name] for name in plan.load if name != OBJECTIVES}
+    states = {name: checkpoint.part_state(name, part) for name, part in targets.items()}
+    problems: list[str] = []
+    if OBJECTIVES in plan.load:
+        problems = _other_heads(checkpoint, heads)
+        common = [name for name in heads if name in checkpoint.objectives]
+        targets |= _with_folder({name: heads[name] for name in common})
+        states |= {f"{OBJECTIVES}/{name}": checkpoint.objective_state(name) for name in common}
+    problems += [line for name, part in targets.items() for line in misfits(name, states[name], part)]
+    if problems:
+        raise CheckpointError(
+            "\n".join([f"{checkpoint.folder}: does not fit the model; nothing was loaded", *problems])
+        )
+    dropped = _dropped(plan, checkpoint)
+    for name, part in targets.items():
+        fill(part, states[name])
+    if plan.train is not None:
+        for name, part in recommender.parts.items():
+            if name not in plan.train:
+                freeze(part)
+    return TransferReport((*_kept(plan, {**recommender.parts, **_with_folder(heads)}), *dropped))
+
+
+def freeze(part: nn.Module) -> None:
+    """Stop a part from learning, and keep it in eval mode whatever `train()` is called on around it."""
+    part.requires_grad_(requires_grad=False)
+    part.eval()
+    part.register_forward_pre_hook(_stay_in_eval)
+
+
+def _stay_in_eval(part: nn.Module, _: Any) -> None:
+    if part.training:
+        part.eval()
+
+
+def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: list[str]) -> None:
+    for name in names:
+        if name not in {*known, EVERY}:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
+            raise RecipeError(f"transfer.{field}: {name!r} is no part of {owner}; {hint}")
+
+
+def _spell(names: Names, others: list[str]) -> Names:
+    """The names, with those of `others` that are not among them in the place of `*`."""
+    plain = tuple(name for name in names if name != EVERY)
+    return plain + tuple(name for name in others if name not in plain) if EVERY in names else plain
+
+
+def _refuse_idle(plan: TransferPlan, recommender: Recommender) -> None:
+    """Nothing of the model would learn: said before any tensor is copied."""
+    if plan.train is None:
+        return
+    if not any(tensor.requires_grad for name in plan.train for tensor in recommender.parts[name].parameters()):
+        raise RecipeError(
+            f"transfer.train: {', '.join(plan.train) or 'no part'}: nothing there can learn; name another"
+        )
+
+
+def _other_heads(checkpoint: Checkpoint, heads: Mapping[str, nn.Module]) -> list[str]:
+    missing, extra = set(heads) - set(checkpoint.objectives), set(checkpoint.objectives) - set(heads)
+    found = {"missing in": missing, "unknown to the model in": extra}
+    return [
+        f"  {OBJECTIVES}: {what} the checkpoint: {', '.join(sorted(names))}" for what, names in found.items() if names
+    ]
+
+
+def _with_folder(heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    return {f"{OBJECTIVES}/{name}": head for name, head in heads.items()}
+
+
+def _kept(plan: TransferPlan, modules: Mapping[str, nn.Module]) -> list[TransferRow]:
+    rows = []
+    for name, module in modules.items():
+        action: Action = "loaded" if name.split("/")[0] in plan.load else "fresh"
+        sizes = [tensor.numel() for tensor in module.state_dict().values()]
+        trains = any(tensor.requires_grad for tensor in module.parameters())
+        rows.append(TransferRow(name, action, len(sizes), sum(sizes), trains))
+    return rows
+
+
+def _dropped(plan: TransferPlan, checkpoint: Checkpoint) -> list[TransferRow]:
+    heads = {f"{OBJECTIVES}/{name}": entry for name, entry in checkpoint.objectives.items()}
+    sizes = {
+        name: checkpoint.sizes(entry)
+        for name, entry in {**checkpoint.parts, **heads}.items()
+        if name.split("/")[0] in plan.drop
+    }
+    return [TransferRow(name, "dropped", len(of_part), sum(of_part), None) for name, of_part in sizes.items()]

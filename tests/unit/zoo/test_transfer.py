@@ -1,0 +1,221 @@
+"""A plan says what becomes of every part; carrying it out moves all that it names, or nothing."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.settings import validate
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.transfer import FULL, SCRATCH, TransferPlan, apply, plan_full
+
+ENCODERS = ("text_encoder", "vision_encoder")
+ITEMS = (*ENCODERS, "fusion")
+ALL = (*ITEMS, "user_encoder")
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def is_equal(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return list(state) == list(other) and all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+def came_over(source: Any, target: Any) -> dict[str, bool]:
+    """Which parts of the target are now those of the source."""
+    theirs = source.recommender.parts
+    return {
+        name: is_equal(part.state_dict(), theirs[name].state_dict()) for name, part in target.recommender.parts.items()
+    }
+
+
+def test_full_transfer_takes_every_part(run: Any, other: Any, saved: Path) -> None:
+    report = apply(FULL, Checkpoint.open(saved), other.recommender)
+    assert came_over(run, other) == dict.fromkeys(ALL, True)
+    assert {(row.part, row.action) for row in report.rows} == {
+        *((name, "loaded") for name in ALL),
+        ("objectives/noise_detection", "dropped"),
+    }
+
+
+def test_a_start_from_scratch_takes_nothing(other: Any, saved: Path) -> None:
+    before = snapshot(other.recommender)
+    report = apply(SCRATCH, Checkpoint.open(saved), other.recommender)
+    assert is_equal(before, other.recommender.state_dict())
+    assert [row.action for row in report.rows].count("fresh") == 4
+    assert [row.action for row in report.rows].count("dropped") == 5
+
+
+@pytest.mark.parametrize(
+    ("plan", "loaded"),
+    [
+        (TransferPlan(load=ITEMS, fresh=("user_encoder",), drop=("user_encoder",)), ITEMS),
+        (TransferPlan(load=("*",), fresh=("user_encoder",), drop=("user_encoder",)), ITEMS),
+        (TransferPlan(load=("user_encoder",), fresh=ITEMS, drop=ITEMS), ("user_encoder",)),
+        (TransferPlan(load=("user_encoder",), fresh=("*",), drop=("*",)), ("user_encoder",)),
+    ],
+)
+def test_exactly_the_parts_that_a_plan_loads_come_over(
+    run: Any, other: Any, saved: Path, plan: TransferPlan, loaded: tuple[str, ...]
+) -> None:
+    apply(plan, Checkpoint.open(saved), other.recommender)
+    assert came_over(run, other) == {name: name in loaded for name in ALL}
+
+
+def test_a_text_model_takes_its_half_of_a_model_of_both(run: Any, text_only: Any, saved: Path) -> None:
+    plan = TransferPlan(load=("text_encoder", "user_encoder"), drop=("vision_encoder", "fusion"))
+    apply(plan, Checkpoint.open(saved), text_only.recommender)
+    assert came_over(run, text_only) == {"text_encoder": True, "user_encoder": True}
+
+
+def test_parts_of_the_checkpoint_that_a_plan_forgets_are_named(text_only: Any, saved: Path) -> None:
+    with pytest.raises(RecipeError, match=r"vision_encoder of the checkpoint \(load it or drop it\), fusion of the"):
+        apply(FULL, Checkpoint.open(saved), text_only.recommender)
+
+
+def test_parts_of_the_model_that_a_plan_forgets_are_named(other: Any, text_only: Any, tmp_path: Path) -> None:
+    text_only.save(tmp_path / "text")
+    with pytest.raises(RecipeError, match=r"fusion of the model \(load it or start it fresh\)"):
+        apply(FULL, Checkpoint.open(tmp_path / "text"), other.recommender)
+
+
+def test_the_plan_for_all_that_both_have_is_spelled_out(
+    other: Any, text_only: Any, saved: Path, tmp_path: Path
+) -> None:
+    text_only.save(tmp_path / "text")
+    assert plan_full(Checkpoint.open(saved), text_only.recommender) == TransferPlan(
+        load=("text_encoder", "user_encoder"), drop=("vision_encoder", "fusion")
+    )
+    assert plan_full(Checkpoint.open(tmp_path / "text"), other.recommender) == TransferPlan(
+        load=("text_encoder", "user_encoder"), fresh=("vision_encoder", "fusion")
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (TransferPlan(load=("user_encodr",)), r"transfer\.load: 'user_encodr' .*did you mean 'user_encoder'\?"),
+        (TransferPlan(load=("*",), fresh=("zzz",)), r"transfer\.fresh: 'zzz' is no part of the model; there are"),
+        (TransferPlan(load=("*",), drop=("zzz",)), r"transfer\.drop: 'zzz' is no part of the checkpoint"),
+        (TransferPlan(load=("*",), train=("objectives",)), r"transfer\.train: 'objectives' is no part of the model"),
+        (TransferPlan(load=("*", "objectives")), r"'objectives' is no part of checkpoint and model"),
+    ],
+)
+def test_parts_that_are_not_there_are_refused(other: Any, saved: Path, plan: TransferPlan, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        apply(plan, Checkpoint.open(saved), other.recommender)
+
+
+@pytest.mark.parametrize("field", ["fresh", "drop"])
+def test_a_part_cannot_be_loaded_and_left_behind(field: str) -> None:
+    with pytest.raises(RecipeError, match=f"fusion stands in load and in {field}; keep one"):
+        validate(TransferPlan, {"load": ["fusion"], field: ["fusion"]}, "transfer")
+
+
+def test_a_plan_is_a_value_of_a_recipe() -> None:
+    plan = validate(TransferPlan, {"load": ["*"], "train": ["fusion"]}, "transfer")
+    assert plan == TransferPlan(load=("*",), train=("fusion",))
+    assert TransferPlan.model_validate(plan.model_dump(mode="json")) == plan
+
+
+def damage(folder: Path, part: str, change: Callable[[dict[str, Tensor]], None]) -> None:
+    path = folder / part / "part.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    index = json.loads((folder / files.INDEX_NAME).read_text())
+    index["parts"][part]["files"]["part.safetensors"] = files.sha256_of(path)
+    (folder / files.INDEX_NAME).write_text(json.dumps(index))
+
+
+def test_every_misfit_of_every_part_is_listed_and_nothing_changes(other: Any, saved_copy: Path) -> None:
+    damage(saved_copy, "fusion", lambda state: state.update(mm_cls=torch.ones(9)))
+    damage(saved_copy, "user_encoder", lambda state: state.update(renamed=state.pop(next(iter(state)))))
+    before = snapshot(other.recommender)
+    with pytest.raises(CheckpointError) as caught:
+        apply(FULL, Checkpoint.open(saved_copy), other.recommender)
+    message = str(caught.value)
+    assert "does not fit the model; nothing was loaded" in message
+    assert "fusion: of another shape in the checkpoint: mm_cls (9,) for (8,)" in message
+    assert "user_encoder: missing in the checkpoint: " in message
+    assert "user_encoder: unknown to the model in the checkpoint: renamed" in message
+    assert is_equal(before, other.recommender.state_dict())
+
+
+def test_a_broken_part_that_is_dropped_stops_the_transfer_before_anything_changes(other: Any, saved_copy: Path) -> None:
+    (saved_copy / "fusion" / "part.safetensors").write_bytes(b"short")
+    before = snapshot(other.recommender)
+    plan = TransferPlan(load=("*",), fresh=("fusion",), drop=("fusion",))
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        apply(plan, Checkpoint.open(saved_copy), other.recommender)
+    assert is_equal(before, other.recommender.state_dict())
+
+
+def test_heads_of_pretraining_come_over_when_asked(run: Any, other: Any, saved: Path) -> None:
+    plan = TransferPlan(load=("*", "objectives"))
+    apply(plan, Checkpoint.open(saved), other.recommender, other.objectives)
+    head = "noise_detection"
+    assert is_equal(other.objectives[head].state_dict(), run.objectives[head].state_dict())
+
+
+def test_heads_start_fresh_unless_asked(other: Any, saved: Path) -> None:
+    before = snapshot(other.objectives["noise_detection"])
+    report = apply(FULL, Checkpoint.open(saved), other.recommender, other.objectives)
+    assert is_equal(before, other.objectives["noise_detection"].state_dict())
+    assert [row.action for row in report.rows if row.part == "objectives/noise_detection"] == ["fresh", "dropped"]
+
+
+def test_heads_of_other_objectives_do_not_fit(other: Any, saved: Path) -> None:
+    before = snapshot(other.recommender)
+    heads = {"noise": other.objectives["noise_detection"]}
+    with pytest.raises(
+        CheckpointError, match=r"objectives: missing in the checkpoint: noise\n.*unknown.*noise_detection"
+    ):
+        apply(TransferPlan(load=("*", "objectives")), Checkpoint.open(saved), other.recommender, heads)
+    assert is_equal(before, other.recommender.state_dict())
+
+
+def test_parts_that_do_not_train_are_frozen_and_stay_in_eval_mode(other: Any, saved: Path, score: Any) -> None:
+    recommender = other.recommender
+    apply(TransferPlan(load=("*",), train=("user_encoder",)), Checkpoint.open(saved), recommender)
+    recommender.train()
+    first = score(recommender)
+    parts = recommender.parts
+    assert {name for name, part in parts.items() if any(p.requires_grad for p in part.parameters())} == {"user_encoder"}
+    assert {name for name, part in parts.items() if any(m.training for m in part.modules())} == {"user_encoder"}
+    assert not torch.equal(first, score(recommender))  # dropout of the user encoder alone is at work
+
+
+def test_without_a_word_on_training_all_trains_as_built(other: Any, saved: Path) -> None:
+    before = {name: parameter.requires_grad for name, parameter in other.recommender.named_parameters()}
+    apply(FULL, Checkpoint.open(saved), other.recommender)
+    assert {name: parameter.requires_grad for name, parameter in other.recommender.named_parameters()} == before
+
+
+def test_a_plan_that_trains_nothing_is_refused_before_anything_changes(other: Any, saved: Path) -> None:
+    before = snapshot(other.recommender)
+    with pytest.raises(RecipeError, match=r"transfer\.train: no part: nothing there can learn"):
+        apply(TransferPlan(load=("*",), train=()), Checkpoint.open(saved), other.recommender)
+    assert is_equal(before, other.recommender.state_dict())
+
+
+def test_the_report_counts_every_tensor_and_prints_as_one_table(other: Any, saved: Path) -> None:
+    plan = TransferPlan(load=("*",), fresh=("fusion",), drop=("fusion",), train=("fusion", "user_encoder"))
+    report = apply(plan, Checkpoint.open(saved), other.recommender)
+    fusion = other.recommender.parts["fusion"].state_dict()
+    size = sum(tensor.numel() for tensor in fusion.values())
+    counts = [(row.tensors, row.parameters, row.trains) for row in report.rows if row.part == "fusion"]
+    assert counts == [(len(fusion), size, True), (len(fusion), size, None)]
+    lines = report.table().splitlines()
+    assert lines[0].split() == ["part", "action", "tensors", "parameters", "learning"]
+    assert lines[1].split()[::4] == ["text_encoder", "frozen"]
+    assert len({line.index(line.split()[1]) for line in lines}) == 1
+    assert len(lines) == 1 + 4 + 2
