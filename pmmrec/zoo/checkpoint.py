@@ -133,27 +133,7 @@ def save_checkpoint(
             files={name: files.sha256_of(place / name) for name in (RECIPE_NAME, METRICS_NAME, CARD_NAME)},
             provenance=dict(provenance),
         )
-        _write_index(place, index)
-
-
-def restate(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
-    """Give a checkpoint other figures and another card, with its tensors as they are, whole or not at all.
-
-    Raises CheckpointError where `folder` is no checkpoint, MachineError where the disk refuses.
-    """
-    Checkpoint.open(folder)
-    with files.writing(folder, replace=True) as place:
-        old = Checkpoint.open(folder)
-        for name in set(old.index.all_files) - {METRICS_NAME, CARD_NAME}:
-            files.link_or_copy(old.folder / name, place / name)
-        files.write_json(place / METRICS_NAME, metrics)
-        (place / CARD_NAME).write_text(card, encoding="utf-8")
-        hashes = {**old.index.files, **{name: files.sha256_of(place / name) for name in (METRICS_NAME, CARD_NAME)}}
-        _write_index(place, old.index.model_copy(update={"files": hashes}))
-
-
-def _write_index(place: Path, index: Index) -> None:
-    files.write_json(place / files.INDEX_NAME, index.model_dump(mode="json"))
+        files.write_json(place / files.INDEX_NAME, index.model_dump(mode="json"))
 
 
 def part_paths(recommender: Recommender) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,18 @@ from pmmrec.zoo.checkpoint import CARD_NAME, METRICS_NAME, Checkpoint
 
 
 def restate(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
-    """Replace metrics.json and README.md of a checkpoint and enter them in its index; whole or not at all."""
-    index = Checkpoint.open(folder).index
+    """Replace metrics.json and README.md of a checkpoint and enter them in its index; whole or not at all.
+
+    Tensors are linked, not copied. Raises CheckpointError where `folder` is no checkpoint, MachineError where the
+    disk refuses.
+    """
+    Checkpoint.open(folder)
     with files.writing(folder, replace=True) as place:
-        for name in index.all_files:
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, place / name)
+        old = Checkpoint.open(folder)  # again: what a killed save left may have been moved back to `folder`
+        for name in set(old.index.all_files) - {METRICS_NAME, CARD_NAME}:
+            files.link_or_copy(old.folder / name, place / name)
         files.write_json(place / METRICS_NAME, metrics)
         (place / CARD_NAME).write_text(card, encoding="utf-8")
         restated = {name: files.sha256_of(place / name) for name in (METRICS_NAME, CARD_NAME)}
-        updated = index.model_copy(update={"files": {**index.files, **restated}})
-        files.write_json(place / files.INDEX_NAME, updated.model_dump(mode="json"))
+        index = old.index.model_copy(update={"files": {**old.index.files, **restated}})
+        files.write_json(place / files.INDEX_NAME, index.model_dump(mode="json"))

@@ -17,7 +17,7 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, restate, save_checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 
 Score = Callable[[Recommender], Tensor]
 FUSION, TEXT = "fusion/part.safetensors", "text_encoder/model.safetensors"
@@ -162,23 +162,6 @@ def test_a_better_checkpoint_takes_the_place_of_the_old(other: Any, saved_copy: 
     other.save(saved_copy, replace=True)
     assert torch.equal(score(load(saved_copy)), score(other.recommender.eval()))
     assert [path.name for path in saved_copy.parent.iterdir()] == [saved_copy.name]
-
-
-def test_figures_and_card_are_stated_again_without_touching_the_rest(saved: Path, saved_copy: Path) -> None:
-    restate(saved_copy, metrics={"test/hr@10": 0.5}, card="# new\n")
-    checkpoint = Checkpoint.open(saved_copy)
-    assert checkpoint.verify() == []
-    assert checkpoint.metrics == {"test/hr@10": 0.5}
-    assert (saved_copy / "README.md").read_text() == "# new\n"
-    assert checkpoint.parts == Checkpoint.open(saved).parts
-    assert [path.name for path in saved_copy.parent.iterdir()] == [saved_copy.name]
-
-
-def test_a_kill_before_figures_are_stated_again_is_recovered(saved_copy: Path) -> None:
-    saved_copy.rename(saved_copy.with_name(saved_copy.name + ".previous"))
-    restate(saved_copy, metrics={}, card="# new\n")
-    assert Checkpoint.open(saved_copy).verify() == []
-    assert (saved_copy / "README.md").read_text() == "# new\n"
 
 
 def test_tensors_missing_in_the_state_are_named_and_nothing_is_written(run: Any, tmp_path: Path) -> None:
