@@ -114,9 +114,8 @@ def evaluate(
     checkpoint: Checkpoint,
     domain: DomainFolder,
     out: Annotated[Path | None, Option("--out", help="Folder for metrics.json and ranks.parquet.")] = None,
-    seen: Annotated[
-        str, Option(help="exclude: seen items are no candidates; include: all items are ranked.")
-    ] = "exclude",
+    name: Annotated[str | None, Option(help="What the row is called; the checkpoint's name otherwise.")] = None,
+    seen: SeenOption = Seen.EXCLUDE,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
 ) -> None:

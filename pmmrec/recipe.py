@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import Field, StringConstraints, model_validator
@@ -14,14 +14,18 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
-from pmmrec.objectives import ObjectiveConfig
-from pmmrec.objectives import objectives as objective_family
+from pmmrec.objectives import ObjectiveConfig, objectives
 from pmmrec.settings import Config, overlay, parse_overrides, read_extended, validate
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import TransferPlan
+
+if TYPE_CHECKING:
+    ObjectiveField: TypeAlias = ObjectiveConfig
+else:
+    ObjectiveField = objectives.field
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 _R = TypeVar("_R", bound="RunRecipe")
@@ -39,7 +43,7 @@ class RunRecipe(Config):
     name: Name = Field(description="Name of the run; its folder is `runs/NAME`.")
     system: str = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
     seed: int = Field(1, ge=0)
-    objectives: dict[Name, objective_family.field | None] = Field(description="Name -> objective; null takes one away.")
+    objectives: dict[Name, ObjectiveField | None] = Field(description="Name -> objective; null takes one away.")
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
     machine: MachineConfig = MachineConfig()

@@ -48,6 +48,7 @@ class System:
         self.checkpoint, self.device = checkpoint, device
         self._cache = cache.expanduser()
         self._recommender: Recommender | None = None
+        self._loaded_for = ""
         self._encoded: dict[str, EncodedItems] = {}
         self._current: EncodedItems | None = None
 
@@ -114,10 +115,12 @@ class System:
         return opened.num_users, write_top_k(out, lists, opened.user_ids, opened.item_ids)
 
     def _model_for(self, domain: Domain) -> Recommender:
-        catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
-        if self._recommender is None:
+        # A model that knows items by id serves one catalogue only: loading it for another is refused there.
+        knows_ids = self._recommender is not None and not self._recommender.item_encoder.modalities
+        if self._recommender is None or (knows_ids and self._loaded_for != domain.item_ids_fingerprint):
+            catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
             self._recommender = load_recommender(self.checkpoint, [catalogue]).to(self.device)
-        self._recommender.item_encoder.check_catalogues([catalogue])
+            self._loaded_for = domain.item_ids_fingerprint
         return self._recommender
 
     def _reader_for(self, domain: Domain) -> ItemReader:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from pmmrec.errors import CheckpointError
-from pmmrec.report.tables import PlainTable
+from pmmrec.report.tables import Cell, PlainTable
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import find_checkpoint, list_checkpoints
 
 
 def hub_table(hub: Path) -> PlainTable:
     """The checkpoints of a folder hub: system, width, parts, what they learned from."""
-    rows = []
+    rows: list[list[Cell]] = []
     for name in list_checkpoints(hub):
         checkpoint = Checkpoint.open(hub / name)
         learned_from = ", ".join(checkpoint.provenance.get("domains", {}))
@@ -24,7 +24,7 @@ def checkpoint_table(place: str, hub: Path) -> PlainTable:
     """The parts of one checkpoint, with their tensors and parameters."""
     checkpoint = Checkpoint.open(find_checkpoint(place, hub))
     entries = {**checkpoint.parts, **{f"objectives/{name}": entry for name, entry in checkpoint.objectives.items()}}
-    rows = [
+    rows: list[list[Cell]] = [
         [name, entry.type, len(checkpoint.sizes(entry)), sum(checkpoint.sizes(entry))]
         for name, entry in entries.items()
     ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pmmrec.data.demo_world import DemoWorldConfig, write_demo_world
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
-from pmmrec.data.statistics import domain_statistics
+from pmmrec.data.statistics import COLD_BELOW, DomainStatistics, domain_statistics
 from pmmrec.errors import RecipeError
-from pmmrec.report.tables import PlainTable
+from pmmrec.report.tables import Cell, PlainTable
 
 
 def import_lines(domain: Domain) -> list[str]:
@@ -24,9 +24,20 @@ def import_lines(domain: Domain) -> list[str]:
 def statistics_table(folders: Sequence[Path]) -> PlainTable:
     """Domains side by side, a fact a line."""
     found = [domain_statistics(Domain.open(folder)) for folder in folders]
-    facts = list(type(found[0]).model_fields)
-    rows = [[fact.replace("_", " "), *(getattr(one, fact) for one in found)] for fact in facts if fact != "name"]
-    return PlainTable("", ["", *(Domain.open(folder).name for folder in folders)], rows)
+    facts: dict[str, Callable[[DomainStatistics], Cell]] = {
+        "users": lambda one: one.num_users,
+        "items": lambda one: one.num_items,
+        "interactions": lambda one: one.num_interactions,
+        "mean length": lambda one: round(one.mean_length, 1),
+        "median length": lambda one: one.median_length,
+        "density, %": lambda one: round(100 * one.density, 3),
+        "repeated interactions, %": lambda one: round(100 * one.share_repeated, 1),
+        "items with text": lambda one: one.num_with_text,
+        "items with image": lambda one: one.num_with_image,
+        f"cold items (< {COLD_BELOW} in train)": lambda one: one.num_cold_items,
+    }
+    rows = [[fact, *(figure(one) for one in found)] for fact, figure in facts.items()]
+    return PlainTable("", ["", *(one.name for one in found)], rows)
 
 
 def make_demo_world(out: Path, seed: int) -> Iterator[str]:

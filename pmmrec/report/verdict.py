@@ -11,7 +11,8 @@ from pmmrec.errors import DataError
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, read_outcome
 from pmmrec.report.tables import ResultRow, result_table, to_markdown
 from pmmrec.zoo.card import CardDomain, make_card
-from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint, restate
+from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint
+from pmmrec.zoo.results import restate
 
 CUTOFFS_SHOWN = (10,)
 

@@ -14,7 +14,7 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.windows import WindowIndex
 from pmmrec.encoders import Backbone
-from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.build import ModelConfig, build, parameter_table
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
 from pmmrec.train.log import RunLog
@@ -65,10 +65,8 @@ def describe(
     log.say(recipe.to_yaml().rstrip())
     log.say("")
     log.say(f"{'part':<24}{'parameters':>14}{'trainable':>14}")
-    for name, module in {**recommender.parts, **task.objectives}.items():
-        sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
-        trainable = sum(size for size, learns in sizes if learns)
-        log.say(f"{name:<24}{sum(size for size, _ in sizes):>14,}{trainable:>14,}")
+    for row in parameter_table({**recommender.parts, "objectives": task.objectives}):
+        log.say(f"{row.part:<24}{row.all:>14,}{row.trainable:>14,}")
     log.say("")
     for name, count, weight in zip(sources.names, counts, sampler.weights, strict=True):
         log.say(f"{name:<24}{count:>14,} windows, {weight:.1%} of each epoch")

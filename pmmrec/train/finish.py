@@ -46,6 +46,7 @@ def save_best(
                 "users": domain.num_users,
                 "items": domain.num_items,
                 "interactions": domain.num_interactions,
+                "modalities": [modality.value for modality, has_N in domain.has.items() if has_N.any()],
             }
             for domain in sources.domains
         },
