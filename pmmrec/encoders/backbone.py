@@ -1,0 +1,45 @@
+"""What encoders around a backbone have in common: where it comes from, and the way to the common width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from typing_extensions import Self
+
+from pmmrec.encoders import EncoderConfig
+from pmmrec.encoders.trainable import Depth
+
+
+class BackboneConfig(EncoderConfig):
+    """Settings of an encoder whose backbone is pretrained (`weights`) or drawn fresh (`architecture`)."""
+
+    architecture: dict[str, Any] | None = Field(
+        default=None, description="Configuration of a fresh backbone, in the words of its library."
+    )
+    trainable_blocks: Depth = Field(
+        default=2, description="How many of the top blocks train; 0: the backbone is frozen; all: all of it trains."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Self:
+        if (self.weights is None) == (self.architecture is None):
+            raise ValueError("give one of `weights` (a pretrained backbone) and `architecture` (a fresh one)")
+        if self.trainable_blocks != "all" and self.trainable_blocks < 0:
+            raise ValueError(f"trainable_blocks: {self.trainable_blocks} is below 0; count from the top, or say all")
+        return self
+
+
+def make_projection(backbone_width: int, width: int) -> nn.Linear:
+    """The way from a backbone's width to the common one, for every token (xavier_normal, as released)."""
+    projection = nn.Linear(backbone_width, width)
+    nn.init.xavier_normal_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
+def is_dry_run() -> bool:
+    """Whether modules are being built under `torch.device("meta")`: shapes only, no weights are read."""
+    return torch.get_default_device().type == "meta"

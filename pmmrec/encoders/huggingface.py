@@ -1,0 +1,182 @@
+"""How a backbone of transformers is configured, opened, written and read: local folders and safetensors only."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pmmrec.encoders import Backbone
+from pmmrec.encoders.backbone import is_dry_run
+from pmmrec.encoders.trainable import Layout
+from pmmrec.errors import CheckpointError, RecipeError
+
+MAX_JSON_BYTES = 10_000_000
+BUILT_IN_ATTENTION = (None, "eager", "sdpa")
+# Keys that can make transformers fetch or run what is not in the folder.
+RUNS_CODE = ("auto_map", "custom_pipelines", "quantization_config")
+CHOOSES_KERNEL = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object in a backbone's folder; CheckpointError when it is missing, broken or asks for code."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; a configuration is a short text")
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; a backbone's folder has one") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: must hold an object, found a {type(tree).__name__}")
+    _refuse_code(path, tree)
+    return tree
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a configuration the way transformers does; its folder need not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path, halves: Mapping[str, str] | None = None) -> Any:
+    """The configuration in `folder`; `halves` names the part of a two-sided model that is wanted (clip -> its vision).
+
+    Raises CheckpointError for a configuration that is broken, unknown or would run code.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    tree = read_json(folder / "config.json")
+    half = (halves or {}).get(str(tree.get("model_type")))
+    config_class = AutoConfig if half is None else CONFIG_MAPPING[half]
+    try:
+        return config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # hub, validation and key errors alike: the file is at fault
+        raise CheckpointError(f"{folder / 'config.json'}: not a configuration of transformers: {error}") from error
+
+
+def new_config(architecture: Mapping[str, Any], **fitted: Any) -> Any:
+    """A configuration for a fresh backbone. RecipeError for an unknown model type, an unknown key or a wrong value."""
+    from transformers import AutoConfig
+
+    tree = dict(architecture)
+    model_type = tree.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise RecipeError("architecture: needs `model_type`, a name that transformers knows, such as bert or vit")
+    try:
+        known = AutoConfig.for_model(model_type)
+    except (ValueError, KeyError) as error:
+        raise RecipeError(f"architecture.model_type: transformers knows no {model_type!r}") from error
+    names = set(known.to_dict()) | set(known.attribute_map)
+    for key in tree:
+        if key in fitted:
+            raise RecipeError(f"architecture.{key}: is set for you, from the settings beside `architecture`")
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "see the configuration class in transformers"
+            raise RecipeError(f"architecture.{key}: {model_type} has no such setting; {hint}")
+    settable = {key: value for key, value in fitted.items() if key in names}
+    try:
+        return AutoConfig.for_model(model_type, **tree, **settable)
+    except Exception as error:  # each version of the library has its own kind of validation error
+        raise RecipeError(f"architecture: {model_type} cannot be configured so: {error}") from error
+
+
+def open_model(backbone: Backbone, config: Any, layout: Layout) -> Any:
+    """The backbone without pooler, in float32: its weights from the folder, or drawn fresh; none are read when dry."""
+    from transformers import AutoModel
+
+    if backbone.is_pretrained and not is_dry_run():
+        return _load(backbone.folder, config, layout)
+    try:
+        return AutoModel.from_config(config, dtype=torch.float32, **_without_pooler(config))
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise RecipeError(f"{backbone.folder}: no {config.model_type} can be built so: {error}") from error
+
+
+def save_model(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and `model.safetensors` with the tensors of `state`; those of `model` are not looked at."""
+    check_names(model, state, folder)
+    with quietly():
+        model.save_pretrained(folder, state_dict=dict(state))
+
+
+def read_state(folder: Path, config: Any, layout: Layout, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors in `folder`, by the names that `model` has for them."""
+    with torch.device("cpu"):
+        state: dict[str, Tensor] = _load(folder, config, layout).state_dict()
+    check_names(model, state, folder)
+    return state
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the progress bars and reports of transformers off the terminal: what matters in them is raised here."""
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """CheckpointError unless `state` has exactly the tensors of `model`."""
+    differing = sorted(set(state) ^ set(model.state_dict()))
+    if differing:
+        raise CheckpointError(f"{folder}: {len(differing)} tensors do not fit the backbone, such as {differing[0]}")
+
+
+def _load(folder: Path, config: Any, layout: Layout) -> Any:
+    from transformers import AutoModel
+
+    try:
+        with quietly():
+            model, info = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **_without_pooler(config),
+            )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: its model.safetensors cannot be opened: {error}") from error
+    missing = sorted(name for name in info["missing_keys"] if not re.fullmatch(layout.unused, name))
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}")
+    return model
+
+
+def _without_pooler(config: Any) -> dict[str, bool]:
+    from transformers import MODEL_MAPPING
+
+    takes = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+
+
+def _refuse_code(path: Path, tree: Any) -> None:
+    """Walk a configuration, halves of two-sided models included, and refuse what would fetch or run code."""
+    if not isinstance(tree, Mapping):
+        return
+    for key, value in tree.items():
+        if key in RUNS_CODE or (key in CHOOSES_KERNEL and value not in BUILT_IN_ATTENTION):
+            raise CheckpointError(f"{path}: {key} asks for code outside the folder, which is never run; remove it")
+        _refuse_code(path, value)

@@ -1,0 +1,146 @@
+"""Text through an encoder of transformers (bert, roberta, xlm-roberta, ...)."""
+# Shapes: R rows, T tokens, D width.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from typing_extensions import Self
+
+from pmmrec.contracts import TokenStates
+from pmmrec.encoders import Backbone, TextEncoder, text_encoders
+from pmmrec.encoders.backbone import BackboneConfig, make_projection
+from pmmrec.encoders.huggingface import new_config, open_model, read_config, read_state, save_model
+from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
+from pmmrec.encoders.trainable import Layout, PartlyTrained, find_layout
+from pmmrec.errors import CheckpointError, RecipeError
+
+DEFAULT_VOCAB_SIZE = 8000
+
+
+@dataclass(frozen=True)
+class TextLayout(Layout):
+    """What else must be known of a text architecture."""
+
+    is_causal: bool = False  # token 0 sees nothing but itself
+    positions_follow_padding: bool = False  # the first token's position is pad_token_id + 1
+    has_positions: bool = True  # a table of positions limits the length
+    width_name: str = "hidden_size"  # setting that holds the width of the last hidden state
+
+
+_BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+")
+_ROBERTA = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", positions_follow_padding=True)
+LAYOUTS: Mapping[str, TextLayout] = {
+    # All layers of ALBERT share the weights of their group: a group is a block.
+    "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+"),
+    "bert": _BERT,
+    "camembert": _ROBERTA,
+    "deberta-v2": _BERT,
+    "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+"),
+    "electra": _BERT,
+    "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False),
+    "mpnet": _ROBERTA,
+    "opt": TextLayout(
+        blocks=r"decoder\.layers\.\d+",
+        after=r"decoder\.(final_layer_norm|project_out)",
+        is_causal=True,
+        width_name="word_embed_proj_dim",
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "xlm-roberta-xl": TextLayout(
+        blocks=r"encoder\.layer\.\d+",
+        after=r"encoder\.LayerNorm",
+        unused=r"pooler\..+",
+        positions_follow_padding=True,
+    ),
+}
+
+
+class HFTextConfig(BackboneConfig):
+    """Settings of a text encoder of transformers."""
+
+    type: Literal["hf_text"] = "hf_text"
+    vocab_size: int = Field(default=DEFAULT_VOCAB_SIZE, description="Tokens of a fresh backbone's BPE, at most.")
+    max_tokens: int = Field(default=50, ge=2, description="Longer texts are cut; special tokens count.")
+    lowercase: bool = Field(default=False, description="Lowercase every text first (the released code does).")
+    pool: Literal["cls", "mean"] = Field(default="cls", description="The whole text: token 0, or the mean of all.")
+
+    @model_validator(mode="after")
+    def _vocabulary_is_learned(self) -> Self:
+        if self.weights is not None and self.vocab_size != DEFAULT_VOCAB_SIZE:
+            raise ValueError("vocab_size: has no effect, a pretrained backbone brings its vocabulary; remove it")
+        return self
+
+
+@text_encoders.register("hf_text", HFTextConfig)
+class HFText(PartlyTrained, TextEncoder):
+    """A text encoder of transformers; a projection brings every token to the common width.
+
+    Poolers are left out. The tokens are all but token 0, whichever way the whole is pooled.
+    """
+
+    def __init__(self, config: HFTextConfig, width: int, backbone: Backbone) -> None:
+        super().__init__()
+        self._settings = read_config(backbone.folder)
+        self._layout = _check(self._settings, config, where=str(backbone.folder))
+        self._pool = config.pool
+        self._tokenizer = FolderTokenizer(backbone.folder, config.max_tokens, lowercase=config.lowercase)
+        self.tokenizer = self._tokenizer
+        if self._tokenizer.num_ids > self._settings.vocab_size:
+            raise CheckpointError(
+                f"{backbone.folder}: its tokenizer has {self._tokenizer.num_ids} ids but its embedding "
+                f"{self._settings.vocab_size} rows; the two do not belong together"
+            )
+        self.backbone = open_model(backbone, self._settings, self._layout)
+        self.projection = make_projection(getattr(self._settings, self._layout.width_name), width)
+        self.train_top_blocks(self._layout, config.trainable_blocks)
+
+    @classmethod
+    def start(cls, config: HFTextConfig, folder: Path, texts: Iterable[str]) -> None:  # type: ignore[override]  # its own settings
+        """Learn a BPE from `texts`, then write it with the configuration of `architecture` fitted to it."""
+        if config.architecture is None:
+            raise RecipeError("weights: a pretrained backbone is opened, not started; give `architecture` instead")
+        trial = new_config(config.architecture, vocab_size=config.vocab_size, **special_token_ids())
+        _check(trial, config, where="architecture")
+        train_bpe(texts, config.vocab_size, folder, lowercase=config.lowercase)
+        num_ids = FolderTokenizer(folder, config.max_tokens, lowercase=config.lowercase).num_ids
+        new_config(config.architecture, vocab_size=num_ids, **special_token_ids()).save_pretrained(folder)
+
+    def forward(self, token_id_RT: Tensor, is_valid_RT: Tensor) -> TokenStates:
+        """`(R, T)` ids -> states of the common width."""
+        output = self.backbone(input_ids=token_id_RT, attention_mask=is_valid_RT.long())
+        states_RTD: Tensor = self.projection(output.last_hidden_state)
+        cls_RD = states_RTD[:, 0]
+        if self._pool == "mean":
+            shown_RTD = torch.where(is_valid_RT[:, :, None], states_RTD, 0.0)
+            cls_RD = shown_RTD.sum(1) / is_valid_RT.sum(1, keepdim=True)
+        return TokenStates(states_RTD[:, 1:], is_valid_RT[:, 1:], cls_RD)
+
+    def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write what `AutoModel` and `AutoTokenizer` read."""
+        save_model(self.backbone, folder, state)
+        self._tokenizer.save(folder)
+
+    def read_backbone(self, folder: Path) -> dict[str, Tensor]:
+        """The tensors that `save_backbone` wrote, by the same names."""
+        return read_state(folder, read_config(folder), self._layout, self.backbone)
+
+
+def _check(settings: Any, config: HFTextConfig, where: str) -> TextLayout:
+    """The layout of a configuration; RecipeError when it does not suit the settings of the encoder."""
+    layout = find_layout(LAYOUTS, settings.model_type, where)
+    if layout.is_causal and config.pool == "cls":
+        raise RecipeError(f"pool: token 0 of {settings.model_type} sees nothing but itself; use mean")
+    if layout.has_positions:
+        skipped = settings.pad_token_id + 1 if layout.positions_follow_padding else 0
+        longest = settings.max_position_embeddings - skipped
+        if config.max_tokens > longest:
+            raise RecipeError(f"max_tokens: {config.max_tokens} asked for, but {where} has positions for {longest}")
+    return layout

@@ -1,0 +1,127 @@
+"""Text to token ids: the tokenizer in a backbone's folder, or one learned from the texts of the catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pmmrec.encoders.huggingface import read_json
+from pmmrec.errors import CheckpointError, RecipeError
+
+SPECIAL_TOKENS = ("<pad>", "<cls>", "<sep>", "<mask>", "<unk>")
+NUM_BYTES = 256
+MAX_TOKENIZER_BYTES = 200_000_000
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+
+class FolderTokenizer:
+    """The tokenizer of contracts, around the one that transformers finds in a folder.
+
+    Raises CheckpointError when the folder has no tokenizer, none with padding, or one that would run code.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int, *, lowercase: bool) -> None:
+        self.max_tokens, self.lowercase = max_tokens, lowercase
+        self._tokenizer = _open(folder)
+        if self._tokenizer.pad_token_id is None:
+            raise CheckpointError(f"{folder}: its tokenizer has no padding token; choose a backbone that has one")
+        self.pad_token_id = int(self._tokenizer.pad_token_id)
+        # Some folders carry the truncation and padding of their last use; ours are the only ones that count.
+        self._tokenizer.backend_tokenizer.no_truncation()
+        self._tokenizer.backend_tokenizer.no_padding()
+        content = self._tokenizer.backend_tokenizer.to_str()
+        self._fingerprint = hashlib.sha256(f"{content}|{max_tokens}|{lowercase}".encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any text could get other tokens."""
+        return self._fingerprint
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest token id."""
+        ids: dict[str, int] = self._tokenizer.get_vocab()
+        return 1 + max(ids.values())
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text with the special tokens, at most `max_tokens` each, without padding."""
+        if not texts:
+            return []
+        lowered = [text.lower() for text in texts] if self.lowercase else texts
+        token_ids: list[list[int]] = self._tokenizer(
+            lowered, truncation=True, max_length=self.max_tokens, padding=False, return_attention_mask=False
+        )["input_ids"]
+        return token_ids
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files so that `AutoTokenizer` opens them."""
+        self._tokenizer.save_pretrained(folder)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path, *, lowercase: bool) -> None:
+    """Learn a byte-level BPE of at most `vocab_size` tokens from `texts` and write it to `folder`.
+
+    Bytes are the alphabet, so no text is ever unknown; `<cls>` and `<sep>` are put around every text.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    smallest = len(SPECIAL_TOKENS) + NUM_BYTES
+    if vocab_size < smallest:
+        raise RecipeError(f"vocab_size: {vocab_size} leaves no room for bytes and special tokens; at least {smallest}")
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106 - a token of text
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_lowered(texts) if lowercase else iter(texts), trainer)
+    ids = [(token, backend.token_to_id(token)) for token in ("<cls>", "<sep>")]
+    backend.post_processor = processors.TemplateProcessing(single="<cls> $A <sep>", special_tokens=ids)
+    names = {f"{token[1:-1]}_token": token for token in SPECIAL_TOKENS}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+
+
+def special_token_ids() -> dict[str, int]:
+    """What a configuration must say of the special tokens of `train_bpe`; they are always its first ids."""
+    ids = {f"{token[1:-1]}_token_id": place for place, token in enumerate(SPECIAL_TOKENS)}
+    return {**ids, "bos_token_id": ids["cls_token_id"], "eos_token_id": ids["sep_token_id"]}
+
+
+def _lowered(texts: Iterable[str]) -> Iterator[str]:
+    return (text.lower() for text in texts)
+
+
+def _open(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if (folder / "tokenizer_config.json").is_file():
+        read_json(folder / "tokenizer_config.json")
+    vocabularies = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
+    # Without one transformers would silently make up an empty vocabulary.
+    if not vocabularies:
+        raise CheckpointError(f"{folder}: has no tokenizer; copy tokenizer.json of the same backbone there")
+    for path in vocabularies:
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_TOKENIZER_BYTES:,} bytes; no vocabulary is")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust side raises bare exceptions for a broken file
+        raise CheckpointError(f"{folder}: its tokenizer cannot be opened: {error}") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{folder}: needs a tokenizer.json; a tokenizer of Python code is not read")
+    return tokenizer

@@ -1,0 +1,87 @@
+"""Which blocks of a backbone train, and what keeps the frozen ones still."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from torch import nn
+from typing_extensions import Self
+
+from pmmrec.errors import RecipeError
+
+Depth = int | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an architecture keeps its blocks, in regular expressions that a whole name must match.
+
+    Names, not places among the parameters: those shift whenever a library adds a parameter.
+    """
+
+    blocks: str  # modules: the blocks, from bottom to top
+    after: str = ""  # modules between the top block and the last hidden state; they train with the top block
+    unused: str = ""  # parameters that the last hidden state does not depend on; they never train
+
+
+_L = TypeVar("_L", bound=Layout)
+
+
+def find_layout(layouts: Mapping[str, _L], architecture: str, where: str) -> _L:
+    """The layout of `architecture`; RecipeError that lists the known ones when there is none."""
+    if architecture not in layouts:
+        raise RecipeError(f"{where}: {architecture!r} is not known here; known: {', '.join(sorted(layouts))}")
+    return layouts[architecture]
+
+
+def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple[str, ...]:
+    """Let the top `depth` blocks of `backbone` take gradients, and nothing below; names the modules that train.
+
+    `0` freezes everything, `"all"` trains everything that gets a gradient. RecipeError when there are fewer blocks.
+    """
+    blocks = _matching(backbone, layout.blocks)
+    if depth != "all" and depth > len(blocks):
+        raise RecipeError(
+            f"trainable_blocks: {depth} asked for, but {type(backbone).__name__} has {len(blocks)}; "
+            f"choose 0 to {len(blocks)}, or all"
+        )
+    if depth == "all":
+        trained = [""]
+    else:
+        trained = [*blocks[len(blocks) - depth :], *_matching(backbone, layout.after)] if depth else []
+    backbone.requires_grad_(False)
+    for name in trained:
+        backbone.get_submodule(name).requires_grad_(True)
+    for name, parameter in backbone.named_parameters():
+        if re.fullmatch(layout.unused, name):
+            parameter.requires_grad_(False)
+    return tuple(trained)
+
+
+def _matching(backbone: nn.Module, pattern: str) -> list[str]:
+    return [name for name, _ in backbone.named_modules() if name and re.fullmatch(pattern, name)]
+
+
+class PartlyTrained(nn.Module):
+    """A module around a `backbone` whose frozen blocks run in eval mode always, also after `.train()`.
+
+    So dropout and batch statistics of frozen blocks never vary, and their output may be computed once and kept.
+    """
+
+    backbone: nn.Module
+    _trained: tuple[str, ...] = ()
+
+    def train_top_blocks(self, layout: Layout, depth: Depth) -> None:
+        """Apply `train_top_blocks` to the backbone and hold its frozen blocks in eval mode from now on."""
+        self._trained = train_top_blocks(self.backbone, layout, depth)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.backbone.eval()
+        for name in self._trained:
+            self.backbone.get_submodule(name).train(mode)
+        return self

@@ -1,0 +1,169 @@
+"""Images through an encoder of transformers (CLIP's vision half, ViT, Swin, DeiT, DINOv2, BEiT, ...)."""
+# Shapes: R rows, C channels, H height, W breadth, P image tokens, D width.
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pmmrec.contracts import PixelSpec, TokenStates
+from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
+from pmmrec.encoders.backbone import make_projection
+from pmmrec.encoders.huggingface import (
+    new_config,
+    open_model,
+    read_config,
+    read_json,
+    read_state,
+    save_model,
+    write_json,
+)
+from pmmrec.encoders.pixels import NEUTRAL, Normalise, VisionConfig, pooled_states, square_side
+from pmmrec.encoders.trainable import Layout, PartlyTrained, find_layout
+from pmmrec.errors import CheckpointError, RecipeError
+
+PREPROCESSOR = "preprocessor_config.json"
+HALVES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+@dataclass(frozen=True)
+class VisionLayout(Layout):
+    """What else must be known of a vision architecture."""
+
+    num_prefix_tokens: int = 1  # cls first; 0: there is none
+    has_registers: bool = False  # more prefix tokens, as many as the configuration says
+
+
+# Releases of transformers name the lists of blocks differently: both names stand in the patterns.
+_VIT = VisionLayout(blocks=r"(encoder\.layer|layers)\.\d+", after=r"layernorm", unused=r"(pooler|embeddings\.mask).*")
+_SWIN = VisionLayout(
+    blocks=r"encoder\.layers\.\d+", after=r"layernorm", unused=r"embeddings\.mask_token", num_prefix_tokens=0
+)
+LAYOUTS: Mapping[str, VisionLayout] = {
+    "beit": _VIT,
+    # The last hidden state is taken before post_layernorm, which CLIP puts on the cls token only.
+    "clip_vision_model": VisionLayout(
+        blocks=r"(vision_model\.)?encoder\.layers\.\d+", unused=r"(vision_model\.)?post_layernorm\..+"
+    ),
+    "deit": VisionLayout(blocks=_VIT.blocks, after=_VIT.after, unused=_VIT.unused, num_prefix_tokens=2),
+    "dinov2": _VIT,
+    "dinov2_with_registers": VisionLayout(blocks=_VIT.blocks, after=_VIT.after, unused=_VIT.unused, has_registers=True),
+    "dinov3_vit": VisionLayout(
+        blocks=r"(model\.)?layer\.\d+", after=r"norm", unused=r"embeddings\.mask_token", has_registers=True
+    ),
+    "siglip_vision_model": VisionLayout(
+        blocks=r"(vision_model\.)?encoder\.layers\.\d+",
+        after=r"(vision_model\.)?post_layernorm",
+        unused=r"(vision_model\.)?head\..+",
+        num_prefix_tokens=0,
+    ),
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+    "vit": _VIT,
+}
+
+
+class HFVisionConfig(VisionConfig):
+    """Settings of a vision encoder of transformers."""
+
+    type: Literal["hf_vision"] = "hf_vision"
+
+
+@vision_encoders.register("hf_vision", HFVisionConfig)
+class HFVision(PartlyTrained, VisionEncoder):
+    """A vision encoder of transformers; a projection brings every token to the common width.
+
+    Of a two-sided checkpoint (CLIP, SigLIP) the vision half is read. Poolers are left out or frozen. The tokens are
+    the patches: cls, distillation and register tokens are not among them.
+    """
+
+    def __init__(self, config: HFVisionConfig, width: int, backbone: Backbone) -> None:
+        super().__init__()
+        where = str(backbone.folder)
+        self._settings = read_config(backbone.folder, HALVES)
+        self._layout = find_layout(LAYOUTS, self._settings.model_type, where)
+        self._pool, self._num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
+        if config.pool == "cls" and self._num_prefix_tokens == 0:
+            raise RecipeError(f"pool: {self._settings.model_type} has no cls token; use mean")
+        own_size = square_side(self._settings.image_size, where)
+        self.pixel_spec = PixelSpec(config.image_size or own_size)
+        self._mean, self._std = _scale(config, backbone.folder)
+        self.backbone = open_model(backbone, self._settings, self._layout)
+        self._options: dict[str, bool] = {}
+        if self.pixel_spec.size != own_size:
+            self._options = _stretch_positions(self.backbone)
+        self.normalise = Normalise(self._mean, self._std)
+        self.projection = make_projection(self._settings.hidden_size, width)
+        self.train_top_blocks(self._layout, config.trainable_blocks)
+
+    @classmethod
+    def start(cls, config: HFVisionConfig, folder: Path, texts: Iterable[str]) -> None:  # type: ignore[override]  # noqa: ARG003
+        """Write the configuration of `architecture`, and how images must look; texts play no part."""
+        if config.architecture is None:
+            raise RecipeError("weights: a pretrained backbone is opened, not started; give `architecture` instead")
+        fitted = {} if config.image_size is None else {"image_size": config.image_size}
+        settings = new_config(config.architecture, **fitted)
+        find_layout(LAYOUTS, settings.model_type, "architecture.model_type")
+        settings.save_pretrained(folder)
+        size = square_side(settings.image_size, "architecture.image_size")
+        _write_preprocessor(folder, size, config.mean or NEUTRAL, config.std or NEUTRAL)
+
+    def forward(self, pixels_RCHW: Tensor) -> TokenStates:
+        """`(R, 3, H, W)` uint8 pixels -> states of the common width."""
+        normal_RCHW = self.normalise(pixels_RCHW, self.projection.weight.dtype)
+        output = self.backbone(pixel_values=normal_RCHW, **self._options)
+        return pooled_states(self.projection(output.last_hidden_state), self._num_prefix_tokens, self._pool)
+
+    def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write what `AutoModel` and `AutoImageProcessor` read."""
+        save_model(self.backbone, folder, state)
+        _write_preprocessor(folder, self.pixel_spec.size, self._mean, self._std)
+
+    def read_backbone(self, folder: Path) -> dict[str, Tensor]:
+        """The tensors that `save_backbone` wrote, by the same names."""
+        return read_state(folder, read_config(folder, HALVES), self._layout, self.backbone)
+
+
+def _num_prefix_tokens(settings: Any, layout: VisionLayout) -> int:
+    return layout.num_prefix_tokens + (settings.num_register_tokens if layout.has_registers else 0)
+
+
+def _stretch_positions(backbone: Any) -> dict[str, bool]:
+    """What makes a backbone read images of another size than its own; DINO does so unasked."""
+    takes = inspect.signature(backbone.forward).parameters
+    return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+
+
+def _scale(config: HFVisionConfig, folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: of the settings, else of the folder, else 0.5."""
+    path = folder / PREPROCESSOR
+    tree = read_json(path) if path.is_file() else {}
+    scales = []
+    for given, key in ((config.mean, "image_mean"), (config.std, "image_std")):
+        values = given or tree.get(key) or NEUTRAL
+        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            raise CheckpointError(f"{path}: {key} must hold 3 numbers, found {values}")
+        scales.append(tuple(float(value) for value in values))
+    return scales[0], scales[1]
+
+
+def _write_preprocessor(folder: Path, size: int, mean: Iterable[float], std: Iterable[float]) -> None:
+    """ViTImageProcessor is the one that squeezes to a square without a crop, as the data room does."""
+    tree = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    write_json(folder / PREPROCESSOR, tree)

@@ -1,0 +1,267 @@
+"""Images through an encoder of timm (ResNet, Swin, ConvNeXt, EfficientNet, ViT, ...)."""
+# Shapes: R rows, C channels, H height, W breadth, P image tokens, D width.
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from pmmrec.contracts import PixelSpec, TokenStates
+from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
+from pmmrec.encoders.backbone import is_dry_run, make_projection
+from pmmrec.encoders.huggingface import check_names, read_json, write_json
+from pmmrec.encoders.pixels import NEUTRAL, Channels, Normalise, VisionConfig, pooled_states, square_side
+from pmmrec.encoders.trainable import Layout, PartlyTrained, find_layout
+from pmmrec.errors import CheckpointError, RecipeError
+
+WEIGHTS = "model.safetensors"
+# Arguments of timm.create_model that would read other files than the folder's, or change what comes out.
+NOT_OURS = frozenset(
+    {
+        "cache_dir",
+        "checkpoint_path",
+        "exportable",
+        "features_only",
+        "in_chans",
+        "no_jit",
+        "num_classes",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_strict",
+        "scriptable",
+    }
+)
+
+
+@dataclass(frozen=True)
+class TimmLayout(Layout):
+    """What else must be known of a class of timm: how its features are laid out, and whether its size is fixed."""
+
+    output: Literal["tokens", "NCHW", "NHWC"] = "NCHW"
+    is_size_fixed: bool = False
+
+
+# Heads are gone with num_classes=0, but their tensors still stand in checkpoints, and some of their norms in models.
+_HEADS = r"(head|fc|classifier|fc_norm|head_norm|attn_pool|global_pool)\..+"
+LAYOUTS: Mapping[str, TimmLayout] = {
+    "ConvNeXt": TimmLayout(blocks=r"stages\.\d+", after=r"norm_pre", unused=_HEADS),
+    "EfficientNet": TimmLayout(blocks=r"blocks\.\d+", after=r"conv_head|bn2", unused=_HEADS),
+    "RegNet": TimmLayout(blocks=r"s\d+", after=r"final_conv", unused=_HEADS),
+    "ResNet": TimmLayout(blocks=r"layer\d+", unused=_HEADS),
+    "SwinTransformer": TimmLayout(
+        blocks=r"layers\.\d+", after=r"norm", unused=_HEADS, output="NHWC", is_size_fixed=True
+    ),
+    "SwinTransformerV2": TimmLayout(
+        blocks=r"layers\.\d+", after=r"norm", unused=_HEADS, output="NHWC", is_size_fixed=True
+    ),
+    "VisionTransformer": TimmLayout(
+        blocks=r"blocks\.\d+", after=r"norm", unused=_HEADS, output="tokens", is_size_fixed=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a folder in timm's layout says of a backbone."""
+
+    architecture: str
+    model_args: Mapping[str, Any]
+    size: int | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> _Found:
+        """Read `config.json`; the older layout holds everything at the top."""
+        path = folder / "config.json"
+        tree = read_json(path)
+        pretrained = tree.get("pretrained_cfg", tree)
+        name, args = tree.get("architecture"), tree.get("model_args") or {}
+        if not isinstance(name, str) or not isinstance(pretrained, Mapping) or not isinstance(args, Mapping):
+            raise CheckpointError(f"{path}: not in timm's layout; needs `architecture` and `pretrained_cfg`")
+        args = dict(args)
+        args.pop("num_classes", None)  # of the classifier, which is left out
+        if args.pop("in_chans", 3) != 3:
+            raise CheckpointError(f"{path}: model_args.in_chans: only backbones that read RGB are opened")
+        unwelcome = sorted(NOT_OURS & set(args))
+        if unwelcome:
+            raise CheckpointError(f"{path}: model_args.{unwelcome[0]} is never taken from a file; remove it")
+        if "img_size" in args:
+            args["img_size"] = square_side(args["img_size"], f"{path}: model_args.img_size")
+        input_size = pretrained.get("input_size")
+        size = square_side(input_size[-2:], f"{path}: input_size") if input_size else None
+        return cls(name, args, size, _channels(pretrained, "mean", path), _channels(pretrained, "std", path))
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a backbone has become, fit to be written."""
+
+    architecture: str
+    model_args: Mapping[str, Any]
+    size: int
+    mean: Channels
+    std: Channels
+
+    def write(self, folder: Path, num_features: int) -> None:
+        """Write `config.json` in timm's layout."""
+        looks = {
+            "input_size": [3, self.size, self.size],
+            "fixed_input_size": "img_size" in self.model_args,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": self.mean,
+            "std": self.std,
+            "num_classes": 0,
+        }
+        model = {"architecture": self.architecture, "num_classes": 0, "num_features": num_features}
+        tree = {**model, "model_args": dict(self.model_args), "pretrained_cfg": looks}
+        write_json(folder / "config.json", tree)
+
+
+class TimmConfig(VisionConfig):
+    """Settings of a vision encoder of timm; `architecture` is `{name: resnet18, ...}` with arguments of its class."""
+
+    type: Literal["timm"] = "timm"
+
+    @model_validator(mode="after")
+    def _architecture_is_named(self) -> Self:
+        tree = self.architecture
+        if tree is None:
+            return self
+        if "name" not in tree:
+            raise ValueError("architecture: needs `name`, a model of timm such as resnet18")
+        unwelcome = sorted(NOT_OURS & set(tree))
+        if unwelcome:
+            raise ValueError(f"architecture: {unwelcome[0]} cannot be chosen here; remove it")
+        if "img_size" in tree:
+            raise ValueError("architecture: img_size is set by `image_size` beside `architecture`")
+        return self
+
+
+@vision_encoders.register("timm", TimmConfig)
+class TimmVision(PartlyTrained, VisionEncoder):
+    """A vision encoder of timm; a projection brings every token to the common width.
+
+    A feature map becomes one token a place. Only transformers with a cls token can be pooled by it.
+    """
+
+    backbone: Any  # timm's models share methods, not a type
+
+    def __init__(self, config: TimmConfig, width: int, backbone: Backbone) -> None:
+        super().__init__()
+        where = str(backbone.folder)
+        found = _Found.read(backbone.folder)
+        self.backbone = _create(found.architecture, found.model_args, where)
+        self._layout = find_layout(LAYOUTS, type(self.backbone).__name__, where)
+        self._pool, self._num_prefix_tokens = config.pool, 0
+        if self._layout.output == "tokens":
+            self._num_prefix_tokens = self.backbone.num_prefix_tokens
+        if config.pool == "cls" and not (self._layout.output == "tokens" and self.backbone.has_class_token):
+            raise RecipeError(f"pool: {found.architecture} has no cls token; use mean")
+        if backbone.is_pretrained and not is_dry_run():
+            _load(self.backbone, backbone.folder, self._layout)
+        self._settings = _resized(self.backbone, self._layout, found, config)
+        self.pixel_spec = PixelSpec(self._settings.size)
+        self.normalise = Normalise(self._settings.mean, self._settings.std)
+        self.projection = make_projection(self.backbone.num_features, width)
+        self.train_top_blocks(self._layout, config.trainable_blocks)
+
+    @classmethod
+    def start(cls, config: TimmConfig, folder: Path, texts: Iterable[str]) -> None:  # type: ignore[override]  # noqa: ARG003
+        """Write the configuration of `architecture`, and how images must look; texts play no part."""
+        if config.architecture is None:
+            raise RecipeError("weights: a pretrained backbone is opened, not started; give `architecture` instead")
+        model_args = {key: value for key, value in config.architecture.items() if key != "name"}
+        found = _Found(str(config.architecture["name"]), model_args)
+        with torch.device("meta"):
+            backbone = _create(found.architecture, model_args, "architecture")
+            layout = find_layout(LAYOUTS, type(backbone).__name__, "architecture.name")
+            _resized(backbone, layout, found, config).write(folder, backbone.num_features)
+
+    def forward(self, pixels_RCHW: Tensor) -> TokenStates:
+        """`(R, 3, H, W)` uint8 pixels -> states of the common width."""
+        features = self.backbone.forward_features(self.normalise(pixels_RCHW, self.projection.weight.dtype))
+        if self._layout.output == "NCHW":
+            features = features.flatten(2).transpose(1, 2)
+        elif self._layout.output == "NHWC":
+            features = features.flatten(1, 2)
+        return pooled_states(self.projection(features), self._num_prefix_tokens, self._pool)
+
+    def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write `config.json` and `model.safetensors` as `timm.create_model("local-dir:FOLDER")` reads them."""
+        check_names(self.backbone, state, folder)
+        self._settings.write(folder, self.backbone.num_features)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+
+    def read_backbone(self, folder: Path) -> dict[str, Tensor]:
+        """The tensors that `save_backbone` wrote, by the same names."""
+        state = _read_tensors(folder)
+        check_names(self.backbone, state, folder)
+        return state
+
+
+def _create(name: str, model_args: Mapping[str, Any], where: str) -> Any:
+    """A backbone of timm without head, weights drawn fresh."""
+    import timm
+
+    # `is_model` also keeps out names with a source, such as hf-hub:..., which would be fetched.
+    if not timm.is_model(name):
+        near = timm.list_models(f"{name.partition('_')[0]}*")[:5]
+        raise RecipeError(f"{where}: timm has no model {name!r}; near: {', '.join(near) or 'none'}")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **model_args)
+    except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
+        raise RecipeError(f"{where}: {name} cannot be built with {dict(model_args)}: {error}") from error
+
+
+def _resized(backbone: Any, layout: TimmLayout, found: _Found, config: TimmConfig) -> _Settings:
+    """Make the backbone read the size asked for (positions are interpolated); its settings as they now are."""
+    own_size = found.size or int(backbone.pretrained_cfg["input_size"][-1])
+    size = config.image_size or own_size
+    model_args = dict(found.model_args)
+    if layout.is_size_fixed and size != model_args.get("img_size", backbone.pretrained_cfg["input_size"][-1]):
+        backbone.set_input_size(img_size=size)
+        model_args["img_size"] = size
+    mean, std = config.mean or found.mean or NEUTRAL, config.std or found.std or NEUTRAL
+    return _Settings(found.architecture, model_args, size, mean, std)
+
+
+def _load(backbone: nn.Module, folder: Path, layout: TimmLayout) -> None:
+    try:
+        missing, unexpected = backbone.load_state_dict(_read_tensors(folder), strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: does not fit its config.json: {error}") from error
+    differing = missing + [name for name in unexpected if not re.fullmatch(layout.unused, name)]
+    if differing:
+        raise CheckpointError(f"{folder / WEIGHTS}: {len(differing)} tensors do not fit, such as {differing[0]}")
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error}; only safetensors are read") from error
+    return tensors
+
+
+def _channels(tree: Mapping[str, Any], key: str, path: Path) -> Channels | None:
+    values = tree.get(key)
+    if values is None:
+        return None
+    if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+        raise CheckpointError(f"{path}: {key} must hold 3 numbers, found {values}")
+    return float(values[0]), float(values[1]), float(values[2])

@@ -1,0 +1,91 @@
+"""Fuse the tokens of an item by attention (PMMRec, eq. 3)."""
+# Shapes: U distinct items, T text tokens, P image tokens, J = 1 + T + P, D width.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pmmrec.blocks import TransformerBlock, attention_allowed
+from pmmrec.contracts import Modality, TokenStates
+from pmmrec.errors import RecipeError
+from pmmrec.fusion import Fusion, fusions
+from pmmrec.settings import PartConfig
+
+ORDER = (Modality.TEXT, Modality.IMAGE)
+
+
+class MergeAttentionConfig(PartConfig):
+    """Settings of merge-attention."""
+
+    type: Literal["merge_attention"] = "merge_attention"
+    num_layers: int = Field(default=1, ge=1)
+    num_heads: int = Field(default=12, ge=1, description="Must divide the width.")
+    feed_forward_factor: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    pool: Literal["cls", "mean"] = Field(
+        default="cls", description="The item: the output at mm_cls, or the mean of all outputs (the released code)."
+    )
+    modality_dropout: float = Field(
+        default=0.0, ge=0, le=1, description="Chance, in training, that an item with both modalities shows only one."
+    )
+
+
+@fusions.register("merge_attention", MergeAttentionConfig)
+class MergeAttention(Fusion):
+    """A learned mm_cls, then text tokens, then image tokens, through Transformer blocks.
+
+    Eq. 3 of https://arxiv.org/abs/2312.09602. A modality that an item lacks is masked, so its vector stays in the
+    same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
+    """
+
+    def __init__(self, config: MergeAttentionConfig, width: int) -> None:
+        super().__init__()
+        if width % config.num_heads:
+            raise RecipeError(f"fusion.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor")
+        self.pool, self.modality_dropout = config.pool, config.modality_dropout
+        self.mm_cls = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.mm_cls, std=0.02)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                width,
+                config.num_heads,
+                feed_forward_factor=config.feed_forward_factor,
+                dropout=config.dropout,
+                activation="gelu",
+            )
+            for _ in range(config.num_layers)
+        )
+
+    def forward(self, states: Mapping[Modality, TokenStates]) -> Tensor:
+        """States of the same U items by modality -> `(U, D)`."""
+        present = [states[modality] for modality in ORDER if modality in states]
+        first = present[0].tokens_RTD
+        num_items = first.shape[0]
+        mm_cls_U1D = self.mm_cls.to(first.dtype).expand(num_items, 1, -1)
+        x_UJD = torch.cat([mm_cls_U1D, *(state.tokens_RTD for state in present)], dim=1)
+        always_U1 = first.new_ones(num_items, 1, dtype=torch.bool)
+        is_valid_UJ = torch.cat([always_U1, *self._shown([state.is_valid_RT for state in present])], dim=1)
+        is_allowed_UJJ = attention_allowed(is_valid_UJ, is_causal=False)
+        for block in self.blocks:
+            x_UJD = block(x_UJD, is_allowed_UJJ)
+        if self.pool == "cls":
+            return x_UJD[:, 0]
+        return torch.where(is_valid_UJ[:, :, None], x_UJD, 0.0).sum(1) / is_valid_UJ.sum(1, keepdim=True)
+
+    def _shown(self, masks: list[Tensor]) -> list[Tensor]:
+        """Which tokens are seen: all, or in training those of one modality for a random share of the full items."""
+        if not (self.training and self.modality_dropout) or len(masks) < 2:
+            return masks
+        text_UT, image_UP = masks
+        has_both_U = text_UT.any(1) & image_UP.any(1)
+        is_dropped_U = has_both_U & (torch.rand(has_both_U.shape, device=has_both_U.device) < self.modality_dropout)
+        is_text_U = torch.rand(has_both_U.shape, device=has_both_U.device) < 0.5
+        return [
+            text_UT & ~(is_dropped_U & is_text_U)[:, None],
+            image_UP & ~(is_dropped_U & ~is_text_U)[:, None],
+        ]

@@ -1,0 +1,143 @@
+"""Items by what they are: a text encoder, a vision encoder, or both and a fusion."""
+# Shapes: R rows given to one encoder, U distinct items, T tokens, D width.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer, TokenStates
+from pmmrec.encoders import Backbone, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
+from pmmrec.errors import RecipeError
+from pmmrec.fusion import Fusion, fusions
+from pmmrec.models import Catalogue, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.settings import PartConfig
+
+if TYPE_CHECKING:
+    TextField: TypeAlias = EncoderConfig
+    VisionField: TypeAlias = EncoderConfig
+    FusionField: TypeAlias = PartConfig
+else:
+    TextField, VisionField, FusionField = text_encoders.field, vision_encoders.field, fusions.field
+
+
+class TowersConfig(ItemEncoderConfig):
+    """Settings of an item encoder with one tower for each modality."""
+
+    type: Literal["towers"] = "towers"
+    text: TextField | None = Field(default=None, description="How texts are encoded; None: not read.")
+    vision: VisionField | None = Field(default=None, description="How images are encoded; None: not read.")
+    fusion: FusionField | None = Field(default=None, description="How the two become one vector; for both only.")
+
+    @model_validator(mode="after")
+    def _fusion_is_for_both(self) -> Self:
+        if self.text is None and self.vision is None:
+            raise ValueError("give `text`, `vision` or both; an item encoder must read something")
+        has_both = self.text is not None and self.vision is not None
+        if has_both and self.fusion is None:
+            raise ValueError("fusion: text and vision are both read; say how they become one vector")
+        if not has_both and self.fusion is not None:
+            raise ValueError("fusion: has no effect, only one modality is read; remove it")
+        return self
+
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        named = {"text_encoder": self.text, "vision_encoder": self.vision}
+        return {name: config for name, config in named.items() if config is not None}
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        read = {Modality.TEXT: self.text, Modality.IMAGE: self.vision}
+        return frozenset(modality for modality, config in read.items() if config is not None)
+
+
+@item_encoders.register("towers", TowersConfig)
+class Towers(ItemEncoder):
+    """One encoder for each modality; with both, a fusion of their tokens, else the encoder's cls vector, is the item.
+
+    An item that lacks a modality has zeros there, and its tokens are not valid. Rows that stand in for a batch
+    without a modality pass their encoder, with a gradient of exactly 0: every process uses every parameter.
+    """
+
+    def __init__(
+        self, config: TowersConfig, width: int, backbones: Mapping[str, Backbone], catalogues: Sequence[Catalogue]
+    ) -> None:
+        super().__init__()
+        del catalogues  # items are known by what they are, in any catalogue
+        self.modalities = config.modalities
+        self.text_encoder: TextEncoder | None = None
+        self.vision_encoder: VisionEncoder | None = None
+        self.fusion: Fusion | None = None
+        if config.text is not None:
+            text_class: Any = text_encoders.part_class(config.text)
+            self.text_encoder = text_class(config.text, width, _backbone(backbones, "text_encoder"))
+        if config.vision is not None:
+            vision_class: Any = vision_encoders.part_class(config.vision)
+            self.vision_encoder = vision_class(config.vision, width, _backbone(backbones, "vision_encoder"))
+        if config.fusion is not None:
+            fusion_class: Any = fusions.part_class(config.fusion)
+            self.fusion = fusion_class(config.fusion, width)
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        return dict(self.named_children())
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.text_encoder.tokenizer if self.text_encoder is not None else None
+
+    @property
+    def pixel_spec(self) -> PixelSpec | None:
+        return self.vision_encoder.pixel_spec if self.vision_encoder is not None else None
+
+    def forward(self, items: ItemInputs) -> ItemVectors:
+        """Vectors of U distinct items, each encoded once."""
+        states = self._encode(items)
+        cls_UD = {modality: state.cls_RD for modality, state in states.items()}
+        if self.fusion is None:
+            (fused_UD,) = cls_UD.values()
+        else:
+            fused_UD = self.fusion(states)
+        return ItemVectors(fused_UD, cls_UD, {modality: items.has_U[modality] for modality in states})
+
+    def _encode(self, items: ItemInputs) -> dict[Modality, TokenStates]:
+        states: dict[Modality, TokenStates] = {}
+        if self.text_encoder is not None:
+            text = items.text
+            if text is None:
+                raise ValueError("items hold no texts, but the model reads text; the batch builder must supply them")
+            rows = self.text_encoder(text.token_id_RT, text.is_valid_RT)
+            states[Modality.TEXT] = place_rows(rows, text.item_index_R, items.has_U[Modality.TEXT])
+        if self.vision_encoder is not None:
+            image = items.image
+            if image is None:
+                raise ValueError("items hold no images, but the model reads them; the batch builder must supply them")
+            rows = self.vision_encoder(image.pixels_RCHW)
+            states[Modality.IMAGE] = place_rows(rows, image.item_index_R, items.has_U[Modality.IMAGE])
+        return states
+
+
+def place_rows(rows: TokenStates, item_index_R: Tensor, has_U: Tensor) -> TokenStates:
+    """States of R rows laid out over U items; zeros, and no valid token, for the items that `has_U` leaves out.
+
+    `torch.where` and not a product: the gradient of a row that stands in is 0 whatever its value.
+    """
+    tokens_UTD = _spread(rows.tokens_RTD, item_index_R, has_U)
+    is_valid_UT = _spread(rows.is_valid_RT, item_index_R, has_U)
+    return TokenStates(tokens_UTD, is_valid_UT, _spread(rows.cls_RD, item_index_R, has_U))
+
+
+def _spread(rows: Tensor, item_index_R: Tensor, has_U: Tensor) -> Tensor:
+    laid_out = rows.new_zeros((has_U.shape[0], *rows.shape[1:])).index_copy(0, item_index_R, rows)
+    return torch.where(has_U.view(-1, *[1] * (rows.dim() - 1)), laid_out, laid_out.new_zeros(()))
+
+
+def _backbone(backbones: Mapping[str, Backbone], part: str) -> Backbone:
+    if part not in backbones:
+        raise RecipeError(f"item_encoder: no backbone folder for {part}; there are: {', '.join(backbones) or 'none'}")
+    return backbones[part]

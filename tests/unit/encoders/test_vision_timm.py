@@ -1,0 +1,235 @@
+"""Images through encoders of timm: maps become tokens, batch statistics of frozen stages stay, folders open in timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pydantic import ValidationError
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from pmmrec.contracts import PixelSpec
+from pmmrec.encoders import Backbone
+from pmmrec.encoders.vision_timm import LAYOUTS, TimmConfig, TimmVision
+from pmmrec.errors import CheckpointError, RecipeError
+
+Fresh = Callable[..., TimmVision]
+RESNET = {"name": "resnet18", "channels": [8, 8, 16, 16]}
+VIT = {"name": "vit_tiny_patch16_224", "depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8}
+SWIN = {"name": "swin_tiny_patch4_window7_224", "window_size": 4, "depths": [1, 1], "embed_dim": 8, "num_heads": [2, 2]}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "ConvNeXt": {"name": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
+    "EfficientNet": {"name": "efficientnet_lite0"},
+    "RegNet": {"name": "regnety_002"},
+    "ResNet": RESNET,
+    "SwinTransformer": SWIN,
+    "SwinTransformerV2": {**SWIN, "name": "swinv2_tiny_window8_256"},
+    "VisionTransformer": VIT,
+}
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Fresh:
+    def build(architecture: dict[str, Any], folder: str = "fresh", **settings: Any) -> TimmVision:
+        config = TimmConfig(architecture=architecture, **{"image_size": 32, "pool": "mean", **settings})
+        (tmp_path / folder).mkdir()
+        TimmVision.start(config, tmp_path / folder, [])
+        torch.manual_seed(0)
+        return TimmVision(config, 6, Backbone(tmp_path / folder, is_pretrained=False))
+
+    return build
+
+
+def _arguments(example: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in example.items() if key != "name"}
+
+
+def test_every_known_class_has_an_example() -> None:
+    assert set(EXAMPLES) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("depth", [1, "all"])
+@pytest.mark.parametrize("class_name", sorted(EXAMPLES))
+def test_gradients_reach_exactly_what_trains_of_every_known_class(
+    fresh: Fresh, pixels: Tensor, class_name: str, depth: Any
+) -> None:
+    encoder = fresh(EXAMPLES[class_name], trainable_blocks=depth)
+    assert type(encoder.backbone).__name__ == class_name
+    encoder(pixels).cls_RD.square().sum().backward()
+    for name, parameter in encoder.backbone.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert any(parameter.requires_grad for parameter in encoder.backbone.parameters())
+
+
+@pytest.mark.parametrize("class_name", sorted(EXAMPLES))
+def test_a_saved_backbone_opens_in_timm_and_says_the_same(
+    fresh: Fresh, pixels: Tensor, tmp_path: Path, class_name: str
+) -> None:
+    encoder = fresh(EXAMPLES[class_name]).eval()
+    (tmp_path / "saved").mkdir()
+    encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
+    plain = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=0).eval()
+    normal = encoder.normalise(pixels, torch.float32)
+    assert torch.equal(plain.forward_features(normal), encoder.backbone.forward_features(normal))
+    assert tuple(plain.pretrained_cfg["input_size"]) == (3, 32, 32)
+
+
+@pytest.mark.parametrize("class_name", sorted(EXAMPLES))
+def test_a_saved_backbone_opens_here_and_says_the_same(
+    fresh: Fresh, pixels: Tensor, tmp_path: Path, class_name: str
+) -> None:
+    encoder = fresh(EXAMPLES[class_name]).eval()
+    (tmp_path / "saved").mkdir()
+    encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
+    config = TimmConfig(weights="saved", pool="mean")
+    again = TimmVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True)).eval()
+    again.projection.load_state_dict(encoder.projection.state_dict())
+    assert again.pixel_spec == encoder.pixel_spec == PixelSpec(32)
+    assert torch.equal(again(pixels).tokens_RTD, encoder(pixels).tokens_RTD)
+    read, state = encoder.read_backbone(tmp_path / "saved"), encoder.backbone.state_dict()
+    assert sorted(read) == sorted(state)
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
+def test_a_feature_map_becomes_a_token_a_place(fresh: Fresh, pixels: Tensor) -> None:
+    encoder = fresh(EXAMPLES["RegNet"], image_size=64).eval()
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    map_RCHW = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
+    tokens = encoder(pixels).tokens_RTD
+    assert tokens.shape == (2, 4, 6)
+    torch.testing.assert_close(tokens[:, 1], encoder.projection(map_RCHW[:, :, 0, 1]))
+    torch.testing.assert_close(tokens[:, 2], encoder.projection(map_RCHW[:, :, 1, 0]))
+
+
+def test_a_swin_map_has_its_channels_last(fresh: Fresh, pixels: Tensor) -> None:
+    encoder = fresh(SWIN).eval()
+    map_RHWC = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
+    torch.testing.assert_close(encoder(pixels).tokens_RTD[:, 1], encoder.projection(map_RHWC[:, 0, 1]))
+
+
+def test_the_cls_token_of_a_vit_is_not_a_patch(fresh: Fresh, pixels: Tensor) -> None:
+    encoder = fresh(VIT, pool="cls").eval()
+    tokens_RPD = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
+    states = encoder(pixels)
+    torch.testing.assert_close(states.cls_RD, encoder.projection(tokens_RPD[:, 0]))
+    assert states.tokens_RTD.shape == (3, 16, 6)
+
+
+def test_batch_statistics_of_frozen_stages_stay_in_training(fresh: Fresh, pixels: Tensor) -> None:
+    encoder = fresh(RESNET, trainable_blocks=1).train()
+    before = {name: buffer.clone() for name, buffer in encoder.backbone.named_buffers()}
+    encoder(pixels)
+    moved = {
+        name.partition(".")[0]
+        for name, buffer in encoder.backbone.named_buffers()
+        if not torch.equal(buffer, before[name])
+    }
+    assert moved == {"layer4"}
+    frozen = [module for name, module in encoder.backbone.named_modules() if not name.startswith("layer4")]
+    assert not any(module.training for module in frozen if isinstance(module, nn.BatchNorm2d))
+
+
+def test_another_size_stretches_the_positions_and_is_saved(fresh: Fresh, tmp_path: Path) -> None:
+    first = fresh(VIT)
+    (tmp_path / "saved").mkdir()
+    first.save_backbone(tmp_path / "saved", first.backbone.state_dict())
+    config = TimmConfig(weights="saved", image_size=48)
+    encoder = TimmVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True))
+    assert encoder(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).tokens_RTD.shape == (1, 36, 6)
+    (tmp_path / "larger").mkdir()
+    encoder.save_backbone(tmp_path / "larger", encoder.backbone.state_dict())
+    again = TimmVision(TimmConfig(weights="larger"), 6, Backbone(tmp_path / "larger", is_pretrained=True))
+    assert again.pixel_spec == PixelSpec(48)
+
+
+@pytest.mark.parametrize("example", [RESNET, VIT], ids=["ResNet", "VisionTransformer"])
+def test_a_checkpoint_with_a_classifier_gives_its_backbone(
+    tmp_path: Path, pixels: Tensor, example: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    size = {"img_size": 32} if example is VIT else {}
+    plain = timm.create_model(example["name"], num_classes=10, **_arguments(example), **size).eval()
+    save_for_hf(plain, str(tmp_path), model_args={**_arguments(example), **size}, safe_serialization=True)
+    config = TimmConfig(weights="classifier", image_size=32, pool="mean")
+    encoder = TimmVision(config, 6, Backbone(tmp_path, is_pretrained=True)).eval()
+    normal = encoder.normalise(pixels, torch.float32)
+    assert torch.equal(encoder.backbone.forward_features(normal), plain.forward_features(normal))
+    torch.testing.assert_close(encoder.normalise.mean_C11.flatten(), torch.tensor(plain.pretrained_cfg["mean"]))
+
+
+def test_a_backbone_of_grey_images_is_refused(tmp_path: Path) -> None:
+    plain = timm.create_model("resnet18", in_chans=1, **_arguments(RESNET))
+    args = {**_arguments(RESNET), "in_chans": 1}
+    save_for_hf(plain, str(tmp_path), model_args=args, safe_serialization=True)
+    with pytest.raises(CheckpointError, match="only backbones that read RGB are opened"):
+        TimmVision(TimmConfig(weights="grey", pool="mean"), 6, Backbone(tmp_path, is_pretrained=True))
+
+
+def test_cls_of_a_backbone_without_one_is_an_error(fresh: Fresh) -> None:
+    with pytest.raises(RecipeError, match="pool: resnet18 has no cls token; use mean"):
+        fresh(RESNET, pool="cls")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"name": "resnet19"}, "timm has no model 'resnet19'; near: "),
+        ({"name": "hf-hub:someone/model"}, "timm has no model 'hf-hub:someone/model'"),
+        ({"name": "mixer_b16_224"}, "'MlpMixer' is not known here; known: ConvNeXt"),
+        ({"name": "resnet18", "chanels": [8]}, "resnet18 cannot be built with"),
+    ],
+)
+def test_a_wrong_architecture_is_an_error(fresh: Fresh, architecture: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        fresh(architecture)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({}, "architecture: needs `name`"),
+        ({"name": "resnet18", "checkpoint_path": "evil.pth"}, "checkpoint_path cannot be chosen here"),
+        ({"name": "vit_tiny_patch16_224", "img_size": 32}, "img_size is set by `image_size`"),
+    ],
+)
+def test_an_architecture_holds_only_what_shapes_the_model(architecture: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TimmConfig(architecture=architecture)
+
+
+def test_a_folder_that_points_at_other_files_is_refused(fresh: Fresh, tmp_path: Path) -> None:
+    fresh(RESNET)
+    path = tmp_path / "fresh" / "config.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "model_args": {"checkpoint_path": "/evil.pth"}}))
+    with pytest.raises(CheckpointError, match=r"model_args\.checkpoint_path is never taken from a file"):
+        TimmVision(TimmConfig(weights="evil"), 6, Backbone(tmp_path / "fresh", is_pretrained=False))
+
+
+def test_missing_tensors_are_an_error(fresh: Fresh, tmp_path: Path) -> None:
+    encoder = fresh(RESNET)
+    state = dict(encoder.backbone.state_dict())
+    state.pop("layer4.0.conv1.weight")
+    with pytest.raises(CheckpointError, match=r"1 tensors do not fit.*layer4\.0\.conv1\.weight"):
+        encoder.save_backbone(tmp_path, state)
+
+
+def test_a_pickle_beside_the_configuration_is_not_read(fresh: Fresh, tmp_path: Path) -> None:
+    encoder = fresh(RESNET)
+    torch.save(encoder.backbone.state_dict(), tmp_path / "fresh" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be opened"):
+        TimmVision(TimmConfig(weights="pickle", pool="mean"), 6, Backbone(tmp_path / "fresh", is_pretrained=True))
+
+
+def test_a_dry_build_reads_no_weights(fresh: Fresh, tmp_path: Path) -> None:
+    fresh(SWIN)
+    with torch.device("meta"):
+        config = TimmConfig(weights="dry", pool="mean", image_size=64)
+        encoder = TimmVision(config, 6, Backbone(tmp_path / "fresh", is_pretrained=True))
+    assert all(parameter.is_meta for parameter in encoder.parameters())

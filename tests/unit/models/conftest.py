@@ -1,0 +1,92 @@
+"""Tiny models of every plan, and items to feed them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
+from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.recommender import Recommender
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+TEXT = {
+    "type": "hf_text",
+    "architecture": {"model_type": "bert", "max_position_embeddings": 24, **SIZES},
+    "vocab_size": 300,
+    "max_tokens": 12,
+    "trainable_blocks": 1,
+}
+VISION = {
+    "type": "hf_vision",
+    "architecture": {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZES},
+    "trainable_blocks": 1,
+}
+FUSION = {"type": "merge_attention", "num_heads": 2}
+PLANS: dict[str, dict[str, Any]] = {
+    "both": {"type": "towers", "text": TEXT, "vision": VISION, "fusion": FUSION},
+    "text": {"type": "towers", "text": TEXT},
+    "vision": {"type": "towers", "vision": VISION},
+}
+TEXTS = ["red shoes", "a blue shirt", "green"]
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class World:
+    """A recommender and what made it."""
+
+    config: ModelConfig
+    backbones: dict[str, Backbone]
+    recommender: Recommender
+
+    def items(self, has_text: list[bool], has_image: list[bool]) -> ItemInputs:
+        """Items with these modalities; a stand-in row where no item has one, as the batch builder makes it."""
+        encoder = self.recommender.item_encoder
+        has_U = {Modality.TEXT: torch.tensor(has_text), Modality.IMAGE: torch.tensor(has_image)}
+        has_U = {modality: has for modality, has in has_U.items() if modality in encoder.modalities}
+        text, image = None, None
+        if encoder.tokenizer is not None:
+            places = [place for place, has in enumerate(has_text) if has] or [0]
+            rows = encoder.tokenizer.encode([TEXTS[place] for place in places])
+            text = _token_inputs(rows, places, encoder.tokenizer.pad_token_id)
+        if encoder.pixel_spec is not None:
+            places = [place for place, has in enumerate(has_image) if has] or [0]
+            size = encoder.pixel_spec.size
+            generator = torch.Generator().manual_seed(0)
+            pixels_UCHW = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
+            image = PixelInputs(pixels_UCHW[places], torch.tensor(places))
+        count = len(has_text)
+        return ItemInputs(torch.zeros(count, dtype=torch.long), torch.arange(count), has_U, text, image)
+
+
+def _token_inputs(rows: list[list[int]], places: list[int], pad: int) -> TokenInputs:
+    longest = max(map(len, rows))
+    token_id_RT: Tensor = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    is_valid_RT = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
+    return TokenInputs(token_id_RT, is_valid_RT, torch.tensor(places))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Callable[..., World]:
+    def make(plan: str = "both", **settings: Any) -> World:
+        tree = {"width": 8, "item_encoder": {**PLANS[plan], **settings}, "user_encoder": {"type": "transformer"}}
+        config = ModelConfig.model_validate(tree)
+        backbones = {}
+        for name, encoder in config.item_encoder.encoders.items():
+            backbones[name] = Backbone(tmp_path / name, is_pretrained=False)
+            (tmp_path / name).mkdir()
+            family = text_encoders if name == "text_encoder" else vision_encoders
+            family.part_class(encoder).start(encoder, tmp_path / name, TEXTS)
+        torch.manual_seed(0)
+        return World(config, backbones, build(config, backbones))
+
+    return make

@@ -1,0 +1,85 @@
+"""An item table serves the catalogues it was learned for, and no others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pmmrec.contracts import ItemInputs
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models import Catalogue
+from pmmrec.models.ids import Ids, IdsConfig, ItemTable
+
+BOOKS, FILMS = Catalogue("books", 3, "aa"), Catalogue("films", 2, "bb")
+
+
+def fresh(*catalogues: Catalogue) -> ItemTable:
+    torch.manual_seed(0)
+    return ItemTable(catalogues, 4)
+
+
+def test_each_row_of_each_domain_has_its_own_vector() -> None:
+    encoder = Ids(IdsConfig(), 4, {}, [BOOKS, FILMS])
+    domain_U, row_U = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
+    vectors = encoder(ItemInputs(domain_U, row_U, {}))
+    assert torch.equal(vectors.fused_UD, encoder.item_table.vector.weight)
+    assert not vectors.cls_UD
+
+
+def test_ids_read_no_modality_and_are_one_part() -> None:
+    encoder = Ids(IdsConfig(), 4, {}, [BOOKS])
+    assert encoder.modalities == frozenset()
+    assert list(encoder.parts) == ["item_table"]
+    assert IdsConfig().modalities == frozenset()
+    assert not IdsConfig().encoders
+
+
+def test_a_saved_table_is_read_by_the_same_catalogues(tmp_path: object) -> None:
+    path = f"{tmp_path}/part.safetensors"
+    save_file(fresh(BOOKS, FILMS).state_dict(), path)
+    again = ItemTable([BOOKS, FILMS], 4)
+    again.load_state_dict(load_file(path))
+    assert torch.equal(again.vector.weight, fresh(BOOKS, FILMS).vector.weight)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [FILMS, BOOKS],
+        [BOOKS],
+        [BOOKS, Catalogue("films", 2, "cc")],
+    ],
+    ids=["another order", "fewer", "other items under the same name"],
+)
+def test_another_catalogue_is_refused_in_clear_words(others: list[Catalogue]) -> None:
+    message = r"learned for the items of books \(3 items\), films \(2 items\), but this run has those of "
+    with pytest.raises(CheckpointError, match=message):
+        ItemTable(others, 4).load_state_dict(fresh(BOOKS, FILMS).state_dict())
+
+
+def test_it_is_refused_inside_a_larger_model_too() -> None:
+    state = Ids(IdsConfig(), 4, {}, [BOOKS]).state_dict()
+    with pytest.raises(CheckpointError, match="an id means nothing elsewhere"):
+        Ids(IdsConfig(), 4, {}, [FILMS]).load_state_dict(state)
+
+
+def test_a_catalogue_may_change_its_name() -> None:
+    ItemTable([Catalogue("livres", 3, "aa")], 4).load_state_dict(fresh(BOOKS).state_dict())
+
+
+def test_a_state_that_says_nothing_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="does not say which items"):
+        fresh(BOOKS).check_catalogues(torch.zeros(3, dtype=torch.uint8))
+
+
+def test_no_catalogue_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="ids need the catalogues of a run"):
+        Ids(IdsConfig(), 4, {}, [])
+
+
+def test_another_catalogue_is_refused_by_a_table_without_memory() -> None:
+    with torch.device("meta"):
+        table = ItemTable([FILMS], 4)
+    with pytest.raises(CheckpointError, match="this run has those of films"):
+        table.load_state_dict(fresh(BOOKS).state_dict())

@@ -1,0 +1,129 @@
+"""Towers lay rows over items, fuse what is there, and never leave a parameter unused."""
+# Shapes: R rows given to one encoder, U distinct items, D width.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pmmrec.contracts import Modality, TokenStates
+from pmmrec.errors import RecipeError
+from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.towers import TowersConfig, place_rows
+
+MakeWorld = Callable[..., Any]
+ALL, NONE = [True, True, True], [False, False, False]
+
+
+def rows_of(count: int) -> TokenStates:
+    tokens_RTD = torch.arange(count * 4, dtype=torch.float32).view(count, 2, 2) + 1
+    return TokenStates(tokens_RTD.requires_grad_(), torch.ones(count, 2, dtype=torch.bool), tokens_RTD[:, 0] * 10)
+
+
+def test_rows_go_to_the_items_they_are_of() -> None:
+    rows = rows_of(2)
+    placed = place_rows(rows, torch.tensor([2, 0]), torch.tensor([True, False, True]))
+    assert torch.equal(placed.cls_RD[[2, 0]], rows.cls_RD)
+    assert torch.equal(placed.tokens_RTD[[2, 0]], rows.tokens_RTD)
+    assert placed.is_valid_RT.tolist() == [[True, True], [False, False], [True, True]]
+    assert not placed.cls_RD[1].any()
+
+
+def test_a_row_that_stands_in_leaves_nothing_and_gets_a_gradient_of_zero() -> None:
+    rows = rows_of(1)
+    placed = place_rows(rows, torch.tensor([0]), torch.tensor(NONE))
+    assert not placed.is_valid_RT.any()
+    assert not placed.cls_RD.any()
+    (placed.tokens_RTD.sum() + placed.cls_RD.sum()).backward()
+    assert rows.tokens_RTD.grad is not None
+    assert not rows.tokens_RTD.grad.any()
+
+
+def test_the_vectors_are_zero_where_an_item_lacks_the_modality(world: MakeWorld) -> None:
+    made = world()
+    vectors = made.recommender.item_encoder(made.items([True, False, True], [False, True, True]))
+    assert vectors.fused_UD.shape == (3, 8)
+    assert vectors.cls_UD[Modality.TEXT].any(1).tolist() == [True, False, True]
+    assert vectors.cls_UD[Modality.IMAGE].any(1).tolist() == [False, True, True]
+    assert vectors.has_U[Modality.TEXT].tolist() == [True, False, True]
+
+
+def test_an_item_is_the_same_in_any_company(world: MakeWorld) -> None:
+    made = world()
+    encoder = made.recommender.eval().double().item_encoder
+    together = encoder(made.items(ALL, [True, False, True]))
+    alone = encoder(made.items([True], [True]))
+    torch.testing.assert_close(alone.fused_UD[0], together.fused_UD[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("plan", "modality"), [("text", Modality.TEXT), ("vision", Modality.IMAGE)])
+def test_with_one_modality_its_cls_vector_is_the_item(world: MakeWorld, plan: str, modality: Modality) -> None:
+    made = world(plan)
+    vectors = made.recommender.eval().item_encoder(made.items(ALL, ALL))
+    assert torch.equal(vectors.fused_UD, vectors.cls_UD[modality])
+    assert set(vectors.cls_UD) == set(vectors.has_U) == {modality}
+
+
+@pytest.mark.parametrize(("has_text", "has_image"), [(NONE, ALL), (ALL, NONE), (NONE, NONE)])
+def test_every_trainable_parameter_is_used_by_a_batch_without_a_modality(
+    world: MakeWorld, has_text: list[bool], has_image: list[bool]
+) -> None:
+    made = world()
+    vectors = made.recommender.item_encoder(made.items(has_text, has_image))
+    (vectors.fused_UD.sum() + sum(cls.sum() for cls in vectors.cls_UD.values())).backward()
+    for name, parameter in made.recommender.item_encoder.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    absent = [("text_encoder", has_text), ("vision_encoder", has_image)]
+    for part, has in absent:
+        gradients = [p.grad for p in made.recommender.parts[part].parameters() if p.grad is not None]
+        assert any(gradient.any() for gradient in gradients) == any(has)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_parts_are_named_as_in_a_checkpoint(world: MakeWorld) -> None:
+    assert list(world().recommender.item_encoder.parts) == ["text_encoder", "vision_encoder", "fusion"]
+
+
+def test_a_single_tower_has_no_other_parts(world: MakeWorld) -> None:
+    made = world("text")
+    assert list(made.recommender.item_encoder.parts) == ["text_encoder"]
+    assert made.recommender.item_encoder.pixel_spec is None
+    assert made.recommender.item_encoder.modalities == frozenset({Modality.TEXT})
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (["text", "vision", "fusion"], "an item encoder must read something"),
+        (["fusion"], "fusion: text and vision are both read"),
+        (["vision"], "fusion: has no effect, only one modality is read"),
+        (["text"], "fusion: has no effect, only one modality is read"),
+    ],
+)
+def test_a_fusion_is_for_two_modalities(world: MakeWorld, missing: list[str], message: str) -> None:
+    tree = world().config.item_encoder.model_dump()
+    with pytest.raises(ValidationError, match=message):
+        TowersConfig.model_validate({key: value for key, value in tree.items() if key not in missing})
+
+
+def test_a_backbone_without_a_folder_is_an_error(world: MakeWorld) -> None:
+    made = world()
+    with pytest.raises(RecipeError, match="no backbone folder for vision_encoder; there are: text_encoder"):
+        build(made.config, {"text_encoder": made.backbones["text_encoder"]})
+
+
+def test_settings_keep_what_each_part_says_when_dumped(world: MakeWorld) -> None:
+    config = world().config
+    assert ModelConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_items_without_texts_for_a_model_that_reads_them_are_an_error(world: MakeWorld, tmp_path: Path) -> None:
+    made = world()
+    items = made.items(ALL, ALL)
+    with pytest.raises(ValueError, match="items hold no texts, but the model reads text"):
+        made.recommender.item_encoder(type(items)(items.domain_U, items.row_U, items.has_U, None, items.image))

@@ -1,0 +1,141 @@
+"""The user encoder reads histories from their end, and never ahead."""
+# Shapes: B users, L inputs, D width.
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pmmrec.blocks import TransformerBlock
+from pmmrec.errors import RecipeError
+from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
+
+WIDTH, LENGTH = 8, 5
+torch.set_num_threads(1)
+
+
+def fresh(**settings: object) -> TransformerUserEncoder:
+    torch.manual_seed(0)
+    return TransformerUserEncoder(TransformerConfig(**{"max_inputs": 7, **settings}), WIDTH).double().eval()
+
+
+def histories(lengths: list[int], num_places: int = LENGTH) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs_BLD = torch.randn(len(lengths), num_places, WIDTH, dtype=torch.float64, generator=generator)
+    is_valid_BL = torch.tensor([[place >= num_places - length for place in range(num_places)] for length in lengths])
+    return inputs_BLD, is_valid_BL
+
+
+def block_by_loops(block: TransformerBlock, x_LD: Tensor, *, is_causal: bool) -> Tensor:
+    """One post-norm block over one history without padding."""
+    num_heads, size = block.attention.num_heads, WIDTH // block.attention.num_heads
+    query, key, value = (x_LD @ weight.T for weight in block.attention.qkv.weight.chunk(3))
+    rows = []
+    for place in range(len(x_LD)):
+        seen = range(place + 1) if is_causal else range(len(x_LD))
+        heads = []
+        for head in range(num_heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = torch.stack([query[place, part] @ key[other, part] for other in seen]) / size**0.5
+            heads.append(sum(share * value[other, part] for other, share in zip(seen, scores.softmax(0), strict=True)))
+        rows.append(torch.cat(heads))
+    attended = block.attention_norm(x_LD + block.attention.out(torch.stack(rows)))
+    return block.feed_forward_norm(attended + block.contract(F.relu(block.expand(attended))))
+
+
+def hidden_by_loops(encoder: TransformerUserEncoder, history_LD: Tensor) -> Tensor:
+    """Eq. 4 for one history without padding."""
+    length = len(history_LD)
+    rows = [history_LD[place] + encoder.position.weight[length - 1 - place] for place in range(length)]
+    x_LD = encoder.norm(torch.stack(rows))
+    for block in encoder.blocks:
+        x_LD = block_by_loops(block, x_LD, is_causal=encoder.is_causal)
+    return x_LD
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_values_and_gradients_are_those_of_loops_over_users(*, is_causal: bool) -> None:
+    encoder = fresh(is_causal=is_causal)
+    lengths = [5, 3, 1]
+    inputs_BLD, is_valid_BL = histories(lengths)
+    inputs_BLD.requires_grad_()
+    expected = [hidden_by_loops(encoder, inputs_BLD[user, -length:]) for user, length in enumerate(lengths)]
+    hidden_BLD = encoder(inputs_BLD, is_valid_BL)
+    actual = [hidden_BLD[user, -length:] for user, length in enumerate(lengths)]
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)  # float64; measured 7e-16
+    sources = [inputs_BLD, *encoder.parameters()]
+    weights = torch.randn(WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ours_by_source = torch.autograd.grad(sum((state @ weights).sum() for state in actual), sources)
+    theirs_by_source = torch.autograd.grad(sum((state @ weights).sum() for state in expected), sources)
+    for one, other in zip(ours_by_source, theirs_by_source, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)  # float64; measured 3e-15
+
+
+def test_more_padding_changes_nothing() -> None:
+    encoder = fresh()
+    inputs_BLD, is_valid_BL = histories([5, 3])
+    wider_BLD = F.pad(inputs_BLD, (0, 0, 2, 0), value=9.0)
+    wider = encoder(wider_BLD, F.pad(is_valid_BL, (2, 0)))[:, 2:]
+    hidden_BLD = encoder(inputs_BLD, is_valid_BL)
+    torch.testing.assert_close(wider[is_valid_BL], hidden_BLD[is_valid_BL], rtol=0, atol=1e-12)  # measured 4e-16
+
+
+def test_a_causal_encoder_never_looks_ahead() -> None:
+    encoder = fresh()
+    inputs_BLD, is_valid_BL = histories([5])
+    changed_BLD = inputs_BLD.clone()
+    changed_BLD[:, 3:] *= -1
+    before, after = encoder(inputs_BLD, is_valid_BL), encoder(changed_BLD, is_valid_BL)
+    torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0, atol=1e-12)
+    assert (after[:, 3:] - before[:, 3:]).abs().amax(-1).min() > 1e-6
+
+
+def test_an_encoder_that_is_not_causal_looks_both_ways() -> None:
+    encoder = fresh(is_causal=False)
+    inputs_BLD, is_valid_BL = histories([5])
+    changed_BLD = inputs_BLD.clone()
+    changed_BLD[:, 4:] *= -1
+    difference = (encoder(changed_BLD, is_valid_BL) - encoder(inputs_BLD, is_valid_BL)).abs()
+    assert difference.amax(-1).min() > 1e-6
+
+
+def test_the_order_of_items_matters() -> None:
+    encoder = fresh()
+    inputs_BLD, is_valid_BL = histories([5])
+    swapped = encoder(inputs_BLD[:, [1, 0, 2, 3, 4]], is_valid_BL)[:, -1]
+    assert not torch.allclose(swapped, encoder(inputs_BLD, is_valid_BL)[:, -1])
+
+
+def test_padding_never_makes_a_nan() -> None:
+    encoder = fresh()
+    inputs_BLD, is_valid_BL = histories([0, 2])
+    inputs_BLD.requires_grad_()
+    hidden_BLD = encoder(inputs_BLD, is_valid_BL)
+    hidden_BLD[is_valid_BL].sum().backward()
+    assert hidden_BLD.isfinite().all()
+    assert inputs_BLD.grad is not None
+    assert inputs_BLD.grad.isfinite().all()
+    assert not inputs_BLD.grad[~is_valid_BL].any()
+
+
+def test_longer_histories_than_it_can_read_are_an_error_that_names_both() -> None:
+    with pytest.raises(RecipeError, match="max_inputs: 7, but histories of 8 inputs came"):
+        fresh()(*histories([8], num_places=8))
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
+    with pytest.raises(RecipeError, match=r"user_encoder\.num_heads: 3 do not divide the width 8"):
+        fresh(num_heads=3)
+
+
+def test_the_defaults_are_those_of_the_released_code() -> None:
+    encoder = TransformerUserEncoder(TransformerConfig(), 768)
+    assert encoder.max_inputs == 20
+    assert len(encoder.blocks) == 2
+    assert encoder.blocks[0].attention.num_heads == 2
+    assert encoder.blocks[0].attention.qkv.bias is None
+    assert encoder.blocks[0].expand.out_features == 4 * 768
+    assert encoder.norm.eps == 1e-6
