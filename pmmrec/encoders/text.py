@@ -115,7 +115,9 @@ class HFText(PartlyTrained, TextEncoder):
 
     def forward(self, token_id_RT: Tensor, is_valid_RT: Tensor) -> TokenStates:
         """`(R, T)` ids -> states of the common width."""
-        output = self.backbone(input_ids=token_id_RT, attention_mask=is_valid_RT.long())
+        # transformers looks into the mask, and a meta tensor holds nothing to look at.
+        mask_RT = None if is_valid_RT.is_meta else is_valid_RT.long()
+        output = self.backbone(input_ids=token_id_RT, attention_mask=mask_RT)
         states_RTD: Tensor = self.projection(output.last_hidden_state)
         cls_RD = states_RTD[:, 0]
         if self._pool == "mean":

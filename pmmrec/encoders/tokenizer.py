@@ -36,9 +36,7 @@ class FolderTokenizer:
         if self._tokenizer.pad_token_id is None:
             raise CheckpointError(f"{folder}: its tokenizer has no padding token; choose a backbone that has one")
         self.pad_token_id = int(self._tokenizer.pad_token_id)
-        # Some folders carry the truncation and padding of their last use; ours are the only ones that count.
-        self._tokenizer.backend_tokenizer.no_truncation()
-        self._tokenizer.backend_tokenizer.no_padding()
+        self._forget_last_use()
         content = self._tokenizer.backend_tokenizer.to_str()
         self._fingerprint = hashlib.sha256(f"{content}|{max_tokens}|{lowercase}".encode()).hexdigest()
 
@@ -65,7 +63,13 @@ class FolderTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files so that `AutoTokenizer` opens them."""
+        self._forget_last_use()
         self._tokenizer.save_pretrained(folder)
+
+    def _forget_last_use(self) -> None:
+        # Truncation and padding of the last call would be written and read as if they belonged to the vocabulary.
+        self._tokenizer.backend_tokenizer.no_truncation()
+        self._tokenizer.backend_tokenizer.no_padding()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path, *, lowercase: bool) -> None:

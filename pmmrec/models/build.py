@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pydantic import Field
+from torch import nn
 
 from pmmrec.encoders import Backbone
 from pmmrec.models import Catalogue, ItemEncoderConfig, item_encoders, scorers
@@ -57,10 +58,10 @@ class ParameterRow(NamedTuple):
     trainable: int
 
 
-def parameter_table(recommender: Recommender) -> list[ParameterRow]:
-    """Parameters of each part, all and trainable, in the order of a checkpoint."""
+def parameter_table(parts: Mapping[str, nn.Module]) -> list[ParameterRow]:
+    """Parameters of each part, all and trainable, in the order given."""
     rows = []
-    for name, part in recommender.parts.items():
+    for name, part in parts.items():
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
         total, trainable = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
         rows.append(ParameterRow(name, total, trainable))

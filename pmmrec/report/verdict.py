@@ -85,5 +85,5 @@ def _same_measure(first: Outcome, other: Outcome, first_folder: Path, folder: Pa
     if not shared or differing or first.seen != other.seen:
         raise DataError(
             f"{folder}: measured on {', '.join(measure(other))} (seen: {other.seen}), {first_folder} on "
-            f"{', '.join(measure(first))} (seen: {first.seen}); only figures on the same domain, users and rules compare"
+            f"{', '.join(measure(first))} (seen: {first.seen}); only figures on the same users and rules compare"
         )

@@ -176,9 +176,8 @@ class Loop:
         shown = "  ".join(f"{name} {value:.3f}{_chance(means, name, self.step)}" for name, value in losses.items())
         memory = f"  {_memory_gb(self.processes.device):.1f} GB" if self.processes.device.type == "cuda" else ""
         width = len(str(self._num_steps))
-        self.log.say(
-            f"step {self.step:>{width}}/{self._num_steps}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}"
-        )
+        step = f"step {self.step:>{width}}/{self._num_steps}"
+        self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}")
 
     def _end_epoch(self, epoch: int) -> None:
         for callback in self._callbacks:

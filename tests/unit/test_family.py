@@ -39,8 +39,8 @@ def test_a_name_taken_twice_is_an_error() -> None:
 
 
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"gate: no gate is called 'plian'; did you mean 'plain'\?"):
-        validate(Owner, {"gate": {"type": "plian"}}, "r")
+    with pytest.raises(RecipeError, match=r"gate: no gate is called 'plein'; did you mean 'plain'\?"):
+        validate(Owner, {"gate": {"type": "plein"}}, "r")
 
 
 def test_a_dump_keeps_all_settings_of_a_part() -> None:

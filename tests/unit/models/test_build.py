@@ -26,7 +26,7 @@ def test_the_scorer_is_a_dot_product_unless_told_otherwise() -> None:
 
 def test_the_table_counts_what_each_part_holds_and_trains() -> None:
     recommender = build(validate(ModelConfig, IDS, "recipe"), {}, [Catalogue("books", 10, "aa")])
-    table, user = parameter_table(recommender)
+    table, user = parameter_table(recommender.parts)
     assert table == ParameterRow("item_table", all=80, trainable=80)
     blocks = 2 * ((3 * 64 + 64 + 8) + (32 * 8 + 32) + (32 * 8 + 8) + 2 * 16)
     assert user == ParameterRow("user_encoder", all=20 * 8 + 16 + blocks, trainable=20 * 8 + 16 + blocks)
@@ -34,7 +34,7 @@ def test_the_table_counts_what_each_part_holds_and_trains() -> None:
 
 def test_frozen_blocks_are_counted_as_such(world: MakeWorld) -> None:
     made = world()
-    rows = {row.part: row for row in parameter_table(made.recommender)}
+    rows = {row.part: row for row in parameter_table(made.recommender.parts)}
     assert 0 < rows["text_encoder"].trainable < rows["text_encoder"].all
     assert sum(row.all for row in rows.values()) == sum(p.numel() for p in made.recommender.parameters())
 
@@ -45,7 +45,7 @@ def test_a_dry_build_counts_the_same(world: MakeWorld) -> None:
     with torch.device("meta"):
         dry = build(made.config, pretrained)
     assert all(tensor.is_meta for tensor in [*dry.parameters(), *dry.buffers()])
-    assert parameter_table(dry) == parameter_table(made.recommender)
+    assert parameter_table(dry.parts) == parameter_table(made.recommender.parts)
 
 
 def test_the_same_seed_builds_the_same_recommender(world: MakeWorld) -> None:

@@ -1,0 +1,73 @@
+"""Every shipped recipe is valid, keeps all its settings when dumped, and says in its first line what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pmmrec.errors import RecipeError
+from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe, recipe_class_for, recipe_tree
+from pmmrec.settings import validate
+from pmmrec.shipped import find_recipe, shipped_file, shipped_recipes
+
+RECIPES = shipped_recipes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_valid_and_its_dump_reads_as_the_same(name: str) -> None:
+    path = RECIPES[name]
+    recipe_class = recipe_class_for(recipe_tree(path))
+    recipe = read_recipe(recipe_class, path)
+    again = validate(recipe_class, yaml.safe_load(recipe.to_yaml()), "dump")
+    assert again == recipe
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_the_paper_recipe_is_literal_and_the_other_is_scaled() -> None:
+    paper = read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec_paper"]).active_objectives
+    ours = read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec"]).active_objectives
+    assert list(paper) == list(ours) == ["dap", "nicl", "nid", "rcl"]
+    assert paper["dap"].temperature == 1.0
+    assert ours["dap"].temperature == "sqrt_width"
+    assert (paper["nicl"].temperature, paper["nicl"].positives_in_denominator) == (1.0, False)
+    assert (ours["nicl"].temperature, ours["nicl"].positives_in_denominator) == (0.1, True)
+    assert (paper["rcl"].normalize, ours["rcl"].normalize) == (False, True)
+
+
+def test_both_large_recipes_have_the_sizes_of_the_released_code() -> None:
+    for name in ("pretrain/pmmrec", "pretrain/pmmrec_paper"):
+        recipe = read_recipe(PretrainRecipe, RECIPES[name])
+        towers = recipe.model.item_encoder
+        assert recipe.model.width == 768
+        assert (towers.text.max_tokens, towers.text.trainable_blocks, towers.vision.trainable_blocks) == (50, 2, 2)
+        assert recipe.data.window.size == 21
+        assert (recipe.train.optimizer.learning_rate, recipe.train.optimizer.weight_decay) == (1e-4, 0.1)
+        for part in ("text_encoder.backbone", "vision_encoder.backbone"):
+            assert recipe.train.optimizer.parts[part].weight_decay == 0
+
+
+def test_contradictory_settings_are_refused_with_their_path() -> None:
+    with pytest.raises(RecipeError, match=r"objectives\.nicl: .*temperature"):
+        read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec"], ["objectives.nicl.positives_in_denominator=false"])
+    with pytest.raises(RecipeError, match="fusion"):
+        read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec"], ["model.item_encoder.fusion=null"])
+
+
+def test_taking_every_objective_away_is_refused() -> None:
+    with pytest.raises(RecipeError, match="at least one"):
+        read_recipe(FinetuneRecipe, RECIPES["finetune/full"], ["objectives.dap=null"])
+
+
+def test_a_file_of_the_user_wins_and_a_typo_is_told_the_nearest(home: Path) -> None:
+    (home / "mine.yaml").write_text("name: mine")
+    assert find_recipe("mine.yaml") == Path("mine.yaml")
+    with pytest.raises(RecipeError, match="did you mean 'finetune/scratch'"):
+        find_recipe("finetune/scrach")
+
+
+def test_shipped_files_cannot_lead_out_of_their_rooms() -> None:
+    for name in ("../pyproject.toml", "pmmrec/cli.py", "pretrain/../pyproject.toml"):
+        with pytest.raises(RecipeError, match="no such file"):
+            shipped_file(name)

@@ -1,0 +1,61 @@
+"""The command line as a function, and sizes that make a whole run a matter of seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+# Everything else stays as in pretrain/tiny.yaml.
+SMALL = (
+    "model.width=16",
+    "model.item_encoder.text.architecture.hidden_size=16",
+    "model.item_encoder.text.architecture.intermediate_size=32",
+    "model.item_encoder.text.vocab_size=400",
+    "model.item_encoder.vision.architecture.hidden_size=16",
+    "model.item_encoder.vision.architecture.intermediate_size=32",
+    "model.item_encoder.vision.architecture.num_hidden_layers=1",
+    "train.batch_users=16",
+    "train.log_every=2",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    output: str
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Make `folder` the current one for a while."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+Pmmrec = Callable[..., Result]
+
+
+def run_pmmrec(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    from pmmrec.cli import app
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(result.exit_code, result.output)
+
+
+def sources(world: Path) -> tuple[str]:
+    """The override that names both sources of a world."""
+    return (f"data.sources=[{world / 'bazaar'}, {world / 'gallery'}]",)
