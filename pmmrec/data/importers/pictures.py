@@ -82,7 +82,7 @@ class Pictures:
         if self._folder is not None and num_matched == 0:
             raise DataError(
                 f"{self._folder}: none of its {num_pictures:,} pictures belongs to an item; name them "
-                f"<item_id>{'|'.join(SUFFIXES)}"
+                f"<item_id>{', '.join(SUFFIXES)}"
             )
         outside = run("SELECT item_id FROM item_pictures WHERE is_outside ORDER BY row").fetchall()
         selection.reject_images([(item_id, "link out of the folder") for (item_id,) in outside])

@@ -122,10 +122,8 @@ class Selection:
 
     def write_rejected(self, path: Path) -> None:
         """Every rejection as a row of a parquet file: kind, id, row in the source (1 is the first), reason."""
-        self._run(
-            "COPY (SELECT * FROM rejected ORDER BY kind, row, id, reason) TO $path (FORMAT parquet)",
-            {"path": str(path)},
-        )
+        rows = self._connection.sql("SELECT * FROM rejected ORDER BY kind, row, id, reason")
+        rows.write_parquet(str(path))
 
     def _check_times(self, path: Path) -> None:
         count, num_bad = self._rows("SELECT count(*), count(*) FILTER (time IS NULL) FROM raw_interactions")[0]

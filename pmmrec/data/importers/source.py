@@ -157,7 +157,8 @@ def _read_through(path: Path, *, is_text: bool) -> SourceFile:
 def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
     """Rows of a query, batch by batch; the connection stays free for other work."""
     try:
-        yield from pa.RecordBatchReader.from_stream(connection.cursor().sql(query))
+        with connection.cursor() as cursor:
+            yield from pa.RecordBatchReader.from_stream(cursor.sql(query))
     except pa.ArrowException as error:  # how an error of DuckDB arrives here; all rows were read before
         raise MachineError(f"the import's database failed: {error}; raise memory_gb or free disk") from error
 

@@ -73,6 +73,7 @@ def import_table(settings: TableImport, progress: Progress | None = None) -> Dom
         work = folder / "work"
         work.mkdir()
         with _database(work, settings) as connection, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # broken metadata, which we drop
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # our own limit is lower and says why
             _Import(settings, folder, work, connection, progress).run(was_stale=was_stale)
         shutil.rmtree(work)

@@ -1,0 +1,182 @@
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pmmrec.contracts import Modality
+from pmmrec.data.images import pixels
+from pmmrec.data.importers import pictures
+from pmmrec.errors import DataError
+
+ROWS = np.arange(3)
+
+
+def shades(domain) -> list[int | None]:
+    """Shade of each item's image, rounded to tens."""
+    return [None if jpeg is None else round(pixels(jpeg, 4).mean() / 10) * 10 for jpeg in domain.jpegs(ROWS)]
+
+
+def test_pictures_find_their_items_by_name(shop) -> None:
+    shop.paint("a.jpg", 10)
+    shop.paint("c.WEBP", 30)
+    domain = shop.run(images=shop.folder / "pictures")
+    assert shades(domain) == [10, None, 30]
+    assert domain.has[Modality.IMAGE].tolist() == [True, False, True]
+    assert domain.info.num_with[Modality.IMAGE] == 2
+
+
+def test_images_keep_the_order_of_items_whatever_thread_ends_first(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "IMAGE_BATCH", 7)
+    ids = [f"i{k}" for k in range(40)]
+    shop.items.write_text("item_id,text\n" + "".join(f"{item_id},x\n" for item_id in ids))
+    shop.interactions.write_text("user_id,item_id\nu,i3\n")
+    for k, item_id in enumerate(ids):
+        shop.paint(f"{item_id}.png", 5 * k)
+    domain = shop.run(images=shop.folder / "pictures", num_threads=8)
+    found = [round(float(pixels(jpeg, 4).mean())) for jpeg in domain.jpegs(np.arange(40))]
+    assert np.abs(np.array(found) - 5 * np.arange(40)).max() <= 1  # measured 0
+
+
+def test_each_image_names_the_file_it_came_from(shop) -> None:
+    picture = shop.paint("b.png")
+    with pa.memory_map(str(shop.run(images=shop.folder / "pictures").folder / "images.arrow")) as source:
+        hashes = pa.ipc.open_file(source).read_all()["source_sha256"].to_pylist()
+    assert hashes == [None, hashlib.sha256(picture.read_bytes()).digest(), None]
+
+
+def test_pictures_of_nobody_are_ignored_and_counted(shop, rejected) -> None:
+    picture = shop.paint("a.png").read_bytes()
+    (shop.folder / "pictures" / "below").mkdir()
+    for name in ("stranger.png", "A.png", "b.txt", "b.png.bak", "below/c.png"):
+        (shop.folder / "pictures" / name).write_bytes(picture)
+    domain = shop.run(images=shop.folder / "pictures")
+    assert shades(domain) == [100, None, None]
+    assert domain.info.summary.num_pictures_ignored == 2
+    assert "ignored 2 pictures that belong to no item" in domain.info.summary.lines()
+    assert rejected(domain) == []
+
+
+def test_of_two_pictures_of_an_item_the_jpeg_is_taken(shop) -> None:
+    shop.paint("a.png", 200)
+    shop.paint("a.jpg", 50)
+    domain = shop.run(images=shop.folder / "pictures")
+    assert shades(domain)[0] == 50
+    assert domain.info.summary.num_pictures_ignored == 1
+
+
+def test_an_id_never_becomes_a_path(shop, rejected) -> None:
+    shop.items.write_text("item_id,text\n../secret,x\n/etc/passwd,y\na,z\n")
+    shop.paint("a.png")
+    shop.paint("../secret.png")
+    domain = shop.run(images=shop.folder / "pictures")
+    assert shades(domain) == [None, None, 100]
+    assert all(kind != "image" for kind, *_ in rejected(domain))
+
+
+def test_links_may_lead_within_the_folder_only(shop, rejected) -> None:
+    inside = shop.paint("real.png", 70)
+    outside = shop.paint("../outside.png", 70)
+    (shop.folder / "pictures" / "a.png").symlink_to(inside)
+    (shop.folder / "pictures" / "b.png").symlink_to(outside)
+    (shop.folder / "pictures" / "c.png").symlink_to(shop.folder / "pictures" / "nowhere.png")
+    domain = shop.run(images=shop.folder / "pictures")
+    assert shades(domain) == [70, None, None]
+    assert set(rejected(domain)) == {
+        ("image", "b", None, "link out of the folder"),
+        ("image", "c", None, "cannot be read: No such file or directory"),
+    }
+
+
+def bomb() -> bytes:
+    stored = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(stored, format="PNG")
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"not a picture", "not a picture of a known format (JPEG, PNG, WEBP, GIF, BMP)"),
+        (bomb(), "more than 50,000,000 pixels"),
+    ],
+)
+@pytest.mark.parametrize("text", ["hat", ""])
+def test_a_picture_that_cannot_be_read_costs_its_item_the_image_only(
+    shop, rejected, content: bytes, reason: str, text: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    shop.items.write_text(f"item_id,text\na,red\nb,{text}\nc,blue\n")
+    shop.write("pictures/b.png", content)
+    shop.paint("a.png")
+    domain = shop.run(images=shop.folder / "pictures")
+    bare = [] if text else [("item", "b", 2, "neither text nor image")]
+    lost = [] if text else [("interaction", "v/b", 2, "item with neither text nor image")]
+    assert rejected(domain) == [("image", "b", None, reason), *lost, *bare]
+    assert domain.num_items == (3 if text else 2)
+    assert not [warning for warning in recwarn if "bomb" in str(warning.message)]
+
+
+def test_a_picture_too_large_to_read_is_rejected(shop, rejected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PICTURE_BYTES", 1000)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    shop.paint("a.png")
+    Image.fromarray(noise).save(shop.folder / "pictures" / "b.png")
+    assert rejected(shop.run(images=shop.folder / "pictures")) == [("image", "b", None, "larger than 1,000 bytes")]
+
+
+def test_an_item_without_text_lives_by_its_picture(shop, sequences) -> None:
+    shop.items.write_text("item_id,text\na,\nb,\nc,hat\n")
+    shop.paint("b.png", 80)
+    domain = shop.run(images=shop.folder / "pictures")
+    assert domain.item_ids.to_pylist() == ["b", "c"]
+    assert sequences(domain) == {"v": ["b"], "u": ["c"]}
+    assert round(pixels(domain.jpegs(np.array([0]))[0], 4).mean()) == 80
+
+
+def test_each_picture_is_decoded_once(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.items.write_text("item_id,text\na,\nb,\nc,hat\n")
+    decoded = []
+    real = pictures.stored_jpeg
+    monkeypatch.setattr(pictures, "stored_jpeg", lambda data, side: decoded.append(side) or real(data, side))
+    for name in ("a.png", "b.png", "c.png", "stranger.png"):
+        shop.paint(name)
+    shop.run(images=shop.folder / "pictures", image_side=20)
+    assert decoded == [20] * 3
+
+
+def test_pictures_of_items_outside_the_core_are_not_decoded(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.interactions.write_text("user_id,item_id\nu,a\nu,a\nv,b\n")
+    decoded = []
+    real = pictures.stored_jpeg
+    monkeypatch.setattr(pictures, "stored_jpeg", lambda data, side: decoded.append(side) or real(data, side))
+    shop.paint("a.png")
+    shop.paint("b.png")
+    shop.run(images=shop.folder / "pictures", k_core=2)
+    assert len(decoded) == 1
+
+
+def test_a_folder_without_pictures_of_items_is_refused(shop) -> None:
+    shop.paint("stranger.png")
+    with pytest.raises(DataError, match=r"none of its 1 pictures belongs to an item; name them <item_id>\.jpg"):
+        shop.run(images=shop.folder / "pictures")
+    assert not shop.out.exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "items.csv"])
+def test_a_folder_that_cannot_be_listed_is_refused(shop, name: str) -> None:
+    with pytest.raises(DataError, match="pictures cannot be listed"):
+        shop.run(images=shop.folder / name)
+
+
+def test_file_names_that_are_no_text_are_ignored(shop) -> None:
+    picture: Path = shop.paint("a.png")
+    try:
+        (Path(os.fsdecode(os.fsencode(picture.parent) + b"/\xff.png"))).write_bytes(picture.read_bytes())
+    except OSError:
+        pytest.skip("this file system keeps to UTF-8 names")
+    assert shades(shop.run(images=shop.folder / "pictures"))[0] == 100
