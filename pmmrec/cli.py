@@ -172,18 +172,12 @@ def import_table_command(
     """Import a platform from two tables and a folder of pictures."""
     from pmmrec.data.importers.table import TableImport, import_table
     from pmmrec.report.domains import import_lines
+    from pmmrec.settings import validate
 
     with errors_for_people():
-        task = TableImport(
-            items=items,
-            interactions=interactions,
-            images=images,
-            name=name,
-            out=out,
-            k_core=_core(k_core),
-            image_side=image_side,
-        )
-        _show(*import_lines(import_table(task)))
+        tree = {"items": items, "interactions": interactions, "images": images, "name": name, "out": out}
+        sizes = {"k_core": None if k_core == "none" else k_core, "image_side": image_side}
+        _show(*import_lines(import_table(validate(TableImport, {**tree, **sizes}, "arguments"))))
 
 
 @data_app.command("stats")
@@ -315,14 +309,6 @@ def _say_problems(what: Path, problems: list[str]) -> None:
     if problems:
         raise typer.Exit(3)
     typer.echo(f"{what}: whole")
-
-
-def _core(text: str) -> int | None:
-    if text == "none":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise RecipeError(f"--k-core {text}: must be a whole number from 1, or none")
-    return int(text)
 
 
 def _read(name: str, overrides: list[str] | None) -> Any:
