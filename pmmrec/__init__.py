@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pmmrec.fit import fit
+    from pmmrec.programs import fit
     from pmmrec.system import EncodedItems, System, load
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __all__ = ["EncodedItems", "System", "fit", "load"]
 def __getattr__(name: str) -> Any:
     """Import torch and the rest when something is first asked for."""
     if name == "fit":
-        from pmmrec.fit import fit
+        from pmmrec.programs import fit
 
         return fit
     if name in __all__:

@@ -59,6 +59,11 @@ def errors_for_people() -> Iterator[None]:
     except MemoryError as error:
         typer.echo("error: not enough memory; lower train.batch_users or the model's width", err=True)
         raise typer.Exit(MachineError.exit_code) from error
+    except BrokenPipeError:
+        raise  # who read our output has gone; typer knows what to do
+    except OSError as error:
+        typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+        raise typer.Exit(MachineError.exit_code) from error
     except KeyboardInterrupt as error:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from error
@@ -167,7 +172,9 @@ def import_table_command(
     out: Annotated[Path, Option(help="Folder to make.")],
     images: Annotated[Path | None, Option(help="Folder of pictures named ITEM_ID.jpg, .png or .webp.")] = None,
     k_core: Annotated[str, Option(help="Keep users and items with at least so many interactions; none: all.")] = "5",
-    image_side: Annotated[int, Option(min=16, help="Shortest side, in pixels, at which pictures are kept.")] = 256,
+    image_side: Annotated[
+        int | None, Option(help="Shortest side, in pixels, at which pictures are kept; 256 unless given.")
+    ] = None,
 ) -> None:
     """Import a platform from two tables and a folder of pictures."""
     from pmmrec.data.importers.table import TableImport, import_table
@@ -176,7 +183,9 @@ def import_table_command(
 
     with errors_for_people():
         tree = {"items": items, "interactions": interactions, "images": images, "name": name, "out": out}
-        sizes = {"k_core": None if k_core == "none" else k_core, "image_side": image_side}
+        sizes: dict[str, Any] = {"k_core": None if k_core == "none" else k_core}
+        if image_side is not None:
+            sizes["image_side"] = image_side
         _show(*import_lines(import_table(validate(TableImport, {**tree, **sizes}, "arguments"))))
 
 

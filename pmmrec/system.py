@@ -54,20 +54,15 @@ class System:
 
     def encode_items(self, domain: Domain | Path | str) -> EncodedItems:
         """Vectors of every item of a domain; `recommend` then draws from this catalogue."""
-        opened = _opened(domain)
-        if opened.fingerprint not in self._encoded:
-            recommender, reader = self._model_for(opened), self._reader_for(opened)
-            vectors_ND = encode_catalogue(
-                recommender, reader, 0, opened.num_items, chunk=ITEMS_AT_ONCE, device=self.device
-            )
-            self._encoded[opened.fingerprint] = EncodedItems(opened, vectors_ND)
-        self._current = self._encoded[opened.fingerprint]
+        self._current = self._encode(_opened(domain))
         return self._current
 
     def recommend(self, history: Sequence[str], k: int = 10, *, seen: Seen = "exclude") -> list[tuple[str, float]]:
         """The best k items after `history` (item ids, oldest first) as (item id, score), from the encoded catalogue."""
         if self._current is None:
             raise RecipeError("recommend: no catalogue yet; call encode_items(domain) first")
+        if not history:
+            raise RecipeError("recommend: the history is empty; give one item id or more, oldest first")
         domain = self._current.domain
         rows = domain.rows_of(list(history))
         unknown = [item for item, row in zip(history, rows, strict=True) if row < 0]
@@ -108,11 +103,20 @@ class System:
         opened = _opened(domain)
         if k > opened.num_items:
             raise RecipeError(f"--top-k {k}: {opened.name} has only {opened.num_items} items; choose k up to that")
-        vectors_ND = self.encode_items(opened).vectors_ND
+        vectors_ND = self._encode(opened).vectors_ND
         offsets, items = opened.sequence_offsets, opened.sequence_items
         chunk = users_at_once(opened.num_items)
         lists = top_k(self._model_for(opened), vectors_ND, offsets, items, k, seen=seen, chunk=chunk)
         return opened.num_users, write_top_k(out, lists, opened.user_ids, opened.item_ids)
+
+    def _encode(self, domain: Domain) -> EncodedItems:
+        if domain.fingerprint not in self._encoded:
+            recommender, reader = self._model_for(domain), self._reader_for(domain)
+            vectors_ND = encode_catalogue(
+                recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=self.device
+            )
+            self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND)
+        return self._encoded[domain.fingerprint]
 
     def _model_for(self, domain: Domain) -> Recommender:
         # A model that knows items by id serves one catalogue only: loading it for another is refused there.

@@ -14,7 +14,11 @@ def hub_table(hub: Path) -> PlainTable:
     """The checkpoints of a folder hub: system, width, parts, what they learned from."""
     rows: list[list[Cell]] = []
     for name in list_checkpoints(hub):
-        checkpoint = Checkpoint.open(hub / name)
+        try:
+            checkpoint = Checkpoint.open(hub / name)
+        except CheckpointError:
+            rows.append([name, "cannot be read; see zoo verify", None, None, None])
+            continue
         learned_from = ", ".join(checkpoint.provenance.get("domains", {}))
         rows.append([name, checkpoint.system, checkpoint.index.width, ", ".join(checkpoint.parts), learned_from])
     return PlainTable(str(hub), ["name", "system", "width", "parts", "learned from"], rows)

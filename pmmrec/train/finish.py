@@ -35,7 +35,7 @@ class Finishable(Runnable, Protocol):
 def save_best(
     run: Run, recipe: Finishable, model: ModelConfig, sources: Sources, origin: str
 ) -> Callable[[Loop], None]:
-    """For `KeepBest`: writes `checkpoint/` of the run. `origin`: the checkpoint it started from, or "scratch"."""
+    """For `KeepBest`: writes `checkpoint/` of the run. `origin`: the checkpoint it started from, or "none"."""
     provenance: dict[str, Any] = {
         "run": recipe.name,
         "seed": recipe.seed,

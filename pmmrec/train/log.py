@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,23 +16,31 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
-Mirror = Callable[[dict[str, float], int], None]
+from pmmrec.train.trackers import Board
 
 
 class RunLog:
-    """The voice of one process; all but the main one are silent."""
+    """The voice of one process; all but the main one are silent.
 
-    def __init__(self, folder: Path | None, *, is_main: bool, mirror: Mirror | None = None) -> None:
+    `boards` opens each tracker. One that fails, at whatever moment, is left out with a warning: the run goes on.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, is_main: bool, boards: Mapping[str, Callable[[], Board]] | None = None
+    ) -> None:
         self._is_main = is_main
         self._console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not is_main)
         if not self._console.is_terminal:
             self._console.width = 200
         self._file = (folder / "events.jsonl").open("a", encoding="utf-8") if folder and is_main else None
         self._started_s = time.monotonic()
-        self._mirror = mirror
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
         self._warned: set[str] = set()
+        self._boards: dict[str, Board] = {}
+        if is_main:
+            for name, opener in (boards or {}).items():
+                self._guarded(name, partial(self._open, name, opener))
 
     def __enter__(self) -> Self:
         return self
@@ -42,6 +51,8 @@ class RunLog:
         self.end_progress()
         if self._file is not None:
             self._file.close()
+        for name, board in list(self._boards.items()):
+            self._guarded(name, board.close)
 
     def event(self, kind: str, step: int, **figures: Any) -> None:
         """Append one line to events.jsonl and pass the numbers on to the trackers."""
@@ -52,12 +63,8 @@ class RunLog:
             self._file.write(json.dumps(_json_safe(record)) + "\n")
             self._file.flush()
         numbers = {f"{kind}/{name}": float(value) for name, value in flat(figures).items()}
-        if self._mirror is not None and numbers:
-            try:
-                self._mirror(numbers, step)
-            except Exception as error:  # noqa: BLE001 - a tracker of any make may fail in any way; the run goes on
-                self._mirror = None
-                self.warn(f"tracker failed and is left out from here on, events.jsonl is complete: {error}")
+        for name, board in list(self._boards.items()):
+            self._guarded(name, partial(board.show, numbers, step))
 
     def say(self, *words: RenderableType) -> None:
         """Lines or tables for people."""
@@ -69,6 +76,16 @@ class RunLog:
         if self._is_main and text not in self._warned:
             self._warned.add(text)
             print(f"warning: {text}", file=sys.stderr)
+
+    def _open(self, name: str, opener: Callable[[], Board]) -> None:
+        self._boards[name] = opener()
+
+    def _guarded(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - a tracker of any make may fail in any way; the run goes on
+            self._boards.pop(name, None)
+            self.warn(f"{name} failed and is left out from here on, events.jsonl is complete: {error}")
 
     def begin_progress(self, what: str, total: int) -> None:
         """A bar on a terminal; nothing elsewhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from pmmrec.contracts import Batch, to_device
+from pmmrec.errors import MachineError
 from pmmrec.settings import Config
 from pmmrec.train.log import RunLog
-from pmmrec.train.nonfinite import stop_if_nonfinite
+from pmmrec.train.nonfinite import stop_if_gradient_nonfinite, stop_if_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
 from pmmrec.train.processes import Processes
 from pmmrec.train.task import TrainingTask
@@ -49,25 +51,28 @@ class Callback(Protocol):
     def epoch_ended(self, loop: Loop, epoch: int) -> None: ...
 
 
+SIZES = ("users", "slots", "items_encoded")  # of a step, added up over processes and steps
+
+
 @dataclass
 class Meter:
-    """Sums since the last log line, over all processes where they come from there."""
+    """Sums since the last log line, over all processes."""
 
     figures: dict[str, Tensor] = field(default_factory=dict)
-    users: int = 0
-    slots: int = 0
-    items: int = 0
     started_s: float = field(default_factory=time.monotonic)
 
-    def add(self, names: Sequence[str], totals_K2: Tensor, batch: Batch) -> None:
-        for name, total in zip(names, totals_K2.detach(), strict=True):
+    def add(self, totals: Mapping[str, Tensor]) -> None:
+        for name, total in totals.items():
             self.figures[name] = self.figures[name] + total if name in self.figures else total.clone()
-        self.users += batch.windows.is_valid_BS.shape[0]
-        self.slots += batch.windows.is_valid_BS.numel()
-        self.items += batch.items.num_items
 
     def means(self) -> dict[str, float]:
-        return {name: float(total[0] / total[1].clamp(min=1)) for name, total in self.figures.items()}
+        return {name: float(sum_ / count.clamp(min=1)) for name, (sum_, count) in self._figures().items()}
+
+    def sizes(self) -> dict[str, int]:
+        return {name: int(self.figures[name][0]) for name in SIZES}
+
+    def _figures(self) -> dict[str, Tensor]:
+        return {name: total for name, total in self.figures.items() if name not in SIZES}
 
 
 class Loop:
@@ -93,6 +98,7 @@ class Loop:
         task.to(processes.device)
         optimizer = build_optimizer(task, config.optimizer)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
+        self._rate = 0.0  # of the latest step, in the first group
         self._module, self._optimizer = processes.accelerator.prepare(task, optimizer)
 
     def fit(self) -> None:
@@ -119,21 +125,30 @@ class Loop:
             moved = to_device(batch, self.processes.device)
             if self.step == 0:
                 self._log_gradient_norms(moved)
-            self._update(moved, meter)
+            try:
+                self._update(moved, meter)
+            except torch.OutOfMemoryError as error:
+                raise MachineError(self._out_of_memory(moved)) from error
             self.log.advance()
             if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
                 self._log_step(meter)
                 meter = Meter()
         self.log.end_progress()
 
+    def _out_of_memory(self, batch: Batch) -> str:
+        num_users, num_inputs = batch.windows.is_input_BL.shape
+        return (
+            f"step {self.step + 1}: {self.processes.device} is out of memory at {num_users} users, {num_inputs} inputs "
+            f"and {batch.items.num_items} items; lower train.batch_users (now {self.config.batch_users}) or "
+            "data.window.size, train fewer blocks, or set machine.precision=bf16"
+        )
+
     def _update(self, batch: Batch, meter: Meter) -> None:
-        accelerator = self.processes.accelerator
+        accelerator, step = self.processes.accelerator, self.step + 1
         figures: dict[str, Tensor] = self._module(batch)
-        names = sorted(figures)
-        totals_K2 = accelerator.reduce(torch.stack([figures[name].detach().float() for name in names]), "sum")
-        totals = dict(zip(names, totals_K2, strict=True))
+        totals = self._totals({**figures, **_sizes(batch)})
         sums = {name: totals[name] for name in self.task.weights}
-        stop_if_nonfinite(sums, self.task, batch, self._batches.item_names, self.step + 1)
+        stop_if_nonfinite(sums, self.task, batch, self._batches.item_names, self.processes.gathered, step)
         # DDP averages gradients over processes; the sum over all divided by the count over all is wanted.
         loss = torch.stack(
             [
@@ -142,13 +157,21 @@ class Loop:
             ]
         ).sum()
         accelerator.backward(loss)
-        if self.config.clip_norm is not None:
-            accelerator.clip_grad_norm_(self._module.parameters(), self.config.clip_norm)
+        norm = accelerator.clip_grad_norm_(self._module.parameters(), self.config.clip_norm or math.inf)
+        if accelerator.mixed_precision != "fp16":  # there the scaler leaves out such steps and lowers its scale
+            stop_if_gradient_nonfinite(norm, step)
         self._optimizer.step()
+        self._rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         self._optimizer.zero_grad()
-        self.step += 1
-        meter.add(names, totals_K2, batch)
+        self.step = step
+        meter.add(totals)
+
+    def _totals(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums and counts over all processes, in one exchange."""
+        names = sorted(figures)
+        stacked_K2 = torch.stack([figures[name].detach().float() for name in names])
+        return dict(zip(names, self.processes.accelerator.reduce(stacked_K2, "sum"), strict=True))
 
     def _log_gradient_norms(self, batch: Batch) -> None:
         with torch.random.fork_rng(devices=[self.processes.device] if self.processes.device.type == "cuda" else []):
@@ -161,17 +184,16 @@ class Loop:
         losses = {name: means[name] for name in self.task.weights}
         total = sum(self.task.weights[name] * value for name, value in losses.items())
         seconds = time.monotonic() - meter.started_s
-        users_per_s = meter.users * self.processes.world / seconds
-        rate = self._scheduler.get_last_lr()[0]
+        sizes = meter.sizes()
+        users_per_s = sizes["users"] / seconds
         self.log.event(
             "train",
             self.step,
             loss=total,
             **means,
             users_per_s=users_per_s,
-            items_encoded=meter.items,
-            slots=meter.slots,
-            learning_rate=rate,
+            **sizes,
+            learning_rate=self._rate,
         )
         shown = "  ".join(f"{name} {value:.3f}{_chance(means, name, self.step)}" for name, value in losses.items())
         memory = f"  {_memory_gb(self.processes.device):.1f} GB" if self.processes.device.type == "cuda" else ""
@@ -182,6 +204,15 @@ class Loop:
     def _end_epoch(self, epoch: int) -> None:
         for callback in self._callbacks:
             callback.epoch_ended(self, epoch)
+
+
+def _sizes(batch: Batch) -> dict[str, Tensor]:
+    """This process's share of the sizes of a step, as sums with a count of 0."""
+    is_valid_BS = batch.windows.is_valid_BS
+    sizes = (is_valid_BS.shape[0], is_valid_BS.numel(), batch.items.num_items)
+    return {
+        name: is_valid_BS.new_tensor((size, 0), dtype=torch.float32) for name, size in zip(SIZES, sizes, strict=True)
+    }
 
 
 def _chance(means: Mapping[str, float], name: str, step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -12,24 +13,38 @@ from pmmrec.errors import DivergenceError
 from pmmrec.train.processes import joined
 from pmmrec.train.task import TrainingTask
 
+ADVICE = "Lower train.optimizer.learning_rate, or train in fp32 or bf16"
+
 
 def stop_if_nonfinite(
     totals: Mapping[str, Tensor],
     task: TrainingTask,
     batch: Batch,
     item_names: Callable[[Tensor, Tensor], list[str]],
+    gathered: Callable[[list[str]], list[str]],
     step: int,
 ) -> None:
-    """DivergenceError when a sum over all processes is NaN or infinite; all processes see the same sums."""
+    """DivergenceError when a sum over all processes is NaN or infinite; all processes see the same sums.
+
+    `item_names` turns domains and rows into names, `gathered` joins the names of all processes.
+    """
     broken = [name for name, total in totals.items() if not torch.isfinite(total).all()]
     if not broken:
         return
     with torch.no_grad():
-        fused_UD = task.recommender.item_encoder(batch.items).fused_UD
-    is_broken_U = ~torch.isfinite(fused_UD).all(dim=1)
-    items = item_names(batch.items.domain_U[is_broken_U], batch.items.row_U[is_broken_U])
-    place = f"items {joined(items)}" if items else f"users {joined(batch.user_id)}"
+        views = task.views(batch)
+    is_broken_U = ~torch.isfinite(views.items.fused_UD).all(dim=1)
+    is_broken_B = ~torch.isfinite(views.hidden_BLD).flatten(1).all(dim=1)
+    items = gathered(item_names(batch.items.domain_U[is_broken_U], batch.items.row_U[is_broken_U]))
+    users = gathered([batch.user_id[place] for place in is_broken_B.nonzero()[:, 0].tolist()])
+    where = f"vectors of items {joined(items)}" if items else f"states of users {joined(users)}" if users else "a loss"
     raise DivergenceError(
-        f"step {step}: loss of {joined(broken)} is not finite; first seen at {place}; no update was made. "
-        "Lower train.optimizer.learning_rate, train in fp32 or bf16, or look at these items"
+        f"step {step}: loss of {joined(broken)} is not finite; first seen in {where}; no update was made. "
+        f"{ADVICE}, or look at what is named here"
     )
+
+
+def stop_if_gradient_nonfinite(norm: Tensor | float | None, step: int) -> None:
+    """DivergenceError when the norm of all gradients is NaN or infinite; it is the same in all processes."""
+    if norm is not None and not math.isfinite(norm):
+        raise DivergenceError(f"step {step}: a gradient is not finite, every loss is; no update was made. {ADVICE}")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from pmmrec.errors import MachineError
 from pmmrec.settings import Config
+from pmmrec.train.trackers import Tracker
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Tracker = Literal["wandb", "tensorboard"]
-
-_PACKAGES: dict[str, str] = {"wandb": "wandb", "tensorboard": "tensorboard"}
 
 
 class MachineConfig(Config):
@@ -32,21 +29,19 @@ class MachineConfig(Config):
 class Processes:
     """All processes of a run, seen from one of them. Wraps Accelerate, so that no other room knows it."""
 
-    def __init__(self, config: MachineConfig, folder: Path | None = None) -> None:
+    def __init__(self, config: MachineConfig) -> None:
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if config.precision == "fp32" else config.precision,
-            log_with=[_importable(tracker) for tracker in config.trackers] or None,
-            project_dir=str(folder) if folder else None,
         )
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if self.accelerator.num_processes != asked:
             raise MachineError(
                 f"launch: {asked} processes were started but Accelerate joined {self.accelerator.num_processes}; "
-                "on a machine without GPU set ACCELERATE_USE_CPU=true before torchrun or accelerate launch"
+                "start them with torchrun or accelerate launch, which tell each its RANK and LOCAL_RANK, and make no "
+                "Accelerator before this one"
             )
-        self._config = config
 
     @property
     def rank(self) -> int:
@@ -78,28 +73,14 @@ class Processes:
         broadcast_object_list(box, from_process=0)
         return box[0]
 
-    def start_trackers(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Open the trackers that the recipe asks for."""
-        if self._config.trackers:
-            wandb = {"wandb": {"name": name}} if "wandb" in self._config.trackers else {}
-            self.accelerator.init_trackers(self._config.project, config=dict(settings), init_kwargs=wandb)
-
-    def mirror(self, numbers: dict[str, float], step: int) -> None:
-        """Pass numbers on to the trackers."""
-        if self._config.trackers:
-            self.accelerator.log(numbers, step=step)
+    def gathered(self, names: list[str]) -> list[str]:
+        """The names of every process, in the order of processes. All processes must call it."""
+        together: list[str] = gather_object(names)
+        return together
 
     def end(self) -> None:
-        """Close trackers and the process group."""
+        """Close the process group."""
         self.accelerator.end_training()
-
-
-def _importable(tracker: str) -> str:
-    from importlib.util import find_spec
-
-    if find_spec(_PACKAGES[tracker]) is None:
-        raise MachineError(f"machine.trackers: {tracker} is not installed; pip install 'pmmrec[{tracker}]'")
-    return tracker
 
 
 def joined(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.run_folder import environment, make_run_folder, write_json
+from pmmrec.train.trackers import boards
 
 
 class Runnable(Protocol):
@@ -36,14 +37,15 @@ class Run:
     @classmethod
     def start(cls, recipe: Runnable) -> Self:
         """Join the processes, make the folder, write down what was asked and on what machine."""
-        processes = Processes(recipe.machine, recipe.folder)
+        machine = recipe.machine
+        openers = boards(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
+        processes = Processes(machine)
         if processes.is_main:
             make_run_folder(recipe.folder)
             (recipe.folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
             write_json(recipe.folder / "environment.json", environment(processes.world, processes.device))
         processes.wait()
-        processes.start_trackers(recipe.name, {"recipe": recipe.to_yaml()})
-        log = RunLog(recipe.folder, is_main=processes.is_main, mirror=processes.mirror)
+        log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
         log.say(f"run {recipe.folder}  {processes.world} process(es) on {processes.device}, command: {_command()}")
         return cls(recipe.folder, processes, log)
 

@@ -1,0 +1,167 @@
+"""Two processes train one model: the same weights on both, and those of one process that saw both shares."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import train_shares
+from command_line import SMALL, sources
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pmmrec.contracts import Term
+from pmmrec.shipped import shipped_file
+from pmmrec.train.optim import build_optimizer, build_scheduler
+from pmmrec.train.prepare import Sources
+
+Share = dict[str, Term]
+
+
+def _torchrun(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    """Start a program as two CPU processes; both write to the same pipes."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        environment.pop(name, None)
+    words = [str(word) for word in (*launch, *command)]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
+    """What `train_shares.py` left when two processes ran it."""
+    out = tmp_path_factory.mktemp("shares")
+    done = _torchrun(out, train_shares.__file__, world / "boutique", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def _over_both(weights: dict[str, float], shares: list[Share]) -> Tensor:
+    """The sum over all users of a step, divided by the count over all."""
+    parts = []
+    for name, weight in weights.items():
+        count = sum(share[name].count for share in shares)
+        parts.append(weight * sum(share[name].sum for share in shares) / count.clamp(min=1))
+    return torch.stack(parts).sum()
+
+
+def _mean_of_means(weights: dict[str, float], shares: list[Share]) -> Tensor:
+    """What plain data parallelism computes: every process counts the same, however many users it has."""
+    means = [torch.stack([weight * share[name].mean for name, weight in weights.items()]).sum() for share in shares]
+    return torch.stack(means).mean()
+
+
+def _one_process(
+    world: Path, cache: Path, batch_users: int, loss_of: Callable[[dict[str, float], list[Share]], Tensor]
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Train in this process on both shares of every step, written out."""
+    opened = Sources.open([world / "boutique"])
+    task, config = train_shares.task_for(opened).train(), train_shares.settings(batch_users)
+    reader = train_shares.reader_of(opened, cache)
+    shares = [train_shares.share_of(opened, reader, task, batch_users, rank) for rank in (0, 1)]
+    optimizer = build_optimizer(task, config.optimizer)
+    scheduler = build_scheduler(optimizer, config.optimizer, shares[0].steps_per_epoch)
+    losses = []
+    for step in range(shares[0].steps_per_epoch):
+        terms = [task.terms(task.views(share.build(0, step))) for share in shares]
+        loss = loss_of(task.weights, terms)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm)
+        optimizer.step()
+        scheduler.step()
+    return task.state_dict(), losses
+
+
+def _widest(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert first.keys() == other.keys()
+    return max((first[name].double() - other[name].double()).abs().max().item() for name in first)
+
+
+@pytest.mark.parametrize("batch_users", train_shares.UNEVEN)
+def test_both_processes_end_with_the_same_bits(trained: Path, batch_users: int) -> None:
+    first, other = (load_file(trained / str(batch_users) / f"{rank}.safetensors") for rank in (0, 1))
+    assert first.keys() == other.keys()
+    assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("batch_users", train_shares.UNEVEN)
+def test_uneven_shares_train_what_one_process_with_both_would(
+    trained: Path, world: Path, tmp_path: Path, batch_users: int
+) -> None:
+    together = load_file(trained / str(batch_users) / "0.safetensors")
+    alone, losses = _one_process(world, tmp_path, batch_users, _over_both)
+    assert _widest(together, alone) < 1e-12  # float64, weights near 1; measured 0
+    lines = (trained / str(batch_users) / "events.jsonl").read_text().splitlines()
+    steps = [event for event in map(json.loads, lines) if event["event"] == "train"]
+    assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-6)  # logged in float32
+    assert max(step["users"] for step in steps) == batch_users
+    assert sum(step["users"] for step in steps) == 40
+
+
+def test_a_mean_of_local_means_would_train_something_else(trained: Path, world: Path, tmp_path: Path) -> None:
+    together = load_file(trained / "3" / "0.safetensors")
+    naive, _ = _one_process(world, tmp_path, 3, _mean_of_means)
+    assert _widest(together, naive) > 1e-3
+
+
+def test_every_process_names_the_broken_item_that_one_of_them_saw(trained: Path) -> None:
+    told = [json.loads((trained / f"told-{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert f"first seen in vectors of items boutique/{told[0]['item']};" in told[0]["told"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, world: Path) -> tuple[Path, str]:
+    """The run of the `small_run` fixture once more, by two processes: its folder and what was said."""
+    home = tmp_path_factory.mktemp("two")
+    settings = (*SMALL, *sources(world), "name=small", "train.epochs=2", "cache=c", "machine.device=cpu")
+    done = _torchrun(home, shipped_file("pretrain/run.py"), "pretrain/tiny", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home, done.stdout
+
+
+def _events(home: Path, kind: str) -> list[dict]:
+    lines = (home / "runs" / "small" / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def test_two_processes_run_a_pretraining_to_its_end(pretrained: tuple[Path, str]) -> None:
+    home, _ = pretrained
+    environment = json.loads((home / "runs" / "small" / "environment.json").read_text())
+    assert environment["processes"] == 2
+    for name in ("runs/small/metrics.json", "runs/small/ranks-bazaar.parquet", "hub/small/model_index.json"):
+        assert (home / name).is_file(), name
+
+
+def test_only_one_process_speaks(pretrained: tuple[Path, str]) -> None:
+    home, said = pretrained
+    lines = said.splitlines()
+    assert sum(line.startswith("run runs/small  2 process(es)") for line in lines) == 1
+    assert sum(line.startswith("published:") for line in lines) == 1
+    spoken = [line.split()[1] for line in lines if line.startswith("step")]
+    written = [f"{event['step']}/16" for event in _events(home, "train")]
+    assert spoken == written == ["1/16", "2/16", "4/16", "6/16", "8/16", "10/16", "12/16", "14/16", "16/16"]
+
+
+def test_the_users_of_every_step_are_shared_out(pretrained: tuple[Path, str], small_run: Path) -> None:
+    two, one = _events(pretrained[0], "train"), _events(small_run, "train")
+    for figure in ("step", "users", "slots"):
+        assert [event[figure] for event in two] == [event[figure] for event in one]
+    # negatives are those of a process: half the users, fewer of them
+    assert all(of_two["dap/chance"] < of_one["dap/chance"] for of_two, of_one in zip(two, one, strict=True))
+    assert two[0]["nid/chance"] == pytest.approx(one[0]["nid/chance"])
+
+
+def test_two_processes_start_from_the_weights_of_one(pretrained: tuple[Path, str], small_run: Path) -> None:
+    two, one = _events(pretrained[0], "validation"), _events(small_run, "validation")
+    assert two[0]["domains"] == one[0]["domains"]
+    assert [event["epoch"] for event in two] == [0, 1, 2]

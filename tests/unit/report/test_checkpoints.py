@@ -1,0 +1,61 @@
+"""Checkpoints laid out for people, also where one of them is broken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from pmmrec.report.checkpoints import checkpoint_problems, checkpoint_table, hub_table
+from pmmrec.zoo import files
+
+
+@pytest.fixture
+def hub(small_run: Path, tmp_path: Path) -> Path:
+    for name in ("first", "second"):
+        shutil.copytree(small_run / "hub" / "small", tmp_path / name)
+    return tmp_path
+
+
+def test_a_hub_is_listed_by_name(hub: Path) -> None:
+    table = hub_table(hub)
+    assert [row[0] for row in table.rows] == ["first", "second"]
+    assert table.rows[0][1:] == [
+        "pmmrec",
+        16,
+        "text_encoder, vision_encoder, fusion, user_encoder",
+        "bazaar, gallery",
+    ]
+
+
+def test_a_broken_checkpoint_hides_no_other(hub: Path) -> None:
+    (hub / "first" / "model_index.json").write_text("{}")
+    assert [(row[0], row[2]) for row in hub_table(hub).rows] == [("first", None), ("second", 16)]
+
+
+def test_the_parts_of_a_checkpoint_come_with_all_their_numbers(hub: Path) -> None:
+    rows = {row[0]: row for row in checkpoint_table("first", hub).rows}
+    tensors = load_file(hub / "first" / "user_encoder" / "part.safetensors")
+    assert rows["user_encoder"][1:] == ["transformer", len(tensors), sum(t.numel() for t in tensors.values())]
+    assert rows["objectives/nid"][1:] == ["noise_detection", 2, 16 * 3 + 3]
+
+
+def test_a_sound_checkpoint_has_no_problems(hub: Path) -> None:
+    assert checkpoint_problems("first", hub) == (hub / "first", [])
+
+
+def test_a_tensor_that_does_not_fit_its_model_is_a_problem_though_every_hash_is_right(hub: Path) -> None:
+    path = hub / "first" / "user_encoder" / "part.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    path.chmod(0o644)
+    save_file({**tensors, name: tensors[name].flatten()[:1].clone()}, path)
+    index = hub / "first" / "model_index.json"
+    tree = files.read_json(index)
+    tree["parts"]["user_encoder"]["files"]["part.safetensors"] = files.sha256_of(path)
+    index.chmod(0o644)
+    files.write_json(index, tree)
+    _, problems = checkpoint_problems("first", hub)
+    assert any(name in problem and "of another shape" in problem for problem in problems)

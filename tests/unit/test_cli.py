@@ -1,0 +1,257 @@
+"""The verbs: help, exit codes, and messages that say what would be right."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import SMALL, Pmmrec, sources, working_in
+
+from pmmrec.recipe import PretrainRecipe, read_recipe
+from pmmrec.shipped import find_recipe
+
+VERBS = [
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "score",
+    "compare",
+    "data",
+    "data import",
+    "data import table",
+    "data stats",
+    "data verify",
+    "data demo",
+    "recipe",
+    "recipe list",
+    "recipe show",
+    "recipe copy",
+    "recipe validate",
+    "zoo",
+    "zoo list",
+    "zoo show",
+    "zoo verify",
+]
+
+
+@pytest.fixture
+def at_run(small_run: Path):
+    with working_in(small_run):
+        yield small_run
+
+
+@pytest.fixture
+def broken(tmp_path: Path, world: Path) -> Path:
+    """A copy of a domain, to be broken."""
+    return Path(shutil.copytree(world / "boutique", tmp_path / "boutique"))
+
+
+def _flip_a_byte(path: Path) -> None:
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(pmmrec: Pmmrec, verb: str) -> None:
+    result = pmmrec(*verb.split(), "--help")
+    assert result.code == 0, result.output
+    assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_help_of_a_program_names_its_arguments(pmmrec: Pmmrec, verb: str) -> None:
+    output = pmmrec(verb, "--help").output
+    for word in ("RECIPE", "A.B=C", "--weights", "--dry-run"):
+        assert word in output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bogus",),
+        ("evaluate",),
+        ("evaluate", "a", "b", "c"),
+        ("evaluate", "a", "b", "--seen", "perhaps"),
+        ("score", "a", "b", "--out", "c", "--top-k", "0"),
+        ("recipe", "show", "pretrain/tiny", "--bogus"),
+        ("pretrain",),
+        ("pretrain", "pretrain/tiny", "--bogus"),
+        ("pretrain", "pretrain/tiny", "stray"),
+        ("finetune", "finetune/full"),
+        ("recipe", "validate", "finetune/none"),
+        ("recipe", "validate", "pretrain/tiny", "train.epochs=-1"),
+        ("zoo", "show", "nobody"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_leave_nothing(home: Path, pmmrec: Pmmrec, words: tuple[str, ...]) -> None:
+    assert pmmrec(*words).code == 2
+    assert list(home.iterdir()) == []
+
+
+def test_weights_in_a_folder_that_is_not_there_end_with_2(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    for last in ((), ("--dry-run",)):
+        result = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), "--weights", "name=nowhere", *last)
+        assert result.code == 2
+        assert "--weights name=nowhere: must be NAME=FOLDER with a folder that exists" in result.output
+    assert list(home.glob("runs/*")) == []
+
+
+def test_data_that_is_not_there_ends_with_3(home: Path, pmmrec: Pmmrec) -> None:
+    missing = pmmrec("pretrain", "pretrain/tiny", "data.sources=[nowhere]")
+    assert missing.code == 3
+    assert "nowhere: no such folder; `pmmrec data import` makes a domain" in missing.output
+    assert pmmrec("data", "stats", "nowhere").code == 3
+    assert pmmrec("compare", "nowhere").code == 3
+    assert list(home.iterdir()) == []
+
+
+def test_a_machine_that_cannot_ends_with_4(at_run: Path, world: Path, pmmrec: Pmmrec, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), f"runs={tmp_path / 'file'}")
+    assert run.code == 4
+    assert "file/tiny: cannot be made: " in run.output
+    for words in (
+        ("evaluate", "small", world / "boutique", "--out", tmp_path / "file" / "out", "--cache", "c"),
+        ("evaluate", "small", world / "boutique", "--cache", tmp_path / "file" / "cache"),
+        ("score", "small", world / "boutique", "--out", tmp_path / "file" / "out", "--cache", "c"),
+        ("recipe", "copy", "pretrain/tiny", tmp_path / "no" / "mine.yaml"),
+    ):
+        result = pmmrec(*words)
+        assert result.code == 4, (words, result.output)
+        assert result.output.count("\n") == 1
+        assert str(tmp_path) in result.output
+
+
+def test_a_copied_recipe_stands_alone_and_means_the_same(home: Path, pmmrec: Pmmrec) -> None:
+    assert pmmrec("recipe", "copy", "pretrain/pmmrec_paper", "mine.yaml").code == 0
+    text = (home / "mine.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# Pretrain PMMRec as the paper prints it")
+    assert "extends" not in yaml.safe_load(text)
+    assert pmmrec("recipe", "validate", "mine.yaml").output == "mine.yaml: valid, a recipe for `pmmrec pretrain`\n"
+    shipped = read_recipe(PretrainRecipe, find_recipe("pretrain/pmmrec_paper"))
+    assert read_recipe(PretrainRecipe, home / "mine.yaml") == shipped
+
+
+def test_a_copy_never_overwrites(home: Path, pmmrec: Pmmrec) -> None:
+    (home / "mine.yaml").write_text("name: mine\n")
+    result = pmmrec("recipe", "copy", "pretrain/tiny", "mine.yaml")
+    assert (result.code, result.output) == (2, "error: mine.yaml: exists; choose another file\n")
+    assert (home / "mine.yaml").read_text() == "name: mine\n"
+
+
+def test_a_shown_recipe_holds_every_default_and_the_overrides(home: Path, pmmrec: Pmmrec) -> None:
+    shown = pmmrec("recipe", "show", "pretrain/tiny", "train.epochs=3", "objectives.rcl=null")
+    assert shown.code == 0
+    tree = yaml.safe_load(shown.output)
+    assert tree["train"]["epochs"] == 3
+    assert tree["train"]["optimizer"]["betas"] == [0.9, 0.999]
+    assert tree["objectives"]["rcl"] is None
+    (home / "shown.yaml").write_text(shown.output, encoding="utf-8")
+    assert pmmrec("recipe", "validate", "shown.yaml").code == 0
+
+
+def test_listed_recipes_come_with_their_first_line(pmmrec: Pmmrec) -> None:
+    lines = pmmrec("recipe", "list").output.splitlines()
+    (full,) = [line for line in lines if line.startswith("finetune/full ")]
+    assert full.split(maxsplit=1)[1].startswith("Full transfer: every part")
+
+
+def test_the_zoo_lists_and_shows_what_was_published(at_run: Path, pmmrec: Pmmrec) -> None:
+    listed = pmmrec("zoo", "list").output
+    for word in ("small", "pmmrec", "16", "text_encoder", "bazaar, gallery"):
+        assert word in listed
+    shown = pmmrec("zoo", "show", "small").output
+    for word in ("text_encoder", "hf_text", "fusion", "merge_attention", "user_encoder", "objectives/nid"):
+        assert word in shown
+    assert pmmrec("zoo", "verify", "small").output == "hub/small: whole\n"
+
+
+def test_a_hub_that_is_not_there_yet_is_empty(home: Path, pmmrec: Pmmrec) -> None:
+    result = pmmrec("zoo", "list")
+    assert result.code == 0
+    assert list(home.iterdir()) == []
+
+
+def test_a_checkpoint_that_was_changed_is_refused_everywhere(
+    small_run: Path, world: Path, home: Path, pmmrec: Pmmrec
+) -> None:
+    shutil.copytree(small_run / "hub" / "small", home / "hub" / "small")
+    _flip_a_byte(home / "hub" / "small" / "fusion" / "part.safetensors")
+    verified = pmmrec("zoo", "verify", "small")
+    assert verified.code == 3
+    assert verified.output.startswith("error: fusion/part.safetensors")
+    evaluated = pmmrec("evaluate", "small", world / "boutique", "--out", "out", "--cache", "c")
+    assert evaluated.code == 3
+    assert "part.safetensors" in evaluated.output
+    assert not (home / "out").exists()
+
+
+def test_a_checkpoint_of_a_mistyped_name_is_told_the_nearest(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
+    result = pmmrec("evaluate", "smal", world / "boutique")
+    assert result.code == 2
+    assert "no checkpoint 'smal', neither a folder nor a name in hub; did you mean small?" in result.output
+
+
+def test_a_sound_domain_is_whole(world: Path, pmmrec: Pmmrec) -> None:
+    assert pmmrec("data", "verify", world / "boutique").output == f"{world / 'boutique'}: whole\n"
+
+
+@pytest.mark.parametrize("name", ["items.arrow", "images.arrow", "sequences.arrow"])
+def test_one_flipped_byte_of_a_domain_is_found(broken: Path, pmmrec: Pmmrec, name: str) -> None:
+    _flip_a_byte(broken / name)
+    result = pmmrec("data", "verify", broken)
+    assert result.code == 3
+    assert f"{broken / name}: changed after it was written" in result.output
+
+
+@pytest.mark.parametrize("name", ["domain.json", "items.arrow", "images.arrow", "sequences.arrow"])
+def test_a_domain_that_lacks_a_file_is_refused(at_run: Path, broken: Path, pmmrec: Pmmrec, name: str) -> None:
+    (broken / name).unlink()
+    result = pmmrec("evaluate", "small", broken, "--cache", "c")
+    assert result.code == 3
+    assert name in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_domain_cut_short_is_refused(at_run: Path, broken: Path, pmmrec: Pmmrec) -> None:
+    path = broken / "items.arrow"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-8])
+    result = pmmrec("evaluate", "small", broken, "--cache", "c")
+    assert result.code == 3
+    assert "items.arrow" in result.output
+
+
+def test_an_import_that_was_interrupted_is_no_domain(at_run: Path, broken: Path, pmmrec: Pmmrec) -> None:
+    incomplete = broken.rename(broken.with_name("boutique.incomplete"))
+    (incomplete / "domain.json").unlink()
+    for folder in (broken, incomplete):
+        result = pmmrec("evaluate", "small", folder, "--cache", "c")
+        assert result.code == 3
+        assert result.output.startswith(f"error: {folder}")
+
+
+def test_statistics_stand_side_by_side(world: Path, pmmrec: Pmmrec) -> None:
+    lines = pmmrec("data", "stats", world / "bazaar", world / "boutique").output.splitlines()
+    assert any("bazaar" in line and "boutique" in line for line in lines)
+    (users,) = [line for line in lines if " users " in line]
+    assert [word for word in users.split() if word.isdigit()] == ["60", "40"]
+
+
+def test_tables_without_pictures_are_imported(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    files = world / "files" / "boutique"
+    tables = ("--items", files / "items.csv", "--interactions", files / "interactions.csv")
+    common = (*tables, "--name", "words", "--k-core", "none")
+    result = pmmrec("data", "import", "table", *common, "--out", "words")
+    assert result.code == 0, result.output
+    assert pmmrec("data", "verify", "words").code == 0
+    idle = pmmrec("data", "import", "table", *common, "--out", "more", "--image-side", 64)
+    assert idle.code == 2
+    assert "image_side has no effect without images" in idle.output
+    again = pmmrec("data", "import", "table", *common, "--out", "words")
+    assert again.code == 2
+    assert sorted(path.name for path in home.iterdir()) == ["words"]

@@ -1,0 +1,110 @@
+"""Which parameter gets which rate and decay, and how the rate moves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pmmrec.errors import RecipeError
+from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, parameter_paths
+
+
+def _config(**settings) -> OptimizerConfig:
+    return OptimizerConfig.model_validate(settings)
+
+
+def _groups(task, config: OptimizerConfig) -> dict[str, dict]:
+    return {group["name"]: group for group in build_optimizer(task, config).param_groups}
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group(reading) -> None:
+    groups = _groups(reading.task, _config(parts={"text_encoder": {}, "user_encoder": {"learning_rate": 1e-2}}))
+    members = [id(parameter) for group in groups.values() for parameter in group["params"]]
+    wanted = [id(parameter) for parameter in reading.task.parameters() if parameter.requires_grad]
+    assert sorted(members) == sorted(wanted)
+
+
+def test_the_longest_matching_path_wins(reading) -> None:
+    parts = {"text_encoder": {"learning_rate": 0.5}, "text_encoder.backbone": {"learning_rate": 0.25}}
+    groups = _groups(reading.task, _config(parts=parts))
+    paths = parameter_paths(reading.task)
+    inside = {id(paths[path]) for path in paths if path.startswith("text_encoder.backbone.")}
+    around = {id(paths[path]) for path in paths if path.startswith("text_encoder.")} - inside
+    assert {id(p) for p in groups["text_encoder.backbone"]["params"]} == inside
+    assert {id(p) for p in groups["text_encoder"]["params"]} == around
+    assert around
+    assert [groups[name]["lr"] for name in ("text_encoder", "text_encoder.backbone")] == [0.5, 0.25]
+
+
+def test_a_part_is_matched_by_whole_names_only(reading) -> None:
+    with pytest.raises(RecipeError, match=r"parts\.text_enc: no trainable parameter starts so"):
+        build_optimizer(reading.task, _config(parts={"text_enc": {"weight_decay": 0}}))
+
+
+def test_backbones_without_decay_leave_the_rest_its_decay(reading) -> None:
+    none = {"weight_decay": 0}
+    config = _config(weight_decay=0.1, parts={"text_encoder.backbone": none, "vision_encoder.backbone": none})
+    groups = _groups(reading.task, config)
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "rest": 0.1,
+        "text_encoder.backbone": 0,
+        "vision_encoder.backbone": 0,
+    }
+    assert {group["lr"] for group in groups.values()} == {1e-4}
+
+
+def test_an_entry_that_matches_nothing_names_the_parts_there_are(reading) -> None:
+    with pytest.raises(RecipeError, match="objectives, text_encoder, user_encoder, vision_encoder"):
+        build_optimizer(reading.task, _config(parts={"image_encoder": {}}))
+
+
+def test_nothing_trainable_is_an_error(workshop) -> None:
+    task = workshop({"dap": {"type": "next_item"}}).task.requires_grad_(False)
+    with pytest.raises(RecipeError, match="no parameter is trainable"):
+        build_optimizer(task, _config())
+
+
+def test_a_trainable_tensor_outside_every_part_is_an_error(workshop) -> None:
+    task = workshop().task
+    task.recommender.register_parameter("stray", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(RecipeError, match="1 trainable tensors belong to no part"):
+        build_optimizer(task, _config())
+
+
+def test_frozen_parameters_are_in_no_group(workshop) -> None:
+    task = workshop().task
+    task.recommender.item_encoder.requires_grad_(False)
+    names = {path.split(".")[0] for path in parameter_paths(task)}
+    assert names == {"user_encoder", "objectives"}
+
+
+def _rates(task, num_steps: int, **settings) -> list[float]:
+    config = _config(learning_rate=1.0, **settings)
+    optimizer = build_optimizer(task, config)
+    scheduler = build_scheduler(optimizer, config, num_steps)
+    rates = []
+    for _ in range(num_steps + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_warm_up_rises_evenly_and_a_constant_rate_stays(workshop) -> None:
+    rates = _rates(workshop().task, 8, warmup=0.375)  # 3 of 8 steps
+    assert rates[:8] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_a_cosine_starts_after_warm_up_and_ends_at_zero(workshop) -> None:
+    rates = _rates(workshop().task, 6, warmup=0.34, schedule="cosine")  # 2 of 6 steps
+    expected = [1 / 3, 2 / 3, 1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2, 0.0]
+    assert rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_schedule_scales_every_group_by_the_same_factor(workshop) -> None:
+    config = _config(learning_rate=1.0, warmup=0.5, parts={"user_encoder": {"learning_rate": 0.1}})
+    optimizer = build_optimizer(workshop().task, config)
+    build_scheduler(optimizer, config, 2)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05])

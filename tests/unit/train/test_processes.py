@@ -1,0 +1,50 @@
+"""One process or several: how they are joined, seeded and spoken to."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from pmmrec.errors import MachineError
+from pmmrec.train.processes import MachineConfig, Processes
+
+
+@pytest.fixture
+def processes() -> Processes:
+    return Processes(MachineConfig(device="cpu"))
+
+
+def test_a_process_alone_is_the_main_one(processes: Processes) -> None:
+    assert (processes.rank, processes.world, processes.is_main) == (0, 1, True)
+    assert processes.device == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("processes")
+def test_processes_that_were_started_but_not_joined_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        MachineError, match="2 processes were started but Accelerate joined 1; start them with torchrun"
+    ):
+        Processes(MachineConfig(device="cpu"))
+
+
+def test_the_same_seed_gives_the_same_numbers_in_every_generator(processes: Processes) -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.random()), random.random()  # noqa: NPY002 - the global one is meant
+
+    processes.seed(3, same=True)
+    first = draw()
+    processes.seed(3, same=True)
+    assert draw() == first
+    processes.seed(4, same=True)
+    assert all(one != other for one, other in zip(draw(), first, strict=True))
+
+
+def test_a_process_alone_hears_itself(processes: Processes) -> None:
+    value = {"a": [1, 2]}
+    assert processes.from_main(value) == value
+    assert processes.gathered(["x", "y"]) == ["x", "y"]
+    processes.wait()

@@ -1,0 +1,81 @@
+"""One forward of one module: what is encoded, how often, and what comes out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pmmrec.contracts import View
+
+
+def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(reading) -> None:
+    encoder = reading.task.recommender.item_encoder
+    calls: dict[str, list[int]] = {}
+
+    def count(name: str):
+        return lambda _, inputs: calls.setdefault(name, []).append(inputs[0].shape[0])
+
+    encoder.text_encoder.register_forward_pre_hook(count("text"))
+    encoder.vision_encoder.register_forward_pre_hook(count("vision"))
+    reading.task.recommender.user_encoder.register_forward_pre_hook(count("user"))
+    views = reading.task.views(reading.batch)
+    assert views.corrupted_hidden_BLD is not None
+    num_users = reading.batch.windows.is_valid_BS.shape[0]
+    with_text = reading.batch.items.text.token_id_RT.shape[0]
+    with_image = reading.batch.items.image.pixels_RCHW.shape[0]
+    assert calls == {"text": [with_text], "vision": [with_image], "user": [2 * num_users]}
+    assert with_text < int(reading.batch.windows.is_valid_BS.sum())
+
+
+def test_both_passes_of_one_forward_equal_two_separate_passes(reading) -> None:
+    recommender, windows = reading.task.recommender, reading.batch.windows
+    with torch.no_grad():
+        views = reading.task.views(reading.batch)
+        fused_UD = recommender.item_encoder(reading.batch.items).fused_UD
+        clean = recommender.user_states(fused_UD, windows.item_index_BS[:, :-1], windows.is_input_BL)
+        corrupted = recommender.user_states(fused_UD, windows.corruption.item_index_BL, windows.is_input_BL)
+    torch.testing.assert_close(views.hidden_BLD, clean, rtol=0, atol=1e-6)  # float32, values near 1; measured 4e-7
+    torch.testing.assert_close(views.corrupted_hidden_BLD, corrupted, rtol=0, atol=1e-6)
+    assert not torch.equal(clean, corrupted)
+
+
+def test_no_corrupted_pass_is_run_where_no_objective_asks(workshop) -> None:
+    shop = workshop({"dap": {"type": "next_item"}})
+    batch = next(iter(shop.batches(8).epoch(1)))
+    assert shop.task.needs == frozenset()
+    assert shop.task.views(batch).corrupted_hidden_BLD is None
+
+
+def test_the_task_needs_what_its_objectives_need(reading) -> None:
+    assert reading.task.needs == {View.CORRUPTED, View.MODALITIES}
+
+
+def test_forward_gives_sum_and_count_of_every_objective_and_metric(reading) -> None:
+    with torch.no_grad():
+        figures = reading.task(reading.batch)
+        terms = reading.task.terms(reading.task.views(reading.batch))
+    assert {"dap", "nicl", "nid", "rcl", "dap/chance", "nid/accuracy"} <= figures.keys()
+    for name, term in terms.items():
+        assert figures[name].tolist() == [float(term.sum), float(term.count)]
+    has_next = reading.batch.windows.has_next_BL.sum()
+    assert figures["dap"][1] == has_next
+
+
+def test_gradient_norms_are_those_of_each_weighted_objective_alone(reading) -> None:
+    norms = reading.task.gradient_norms(reading.batch)
+    views = reading.task.views(reading.batch)
+    loss = reading.task.terms(views)["rcl"].mean * 2.0  # its weight
+    (gradient,) = torch.autograd.grad(loss, views.items.fused_UD)
+    torch.testing.assert_close(norms["rcl"], float(gradient.norm()), rtol=1e-4, atol=0)
+    assert all(norm > 0 for norm in norms.values())
+
+
+def test_gradient_norms_leave_no_gradient_behind(reading) -> None:
+    reading.task.gradient_norms(reading.batch)
+    assert all(parameter.grad is None for parameter in reading.task.parameters())
+
+
+def test_all_parameters_stand_under_one_root(reading) -> None:
+    names = {name.split(".")[0] for name, _ in reading.task.named_parameters()}
+    assert names == {"recommender", "objectives"}
+    assert isinstance(reading.task.objectives, nn.ModuleDict)

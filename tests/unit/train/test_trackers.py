@@ -1,0 +1,69 @@
+"""Trackers mirror a run below its folder; what is not installed is told before anything is made."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Pmmrec
+
+from pmmrec.errors import MachineError
+from pmmrec.train.trackers import boards
+
+
+def _sasrec(pmmrec: Pmmrec, world: Path, *settings: str) -> None:
+    sizes = ("model.width=16", "train.epochs=1", "cache=c", "machine.device=cpu", "name=watched")
+    on = ("--from", "none", "--on", world / "boutique")
+    result = pmmrec("finetune", "finetune/sasrec", *on, *sizes, *settings)
+    assert result.code == 0, result.output
+
+
+def _assert_events_are_complete(run: Path) -> None:
+    kinds = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert kinds == ["validation", "gradient_norm", "train", "validation"]
+
+
+def test_wandb_writes_offline_below_the_run_and_nowhere_else(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    _sasrec(pmmrec, world, "machine.trackers=[wandb]")
+    run = home / "runs" / "watched"
+    (record,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"train/dap/accuracy" in record.read_bytes()
+    assert {path.name for path in home.iterdir()} <= {"runs", "c"}
+    _assert_events_are_complete(run)
+
+
+def test_tensorboard_holds_every_number_below_the_run(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _sasrec(pmmrec, world, "machine.trackers=[tensorboard]")
+    run = home / "runs" / "watched"
+    written = EventAccumulator(str(run / "tensorboard")).Reload()
+    first = next(json.loads(line) for line in (run / "events.jsonl").open() if '"train"' in line)
+    (loss,) = written.Scalars("train/loss")
+    assert (loss.step, loss.value) == (1, pytest.approx(first["loss"]))
+    assert [value.step for value in written.Scalars("validation/mean.ndcg@10")] == [0, 1]
+    assert {path.name for path in home.iterdir()} <= {"runs", "c"}
+    _assert_events_are_complete(run)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+def test_a_tracker_that_is_not_installed_is_told_before_a_run_is_made(
+    home: Path, world: Path, pmmrec: Pmmrec, monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    monkeypatch.setitem(sys.modules, tracker, None)  # what Python notes of a module that cannot be imported
+    told = rf"{tracker} is not installed; pip install 'pmmrec\[{tracker}\]'"
+    with pytest.raises(MachineError, match=told):
+        boards((tracker,), home, "project", "name", "")
+    on = ("--from", "none", "--on", world / "boutique")
+    result = pmmrec("finetune", "finetune/sasrec", *on, f"machine.trackers=[{tracker}]", "cache=c")
+    assert result.code == 4
+    assert not (home / "runs").exists()
+
+
+def test_an_unknown_tracker_is_refused_by_the_recipe(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    on = ("--from", "none", "--on", world / "boutique")
+    result = pmmrec("finetune", "finetune/sasrec", *on, "machine.trackers=[weights]")
+    assert result.code == 2
+    assert "machine.trackers[0]: " in result.output
