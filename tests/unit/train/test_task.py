@@ -34,7 +34,7 @@ def test_both_passes_of_one_forward_equal_two_separate_passes(reading) -> None:
         fused_UD = recommender.item_encoder(reading.batch.items).fused_UD
         clean = recommender.user_states(fused_UD, windows.item_index_BS[:, :-1], windows.is_input_BL)
         corrupted = recommender.user_states(fused_UD, windows.corruption.item_index_BL, windows.is_input_BL)
-    torch.testing.assert_close(views.hidden_BLD, clean, rtol=0, atol=1e-6)  # float32, values near 1; measured 4e-7
+    torch.testing.assert_close(views.hidden_BLD, clean, rtol=0, atol=1e-6)  # float32, values near 1; measured 0
     torch.testing.assert_close(views.corrupted_hidden_BLD, corrupted, rtol=0, atol=1e-6)
     assert not torch.equal(clean, corrupted)
 
@@ -66,7 +66,7 @@ def test_gradient_norms_are_those_of_each_weighted_objective_alone(reading) -> N
     views = reading.task.views(reading.batch)
     loss = reading.task.terms(views)["rcl"].mean * 2.0  # its weight
     (gradient,) = torch.autograd.grad(loss, views.items.fused_UD)
-    torch.testing.assert_close(norms["rcl"], float(gradient.norm()), rtol=1e-4, atol=0)
+    torch.testing.assert_close(norms["rcl"], float(gradient.norm()), rtol=1e-5, atol=0)  # measured 1e-7
     assert all(norm > 0 for norm in norms.values())
 
 
