@@ -16,7 +16,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluate_model, users_at_once
-from pmmrec.evaluation.outcome import METRICS_FILE, Outcome, domain_outcome, floors_of
+from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import top_k, write_top_k
 from pmmrec.models import Catalogue
@@ -91,9 +91,8 @@ class System:
         found = domain_outcome(split, evaluation, floors_of(split, seen))
         outcome = Outcome(name=name, kind="evaluate", seen=seen, domains=(found,))
         if out is not None:
-            out.mkdir(parents=True)
             write_ranks(out / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids)
-            (out / METRICS_FILE).write_text(outcome.to_json(), encoding="utf-8")
+            write_outcome(out, outcome)
         return outcome
 
     def score(self, domain: Domain | Path | str, k: int, out: Path, *, seen: Seen = "exclude") -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pmmrec.atomic import whole_file
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
@@ -39,8 +40,11 @@ class Outcome(Config):
     training_s: float | None = None
     validation: dict[str, float] = {}
 
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Write metrics.json below `folder`, whole or not at all."""
+    with whole_file(folder / METRICS_FILE) as draft:
+        draft.write_text(outcome.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def read_outcome(folder: Path) -> Outcome:

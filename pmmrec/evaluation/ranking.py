@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pmmrec.atomic import whole_file
 from pmmrec.data.split import Holdout
 from pmmrec.errors import DataError
-from pmmrec.evaluation.parquet import ids_at, whole_file
+from pmmrec.evaluation.ids import ids_at
 
 Seen = Literal["exclude", "include"]
 Rows = NDArray[np.int64] | NDArray[np.int32]

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import history_scorer
-from pmmrec.evaluation.parquet import ids_at, whole_file
+from pmmrec.evaluation.ids import ids_at
 from pmmrec.evaluation.ranking import Rows, Seen, check_scores, seen_items
 from pmmrec.models.recommender import Recommender
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pmmrec.evaluation.catalogue import evaluate_model
-from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, domain_outcome, floors_of
+from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import ValidationConfig
@@ -90,7 +90,7 @@ def test_best(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: 
             training_s=round(loop.training_s, 1),
             validation=dict(loop.validation[best_epoch]),
         )
-        (run.folder / METRICS_FILE).write_text(outcome.to_json(), encoding="utf-8")
+        write_outcome(run.folder, outcome)
     run.processes.wait()
     return outcome
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pmmrec.atomic import whole_file
 from pmmrec.errors import MachineError, RecipeError
 
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")
@@ -37,9 +38,8 @@ def make_run_folder(folder: Path) -> Path:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all."""
-    draft = path.with_name(path.name + ".incomplete")
-    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def environment(num_processes: int, device: torch.device) -> dict[str, Any]:

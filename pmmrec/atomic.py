@@ -1,4 +1,4 @@
-"""How do findings about users come to disk? As Parquet, whole or not at all."""
+"""Write a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pyarrow as pa
-from torch import Tensor
 
 from pmmrec.errors import MachineError
 
@@ -31,9 +28,3 @@ def whole_file(path: Path) -> Iterator[Path]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MachineError(f"{path}: the disk is full; free some space or name another place") from error
         raise MachineError(f"{path}: cannot be written: {error}") from error
-
-
-def ids_at(ids: pa.ChunkedArray, index: Tensor) -> pa.Array:
-    """The ids (of a domain's items or users) at `index`, a 1-d tensor of rows."""
-    taken = ids.take(pa.array(index.numpy()))
-    return pa.concat_arrays(taken.chunks) if isinstance(taken, pa.ChunkedArray) else taken
