@@ -52,6 +52,17 @@ class _Loader(yaml.SafeLoader):
             raise RecipeError(f"{mark.name}: line {mark.line + 1}: YAML aliases are not read; write the value out")
         return super().compose_node(parent, index)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        place = f"{node.start_mark.name}: line {node.start_mark.line + 1}"
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:  # PyYAML's own, of 2024-13-45 and `!!int x`
+            kind, shown = node.tag.rpartition(":")[2], _shown(node.value)
+            raise RecipeError(f"{place}: {shown} is no {kind}; quote it if it is meant as text") from error
+        if isinstance(value, str) and "\0" in value:
+            raise RecipeError(f"{place}: {_shown(value)} holds a NUL, which no name or path may; remove it")
+        return value
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
@@ -87,6 +98,8 @@ def parse_yaml(text: str, name: str) -> Any:
         place = f"{name}: line {mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{place}: not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{name}: nested too deeply to be read; a recipe is a few levels deep") from error
     finally:
         loader.dispose()
 
@@ -125,6 +138,14 @@ def read_extended(path: Path) -> Tree:
         seen.append(base.resolve())
         tree, here = overlay(read_yaml(base), tree), base
     return tree
+
+
+def expanded(path: Path) -> Path:
+    """`path` with the home folder in the place of a leading `~`. RecipeError when there is no such home."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise RecipeError(f"{path}: {path.parts[0]} is nobody's home folder here; write the whole path") from error
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:

@@ -27,6 +27,7 @@ SEQUENCES_FILE: Final = "sequences.arrow"
 REJECTED_FILE: Final = "rejected.parquet"
 NAME_PATTERN = r"^\w[\w.\-]{0,99}$"
 MAX_INFO_BYTES = 10_000_000
+MAX_SHOWN = 5
 
 ITEM_FIELDS = (pa.field("item_id", pa.large_string()), pa.field("text", pa.large_string()))
 IMAGES_SCHEMA = pa.schema([("jpeg", pa.large_binary()), ("source_sha256", pa.large_binary())])
@@ -103,7 +104,7 @@ class Domain:
         self.folder, self.info = folder, info
         self.item_ids, self.user_ids = items["item_id"], sequences["user_id"]
         self.sequence_offsets, self.sequence_items = _flat(sequences["items"])
-        self._times = _flat(sequences["times"])[1] if "times" in sequences.column_names else None
+        self._times = _flat(sequences["times"])[1] if info.time_unit is not None else None
         self._texts = _Column(items["text"])
         self._images = _Column(images["jpeg"]) if images is not None else None
         has_image = images["jpeg"].is_valid().to_numpy() if images is not None else np.zeros(len(items), dtype=bool)
@@ -123,7 +124,9 @@ class Domain:
         images = None
         if IMAGES_FILE in info.files:
             images = _map_table(folder / IMAGES_FILE, tuple(IMAGES_SCHEMA), info.num_items)
-        sequences = _map_table(folder / SEQUENCES_FILE, SEQUENCE_FIELDS, info.num_users)
+        fields = SEQUENCE_FIELDS if info.time_unit is None else (*SEQUENCE_FIELDS, TIMES_FIELD)
+        sequences = _map_table(folder / SEQUENCES_FILE, fields, info.num_users)
+        _check_sequences(folder / SEQUENCES_FILE, [sequences[field.name] for field in fields[1:]], info.num_items)
         domain = cls(folder, info, items, images, sequences)
         if len(domain.sequence_items) != info.num_interactions:
             found = len(domain.sequence_items)
@@ -240,13 +243,15 @@ def _check_size(path: Path, record: FileRecord) -> None:
     if path.stat().st_size != record.num_bytes:
         size = path.stat().st_size
         raise DataError(f"{path}: {size:,} bytes where {DOMAIN_FILE} says {record.num_bytes:,}; copy or import again")
+    if not path.resolve().is_relative_to(path.parent.resolve()):
+        raise DataError(f"{path}: a link out of the domain; copy the file itself there")
 
 
 def _map_table(path: Path, fields: tuple[pa.Field, ...], num_rows: int) -> pa.Table:
-    """The Arrow file as a memory map; it must hold `fields` and `num_rows` rows."""
+    """The Arrow file as a memory map; it must hold `fields`, the first of them ids, and `num_rows` rows."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        table.validate()
+        table.validate(full=True)  # a wrong offset or broken UTF-8 would end the process without a word later on
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as an Arrow file: {error}") from error
     for field in fields:
@@ -254,7 +259,23 @@ def _map_table(path: Path, fields: tuple[pa.Field, ...], num_rows: int) -> pa.Ta
             raise DataError(f"{path}: has no column {field.name} of type {field.type}; import the domain again")
     if table.num_rows != num_rows:
         raise DataError(f"{path}: {table.num_rows} rows where {DOMAIN_FILE} says {num_rows}; import the domain again")
+    if fields[0].name.endswith("_id") and table[fields[0].name].null_count:
+        raise DataError(f"{path}: a {fields[0].name} is missing; import the domain again")
     return table
+
+
+def _check_sequences(path: Path, lists: Sequence[pa.ChunkedArray], num_items: int) -> None:
+    """DataError unless every user has items, a time for each where there are times, and all are of the domain."""
+    if any(chunk.null_count or chunk.values.null_count for column in lists for chunk in column.chunks):
+        raise DataError(f"{path}: a sequence, or an entry of one, is missing; import the domain again")
+    lengths = [pc.list_value_length(column) for column in lists]
+    if not all(length.equals(lengths[0]) for length in lengths):
+        raise DataError(f"{path}: a user has more items than times, or fewer; import the domain again")
+    items = _flat(lists[0])[1]
+    is_outside = (items < 0) | (items >= num_items)
+    if is_outside.any():
+        shown = items[is_outside][:MAX_SHOWN].tolist()
+        raise DataError(f"{path}: {is_outside.sum():,} item rows outside 0..{num_items - 1}, such as {shown}")
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

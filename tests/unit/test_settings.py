@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from pmmrec.errors import RecipeError
-from pmmrec.settings import Config, overlay, parse_overrides, parse_yaml, read_extended, read_yaml, validate
+from pmmrec.settings import Config, expanded, overlay, parse_overrides, parse_yaml, read_extended, read_yaml, validate
 
 
 class Inner(Config):
@@ -40,6 +40,30 @@ def test_all_problems_come_in_one_report_with_path_and_nearest_key() -> None:
         "  inne: unknown key; did you mean 'inner'?",
     ]
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: 2024-13-45", "f: line 1: '2024-13-45' is no timestamp; quote it if it is meant as text"),
+        ("a: 1\nseed: !!int x", "f: line 2: 'x' is no int"),
+        ("a: !!bool perhaps", "f: line 1: 'perhaps' is no bool"),
+        ("a: !!timestamp now", "f: line 1: 'now' is no timestamp"),
+        ("seed: " + "9" * 5000, "f: line 1: '999.* is no int"),
+        ('runs: "a\\0b"', "f: line 1: .* holds a NUL"),
+        ("a: " + "[" * 20_000, "f: nested too deeply"),
+        ("a: " + "{a: " * 3_000 + "1" + "}" * 3_000, "f: nested too deeply"),
+    ],
+)
+def test_a_value_that_yaml_itself_cannot_read_is_named(text: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        parse_yaml(text, "f")
+
+
+def test_a_home_that_nobody_has_is_said() -> None:
+    assert expanded(Path("~/hub")) == Path.home() / "hub"
+    with pytest.raises(RecipeError, match="~nobody-of-this-name is nobody's home folder here"):
+        expanded(Path("~nobody-of-this-name/hub"))
 
 
 def test_not_a_number_is_no_setting() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,9 +137,7 @@ class Pictures:
             return dataclasses.replace(found, jpeg=data[_DIGEST_BYTES:], sha256=data[:_DIGEST_BYTES])
         path = self._folder / job.file_name
         try:
-            if path.stat().st_size > MAX_PICTURE_BYTES:
-                return dataclasses.replace(found, reason=f"larger than {MAX_PICTURE_BYTES:,} bytes")
-            data = path.read_bytes()
+            data = _content(path)
             jpeg = stored_jpeg(data, self._side)
             return dataclasses.replace(found, jpeg=jpeg, sha256=hashlib.sha256(data).digest())
         except OSError as error:
@@ -160,7 +159,8 @@ def _listed(folder: Path) -> Iterator[pa.Table]:
                 stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122  a Path for each name is slow
                 if suffix.lower() not in SUFFIXES or not _is_utf8(stem) or not (entry.is_symlink() or entry.is_file()):
                     continue
-                is_outside = entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside)
+                target = Path(os.path.realpath(entry.path))  # resolve() may raise for links that lead in a circle
+                is_outside = entry.is_symlink() and not target.is_relative_to(inside)
                 rows.append((stem, entry.name, SUFFIXES.index(suffix.lower()), is_outside))
                 if len(rows) == LIST_BATCH:
                     yield _as_table(rows)
@@ -168,6 +168,16 @@ def _listed(folder: Path) -> Iterator[pa.Table]:
     except OSError as error:
         raise DataError(f"{folder}: pictures cannot be listed: {error.strerror}") from error
     yield _as_table(rows)
+
+
+def _content(path: Path) -> bytes:
+    """A picture as it stands on disk. PictureError for folders, pipes (which might never end) and too large files."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError("not a file")
+    if status.st_size > MAX_PICTURE_BYTES:
+        raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def _is_utf8(name: str) -> bool:

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pmmrec.data.domain import SourceFile
 from pmmrec.errors import DataError, MachineError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHER_SEPARATORS = ";\t|,"
 PARQUET = ".parquet"
 WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
+NO_TEXTS = re.compile(r"BLOB|STRUCT|MAP|UNION|.*\]$", re.DOTALL)
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_REASON = re.compile(r"^(Expected Number of Columns.*|Value with unterminated quote.*|Maximum line size.*)", re.M)
 
@@ -65,6 +68,9 @@ class Source:
         by_lower = {found_name.lower().strip(): found_name for found_name in found}
         near = difflib.get_close_matches(name, by_lower, n=1, cutoff=0.5)
         hint = f"; is it {by_lower[near[0]]!r}? Rename it" if near else "; add it"
+        other = next((sign for sign in OTHER_SEPARATORS if sign in found[0] and sign != self._separator), None)
+        if self._separator is not None and len(found) == 1 and other is not None:
+            hint = f"; columns seem to be parted by {other!r}, save them with {self._separator!r}"
         raise DataError(f"{self.path}: no column {name!r}, found {', '.join(map(repr, found))}{hint}")
 
     def as_id(self, name: str) -> str:
@@ -72,6 +78,13 @@ class Source:
         column = self.required(name)
         if column.type not in ("VARCHAR", "UUID", '"NULL"') and not WHOLE_NUMBERS.fullmatch(column.type):
             raise DataError(f"{self.path}: column {name!r} is {column.type}; ids are text or whole numbers, cast it")
+        return f"CAST({column.sql} AS VARCHAR)"
+
+    def as_text(self, name: str) -> str:
+        """SQL of the texts in a column. Raises DataError for bytes and nested values, whose text would be a guess."""
+        column = self.required(name)
+        if NO_TEXTS.match(column.type):
+            raise DataError(f"{self.path}: column {name!r} is {column.type[:60]}; texts are strings, cast it")
         return f"CAST({column.sql} AS VARCHAR)"
 
     def load(self, table: str, expressions: dict[str, str]) -> int:
@@ -119,9 +132,10 @@ class Source:
         statement = "DESCRIBE SELECT * FROM read_parquet($path, hive_partitioning=false)"
         try:
             described = self._connection.execute(statement, self._parameters()).fetchall()
-        except duckdb.Error as error:
+            names = pq.read_schema(self.path).names  # as they stand: DuckDB renames a column that stands twice
+        except (duckdb.Error, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot be read as parquet: {_explain(str(error))}") from error
-        return self._checked([(str(row[0]), str(row[1])) for row in described])
+        return self._checked([(name, str(row[1])) for name, row in zip(names, described, strict=True)])
 
     def _checked(self, named: list[tuple[str, str]]) -> list[Column]:
         names = [name for name, _ in named]

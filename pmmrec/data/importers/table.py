@@ -40,7 +40,7 @@ class TableImport(Config):
     images: Path | None = Field(None, description="Folder of <item_id>.jpg, .jpeg, .png or .webp.")
     name: str = Field(pattern=NAME_PATTERN, description="What reports call the domain.")
     out: Path = Field(description="Folder of the new domain; must not exist.")
-    k_core: int | None = Field(5, ge=1, description="Users and items all have this many interactions. None: any.")
+    k_core: int | None = Field(5, ge=1, lt=2**31, description="Least interactions of each user and item. None: any.")
     image_side: int = Field(256, ge=16, le=4096, description="Shortest side of a stored image in pixels, at most.")
     memory_gb: float = Field(2.0, ge=0.25, description="Memory of the database; the rest goes to disk beside `out`.")
     num_threads: int = Field(4, ge=1, le=64, description="Threads of the database and of image decoding.")
@@ -124,7 +124,7 @@ class _Import:
         attributes = [
             column for column in items.columns if column.name not in ("item_id", "text") and column.name.strip()
         ]
-        columns = {"item_id": items.as_id("item_id"), "text": f"CAST({items.required('text').sql} AS VARCHAR)"}
+        columns = {"item_id": items.as_id("item_id"), "text": items.as_text("text")}
         columns |= {column.sql: f"CAST({column.sql} AS VARCHAR)" for column in attributes}
         num_items = items.load("raw_items", columns)
         columns = {"user_id": interactions.as_id("user_id"), "item_id": interactions.as_id("item_id")}

@@ -182,6 +182,49 @@ def test_a_file_of_another_kind_is_named(domain: Domain) -> None:
         Domain.open(domain.folder)
 
 
+@pytest.mark.parametrize("name", ["items.arrow", "sequences.arrow"])
+def test_damage_that_would_end_the_process_later_is_found_at_once(domain: Domain, name: str) -> None:
+    path = domain.folder / name
+    with pa.memory_map(str(path)) as source:
+        offsets = pa.ipc.open_file(source).read_all().columns[1].chunks[0].buffers()[1].to_pybytes()
+    path.write_bytes(path.read_bytes().replace(offsets, (2**60).to_bytes(8, "little") * (len(offsets) // 8)))
+    with pytest.raises(DataError, match=f"{name}: cannot be read as an Arrow file"):
+        Domain.open(domain.folder)
+
+
+@pytest.mark.parametrize("row", [4, -1])
+def test_sequences_of_rows_that_are_no_items_are_refused(tmp_path: Path, row: int) -> None:
+    with pytest.raises(DataError, match=rf"1 item rows outside 0\.\.3, such as \[{row}\]"):
+        written(tmp_path / "shop", sequences=[[0, row]], times=[[1, 2]])
+
+
+def test_a_user_without_an_id_is_refused(domain: Domain) -> None:
+    _rewrite(domain.folder / "sequences.arrow", "user_id", ["u0", None, "u2"])
+    with pytest.raises(DataError, match=r"sequences\.arrow: a user_id is missing"):
+        Domain.open(domain.folder)
+
+
+def test_a_file_that_lies_elsewhere_is_refused(domain: Domain) -> None:
+    path = domain.folder / "items.arrow"
+    path.rename(domain.folder.parent / "items.arrow")
+    path.symlink_to(domain.folder.parent / "items.arrow")
+    with pytest.raises(DataError, match="a link out of the domain"):
+        Domain.open(domain.folder)
+
+
+def _rewrite(path: Path, name: str, values: list) -> None:
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+        column = pa.array(values, table.schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, column)
+        with pa.ipc.new_file(path.with_name("new"), table.schema) as writer:
+            writer.write_table(table)
+    path.with_name("new").replace(path)
+    tree = json.loads((path.parent / "domain.json").read_text())
+    tree["files"][path.name]["num_bytes"] = path.stat().st_size
+    (path.parent / "domain.json").write_text(json.dumps(tree))
+
+
 def _edit(domain: Domain, **changes: object) -> None:
     path = domain.folder / "domain.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

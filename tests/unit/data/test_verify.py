@@ -65,6 +65,8 @@ def test_what_cannot_be_opened_is_one_problem(tmp_path: Path) -> None:
         ({"items": (0, 7)}, "1 item rows outside 0..1, such as [7]"),
         ({"items": (-1, 0)}, "1 item rows outside 0..1, such as [-1]"),
         ({"times": (2, 1)}, "times go back in 1 sequences"),
+        ({"times": (1,)}, "a user has more items than times, or fewer"),
+        ({"items": (None, 1)}, "a sequence, or an entry of one, is missing"),
         ({"item_ids": ("a", "a")}, "1 ids occur more than once"),
         ({"item_ids": ("a", "")}, "an id is empty"),
         ({"jpegs": (jpeg(), jpeg()[:100])}, "image of item row 1: "),
@@ -74,6 +76,10 @@ def test_each_broken_rule_is_named(tmp_path: Path, broken: dict[str, tuple], pro
     problems = verify_domain(written(tmp_path, **broken))
     assert len(problems) == 1
     assert problem in problems[0]
+
+
+def test_times_as_far_apart_as_numbers_go_are_in_order(tmp_path: Path) -> None:
+    assert verify_domain(written(tmp_path, times=(-(2**63), 2**63 - 1))) == []
 
 
 @pytest.mark.parametrize("field", ["fingerprint", "item_ids_fingerprint"])

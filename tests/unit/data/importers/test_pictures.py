@@ -78,6 +78,15 @@ def test_an_id_never_becomes_a_path(shop, rejected) -> None:
     assert all(kind != "image" for kind, *_ in rejected(domain))
 
 
+def test_what_is_no_file_is_rejected_and_never_waited_for(shop, rejected) -> None:
+    folder = shop.paint("c.png").parent
+    os.mkfifo(folder / "pipe")
+    (folder / "a.png").symlink_to(folder / "pipe")
+    (folder / "b.png").symlink_to("b.png")
+    reasons = {row[1]: row[3] for row in rejected(shop.run(images=folder))}
+    assert reasons == {"a": "not a file", "b": "cannot be read: Too many levels of symbolic links"}
+
+
 def test_links_may_lead_within_the_folder_only(shop, rejected) -> None:
     inside = shop.paint("real.png", 70)
     outside = shop.paint("../outside.png", 70)

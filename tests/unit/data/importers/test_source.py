@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,26 @@ def test_a_missing_column_is_named_with_the_nearest(shop) -> None:
 def test_a_wrong_separator_shows_in_the_columns_found(shop) -> None:
     shop.interactions.write_text("user_id;item_id\nu;a\n")
     assert_refused(shop, r"no column 'user_id', found 'user_id;item_id'")
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_a_wrong_separator_is_named_with_the_right_one(shop, sign: str) -> None:
+    shop.items.write_text(f"item_id{sign}text\na{sign}red\n")
+    assert_refused(shop, re.escape(f"columns seem to be parted by {sign!r}, save them with ','"))
+
+
+def test_a_column_that_stands_twice_in_parquet_is_refused(shop) -> None:
+    path = shop.folder / "items.parquet"
+    columns = [pa.array(["a", "b"]), pa.array(["x", "y"]), pa.array(["p", "q"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["item_id", "text", "text"]), path)
+    assert_refused(shop, "column 'text' stands twice", items=path)
+
+
+@pytest.mark.parametrize("texts", [[b"caf\xe9"], [["x", "y"]], [{"title": "x"}], [[{"a": 1}]]])
+def test_bytes_and_nested_values_are_no_texts(shop, texts: list) -> None:
+    path = shop.folder / "items.parquet"
+    pq.write_table(pa.table({"item_id": ["a"], "text": texts}), path)
+    assert_refused(shop, "column 'text' is .*; texts are strings, cast it", items=path)
 
 
 def test_a_column_that_stands_twice_is_refused(shop) -> None:

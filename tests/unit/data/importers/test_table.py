@@ -282,6 +282,12 @@ def test_names_that_are_no_names_are_refused(name: str) -> None:
         TableImport(items=Path("i"), interactions=Path("j"), out=Path("o"), name=name)
 
 
+def test_a_core_beyond_every_count_is_refused_before_anything_is_read(shop) -> None:
+    with pytest.raises(ValidationError, match="k_core"):
+        shop.run(k_core=10**40)
+    assert not shop.out.exists()
+
+
 def test_progress_is_told(shop) -> None:
     shop.paint("a.png")
     calls: list[tuple[str, int, int]] = []
