@@ -21,6 +21,7 @@ from pmmrec.encoders.trainable import Layout
 from pmmrec.errors import CheckpointError, RecipeError
 
 MAX_JSON_BYTES = 10_000_000
+MAX_BLOCKS = 1000
 BUILT_IN_ATTENTION = (None, "eager", "sdpa")
 # Keys that can make transformers fetch or run what is not in the folder.
 RUNS_CODE = ("auto_map", "custom_pipelines", "quantization_config")
@@ -98,10 +99,16 @@ def open_model(backbone: Backbone, config: Any, layout: Layout) -> Any:
 
     if backbone.is_pretrained and not is_dry_run():
         return _load(backbone.folder, config, layout)
+    num_blocks = getattr(config, "num_hidden_layers", 0)
+    if num_blocks > MAX_BLOCKS:
+        raise RecipeError(
+            f"{backbone.folder}: num_hidden_layers: {num_blocks:,} blocks; at most {MAX_BLOCKS:,} are built"
+        )
     try:
         return AutoModel.from_config(config, dtype=torch.float32, **_without_pooler(config))
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise RecipeError(f"{backbone.folder}: no {config.model_type} can be built so: {error}") from error
+    except Exception as error:  # each architecture has its own way to refuse a setting, KeyError among them
+        reason = f"{type(error).__name__}: {error}"
+        raise RecipeError(f"{backbone.folder}: no {config.model_type} can be built so: {reason}") from error
 
 
 def save_model(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:

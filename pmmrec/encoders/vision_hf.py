@@ -92,6 +92,9 @@ class HFVision(PartlyTrained, VisionEncoder):
             raise RecipeError(f"pool: {self._settings.model_type} has no cls token; use mean")
         own_size = square_side(self._settings.image_size, where)
         self.pixel_spec = PixelSpec(config.image_size or own_size)
+        patch = square_side(getattr(self._settings, "patch_size", 1), where)
+        if patch > self.pixel_spec.size:
+            raise RecipeError(f"image_size: {self.pixel_spec.size} pixels hold no patch of {patch}; take larger images")
         self._mean, self._std = _scale(config, backbone.folder)
         self.backbone = open_model(backbone, self._settings, self._layout)
         self._options: dict[str, bool] = {}
@@ -146,7 +149,11 @@ def _scale(config: HFVisionConfig, folder: Path) -> tuple[tuple[float, ...], tup
     scales = []
     for given, key in ((config.mean, "image_mean"), (config.std, "image_std")):
         values = given or tree.get(key) or NEUTRAL
-        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) != 3
+            or not all(isinstance(value, int | float) for value in values)
+        ):
             raise CheckpointError(f"{path}: {key} must hold 3 numbers, found {values}")
         scales.append(tuple(float(value) for value in values))
     return scales[0], scales[1]

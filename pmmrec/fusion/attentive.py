@@ -23,7 +23,7 @@ class MergeAttentionConfig(PartConfig):
     """Settings of merge-attention."""
 
     type: Literal["merge_attention"] = "merge_attention"
-    num_layers: int = Field(default=1, ge=1)
+    num_layers: int = Field(default=1, ge=1, le=1000)
     num_heads: int = Field(default=12, ge=1, description="Must divide the width.")
     feed_forward_factor: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)

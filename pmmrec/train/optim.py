@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import nn
@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from pmmrec.errors import RecipeError
 from pmmrec.settings import Config
 from pmmrec.train.task import TrainingTask
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GroupConfig(Config):
@@ -28,7 +30,7 @@ class OptimizerConfig(Config):
 
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     parts: dict[str, GroupConfig] = {}
     schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at 0.")

@@ -19,7 +19,7 @@ class TransformerConfig(PartConfig):
     """Settings of the Transformer user encoder; the defaults are those of the released code."""
 
     type: Literal["transformer"] = "transformer"
-    num_layers: int = Field(default=2, ge=1)
+    num_layers: int = Field(default=2, ge=1, le=1000)
     num_heads: int = Field(default=2, ge=1, description="Must divide the width.")
     feed_forward_factor: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)

@@ -273,10 +273,20 @@ class Checkpoint:
         """What is wrong with the files, in words; empty when each is there and as it was written, and none more."""
         expected = self.index.all_files
         extra = set(files.files_below(self.folder)) - {*expected, files.INDEX_NAME}
-        return [
-            *files.changes(self.folder, expected),
-            *(f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)),
-        ]
+        problems = files.changes(self.folder, expected)
+        problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
+        return problems or self._mislabelled()
+
+    def _mislabelled(self) -> list[str]:
+        """Parts that their own part.json, which is all that a part travelling alone has, calls something else."""
+        problems = []
+        for entry in (*self.parts.values(), *self.objectives.values()):
+            about = files.read_json(self.folder / entry.folder / PART_SETTINGS)
+            found = (about.get("family"), about.get("type")) if isinstance(about, dict) else about
+            if found != (entry.family, entry.type):
+                said = f"{entry.family} {entry.type!r} in {files.INDEX_NAME}"
+                problems.append(f"{entry.folder}/{PART_SETTINGS} says {found}, which is {said}")
+        return problems
 
     def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a part by the names that its module gives them.
@@ -304,6 +314,8 @@ class Checkpoint:
         """The folder of a part after its files were verified, once."""
         folder = self.folder / entry.folder
         if entry.folder not in self._sound:
+            if not folder.resolve().is_relative_to(self.folder.resolve()):
+                raise CheckpointError(f"{folder}: a link out of the checkpoint; copy the folder itself there")
             extra = set(files.files_below(folder)) - set(entry.files)
             problems = files.changes(folder, entry.files)
             problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
@@ -316,7 +328,10 @@ class Checkpoint:
 
 def load_recommender(checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = ()) -> Recommender:
     """The recommender as it was saved, in eval mode; raises CheckpointError unless every tensor is accounted for."""
-    recommender = build(checkpoint.model_config, checkpoint.backbones(), catalogues)
+    try:
+        recommender = build(checkpoint.model_config, checkpoint.backbones(), catalogues)
+    except RecipeError as error:
+        raise CheckpointError(f"{checkpoint.folder}: its model cannot be built: {error}") from error
     part_paths(recommender)
     if set(recommender.parts) != set(checkpoint.parts):
         raise CheckpointError(

@@ -46,8 +46,10 @@ def current(folder: Path) -> Path:
     A save killed between its two renames leaves the old content beside `folder`; reading it there changes nothing on
     disk, so readers and a later save never race.
     """
+    if folder.exists():  # asked first, since `.` and `/` have no name that could be lengthened
+        return folder
     previous = folder.with_name(folder.name + PREVIOUS)
-    return previous if not folder.exists() and previous.is_dir() else folder
+    return previous if previous.is_dir() else folder
 
 
 @contextmanager

@@ -86,6 +86,14 @@ def test_heads_that_do_not_divide_the_width_are_an_error(
         fresh_text({**bert, "num_attention_heads": 3})
 
 
+@pytest.mark.parametrize("wrong", [{"hidden_act": "gelo"}, {"num_hidden_layers": 10**9}])
+def test_a_setting_that_no_model_can_have_is_an_error(
+    fresh_text: Callable[..., HFText], bert: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(RecipeError, match=r"no bert can be built so: KeyError: 'gelo'|at most 1,000 are built"):
+        fresh_text({**bert, **wrong})
+
+
 def test_an_architecture_that_is_not_for_text_is_an_error(tmp_path: Path) -> None:
     config = HFTextConfig(architecture={"model_type": "vit"})
     with pytest.raises(RecipeError, match="'vit' is not known here; known: albert, bert"):

@@ -201,12 +201,18 @@ def test_an_architecture_that_is_not_known_is_an_error_that_lists_the_known(fres
         fresh_vision({"model_type": "resnet"})
 
 
-def test_a_scale_that_is_not_three_numbers_is_refused(fresh_vision: Fresh, tmp_path: Path) -> None:
+def test_an_image_smaller_than_a_patch_is_an_error(fresh_vision: Fresh) -> None:
+    with pytest.raises(RecipeError, match="image_size: 4 pixels hold no patch of 8; take larger images"):
+        fresh_vision({"model_type": "vit", **SIZES, "image_size": 4})
+
+
+@pytest.mark.parametrize("scale", [[0.5], 0.5])
+def test_a_scale_that_is_not_three_numbers_is_refused(fresh_vision: Fresh, tmp_path: Path, scale: Any) -> None:
     encoder = fresh_vision()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     path = tmp_path / "saved" / "preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.5]}))
-    with pytest.raises(CheckpointError, match=r"image_mean must hold 3 numbers, found \[0.5\]"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": scale}))
+    with pytest.raises(CheckpointError, match=r"image_mean must hold 3 numbers, found \[?0.5"):
         HFVision(HFVisionConfig(weights="saved"), 6, Backbone(tmp_path / "saved", is_pretrained=True))
 
 

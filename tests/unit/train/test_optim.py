@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pmmrec.errors import RecipeError
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, parameter_paths
@@ -17,6 +18,12 @@ def _config(**settings) -> OptimizerConfig:
 
 def _groups(task, config: OptimizerConfig) -> dict[str, dict]:
     return {group["name"]: group for group in build_optimizer(task, config).param_groups}
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, -0.1)])
+def test_betas_are_shares_below_one(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="betas"):
+        _config(betas=betas)
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(reading) -> None:
