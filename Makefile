@@ -32,5 +32,5 @@ check: $(VENV)/installed-dev  ## lint, format, types, boundaries between rooms, 
 real: $(VENV)/installed-dev  ## the whole way on real data in ../shared/data; skips where there is none
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/real/transfer.py
 
-clean:  ## take away what runs and demos left; the environment stays
-	rm -rf runs hub demo build dist
+clean:  ## take away what quickstart made, and nothing else
+	./launch/quickstart.sh clean

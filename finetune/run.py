@@ -16,7 +16,7 @@ from pmmrec.report.verdict import outcome_tables, write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
-from pmmrec.train.finish import CHECKPOINT_FOLDER, save_best, test_best
+from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run
@@ -48,28 +48,31 @@ def main(
     given = recipe.backbones_from(checkpoint)
     sources = Sources.open([domain])
     if dry_run:
-        describe(recipe, model, recipe.data, sources, named_folders(weights or ()), given)
+        describe(recipe, model, recipe.data, sources, named_folders(weights or ()), given, checkpoint, recipe.transfer)
         return
 
     with Run.start(recipe) as run:
         backbones = open_backbones(model, run, sources.train_texts, named_folders(weights or ()), given)
         run.processes.seed(recipe.seed, same=True)
         recommender = build(model, backbones, sources.catalogues)
-        if checkpoint is not None:
-            run.log.say(apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender).table())
         task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+        if checkpoint is not None:
+            plan = recipe.transfer or plan_full(checkpoint, recommender)
+            run.log.say(apply(plan, checkpoint, recommender, task.heads).table())
 
         reader = open_reader(sources, recommender, recipe.cache.expanduser(), run.processes)
-        batches = Batches(recipe.data, sources, reader, task, recipe.train.batch_users, recipe.seed, run.processes)
+        batch_users, seed = recipe.train.batch_users, recipe.seed
+        batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
         rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
         keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin=start_from))
 
         run.processes.seed(recipe.seed, same=False)
         loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
         loop.fit()
-        outcome = test_best(run, recipe, loop, sources, kind="finetune")
+        outcome = rank_test_targets(run, recipe, loop, sources, kind="finetune")
         if outcome is not None:
-            write_card(run.folder / CHECKPOINT_FOLDER, outcome, recipe.licence)
+            kept = run.folder / CHECKPOINT_FOLDER
+            write_card(kept, outcome, recipe.licence, place=str(kept))
             run.log.say(*outcome_tables([outcome]))
 
 

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# The whole way once, on a world made by code: import, pretrain, publish, transfer, rank. Leaves demo/, runs/ and hub/.
+# The whole way once, on a world made by code: import, pretrain, publish, transfer, rank. `clean` takes away what it made.
 set -euo pipefail
-for folder in demo runs/tiny runs/transfer runs/scratch runs/zero-shot hub/tiny; do
+made=(demo runs/tiny runs/transfer runs/scratch runs/zero-shot hub/tiny)
+if [ "${1:-}" = clean ]; then
+  rm -rf "${made[@]}"
+  exit 0
+fi
+for folder in "${made[@]}"; do
   if [ -e "$folder" ]; then
-    echo "error: $folder exists; \`make clean\` takes away what an earlier quickstart left" >&2
+    echo "error: $folder exists; \`make clean\` takes away what an earlier quickstart made, and nothing else" >&2
     exit 2
   fi
 done

@@ -98,8 +98,9 @@ def _start(program: str, arguments: list[str]) -> None:
 
     with errors_for_people():
         path = shipped_file(program)
-    sys.argv = [f"pmmrec {path.parent.name}", *arguments]
-    runpy.run_path(str(path), run_name="__main__")
+    story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
+    sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # what its usage and the log of its run call it
+    run_program(story["main"])
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
@@ -119,7 +120,7 @@ def evaluate(
     checkpoint: Checkpoint,
     domain: DomainFolder,
     out: Annotated[Path | None, Option("--out", help="Folder for metrics.json and ranks.parquet.")] = None,
-    name: Annotated[str | None, Option(help="What the row is called; the checkpoint's name otherwise.")] = None,
+    name: Annotated[str | None, Option(help="What the row is called; the run that made it otherwise.")] = None,
     seen: SeenOption = Seen.EXCLUDE,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
@@ -130,7 +131,8 @@ def evaluate(
 
     with errors_for_people():
         system = load(checkpoint, hub=hub, cache=cache)
-        outcome = system.evaluate(domain, name=name or Path(checkpoint).name, seen=seen.value, out=out)
+        row = name or str(system.checkpoint.provenance.get("run", checkpoint))
+        outcome = system.evaluate(domain, name=row, seen=seen.value, out=out)
         _show(*outcome_tables([outcome]))
 
 

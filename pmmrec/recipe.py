@@ -20,7 +20,7 @@ from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.transfer import TransferPlan
+from pmmrec.zoo.transfer import EVERY, FULL, TransferPlan
 
 if TYPE_CHECKING:
     ObjectiveField: TypeAlias = ObjectiveConfig
@@ -42,7 +42,7 @@ class RunRecipe(Config):
 
     name: Name = Field(description="Name of the run; its folder is `runs/NAME`.")
     system: str = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**31)
     objectives: dict[Name, ObjectiveField | None] = Field(description="Name -> objective; null takes one away.")
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -106,14 +106,41 @@ class FinetuneRecipe(RunRecipe):
         """Backbones that need not be found or started, since their part comes from the checkpoint."""
         if checkpoint is None:
             return {}
-        loaded = checkpoint.backbones()
-        fresh = set(self.transfer.fresh) if self.transfer is not None else set()
-        return {part: backbone for part, backbone in loaded.items() if part not in fresh}
+        plan = self.transfer or FULL
+        named = {*plan.fresh, *plan.drop}
+        given: dict[str, Backbone] = {}
+        for part, backbone in checkpoint.backbones().items():
+            if part in plan.load or (EVERY in plan.load and part not in named):
+                self._refuse_other_backbone(part, checkpoint)
+                given[part] = backbone
+        return given
+
+    def _refuse_other_backbone(self, part: str, checkpoint: Checkpoint) -> None:
+        """RecipeError where the recipe's model describes another backbone than the checkpoint's, which would win."""
+        ours = self.model.item_encoder.encoders.get(part) if self.model is not None else None
+        if ours is None:
+            return
+        theirs = checkpoint.model_config.item_encoder.encoders[part]
+        for setting in ("type", "weights", "architecture", "vocab_size"):
+            wanted, found = getattr(ours, setting, None), getattr(theirs, setting, None)
+            if wanted != found:
+                raise RecipeError(
+                    f"model: {part}: {setting} is {wanted!r}, but the part comes from {checkpoint.folder}, where it is "
+                    f"{found!r}; leave model out of the recipe, or start the part fresh with transfer"
+                )
 
 
 def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = ()) -> _R:
     """A recipe from a file, its `extends:` and overrides. RecipeError that lists every problem."""
-    return validate(recipe_class, recipe_tree(path, overrides), str(path))
+    tree = recipe_tree(path, overrides)
+    if recipe_class_for(tree) is not recipe_class:
+        verbs = {PretrainRecipe: "pretrain", FinetuneRecipe: "finetune"}
+        found = "names" if recipe_class is FinetuneRecipe else "does not name"
+        raise RecipeError(
+            f"{path}: {found} data.sources, so it is no recipe for `pmmrec {verbs.get(recipe_class)}`; "
+            "a pretraining has sources, a fine-tuning takes its domain from --on"
+        )
+    return validate(recipe_class, tree, str(path))
 
 
 def recipe_tree(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from pmmrec.report.verdict import outcome_tables, write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
-from pmmrec.train.finish import CHECKPOINT_FOLDER, save_best, test_best
+from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.hub import publish
+from pmmrec.zoo.hub import publish, refuse_taken_name
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as pretrain/pmmrec.")]
 Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
@@ -31,6 +31,7 @@ DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes
 def main(recipe_name: Recipe, overrides: Overrides = None, weights: Weights = None, dry_run: DryRun = False) -> None:
     """Pretrain on the domains of a recipe; publish item encoders, fusion and user encoder as parts."""
     recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
+    refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
     sources = Sources.open(recipe.data.sources)
     if dry_run:
         describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()))
@@ -43,16 +44,17 @@ def main(recipe_name: Recipe, overrides: Overrides = None, weights: Weights = No
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
 
         reader = open_reader(sources, recommender, recipe.cache.expanduser(), run.processes)
-        batches = Batches(recipe.data, sources, reader, task, recipe.train.batch_users, recipe.seed, run.processes)
+        batch_users, seed = recipe.train.batch_users, recipe.seed
+        batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
         rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
         keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
 
         run.processes.seed(recipe.seed, same=False)
         loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
         loop.fit()
-        outcome = test_best(run, recipe, loop, sources, kind="pretrain")
+        outcome = rank_test_targets(run, recipe, loop, sources, kind="pretrain")
         if outcome is not None:
-            write_card(run.folder / CHECKPOINT_FOLDER, outcome, recipe.licence)
+            write_card(run.folder / CHECKPOINT_FOLDER, outcome, recipe.licence, recipe.published_name)
             run.log.say(*outcome_tables([outcome]))
             place = publish(run.folder / CHECKPOINT_FOLDER, recipe.hub, recipe.published_name, replace=recipe.replace)
             run.log.say(f"published: {place}")

@@ -46,7 +46,7 @@ class BatchBuilder:
 
     `views` are what the objectives ask for. With `View.POPULARITY` a batch holds `log_q_U`, the log of
 
-        q = users of this global batch x weight of the item's domain x expected slots of the item in one window of it
+        q = users of this process's share x weight of the item's domain x expected slots of the item in one window of it
 
     where the last is, for the domain, the item's share of all slots shown times the mean slots of a window. With
     `one_domain` batches the weight is 1: nothing else can be drawn in such a step. An item that this process holds as a
@@ -111,7 +111,7 @@ class BatchBuilder:
         is_valid_BS = _left_padded([np.ones_like(keys) for keys in item_keys], num_positions).bool()
         log_q_U = None
         if self._log_share is not None:
-            log_q_U = torch.from_numpy(self._log_share[key_U] + np.log(len(everyone.domain_B))).float()
+            log_q_U = torch.from_numpy(self._log_share[key_U] + np.log(len(mine.domain_B))).float()
         return Batch(
             items=self._reader.read(domain_U, key_U - self._first_key[domain_U]),
             windows=Windows(_left_padded(places, num_positions), is_valid_BS, corruption),
@@ -166,14 +166,14 @@ class BatchLoader:
         self._builder = builder
         self._workers = workers
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from `start_step` on, which is how a run resumes."""
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of `epoch`, counted from 0."""
         # Elsewhere the platform's own way is taken: forking is not safe on every system.
         context = "fork" if self._workers and sys.platform == "linux" else None
         loader: DataLoader[Batch] = DataLoader(
             _Steps(self._builder, epoch),
             batch_size=None,
-            sampler=range(start_step, self._builder.steps_per_epoch),
+            sampler=range(self._builder.steps_per_epoch),
             num_workers=self._workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size=None it is given one sample
             multiprocessing_context=context,

@@ -41,7 +41,7 @@ class ItemReader:
             if (modality in modalities) != (reader is not None):
                 raise ValueError(f"{modality.value}: what reads it is given exactly where the model reads it")
         for domain in domains:
-            _check_something_to_read(domain, modalities)
+            check_something_to_read(domain, modalities)
         self._domains = list(domains)
         self._modalities = sorted(modalities)
         self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
@@ -119,7 +119,8 @@ def _by_domain(domain_U: Ints) -> Iterator[tuple[int, Ints]]:
         yield int(domain), np.flatnonzero(domain_U == domain)
 
 
-def _check_something_to_read(domain: Domain, modalities: frozenset[Modality]) -> None:
+def check_something_to_read(domain: Domain, modalities: frozenset[Modality]) -> None:
+    """DataError where items have none of the modalities that a model reads; no modalities: it knows ids."""
     if not modalities:
         return
     bare = np.flatnonzero(~np.any([domain.has[modality] for modality in modalities], axis=0))

@@ -9,7 +9,7 @@ from pmmrec.atomic import whole_file
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
-from pmmrec.evaluation.floors import item_knn_floor, popularity_floor, random_floor
+from pmmrec.evaluation.floors import FLOORS
 from pmmrec.evaluation.ranking import Seen, rank_targets
 from pmmrec.evaluation.significance import Interval
 from pmmrec.settings import Config, validate
@@ -21,6 +21,7 @@ class DomainOutcome(Config):
     """Test figures on one domain, means over users in 0..1, and those of the floors where they were computed."""
 
     domain: str
+    fingerprint: str  # of the domain's content
     num_users: int
     num_items: int
     seen_target: float
@@ -66,6 +67,7 @@ def domain_outcome(split: Split, evaluation: Evaluation, floors: dict[str, Evalu
     """Figures of one evaluation, with those of floors beside them."""
     return DomainOutcome(
         domain=split.domain.name,
+        fingerprint=split.domain.fingerprint,
         num_users=evaluation.ranks.num_queries,
         num_items=split.domain.num_items,
         seen_target=evaluation.ranks.seen_share,
@@ -75,14 +77,10 @@ def domain_outcome(split: Split, evaluation: Evaluation, floors: dict[str, Evalu
 
 
 def floors_of(split: Split, seen: Seen = "exclude") -> dict[str, Evaluation]:
-    """Random, popularity and item-kNN on the test targets; they know the train part only."""
+    """Every floor on the test targets; they know the train part only."""
     holdout, num_items = split.holdout("test"), split.domain.num_items
-    scores = {
-        "random": random_floor(split, holdout),
-        "popularity": popularity_floor(split, holdout),
-        "item-kNN": item_knn_floor(split, holdout),
-    }
     chunk = users_at_once(num_items)
+    scores = {name: floor(split, holdout) for name, floor in FLOORS.items()}
     return {
         name: summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
         for name, score in scores.items()

@@ -32,12 +32,20 @@ def checkpoint_table(place: str, hub: Path) -> PlainTable:
         [name, entry.type, len(checkpoint.sizes(entry)), sum(checkpoint.sizes(entry))]
         for name, entry in entries.items()
     ]
-    title = f"{checkpoint.folder}: {checkpoint.system}, width {checkpoint.index.width}"
+    about = checkpoint.provenance
+    learned_from = ", ".join(about.get("domains", {})) or "nothing"
+    title = (
+        f"{checkpoint.folder}: {checkpoint.system}, width {checkpoint.index.width}, learned from {learned_from}, "
+        f"started from {about.get('started_from', 'unknown')}"
+    )
     return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 
 
 def checkpoint_problems(place: str, hub: Path) -> tuple[Path, list[str]]:
-    """What is wrong with the files of a checkpoint, or with its tensors where all files are sound."""
+    """What is wrong with the files of a checkpoint, or with its tensors where all files are sound.
+
+    A model that knows items by id is built for its catalogue alone, so there the files are all that is checked.
+    """
     checkpoint = Checkpoint.open(find_checkpoint(place, hub))
     problems = checkpoint.verify()
     if not problems and "item_table" not in checkpoint.parts:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from pmmrec.errors import DataError
+from pmmrec.evaluation.metrics import metric_name, user_metrics
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, read_outcome
-from pmmrec.report.tables import ResultRow, result_table, to_markdown
+from pmmrec.evaluation.significance import paired_interval
+from pmmrec.report.tables import SHOWN_MEASURES, ResultRow, result_table, to_markdown
 from pmmrec.zoo.card import CardDomain, make_card
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint
 from pmmrec.zoo.results import restate
 
 CUTOFFS_SHOWN = (10,)
+SHOWN = tuple(metric_name(measure, cutoff) for measure in SHOWN_MEASURES for cutoff in CUTOFFS_SHOWN)
+RANKS_FILE = "ranks.parquet"
 
 
 def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[ResultRow]]]:
@@ -36,21 +43,27 @@ def outcome_tables(outcomes: Sequence[Outcome]) -> list[Table]:
 
 
 def comparison(folders: Sequence[Path]) -> list[Table]:
-    """Several runs side by side. DataError when they were not measured on the same users and items."""
+    """Several runs side by side, then each against the first, user by user where both kept their ranks.
+
+    DataError when they were not measured on the same users and items.
+    """
     outcomes = [read_outcome(folder) for folder in folders]
     for outcome, folder in zip(outcomes, folders, strict=True):
         _same_measure(outcomes[0], outcome, folders[0], folder)
-    return outcome_tables(outcomes)
+    named = {outcome.name: folder / RANKS_FILE for outcome, folder in zip(outcomes, folders, strict=True)}
+    ranked = {name: _user_figures(path) for name, path in named.items() if path.is_file()}
+    return [*outcome_tables(outcomes), *([_differences(ranked)] if len(ranked) > 1 else [])]
 
 
-def write_card(folder: Path, outcome: Outcome, licence: str) -> None:
-    """Put the figures and a card made of them into a checkpoint."""
+def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None:
+    """Put the figures and a card made of them into a checkpoint, which people will load as `place`."""
     checkpoint = Checkpoint.open(folder)
     domains = checkpoint.provenance["domains"]
     origin = checkpoint.provenance["started_from"]
-    start = "trained from scratch" if origin == "none" else f"fine-tuned from {origin}"
+    untransferred = "pretrained" if outcome.kind == "pretrain" else "trained from scratch"
+    start = untransferred if origin == "none" else f"fine-tuned from {origin}"
     card = make_card(
-        name=outcome.name,
+        name=place,
         system=checkpoint.system,
         summary=f"A {checkpoint.system} model of width {checkpoint.index.width}, {start} on {', '.join(domains)}.",
         parts={name: entry.type for name, entry in checkpoint.parts.items()},
@@ -62,11 +75,30 @@ def write_card(folder: Path, outcome: Outcome, licence: str) -> None:
         results="\n".join(to_markdown(rows, title=_title(domain)) for domain, rows in result_rows([outcome])),
         licence=licence,
         commands=[
-            f"pmmrec evaluate {outcome.name} DOMAIN",
-            f"pmmrec finetune finetune/full --from {outcome.name} --on DOMAIN",
+            f"pmmrec evaluate {place} DOMAIN",
+            f"pmmrec finetune finetune/full --from {place} --on DOMAIN",
         ],
     )
     restate(folder, metrics=outcome.model_dump(mode="json"), card=card)
+
+
+def _user_figures(path: Path) -> dict[str, Tensor]:
+    rank_Q = pq.read_table(path, columns=["rank"])["rank"].to_numpy().copy()  # Arrow's own memory is read-only
+    return user_metrics(torch.from_numpy(rank_Q), CUTOFFS_SHOWN)
+
+
+def _differences(ranked: Mapping[str, Mapping[str, Tensor]]) -> Table:
+    """Each system minus the first one, paired over users: an interval without 0 tells them apart."""
+    first, *others = ranked
+    rows = [
+        ResultRow(
+            f"{name} - {first}", {m: paired_interval(ranked[name][m], ranked[first][m]).difference for m in SHOWN}
+        )
+        for name in others
+    ]
+    return result_table(
+        rows, CUTOFFS_SHOWN, title="differences in percentage points, paired over users, 95 % intervals"
+    )
 
 
 def _title(domain: DomainOutcome) -> str:
@@ -77,8 +109,8 @@ def _title(domain: DomainOutcome) -> str:
 
 
 def _same_measure(first: Outcome, other: Outcome, first_folder: Path, folder: Path) -> None:
-    def measure(outcome: Outcome) -> dict[str, tuple[int, int]]:
-        return {found.domain: (found.num_users, found.num_items) for found in outcome.domains}
+    def measure(outcome: Outcome) -> dict[str, str]:
+        return {found.domain: found.fingerprint for found in outcome.domains}
 
     shared = measure(first).keys() & measure(other).keys()
     differing = [name for name in shared if measure(first)[name] != measure(other)[name]]

@@ -11,6 +11,7 @@ import torch
 
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.items import check_something_to_read
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.windows import WindowIndex
 from pmmrec.encoders import Backbone
@@ -20,10 +21,12 @@ from pmmrec.objectives import ObjectiveConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.optim import build_optimizer
-from pmmrec.train.prepare import Sources, find_backbones, start_backbones
+from pmmrec.train.prepare import Sources, check_window, find_backbones, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.task import TrainingTask
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.transfer import TransferPlan, apply, plan_full
 
 
 class Plannable(Runnable, Protocol):
@@ -44,30 +47,38 @@ def describe(
     sources: Sources,
     weights: Mapping[str, Path],
     given: Mapping[str, Backbone] | None = None,
+    checkpoint: Checkpoint | None = None,
+    plan: TransferPlan | None = None,
 ) -> None:
     """Print the resolved recipe, parameters of each part, and steps. Raises what the run itself would raise.
 
     The model is built on the meta device: weights are neither read nor drawn.
     """
     refuse_taken(recipe.folder)
+    log = RunLog(None, is_main=True)
     with tempfile.TemporaryDirectory() as scratch:
         start_backbones(model, Path(scratch), sources.train_texts, given)
         backbones = find_backbones(model, Path(scratch), weights, given)
         with torch.device("meta"):
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+            check_window(data.window, recommender, log)
             _check_shapes(recommender, data.window.size)
+    for domain in sources.domains:
+        check_something_to_read(domain, recommender.item_encoder.modalities)
+    transfer = None
+    if checkpoint is not None:
+        transfer = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads).table()
     build_optimizer(task, recipe.train.optimizer)
     counts = [WindowIndex(split, data.window).num_windows for split in sources.splits]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
 
-    log = RunLog(None, is_main=True)
     log.say(recipe.to_yaml().rstrip())
     log.say("")
     log.say(f"{'part':<24}{'parameters':>14}{'trainable':>14}")
     for row in parameter_table({**recommender.parts, "objectives": task.objectives}):
         log.say(f"{row.part:<24}{row.all:>14,}{row.trainable:>14,}")
-    log.say("")
+    log.say("", *([transfer, ""] if transfer else []))
     for name, count, weight in zip(sources.names, counts, sampler.weights, strict=True):
         log.say(f"{name:<24}{count:>14,} windows, {weight:.1%} of each epoch")
     steps = sampler.steps_per_epoch

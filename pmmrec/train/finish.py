@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from pmmrec import __version__
 from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
@@ -40,6 +41,7 @@ def save_best(
         "run": recipe.name,
         "seed": recipe.seed,
         "started_from": origin,
+        "pmmrec": __version__,
         "domains": {
             domain.name: {
                 "fingerprint": domain.fingerprint,
@@ -61,7 +63,7 @@ def save_best(
                 system=recipe.system,
                 model_config=model,
                 recommender=loop.task.recommender,
-                objectives=dict(loop.task.objectives),
+                objectives=loop.task.heads,
                 state=state,
                 recipe=recipe.to_yaml(),
                 metrics={"epoch": epoch, "validation": dict(loop.validation[epoch])},
@@ -74,7 +76,7 @@ def save_best(
     return save
 
 
-def test_best(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str) -> Outcome | None:
+def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str) -> Outcome | None:
     """Rank the test targets once with the best weights; write metrics.json and ranks. None but on the main process."""
     outcome = None
     if run.processes.is_main:

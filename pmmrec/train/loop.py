@@ -26,7 +26,9 @@ class TrainConfig(Config):
     """How long and how fast."""
 
     epochs: int = Field(10, ge=0, description="At most this many; early stopping may end sooner.")
-    batch_users: int = Field(64, ge=1, description="Users of one step, over all processes: they decide the negatives.")
+    batch_users: int = Field(
+        64, ge=1, description="Users of one step, over all processes; negatives come from each process's share."
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
     log_every: int = Field(20, ge=1, description="Steps between two log lines.")
@@ -123,9 +125,9 @@ class Loop:
         meter = Meter()
         for number, batch in enumerate(self._batches.epoch(epoch), start=1):
             moved = to_device(batch, self.processes.device)
-            if self.step == 0:
-                self._log_gradient_norms(moved)
             try:
+                if self.step == 0:
+                    self._log_gradient_norms(moved)
                 self._update(moved, meter)
             except torch.OutOfMemoryError as error:
                 raise MachineError(self._out_of_memory(moved)) from error
@@ -174,8 +176,10 @@ class Loop:
         return dict(zip(names, self.processes.accelerator.reduce(stacked_K2, "sum"), strict=True))
 
     def _log_gradient_norms(self, batch: Batch) -> None:
-        with torch.random.fork_rng(devices=[self.processes.device] if self.processes.device.type == "cuda" else []):
+        self.task.eval()  # so that neither dropout nor batch statistics know of this extra pass
+        with self.processes.accelerator.autocast():
             norms = self.task.gradient_norms(batch)
+        self._module.train()
         self.log.event("gradient_norm", 0, **norms)
         self.log.say("gradient at the item vectors: " + "  ".join(f"{name} {norm:.2g}" for name, norm in norms.items()))
 
@@ -207,12 +211,11 @@ class Loop:
 
 
 def _sizes(batch: Batch) -> dict[str, Tensor]:
-    """This process's share of the sizes of a step, as sums with a count of 0."""
+    """This process's share of the sizes of a step, as sums with a count of 0: users, filled slots, items encoded."""
     is_valid_BS = batch.windows.is_valid_BS
-    sizes = (is_valid_BS.shape[0], is_valid_BS.numel(), batch.items.num_items)
-    return {
-        name: is_valid_BS.new_tensor((size, 0), dtype=torch.float32) for name, size in zip(SIZES, sizes, strict=True)
-    }
+    num_slots = is_valid_BS.sum().float()
+    sizes = (num_slots.new_tensor(len(is_valid_BS)), num_slots, num_slots.new_tensor(batch.items.num_items))
+    return {name: torch.stack((size, torch.zeros_like(size))) for name, size in zip(SIZES, sizes, strict=True)}
 
 
 def _chance(means: Mapping[str, float], name: str, step: int) -> str:

@@ -14,11 +14,13 @@ from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
+from pmmrec.data.windows import WindowConfig
 from pmmrec.encoders import Backbone, text_encoders, vision_encoders
 from pmmrec.errors import RecipeError
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
+from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
@@ -123,6 +125,21 @@ def open_reader(
     return reader if processes.is_main else build()
 
 
+def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) -> None:
+    """RecipeError where windows are longer than the user encoder reads; a warning where some positions never train."""
+    num_inputs, max_inputs = window.size - 1, recommender.user_encoder.max_inputs
+    if num_inputs > max_inputs:
+        raise RecipeError(
+            f"data.window.size: {window.size} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; "
+            f"choose up to {max_inputs + 1}, or raise model.user_encoder.max_inputs"
+        )
+    if num_inputs < max_inputs:
+        log.warn(
+            f"data.window.size: {window.size} trains {num_inputs} positions of the user encoder, but ranking uses "
+            f"{max_inputs} (max_inputs): longer histories meet positions that this run never trains"
+        )
+
+
 class Batches:
     """This process's share of every step."""
 
@@ -135,7 +152,9 @@ class Batches:
         batch_users: int,
         seed: int,
         processes: Processes,
+        log: RunLog,
     ) -> None:
+        check_window(config.window, task.recommender, log)
         self._sources = sources
         self._builder = BatchBuilder(
             sources.domains,

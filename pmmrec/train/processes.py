@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 
 from pmmrec.errors import MachineError
 from pmmrec.settings import Config
@@ -34,6 +35,8 @@ class Processes:
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if config.precision == "fp32" else config.precision,
+            # The others wait while the main process decodes images or ranks a catalogue, which can take long.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
         )
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if self.accelerator.num_processes != asked:

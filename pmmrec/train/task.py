@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.contracts import Batch, Term, View, Views
+from pmmrec.errors import RecipeError
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 
@@ -26,6 +27,13 @@ class TrainingTask(nn.Module):
     def of(cls, recommender: Recommender, configs: Mapping[str, ObjectiveConfig], width: int) -> TrainingTask:
         """The task that minimises the objectives of a recipe."""
         terms = {name: objectives.part_class(config)(config, width) for name, config in configs.items()}
+        modalities = recommender.item_encoder.modalities
+        blind = [name for name, term in terms.items() if View.MODALITIES in term.needs and len(modalities) < 2]
+        if blind:
+            raise RecipeError(
+                f"objectives.{blind[0]}: compares text with image, but the model reads "
+                f"{' and '.join(modalities) or 'ids'} only; take it away with objectives.{blind[0]}=null"
+            )
         return cls(recommender, terms, {name: config.weight for name, config in configs.items()})
 
     @property
@@ -33,6 +41,11 @@ class TrainingTask(nn.Module):
         """All views that some objective asks for."""
         wanted: frozenset[View] = frozenset()
         return wanted.union(*(term.needs for term in self._terms().values()))
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """The objectives as modules; some have parameters of their own."""
+        return dict(self.objectives.items())
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Name -> `(2,)` sum and count: each objective under its name, its metrics as `name/metric`.

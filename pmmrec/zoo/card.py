@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import yaml
 
+ITEM_TABLE = "item_table"  # the part of a model that knows items by id
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _FENCE = re.compile(r"`{3,}")
 
@@ -40,7 +41,7 @@ def make_card(
     """The card as markdown, with the metadata block that the Hugging Face Hub reads.
 
     Args:
-        name: Name of the checkpoint, as one would load it.
+        name: What one gives to load it: a name in the hub, or a folder.
         system: Name of the recommender system.
         summary: What it is, in a sentence or two of plain text.
         parts: Type of each part by its name, as in the index (`{"text_encoder": "hf_text"}`).
@@ -54,8 +55,7 @@ def make_card(
     metadata = {"license": licence, "library_name": "pmmrec", "tags": ["recommendation", *tags]}
     sections = [
         f"# {escaped(name)}",
-        f"{escaped(summary)}\n\nA recommender of the system **{escaped(system)}**. It reads what items are, never who "
-        "they are, so its parts can be carried to a platform it has never seen.",
+        f"{escaped(summary)}\n\nA recommender of the system **{escaped(system)}**. {_reach(parts)}",
         f"## Parts\n\n{_parts_table(parts)}",
         f"## Learned from\n\n{_domains_table(domains)}",
         f"## Results\n\n{results.replace('<', '&lt;').strip() or 'None were measured.'}",
@@ -77,6 +77,12 @@ def fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
 
+def _reach(parts: Mapping[str, str]) -> str:
+    if ITEM_TABLE in parts:
+        return "It knows items by id, so it serves the catalogue it learned from and no other."
+    return "It reads what items are, never who they are, so its parts can be carried to a platform it has never seen."
+
+
 def _parts_table(parts: Mapping[str, str]) -> str:
     rows = [f"| {escaped(name)} | {escaped(kind)} |" for name, kind in parts.items()]
     return "\n".join(["| part | type |", "|---|---|", *rows])
@@ -94,23 +100,18 @@ def _domains_table(domains: Sequence[CardDomain]) -> str:
 
 
 def _use(name: str, parts: Mapping[str, str], commands: Sequence[str]) -> str:
-    place = repr(name)
-    lines = [
-        "import pmmrec",
-        "",
-        f"recommender = pmmrec.load({place})  # the whole",
-        "",
-        "from pathlib import Path",
-        "from pmmrec.zoo.checkpoint import Checkpoint, load_recommender",
-        "",
-        f"checkpoint = Checkpoint.open(Path({place}))",
-        "parts = load_recommender(checkpoint).parts",
-        *(f"parts[{part!r}]" for part in parts),
-    ]
     backbones = [part for part in parts if parts[part].startswith("hf_")]
-    if backbones:
-        lines += ["", "from transformers import AutoModel  # a backbone alone", ""]
-        lines += [f"AutoModel.from_pretrained({f'{name}/{part}'!r})" for part in backbones]
+    lines = [
+        "from pathlib import Path",
+        "",
+        "import pmmrec",
+        "from pmmrec.zoo.hub import find_checkpoint",
+        *(["from transformers import AutoModel"] if backbones else []),
+        "",
+        f"system = pmmrec.load({name!r})  # the whole; a folder, or a name in ./hub",
+        f"folder = find_checkpoint({name!r}, hub=Path('hub'))",
+        *(f"{part} = AutoModel.from_pretrained(folder / {part!r})  # a backbone alone" for part in backbones),
+    ]
     blocks = [fenced("\n".join(lines), "python")]
     if commands:
         blocks.append(fenced("\n".join(commands), "sh"))

@@ -47,13 +47,20 @@ def find_checkpoint(place: str, hub: Path) -> Path:
     raise RecipeError(f"no checkpoint {place!r}, neither a folder nor a name in {hub}; {hint}")
 
 
+def refuse_taken_name(hub: Path, name: str, *, replace: bool) -> None:
+    """RecipeError for a name that no checkpoint can have in a hub, or that one has and keeps."""
+    if not _NAME.fullmatch(name) or files.is_leftover(Path(name)):
+        raise RecipeError(f"name {name!r}: a name in a hub is made of letters, digits, '.', '_' and '-'")
+    if (hub / name).exists() and not replace:
+        raise RecipeError(f"{hub / name}: exists already; choose another name, or let it give way with replace")
+
+
 def publish(checkpoint_folder: Path, hub: Path, name: str, *, replace: bool = False) -> Path:
     """Copy a checkpoint into a folder hub, whole or not at all; only files that its index lists travel.
 
     Raises RecipeError for an unfit or a taken name, CheckpointError where the copy is not what the index promises.
     """
-    if not _NAME.fullmatch(name) or files.is_leftover(Path(name)):
-        raise RecipeError(f"name {name!r}: a name in a hub is made of letters, digits, '.', '_' and '-'")
+    refuse_taken_name(hub, name, replace=replace)
     source = Checkpoint.open(checkpoint_folder)
     listed = source.index.all_files
     absent = files.absent(source.folder, listed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -193,10 +194,11 @@ def test_spreading_over_processes_changes_no_user_window_or_corruption(shops: Sh
         assert noise_of(batch) == [noise for part in shares for noise in noise_of(part)]
         assert {part.windows.item_index_BS.shape[1] for part in shares} == {batch.windows.item_index_BS.shape[1]}
         assert batch.log_q_U is not None
-        log_q = dict(zip(keys_of(batch), batch.log_q_U.tolist(), strict=True))
+        log_q_of_one_user = dict(zip(keys_of(batch), batch.log_q_U - math.log(len(batch.user_id)), strict=True))
         for part in shares:
-            assert part.log_q_U is not None
-            assert dict(zip(keys_of(part), part.log_q_U.tolist(), strict=True)).items() <= log_q.items()
+            assert part.log_q_U is not None  # expected slots of an item in this share, where its negatives come from
+            expected = torch.stack([log_q_of_one_user[key] for key in keys_of(part)]) + math.log(len(part.user_id))
+            torch.testing.assert_close(part.log_q_U, expected, rtol=0, atol=1e-6)  # float32; measured 5e-7
 
 
 def test_an_item_of_another_process_may_come_as_a_replacement(shops: Shops) -> None:
@@ -283,12 +285,6 @@ def test_any_number_of_workers_gives_the_same_batches(shops: Shops, workers: int
     assert torch.equal(torch.get_rng_state(), state)
     assert len(loaded) == builder.steps_per_epoch == 4
     for found, expected in zip(loaded, epoch_of(builder, 1), strict=True):
-        assert_same(found, expected)
-
-
-def test_an_epoch_is_taken_up_where_it_was_left(shops: Shops) -> None:
-    loader = BatchLoader(shops.builder(View.CORRUPTED, View.POPULARITY))
-    for found, expected in zip(loader.epoch(2, start_step=2), list(loader.epoch(2))[2:], strict=True):
         assert_same(found, expected)
 
 

@@ -6,9 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pmmrec.errors import DataError
+from pmmrec.evaluation.floors import FLOORS
 from pmmrec.evaluation.outcome import read_outcome
 from pmmrec.report.verdict import comparison, result_rows, write_card
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -35,21 +39,35 @@ def test_floors_stand_first_and_once_for_each_domain(folders: tuple[Path, Path])
     found = result_rows([read_outcome(folder) for folder in folders])
     assert [domain.domain for domain, _ in found] == ["bazaar", "gallery"]
     for _, rows in found:
-        assert [row.system for row in rows] == ["random", "popularity", "item-kNN", "small", "other"]
-        assert [row.best_epoch is None for row in rows[:3]] == [True] * 3
+        assert [row.system for row in rows] == [*FLOORS, "small", "other"]
+        assert [row.best_epoch is None for row in rows[:4]] == [True] * 4
 
 
 def test_runs_on_the_same_users_and_rules_are_compared(folders: tuple[Path, Path]) -> None:
     tables = comparison(folders)
     assert len(tables) == 2
-    assert all(table.row_count == 5 for table in tables)
+    assert all(table.row_count == 6 for table in tables)
+
+
+def test_differences_are_paired_over_users(folders: tuple[Path, Path], small_run: Path) -> None:
+    """The same ranks differ by nothing; a run that hits each target at once differs by its whole lead."""
+    ranks = pq.read_table(small_run / "runs" / "small" / "ranks-bazaar.parquet")
+    perfect = ranks.set_column(2, "rank", pa.array([1] * ranks.num_rows))
+    for folder, table, name in ((folders[0], ranks, "as it is"), (folders[1], perfect, "perfect")):
+        _change(folder, name=name)
+        pq.write_table(table, folder / "ranks.parquet")
+    *_, differences = comparison(folders)
+    (row,) = ([str(cell) for cell in column.cells] for column in [differences.columns[1]])
+    mean = 100 * (1 - float(np.isin(ranks["rank"], range(1, 11)).mean()))
+    assert [str(cell) for cell in differences.columns[0].cells] == ["perfect - as it is"]
+    assert row[0].startswith(f"{mean:.1f} [")
 
 
 def test_other_users_or_rules_are_refused(folders: tuple[Path, Path]) -> None:
     whole = json.loads((folders[1] / "metrics.json").read_text())
-    fewer = [{**domain, "num_users": domain["num_users"] - 1} for domain in whole["domains"]]
+    others = [{**domain, "fingerprint": "another"} for domain in whole["domains"]]
     elsewhere = [{**domain, "domain": f"other-{domain['domain']}"} for domain in whole["domains"]]
-    for change in ({"domains": fewer}, {"domains": elsewhere}, {"seen": "include"}):
+    for change in ({"domains": others}, {"domains": elsewhere}, {"seen": "include"}):
         _change(folders[1], **{**whole, **change})
         with pytest.raises(DataError, match="only figures on the same users and rules compare"):
             comparison(folders)
@@ -58,7 +76,7 @@ def test_other_users_or_rules_are_refused(folders: tuple[Path, Path]) -> None:
 def test_a_run_on_one_of_the_domains_is_compared_there(folders: tuple[Path, Path]) -> None:
     whole = json.loads((folders[1] / "metrics.json").read_text())
     _change(folders[1], domains=whole["domains"][1:])
-    assert [table.row_count for table in comparison(folders)] == [4, 5]
+    assert [table.row_count for table in comparison(folders)] == [5, 6]
 
 
 def test_figures_that_were_tampered_with_are_bad_data(folders: tuple[Path, Path]) -> None:
@@ -72,9 +90,9 @@ def test_the_card_tells_origin_data_figures_and_licence_and_the_checkpoint_stays
 ) -> None:
     folder = Path(shutil.copytree(small_run / "runs" / "small" / "checkpoint", tmp_path / "checkpoint"))
     outcome = read_outcome(small_run / "runs" / "small")
-    write_card(folder, outcome, "apache-2.0")
+    write_card(folder, outcome, "apache-2.0", "small")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    for words in ("license: apache-2.0", "trained from scratch on bazaar, gallery", "item-kNN", "nicl"):
+    for words in ("license: apache-2.0", "pretrained on bazaar, gallery", "item-kNN", "nicl"):
         assert words in card
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.verify() == []

@@ -28,6 +28,7 @@ IDS = {
     "item_encoder": {"type": "ids"},
     "user_encoder": {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0},
 }
+SILENT = RunLog(None, is_main=False)
 TERMS = {
     "dap": {"type": "next_item", "weight": 1.0},
     "nid": {"type": "noise_detection", "weight": 0.5},
@@ -50,7 +51,7 @@ class Workshop:
         self.log = RunLog(self.folder, is_main=True)
 
     def batches(self, batch_users: int) -> Batches:
-        return Batches(DataConfig(), self.sources, self.reader, self.task, batch_users, 1, self.processes)
+        return Batches(DataConfig(), self.sources, self.reader, self.task, batch_users, 1, self.processes, SILENT)
 
     def loop(self, *, callbacks: Sequence[Callback] = (), **settings: Any) -> Loop:
         config = TrainConfig.model_validate({"batch_users": 16, "epochs": 1, "log_every": 1, **settings})
@@ -99,5 +100,5 @@ def reading(small_run: Path, world: Path) -> Reading:
     sources = Sources.open([world / "bazaar", world / "gallery"])
     encoder = recommender.item_encoder
     reader = ItemReader(sources.domains, encoder.modalities, encoder.tokenizer, encoder.pixel_spec, small_run / "c")
-    batches = Batches(DataConfig(), sources, reader, task, 12, 1, Processes(MachineConfig(device="cpu")))
+    batches = Batches(DataConfig(), sources, reader, task, 12, 1, Processes(MachineConfig(device="cpu")), SILENT)
     return Reading(task, next(iter(batches.epoch(1))))

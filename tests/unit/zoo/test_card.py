@@ -36,8 +36,8 @@ def test_the_card_tells_data_parts_results_recipe_and_use() -> None:
     assert "| text\\_encoder | hf\\_text |" in text
     assert "| 0.1 |" in text
     assert "```yaml\nseed: 1\n```" in text
-    assert "AutoModel.from_pretrained('demo/text_encoder')" in text
-    assert "AutoModel.from_pretrained('demo/fusion')" not in text
+    assert "AutoModel.from_pretrained(folder / 'text_encoder')" in text
+    assert "AutoModel.from_pretrained(folder / 'fusion')" not in text
     assert "```sh\npmmrec evaluate demo\n```" in text
 
 
