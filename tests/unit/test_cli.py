@@ -200,12 +200,19 @@ def test_a_sound_domain_is_whole(world: Path, pmmrec: Pmmrec) -> None:
     assert pmmrec("data", "verify", world / "boutique").output == f"{world / 'boutique'}: whole\n"
 
 
-@pytest.mark.parametrize("name", ["items.arrow", "images.arrow", "sequences.arrow"])
-def test_one_flipped_byte_of_a_domain_is_found(broken: Path, pmmrec: Pmmrec, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("items.arrow", "changed after it was written"),
+        ("images.arrow", "changed after it was written"),
+        ("sequences.arrow", "cannot be read as an Arrow file"),  # the byte in the middle is one of an offset
+    ],
+)
+def test_one_flipped_byte_of_a_domain_is_found(broken: Path, pmmrec: Pmmrec, name: str, told: str) -> None:
     _flip_a_byte(broken / name)
     result = pmmrec("data", "verify", broken)
     assert result.code == 3
-    assert f"{broken / name}: changed after it was written" in result.output
+    assert f"{broken / name}: {told}" in result.output
 
 
 @pytest.mark.parametrize("name", ["domain.json", "items.arrow", "images.arrow", "sequences.arrow"])

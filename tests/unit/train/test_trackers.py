@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,13 @@ from command_line import Pmmrec
 
 from pmmrec.errors import MachineError
 from pmmrec.train.trackers import boards
+
+
+def _wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
+    end_s = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
 
 
 def _sasrec(pmmrec: Pmmrec, world: Path, *settings: str) -> None:
@@ -29,7 +38,7 @@ def test_wandb_writes_offline_below_the_run_and_nowhere_else(home: Path, world: 
     _sasrec(pmmrec, world, "machine.trackers=[wandb]")
     run = home / "runs" / "watched"
     (record,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    assert b"train/dap/accuracy" in record.read_bytes()
+    _wait_until(lambda: b"train/dap/accuracy" in record.read_bytes())  # another process writes it, a moment later
     assert {path.name for path in home.iterdir()} <= {"runs", "c"}
     _assert_events_are_complete(run)
 
