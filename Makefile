@@ -1,5 +1,6 @@
 # Every target sets up what it needs. `make quickstart` first, `make test` to be sure, `make real` for real data.
 PYTHON ?= python3
+DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -29,8 +30,8 @@ check: $(VENV)/installed-dev  ## lint, format, types, boundaries between rooms, 
 	$(BIN)/lint-imports
 	$(BIN)/typos
 
-real: $(VENV)/installed-dev  ## the whole way on real data in ../shared/data; skips where there is none
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/real/transfer.py
+real: $(VENV)/installed-dev  ## the whole way on real data in $(DATA); skips where there is none
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/real/transfer.py $(DATA)
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean

@@ -180,6 +180,7 @@ def import_table_command(
 ) -> None:
     """Import a platform from two tables and a folder of pictures."""
     from pmmrec.data.importers.table import TableImport, import_table
+    from pmmrec.progress import bars
     from pmmrec.report.domains import import_lines
     from pmmrec.settings import validate
 
@@ -188,7 +189,10 @@ def import_table_command(
         sizes: dict[str, Any] = {"k_core": None if k_core == "none" else k_core}
         if image_side is not None:
             sizes["image_side"] = image_side
-        _show(*import_lines(import_table(validate(TableImport, {**tree, **sizes}, "arguments"))))
+        task = validate(TableImport, {**tree, **sizes}, "arguments")
+        with bars() as progress:
+            domain = import_table(task, progress)
+        _show(*import_lines(domain))
 
 
 @data_app.command("stats")

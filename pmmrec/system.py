@@ -21,6 +21,7 @@ from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import top_k, write_top_k
 from pmmrec.models import Catalogue
 from pmmrec.models.recommender import Recommender
+from pmmrec.progress import bars
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import find_checkpoint
 
@@ -128,7 +129,9 @@ class System:
 
     def _reader_for(self, domain: Domain) -> ItemReader:
         encoder = self._model_for(domain).item_encoder
-        return ItemReader([domain], encoder.modalities, encoder.tokenizer, encoder.pixel_spec, self._cache)
+        reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
+        with bars() as progress:
+            return ItemReader([domain], *reads, self._cache, progress)
 
 
 def load(checkpoint: str | Path, *, hub: Path = HUB, cache: Path | None = None, device: str | None = None) -> System:

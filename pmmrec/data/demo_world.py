@@ -17,8 +17,8 @@ from pydantic import Field
 
 from pmmrec.data.demo_pictures import LOOKS, NO_TOPIC, Subjects, draw
 from pmmrec.data.demo_titles import STYLE_WORDS, TOPIC_WORDS, WORDINGS, write_title
-from pmmrec.data.parallel import Progress
 from pmmrec.errors import DataError
+from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
 SOURCES, TARGET = ("bazaar", "gallery"), "boutique"

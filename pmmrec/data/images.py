@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 
 from pmmrec.contracts import Modality, PixelSpec
 from pmmrec.data.domain import IMAGES_FILE, Domain
-from pmmrec.data.parallel import Progress, in_order
+from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, MachineError
+from pmmrec.progress import Progress
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000

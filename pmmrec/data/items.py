@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, PixelSpec, TokenInputs, Tokenizer
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import GREY, PixelTable
-from pmmrec.data.parallel import Progress
 from pmmrec.data.text import TokenTable
 from pmmrec.errors import DataError
+from pmmrec.progress import Progress
 
 Ints = NDArray[np.int64]
 

@@ -1,20 +1,14 @@
-"""How long work is spread over threads, in order, and how it tells how far it is."""
+"""How long work is spread over threads, in order."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-class Progress(Protocol):
-    """Called now and then during long work."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
 
 
 def in_order(function: Callable[[_In], _Out], jobs: Iterable[_In], num_threads: int) -> Iterator[_Out]:

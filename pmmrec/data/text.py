@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pmmrec.contracts import Modality, Tokenizer
 from pmmrec.data.domain import Domain
-from pmmrec.data.parallel import Progress
 from pmmrec.errors import DataError, MachineError
+from pmmrec.progress import Progress
 
 ITEMS_AT_ONCE = 4096
 FORMAT = 1  # part of the key: a change of layout makes a new cache

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from pmmrec import __version__
 from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
@@ -15,6 +14,7 @@ from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
+from pmmrec.train.run_folder import package_version
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 
 CHECKPOINT_FOLDER = "checkpoint"
@@ -41,7 +41,7 @@ def save_best(
         "run": recipe.name,
         "seed": recipe.seed,
         "started_from": origin,
-        "pmmrec": __version__,
+        "pmmrec": package_version("pmmrec"),
         "domains": {
             domain.name: {
                 "fingerprint": domain.fingerprint,

@@ -20,6 +20,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
+from pmmrec.progress import bars
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
@@ -115,7 +116,9 @@ def open_reader(
     encoder = recommender.item_encoder
 
     def build() -> ItemReader:
-        return ItemReader(sources.domains, encoder.modalities, encoder.tokenizer, encoder.pixel_spec, cache)
+        reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
+        with bars() as progress:
+            return ItemReader(sources.domains, *reads, cache, progress)
 
     if processes is None:
         return build()

@@ -48,7 +48,7 @@ def environment(num_processes: int, device: torch.device) -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
         "commit": _commit(),
         "device": gpu or device.type,
         "cores": os.cpu_count(),
@@ -57,7 +57,8 @@ def environment(num_processes: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

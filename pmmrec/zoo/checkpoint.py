@@ -367,7 +367,9 @@ def misfits(name: str, state: Mapping[str, Tensor], module: nn.Module) -> list[s
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy tensors that fit into a module, in place."""
+    """Copy tensors that fit into a module, in place; a module on the meta device, of a dry run, holds none."""
+    if any(tensor.is_meta for tensor in module.state_dict().values()):
+        return
     module.load_state_dict(dict(state), strict=True)
 
 

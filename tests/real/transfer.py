@@ -1,6 +1,6 @@
 """The whole way on real data: import, pretrain on two platforms, publish, and transfer to a third.
 
-Needs ../shared/data; says so and ends well where it is missing. Leaves domains/, runs/ and hub/ below runs/real.
+Takes the folder of the data; says so and ends well where it is missing. What it makes lies below runs/real.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-DATA = Path("../shared/data").resolve()
+DATA = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data").resolve()
 HOME = Path("runs/real")
 DOMAINS = {
     "hm_ladies_source": DATA / "hm_images",

@@ -19,8 +19,9 @@ from pmmrec.data.domain import IMAGES_SCHEMA
 from pmmrec.data.images import PictureError, stored_jpeg
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import stream
-from pmmrec.data.parallel import Progress, in_order
+from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError
+from pmmrec.progress import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of two pictures of an item the one earlier in this order is taken
 MAX_PICTURE_BYTES = 200_000_000

@@ -23,9 +23,9 @@ from pmmrec.data.importers.pictures import Pictures
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import Column, Source, is_of_machine, stream
 from pmmrec.data.importers.times import TimeRule, TimeUnit, time_rule
-from pmmrec.data.parallel import Progress
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.errors import MachineError
+from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
 SEQUENCE_BATCH = 1_000_000  # interactions gathered before they are cut into users
