@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from torch import nn
 from typing_extensions import Self
 
+from pmmrec.contracts import View
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
@@ -31,6 +34,17 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
 _R = TypeVar("_R", bound="RunRecipe")
 
 
+def _names_a_module(name: str) -> str:
+    if "." in name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"{name!r} cannot name an objective, whose head torch would keep under it; choose another word"
+        )
+    return name
+
+
+ObjectiveName = Annotated[Name, AfterValidator(_names_a_module)]
+
+
 class PretrainData(DataConfig):
     """Data of a pretraining: the source domains."""
 
@@ -43,7 +57,10 @@ class RunRecipe(Config):
     name: Name = Field(description="Name of the run; its folder is `runs/NAME`.")
     system: str = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
     seed: int = Field(1, ge=0, lt=2**31)
-    objectives: dict[Name, ObjectiveField | None] = Field(description="Name -> objective; null takes one away.")
+    objectives: dict[ObjectiveName, ObjectiveField | None] = Field(
+        description="Name -> objective; null takes one away."
+    )
+    data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
     machine: MachineConfig = MachineConfig()
@@ -56,6 +73,13 @@ class RunRecipe(Config):
     def _has_objective(self) -> Self:
         if not self.active_objectives:
             raise ValueError("objectives: at least one must be left")
+        return self
+
+    @model_validator(mode="after")
+    def _corruption_is_read(self) -> Self:
+        terms = [objectives.part_class(config) for config in self.active_objectives.values()]
+        if self.data.corruption != CorruptionConfig() and not any(View.CORRUPTED in term.needs for term in terms):
+            raise ValueError("data.corruption: has no effect, no objective reads corrupted windows; leave it out")
         return self
 
     @property
@@ -89,10 +113,13 @@ class FinetuneRecipe(RunRecipe):
 
     model: ModelConfig | None = Field(None, description="None: the checkpoint's. Needed with `--from none`.")
     transfer: TransferPlan | None = Field(None, description="None: every part of the model from the checkpoint.")
-    data: DataConfig = DataConfig()
 
     def model_from(self, checkpoint: Checkpoint | None) -> ModelConfig:
         """The model to train: the recipe's, else the checkpoint's. RecipeError where neither says."""
+        if checkpoint is None and self.transfer is not None:
+            raise RecipeError(
+                f"{self.name}: transfer: has no effect with `--from none`; leave it out, or name a checkpoint"
+            )
         if self.model is not None:
             return self.model
         if checkpoint is None:

@@ -33,7 +33,9 @@ class DataConfig(Config):
     window: WindowConfig = WindowConfig()
     mixing: MixingConfig = MixingConfig()
     corruption: CorruptionConfig = CorruptionConfig()
-    workers: int = Field(default=0, ge=0, description="Processes that read ahead; any number gives the same batches.")
+    workers: int = Field(
+        default=0, ge=0, le=256, description="Processes that read ahead; any number gives the same batches."
+    )
 
 
 class BatchBuilder:

@@ -46,6 +46,8 @@ def evaluate_model(
 ) -> Evaluation:
     """Encode the catalogue once, rank it for every user of the holdout, and take the means with their intervals."""
     holdout, num_items = split.holdout(which), split.domain.num_items
+    if not holdout.num_queries:
+        raise DataError(f"{split.domain.folder}: nobody has three interactions, so there is no {which} target to rank")
     vectors_ND = encode_catalogue(
         recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision
     )

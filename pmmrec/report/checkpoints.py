@@ -19,7 +19,7 @@ def hub_table(hub: Path) -> PlainTable:
         except CheckpointError:
             rows.append([name, "cannot be read; see zoo verify", None, None, None])
             continue
-        learned_from = ", ".join(checkpoint.provenance.get("domains", {}))
+        learned_from = ", ".join(checkpoint.learned_from)
         rows.append([name, checkpoint.system, checkpoint.index.width, ", ".join(checkpoint.parts), learned_from])
     return PlainTable(str(hub), ["name", "system", "width", "parts", "learned from"], rows)
 
@@ -32,11 +32,10 @@ def checkpoint_table(place: str, hub: Path) -> PlainTable:
         [name, entry.type, len(checkpoint.sizes(entry)), sum(checkpoint.sizes(entry))]
         for name, entry in entries.items()
     ]
-    about = checkpoint.provenance
-    learned_from = ", ".join(about.get("domains", {})) or "nothing"
+    learned_from = ", ".join(checkpoint.learned_from) or "nothing"
     title = (
         f"{checkpoint.folder}: {checkpoint.system}, width {checkpoint.index.width}, learned from {learned_from}, "
-        f"started from {about.get('started_from', 'unknown')}"
+        f"started from {checkpoint.provenance.get('started_from', 'unknown')}"
     )
     return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 

@@ -259,6 +259,12 @@ class Checkpoint:
         return self.index.provenance
 
     @property
+    def learned_from(self) -> list[str]:
+        """Names of the domains that it learned from; empty where the index does not say."""
+        domains = self.provenance.get("domains")
+        return [str(name) for name in domains] if isinstance(domains, Mapping) else []
+
+    @property
     def metrics(self) -> Mapping[str, Any]:
         """Figures that were stored with the checkpoint."""
         metrics: Mapping[str, Any] = files.read_json(self.folder / METRICS_NAME)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
+from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
 
@@ -33,7 +34,7 @@ def find_checkpoint(place: str, hub: Path) -> Path:
 
     Raises CheckpointError where the folder holds none, RecipeError where there is no such folder and no such name.
     """
-    folder = Path(place).expanduser()
+    folder = expanded(Path(place))
     if _is_checkpoint(folder):
         return folder
     if _NAME.fullmatch(place) and _is_checkpoint(hub / place):
@@ -51,6 +52,8 @@ def refuse_taken_name(hub: Path, name: str, *, replace: bool) -> None:
     """RecipeError for a name that no checkpoint can have in a hub, or that one has and keeps."""
     if not _NAME.fullmatch(name) or files.is_leftover(Path(name)):
         raise RecipeError(f"name {name!r}: a name in a hub is made of letters, digits, '.', '_' and '-'")
+    if hub.exists() and not hub.is_dir():
+        raise RecipeError(f"{hub}: is no folder, so it is no hub; choose another hub=...")
     if (hub / name).exists() and not replace:
         raise RecipeError(f"{hub / name}: exists already; choose another name, or let it give way with replace")
 
@@ -91,8 +94,8 @@ def find_weights(name: str, local: Mapping[str, Path]) -> Path:
         if not local[name].is_dir():
             raise RecipeError(f"--weights {name}={local[name]}: no such folder")
         return local[name]
-    if name and Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if name and expanded(Path(name)).is_dir():
+        return expanded(Path(name))
     if name.startswith(PACKAGE):
         return _in_package(name)
     if not _REPOSITORY.fullmatch(name):

@@ -55,6 +55,25 @@ def test_contradictory_settings_are_refused_with_their_path() -> None:
         read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec"], ["model.item_encoder.fusion=null"])
 
 
+@pytest.mark.parametrize("name", ["a.b", "training", "keys", "", "../x"])
+def test_a_name_under_which_nothing_can_be_kept_is_no_name_of_an_objective(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"objectives\."):
+        read_recipe(PretrainRecipe, RECIPES["pretrain/tiny"], [f"objectives={{'{name}': {{type: next_item}}}}"])
+
+
+def test_corruption_that_no_objective_reads_is_refused() -> None:
+    without = ["objectives.nid=null", "objectives.rcl=null"]
+    read_recipe(PretrainRecipe, RECIPES["pretrain/tiny"], [*without, "data.corruption.shuffle=0.15"])  # as it is
+    with pytest.raises(RecipeError, match=r"data\.corruption: has no effect"):
+        read_recipe(PretrainRecipe, RECIPES["pretrain/tiny"], [*without, "data.corruption.shuffle=0.5"])
+
+
+def test_a_transfer_from_nothing_is_refused() -> None:
+    recipe = read_recipe(FinetuneRecipe, RECIPES["finetune/tiny"], ["transfer={load: ['*']}"])
+    with pytest.raises(RecipeError, match="transfer: has no effect with `--from none`"):
+        recipe.model_from(None)
+
+
 def test_taking_every_objective_away_is_refused() -> None:
     with pytest.raises(RecipeError, match="at least one"):
         read_recipe(FinetuneRecipe, RECIPES["finetune/full"], ["objectives.dap=null"])

@@ -6,6 +6,7 @@ import math
 import random
 
 import pytest
+import ranx
 import torch
 
 from pmmrec.evaluation.metrics import mean_metrics, user_metrics
@@ -32,7 +33,6 @@ def test_means_are_over_all_users_with_the_usual_names() -> None:
 
 
 def test_metrics_are_those_of_ranx() -> None:
-    ranx = pytest.importorskip("ranx")
     draw = random.Random(3)
     places = [draw.randint(0, 60) for _ in range(40)]  # 0: the target is not in the list
     qrels, run = {}, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_a_hub_is_listed_by_name(hub: Path) -> None:
 def test_a_broken_checkpoint_hides_no_other(hub: Path) -> None:
     (hub / "first" / "model_index.json").write_text("{}")
     assert [(row[0], row[2]) for row in hub_table(hub).rows] == [("first", None), ("second", 16)]
+
+
+@pytest.mark.parametrize("domains", [5, None, [1, 2], "bazaar"])
+def test_a_checkpoint_that_says_nothing_of_use_about_its_sources_is_listed_all_the_same(
+    hub: Path, domains: object
+) -> None:
+    tree = json.loads((hub / "first" / "model_index.json").read_text())
+    tree["provenance"]["domains"] = domains
+    (hub / "first" / "model_index.json").write_text(json.dumps(tree))
+    assert hub_table(hub).rows[0][-1] == ""
+    assert "learned from nothing" in checkpoint_table("first", hub).title
 
 
 def test_the_parts_of_a_checkpoint_come_with_all_their_numbers(hub: Path) -> None:

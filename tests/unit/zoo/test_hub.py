@@ -38,6 +38,17 @@ def test_publishing_refuses_names_that_are_no_names(saved: Path, tmp_path: Path,
         publish(saved, tmp_path, name)
 
 
+def test_a_hub_that_is_no_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub").touch()
+    with pytest.raises(RecipeError, match="hub: is no folder"):
+        publish(saved, tmp_path / "hub", "tiny")
+
+
+def test_a_home_that_nobody_has_holds_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nobody's home folder"):
+        find_checkpoint("~nobody-of-this-name/tiny", tmp_path)
+
+
 def test_publishing_leaves_files_that_are_not_listed_behind(saved_copy: Path, tmp_path: Path) -> None:
     (saved_copy / "notes.txt").write_text("private")
     publish(saved_copy, tmp_path / "hub", "demo")
