@@ -139,3 +139,12 @@ def test_an_evaluation_holds_ranks_means_and_intervals_that_belong_together(
         assert evaluation.metrics[name] == interval.mean == pytest.approx(values_Q.mean().item(), abs=1e-12)
         assert interval.low <= interval.mean <= interval.high
     assert evaluation.metrics["seen_target"] == evaluation.ranks.seen_share
+
+
+def test_a_domain_without_anyone_to_rank_for_is_named_before_anything_is_encoded(
+    make_split: Callable[[list[list[int]], int], Split], recommender: Recommender, make_reader: MakeReader
+) -> None:
+    short = make_split([[0, 1], [2]], NUM_ITEMS)
+    recommender.item_encoder.forward = None  # type: ignore[assignment]  # whoever calls it now fails
+    with pytest.raises(DataError, match=f"{short.domain.folder}: nobody has three interactions"):
+        evaluate_model(recommender, make_reader(short.domain), 0, short, "validation", "cpu")
