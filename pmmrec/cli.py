@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +58,9 @@ def errors_for_people() -> Iterator[None]:
     except PMMRecError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         typer.echo("error: not enough memory; lower train.batch_users or the model's width", err=True)
         raise typer.Exit(MachineError.exit_code) from error
     except BrokenPipeError:
@@ -69,17 +73,31 @@ def errors_for_people() -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch says it in its own way: of a GPU by a class of its own, of the machine in words alone."""
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_of_torch
+
+
+@app.callback()
+def show_any_letter() -> None:
+    """Where the encoding of the output lacks a letter, a `?` stands for it; it is no reason to end a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def run_program(main: Callable[..., None]) -> None:
     """Run a program such as `pretrain/run.py`: its arguments, its help, errors for people."""
-    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    program.command(context_settings={"help_option_names": ["--help", "-h"]})(main)
-    code = 0
-    try:
+
+    @functools.wraps(main)
+    def guarded(*arguments: Any, **options: Any) -> None:
         with errors_for_people():
-            program(prog_name=sys.argv[0], standalone_mode=True)
-    except typer.Exit as leaving:
-        code = leaving.exit_code
-    sys.exit(code)
+            main(*arguments, **options)
+
+    show_any_letter()
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command(context_settings={"help_option_names": ["--help", "-h"]})(guarded)
+    program(prog_name=sys.argv[0])
 
 
 def named_folders(pairs: Iterable[str]) -> dict[str, Path]:
@@ -217,7 +235,7 @@ def verify_domain_command(domain: DomainFolder) -> None:
 @data_app.command("demo")
 def demo_command(
     out: Annotated[Path, Option(help="Folder to make; holds one domain for each platform.")],
-    seed: Annotated[int, Option(help="Another seed, another world.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Another seed, another world.")] = 1,
 ) -> None:
     """Make the demo world: three small platforms with texts, pictures and users, and import them."""
     from pmmrec.report.domains import make_demo_world

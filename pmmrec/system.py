@@ -22,6 +22,7 @@ from pmmrec.evaluation.recommend import top_k, write_top_k
 from pmmrec.models import Catalogue
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
+from pmmrec.settings import expanded
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import find_checkpoint
 
@@ -47,7 +48,7 @@ class System:
 
     def __init__(self, checkpoint: Checkpoint, cache: Path, device: torch.device) -> None:
         self.checkpoint, self.device = checkpoint, device
-        self._cache = cache.expanduser()
+        self._cache = expanded(cache)
         self._recommender: Recommender | None = None
         self._loaded_for = ""
         self._encoded: dict[str, EncodedItems] = {}

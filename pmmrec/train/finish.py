@@ -99,7 +99,7 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
 
 def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[DomainOutcome, ...]:
     recommender = load_recommender(Checkpoint.open(folder), sources.catalogues).to(run.processes.device)
-    reader = open_reader(sources, recommender, recipe.cache.expanduser())
+    reader = open_reader(sources, recommender, recipe.cache)
     seen = recipe.validation.seen
     outcomes = []
     for index, (domain, split) in enumerate(zip(sources.domains, sources.splits, strict=True)):

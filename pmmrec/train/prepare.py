@@ -21,6 +21,7 @@ from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
+from pmmrec.settings import expanded
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
@@ -99,6 +100,11 @@ def find_backbones(
 ) -> dict[str, Backbone]:
     """The folder of every backbone: given, named by the recipe, or started below `folder`."""
     backbones = dict(given or {})
+    wanted = [encoder.weights for part, encoder in config.item_encoder.encoders.items() if part not in backbones]
+    for name in weights:
+        if name not in wanted:
+            asked = ", ".join(filter(None, wanted)) or "none"
+            raise RecipeError(f"--weights {name}: has no effect, no encoder asks for these weights; asked for: {asked}")
     for part, encoder in config.item_encoder.encoders.items():
         if part in backbones:
             continue
@@ -118,7 +124,7 @@ def open_reader(
     def build() -> ItemReader:
         reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
         with bars() as progress:
-            return ItemReader(sources.domains, *reads, cache, progress)
+            return ItemReader(sources.domains, *reads, expanded(cache), progress)
 
     if processes is None:
         return build()

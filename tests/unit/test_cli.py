@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from command_line import SMALL, Pmmrec, sources, working_in
 
+from pmmrec.cli import errors_for_people, run_program
+from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.errors import RecipeError
 from pmmrec.recipe import PretrainRecipe, read_recipe
 from pmmrec.shipped import find_recipe
 
@@ -262,3 +269,57 @@ def test_tables_without_pictures_are_imported(home: Path, world: Path, pmmrec: P
     again = pmmrec("data", "import", "table", *common, "--out", "words")
     assert again.code == 2
     assert sorted(path.name for path in home.iterdir()) == ["words"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "stopped\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "error: not enough memory; lower"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 4, "error: not enough memory; lower"),
+        (RecipeError("name: wrong"), 2, "error: name: wrong\n"),
+    ],
+)
+def test_a_program_ends_with_one_message_and_its_code(
+    error: BaseException,
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def main(name: str = "") -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as leaving:
+        run_program(main)
+    assert leaving.value.code == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_fault_of_ours_is_not_hidden() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), errors_for_people():
+        raise RuntimeError("shapes differ")
+
+
+def test_letters_that_an_output_lacks_end_nothing(tmp_path: Path, world: Path) -> None:
+    files = world / "files" / "boutique"
+    tables = {"items": files / "items.csv", "interactions": files / "interactions.csv"}
+    import_table(TableImport(**tables, name="日本", out=tmp_path / "domain", k_core=None))
+    command = [sys.executable, "-c", "from pmmrec.cli import app; app()", "data", "stats", str(tmp_path / "domain")]
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=narrow, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"??" in result.stdout
+
+
+def test_a_seed_below_zero_makes_no_world(home: Path, pmmrec: Pmmrec) -> None:
+    assert pmmrec("data", "demo", "--out", "demo", "--seed", "-1").code == 2
+    assert not list(home.iterdir())
+
+
+def test_weights_that_no_encoder_asks_for_are_refused(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    options = (*SMALL, *sources(world), "--weights", f"org/name={home}", "--dry-run")
+    result = pmmrec("pretrain", "pretrain/tiny", *options)
+    assert result.code == 2
+    assert "--weights org/name: has no effect, no encoder asks for these weights; asked for: none" in result.output
