@@ -18,4 +18,4 @@ pmmrec pretrain pretrain/tiny
 pmmrec evaluate tiny demo/boutique --name zero-shot --out runs/zero-shot
 pmmrec finetune finetune/tiny --from none --on demo/boutique name=scratch
 pmmrec finetune finetune/tiny --from tiny --on demo/boutique name=transfer
-pmmrec compare runs/zero-shot runs/scratch runs/transfer
+pmmrec compare runs/scratch runs/zero-shot runs/transfer
