@@ -272,15 +272,19 @@ def recipe_copy(
     """Copy a shipped recipe to change it; what it extends is written into it."""
     import yaml
 
+    from pmmrec.atomic import whole_file
     from pmmrec.settings import read_extended
     from pmmrec.shipped import find_recipe
 
     with errors_for_people():
         if to.exists():
             raise RecipeError(f"{to}: exists; choose another file")
+        if not to.parent.is_dir():
+            raise MachineError(f"{to}: there is no folder {to.parent}; make it first")
         source = find_recipe(name)
         text = yaml.safe_dump(read_extended(source), sort_keys=False, allow_unicode=True)
-        to.write_text(f"{_first_comment(source)}{text}", encoding="utf-8")
+        with whole_file(to) as draft:
+            draft.write_text(f"{_first_comment(source)}{text}", encoding="utf-8")
         typer.echo(f"{to}: copied from {name}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
-from pmmrec.errors import DataError, RecipeError
+from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluate_model, users_at_once
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
@@ -23,6 +23,7 @@ from pmmrec.models import Catalogue
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
 from pmmrec.settings import expanded
+from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import find_checkpoint
 
@@ -66,7 +67,8 @@ class System:
         if not history:
             raise RecipeError("recommend: the history is empty; give one item id or more, oldest first")
         domain = self._current.domain
-        rows = domain.rows_of(list(history))
+        texts = [item if isinstance(item, str) else None for item in history]  # 1 is no id, though "1" may be
+        rows = domain.rows_of(texts)
         unknown = [item for item, row in zip(history, rows, strict=True) if row < 0]
         if unknown:
             raise DataError(
@@ -80,10 +82,10 @@ class System:
         return [(domain.item_ids[item].as_py(), score) for item, score in zip(items, scores, strict=True)]
 
     def evaluate(
-        self, domain: Domain | Path | str, *, name: str, seen: Seen = "exclude", out: Path | None = None
+        self, domain: Domain | Path | str, *, name: str, seen: Seen = "exclude", out: Path | str | None = None
     ) -> Outcome:
         """Rank the test targets of a domain beside the floors; with `out`, write metrics.json and ranks.parquet."""
-        if out is not None and out.exists():
+        if out is not None and Path(out).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
         split = Split(opened)
@@ -93,13 +95,14 @@ class System:
         found = domain_outcome(split, evaluation, floors_of(split, seen))
         outcome = Outcome(name=name, kind="evaluate", seen=seen, domains=(found,))
         if out is not None:
-            write_ranks(out / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids)
-            write_outcome(out, outcome)
+            with files.writing(Path(out), replace=False) as place:
+                write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids)
+                write_outcome(place, outcome)
         return outcome
 
-    def score(self, domain: Domain | Path | str, k: int, out: Path, *, seen: Seen = "exclude") -> tuple[int, int]:
+    def score(self, domain: Domain | Path | str, k: int, out: Path | str, *, seen: Seen = "exclude") -> tuple[int, int]:
         """Write the best k items of every user to a Parquet file; returns the number of users and of rows."""
-        if out.exists():
+        if Path(out).exists():
             raise RecipeError(f"--out {out}: exists; choose another file or remove it")
         opened = _opened(domain)
         if k > opened.num_items:
@@ -108,7 +111,7 @@ class System:
         offsets, items = opened.sequence_offsets, opened.sequence_items
         chunk = users_at_once(opened.num_items)
         lists = top_k(self._model_for(opened), vectors_ND, offsets, items, k, seen=seen, chunk=chunk)
-        return opened.num_users, write_top_k(out, lists, opened.user_ids, opened.item_ids)
+        return opened.num_users, write_top_k(Path(out), lists, opened.user_ids, opened.item_ids)
 
     def _encode(self, domain: Domain) -> EncodedItems:
         if domain.fingerprint not in self._encoded:
@@ -135,13 +138,20 @@ class System:
             return ItemReader([domain], *reads, self._cache, progress)
 
 
-def load(checkpoint: str | Path, *, hub: Path = HUB, cache: Path | None = None, device: str | None = None) -> System:
+def load(
+    checkpoint: str | Path, *, hub: Path | str = HUB, cache: Path | str | None = None, device: str | None = None
+) -> System:
     """Open a checkpoint, by its folder or its name in a folder hub. Weights are read at first use.
 
     `device`: such as "cuda" or "cpu"; None takes a GPU where there is one.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return System(Checkpoint.open(find_checkpoint(str(checkpoint), hub)), cache or CACHE, chosen)
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise RecipeError(f"device {device!r}: torch knows no such device; give cpu, cuda or cuda:1") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
+    return System(Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub))), Path(cache or CACHE), chosen)
 
 
 def _opened(domain: Domain | Path | str) -> Domain:

@@ -178,7 +178,7 @@ class Domain:
         """int64 times beside `sequence(user)`, in `info.time_unit`; None when the source had none."""
         return self._times[self._span(user)] if self._times is not None else None
 
-    def rows_of(self, item_ids: Sequence[str]) -> np.ndarray:
+    def rows_of(self, item_ids: Sequence[str | None]) -> np.ndarray:
         """int64 row of each id, -1 where the domain has no such item."""
         index = pc.index_in(pa.array(item_ids, pa.large_string()), value_set=self.item_ids)
         rows: np.ndarray = pc.fill_null(index, -1).to_numpy(zero_copy_only=False).astype(np.int64)

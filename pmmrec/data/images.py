@@ -153,7 +153,7 @@ class PixelTable:
 def _holds(path: Path, shape: tuple[int, ...]) -> bool:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):  # EOFError: an empty file
         return False
     return bool(found.shape == shape and found.dtype == np.uint8)
 

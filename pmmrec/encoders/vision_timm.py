@@ -233,7 +233,10 @@ def _resized(backbone: Any, layout: TimmLayout, found: _Found, config: TimmConfi
     size = config.image_size or own_size
     model_args = dict(found.model_args)
     if layout.is_size_fixed and size != model_args.get("img_size", backbone.pretrained_cfg["input_size"][-1]):
-        backbone.set_input_size(img_size=size)
+        try:
+            backbone.set_input_size(img_size=size)
+        except (AssertionError, RuntimeError, ValueError) as error:  # its patches or windows do not fit
+            raise RecipeError(f"image_size: {found.architecture} cannot read {size} pixels: {error}") from error
         model_args["img_size"] = size
     mean, std = config.mean or found.mean or NEUTRAL, config.std or found.std or NEUTRAL
     return _Settings(found.architecture, model_args, size, mean, std)

@@ -55,7 +55,7 @@ def read_outcome(folder: Path) -> Outcome:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{folder}: no {METRICS_FILE}: neither a finished run nor an evaluation") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
     try:
         return validate(Outcome, tree, str(path))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.split import Holdout
-from pmmrec.errors import DataError
+from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.ids import ids_at
 
 Seen = Literal["exclude", "include"]
@@ -53,6 +53,7 @@ def rank_targets(holdout: Holdout, num_items: int, score: Score, *, seen: Seen =
 
     Raises DataError when there is no query, or a score is not finite.
     """
+    check_seen(seen)
     if not holdout.num_queries:
         raise DataError(f"{holdout.name}: there is no user to rank for; a user needs at least three interactions")
     parts = []
@@ -62,6 +63,12 @@ def rank_targets(holdout: Holdout, num_items: int, score: Score, *, seen: Seen =
         check_scores(score_qN, holdout.user_index[rows], num_items, holdout.name)
         parts.append(_rank_chunk(holdout, rows, score_qN, seen))
     return Ranks(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Ranks)})
+
+
+def check_seen(seen: str) -> None:
+    """RecipeError for a word that is no rule: it would quietly count as the other one."""
+    if seen not in get_args(Seen):
+        raise RecipeError(f"seen: {seen!r} is no rule; choose {' or '.join(get_args(Seen))}")
 
 
 def check_scores(score_qN: Tensor, user_index_q: Rows, num_items: int, name: str) -> None:

@@ -17,7 +17,7 @@ from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import history_scorer
 from pmmrec.evaluation.ids import ids_at
-from pmmrec.evaluation.ranking import Rows, Seen, check_scores, seen_items
+from pmmrec.evaluation.ranking import Rows, Seen, check_scores, check_seen, seen_items
 from pmmrec.models.recommender import Recommender
 
 SCHEMA = pa.schema(
@@ -55,6 +55,7 @@ def top_k(
     `exclude`: nobody gets an item of the history. Raises RecipeError when k does not fit the catalogue, DataError for a
     user without history and for scores that are not finite; the checks of k and of histories come before any work.
     """
+    check_seen(seen)
     num_items = vectors_ND.shape[0]
     if not 1 <= k <= num_items:
         raise RecipeError(f"k: {k} items cannot be recommended from a catalogue of {num_items}; take 1 to {num_items}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def make_demo_world(out: Path, seed: int) -> Iterator[str]:
     """Make three small platforms below `out`, import each, and tell of it line by line."""
     if out.exists():
         raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
+    try:
+        yield from _platforms(out, seed)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)  # half a world would only stand in the way of a whole one
+        raise
+
+
+def _platforms(out: Path, seed: int) -> Iterator[str]:
     files = write_demo_world(out / "files", DemoWorldConfig(seed=seed))
     for name, folder in files.items():
         domain = import_table(

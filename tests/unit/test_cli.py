@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -323,3 +324,17 @@ def test_weights_that_no_encoder_asks_for_are_refused(home: Path, world: Path, p
     result = pmmrec("pretrain", "pretrain/tiny", *options)
     assert result.code == 2
     assert "--weights org/name: has no effect, no encoder asks for these weights; asked for: none" in result.output
+
+
+def test_a_recipe_that_cannot_be_copied_whole_leaves_nothing(
+    home: Path, pmmrec: Pmmrec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(path: Path, text: str, **_: object) -> int:
+        path.write_bytes(text[:10].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", cut_short)
+    result = pmmrec("recipe", "copy", "pretrain/tiny", "mine.yaml")
+    assert result.code == 4
+    assert "mine.yaml: the disk is full" in result.output
+    assert not list(home.iterdir())

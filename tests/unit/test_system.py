@@ -9,7 +9,7 @@ import torch
 
 import pmmrec
 from pmmrec.data.domain import Domain
-from pmmrec.errors import DataError, RecipeError
+from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.system import System
 
 
@@ -86,6 +86,48 @@ def test_an_unknown_item_and_an_empty_history_are_refused(system: System, world:
         system.recommend([])
     with pytest.raises(RecipeError, match="take 1 to 36"):
         system.recommend(_history(domain, 0), k=37)
+
+
+@pytest.mark.parametrize("item", [7, None, b"i1", ["i1"]])
+def test_what_is_no_text_is_no_item(system: System, world: Path, item: object) -> None:
+    system.encode_items(world / "boutique")
+    with pytest.raises(DataError, match="is no item of boutique; ids are strings"):
+        system.recommend([item])
+
+
+def test_a_rule_for_seen_items_that_there_is_not_is_refused(system: System, world: Path) -> None:
+    domain = system.encode_items(world / "boutique").domain
+    with pytest.raises(RecipeError, match="seen: 'included' is no rule; choose exclude or include"):
+        system.recommend(_history(domain, 0), k=1, seen="included")
+    with pytest.raises(RecipeError, match="seen: 'included' is no rule"):
+        system.evaluate(domain, name="small", seen="included")
+
+
+def test_a_device_that_there_is_not_is_refused(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="device 'gpu': torch knows no such device; give cpu, cuda or cuda:1"):
+        pmmrec.load("small", hub=small_run / "hub", device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match="device 'cuda:1': torch finds no GPU here"):
+        pmmrec.load("small", hub=small_run / "hub", device="cuda:1")
+
+
+def test_places_may_be_written_as_text(small_run: Path, world: Path, tmp_path: Path) -> None:
+    system = pmmrec.load("small", hub=str(small_run / "hub"), cache=str(small_run / "c"), device="cpu")
+    system.evaluate(str(world / "boutique"), name="small", out=str(tmp_path / "out"))
+    system.score(str(world / "boutique"), 3, str(tmp_path / "top.parquet"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "top.parquet"]
+
+
+def test_an_evaluation_that_cannot_be_written_whole_leaves_nothing(
+    system: System, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, outcome: object) -> None:
+        raise MachineError("the disk is full")
+
+    monkeypatch.setattr("pmmrec.system.write_outcome", refuse)
+    with pytest.raises(MachineError, match="the disk is full"):
+        system.evaluate(world / "boutique", name="small", out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_ranking_among_seen_items_too_gives_other_figures(system: System, world: Path) -> None:

@@ -228,6 +228,14 @@ def test_a_torn_table_is_built_again(domain: Domain, tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
+def test_an_empty_table_is_built_again(domain: Domain, tmp_path: Path) -> None:
+    path = PixelTable.open(domain, PixelSpec(8), tmp_path / "cache").path
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    PixelTable.open(domain, PixelSpec(8), tmp_path / "cache")
+    assert path.read_bytes() == whole
+
+
 def test_a_broken_stored_image_names_its_item_and_leaves_no_table(domain: Domain, tmp_path: Path) -> None:
     path = domain.folder / "images.arrow"
     stored = domain.jpegs(np.array([2]))[0]

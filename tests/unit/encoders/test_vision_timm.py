@@ -135,6 +135,11 @@ def test_batch_statistics_of_frozen_stages_stay_in_training(fresh: Fresh, pixels
     assert not any(module.training for module in frozen if isinstance(module, nn.BatchNorm2d))
 
 
+def test_images_too_small_for_a_patch_are_an_error(fresh: Fresh) -> None:
+    with pytest.raises(RecipeError, match="image_size: vit_tiny_patch16_224 cannot read 4 pixels"):
+        fresh(VIT, image_size=4)
+
+
 def test_another_size_stretches_the_positions_and_is_saved(fresh: Fresh, tmp_path: Path) -> None:
     first = fresh(VIT)
     (tmp_path / "saved").mkdir()

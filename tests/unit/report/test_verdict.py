@@ -34,6 +34,13 @@ def _change(folder: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"name": ' + "9" * 5_000 + "}"])
+def test_figures_that_are_none_are_refused(folders: tuple[Path, Path], text: str) -> None:
+    (folders[1] / "metrics.json").write_text(text)
+    with pytest.raises(DataError, match=r"two/metrics\.json: "):
+        comparison(folders)
+
+
 def test_floors_stand_first_and_once_for_each_domain(folders: tuple[Path, Path]) -> None:
     _change(folders[1], name="other")
     found = result_rows([read_outcome(folder) for folder in folders])
