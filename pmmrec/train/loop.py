@@ -16,7 +16,7 @@ from pmmrec.contracts import Batch, to_device
 from pmmrec.errors import MachineError
 from pmmrec.settings import Config
 from pmmrec.train.log import RunLog
-from pmmrec.train.nonfinite import stop_if_gradient_nonfinite, stop_if_nonfinite
+from pmmrec.train.nonfinite import stop_if_gradient_nonfinite, stop_if_nonfinite, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
 from pmmrec.train.processes import Processes
 from pmmrec.train.task import TrainingTask
@@ -136,6 +136,7 @@ class Loop:
                 self._log_step(meter)
                 meter = Meter()
         self.log.end_progress()
+        stop_if_weights_nonfinite(self.task, self.step)
 
     def _out_of_memory(self, batch: Batch) -> str:
         num_users, num_inputs = batch.windows.is_input_BL.shape

@@ -48,3 +48,10 @@ def stop_if_gradient_nonfinite(norm: Tensor | float | None, step: int) -> None:
     """DivergenceError when the norm of all gradients is NaN or infinite; it is the same in all processes."""
     if norm is not None and not math.isfinite(norm):
         raise DivergenceError(f"step {step}: a gradient is not finite, every loss is; no update was made. {ADVICE}")
+
+
+def stop_if_weights_nonfinite(task: TrainingTask, step: int) -> None:
+    """DivergenceError when the last update made a weight NaN or infinite, which no loss has met yet."""
+    broken = [name for name, weight in task.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        raise DivergenceError(f"step {step}: its update left {joined(broken)} not finite. {ADVICE}")

@@ -11,6 +11,7 @@ from pmmrec.contracts import Term, Views
 from pmmrec.errors import DivergenceError
 from pmmrec.objectives import Objective
 from pmmrec.train.loop import Loop
+from pmmrec.train.nonfinite import stop_if_weights_nonfinite
 from pmmrec.train.processes import joined
 
 ROW = 5
@@ -79,6 +80,17 @@ def test_a_broken_gradient_of_a_sound_loss_makes_no_update(workshop) -> None:
     with pytest.raises(DivergenceError, match="step 1: a gradient is not finite, every loss is; no update was made"):
         shop.loop(batch_users=40, clip_norm=None).fit()
     torch.testing.assert_close(_copy(shop), before, rtol=0, atol=0)
+
+
+def test_an_update_that_leaves_the_finite_numbers_is_told_with_the_weight(workshop) -> None:
+    """The last step of an epoch has no next loss that would notice; ranking must not be the first to meet it."""
+    task = workshop().task
+    stop_if_weights_nonfinite(task, step=7)
+    with torch.no_grad():
+        task.recommender.item_encoder.item_table.vector.weight[ROW] = math.inf
+    told = r"^step 7: its update left recommender\.item_encoder\.item_table\.vector\.weight not finite"
+    with pytest.raises(DivergenceError, match=told):
+        stop_if_weights_nonfinite(task, step=7)
 
 
 def test_divergence_is_no_fault_of_recipe_data_or_machine() -> None:
