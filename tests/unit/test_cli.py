@@ -198,6 +198,21 @@ def test_a_checkpoint_that_was_changed_is_refused_everywhere(
     assert not (home / "out").exists()
 
 
+@pytest.mark.parametrize("new_name", [None, "other.safetensors"])
+def test_a_tensor_file_that_is_missing_or_renamed_is_refused_by_its_name(
+    small_run: Path, world: Path, home: Path, pmmrec: Pmmrec, new_name: str | None
+) -> None:
+    shutil.copytree(small_run / "hub" / "small", home / "hub" / "small")
+    tensors = home / "hub" / "small" / "user_encoder" / "part.safetensors"
+    tensors.unlink() if new_name is None else tensors.rename(tensors.with_name(new_name))
+    for command in (("zoo", "verify", "small"), ("evaluate", "small", world / "boutique", "--out", "out")):
+        result = pmmrec(*command)
+        assert result.code == 3
+        assert "part.safetensors" in result.output
+        assert new_name is None or new_name in result.output
+    assert not (home / "out").exists()
+
+
 def test_a_checkpoint_of_a_mistyped_name_is_told_the_nearest(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
     result = pmmrec("evaluate", "smal", world / "boutique")
     assert result.code == 2
