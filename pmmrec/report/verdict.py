@@ -47,12 +47,25 @@ def comparison(folders: Sequence[Path]) -> list[Table]:
 
     DataError when they were not measured on the same users and items.
     """
-    outcomes = [read_outcome(folder) for folder in folders]
+    outcomes = _told_apart([read_outcome(folder) for folder in folders], folders)
     for outcome, folder in zip(outcomes, folders, strict=True):
         _same_measure(outcomes[0], outcome, folders[0], folder)
-    named = {outcome.name: folder / RANKS_FILE for outcome, folder in zip(outcomes, folders, strict=True)}
-    ranked = {name: _user_figures(path) for name, path in named.items() if path.is_file()}
+    shared = {found.fingerprint for found in outcomes[0].domains[:1]}
+    ranked = {
+        outcome.name: _user_figures(folder / RANKS_FILE)
+        for outcome, folder in zip(outcomes, folders, strict=True)
+        if (folder / RANKS_FILE).is_file() and {found.fingerprint for found in outcome.domains} == shared
+    }
     return [*outcome_tables(outcomes), *([_differences(ranked)] if len(ranked) > 1 else [])]
+
+
+def _told_apart(outcomes: Sequence[Outcome], folders: Sequence[Path]) -> list[Outcome]:
+    """The same outcomes, those of one name called by their folders."""
+    names = [outcome.name for outcome in outcomes]
+    return [
+        outcome if names.count(outcome.name) == 1 else outcome.model_copy(update={"name": str(folder)})
+        for outcome, folder in zip(outcomes, folders, strict=True)
+    ]
 
 
 def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None:

@@ -61,13 +61,29 @@ def test_differences_are_paired_over_users(folders: tuple[Path, Path], small_run
     ranks = pq.read_table(small_run / "runs" / "small" / "ranks-bazaar.parquet")
     perfect = ranks.set_column(2, "rank", pa.array([1] * ranks.num_rows))
     for folder, table, name in ((folders[0], ranks, "as it is"), (folders[1], perfect, "perfect")):
-        _change(folder, name=name)
+        one_domain = json.loads((folder / "metrics.json").read_text())["domains"][:1]
+        _change(folder, name=name, domains=one_domain)
         pq.write_table(table, folder / "ranks.parquet")
     *_, differences = comparison(folders)
     (row,) = ([str(cell) for cell in column.cells] for column in [differences.columns[1]])
     mean = 100 * (1 - float(np.isin(ranks["rank"], range(1, 11)).mean()))
     assert [str(cell) for cell in differences.columns[0].cells] == ["perfect - as it is"]
     assert row[0].startswith(f"{mean:.1f} [")
+
+
+def test_runs_of_one_name_are_called_by_their_folders(folders: tuple[Path, Path]) -> None:
+    table = comparison(folders)[0]
+    assert [str(cell) for cell in table.columns[0].cells][-2:] == [str(folder) for folder in folders]
+
+
+def test_only_users_of_one_domain_are_paired(folders: tuple[Path, Path], small_run: Path) -> None:
+    """A run on two domains compares with runs on either, but their users are not the same."""
+    ranks = pq.read_table(small_run / "runs" / "small" / "ranks-bazaar.parquet")
+    whole = json.loads((folders[1] / "metrics.json").read_text())
+    _change(folders[1], domains=whole["domains"][1:])
+    for folder in folders:
+        pq.write_table(ranks, folder / "ranks.parquet")
+    assert len(comparison(folders)) == 2  # a table for each domain, and no differences
 
 
 def test_other_users_or_rules_are_refused(folders: tuple[Path, Path]) -> None:
