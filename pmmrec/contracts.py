@@ -30,6 +30,7 @@ class View(str, Enum):
     MODALITIES = "modalities"  # cls vectors of text and of image
     CORRUPTED = "corrupted"  # a second pass of the user encoder over corrupted windows
     POPULARITY = "popularity"  # log of how often the sampler is expected to show each item
+    CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
 
 
 class Noise(int, Enum):

@@ -75,7 +75,8 @@ class System:
                 f"recommend: {unknown[0]!r} is no item of {domain.name}; ids are strings, exactly as imported"
             )
         offsets = np.array([0, len(rows)])
-        lists = top_k(self._model_for(domain), self._current.vectors_ND, offsets, rows, k, seen=seen, chunk=1)
+        vectors_ND, counts = self._current.vectors_ND, domain.item_counts
+        lists = top_k(self._model_for(domain), vectors_ND, offsets, rows, k, counts=counts, seen=seen, chunk=1)
         best = next(iter(lists))
         is_filled_K = best.is_filled_BK[0]
         items, scores = best.item_index_BK[0][is_filled_K].tolist(), best.score_BK[0][is_filled_K].tolist()
@@ -110,7 +111,8 @@ class System:
         vectors_ND = self._encode(opened).vectors_ND
         offsets, items = opened.sequence_offsets, opened.sequence_items
         chunk = users_at_once(opened.num_items)
-        lists = top_k(self._model_for(opened), vectors_ND, offsets, items, k, seen=seen, chunk=chunk)
+        counts, model = opened.item_counts, self._model_for(opened)
+        lists = top_k(model, vectors_ND, offsets, items, k, counts=counts, seen=seen, chunk=chunk)
         return opened.num_users, write_top_k(Path(out), lists, opened.user_ids, opened.item_ids)
 
     def _encode(self, domain: Domain) -> EncodedItems:

@@ -46,7 +46,8 @@ class BatchBuilder:
     under natural weights, and tells visits within one epoch apart under others. Windows are padded on the left to the
     longest of the global batch, items are ordered by (domain, row), and each is read once.
 
-    `views` are what the objectives ask for. With `View.POPULARITY` a batch holds `log_q_U`, the log of
+    `views` are what the objectives ask for. With `View.CATALOGUE` the items of a batch are all items of all domains.
+    With `View.POPULARITY` a batch holds `log_q_U`, the log of
 
         q = users of this process's share x weight of the item's domain x expected slots of the item in one window of it
 
@@ -87,6 +88,7 @@ class BatchBuilder:
         # The key of an item is its row behind all items of the domains before its own.
         self._first_key = np.cumsum([0, *(domain.num_items for domain in domains)])
         self._log_share = self._log_expected_slots(mixing) if View.POPULARITY in views else None
+        self._holds_catalogue = View.CATALOGUE in views
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,7 +102,10 @@ class BatchBuilder:
         num_positions = self._longest(everyone)
         item_keys = [window.keys for window in windows]
         corrupted = self._corrupted(self._corruption, everyone, mine, windows) if self._corruption else []
-        key_U = np.unique(np.concatenate([*item_keys, *(keys for keys, _ in corrupted)]))
+        if self._holds_catalogue:
+            key_U = np.arange(self._first_key[-1])
+        else:
+            key_U = np.unique(np.concatenate([*item_keys, *(keys for keys, _ in corrupted)]))
         domain_U = np.searchsorted(self._first_key, key_U, side="right") - 1
         places = [np.searchsorted(key_U, keys) for keys in item_keys]
         corruption = None

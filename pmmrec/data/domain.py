@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from pmmrec.contracts import Modality
@@ -161,6 +163,11 @@ class Domain:
     def item_ids_fingerprint(self) -> str:
         """Changes whenever an item id or the order of items does."""
         return self.info.item_ids_fingerprint
+
+    @cached_property
+    def item_counts(self) -> NDArray[np.int64]:
+        """Interactions of each item, held-out ones among them, `(N,)`: what a platform knows when it recommends."""
+        return np.bincount(self.sequence_items, minlength=self.num_items).astype(np.int64, copy=False)
 
     def texts(self, rows: np.ndarray) -> list[str | None]:
         """The text of each item in `rows`, None where it has none."""

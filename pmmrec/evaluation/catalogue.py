@@ -51,7 +51,7 @@ def evaluate_model(
     vectors_ND = encode_catalogue(
         recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision
     )
-    score = model_scorer(recommender, vectors_ND, holdout, device)
+    score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device)
     return summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=users_at_once(num_items)))
 
 
@@ -102,17 +102,24 @@ def encode_catalogue(
     return vectors_ND
 
 
-def model_scorer(recommender: Recommender, vectors_ND: Tensor, holdout: Holdout, device: torch.device | str) -> Score:
-    """Scores of the model for slices of the holdout's queries, `(q, N)` float32 on `device`."""
+def model_scorer(
+    recommender: Recommender, vectors_ND: Tensor, holdout: Holdout, counts: Rows, device: torch.device | str
+) -> Score:
+    """Scores of the model for slices of the holdout's queries, `(q, N)` float32 on `device`.
+
+    `counts`: how often each item was touched in what may be known, `(N,)`.
+    """
     vectors_ND = vectors_ND.to(device)
-    return history_scorer(recommender, vectors_ND, holdout.history_offsets, holdout.history_items)
+    return history_scorer(recommender, vectors_ND, holdout.history_offsets, holdout.history_items, counts)
 
 
-def history_scorer(recommender: Recommender, vectors_ND: Tensor, offsets: Rows, items: Rows) -> Score:
+def history_scorer(recommender: Recommender, vectors_ND: Tensor, offsets: Rows, items: Rows, counts: Rows) -> Score:
     """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
 
-    Every chunk is padded to one length, so that a user's scores do not hang on who else is in the chunk.
+    Every chunk is padded to one length, so that a user's scores do not hang on who else is in the chunk. `counts`: how
+    often each item was touched in what may be known, `(N,)`.
     """
+    count_N = torch.from_numpy(np.asarray(counts)).to(vectors_ND.device)
     longest = int(np.diff(offsets).max(initial=1))
     num_inputs = min(recommender.user_encoder.max_inputs, longest)
 
@@ -122,7 +129,7 @@ def history_scorer(recommender: Recommender, vectors_ND: Tensor, offsets: Rows, 
             hidden_qLD = recommender.user_states(
                 vectors_ND, item_index_qL.to(vectors_ND.device), is_valid_qL.to(vectors_ND.device)
             )
-            score_qN: Tensor = recommender.scorer(hidden_qLD[:, -1], vectors_ND)
+            score_qN: Tensor = recommender.scorer(hidden_qLD[:, -1], vectors_ND, count_N)
         return score_qN.float()
 
     return score

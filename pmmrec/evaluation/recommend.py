@@ -17,7 +17,7 @@ from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import history_scorer
 from pmmrec.evaluation.ids import ids_at
-from pmmrec.evaluation.ranking import Rows, Seen, check_scores, check_seen, seen_items
+from pmmrec.evaluation.ranking import Rows, Score, Seen, check_scores, check_seen, seen_items
 from pmmrec.models.recommender import Recommender
 
 SCHEMA = pa.schema(
@@ -47,10 +47,13 @@ def top_k(
     items: Rows,
     k: int,
     *,
+    counts: Rows,
     seen: Seen = "exclude",
     chunk: int,
 ) -> Iterator[TopItems]:
     """Exact lists for all users, in order; user i's history is items[offsets[i]:offsets[i+1]].
+
+    `counts`: how often each item was touched, `(N,)`; read by scorers that know of popularity.
 
     `exclude`: nobody gets an item of the history. Raises RecipeError when k does not fit the catalogue, DataError for a
     user without history and for scores that are not finite; the checks of k and of histories come before any work.
@@ -62,7 +65,8 @@ def top_k(
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if len(empty):
         raise DataError(f"user {empty[0]} has no history ({len(empty)} such users); leave such users out")
-    return _lists(recommender, vectors_ND, offsets, items, k, seen, chunk)
+    score = history_scorer(recommender, vectors_ND, offsets, items, counts)
+    return _lists(score, offsets, items, num_items, k, seen, chunk)
 
 
 def write_top_k(path: Path, lists: Iterable[TopItems], user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> int:
@@ -97,10 +101,9 @@ def largest(score_BN: Tensor, k: int) -> Tensor:
 
 
 def _lists(
-    recommender: Recommender, vectors_ND: Tensor, offsets: Rows, items: Rows, k: int, seen: Seen, chunk: int
+    score: Score, offsets: Rows, items: Rows, num_items: int, k: int, seen: Seen, chunk: int
 ) -> Iterator[TopItems]:
-    score = history_scorer(recommender, vectors_ND, offsets, items)
-    num_users, num_items = len(offsets) - 1, vectors_ND.shape[0]
+    num_users = len(offsets) - 1
     for start in range(0, num_users, chunk):
         rows = slice(start, min(start + chunk, num_users))
         score_BN, user_index = score(rows), np.arange(rows.start, rows.stop)

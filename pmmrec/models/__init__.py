@@ -66,8 +66,8 @@ class Scorer(nn.Module, ABC):
     """How much a user in a state would like an item. Built as `part_class(config, width)`."""
 
     @abstractmethod
-    def forward(self, hidden_BD: Tensor, items_ND: Tensor) -> Tensor:
-        """Scores `(B, N)`; larger is better."""
+    def forward(self, hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:
+        """Scores `(B, N)`; larger is better. `count_N`: how often each item was touched, as far as is known."""
 
 
 item_encoders: Family[ItemEncoder] = Family("item encoder", home=__name__)

@@ -44,7 +44,7 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         "towers": {"type": "towers", "text": TEXT, "vision": VISION, "fusion": MERGE},
         "ids": {"type": "ids"},
     },
-    "scorer": {"dot": {"type": "dot"}},
+    "scorer": {"dot": {"type": "dot", "popularity": 1.0}},
 }
 
 torch.set_num_threads(1)
@@ -126,7 +126,7 @@ def run_items(part: Any) -> list[Tensor]:
 
 
 def run_scorer(part: nn.Module) -> list[Tensor]:
-    scores_BN = part(random(2, WIDTH), random(3, WIDTH))
+    scores_BN = part(random(2, WIDTH), random(3, WIDTH), torch.tensor([0, 4, 1]))
     assert scores_BN.shape == (2, 3)
     return [scores_BN]
 

@@ -311,3 +311,13 @@ def test_corrupted_windows_need_to_be_told_how(shops: Shops) -> None:
 def test_settings_survive_being_written_down() -> None:
     config = DataConfig(mixing=MixingConfig(weights={"a": 2.0}), workers=3)
     assert DataConfig.model_validate(config.model_dump()) == config
+
+
+def test_a_batch_that_holds_the_catalogue_shows_the_same_windows(shops: Shops) -> None:
+    few, all_ = epoch_of(shops.builder(View.CORRUPTED)), epoch_of(shops.builder(View.CORRUPTED, View.CATALOGUE))
+    everything = [(d, row) for d, domain in enumerate(shops.domains) for row in range(domain.num_items)]
+    for small, large in zip(few, all_, strict=True):
+        assert keys_of(large) == everything
+        assert len(keys_of(small)) < len(everything)
+        assert slots_of(large) == slots_of(small)
+        assert noise_of(large) == noise_of(small)

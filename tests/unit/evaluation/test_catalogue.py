@@ -54,7 +54,7 @@ def test_each_module_is_afterwards_in_the_mode_it_was_in(
     recommender.item_encoder.eval()  # as frozen parts are
     before = {name: module.training for name, module in recommender.named_modules()}
     vectors_ND = encoded(recommender, make_reader(split.domain))
-    model_scorer(recommender, vectors_ND, split.holdout("test"), "cpu")(slice(0, 3))
+    model_scorer(recommender, vectors_ND, split.holdout("test"), split.train_counts, "cpu")(slice(0, 3))
     assert {name: module.training for name, module in recommender.named_modules()} == before
     assert len(set(before.values())) == 2
 
@@ -100,7 +100,7 @@ def test_scores_are_those_of_one_user_without_padding(
 ) -> None:
     vectors_ND = encoded(recommender, make_reader(split.domain))
     holdout = split.holdout("test")
-    actual = model_scorer(recommender, vectors_ND, holdout, "cpu")(slice(0, holdout.num_queries))
+    actual = model_scorer(recommender, vectors_ND, holdout, split.train_counts, "cpu")(slice(0, holdout.num_queries))
     recommender.eval()
     for query in range(holdout.num_queries):
         latest = torch.from_numpy(holdout.history(query)[-4:].astype(np.int64))[None]  # the encoder reads four
@@ -116,7 +116,9 @@ def test_ranks_do_not_hang_on_the_chunk(
     holdout, reader = split.holdout("validation"), make_reader(split.domain)
     ranks = []
     for items_at_once, users_at_once in ((NUM_ITEMS, 100), (chunk, chunk)):
-        score = model_scorer(recommender, encoded(recommender, reader, items_at_once), holdout, "cpu")
+        score = model_scorer(
+            recommender, encoded(recommender, reader, items_at_once), holdout, split.train_counts, "cpu"
+        )
         ranks.append(rank_targets(holdout, NUM_ITEMS, score, chunk=users_at_once).rank)
     assert torch.equal(*ranks)
     assert len(ranks[0].unique()) > 5

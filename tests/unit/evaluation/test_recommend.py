@@ -50,9 +50,10 @@ def test_lists_are_those_of_sorting_all_scores(
 ) -> None:
     recommender, vectors_ND = recommender.to(device), vectors_ND.to(device)
     offsets, items = domain.sequence_offsets, domain.sequence_items
-    score_QN = history_scorer(recommender, vectors_ND, offsets, items)(slice(0, len(SEQUENCES)))
+    counts = domain.item_counts
+    score_QN = history_scorer(recommender, vectors_ND, offsets, items, counts)(slice(0, len(SEQUENCES)))
     found = {}
-    for top in top_k(recommender, vectors_ND, offsets, items, 4, seen=seen, chunk=chunk):
+    for top in top_k(recommender, vectors_ND, offsets, items, 4, counts=counts, seen=seen, chunk=chunk):
         for place, user in enumerate(top.user_index_B.tolist()):
             found[user] = top.item_index_BK[place, top.is_filled_BK[place]].tolist()
     for user, history in enumerate(SEQUENCES):
@@ -63,7 +64,8 @@ def test_lists_are_those_of_sorting_all_scores(
 def test_lists_reach_the_file_with_ids_and_ranks(
     domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor, tmp_path: Path
 ) -> None:
-    lists = list(top_k(recommender, vectors_ND, domain.sequence_offsets, domain.sequence_items, 3, chunk=2))
+    offsets, items, counts = domain.sequence_offsets, domain.sequence_items, domain.item_counts
+    lists = list(top_k(recommender, vectors_ND, offsets, items, 3, counts=counts, chunk=2))
     path = tmp_path / "out" / "lists.parquet"
     assert write_top_k(path, iter(lists), domain.user_ids, domain.item_ids) == 14  # u3 has seen all but two
     rows = pq.read_table(path).to_pylist()
@@ -100,18 +102,20 @@ def test_a_run_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
 def test_a_k_that_does_not_fit_the_catalogue_is_refused_before_any_work(
     k: int, domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor
 ) -> None:
+    offsets, items, counts = domain.sequence_offsets, domain.sequence_items, domain.item_counts
     with pytest.raises(RecipeError, match=f"{k} items cannot be recommended from a catalogue of 12"):
-        top_k(recommender, vectors_ND, domain.sequence_offsets, domain.sequence_items, k, chunk=2)
+        top_k(recommender, vectors_ND, offsets, items, k, counts=counts, chunk=2)
 
 
 def test_a_user_without_history_is_an_error(recommender: Recommender) -> None:
     with pytest.raises(DataError, match="user 1 has no history"):
-        top_k(recommender, torch.zeros(3, 8), np.array([0, 1, 1]), np.array([2]), 1, chunk=2)
+        top_k(recommender, torch.zeros(3, 8), np.array([0, 1, 1]), np.array([2]), 1, counts=np.ones(3, int), chunk=2)
 
 
 def test_scores_that_are_not_finite_are_an_error_that_names_the_user(recommender: Recommender) -> None:
     vectors_ND = torch.zeros(3, 8)
     vectors_ND[2] = torch.nan
-    lists = top_k(recommender, vectors_ND, np.array([0, 1, 2]), np.array([0, 1]), 1, chunk=1)
+    counts = np.array([1, 1, 0])
+    lists = top_k(recommender, vectors_ND, np.array([0, 1, 2]), np.array([0, 1]), 1, counts=counts, chunk=1)
     with pytest.raises(DataError, match="user 0: item 2 scores nan"):
         next(lists)

@@ -1,0 +1,70 @@
+"""The full softmax, in one piece or in chunks, equals its loops in values and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pmmrec.contracts import Views
+from pmmrec.objectives.catalogue_ce import CatalogueCE, CatalogueCEConfig
+
+ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds
+
+
+def cross_entropy_by_loops(views: Views, temperature: float) -> tuple[Tensor, int]:
+    """Minus the log of the next item's share in the softmax over all items, one position after another."""
+    index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
+    num_users, num_positions = views.windows.item_index_BS.shape
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for b in range(num_users):
+        for position in range(num_positions - 1):
+            if not (is_valid[b][position] and is_valid[b][position + 1]):
+                continue
+            scores = [torch.dot(views.hidden_BLD[b, position], item) / temperature for item in views.items.fused_UD]
+            shares = torch.stack(scores).exp() / torch.stack(scores).exp().sum()
+            total = total - shares[index[b][position + 1]].log()
+            count += 1
+    return total, count
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 20, 1 << 25])
+@pytest.mark.parametrize("temperature", [1.0, "sqrt_width", 0.5])
+def test_the_sum_equals_its_loops_however_it_is_chunked(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], temperature: Any, scores_at_once: int
+) -> None:
+    config = CatalogueCEConfig(temperature=temperature, scores_at_once=scores_at_once)
+    divisor = math.sqrt(5) if temperature == "sqrt_width" else temperature
+    num_counted = 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed)
+        expected = cross_entropy_by_loops(batch.views, divisor)
+        assert_twins(CatalogueCE(config, 5)(batch.views), expected, batch, ATOL)
+        num_counted += expected[1]
+    assert num_counted > 10
+
+
+def test_nobody_with_a_next_item_gives_nothing_and_a_gradient_of_zero(tiny_batch: Callable[..., Any]) -> None:
+    batch = tiny_batch([[0], []], num_positions=3)
+    term = CatalogueCE(CatalogueCEConfig(), 5)(batch.views)
+    term.sum.backward()
+    assert (term.sum.item(), term.count.item()) == (0, 0)
+    assert not batch.views.items.fused_UD.grad.any()
+
+
+def test_metrics_say_chance_and_how_often_the_next_item_is_alone_at_the_top(tiny_batch: Callable[..., Any]) -> None:
+    batch = tiny_batch(seed=3)
+    views, config = batch.views, CatalogueCEConfig(scores_at_once=7)
+    metrics = CatalogueCE(config, 5)(views).metrics
+    scores = views.hidden_BLD @ views.items.fused_UD.T
+    following = views.windows.item_index_BS[:, 1:]
+    right = [
+        int(scores[b, s].argmax()) == int(following[b, s]) for b, s in views.windows.has_next_BL.nonzero().tolist()
+    ]
+    assert metrics["accuracy"].tolist() == [sum(right), len(right)]
+    chance = metrics["chance"][0] / metrics["chance"][1]
+    assert chance.item() == pytest.approx(math.log(views.items.fused_UD.shape[0]), abs=1e-12)
