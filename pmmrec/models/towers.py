@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer, TokenStates
@@ -33,6 +34,10 @@ class TowersConfig(ItemEncoderConfig):
     text: TextField | None = Field(default=None, description="How texts are encoded; None: not read.")
     vision: VisionField | None = Field(default=None, description="How images are encoded; None: not read.")
     fusion: FusionField | None = Field(default=None, description="How the two become one vector; for both only.")
+    normalize: Literal["none", "layer_norm"] = Field(
+        default="none",
+        description="layer_norm: item vectors get mean 0 and variance 1 (no parameters); none: as in the paper.",
+    )
 
     @model_validator(mode="after")
     def _fusion_is_for_both(self) -> Self:
@@ -70,6 +75,7 @@ class Towers(ItemEncoder):
         super().__init__()
         del catalogues  # items are known by what they are, in any catalogue
         self.modalities = config.modalities
+        self._is_normalized = config.normalize == "layer_norm"
         self.text_encoder: TextEncoder | None = None
         self.vision_encoder: VisionEncoder | None = None
         self.fusion: Fusion | None = None
@@ -103,6 +109,8 @@ class Towers(ItemEncoder):
             (fused_UD,) = cls_UD.values()
         else:
             fused_UD = self.fusion(states)
+        if self._is_normalized:
+            fused_UD = F.layer_norm(fused_UD, fused_UD.shape[-1:])  # the zero vector stays what it is
         return ItemVectors(fused_UD, cls_UD, {modality: items.has_U[modality] for modality in states})
 
     def _encode(self, items: ItemInputs) -> dict[Modality, TokenStates]:

@@ -127,3 +127,13 @@ def test_items_without_texts_for_a_model_that_reads_them_are_an_error(world: Mak
     items = made.items(ALL, ALL)
     with pytest.raises(ValueError, match="items hold no texts, but the model reads text"):
         made.recommender.item_encoder(type(items)(items.domain_U, items.row_U, items.has_U, None, items.image))
+
+
+def test_normalised_item_vectors_have_mean_0_and_variance_1_and_add_no_parameter(world: MakeWorld) -> None:
+    made = world("text", normalize="layer_norm")
+    vectors_UD = made.recommender.item_encoder(made.items([True, False, True], ALL)).fused_UD
+    assert not vectors_UD[1].any()
+    for vector_D in vectors_UD[[0, 2]]:
+        assert vector_D.mean().item() == pytest.approx(0, abs=1e-6)
+        assert vector_D.var(unbiased=False).item() == pytest.approx(1, abs=1e-3)  # LayerNorm's own 1e-5 under the root
+    assert list(made.recommender.parts) == ["text_encoder", "user_encoder"]
