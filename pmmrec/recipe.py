@@ -64,6 +64,10 @@ class RunRecipe(Config):
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
     machine: MachineConfig = MachineConfig()
+    rank_test: bool = Field(
+        True,
+        description="Whether the test targets are ranked at the end and a pretraining published; tuning does neither.",
+    )
     runs: Path = Field(Path("runs"), description="Folder in which run folders are made.")
     hub: Path = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
     licence: str = Field("other", description="Licence field of the card; the weights are yours to license.")

@@ -125,6 +125,9 @@ def _same_measure(first: Outcome, other: Outcome, first_folder: Path, folder: Pa
     def measure(outcome: Outcome) -> dict[str, str]:
         return {found.domain: found.fingerprint for found in outcome.domains}
 
+    for outcome, place in ((first, first_folder), (other, folder)):
+        if not outcome.domains:
+            raise DataError(f"{place}: its test targets were left alone (rank_test: false), so it has no test figures")
     shared = measure(first).keys() & measure(other).keys()
     differing = [name for name in shared if measure(first)[name] != measure(other)[name]]
     if not shared or differing or first.seen != other.seen:

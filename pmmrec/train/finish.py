@@ -31,6 +31,8 @@ class Finishable(Runnable, Protocol):
     def cache(self) -> Path: ...
     @property
     def validation(self) -> ValidationConfig: ...
+    @property
+    def rank_test(self) -> bool: ...
 
 
 def save_best(
@@ -77,7 +79,10 @@ def save_best(
 
 
 def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str) -> Outcome | None:
-    """Rank the test targets once with the best weights; write metrics.json and ranks. None but on the main process."""
+    """Rank the test targets once with the best weights; write metrics.json and ranks. None but on the main process.
+
+    None also where the recipe leaves the test targets alone: metrics.json then holds the validation figures only.
+    """
     outcome = None
     if run.processes.is_main:
         folder = run.folder / CHECKPOINT_FOLDER
@@ -86,7 +91,7 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
             name=recipe.name,
             kind=kind,
             seen=recipe.validation.seen,
-            domains=_test(run, recipe, folder, sources),
+            domains=_test(run, recipe, folder, sources) if recipe.rank_test else (),
             best_epoch=best_epoch,
             num_epochs=max(loop.validation),
             training_s=round(loop.training_s, 1),
@@ -94,6 +99,9 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
         )
         write_outcome(run.folder, outcome)
     run.processes.wait()
+    if not recipe.rank_test:
+        run.log.say("test targets left alone (rank_test: false); nothing is published")
+        return None
     return outcome
 
 

@@ -1,0 +1,13 @@
+"""Search for settings, judged by validation alone."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from pmmrec.errors import MachineError
+
+
+def require_optuna() -> None:
+    """MachineError where the package that proposes settings is not installed."""
+    if find_spec("optuna") is None:
+        raise MachineError("tune needs optuna, which is not installed; pip install 'pmmrec[tune]'")

@@ -1,0 +1,202 @@
+"""Which trials were there, and what to try next? The study of Optuna, on disk in study.db."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+from typing_extensions import Self
+
+from pmmrec.errors import RecipeError
+from pmmrec.tuning.space import Dimension, Space
+
+STUDY_FILE = "study.db"
+OWN = "own"  # attribute of the trial that is the recipe as it stands
+PRUNE_AFTER_TRIALS = 5  # a median of fewer says little
+LEAST_FOR_IMPORTANCE = 20
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one trial ended."""
+
+    number: int
+    state: str  # complete, pruned, failed
+    values: Mapping[str, Any]  # what was tried, by the path of the setting
+    is_own: bool  # whether these are the recipe's own values
+    value: float | None = None  # of the metric, at the best epoch
+    best_epoch: int | None = None
+    num_epochs: int | None = None
+    seconds: float | None = None
+    message: str = ""
+
+
+class Record:
+    """The trials of one search. Interrupted ones are no trials: their settings are tried again."""
+
+    def __init__(self, study: optuna.Study, space: Space, seed: int) -> None:
+        self._study, self._space, self._seed = study, space, seed
+        self._distributions = {path: _distribution(dimension) for path, dimension in space.dimensions.items()}
+        self._open: dict[int, optuna.Trial] = {}
+
+    @classmethod
+    def open(cls, folder: Path, space: Space, about: Mapping[str, Any], seed: int, prune_after: int | None) -> Self:
+        """Begin a search in `folder`, or go on with the one that is there.
+
+        Args:
+            folder: Holds study.db.
+            space: What is tried.
+            about: What must be the same for trials to be comparable, by a word for people.
+            seed: Of what is proposed; a trial's proposal is a function of it, its number and the trials before.
+            prune_after: Epochs that every trial gets; None ends no trial early.
+
+        Raises:
+            RecipeError: Where the search that is there differs in `about`.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        pruner = (
+            optuna.pruners.NopPruner()
+            if prune_after is None
+            else optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=prune_after)
+        )
+        study = optuna.create_study(
+            storage=f"sqlite:///{(folder / STUDY_FILE).resolve()}",
+            study_name="search",
+            direction="maximize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+        known = study.user_attrs.get("about")
+        if known is None:
+            study.set_user_attr("about", dict(about))
+        else:
+            _refuse_other(folder, known, about)
+        record = cls(study, space, seed)
+        for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            record._try_again(left)  # whoever ran it is gone: a search is alone in its folder
+        return record
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever tried or planned."""
+        return not self._study.get_trials(deepcopy=False)
+
+    def begin_with(self, values: Mapping[str, Any]) -> None:
+        """Try these first: the recipe's own values; what is missing is drawn."""
+        encoded = {path: _encoded(self._space.dimensions[path], value) for path, value in values.items()}
+        is_whole = values.keys() == self._space.dimensions.keys()
+        self._study.enqueue_trial(encoded, user_attrs={OWN: is_whole})
+
+    def propose(self) -> tuple[int, dict[str, Any]]:
+        """The number of a new trial, and what to try in it."""
+        place = len(self._study.get_trials(deepcopy=False))
+        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        trial = self._study.ask(self._distributions)
+        self._open[trial.number] = trial
+        return trial.number, self._decoded(trial.params)
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Note the value of an epoch; returns whether the trial is to end early."""
+        trial = self._open[number]
+        trial.report(value, epoch)
+        return trial.should_prune()
+
+    def end(self, ending: Ending) -> None:
+        """Note how a trial ended."""
+        trial = self._open.pop(ending.number)
+        about = {
+            "best": ending.value,
+            "best_epoch": ending.best_epoch,
+            "num_epochs": ending.num_epochs,
+            "seconds": ending.seconds,
+            "message": ending.message,
+        }
+        trial.set_user_attr("ending", about)
+        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[ending.state]
+        self._study.tell(trial, ending.value if ending.state == "complete" else None, state=state)
+
+    def give_up(self, number: int) -> None:
+        """Take back a trial that was interrupted through no fault of its own: it is tried again."""
+        trial = self._open.pop(number)
+        self._try_again(self._study.get_trials(deepcopy=False)[trial.number])
+
+    def endings(self) -> list[Ending]:
+        """Every trial that came to an end, in their order."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [self._ending(trial) for trial in trials if "ending" in trial.user_attrs and trial.state.is_finished()]
+
+    def importances(self) -> dict[str, float]:
+        """The share of each setting in what tells good trials from others; empty where too few trials would say it."""
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        is_flat = len({trial.value for trial in complete}) < 2
+        if len(complete) < LEAST_FOR_IMPORTANCE or len(self._distributions) < 2 or is_flat:
+            return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
+
+    def _try_again(self, trial: FrozenTrial) -> None:
+        self._study.tell(trial.number, state=TrialState.FAIL)
+        own = {name: value for name, value in trial.user_attrs.items() if name == OWN}
+        self._study.enqueue_trial(trial.params, user_attrs=own)
+
+    def _ending(self, trial: FrozenTrial) -> Ending:
+        about = trial.user_attrs["ending"]
+        state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
+        return Ending(
+            number=trial.number,
+            state=state,
+            values=self._decoded(trial.params),
+            is_own=bool(trial.user_attrs.get(OWN)),
+            value=about["best"],
+            best_epoch=about["best_epoch"],
+            num_epochs=about["num_epochs"],
+            seconds=about["seconds"],
+            message=about["message"],
+        )
+
+    def _decoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        by_path = self._space.dimensions
+        return {
+            path: values[path] if dimension.choice is None else json.loads(values[path])
+            for path, dimension in by_path.items()
+            if path in values
+        }
+
+
+def best_first(endings: Iterable[Ending]) -> list[Ending]:
+    """The complete trials, the best first; of equals the earlier."""
+    complete = [ending for ending in endings if ending.state == "complete"]
+    return sorted(complete, key=lambda ending: (-(ending.value or 0.0), ending.number))
+
+
+def _refuse_other(folder: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    # Through JSON, as what is known came.
+    asked = json.loads(json.dumps(dict(about)))
+    differing = [word for word, value in asked.items() if known.get(word) != value]
+    if differing:
+        raise RecipeError(
+            f"{folder}: holds a search with another {' and another '.join(differing)}, whose trials would not compare; "
+            "choose another --name, or remove the folder to start anew"
+        )
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.log is not None:
+        return FloatDistribution(*dimension.log, log=True)
+    if dimension.uniform is not None:
+        return FloatDistribution(*dimension.uniform)
+    if dimension.int is not None:
+        return IntDistribution(*dimension.int)
+    return CategoricalDistribution(dimension.choice_texts)
+
+
+def _encoded(dimension: Dimension, value: Any) -> Any:
+    return value if dimension.choice is None else json.dumps(value, default=str)

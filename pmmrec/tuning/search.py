@@ -1,0 +1,306 @@
+"""How does a search go? Propose settings, run them as trials of their own, end the bad ones early, keep the best."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from pmmrec.data.domain import Domain
+from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
+from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, RunRecipe, read_recipe, recipe_class_for, recipe_tree
+from pmmrec.settings import Config, Tree, overlay, validate
+from pmmrec.shipped import find_recipe, shipped_file
+from pmmrec.tuning import results
+from pmmrec.tuning.record import Ending, Record, best_first
+from pmmrec.tuning.space import read_space
+from pmmrec.tuning.trial import TrialProcess
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub import find_checkpoint
+
+POLL_S = 0.2
+# What a first trial may find wrong with the recipe or the data. Once one reached its end, it is a trial's own settings.
+_FATAL = {RecipeError.exit_code: RecipeError, DataError.exit_code: DataError}
+
+
+class SearchPlan(Config):
+    """What was asked of a search."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    space: Path
+    trials: int = Field(ge=1, description="In all, those of earlier starts included.")
+    start_from: str | None = None
+    on: Path | None = None
+    name: Name | None = None
+    runs: Path | None = None
+    timeout_min: float | None = Field(None, gt=0, description="No trial starts after so many minutes.")
+    jobs: int = Field(1, ge=1)
+    seed: int = Field(1, ge=0)
+    prune_after: int | None = Field(3, ge=0, description="Epochs that every trial gets; None: all of them.")
+    keep_checkpoints: bool = False
+    weights: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: the table of its best trials, and what to run next."""
+
+    folder: Path
+    columns: list[str]
+    rows: list[results.Row]
+    importances: Mapping[str, float]
+    best: Path
+
+
+class Search:
+    """A search whose recipe, space and data were found to be in order."""
+
+    def __init__(self, plan: SearchPlan, say: Callable[[str], None]) -> None:
+        self._plan, self._say = plan, say
+        path = find_recipe(plan.recipe)
+        self._tree = recipe_tree(path, plan.overrides)
+        self._recipe = read_recipe(recipe_class_for(self._tree), path, plan.overrides)
+        self._is_finetune = isinstance(self._recipe, FinetuneRecipe)
+        domains = _domains(plan, self._recipe)
+        self._space = read_space(plan.space)
+        self._space.refuse_invalid(self._recipe, self._tree)
+        self._short = results.short_names(list(self._space.dimensions))
+        self._metric = self._recipe.validation.metric
+        self.folder = (plan.runs or self._recipe.runs) / (plan.name or f"{self._recipe.name}-tune")
+        self._about = {
+            "recipe": yaml.safe_dump(self._recipe.model_dump(mode="json")),
+            "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in self._space.dimensions.items()},
+            "--from": plan.start_from,
+            "data": {domain.name: domain.fingerprint for domain in domains},
+        }
+        self._active: dict[int, TrialProcess] = {}
+        self._values: dict[int, Mapping[str, Any]] = {}
+        self._seen: dict[int, dict[int, float]] = {}  # value of every epoch, by trial
+
+    def run(self) -> Found:
+        """Search until there are as many trials as were asked for; what is there already counts.
+
+        Raises:
+            RecipeError: Where the folder holds another search, or something else; where the recipe proves wrong.
+            DataError: Where data or checkpoint prove broken.
+            PMMRecError: Where no trial reached its end.
+        """
+        self._make_folder()
+        with _alone_in(self.folder) as lock, _signals_as_interrupts():
+            prune_after = self._plan.prune_after
+            self._record = Record.open(self.folder, self._space, self._about, self._plan.seed, prune_after)
+            if self._record.is_new:
+                self._begin()
+            try:
+                self._work(lock)
+            finally:
+                self._end_all()
+        return self._found()
+
+    def _make_folder(self) -> None:
+        trials = self.folder / "trials"
+        if self.folder.exists() and not trials.is_dir():
+            raise RecipeError(f"{self.folder}: exists and is no search; choose another --name")
+        try:
+            trials.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{self.folder}: cannot be made: {error.strerror}") from error
+
+    def _begin(self) -> None:
+        own = self._space.own_values(self._recipe, self._tree)
+        missing = [path for path in self._space.dimensions if path not in own]
+        for path in missing:
+            self._say(f"{path}: the recipe's own value lies outside the space; the first trial draws one")
+        self._record.begin_with(own)
+
+    def _work(self, lock: int) -> None:
+        started_s = time.monotonic()
+        while True:
+            limit_s = (self._plan.timeout_min or 0) * 60
+            is_late = bool(limit_s) and time.monotonic() - started_s >= limit_s
+            num_trials = len(self._record.endings()) + len(self._active)
+            if not is_late and num_trials < self._plan.trials and len(self._active) < self._plan.jobs:
+                self._start(lock)
+                continue
+            if not self._active:
+                return
+            for number in list(self._active):
+                self._follow(number)
+            time.sleep(POLL_S)
+
+    def _start(self, lock: int) -> None:
+        number, values = self._record.propose()
+        self._values[number], self._seen[number] = values, {}
+        name = results.folder_name(number)
+        path, tree = self.folder / "trials" / f"{name}.yaml", self._trial_tree(name, values)
+        try:
+            validate(type(self._recipe), tree, str(path))
+        except RecipeError as error:  # each value is valid alone, these together are not
+            self._close(number, "failed", 0.0, "; ".join(line.strip() for line in str(error).splitlines()))
+            return
+        results.write_recipe(path, tree, [f"Trial {name} of {self.folder}."])
+        program = shipped_file("finetune/run.py" if self._is_finetune else "pretrain/run.py")
+        weights = [word for pair in self._plan.weights for word in ("--weights", pair)]
+        command = [sys.executable, str(program), str(path), *self._start_options(), *weights]
+        self._active[number] = TrialProcess(self.folder / "trials" / name, command, lock)
+
+    def _trial_tree(self, name: str, values: Mapping[str, Any]) -> Tree:
+        place: Tree = {"name": name, "runs": str(self.folder / "trials"), "rank_test": False}
+        if not self._is_finetune:
+            place |= {"publish_as": None, "hub": str(self.folder / "hub")}  # never made, and so no name is taken there
+        return overlay(overlay(self._tree, self._space.tree(values)), place)
+
+    def _start_options(self) -> list[str]:
+        return ["--from", str(self._plan.start_from), "--on", str(self._plan.on)] if self._is_finetune else []
+
+    def _follow(self, number: int) -> None:
+        process = self._active[number]
+        code = process.exit_code()  # before the events, so that none is written after they were read
+        for epoch, value in process.new_epochs(self._metric):
+            self._seen[number][epoch] = value
+            is_poor = self._record.report(number, epoch, value)
+            if is_poor and code is None:
+                process.stop()
+                self._close(number, "pruned", process.seconds)
+                return
+        if code is None:
+            return
+        if code == 0 and process.outcome() is not None:
+            self._close(number, "complete", process.seconds)
+            return
+        complaint = process.complaint()
+        self._close(number, "failed", process.seconds, complaint)
+        if code in _FATAL and not best_first(self._record.endings()):
+            self._leave_nothing()
+            raise _FATAL[code](f"trial {results.folder_name(number)}: {complaint}")
+
+    def _close(self, number: int, state: str, seconds: float, message: str = "") -> None:
+        self._active.pop(number, None)
+        seen = self._seen[number]
+        best_epoch = max(seen, key=lambda epoch: (seen[epoch], -epoch)) if seen else None
+        self._record.end(
+            Ending(
+                number=number,
+                state=state,
+                values=self._values[number],
+                is_own=False,
+                value=None if best_epoch is None or state == "failed" else seen[best_epoch],
+                best_epoch=best_epoch,
+                num_epochs=max(seen) if seen else None,
+                seconds=round(seconds, 1),
+                message=message,
+            )
+        )
+        endings = self._record.endings()
+        ended = next(ending for ending in endings if ending.number == number)
+        self._say(results.trial_line(ended, endings, self._metric, self._short))
+        results.write_trials(self.folder, endings, list(self._space.dimensions))
+        ranked = best_first(endings)
+        if ranked and ranked[0].number == number:
+            self._write_best(ranked[0])
+        if not self._plan.keep_checkpoints:
+            self._drop_checkpoints(endings, ranked[0].number if ranked else None)
+
+    def _write_best(self, best: Ending) -> None:
+        options = " ".join(self._start_options())
+        verb = "finetune" if self._is_finetune else "pretrain"
+        path = self.folder / results.BEST_FILE
+        comment = [
+            f"The best settings of the search {self.folder}: trial {results.folder_name(best.number)}, "
+            f"validation {self._metric} {best.value:.2%} at epoch {best.best_epoch}.",
+            " ".join(f"pmmrec {verb} {path} {options}".split()),
+        ]
+        tree = overlay(self._tree, self._space.tree(best.values))
+        results.write_recipe(path, {**tree, "name": f"{self.folder.name}-best"[-100:]}, comment)
+
+    def _drop_checkpoints(self, endings: list[Ending], best: int | None) -> None:
+        for ending in endings:
+            if ending.number != best:
+                shutil.rmtree(self._run_folder(ending.number) / "checkpoint", ignore_errors=True)
+
+    def _run_folder(self, number: int) -> Path:
+        return self.folder / "trials" / results.folder_name(number)
+
+    def _end_all(self) -> None:
+        for process in self._active.values():
+            process.stop()
+        for number in list(self._active):
+            del self._active[number]
+            self._record.give_up(number)
+            shutil.rmtree(self._run_folder(number) / "checkpoint", ignore_errors=True)
+
+    def _leave_nothing(self) -> None:
+        """So that a mended recipe or space can be searched under the same name."""
+        for process in self._active.values():
+            process.stop()
+        self._active.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> Found:
+        endings = self._record.endings()
+        if not best_first(endings):
+            last = endings[-1].message if endings else "the time was over before one ended"
+            raise PMMRecError(f"{self.folder}: no trial reached its end; the last: {last}")
+        columns, rows = results.best_rows(endings, self._short, self._metric)
+        shares = {self._short[path]: share for path, share in self._record.importances().items()}
+        return Found(self.folder, columns, rows, shares, self.folder / results.BEST_FILE)
+
+
+def _domains(plan: SearchPlan, recipe: RunRecipe) -> list[Domain]:
+    """The domains of a recipe that fits the options. The checkpoint is opened too, so that a wrong one is told now."""
+    if isinstance(recipe, PretrainRecipe):
+        if plan.start_from is not None or plan.on is not None:
+            raise RecipeError(f"{plan.recipe}: a pretraining takes neither --from nor --on; leave them out")
+        return [Domain.open(source) for source in recipe.data.sources]
+    if plan.start_from is None or plan.on is None:
+        raise RecipeError(f"{plan.recipe}: a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN")
+    if isinstance(recipe, FinetuneRecipe):
+        origin = plan.start_from
+        recipe.model_from(None if origin == "none" else Checkpoint.open(find_checkpoint(origin, recipe.hub)))
+    return [Domain.open(plan.on)]
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[int]:
+    """A lock that is free again when the search and all its trials are gone, however they went.
+
+    RecipeError when it is not free.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecipeError(f"{folder}: a search, or a trial that it left, is at work here; wait for it") from error
+        except OSError as error:
+            raise MachineError(f"{folder}: cannot be locked: {error.strerror}; use a local --runs") from error
+        yield lock
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Being asked to end, or losing the terminal, is what Ctrl-C is: the trials at work end too."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {sign: signal.signal(sign, interrupt) for sign in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)

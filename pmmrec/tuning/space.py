@@ -1,0 +1,224 @@
+"""What does a search try? A space file, read and held against the recipe before anything runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from pmmrec.errors import RecipeError
+from pmmrec.recipe import RunRecipe
+from pmmrec.settings import Config, Tree, overlay, read_yaml, validate
+
+Real = Annotated[float, Field(strict=True)]
+Positive = Annotated[float, Field(strict=True, gt=0)]
+Whole = Annotated[int, Field(strict=True)]
+PositiveRange = tuple[Positive, Positive]
+RealRange = tuple[Real, Real]
+WholeRange = tuple[Whole, Whole]
+
+_KEY = re.compile(r'"([^"]+)"(?:\.|$)|([^."]+)(?:\.|$)')
+_KINDS = ("log", "uniform", "int", "choice")
+_FIXED = {
+    "name": "every trial has a name of its own",
+    "runs": "trials lie below the search",
+    "hub": "it changes nothing that is learned",
+    "cache": "it changes nothing that is learned",
+    "licence": "it changes nothing that is learned",
+    "system": "it changes nothing that is learned",
+    "publish_as": "trials are not published",
+    "replace": "trials are not published",
+    "rank_test": "trials leave the test targets alone",
+    "seed": "the best of several seeds is luck, which does not come again",
+    "validation.metric": "trials must be judged by one measure",
+    "validation.seen": "trials must be judged by one measure",
+    "data.sources": "trials must be judged on the same users",
+}
+
+
+class Dimension(Config):
+    """What is tried for one setting: exactly one of these."""
+
+    log: PositiveRange | None = Field(None, description="From, to: every order of magnitude alike.")
+    uniform: RealRange | None = Field(None, description="From, to.")
+    int: WholeRange | None = Field(None, description="From, to, both included.")
+    choice: tuple[Any, ...] | None = Field(None, min_length=2, description="These values.")
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(_KINDS)}; found {' and '.join(given) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_more_than_one_value(self) -> Self:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"the first end must lie below the second, found {list(self.range)}")
+        texts = self.choice_texts
+        doubled = [text for place, text in enumerate(texts) if text in texts[:place]]
+        if doubled:
+            raise ValueError(f"choice: {doubled[0]} stands twice; keep one")
+        return self
+
+    @property
+    def range(self) -> RealRange | WholeRange | None:
+        """Both ends; None where there are choices."""
+        return self.log or self.uniform or self.int
+
+    @property
+    def choice_texts(self) -> list[str]:
+        """The choices as JSON, under which they are kept: a choice may be a list or a mapping."""
+        return [json.dumps(value, default=str) for value in self.choice or ()]
+
+    @property
+    def probes(self) -> tuple[Any, ...]:
+        """The values that must be valid for all to be: both ends, or every choice."""
+        return self.range or self.choice or ()
+
+
+class _SpaceFile(Config):
+    """Any keys, each with what is tried for it."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Dimension] = Field(init=False)
+
+    @property
+    def dimensions(self) -> dict[str, Dimension]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+@dataclass(frozen=True)
+class Space:
+    """The dimensions of a search by the path of their setting."""
+
+    source: Path
+    dimensions: Mapping[str, Dimension]
+
+    def tree(self, values: Mapping[str, Any]) -> Tree:
+        """Values by path as a mapping to lay over a recipe."""
+        tree: Tree = {}
+        for path, value in values.items():
+            tree = overlay(tree, _nested(path, value))
+        return tree
+
+    def own_values(self, recipe: RunRecipe, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe's own values, of those dimensions in which they lie. `tree`: what the recipe was read from."""
+        written = recipe.model_dump(mode="json")
+        found: dict[str, Any] = {}
+        for path, dimension in self.dimensions.items():
+            if dimension.range is None:
+                same = [value for value in dimension.choice or () if self._tried(recipe, tree, path, value) == recipe]
+                if same:
+                    found[path] = same[0]
+                continue
+            value, (low, high) = _at(written, keys_of(path)), dimension.range
+            fits = isinstance(value, int) if dimension.int else isinstance(value, int | float)
+            if fits and not isinstance(value, bool) and low <= value <= high:
+                found[path] = value
+        return found
+
+    def refuse_invalid(self, recipe: RunRecipe, tree: Mapping[str, Any]) -> None:
+        """Lay both ends, or every choice, of each dimension over the recipe. RecipeError that lists every problem."""
+        tried = [(path, value) for path, dimension in self.dimensions.items() for value in dimension.probes]
+        problems = [problem for path, value in tried for problem in self._problems(recipe, tree, path, value)]
+        _refuse(self.source, list(dict.fromkeys(problems)))
+
+    def _problems(self, recipe: RunRecipe, tree: Mapping[str, Any], path: str, value: Any) -> list[str]:
+        try:
+            self._tried(recipe, tree, path, value)
+        except RecipeError as error:
+            return [_told_of(path, value, line.strip()) for line in str(error).splitlines()[1:]]
+        return []
+
+    def _tried(self, recipe: RunRecipe, tree: Mapping[str, Any], path: str, value: Any) -> RunRecipe:
+        return validate(type(recipe), overlay(tree, _nested(path, value)), str(self.source))
+
+
+def read_space(source: Path) -> Space:
+    """A space file. RecipeError that lists every problem of it."""
+    tree = read_yaml(source)
+    strange = [key for key in tree if not isinstance(key, str)]
+    if strange or not tree:
+        found = f"found {strange[0]!r}" if strange else "found nothing"
+        raise RecipeError(
+            f"{source}: must hold lines like `train.optimizer.learning_rate: {{log: [1e-4, 1e-2]}}`, {found}"
+        )
+    dimensions = validate(_SpaceFile, tree, str(source)).dimensions
+    _refuse(source, [problem for path in dimensions for problem in _problems_of_path(path, list(dimensions))])
+    return Space(source, dimensions)
+
+
+def keys_of(path: str) -> list[str]:
+    """The keys of a setting's path: `a.b` is two, `a."b.c"` too. ValueError where it is no path."""
+    matches = list(_KEY.finditer(path))
+    covered = "".join(match.group() for match in matches)
+    if not matches or covered != path or path.endswith("."):
+        raise ValueError('is no path of a setting; write a.b.c, and a."b.c".d for a key that holds dots itself')
+    return [match.group(1) or match.group(2) for match in matches]
+
+
+def _problems_of_path(path: str, others: list[str]) -> Iterator[str]:
+    try:
+        keys = keys_of(path)
+    except ValueError as error:
+        yield f"{path}: {error}"
+        return
+    for fixed, reason in _FIXED.items():
+        if _overlap(keys, fixed.split(".")):
+            yield f"{path}: {fixed} cannot be searched: {reason}"
+    for other in others[others.index(path) + 1 :]:
+        if _overlap(keys, _keys_if_any(other)):
+            yield f"{path}: overlaps with {other}; a value of one would undo the other's"
+
+
+def _told_of(path: str, value: Any, problem: str) -> str:
+    """A recipe's problem, with the value that raised it where the problem does not name the setting itself."""
+    plain, where = path.replace('"', ""), problem.partition(":")[0]
+    if plain == where:
+        return problem
+    if plain.startswith(f"{where}."):
+        hint = ' (a key that holds dots itself is written in quotes: a."b.c".d)' if "unknown key" in problem else ""
+        return f"{problem}{hint}"
+    return f"{path}={value}: {problem}"
+
+
+def _keys_if_any(path: str) -> list[str]:
+    try:
+        return keys_of(path)
+    except ValueError:
+        return [path]
+
+
+def _overlap(first: list[str], other: list[str]) -> bool:
+    """Whether one path leads to or through the other."""
+    shared = min(len(first), len(other))
+    return first[:shared] == other[:shared]
+
+
+def _nested(path: str, value: Any) -> Tree:
+    nested: Any = value
+    for key in reversed(keys_of(path)):
+        nested = {key: nested}
+    tree: Tree = nested
+    return tree
+
+
+def _at(tree: Any, keys: list[str]) -> Any:
+    for key in keys:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def _refuse(source: Path, problems: list[str]) -> None:
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RecipeError(f"{source}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))

@@ -1,0 +1,256 @@
+"""A search for settings through the command line: real runs, each in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from command_line import SMALL, Pmmrec, Result, run_pmmrec, sources, working_in
+from optuna.trial import TrialState
+
+SEED = 13  # proposes 0.01, then 1e30, which leaves the finite numbers
+TINY = ("train.batch_users=16", "model.width=16", "cache=c", "machine.device=cpu")
+SPACE = """
+train.optimizer.learning_rate: {choice: [1e-3, 1e-2, 1e30]}
+model.user_encoder.num_layers: {int: [1, 2]}
+"""
+
+
+def _command(world: Path, *more: object, space: str = SPACE, trials: int = 2) -> list[str]:
+    Path("space.yaml").write_text(space, encoding="utf-8")
+    on = ("--from", "none", "--on", world / "boutique")
+    asked = ("tune", "finetune/sasrec", "--space", "space.yaml", "--trials", trials, "--seed", SEED, *on, *TINY, *more)
+    return [str(word) for word in asked]
+
+
+def _trials(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, world: Path) -> tuple[Path, Result]:
+    """A folder in which a search of two trials was run, and what it said."""
+    home = tmp_path_factory.mktemp("searched")
+    with working_in(home):
+        result = run_pmmrec(*_command(world, "train.epochs=2"))
+    assert result.code == 0, result.output
+    return home, result
+
+
+@pytest.fixture
+def search(searched: tuple[Path, Result]) -> Iterator[Path]:
+    """The folder of that search, its home being the current one."""
+    with working_in(searched[0]):
+        yield searched[0] / "runs" / "sasrec-tune"
+
+
+def test_the_first_trial_is_the_recipe_as_it_stands(searched: tuple[Path, Result], search: Path) -> None:
+    first, second = _trials(search)
+    assert (first["train.optimizer.learning_rate"], first["model.user_encoder.num_layers"]) == ("0.001", "2")
+    assert second["train.optimizer.learning_rate"] == "0.01"
+    lines = searched[1].output.splitlines()
+    assert lines[0].startswith("trial 0000  ndcg@10 ")
+    assert "learning_rate=0.001  num_layers=2  the recipe as it stands" in lines[0]
+    assert any("0000 (as it stands)" in line for line in lines[2:])
+    assert lines[-1] == "best settings: runs/sasrec-tune/best.yaml"
+
+
+def test_a_value_is_the_best_validation_of_a_run_that_left_its_test_targets_alone(search: Path) -> None:
+    for trial in _trials(search):
+        folder = search / "trials" / trial["trial"]
+        outcome = json.loads((folder / "metrics.json").read_text())
+        assert outcome["domains"] == []
+        assert float(trial["value"]) == outcome["validation"]["ndcg@10"]
+        assert (int(trial["best_epoch"]), int(trial["epochs"])) == (outcome["best_epoch"], 2)
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        values = [event["mean"]["ndcg@10"] for event in events if event["event"] == "validation"]
+        assert float(trial["value"]) == max(values)
+    assert not list(search.rglob("ranks*.parquet"))
+    assert "left alone" in (search / "trials" / "0000.log").read_text()
+
+
+def test_the_checkpoint_of_the_best_trial_alone_is_kept(search: Path) -> None:
+    best = max(_trials(search), key=lambda trial: float(trial["value"]))
+    kept = [path.parent.name for path in search.rglob("checkpoint")]
+    assert kept == [best["trial"]]
+
+
+def test_runs_without_test_figures_are_not_compared(search: Path, pmmrec: Pmmrec) -> None:
+    result = pmmrec("compare", search / "trials" / "0000", search / "trials" / "0001")
+    assert result.code == 3
+    assert "its test targets were left alone (rank_test: false)" in result.output
+
+
+def test_the_best_settings_are_a_recipe_that_gives_the_same_again(search: Path, world: Path, pmmrec: Pmmrec) -> None:
+    best = max(_trials(search), key=lambda trial: float(trial["value"]))
+    recipe = search / "best.yaml"
+    assert pmmrec("recipe", "validate", recipe).code == 0
+    command = recipe.read_text().splitlines()[1].removeprefix("# pmmrec ").split()
+    result = pmmrec(*command)
+    assert result.code == 0, result.output
+    outcome = json.loads(Path("runs/sasrec-tune-best/metrics.json").read_text())
+    assert outcome["validation"]["ndcg@10"] == float(best["value"])
+    assert [found["domain"] for found in outcome["domains"]] == ["boutique"]
+
+
+def test_the_same_command_goes_on_and_a_trial_that_fails_is_recorded_with_its_reason(
+    search: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    before = _trials(search)
+    result = pmmrec(*_command(world, "train.epochs=2", trials=3))
+    assert result.code == 0, result.output
+    *first, failed = _trials(search)
+    assert first == before
+    assert (failed["trial"], failed["state"], failed["value"]) == ("0002", "failed", "")
+    assert failed["train.optimizer.learning_rate"] == "1e+30"
+    assert "step" in failed["message"]
+    assert "trial 0002  failed  best " in result.output
+    assert failed["message"] in result.output
+
+
+def test_another_search_of_the_same_name_is_refused(search: Path, world: Path, pmmrec: Pmmrec) -> None:
+    before = _trials(search)
+    for what, epochs, space in (("recipe", 3, SPACE), ("space", 2, SPACE.replace("1e-2", "1e-4"))):
+        refused = pmmrec(*_command(world, f"train.epochs={epochs}", space=space, trials=9))
+        assert refused.code == 2
+        assert f"runs/sasrec-tune: holds a search with another {what}, whose trials would not compare" in refused.output
+    with (search / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = pmmrec(*_command(world, "train.epochs=2", trials=9))
+    assert refused.code == 2
+    assert "a search, or a trial that it left, is at work here" in refused.output
+    again = pmmrec(*_command(world, "train.epochs=2"))  # two there are
+    assert again.code == 0
+    assert "trial 000" not in again.output
+    assert _trials(search) == before
+
+
+def test_a_search_that_was_stopped_ends_its_trial_tries_it_again_and_prunes_it(
+    home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    endless = ("train.epochs=100000", "validation.patience=100000", "--prune-after", 1)
+    command = _command(world, *endless, trials=6)
+    search = home / "runs" / "sasrec-tune"
+    events = search / "trials" / "0000" / "events.jsonl"
+
+    is_over = threading.Event()
+
+    def stop_us_when_it_trains() -> None:
+        while not is_over.wait(0.05):
+            if events.is_file() and "validation" in events.read_text():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    waiting = threading.Thread(target=stop_us_when_it_trains)
+    waiting.start()
+    result = pmmrec(*command)
+    is_over.set()
+    waiting.join()
+    assert (result.code, result.output) == (130, "stopped\n")
+    (stopped,) = _study(search).get_trials(states=(TrialState.FAIL,))
+    size = events.stat().st_size
+
+    # Five trials that were better at every epoch, so that a median stands against the next.
+    distributions = stopped.distributions
+    for _ in range(5):
+        values = dict.fromkeys(range(2000), 0.99)
+        ending = {"best": 0.99, "best_epoch": 1, "num_epochs": 1999, "seconds": 1.0, "message": ""}
+        params = {"train.optimizer.learning_rate": "0.01", "model.user_encoder.num_layers": 1}
+        trial = optuna.trial.create_trial(
+            value=0.99, params=params, distributions=distributions, intermediate_values=values
+        )
+        trial.set_user_attr("ending", ending)
+        _study(search).add_trial(trial)
+    result = pmmrec(*command)
+    assert result.code == 0, result.output
+    assert events.stat().st_size == size  # nobody wrote after the stop
+    pruned = _trials(search)[0]
+    assert (pruned["trial"], pruned["state"]) == ("0001", "pruned")
+    assert int(pruned["epochs"]) >= 1
+    assert "(ended early)" in result.output
+    assert "the recipe as it stands" in result.output
+    assert not list(search.rglob("checkpoint"))
+
+
+def test_a_wrong_recipe_ends_the_search_and_leaves_its_name_free(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    result = pmmrec(*_command(world, "objectives.nicl={type: alignment}", trials=5))
+    assert result.code == 2
+    assert "error: trial 0000: objectives.nicl: compares text with image, but the model reads ids only" in result.output
+    assert not (home / "runs" / "sasrec-tune").exists()
+
+
+NICL = """
+objectives.nicl.temperature: {choice: [0.1, 1.0]}
+objectives.nicl.positives_in_denominator: {choice: [true, false]}
+"""
+
+
+def test_a_pretraining_is_searched_without_publishing_and_settings_that_do_not_go_together_fail(
+    home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    Path("space.yaml").write_text(NICL, encoding="utf-8")
+    settings = (*SMALL, *sources(world), "train.epochs=1", "cache=c", "machine.device=cpu", "publish_as=first")
+    options = (
+        "--space",
+        "space.yaml",
+        "--trials",
+        2,
+        "--seed",
+        2,
+        "--name",
+        "search",
+        "objectives.nicl.temperature=1.0",
+    )
+    result = pmmrec("tune", "pretrain/tiny", *options, *settings)
+    assert result.code == 0, result.output
+    complete, failed = _trials(home / "runs" / "search")
+    assert (complete["state"], failed["state"]) == ("complete", "failed")
+    assert "positives_in_denominator" in failed["message"]
+    assert not (home / "runs" / "search" / "trials" / "0001.log").exists()  # nothing was started
+    assert json.loads((home / "runs/search/trials/0000/metrics.json").read_text())["kind"] == "pretrain"
+    assert not (home / "hub").exists()
+    assert not (home / "runs" / "search" / "hub").exists()
+    best = yaml.safe_load((home / "runs/search/best.yaml").read_text())
+    assert (best["name"], best["publish_as"]) == ("search-best", "first")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("finetune/sasrec",), "a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN"),
+        (("finetune/sasrec", "--from", "nobody", "--on", "BOUTIQUE"), "no checkpoint 'nobody'"),
+        (("finetune/full", "--from", "none", "--on", "BOUTIQUE"), "model: missing"),
+        (("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "train.epoch=1"), "did you mean 'epochs'?"),
+        (("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "--name", "a/b"), "name"),
+        (
+            ("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "--name", "taken"),
+            "taken: exists and is no search",
+        ),
+        (("pretrain/tiny", "--on", "BOUTIQUE", "data.sources=[BOUTIQUE]"), "a pretraining takes neither --from nor"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_made(
+    home: Path, world: Path, pmmrec: Pmmrec, arguments: tuple[str, ...], told: str
+) -> None:
+    Path("space.yaml").write_text(SPACE, encoding="utf-8")
+    Path("runs/taken").mkdir(parents=True)
+    words = [word.replace("BOUTIQUE", str(world / "boutique")) for word in arguments]
+    result = pmmrec("tune", *words, "--space", "space.yaml", "--trials", 2)
+    assert result.code == 2
+    assert told in result.output
+    assert [path.name for path in (home / "runs").iterdir()] == ["taken"]
+    assert not list((home / "runs" / "taken").iterdir())

@@ -1,0 +1,106 @@
+"""The trials of a search outlive the process that made them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pmmrec.errors import MachineError, RecipeError
+from pmmrec.tuning import require_optuna
+from pmmrec.tuning.record import Ending, Record, best_first
+from pmmrec.tuning.space import Dimension, Space
+
+SPACE = Space(Path("space.yaml"), {"a.x": Dimension(uniform=(0, 1)), "a.kind": Dimension(choice=(None, [1, 2], "w"))})
+OWN = {"a.x": 0.5, "a.kind": [1, 2]}
+
+
+def _open(folder: Path, **changed: object) -> Record:
+    about = {"recipe": "r", "space": {"x": [0, 1]}, **changed}
+    return Record.open(folder, SPACE, about, seed=3, prune_after=1)
+
+
+def _ended(number: int, value: float | None, state: str = "complete", message: str = "") -> Ending:
+    return Ending(number, state, {}, is_own=False, value=value, best_epoch=1, num_epochs=2, seconds=3, message=message)
+
+
+def test_what_was_tried_is_there_when_the_search_is_opened_again(tmp_path: Path) -> None:
+    record = _open(tmp_path)
+    assert record.is_new
+    record.begin_with(OWN)
+    assert record.propose() == (0, OWN)
+    record.end(_ended(0, 0.25))
+    number, values = record.propose()
+    record.end(_ended(number, None, "failed", "diverged"))
+    again = _open(tmp_path)
+    assert not again.is_new
+    first, second = again.endings()
+    assert (first.values, first.value, first.is_own, first.state) == (OWN, 0.25, True, "complete")
+    assert (second.values, second.message, second.is_own, second.state) == (values, "diverged", False, "failed")
+    assert best_first([second, first]) == [first]
+
+
+def test_a_trial_whose_search_was_killed_counts_for_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    record = _open(tmp_path)
+    record.begin_with(OWN)
+    assert record.propose()[0] == 0
+    again = _open(tmp_path)  # the first search never said how trial 0 ended
+    assert again.endings() == []
+    assert again.propose() == (1, OWN)
+    again.give_up(1)
+    assert again.propose() == (2, OWN)
+    again.end(_ended(2, 0.5))
+    assert [ending.is_own for ending in again.endings()] == [True]
+
+
+def test_a_search_that_was_stopped_proposes_what_one_that_was_not_would(tmp_path: Path) -> None:
+    proposed: dict[str, list] = {"whole": [], "stopped": []}
+    for name, values in proposed.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        record = _open(folder)
+        for place in range(12):  # beyond the ten that are drawn before the sampler learns
+            number, tried = record.propose()
+            values.append(tried)
+            record.end(_ended(number, tried["a.x"]))
+            record = _open(folder) if name == "stopped" and place % 5 == 4 else record
+    assert proposed["whole"] == proposed["stopped"]
+    assert len({tried["a.x"] for tried in proposed["whole"]}) == 12
+
+
+def test_another_recipe_or_space_is_refused_under_the_same_name(tmp_path: Path) -> None:
+    _open(tmp_path)
+    with pytest.raises(RecipeError, match=r"another recipe and another space, .* choose another --name"):
+        _open(tmp_path, recipe="s", space={"x": [0, 2]})
+    _open(tmp_path)
+
+
+def test_a_trial_below_the_median_of_five_is_to_end_after_the_epochs_it_was_promised(tmp_path: Path) -> None:
+    record = _open(tmp_path)
+    for place in range(5):
+        number, _ = record.propose()
+        assert not [epoch for epoch in range(3) if record.report(number, epoch, 0.1 * place)]
+        record.end(_ended(number, 0.1 * place))
+    number, _ = record.propose()
+    assert [record.report(number, epoch, value) for epoch, value in enumerate((0.0, 0.1, 0.1))] == [False, True, True]
+
+
+def test_a_setting_that_decides_has_the_larger_importance(tmp_path: Path) -> None:
+    record = _open(tmp_path)
+    for _ in range(20):
+        assert record.importances() == {}  # too few to tell
+        number, tried = record.propose()
+        record.end(_ended(number, tried["a.x"]))
+    shares = record.importances()
+    assert shares["a.x"] > shares["a.kind"]
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_optuna()
+    monkeypatch.delitem(sys.modules, "optuna", raising=False)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    with pytest.raises(MachineError, match=r"pip install 'pmmrec\[tune\]'"):
+        require_optuna()
