@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluate_model, users_at_once
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
-from pmmrec.evaluation.ranking import Seen, write_ranks
-from pmmrec.evaluation.recommend import top_k, write_top_k
+from pmmrec.evaluation.ranking import Rows, Seen, write_ranks
+from pmmrec.evaluation.recommend import TopItems, top_k, write_top_k
 from pmmrec.models import Catalogue
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
@@ -37,6 +38,7 @@ class EncodedItems:
 
     domain: Domain
     vectors_ND: Tensor  # float32, row i is item `domain.item_ids[i]`
+    contents: Contents  # which items are alike
 
     @property
     def item_ids(self) -> list[str]:
@@ -75,9 +77,7 @@ class System:
                 f"recommend: {unknown[0]!r} is no item of {domain.name}; ids are strings, exactly as imported"
             )
         offsets = np.array([0, len(rows)])
-        vectors_ND, counts = self._current.vectors_ND, domain.item_counts
-        lists = top_k(self._model_for(domain), vectors_ND, offsets, rows, k, counts=counts, seen=seen, chunk=1)
-        best = next(iter(lists))
+        best = next(self._lists(self._current, offsets, rows, k, seen, chunk=1))
         is_filled_K = best.is_filled_BK[0]
         items, scores = best.item_index_BK[0][is_filled_K].tolist(), best.score_BK[0][is_filled_K].tolist()
         return [(domain.item_ids[item].as_py(), score) for item, score in zip(items, scores, strict=True)]
@@ -108,12 +108,26 @@ class System:
         opened = _opened(domain)
         if k > opened.num_items:
             raise RecipeError(f"--top-k {k}: {opened.name} has only {opened.num_items} items; choose k up to that")
-        vectors_ND = self._encode(opened).vectors_ND
+        encoded = self._encode(opened)
         offsets, items = opened.sequence_offsets, opened.sequence_items
-        chunk = users_at_once(opened.num_items)
-        counts, model = opened.item_counts, self._model_for(opened)
-        lists = top_k(model, vectors_ND, offsets, items, k, counts=counts, seen=seen, chunk=chunk)
+        lists = self._lists(encoded, offsets, items, k, seen, chunk=users_at_once(opened.num_items))
         return opened.num_users, write_top_k(Path(out), lists, opened.user_ids, opened.item_ids)
+
+    def _lists(
+        self, encoded: EncodedItems, offsets: Rows, items: Rows, k: int, seen: Seen, chunk: int
+    ) -> Iterator[TopItems]:
+        model, counts = self._model_for(encoded.domain), encoded.domain.item_counts
+        return top_k(
+            model,
+            encoded.vectors_ND,
+            offsets,
+            items,
+            k,
+            counts=counts,
+            contents=encoded.contents,
+            seen=seen,
+            chunk=chunk,
+        )
 
     def _encode(self, domain: Domain) -> EncodedItems:
         if domain.fingerprint not in self._encoded:
@@ -121,7 +135,7 @@ class System:
             vectors_ND = encode_catalogue(
                 recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=self.device
             )
-            self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND)
+            self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND, reader.contents(0))
         return self._encoded[domain.fingerprint]
 
     def _model_for(self, domain: Domain) -> Recommender:

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, PixelSpec, TokenInputs, Tokenizer
+from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import GREY, PixelTable
 from pmmrec.data.text import TokenTable
-from pmmrec.errors import DataError
 from pmmrec.progress import Progress
 
 Ints = NDArray[np.int64]
@@ -25,7 +25,8 @@ class ItemReader:
 
     The tables are kept in `cache`. `tokenizer` and `pixel_spec` are given for the modalities that the model reads, and
     for those alone. A model that knows items by id reads none: then only `domain_U` and `row_U` are filled.
-    Raises DataError where a domain has items with nothing that the model reads.
+    An item with nothing that the model reads gets no row in an encoder; `warnings` names such items, a line a domain.
+    Raises DataError where they are all items of a domain, or a larger share of them than `max_unreadable`.
     """
 
     def __init__(
@@ -36,13 +37,15 @@ class ItemReader:
         pixel_spec: PixelSpec | None,
         cache: Path,
         progress: Progress | None = None,
+        max_unreadable: float = MAX_UNREADABLE,
     ) -> None:
         for modality, reader in ((Modality.TEXT, tokenizer), (Modality.IMAGE, pixel_spec)):
             if (modality in modalities) != (reader is not None):
                 raise ValueError(f"{modality.value}: what reads it is given exactly where the model reads it")
-        for domain in domains:
-            check_something_to_read(domain, modalities)
+        found = [check_readable(domain, modalities, max_unreadable) for domain in domains]
+        self.warnings = tuple(warning for warning in found if warning is not None)
         self._domains = list(domains)
+        self._contents: dict[int, Contents] = {}
         self._modalities = sorted(modalities)
         self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
         self._size = 0 if pixel_spec is None else pixel_spec.size
@@ -67,17 +70,25 @@ class ItemReader:
         )
 
     def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:
-        """Every item of one domain once, at most `chunk` at a time; `row_U` says which.
+        """Every content of one domain once, at most `chunk` items at a time; `row_U` says which they are.
 
-        Where texts are read the longest come first: little is spent on padding, and what does not fit into memory
-        fails at once.
+        Items that are alike are given by the first of them, those with nothing to read by none: see `contents`. Where
+        texts are read the longest come first: little is spent on padding, and what does not fit into memory fails at
+        once.
         """
-        rows = np.arange(self._domains[domain].num_items)
+        rows = self.contents(domain).distinct
         if self._tokens:
-            rows = np.argsort(-self._tokens[domain].num_tokens, kind="stable")
+            rows = rows[np.argsort(-self._tokens[domain].num_tokens[rows], kind="stable")]
         for start in range(0, len(rows), chunk):
             some = rows[start : start + chunk]
             yield self.read(np.full(len(some), domain), some)
+
+    def contents(self, domain: int) -> Contents:
+        """Which items of one domain are alike and which can be read; compared at first use, then kept."""
+        if domain not in self._contents:
+            tokens = self._tokens[domain] if self._tokens else None
+            self._contents[domain] = contents_of(self._domains[domain], frozenset(self._modalities), tokens)
+        return self._contents[domain]
 
     def _has(self, modality: Modality, domain_U: Ints, row_U: Ints) -> NDArray[np.bool_]:
         has_U = np.zeros(len(row_U), dtype=bool)
@@ -117,18 +128,3 @@ def _by_domain(domain_U: Ints) -> Iterator[tuple[int, Ints]]:
     """Each domain that occurs, and the places where it does."""
     for domain in np.unique(domain_U):
         yield int(domain), np.flatnonzero(domain_U == domain)
-
-
-def check_something_to_read(domain: Domain, modalities: frozenset[Modality]) -> None:
-    """DataError where items have none of the modalities that a model reads; no modalities: it knows ids."""
-    if not modalities:
-        return
-    bare = np.flatnonzero(~np.any([domain.has[modality] for modality in modalities], axis=0))
-    if len(bare):
-        wanted = " or ".join(modality.value for modality in sorted(modalities))
-        first = ", ".join(repr(domain.item_ids[int(row)].as_py()) for row in bare[:5])
-        raise DataError(
-            f"{domain.folder}: {len(bare):,} of {domain.num_items:,} items have no {wanted} for the model to read "
-            f"({first}{', ...' if len(bare) > 5 else ''}); import the domain without them, give them one, "
-            f"or use a model that reads what they have"
-        )

@@ -57,6 +57,10 @@ class TokenTable:
         """Tokens of each item, `(N,)`; 0 without a text."""
         return np.diff(self._offsets)
 
+    def content(self, row: int) -> bytes:
+        """The token ids of one item as bytes, equal where the ids are; empty without a text."""
+        return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
+
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Token ids `(R, T)`, right-padded to the longest of these rows, and which of them are tokens."""
         starts = self._offsets[rows]

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmmrec.contracts import to_device
+from pmmrec.data.contents import Contents
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
@@ -51,7 +53,8 @@ def evaluate_model(
     vectors_ND = encode_catalogue(
         recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision
     )
-    score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device)
+    contents = reader.contents(domain_index)
+    score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents)
     return summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=users_at_once(num_items)))
 
 
@@ -77,24 +80,27 @@ def encode_catalogue(
     device: torch.device | str,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Fused vectors of all items of a domain, `(N, D)` float32 on `device`, each item encoded once.
+    """Fused vectors of all items of a domain, `(N, D)` float32 on `device`, each content encoded once.
 
-    `precision`: bfloat16 or float16 run the encoders under autocast. Modes of the model are as before afterwards.
-    Raises DataError when the reader leaves an item out or a vector is not finite.
+    Items that are alike have the very same vector, whatever chunk and padding they would have met; those with nothing
+    to read have zeros. `precision`: bfloat16 or float16 run the encoders under autocast. Modes of the model are as
+    before afterwards. Raises DataError when the reader knows another number of items or a vector is not finite.
     """
-    vectors_ND: Tensor | None = None
-    is_encoded_N = torch.zeros(num_items, dtype=torch.bool)
+    contents = reader.contents(domain_index)
+    if len(contents.same_as_N) != num_items:
+        known = len(contents.same_as_N)
+        raise DataError(
+            f"domain {domain_index}: the reader knows {known} items, not {num_items}; read the domain to rank"
+        )
+    vectors_ND = torch.empty(0)
     autocast = torch.autocast(torch.device(device).type, dtype=precision, enabled=precision != torch.float32)
     with evaluating(recommender), autocast:
         for items in reader.catalogue(domain_index, chunk):
             fused_UD = recommender.item_encoder(to_device(items, device)).fused_UD
-            if vectors_ND is None:
-                vectors_ND = torch.empty(num_items, fused_UD.shape[1], device=device)
+            if not len(vectors_ND):
+                vectors_ND = torch.zeros(num_items, fused_UD.shape[1], device=device)
             vectors_ND[items.row_U.to(device)] = fused_UD.float()
-            is_encoded_N[items.row_U.cpu()] = True
-    if vectors_ND is None or not is_encoded_N.all():
-        missing = torch.nonzero(~is_encoded_N)[:5, 0].tolist()
-        raise DataError(f"domain {domain_index}: items {missing} were not encoded; the catalogue must hold every item")
+    vectors_ND = vectors_ND[torch.from_numpy(contents.same_as_N).to(device)]
     is_finite_N = torch.isfinite(vectors_ND).all(dim=1)
     if not is_finite_N.all():
         row = int(torch.nonzero(~is_finite_N)[0])
@@ -103,22 +109,40 @@ def encode_catalogue(
 
 
 def model_scorer(
-    recommender: Recommender, vectors_ND: Tensor, holdout: Holdout, counts: Rows, device: torch.device | str
+    recommender: Recommender,
+    vectors_ND: Tensor,
+    holdout: Holdout,
+    counts: Rows,
+    device: torch.device | str,
+    contents: Contents | None = None,
 ) -> Score:
     """Scores of the model for slices of the holdout's queries, `(q, N)` float32 on `device`.
 
-    `counts`: how often each item was touched in what may be known, `(N,)`.
+    `counts`: how often each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly.
     """
     vectors_ND = vectors_ND.to(device)
-    return history_scorer(recommender, vectors_ND, holdout.history_offsets, holdout.history_items, counts)
+    return history_scorer(recommender, vectors_ND, holdout.history_offsets, holdout.history_items, counts, contents)
 
 
-def history_scorer(recommender: Recommender, vectors_ND: Tensor, offsets: Rows, items: Rows, counts: Rows) -> Score:
+def history_scorer(
+    recommender: Recommender,
+    vectors_ND: Tensor,
+    offsets: Rows,
+    items: Rows,
+    counts: Rows,
+    contents: Contents | None = None,
+) -> Score:
     """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
 
     Every chunk is padded to one length, so that a user's scores do not hang on who else is in the chunk. `counts`: how
-    often each item was touched in what may be known, `(N,)`.
+    often each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly: a product of
+    matrices may round equal columns differently.
     """
+    alike_N = None
+    if contents is not None:
+        alike = alike_items(contents, counts if recommender.scorer.reads_counts else None)
+        if (alike != np.arange(len(alike))).any():
+            alike_N = torch.from_numpy(alike).to(vectors_ND.device)
     count_N = torch.from_numpy(np.asarray(counts)).to(vectors_ND.device)
     longest = int(np.diff(offsets).max(initial=1))
     num_inputs = min(recommender.user_encoder.max_inputs, longest)
@@ -129,10 +153,20 @@ def history_scorer(recommender: Recommender, vectors_ND: Tensor, offsets: Rows, 
             hidden_qLD = recommender.user_states(
                 vectors_ND, item_index_qL.to(vectors_ND.device), is_valid_qL.to(vectors_ND.device)
             )
-            score_qN: Tensor = recommender.scorer(hidden_qLD[:, -1], vectors_ND, count_N)
-        return score_qN.float()
+            score_qN: Tensor = recommender.scorer(hidden_qLD[:, -1], vectors_ND, count_N).float()
+        return score_qN if alike_N is None else score_qN[:, alike_N]
 
     return score
+
+
+def alike_items(contents: Contents, counts: Rows | None) -> NDArray[np.int64]:
+    """For each item the first that no scorer can tell from it, `(N,)`; `counts` where scores read them."""
+    if counts is None:
+        return contents.same_as_N
+    key_N = contents.same_as_N * (int(counts.max(initial=0)) + 1) + counts
+    _, first, place_N = np.unique(key_N, return_index=True, return_inverse=True)
+    alike_N: NDArray[np.int64] = first[place_N]
+    return alike_N
 
 
 def latest_inputs(offsets: Rows, items: Rows, rows: slice, num_inputs: int) -> tuple[Tensor, Tensor]:

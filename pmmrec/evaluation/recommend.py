@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.atomic import whole_file
+from pmmrec.data.contents import Contents
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import history_scorer
 from pmmrec.evaluation.ids import ids_at
@@ -48,12 +49,14 @@ def top_k(
     k: int,
     *,
     counts: Rows,
+    contents: Contents | None = None,
     seen: Seen = "exclude",
     chunk: int,
 ) -> Iterator[TopItems]:
     """Exact lists for all users, in order; user i's history is items[offsets[i]:offsets[i+1]].
 
-    `counts`: how often each item was touched, `(N,)`; read by scorers that know of popularity.
+    `counts`: how often each item was touched, `(N,)`; read by scorers that know of popularity. With `contents`, alike
+    items tie exactly.
 
     `exclude`: nobody gets an item of the history. Raises RecipeError when k does not fit the catalogue, DataError for a
     user without history and for scores that are not finite; the checks of k and of histories come before any work.
@@ -65,7 +68,7 @@ def top_k(
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if len(empty):
         raise DataError(f"user {empty[0]} has no history ({len(empty)} such users); leave such users out")
-    score = history_scorer(recommender, vectors_ND, offsets, items, counts)
+    score = history_scorer(recommender, vectors_ND, offsets, items, counts, contents)
     return _lists(score, offsets, items, num_items, k, seen, chunk)
 
 

@@ -65,6 +65,8 @@ class ItemEncoder(nn.Module, ABC):
 class Scorer(nn.Module, ABC):
     """How much a user in a state would like an item. Built as `part_class(config, width)`."""
 
+    reads_counts: bool = True  # False: items with the same vector score the same, however often they were touched
+
     @abstractmethod
     def forward(self, hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:
         """Scores `(B, N)`; larger is better. `count_N`: how often each item was touched, as far as is known."""

@@ -43,7 +43,7 @@ class Dot(Scorer):
 
     def __init__(self, config: DotConfig, width: int) -> None:
         super().__init__()
-        self.popularity = config.popularity
+        self.popularity, self.reads_counts = config.popularity, config.popularity > 0
         self.temperature = math.sqrt(width) if isinstance(config.temperature, str) else config.temperature
 
     def forward(self, hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:

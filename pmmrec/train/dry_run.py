@@ -11,7 +11,7 @@ import torch
 
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
 from pmmrec.data.batches import DataConfig
-from pmmrec.data.items import check_something_to_read
+from pmmrec.data.contents import MAX_UNREADABLE, check_readable
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.windows import WindowIndex
 from pmmrec.encoders import Backbone
@@ -65,7 +65,7 @@ def describe(
             check_window(data.window, recommender, log)
             _check_shapes(recommender, data.window.size)
     for domain in sources.domains:
-        check_something_to_read(domain, recommender.item_encoder.modalities)
+        check_readable(domain, recommender.item_encoder.modalities, MAX_UNREADABLE)
     transfer = None
     if checkpoint is not None:
         transfer = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads).table()

@@ -74,13 +74,28 @@ def test_a_grey_image_stands_in_where_no_item_has_one(reader: ItemReader) -> Non
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_the_catalogue_holds_every_item_once_longest_texts_first(reader: ItemReader, chunk: int) -> None:
+def test_the_catalogue_holds_every_content_once_longest_texts_first(reader: ItemReader, chunk: int) -> None:
     chunks = list(reader.catalogue(0, chunk))
     rows = torch.cat([items.row_U for items in chunks]).tolist()
     assert rows == [3, 1, 0, 2]
     assert all(items.num_items <= chunk and (items.domain_U == 0).all() for items in chunks)
     assert chunks[0].text is not None
     assert chunks[0].text.token_id_RT[0].tolist() == [1, 11, 12, 13]
+
+
+def test_the_catalogue_holds_items_that_are_alike_once(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    shop = make_domain([[0, 1, 2, 3, 4]], texts=["a", "aa bb", "b", "cc dd", "e ff"])
+    reader = ItemReader([shop], frozenset({Modality.TEXT}), tokenizer, None, tmp_path / "cache")
+    assert [items.row_U.tolist() for items in reader.catalogue(0, 2)] == [[1, 4], [0]]
+
+
+def test_images_are_compared_once_for_all_epochs(
+    shops: list[Any], reader: ItemReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = reader.contents(0)
+    monkeypatch.delattr(type(shops[0]), "jpegs")  # whoever reads images now fails
+    assert reader.contents(0) is first
+    assert len(list(reader.catalogue(0, 1))) == 4
 
 
 def test_a_model_that_knows_items_by_id_is_given_ids_only(shops: list[Any], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pmmrec.models import ItemEncoder, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.users import user_encoders
 
-MakeSplit = Callable[[list[list[int]], int], Split]
+MakeSplit = Callable[..., Split]
 
 
 class Letters:
@@ -56,13 +56,23 @@ class MeanOfLetters(ItemEncoder):
 
 
 @pytest.fixture
-def recommender() -> Recommender:
+def make_recommender() -> Callable[..., Recommender]:
+    """Letters into a causal Transformer that reads the last four items, of any width."""
+
+    def make(width: int, **dot_settings: float) -> Recommender:
+        torch.manual_seed(0)
+        config = user_encoders.config({"type": "transformer", "max_inputs": 4})
+        user_encoder = user_encoders.part_class(config)(config, width)
+        dot = scorers.config({"type": "dot", **dot_settings})
+        return Recommender(MeanOfLetters(width), user_encoder, scorers.part_class(dot)(dot, width))
+
+    return make
+
+
+@pytest.fixture
+def recommender(make_recommender: Callable[..., Recommender]) -> Recommender:
     """Letters into a causal Transformer that reads the last four items."""
-    torch.manual_seed(0)
-    config = user_encoders.config({"type": "transformer", "max_inputs": 4})
-    user_encoder = user_encoders.part_class(config)(config, 8)
-    dot = scorers.config({"type": "dot"})
-    return Recommender(MeanOfLetters(8), user_encoder, scorers.part_class(dot)(dot, 8))
+    return make_recommender(8)
 
 
 @pytest.fixture
@@ -75,13 +85,15 @@ def make_reader(tmp_path: Path) -> Callable[[Domain], ItemReader]:
 def make_split(tmp_path: Path) -> MakeSplit:
     """A split of the domain with these sequences: users u0, u1, ... and items i0 .. i(N-1) with titles."""
 
-    def make(sequences: list[list[int]], num_items: int) -> Split:
+    def make(sequences: list[list[int]], num_items: int, titles: list[str | None] | None = None) -> Split:
         folder = tmp_path / f"domain-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         writer = DomainFolder(folder)
         item_ids = [f"i{row}" for row in range(num_items)]
-        titles = [f"{chr(ord('A') + row)} " + "long " * (row % 3) for row in range(num_items)]  # no two alike: no ties
-        writer.write_items(iter([pa.record_batch({"item_id": item_ids, "text": titles})]), [])
+        if titles is None:
+            titles = [f"{chr(ord('A') + row)} " + "long " * (row % 3) for row in range(num_items)]  # no two alike
+        texts = pa.array(titles, pa.large_string())
+        writer.write_items(iter([pa.record_batch({"item_id": item_ids, "text": texts})]), [])
         users = pa.array([f"u{user}" for user in range(len(sequences))], pa.large_string())
         rows = pa.record_batch({"user_id": users, "items": pa.array(sequences, pa.large_list(pa.int32()))})
         writer.write_sequences(iter([rows]), has_times=False)

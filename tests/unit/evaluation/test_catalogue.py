@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pmmrec.contracts import ItemInputs, ItemVectors
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
@@ -78,8 +79,73 @@ def test_an_item_vector_that_is_not_finite_is_an_error(
 def test_a_catalogue_larger_than_the_reader_knows_is_an_error(
     split: Split, recommender: Recommender, make_reader: MakeReader
 ) -> None:
-    with pytest.raises(DataError, match=r"items \[30, 31\] were not encoded"):
+    with pytest.raises(DataError, match="the reader knows 30 items, not 32"):
         encode_catalogue(recommender, make_reader(split.domain), 0, NUM_ITEMS + 2, chunk=7, device="cpu")
+
+
+TITLES = [None if row == 4 else f"{'long ' * (row % 4)}{chr(ord('A') + row // 3)}" for row in range(NUM_ITEMS)]
+ALIKE = {0: [0, 7, 21], 1: [9, 29]}  # rows that share a title, by which of two it is
+for group, rows in ALIKE.items():
+    for alike_row in rows:
+        TITLES[alike_row] = "the same title " + "and more of it " * group
+
+
+@pytest.fixture
+def twins(make_split: Callable[..., Split]) -> Split:
+    """Items 0, 7 and 21 share a title, 9 and 29 another; item 4 has none, and users 0 and 1 take it next."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(NUM_ITEMS, size=6).tolist() for _ in range(40)]
+    return make_split([[1, 2, 4], [3, 5, 4], *sequences], NUM_ITEMS, TITLES)
+
+
+class Counting(torch.nn.Module):
+    """Notes which rows an item encoder is given."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rows = inner, []
+
+    def forward(self, items: ItemInputs) -> ItemVectors:
+        self.rows += items.row_U.tolist()
+        return self.inner(items)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_items_that_are_alike_are_encoded_once_and_have_the_very_same_vector(
+    chunk: int, twins: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    counting = recommender.item_encoder = Counting(recommender.item_encoder)
+    vectors_ND = encoded(recommender, make_reader(twins.domain), chunk)
+    assert sorted(counting.rows) == [row for row in range(NUM_ITEMS) if row not in (4, 7, 21, 29)]
+    for rows in ALIKE.values():
+        assert torch.equal(vectors_ND[rows], vectors_ND[rows[:1]].expand(len(rows), -1))
+    assert len(vectors_ND.unique(dim=0)) == NUM_ITEMS - 3
+
+
+@pytest.mark.parametrize("popularity", [0.0, 1.0])
+@pytest.mark.parametrize("width", [8, 256])
+def test_items_that_are_alike_tie_to_the_bit(
+    width: int, popularity: float, twins: Split, make_reader: MakeReader, make_recommender: Callable[..., Recommender]
+) -> None:
+    recommender, reader = make_recommender(width, popularity=popularity), make_reader(twins.domain)
+    holdout, vectors_ND = twins.holdout("test"), encoded(recommender, reader)
+    counts = np.arange(NUM_ITEMS) // 22  # 0, 7 and 21 were touched as often, 9 and 29 were not
+    score = model_scorer(recommender, vectors_ND, holdout, counts, "cpu", reader.contents(0))
+    plain = model_scorer(recommender, vectors_ND, holdout, counts, "cpu")
+    for rows in (slice(0, 1), slice(1, 3), slice(3, 12)):
+        score_qN = score(rows)
+        assert (score_qN[:, [7, 21]] == score_qN[:, :1]).all()
+        assert (score_qN[:, 9] == score_qN[:, 29]).all() == (popularity == 0)
+        torch.testing.assert_close(score_qN, plain(rows), rtol=1e-5, atol=1e-5)  # float32; measured 2e-6
+
+
+def test_a_target_stands_behind_all_items_that_are_like_it(
+    make_split: Callable[..., Split], recommender: Recommender, make_reader: MakeReader
+) -> None:
+    titles: list[str | None] = ["other", *["the same"] * 9]
+    split = make_split([[0, 0, target] for target in range(1, 10)], 10, titles)
+    evaluation = evaluate_model(recommender, make_reader(split.domain), 0, split, "test", "cpu")
+    assert evaluation.ranks.rank.tolist() == [9] * 9
 
 
 def test_half_precision_encodes_nearly_the_same(
