@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -152,8 +153,7 @@ class Search:
             return
         results.write_recipe(path, tree, [f"Trial {name} of {self.folder}."])
         program = shipped_file("finetune/run.py" if self._is_finetune else "pretrain/run.py")
-        weights = [word for pair in self._plan.weights for word in ("--weights", pair)]
-        command = [sys.executable, str(program), str(path), *self._start_options(), *weights]
+        command = [sys.executable, "-u", str(program), str(path), *self._options()]
         self._active[number] = TrialProcess(self.folder / "trials" / name, command, lock)
 
     def _trial_tree(self, name: str, values: Mapping[str, Any]) -> Tree:
@@ -162,8 +162,9 @@ class Search:
             place |= {"publish_as": None, "hub": str(self.folder / "hub")}  # never made, and so no name is taken there
         return overlay(overlay(self._tree, self._space.tree(values)), place)
 
-    def _start_options(self) -> list[str]:
-        return ["--from", str(self._plan.start_from), "--on", str(self._plan.on)] if self._is_finetune else []
+    def _options(self) -> list[str]:
+        start = ["--from", str(self._plan.start_from), "--on", str(self._plan.on)] if self._is_finetune else []
+        return [*start, *(word for pair in self._plan.weights for word in ("--weights", pair))]
 
     def _follow(self, number: int) -> None:
         process = self._active[number]
@@ -214,16 +215,15 @@ class Search:
             self._drop_checkpoints(endings, ranked[0].number if ranked else None)
 
     def _write_best(self, best: Ending) -> None:
-        options = " ".join(self._start_options())
         verb = "finetune" if self._is_finetune else "pretrain"
         path = self.folder / results.BEST_FILE
         comment = [
             f"The best settings of the search {self.folder}: trial {results.folder_name(best.number)}, "
             f"validation {self._metric} {best.value:.2%} at epoch {best.best_epoch}.",
-            " ".join(f"pmmrec {verb} {path} {options}".split()),
+            shlex.join(["pmmrec", verb, str(path), *self._options()]),
         ]
         tree = overlay(self._tree, self._space.tree(best.values))
-        results.write_recipe(path, {**tree, "name": f"{self.folder.name}-best"[-100:]}, comment)
+        results.write_recipe(path, {**tree, "name": f"{self.folder.name[:90]}-best"}, comment)
 
     def _drop_checkpoints(self, endings: list[Ending], best: int | None) -> None:
         for ending in endings:
