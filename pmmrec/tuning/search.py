@@ -283,7 +283,7 @@ def _alone_in(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RecipeError(f"{folder}: a search, or a trial that it left, is at work here; wait for it") from error
+            raise RecipeError(f"{folder}: a search, or a trial that it left, works here; wait, or end it") from error
         except OSError as error:
             raise MachineError(f"{folder}: cannot be locked: {error.strerror}; use a local --runs") from error
         yield lock

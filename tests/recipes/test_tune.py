@@ -132,7 +132,7 @@ def test_another_search_of_the_same_name_is_refused(search: Path, world: Path, p
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused = pmmrec(*_command(world, "train.epochs=2", trials=9))
     assert refused.code == 2
-    assert "a search, or a trial that it left, is at work here" in refused.output
+    assert "a search, or a trial that it left, works here" in refused.output
     again = pmmrec(*_command(world, "train.epochs=2"))  # two there are
     assert again.code == 0
     assert "trial 000" not in again.output
