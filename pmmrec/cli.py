@@ -196,7 +196,7 @@ def evaluate(
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache)
+        system = load(checkpoint, hub=hub, cache=cache, warn=_warn)
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, seen=seen.value, out=out)
         _show(*outcome_tables([outcome]))
@@ -216,7 +216,7 @@ def score(
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache)
+        system = load(checkpoint, hub=hub, cache=cache, warn=_warn)
         num_users, num_rows = system.score(domain, top_k, out, seen=seen.value)
         typer.echo(f"{out}: {num_rows:,} rows for {num_users:,} users")
 
@@ -394,6 +394,10 @@ def _say_problems(what: Path, problems: list[str]) -> None:
     if problems:
         raise typer.Exit(3)
     typer.echo(f"{what}: whole")
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)
 
 
 def _read(name: str, overrides: list[str] | None) -> Any:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class EncodedItems:
 
     domain: Domain
     vectors_ND: Tensor  # float32, row i is item `domain.item_ids[i]`
-    contents: Contents  # which items are alike
+    contents: Contents  # which items are alike, and which have nothing that the model reads (their vectors are zeros)
 
     @property
     def item_ids(self) -> list[str]:
@@ -47,10 +48,11 @@ class EncodedItems:
 
 
 class System:
-    """A checkpoint in use. Items are encoded once for each domain and kept."""
+    """A checkpoint in use. Items are encoded once for each domain and kept. `warn` is given each warning once."""
 
-    def __init__(self, checkpoint: Checkpoint, cache: Path, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, cache: Path, device: torch.device, warn: Callable[[str], None]) -> None:
         self.checkpoint, self.device = checkpoint, device
+        self._warn, self._warned = warn, set[str]()
         self._cache = expanded(cache)
         self._recommender: Recommender | None = None
         self._loaded_for = ""
@@ -151,15 +153,25 @@ class System:
         encoder = self._model_for(domain).item_encoder
         reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
         with bars() as progress:
-            return ItemReader([domain], *reads, self._cache, progress)
+            reader = ItemReader([domain], *reads, self._cache, progress)
+        for warning in reader.warnings:
+            if warning not in self._warned:
+                self._warn(warning)
+                self._warned.add(warning)
+        return reader
 
 
 def load(
-    checkpoint: str | Path, *, hub: Path | str = HUB, cache: Path | str | None = None, device: str | None = None
+    checkpoint: str | Path,
+    *,
+    hub: Path | str = HUB,
+    cache: Path | str | None = None,
+    device: str | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> System:
     """Open a checkpoint, by its folder or its name in a folder hub. Weights are read at first use.
 
-    `device`: such as "cuda" or "cpu"; None takes a GPU where there is one.
+    `device`: such as "cuda" or "cpu"; None takes a GPU where there is one. `warn` is called with each warning.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -167,7 +179,7 @@ def load(
         raise RecipeError(f"device {device!r}: torch knows no such device; give cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
-    return System(Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub))), Path(cache or CACHE), chosen)
+    return System(Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub))), Path(cache or CACHE), chosen, warn)
 
 
 def _opened(domain: Domain | Path | str) -> Domain:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pmmrec.contracts import Batch, Corruption, View, Windows
+from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.corruption import CorruptionConfig, KeyedWindow, SlotPool, corrupt
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -33,6 +34,12 @@ class DataConfig(Config):
     window: WindowConfig = WindowConfig()
     mixing: MixingConfig = MixingConfig()
     corruption: CorruptionConfig = CorruptionConfig()
+    max_unreadable: float = Field(
+        default=MAX_UNREADABLE,
+        ge=0,
+        le=1,
+        description="Share of a domain's items that may lack all that the model reads; they are never recommended.",
+    )
     workers: int = Field(
         default=0, ge=0, le=256, description="Processes that read ahead; any number gives the same batches."
     )

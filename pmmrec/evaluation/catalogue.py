@@ -55,7 +55,8 @@ def evaluate_model(
     )
     contents = reader.contents(domain_index)
     score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents)
-    return summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=users_at_once(num_items)))
+    chunk, is_readable_N = users_at_once(num_items), contents.is_readable_N
+    return summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk, is_readable_N=is_readable_N))
 
 
 def summarise(ranks: Ranks) -> Evaluation:

@@ -32,7 +32,7 @@ class Ranks:
     user_index: Tensor  # int64, user of the domain
     target: Tensor  # int64, item row
     rank: Tensor  # int64, 1 is best; 0: a miss, the target was no candidate
-    num_candidates: Tensor  # int64, items that were ranked, the target among them unless it was seen
+    num_candidates: Tensor  # int64, items that were ranked, the target among them unless it is a miss
     seen_target: Tensor  # bool, the target already stands in the user's history
 
     @property
@@ -45,23 +45,35 @@ class Ranks:
         return self.seen_target.double().mean().item()
 
 
-def rank_targets(holdout: Holdout, num_items: int, score: Score, *, seen: Seen = "exclude", chunk: int) -> Ranks:
+def rank_targets(
+    holdout: Holdout,
+    num_items: int,
+    score: Score,
+    *,
+    seen: Seen = "exclude",
+    chunk: int,
+    is_readable_N: NDArray[np.bool_] | None = None,
+) -> Ranks:
     """Rank each target among all items: 1 + the number of other candidates that score as high or higher.
 
     Ties count against the target, in the dtype of the scores. `exclude`: items of the history are no candidates, and a
-    target among them is a miss (rank 0). `include`: every item is a candidate. The work is done where the scores are.
+    target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items that are not in
+    `is_readable_N` are treated like seen ones: the model knows nothing of them, so their scores mean nothing. The work
+    is done where the scores are.
 
     Raises DataError when there is no query, or a score is not finite.
     """
     check_seen(seen)
     if not holdout.num_queries:
         raise DataError(f"{holdout.name}: there is no user to rank for; a user needs at least three interactions")
+    if is_readable_N is None:
+        is_readable_N = np.ones(num_items, dtype=bool)
     parts = []
     for start in range(0, holdout.num_queries, chunk):
         rows = slice(start, min(start + chunk, holdout.num_queries))
         score_qN = score(rows)
         check_scores(score_qN, holdout.user_index[rows], num_items, holdout.name)
-        parts.append(_rank_chunk(holdout, rows, score_qN, seen))
+        parts.append(_rank_chunk(holdout, rows, score_qN, seen, torch.from_numpy(is_readable_N).to(score_qN.device)))
     return Ranks(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Ranks)})
 
 
@@ -94,15 +106,15 @@ def seen_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device: 
     return is_seen_qN
 
 
-def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen) -> Ranks:
+def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_readable_N: Tensor) -> Ranks:
     device = score_qN.device
     target_q = torch.tensor(holdout.target[rows], dtype=torch.int64)
     target_q1 = target_q.to(device)[:, None]
     is_seen_qN = seen_items(holdout.history_offsets, holdout.history_items, rows, score_qN.shape[1], device)
     seen_target_q = is_seen_qN.gather(1, target_q1)[:, 0]
-    is_candidate_qN = ~is_seen_qN if seen == "exclude" else torch.ones_like(is_seen_qN)
+    is_candidate_qN = is_readable_N & ~is_seen_qN if seen == "exclude" else is_readable_N.expand_as(is_seen_qN)
     is_ahead_qN = is_candidate_qN & (score_qN >= score_qN.gather(1, target_q1))  # the target is its own first
-    is_miss_q = seen_target_q & (seen == "exclude")
+    is_miss_q = ~is_candidate_qN.gather(1, target_q1)[:, 0]
     return Ranks(
         user_index=torch.tensor(holdout.user_index[rows], dtype=torch.int64),
         target=target_q,

@@ -38,7 +38,7 @@ class TopItems:
     user_index_B: Tensor  # int64
     item_index_BK: Tensor  # int64, item rows
     score_BK: Tensor  # float32
-    is_filled_BK: Tensor  # bool; False at the end of the list of a user who has seen nearly all
+    is_filled_BK: Tensor  # bool; False at the end of a list when too few items are left to recommend
 
 
 def top_k(
@@ -56,7 +56,7 @@ def top_k(
     """Exact lists for all users, in order; user i's history is items[offsets[i]:offsets[i+1]].
 
     `counts`: how often each item was touched, `(N,)`; read by scorers that know of popularity. With `contents`, alike
-    items tie exactly.
+    items tie exactly and nobody gets an item of which the model can read nothing.
 
     `exclude`: nobody gets an item of the history. Raises RecipeError when k does not fit the catalogue, DataError for a
     user without history and for scores that are not finite; the checks of k and of histories come before any work.
@@ -69,7 +69,10 @@ def top_k(
     if len(empty):
         raise DataError(f"user {empty[0]} has no history ({len(empty)} such users); leave such users out")
     score = history_scorer(recommender, vectors_ND, offsets, items, counts, contents)
-    return _lists(score, offsets, items, num_items, k, seen, chunk)
+    is_readable_N = torch.ones(num_items, dtype=torch.bool)
+    if contents is not None:
+        is_readable_N = torch.from_numpy(contents.is_readable_N)
+    return _lists(score, offsets, items, is_readable_N, k, seen, chunk)
 
 
 def write_top_k(path: Path, lists: Iterable[TopItems], user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> int:
@@ -104,13 +107,14 @@ def largest(score_BN: Tensor, k: int) -> Tensor:
 
 
 def _lists(
-    score: Score, offsets: Rows, items: Rows, num_items: int, k: int, seen: Seen, chunk: int
+    score: Score, offsets: Rows, items: Rows, is_readable_N: Tensor, k: int, seen: Seen, chunk: int
 ) -> Iterator[TopItems]:
-    num_users = len(offsets) - 1
+    num_users, num_items = len(offsets) - 1, len(is_readable_N)
     for start in range(0, num_users, chunk):
         rows = slice(start, min(start + chunk, num_users))
         score_BN, user_index = score(rows), np.arange(rows.start, rows.stop)
         check_scores(score_BN, user_index, num_items, "recommendation")
+        score_BN = score_BN.masked_fill(~is_readable_N.to(score_BN.device), -torch.inf)
         if seen == "exclude":
             is_seen_BN = seen_items(offsets, items, rows, num_items, score_BN.device)
             score_BN = score_BN.masked_fill(is_seen_BN, -torch.inf)

@@ -65,8 +65,9 @@ class TowersConfig(ItemEncoderConfig):
 class Towers(ItemEncoder):
     """One encoder for each modality; with both, a fusion of their tokens, else the encoder's cls vector, is the item.
 
-    An item that lacks a modality has zeros there, and its tokens are not valid. Rows that stand in for a batch
-    without a modality pass their encoder, with a gradient of exactly 0: every process uses every parameter.
+    An item that lacks a modality has zeros there, and its tokens are not valid; one that lacks all of them is the zero
+    vector. Rows that stand in for a batch without a modality pass their encoder, with a gradient of exactly 0: every
+    process uses every parameter.
     """
 
     def __init__(
@@ -111,7 +112,9 @@ class Towers(ItemEncoder):
             fused_UD = self.fusion(states)
         if self._is_normalized:
             fused_UD = F.layer_norm(fused_UD, fused_UD.shape[-1:])  # the zero vector stays what it is
-        return ItemVectors(fused_UD, cls_UD, {modality: items.has_U[modality] for modality in states})
+        has_U = {modality: items.has_U[modality] for modality in states}
+        is_readable_U1 = torch.stack(list(has_U.values()), dim=1).any(dim=1, keepdim=True)
+        return ItemVectors(torch.where(is_readable_U1, fused_UD, 0.0), cls_UD, has_U)
 
     def _encode(self, items: ItemInputs) -> dict[Modality, TokenStates]:
         states: dict[Modality, TokenStates] = {}

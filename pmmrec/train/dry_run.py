@@ -11,7 +11,7 @@ import torch
 
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
 from pmmrec.data.batches import DataConfig
-from pmmrec.data.contents import MAX_UNREADABLE, check_readable
+from pmmrec.data.contents import check_readable
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.windows import WindowIndex
 from pmmrec.encoders import Backbone
@@ -65,7 +65,9 @@ def describe(
             check_window(data.window, recommender, log)
             _check_shapes(recommender, data.window.size)
     for domain in sources.domains:
-        check_readable(domain, recommender.item_encoder.modalities, MAX_UNREADABLE)
+        warning = check_readable(domain, recommender.item_encoder.modalities, data.max_unreadable)
+        if warning is not None:
+            log.warn(warning)
     transfer = None
     if checkpoint is not None:
         transfer = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads).table()

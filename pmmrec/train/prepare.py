@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pmmrec.contracts import Batch
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
+from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
@@ -116,15 +117,22 @@ def find_backbones(
 
 
 def open_reader(
-    sources: Sources, recommender: Recommender, cache: Path, processes: Processes | None = None
+    sources: Sources,
+    recommender: Recommender,
+    cache: Path,
+    processes: Processes | None = None,
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> ItemReader:
-    """A reader of items as the model wants them. The main process fills the caches first."""
+    """A reader of items as the model wants them. The main process fills the caches first.
+
+    `max_unreadable`: share of a domain's items that may lack all that the model reads; DataError above it.
+    """
     encoder = recommender.item_encoder
 
     def build() -> ItemReader:
         reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
         with bars() as progress:
-            return ItemReader(sources.domains, *reads, expanded(cache), progress)
+            return ItemReader(sources.domains, *reads, expanded(cache), progress, max_unreadable)
 
     if processes is None:
         return build()
@@ -164,6 +172,8 @@ class Batches:
         log: RunLog,
     ) -> None:
         check_window(config.window, task.recommender, log)
+        for warning in reader.warnings:
+            log.warn(warning)
         self._sources = sources
         self._builder = BatchBuilder(
             sources.domains,

@@ -113,10 +113,37 @@ def test_a_domain_without_images_needs_no_pixels(make_domain: Any, tokenizer: An
     assert (image.pixels_RCHW == 128).all()
 
 
-def test_items_with_nothing_that_the_model_reads_are_named(shops: list[Any], tmp_path: Path) -> None:
-    words = r"first: 2 of 4 items have no image for the model to read \('i00', 'i01'\)"
+@pytest.mark.parametrize("max_unreadable", [0.0, 0.05, 0.49])
+def test_more_items_with_nothing_to_read_than_allowed_are_an_error(
+    shops: list[Any], max_unreadable: float, tmp_path: Path
+) -> None:
+    words = (
+        r"first: 2 of 4 items have no image for the model to read \('i00', 'i01'\), "
+        rf"more than the share of {max_unreadable:g} that data.max_unreadable allows"
+    )
     with pytest.raises(DataError, match=words):
-        ItemReader(shops, frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache")
+        ItemReader(shops, frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, max_unreadable)
+
+
+def test_items_with_nothing_to_read_are_named_and_given_to_no_encoder(shops: list[Any], tmp_path: Path) -> None:
+    reader = ItemReader(shops, frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, 0.5)
+    first, second = reader.warnings
+    assert "first: 2 of 4 items have no image for the model to read ('i00', 'i01'); they count as zero" in first
+    assert "second: 1 of 3 items have no image for the model to read ('i01'); they count as zero" in second
+    assert [items.row_U.tolist() for items in reader.catalogue(0, 9)] == [[2, 3]]
+    items = read(reader, (0, 0), (0, 2))
+    assert items.image is not None
+    assert items.image.item_index_R.tolist() == [1]
+    assert items.has_U[Modality.IMAGE].tolist() == [False, True]
+
+
+def test_a_domain_without_the_modality_is_refused_whatever_is_allowed(make_domain: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="3 of 3 items have no image for the model to read"):
+        ItemReader([make_domain([[0, 1, 2]])], frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, 1.0)
+
+
+def test_nobody_is_warned_where_each_item_has_something(shops: list[Any], reader: ItemReader) -> None:
+    assert reader.warnings == ()
 
 
 def test_a_modality_without_its_reader_is_refused(shops: list[Any], tmp_path: Path) -> None:

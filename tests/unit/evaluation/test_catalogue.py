@@ -139,6 +139,20 @@ def test_items_that_are_alike_tie_to_the_bit(
         torch.testing.assert_close(score_qN, plain(rows), rtol=1e-5, atol=1e-5)  # float32; measured 2e-6
 
 
+def test_an_item_with_nothing_to_read_is_a_zero_vector_and_a_target_that_nobody_hits(
+    twins: Split, recommender: Recommender, make_reader: MakeReader
+) -> None:
+    reader = make_reader(twins.domain)
+    vectors_ND = encoded(recommender, reader)
+    assert vectors_ND.any(dim=1).tolist() == [row != 4 for row in range(NUM_ITEMS)]
+    for seen in ("exclude", "include"):
+        ranks = evaluate_model(recommender, reader, 0, twins, "test", "cpu", seen).ranks
+        assert ranks.target[:2].tolist() == [4, 4]
+        assert ranks.rank[:2].tolist() == [0, 0]
+        assert not ranks.seen_target[:2].any()
+        assert ranks.rank[ranks.target != 4].max() > 0
+
+
 def test_a_target_stands_behind_all_items_that_are_like_it(
     make_split: Callable[..., Split], recommender: Recommender, make_reader: MakeReader
 ) -> None:

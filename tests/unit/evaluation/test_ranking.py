@@ -124,3 +124,14 @@ def test_ranks_that_cannot_be_written_leave_nothing_behind(tmp_path: Path) -> No
     with pytest.raises(MachineError, match="cannot be written"):
         write_ranks(tmp_path / "ranks.parquet", ranks, ids, ids)
     assert [file.name for file in tmp_path.iterdir()] == ["ranks.parquet"]
+
+
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+def test_items_that_nothing_is_known_of_are_no_candidates_and_a_miss_as_targets(seen: str) -> None:
+    holdout = holdout_of([[0], [0], [3]], [1, 2, 2])
+    score = fixed([[0.0, 1.0, 9.0, 0.0], [0.0, 1.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    is_readable_N = np.array([True, True, False, True])
+    ranks = rank_targets(holdout, 4, score, seen=seen, chunk=2, is_readable_N=is_readable_N)
+    assert ranks.rank.tolist() == [1, 0, 0]
+    assert ranks.num_candidates.tolist() == [{"exclude": 2, "include": 3}[seen]] * 3
+    assert ranks.seen_target.tolist() == [False, False, False]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
@@ -59,6 +60,23 @@ def test_lists_are_those_of_sorting_all_scores(
     for user, history in enumerate(SEQUENCES):
         candidates = [item for item in range(NUM_ITEMS) if seen == "include" or item not in history]
         assert found[user] == sorted(candidates, key=lambda n, user=user: -score_QN[user, n].item())[:4]
+
+
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+def test_an_item_with_nothing_to_read_is_recommended_to_nobody(
+    seen: str, domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor
+) -> None:
+    is_readable_N = np.arange(NUM_ITEMS) != 7
+    contents = Contents(np.arange(NUM_ITEMS), is_readable_N)
+    vectors_ND = torch.where(torch.from_numpy(is_readable_N)[:, None], vectors_ND, 0.0)
+    histories, counts = (domain.sequence_offsets, domain.sequence_items), domain.item_counts
+    lists = top_k(
+        recommender, vectors_ND, *histories, NUM_ITEMS, counts=counts, contents=contents, seen=seen, chunk=100
+    )
+    (top,) = lists
+    for user, history in enumerate(SEQUENCES):
+        listed = top.item_index_BK[user, top.is_filled_BK[user]].tolist()
+        assert set(listed) == set(range(NUM_ITEMS)) - {7} - set(history if seen == "exclude" else [])
 
 
 def test_lists_reach_the_file_with_ids_and_ranks(

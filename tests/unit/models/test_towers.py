@@ -85,6 +85,24 @@ def test_every_trainable_parameter_is_used_by_a_batch_without_a_modality(
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+@pytest.mark.parametrize("plan", ["both", "text", "vision"])
+def test_an_item_with_nothing_to_read_is_the_zero_vector_and_teaches_nothing(
+    world: MakeWorld, plan: str, normalize: str, pool: str
+) -> None:
+    made = world(plan, normalize=normalize)
+    encoder = made.recommender.eval().item_encoder
+    if encoder.fusion is not None:
+        encoder.fusion.pool = pool
+    fused_UD = encoder(made.items([True, False, True], [True, False, True])).fused_UD
+    assert fused_UD.any(1).tolist() == [True, False, True]
+    fused_UD[1].sum().backward()
+    gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_parts_are_named_as_in_a_checkpoint(world: MakeWorld) -> None:
     assert list(world().recommender.item_encoder.parts) == ["text_encoder", "vision_encoder", "fusion"]
 
