@@ -60,7 +60,7 @@ def main(
             plan = recipe.transfer or plan_full(checkpoint, recommender)
             run.log.say(apply(plan, checkpoint, recommender, task.heads).table())
 
-        reader = open_reader(sources, recommender, recipe.cache, run.processes, recipe.data.max_unreadable)
+        reader = open_reader(sources, recommender, recipe, run)
         batch_users, seed = recipe.train.batch_users, recipe.seed
         batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
         rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)

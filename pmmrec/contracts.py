@@ -96,14 +96,45 @@ class PixelInputs:
 
 
 @dataclass(frozen=True)
+class PrefixSlots:
+    """Where the kept states of items lie, before they are fetched. R is never 0: slot -1 stands in."""
+
+    domain_R: Tensor  # int64, which domain of the run
+    slot_R: Tensor  # int64, place in that domain's table; -1: a state of zeros
+    item_index_R: Tensor  # int64, places in U
+
+
+@dataclass(frozen=True)
+class PrefixInputs:
+    """What the frozen part of an encoder says of items, in place of their token ids or pixels."""
+
+    state_R: Tensor  # floating point: (R, T, H) right-padded for texts, (R, ...) of one shape for images
+    is_valid_RT: Tensor  # bool; (R, 0) for images, which have no padding
+    item_index_R: Tensor  # int64, places in U
+
+
+class Prefix(Protocol):
+    """The part of an encoder below its lowest trainable block: a pure function of the item."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any state could change: with weights, configuration and preprocessing."""
+        ...
+
+    def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
+        """States of the inputs' rows, as `PrefixInputs.state_R` holds them; float32, without gradients."""
+        ...
+
+
+@dataclass(frozen=True)
 class ItemInputs:
     """Distinct items, ready to be encoded: each occurs once."""
 
     domain_U: Tensor  # int64, which domain of the run
     row_U: Tensor  # int64, row in that domain's items.arrow
     has_U: Mapping[Modality, Tensor]  # bool; holds exactly the modalities that the model reads
-    text: TokenInputs | None = None  # None: the model reads no text
-    image: PixelInputs | None = None  # None: the model reads no image
+    text: TokenInputs | PrefixSlots | PrefixInputs | None = None  # None: the model reads no text
+    image: PixelInputs | PrefixSlots | PrefixInputs | None = None  # None: the model reads no image
 
     @property
     def num_items(self) -> int:

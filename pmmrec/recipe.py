@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
@@ -14,6 +14,7 @@ from typing_extensions import Self
 from pmmrec.contracts import View
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.corruption import CorruptionConfig
+from pmmrec.data.prefix import PrefixConfig
 from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
@@ -71,7 +72,17 @@ class RunRecipe(Config):
     runs: Path = Field(Path("runs"), description="Folder in which run folders are made.")
     hub: Path = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
     licence: str = Field("other", description="Licence field of the card; the weights are yours to license.")
-    cache: Path = Field(Path("~/.cache/pmmrec"), description="Where tokens and pixels are kept between runs.")
+    cache: Path = Field(
+        Path("~/.cache/pmmrec"), description="Where tokens, pixels and states of frozen blocks are kept between runs."
+    )
+    prefix_cache: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether states of frozen blocks are computed once and kept; auto: where they can be.",
+    )
+    prefix_precision: Literal["float32", "bfloat16"] = Field("float32", description="In which they are kept.")
+    prefix_budget_gb: float = Field(
+        50.0, gt=0, description="Disk for them in the cache folder; those unused for longest make room."
+    )
 
     @model_validator(mode="after")
     def _has_objective(self) -> Self:
@@ -93,6 +104,10 @@ class RunRecipe(Config):
     @property
     def folder(self) -> Path:
         return self.runs / self.name
+
+    @property
+    def prefix(self) -> PrefixConfig:
+        return PrefixConfig(use=self.prefix_cache, precision=self.prefix_precision, budget_gb=self.prefix_budget_gb)
 
     def to_yaml(self) -> str:
         """The recipe with every default written out; reading it gives the same recipe."""

@@ -43,7 +43,7 @@ def main(recipe_name: Recipe, overrides: Overrides = None, weights: Weights = No
         recommender = build(recipe.model, backbones, sources.catalogues)
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
 
-        reader = open_reader(sources, recommender, recipe.cache, run.processes, recipe.data.max_unreadable)
+        reader = open_reader(sources, recommender, recipe, run)
         batch_users, seed = recipe.train.batch_users, recipe.seed
         batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
         rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)

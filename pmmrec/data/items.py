@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,14 +12,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pmmrec.contracts import ItemInputs, Modality, PixelInputs, PixelSpec, TokenInputs, Tokenizer
+from pmmrec.contracts import (
+    ItemInputs,
+    Modality,
+    PixelInputs,
+    PixelSpec,
+    Prefix,
+    PrefixSlots,
+    TokenInputs,
+    Tokenizer,
+    to_device,
+)
 from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
-from pmmrec.data.domain import Domain
+from pmmrec.data.domain import IMAGES_FILE, Domain
 from pmmrec.data.images import GREY, PixelTable
+from pmmrec.data.prefix import Chunk, PrefixConfig, PrefixTable, PrefixTables, Wanted
 from pmmrec.data.text import TokenTable
 from pmmrec.progress import Progress
 
 Ints = NDArray[np.int64]
+STATES_AT_ONCE = 256  # items that pass a frozen part together
 
 
 class ItemReader:
@@ -46,6 +60,8 @@ class ItemReader:
         self.warnings = tuple(warning for warning in found if warning is not None)
         self._domains = list(domains)
         self._contents: dict[int, Contents] = {}
+        self._kept: dict[Modality, PrefixTables] = {}
+        self._cache = cache
         self._modalities = sorted(modalities)
         self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
         self._size = 0 if pixel_spec is None else pixel_spec.size
@@ -58,6 +74,39 @@ class ItemReader:
                 if domain.has[Modality.IMAGE].any():
                     self._pixels[place] = PixelTable.open(domain, pixel_spec, cache, progress)
 
+    def keep_states(
+        self, modality: Modality, prefix: Prefix, config: PrefixConfig, progress: Progress | None = None
+    ) -> PrefixTables:
+        """Read states of the frozen part of an encoder in place of token ids or pixels from now on.
+
+        They are computed now where the cache has none; NoRoomError when they do not fit. Items as they come from
+        `read` name their states, and `to_device` fetches them.
+        """
+        tables: list[PrefixTable | None] = []
+        slots: list[Ints] = []
+        for domain in range(len(self._domains)):
+            tokens = self._tokens[domain] if modality is Modality.TEXT else None
+            contents = contents_of(self._domains[domain], frozenset({modality}), tokens)
+            slots.append(np.searchsorted(contents.distinct, contents.same_as_N))
+            table = None
+            if len(contents.distinct):
+                wanted = self._wanted(domain, modality, contents.distinct)
+                table = PrefixTable.open(prefix, wanted, config, self._cache, progress)
+            tables.append(table)
+        kept = PrefixTables(tables, slots)
+        if any(tables):
+            self._kept[modality] = kept
+        return kept
+
+    def to_device(self, items: ItemInputs, device: torch.device | str) -> ItemInputs:
+        """A copy on `device`, with kept states fetched."""
+        text, image = items.text, items.image
+        if isinstance(text, PrefixSlots):
+            text = self._kept[Modality.TEXT].fetch(text, torch.device(device))
+        if isinstance(image, PrefixSlots):
+            image = self._kept[Modality.IMAGE].fetch(image, torch.device(device))
+        return to_device(dataclasses.replace(items, text=text, image=image), device)
+
     def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
         """The inputs of these items (at least one, each named once), in their order."""
         has_U = {modality: self._has(modality, domain_U, row_U) for modality in self._modalities}
@@ -65,8 +114,8 @@ class ItemReader:
             domain_U=torch.from_numpy(domain_U.astype(np.int64)),
             row_U=torch.from_numpy(row_U.astype(np.int64)),
             has_U={modality: torch.from_numpy(has) for modality, has in has_U.items()},
-            text=self._texts(domain_U, row_U, has_U[Modality.TEXT]) if Modality.TEXT in has_U else None,
-            image=self._images(domain_U, row_U, has_U[Modality.IMAGE]) if Modality.IMAGE in has_U else None,
+            text=self._text_inputs(domain_U, row_U, has_U[Modality.TEXT]) if Modality.TEXT in has_U else None,
+            image=self._image_inputs(domain_U, row_U, has_U[Modality.IMAGE]) if Modality.IMAGE in has_U else None,
         )
 
     def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:
@@ -95,6 +144,38 @@ class ItemReader:
         for domain, places in _by_domain(domain_U):
             has_U[places] = self._domains[domain].has[modality][row_U[places]]
         return has_U
+
+    def _wanted(self, domain: int, modality: Modality, distinct: Ints) -> Wanted:
+        """What a table of frozen states of one domain holds: each distinct content once, the longest first."""
+        if modality is Modality.TEXT:
+            num_rows_R = self._tokens[domain].num_tokens[distinct]
+            digest = hashlib.sha256()
+            for row in distinct.tolist():
+                content = self._tokens[domain].content(row)
+                digest.update(len(content).to_bytes(8, "big") + content)
+            key = digest.hexdigest()
+        else:
+            num_rows_R = np.ones(len(distinct), dtype=np.int64)
+            key = f"{self._domains[domain].info.files[IMAGES_FILE].sha256} {self._size}"
+        order = np.argsort(-num_rows_R, kind="stable")
+        return Wanted(key, num_rows_R, modality is Modality.TEXT, self._chunks(domain, modality, distinct, order))
+
+    def _chunks(self, domain: int, modality: Modality, distinct: Ints, order: Ints) -> Iterator[Chunk]:
+        for start in range(0, len(order), STATES_AT_ONCE):
+            slot_R = order[start : start + STATES_AT_ONCE]
+            rows, has_R = distinct[slot_R], np.ones(len(slot_R), dtype=bool)
+            read = self._texts if modality is Modality.TEXT else self._images
+            yield Chunk(slot_R, read(np.full(len(rows), domain), rows, has_R))
+
+    def _text_inputs(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs | PrefixSlots:
+        if Modality.TEXT in self._kept:
+            return self._kept[Modality.TEXT].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
+        return self._texts(domain_U, row_U, has_U)
+
+    def _image_inputs(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> PixelInputs | PrefixSlots:
+        if Modality.IMAGE in self._kept:
+            return self._kept[Modality.IMAGE].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
+        return self._images(domain_U, row_U, has_U)
 
     def _texts(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
         item_index = np.flatnonzero(has_U)

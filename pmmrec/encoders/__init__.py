@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pmmrec.contracts import PixelSpec, Tokenizer, TokenStates
+from pmmrec.contracts import PixelInputs, PixelSpec, Prefix, PrefixInputs, TokenInputs, Tokenizer, TokenStates
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
 
@@ -34,6 +34,11 @@ class Encoder(nn.Module, ABC):
     All tensors of the backbone stand under `backbone.`; the projection to the common width is ours.
     """
 
+    @property
+    def prefix(self) -> Prefix | None:
+        """The part below the lowest trainable block, whose states may be kept; None where there is none."""
+        return None
+
     @classmethod
     @abstractmethod
     def start(cls, config: EncoderConfig, folder: Path, texts: Iterable[str]) -> None:
@@ -54,8 +59,8 @@ class TextEncoder(Encoder):
     tokenizer: Tokenizer
 
     @abstractmethod
-    def forward(self, token_id_RT: Tensor, is_valid_RT: Tensor) -> TokenStates:
-        """`(R, T)` ids -> states of the common width."""
+    def forward(self, inputs: TokenInputs | PrefixInputs) -> TokenStates:
+        """Token ids, or the kept states of the frozen part, -> states of the common width."""
 
 
 class VisionEncoder(Encoder):
@@ -64,8 +69,8 @@ class VisionEncoder(Encoder):
     pixel_spec: PixelSpec
 
     @abstractmethod
-    def forward(self, pixels_RCHW: Tensor) -> TokenStates:
-        """`(R, 3, H, W)` uint8 pixels -> states of the common width."""
+    def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
+        """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
 
 
 text_encoders: Family[TextEncoder] = Family("text encoder", home=__name__)

@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from pmmrec.contracts import TokenStates
+from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import Backbone, TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_projection
 from pmmrec.encoders.huggingface import new_config, open_model, read_config, read_state, save_model
+from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
-from pmmrec.encoders.trainable import Layout, PartlyTrained, find_layout
+from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
 
 DEFAULT_VOCAB_SIZE = 8000
@@ -34,18 +35,21 @@ class TextLayout(Layout):
     width_name: str = "hidden_size"  # setting that holds the width of the last hidden state
 
 
-_BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+")
-_ROBERTA = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", positions_follow_padding=True)
+_BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", block_call="hidden_and_mask")
+_ROBERTA = TextLayout(
+    blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", positions_follow_padding=True, block_call="hidden_and_mask"
+)
+_RELATIVE = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+")  # blocks ask for relative positions too
 LAYOUTS: Mapping[str, TextLayout] = {
     # All layers of ALBERT share the weights of their group: a group is a block.
     "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+"),
     "bert": _BERT,
     "camembert": _ROBERTA,
-    "deberta-v2": _BERT,
+    "deberta-v2": _RELATIVE,
     "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+"),
     "electra": _BERT,
     "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False),
-    "mpnet": _ROBERTA,
+    "mpnet": TextLayout(blocks=_RELATIVE.blocks, unused=_RELATIVE.unused, positions_follow_padding=True),
     "opt": TextLayout(
         blocks=r"decoder\.layers\.\d+",
         after=r"decoder\.(final_layer_norm|project_out)",
@@ -80,7 +84,7 @@ class HFTextConfig(BackboneConfig):
 
 
 @text_encoders.register("hf_text", HFTextConfig)
-class HFText(PartlyTrained, TextEncoder):
+class HFText(CanBeCut, TextEncoder):
     """A text encoder of transformers; a projection brings every token to the common width.
 
     Poolers are left out. The tokens are all but token 0, whichever way the whole is pooled.
@@ -113,17 +117,24 @@ class HFText(PartlyTrained, TextEncoder):
         num_ids = FolderTokenizer(folder, config.max_tokens, lowercase=config.lowercase).num_ids
         new_config(config.architecture, vocab_size=num_ids, **special_token_ids()).save_pretrained(folder)
 
-    def forward(self, token_id_RT: Tensor, is_valid_RT: Tensor) -> TokenStates:
-        """`(R, T)` ids -> states of the common width."""
-        # transformers looks into the mask, and a meta tensor holds nothing to look at.
-        mask_RT = None if is_valid_RT.is_meta else is_valid_RT.long()
-        output = self.backbone(input_ids=token_id_RT, attention_mask=mask_RT)
-        states_RTD: Tensor = self.projection(output.last_hidden_state)
+    def forward(self, inputs: TokenInputs | PrefixInputs) -> TokenStates:
+        """Token ids, or the kept states of the frozen part, -> states of the common width."""
+        is_valid_RT = inputs.is_valid_RT
+        states_RTD: Tensor = self.projection(self.last_states(inputs))
         cls_RD = states_RTD[:, 0]
         if self._pool == "mean":
             shown_RTD = torch.where(is_valid_RT[:, :, None], states_RTD, 0.0)
             cls_RD = shown_RTD.sum(1) / is_valid_RT.sum(1, keepdim=True)
         return TokenStates(states_RTD[:, 1:], is_valid_RT[:, 1:], cls_RD)
+
+    def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
+        """The library's own last hidden state, `(R, T, H)`."""
+        if isinstance(inputs, PixelInputs):
+            raise TypeError("a text encoder reads token ids, not pixels")
+        # transformers looks into the mask, and a meta tensor holds nothing to look at.
+        mask_RT = None if inputs.is_valid_RT.is_meta else inputs.is_valid_RT.long()
+        hidden_RTH: Tensor = self.backbone(input_ids=inputs.token_id_RT, attention_mask=mask_RT).last_hidden_state
+        return hidden_RTH
 
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write what `AutoModel` and `AutoTokenizer` read."""

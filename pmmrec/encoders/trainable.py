@@ -25,6 +25,8 @@ class Layout:
     blocks: str  # modules: the blocks, from bottom to top
     after: str = ""  # modules between the top block and the last hidden state; they train with the top block
     unused: str = ""  # parameters that the last hidden state does not depend on; they never train
+    # How a block is called from states alone, which go on through `after`; None: not known here.
+    block_call: Literal["hidden_and_mask", "hidden"] | None = None
 
 
 _L = TypeVar("_L", bound=Layout)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pmmrec.contracts import PixelSpec, TokenStates
+from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import make_projection
 from pmmrec.encoders.huggingface import (
@@ -24,7 +24,8 @@ from pmmrec.encoders.huggingface import (
     write_json,
 )
 from pmmrec.encoders.pixels import NEUTRAL, Normalise, VisionConfig, pooled_states, square_side
-from pmmrec.encoders.trainable import Layout, PartlyTrained, find_layout
+from pmmrec.encoders.prefix import CanBeCut
+from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -40,15 +41,23 @@ class VisionLayout(Layout):
 
 
 # Releases of transformers name the lists of blocks differently: both names stand in the patterns.
-_VIT = VisionLayout(blocks=r"(encoder\.layer|layers)\.\d+", after=r"layernorm", unused=r"(pooler|embeddings\.mask).*")
+_VIT = VisionLayout(
+    blocks=r"(encoder\.layer|layers)\.\d+",
+    after=r"layernorm",
+    unused=r"(pooler|embeddings\.mask).*",
+    block_call="hidden_and_mask",
+)
+_BEIT = VisionLayout(blocks=_VIT.blocks, after=_VIT.after, unused=_VIT.unused)  # blocks may ask for relative positions
 _SWIN = VisionLayout(
     blocks=r"encoder\.layers\.\d+", after=r"layernorm", unused=r"embeddings\.mask_token", num_prefix_tokens=0
 )
 LAYOUTS: Mapping[str, VisionLayout] = {
-    "beit": _VIT,
+    "beit": _BEIT,
     # The last hidden state is taken before post_layernorm, which CLIP puts on the cls token only.
     "clip_vision_model": VisionLayout(
-        blocks=r"(vision_model\.)?encoder\.layers\.\d+", unused=r"(vision_model\.)?post_layernorm\..+"
+        blocks=r"(vision_model\.)?encoder\.layers\.\d+",
+        unused=r"(vision_model\.)?post_layernorm\..+",
+        block_call="hidden_and_mask",
     ),
     "deit": VisionLayout(blocks=_VIT.blocks, after=_VIT.after, unused=_VIT.unused, num_prefix_tokens=2),
     "dinov2": _VIT,
@@ -75,7 +84,7 @@ class HFVisionConfig(VisionConfig):
 
 
 @vision_encoders.register("hf_vision", HFVisionConfig)
-class HFVision(PartlyTrained, VisionEncoder):
+class HFVision(CanBeCut, VisionEncoder):
     """A vision encoder of transformers; a projection brings every token to the common width.
 
     Of a two-sided checkpoint (CLIP, SigLIP) the vision half is read. Poolers are left out or frozen. The tokens are
@@ -116,11 +125,21 @@ class HFVision(PartlyTrained, VisionEncoder):
         size = square_side(settings.image_size, "architecture.image_size")
         _write_preprocessor(folder, size, config.mean or NEUTRAL, config.std or NEUTRAL)
 
-    def forward(self, pixels_RCHW: Tensor) -> TokenStates:
-        """`(R, 3, H, W)` uint8 pixels -> states of the common width."""
-        normal_RCHW = self.normalise(pixels_RCHW, self.projection.weight.dtype)
-        output = self.backbone(pixel_values=normal_RCHW, **self._options)
-        return pooled_states(self.projection(output.last_hidden_state), self._num_prefix_tokens, self._pool)
+    def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
+        """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
+        return pooled_states(self.projection(self.last_states(inputs)), self._num_prefix_tokens, self._pool)
+
+    def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
+        """The library's own last hidden state, `(R, P, H)`."""
+        if isinstance(inputs, TokenInputs):
+            raise TypeError("a vision encoder reads pixels, not token ids")
+        normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
+        hidden_RPH: Tensor = self.backbone(pixel_values=normal_RCHW, **self._options).last_hidden_state
+        return hidden_RPH
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        return {"size": self.pixel_spec.size, "mean": list(self._mean), "std": list(self._std)}
 
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write what `AutoModel` and `AutoImageProcessor` read."""

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pmmrec.contracts import PixelSpec, TokenStates
+from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import is_dry_run, make_projection
 from pmmrec.encoders.huggingface import check_names, read_json, write_json
 from pmmrec.encoders.pixels import NEUTRAL, Channels, Normalise, VisionConfig, pooled_states, square_side
-from pmmrec.encoders.trainable import Layout, PartlyTrained, find_layout
+from pmmrec.encoders.prefix import CanBeCut
+from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
 
 WEIGHTS = "model.safetensors"
@@ -55,18 +56,18 @@ class TimmLayout(Layout):
 # Heads are gone with num_classes=0, but their tensors still stand in checkpoints, and some of their norms in models.
 _HEADS = r"(head|fc|classifier|fc_norm|head_norm|attn_pool|global_pool)\..+"
 LAYOUTS: Mapping[str, TimmLayout] = {
-    "ConvNeXt": TimmLayout(blocks=r"stages\.\d+", after=r"norm_pre", unused=_HEADS),
-    "EfficientNet": TimmLayout(blocks=r"blocks\.\d+", after=r"conv_head|bn2", unused=_HEADS),
-    "RegNet": TimmLayout(blocks=r"s\d+", after=r"final_conv", unused=_HEADS),
-    "ResNet": TimmLayout(blocks=r"layer\d+", unused=_HEADS),
+    "ConvNeXt": TimmLayout(blocks=r"stages\.\d+", after=r"norm_pre", unused=_HEADS, block_call="hidden"),
+    "EfficientNet": TimmLayout(blocks=r"blocks\.\d+", after=r"conv_head|bn2", unused=_HEADS, block_call="hidden"),
+    "RegNet": TimmLayout(blocks=r"s\d+", after=r"final_conv", unused=_HEADS, block_call="hidden"),
+    "ResNet": TimmLayout(blocks=r"layer\d+", unused=_HEADS, block_call="hidden"),
     "SwinTransformer": TimmLayout(
-        blocks=r"layers\.\d+", after=r"norm", unused=_HEADS, output="NHWC", is_size_fixed=True
+        blocks=r"layers\.\d+", after=r"norm", unused=_HEADS, block_call="hidden", output="NHWC", is_size_fixed=True
     ),
     "SwinTransformerV2": TimmLayout(
-        blocks=r"layers\.\d+", after=r"norm", unused=_HEADS, output="NHWC", is_size_fixed=True
+        blocks=r"layers\.\d+", after=r"norm", unused=_HEADS, block_call="hidden", output="NHWC", is_size_fixed=True
     ),
     "VisionTransformer": TimmLayout(
-        blocks=r"blocks\.\d+", after=r"norm", unused=_HEADS, output="tokens", is_size_fixed=True
+        blocks=r"blocks\.\d+", after=r"norm", unused=_HEADS, block_call="hidden", output="tokens", is_size_fixed=True
     ),
 }
 
@@ -152,13 +153,14 @@ class TimmConfig(VisionConfig):
 
 
 @vision_encoders.register("timm", TimmConfig)
-class TimmVision(PartlyTrained, VisionEncoder):
+class TimmVision(CanBeCut, VisionEncoder):
     """A vision encoder of timm; a projection brings every token to the common width.
 
     A feature map becomes one token a place. Only transformers with a cls token can be pooled by it.
     """
 
     backbone: Any  # timm's models share methods, not a type
+    _layout: TimmLayout
 
     def __init__(self, config: TimmConfig, width: int, backbone: Backbone) -> None:
         super().__init__()
@@ -191,14 +193,33 @@ class TimmVision(PartlyTrained, VisionEncoder):
             layout = find_layout(LAYOUTS, type(backbone).__name__, "architecture.name")
             _resized(backbone, layout, found, config).write(folder, backbone.num_features)
 
-    def forward(self, pixels_RCHW: Tensor) -> TokenStates:
-        """`(R, 3, H, W)` uint8 pixels -> states of the common width."""
-        features = self.backbone.forward_features(self.normalise(pixels_RCHW, self.projection.weight.dtype))
+    def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
+        """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
+        features = self.last_states(inputs)
         if self._layout.output == "NCHW":
             features = features.flatten(2).transpose(1, 2)
         elif self._layout.output == "NHWC":
             features = features.flatten(1, 2)
         return pooled_states(self.projection(features), self._num_prefix_tokens, self._pool)
+
+    def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
+        """The library's own features, in its own layout."""
+        if isinstance(inputs, TokenInputs):
+            raise TypeError("a vision encoder reads pixels, not token ids")
+        normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
+        features: Tensor = self.backbone.forward_features(normal_RCHW)
+        return features
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        settings = self._settings
+        return {
+            "architecture": settings.architecture,
+            "model_args": dict(settings.model_args),
+            "size": settings.size,
+            "mean": list(settings.mean),
+            "std": list(settings.std),
+        }
 
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write `config.json` and `model.safetensors` as `timm.create_model("local-dir:FOLDER")` reads them."""

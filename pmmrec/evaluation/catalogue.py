@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pmmrec.contracts import to_device
 from pmmrec.data.contents import Contents
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Holdout, HoldoutName, Split
@@ -97,7 +96,7 @@ def encode_catalogue(
     autocast = torch.autocast(torch.device(device).type, dtype=precision, enabled=precision != torch.float32)
     with evaluating(recommender), autocast:
         for items in reader.catalogue(domain_index, chunk):
-            fused_UD = recommender.item_encoder(to_device(items, device)).fused_UD
+            fused_UD = recommender.item_encoder(reader.to_device(items, device)).fused_UD
             if not len(vectors_ND):
                 vectors_ND = torch.zeros(num_items, fused_UD.shape[1], device=device)
             vectors_ND[items.row_U.to(device)] = fused_UD.float()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer
-from pmmrec.encoders import EncoderConfig
+from pmmrec.encoders import Encoder, EncoderConfig
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
 
@@ -56,6 +56,11 @@ class ItemEncoder(nn.Module, ABC):
     def pixel_spec(self) -> PixelSpec | None:
         """How images must look; None when no image is read."""
         return None
+
+    @property
+    def encoders(self) -> Mapping[Modality, Encoder]:
+        """The encoders with a backbone, by what they read."""
+        return {}
 
     @abstractmethod
     def forward(self, items: ItemInputs) -> ItemVectors:

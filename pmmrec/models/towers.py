@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer, TokenStates
-from pmmrec.encoders import Backbone, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
+from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, PrefixSlots, Tokenizer, TokenStates
+from pmmrec.encoders import Backbone, Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
 from pmmrec.errors import RecipeError
 from pmmrec.fusion import Fusion, fusions
 from pmmrec.models import Catalogue, ItemEncoder, ItemEncoderConfig, item_encoders
@@ -95,6 +95,11 @@ class Towers(ItemEncoder):
         return dict(self.named_children())
 
     @property
+    def encoders(self) -> Mapping[Modality, Encoder]:
+        towers = {Modality.TEXT: self.text_encoder, Modality.IMAGE: self.vision_encoder}
+        return {modality: encoder for modality, encoder in towers.items() if encoder is not None}
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         return self.text_encoder.tokenizer if self.text_encoder is not None else None
 
@@ -120,15 +125,15 @@ class Towers(ItemEncoder):
         states: dict[Modality, TokenStates] = {}
         if self.text_encoder is not None:
             text = items.text
-            if text is None:
+            if text is None or isinstance(text, PrefixSlots):
                 raise ValueError("items hold no texts, but the model reads text; the batch builder must supply them")
-            rows = self.text_encoder(text.token_id_RT, text.is_valid_RT)
+            rows = self.text_encoder(text)
             states[Modality.TEXT] = place_rows(rows, text.item_index_R, items.has_U[Modality.TEXT])
         if self.vision_encoder is not None:
             image = items.image
-            if image is None:
+            if image is None or isinstance(image, PrefixSlots):
                 raise ValueError("items hold no images, but the model reads them; the batch builder must supply them")
-            rows = self.vision_encoder(image.pixels_RCHW)
+            rows = self.vision_encoder(image)
             states[Modality.IMAGE] = place_rows(rows, image.item_index_R, items.has_U[Modality.IMAGE])
         return states
 

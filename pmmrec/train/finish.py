@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.prefix import PrefixConfig
 from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
@@ -32,6 +33,8 @@ class Finishable(Runnable, Protocol):
     def cache(self) -> Path: ...
     @property
     def data(self) -> DataConfig: ...
+    @property
+    def prefix(self) -> PrefixConfig: ...
     @property
     def validation(self) -> ValidationConfig: ...
     @property
@@ -110,7 +113,7 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
 
 def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[DomainOutcome, ...]:
     recommender = load_recommender(Checkpoint.open(folder), sources.catalogues).to(run.processes.device)
-    reader = open_reader(sources, recommender, recipe.cache, max_unreadable=recipe.data.max_unreadable)
+    reader = open_reader(sources, recommender, recipe, run)
     seen = recipe.validation.seen
     outcomes = []
     for index, (domain, split) in enumerate(zip(sources.domains, sources.splits, strict=True)):

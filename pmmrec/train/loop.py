@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pmmrec.contracts import Batch, to_device
+from pmmrec.contracts import Batch
 from pmmrec.errors import MachineError
 from pmmrec.settings import Config
 from pmmrec.train.log import RunLog
@@ -41,6 +41,10 @@ class Batches(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     def epoch(self, epoch: int) -> Iterable[Batch]: ...
+
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
+        """A copy on `device`, ready for the model."""
+        ...
 
     def item_names(self, domain_U: Tensor, row_U: Tensor) -> list[str]:
         """`domain/item` of each, for messages."""
@@ -124,7 +128,7 @@ class Loop:
         self.log.begin_progress(f"epoch {epoch}", self._batches.steps_per_epoch)
         meter = Meter()
         for number, batch in enumerate(self._batches.epoch(epoch), start=1):
-            moved = to_device(batch, self.processes.device)
+            moved = self._batches.to_device(batch, self.processes.device)
             try:
                 if self.step == 0:
                     self._log_gradient_norms(moved)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from pmmrec.contracts import Batch
+from pmmrec.contracts import Batch, to_device
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
-from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
+from pmmrec.data.prefix import NoRoomError, PrefixConfig
 from pmmrec.data.split import Split
 from pmmrec.data.windows import WindowConfig
 from pmmrec.encoders import Backbone, text_encoders, vision_encoders
@@ -21,7 +25,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
-from pmmrec.progress import bars
+from pmmrec.progress import Progress, bars
 from pmmrec.settings import expanded
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
@@ -116,30 +120,68 @@ def find_backbones(
     return backbones
 
 
-def open_reader(
-    sources: Sources,
-    recommender: Recommender,
-    cache: Path,
-    processes: Processes | None = None,
-    max_unreadable: float = MAX_UNREADABLE,
-) -> ItemReader:
+class Readable(Protocol):
+    """What a reader must know of its recipe."""
+
+    @property
+    def cache(self) -> Path: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def prefix(self) -> PrefixConfig: ...
+
+
+def open_reader(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
     """A reader of items as the model wants them. The main process fills the caches first.
 
-    `max_unreadable`: share of a domain's items that may lack all that the model reads; DataError above it.
+    States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off.
     """
-    encoder = recommender.item_encoder
+    encoder, processes = recommender.item_encoder, run.processes
 
-    def build() -> ItemReader:
+    def build(log: RunLog) -> ItemReader:
         reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
         with bars() as progress:
-            return ItemReader(sources.domains, *reads, expanded(cache), progress, max_unreadable)
+            reader = ItemReader(
+                sources.domains, *reads, expanded(recipe.cache), progress, max_unreadable=recipe.data.max_unreadable
+            )
+            if recipe.prefix.use != "off":
+                recommender.to(processes.device)
+                _keep_states(reader, recommender, recipe.prefix, log, progress)
+        return reader
 
-    if processes is None:
-        return build()
     if processes.is_main:
-        reader = build()
+        reader = build(run.log)
     processes.wait()
-    return reader if processes.is_main else build()
+    return reader if processes.is_main else build(run.log)
+
+
+def _keep_states(
+    reader: ItemReader, recommender: Recommender, config: PrefixConfig, log: RunLog, progress: Progress
+) -> None:
+    """Keep the states of every encoder that has something frozen; under `auto`, those that can be kept."""
+    num_kept = 0
+    for modality, encoder in recommender.item_encoder.encoders.items():
+        try:
+            prefix = encoder.prefix
+            if prefix is None:
+                continue
+            started_s = time.monotonic()
+            tables = reader.keep_states(modality, prefix, config, progress)
+        except (RecipeError, NoRoomError) as error:
+            if config.use == "on":
+                raise
+            log.say(f"{modality.value}: frozen states are not kept: {error}")
+            continue
+        num_kept += 1
+        seconds = time.monotonic() - started_s
+        log.say(
+            f"{modality.value}: frozen states of {config.precision} are kept, {tables.num_bytes / 1e6:,.1f} MB, "
+            f"ready after {seconds:.1f} s"
+        )
+    if config.use == "on" and not num_kept:
+        raise RecipeError(
+            "prefix_cache: on, but no encoder has frozen blocks whose states could be kept; say auto or off"
+        )
 
 
 def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) -> None:
@@ -189,6 +231,7 @@ class Batches:
             world=processes.world,
         )
         self._loader = BatchLoader(self._builder, config.workers)
+        self._reader = reader
 
     @property
     def steps_per_epoch(self) -> int:
@@ -197,6 +240,11 @@ class Batches:
     def epoch(self, epoch: int) -> Iterable[Batch]:
         """The batches of an epoch; the first is 1."""
         return self._loader.epoch(epoch - 1)
+
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
+        """A copy on `device`, with kept states of frozen blocks fetched."""
+        items = self._reader.to_device(batch.items, device)
+        return to_device(dataclasses.replace(batch, items=items), device)
 
     def item_names(self, domain_U: Tensor, row_U: Tensor) -> list[str]:
         """`domain/item` of each, for messages."""

@@ -92,12 +92,11 @@ def tensors_of(states: TokenStates) -> list[Tensor]:
 
 
 def run_text(part: Any) -> list[Tensor]:
-    text = token_inputs(part)
-    return tensors_of(part(text.token_id_RT, text.is_valid_RT))
+    return tensors_of(part(token_inputs(part)))
 
 
 def run_vision(part: Any) -> list[Tensor]:
-    return tensors_of(part(pixel_inputs(part).pixels_RCHW))
+    return tensors_of(part(pixel_inputs(part)))
 
 
 def run_fusion(part: nn.Module) -> list[Tensor]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
+from pmmrec.contracts import TokenInputs
 from pmmrec.encoders import Backbone
 from pmmrec.encoders.text import LAYOUTS, HFText, HFTextConfig
 from pmmrec.errors import CheckpointError, RecipeError
@@ -35,6 +36,10 @@ OTHER_NAMES: dict[str, dict[str, Any]] = {
 }
 
 
+def rows_of(token_id_RT: Tensor, is_valid_RT: Tensor) -> TokenInputs:
+    return TokenInputs(token_id_RT, is_valid_RT, torch.arange(len(token_id_RT)))
+
+
 def token_rows(encoder: HFText, texts: list[str]) -> tuple[Tensor, Tensor]:
     rows = encoder.tokenizer.encode(texts)
     longest = max(map(len, rows))
@@ -49,7 +54,7 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
 ) -> None:
     architecture = {"model_type": model_type, "max_position_embeddings": 40, **OTHER_NAMES.get(model_type, SIZES)}
     encoder = fresh_text(architecture, pool="mean" if model_type == "opt" else "cls", trainable_blocks=depth)
-    states = encoder(*token_rows(encoder, texts))
+    states = encoder(rows_of(*token_rows(encoder, texts)))
     generator = torch.Generator().manual_seed(0)
     (states.cls_RD * torch.randn(states.cls_RD.shape, generator=generator)).sum().backward()
     for name, parameter in encoder.backbone.named_parameters():
@@ -60,7 +65,7 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
 def test_the_cls_vector_is_token_zero_and_the_tokens_are_the_others(fresh_text: Fresh, texts: list[str]) -> None:
     encoder = fresh_text().eval()
     token_id_RT, is_valid_RT = token_rows(encoder, texts)
-    states = encoder(token_id_RT, is_valid_RT)
+    states = encoder(rows_of(token_id_RT, is_valid_RT))
     hidden_RTD = encoder.backbone(token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
     projected_RTD = encoder.projection(hidden_RTD)
     assert torch.equal(states.cls_RD, projected_RTD[:, 0])
@@ -70,7 +75,7 @@ def test_the_cls_vector_is_token_zero_and_the_tokens_are_the_others(fresh_text: 
 
 def test_the_mean_is_over_the_tokens_of_each_text_alone(fresh_text: Fresh, texts: list[str]) -> None:
     encoder = fresh_text(pool="mean").eval().double()
-    together = encoder(*token_rows(encoder, texts)).cls_RD
+    together = encoder(rows_of(*token_rows(encoder, texts))).cls_RD
     alone = []
     for text in texts:
         token_id_RT, is_valid_RT = token_rows(encoder, [text])
@@ -83,15 +88,15 @@ def test_padding_changes_no_text(fresh_text: Fresh, texts: list[str]) -> None:
     encoder = fresh_text().eval().double()
     token_id_RT, is_valid_RT = token_rows(encoder, texts)
     wider_id_RT = torch.nn.functional.pad(token_id_RT, (0, 4), value=encoder.tokenizer.pad_token_id)
-    wider = encoder(wider_id_RT, torch.nn.functional.pad(is_valid_RT, (0, 4)))
-    torch.testing.assert_close(wider.cls_RD, encoder(token_id_RT, is_valid_RT).cls_RD, rtol=0, atol=1e-12)
+    wider = encoder(rows_of(wider_id_RT, torch.nn.functional.pad(is_valid_RT, (0, 4))))
+    torch.testing.assert_close(wider.cls_RD, encoder(rows_of(token_id_RT, is_valid_RT)).cls_RD, rtol=0, atol=1e-12)
 
 
 def test_the_frozen_prefix_says_the_same_twice_in_training(fresh_text: Fresh, texts: list[str]) -> None:
     encoder = fresh_text(trainable_blocks=1).train()
     seen: list[Tensor] = []
     encoder.backbone.encoder.layer[1].register_forward_hook(lambda _block, _inputs, output: seen.append(output))
-    first, second = (encoder(*token_rows(encoder, texts)).cls_RD for _ in range(2))
+    first, second = (encoder(rows_of(*token_rows(encoder, texts))).cls_RD for _ in range(2))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(first, second)  # the dropout of the top block is alive
 
@@ -198,7 +203,7 @@ def test_all_positions_of_a_roberta_can_be_used(fresh_text: Fresh, bert: dict[st
     encoder = fresh_text({**bert, "model_type": "roberta"}, max_tokens=23).eval()
     token_id_RT, is_valid_RT = token_rows(encoder, ["shoes " * 50])
     assert token_id_RT.shape[1] == 23
-    assert encoder(token_id_RT, is_valid_RT).cls_RD.isfinite().all()
+    assert encoder(rows_of(token_id_RT, is_valid_RT)).cls_RD.isfinite().all()
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused(fresh_text: Fresh, tmp_path: Path, minilm: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel, CLIPVisionModel
 
-from pmmrec.contracts import PixelSpec
+from pmmrec.contracts import PixelInputs, PixelSpec
 from pmmrec.encoders import Backbone
 from pmmrec.encoders.vision_hf import LAYOUTS, HFVision, HFVisionConfig
 from pmmrec.errors import CheckpointError, RecipeError
@@ -39,6 +39,10 @@ OTHER_NAMES: dict[str, dict[str, Any]] = {
 CLIP = {"model_type": "clip_vision_model", **SIZES}
 
 
+def images_of(pixels_RCHW: Tensor) -> PixelInputs:
+    return PixelInputs(pixels_RCHW, torch.arange(len(pixels_RCHW)))
+
+
 def architecture(model_type: str) -> dict[str, Any]:
     return {"model_type": model_type, **OTHER_NAMES.get(model_type, SIZES)}
 
@@ -53,7 +57,7 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
     fresh_vision: Fresh, pixels: Tensor, model_type: str, depth: Any
 ) -> None:
     encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type), trainable_blocks=depth)
-    states = encoder(pixels)
+    states = encoder(images_of(pixels))
     generator = torch.Generator().manual_seed(0)
     (states.cls_RD * torch.randn(states.cls_RD.shape, generator=generator)).sum().backward()
     for name, parameter in encoder.backbone.named_parameters():
@@ -64,7 +68,7 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
 @pytest.mark.parametrize("model_type", sorted(LAYOUTS))
 def test_the_tokens_are_the_patches_of_the_image(fresh_vision: Fresh, pixels: Tensor, model_type: str) -> None:
     encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type)).eval()
-    states = encoder(pixels)
+    states = encoder(images_of(pixels))
     assert states.tokens_RTD.shape == (3, 16, 6)  # 4 x 4 patches of 8 pixels; Swin: 8 x 8 of 4, merged once
     assert states.is_valid_RT.all()
 
@@ -72,14 +76,14 @@ def test_the_tokens_are_the_patches_of_the_image(fresh_vision: Fresh, pixels: Te
 def test_clip_is_read_before_its_last_norm(fresh_vision: Fresh, pixels: Tensor) -> None:
     encoder = fresh_vision(CLIP).eval()
     output = encoder.backbone(encoder.normalise(pixels, torch.float32))
-    assert torch.equal(encoder(pixels).cls_RD, encoder.projection(output.last_hidden_state[:, 0]))
-    assert not torch.equal(encoder(pixels).cls_RD, encoder.projection(output.pooler_output))
+    assert torch.equal(encoder(images_of(pixels)).cls_RD, encoder.projection(output.last_hidden_state[:, 0]))
+    assert not torch.equal(encoder(images_of(pixels)).cls_RD, encoder.projection(output.pooler_output))
     trains = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     assert not any("post_layernorm" in name for name in trains)
 
 
 def test_the_mean_is_over_patches(fresh_vision: Fresh, pixels: Tensor) -> None:
-    states = fresh_vision(pool="mean").eval()(pixels)
+    states = fresh_vision(pool="mean").eval()(images_of(pixels))
     torch.testing.assert_close(states.cls_RD, states.tokens_RTD.mean(1), rtol=0, atol=0)
 
 
@@ -101,7 +105,7 @@ def test_pixels_are_scaled_as_the_image_processor_of_transformers_scales_them(
 
 def test_pixels_are_scaled_in_the_dtype_of_the_parameters(fresh_vision: Fresh, pixels: Tensor) -> None:
     encoder = fresh_vision().eval().to(torch.bfloat16)
-    assert encoder(pixels).cls_RD.dtype == torch.bfloat16
+    assert encoder(images_of(pixels)).cls_RD.dtype == torch.bfloat16
 
 
 def test_white_and_black_are_one_and_minus_one_by_default(fresh_vision: Fresh) -> None:
@@ -167,7 +171,7 @@ def test_images_of_another_size_stretch_the_positions(fresh_vision: Fresh, tmp_p
     config = HFVisionConfig(weights="saved", image_size=48, pool=pool_of(model_type))
     encoder = HFVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True))
     assert encoder.pixel_spec == PixelSpec(48)
-    assert encoder(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).tokens_RTD.shape == (1, 36, 6)
+    assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).tokens_RTD.shape == (1, 36, 6)
 
 
 def test_the_size_of_a_fresh_backbone_is_the_one_asked_for(fresh_vision: Fresh, tmp_path: Path) -> None:

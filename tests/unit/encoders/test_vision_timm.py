@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from pmmrec.contracts import PixelSpec
+from pmmrec.contracts import PixelInputs, PixelSpec
 from pmmrec.encoders import Backbone
 from pmmrec.encoders.vision_timm import LAYOUTS, TimmConfig, TimmVision
 from pmmrec.errors import CheckpointError, RecipeError
@@ -46,6 +46,10 @@ def fresh(tmp_path: Path) -> Fresh:
     return build
 
 
+def images_of(pixels_RCHW: Tensor) -> PixelInputs:
+    return PixelInputs(pixels_RCHW, torch.arange(len(pixels_RCHW)))
+
+
 def _arguments(example: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in example.items() if key != "name"}
 
@@ -61,7 +65,7 @@ def test_gradients_reach_exactly_what_trains_of_every_known_class(
 ) -> None:
     encoder = fresh(EXAMPLES[class_name], trainable_blocks=depth)
     assert type(encoder.backbone).__name__ == class_name
-    encoder(pixels).cls_RD.square().sum().backward()
+    encoder(images_of(pixels)).cls_RD.square().sum().backward()
     for name, parameter in encoder.backbone.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     assert any(parameter.requires_grad for parameter in encoder.backbone.parameters())
@@ -91,7 +95,7 @@ def test_a_saved_backbone_opens_here_and_says_the_same(
     again = TimmVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True)).eval()
     again.projection.load_state_dict(encoder.projection.state_dict())
     assert again.pixel_spec == encoder.pixel_spec == PixelSpec(32)
-    assert torch.equal(again(pixels).tokens_RTD, encoder(pixels).tokens_RTD)
+    assert torch.equal(again(images_of(pixels)).tokens_RTD, encoder(images_of(pixels)).tokens_RTD)
     read, state = encoder.read_backbone(tmp_path / "saved"), encoder.backbone.state_dict()
     assert sorted(read) == sorted(state)
     assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
@@ -101,7 +105,7 @@ def test_a_feature_map_becomes_a_token_a_place(fresh: Fresh, pixels: Tensor) -> 
     encoder = fresh(EXAMPLES["RegNet"], image_size=64).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     map_RCHW = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
-    tokens = encoder(pixels).tokens_RTD
+    tokens = encoder(images_of(pixels)).tokens_RTD
     assert tokens.shape == (2, 4, 6)
     torch.testing.assert_close(tokens[:, 1], encoder.projection(map_RCHW[:, :, 0, 1]))
     torch.testing.assert_close(tokens[:, 2], encoder.projection(map_RCHW[:, :, 1, 0]))
@@ -110,13 +114,13 @@ def test_a_feature_map_becomes_a_token_a_place(fresh: Fresh, pixels: Tensor) -> 
 def test_a_swin_map_has_its_channels_last(fresh: Fresh, pixels: Tensor) -> None:
     encoder = fresh(SWIN).eval()
     map_RHWC = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
-    torch.testing.assert_close(encoder(pixels).tokens_RTD[:, 1], encoder.projection(map_RHWC[:, 0, 1]))
+    torch.testing.assert_close(encoder(images_of(pixels)).tokens_RTD[:, 1], encoder.projection(map_RHWC[:, 0, 1]))
 
 
 def test_the_cls_token_of_a_vit_is_not_a_patch(fresh: Fresh, pixels: Tensor) -> None:
     encoder = fresh(VIT, pool="cls").eval()
     tokens_RPD = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
-    states = encoder(pixels)
+    states = encoder(images_of(pixels))
     torch.testing.assert_close(states.cls_RD, encoder.projection(tokens_RPD[:, 0]))
     assert states.tokens_RTD.shape == (3, 16, 6)
 
@@ -124,7 +128,7 @@ def test_the_cls_token_of_a_vit_is_not_a_patch(fresh: Fresh, pixels: Tensor) -> 
 def test_batch_statistics_of_frozen_stages_stay_in_training(fresh: Fresh, pixels: Tensor) -> None:
     encoder = fresh(RESNET, trainable_blocks=1).train()
     before = {name: buffer.clone() for name, buffer in encoder.backbone.named_buffers()}
-    encoder(pixels)
+    encoder(images_of(pixels))
     moved = {
         name.partition(".")[0]
         for name, buffer in encoder.backbone.named_buffers()
@@ -146,7 +150,7 @@ def test_another_size_stretches_the_positions_and_is_saved(fresh: Fresh, tmp_pat
     first.save_backbone(tmp_path / "saved", first.backbone.state_dict())
     config = TimmConfig(weights="saved", image_size=48)
     encoder = TimmVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True))
-    assert encoder(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).tokens_RTD.shape == (1, 36, 6)
+    assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).tokens_RTD.shape == (1, 36, 6)
     (tmp_path / "larger").mkdir()
     encoder.save_backbone(tmp_path / "larger", encoder.backbone.state_dict())
     again = TimmVision(TimmConfig(weights="larger"), 6, Backbone(tmp_path / "larger", is_pretrained=True))

@@ -11,9 +11,10 @@ import pytest
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.encoders import Backbone
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.recipe import PretrainRecipe, read_recipe
+from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe
 from pmmrec.shipped import find_recipe
 from pmmrec.train.prepare import Sources, find_backbones, open_reader, start_backbones
+from pmmrec.train.run import Run
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 
@@ -76,9 +77,11 @@ def test_named_weights_that_cannot_be_had_say_how_to_give_them(tmp_path: Path) -
         find_backbones(model, tmp_path, {})
 
 
-def test_a_reader_gives_what_the_model_reads(small_run: Path, world: Path) -> None:
+def test_a_reader_gives_what_the_model_reads(small_run: Path, world: Path, tmp_path: Path) -> None:
     recommender = load_recommender(Checkpoint.open(small_run / "hub" / "small"))
-    reader = open_reader(Sources.open([world / "boutique"]), recommender, small_run / "c")
+    recipe = read_recipe(FinetuneRecipe, find_recipe("finetune/tiny"), [f"cache={small_run / 'c'}", f"runs={tmp_path}"])
+    with Run.start(recipe) as run:
+        reader = open_reader(Sources.open([world / "boutique"]), recommender, recipe, run)
     items = reader.read(np.zeros(3, dtype=np.int64), np.arange(3))
     assert set(items.has_U) == recommender.item_encoder.modalities
     assert items.image.pixels_RCHW.shape[-1] == recommender.item_encoder.pixel_spec.size

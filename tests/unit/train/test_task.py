@@ -13,7 +13,11 @@ def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(rea
     calls: dict[str, list[int]] = {}
 
     def count(name: str):
-        return lambda _, inputs: calls.setdefault(name, []).append(inputs[0].shape[0])
+        def add(_, inputs) -> None:
+            given = inputs[0].item_index_R if hasattr(inputs[0], "item_index_R") else inputs[0]
+            calls.setdefault(name, []).append(given.shape[0])
+
+        return add
 
     encoder.text_encoder.register_forward_pre_hook(count("text"))
     encoder.vision_encoder.register_forward_pre_hook(count("vision"))

@@ -1,0 +1,138 @@
+"""The frozen part of a backbone: what it says of an item, and the way on from there."""
+# Shapes: R rows, T tokens, H width of the backbone.
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs
+from pmmrec.encoders.trainable import Layout, PartlyTrained
+from pmmrec.errors import RecipeError
+
+PREFIX_VERSION = 1  # raise it when the same weights and inputs give other states
+# Of a configuration, what says where a model came from and not what it computes.
+_ORIGIN = re.compile(r"_.*|transformers_version|architectures|torch_dtype|dtype|attn_implementation|id2label|label2id")
+
+
+class _Reached(Exception):  # noqa: N818  not an error: it ends a forward whose rest is not wanted
+    def __init__(self, states: Tensor) -> None:
+        super().__init__("the lowest trainable block")
+        self.states = states
+
+
+class CanBeCut(PartlyTrained):
+    """A partly trained encoder whose backbone can be left and entered below its lowest trainable block.
+
+    The way up to the cut is the library's own forward, ended there; so states are exactly what the block would have
+    met. The way on calls the trained blocks and what stands after them, as `block_call` says.
+    """
+
+    backbone: Any
+    _layout: Layout
+
+    @property
+    def prefix(self) -> FrozenPrefix | None:
+        """The frozen part; None where all of the backbone trains. RecipeError where no cut of it is known here."""
+        if self._trained == ("",):
+            return None
+        if self._trained and self._layout.block_call is None:
+            raise RecipeError(
+                f"prefix_cache: {type(self.backbone).__name__} cannot be entered between its blocks "
+                "here; freeze all of it (trainable_blocks: 0), or leave the cache off"
+            )
+        return FrozenPrefix(self)
+
+    def up_to_cut(self, inputs: TokenInputs | PixelInputs) -> Tensor:
+        """States that the lowest trainable block meets; of the whole backbone where nothing of it trains."""
+        if not self._trained:
+            return self.hidden(inputs)
+
+        def stop(module: nn.Module, arguments: tuple[Any, ...]) -> None:  # noqa: ARG001
+            raise _Reached(arguments[0])
+
+        hook = self.backbone.get_submodule(self._trained[0]).register_forward_pre_hook(stop)
+        try:
+            self.hidden(inputs)
+        except _Reached as reached:
+            return reached.states
+        finally:
+            hook.remove()
+        raise RecipeError(f"{type(self.backbone).__name__}: never met its block {self._trained[0]}")
+
+    def last_states(self, inputs: TokenInputs | PixelInputs | PrefixInputs) -> Tensor:
+        """The last hidden state, from the item or from its states at the cut."""
+        if not isinstance(inputs, PrefixInputs):
+            return self.hidden(inputs)
+        states_R, takes_mask, mask = inputs.state_R, self._layout.block_call == "hidden_and_mask", None
+        if takes_mask and inputs.is_valid_RT.shape[1]:
+            mask = _mask(self.backbone.config, states_R, inputs.is_valid_RT)
+        for name in self._trained:
+            module = self.backbone.get_submodule(name)
+            is_block = re.fullmatch(self._layout.blocks, name) is not None
+            states_R = module(states_R, mask) if is_block and takes_mask else module(states_R)
+        return states_R
+
+    def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
+        """The library's own last hidden state."""
+        raise NotImplementedError
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """What is done to pixels on their way into the backbone; texts come as token ids."""
+        return {}
+
+
+class FrozenPrefix:
+    """The frozen part of one encoder, as a function with a name."""
+
+    def __init__(self, encoder: CanBeCut) -> None:
+        self._encoder = encoder
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the frozen tensors, the configuration, the cut and the preprocessing."""
+        encoder = self._encoder
+        trained = tuple(f"{name}." for name in encoder._trained)
+        digest = hashlib.sha256()
+        facts = {
+            "version": PREFIX_VERSION,
+            "class": type(encoder.backbone).__name__,
+            "cut": list(encoder._trained[:1]),
+            "configuration": _configuration(encoder.backbone),
+            **encoder.preprocessing,
+        }
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(encoder.backbone.state_dict().items()):
+            if not name.startswith(trained) and not re.fullmatch(encoder._layout.unused, name):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
+        """Float32, without gradients and outside autocast, whatever the training's precision."""
+        device = next(self._encoder.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return self._encoder.up_to_cut(inputs).float()
+
+
+def _mask(config: Any, states_RTH: Tensor, is_valid_RT: Tensor) -> Tensor | None:
+    from transformers.masking_utils import create_bidirectional_mask
+
+    mask: Tensor | None = create_bidirectional_mask(
+        config=config, inputs_embeds=states_RTH, attention_mask=is_valid_RT.long()
+    )
+    return mask
+
+
+def _configuration(backbone: Any) -> dict[str, Any]:
+    to_dict: Callable[[], dict[str, Any]] | None = getattr(getattr(backbone, "config", None), "to_dict", None)
+    if to_dict is None:
+        return {}  # a backbone of timm: its class and the shapes of its tensors say it
+    return {key: value for key, value in to_dict().items() if not _ORIGIN.fullmatch(key)}
