@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from pmmrec.contracts import (
 )
 from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
 from pmmrec.data.domain import IMAGES_FILE, Domain
-from pmmrec.data.images import GREY, PixelTable
+from pmmrec.data.images import GREY, PIXELS_VERSION, PixelTable
 from pmmrec.data.prefix import Chunk, PrefixConfig, PrefixTable, PrefixTables, Wanted
 from pmmrec.data.text import TokenTable
 from pmmrec.progress import Progress
@@ -75,12 +75,18 @@ class ItemReader:
                     self._pixels[place] = PixelTable.open(domain, pixel_spec, cache, progress)
 
     def keep_states(
-        self, modality: Modality, prefix: Prefix, config: PrefixConfig, progress: Progress | None = None
+        self,
+        modality: Modality,
+        prefix: Prefix,
+        config: PrefixConfig,
+        progress: Progress | None = None,
+        say: Callable[[str], None] = lambda _line: None,
     ) -> PrefixTables:
         """Read states of the frozen part of an encoder in place of token ids or pixels from now on.
 
-        They are computed now where the cache has none; NoRoomError when they do not fit. Items as they come from
-        `read` name their states, and `to_device` fetches them.
+        They are computed now where the cache has none, and `say` is told what was removed for them; NoRoomError when
+        they do not fit. Items as they come from `read` name their states, and `to_device` fetches them. This holds
+        because an item is the same whenever it is read: whoever adds augmentation must refuse kept states here.
         """
         tables: list[PrefixTable | None] = []
         slots: list[Ints] = []
@@ -91,7 +97,7 @@ class ItemReader:
             table = None
             if len(contents.distinct):
                 wanted = self._wanted(domain, modality, contents.distinct)
-                table = PrefixTable.open(prefix, wanted, config, self._cache, progress)
+                table = PrefixTable.open(prefix, wanted, config, self._cache, progress, say)
             tables.append(table)
         kept = PrefixTables(tables, slots)
         if any(tables):
@@ -156,7 +162,7 @@ class ItemReader:
             key = digest.hexdigest()
         else:
             num_rows_R = np.ones(len(distinct), dtype=np.int64)
-            key = f"{self._domains[domain].info.files[IMAGES_FILE].sha256} {self._size}"
+            key = f"{self._domains[domain].info.files[IMAGES_FILE].sha256} {self._size} {PIXELS_VERSION}"
         order = np.argsort(-num_rows_R, kind="stable")
         return Wanted(key, num_rows_R, modality is Modality.TEXT, self._chunks(domain, modality, distinct, order))
 

@@ -10,7 +10,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,11 +28,15 @@ from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
+Say = Callable[[str], None]
 FORMAT = 1
 INDEX, STATES, ENDS = "index.json", "states.bin", "ends.npy"
+INCOMPLETE = ".incomplete"
 SPARE_BYTES = 100_000_000  # left free on the disk of a cache
 VERIFIED_BYTES = 4_000_000_000  # larger tables are checked by their size alone: reading them would take minutes
-IN_USE_S = 3600  # a table that was opened so lately is never removed for another
+IN_USE_S = 3600  # a table that was used so lately is never removed for another
+MARK_EVERY_S = 600  # how often a table in use says so
+ABANDONED_S = 86_400  # what was left half-written for so long is nobody's work any more
 DEVICE_SHARE = 0.25  # of a GPU's free memory, at most, for one table
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -62,7 +67,11 @@ class Wanted:
 
 
 class NoRoomError(MachineError):
-    """The disk or the budget is too small for a table."""
+    """A table cannot be kept: the disk or the budget is too small, or the cache cannot be written."""
+
+
+def _silent(line: str) -> None:
+    """Where nobody listens."""
 
 
 class PrefixTable:
@@ -70,12 +79,13 @@ class PrefixTable:
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.folder = folder
+        self.folder, self._marked_s = folder, -math.inf
         self.is_ragged: bool = index["is_ragged"]
         self._ends: Ints = np.load(folder / ENDS, mmap_mode="r", allow_pickle=False)
         dtype, shape = DTYPES[index["dtype"]], tuple(index["shape"])
         flat = torch.from_file(str(folder / STATES), shared=False, size=math.prod(shape), dtype=dtype)
         self._states = flat.view(shape)
+        self._mark_used()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PrefixTable, (self.folder,)  # a worker process maps the file again
@@ -86,19 +96,30 @@ class PrefixTable:
 
     @classmethod
     def open(
-        cls, prefix: Prefix, wanted: Wanted, config: PrefixConfig, cache: Path, progress: Progress | None = None
+        cls,
+        prefix: Prefix,
+        wanted: Wanted,
+        config: PrefixConfig,
+        cache: Path,
+        progress: Progress | None = None,
+        say: Say = _silent,
     ) -> PrefixTable:
         """The table in `cache`, made first when there is none that is whole.
 
         Its folder is named after the frozen weights, the preprocessing, the items and the precision, and appears whole,
-        so runs and processes may share it. Raises NoRoomError when disk or budget are too small.
+        so runs and processes may share it. `say` is told what is removed for it. Raises NoRoomError when disk or budget
+        are too small.
         """
         source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision}"
         folder = cache / f"prefix-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
         if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            _make(folder, prefix, wanted, config, progress)
-        os.utime(folder / INDEX)  # the least recently used table is the first to go
+            try:
+                _make(folder, prefix, wanted, config, progress, say)
+            except OSError as error:
+                reason = error.strerror or error
+                raise NoRoomError(
+                    f"{cache}: frozen states cannot be kept there: {reason}; name another cache"
+                ) from error
         return cls(folder)
 
     def move_to(self, device: torch.device) -> None:
@@ -111,18 +132,26 @@ class PrefixTable:
     def fetch(self, slot_R: Ints) -> tuple[Tensor, Tensor]:
         """States of these contents, `(R, T, H)` or `(R, ...)`, and which tokens are valid, `(R, T)` or `(R, 0)`.
 
-        Float32, on the device where the table is; right-padded with zeros.
+        As they are stored, on the device where the table is; right-padded with zeros.
         """
+        self._mark_used()
         device = self._states.device
         end_R = torch.from_numpy(self._ends[slot_R])
         if not self.is_ragged:
-            return self._states[(end_R - 1).to(device)].float(), torch.zeros(len(slot_R), 0, dtype=torch.bool)
+            return self._states[(end_R - 1).to(device)], torch.zeros(len(slot_R), 0, dtype=torch.bool)
         start_R = torch.from_numpy(np.where(slot_R > 0, self._ends[slot_R - 1], 0))
         place_T = torch.arange(int((end_R - start_R).max()))
         is_valid_RT = place_T < (end_R - start_R)[:, None]
         row_RT = torch.where(is_valid_RT, start_R[:, None] + place_T, 0)
-        state_RTH = self._states[row_RT.to(device)].float()
+        state_RTH = self._states[row_RT.to(device)]
         return torch.where(is_valid_RT.to(device)[:, :, None], state_RTH, 0.0), is_valid_RT
+
+    def _mark_used(self) -> None:
+        """Now and then, so that long runs keep their tables; a cache that is read only goes unmarked."""
+        if time.monotonic() - self._marked_s > MARK_EVERY_S:
+            self._marked_s = time.monotonic()
+            with suppress(OSError):
+                os.utime(self.folder / INDEX)
 
 
 class PrefixTables:
@@ -149,68 +178,80 @@ class PrefixTables:
         )
 
     def fetch(self, slots: PrefixSlots, device: torch.device) -> PrefixInputs:
-        """The states themselves, on `device`. Call it where the model is, not in a process that only reads ahead."""
+        """The states themselves, float32 on `device`. Call it where the model is, not where batches are read ahead."""
         domain_R, slot_R = slots.domain_R.numpy(), slots.slot_R.numpy()
+        stands_in = bool(slot_R[0] < 0)
         groups = []
         for domain in np.unique(domain_R):
             places, table = np.flatnonzero(domain_R == domain), self._tables[domain]
-            stands_in = slot_R[0] < 0
             if table is None and stands_in:
                 table = next(other for other in self._tables if other is not None)
             assert table is not None  # noqa: S101  slots are given for rows that have states
             table.move_to(device)
-            state, is_valid = table.fetch(np.maximum(slot_R[places], 0))
-            groups.append((places, torch.zeros_like(state) if stands_in else state, is_valid))
-        if len(groups) == 1:
-            _, state_R, is_valid_RT = groups[0]
-            return PrefixInputs(state_R.to(device), is_valid_RT.to(device), slots.item_index_R.to(device))
-        longest = max(is_valid.shape[1] for _, _, is_valid in groups)
-        first = groups[0][1]
-        shape = (len(slot_R), longest, *first.shape[2:]) if longest else (len(slot_R), *first.shape[1:])
-        state_R = torch.zeros(shape, device=first.device)
-        is_valid_RT = torch.zeros(len(slot_R), longest, dtype=torch.bool)
-        for places, state, is_valid in groups:
-            at = torch.from_numpy(places)
-            if longest:
-                state_R[at.to(first.device), : state.shape[1]] = state.to(first.device)
-                is_valid_RT[at, : is_valid.shape[1]] = is_valid
-            else:
-                state_R[at.to(first.device)] = state.to(first.device)
-        return PrefixInputs(state_R.to(device), is_valid_RT.to(device), slots.item_index_R.to(device))
+            groups.append((places, *table.fetch(np.maximum(slot_R[places], 0))))
+        state_R, is_valid_RT = groups[0][1:] if len(groups) == 1 else _joined(groups, len(slot_R))
+        state_R = state_R.to(device).float()
+        state_R = torch.zeros_like(state_R) if stands_in else state_R
+        return PrefixInputs(state_R, is_valid_RT.to(device), slots.item_index_R.to(device))
 
 
-def _make(folder: Path, prefix: Prefix, wanted: Wanted, config: PrefixConfig, progress: Progress | None) -> None:
+def _joined(groups: list[tuple[Ints, Tensor, Tensor]], num_rows: int) -> tuple[Tensor, Tensor]:
+    """States and validity of several tables as one, each row in its place."""
+    _, first, _ = groups[0]
+    longest = max(is_valid.shape[1] for _, _, is_valid in groups)
+    shape = (longest, *first.shape[2:]) if longest else first.shape[1:]
+    state_R = first.new_zeros((num_rows, *shape))
+    is_valid_RT = torch.zeros(num_rows, longest, dtype=torch.bool)
+    for places, state, is_valid in groups:
+        place_R = torch.from_numpy(places)
+        length = slice(state.shape[1]) if longest else slice(None)
+        state_R[place_R.to(first.device), length] = state.to(first.device)
+        is_valid_RT[place_R, : is_valid.shape[1]] = is_valid
+    return state_R, is_valid_RT
+
+
+def _make(
+    folder: Path, prefix: Prefix, wanted: Wanted, config: PrefixConfig, progress: Progress | None, say: Say
+) -> None:
     """Compute the states and write them below a temporary name, then rename the folder."""
     dtype, chunks = DTYPES[config.precision], wanted.chunks
-    first = next(chunks)
-    states_R = prefix.states(first.inputs)
+    chunk = next(chunks)
+    states_R = prefix.states(chunk.inputs)
     ends = np.cumsum(wanted.num_rows_R)
     shape = (int(ends[-1]), *states_R.shape[2 if wanted.is_ragged else 1 :])
-    _make_room(folder.parent, math.prod(shape) * dtype.itemsize, config)
-    incomplete = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.incomplete")
+    num_bytes = math.prod(shape) * dtype.itemsize
+    _make_room(folder, num_bytes, config, say)
+    incomplete = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}")
     try:
         incomplete.mkdir(parents=True)
+        _reserve(incomplete / STATES, num_bytes)
         flat = torch.from_file(str(incomplete / STATES), shared=True, size=math.prod(shape), dtype=dtype)
         table, num_done = flat.view(shape), 0
         while True:
-            _write(table, ends, first.slot_R, states_R, first.inputs)
-            num_done += len(first.slot_R)
+            _write(table, ends, chunk.slot_R, states_R, chunk.inputs)
+            num_done += len(chunk.slot_R)
             if progress is not None:
                 progress("frozen states", num_done, len(ends))
             following = next(chunks, None)
             if following is None:
                 break
-            first, states_R = following, prefix.states(following.inputs)
+            chunk, states_R = following, prefix.states(following.inputs)
         del table, flat
         np.save(incomplete / ENDS, ends, allow_pickle=False)
         index = {"format": FORMAT, "dtype": config.precision, "shape": list(shape), "is_ragged": wanted.is_ragged}
         checksums = {name: _sha256(incomplete / name) for name in (STATES, ENDS)}
         (incomplete / INDEX).write_text(json.dumps({**index, "sha256": checksums}), encoding="utf-8")
-        _rename(incomplete, folder)
-    except OSError as error:
-        raise MachineError(f"{folder.parent}: frozen states cannot be kept there: {error}") from error
+        _put_in_place(incomplete, folder)
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """A file of this size whose blocks are there: a full disk is told now, and not by a signal while it is written."""
+    with path.open("wb") as file:
+        file.truncate(num_bytes)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _write(table: Tensor, ends: Ints, slot_R: Ints, states_R: Tensor, inputs: TokenInputs | PixelInputs) -> None:
@@ -223,44 +264,70 @@ def _write(table: Tensor, ends: Ints, slot_R: Ints, states_R: Tensor, inputs: To
         table[int(ends[slot]) - len(rows_TH) : int(ends[slot])] = rows_TH
 
 
-def _rename(incomplete: Path, folder: Path) -> None:
-    """Another process may have been faster with the same bytes; then its folder stays."""
+def _put_in_place(incomplete: Path, folder: Path) -> None:
+    """Rename; a broken table gives way, a whole one of another process that was faster holds the same and stays."""
     try:
         incomplete.rename(folder)
     except OSError:
-        if not _is_whole(folder):
-            raise
+        if _is_whole(folder):
+            return
+        with suppress(OSError):
+            folder.rename(incomplete.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}"))
+        incomplete.rename(folder)
 
 
-def _make_room(cache: Path, num_bytes: int, config: PrefixConfig) -> None:
-    """Remove tables unused for longest until budget and disk hold `num_bytes` more; NoRoomError if they never do."""
+def _make_room(folder: Path, num_bytes: int, config: PrefixConfig, say: Say) -> None:
+    """Remove tables unused for longest until budget and disk hold `num_bytes` more, for `folder`.
+
+    NoRoomError, and nothing is removed, where that would not be enough.
+    """
+    cache = folder.parent
     cache.mkdir(parents=True, exist_ok=True)
-    budget = int(config.budget_gb * 1e9)
-    tables = sorted((path for path in cache.glob("prefix-*") if (path / INDEX).exists()), key=_last_used)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in tables}
-    while tables:
-        is_full = sum(sizes[path] for path in tables) + num_bytes > budget
-        if not is_full and shutil.disk_usage(cache).free >= num_bytes + SPARE_BYTES:
-            break
-        oldest = tables.pop(0)
-        if time.time() - _last_used(oldest) < IN_USE_S:
-            break
-        shutil.rmtree(oldest, ignore_errors=True)
-    free, held = shutil.disk_usage(cache).free, sum(sizes[path] for path in tables if path.exists())
-    if held + num_bytes > budget:
+    _sweep(cache)
+    sizes = {path: _size(path) for path in cache.glob("prefix-*") if path != folder}
+    unused = [path for path in sorted(sizes, key=_last_used) if time.time() - _last_used(path) > IN_USE_S]
+    budget, held, free = int(config.budget_gb * 1e9), sum(sizes.values()), shutil.disk_usage(cache).free
+    over_budget, over_disk = held + num_bytes - budget, num_bytes + SPARE_BYTES - free
+    removable = sum(sizes[path] for path in unused)
+    if over_budget > removable:
         raise NoRoomError(
-            f"{cache}: frozen states need {num_bytes:,} bytes and {held:,} are kept there in use; prefix_budget_gb "
-            f"allows {budget:,}: raise it, or say prefix_cache=off"
+            f"{cache}: frozen states need {num_bytes:,} bytes beside {held - removable:,} of tables in use; "
+            f"prefix_budget_gb allows {budget:,}: raise it, or say prefix_cache=off"
         )
-    if free < num_bytes + SPARE_BYTES:
+    if over_disk > removable:
         raise NoRoomError(
-            f"{cache}: frozen states need {num_bytes:,} bytes, {free:,} are free; free some, "
-            "name another cache, or say prefix_cache=off"
+            f"{cache}: frozen states need {num_bytes:,} bytes and {SPARE_BYTES:,} to spare; {free + removable:,} can "
+            "be had: free some, name another cache, or say prefix_cache=off"
         )
+    freed = 0
+    for path in unused:
+        if freed >= max(over_budget, over_disk):
+            break
+        say(f"{path}: frozen states not used for {(time.time() - _last_used(path)) / 3600:.1f} h make room for others")
+        shutil.rmtree(path, ignore_errors=True)
+        freed += sizes[path]
+
+
+def _sweep(cache: Path) -> None:
+    """Take away what processes that were killed have left half-written."""
+    for path in cache.glob(f".prefix-*{INCOMPLETE}"):
+        with suppress(OSError):
+            if time.time() - max(place.stat().st_mtime for place in (path, *path.iterdir())) > ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except OSError:  # another process was faster to remove it
+        return 0
 
 
 def _last_used(folder: Path) -> float:
-    return (folder / INDEX).stat().st_mtime
+    try:
+        return (folder / INDEX).stat().st_mtime
+    except OSError:  # gone, or no table
+        return 0.0
 
 
 def _is_whole(folder: Path) -> bool:

@@ -7,12 +7,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs
+from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, to_device
 from pmmrec.encoders.trainable import Layout, PartlyTrained
 from pmmrec.errors import RecipeError
 
@@ -34,6 +35,7 @@ class CanBeCut(PartlyTrained):
     met. The way on calls the trained blocks and what stands after them, as `block_call` says.
     """
 
+    layouts: ClassVar[Mapping[str, Layout]]  # of every architecture that the encoder knows
     backbone: Any
     _layout: Layout
 
@@ -43,9 +45,10 @@ class CanBeCut(PartlyTrained):
         if self._trained == ("",):
             return None
         if self._trained and self._layout.block_call is None:
+            known = sorted(name for name, layout in self.layouts.items() if layout.block_call is not None)
             raise RecipeError(
-                f"prefix_cache: {type(self.backbone).__name__} cannot be entered between its blocks "
-                "here; freeze all of it (trainable_blocks: 0), or leave the cache off"
+                f"prefix_cache: {type(self.backbone).__name__} cannot be entered between its blocks here; these can: "
+                f"{', '.join(known)}. Freeze all of it (trainable_blocks: 0), or leave the cache off"
             )
         return FrozenPrefix(self)
 
@@ -90,12 +93,12 @@ class CanBeCut(PartlyTrained):
 
 
 class FrozenPrefix:
-    """The frozen part of one encoder, as a function with a name."""
+    """The frozen part of one encoder, as a function with a name. Of the weights as they are when it is first asked."""
 
     def __init__(self, encoder: CanBeCut) -> None:
         self._encoder = encoder
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the frozen tensors, the configuration, the cut and the preprocessing."""
         encoder = self._encoder
@@ -119,7 +122,7 @@ class FrozenPrefix:
         """Float32, without gradients and outside autocast, whatever the training's precision."""
         device = next(self._encoder.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return self._encoder.up_to_cut(inputs).float()
+            return self._encoder.up_to_cut(to_device(inputs, device)).float()
 
 
 def _mask(config: Any, states_RTH: Tensor, is_valid_RT: Tensor) -> Tensor | None:

@@ -46,7 +46,7 @@ LAYOUTS: Mapping[str, TextLayout] = {
     "bert": _BERT,
     "camembert": _ROBERTA,
     "deberta-v2": _RELATIVE,
-    "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+"),
+    "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+", block_call="hidden_and_mask"),
     "electra": _BERT,
     "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False),
     "mpnet": TextLayout(blocks=_RELATIVE.blocks, unused=_RELATIVE.unused, positions_follow_padding=True),
@@ -89,6 +89,8 @@ class HFText(CanBeCut, TextEncoder):
 
     Poolers are left out. The tokens are all but token 0, whichever way the whole is pooled.
     """
+
+    layouts = LAYOUTS
 
     def __init__(self, config: HFTextConfig, width: int, backbone: Backbone) -> None:
         super().__init__()

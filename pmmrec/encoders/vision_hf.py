@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,9 +59,9 @@ LAYOUTS: Mapping[str, VisionLayout] = {
         unused=r"(vision_model\.)?post_layernorm\..+",
         block_call="hidden_and_mask",
     ),
-    "deit": VisionLayout(blocks=_VIT.blocks, after=_VIT.after, unused=_VIT.unused, num_prefix_tokens=2),
+    "deit": replace(_VIT, num_prefix_tokens=2),
     "dinov2": _VIT,
-    "dinov2_with_registers": VisionLayout(blocks=_VIT.blocks, after=_VIT.after, unused=_VIT.unused, has_registers=True),
+    "dinov2_with_registers": replace(_VIT, has_registers=True),
     "dinov3_vit": VisionLayout(
         blocks=r"(model\.)?layer\.\d+", after=r"norm", unused=r"embeddings\.mask_token", has_registers=True
     ),
@@ -70,6 +70,7 @@ LAYOUTS: Mapping[str, VisionLayout] = {
         after=r"(vision_model\.)?post_layernorm",
         unused=r"(vision_model\.)?head\..+",
         num_prefix_tokens=0,
+        block_call="hidden_and_mask",
     ),
     "swin": _SWIN,
     "swinv2": _SWIN,
@@ -90,6 +91,8 @@ class HFVision(CanBeCut, VisionEncoder):
     Of a two-sided checkpoint (CLIP, SigLIP) the vision half is read. Poolers are left out or frozen. The tokens are
     the patches: cls, distillation and register tokens are not among them.
     """
+
+    layouts = LAYOUTS
 
     def __init__(self, config: HFVisionConfig, width: int, backbone: Backbone) -> None:
         super().__init__()

@@ -159,6 +159,7 @@ class TimmVision(CanBeCut, VisionEncoder):
     A feature map becomes one token a place. Only transformers with a cls token can be pooled by it.
     """
 
+    layouts = LAYOUTS
     backbone: Any  # timm's models share methods, not a type
     _layout: TimmLayout
 

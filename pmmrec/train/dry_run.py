@@ -13,6 +13,7 @@ from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.contents import check_readable
 from pmmrec.data.mixing import StepSampler
+from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.windows import WindowIndex
 from pmmrec.encoders import Backbone
 from pmmrec.models.build import ModelConfig, build, parameter_table
@@ -21,7 +22,7 @@ from pmmrec.objectives import ObjectiveConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.optim import build_optimizer
-from pmmrec.train.prepare import Sources, check_window, find_backbones, start_backbones
+from pmmrec.train.prepare import Sources, check_window, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.task import TrainingTask
@@ -38,6 +39,8 @@ class Plannable(Runnable, Protocol):
     def train(self) -> TrainConfig: ...
     @property
     def active_objectives(self) -> dict[str, ObjectiveConfig]: ...
+    @property
+    def prefix(self) -> PrefixConfig: ...
 
 
 def describe(
@@ -63,6 +66,7 @@ def describe(
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
             check_window(data.window, recommender, log)
+            find_prefixes(recommender, recipe.prefix, log)
             _check_shapes(recommender, data.window.size)
     for domain in sources.domains:
         warning = check_readable(domain, recommender.item_encoder.modalities, data.max_unreadable)

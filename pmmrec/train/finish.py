@@ -14,7 +14,7 @@ from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
-from pmmrec.train.prepare import Sources, open_reader
+from pmmrec.train.prepare import Sources, read_items
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import package_version
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
@@ -113,7 +113,7 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
 
 def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[DomainOutcome, ...]:
     recommender = load_recommender(Checkpoint.open(folder), sources.catalogues).to(run.processes.device)
-    reader = open_reader(sources, recommender, recipe, run)
+    reader = read_items(sources, recommender, recipe, run)  # the other processes wait for the end of all this
     seen = recipe.validation.seen
     outcomes = []
     for index, (domain, split) in enumerate(zip(sources.domains, sources.splits, strict=True)):

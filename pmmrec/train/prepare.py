@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmmrec.contracts import Batch, to_device
+from pmmrec.contracts import Batch, Modality, Prefix, to_device
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -132,56 +132,67 @@ class Readable(Protocol):
 
 
 def open_reader(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
-    """A reader of items as the model wants them. The main process fills the caches first.
+    """`read_items` in every process; the main process fills the caches first. Every process must call it."""
+    reader = read_items(sources, recommender, recipe, run) if run.processes.is_main else None
+    run.processes.wait()
+    return reader or read_items(sources, recommender, recipe, run)
+
+
+def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
+    """A reader of items as the model wants them, in this process alone.
 
     States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off.
     """
-    encoder, processes = recommender.item_encoder, run.processes
-
-    def build(log: RunLog) -> ItemReader:
-        reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
-        with bars() as progress:
-            reader = ItemReader(
-                sources.domains, *reads, expanded(recipe.cache), progress, max_unreadable=recipe.data.max_unreadable
-            )
-            if recipe.prefix.use != "off":
-                recommender.to(processes.device)
-                _keep_states(reader, recommender, recipe.prefix, log, progress)
-        return reader
-
-    if processes.is_main:
-        reader = build(run.log)
-    processes.wait()
-    return reader if processes.is_main else build(run.log)
+    encoder = recommender.item_encoder
+    reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
+    prefixes = find_prefixes(recommender, recipe.prefix, run.log)
+    with bars() as progress:
+        reader = ItemReader(
+            sources.domains, *reads, expanded(recipe.cache), progress, max_unreadable=recipe.data.max_unreadable
+        )
+        if prefixes:
+            recommender.to(run.processes.device)
+        for modality, prefix in prefixes.items():
+            _keep_states(reader, modality, prefix, recipe.prefix, run.log, progress)
+    return reader
 
 
-def _keep_states(
-    reader: ItemReader, recommender: Recommender, config: PrefixConfig, log: RunLog, progress: Progress
-) -> None:
-    """Keep the states of every encoder that has something frozen; under `auto`, those that can be kept."""
-    num_kept = 0
-    for modality, encoder in recommender.item_encoder.encoders.items():
+def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[Modality, Prefix]:
+    """The frozen parts whose states can be kept. RecipeError where the recipe insists and there are none."""
+    prefixes: dict[Modality, Prefix] = {}
+    for modality, encoder in recommender.item_encoder.encoders.items() if config.use != "off" else ():
         try:
             prefix = encoder.prefix
-            if prefix is None:
-                continue
-            started_s = time.monotonic()
-            tables = reader.keep_states(modality, prefix, config, progress)
-        except (RecipeError, NoRoomError) as error:
+        except RecipeError as error:
             if config.use == "on":
                 raise
             log.say(f"{modality.value}: frozen states are not kept: {error}")
             continue
-        num_kept += 1
-        seconds = time.monotonic() - started_s
-        log.say(
-            f"{modality.value}: frozen states of {config.precision} are kept, {tables.num_bytes / 1e6:,.1f} MB, "
-            f"ready after {seconds:.1f} s"
-        )
-    if config.use == "on" and not num_kept:
+        if prefix is not None:
+            prefixes[modality] = prefix
+    if config.use == "on" and not prefixes:
         raise RecipeError(
             "prefix_cache: on, but no encoder has frozen blocks whose states could be kept; say auto or off"
         )
+    return prefixes
+
+
+def _keep_states(
+    reader: ItemReader, modality: Modality, prefix: Prefix, config: PrefixConfig, log: RunLog, progress: Progress
+) -> None:
+    """Keep the states of one encoder; under `auto`, where there is room."""
+    started_s = time.monotonic()
+    try:
+        tables = reader.keep_states(modality, prefix, config, progress, log.say)
+    except NoRoomError as error:
+        if config.use == "on":
+            raise
+        log.say(f"{modality.value}: frozen states are not kept: {error}")
+        return
+    log.say(
+        f"{modality.value}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "
+        f"ready after {time.monotonic() - started_s:.1f} s"
+    )
 
 
 def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) -> None:
