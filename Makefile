@@ -1,12 +1,14 @@
 # Every target sets up what it needs. `make quickstart` first, `make test` to be sure, `make real` for real data.
 PYTHON ?= python3
 DATA ?= ../shared/data
+PLAN ?= zoo/evidence.yaml
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check real clean
+.PHONY: quickstart test check real evidence clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +34,10 @@ check: $(VENV)/installed-dev  ## lint, format, types, boundaries between rooms, 
 
 real: $(VENV)/installed-dev  ## the whole way on real data in $(DATA); skips where there is none
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/real/transfer.py $(DATA)
+
+evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures what is missing: CELL='TABLE/DOMAIN/*' STALE=1 FRESH=1 JOBS=2
+	$(BIN)/python tests/real/evidence.py "$(DATA)" --plan $(PLAN) --jobs $(JOBS) \
+		$(if $(CELL),--cells '$(CELL)') $(if $(STALE),--stale) $(if $(FRESH),--fresh) $(if $(PAGE),--page-only)
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean

@@ -10,6 +10,8 @@ from pmmrec.errors import RecipeError
 Room = Literal["pretrain", "finetune", "zoo", "launch"]
 ROOMS: tuple[Room, ...] = ("pretrain", "finetune", "zoo", "launch")
 
+PLAN = "evidence"  # zoo/evidence.yaml names recipes, it is none
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -32,7 +34,7 @@ def shipped_file(name: str) -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """Every shipped recipe by name: `finetune/full` -> path."""
     root = shipped_root()
-    found = [path for room in ROOMS[:3] for path in sorted((root / room).glob("*.yaml"))]
+    found = [path for room in ROOMS[:3] for path in sorted((root / room).glob("*.yaml")) if path.stem != PLAN]
     return {f"{path.parent.name}/{path.stem}": path for path in found}
 
 

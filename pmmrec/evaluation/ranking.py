@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -137,3 +138,23 @@ def write_ranks(path: Path, ranks: Ranks, user_ids: pa.ChunkedArray, item_ids: p
     }
     with whole_file(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def read_ranks(path: Path, holdout: Holdout, user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> Tensor:
+    """The rank of each query of `holdout`, `(Q,)` int64, from a file that `write_ranks` wrote for the same domain.
+
+    Raises DataError where the file cannot be read or speaks of other users or targets.
+    """
+    try:
+        table = pq.read_table(path, columns=["user_id", "item_id", "rank"])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as ranks: {error}") from error
+    wanted = ids_at(user_ids, torch.from_numpy(holdout.user_index))
+    row_Q = pc.index_in(wanted.cast(pa.large_string()), value_set=table["user_id"].cast(pa.large_string()))
+    if row_Q.null_count or len(table) != holdout.num_queries:
+        raise DataError(f"{path}: ranks other users than those with a {holdout.name} target; run the evaluation again")
+    found = table.take(row_Q)
+    targets = ids_at(item_ids, torch.from_numpy(holdout.target)).cast(pa.large_string())
+    if not found["item_id"].cast(pa.large_string()).combine_chunks().equals(targets):
+        raise DataError(f"{path}: ranks other targets than the domain's; run the evaluation again")
+    return torch.from_numpy(found["rank"].to_numpy().astype(np.int64))

@@ -1,0 +1,146 @@
+"""What is kept of a measurement: one small file for each cell, and for each difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pmmrec.atomic import whole_file
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.significance import Interval
+from pmmrec.report.evidence.plan import EvidencePlan, shown_reference
+from pmmrec.settings import Config, validate
+
+DIFFERENCES = "differences"  # their folder among those of the cells
+DECIMALS = 6
+_R = TypeVar("_R", bound="Config")
+
+
+class Hardware(Config):
+    """What a training ran on."""
+
+    cpu: str
+    cores: int
+    threads: int
+    device: str  # "cpu", or the name of a GPU
+    torch: str
+
+    @property
+    def shown(self) -> str:
+        where = f"{self.cpu}, {self.threads} of {self.cores} cores"
+        return f"{where if self.device == 'cpu' else f'{self.device} ({where})'}, torch {self.torch}"
+
+
+class Figures(Config):
+    """What a system reached on the test targets of one stratum, in 0..1."""
+
+    num_users: int
+    intervals: dict[str, Interval] = {}  # by metric, over users and seeds; none where the stratum is empty
+    by_seed: dict[str, tuple[float, ...]] = {}  # means over users
+
+
+class Point(Config):
+    """Validation after one epoch, in 0..1."""
+
+    epoch: int
+    ndcg: float
+    hr: float
+
+
+class Training(Config):
+    """One training, of one seed."""
+
+    seed: int
+    best_epoch: int
+    num_epochs: int
+    cpu_s: float  # of the whole process: start, caches and ranking too
+    wall_s: float
+    training_s: float  # wall time of the steps alone
+    hardware: Hardware
+    validation: tuple[Point, ...]
+
+
+class CellResult(Config):
+    """One cell: figures of each system in it (one, or the floors), by stratum."""
+
+    schema_version: Literal[1] = 1
+    cell: str
+    kind: Literal["floors", "finetune", "zero_shot"]
+    hash: str  # of `identity`
+    num_items: int
+    tuning: str = ""
+    seeds: tuple[int, ...] = ()
+    systems: dict[str, dict[str, Figures]]
+    trainings: tuple[Training, ...] = ()
+    pretraining: Training | None = None  # what it started from, where that was trained beside it
+    hardware: Hardware | None = None  # of an evaluation; a training has its own
+    identity: dict[str, Any]
+
+
+class DifferenceResult(Config):
+    """System a minus system b on the same users and seeds, by stratum."""
+
+    schema_version: Literal[1] = 1
+    a: str
+    b: str
+    hashes: tuple[str, str]  # of both cells
+    seeds: tuple[int, ...] = ()
+    strata: dict[str, Figures]
+
+
+class Results:
+    """The folder of all results."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def cell_path(self, cell_id: str) -> Path:
+        return self.folder / f"{cell_id}.json"
+
+    def difference_path(self, a: str, b: str) -> Path:
+        """`a` and `b`: resolved references, `CELL` or `CELL@FLOOR`."""
+        return self.folder / DIFFERENCES / f"{a.replace('/', '.')}--{b.replace('/', '.')}.json"
+
+    def cell(self, cell_id: str) -> CellResult | None:
+        """None where it was not measured. DataError for a file that is no result."""
+        return _read(CellResult, self.cell_path(cell_id))
+
+    def difference(self, a: str, b: str) -> DifferenceResult | None:
+        return _read(DifferenceResult, self.difference_path(a, b))
+
+    def write(self, result: CellResult | DifferenceResult) -> Path:
+        """Write a result, whole or not at all."""
+        if isinstance(result, CellResult):
+            path = self.cell_path(result.cell)
+        else:
+            path = self.difference_path(result.a, result.b)
+        text = json.dumps(_rounded(result.model_dump(mode="json")), indent=1, ensure_ascii=False)
+        with whole_file(path) as draft:
+            draft.write_text(text + "\n", encoding="utf-8")
+        return path
+
+    def unplanned(self, plan: EvidencePlan) -> list[Path]:
+        """Files of results that the plan does not ask for."""
+        planned = {self.cell_path(cell_id) for cell_id in plan.measured}
+        for difference in plan.differences:
+            a, b = (shown_reference(*plan.resolve(side)) for side in (difference.a, difference.b))
+            planned.add(self.difference_path(a, b))
+        return [path for path in sorted(self.folder.rglob("*.json")) if path not in planned]
+
+
+def _read(result_class: type[_R], path: Path) -> _R | None:
+    if not path.is_file():
+        return None
+    try:
+        return validate(result_class, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, RecursionError, RecipeError) as error:
+        raise DataError(f"{path}: no result that this program reads; remove it and measure again: {error}") from error
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, DECIMALS)
+    if isinstance(value, dict):
+        return {key: entry if key == "identity" else _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list) else value

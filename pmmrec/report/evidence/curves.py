@@ -1,0 +1,62 @@
+"""How does validation go, epoch by epoch, drawn so that the same figures give the same file?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pmmrec.atomic import whole_file
+from pmmrec.errors import MachineError
+from pmmrec.report.evidence.cells import Training
+
+SIZE_IN = (7.0, 3.2)  # inches, width and height
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "pmmrec",  # ids inside the file would be random otherwise
+    "svg.fonttype": "none",  # text stays text: smaller, and searchable
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "path.simplify": False,
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The trainings of one row, a thin line for each seed."""
+
+    label: str
+    trainings: Sequence[Training]
+
+
+def draw(path: Path, curves: Sequence[Curve]) -> None:
+    """Write an SVG of validation NDCG@10 by epoch; a dot marks the epoch whose weights were kept.
+
+    MachineError where matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise MachineError("learning curves need matplotlib, which is not installed; pip install 'pmmrec[report]'")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a style of the user's own would change the bytes
+        mpl.rcParams.update(STYLE)
+        figure = Figure(figsize=SIZE_IN, layout="constrained")
+        axes = figure.add_subplot()
+        for place, curve in enumerate(curves):
+            color = f"C{place % 10}"
+            for seed_place, training in enumerate(curve.trainings):
+                epochs = [point.epoch for point in training.validation]
+                values = [100 * point.ndcg for point in training.validation]
+                label = curve.label if seed_place == 0 else None
+                axes.plot(epochs, values, color=color, linewidth=1, label=label)
+                kept = [index for index, epoch in enumerate(epochs) if epoch == training.best_epoch]
+                axes.plot(epochs, values, "o", color=color, markersize=3, markevery=kept)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("validation NDCG@10, %")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        with whole_file(path) as draft:
+            figure.savefig(draft, format="svg", metadata={"Date": None, "Creator": "pmmrec"})

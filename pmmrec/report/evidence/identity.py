@@ -1,0 +1,144 @@
+"""What makes a measurement what it is, and what of it has changed since?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pmmrec.errors import RecipeError
+from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, RunRecipe, read_recipe
+from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, domain_of
+from pmmrec.settings import Tree
+from pmmrec.shipped import find_recipe
+
+# Where a run lies, what it is called and how it is watched change no figure; seeds and sources are listed apart.
+UNTOLD = (
+    *("name", "runs", "hub", "cache", "licence", "publish_as", "replace", "rank_test", "seed"),
+    *("prefix_cache", "prefix_budget_gb", "train.log_every", "data.sources", "data.workers"),
+    *("machine.device", "machine.trackers", "machine.project"),
+)
+FINGERPRINT = "fingerprint"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that a measurement follows from, as a tree; and the same without settings that stand at their default."""
+
+    tree: Tree
+    chosen: Tree
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the tree."""
+        text = json.dumps(self.tree, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def changes_since(self, stored: Mapping[str, Any]) -> list[str]:
+        """Paths at which this differs from a tree that was kept.
+
+        A setting that was not there then and stands at its default now is no change: programs learn new settings. A
+        fingerprint that is not known now (the data is not here) is none either.
+        """
+        return [] if stored == self.tree else list(_changes(stored, self.tree, self.chosen, ""))
+
+    def with_(self, **more: Any) -> Identity:
+        return Identity({**self.tree, **more}, {**self.chosen, **more})
+
+
+class Identities:
+    """Of everything in a plan. `fingerprints`: of the domains that are imported here."""
+
+    def __init__(self, plan: EvidencePlan, fingerprints: Mapping[str, str]) -> None:
+        self._plan, self._fingerprints = plan, fingerprints
+
+    def pretraining(self, name: str) -> Identity:
+        planned = self._plan.pretrainings[name]
+        sources = {source: self._domain(source) for source in planned.sources}
+        told = {"kind": "pretrain", "seed": planned.seed, "sources": sources}
+        with _told_of(f"pretrainings.{name}"):
+            return _told_with_recipe(told, _pretrain_settings(planned.recipe, planned.overrides))
+
+    def cell(self, cell_id: str) -> Identity:
+        """Of a measured cell, with all its seeds."""
+        cell = self._plan.measured[cell_id]
+        told: Tree = {"kind": cell.kind, "domain": self._domain(domain_of(cell_id))}
+        start = getattr(cell, "start_from", SCRATCH)
+        before = self.pretraining(start) if start != SCRATCH else Identity({}, {})
+        if isinstance(cell, FinetuneCell):
+            told["seeds"] = list(cell.seeds)
+            with _told_of(f"cells.{cell_id}"):
+                identity = _told_with_recipe(told, _finetune_settings(cell.recipe, cell.overrides))
+        else:
+            identity = Identity(told, told)
+        if start == SCRATCH:
+            return identity
+        return Identity({**identity.tree, "from": before.tree}, {**identity.chosen, "from": before.chosen})
+
+    def run(self, cell_id: str, seed: int | None) -> Identity:
+        """Of one of the trainings of a cell; `seed` None: of a cell that trains nothing."""
+        identity = self.cell(cell_id)
+        return identity if seed is None else identity.with_(seeds=[seed])
+
+    def _domain(self, name: str) -> Tree:
+        planned = self._plan.domains[name]
+        cut = planned.cut.model_dump(mode="json") if planned.cut else None
+        return {"k_core": planned.k_core, "cut": cut, FINGERPRINT: self._fingerprints.get(name)}
+
+
+def settings_of(recipe: RunRecipe) -> Identity:
+    """The resolved recipe without what changes no figure."""
+    full, chosen = recipe.model_dump(mode="json"), recipe.model_dump(mode="json", exclude_defaults=True)
+    for path in UNTOLD:
+        _remove(full, path)
+        _remove(chosen, path)
+    return Identity(full, chosen)
+
+
+@contextmanager
+def _told_of(place: str) -> Iterator[None]:
+    """Errors of a recipe say whose it is."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error}") from error
+
+
+@cache
+def _pretrain_settings(recipe: str, overrides: tuple[str, ...]) -> Identity:
+    return settings_of(read_recipe(PretrainRecipe, find_recipe(recipe), [*overrides, "data.sources=[unknown]"]))
+
+
+@cache
+def _finetune_settings(recipe: str, overrides: tuple[str, ...]) -> Identity:
+    return settings_of(read_recipe(FinetuneRecipe, find_recipe(recipe), overrides))
+
+
+def _told_with_recipe(told: Tree, settings: Identity) -> Identity:
+    return Identity({**told, "recipe": settings.tree}, {**told, "recipe": settings.chosen})
+
+
+def _remove(tree: Tree, path: str) -> None:
+    *above, last = path.split(".")
+    for key in above:
+        tree = tree.get(key, {})
+    tree.pop(last, None)
+
+
+def _changes(stored: Any, now: Any, chosen: Any, path: str) -> Iterator[str]:
+    if not isinstance(stored, Mapping) or not isinstance(now, Mapping):
+        is_unknown = path.rpartition(".")[2] == FINGERPRINT and now is None
+        if stored != now and not is_unknown:
+            yield path
+        return
+    chosen = chosen if isinstance(chosen, Mapping) else {}
+    for key in dict.fromkeys((*stored, *now)):
+        inner = f"{path}.{key}" if path else str(key)
+        if key in stored and key in now:
+            yield from _changes(stored[key], now[key], chosen.get(key), inner)
+        elif key in stored or key in chosen:
+            yield inner

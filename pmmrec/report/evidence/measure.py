@@ -1,0 +1,79 @@
+"""How do the ranks of several seeds become figures with intervals, by stratum?"""
+# M seeds, Q queries of a holdout.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pmmrec.data.split import Split
+from pmmrec.evaluation.catalogue import users_at_once
+from pmmrec.evaluation.floors import FLOORS
+from pmmrec.evaluation.metrics import user_metrics
+from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
+from pmmrec.evaluation.scenarios import STRATA, stratum_mask
+from pmmrec.evaluation.significance import mean_interval, paired_interval
+from pmmrec.report.evidence.cells import Figures
+from pmmrec.report.evidence.plan import slug
+
+
+class Targets:
+    """The test targets of a domain, and which stratum each belongs to."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._holdout = split.holdout("test")
+        self._is_in = {name: torch.from_numpy(stratum_mask(split, self._holdout, name)) for name in STRATA}
+
+    def ranks(self, files: Sequence[Path]) -> Tensor:
+        """`(M, Q)` from the files of M seeds. DataError where they speak of others."""
+        domain = self._split.domain
+        return torch.stack([read_ranks(file, self._holdout, domain.user_ids, domain.item_ids) for file in files])
+
+    def figures(self, rank_MQ: Tensor) -> dict[str, Figures]:
+        """Means and intervals over users and seeds, by stratum."""
+        metrics = user_metrics(rank_MQ)
+        return {name: _figures(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()}
+
+    def difference(self, rank_a_MQ: Tensor, rank_b_MQ: Tensor) -> dict[str, Figures]:
+        """First minus second, paired; one that has one row (nothing trained) stands beside every seed of the other."""
+        num_seeds = max(len(rank_a_MQ), len(rank_b_MQ))
+        a, b = (user_metrics(rank_MQ.expand(num_seeds, -1)) for rank_MQ in (rank_a_MQ, rank_b_MQ))
+        return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
+
+    def write_floors(self, folder: Path) -> dict[str, Path]:
+        """Rank with every floor; floor -> the file of its ranks below `folder`."""
+        domain, files = self._split.domain, {}
+        for name, floor in FLOORS.items():
+            score = floor(self._split, self._holdout)
+            ranks = rank_targets(self._holdout, domain.num_items, score, chunk=users_at_once(domain.num_items))
+            files[slug(name)] = folder / slug(name) / "ranks.parquet"
+            write_ranks(files[slug(name)], ranks, domain.user_ids, domain.item_ids)
+        return files
+
+
+def _figures(metrics: Mapping[str, Tensor], is_in_Q: Tensor) -> Figures:
+    num_users = int(is_in_Q.sum())
+    if not num_users:
+        return Figures(num_users=0)
+    inside = {name: values_MQ[:, is_in_Q] for name, values_MQ in metrics.items()}
+    return Figures(
+        num_users=num_users,
+        intervals={name: mean_interval(values_MQ) for name, values_MQ in inside.items()},
+        by_seed={name: tuple(values_MQ.mean(dim=1).tolist()) for name, values_MQ in inside.items()},
+    )
+
+
+def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor], is_in_Q: Tensor) -> Figures:
+    num_users = int(is_in_Q.sum())
+    if not num_users:
+        return Figures(num_users=0)
+    pairs = {name: (a[name][:, is_in_Q], b[name][:, is_in_Q]) for name in a}
+    return Figures(
+        num_users=num_users,
+        intervals={name: paired_interval(*pair).difference for name, pair in pairs.items()},
+        by_seed={name: tuple((x - y).mean(dim=1).tolist()) for name, (x, y) in pairs.items()},
+    )

@@ -1,0 +1,189 @@
+"""How does one page show everything that was measured?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmmrec.atomic import whole_file
+from pmmrec.evaluation.scenarios import COLD_BELOW
+from pmmrec.report.evidence.cells import CellResult, Results, Training
+from pmmrec.report.evidence.curves import Curve, draw
+from pmmrec.report.evidence.plan import (
+    FLOOR_NAMES,
+    METRICS,
+    MODEL,
+    EvidencePlan,
+    FloorsCell,
+    PlannedTable,
+    domain_of,
+    shown_reference,
+)
+from pmmrec.report.tables import Cell, Percent, PlainTable, markdown
+
+HEADINGS = {"users": "users", "best_epoch": "epochs to best", "cpu": "CPU min", "wall": "wall min"}
+WHOSE = {
+    "all": "test targets of {users} users",
+    "regular": f"test targets that occur at least {COLD_BELOW} times in train, of {{users}} users",
+    "cold": f"test targets that occur fewer than {COLD_BELOW} times in train, of {{users}} users",
+    "new": "test targets that never occur in train, of {users} users",
+}
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One system in a table."""
+
+    label: str
+    cell_id: str
+    system: str
+    result: CellResult | None  # None: not measured yet
+    is_stale: bool
+    tuning: str
+
+
+class Page:
+    """The page of a plan, made of its text and of the results that are there, and of nothing else."""
+
+    def __init__(self, plan: EvidencePlan, beside: Path, results: Results, stale: Collection[str]) -> None:
+        """`beside`: the folder that included files are named from. `stale`: cells whose figures are marked."""
+        self._plan, self._beside, self._results, self._stale = plan, beside, results, stale
+
+    def write(self, path: Path) -> None:
+        """Write the page, and the curves below the results; the same results give the same bytes."""
+        folder = self._results.folder / "curves"
+        kept = {folder / f"{name}.svg": self._curves(table) for name, table in self._plan.tables.items()}
+        drawn = {place: curves for place, curves in kept.items() if curves}
+        for place, curves in drawn.items():
+            draw(place, curves)
+        for old in set(folder.glob("*.svg")) - drawn.keys():
+            old.unlink()
+        where = {place.stem: Path(os.path.relpath(place, path.parent)).as_posix() for place in drawn}
+        with whole_file(path) as draft:
+            draft.write_text(self.text(where), encoding="utf-8")
+
+    def text(self, curves: dict[str, str]) -> str:
+        """Markdown. `curves`: table -> where its picture lies, seen from the page."""
+        blocks = [f"# {self._plan.title}", self._included(self._plan.include)]
+        for name, table in self._plan.tables.items():
+            blocks += self._section(name, table, curves.get(name))
+        return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"
+
+    def _section(self, name: str, table: PlannedTable, curve: str | None) -> Iterator[str]:
+        lines = list(self._lines(table))
+        yield f"## {table.title}"
+        yield table.text
+        yield self._included(table.include)
+        yield _caption(table, lines)
+        notes: list[str] = []
+        yield markdown(_figures_table(table, lines, notes))
+        yield markdown(differences) if (differences := self._differences(table, lines)).rows else ""
+        yield f"![validation NDCG@10 by epoch, {name}]({curve})" if curve else ""
+        yield "\n".join(f"- {_mark(place)} {note}" for place, note in enumerate(notes, 1))
+
+    def _lines(self, table: PlannedTable) -> Iterator[Line]:
+        for row in table.rows:
+            cell_id, system = self._plan.resolve(row.cell)
+            cell, result = self._plan.measured[cell_id], self._results.cell(cell_id)
+            is_floors = isinstance(cell, FloorsCell)
+            systems = list(FLOOR_NAMES) if is_floors and system == MODEL else [system]
+            for one in systems:
+                label = row.label or FLOOR_NAMES[one]
+                yield Line(label, cell_id, one, result, cell_id in self._stale, getattr(cell, "tuning", ""))
+
+    def _differences(self, table: PlannedTable, lines: Sequence[Line]) -> PlainTable:
+        metrics = [column for column in table.columns if column in METRICS]
+        labels = {(line.cell_id, line.system): line.label for line in reversed(lines)}
+        results = {line.cell_id: line.result for line in lines}
+        rows: list[list[Cell]] = []
+        for planned in self._plan.differences:
+            a, b = self._plan.resolve(planned.a), self._plan.resolve(planned.b)
+            if a not in labels or b not in labels:
+                continue
+            kept = self._results.difference(shown_reference(*a), shown_reference(*b))
+            intervals = kept.strata[table.stratum].intervals if kept else {}
+            hashes = tuple(cell.hash if cell else "" for cell in (results[a[0]], results[b[0]]))
+            is_old = kept is not None and (kept.hashes != hashes or {a[0], b[0]} & set(self._stale))
+            label = f"{labels[a]} - {labels[b]}" + (" (stale)" if is_old else "")
+            rows.append([label, *(Percent(intervals[m]) if m in intervals else None for m in metrics)])
+        return PlainTable("differences in points, paired", ["difference", *map(str.upper, metrics)], rows)
+
+    def _curves(self, table: PlannedTable) -> list[Curve]:
+        lines = [line for line in self._lines(table) if line.result is not None] if table.curves else []
+        return [Curve(line.label, line.result.trainings) for line in lines if line.result and line.result.trainings]
+
+    def _included(self, name: Path | None) -> str:
+        return (self._beside / name).read_text(encoding="utf-8") if name is not None else ""
+
+
+def _figures_table(table: PlannedTable, lines: Sequence[Line], notes: list[str]) -> PlainTable:
+    columns = ["system", *(HEADINGS.get(column, column.upper()) for column in table.columns)]
+    rows: list[list[Cell]] = []
+    for line in lines:
+        note = _note(line)
+        if note and note not in notes:
+            notes.append(note)
+        mark = f" {_mark(notes.index(note) + 1)}" if note else ""
+        stale = " (stale)" if line.is_stale and line.result else ""
+        rows.append([f"{line.label}{mark}{stale}", *(_shown(line, column, table.stratum) for column in table.columns)])
+    return PlainTable("", columns, rows)
+
+
+def _shown(line: Line, column: str, stratum: str) -> Cell:
+    if line.result is None:
+        return None
+    figures, trainings = line.result.systems[line.system][stratum], line.result.trainings
+    if column == "users":
+        return figures.num_users
+    if column in METRICS:
+        return Percent(figures.intervals[column]) if column in figures.intervals else None
+    if not trainings:
+        return None
+    if column == "best_epoch":
+        return round(_mean([training.best_epoch for training in trainings]), 1)
+    seconds = [training.cpu_s if column == "cpu" else training.wall_s for training in trainings]
+    return round(_mean(seconds) / 60, 1)
+
+
+def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
+    """Whose targets these are; nothing where rows are of several domains, or none is measured."""
+    found = [line for line in lines if line.result is not None]
+    if not found or found[0].result is None or len({domain_of(line.cell_id) for line in lines}) > 1:
+        return ""
+    users = f"{found[0].result.systems[found[0].system][table.stratum].num_users:,}"
+    whose = WHOSE[table.stratum].format(users=users)
+    return f"`{domain_of(found[0].cell_id)}`: {whose}, among {found[0].result.num_items:,} items, in %."
+
+
+def _note(line: Line) -> str:
+    """Seeds, tuning, pretraining and machine of a line; nothing for floors."""
+    result = line.result
+    if result is None or result.kind == "floors":
+        return ""
+    facts = [f"Seeds {', '.join(map(str, result.seeds))}." if len(result.seeds) > 1 else ""]
+    facts += [f"Seed {seed}." for seed in result.seeds if len(result.seeds) == 1]
+    if result.pretraining is not None:
+        facts.append(_of_pretraining(result.pretraining))
+    facts.append(f"Tuning: {line.tuning.rstrip('.')}.")
+    machines = [training.hardware.shown for training in result.trainings]
+    machines += [result.hardware.shown] if result.hardware else []
+    facts.append(f"On {'; '.join(dict.fromkeys(machines))}.")
+    return " ".join(fact for fact in facts if fact)
+
+
+def _of_pretraining(training: Training) -> str:
+    return (
+        f"Pretrained with seed {training.seed}, best after {training.best_epoch} of {training.num_epochs} epochs, "
+        f"CPU {training.cpu_s / 60:.1f} min."
+    )
+
+
+def _mark(place: int) -> str:
+    return str(place).translate(RAISED)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,275 @@
+"""How is a plan carried out: what is missing is run, what is there is kept, what fails stops nothing else?"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.split import Split
+from pmmrec.errors import DataError, PMMRecError, RecipeError
+from pmmrec.report.evidence.cells import CellResult, DifferenceResult, Results, Training
+from pmmrec.report.evidence.identity import Identities
+from pmmrec.report.evidence.layout import Layout
+from pmmrec.report.evidence.measure import Targets
+from pmmrec.report.evidence.plan import FLOOR_NAMES, MODEL, SCRATCH, EvidencePlan, domain_of, shown_reference
+from pmmrec.report.evidence.runs import Processes, Run, Stamp, training_of
+
+Say = Callable[[str], None]
+RANKS_FILE = "ranks.parquet"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller asks to be measured."""
+
+    cells: tuple[str, ...] = ()  # names or globs; measured even where a result is there. None given: the missing ones
+    stale: bool = False  # those too whose result follows from something that has changed since
+    fresh: bool = False  # run again what was run before, also where it is whole
+
+
+@dataclass
+class Progress:
+    """What became of the runs."""
+
+    num_runs: int = 0
+    num_ended: int = 0
+    failures: dict[str, str] = field(default_factory=dict)  # label of a run or id of a cell -> why
+
+
+class Runner:
+    """Measures the cells of a plan. Every cell is written as soon as its last run has ended."""
+
+    def __init__(
+        self, plan: EvidencePlan, results: Results, layout: Layout, environment: Mapping[str, str], say: Say
+    ) -> None:
+        self._plan, self._results, self._layout, self._say = plan, results, layout, say
+        self._environment = environment
+        self._progress = Progress()
+
+    def stale(self) -> dict[str, list[str]]:
+        """Cells whose result follows from something that is different now -> the paths of what is."""
+        identities = Identities(self._plan, self._layout.fingerprints())
+        found: dict[str, list[str]] = {}
+        for cell_id in self._plan.measured:
+            result = self._results.cell(cell_id)
+            if result is not None and (changes := identities.cell(cell_id).changes_since(result.identity)):
+                found[cell_id] = changes
+        return found
+
+    def measure(self, wanted: Wanted, jobs: int) -> dict[str, str]:
+        """Run what is wanted, `jobs` processes at a time. What failed -> why.
+
+        RecipeError where no cell has a name that was asked for, DataError where such a cell's data is missing.
+        """
+        cells = self._choose(wanted)
+        self._bring(cells)
+        identities = Identities(self._plan, self._layout.fingerprints())
+        cells = [cell_id for cell_id in cells if cell_id not in self._progress.failures]
+        runs = {cell_id: list(self._layout.runs(cell_id, identities).values()) for cell_id in cells}
+        todo = [run for cell_runs in runs.values() for run in cell_runs if wanted.fresh or run.stamp() is None]
+        todo = [*self._pretrainings(todo, identities), *todo]
+        self._progress.num_runs = len(todo)
+        self._work(todo, runs, identities, jobs)
+        self._differ(cells)
+        return self._progress.failures
+
+    def _choose(self, wanted: Wanted) -> list[str]:
+        """The cells to measure, in the order of the plan."""
+        measured = self._plan.measured
+        if wanted.cells:
+            chosen = [self._plan.resolve(name)[0] for name in self._plan.cells if _matches(name, wanted.cells)]
+            idle = [word for word in wanted.cells if not any(_matches(name, (word,)) for name in self._plan.cells)]
+            if idle:
+                raise RecipeError(f"--cell {' '.join(idle)}: no cell of the plan has such a name")
+            for cell_id in chosen:
+                self._need_data(cell_id)
+            return list(dict.fromkeys(chosen))
+        stale = self.stale() if wanted.stale else {}
+        chosen = [cell_id for cell_id in measured if cell_id in stale or self._results.cell(cell_id) is None]
+        here = [cell_id for cell_id in chosen if self._has_data(cell_id)]
+        if len(here) < len(chosen):
+            self._say(f"no data for {len(chosen) - len(here)} of {len(chosen)} cells to measure; they stay as they are")
+        return here
+
+    def _has_data(self, cell_id: str) -> bool:
+        layout, needed = self._layout, self._plan.domains_of(cell_id)
+        return all(layout.is_imported(name) or layout.has_data(name) for name in needed)
+
+    def _need_data(self, cell_id: str) -> None:
+        if not self._has_data(cell_id):
+            needed = ", ".join(self._plan.domains_of(cell_id))
+            raise DataError(f"{cell_id}: needs the data of {needed}, which is not all here; name its folder")
+
+    def _bring(self, cells: Sequence[str]) -> None:
+        """Import the domains; one that cannot be imported stops its cells."""
+        names = dict.fromkeys(name for cell_id in cells for name in self._plan.domains_of(cell_id))
+        broken: dict[str, str] = {}
+        for name in names:
+            try:
+                if self._layout.bring(name):
+                    self._say(f"imported {name}")
+            except PMMRecError as error:  # noqa: PERF203 - an import takes seconds
+                broken[name] = str(error)
+        for cell_id in cells:
+            reasons = [broken[name] for name in self._plan.domains_of(cell_id) if name in broken]
+            if reasons:
+                self._progress.failures[cell_id] = reasons[0]
+
+    def _pretrainings(self, todo: Sequence[Run], identities: Identities) -> list[Run]:
+        names = dict.fromkeys(run.needs for run in todo if run.needs is not None)
+        runs = [self._layout.pretraining(name, identities) for name in names]
+        return [run for run in runs if run.stamp() is None]
+
+    def _work(self, todo: list[Run], runs: Mapping[str, Sequence[Run]], identities: Identities, jobs: int) -> None:
+        """Start a run when a place is free and its checkpoint is there; write a cell when its last run has ended."""
+        processes, waiting, active = Processes(self._environment), list(todo), dict[Future[Stamp], Run]()
+        open_cells = dict(runs)
+        with ThreadPoolExecutor(max_workers=jobs) as threads:
+            try:
+                while True:
+                    pending = {run.label for run in (*waiting, *active.values())}
+                    for run in self._ready(waiting, pending)[: jobs - len(active)]:
+                        waiting.remove(run)
+                        active[threads.submit(processes.work, run)] = run
+                    for cell_id in [c for c, needed in open_cells.items() if not pending & {r.label for r in needed}]:
+                        self._write(cell_id, open_cells.pop(cell_id), identities)
+                    if not active and not waiting:
+                        return
+                    for future in wait(active, return_when=FIRST_COMPLETED).done:
+                        self._ended(active.pop(future), future, waiting)
+            finally:
+                processes.end()
+
+    def _ready(self, waiting: Sequence[Run], pending: set[str]) -> list[Run]:
+        return [run for run in waiting if run.needs is None or _pretraining_label(run.needs) not in pending]
+
+    def _ended(self, run: Run, future: Future[Stamp], waiting: list[Run]) -> None:
+        """Say how a run ended; those that need it fail with it."""
+        progress = self._progress
+        progress.num_ended += 1
+        try:
+            stamp = future.result()
+            outcome = f"{stamp.wall_s / 60:.1f} min, CPU {stamp.cpu_s / 60:.1f} min"
+        except PMMRecError as error:
+            progress.failures[run.label] = str(error)
+            outcome = f"FAILED: {error}"
+            for other in [other for other in waiting if other.needs and _pretraining_label(other.needs) == run.label]:
+                waiting.remove(other)
+                progress.num_ended += 1
+                progress.failures[other.label] = f"{other.label}: needs {run.label}, which failed"
+        left = progress.num_runs - progress.num_ended
+        self._say(f"[{progress.num_ended}/{progress.num_runs}] {run.label}: {outcome}; {left} left")
+
+    def _write(self, cell_id: str, runs: Sequence[Run], identities: Identities) -> None:
+        if any(run.label in self._progress.failures for run in runs):
+            return
+        try:
+            path = self._results.write(self._result(cell_id, identities))
+        except PMMRecError as error:
+            self._progress.failures[cell_id] = str(error)
+            return
+        self._say(f"wrote {path}")
+
+    def _result(self, cell_id: str, identities: Identities) -> CellResult:
+        cell, identity = self._plan.measured[cell_id], identities.cell(cell_id)
+        split = Split(Domain.open(self._layout.domain(domain_of(cell_id))))
+        targets, runs = Targets(split), self._layout.runs(cell_id, identities)
+        if not runs:
+            shutil.rmtree(self._layout.cell(cell_id), ignore_errors=True)
+            targets.write_floors(self._layout.cell(cell_id))
+        stamps = {seed: stamp for seed, run in runs.items() if (stamp := run.stamp()) is not None}
+        seeds = tuple(seed for seed in runs if seed is not None)
+        ranks = self._rank_files(cell_id, list(FLOOR_NAMES) if not runs else [MODEL], identities)
+        return CellResult(
+            cell=cell_id,
+            kind=cell.kind,
+            hash=identity.hash,
+            num_items=split.domain.num_items,
+            tuning=getattr(cell, "tuning", ""),
+            seeds=seeds,
+            systems={system: targets.figures(targets.ranks(files)) for system, files in ranks.items()},
+            trainings=tuple(training_of(runs[seed], seed, stamps[seed]) for seed in seeds),
+            pretraining=self._pretraining_of(cell_id, identities),
+            hardware=stamps[None].hardware if None in stamps else None,
+            identity=identity.tree,
+        )
+
+    def _pretraining_of(self, cell_id: str, identities: Identities) -> Training | None:
+        start = getattr(self._plan.measured[cell_id], "start_from", SCRATCH)
+        if start == SCRATCH:
+            return None
+        run = self._layout.pretraining(start, identities)
+        stamp = run.stamp()
+        return None if stamp is None else training_of(run, self._plan.pretrainings[start].seed, stamp)
+
+    def _rank_files(self, cell_id: str, systems: Sequence[str], identities: Identities) -> dict[str, list[Path]]:
+        runs = self._layout.runs(cell_id, identities)
+        if runs:
+            return {MODEL: [run.folder / RANKS_FILE for run in runs.values()]}
+        return {system: [self._layout.cell(cell_id) / system / RANKS_FILE] for system in systems}
+
+    def _differ(self, measured: Sequence[str]) -> None:
+        """Write the differences that are missing or follow from cells that have changed, where both ranks are here."""
+        for planned in self._plan.differences:
+            (a, system_a), (b, system_b) = self._plan.resolve(planned.a), self._plan.resolve(planned.b)
+            cells = [self._results.cell(cell_id) for cell_id in (a, b)]
+            if None in cells or {a, b} & self._progress.failures.keys():
+                continue
+            hashes = tuple(cell.hash for cell in cells if cell is not None)
+            names = shown_reference(a, system_a), shown_reference(b, system_b)
+            kept = self._results.difference(*names)
+            if kept is not None and kept.hashes == hashes and not {a, b} & set(measured):
+                continue
+            self._write_difference(names, ((a, system_a), (b, system_b)), [cell for cell in cells if cell is not None])
+
+    def _write_difference(
+        self, names: tuple[str, str], sides: Sequence[tuple[str, str]], cells: Sequence[CellResult]
+    ) -> None:
+        """Nothing where a side was measured elsewhere: ranks of users are not among the results."""
+        identities = Identities(self._plan, self._layout.fingerprints())
+        files = [self._rank_files(cell_id, [system], identities)[system] for cell_id, system in sides]
+        is_current = [not identities.cell(cell.cell).changes_since(cell.identity) for cell in cells]
+        if not all(is_current) or not all(file.is_file() for side in files for file in side):
+            self._say(f"not compared: {names[0]} - {names[1]}; measure both here first")
+            return
+        try:
+            targets = Targets(Split(Domain.open(self._layout.domain(domain_of(sides[0][0])))))
+            strata = targets.difference(*(targets.ranks(side) for side in files))
+        except PMMRecError as error:
+            self._progress.failures[f"{names[0]} - {names[1]}"] = str(error)
+            return
+        seeds = cells[0].seeds or cells[1].seeds
+        hashes = (cells[0].hash, cells[1].hash)
+        path = self._results.write(DifferenceResult(a=names[0], b=names[1], hashes=hashes, seeds=seeds, strata=strata))
+        self._say(f"wrote {path}")
+
+
+@contextmanager
+def alone_in(home: Path) -> Iterator[None]:
+    """RecipeError where another process measures in `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecipeError(f"{home}: evidence is being measured here already; wait for it, or end it") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def _pretraining_label(name: str) -> str:
+    return f"pretraining {name}"
+
+
+def _matches(name: str, words: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, word) for word in words)

@@ -1,0 +1,169 @@
+"""How does one run of the plan go: in a process of its own, kept when whole, begun again when not?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmmrec.atomic import whole_file
+from pmmrec.errors import DataError, MachineError, RecipeError
+from pmmrec.evaluation.outcome import METRICS_FILE, read_outcome
+from pmmrec.report.evidence.cells import Hardware, Point, Training
+from pmmrec.report.evidence.identity import Identity
+from pmmrec.settings import Config, validate
+from pmmrec.train.run_folder import package_version
+
+STAMP = "evidence.json"  # in a run folder that is whole: what it was, and what it cost
+PMMREC = (sys.executable, "-c", "from pmmrec.cli import app; app()")
+CPU_NAMES = Path("/proc/cpuinfo")
+
+
+class Stamp(Config):
+    """What stands in a run folder once its process has ended well."""
+
+    identity: dict[str, Any]
+    cpu_s: float
+    wall_s: float
+    hardware: Hardware
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process that is to leave one run folder."""
+
+    label: str  # for people
+    folder: Path
+    arguments: tuple[str, ...]  # of the `pmmrec` command
+    identity: Identity
+    needs: str | None = None  # the label of the run whose checkpoint it starts from
+    keeps_checkpoint: bool = False
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".log")
+
+    def stamp(self) -> Stamp | None:
+        """What the folder says of itself; None unless it is whole and of this very run."""
+        path = self.folder / STAMP
+        if not path.is_file() or not (self.folder / METRICS_FILE).is_file():
+            return None
+        try:
+            stamp = validate(Stamp, json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (ValueError, RecipeError):
+            return None
+        return None if self.identity.changes_since(stamp.identity) else stamp
+
+
+class Processes:
+    """The processes at work, so that none outlives its master."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """`environment`: of the processes; it says how many threads each may take."""
+        self._environment = environment
+        self._lock, self._active, self._is_over = threading.Lock(), set[subprocess.Popen[bytes]](), False
+
+    def work(self, run: Run) -> Stamp:
+        """Do a run from its beginning and stamp it. MachineError with its complaint where it fails."""
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        started_s = time.monotonic()
+        with run.log.open("wb") as log:
+            code, cpu_s = self._wait_for(run.arguments, log.fileno())
+        if code:
+            raise MachineError(f"{run.label}: {complaint(run.log, code)} (see {run.log})")
+        stamp = Stamp(
+            identity=run.identity.tree,
+            cpu_s=round(cpu_s, 1),
+            wall_s=round(time.monotonic() - started_s, 1),
+            hardware=hardware_of(run.folder, self._environment),
+        )
+        if not run.keeps_checkpoint:
+            shutil.rmtree(run.folder / "checkpoint", ignore_errors=True)
+        with whole_file(run.folder / STAMP) as draft:
+            draft.write_text(stamp.model_dump_json(indent=1), encoding="utf-8")
+        return stamp
+
+    def end(self) -> None:
+        """End all that is at work, and let nothing new begin."""
+        with self._lock:
+            self._is_over = True
+            for process in self._active:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)  # its own terminate() might take the ending from wait4
+
+    def _wait_for(self, arguments: Sequence[str], log: int) -> tuple[int, float]:
+        """Exit code and CPU seconds, those of its own ended children among them."""
+        command = [*PMMREC, *arguments]
+        with self._lock:
+            if self._is_over:
+                raise MachineError("stopped")
+            process = subprocess.Popen(  # noqa: S603 - our own program, no shell
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(self._environment)
+            )
+            self._active.add(process)
+        _, status, usage = os.wait4(process.pid, 0)
+        with self._lock:
+            self._active.discard(process)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_utime + usage.ru_stime
+
+
+def complaint(log: Path, code: int) -> str:
+    """Why a process failed, in one line: its own error message, or its last words."""
+    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in said if line.startswith("error: ")]
+    if errors:
+        return errors[-1].removeprefix("error: ")
+    return f"ended with code {code}" + (f": {said[-1].strip()}" if said else "")
+
+
+def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
+    """What a finished training cost and how it went."""
+    outcome = read_outcome(run.folder)
+    return Training(
+        seed=seed,
+        best_epoch=outcome.best_epoch or 0,
+        num_epochs=outcome.num_epochs or 0,
+        cpu_s=stamp.cpu_s,
+        wall_s=stamp.wall_s,
+        training_s=outcome.training_s or 0.0,
+        hardware=stamp.hardware,
+        validation=tuple(_points(run.folder / "events.jsonl")),
+    )
+
+
+def hardware_of(folder: Path, environment: Mapping[str, str]) -> Hardware:
+    """Of the run that left `folder`, which ended on this machine just now."""
+    path = folder / "environment.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    cores = os.cpu_count() or 1
+    threads = told.get("threads") or int(environment.get("OMP_NUM_THREADS", cores))
+    torch = package_version("torch") or "unknown"
+    return Hardware(cpu=cpu_name(), cores=cores, threads=threads, device=told.get("device", "cpu"), torch=torch)
+
+
+def cpu_name() -> str:
+    """The model of this machine's processor, as Linux calls it."""
+    lines = CPU_NAMES.read_text(encoding="utf-8").splitlines() if CPU_NAMES.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "an unnamed processor"
+
+
+def _points(path: Path) -> list[Point]:
+    try:
+        events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as events: {error}; remove its folder and run again") from error
+    means = [(event["epoch"], event["mean"]) for event in events if event["event"] == "validation"]
+    return [Point(epoch=epoch, ndcg=mean["ndcg@10"], hr=mean["hr@10"]) for epoch, mean in means]

@@ -1,0 +1,80 @@
+"""Measure what `zoo/evidence.yaml` plans on real data, and write the page of all results (`make evidence`).
+
+What is measured already is kept, so that a stopped programme goes on; where the data is missing the page is made of the
+results that are there. What is made on the way lies below runs/evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pmmrec.errors import PMMRecError
+from pmmrec.report.evidence.cells import Results
+from pmmrec.report.evidence.layout import Layout
+from pmmrec.report.evidence.page import Page
+from pmmrec.report.evidence.plan import read_plan
+from pmmrec.report.evidence.runner import Runner, Wanted, alone_in
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder of the data; may be missing")
+    parser.add_argument("--plan", type=Path, default=Path("zoo/evidence.yaml"))
+    parser.add_argument("--results", type=Path, default=Path("zoo/results"))
+    parser.add_argument("--page", type=Path, default=Path("zoo/RESULTS.md"))
+    parser.add_argument("--home", type=Path, default=Path("runs/evidence"), help="folder of all runs")
+    parser.add_argument("--cache", type=Path, help="where tokens, pixels and states are kept")
+    parser.add_argument("--cells", default="", help="names or globs of cells to measure again, with spaces between")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--stale", action="store_true", help="measure stale cells again")
+    parser.add_argument("--fresh", action="store_true", help="run again what was run before, also where it is whole")
+    parser.add_argument("--page-only", action="store_true", help="measure nothing, write the page")
+    return parser.parse_args()
+
+
+def main(asked: argparse.Namespace) -> int:
+    plan = read_plan(asked.plan)
+    results, layout = Results(asked.results), Layout(asked.home, plan, asked.data, asked.cache)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    runner = Runner(plan, results, layout, environment, say)
+    failures: dict[str, str] = {}
+    wanted = Wanted(tuple(asked.cells.split()), asked.stale, asked.fresh)
+    try:
+        if not asked.page_only:
+            with alone_in(asked.home):
+                failures = runner.measure(wanted, asked.jobs)
+    finally:
+        stale = runner.stale()
+        for cell_id, changes in stale.items():
+            say(f"stale: {cell_id} ({', '.join(changes[:5])}); STALE=1 measures it again")
+        for path in results.unplanned(plan):
+            say(f"not in the plan: {path}; remove it")
+        Page(plan, asked.plan.parent, results, stale).write(asked.page)
+        say(f"wrote {asked.page}")
+    for what, why in failures.items():
+        say(f"FAILED {what}: {why}")
+    return 1 if failures else 0
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        sys.exit(main(arguments()))
+    except PMMRecError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on")
+        sys.exit(130)
