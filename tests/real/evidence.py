@@ -40,7 +40,13 @@ def main(asked: argparse.Namespace) -> int:
     plan = read_plan(asked.plan)
     results, layout = Results(asked.results), Layout(asked.home, plan, asked.data, asked.cache)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    runner = Runner(plan, results, layout, environment, say)
+
+    def show() -> dict[str, list[str]]:
+        stale = runner.stale()
+        Page(plan, asked.plan.parent, results, stale).write(asked.page)
+        return stale
+
+    runner = Runner(plan, results, layout, environment, say, show)
     failures: dict[str, str] = {}
     wanted = Wanted(tuple(asked.cells.split()), asked.stale, asked.fresh)
     try:
@@ -48,12 +54,10 @@ def main(asked: argparse.Namespace) -> int:
             with alone_in(asked.home):
                 failures = runner.measure(wanted, asked.jobs)
     finally:
-        stale = runner.stale()
-        for cell_id, changes in stale.items():
+        for cell_id, changes in show().items():
             say(f"stale: {cell_id} ({', '.join(changes[:5])}); STALE=1 measures it again")
         for path in results.unplanned(plan):
             say(f"not in the plan: {path}; remove it")
-        Page(plan, asked.plan.parent, results, stale).write(asked.page)
         say(f"wrote {asked.page}")
     for what, why in failures.items():
         say(f"FAILED {what}: {why}")

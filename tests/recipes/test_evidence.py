@@ -176,8 +176,9 @@ def test_a_run_that_was_left_half_finished_is_run_again(place: Place) -> None:
     with working_in(place.folder):
         assert place.runner().measure(Wanted(cells=(KNOWN,)), jobs=1) == {}
     assert stamp.is_file()
-    assert place.said[0].startswith(f"[1/1] {KNOWN} seed 1: ")
-    assert place.said[0].endswith("; 0 left")
+    assert place.said[0] == f"started {KNOWN} seed 1"
+    assert place.said[1].startswith(f"[1/1] {KNOWN} seed 1: ")
+    assert place.said[1].endswith("; 0 left")
 
 
 def test_a_name_that_no_cell_has_is_told(place: Place) -> None:

@@ -48,8 +48,16 @@ class Runner:
     """Measures the cells of a plan. Every cell is written as soon as its last run has ended."""
 
     def __init__(
-        self, plan: EvidencePlan, results: Results, layout: Layout, environment: Mapping[str, str], say: Say
+        self,
+        plan: EvidencePlan,
+        results: Results,
+        layout: Layout,
+        environment: Mapping[str, str],
+        say: Say,
+        show: Callable[[], object] | None = None,
     ) -> None:
+        """`environment`: of the processes that runs are. `show`: called whenever a cell has been written."""
+        self._show = show
         self._plan, self._results, self._layout, self._say = plan, results, layout, say
         self._environment = environment
         self._progress = Progress()
@@ -78,7 +86,7 @@ class Runner:
         todo = [*self._pretrainings(todo, identities), *todo]
         self._progress.num_runs = len(todo)
         self._work(todo, runs, identities, jobs)
-        self._differ(cells)
+        self._differ(None)
         return self._progress.failures
 
     def _choose(self, wanted: Wanted) -> list[str]:
@@ -138,6 +146,7 @@ class Runner:
                     pending = {run.label for run in (*waiting, *active.values())}
                     for run in self._ready(waiting, pending)[: jobs - len(active)]:
                         waiting.remove(run)
+                        self._say(f"started {run.label}")
                         active[threads.submit(processes.work, run)] = run
                     for cell_id in [c for c, needed in open_cells.items() if not pending & {r.label for r in needed}]:
                         self._write(cell_id, open_cells.pop(cell_id), identities)
@@ -177,6 +186,9 @@ class Runner:
             self._progress.failures[cell_id] = str(error)
             return
         self._say(f"wrote {path}")
+        self._differ(cell_id)
+        if self._show is not None:
+            self._show()
 
     def _result(self, cell_id: str, identities: Identities) -> CellResult:
         cell, identity = self._plan.measured[cell_id], identities.cell(cell_id)
@@ -216,32 +228,39 @@ class Runner:
             return {MODEL: [run.folder / RANKS_FILE for run in runs.values()]}
         return {system: [self._layout.cell(cell_id) / system / RANKS_FILE] for system in systems}
 
-    def _differ(self, measured: Sequence[str]) -> None:
-        """Write the differences that are missing or follow from cells that have changed, where both ranks are here."""
+    def _differ(self, written: str | None) -> None:
+        """Write the differences of the cell just written; None: those that are missing or follow from other cells.
+
+        Where a side was measured elsewhere nothing is written: ranks of users are not among the results.
+        """
         for planned in self._plan.differences:
             (a, system_a), (b, system_b) = self._plan.resolve(planned.a), self._plan.resolve(planned.b)
             cells = [self._results.cell(cell_id) for cell_id in (a, b)]
             if None in cells or {a, b} & self._progress.failures.keys():
                 continue
-            hashes = tuple(cell.hash for cell in cells if cell is not None)
-            names = shown_reference(a, system_a), shown_reference(b, system_b)
+            found = [cell for cell in cells if cell is not None]
+            names, sides = (shown_reference(a, system_a), shown_reference(b, system_b)), ((a, system_a), (b, system_b))
             kept = self._results.difference(*names)
-            if kept is not None and kept.hashes == hashes and not {a, b} & set(measured):
+            is_current = kept is not None and kept.hashes == tuple(cell.hash for cell in found)
+            if is_current if written is None else written not in (a, b):
                 continue
-            self._write_difference(names, ((a, system_a), (b, system_b)), [cell for cell in cells if cell is not None])
+            if files := self._ranks_of_both(sides, found):
+                self._write_difference(names, files, found)
+            elif written is None:
+                self._say(f"not compared: {names[0]} - {names[1]}; measure both here first")
 
-    def _write_difference(
-        self, names: tuple[str, str], sides: Sequence[tuple[str, str]], cells: Sequence[CellResult]
-    ) -> None:
-        """Nothing where a side was measured elsewhere: ranks of users are not among the results."""
+    def _ranks_of_both(self, sides: Sequence[tuple[str, str]], cells: Sequence[CellResult]) -> list[list[Path]]:
+        """Files of both sides; none unless all are here and of the runs that the cells are made of."""
         identities = Identities(self._plan, self._layout.fingerprints())
         files = [self._rank_files(cell_id, [system], identities)[system] for cell_id, system in sides]
         is_current = [not identities.cell(cell.cell).changes_since(cell.identity) for cell in cells]
-        if not all(is_current) or not all(file.is_file() for side in files for file in side):
-            self._say(f"not compared: {names[0]} - {names[1]}; measure both here first")
-            return
+        return files if all(is_current) and all(file.is_file() for side in files for file in side) else []
+
+    def _write_difference(
+        self, names: tuple[str, str], files: Sequence[Sequence[Path]], cells: Sequence[CellResult]
+    ) -> None:
         try:
-            targets = Targets(Split(Domain.open(self._layout.domain(domain_of(sides[0][0])))))
+            targets = Targets(Split(Domain.open(self._layout.domain(domain_of(names[0])))))
             strata = targets.difference(*(targets.ranks(side) for side in files))
         except PMMRecError as error:
             self._progress.failures[f"{names[0]} - {names[1]}"] = str(error)
