@@ -25,11 +25,12 @@ from pmmrec.report.tables import Cell, Percent, PlainTable, markdown
 
 HEADINGS = {"users": "users", "best_epoch": "epochs to best", "cpu": "CPU min", "wall": "wall min"}
 WHOSE = {
-    "all": "test targets of {users} users",
-    "regular": f"test targets that occur at least {COLD_BELOW} times in train, of {{users}} users",
-    "cold": f"test targets that occur fewer than {COLD_BELOW} times in train, of {{users}} users",
-    "new": "test targets that never occur in train, of {users} users",
+    "all": "test targets of {users}",
+    "regular": f"test targets that occur at least {COLD_BELOW} times in train, of {{users}}",
+    "cold": f"test targets that occur fewer than {COLD_BELOW} times in train, of {{users}}",
+    "new": "test targets that never occur in train, of {users}",
 }
+FEW_USERS = 100  # the 95 % interval of a share of 10 % is then 12 points wide
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -153,9 +154,10 @@ def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
     found = [line for line in lines if line.result is not None]
     if not found or found[0].result is None or len({domain_of(line.cell_id) for line in lines}) > 1:
         return ""
-    users = f"{found[0].result.systems[found[0].system][table.stratum].num_users:,}"
-    whose = WHOSE[table.stratum].format(users=users)
-    return f"`{domain_of(found[0].cell_id)}`: {whose}, among {found[0].result.num_items:,} items, in %."
+    num_users = found[0].result.systems[found[0].system][table.stratum].num_users
+    whose = WHOSE[table.stratum].format(users=f"{num_users:,} user{'' if num_users == 1 else 's'}")
+    few = " These are too few to tell systems apart." if num_users < FEW_USERS else ""
+    return f"`{domain_of(found[0].cell_id)}`: {whose}, among {found[0].result.num_items:,} items, in %.{few}"
 
 
 def _note(line: Line) -> str:

@@ -296,7 +296,9 @@ def _of_reference(plan: EvidencePlan, reference: str) -> str | None:
     if cell_id not in plan.cells:
         return f"no cell {cell_id!r}; {_hint(cell_id, plan.cells)}"
     measured = plan.resolve(cell_id)[0]
-    if not at or measured not in plan.cells:
+    if measured not in plan.measured:
+        return f"{cell_id!r} is the same as {measured!r}, which measures nothing"
+    if not at:
         return None
     if not isinstance(plan.cells[measured], FloorsCell):
         return f"{cell_id!r} holds one system; leave @{system} out"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DataError, MachineError
-from pmmrec.evaluation.ranking import Score, rank_targets, write_ranks
+from pmmrec.evaluation.ranking import Score, rank_targets, read_ranks, write_ranks
 
 
 def holdout_of(histories: list[list[int]], targets: list[int]) -> Holdout:
@@ -135,3 +135,43 @@ def test_items_that_nothing_is_known_of_are_no_candidates_and_a_miss_as_targets(
     assert ranks.rank.tolist() == [1, 0, 0]
     assert ranks.num_candidates.tolist() == [{"exclude": 2, "include": 3}[seen]] * 3
     assert ranks.seen_target.tolist() == [False, False, False]
+
+
+def test_ranks_are_read_in_the_order_of_the_queries_whatever_the_order_of_the_file(
+    make_split: Callable[[list[list[int]], int], Split], tmp_path: Path
+) -> None:
+    split = make_split([[0, 1, 2], [1], [0, 3, 0], [3, 2, 1]], 4)
+    holdout, path = split.holdout("test"), tmp_path / "ranks.parquet"
+    ranks = rank_targets(holdout, 4, fixed([[0.0, 0, 1, 2], [1.0, 1, 1, 1], [9.0, 8, 0, 0]]), chunk=8)
+    write_ranks(path, ranks, split.domain.user_ids, split.domain.item_ids)
+    pq.write_table(pq.read_table(path).take([2, 0, 1]), path)
+    assert read_ranks(path, holdout, split.domain.user_ids, split.domain.item_ids).tolist() == ranks.rank.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([[0, 1, 2], [0, 3, 1]], "other targets"),
+        ([[0, 1, 2], [0, 3, 0], [1, 2, 3]], "other users"),
+        ([[0, 1, 2]], "other users"),
+    ],
+)
+def test_ranks_of_another_split_are_refused(
+    make_split: Callable[[list[list[int]], int], Split], tmp_path: Path, sequences: list[list[int]], message: str
+) -> None:
+    split, path = make_split([[0, 1, 2], [0, 3, 0]], 4), tmp_path / "ranks.parquet"
+    ranks = rank_targets(split.holdout("test"), 4, fixed([[0.0, 0, 1, 2], [1.0, 1, 1, 1]]), chunk=8)
+    write_ranks(path, ranks, split.domain.user_ids, split.domain.item_ids)
+    other = make_split(sequences, 4)
+    with pytest.raises(DataError, match=message):
+        read_ranks(path, other.holdout("test"), other.domain.user_ids, other.domain.item_ids)
+
+
+def test_a_file_that_holds_no_ranks_is_told(
+    make_split: Callable[[list[list[int]], int], Split], tmp_path: Path
+) -> None:
+    split, path = make_split([[0, 1, 2]], 3), tmp_path / "ranks.parquet"
+    pq.write_table(pa.table({"rank": [1]}), path)
+    for place in (path, tmp_path / "absent.parquet"):
+        with pytest.raises(DataError, match=f"{place.name}: cannot be read as ranks"):
+            read_ranks(place, split.holdout("test"), split.domain.user_ids, split.domain.item_ids)

@@ -1,0 +1,156 @@
+"""A plan is read whole, or every mistake in it is told with its place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pmmrec.errors import RecipeError
+from pmmrec.report.evidence.plan import EvidencePlan, read_plan
+
+Tree = dict[str, Any]
+TREE: Tree = {
+    "title": "Results",
+    "domains": {
+        "films_a": {"folder": "films", "cut": {"salt": "s", "half": "a"}},
+        "films_b": {"folder": "films", "cut": {"salt": "s", "half": "b"}},
+        "shop": {"folder": "shop"},
+    },
+    "pretrainings": {"both": {"recipe": "pretrain/tiny", "sources": ["films_a", "shop"]}},
+    "cells": {
+        "t/films_b/floors": {"kind": "floors"},
+        "t/films_b/ids": {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "none"},
+        "t/films_b/full": {"kind": "finetune", "recipe": "finetune/full", "from": "both", "tuning": "none"},
+        "t/films_b/unseen": {"kind": "zero_shot", "from": "both", "tuning": "none"},
+        "u/films_b/base": {"same_as": "t/films_b/ids"},
+    },
+    "differences": [
+        {"a": "t/films_b/full", "b": "u/films_b/base"},
+        {"a": "t/films_b/ids", "b": "t/films_b/floors@item-knn"},
+    ],
+    "tables": {"t": {"title": "T", "rows": [{"cell": "t/films_b/floors"}, {"cell": "u/films_b/base", "label": "ids"}]}},
+}
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[[Tree], EvidencePlan]:
+    def read(tree: Tree) -> EvidencePlan:
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        return read_plan(tmp_path / "plan.yaml")
+
+    return read
+
+
+def changed(path: str, value: object) -> Tree:
+    """The plan with one value in another's place; None takes the key away."""
+    tree = copy.deepcopy(TREE)
+    *above, last = path.split(".")
+    place: Any = tree
+    for key in above:
+        place = place[int(key) if key.isdigit() else key]
+    if value is None:
+        del place[last]
+    else:
+        place[int(last) if last.isdigit() else last] = value
+    return tree
+
+
+def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
+    plan = read(TREE)
+    assert list(plan.measured) == ["t/films_b/floors", "t/films_b/ids", "t/films_b/full", "t/films_b/unseen"]
+    assert plan.resolve("u/films_b/base") == ("t/films_b/ids", "model")
+    assert plan.resolve("t/films_b/floors@item-knn") == ("t/films_b/floors", "item-knn")
+    assert plan.domains_of("t/films_b/full") == ("films_b", "films_a", "shop")
+    assert plan.measured["t/films_b/ids"].seeds == (1, 2, 3)  # type: ignore[union-attr]  # it is a fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("titel", "x", "titel: unknown key; did you mean 'title'?"),
+        ("title", None, "title: field required"),
+        ("domains.shop", {"folder": "shop", "kcore": 5}, "domains.shop.kcore: unknown key; did you mean 'k_core'?"),
+        ("domains.shop", {"folder": "shop", "cut": {"salt": "s", "half": "c"}}, r"domains.shop.cut.half: .*'a' or 'b'"),
+        ("domains.shop", {"folder": "shop", "cut": {"salt": "s", "half": "a", "share": 1}}, "domains.shop.cut.share: "),
+        ("domains.Shop", {"folder": "x"}, "domains.*Shop"),
+        ("domains.films_c", TREE["domains"]["films_a"], "domains.films_c: the same as 'films_a'"),
+        ("pretrainings.both.sources", ["shoe"], "pretrainings.both.sources: no domain 'shoe'; did you mean 'shop'?"),
+        ("pretrainings.none", TREE["pretrainings"]["both"], "pretrainings.none: 'none' means from scratch"),
+        ("cells.t/films_b/ids.kind", "train", "cells.t/films_b/ids: must have kind: floors, finetune or zero_shot"),
+        ("cells.t/films_b/ids.recipe", None, "cells.t/films_b/ids.recipe: field required"),
+        ("cells.t/films_b/ids.tuning", None, "cells.t/films_b/ids.tuning: field required"),
+        ("cells.t/films_b/ids.from", None, "cells.t/films_b/ids.from: field required"),
+        ("cells.t/films_b/ids.epochs", 3, "cells.t/films_b/ids.epochs: unknown key"),
+        ("cells.t/films_b/ids.seeds", [1, 1], "cells.t/films_b/ids.seeds: .*a seed twice"),
+        ("cells.t/films_b/ids.seeds", [], "cells.t/films_b/ids.seeds: "),
+        ("cells.t/films_b/full.from", "bath", "cells.t/films_b/full.from: no pretraining 'bath'; did you mean 'both'?"),
+        ("cells.t/films_b/unseen.from", "none", "cells.t/films_b/unseen.from: zero-shot needs a pretraining"),
+        ("cells.t/films/floors", {"kind": "floors"}, "cells.t/films/floors: no domain 'films'; did you mean"),
+        ("cells.t/films_b", {"kind": "floors"}, "cells.*t/films_b"),
+        (
+            "cells.u/films_b/base.same_as",
+            "t/films_b/id",
+            "base.same_as: no cell 't/films_b/id'; did you mean 't/films_b/ids'",
+        ),
+        ("cells.u/films_b/other", {"same_as": "u/films_b/base"}, "other.same_as: 'u/films_b/base' is itself the same"),
+        (
+            "cells.u/shop/base",
+            {"same_as": "t/films_b/ids"},
+            "u/shop/base.same_as: 't/films_b/ids' is of another domain",
+        ),
+        ("domains.films_b.cut.half", "a", "cells.t/films_b/full.from: 'both' has seen users of 'films_b' in 'films_a'"),
+        ("domains.films_b.cut.salt", "t", "cells.t/films_b/unseen.from: 'both' has seen users of 'films_b'"),
+        ("domains.films_b.cut", None, "cells.t/films_b/full.from: 'both' has seen users of 'films_b'"),
+        ("differences.0.a", "t/films_b/fool", r"differences\[0\].a: no cell 't/films_b/fool'; did you mean"),
+        ("differences.1.b", "t/films_b/floors", r"differences\[1\].b: .*holds several floors; name one"),
+        ("differences.1.b", "t/films_b/floors@knn", r"differences\[1\].b: no floor 'knn'; .*item-knn"),
+        ("differences.1.b", "t/films_b/full@random", r"differences\[1\].b: 't/films_b/full' holds one system"),
+        ("differences.0.a", "t/films_b/ids", r"differences\[0\]: both sides are the same measurement"),
+        ("cells.t/films_b/full.seeds", [4, 5], r"differences\[0\]: seeds \[4, 5\] and \[1, 2, 3\]"),
+        (
+            "tables.t.rows.0.cell",
+            "t/films_b/flors",
+            r"tables.t.rows\[0\].cell: no cell 't/films_b/flors'; did you mean",
+        ),
+        ("tables.t.rows.0.label", "x", r"tables.t.rows\[0\].label: floors have labels of their own"),
+        ("tables.t.rows.1.label", None, r"tables.t.rows\[1\].label: missing"),
+        ("tables.t.columns", ["hr@11"], r"tables.t.columns\[0\]: 'hr@11' is no column; did you mean 'hr@10'?"),
+        ("tables.t.stratum", "warm", "tables.t.stratum: .*'cold'"),
+        ("tables.t.include", "words.md", "tables.t.include: no file .*words.md"),
+        ("include", "words.md", "include: no file .*words.md"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(
+    read: Callable[[Tree], EvidencePlan], path: str, value: object, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read(changed(path, value))
+
+
+def test_all_mistakes_are_told_at_once(read: Callable[[Tree], EvidencePlan]) -> None:
+    tree = changed("differences.0.a", "t/films_b/fool")
+    tree["cells"]["t/films_b/full"]["from"] = "bath"
+    tree["tables"]["t"]["rows"][1]["cell"] = "nowhere"
+    with pytest.raises(RecipeError) as told:
+        read(tree)
+    lines = str(told.value).splitlines()
+    assert lines[0].endswith("plan.yaml: 3 problems")
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "cells.t/films_b/full.from",
+        "tables.t.rows[1].cell",
+        "differences[0].a",
+    ]
+
+
+def test_the_shipped_plan_is_whole_and_every_recipe_in_it_is_valid() -> None:
+    from pmmrec.report.evidence.identity import Identities
+    from pmmrec.shipped import shipped_root
+
+    plan = read_plan(shipped_root() / "zoo" / "evidence.yaml")
+    identities = Identities(plan, {})
+    assert len({identities.cell(cell_id).hash for cell_id in plan.measured}) > 20
