@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from torch import nn
 from typing_extensions import Self
 
@@ -43,6 +43,11 @@ def _names_a_module(name: str) -> str:
     return name
 
 
+def _unquoted_switch(value: Any) -> Any:
+    """YAML reads `on` and `off` as truth values."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 ObjectiveName = Annotated[Name, AfterValidator(_names_a_module)]
 
 
@@ -75,7 +80,7 @@ class RunRecipe(Config):
     cache: Path = Field(
         Path("~/.cache/pmmrec"), description="Where tokens, pixels and states of frozen blocks are kept between runs."
     )
-    prefix_cache: Literal["auto", "on", "off"] = Field(
+    prefix_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_unquoted_switch)] = Field(
         "auto",
         description="Whether states of frozen blocks are computed once and kept; auto: where they can be.",
     )

@@ -271,9 +271,10 @@ def _put_in_place(incomplete: Path, folder: Path) -> None:
     except OSError:
         if _is_whole(folder):
             return
-        with suppress(OSError):
-            folder.rename(incomplete.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}"))
+        broken = incomplete.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}")
+        folder.rename(broken)
         incomplete.rename(folder)
+        shutil.rmtree(broken, ignore_errors=True)
 
 
 def _make_room(folder: Path, num_bytes: int, config: PrefixConfig, say: Say) -> None:

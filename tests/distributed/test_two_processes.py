@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_shares
-from command_line import SMALL, sources
+from command_line import SMALL, Pmmrec, sources, working_in
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -129,8 +129,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, world: Path) -> tuple[P
     return home, done.stdout
 
 
-def _events(home: Path, kind: str) -> list[dict]:
-    lines = (home / "runs" / "small" / "events.jsonl").read_text().splitlines()
+def _events(home: Path, kind: str, name: str = "small") -> list[dict]:
+    lines = (home / "runs" / name / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
@@ -165,3 +165,19 @@ def test_two_processes_start_from_the_weights_of_one(pretrained: tuple[Path, str
     two, one = _events(pretrained[0], "validation"), _events(small_run, "validation")
     assert two[0]["domains"] == one[0]["domains"]
     assert [event["epoch"] for event in two] == [0, 1, 2]
+
+
+def test_two_processes_train_from_the_states_that_one_computed(tmp_path: Path, world: Path, pmmrec: Pmmrec) -> None:
+    frozen = tuple(f"model.item_encoder.{encoder}.trainable_blocks=0" for encoder in ("text", "vision"))
+    settings = (*SMALL, *sources(world), *frozen, "train.epochs=1", "cache=c", "machine.device=cpu")
+    done = _torchrun(tmp_path, shipped_file("pretrain/run.py"), "pretrain/tiny", *settings, "name=small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "c").glob("*prefix-*"))) == 4  # texts and images of two platforms
+    with working_in(tmp_path):
+        alone = pmmrec("pretrain", "pretrain/tiny", *settings, "name=alone", "prefix_cache=off")
+    assert alone.code == 0, alone.output
+    two, one = (
+        [event for event in _events(tmp_path, "validation", name) if event["epoch"] == 0] for name in ("small", "alone")
+    )
+    assert two[0]["domains"] == one[0]["domains"]
+    assert (tmp_path / "hub" / "small" / "model_index.json").is_file()
