@@ -1,338 +1,427 @@
-"""States of frozen blocks are computed once for each content, kept whole, and fetched as they were computed."""
-# R rows, T tokens, H width of a state.
+"""Kept states: computed once, shared by runs, rebuilt when broken, fetched as the batch wants them."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from pmmrec.contracts import Modality, PixelInputs, PixelSpec, PrefixInputs, PrefixSlots, TokenInputs
-from pmmrec.data import items as items_module
-from pmmrec.data import prefix as prefix_module
-from pmmrec.data.batches import BatchBuilder, BatchLoader
-from pmmrec.data.corruption import CorruptionConfig
+from pmmrec.contracts import ItemInputs, Modality, PixelInputs, PixelSpec, PrefixInputs, PrefixSlots, TokenInputs
+from pmmrec.data import prefix as prefix_room
+from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
+from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.prefix import NoRoomError, PrefixConfig
 from pmmrec.data.split import Split
-from pmmrec.data.windows import WindowConfig
-from pmmrec.errors import MachineError
 
-TEXT, IMAGE = frozenset({Modality.TEXT}), frozenset({Modality.IMAGE})
+MakeDomain = Callable[..., Domain]
 WIDTH = 3
-FLOAT32 = PrefixConfig()
-CPU = torch.device("cpu")
+TEXTS = ["a", "bb cc", None, "bb cc", "dddd ee f", "gg", "hh ii jj kk", "lllll"]
+SEQUENCES = [[0, 1, 2, 3], [4, 5, 6, 7], [0, 3, 6, 4], [2, 4, 5, 1]]
 
 
-class Ramp:
-    """A frozen part as small as can be: a token's state is its id and its place, an image's is its first pixels."""
+@dataclass
+class Ladder:
+    """A frozen part that can be checked by eye: a token's state is its id times 1, 2, 3; an image's its mean grey."""
 
-    def __init__(self, name: str = "ramp") -> None:
-        self.fingerprint = name
-        self.num_rows = 0
+    name: str = "ladder"
+    num_rows: int = 0
 
-    def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        self.num_rows += len(inputs.item_index_R)
-        if isinstance(inputs, PixelInputs):
-            return inputs.pixels_RCHW[:, :, :2, :2].float() / 3
-        place_RT = torch.arange(inputs.token_id_RT.shape[1]).expand_as(inputs.token_id_RT)
-        return torch.stack((inputs.token_id_RT / 3, place_RT, torch.ones_like(place_RT)), dim=2).float()
+    @property
+    def fingerprint(self) -> str:
+        return self.name
 
-
-@pytest.fixture
-def shops(make_domain: Any) -> list[Any]:
-    """Items 0 and 4 of the first domain are alike in both; item 2 has no text, items 0 to 2 of `second` no image."""
-    texts = ["a", "a bb", None, "a bb ccc", "a"]
-    first = make_domain([[0, 1, 2, 3, 4], [0, 1, 3, 4]], "first", texts=texts, images=[1, 2, 3])
-    second = make_domain([[0, 1, 2, 0], [2, 1, 0, 2]], "second", texts=["dddd", "dddd dd", "a"], images=[])
-    return [first, second]
+    def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
+        values = inputs.token_id_RT if isinstance(inputs, TokenInputs) else inputs.pixels_RCHW.float().mean((1, 2, 3))
+        self.num_rows += len(values)
+        return values.float()[..., None] * torch.arange(1.0, 1 + WIDTH)
 
 
 @pytest.fixture
-def text_reader(shops: list[Any], tokenizer: Any, tmp_path: Path) -> ItemReader:
-    return ItemReader(shops, TEXT, tokenizer, None, tmp_path / "cache", max_unreadable=0.5)
+def shop(make_domain: MakeDomain) -> Domain:
+    return make_domain(SEQUENCES, texts=TEXTS, images=[0, 1, 2, 5, 7])
 
 
 @pytest.fixture
-def image_reader(shops: list[Any], tmp_path: Path) -> ItemReader:
-    return ItemReader(shops[:1], IMAGE, None, PixelSpec(8), tmp_path / "cache", max_unreadable=0.5)
+def films(make_domain: MakeDomain) -> Domain:
+    """Longer texts, and no image at all."""
+    texts = [" ".join(["w" * (1 + row)] * 6) for row in range(8)]
+    return make_domain(SEQUENCES, name="films", texts=texts)
 
 
-def folders(cache: Path) -> list[Path]:
+@pytest.fixture
+def open_reader(tmp_path: Path, tokenizer_class: type) -> Callable[..., ItemReader]:
+    def make(*domains: Domain, **settings: int) -> ItemReader:
+        both = frozenset(Modality)
+        return ItemReader(
+            domains, both, tokenizer_class(**settings), PixelSpec(8), tmp_path / "cache", max_unreadable=1
+        )
+
+    return make
+
+
+@pytest.fixture
+def keep(open_reader: Callable[..., ItemReader]) -> Callable[..., ItemReader]:
+    """A reader that keeps the states of both modalities."""
+
+    def make(*domains: Domain, prefix: Ladder | None = None, precision: str = "float32", **settings: int) -> ItemReader:
+        reader, prefix = open_reader(*domains, **settings), prefix or Ladder()
+        for modality in Modality:
+            reader.keep_states(modality, prefix, PrefixConfig(precision=precision))
+        return reader
+
+    return make
+
+
+def read(reader: ItemReader, domain_U: list[int], row_U: list[int]) -> ItemInputs:
+    return reader.to_device(reader.read(np.array(domain_U), np.array(row_U)), "cpu")
+
+
+def text_of(items: ItemInputs) -> PrefixInputs:
+    assert isinstance(items.text, PrefixInputs)
+    return items.text
+
+
+def image_of(items: ItemInputs) -> PrefixInputs:
+    assert isinstance(items.image, PrefixInputs)
+    return items.image
+
+
+def tables(cache: Path) -> list[Path]:
     return sorted(cache.glob("prefix-*"))
 
 
-def fetched(reader: ItemReader, domain_U: list[int], row_U: list[int]) -> Any:
-    items = reader.read(np.array(domain_U), np.array(row_U))
-    assert isinstance(items.text or items.image, PrefixSlots)
-    return reader.to_device(items, CPU)
+def assert_same(plain: ItemInputs, kept: ItemInputs) -> None:
+    """Kept states are those of the rows that the plain reader hands out, with its padding and its places."""
+    assert isinstance(plain.text, TokenInputs)
+    assert isinstance(plain.image, PixelInputs)
+    text, image = text_of(kept), image_of(kept)
+    assert torch.equal(text.is_valid_RT, plain.text.is_valid_RT)
+    assert torch.equal(text.item_index_R, plain.text.item_index_R)
+    assert torch.equal(text.state_R, Ladder().states(plain.text))  # its padding is token 0, so a state of zeros
+    assert torch.equal(image.item_index_R, plain.image.item_index_R)
+    assert torch.equal(image.state_R, Ladder().states(plain.image))
+    assert image.is_valid_RT.shape == (len(image.state_R), 0)
 
 
-def computed(reader: ItemReader, domain_U: list[int], row_U: list[int]) -> PrefixInputs:
-    """The naive twin: read the items themselves and send them through the frozen part."""
-    items = reader.read(np.array(domain_U), np.array(row_U))
-    inputs = items.text or items.image
-    states = Ramp().states(inputs)
-    if isinstance(inputs, PixelInputs):
-        return PrefixInputs(states, torch.zeros(len(states), 0, dtype=torch.bool), inputs.item_index_R)
-    states = torch.where(inputs.is_valid_RT[:, :, None], states, 0.0)
-    return PrefixInputs(states, inputs.is_valid_RT, inputs.item_index_R)
-
-
-def assert_same(found: PrefixInputs, expected: PrefixInputs) -> None:
-    assert torch.equal(found.state_R, expected.state_R)
-    assert torch.equal(found.is_valid_RT, expected.is_valid_RT)
-    assert torch.equal(found.item_index_R, expected.item_index_R)
-
-
-@pytest.mark.parametrize("rows", [[0, 1, 3], [4, 2, 0, 1], [3]])
-def test_states_are_those_of_the_items_asked_for(text_reader: ItemReader, rows: list[int]) -> None:
-    expected = computed(text_reader, [0] * len(rows), rows)
-    text_reader.keep_states(Modality.TEXT, Ramp(), FLOAT32)
-    assert_same(fetched(text_reader, [0] * len(rows), rows).text, expected)
-
-
-def test_states_of_several_domains_keep_their_order(text_reader: ItemReader) -> None:
-    places = ([1, 0, 1, 0, 1], [0, 3, 2, 1, 1])
-    expected = computed(text_reader, *places)
-    text_reader.keep_states(Modality.TEXT, Ramp(), FLOAT32)
-    assert_same(fetched(text_reader, *places).text, expected)
-
-
-def test_states_of_images_have_one_shape_and_no_padding(image_reader: ItemReader) -> None:
-    expected = computed(image_reader, [0, 0, 0], [3, 0, 1])
-    image_reader.keep_states(Modality.IMAGE, Ramp(), FLOAT32)
-    found = fetched(image_reader, [0, 0, 0], [3, 0, 1]).image
-    assert found.state_R.shape == (2, 3, 2, 2)  # item 0 has no image
-    assert_same(found, expected)
-
-
-def test_zeros_stand_in_where_no_item_has_the_modality(text_reader: ItemReader, image_reader: ItemReader) -> None:
-    for reader, modality in ((text_reader, Modality.TEXT), (image_reader, Modality.IMAGE)):
-        reader.keep_states(modality, Ramp(), FLOAT32)
-    text = fetched(text_reader, [0], [2]).text
-    image = fetched(image_reader, [0], [0]).image
-    assert not text.state_R.any()
-    assert not image.state_R.any()
-    assert image.state_R.shape == (1, 3, 2, 2)
-    assert text.is_valid_RT.any()  # attention over no token at all would not be a number
-    assert (text.item_index_R.tolist(), image.item_index_R.tolist()) == ([0], [0])
-
-
-def test_a_domain_without_the_modality_has_no_table(shops: list[Any], tmp_path: Path) -> None:
-    reader = ItemReader([shops[0]], IMAGE, None, PixelSpec(8), tmp_path / "cache", max_unreadable=0.5)
-    prefix = Ramp()
-    reader.keep_states(Modality.IMAGE, prefix, FLOAT32)
-    assert prefix.num_rows == 3
-    assert len(folders(tmp_path / "cache")) == 1
-
-
-def test_each_content_is_computed_once_and_padding_is_not_stored(text_reader: ItemReader, tmp_path: Path) -> None:
-    prefix = Ramp()
-    tables = text_reader.keep_states(Modality.TEXT, prefix, FLOAT32)
-    assert prefix.num_rows == 3 + 3  # of the first domain's five items one has no text and two are alike
-    num_tokens = (2 + 3 + 4) + (2 + 3 + 2)
-    assert tables.num_bytes == num_tokens * WIDTH * 4
-    assert sum((folder / "states.bin").stat().st_size for folder in folders(tmp_path / "cache")) == tables.num_bytes
-
-
-def test_bfloat16_keeps_the_nearest_states_in_half_the_space(text_reader: ItemReader) -> None:
-    expected = computed(text_reader, [0, 0], [3, 1])
-    tables = text_reader.keep_states(Modality.TEXT, Ramp(), PrefixConfig(precision="bfloat16"))
-    found = fetched(text_reader, [0, 0], [3, 1]).text
-    assert torch.equal(found.state_R, expected.state_R.bfloat16().float())
-    assert not torch.equal(found.state_R, expected.state_R)
-    assert tables.num_bytes == 16 * WIDTH * 2
-
-
-def test_a_second_run_computes_nothing(text_reader: ItemReader, tmp_path: Path) -> None:
-    text_reader.keep_states(Modality.TEXT, Ramp(), FLOAT32)
-    before = folders(tmp_path / "cache")
-    again = Ramp()
-    text_reader.keep_states(Modality.TEXT, again, FLOAT32)
-    assert (again.num_rows, folders(tmp_path / "cache")) == (0, before)
-
-
-def test_other_weights_tokens_texts_and_precisions_have_other_tables(
-    make_domain: Any, tokenizer_class: Any, tmp_path: Path
+@pytest.mark.parametrize("rows", [[0], [4, 1, 7], [5, 0], [7, 6, 5, 4, 3, 2, 1, 0]])
+def test_items_of_one_domain_get_their_states_in_their_places(
+    shop: Domain, open_reader: Callable[..., ItemReader], keep: Callable[..., ItemReader], rows: list[int]
 ) -> None:
-    def keep(name: str, texts: list[str], max_tokens: int, fingerprint: str, config: PrefixConfig) -> None:
-        domain = make_domain([[0, 1, 0]], name, texts=texts)
-        reader = ItemReader([domain], TEXT, tokenizer_class(max_tokens), None, tmp_path / "cache")
-        reader.keep_states(Modality.TEXT, Ramp(fingerprint), config)
-
-    given = ["a bb ccc", "a bb"]
-    keep("one", given, 8, "ramp", FLOAT32)
-    keep("same", given, 8, "ramp", FLOAT32)
-    assert len(folders(tmp_path / "cache")) == 1  # what is read counts, not the domain it stands in
-    keep("weights", given, 8, "other", FLOAT32)
-    keep("tokens", given, 3, "ramp", FLOAT32)
-    keep("texts", ["a bb cccc", "a bb"], 8, "ramp", FLOAT32)
-    keep("precision", given, 8, "ramp", PrefixConfig(precision="bfloat16"))
-    assert len(folders(tmp_path / "cache")) == 5
+    if any(shop.has[Modality.IMAGE][rows]):
+        zeros = [0] * len(rows)
+        assert_same(read(open_reader(shop), zeros, rows), read(keep(shop), zeros, rows))
 
 
-def test_other_pictures_and_sizes_have_other_tables(make_domain: Any, tmp_path: Path) -> None:
-    def keep(name: str, images: list[int], size: int) -> None:
-        domain = make_domain([[0, 1, 2, 3]], name, images=images)
-        reader = ItemReader([domain], IMAGE, None, PixelSpec(size), tmp_path / "cache", max_unreadable=0.9)
-        reader.keep_states(Modality.IMAGE, Ramp(), FLOAT32)
-
-    keep("one", [1, 2], 8)
-    keep("same", [1, 2], 8)
-    assert len(folders(tmp_path / "cache")) == 1
-    keep("pictures", [1, 3], 8)
-    keep("size", [1, 2], 16)
-    assert len(folders(tmp_path / "cache")) == 3
+def test_two_domains_are_padded_to_the_longest_text_of_both(
+    shop: Domain, films: Domain, open_reader: Callable[..., ItemReader], keep: Callable[..., ItemReader]
+) -> None:
+    domains, rows = [1, 0, 0, 1, 0], [3, 0, 5, 0, 2]
+    assert_same(read(open_reader(shop, films), domains, rows), read(keep(shop, films), domains, rows))
 
 
-@pytest.mark.parametrize("damage", ["shorter", "flipped", "index", "ends"])
-def test_a_damaged_table_is_made_again(text_reader: ItemReader, tmp_path: Path, damage: str) -> None:
-    expected = computed(text_reader, [0], [3])
-    text_reader.keep_states(Modality.TEXT, Ramp(), FLOAT32)
-    for folder in folders(tmp_path / "cache"):
-        name = {"index": "index.json", "ends": "ends.npy"}.get(damage, "states.bin")
-        content = bytearray((folder / name).read_bytes())
-        content[-1] ^= 0x40
-        (folder / name).write_bytes(content[:-7] if damage in ("shorter", "index") else content)
-    again = Ramp()
-    text_reader.keep_states(Modality.TEXT, again, FLOAT32)
-    assert again.num_rows == 6
-    assert_same(fetched(text_reader, [0], [3]).text, expected)
-    assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 2  # the broken ones are gone
+def test_a_batch_without_a_modality_gets_one_row_of_zeros_for_item_0(
+    shop: Domain, films: Domain, keep: Callable[..., ItemReader]
+) -> None:
+    reader = keep(films, shop)
+    image = image_of(read(reader, [0, 0], [1, 2]))
+    assert torch.equal(image.state_R, torch.zeros(1, WIDTH))
+    assert image.item_index_R.tolist() == [0]
+    text = text_of(read(reader, [1], [2]))
+    assert not text.state_R.any()
+    assert text.state_R.shape[0] == 1
+    assert text.is_valid_RT.any()
+    assert text.item_index_R.tolist() == [0]
 
 
-def test_slots_travel_and_states_do_not(text_reader: ItemReader) -> None:
-    text_reader.keep_states(Modality.TEXT, Ramp(), FLOAT32)
-    items = text_reader.read(np.zeros(2, dtype=np.int64), np.array([3, 1]))
-    assert isinstance(items.text, PrefixSlots)
-    assert items.text.slot_R.shape == (2,)
+def test_a_modality_that_no_domain_has_is_read_as_before(films: Domain, open_reader: Callable[..., ItemReader]) -> None:
+    reader = open_reader(films)
+    reader.keep_states(Modality.IMAGE, Ladder(), PrefixConfig())
+    assert isinstance(read(reader, [0], [1]).image, PixelInputs)
 
 
-def test_a_reader_that_travelled_to_another_process_fetches_the_same(text_reader: ItemReader) -> None:
-    text_reader.keep_states(Modality.TEXT, Ramp(), FLOAT32)
-    travelled = pickle.loads(pickle.dumps(text_reader))  # noqa: S301  what a spawned worker does with it
-    assert_same(fetched(travelled, [0, 1], [3, 1]).text, fetched(text_reader, [0, 1], [3, 1]).text)
+def test_each_content_passes_the_frozen_part_once(shop: Domain, keep: Callable[..., ItemReader]) -> None:
+    ladder = Ladder()
+    keep(shop, prefix=ladder)
+    assert ladder.num_rows == 6 + 5  # seven texts, two of them alike; five images
 
 
-def test_worker_processes_give_the_same_batches(shops: list[Any], text_reader: ItemReader) -> None:
-    text_reader.keep_states(Modality.TEXT, Ramp(), FLOAT32)
-    rules = (WindowConfig(size=4), MixingConfig(), CorruptionConfig())
-    splits = [Split(shop) for shop in shops]
-    builder = BatchBuilder(shops, splits, text_reader, *rules, batch_users=2, seed=1, views=frozenset())
-    alone, helped = ([*BatchLoader(builder, workers).epoch(0)] for workers in (0, 2))
-    assert len(alone) == len(helped) > 0
-    for one, other in zip(alone, helped, strict=True):
-        assert_same(text_reader.to_device(one.items, CPU).text, text_reader.to_device(other.items, CPU).text)
+def test_padding_is_not_stored(shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path) -> None:
+    held = open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig()).num_bytes
+    num_tokens = sum(1 + len(text.split()) for text in set(TEXTS) - {None})
+    assert held == num_tokens * WIDTH * 4
+    assert sum((folder / "states.bin").stat().st_size for folder in tables(tmp_path / "cache")) == held
 
 
-def aged(folder: Path, hours: float) -> Path:
-    then = time.time() - 3600 * hours
-    os.utime(folder / "index.json", (then, then))
+def test_a_second_run_makes_nothing(shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path) -> None:
+    first = read(keep(shop), [0, 0], [1, 5])
+    made, second = tables(tmp_path / "cache"), Ladder()
+    again = read(keep(shop, prefix=second), [0, 0], [1, 5])
+    assert second.num_rows == 0
+    assert tables(tmp_path / "cache") == made
+    assert torch.equal(text_of(first).state_R, text_of(again).state_R)
+
+
+def test_another_name_tokenizer_size_or_precision_makes_other_tables(
+    shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    keep(shop)
+    counts = [len(tables(tmp_path / "cache"))]
+    for changed in ({"prefix": Ladder("other weights")}, {"precision": "bfloat16"}, {"max_tokens": 3}):
+        keep(shop, **changed)
+        counts.append(len(tables(tmp_path / "cache")))
+    assert counts == [2, 4, 6, 7]  # images know nothing of the tokenizer
+
+
+def test_images_of_another_size_have_another_table(shop: Domain, tmp_path: Path) -> None:
+    for size in (8, 8, 16):
+        images = frozenset({Modality.IMAGE})
+        reader = ItemReader([shop], images, None, PixelSpec(size), tmp_path / "cache", max_unreadable=1)
+        reader.keep_states(Modality.IMAGE, Ladder(), PrefixConfig())
+    assert len(tables(tmp_path / "cache")) == 2
+
+
+def test_other_contents_make_other_tables(
+    make_domain: MakeDomain, shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    keep(shop)
+    texts = ["other words here", *TEXTS[1:]]
+    keep(make_domain(SEQUENCES, name="second", texts=texts, images=[0, 1, 2, 5, 7]))
+    assert len(tables(tmp_path / "cache")) == 3  # new texts, the same images
+    keep(make_domain(SEQUENCES, name="third", texts=texts, images=[0, 1, 2, 5]))
+    assert len(tables(tmp_path / "cache")) == 4  # the same texts, new images
+
+
+def test_bfloat16_takes_half_the_room_and_rounds_once(
+    shop: Domain, open_reader: Callable[..., ItemReader], keep: Callable[..., ItemReader]
+) -> None:
+    reader = open_reader(shop)
+    wide = reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
+    narrow = reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig(precision="bfloat16"))
+    assert narrow.num_bytes * 2 == wide.num_bytes
+    found = text_of(read(keep(shop, precision="bfloat16"), [0, 0], [4, 6])).state_R
+    exact = text_of(read(keep(shop), [0, 0], [4, 6])).state_R
+    assert found.dtype == torch.float32
+    assert torch.equal(found, exact.to(torch.bfloat16).float())
+
+
+def _cut_short(states: Path) -> None:
+    states.write_bytes(states.read_bytes()[:-4])
+
+
+def _flip_a_bit(states: Path) -> None:
+    data = bytearray(states.read_bytes())
+    data[len(data) // 2] ^= 1
+    states.write_bytes(bytes(data))
+
+
+def _lose_the_index(states: Path) -> None:
+    (states.parent / "index.json").unlink()
+
+
+def _break_the_index(states: Path) -> None:
+    (states.parent / "index.json").write_text("{}")
+
+
+@pytest.mark.parametrize("harm", [_cut_short, _flip_a_bit, _lose_the_index, _break_the_index, Path.unlink])
+def test_a_broken_table_is_made_again(
+    shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    expected = text_of(read(keep(shop), [0, 0, 0], [0, 4, 6])).state_R
+    made = tables(tmp_path / "cache")
+    for folder in made:
+        harm(folder / "states.bin")
+    ladder = Ladder()
+    again = text_of(read(keep(shop, prefix=ladder), [0, 0, 0], [0, 4, 6])).state_R
+    assert ladder.num_rows == 11
+    assert torch.equal(again, expected)
+    assert tables(tmp_path / "cache") == made
+
+
+def test_a_faster_process_with_the_same_states_wins(
+    shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    class Overtaken(Ladder):
+        def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
+            open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig())
+            return super().states(inputs)
+
+    reader = open_reader(shop)
+    reader.keep_states(Modality.TEXT, Overtaken(), PrefixConfig())
+    assert text_of(read(reader, [0], [6])).state_R.any()
+    assert [path.name for path in (tmp_path / "cache").glob("*prefix-*")] == [tables(tmp_path / "cache")[0].name]
+
+
+def _aged(folder: Path, age_s: float) -> Path:
+    """Last used so long ago."""
+    then = time.time() - age_s
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (then, then))
     return folder
 
 
-def made(reader: ItemReader, cache: Path, name: str) -> Path:
-    """One more table of 144 bytes of states, and its folder."""
-    before = set(folders(cache))
-    reader.keep_states(Modality.IMAGE, Ramp(name), FLOAT32)
-    return (set(folders(cache)) - before).pop()
+def _sizes(folders: list[Path]) -> int:
+    return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
 
 
-def budget_for(folder: Path, tables: float) -> PrefixConfig:
-    return PrefixConfig(budget_gb=tables * sum(file.stat().st_size for file in folder.iterdir()) / 1e9)
+def test_a_half_made_folder_is_never_used(shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path) -> None:
+    keep(shop)
+    for folder in tables(tmp_path / "cache"):
+        folder.rename(folder.with_name(f".{folder.name}.0{prefix_room.INCOMPLETE}"))
+    ladder = Ladder()
+    keep(shop, prefix=ladder)
+    assert ladder.num_rows == 11
 
 
-def test_the_table_unused_for_longest_makes_room_and_is_named(image_reader: ItemReader, tmp_path: Path) -> None:
-    cache, said = tmp_path / "cache", list[str]()
-    newer = aged(made(image_reader, cache, "newer"), hours=2)
-    oldest = aged(made(image_reader, cache, "oldest"), hours=30)
-    fresh = made(image_reader, cache, "fresh")
-    image_reader.keep_states(Modality.IMAGE, Ramp("next"), budget_for(fresh, 3.1), None, said.append)
-    assert (oldest.exists(), newer.exists(), fresh.exists()) == (False, True, True)
-    assert said == [f"{oldest}: frozen states not used for 30.0 h make room for others"]
-
-
-def test_a_table_used_within_the_hour_is_never_removed(image_reader: ItemReader, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    lately = aged(made(image_reader, cache, "lately"), hours=0.9)
-    old = aged(made(image_reader, cache, "old"), hours=3)
-    with pytest.raises(NoRoomError, match=r"need 144 bytes beside \d+ of tables in use; prefix_budget_gb allows"):
-        image_reader.keep_states(Modality.IMAGE, Ramp("next"), budget_for(lately, 1.1))
-    assert lately.exists()
-    assert old.exists()  # it would not have been enough, so it was not touched
-
-
-def test_opening_a_table_counts_as_use(image_reader: ItemReader, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    used = aged(made(image_reader, cache, "used"), hours=30)
-    image_reader.keep_states(Modality.IMAGE, Ramp("used"), FLOAT32)
-    aged(made(image_reader, cache, "other"), hours=2)
-    image_reader.keep_states(Modality.IMAGE, Ramp("next"), budget_for(used, 2.5))
-    assert used.exists()
-
-
-def test_reading_a_table_counts_as_use(
-    image_reader: ItemReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_table_that_fails_halfway_leaves_nothing(
+    shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(prefix_module, "MARK_EVERY_S", 0)
-    used = aged(made(image_reader, tmp_path / "cache", "used"), hours=30)
-    fetched(image_reader, [0], [1])
-    assert time.time() - (used / "index.json").stat().st_mtime < 60
+    class Broken(Ladder):
+        def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
+            return super().states(inputs)[:, :-1]
+
+    with pytest.raises(IndexError):
+        open_reader(shop).keep_states(Modality.TEXT, Broken(), PrefixConfig())
+    assert [path.name for path in (tmp_path / "cache").iterdir() if "prefix" in path.name] == []
 
 
-def test_a_disk_without_room_is_told_in_bytes_and_keeps_its_old_tables(
-    image_reader: ItemReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_killed_processes_left_is_swept_and_what_others_are_making_is_not(
+    shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
-    old = aged(made(image_reader, tmp_path / "cache", "old"), hours=30)
-    usage = shutil.disk_usage(tmp_path)._replace(free=5000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    with pytest.raises(MachineError, match=r"need 144 bytes and 100,000,000 to spare; [56],\d{3} can be had"):
-        image_reader.keep_states(Modality.IMAGE, Ramp("next"), FLOAT32)
-    assert folders(tmp_path / "cache") == [old]
-    assert fetched(image_reader, [0], [1]).image.state_R.any()  # what was kept before is still read
-
-
-def test_a_table_that_was_not_finished_leaves_nothing(
-    image_reader: ItemReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Stopped(Ramp):
-        def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-            if self.num_rows:
-                raise KeyboardInterrupt
-            return super().states(inputs)
-
-    monkeypatch.setattr(items_module, "STATES_AT_ONCE", 1)
-    with pytest.raises(KeyboardInterrupt):
-        image_reader.keep_states(Modality.IMAGE, Stopped(), FLOAT32)
-    assert not list((tmp_path / "cache").glob("*prefix-*"))
-
-
-def test_what_a_killed_process_left_is_swept_after_a_day(image_reader: ItemReader, tmp_path: Path) -> None:
-    left = [tmp_path / "cache" / f".prefix-{name}.incomplete" for name in ("old", "new")]
-    for folder in left:
+    left, others = (tmp_path / "cache" / f".prefix-{name}{prefix_room.INCOMPLETE}" for name in ("left", "others"))
+    for folder in (left, others):
         folder.mkdir(parents=True)
-    os.utime(left[0], (time.time() - 100_000,) * 2)
-    image_reader.keep_states(Modality.IMAGE, Ramp(), FLOAT32)
-    assert [folder.exists() for folder in left] == [False, True]
+        (folder / "states.bin").write_bytes(b"half")
+    _aged(left, prefix_room.ABANDONED_S + 60)
+    keep(shop)
+    assert not left.exists()
+    assert others.exists()
 
 
-def test_a_faster_process_with_the_same_states_wins(image_reader: ItemReader, tmp_path: Path) -> None:
-    class Overtaken(Ramp):
-        def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-            if not self.num_rows:
-                self.num_rows = 1
-                image_reader.keep_states(Modality.IMAGE, Ramp(), FLOAT32)
-            return super().states(inputs)
+def test_the_tables_unused_for_longest_make_room_and_are_named(
+    shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    keep(shop, prefix=Ladder("old"))
+    old, older = tables(tmp_path / "cache")
+    _aged(old, 10_000)
+    _aged(older, 20_000)
+    said: list[str] = []
+    held = _sizes(tables(tmp_path / "cache"))
+    config = PrefixConfig(budget_gb=(held + 20) / 1e9)
+    reader = open_reader(shop)
+    made = reader.keep_states(Modality.IMAGE, Ladder("new"), config, say=said.append)
+    assert made.num_bytes > 20
+    assert not older.exists()
+    assert old.exists()
+    assert len(said) == 1
+    assert said[0].startswith(f"{older}: frozen states not used for 5.6 h")
 
-    image_reader.keep_states(Modality.IMAGE, Overtaken(), FLOAT32)
-    assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 1
+
+def test_a_table_in_use_is_never_removed_and_the_budget_says_so(
+    shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    keep(shop)
+    held = tables(tmp_path / "cache")
+    for folder in held:
+        _aged(folder, prefix_room.IN_USE_S - 60)
+    config = PrefixConfig(budget_gb=(_sizes(held) + 20) / 1e9)
+    with pytest.raises(NoRoomError, match=r"prefix_budget_gb allows .*: raise it, or say prefix_cache=off") as raised:
+        open_reader(shop).keep_states(Modality.IMAGE, Ladder("new"), config)
+    assert raised.value.exit_code == 4
+    assert tables(tmp_path / "cache") == held
+
+
+def test_nothing_is_removed_where_that_would_not_be_enough(
+    shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    keep(shop)
+    young, old = tables(tmp_path / "cache")
+    _aged(old, 10_000)
+    config = PrefixConfig(budget_gb=(_sizes([young]) + 20) / 1e9)
+    with pytest.raises(NoRoomError, match=rf"need \d+ bytes beside {_sizes([young])} of tables in use"):
+        open_reader(shop).keep_states(Modality.IMAGE, Ladder("new"), config)
+    assert old.exists()
+
+
+def test_opening_a_table_counts_as_use(shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path) -> None:
+    keep(shop)
+    for folder in tables(tmp_path / "cache"):
+        _aged(folder, 10_000)
+    keep(shop)
+    assert all(time.time() - (folder / "index.json").stat().st_mtime < 60 for folder in tables(tmp_path / "cache"))
+
+
+def test_a_run_that_goes_on_keeps_its_table_young(
+    shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_room, "MARK_EVERY_S", 0)
+    reader = keep(shop)
+    for folder in tables(tmp_path / "cache"):
+        _aged(folder, 10_000)
+    read(reader, [0, 0], [0, 1])
+    assert all(time.time() - (folder / "index.json").stat().st_mtime < 60 for folder in tables(tmp_path / "cache"))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    shop: Domain, open_reader: Callable[..., ItemReader], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reader = open_reader(shop)
+    monkeypatch.setattr(prefix_room, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(NoRoomError, match="free some, name another cache, or say prefix_cache=off"):
+        reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
+    assert tables(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_states(
+    shop: Domain, films: Domain, keep: Callable[..., ItemReader], workers: int
+) -> None:
+    domains = (shop, films)
+    reader, data = keep(*domains), DataConfig()
+    rules = (data.window, data.mixing, data.corruption, 3, 1, frozenset())
+    builder = BatchBuilder(domains, [Split(domain) for domain in domains], reader, *rules, rank=0, world=1)
+    alone, ahead = (list(BatchLoader(builder, number).epoch(0)) for number in (0, workers))
+    assert len(alone) == len(ahead) > 1
+    for one, other in zip(alone, ahead, strict=True):
+        assert isinstance(other.items.text, PrefixSlots)  # a worker names states; it never fetches them
+        expected, found = reader.to_device(one.items, "cpu"), reader.to_device(other.items, "cpu")
+        assert torch.equal(text_of(expected).state_R, text_of(found).state_R)
+        assert torch.equal(image_of(expected).state_R, image_of(found).state_R)
+        assert torch.equal(image_of(expected).item_index_R, image_of(found).item_index_R)
+
+
+def test_a_reader_that_travelled_to_another_process_fetches_the_same(
+    shop: Domain, keep: Callable[..., ItemReader]
+) -> None:
+    reader = keep(shop)
+    travelled = pickle.loads(pickle.dumps(reader))  # noqa: S301  what a spawned worker does with it
+    expected, found = (text_of(read(one, [0, 0], [4, 1])).state_R for one in (reader, travelled))
+    assert torch.equal(expected, found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_table_moves_to_a_gpu_that_has_plenty_of_room(shop: Domain, keep: Callable[..., ItemReader]) -> None:
+    reader, cuda = keep(shop), torch.device("cuda:0")
+    items = reader.to_device(reader.read(np.array([0, 0]), np.array([1, 5])), cuda)
+    assert text_of(items).state_R.device == cuda
+    assert torch.equal(text_of(items).state_R.cpu(), text_of(read(reader, [0, 0], [1, 5])).state_R)
+    table = reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())._tables[0]
+    table.move_to(cuda)
+    assert table._states.device == cuda
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_table_that_would_fill_a_gpu_stays_on_disk(
+    shop: Domain, open_reader: Callable[..., ItemReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_room, "DEVICE_SHARE", 1e-12)
+    table = open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig())._tables[0]
+    table.move_to(torch.device("cuda:0"))
+    assert table._states.device.type == "cpu"
