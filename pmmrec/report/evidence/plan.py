@@ -260,9 +260,12 @@ def _of_tables(plan: EvidencePlan) -> Iterator[str]:
             if problem:
                 yield f"{place}.cell: {problem}"
                 continue
-            is_floors = isinstance(plan.cells[plan.resolve(row.cell)[0]], FloorsCell)
-            if is_floors == (row.label is not None):
-                yield f"{place}.label: floors have labels of their own" if is_floors else f"{place}.label: missing"
+            cell_id, system = plan.resolve(row.cell)
+            is_floors = isinstance(plan.cells[cell_id], FloorsCell)
+            if is_floors and system == MODEL and row.label is not None:
+                yield f"{place}.label: each floor has a label of its own; leave it out"
+            elif not is_floors and row.label is None:
+                yield f"{place}.label: missing; what is this row called?"
 
 
 def _of_differences(plan: EvidencePlan) -> Iterator[str]:

@@ -1,0 +1,125 @@
+"""What makes a result stale, and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pmmrec.errors import RecipeError
+from pmmrec.recipe import FinetuneRecipe, read_recipe
+from pmmrec.report.evidence.identity import UNTOLD, Identities, Identity, settings_of
+from pmmrec.report.evidence.plan import read_plan
+from pmmrec.shipped import find_recipe
+
+IDS, FULL, UNSEEN = "t/shop/ids", "t/shop/full", "t/shop/unseen"
+
+
+def identities(
+    folder: Path,
+    *,
+    ids: tuple[str, ...] = (),
+    before: tuple[str, ...] = (),
+    prints: dict[str, str] | None = None,
+    **more: Any,
+) -> Identities:
+    """Of a plan with overrides of the id-only row (`ids`) and of the pretraining (`before`)."""
+    row = {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "none", "overrides": list(ids)}
+    tree = {
+        "title": "T",
+        "domains": {"films": {"folder": "films"}, "shop": {"folder": "shop"}},
+        "pretrainings": {"films": {"recipe": "pretrain/tiny", "sources": ["films"], "overrides": list(before)}},
+        "cells": {
+            IDS: row | more,
+            FULL: {"kind": "finetune", "recipe": "finetune/full", "from": "films", "tuning": "none"},
+            UNSEEN: {"kind": "zero_shot", "from": "films", "tuning": "none"},
+        },
+        "tables": {"t": {"title": "T", "rows": [{"cell": IDS, "label": "ids"}]}},
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump(tree))
+    return Identities(read_plan(folder / "plan.yaml"), {"films": "f1", "shop": "s1"} if prints is None else prints)
+
+
+@pytest.fixture
+def then(tmp_path: Path) -> Identities:
+    return identities(tmp_path)
+
+
+def test_the_same_plan_gives_the_same_hash(then: Identities, tmp_path: Path) -> None:
+    again = identities(tmp_path)
+    assert again.cell(IDS).hash == then.cell(IDS).hash
+    assert again.cell(IDS).changes_since(then.cell(IDS).tree) == []
+    assert len({then.cell(cell_id).hash for cell_id in (IDS, FULL, UNSEEN)}) == 3
+
+
+def test_a_setting_a_seed_and_a_fingerprint_make_stale(then: Identities, tmp_path: Path) -> None:
+    epochs = identities(tmp_path, ids=("train.epochs=3",)).cell(IDS)
+    assert epochs.changes_since(then.cell(IDS).tree) == ["recipe.train.epochs"]
+    assert epochs.hash != then.cell(IDS).hash
+    assert identities(tmp_path, seeds=[1, 2]).cell(IDS).changes_since(then.cell(IDS).tree) == ["seeds"]
+    other_data = identities(tmp_path, prints={"films": "f1", "shop": "s2"}).cell(IDS)
+    assert other_data.changes_since(then.cell(IDS).tree) == ["domain.fingerprint"]
+
+
+def test_another_pretraining_makes_stale_what_started_from_it_and_nothing_else(
+    then: Identities, tmp_path: Path
+) -> None:
+    now = identities(tmp_path, before=("train.epochs=3",))
+    for cell_id in (FULL, UNSEEN):
+        assert now.cell(cell_id).changes_since(then.cell(cell_id).tree) == ["from.recipe.train.epochs"]
+    assert now.cell(IDS).changes_since(then.cell(IDS).tree) == []
+    other_source = identities(tmp_path, prints={"films": "f2", "shop": "s1"})
+    assert other_source.cell(UNSEEN).changes_since(then.cell(UNSEEN).tree) == ["from.sources.films.fingerprint"]
+
+
+def test_data_that_is_not_here_makes_nothing_stale(then: Identities, tmp_path: Path) -> None:
+    now = identities(tmp_path, prints={})
+    for cell_id in (IDS, FULL, UNSEEN):
+        assert now.cell(cell_id).changes_since(then.cell(cell_id).tree) == []
+
+
+@pytest.mark.parametrize("setting", ["train.log_every=7", "machine.device=cpu", "cache=elsewhere", "hub=elsewhere"])
+def test_what_changes_no_figure_makes_nothing_stale(then: Identities, tmp_path: Path, setting: str) -> None:
+    assert identities(tmp_path, ids=(setting,)).cell(IDS).hash == then.cell(IDS).hash
+
+
+def test_the_words_on_tuning_make_nothing_stale(then: Identities, tmp_path: Path) -> None:
+    assert identities(tmp_path, tuning="none at all").cell(IDS).hash == then.cell(IDS).hash
+
+
+def test_a_setting_that_programs_have_learned_since_makes_stale_only_where_it_is_used(then: Identities) -> None:
+    now = then.cell(IDS)
+    kept: Any = yaml.safe_load(yaml.safe_dump(now.tree))
+    del kept["recipe"]["train"]["clip_norm"]  # as if it were new; it stands at its default
+    assert now.changes_since(kept) == []
+    del kept["recipe"]["train"]["epochs"]  # as if it were new; the recipe chooses it
+    assert now.changes_since(kept) == ["recipe.train.epochs"]
+
+
+def test_an_objective_more_or_less_makes_stale_also_where_it_has_no_settings() -> None:
+    dap = {"type": "next_item", "weight": 1.0}
+    one, two = {"objectives": {"dap": dap}}, {"objectives": {"dap": dap, "nid": {"type": "noise_detection"}}}
+    assert Identity(two, {"objectives": {"dap": {}, "nid": {}}}).changes_since(one) == ["objectives.nid"]
+    assert Identity(one, {"objectives": {"dap": {}}}).changes_since(two) == ["objectives.nid"]
+
+
+def test_every_setting_that_is_left_out_exists() -> None:
+    recipe = read_recipe(FinetuneRecipe, find_recipe("finetune/sasrec"))
+    full, told = recipe.model_dump(mode="json"), settings_of(recipe).tree
+    only_of_pretrainings = {"publish_as", "replace", "data.sources"}
+    for path in set(UNTOLD) - only_of_pretrainings:
+        before, after = full, told
+        *above, last = path.split(".")
+        for key in above:
+            before, after = before[key], after[key]
+        assert last in before, path
+        assert last not in after, path
+
+
+def test_a_recipe_with_a_mistake_says_whose_it_is(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"(?s)cells\.t/shop/ids: .*train\.epoch: unknown key; did you mean 'epochs'?"
+    ):
+        identities(tmp_path, ids=("train.epoch=3",)).cell(IDS)

@@ -1,0 +1,80 @@
+"""Figures of several seeds by stratum, against what the ranks say one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.split import Split
+from pmmrec.evaluation.ranking import Ranks, write_ranks
+from pmmrec.report.evidence.measure import Targets
+
+
+@pytest.fixture(scope="module")
+def split(world: Path) -> Split:
+    return Split(Domain.open(world / "boutique"))
+
+
+@pytest.fixture(scope="module")
+def rank_MQ(split: Split) -> torch.Tensor:
+    return torch.randint(0, 20, (3, split.holdout("test").num_queries), generator=torch.Generator().manual_seed(1))
+
+
+def ndcg_by_loops(split: Split, ranks: list[int], is_counted: Callable[[int], bool]) -> float:
+    targets, counts = split.holdout("test").target, split.train_counts
+    inside = [rank for rank, target in zip(ranks, targets, strict=True) if is_counted(int(counts[target]))]
+    return sum(1 / math.log2(rank + 1) if 1 <= rank <= 10 else 0.0 for rank in inside) / len(inside)
+
+
+def test_means_of_each_seed_and_stratum_are_those_of_a_loop(split: Split, rank_MQ: torch.Tensor) -> None:
+    figures = Targets(split).figures(rank_MQ)
+    rules: dict[str, Callable[[int], bool]] = {
+        "all": lambda _: True,
+        "regular": lambda count: count >= 10,
+        "cold": lambda count: count < 10,
+    }
+    for stratum, rule in rules.items():
+        expected = [ndcg_by_loops(split, ranks, rule) for ranks in rank_MQ.tolist()]
+        assert figures[stratum].by_seed["ndcg@10"] == pytest.approx(expected, abs=1e-12)
+        interval = figures[stratum].intervals["ndcg@10"]
+        assert interval.mean == pytest.approx(sum(expected) / 3, abs=1e-12)
+        assert interval.low < interval.mean < interval.high
+
+
+def test_a_difference_is_paired_and_what_is_not_trained_stands_beside_every_seed(
+    split: Split, rank_MQ: torch.Tensor
+) -> None:
+    targets = Targets(split)
+    floor_1Q = rank_MQ[:1].flip(1)
+    found = targets.difference(rank_MQ, floor_1Q)["all"]
+    a, b = targets.figures(rank_MQ)["all"], targets.figures(floor_1Q)["all"]
+    expected = [value - b.by_seed["hr@10"][0] for value in a.by_seed["hr@10"]]
+    assert found.by_seed["hr@10"] == pytest.approx(expected, abs=1e-12)
+    other_way = targets.difference(floor_1Q, rank_MQ)["all"]
+    assert other_way.intervals["hr@10"].mean == pytest.approx(-found.intervals["hr@10"].mean, abs=1e-12)
+    itself = targets.difference(rank_MQ, rank_MQ)["all"].intervals["hr@10"]
+    assert (itself.low, itself.mean, itself.high) == (0, 0, 0)
+
+
+def test_a_stratum_without_users_has_no_figures(split: Split, rank_MQ: torch.Tensor) -> None:
+    counts = split.train_counts[split.holdout("test").target]
+    assert (counts > 0).all()  # the demo world: every target was seen in train
+    for figures in (Targets(split).figures(rank_MQ)["new"], Targets(split).difference(rank_MQ, rank_MQ)["new"]):
+        assert (figures.num_users, figures.intervals, figures.by_seed) == (0, {}, {})
+
+
+def test_ranks_of_several_files_stand_in_the_order_of_the_files(
+    split: Split, rank_MQ: torch.Tensor, tmp_path: Path
+) -> None:
+    holdout, domain, files = split.holdout("test"), split.domain, []
+    for seed, rank_Q in enumerate(rank_MQ):
+        none_Q = torch.zeros_like(rank_Q)
+        queries = torch.from_numpy(holdout.user_index), torch.from_numpy(holdout.target)
+        files.append(tmp_path / f"{seed}.parquet")
+        write_ranks(files[-1], Ranks(*queries, rank_Q, none_Q, none_Q.bool()), domain.user_ids, domain.item_ids)
+    assert torch.equal(Targets(split).ranks(files), rank_MQ)

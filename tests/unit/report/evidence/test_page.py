@@ -1,0 +1,222 @@
+"""The page, from results made by hand: every figure in its place, and the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pmmrec.errors import DataError
+from pmmrec.evaluation.scenarios import STRATA
+from pmmrec.evaluation.significance import Interval
+from pmmrec.report.evidence.cells import CellResult, DifferenceResult, Figures, Hardware, Point, Results, Training
+from pmmrec.report.evidence.page import Page
+from pmmrec.report.evidence.plan import METRICS, EvidencePlan, read_plan
+
+FLOORS, IDS, FULL = "t/shop/floors", "t/shop/ids", "t/shop/full"
+TREE: dict[str, Any] = {
+    "title": "Results",
+    "include": "reading.md",
+    "domains": {"shop": {"folder": "shop"}, "films": {"folder": "films"}},
+    "pretrainings": {"films": {"recipe": "pretrain/tiny", "sources": ["films"]}},
+    "cells": {
+        FLOORS: {"kind": "floors"},
+        IDS: {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "20 trials."},
+        FULL: {"kind": "finetune", "recipe": "finetune/full", "from": "films", "tuning": "as shipped"},
+        "u/shop/base": {"same_as": IDS},
+    },
+    "differences": [{"a": FULL, "b": "u/shop/base"}, {"a": FULL, "b": f"{FLOORS}@item-knn"}],
+    "tables": {
+        "first": {
+            "title": "On shop",
+            "text": "Some words.",
+            "include": "more.md",
+            "rows": [{"cell": FLOORS}, {"cell": IDS, "label": "ids"}, {"cell": FULL, "label": "full"}],
+        },
+        "new": {
+            "title": "New",
+            "stratum": "new",
+            "columns": ["users", "hr@10"],
+            "curves": False,
+            "rows": [{"cell": f"{FLOORS}@item-knn", "label": "kNN"}, {"cell": "u/shop/base", "label": "base"}],
+        },
+    },
+}
+MACHINE = Hardware(cpu="Some CPU", cores=4, threads=1, device="cpu", torch="2.15.0")
+
+
+def figures(mean: float, num_users: int = 500) -> Figures:
+    interval = Interval(mean, mean - 0.01, mean + 0.01)
+    return Figures(
+        num_users=num_users, intervals=dict.fromkeys(METRICS, interval), by_seed=dict.fromkeys(METRICS, (mean,))
+    )
+
+
+def strata(mean: float) -> dict[str, Figures]:
+    return {name: figures(mean / 2, 12) if name == "new" else figures(mean) for name in STRATA}
+
+
+def training(seed: int, best_epoch: int, machine: Hardware = MACHINE) -> Training:
+    points = tuple(Point(epoch=epoch, ndcg=0.01 * epoch, hr=0.02 * epoch) for epoch in range(best_epoch + 2))
+    times = {"cpu_s": 60.0 * best_epoch, "wall_s": 90.0, "training_s": 50.0}
+    return Training(
+        seed=seed, best_epoch=best_epoch, num_epochs=best_epoch + 1, hardware=machine, validation=points, **times
+    )
+
+
+def cell(cell_id: str, mean: float, **more: Any) -> CellResult:
+    told = {"cell": cell_id, "kind": "finetune", "hash": cell_id, "num_items": 1200, "identity": {}, "tuning": "then"}
+    trained = {"seeds": (1, 2), "trainings": (training(1, 3), training(2, 4)), "systems": {"model": strata(mean)}}
+    return CellResult.model_validate({**told, **trained, **more})
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> EvidencePlan:
+    (tmp_path / "reading.md").write_text("How *to* read it.\n")
+    (tmp_path / "more.md").write_text("\n- as it is: `a|b`\n")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(TREE, sort_keys=False))
+    return read_plan(tmp_path / "plan.yaml")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """The floors, the id-only row and their like; `full` was not measured."""
+    results = Results(tmp_path / "results")
+    names = ("random", "popularity", "last-item-markov", "item-knn")
+    floors = {name: strata(0.1 + 0.01 * place) for place, name in enumerate(names)}
+    results.write(cell(FLOORS, 0, kind="floors", systems=floors, trainings=(), seeds=()))
+    results.write(cell(IDS, 0.25))
+    return results
+
+
+def page(plan: EvidencePlan, tmp_path: Path, results: Results, *stale: str) -> str:
+    Page(plan, tmp_path, results, stale).write(tmp_path / "RESULTS.md")
+    return (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_what_is_there_and_a_dash_for_what_is_not(
+    plan: EvidencePlan, tmp_path: Path, results: Results
+) -> None:
+    assert page(plan, tmp_path, results).splitlines() == [
+        "# Results",
+        "",
+        "How *to* read it.",
+        "",
+        "## On shop",
+        "",
+        "Some words.",
+        "",
+        "- as it is: `a|b`",
+        "",
+        "`shop`: test targets of 500 users, among 1,200 items, in %.",
+        "",
+        "| system | HR@10 | NDCG@10 | epochs to best | CPU min |",
+        "| :-- | --: | --: | --: | --: |",
+        "| random | 10.0 [9.0, 11.0] | 10.0 [9.0, 11.0] | - | - |",
+        "| popularity | 11.0 [10.0, 12.0] | 11.0 [10.0, 12.0] | - | - |",
+        "| last-item Markov | 12.0 [11.0, 13.0] | 12.0 [11.0, 13.0] | - | - |",
+        "| item-kNN | 13.0 [12.0, 14.0] | 13.0 [12.0, 14.0] | - | - |",
+        "| ids ¹ | 25.0 [24.0, 26.0] | 25.0 [24.0, 26.0] | 3.5 | 3.5 |",
+        "| full | - | - | - | - |",
+        "",
+        "**differences in points, paired**",
+        "",
+        "| difference | HR@10 | NDCG@10 |",
+        "| :-- | --: | --: |",
+        "| full - ids | - | - |",
+        "| full - item-kNN | - | - |",
+        "",
+        "![validation NDCG@10 by epoch, first](results/curves/first.svg)",
+        "",
+        "- ¹ Seeds 1, 2. Tuning: 20 trials. On Some CPU, 1 of 4 cores, torch 2.15.0.",
+        "",
+        "## New",
+        "",
+        "`shop`: test targets that never occur in train, of 12 users, among 1,200 items, in %. "
+        "These are too few to tell systems apart.",
+        "",
+        "| system | users | HR@10 |",
+        "| :-- | --: | --: |",
+        "| kNN | 12 | 6.5 [5.5, 7.5] |",
+        "| base ¹ | 12 | 12.5 [11.5, 13.5] |",
+        "",
+        "- ¹ Seeds 1, 2. Tuning: 20 trials. On Some CPU, 1 of 4 cores, torch 2.15.0.",
+    ]
+
+
+def test_the_same_results_give_the_same_bytes(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
+    first, drawn = page(plan, tmp_path, results), tmp_path / "results" / "curves" / "first.svg"
+    picture = drawn.read_bytes()
+    drawn.unlink()
+    assert page(plan, tmp_path, results) == first
+    assert drawn.read_bytes() == picture
+
+
+def test_what_a_row_started_from_and_another_machine_stand_in_its_note(
+    plan: EvidencePlan, tmp_path: Path, results: Results
+) -> None:
+    gpu = MACHINE.model_copy(update={"device": "Some GPU"})
+    trainings = (training(1, 3), training(2, 4, gpu))
+    results.write(cell(FULL, 0.3, trainings=trainings, pretraining=training(7, 5)))
+    assert (
+        "- ² Seeds 1, 2. Pretrained with seed 7, best after 5 of 6 epochs, CPU 5.0 min. Tuning: as shipped. "
+        "On Some CPU, 1 of 4 cores, torch 2.15.0; Some GPU (Some CPU, 1 of 4 cores), torch 2.15.0."
+    ) in page(plan, tmp_path, results)
+
+
+def test_a_stale_row_is_marked_and_so_are_its_differences(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
+    results.write(cell(FULL, 0.3))
+    floor, difference = f"{FLOORS}@item-knn", {"seeds": (1, 2), "strata": strata(0.05)}
+    results.write(DifferenceResult(a=FULL, b=IDS, hashes=(FULL, IDS), **difference))
+    results.write(DifferenceResult(a=FULL, b=floor, hashes=(FULL, "of another measurement"), **difference))
+    fresh = page(plan, tmp_path, results)
+    assert "| full - ids | 5.0 [4.0, 6.0] | 5.0 [4.0, 6.0] |" in fresh
+    assert "| full - item-kNN (stale) | 5.0 [4.0, 6.0] |" in fresh
+    stale = page(plan, tmp_path, results, IDS)
+    assert "| ids ¹ (stale) | 25.0" in stale
+    assert "| full - ids (stale) | 5.0" in stale
+    assert "| full ² | 30.0" in stale
+
+
+def test_a_stratum_without_users_has_a_dash(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
+    results.write(cell(IDS, 0.25, systems={"model": strata(0.25) | {"new": Figures(num_users=0)}}))
+    assert "| base ¹ | 0 | - |" in page(plan, tmp_path, results)
+
+
+def test_pictures_that_the_plan_no_longer_draws_are_taken_away(
+    plan: EvidencePlan, tmp_path: Path, results: Results
+) -> None:
+    old = tmp_path / "results" / "curves" / "old.svg"
+    old.parent.mkdir()
+    old.write_text("<svg/>")
+    page(plan, tmp_path, results)
+    assert [path.name for path in old.parent.iterdir()] == ["first.svg"]
+
+
+def test_results_are_read_as_they_were_written_to_six_decimals(tmp_path: Path) -> None:
+    results, kept = Results(tmp_path), cell(IDS, 0.2)
+    path = results.write(kept)
+    assert path == tmp_path / "t" / "shop" / "ids.json"
+    found = results.cell(IDS)
+    assert found is not None
+    assert found.systems["model"]["all"].intervals["hr@10"] == Interval(0.2, 0.19, 0.21)
+    assert found.model_copy(update={"systems": {}}) == kept.model_copy(update={"systems": {}})
+    assert results.cell(FULL) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 2}', '{"cell": "t/shop/ids"}'])
+def test_a_file_that_is_no_result_is_told(tmp_path: Path, text: str) -> None:
+    results = Results(tmp_path)
+    results.cell_path(IDS).parent.mkdir(parents=True)
+    results.cell_path(IDS).write_text(text)
+    with pytest.raises(DataError, match=r"ids\.json: no result that this program reads; remove it"):
+        results.cell(IDS)
+
+
+def test_results_that_the_plan_does_not_ask_for_are_named(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
+    other = results.folder / "t" / "shop" / "other.json"
+    other.write_text(json.dumps({}))
+    assert results.unplanned(plan) == [other]

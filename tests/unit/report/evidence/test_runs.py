@@ -1,0 +1,91 @@
+"""A run in a process of its own: stamped when whole, run again when not, its failure in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pmmrec.errors import MachineError
+from pmmrec.report.evidence.identity import Identity
+from pmmrec.report.evidence.runs import Processes, Run, complaint
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run_of(folder: Path, *arguments: str, seed: int = 1) -> Run:
+    return Run("a run", folder / "run", arguments, Identity({"seed": seed}, {"seed": seed}))
+
+
+def stamped(run: Run) -> Run:
+    """As if its process had ended well."""
+    machine = {"cpu": "c", "cores": 2, "threads": 1, "device": "cpu", "torch": "2.8"}
+    stamp = {"identity": run.identity.tree, "cpu_s": 1.5, "wall_s": 2.5, "hardware": machine}
+    run.folder.mkdir(parents=True)
+    (run.folder / "evidence.json").write_text(json.dumps(stamp))
+    (run.folder / "metrics.json").write_text("{}")
+    return run
+
+
+def test_a_whole_run_of_the_same_identity_is_kept(tmp_path: Path) -> None:
+    run = stamped(run_of(tmp_path))
+    assert run.stamp() is not None
+    assert run_of(tmp_path, seed=2).stamp() is None
+
+
+@pytest.mark.parametrize("name", ["evidence.json", "metrics.json"])
+def test_a_run_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -> None:
+    run = stamped(run_of(tmp_path))
+    (run.folder / name).unlink()
+    assert run.stamp() is None
+
+
+def test_a_stamp_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    run = stamped(run_of(tmp_path))
+    (run.folder / "evidence.json").write_text('{"cpu_s": ')
+    assert run.stamp() is None
+
+
+def test_a_run_that_fails_says_why_and_leaves_no_stamp(tmp_path: Path) -> None:
+    run = stamped(run_of(tmp_path, "recipe", "show", "nowhere"))
+    with pytest.raises(MachineError, match=r"a run: nowhere: no such recipe file.*run\.log"):
+        Processes(ENVIRONMENT).work(run)
+    assert not run.folder.exists()
+
+
+def test_processes_end_when_they_are_asked_to_and_none_begins_after(tmp_path: Path) -> None:
+    processes, failures = Processes(ENVIRONMENT), list[str]()
+    waiting = run_of(tmp_path, "data", "demo", "--out", str(tmp_path / "demo"))
+
+    def work() -> None:
+        try:
+            processes.work(waiting)
+        except MachineError as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    deadline_s = time.monotonic() + 10
+    while not waiting.log.is_file() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    time.sleep(0.2)  # the log is opened just before the process is started
+    processes.end()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert failures[0].startswith("a run: ended with code -15")
+    with pytest.raises(MachineError, match="stopped"):
+        processes.work(run_of(tmp_path / "later", "recipe", "list"))
+
+
+def test_a_complaint_is_the_last_error_or_the_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("step 1\nerror: first\nerror: the reason\n  details\n")
+    assert complaint(log, 2) == "the reason"
+    log.write_text("step 1\n\nTraceback\nValueError: no\n\n")
+    assert complaint(log, 1) == "ended with code 1: ValueError: no"
+    log.write_text("")
+    assert complaint(log, -9) == "ended with code -9"
