@@ -33,6 +33,11 @@ def test_recipes_are_named_by_room_and_file() -> None:
         assert name == f"{path.parent.name}/{path.stem}"
 
 
+def test_a_plan_of_measurements_is_shipped_but_no_recipe() -> None:
+    assert shipped_file("zoo/evidence.yaml").is_file()
+    assert "zoo/evidence" not in shipped_recipes()
+
+
 def test_a_recipe_is_found_with_and_without_its_ending(home: Path) -> None:
     assert find_recipe("pretrain/tiny") == find_recipe("pretrain/tiny.yaml") == shipped_recipes()["pretrain/tiny"]
 

@@ -72,7 +72,7 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("titel", "x", "titel: unknown key; did you mean 'title'?"),
+        ("titles", "x", "titles: unknown key; did you mean 'title'?"),
         ("title", None, "title: field required"),
         ("domains.shop", {"folder": "shop", "kcore": 5}, "domains.shop.kcore: unknown key; did you mean 'k_core'?"),
         ("domains.shop", {"folder": "shop", "cut": {"salt": "s", "half": "c"}}, r"domains.shop.cut.half: .*'a' or 'b'"),
