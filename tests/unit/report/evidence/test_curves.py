@@ -1,0 +1,57 @@
+"""Learning curves as bytes: the same figures, the same file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+
+from pmmrec.report.evidence.cells import Hardware, Point, Training
+from pmmrec.report.evidence.curves import Curve, draw
+
+MACHINE = Hardware(cpu="cpu", cores=2, threads=1, device="cpu", torch="2.8.0")
+
+
+def training(seed: int, *ndcg: float) -> Training:
+    points = tuple(Point(epoch=epoch, ndcg=value, hr=value) for epoch, value in enumerate(ndcg))
+    best = max(range(len(ndcg)), key=ndcg.__getitem__)
+    times = {"cpu_s": 1.0, "wall_s": 1.0, "training_s": 1.0}
+    return Training(seed=seed, best_epoch=best, num_epochs=len(ndcg) - 1, hardware=MACHINE, validation=points, **times)
+
+
+CURVES = [
+    Curve("ids", [training(1, 0.0, 0.1, 0.2), training(2, 0.0, 0.3, 0.1)]),
+    Curve("text", [training(1, 0.1, 0.2)]),
+]
+
+
+def test_the_same_figures_give_the_same_bytes_whatever_style_the_user_likes(tmp_path: Path) -> None:
+    draw(tmp_path / "one.svg", CURVES)
+    with mpl.rc_context({"font.size": 20, "axes.grid": True, "svg.hashsalt": None}):
+        draw(tmp_path / "two.svg", CURVES)
+        assert mpl.rcParams["font.size"] == 20
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_picture_tells_no_date(tmp_path: Path) -> None:
+    draw(tmp_path / "one.svg", CURVES)
+    assert "dc:date" not in (tmp_path / "one.svg").read_text(encoding="utf-8")
+
+
+def test_each_system_stands_once_in_the_legend_however_many_seeds_it_has(tmp_path: Path) -> None:
+    draw(tmp_path / "one.svg", CURVES)
+    words = re.findall(r"<text[^>]*>(ids|text)</text>", (tmp_path / "one.svg").read_text(encoding="utf-8"))
+    assert words == ["ids", "text"]
+
+
+def test_other_figures_give_another_picture(tmp_path: Path) -> None:
+    draw(tmp_path / "one.svg", CURVES)
+    draw(tmp_path / "two.svg", [Curve("ids", [training(1, 0.0, 0.1, 0.3)])])
+    assert (tmp_path / "one.svg").read_bytes() != (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_training_whose_best_epoch_was_not_validated_has_no_dot(tmp_path: Path) -> None:
+    odd = training(1, 0.0, 0.1).model_copy(update={"best_epoch": 7})
+    draw(tmp_path / "one.svg", [Curve("ids", [odd])])
+    assert (tmp_path / "one.svg").is_file()
