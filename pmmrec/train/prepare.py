@@ -166,7 +166,7 @@ def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -
         except RecipeError as error:
             if config.use == "on":
                 raise
-            log.say(f"{modality.value}: frozen states are not kept: {error}")
+            log.warn(f"{modality.value}: frozen states are not kept: {error}")
             continue
         if prefix is not None:
             prefixes[modality] = prefix
@@ -187,7 +187,7 @@ def _keep_states(
     except NoRoomError as error:
         if config.use == "on":
             raise
-        log.say(f"{modality.value}: frozen states are not kept: {error}")
+        log.warn(f"{modality.value}: frozen states are not kept: {error}")
         return
     log.say(
         f"{modality.value}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "

@@ -70,7 +70,7 @@ def test_on_is_refused_where_no_cut_is_known_and_auto_says_why(home: Path, world
     refused = pretrain(pmmrec, world, "refused", *ALBERT, "prefix_cache=on", "--dry-run")
     assert refused.code == 2
     assert "AlbertModel cannot be entered between its blocks here; these can: bert, camembert" in refused.output
-    said = pretrain(pmmrec, world, "auto", *ALBERT, "rank_test=false")
+    said = pretrain(pmmrec, world, "auto", *ALBERT)
     assert said.code == 0, said.output
     assert said.output.count("text: frozen states are not kept: prefix_cache: AlbertModel") == 1
     assert not list(home.glob("auto-cache/prefix-*"))
@@ -81,7 +81,7 @@ def test_too_small_a_budget_is_refused_under_on_and_said_under_auto(home: Path, 
     refused = pretrain(pmmrec, world, "refused", *small, "prefix_cache=on")
     assert refused.code == 4
     assert "prefix_budget_gb allows 10: raise it, or say prefix_cache=off" in refused.output
-    said = pretrain(pmmrec, world, "auto", *small, "rank_test=false")
+    said = pretrain(pmmrec, world, "auto", *small)
     assert said.code == 0, said.output
     for modality in ("text", "image"):
         assert said.output.count(f"{modality}: frozen states are not kept: ") == 1

@@ -379,6 +379,20 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     assert tables(tmp_path / "cache") == []
 
 
+def test_a_disk_that_fills_up_is_told_before_a_signal_ends_the_run(
+    shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")  # files may not grow beyond a few bytes: the system refuses to write
+    reader, before = open_reader(shop), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(NoRoomError, match="frozen states cannot be kept there: File too large; name another cache"):
+            reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "cache").glob("*prefix-*"))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same_states(
     shop: Domain, films: Domain, keep: Callable[..., ItemReader], workers: int
