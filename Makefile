@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check real evidence clean
+.PHONY: quickstart test check real evidence benchmarks clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ real: $(VENV)/installed-dev  ## the whole way on real data in $(DATA); skips whe
 evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures what is missing: CELL='TABLE/DOMAIN/*' STALE=1 FRESH=1 JOBS=2
 	$(BIN)/python tests/real/evidence.py "$(DATA)" --plan $(PLAN) --jobs $(JOBS) \
 		$(if $(CELL),--cells '$(CELL)') $(if $(STALE),--stale) $(if $(FRESH),--fresh) $(if $(PAGE),--page-only)
+
+benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA); skips where there is none
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean
