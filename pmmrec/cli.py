@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from pmmrec.errors import MachineError, PMMRecError, RecipeError
+from pmmrec.errors import MachineError, RecipeError
+from pmmrec.terminal import errors_for_people, named_folders, run_program, say_problems, show, show_any_letter, warn
 
 app = typer.Typer(
     help="Recommenders that transfer: import platforms, pretrain on some, recommend on one never seen.",
@@ -50,65 +47,7 @@ class Seen(str, Enum):
 SeenOption = Annotated[Seen, Option(help="exclude: seen items are no candidates; include: all items are.")]
 
 
-@contextmanager
-def errors_for_people() -> Iterator[None]:
-    """Turn errors into one message on stderr and the exit code that belongs to them."""
-    try:
-        yield
-    except PMMRecError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        typer.echo("error: not enough memory; lower train.batch_users or the model's width", err=True)
-        raise typer.Exit(MachineError.exit_code) from error
-    except BrokenPipeError:
-        raise  # who read our output has gone; typer knows what to do
-    except OSError as error:
-        typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
-        raise typer.Exit(MachineError.exit_code) from error
-    except KeyboardInterrupt as error:
-        typer.echo("stopped", err=True)
-        raise typer.Exit(130) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Torch says it in its own way: of a GPU by a class of its own, of the machine in words alone."""
-    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or is_of_torch
-
-
-@app.callback()
-def show_any_letter() -> None:
-    """Where the encoding of the output lacks a letter, a `?` stands for it; it is no reason to end a run."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-
-
-def run_program(main: Callable[..., None]) -> None:
-    """Run a program such as `pretrain/run.py`: its arguments, its help, errors for people."""
-
-    @functools.wraps(main)
-    def guarded(*arguments: Any, **options: Any) -> None:
-        with errors_for_people():
-            main(*arguments, **options)
-
-    show_any_letter()
-    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    program.command(context_settings={"help_option_names": ["--help", "-h"]})(guarded)
-    program(prog_name=sys.argv[0])
-
-
-def named_folders(pairs: Iterable[str]) -> dict[str, Path]:
-    """`["NAME=FOLDER", ...]` as a mapping. RecipeError when a folder is not there."""
-    folders: dict[str, Path] = {}
-    for pair in pairs:
-        name, equals, folder = pair.partition("=")
-        if not equals or not name or not Path(folder).is_dir():
-            raise RecipeError(f"--weights {pair}: must be NAME=FOLDER with a folder that exists")
-        folders[name] = Path(folder)
-    return folders
+app.callback()(show_any_letter)
 
 
 def _start(program: str, arguments: list[str]) -> None:
@@ -175,7 +114,7 @@ def tune(
         after = prune_after if prune else None
         plan = validate(SearchPlan, {**asked, **where, **how, "prune_after": after}, "arguments")
         found = Search(plan, typer.echo).run()
-        _show(to_rich(PlainTable(f"{found.folder}: the best trials, by validation", found.columns, found.rows)))
+        show(to_rich(PlainTable(f"{found.folder}: the best trials, by validation", found.columns, found.rows)))
         for setting, share in found.importances.items():
             typer.echo(f"importance {share:6.1%}  {setting}")
         typer.echo(f"best settings: {found.best}")
@@ -196,10 +135,10 @@ def evaluate(
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache, warn=_warn)
+        system = load(checkpoint, hub=hub, cache=cache, warn=warn)
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, seen=seen.value, out=out)
-        _show(*outcome_tables([outcome]))
+        show(*outcome_tables([outcome]))
 
 
 @app.command()
@@ -216,7 +155,7 @@ def score(
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache, warn=_warn)
+        system = load(checkpoint, hub=hub, cache=cache, warn=warn)
         num_users, num_rows = system.score(domain, top_k, out, seen=seen.value)
         typer.echo(f"{out}: {num_rows:,} rows for {num_users:,} users")
 
@@ -229,7 +168,7 @@ def compare(
     from pmmrec.report.verdict import comparison
 
     with errors_for_people():
-        _show(*comparison(runs))
+        show(*comparison(runs))
 
 
 @import_app.command("table")
@@ -258,7 +197,7 @@ def import_table_command(
         task = validate(TableImport, {**tree, **sizes}, "arguments")
         with bars() as progress:
             domain = import_table(task, progress)
-        _show(*import_lines(domain))
+        show(*import_lines(domain))
 
 
 @data_app.command("stats")
@@ -268,7 +207,7 @@ def stats_command(domains: Annotated[list[Path], Argument(help="Domain folders."
     from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        _show(to_rich(statistics_table(domains)))
+        show(to_rich(statistics_table(domains)))
 
 
 @data_app.command("verify")
@@ -277,7 +216,7 @@ def verify_domain_command(domain: DomainFolder) -> None:
     from pmmrec.data.verify import verify_domain
 
     with errors_for_people():
-        _say_problems(domain, verify_domain(domain))
+        say_problems(domain, verify_domain(domain))
 
 
 @data_app.command("demo")
@@ -303,7 +242,7 @@ def recipe_list() -> None:
 
 
 @recipe_app.command("show")
-def recipe_show(
+def recipeshow(
     name: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe.")],
     overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...")] = None,
 ) -> None:
@@ -354,17 +293,17 @@ def zoo_list(hub: HubFolder = HUB) -> None:
     from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        _show(to_rich(hub_table(hub)))
+        show(to_rich(hub_table(hub)))
 
 
 @zoo_app.command("show")
-def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
+def zooshow(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
     """The parts of a checkpoint, their sizes, what they were trained on."""
     from pmmrec.report.checkpoints import checkpoint_table
     from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        _show(to_rich(checkpoint_table(checkpoint, hub)))
+        show(to_rich(checkpoint_table(checkpoint, hub)))
 
 
 @zoo_app.command("verify")
@@ -374,30 +313,7 @@ def zoo_verify(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
 
     with errors_for_people():
         folder, problems = checkpoint_problems(checkpoint, hub)
-        _say_problems(folder, problems)
-
-
-def _show(*renderables: Any) -> None:
-    """Print lines and tables; a table that goes to a file is not cut to a terminal's width."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200
-    for renderable in renderables:
-        console.print(renderable)
-
-
-def _say_problems(what: Path, problems: list[str]) -> None:
-    for problem in problems:
-        typer.echo(f"error: {problem}", err=True)
-    if problems:
-        raise typer.Exit(3)
-    typer.echo(f"{what}: whole")
-
-
-def _warn(text: str) -> None:
-    typer.echo(f"warning: {text}", err=True)
+        say_problems(folder, problems)
 
 
 def _read(name: str, overrides: list[str] | None) -> Any:

@@ -8,11 +8,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from pmmrec.cli import named_folders, run_program
 from pmmrec.models.build import build
 from pmmrec.recipe import PretrainRecipe, read_recipe
 from pmmrec.report.verdict import outcome_tables, write_card
 from pmmrec.shipped import find_recipe
+from pmmrec.terminal import named_folders, run_program
 from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best

@@ -14,11 +14,11 @@ import torch
 import yaml
 from command_line import SMALL, Pmmrec, sources, working_in
 
-from pmmrec.cli import errors_for_people, run_program
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import PretrainRecipe, read_recipe
 from pmmrec.shipped import find_recipe
+from pmmrec.terminal import errors_for_people, run_program
 
 VERBS = [
     "pretrain",

@@ -1,0 +1,100 @@
+"""How a command talks to people: tables, errors with the exit code that belongs to them, programs that are commands."""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pmmrec.errors import MachineError, PMMRecError, RecipeError
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Turn errors into one message on stderr and the exit code that belongs to them."""
+    try:
+        yield
+    except PMMRecError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        typer.echo("error: not enough memory; lower train.batch_users or the model's width", err=True)
+        raise typer.Exit(MachineError.exit_code) from error
+    except BrokenPipeError:
+        raise  # who read our output has gone; typer knows what to do
+    except OSError as error:
+        typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+        raise typer.Exit(MachineError.exit_code) from error
+    except KeyboardInterrupt as error:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch says it in its own way: of a GPU by a class of its own, of the machine in words alone."""
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_of_torch
+
+
+def show_any_letter() -> None:
+    """Where the encoding of the output lacks a letter, a `?` stands for it; it is no reason to end a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def run_program(main: Callable[..., None]) -> None:
+    """Run a program such as `pretrain/run.py`: its arguments, its help, errors for people."""
+
+    @functools.wraps(main)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        with errors_for_people():
+            main(*arguments, **options)
+
+    show_any_letter()
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command(context_settings={"help_option_names": ["--help", "-h"]})(guarded)
+    program(prog_name=sys.argv[0])
+
+
+def named_folders(pairs: Iterable[str]) -> dict[str, Path]:
+    """`["NAME=FOLDER", ...]` as a mapping. RecipeError when a folder is not there."""
+    folders: dict[str, Path] = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not equals or not name or not Path(folder).is_dir():
+            raise RecipeError(f"--weights {pair}: must be NAME=FOLDER with a folder that exists")
+        folders[name] = Path(folder)
+    return folders
+
+
+def show(*renderables: Any) -> None:
+    """Print lines and tables; a table that goes to a file is not cut to a terminal's width."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def say_problems(what: Path, problems: list[str]) -> None:
+    """Print problems and leave with exit code 3, or say that there is none."""
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(3)
+    typer.echo(f"{what}: whole")
+
+
+def warn(text: str) -> None:
+    """Say on stderr what a user should know though nothing fails."""
+    typer.echo(f"warning: {text}", err=True)
