@@ -44,6 +44,12 @@ class Seen(str, Enum):
     INCLUDE = "include"
 
 
+Popularity = Annotated[
+    float | None, Option(min=0, help="Weight of popularity in the score; the checkpoint's unless given, 0 for none.")
+]
+MaxUnreadable = Annotated[
+    float, Option(min=0, max=1, help="Share of the items that may lack all that the model reads; they are never found.")
+]
 SeenOption = Annotated[Seen, Option(help="exclude: seen items are no candidates; include: all items are.")]
 
 
@@ -127,6 +133,8 @@ def evaluate(
     out: Annotated[Path | None, Option("--out", help="Folder for metrics.json and ranks.parquet.")] = None,
     name: Annotated[str | None, Option(help="What the row is called; the run that made it otherwise.")] = None,
     seen: SeenOption = Seen.EXCLUDE,
+    popularity: Popularity = None,
+    max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
 ) -> None:
@@ -135,7 +143,7 @@ def evaluate(
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache, warn=warn)
+        system = load(checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable)
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, seen=seen.value, out=out)
         show(*outcome_tables([outcome]))
@@ -148,6 +156,8 @@ def score(
     out: Annotated[Path, Option("--out", help="Parquet file: user_id, rank, item_id, score.")],
     top_k: Annotated[int, Option("--top-k", min=1, help="Items for each user.")] = 10,
     seen: SeenOption = Seen.EXCLUDE,
+    popularity: Popularity = None,
+    max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
 ) -> None:
@@ -155,7 +165,7 @@ def score(
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache, warn=warn)
+        system = load(checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable)
         num_users, num_rows = system.score(domain, top_k, out, seen=seen.value)
         typer.echo(f"{out}: {num_rows:,} rows for {num_users:,} users")
 

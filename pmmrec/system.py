@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pmmrec.data.contents import Contents
+from pmmrec.data.contents import MAX_UNREADABLE, Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
@@ -21,7 +22,7 @@ from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluat
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Rows, Seen, write_ranks
 from pmmrec.evaluation.recommend import TopItems, top_k, write_top_k
-from pmmrec.models import Catalogue
+from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
 from pmmrec.settings import expanded
@@ -50,9 +51,18 @@ class EncodedItems:
 class System:
     """A checkpoint in use. Items are encoded once for each domain and kept. `warn` is given each warning once."""
 
-    def __init__(self, checkpoint: Checkpoint, cache: Path, device: torch.device, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        cache: Path,
+        device: torch.device,
+        warn: Callable[[str], None],
+        popularity: float | None = None,
+        max_unreadable: float = MAX_UNREADABLE,
+    ) -> None:
         self.checkpoint, self.device = checkpoint, device
         self._warn, self._warned = warn, set[str]()
+        self._popularity, self._max_unreadable = popularity, max_unreadable
         self._cache = expanded(cache)
         self._recommender: Recommender | None = None
         self._loaded_for = ""
@@ -145,7 +155,10 @@ class System:
         knows_ids = self._recommender is not None and not self._recommender.item_encoder.modalities
         if self._recommender is None or (knows_ids and self._loaded_for != domain.item_ids_fingerprint):
             catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
-            self._recommender = load_recommender(self.checkpoint, [catalogue]).to(self.device)
+            recommender = load_recommender(self.checkpoint, [catalogue])
+            if self._popularity is not None:
+                recommender.scorer = _scorer_with(self.checkpoint, self._popularity)
+            self._recommender = recommender.to(self.device)
             self._loaded_for = domain.item_ids_fingerprint
         return self._recommender
 
@@ -153,7 +166,7 @@ class System:
         encoder = self._model_for(domain).item_encoder
         reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
         with bars() as progress:
-            reader = ItemReader([domain], *reads, self._cache, progress)
+            reader = ItemReader([domain], *reads, self._cache, progress, self._max_unreadable)
         for warning in reader.warnings:
             if warning not in self._warned:
                 self._warn(warning)
@@ -168,10 +181,19 @@ def load(
     cache: Path | str | None = None,
     device: str | None = None,
     warn: Callable[[str], None] = warnings.warn,
+    popularity: float | None = None,
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> System:
     """Open a checkpoint, by its folder or its name in a folder hub. Weights are read at first use.
 
-    `device`: such as "cuda" or "cpu"; None takes a GPU where there is one. `warn` is called with each warning.
+    Args:
+        checkpoint: A folder, or a name in `hub`.
+        hub: The folder hub in which names are looked up.
+        cache: Where tokens and pixels are kept between runs.
+        device: Such as "cuda" or "cpu"; None takes a GPU where there is one.
+        warn: Called with each warning.
+        popularity: Weight of popularity in the score; None: the checkpoint's. 0 looks at no interaction but the user's.
+        max_unreadable: Share of a domain's items that may lack all that the model reads.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -179,7 +201,19 @@ def load(
         raise RecipeError(f"device {device!r}: torch knows no such device; give cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
-    return System(Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub))), Path(cache or CACHE), chosen, warn)
+    opened = Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub)))
+    return System(opened, Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
+
+
+def _scorer_with(checkpoint: Checkpoint, popularity: float) -> Scorer:
+    """The checkpoint's scorer with another weight of popularity. RecipeError where its scorer has none."""
+    config = checkpoint.model_config
+    tree = {**config.scorer.model_dump(mode="json"), "popularity": popularity}
+    if not popularity:
+        tree.pop("temperature", None)  # without popularity it changes no ranking
+    part_class: Any = scorers.part_class(scorers.config(tree))
+    scorer: Scorer = part_class(scorers.config(tree), config.width)
+    return scorer
 
 
 def _opened(domain: Domain | Path | str) -> Domain:

@@ -79,8 +79,8 @@ def check_readable(domain: Domain, modalities: frozenset[Modality], max_unreadab
         raise DataError(f"{found}; give them one, or use a model that reads what they have")
     if len(bare) > max_unreadable * domain.num_items:
         raise DataError(
-            f"{found}, more than the share of {max_unreadable:g} that data.max_unreadable allows; import the domain "
-            f"without them, give them one, raise data.max_unreadable, or use a model that reads what they have"
+            f"{found}, more than the share of {max_unreadable:g} that may be so; import the domain without them, give "
+            f"them one, raise data.max_unreadable (--max-unreadable), or use a model that reads what they have"
         )
     return (
         f"{found}; they count as zero vectors in histories and are never recommended, and whoever takes one next "

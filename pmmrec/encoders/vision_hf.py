@@ -45,7 +45,7 @@ _VIT = VisionLayout(
     blocks=r"(encoder\.layer|layers)\.\d+",
     after=r"layernorm",
     unused=r"(pooler|embeddings\.mask).*",
-    block_call="hidden_and_mask",
+    block_call="hidden",  # images have no padding, and older releases of transformers give these blocks no mask
 )
 _BEIT = VisionLayout(blocks=_VIT.blocks, after=_VIT.after, unused=_VIT.unused)  # blocks may ask for relative positions
 _SWIN = VisionLayout(

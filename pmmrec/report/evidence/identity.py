@@ -12,7 +12,7 @@ from typing import Any
 
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, RunRecipe, read_recipe
-from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, domain_of
+from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
 
@@ -67,6 +67,8 @@ class Identities:
         """Of a measured cell, with all its seeds."""
         cell = self._plan.measured[cell_id]
         told: Tree = {"kind": cell.kind, "domain": self._domain(domain_of(cell_id))}
+        if isinstance(cell, ZeroShotCell) and cell.popularity is not None:
+            told["popularity"] = cell.popularity
         start = getattr(cell, "start_from", SCRATCH)
         before = self.pretraining(start) if start != SCRATCH else Identity({}, {})
         if isinstance(cell, FinetuneCell):

@@ -108,10 +108,21 @@ class Layout:
         folder, domain = self.cell(cell_id) / "zero-shot", str(self.domain(domain_of(cell_id)))
         cache = ("--cache", str(self._cache)) if self._cache else ()
         checkpoint = str(self._checkpoint(cell.start_from))
+        popularity = () if cell.popularity is None else ("--popularity", str(cell.popularity))
         return Run(
             label=f"{cell_id} zero-shot",
             folder=folder,
-            arguments=("evaluate", checkpoint, domain, "--name", "zero-shot", "--out", str(folder), *cache),
+            arguments=(
+                "evaluate",
+                checkpoint,
+                domain,
+                "--name",
+                "zero-shot",
+                "--out",
+                str(folder),
+                *popularity,
+                *cache,
+            ),
             identity=identities.run(cell_id, None),
             needs=cell.start_from,
         )

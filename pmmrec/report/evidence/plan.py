@@ -94,6 +94,7 @@ class ZeroShotCell(_StartingCell):
     """A pretrained checkpoint as it is."""
 
     kind: Literal["zero_shot"]
+    popularity: float | None = Field(None, ge=0, description="Weight of popularity in the score; the checkpoint's.")
 
 
 class SameCell(Config):

@@ -39,15 +39,15 @@ def test_four_kinds_of_dimension_are_read(tmp_path: Path) -> None:
         "train.optimizer.learning_rate: {log: [1e-4, 1e-2]}",
         "train.optimizer.warmup: {uniform: [0, 0.5]}",
         "model.user_encoder.num_layers: {int: [1, 3]}",
-        "data.window.policy: {choice: [latest, random]}",
+        "data.window.policy: {choice: [latest, all]}",
     )
     assert [dimension.probes for dimension in space.dimensions.values()] == [
         (1e-4, 1e-2),
         (0, 0.5),
         (1, 3),
-        ("latest", "random"),
+        ("latest", "all"),
     ]
-    own = {"learning_rate": 1e-3, "warmup": 0.0, "num_layers": 2, "policy": "random"}
+    own = {"learning_rate": 1e-3, "warmup": 0.0, "num_layers": 2, "policy": "all"}
     assert {path.rpartition(".")[2]: value for path, value in _against(space).items()} == own
 
 
@@ -73,7 +73,8 @@ def test_a_key_that_holds_dots_is_written_in_quotes(tmp_path: Path) -> None:
     path = 'train.optimizer.parts."text_encoder.backbone".learning_rate'
     assert keys_of(path) == ["train", "optimizer", "parts", "text_encoder.backbone", "learning_rate"]
     space = _space(tmp_path, f"{path}: {{log: [1e-5, 1e-3]}}")
-    assert _against(space, "finetune/small") == {path: 2e-4}
+    override = "train.optimizer.parts={text_encoder.backbone: {learning_rate: 2e-4}}"
+    assert _against(space, "finetune/scratch", override) == {path: 2e-4}
     parts = space.tree({path: 0.5})["train"]["optimizer"]["parts"]
     assert parts == {"text_encoder.backbone": {"learning_rate": 0.5}}
 
