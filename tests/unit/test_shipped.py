@@ -21,7 +21,7 @@ def test_both_programs_and_the_launch_files_are_shipped() -> None:
         assert shipped_file(name).is_file()
 
 
-@pytest.mark.parametrize("name", ["pretrain/none.yaml", "pretrain", "../pyproject.toml", "pmmrec/cli.py", "/etc/hosts"])
+@pytest.mark.parametrize("name", ["pretrain/none.yaml", "pretrain", "../pyproject.toml", "pmmrec/cli/zoo.py", "/etc/hosts"])
 def test_what_is_not_shipped_is_refused(name: str) -> None:
     with pytest.raises(RecipeError, match="no such file, here or among the shipped ones"):
         shipped_file(name)

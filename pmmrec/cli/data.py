@@ -1,0 +1,77 @@
+"""Verbs that make domains: data import, stats, verify, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from pmmrec.cli.options import DomainFolder
+from pmmrec.terminal import errors_for_people, say_problems, show
+
+app = typer.Typer(help="Make a domain of a platform's files, describe it, check it.", no_args_is_help=True)
+import_app = typer.Typer(help="Import one platform; each layout of files is one verb.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+
+
+@import_app.command("table")
+def import_table_command(
+    items: Annotated[Path, Option(help="csv, tsv or parquet with item_id, text and any further columns.")],
+    interactions: Annotated[Path, Option(help="csv, tsv or parquet with user_id, item_id and, if known, timestamp.")],
+    name: Annotated[str, Option(help="Name of the platform; runs and reports use it.")],
+    out: Annotated[Path, Option(help="Folder to make.")],
+    images: Annotated[Path | None, Option(help="Folder of pictures named ITEM_ID.jpg, .png or .webp.")] = None,
+    k_core: Annotated[str, Option(help="Keep users and items with at least so many interactions; none: all.")] = "5",
+    image_side: Annotated[
+        int | None, Option(help="Shortest side, in pixels, at which pictures are kept; 256 unless given.")
+    ] = None,
+) -> None:
+    """Import a platform from two tables and a folder of pictures."""
+    from pmmrec.data.importers.table import TableImport, import_table
+    from pmmrec.progress import bars
+    from pmmrec.report.domains import import_lines
+    from pmmrec.settings import validate
+
+    with errors_for_people():
+        tree = {"items": items, "interactions": interactions, "images": images, "name": name, "out": out}
+        sizes: dict[str, Any] = {"k_core": None if k_core == "none" else k_core}
+        if image_side is not None:
+            sizes["image_side"] = image_side
+        task = validate(TableImport, {**tree, **sizes}, "arguments")
+        with bars() as progress:
+            domain = import_table(task, progress)
+        show(*import_lines(domain))
+
+
+@app.command("stats")
+def stats_command(domains: Annotated[list[Path], Argument(help="Domain folders.")]) -> None:
+    """Users, items, actions, lengths, modalities of domains, side by side."""
+    from pmmrec.report.domains import statistics_table
+    from pmmrec.report.tables import to_rich
+
+    with errors_for_people():
+        show(to_rich(statistics_table(domains)))
+
+
+@app.command("verify")
+def verify_domain_command(domain: DomainFolder) -> None:
+    """Check a domain's files against their hashes, and what they hold against the rules of the format."""
+    from pmmrec.data.verify import verify_domain
+
+    with errors_for_people():
+        say_problems(domain, verify_domain(domain))
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, Option(help="Folder to make; holds one domain for each platform.")],
+    seed: Annotated[int, Option(min=0, help="Another seed, another world.")] = 1,
+) -> None:
+    """Make the demo world: three small platforms with texts, pictures and users, and import them."""
+    from pmmrec.report.domains import make_demo_world
+
+    with errors_for_people():
+        for line in make_demo_world(out, seed):
+            typer.echo(line)

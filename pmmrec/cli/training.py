@@ -1,0 +1,86 @@
+"""Verbs that train: pretrain, finetune, tune."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from pmmrec.terminal import errors_for_people, named_folders, run_program, show
+
+app = typer.Typer()
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def pretrain(context: typer.Context) -> None:
+    """Pretrain on several domains: RECIPE \\[a.b=c ...] \\[--dry-run]."""
+    _start("pretrain/run.py", context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def finetune(context: typer.Context) -> None:
+    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run]."""
+    _start("finetune/run.py", context.args)
+
+
+@app.command()
+def tune(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe, of either verb.")],
+    space: Annotated[Path, Option(help="YAML file: what is tried for each setting.")],
+    trials: Annotated[int, Option(min=1, help="Trials in all, those of earlier starts included.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that all trials share.")] = None,
+    start_from: Annotated[
+        str | None, Option("--from", metavar="CHECKPOINT", help="For a fine-tuning: as there; none: from scratch.")
+    ] = None,
+    on: Annotated[Path | None, Option(metavar="DOMAIN", help="For a fine-tuning: as there.")] = None,
+    name: Annotated[str | None, Option(help="Folder of the search below --runs; the recipe's name with -tune.")] = None,
+    runs: Annotated[Path | None, Option(help="Where it is made; the recipe's runs.")] = None,
+    timeout: Annotated[float | None, Option(metavar="MINUTES", help="Start no further trial after so long.")] = None,
+    jobs: Annotated[int, Option(min=1, help="Trials at a time; they share the machine and its GPU.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Of what is proposed; the runs keep the recipe's seed.")] = 1,
+    prune: Annotated[bool, Option(help="End trials early that stay below the median of five or more.")] = True,
+    prune_after: Annotated[int, Option(min=0, metavar="EPOCHS", help="Epochs that every trial gets.")] = 3,
+    keep_checkpoints: Annotated[
+        bool, Option("--keep-checkpoints", help="Keep the weights of all trials, not of the best alone.")
+    ] = False,
+    weights: Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="As in pretrain and finetune.")] = None,
+) -> None:
+    """Search for settings on validation alone; the same command again goes on where it was stopped.
+
+    Each trial is a run of its own, below trials/; the first is the recipe as it stands. No trial ranks test targets or
+    is published: run the best.yaml that is left, once, for that. Of all checkpoints the best alone is kept.
+    """
+    from pmmrec.report.tables import PlainTable, to_rich
+    from pmmrec.settings import validate
+    from pmmrec.tuning import require_optuna
+
+    with errors_for_people():
+        require_optuna()
+        from pmmrec.tuning.search import Search, SearchPlan
+
+        named_folders(weights or ())
+        asked = {"recipe": recipe, "overrides": overrides or (), "space": space, "trials": trials, "on": on}
+        where = {"start_from": start_from, "name": name, "runs": runs, "weights": weights or ()}
+        how = {"jobs": jobs, "seed": seed, "timeout_min": timeout, "keep_checkpoints": keep_checkpoints}
+        after = prune_after if prune else None
+        plan = validate(SearchPlan, {**asked, **where, **how, "prune_after": after}, "arguments")
+        found = Search(plan, typer.echo).run()
+        show(to_rich(PlainTable(f"{found.folder}: the best trials, by validation", found.columns, found.rows)))
+        for setting, share in found.importances.items():
+            typer.echo(f"importance {share:6.1%}  {setting}")
+        typer.echo(f"best settings: {found.best}")
+
+
+def _start(program: str, arguments: list[str]) -> None:
+    from pmmrec.shipped import shipped_file
+
+    with errors_for_people():
+        path = shipped_file(program)
+    story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
+    sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # what its usage and the log of its run call it
+    run_program(story["main"])
