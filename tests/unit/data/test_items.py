@@ -119,7 +119,7 @@ def test_more_items_with_nothing_to_read_than_allowed_are_an_error(
 ) -> None:
     words = (
         r"first: 2 of 4 items have no image for the model to read \('i00', 'i01'\), "
-        rf"more than the share of {max_unreadable:g} that data.max_unreadable allows"
+        rf"more than the share of {max_unreadable:g} that may be so"
     )
     with pytest.raises(DataError, match=words):
         ItemReader(shops, frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, max_unreadable)
