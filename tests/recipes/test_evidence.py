@@ -23,6 +23,7 @@ IDS = ["model.width=8", "train.epochs=1", "train.batch_users=16", "machine.devic
 KNOWN, UNSEEN = "tiny/boutique/ids", "tiny/boutique/unseen"
 PLAN = {
     "title": "Results",
+    "tunings": {"none": "not tuned"},
     "domains": {
         "bazaar_a": {"folder": "bazaar", "images": "bazaar/images", "cut": {"salt": "s", "half": "a"}},
         "boutique": {"folder": "boutique", "images": "boutique/images"},

@@ -93,7 +93,7 @@ class Page:
             systems = list(FLOOR_NAMES) if is_floors and system == MODEL else [system]
             for one in systems:
                 label = row.label or FLOOR_NAMES[one]
-                yield Line(label, cell_id, one, result, cell_id in self._stale, getattr(cell, "tuning", ""))
+                yield Line(label, cell_id, one, result, cell_id in self._stale, self._plan.tuning_of(cell_id))
 
     def _differences(self, table: PlannedTable, lines: Sequence[Line]) -> PlainTable:
         metrics = [column for column in table.columns if column in METRICS]

@@ -78,7 +78,7 @@ class _StartingCell(Config):
     model_config = ConfigDict(populate_by_name=True)
 
     start_from: str = Field(alias="from", description="A pretraining of the plan; none: from scratch.")
-    tuning: Text = Field(description="How the settings of this row were found, for the reader.")
+    tuning: Word = Field(description="One of the plan's `tunings`.")
 
 
 class FinetuneCell(_StartingCell):
@@ -156,6 +156,7 @@ class EvidencePlan(Config):
 
     title: Text
     include: Path | None = Field(None, description="Markdown file beside the plan: how to read the page.")
+    tunings: dict[Word, Text] = Field({}, description="How the settings of rows were found, for the reader.")
     domains: dict[Word, PlannedDomain]
     pretrainings: dict[Word, Pretraining] = {}
     cells: dict[CellId, AnyCell]
@@ -172,6 +173,11 @@ class EvidencePlan(Config):
         cell_id, _, system = reference.partition("@")
         cell = self.cells[cell_id]
         return (cell.same_as if isinstance(cell, SameCell) else cell_id), system or MODEL
+
+    def tuning_of(self, cell_id: str) -> str:
+        """How the settings of a measured cell were found; empty for floors, which have none."""
+        cell = self.cells[cell_id]
+        return self.tunings[cell.tuning] if isinstance(cell, _StartingCell) else ""
 
     def domains_of(self, cell_id: str) -> tuple[str, ...]:
         """The domain of a measured cell, then those its checkpoint was pretrained on."""
@@ -219,6 +225,8 @@ def _of_cells(plan: EvidencePlan) -> Iterator[str]:
             continue
         if domain not in plan.domains:
             yield f"{place}: no domain {domain!r}; {_hint(domain, plan.domains)}"
+        if isinstance(cell, _StartingCell) and cell.tuning not in plan.tunings:
+            yield f"{place}.tuning: no tuning {cell.tuning!r}; {_hint(cell.tuning, plan.tunings)}"
         start = getattr(cell, "start_from", SCRATCH)
         if start == SCRATCH:
             if isinstance(cell, ZeroShotCell):

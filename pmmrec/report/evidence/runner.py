@@ -205,7 +205,7 @@ class Runner:
             kind=cell.kind,
             hash=identity.hash,
             num_items=split.domain.num_items,
-            tuning=getattr(cell, "tuning", ""),
+            tuning=self._plan.tuning_of(cell_id),
             seeds=seeds,
             systems={system: targets.figures(targets.ranks(files)) for system, files in ranks.items()},
             trainings=tuple(training_of(runs[seed], seed, stamps[seed]) for seed in seeds),

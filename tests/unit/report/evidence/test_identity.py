@@ -23,12 +23,14 @@ def identities(
     ids: tuple[str, ...] = (),
     before: tuple[str, ...] = (),
     prints: dict[str, str] | None = None,
+    words: str = "not tuned",
     **more: Any,
 ) -> Identities:
-    """Of a plan with overrides of the id-only row (`ids`) and of the pretraining (`before`)."""
+    """Of a plan with overrides of the id-only row (`ids`) and of the pretraining (`before`); `words` on tuning."""
     row = {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "none", "overrides": list(ids)}
     tree = {
         "title": "T",
+        "tunings": {"none": words},
         "domains": {"films": {"folder": "films"}, "shop": {"folder": "shop"}},
         "pretrainings": {"films": {"recipe": "pretrain/tiny", "sources": ["films"], "overrides": list(before)}},
         "cells": {
@@ -86,7 +88,7 @@ def test_what_changes_no_figure_makes_nothing_stale(then: Identities, tmp_path: 
 
 
 def test_the_words_on_tuning_make_nothing_stale(then: Identities, tmp_path: Path) -> None:
-    assert identities(tmp_path, tuning="none at all").cell(IDS).hash == then.cell(IDS).hash
+    assert identities(tmp_path, words="20 trials").cell(IDS).hash == then.cell(IDS).hash
 
 
 def test_a_setting_that_programs_have_learned_since_makes_stale_only_where_it_is_used(then: Identities) -> None:

@@ -20,12 +20,13 @@ FLOORS, IDS, FULL = "t/shop/floors", "t/shop/ids", "t/shop/full"
 TREE: dict[str, Any] = {
     "title": "Results",
     "include": "reading.md",
+    "tunings": {"trials": "20 trials.", "shipped": "as shipped"},
     "domains": {"shop": {"folder": "shop"}, "films": {"folder": "films"}},
     "pretrainings": {"films": {"recipe": "pretrain/tiny", "sources": ["films"]}},
     "cells": {
         FLOORS: {"kind": "floors"},
-        IDS: {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "20 trials."},
-        FULL: {"kind": "finetune", "recipe": "finetune/full", "from": "films", "tuning": "as shipped"},
+        IDS: {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "trials"},
+        FULL: {"kind": "finetune", "recipe": "finetune/full", "from": "films", "tuning": "shipped"},
         "u/shop/base": {"same_as": IDS},
     },
     "differences": [{"a": FULL, "b": "u/shop/base"}, {"a": FULL, "b": f"{FLOORS}@item-knn"}],

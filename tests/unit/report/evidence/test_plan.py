@@ -16,6 +16,7 @@ from pmmrec.report.evidence.plan import EvidencePlan, read_plan
 Tree = dict[str, Any]
 TREE: Tree = {
     "title": "Results",
+    "tunings": {"none": "not tuned"},
     "domains": {
         "films_a": {"folder": "films", "cut": {"salt": "s", "half": "a"}},
         "films_b": {"folder": "films", "cut": {"salt": "s", "half": "b"}},
@@ -65,6 +66,8 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
     assert list(plan.measured) == ["t/films_b/floors", "t/films_b/ids", "t/films_b/full", "t/films_b/unseen"]
     assert plan.resolve("u/films_b/base") == ("t/films_b/ids", "model")
     assert plan.resolve("t/films_b/floors@item-knn") == ("t/films_b/floors", "item-knn")
+    assert plan.tuning_of("t/films_b/full") == "not tuned"
+    assert plan.tuning_of("t/films_b/floors") == ""
     assert plan.domains_of("t/films_b/full") == ("films_b", "films_a", "shop")
     assert plan.measured["t/films_b/ids"].seeds == (1, 2, 3)  # type: ignore[union-attr]  # it is a fine-tuning
 
@@ -84,6 +87,9 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("cells.t/films_b/ids.kind", "train", "cells.t/films_b/ids: must have kind: floors, finetune or zero_shot"),
         ("cells.t/films_b/ids.recipe", None, "cells.t/films_b/ids.recipe: field required"),
         ("cells.t/films_b/ids.tuning", None, "cells.t/films_b/ids.tuning: field required"),
+        ("cells.t/films_b/ids.tuning", "nine", "cells.t/films_b/ids.tuning: no tuning 'nine'; did you mean 'none'?"),
+        ("cells.t/films_b/ids.tuning", "20 short trials", "cells.t/films_b/ids.tuning: "),
+        ("tunings.none", "", "tunings.none: "),
         ("cells.t/films_b/ids.from", None, "cells.t/films_b/ids.from: field required"),
         ("cells.t/films_b/ids.epochs", 3, "cells.t/films_b/ids.epochs: unknown key"),
         ("cells.t/films_b/ids.seeds", [1, 1], "cells.t/films_b/ids.seeds: .*a seed twice"),
