@@ -18,7 +18,7 @@ from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
-from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
+from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -61,6 +61,7 @@ def main(
             run.log.say(apply(plan, checkpoint, recommender, task.heads).table())
 
         reader = open_reader(sources, recommender, recipe, run)
+        reader = compute_items(sources, task, reader, recipe, run)
         batch_users, seed = recipe.train.batch_users, recipe.seed
         batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
         rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)

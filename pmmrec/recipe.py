@@ -24,7 +24,7 @@ from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.transfer import EVERY, FULL, TransferPlan
+from pmmrec.zoo.transfer import FULL, TransferPlan, model_after
 
 if TYPE_CHECKING:
     ObjectiveField: TypeAlias = ObjectiveConfig
@@ -135,7 +135,9 @@ class PretrainRecipe(RunRecipe):
 class FinetuneRecipe(RunRecipe):
     """Train on one domain, from a checkpoint or from scratch."""
 
-    model: ModelConfig | None = Field(None, description="None: the checkpoint's. Needed with `--from none`.")
+    model: ModelConfig | None = Field(
+        None, description="None: the checkpoint's, less what `transfer` leaves behind. Needed with `--from none`."
+    )
     transfer: TransferPlan | None = Field(None, description="None: every part of the model from the checkpoint.")
 
     def model_from(self, checkpoint: Checkpoint | None) -> ModelConfig:
@@ -151,19 +153,16 @@ class FinetuneRecipe(RunRecipe):
                 f"{self.name}: model: missing, and `--from none` leaves nothing to take it from; "
                 "use a recipe with a model (finetune/scratch), or --from CHECKPOINT"
             )
-        return checkpoint.model_config
+        return checkpoint.model_config if self.transfer is None else model_after(self.transfer, checkpoint)
 
     def backbones_from(self, checkpoint: Checkpoint | None) -> dict[str, Backbone]:
         """Backbones that need not be found or started, since their part comes from the checkpoint."""
         if checkpoint is None:
             return {}
-        plan = self.transfer or FULL
-        named = {*plan.fresh, *plan.drop}
-        given: dict[str, Backbone] = {}
-        for part, backbone in checkpoint.backbones().items():
-            if part in plan.load or (EVERY in plan.load and part not in named):
-                self._refuse_other_backbone(part, checkpoint)
-                given[part] = backbone
+        loaded = (self.transfer or FULL).loads(checkpoint.parts)
+        given = {part: backbone for part, backbone in checkpoint.backbones().items() if part in loaded}
+        for part in given:
+            self._refuse_other_backbone(part, checkpoint)
         return given
 
     def _refuse_other_backbone(self, part: str, checkpoint: Checkpoint) -> None:

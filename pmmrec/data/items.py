@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,7 @@ class ItemReader:
         self._domains = list(domains)
         self._contents: dict[int, Contents] = {}
         self._kept: dict[Modality, PrefixTables] = {}
+        self._fetches = True
         self._cache = cache
         self._modalities = sorted(modalities)
         self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
@@ -104,6 +106,12 @@ class ItemReader:
             self._kept[modality] = kept
         return kept
 
+    def names_alone(self) -> ItemReader:
+        """A reader of the same items that fetches neither text nor image, for vectors that are known already."""
+        reader = copy.copy(self)
+        reader._fetches = False
+        return reader
+
     def to_device(self, items: ItemInputs, device: torch.device | str) -> ItemInputs:
         """A copy on `device`, with kept states fetched."""
         text, image = items.text, items.image
@@ -116,12 +124,13 @@ class ItemReader:
     def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
         """The inputs of these items (at least one, each named once), in their order."""
         has_U = {modality: self._has(modality, domain_U, row_U) for modality in self._modalities}
+        reads = has_U if self._fetches else {}
         return ItemInputs(
             domain_U=torch.from_numpy(domain_U.astype(np.int64)),
             row_U=torch.from_numpy(row_U.astype(np.int64)),
             has_U={modality: torch.from_numpy(has) for modality, has in has_U.items()},
-            text=self._text_inputs(domain_U, row_U, has_U[Modality.TEXT]) if Modality.TEXT in has_U else None,
-            image=self._image_inputs(domain_U, row_U, has_U[Modality.IMAGE]) if Modality.IMAGE in has_U else None,
+            text=self._text_inputs(domain_U, row_U, has_U[Modality.TEXT]) if Modality.TEXT in reads else None,
+            image=self._image_inputs(domain_U, row_U, has_U[Modality.IMAGE]) if Modality.IMAGE in reads else None,
         )
 
     def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer
 from pmmrec.encoders import Encoder, EncoderConfig
@@ -35,6 +36,11 @@ class ItemEncoderConfig(PartConfig):
     def modalities(self) -> frozenset[Modality]:
         """What the item encoder reads."""
         return frozenset()
+
+    def keeping(self, parts: Collection[str]) -> Self:
+        """The same settings without the parts that are not named. ValueError where that leaves nothing to read."""
+        del parts  # an encoder of one part has nothing to do without
+        return self
 
 
 class ItemEncoder(nn.Module, ABC):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -59,6 +59,13 @@ class TowersConfig(ItemEncoderConfig):
     def modalities(self) -> frozenset[Modality]:
         read = {Modality.TEXT: self.text, Modality.IMAGE: self.vision}
         return frozenset(modality for modality, config in read.items() if config is not None)
+
+    def keeping(self, parts: Collection[str]) -> Self:
+        """With the named towers alone; a fusion is for both. ValueError where neither is left."""
+        text = self.text if "text_encoder" in parts else None
+        vision = self.vision if "vision_encoder" in parts else None
+        fusion = self.fusion if text is not None and vision is not None else None
+        return self.model_validate({**dict(self), "text": text, "vision": vision, "fusion": fusion})
 
 
 @item_encoders.register("towers", TowersConfig)

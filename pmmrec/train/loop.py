@@ -185,6 +185,8 @@ class Loop:
         with self.processes.accelerator.autocast():
             norms = self.task.gradient_norms(batch)
         self._module.train()
+        if not norms:
+            return
         self.log.event("gradient_norm", 0, **norms)
         self.log.say("gradient at the item vectors: " + "  ".join(f"{name} {norm:.2g}" for name, norm in norms.items()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -23,6 +23,7 @@ class GroupConfig(Config):
 
     learning_rate: float | None = Field(None, ge=0)
     weight_decay: float | None = Field(None, ge=0)
+    warmup: float | None = Field(None, ge=0, lt=1)
 
 
 class OptimizerConfig(Config):
@@ -76,18 +77,23 @@ def build_optimizer(task: TrainingTask, config: OptimizerConfig) -> Optimizer:
 
 
 def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, num_steps: int) -> LambdaLR:
-    """Linear warm-up, then constant or a cosine to 0 at `num_steps`."""
-    num_warmup = int(config.warmup * num_steps)
+    """For each group a linear warm-up, then constant or a cosine to 0 at `num_steps`."""
 
-    def factor(step: int) -> float:
-        if step < num_warmup:
-            return (step + 1) / (num_warmup + 1)
-        if config.schedule == "constant":
-            return 1.0
-        progress = (step - num_warmup) / max(1, num_steps - num_warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    def schedule_of(group: GroupConfig) -> Callable[[int], float]:
+        num_warmup = int((config.warmup if group.warmup is None else group.warmup) * num_steps)
 
-    return LambdaLR(optimizer, factor)
+        def factor(step: int) -> float:
+            if step < num_warmup:
+                return (step + 1) / (num_warmup + 1)
+            if config.schedule == "constant":
+                return 1.0
+            progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+        return factor
+
+    groups = [config.parts.get(group["name"], GroupConfig()) for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [schedule_of(group) for group in groups])
 
 
 def _rates(config: OptimizerConfig, group: GroupConfig) -> Mapping[str, float]:

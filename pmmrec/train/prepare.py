@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmmrec.contracts import Batch, Modality, Prefix, to_device
+from pmmrec.contracts import Batch, Modality, Prefix, View, to_device
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -22,8 +22,10 @@ from pmmrec.data.split import Split
 from pmmrec.data.windows import WindowConfig
 from pmmrec.encoders import Backbone, text_encoders, vision_encoders
 from pmmrec.errors import RecipeError
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig
+from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
 from pmmrec.settings import expanded
@@ -133,9 +135,20 @@ class Readable(Protocol):
 
 def open_reader(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
     """`read_items` in every process; the main process fills the caches first. Every process must call it."""
+    _say_unread(sources, recommender, run.log)
     reader = read_items(sources, recommender, recipe, run) if run.processes.is_main else None
     run.processes.wait()
     return reader or read_items(sources, recommender, recipe, run)
+
+
+def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None:
+    """A warning for each modality that the model reads and no item has: its encoder learns nothing here."""
+    for modality in sorted(recommender.item_encoder.modalities):
+        if not any(domain.has[modality].any() for domain in sources.domains):
+            log.warn(
+                f"{modality.value}: no item of {', '.join(sources.names)} has one; its encoder learns nothing here. A "
+                "plan that leaves it behind (finetune/text, finetune/vision) trains faster"
+            )
 
 
 def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
@@ -145,7 +158,8 @@ def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run
     """
     encoder = recommender.item_encoder
     reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
-    prefixes = find_prefixes(recommender, recipe.prefix, run.log)
+    learns = any(tensor.requires_grad for tensor in encoder.parameters())
+    prefixes = find_prefixes(recommender, recipe.prefix, run.log) if learns else {}  # else nothing is read twice
     with bars() as progress:
         reader = ItemReader(
             sources.domains, *reads, expanded(recipe.cache), progress, max_unreadable=recipe.data.max_unreadable
@@ -155,6 +169,37 @@ def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run
         for modality, prefix in prefixes.items():
             _keep_states(reader, modality, prefix, recipe.prefix, run.log, progress)
     return reader
+
+
+def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, recipe: Readable, run: Run) -> ItemReader:
+    """Where nothing of the item encoder learns: its vectors, computed now, stand in for it, unless `prefix_cache: off`.
+
+    Returns the reader for training. Raises RecipeError where an objective asks more of the items than their vectors.
+    """
+    recommender = task.recommender
+    encoder = recommender.item_encoder
+    if not encoder.modalities or any(tensor.requires_grad for tensor in encoder.parameters()):
+        return reader
+    if View.MODALITIES in task.needs:
+        raise RecipeError(
+            "objectives: one compares texts with images, but nothing of the item encoder learns, so it has nothing to "
+            "improve; take it away (objectives.NAME=null), or let a part of the item encoder train"
+        )
+    if recipe.prefix.use == "off":
+        return reader
+    device, started_s = run.processes.device, time.monotonic()
+    recommender.to(device)
+    vectors_ND = [
+        encode_catalogue(recommender, reader, place, domain.num_items, chunk=ITEMS_AT_ONCE, device=device)
+        for place, domain in enumerate(sources.domains)
+    ]
+    recommender.item_encoder = Computed(encoder, vectors_ND)
+    num_items = sum(len(vectors) for vectors in vectors_ND)
+    run.log.say(
+        f"items: none of their parts learns, so their {num_items:,} vectors were computed once, in "
+        f"{time.monotonic() - started_s:.1f} s"
+    )
+    return reader.names_alone()
 
 
 def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[Modality, Prefix]:

@@ -77,10 +77,15 @@ class TrainingTask(nn.Module):
         return {name: term(views) for name, term in self._terms().items()}
 
     def gradient_norms(self, batch: Batch) -> dict[str, float]:
-        """Norm of each objective's gradient at the item vectors: shows a term that is dead or rules the others."""
+        """Norm of each objective's gradient at the item vectors: shows a term that is dead or rules the others.
+
+        Empty where item vectors are fixed.
+        """
         views = self.views(batch)
         vectors = [views.items.fused_UD, *views.items.cls_UD.values()]
         vectors = [vector for vector in vectors if vector.requires_grad]
+        if not vectors:
+            return {}
         norms: dict[str, float] = {}
         for name, term in self.terms(views).items():
             loss = term.mean * self.weights[name]

@@ -12,11 +12,14 @@ from torch import nn
 from typing_extensions import Self
 
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import Config
 from pmmrec.zoo.checkpoint import OBJECTIVES, Checkpoint, fill, misfits, part_paths
 
 EVERY = "*"
+ITEMS = "item_encoder"
+_BESIDE_ITEMS = ("user_encoder", "scorer", OBJECTIVES)
 Action = Literal["loaded", "fresh", "dropped"]
 Names = tuple[str, ...]
 
@@ -24,7 +27,9 @@ Names = tuple[str, ...]
 class TransferPlan(Config):
     """What becomes of each part, by its name in the checkpoint (`text_encoder`, `fusion`, ...).
 
-    `*` stands for every part that is named nowhere else. `objectives` is one part: all heads of pretraining.
+    `*` stands for every part that is named nowhere else, `item_encoder` for all parts that make item vectors.
+    `objectives` is one part: all heads of pretraining. A part that is dropped and not fresh is no part of a model that
+    follows from the plan.
     """
 
     load: Names = Field((), description="Parts that the checkpoint and the model have: taken over.")
@@ -42,6 +47,20 @@ class TransferPlan(Config):
                 raise ValueError(f"{', '.join(sorted(both))} stands in load and in {field}; keep one")
         return self
 
+    def loads(self, in_checkpoint: Iterable[str]) -> tuple[str, ...]:
+        """The parts of a checkpoint that the plan takes over, for a model that has whatever the plan keeps."""
+        theirs = list(in_checkpoint)
+        named = {*_parts_of(self.load, theirs), *_parts_of(self.fresh, theirs), *_parts_of(self.drop, theirs)}
+        wanted = _spell(_parts_of(self.load, theirs), [name for name in theirs if name not in named])
+        return tuple(name for name in theirs if name in wanted)
+
+    def keeps(self, in_checkpoint: Iterable[str]) -> tuple[str, ...]:
+        """The parts of a checkpoint that a model after this plan has, loaded or fresh."""
+        theirs = list(in_checkpoint)
+        load = self.loads(theirs)
+        fresh = _spell(_parts_of(self.fresh, theirs), [name for name in theirs if name not in load])
+        return tuple(name for name in theirs if name in load or name in fresh)
+
     def spelled_out(self, in_checkpoint: Iterable[str], in_model: Iterable[str]) -> TransferPlan:
         """The same plan with every part named. Raises RecipeError where a part is unknown or left out."""
         theirs, ours = list(in_checkpoint), list(in_model)
@@ -50,18 +69,19 @@ class TransferPlan(Config):
         _refuse_unknown("fresh", "the model", self.fresh, [*parts, OBJECTIVES])
         _refuse_unknown("drop", "the checkpoint", self.drop, [*theirs, OBJECTIVES])
         _refuse_unknown("train", "the model", self.train or (), parts)
-        named = {*self.load, *self.fresh, *self.drop}
-        both = [name for name in theirs if name in ours and name not in named and name != OBJECTIVES]
-        load = _spell(self.load, both)
-        fresh = _spell(self.fresh, [name for name in ours if name not in load])
-        drop = _spell(self.drop, [name for name in theirs if name not in load])
+        common = [name for name in theirs if name in ours]
+        wanted = _parts_of(self.load, common), _parts_of(self.fresh, ours), _parts_of(self.drop, theirs)
+        named = {name for names in wanted for name in names}
+        load = _spell(wanted[0], [name for name in common if name not in named and name != OBJECTIVES])
+        fresh = _spell(wanted[1], [name for name in ours if name not in load])
+        drop = _spell(wanted[2], [name for name in theirs if name not in load])
         fresh += tuple(name for name in ours if name == OBJECTIVES and name not in {*load, *fresh})
         drop += tuple(name for name in theirs if name == OBJECTIVES and name not in {*load, *drop})
         lost = [f"{name} of the checkpoint (load it or drop it)" for name in theirs if name not in {*load, *drop}]
         lost += [f"{name} of the model (load it or start it fresh)" for name in ours if name not in {*load, *fresh}]
         if lost:
             raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}")
-        train = None if self.train is None else _spell(self.train, parts)
+        train = None if self.train is None else _spell(_parts_of(self.train, parts), parts)
         return TransferPlan(load=load, fresh=fresh, drop=drop, train=train)
 
 
@@ -94,6 +114,18 @@ class TransferReport:
             learning = {True: "trains", False: "frozen", None: "-"}[row.trains]
             lines.append(f"{row.part:<{width}}  {row.action:<7}  {row.tensors:>7,}  {row.parameters:>13,}  {learning}")
         return "\n".join(lines)
+
+
+def model_after(plan: TransferPlan, checkpoint: Checkpoint) -> ModelConfig:
+    """The checkpoint's model without the parts that the plan leaves behind. RecipeError where too little is left."""
+    kept, config = plan.keeps(checkpoint.parts), checkpoint.model_config
+    try:
+        return config.model_copy(update={"item_encoder": config.item_encoder.keeping(kept)})
+    except ValueError as error:
+        raise RecipeError(
+            f"transfer: keeps {', '.join(kept) or 'nothing'} of {checkpoint.folder}, which holds "
+            f"{', '.join(checkpoint.parts)}: that makes no item encoder; choose a plan for what it holds"
+        ) from error
 
 
 def plan_full(checkpoint: Checkpoint, recommender: Recommender) -> TransferPlan:
@@ -168,11 +200,18 @@ def _stay_in_eval(part: nn.Module, _: Any) -> None:
 
 
 def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: list[str]) -> None:
+    groups = {EVERY, *([ITEMS] if _parts_of((ITEMS,), known) else [])}
     for name in names:
-        if name not in {*known, EVERY}:
+        if name not in {*known, *groups}:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
             raise RecipeError(f"transfer.{field}: {name!r} is no part of {owner}; {hint}")
+
+
+def _parts_of(names: Names, known: Iterable[str]) -> Names:
+    """The names, with the parts of the item encoder that are known in the place of `item_encoder`."""
+    items = [name for name in known if name not in _BESIDE_ITEMS]
+    return tuple(part for name in names for part in (items if name == ITEMS else (name,)))
 
 
 def _spell(names: Names, others: list[str]) -> Names:

@@ -115,3 +115,16 @@ def test_the_schedule_scales_every_group_by_the_same_factor(workshop) -> None:
     optimizer = build_optimizer(workshop().task, config)
     build_scheduler(optimizer, config, 2)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05])
+
+
+def test_a_part_may_warm_up_on_its_own(workshop) -> None:
+    config = _config(learning_rate=1.0, warmup=0.5, parts={"user_encoder": {"warmup": 0}})
+    optimizer = build_optimizer(workshop().task, config)
+    scheduler = build_scheduler(optimizer, config, 4)  # 2 of 4 steps
+    rates: dict[str, list[float]] = {"rest": [], "user_encoder": []}
+    for _ in range(4):
+        for group in optimizer.param_groups:
+            rates[group["name"]].append(group["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == {"rest": pytest.approx([1 / 3, 2 / 3, 1, 1]), "user_encoder": [1, 1, 1, 1]}

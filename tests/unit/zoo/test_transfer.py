@@ -14,7 +14,7 @@ from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.settings import validate
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.transfer import FULL, SCRATCH, TransferPlan, apply, plan_full
+from pmmrec.zoo.transfer import FULL, SCRATCH, TransferPlan, apply, model_after, plan_full
 
 ENCODERS = ("text_encoder", "vision_encoder")
 ITEMS = (*ENCODERS, "fusion")
@@ -61,6 +61,8 @@ def test_a_start_from_scratch_takes_nothing(other: Any, saved: Path) -> None:
         (TransferPlan(load=("*",), fresh=("user_encoder",), drop=("user_encoder",)), ITEMS),
         (TransferPlan(load=("user_encoder",), fresh=ITEMS, drop=ITEMS), ("user_encoder",)),
         (TransferPlan(load=("user_encoder",), fresh=("*",), drop=("*",)), ("user_encoder",)),
+        (TransferPlan(load=("item_encoder",), fresh=("user_encoder",), drop=("user_encoder",)), ITEMS),
+        (TransferPlan(load=("user_encoder",), fresh=("item_encoder",), drop=("item_encoder",)), ("user_encoder",)),
     ],
 )
 def test_exactly_the_parts_that_a_plan_loads_come_over(
@@ -112,6 +114,35 @@ def test_the_plan_for_all_that_both_have_is_spelled_out(
 def test_parts_that_are_not_there_are_refused(other: Any, saved: Path, plan: TransferPlan, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         apply(plan, Checkpoint.open(saved), other.recommender)
+
+
+@pytest.mark.parametrize(
+    ("plan", "loads", "keeps"),
+    [
+        (FULL, ALL, ALL),
+        (SCRATCH, (), ALL),
+        (TransferPlan(load=("item_encoder",), fresh=("user_encoder",), drop=("*",)), ITEMS, ALL),
+        (TransferPlan(load=("user_encoder",), fresh=("*",), drop=("*",)), ("user_encoder",), ALL),
+        (TransferPlan(load=("text_encoder", "user_encoder"), drop=("*",)), (ALL[0], ALL[3]), (ALL[0], ALL[3])),
+        (TransferPlan(load=("*",), drop=("vision_encoder", "fusion")), (ALL[0], ALL[3]), (ALL[0], ALL[3])),
+    ],
+)
+def test_a_plan_says_what_of_a_checkpoint_it_takes_and_has(
+    plan: TransferPlan, loads: tuple[str, ...], keeps: tuple[str, ...]
+) -> None:
+    assert plan.loads(ALL) == loads
+    assert plan.keeps(ALL) == keeps
+
+
+def test_the_model_after_a_plan_lacks_what_was_left_behind(saved: Path) -> None:
+    checkpoint = Checkpoint.open(saved)
+    assert model_after(FULL, checkpoint) == checkpoint.model_config
+    assert model_after(SCRATCH, checkpoint) == checkpoint.model_config
+    texts = model_after(TransferPlan(load=("text_encoder", "user_encoder"), drop=("*",)), checkpoint)
+    assert set(texts.item_encoder.encoders) == {"text_encoder"}
+    assert texts.user_encoder == checkpoint.model_config.user_encoder
+    with pytest.raises(RecipeError, match=r"keeps user_encoder of .* that makes no item encoder"):
+        model_after(TransferPlan(load=("user_encoder",), drop=("*",)), checkpoint)
 
 
 @pytest.mark.parametrize("field", ["fresh", "drop"])
