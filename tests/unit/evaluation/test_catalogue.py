@@ -230,3 +230,13 @@ def test_a_domain_without_anyone_to_rank_for_is_named_before_anything_is_encoded
     recommender.item_encoder.forward = None  # type: ignore[assignment]  # whoever calls it now fails
     with pytest.raises(DataError, match=f"{short.domain.folder}: nobody has three interactions"):
         evaluate_model(recommender, make_reader(short.domain), 0, short, "validation", "cpu")
+
+
+@pytest.mark.parametrize("which", ["validation", "test"])
+def test_popularity_counts_training_alone(
+    which: str, make_split: Callable[..., Split], make_reader: MakeReader, make_recommender: Callable[..., Recommender]
+) -> None:
+    split = make_split([*[[0, 1, 7, 9]] * 3, *[[3, 4, 7, 9]] * 3], NUM_ITEMS)
+    recommender = make_recommender(8, popularity=1e6)
+    ranks = evaluate_model(recommender, make_reader(split.domain), 0, split, which, "cpu").ranks.rank
+    assert (ranks > 2).all()  # behind the two items that the other users trained with, however often it is held out
