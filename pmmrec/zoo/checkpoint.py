@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, StringConstraints
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -22,9 +21,10 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.ids import ItemTable
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import objectives as objective_family
-from pmmrec.settings import Config, validate
+from pmmrec.settings import validate
 from pmmrec.users import user_encoders
 from pmmrec.zoo import files
+from pmmrec.zoo.index import Index, PartEntry
 
 FORMAT = 1
 PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
@@ -42,48 +42,8 @@ _FAMILIES: tuple[Family[Any], ...] = (
 )
 
 
-def _stays_inside(name: str) -> str:
-    if not files.is_inside(name):
-        raise ValueError(f"path {name!r} leaves the checkpoint; a path must be relative and stay in its folder")
-    return name
-
-
-InsidePath = Annotated[str, AfterValidator(_stays_inside)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-PartName = Annotated[str, StringConstraints(pattern=r"^[\w -]+$")]
-
-
-class PartEntry(Config):
-    """One part on disk: what it is, where it stands, and the SHA-256 of each of its files."""
-
-    family: str
-    type: str
-    folder: InsidePath
-    files: dict[InsidePath, Sha256]
-
-
-class Index(Config):
-    """`model_index.json`: everything that a checkpoint holds."""
-
-    format: int
-    system: str
-    width: int = Field(gt=0)
-    model: dict[str, Any]
-    parts: dict[PartName, PartEntry]
-    objectives: dict[PartName, PartEntry] = {}
-    files: dict[InsidePath, Sha256]
-    provenance: dict[str, Any] = {}
-
-    @property
-    def all_files(self) -> dict[str, str]:
-        """SHA-256 of each file of the checkpoint but the index, by its path in the checkpoint."""
-        entries = (*self.parts.values(), *self.objectives.values())
-        below = {f"{entry.folder}/{name}": digest for entry in entries for name, digest in entry.files.items()}
-        return {**self.files, **below}
-
-
 @dataclass(frozen=True)
-class _Owner:
+class Owner:
     """Who owns the tensors of a state dict that start with `prefix`."""
 
     prefix: str
@@ -112,17 +72,14 @@ def save_checkpoint(
     part or share memory, MachineError where the disk refuses.
     """
     owners = {
-        name: _Owner(f"recommender.{path}.", recommender.parts[name]) for name, path in part_paths(recommender).items()
+        name: Owner(f"recommender.{path}.", recommender.parts[name]) for name, path in part_paths(recommender).items()
     }
     heads = {name: head for name, head in objectives.items() if head.state_dict()}
-    owners |= {f"{OBJECTIVES}/{name}": _Owner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
-    states = _split(state, owners)
-    about = _about_parts(model_config, recommender.parts) | _about_heads(model_config, heads)
+    owners |= {f"{OBJECTIVES}/{name}": Owner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
+    states = owned_tensors(state, owners)
+    about = about_parts(model_config, recommender.parts) | about_heads(model_config, heads)
     with files.writing(folder, replace=replace) as place:
-        entries = {name: _write_part(place, name, owners[name].module, states[name], about[name]) for name in owners}
-        (place / RECIPE_NAME).write_text(recipe, encoding="utf-8")
-        (place / CARD_NAME).write_text(card, encoding="utf-8")
-        files.write_json(place / METRICS_NAME, metrics)
+        entries = {name: write_part(place, name, owners[name].module, states[name], about[name]) for name in owners}
         index = Index(
             format=FORMAT,
             system=system,
@@ -130,10 +87,18 @@ def save_checkpoint(
             model=model_config.model_dump(mode="json"),
             parts={name: entries[name] for name in recommender.parts},
             objectives={name: entries[f"{OBJECTIVES}/{name}"] for name in heads},
-            files={name: files.sha256_of(place / name) for name in (RECIPE_NAME, METRICS_NAME, CARD_NAME)},
+            files=write_papers(place, recipe, metrics, card),
             provenance=dict(provenance),
         )
-        files.write_json(place / files.INDEX_NAME, index.model_dump(mode="json"))
+        files.write_json(place / files.INDEX_NAME, index.written())
+
+
+def write_papers(place: Path, recipe: str, metrics: Mapping[str, Any], card: str) -> dict[str, str]:
+    """Write what stands beside the parts; SHA-256 of each file by name."""
+    (place / RECIPE_NAME).write_text(recipe, encoding="utf-8")
+    (place / CARD_NAME).write_text(card, encoding="utf-8")
+    files.write_json(place / METRICS_NAME, metrics)
+    return {name: files.sha256_of(place / name) for name in (RECIPE_NAME, METRICS_NAME, CARD_NAME)}
 
 
 def part_paths(recommender: Recommender) -> dict[str, str]:
@@ -149,7 +114,7 @@ def part_paths(recommender: Recommender) -> dict[str, str]:
     return paths
 
 
-def _split(state: Mapping[str, Tensor], owners: Mapping[str, _Owner]) -> dict[str, dict[str, Tensor]]:
+def owned_tensors(state: Mapping[str, Tensor], owners: Mapping[str, Owner]) -> dict[str, dict[str, Tensor]]:
     """The tensors of each owner by the names that its module gives them; each tensor of the state has one owner."""
     split: dict[str, dict[str, Tensor]] = {}
     owned: set[str] = set()
@@ -166,7 +131,7 @@ def _split(state: Mapping[str, Tensor], owners: Mapping[str, _Owner]) -> dict[st
     return split
 
 
-def _about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
     """What each part is, to be read beside its tensors when it travels alone."""
     item_encoder = model_config.item_encoder
     own = item_encoder.model_dump(mode="json")
@@ -181,7 +146,8 @@ def _about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> d
     return about
 
 
-def _about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+def about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """What each head of an objective is, by the name of its folder."""
     about = {}
     for name, head in heads.items():
         family, type_name = _kind(head) or (objective_family.name, name)
@@ -199,9 +165,10 @@ def _kind(part: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-def _write_part(
+def write_part(
     place: Path, folder_name: str, part: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> PartEntry:
+    """Write the tensors of a part below `place`, a backbone as its library reads it."""
     folder = place / folder_name
     folder.mkdir(parents=True)
     if isinstance(part, Encoder):
@@ -299,7 +266,7 @@ class Checkpoint:
 
         Raises CheckpointError where a file of the part is missing, more, changed, or no safetensors file.
         """
-        return _read_part(self._sound_folder(self._entry(name)), module)
+        return read_part(self._sound_folder(self._entry(name)), module)
 
     def objective_state(self, name: str) -> dict[str, Tensor]:
         """The tensors of an objective's head. Raises CheckpointError as `part_state` does."""
@@ -379,7 +346,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.load_state_dict(dict(state), strict=True)
 
 
-def _read_part(folder: Path, module: nn.Module) -> dict[str, Tensor]:
+def read_part(folder: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that `write_part` wrote, by the names that `module` gives them."""
     state = files.read_tensors(folder / PART_TENSORS)
     if isinstance(module, ItemTable) and "catalogue_bytes" in state:
         module.check_catalogues(state["catalogue_bytes"])

@@ -25,4 +25,4 @@ def restate(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
         (place / CARD_NAME).write_text(card, encoding="utf-8")
         restated = {name: files.sha256_of(place / name) for name in (METRICS_NAME, CARD_NAME)}
         index = old.index.model_copy(update={"files": {**old.index.files, **restated}})
-        files.write_json(place / files.INDEX_NAME, index.model_dump(mode="json"))
+        files.write_json(place / files.INDEX_NAME, index.written())
