@@ -2,13 +2,16 @@
 PYTHON ?= python3
 DATA ?= ../shared/data
 PLAN ?= zoo/evidence.yaml
+RESULTS ?= zoo/results
+TO ?= zoo/RESULTS.md
+RUNS ?= runs/evidence
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check real evidence benchmarks clean
+.PHONY: quickstart test check real evidence evidence-gpu benchmarks clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +40,11 @@ real: $(VENV)/installed-dev  ## the whole way on real data in $(DATA); skips whe
 
 evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures what is missing: CELL='TABLE/DOMAIN/*' STALE=1 FRESH=1 JOBS=2
 	$(BIN)/python tests/real/evidence.py "$(DATA)" --plan $(PLAN) --jobs $(JOBS) \
+		--results $(RESULTS) --page $(TO) --home $(RUNS) \
 		$(if $(CELL),--cells '$(CELL)') $(if $(STALE),--stale) $(if $(FRESH),--fresh) $(if $(PAGE),--page-only)
+
+evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from zoo/results_gpu
+	$(MAKE) evidence PLAN=zoo/evidence_gpu.yaml RESULTS=zoo/results_gpu TO=zoo/RESULTS_GPU.md RUNS=runs/evidence_gpu JOBS=1
 
 benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA); skips where there is none
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"
