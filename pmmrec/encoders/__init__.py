@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from pmmrec.adapters import Host
 from pmmrec.contracts import PixelInputs, PixelSpec, Prefix, PrefixInputs, TokenInputs, Tokenizer, TokenStates
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
@@ -37,6 +38,11 @@ class Encoder(nn.Module, ABC):
     @property
     def prefix(self) -> Prefix | None:
         """The part below the lowest trainable block, whose states may be kept; None where there is none."""
+        return None
+
+    @property
+    def host(self) -> Host | None:
+        """The blocks that may carry adapters; None where there are none."""
         return None
 
     @classmethod

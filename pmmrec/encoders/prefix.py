@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pmmrec.adapters import Host
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, to_device
-from pmmrec.encoders.trainable import Layout, PartlyTrained
+from pmmrec.encoders.trainable import Layout, PartlyTrained, block_names
 from pmmrec.errors import RecipeError
 
 PREFIX_VERSION = 1  # raise it when the same weights and inputs give other states
@@ -51,6 +52,19 @@ class CanBeCut(PartlyTrained):
                 f"{', '.join(known)}. Freeze all of it (trainable_blocks: 0), or leave the cache off"
             )
         return FrozenPrefix(self)
+
+    @property
+    def host(self) -> Host:
+        """The blocks of the backbone, which may carry adapters; the cut then lies below the lowest that does."""
+        return Host(
+            module=self.backbone,
+            path="backbone",
+            architecture=type(self.backbone).__name__,
+            blocks=tuple(block_names(self.backbone, self._layout)),
+            sites=self._layout.sites,
+            known=tuple(sorted(name for name, layout in self.layouts.items() if layout.sites is not None)),
+            learns_from_top=lambda num_blocks: self.train_top_blocks(self._layout, num_blocks),
+        )
 
     def up_to_cut(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """States that the lowest trainable block meets; of the whole backbone where nothing of it trains."""

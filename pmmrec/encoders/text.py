@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
+from pmmrec.adapters import Sites
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import Backbone, TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_projection
@@ -35,26 +36,58 @@ class TextLayout(Layout):
     width_name: str = "hidden_size"  # setting that holds the width of the last hidden state
 
 
-_BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", block_call="hidden_and_mask")
-_ROBERTA = TextLayout(
-    blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", positions_follow_padding=True, block_call="hidden_and_mask"
+def _sites(query: str, key: str, value: str, attention_out: str, feed_forward: tuple[str, str]) -> Sites:
+    # Values enter: DeBERTa's queries and keys may be made of positions too.
+    return Sites(f"{query}|{value}", f"{key}|{value}", (value, attention_out), feed_forward)
+
+
+_FEED_FORWARD = (r"intermediate\.dense", r"output\.dense")
+_SELF = r"attention\.self\."
+_BERT_SITES = _sites(f"{_SELF}query", f"{_SELF}key", f"{_SELF}value", r"attention\.output\.dense", _FEED_FORWARD)
+_DEBERTA_SITES = _sites(
+    f"{_SELF}query_proj", f"{_SELF}key_proj", f"{_SELF}value_proj", r"attention\.output\.dense", _FEED_FORWARD
 )
-_RELATIVE = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+")  # blocks ask for relative positions too
+_ATTN = r"attention\.attn\."
+_MPNET_SITES = _sites(f"{_ATTN}q", f"{_ATTN}k", f"{_ATTN}v", f"{_ATTN}o", _FEED_FORWARD)
+_GROUP = r"albert_layers\.\d+\."
+_ALBERT_SITES = _sites(
+    rf"{_GROUP}attention\.query",
+    rf"{_GROUP}attention\.key",
+    rf"{_GROUP}attention\.value",
+    rf"{_GROUP}attention\.dense",
+    (f"{_GROUP}ffn", f"{_GROUP}ffn_output"),
+)
+_DISTILBERT_SITES = _sites(
+    r"attention\.q_lin",
+    r"attention\.k_lin",
+    r"attention\.v_lin",
+    r"attention\.out_lin",
+    (r"ffn\.lin1", r"ffn\.lin2"),
+)
+_MODERN_SITES = _sites(r"attn\.Wqkv", r"attn\.Wqkv", r"attn\.Wqkv", r"attn\.Wo", (r"mlp\.Wi", r"mlp\.Wo"))
+_OPT_SITES = _sites(
+    r"self_attn\.q_proj", r"self_attn\.k_proj", r"self_attn\.v_proj", r"self_attn\.out_proj", ("fc1", "fc2")
+)
+
+_BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", block_call="hidden_and_mask", sites=_BERT_SITES)
+_ROBERTA = replace(_BERT, positions_follow_padding=True)
+_RELATIVE = replace(_BERT, block_call=None)  # blocks ask for relative positions too
 LAYOUTS: Mapping[str, TextLayout] = {
     # All layers of ALBERT share the weights of their group: a group is a block.
-    "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+"),
+    "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+", sites=_ALBERT_SITES),
     "bert": _BERT,
     "camembert": _ROBERTA,
-    "deberta-v2": _RELATIVE,
-    "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+", block_call="hidden_and_mask"),
+    "deberta-v2": replace(_RELATIVE, sites=_DEBERTA_SITES),
+    "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+", block_call="hidden_and_mask", sites=_DISTILBERT_SITES),
     "electra": _BERT,
-    "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False),
-    "mpnet": TextLayout(blocks=_RELATIVE.blocks, unused=_RELATIVE.unused, positions_follow_padding=True),
+    "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False, sites=_MODERN_SITES),
+    "mpnet": replace(_RELATIVE, positions_follow_padding=True, sites=_MPNET_SITES),
     "opt": TextLayout(
         blocks=r"decoder\.layers\.\d+",
         after=r"decoder\.(final_layer_norm|project_out)",
         is_causal=True,
         width_name="word_embed_proj_dim",
+        sites=_OPT_SITES,
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
@@ -63,6 +96,7 @@ LAYOUTS: Mapping[str, TextLayout] = {
         after=r"encoder\.LayerNorm",
         unused=r"pooler\..+",
         positions_follow_padding=True,
+        sites=_BERT_SITES,
     ),
 }
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from torch import nn
 from typing_extensions import Self
 
+from pmmrec.adapters import Sites
 from pmmrec.errors import RecipeError
 
 Depth = int | Literal["all"]
@@ -27,6 +28,7 @@ class Layout:
     unused: str = ""  # parameters that the last hidden state does not depend on; they never train
     # How a block is called from states alone, which go on through `after`; None: not known here.
     block_call: Literal["hidden_and_mask", "hidden"] | None = None
+    sites: Sites | None = None  # where adapters stand in a block; None: not known here
 
 
 _L = TypeVar("_L", bound=Layout)
@@ -44,7 +46,7 @@ def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple
 
     `0` freezes everything, `"all"` trains everything that gets a gradient. RecipeError when there are fewer blocks.
     """
-    blocks = _matching(backbone, layout.blocks)
+    blocks = block_names(backbone, layout)
     if depth != "all" and depth > len(blocks):
         raise RecipeError(
             f"trainable_blocks: {depth} asked for, but {type(backbone).__name__} has {len(blocks)}; "
@@ -61,6 +63,11 @@ def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple
         if re.fullmatch(layout.unused, name):
             parameter.requires_grad_(False)
     return tuple(trained)
+
+
+def block_names(backbone: nn.Module, layout: Layout) -> list[str]:
+    """Names of the blocks, from bottom to top."""
+    return _matching(backbone, layout.blocks)
 
 
 def _matching(backbone: nn.Module, pattern: str) -> list[str]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from pmmrec.adapters import Host
 from pmmrec.family import Family
 
 
@@ -13,6 +14,11 @@ class UserEncoder(nn.Module, ABC):
     """Built as `part_class(config, width)`. `max_inputs` is the longest history it can read."""
 
     max_inputs: int
+
+    @property
+    def host(self) -> Host | None:
+        """The blocks that may carry adapters; None where there are none."""
+        return None
 
     @abstractmethod
     def forward(self, inputs_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:

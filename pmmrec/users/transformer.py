@@ -9,10 +9,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pmmrec.adapters import Host, Sites
 from pmmrec.blocks import Activation, TransformerBlock, attention_allowed
 from pmmrec.errors import RecipeError
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
+
+# Queries, keys and values are made by one linear map.
+SITES = Sites(
+    query_value=r"attention\.qkv",
+    key_value=r"attention\.qkv",
+    attention=(r"attention\.qkv", r"attention\.out"),
+    feed_forward=(r"expand", r"contract"),
+)
 
 
 class TransformerConfig(PartConfig):
@@ -61,6 +70,12 @@ class TransformerUserEncoder(UserEncoder):
             )
             for _ in range(config.num_layers)
         )
+
+    @property
+    def host(self) -> Host:
+        """Its blocks, which may carry adapters."""
+        blocks = tuple(f"blocks.{place}" for place in range(len(self.blocks)))
+        return Host(self, "", type(self).__name__, blocks, SITES, ("transformer",))
 
     def forward(self, inputs_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
         """Left-padded item vectors -> hidden states `(B, L, D)`. RecipeError when L is above `max_inputs`."""

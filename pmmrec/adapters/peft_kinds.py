@@ -1,0 +1,162 @@
+"""Adapters of peft, injected in place: LoRA, DoRA and IA3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pmmrec.adapters import Adapter, AdapterConfig, Host, adapters, chosen_targets, sites_of
+from pmmrec.errors import CheckpointError, RecipeError
+
+NAME = "default"  # peft keeps several adapters in one module, by name; here there is one
+PREFIX = "base_model.model."  # of every tensor in a file of peft
+_MAGNITUDE = f".lora_magnitude_vector.{NAME}.weight"
+
+
+class LoraConfig(AdapterConfig):
+    """Settings of LoRA and DoRA."""
+
+    type: Literal["lora"] = "lora"
+    r: int = Field(8, ge=1, description="Rank of what is added to a weight.")
+    alpha: int = Field(16, ge=1, description="What is added is multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Of the input of what is added.")
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Linear maps, by the end of their names; null: those of queries and values."
+    )
+
+
+class DoraConfig(LoraConfig):
+    """Settings of DoRA."""
+
+    type: Literal["dora"] = "dora"  # type: ignore[assignment]  # the settings are the same but for the name
+
+
+class Ia3Config(AdapterConfig):
+    """Settings of IA3."""
+
+    type: Literal["ia3"] = "ia3"
+    targets: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Linear maps, by the end of their names; null: those of keys, values and the feed-forward output.",
+    )
+
+
+class _OfPeft(Adapter):
+    """What the kinds of peft share: a wrapper takes the place of each linear map and keeps it as `base_layer`."""
+
+    is_mergeable = True
+
+    def __init__(self, config: LoraConfig | Ia3Config) -> None:
+        self.config = config
+
+    def insert(self, host: Host, blocks: Sequence[str], where: str) -> tuple[str, ...]:
+        """See `Adapter.insert`."""
+        from peft import inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        holders = self._targets(host, blocks, where)
+        if not holders:
+            raise RecipeError(f"{where}: {host.architecture} has no linear maps where its layout says; name `targets`")
+        inject_adapter_in_model(self._peft_config(host, holders), host.module, NAME)
+        del host.module.peft_config  # it would make transformers save adapters in the place of weights
+        found = tuple(name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer))
+        if found != tuple(holders):
+            raise RecipeError(f"{where}: peft adapted {', '.join(found)}, not {', '.join(holders)}; name `targets`")
+        return found
+
+    def merge(self, host: Host, holders: Sequence[str]) -> None:
+        """See `Adapter.merge`; the tensors get their own names back."""
+        for name in holders:
+            wrapper: Any = host.sub(name)
+            try:
+                wrapper.merge(safe_merge=True)
+            except ValueError as error:
+                raise CheckpointError(f"{host.architecture}: {name}: cannot be merged: {error}") from error
+            above, _, last = name.rpartition(".")
+            setattr(host.sub(above), last, wrapper.get_base_layer())
+
+    def write_settings(self, host: Host, folder: Path) -> None:
+        """Write `adapter_config.json` as peft reads it."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        holders = [name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer)]
+        config = self._peft_config(host, holders)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+
+    def name_on_disk(self, name: str) -> str:
+        """As peft writes it: without the adapter's name."""
+        if name.endswith(_MAGNITUDE):
+            return PREFIX + name.removesuffix(f".{NAME}.weight")
+        return PREFIX + name.replace(f".{NAME}", "")
+
+    def _targets(self, host: Host, blocks: Sequence[str], where: str) -> list[str]:
+        if self.config.targets is not None:
+            return chosen_targets(host, blocks, self.config.targets, where)
+        return self._own_targets(host, blocks)
+
+    def _own_targets(self, host: Host, blocks: Sequence[str]) -> list[str]:
+        raise NotImplementedError
+
+    def _peft_config(self, host: Host, holders: Sequence[str]) -> Any:
+        raise NotImplementedError
+
+
+class _LowRank(_OfPeft):
+    """What LoRA and DoRA share."""
+
+    config: LoraConfig
+    _use_dora = False
+
+    def _own_targets(self, host: Host, blocks: Sequence[str]) -> list[str]:
+        return host.at(sites_of(host).query_value, blocks)
+
+    def _peft_config(self, host: Host, holders: Sequence[str]) -> Any:
+        import peft
+
+        del host
+        make: Callable[..., Any] = peft.LoraConfig
+        return make(
+            r=self.config.r,
+            lora_alpha=self.config.alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=list(holders),
+            use_dora=self._use_dora,
+        )
+
+
+@adapters.register("lora", LoraConfig)
+class Lora(_LowRank):
+    """A product of two thin matrices is added to each weight (https://arxiv.org/abs/2106.09685), through peft."""
+
+
+@adapters.register("dora", DoraConfig)
+class Dora(_LowRank):
+    """LoRA on the direction of each weight, and its length learned apart (https://arxiv.org/abs/2402.09353)."""
+
+    _use_dora = True
+
+
+@adapters.register("ia3", Ia3Config)
+class Ia3(_OfPeft):
+    """Keys, values and the inner states of the feed-forward are rescaled (https://arxiv.org/abs/2205.05638).
+
+    Where one linear map makes queries, keys and values at once, all three are rescaled.
+    """
+
+    config: Ia3Config
+
+    def _own_targets(self, host: Host, blocks: Sequence[str]) -> list[str]:
+        sites = sites_of(host)
+        return host.at(f"{sites.key_value}|{sites.feed_forward[1]}", blocks)
+
+    def _peft_config(self, host: Host, holders: Sequence[str]) -> Any:
+        import peft
+
+        inner = set(host.at(sites_of(host).feed_forward[1], host.blocks))
+        make: Callable[..., Any] = peft.IA3Config
+        return make(target_modules=list(holders), feedforward_modules=[name for name in holders if name in inner])

@@ -1,0 +1,147 @@
+"""What every kind of adapters promises on every architecture whose blocks are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pmmrec.adapters import adapters
+from pmmrec.adapters.plan import AdapterPlan, adapt
+from pmmrec.contracts import PixelInputs, TokenInputs
+from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.encoders.text import LAYOUTS as TEXT_LAYOUTS
+from pmmrec.encoders.vision_hf import LAYOUTS as VISION_LAYOUTS
+from pmmrec.users import user_encoders
+
+WIDTH = 6
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+DINO = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+OTHER_NAMES: dict[str, dict[str, Any]] = {
+    "distilbert": {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16},
+    "opt": {**{key: SIZES[key] for key in list(SIZES)[:3]}, "ffn_dim": 16, "word_embed_proj_dim": 4},
+    "deberta-v2": {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "dinov2": DINO,
+    "dinov2_with_registers": DINO,
+    "electra": {**SIZES, "embedding_size": 4},
+    "albert": {**SIZES, "embedding_size": 4},
+    "swin": {"embed_dim": 4, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
+    "swinv2": {"embed_dim": 4, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
+}
+TIMM: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 4, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2},
+    "swinv2_tiny_window8_256": {"embed_dim": 4, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 2},
+    "dora": {"r": 2},
+    "ia3": {},
+    "houlsby": {"width": 3},
+    "houlsby, parallel": {"width": 3, "parallel": True},
+    "pfeiffer": {"width": 3},
+    "pfeiffer, parallel": {"width": 3, "parallel": True},
+}
+Use = tuple[nn.Module, str, Callable[[], Tensor]]
+
+
+def text(folder: Path, model_type: str) -> Use:
+    architecture = {"model_type": model_type, "max_position_embeddings": 40, **OTHER_NAMES.get(model_type, SIZES)}
+    pool = "mean" if TEXT_LAYOUTS[model_type].is_causal else "cls"
+    config = text_encoders.config(
+        {
+            "type": "hf_text",
+            "architecture": architecture,
+            "vocab_size": 270,
+            "max_tokens": 20,
+            "pool": pool,
+            "trainable_blocks": 0,
+        }
+    )
+    encoder = _started(text_encoders.part_class(config), config, folder)
+    token_id = torch.tensor([[2, 20, 30, 40, 3], [2, 25, 3, 0, 0]])
+    inputs = TokenInputs(token_id, token_id != 0, torch.arange(2))
+    return encoder, "text_encoder", lambda: encoder(inputs).tokens_RTD[:, :2]
+
+
+def vision(folder: Path, config: Any, side: int) -> Use:
+    encoder = _started(vision_encoders.part_class(config), config, folder)
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    inputs = PixelInputs(pixels, torch.arange(2))
+    return encoder, "vision_encoder", lambda: encoder(inputs).tokens_RTD
+
+
+def _started(part_class: Any, config: Any, folder: Path) -> Any:
+    folder.mkdir(exist_ok=True)
+    part_class.start(config, folder, ["red shoe", "blue hat"])
+    torch.manual_seed(0)
+    return part_class(config, WIDTH, Backbone(folder, is_pretrained=False))
+
+
+def make(folder: Path, name: str) -> Use:
+    """A part by its name, what it is in a model, and a call of it."""
+    family, _, model_type = name.partition(" ")
+    if family == "text":
+        return text(folder, model_type)
+    if family == "vision":
+        patch = 2 if "swin" in model_type else 8
+        sizes: Mapping[str, Any] = OTHER_NAMES.get(model_type, SIZES)
+        architecture = {"model_type": model_type, "image_size": 32, "patch_size": patch, **sizes}
+        config = vision_encoders.config(
+            {"type": "hf_vision", "architecture": architecture, "pool": "mean", "trainable_blocks": 0}
+        )
+        return vision(folder, config, 32)
+    if family == "timm":
+        architecture = {"name": model_type, **TIMM[model_type]}
+        tree = {"type": "timm", "architecture": architecture, "pool": "mean", "image_size": 32, "trainable_blocks": 0}
+        return vision(folder, vision_encoders.config(tree), 32)
+    settings: Any = user_encoders.config({"type": "transformer", "max_inputs": 4})
+    part_class: Any = user_encoders.part_class(settings)
+    torch.manual_seed(0)
+    users = part_class(settings, WIDTH)
+    inputs_BLD = torch.randn(2, 4, WIDTH)
+    is_valid_BL = torch.tensor([[False, True, True, True], [True] * 4])
+    return users, "user_encoder", lambda: users(inputs_BLD, is_valid_BL)[:, 1:]
+
+
+PARTS = [
+    *(f"text {name}" for name in TEXT_LAYOUTS),
+    *(f"vision {name}" for name in VISION_LAYOUTS),
+    *(f"timm {name}" for name in TIMM),
+    "user transformer",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PARTS)
+def test_adapters_change_nothing_until_they_learn_and_then_learn_alone(tmp_path: Path, name: str, kind: str) -> None:
+    part, place, call = make(tmp_path / "fresh", name)
+    for parameter in part.parameters():  # some norms start at 0, and nothing below them would get a gradient
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    part.eval()
+    before = call()
+    tree = {"type": kind.partition(",")[0], **KINDS[kind]}
+    adapted = adapt({place: part}, AdapterPlan.model_validate({place: tree}))
+    part.train()
+    after = call()
+    # DoRA divides a weight's length by itself in another order of rounding; all others are exact.
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5 if kind == "dora" else 0)
+    (after * torch.randn(after.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    learned = {key for key, parameter in part.named_parameters() if parameter.requires_grad}
+    assert learned == set(adapted.carriers[place].adapter_names)
+    touched = {key for key, parameter in part.named_parameters() if parameter.grad is not None}
+    assert touched == learned
+    ends = {"lora": "lora_B.default.weight", "dora": "lora_B.default.weight", "ia3": "ia3_l.default"}
+    end = ends.get(kind, "up.weight")
+    for key, parameter in part.named_parameters():
+        if key.endswith(end):
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0, key
+
+
+def test_every_kind_is_tried() -> None:
+    assert {entry.name for entry in adapters} == {kind.partition(",")[0] for kind in KINDS}
