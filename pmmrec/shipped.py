@@ -10,7 +10,7 @@ from pmmrec.errors import RecipeError
 Room = Literal["pretrain", "finetune", "zoo", "launch"]
 ROOMS: tuple[Room, ...] = ("pretrain", "finetune", "zoo", "launch")
 
-PLAN = "evidence"  # zoo/evidence*.yaml name recipes, they are none
+PLANS = "zoo/evidence*.yaml"  # of measurements: they name recipes, they are none
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -34,9 +34,8 @@ def shipped_file(name: str) -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """Every shipped recipe by name: `finetune/full` -> path."""
     root = shipped_root()
-    found = [
-        path for room in ROOMS[:3] for path in sorted((root / room).glob("*.yaml")) if not path.stem.startswith(PLAN)
-    ]
+    plans = set(root.glob(PLANS))
+    found = [path for room in ROOMS[:3] for path in sorted((root / room).glob("*.yaml")) if path not in plans]
     return {f"{path.parent.name}/{path.stem}": path for path in found}
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from pydantic import Field
 
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
+from pmmrec.processes import alone_in, end_all, signals_as_interrupts
 from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, RunRecipe, read_recipe, recipe_class_for, recipe_tree
 from pmmrec.settings import Config, Tree, overlay, validate
 from pmmrec.shipped import find_recipe, shipped_file
@@ -80,7 +77,7 @@ class Search:
         self._short = results.short_names(list(self._space.dimensions))
         self._metric = self._recipe.validation.metric
         self.folder = (plan.runs or self._recipe.runs) / (plan.name or f"{self._recipe.name}-tune")
-        self._about = {
+        self.about = {
             "recipe": yaml.safe_dump(self._recipe.model_dump(mode="json")),
             "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in self._space.dimensions.items()},
             "--from": plan.start_from,
@@ -99,9 +96,9 @@ class Search:
             PMMRecError: Where no trial reached its end.
         """
         self._make_folder()
-        with _alone_in(self.folder) as lock, _signals_as_interrupts():
+        with alone_in(self.folder, "a search, or a trial that it left,") as lock, signals_as_interrupts():
             prune_after = self._plan.prune_after
-            self._record = Record.open(self.folder, self._space, self._about, self._plan.seed, prune_after)
+            self._record = Record.open(self.folder, self._space, self.about, self._plan.seed, prune_after)
             if self._record.is_new:
                 self._begin()
             try:
@@ -173,7 +170,7 @@ class Search:
             self._seen[number][epoch] = value
             is_poor = self._record.report(number, epoch, value)
             if is_poor and code is None:
-                process.stop()
+                end_all([process])
                 self._close(number, "pruned", process.seconds)
                 return
         if code is None:
@@ -183,8 +180,10 @@ class Search:
             return
         complaint = process.complaint()
         self._close(number, "failed", process.seconds, complaint)
-        if code in _FATAL and not best_first(self._record.endings()):
-            self._leave_nothing()
+        endings = self._record.endings()
+        if code in _FATAL and not best_first(endings):
+            if len(endings) == 1:  # others are records of trials, perhaps of an earlier start, and stay
+                self._leave_nothing()
             raise _FATAL[code](f"trial {results.folder_name(number)}: {complaint}")
 
     def _close(self, number: int, state: str, seconds: float, message: str = "") -> None:
@@ -234,8 +233,7 @@ class Search:
         return self.folder / "trials" / results.folder_name(number)
 
     def _end_all(self) -> None:
-        for process in self._active.values():
-            process.stop()
+        end_all(self._active.values())
         for number in list(self._active):
             del self._active[number]
             self._record.give_up(number)
@@ -243,8 +241,7 @@ class Search:
 
     def _leave_nothing(self) -> None:
         """So that a mended recipe or space can be searched under the same name."""
-        for process in self._active.values():
-            process.stop()
+        end_all(self._active.values())
         self._active.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -270,37 +267,3 @@ def _domains(plan: SearchPlan, recipe: RunRecipe) -> list[Domain]:
         origin = plan.start_from
         recipe.model_from(None if origin == "none" else Checkpoint.open(find_checkpoint(origin, recipe.hub)))
     return [Domain.open(plan.on)]
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[int]:
-    """A lock that is free again when the search and all its trials are gone, however they went.
-
-    RecipeError when it is not free.
-    """
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RecipeError(f"{folder}: a search, or a trial that it left, works here; wait, or end it") from error
-        except OSError as error:
-            raise MachineError(f"{folder}: cannot be locked: {error.strerror}; use a local --runs") from error
-        yield lock
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Being asked to end, or losing the terminal, is what Ctrl-C is: the trials at work end too."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {sign: signal.signal(sign, interrupt) for sign in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)

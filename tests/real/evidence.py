@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
 from pmmrec.errors import PMMRecError
+from pmmrec.processes import signals_as_interrupts
 from pmmrec.report.evidence.cells import Results
 from pmmrec.report.evidence.layout import Layout
 from pmmrec.report.evidence.page import Page
 from pmmrec.report.evidence.plan import read_plan
-from pmmrec.report.evidence.runner import Runner, Wanted, alone_in
+from pmmrec.report.evidence.runner import Runner, Wanted
 
 
 def arguments() -> argparse.Namespace:
@@ -51,8 +51,7 @@ def main(asked: argparse.Namespace) -> int:
     wanted = Wanted(tuple(asked.cells.split()), asked.stale, asked.fresh)
     try:
         if not asked.page_only:
-            with alone_in(asked.home):
-                failures = runner.measure(wanted, asked.jobs)
+            failures = runner.measure(wanted, asked.jobs)
     finally:
         for cell_id, changes in show().items():
             say(f"stale: {cell_id} ({', '.join(changes[:5])}); STALE=1 measures it again")
@@ -68,14 +67,10 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)
     try:
-        sys.exit(main(arguments()))
+        with signals_as_interrupts():
+            sys.exit(main(arguments()))
     except PMMRecError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.csv as pc
@@ -13,6 +14,7 @@ import yaml
 from command_line import SMALL, working_in
 
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.processes import alone_in
 from pmmrec.report.evidence.cells import Results
 from pmmrec.report.evidence.layout import Layout
 from pmmrec.report.evidence.page import Page
@@ -169,6 +171,121 @@ def test_another_setting_makes_a_cell_stale_and_a_cell_that_fails_stops_no_other
     assert list(failures) == ["tiny/boutique/broken seed 1"]
     assert "gives 39 inputs" in failures["tiny/boutique/broken seed 1"]
     assert f"wrote {place.results.cell_path('tiny/boutique/floors')}" in place.said
+
+
+@pytest.fixture
+def copy(place: Place, tmp_path: Path) -> Place:
+    """A folder like that of the whole plan, and data of its own, to change at will."""
+    shutil.copytree(place.folder, tmp_path / "place")
+    shutil.copytree(place.data, tmp_path / "data", symlinks=True)
+    return Place(tmp_path / "place", tmp_path / "data")
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json"))}
+
+
+def test_what_is_stale_is_measured_again_when_that_is_asked_for(copy: Place) -> None:
+    tree = json.loads(json.dumps(PLAN))
+    tree["cells"][KNOWN]["overrides"] = [*IDS, "train.batch_users=10"]
+    before = bytes_of(copy.results.folder)
+    with working_in(copy.folder):
+        assert copy.runner(tree).measure(Wanted(), jobs=1) == {}
+        assert copy.said == []
+        assert bytes_of(copy.results.folder) == before
+        assert copy.runner(tree).measure(Wanted(stale=True), jobs=1) == {}
+    assert copy.said[0] == f"started {KNOWN} seed 1"
+    assert copy.runner(tree).stale() == {}
+    changed = {name for name, kept in bytes_of(copy.results.folder).items() if kept != before[name]}
+    assert {name for name in changed if "--" not in name} == {"tiny/boutique/ids.json"}
+    assert len(changed) == 3  # and both differences of it
+    assert copy.results.cell(KNOWN).identity["recipe"]["train"]["batch_users"] == 10
+
+
+def test_a_fresh_run_takes_the_place_of_a_whole_one_and_gives_the_same_again(copy: Place) -> None:
+    run = copy.folder / "home" / "cells" / KNOWN / "seed-1"
+    (run / "left-over").touch()
+    before = copy.results.cell(KNOWN).systems
+    with working_in(copy.folder):
+        assert copy.runner().measure(Wanted(cells=(KNOWN,), fresh=True), jobs=1) == {}
+    assert copy.said[0] == f"started {KNOWN} seed 1"
+    assert not (run / "left-over").exists()
+    assert copy.results.cell(KNOWN).systems == before
+
+
+def test_changed_data_is_imported_again_and_makes_stale_what_was_measured_on_it(copy: Place) -> None:
+    path = copy.data / "boutique" / "interactions.parquet"
+    actions = pq.read_table(path)
+    pq.write_table(actions.slice(0, len(actions) - 1), path)
+    assert copy.runner().stale() == {}  # what became of it is not known yet
+    assert copy.runner().measure(Wanted(), jobs=1) == {}
+    assert copy.said == ["imported boutique"]
+    changes = ["domain.fingerprint"]
+    assert copy.runner().stale() == dict.fromkeys(("tiny/boutique/floors", KNOWN, UNSEEN), changes)
+
+
+def test_two_do_not_measure_in_the_same_folder(place: Place) -> None:
+    runner = place.runner()
+    with (
+        alone_in(place.folder / "home", "another"),
+        pytest.raises(RecipeError, match="home: another that measures, or"),
+    ):
+        runner.measure(Wanted(), jobs=1)
+    assert runner.measure(Wanted(), jobs=1) == {}
+
+
+def test_whatever_goes_wrong_with_a_run_is_noted_and_stops_no_other(copy: Place) -> None:
+    tree = json.loads(json.dumps(PLAN))
+    tree["cells"]["full/boutique/ids"] = tree["cells"][KNOWN]
+    tree["cells"]["later/boutique/floors"] = {"kind": "floors"}
+    (copy.folder / "home" / "cells" / "full").touch()  # no folder can be made there
+    failures = copy.runner(tree).measure(Wanted(), jobs=1)
+    assert list(failures) == ["full/boutique/ids seed 1"]
+    assert "NotADirectoryError" in failures["full/boutique/ids seed 1"]
+    assert "(runs.py:" not in failures["full/boutique/ids seed 1"]  # the place where it was raised, not where we called
+    assert any(line.startswith("[1/1] full/boutique/ids seed 1: FAILED: NotADirectoryError") for line in copy.said)
+    assert copy.results.cell("later/boutique/floors") is not None
+
+
+def test_an_interrupt_stops_all_and_leaves_no_process(copy: Place) -> None:
+    plan = copy.plan(PLAN)
+    layout = Layout(copy.folder / "home", plan, copy.data, copy.folder / "cache")
+
+    def interrupt(line: str) -> None:
+        if line == f"started {UNSEEN} zero-shot":  # the other one is at work by now
+            raise KeyboardInterrupt
+
+    runner = Runner(plan, copy.results, layout, {**os.environ, "OMP_NUM_THREADS": "1"}, interrupt)
+    with working_in(copy.folder), pytest.raises(KeyboardInterrupt):
+        runner.measure(Wanted(cells=(KNOWN, UNSEEN), fresh=True), jobs=2)
+    with alone_in(copy.folder / "home", "a run that was left"):
+        pass
+    assert not (copy.folder / "home" / "cells" / KNOWN / "seed-1" / "evidence.json").exists()
+
+
+def test_a_difference_of_other_figures_is_made_again_where_the_ranks_are_here(copy: Place) -> None:
+    path = copy.results.difference_path(UNSEEN, KNOWN)
+    before = path.read_bytes()
+    tree = json.loads(before)
+    del tree["figures"]
+    path.write_text(json.dumps(tree))
+    assert copy.runner().measure(Wanted(), jobs=1) == {}
+    assert copy.said == [f"wrote {path}"]
+    assert path.read_bytes() == before
+
+
+def test_a_difference_is_never_made_of_ranks_that_are_not_those_of_the_figures(copy: Place) -> None:
+    cell, path = copy.results.cell(KNOWN), copy.results.difference_path(UNSEEN, KNOWN)
+    strata = cell.systems["model"]
+    seeds = {name: tuple(value / 2 for value in values) for name, values in strata["all"].by_seed.items()}
+    elsewhere = strata | {"all": strata["all"].model_copy(update={"by_seed": seeds})}
+    copy.results.write(cell.model_copy(update={"systems": {"model": elsewhere}}))  # as if measured on another machine
+    before = path.read_bytes()
+    assert copy.runner().measure(Wanted(), jobs=1) == {}
+    expected = f"not compared: {UNSEEN} - {KNOWN}; ranks here are of other figures, measure both here first"
+    assert copy.said[0] == expected
+    assert path.read_bytes() == before
+    assert b"(stale)" in copy.page()
 
 
 def test_a_run_that_was_left_half_finished_is_run_again(place: Place) -> None:

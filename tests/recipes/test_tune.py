@@ -17,6 +17,10 @@ import yaml
 from command_line import SMALL, Pmmrec, Result, run_pmmrec, sources, working_in
 from optuna.trial import TrialState
 
+from pmmrec.tuning.record import Ending, Record
+from pmmrec.tuning.search import Search, SearchPlan
+from pmmrec.tuning.space import read_space
+
 SEED = 13  # proposes 0.01, then 1e30, which leaves the finite numbers
 TINY = ("train.batch_users=16", "model.width=16", "cache=c", "machine.device=cpu")
 SPACE = """
@@ -191,6 +195,24 @@ def test_a_wrong_recipe_ends_the_search_and_leaves_its_name_free(home: Path, wor
     assert result.code == 2
     assert "error: trial 0000: objectives.nicl: compares text with image, but the model reads ids only" in result.output
     assert not (home / "runs" / "sasrec-tune").exists()
+
+
+def test_what_ends_a_later_start_leaves_the_trials_before_it(home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    command = _command(world, "objectives.nicl={type: alignment}", trials=5)  # a trial finds it wrong, and not before
+    plan = {"recipe": "finetune/sasrec", "overrides": [*TINY, "objectives.nicl={type: alignment}"], "trials": 5}
+    where = {"space": "space.yaml", "start_from": "none", "on": world / "boutique"}
+    search = Search(SearchPlan.model_validate({**plan, **where, "seed": SEED}), print)
+    (search.folder / "trials").mkdir(parents=True)
+    record = Record.open(search.folder, read_space(Path("space.yaml")), search.about, SEED, prune_after=3)
+    number, values = record.propose()  # an earlier start, in which a trial failed for reasons of its own
+    record.end(Ending(number=number, state="failed", values=values, is_own=False, message="the disk was full"))
+    result = pmmrec(*command)
+    assert result.code == 2
+    assert "error: trial 0001: objectives.nicl: compares text with image" in result.output
+    before, fatal = _trials(search.folder)
+    assert (before["trial"], before["message"]) == ("0000", "the disk was full")
+    assert (fatal["trial"], fatal["state"]) == ("0001", "failed")
+    assert len(_study(search.folder).get_trials()) == 2
 
 
 NICL = """

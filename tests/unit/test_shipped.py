@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pmmrec import shipped
 from pmmrec.errors import RecipeError
 from pmmrec.shipped import ROOMS, find_recipe, shipped_file, shipped_recipes, shipped_root
 
@@ -21,7 +22,9 @@ def test_both_programs_and_the_launch_files_are_shipped() -> None:
         assert shipped_file(name).is_file()
 
 
-@pytest.mark.parametrize("name", ["pretrain/none.yaml", "pretrain", "../pyproject.toml", "pmmrec/cli/zoo.py", "/etc/hosts"])
+@pytest.mark.parametrize(
+    "name", ["pretrain/none.yaml", "pretrain", "../pyproject.toml", "pmmrec/cli/zoo.py", "/etc/hosts"]
+)
 def test_what_is_not_shipped_is_refused(name: str) -> None:
     with pytest.raises(RecipeError, match="no such file, here or among the shipped ones"):
         shipped_file(name)
@@ -36,6 +39,14 @@ def test_recipes_are_named_by_room_and_file() -> None:
 def test_a_plan_of_measurements_is_shipped_but_no_recipe() -> None:
     assert shipped_file("zoo/evidence.yaml").is_file()
     assert "zoo/evidence" not in shipped_recipes()
+
+
+def test_only_plans_of_measurements_in_the_zoo_are_no_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("zoo/evidence.yaml", "zoo/evidence_gpu.yaml", "zoo/small.yaml", "finetune/evidence.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("name: x\n")
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "pmmrec")  # as if this were the checkout
+    assert list(shipped_recipes()) == ["finetune/evidence", "zoo/small"]
 
 
 def test_a_recipe_is_found_with_and_without_its_ending(home: Path) -> None:

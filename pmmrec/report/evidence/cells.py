@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.evidence.plan import EvidencePlan, shown_reference
+from pmmrec.report.evidence.plan import MODEL, EvidencePlan, shown_reference
 from pmmrec.settings import Config, validate
 
 DIFFERENCES = "differences"  # their folder among those of the cells
@@ -85,8 +87,24 @@ class DifferenceResult(Config):
     a: str
     b: str
     hashes: tuple[str, str]  # of both cells
+    figures: tuple[str, str] = ("", "")  # digests of what both cells say of the two systems
     seeds: tuple[int, ...] = ()
     strata: dict[str, Figures]
+
+    def is_of(self, a: CellResult | None, b: CellResult | None) -> bool:
+        """Whether it was made of what these cells measured and of the figures in them."""
+        names = (self.a.partition("@")[2] or MODEL, self.b.partition("@")[2] or MODEL)
+        sides = zip((a, b), names, self.hashes, self.figures, strict=True)
+        return all(
+            cell is not None and (cell.hash, digest_of(cell.systems[system])) == (hash_, figures)
+            for cell, system, hash_, figures in sides
+        )
+
+
+def digest_of(strata: Mapping[str, Figures]) -> str:
+    """sha256 of what one system reached with each seed, as a file keeps it; intervals follow from more than ranks."""
+    tree = {name: [figures.num_users, _rounded(figures.by_seed)] for name, figures in strata.items()}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 class Results:
@@ -143,4 +161,4 @@ def _rounded(value: Any) -> Any:
         return round(value, DECIMALS)
     if isinstance(value, dict):
         return {key: entry if key == "identity" else _rounded(entry) for key, entry in value.items()}
-    return [_rounded(entry) for entry in value] if isinstance(value, list) else value
+    return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -23,6 +23,7 @@ UNTOLD = (
     *("machine.device", "machine.trackers", "machine.project"),
 )
 FINGERPRINT = "fingerprint"
+EVIDENCE_VERSION = 1  # raise it when the same settings on the same data have come to give other figures
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ class Identities:
     def pretraining(self, name: str) -> Identity:
         planned = self._plan.pretrainings[name]
         sources = {source: self._domain(source) for source in planned.sources}
-        told = {"kind": "pretrain", "seed": planned.seed, "sources": sources}
+        told: Tree = {**_version(), "kind": "pretrain", "seed": planned.seed, "sources": sources}
         with _told_of(f"pretrainings.{name}"):
             return _told_with_recipe(told, _pretrain_settings(planned.recipe, planned.overrides))
 
     def cell(self, cell_id: str) -> Identity:
         """Of a measured cell, with all its seeds."""
         cell = self._plan.measured[cell_id]
-        told: Tree = {"kind": cell.kind, "domain": self._domain(domain_of(cell_id))}
+        told: Tree = {**_version(), "kind": cell.kind, "domain": self._domain(domain_of(cell_id))}
         if isinstance(cell, ZeroShotCell) and cell.popularity is not None:
             told["popularity"] = cell.popularity
         start = getattr(cell, "start_from", SCRATCH)
@@ -90,6 +91,11 @@ class Identities:
         planned = self._plan.domains[name]
         cut = planned.cut.model_dump(mode="json") if planned.cut else None
         return {"k_core": planned.k_core, "cut": cut, FINGERPRINT: self._fingerprints.get(name)}
+
+
+def _version() -> Tree:
+    """Nothing for the first version, whose measurements were made before there were any."""
+    return {"version": EVIDENCE_VERSION} if EVIDENCE_VERSION > 1 else {}
 
 
 def settings_of(recipe: RunRecipe) -> Identity:

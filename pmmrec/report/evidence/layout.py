@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.cut import cut_users
 from pmmrec.data.domain import DOMAIN_FILE, Domain
 from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.write import record_of
 from pmmrec.errors import DataError
 from pmmrec.report.evidence.identity import Identities
-from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, PlannedDomain, ZeroShotCell, domain_of
+from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 from pmmrec.report.evidence.runs import Run
+from pmmrec.settings import Tree
 from pmmrec.train.finish import CHECKPOINT_FOLDER
 
 TABLES = ("items.parquet", "interactions.parquet")
@@ -24,25 +28,26 @@ class Layout:
     """The folder of all that is made on the way; nothing of it is ever committed."""
 
     def __init__(self, home: Path, plan: EvidencePlan, data: Path, cache: Path | None) -> None:
-        self._home, self._plan, self._data, self._cache = home, plan, data, cache
+        self.home, self._plan, self._data, self._cache = home, plan, data, cache
 
     def domain(self, name: str) -> Path:
-        return self._home / "domains" / name
+        return self.home / "domains" / name
 
     def cell(self, cell_id: str) -> Path:
-        return self._home / "cells" / cell_id
+        return self.home / "cells" / cell_id
 
     def has_data(self, name: str) -> bool:
         """Whether the files are here that a domain is imported from."""
         return all((self._data / self._plan.domains[name].folder / table).is_file() for table in TABLES)
 
     def is_imported(self, name: str) -> bool:
-        """Whether a domain is there as the plan has it, of files of this size as far as they are here."""
-        planned, note = self._plan.domains[name], self._note(name)
-        if not (self.domain(name) / DOMAIN_FILE).is_file() or not note.is_file():
-            return False
-        kept, now = json.loads(note.read_text(encoding="utf-8")), self._origin(planned)
-        return all(kept[key] == now[key] for key in now if key != "bytes" or self.has_data(name))
+        """Whether a domain is there as the plan has it, of files with this content as far as they are here."""
+        kept = self._note(name)
+        return kept is not None and self._is_there(name) and _is_same(kept, self._origin(name, kept))
+
+    def is_outdated(self, name: str) -> bool:
+        """Whether a domain is there, and the files to import it again that are no longer those it was made from."""
+        return self._is_there(name) and self.has_data(name) and not self.is_imported(name)
 
     def fingerprints(self) -> dict[str, str]:
         """Of the domains that are imported as the plan has them."""
@@ -54,30 +59,32 @@ class Layout:
 
         DataError where its files are missing or break a rule.
         """
+        kept, planned, folder = self._note(name), self._plan.domains[name], self.domain(name)
+        origin = self._origin(name, kept or {})
         if self.is_imported(name):
+            if self.has_data(name) and {**(kept or {}), **origin} != kept:
+                self._write_note(name, {**(kept or {}), **origin})  # touched since: not to be read again next time
             return False
-        planned, folder = self._plan.domains[name], self.domain(name)
         if not self.has_data(name):
             raise DataError(f"{self._data / planned.folder}: lacks {' or '.join(TABLES)}, needed for {name}")
         shutil.rmtree(folder, ignore_errors=True)
         items, interactions = (self._data / planned.folder / table for table in TABLES)
         if planned.cut is not None:
-            items, interactions = cut_users(items, interactions, planned.cut, self._home / "cuts" / name)
+            items, interactions = cut_users(items, interactions, planned.cut, self.home / "cuts" / name)
         images = self._data / planned.images if planned.images else None
         tables = {"items": items, "interactions": interactions, "images": images}
         import_table(TableImport(**tables, name=name, out=folder, k_core=planned.k_core, num_threads=2))
-        with whole_file(self._note(name)) as draft:
-            draft.write_text(json.dumps(self._origin(planned), indent=1), encoding="utf-8")
+        self._write_note(name, origin)
         return True
 
     def pretraining(self, name: str, identities: Identities) -> Run:
         planned = self._plan.pretrainings[name]
         sources = json.dumps([str(self.domain(source)) for source in planned.sources])
         settings = [*planned.overrides, f"data.sources={sources}", f"seed={planned.seed}", "rank_test=false"]
-        where = self._place(self._home / "pretrained", name)
+        where = self._place(self.home / "pretrained", name)
         return Run(
             label=f"pretraining {name}",
-            folder=self._home / "pretrained" / name,
+            folder=self.home / "pretrained" / name,
             arguments=("pretrain", planned.recipe, *settings, *where),
             identity=identities.pretraining(name),
             keeps_checkpoint=True,
@@ -128,17 +135,66 @@ class Layout:
         )
 
     def _checkpoint(self, pretraining: str) -> Path:
-        return self._home / "pretrained" / pretraining / CHECKPOINT_FOLDER
+        return self.home / "pretrained" / pretraining / CHECKPOINT_FOLDER
 
     def _place(self, runs: Path, name: str) -> tuple[str, ...]:
         cache = (f"cache={json.dumps(str(self._cache))}",) if self._cache else ()
-        return (f"name={name}", f"runs={json.dumps(str(runs))}", f"hub={json.dumps(str(self._home / 'hub'))}", *cache)
+        return (f"name={name}", f"runs={json.dumps(str(runs))}", f"hub={json.dumps(str(self.home / 'hub'))}", *cache)
 
-    def _note(self, name: str) -> Path:
-        return self._home / "domains" / f"{name}.json"
+    def _is_there(self, name: str) -> bool:
+        return (self.domain(name) / DOMAIN_FILE).is_file()
 
-    def _origin(self, planned: PlannedDomain) -> Mapping[str, object]:
-        """What a domain is imported from: as planned, and the sizes of the files that are here."""
-        files = [self._data / planned.folder / table for table in TABLES]
-        sizes = {file.name: file.stat().st_size for file in files if file.is_file()}
-        return {**planned.model_dump(mode="json"), "bytes": sizes}
+    def _note_path(self, name: str) -> Path:
+        return self.home / "domains" / f"{name}.json"
+
+    def _note(self, name: str) -> Tree | None:
+        """What a domain was imported from; None where nothing says so."""
+        try:
+            kept: Tree = json.loads(self._note_path(name).read_text(encoding="utf-8"))
+            sizes = kept.pop("bytes", {})  # all that notes once said of files
+            return {"files": {file: {"num_bytes": size} for file, size in sizes.items()}, **kept}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return None
+
+    def _write_note(self, name: str, origin: Tree) -> None:
+        with whole_file(self._note_path(name)) as draft:
+            draft.write_text(json.dumps(origin, indent=1), encoding="utf-8")
+
+    def _origin(self, name: str, kept: Tree) -> Tree:
+        """What a domain is imported from: as planned, what is here of it; a file that stands as kept stays unread."""
+        planned = self._plan.domains[name]
+        paths = [self._data / planned.folder / table for table in TABLES]
+        files = {path.name: _file(path, kept.get("files", {}).get(path.name, {})) for path in paths if path.is_file()}
+        pictures = self._data / planned.images if planned.images else None
+        seen = {"pictures": _listing(pictures)} if pictures is not None and pictures.is_dir() else {}
+        return {**planned.model_dump(mode="json"), "files": files, **seen}
+
+
+def _is_same(kept: Tree, now: Tree) -> bool:
+    """Whether nothing differs that both know; when a file was modified says nothing of what is in it."""
+    files = kept["files"]
+    pairs = [(kept.get(key, value), value) for key, value in now.items() if key != "files"]
+    for name, file in now["files"].items():
+        pairs += [(files.get(name, {}).get(key, file[key]), file[key]) for key in ("num_bytes", "sha256")]
+    return all(before == after for before, after in pairs)
+
+
+def _file(path: Path, kept: Tree) -> Tree:
+    stat = path.stat()
+    place: Tree = {"num_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    is_untouched = "sha256" in kept and place == {key: kept.get(key) for key in place}
+    return {**place, "sha256": kept["sha256"] if is_untouched else _sha256(path, stat.st_size, stat.st_mtime_ns)}
+
+
+@cache
+def _sha256(path: Path, num_bytes: int, modified_ns: int) -> str:
+    """Of a file of this size that was modified then: read once, however often it is asked for."""
+    del num_bytes, modified_ns
+    return record_of(path).sha256
+
+
+def _listing(folder: Path) -> str:
+    """Changes with the name or the size of a file in `folder`: there are too many pictures to read them all."""
+    with os.scandir(folder) as entries:
+        lines = sorted(f"{entry.name} {entry.stat().st_size}\n" for entry in entries if entry.is_file())
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -16,7 +16,7 @@ from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
 from pmmrec.evaluation.scenarios import STRATA, stratum_mask
 from pmmrec.evaluation.significance import mean_interval, paired_interval
-from pmmrec.report.evidence.cells import Figures
+from pmmrec.report.evidence.cells import Figures, digest_of
 from pmmrec.report.evidence.plan import slug
 
 
@@ -38,6 +38,11 @@ class Targets:
         metrics = user_metrics(rank_MQ)
         return {name: _figures(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
+    def digest(self, rank_MQ: Tensor) -> str:
+        """What `digest_of` says of the figures of these ranks, without their intervals."""
+        metrics = user_metrics(rank_MQ)
+        return digest_of({name: _means(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()})
+
     def difference(self, rank_a_MQ: Tensor, rank_b_MQ: Tensor) -> dict[str, Figures]:
         """First minus second, paired; one that has one row (nothing trained) stands beside every seed of the other."""
         num_seeds = max(len(rank_a_MQ), len(rank_b_MQ))
@@ -55,16 +60,18 @@ class Targets:
         return files
 
 
-def _figures(metrics: Mapping[str, Tensor], is_in_Q: Tensor) -> Figures:
+def _means(metrics: Mapping[str, Tensor], is_in_Q: Tensor) -> Figures:
     num_users = int(is_in_Q.sum())
     if not num_users:
         return Figures(num_users=0)
-    inside = {name: values_MQ[:, is_in_Q] for name, values_MQ in metrics.items()}
-    return Figures(
-        num_users=num_users,
-        intervals={name: mean_interval(values_MQ) for name, values_MQ in inside.items()},
-        by_seed={name: tuple(values_MQ.mean(dim=1).tolist()) for name, values_MQ in inside.items()},
-    )
+    by_seed = {name: tuple(values_MQ[:, is_in_Q].mean(dim=1).tolist()) for name, values_MQ in metrics.items()}
+    return Figures(num_users=num_users, by_seed=by_seed)
+
+
+def _figures(metrics: Mapping[str, Tensor], is_in_Q: Tensor) -> Figures:
+    means = _means(metrics, is_in_Q)
+    names = metrics if means.num_users else ()
+    return means.model_copy(update={"intervals": {name: mean_interval(metrics[name][:, is_in_Q]) for name in names}})
 
 
 def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor], is_in_Q: Tensor) -> Figures:

@@ -106,8 +106,8 @@ class Page:
                 continue
             kept = self._results.difference(shown_reference(*a), shown_reference(*b))
             intervals = kept.strata[table.stratum].intervals if kept else {}
-            hashes = tuple(cell.hash if cell else "" for cell in (results[a[0]], results[b[0]]))
-            is_old = kept is not None and (kept.hashes != hashes or {a[0], b[0]} & set(self._stale))
+            is_of_these = kept is not None and kept.is_of(results[a[0]], results[b[0]])
+            is_old = kept is not None and (not is_of_these or {a[0], b[0]} & set(self._stale))
             label = f"{labels[a]} - {labels[b]}" + (" (stale)" if is_old else "")
             rows.append([label, *(Percent(intervals[m]) if m in intervals else None for m in metrics)])
         return PlainTable("differences in points, paired", ["difference", *map(str.upper, metrics)], rows)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from pathlib import Path
 from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, PMMRecError, RecipeError
-from pmmrec.report.evidence.cells import CellResult, DifferenceResult, Results, Training
+from pmmrec.processes import alone_in
+from pmmrec.report.evidence.cells import CellResult, DifferenceResult, Results, Training, digest_of
 from pmmrec.report.evidence.identity import Identities
 from pmmrec.report.evidence.layout import Layout
 from pmmrec.report.evidence.measure import Targets
@@ -33,6 +33,19 @@ class Wanted:
     cells: tuple[str, ...] = ()  # names or globs; measured even where a result is there. None given: the missing ones
     stale: bool = False  # those too whose result follows from something that has changed since
     fresh: bool = False  # run again what was run before, also where it is whole
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a difference."""
+
+    cell: CellResult
+    system: str
+    files: tuple[Path, ...]  # ranks of its seeds; none unless all are here and of the runs that the cell is made of
+
+    @property
+    def name(self) -> str:
+        return shown_reference(self.cell.cell, self.system)
 
 
 @dataclass
@@ -75,8 +88,13 @@ class Runner:
     def measure(self, wanted: Wanted, jobs: int) -> dict[str, str]:
         """Run what is wanted, `jobs` processes at a time. What failed -> why.
 
-        RecipeError where no cell has a name that was asked for, DataError where such a cell's data is missing.
+        RecipeError where no cell has a name that was asked for, or where another process measures in the same folder;
+        DataError where such a cell's data is missing.
         """
+        with alone_in(self._layout.home, "another that measures, or a run that it left,") as lock:
+            return self._measure(wanted, Processes(self._environment, lock), jobs)
+
+    def _measure(self, wanted: Wanted, processes: Processes, jobs: int) -> dict[str, str]:
         cells = self._choose(wanted)
         self._bring(cells)
         identities = Identities(self._plan, self._layout.fingerprints())
@@ -85,7 +103,7 @@ class Runner:
         todo = [run for cell_runs in runs.values() for run in cell_runs if wanted.fresh or run.stamp() is None]
         todo = [*self._pretrainings(todo, identities), *todo]
         self._progress.num_runs = len(todo)
-        self._work(todo, runs, identities, jobs)
+        self._work(todo, runs, identities, processes, jobs)
         self._differ(None)
         return self._progress.failures
 
@@ -100,6 +118,8 @@ class Runner:
             for cell_id in chosen:
                 self._need_data(cell_id)
             return list(dict.fromkeys(chosen))
+        # What has become of changed data is unknown, and so nothing of it stale, before it is imported.
+        self._progress.failures |= self._import([name for name in self._plan.domains if self._layout.is_outdated(name)])
         stale = self.stale() if wanted.stale else {}
         chosen = [cell_id for cell_id in measured if cell_id in stale or self._results.cell(cell_id) is None]
         here = [cell_id for cell_id in chosen if self._has_data(cell_id)]
@@ -118,28 +138,36 @@ class Runner:
 
     def _bring(self, cells: Sequence[str]) -> None:
         """Import the domains; one that cannot be imported stops its cells."""
-        names = dict.fromkeys(name for cell_id in cells for name in self._plan.domains_of(cell_id))
-        broken: dict[str, str] = {}
-        for name in names:
-            try:
-                if self._layout.bring(name):
-                    self._say(f"imported {name}")
-            except PMMRecError as error:  # noqa: PERF203 - an import takes seconds
-                broken[name] = str(error)
+        broken = self._import(dict.fromkeys(name for cell_id in cells for name in self._plan.domains_of(cell_id)))
         for cell_id in cells:
             reasons = [broken[name] for name in self._plan.domains_of(cell_id) if name in broken]
             if reasons:
                 self._progress.failures[cell_id] = reasons[0]
+
+    def _import(self, names: Iterable[str]) -> dict[str, str]:
+        """Import what is not there as planned. What failed -> why."""
+        broken: dict[str, str] = {}
+        for name in names:
+            with _noted_in(broken, name):
+                if self._layout.bring(name):
+                    self._say(f"imported {name}")
+        return broken
 
     def _pretrainings(self, todo: Sequence[Run], identities: Identities) -> list[Run]:
         names = dict.fromkeys(run.needs for run in todo if run.needs is not None)
         runs = [self._layout.pretraining(name, identities) for name in names]
         return [run for run in runs if run.stamp() is None]
 
-    def _work(self, todo: list[Run], runs: Mapping[str, Sequence[Run]], identities: Identities, jobs: int) -> None:
+    def _work(
+        self,
+        todo: list[Run],
+        runs: Mapping[str, Sequence[Run]],
+        identities: Identities,
+        processes: Processes,
+        jobs: int,
+    ) -> None:
         """Start a run when a place is free and its checkpoint is there; write a cell when its last run has ended."""
-        processes, waiting, active = Processes(self._environment), list(todo), dict[Future[Stamp], Run]()
-        open_cells = dict(runs)
+        waiting, active, open_cells = list(todo), dict[Future[Stamp], Run](), dict(runs)
         with ThreadPoolExecutor(max_workers=jobs) as threads:
             try:
                 while True:
@@ -164,12 +192,11 @@ class Runner:
         """Say how a run ended; those that need it fail with it."""
         progress = self._progress
         progress.num_ended += 1
-        try:
+        with _noted_in(progress.failures, run.label):
             stamp = future.result()
             outcome = f"{stamp.wall_s / 60:.1f} min, CPU {stamp.cpu_s / 60:.1f} min"
-        except PMMRecError as error:
-            progress.failures[run.label] = str(error)
-            outcome = f"FAILED: {error}"
+        if run.label in progress.failures:
+            outcome = f"FAILED: {progress.failures[run.label]}"
             for other in [other for other in waiting if other.needs and _pretraining_label(other.needs) == run.label]:
                 waiting.remove(other)
                 progress.num_ended += 1
@@ -180,15 +207,15 @@ class Runner:
     def _write(self, cell_id: str, runs: Sequence[Run], identities: Identities) -> None:
         if any(run.label in self._progress.failures for run in runs):
             return
-        try:
+        with _noted_in(self._progress.failures, cell_id):
             path = self._results.write(self._result(cell_id, identities))
-        except PMMRecError as error:
-            self._progress.failures[cell_id] = str(error)
+            self._say(f"wrote {path}")
+        if cell_id in self._progress.failures:
             return
-        self._say(f"wrote {path}")
         self._differ(cell_id)
         if self._show is not None:
-            self._show()
+            with _noted_in(self._progress.failures, "page"):
+                self._show()
 
     def _result(self, cell_id: str, identities: Identities) -> CellResult:
         cell, identity = self._plan.measured[cell_id], identities.cell(cell_id)
@@ -229,61 +256,65 @@ class Runner:
         return {system: [self._layout.cell(cell_id) / system / RANKS_FILE] for system in systems}
 
     def _differ(self, written: str | None) -> None:
-        """Write the differences of the cell just written; None: those that are missing or follow from other cells.
+        """Write the differences of the cell just written; None: those that are missing or follow from other figures.
 
         Where a side was measured elsewhere nothing is written: ranks of users are not among the results.
         """
-        for planned in self._plan.differences:
-            (a, system_a), (b, system_b) = self._plan.resolve(planned.a), self._plan.resolve(planned.b)
-            cells = [self._results.cell(cell_id) for cell_id in (a, b)]
-            if None in cells or {a, b} & self._progress.failures.keys():
-                continue
-            found = [cell for cell in cells if cell is not None]
-            names, sides = (shown_reference(a, system_a), shown_reference(b, system_b)), ((a, system_a), (b, system_b))
-            kept = self._results.difference(*names)
-            is_current = kept is not None and kept.hashes == tuple(cell.hash for cell in found)
-            if is_current if written is None else written not in (a, b):
-                continue
-            if files := self._ranks_of_both(sides, found):
-                self._write_difference(names, files, found)
-            elif written is None:
-                self._say(f"not compared: {names[0]} - {names[1]}; measure both here first")
-
-    def _ranks_of_both(self, sides: Sequence[tuple[str, str]], cells: Sequence[CellResult]) -> list[list[Path]]:
-        """Files of both sides; none unless all are here and of the runs that the cells are made of."""
         identities = Identities(self._plan, self._layout.fingerprints())
-        files = [self._rank_files(cell_id, [system], identities)[system] for cell_id, system in sides]
-        is_current = [not identities.cell(cell.cell).changes_since(cell.identity) for cell in cells]
-        return files if all(is_current) and all(file.is_file() for side in files for file in side) else []
+        for planned in self._plan.differences:
+            sides = [self._side(reference, identities) for reference in (planned.a, planned.b)]
+            a, b = sides
+            if a is None or b is None or {a.cell.cell, b.cell.cell} & self._progress.failures.keys():
+                continue
+            kept = self._results.difference(a.name, b.name)
+            is_current = kept is not None and kept.is_of(a.cell, b.cell)
+            if is_current if written is None else written not in (a.cell.cell, b.cell.cell):
+                continue
+            if a.files and b.files:
+                with _noted_in(self._progress.failures, f"{a.name} - {b.name}"):
+                    self._write_difference(a, b)
+            elif written is None:
+                self._say(f"not compared: {a.name} - {b.name}; measure both here first")
 
-    def _write_difference(
-        self, names: tuple[str, str], files: Sequence[Sequence[Path]], cells: Sequence[CellResult]
-    ) -> None:
-        try:
-            targets = Targets(Split(Domain.open(self._layout.domain(domain_of(names[0])))))
-            strata = targets.difference(*(targets.ranks(side) for side in files))
-        except PMMRecError as error:
-            self._progress.failures[f"{names[0]} - {names[1]}"] = str(error)
+    def _side(self, reference: str, identities: Identities) -> _Side | None:
+        """None where it was not measured."""
+        cell_id, system = self._plan.resolve(reference)
+        cell = self._results.cell(cell_id)
+        if cell is None:
+            return None
+        files = self._rank_files(cell_id, [system], identities)[system]
+        is_here = all(file.is_file() for file in files) and not identities.cell(cell_id).changes_since(cell.identity)
+        return _Side(cell, system, tuple(files) if is_here else ())
+
+    def _write_difference(self, a: _Side, b: _Side) -> None:
+        targets = Targets(Split(Domain.open(self._layout.domain(domain_of(a.cell.cell)))))
+        ranks = [targets.ranks(side.files) for side in (a, b)]
+        found = tuple(targets.digest(rank_MQ) for rank_MQ in ranks)
+        figures = (digest_of(a.cell.systems[a.system]), digest_of(b.cell.systems[b.system]))
+        if found != figures:
+            self._say(f"not compared: {a.name} - {b.name}; ranks here are of other figures, measure both here first")
             return
-        seeds = cells[0].seeds or cells[1].seeds
-        hashes = (cells[0].hash, cells[1].hash)
-        path = self._results.write(DifferenceResult(a=names[0], b=names[1], hashes=hashes, seeds=seeds, strata=strata))
-        self._say(f"wrote {path}")
+        difference = DifferenceResult(
+            a=a.name,
+            b=b.name,
+            hashes=(a.cell.hash, b.cell.hash),
+            figures=figures,
+            seeds=a.cell.seeds or b.cell.seeds,
+            strata=targets.difference(*ranks),
+        )
+        self._say(f"wrote {self._results.write(difference)}")
 
 
 @contextmanager
-def alone_in(home: Path) -> Iterator[None]:
-    """RecipeError where another process measures in `home`."""
-    home.mkdir(parents=True, exist_ok=True)
-    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT)
+def _noted_in(failures: dict[str, str], what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is noted as the failure of `what`, so that it stops nothing else."""
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RecipeError(f"{home}: evidence is being measured here already; wait for it, or end it") from error
         yield
-    finally:
-        os.close(lock)
+    except PMMRecError as error:
+        failures[what] = str(error)
+    except Exception as error:  # noqa: BLE001 - one of many measurements; hours of others must not end with it
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        failures[what] = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 
 
 def _pretraining_label(name: str) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.outcome import METRICS_FILE, read_outcome
+from pmmrec.processes import ChildProcess, end_all
 from pmmrec.report.evidence.cells import Hardware, Point, Training
 from pmmrec.report.evidence.identity import Identity
 from pmmrec.settings import Config, validate
@@ -46,7 +44,7 @@ class Run:
     folder: Path
     arguments: tuple[str, ...]  # of the `pmmrec` command
     identity: Identity
-    needs: str | None = None  # the label of the run whose checkpoint it starts from
+    needs: str | None = None  # the pretraining whose checkpoint it starts from
     keeps_checkpoint: bool = False
 
     @property
@@ -68,24 +66,23 @@ class Run:
 class Processes:
     """The processes at work, so that none outlives its master."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        """`environment`: of the processes; it says how many threads each may take."""
-        self._environment = environment
-        self._lock, self._active, self._is_over = threading.Lock(), set[subprocess.Popen[bytes]](), False
+    def __init__(self, environment: Mapping[str, str], kept_open: int | None = None) -> None:
+        """`environment`: of the processes; it says how many threads each may take. `kept_open`: a lock they hold."""
+        self._environment, self._kept_open = environment, kept_open
+        self._lock, self._active, self._is_over = threading.Lock(), set[ChildProcess](), False
 
     def work(self, run: Run) -> Stamp:
         """Do a run from its beginning and stamp it. MachineError with its complaint where it fails."""
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        started_s = time.monotonic()
-        with run.log.open("wb") as log:
-            code, cpu_s = self._wait_for(run.arguments, log.fileno())
+        with self._started(run) as process:
+            code, wall_s = process.wait(), process.seconds
         if code:
-            raise MachineError(f"{run.label}: {complaint(run.log, code)} (see {run.log})")
+            raise MachineError(f"{run.label}: {process.complaint()} (see {run.log})")
         stamp = Stamp(
             identity=run.identity.tree,
-            cpu_s=round(cpu_s, 1),
-            wall_s=round(time.monotonic() - started_s, 1),
+            cpu_s=round(process.cpu_s, 1),
+            wall_s=round(wall_s, 1),
             hardware=hardware_of(run.folder, self._environment),
         )
         if not run.keeps_checkpoint:
@@ -98,34 +95,23 @@ class Processes:
         """End all that is at work, and let nothing new begin."""
         with self._lock:
             self._is_over = True
-            for process in self._active:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)  # its own terminate() might take the ending from wait4
+            active = list(self._active)
+        end_all(active)
 
-    def _wait_for(self, arguments: Sequence[str], log: int) -> tuple[int, float]:
-        """Exit code and CPU seconds, those of its own ended children among them."""
-        command = [*PMMREC, *arguments]
+    @contextmanager
+    def _started(self, run: Run) -> Iterator[ChildProcess]:
+        """Its process, among those at work for as long as the block lasts."""
         with self._lock:
             if self._is_over:
                 raise MachineError("stopped")
-            process = subprocess.Popen(  # noqa: S603 - our own program, no shell
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(self._environment)
-            )
+            command = [*PMMREC, *run.arguments]
+            process = ChildProcess(command, run.log, environment=self._environment, kept_open=self._kept_open)
             self._active.add(process)
-        _, status, usage = os.wait4(process.pid, 0)
-        with self._lock:
-            self._active.discard(process)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        return process.returncode, usage.ru_utime + usage.ru_stime
-
-
-def complaint(log: Path, code: int) -> str:
-    """Why a process failed, in one line: its own error message, or its last words."""
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in said if line.startswith("error: ")]
-    if errors:
-        return errors[-1].removeprefix("error: ")
-    return f"ended with code {code}" + (f": {said[-1].strip()}" if said else "")
+        try:
+            yield process
+        finally:
+            with self._lock:
+                self._active.discard(process)
 
 
 def training_of(run: Run, seed: int, stamp: Stamp) -> Training:

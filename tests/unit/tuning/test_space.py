@@ -150,7 +150,7 @@ def test_every_end_and_choice_is_held_against_the_recipe(tmp_path: Path) -> None
         "train.optimizer.learning_rat: unknown key; did you mean 'learning_rate'?",
         "train.optimizer.weight_decay: input should be greater than or equal to 0 (found -0.01)",
         "model.user_encoder.num_layers: input should be greater than or equal to 1 (found 0)",
-        "train.optimizer.parts.a.b: unknown key; known here: learning_rate, weight_decay "
+        "train.optimizer.parts.a.b: unknown key; known here: learning_rate, warmup, weight_decay "
         '(a key that holds dots itself is written in quotes: a."b.c".d)',
     ]
 

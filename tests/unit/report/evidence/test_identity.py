@@ -10,6 +10,7 @@ import yaml
 
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import FinetuneRecipe, read_recipe
+from pmmrec.report.evidence import identity
 from pmmrec.report.evidence.identity import UNTOLD, Identities, Identity, settings_of
 from pmmrec.report.evidence.plan import read_plan
 from pmmrec.shipped import find_recipe
@@ -74,6 +75,19 @@ def test_another_pretraining_makes_stale_what_started_from_it_and_nothing_else(
     assert now.cell(IDS).changes_since(then.cell(IDS).tree) == []
     other_source = identities(tmp_path, prints={"films": "f2", "shop": "s1"})
     assert other_source.cell(UNSEEN).changes_since(then.cell(UNSEEN).tree) == ["from.sources.films.fingerprint"]
+
+
+def test_another_version_of_the_program_makes_everything_stale_and_the_first_is_not_told(
+    then: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, run, full = then.cell(IDS), then.run(IDS, 1), then.cell(FULL)
+    assert "version" not in full.tree
+    monkeypatch.setattr(identity, "EVIDENCE_VERSION", 2)
+    now = identities(tmp_path)
+    assert now.cell(IDS).changes_since(ids.tree) == ["version"]
+    assert now.run(IDS, 1).changes_since(run.tree) == ["version"]
+    assert now.cell(FULL).changes_since(full.tree) == ["from.version", "version"]
+    assert now.cell(IDS).hash != ids.hash
 
 
 def test_data_that_is_not_here_makes_nothing_stale(then: Identities, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.evaluation.ranking import Ranks, write_ranks
+from pmmrec.report.evidence.cells import digest_of
 from pmmrec.report.evidence.measure import Targets
 
 
@@ -44,6 +45,13 @@ def test_means_of_each_seed_and_stratum_are_those_of_a_loop(split: Split, rank_M
         interval = figures[stratum].intervals["ndcg@10"]
         assert interval.mean == pytest.approx(sum(expected) / 3, abs=1e-12)
         assert interval.low < interval.mean < interval.high
+
+
+def test_a_digest_is_that_of_the_figures_and_another_with_another_rank(split: Split, rank_MQ: torch.Tensor) -> None:
+    targets, other_MQ = Targets(split), rank_MQ.clone()
+    other_MQ[1, 3] = 11 - other_MQ[1, 3].clamp(1, 10)
+    assert targets.digest(rank_MQ) == digest_of(targets.figures(rank_MQ))
+    assert targets.digest(other_MQ) != targets.digest(rank_MQ)
 
 
 def test_a_difference_is_paired_and_what_is_not_trained_stands_beside_every_seed(

@@ -12,7 +12,16 @@ import yaml
 from pmmrec.errors import DataError
 from pmmrec.evaluation.scenarios import STRATA
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.evidence.cells import CellResult, DifferenceResult, Figures, Hardware, Point, Results, Training
+from pmmrec.report.evidence.cells import (
+    CellResult,
+    DifferenceResult,
+    Figures,
+    Hardware,
+    Point,
+    Results,
+    Training,
+    digest_of,
+)
 from pmmrec.report.evidence.page import Page
 from pmmrec.report.evidence.plan import METRICS, EvidencePlan, read_plan
 
@@ -168,11 +177,21 @@ def test_what_a_row_started_from_and_another_machine_stand_in_its_note(
     ) in page(plan, tmp_path, results)
 
 
+def difference(results: Results, a: str, b: str, **more: Any) -> DifferenceResult:
+    """Of the cells that are there."""
+    cells = [results.cell(reference.partition("@")[0]) for reference in (a, b)]
+    figures = [
+        digest_of(cell.systems[reference.partition("@")[2] or "model"])
+        for cell, reference in zip(cells, (a, b), strict=True)
+    ]
+    told = {"a": a, "b": b, "hashes": [cell.hash for cell in cells], "figures": figures, "seeds": (1, 2)}
+    return DifferenceResult.model_validate({**told, "strata": strata(0.05), **more})
+
+
 def test_a_stale_row_is_marked_and_so_are_its_differences(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
     results.write(cell(FULL, 0.3))
-    floor, difference = f"{FLOORS}@item-knn", {"seeds": (1, 2), "strata": strata(0.05)}
-    results.write(DifferenceResult(a=FULL, b=IDS, hashes=(FULL, IDS), **difference))
-    results.write(DifferenceResult(a=FULL, b=floor, hashes=(FULL, "of another measurement"), **difference))
+    results.write(difference(results, FULL, IDS))
+    results.write(difference(results, FULL, f"{FLOORS}@item-knn", hashes=(FULL, "of another measurement")))
     fresh = page(plan, tmp_path, results)
     assert "| full - ids | 5.0 [4.0, 6.0] | 5.0 [4.0, 6.0] |" in fresh
     assert "| full - item-kNN (stale) | 5.0 [4.0, 6.0] |" in fresh
@@ -180,6 +199,32 @@ def test_a_stale_row_is_marked_and_so_are_its_differences(plan: EvidencePlan, tm
     assert "| ids ¹ (stale) | 25.0" in stale
     assert "| full - ids (stale) | 5.0" in stale
     assert "| full ² | 30.0" in stale
+
+
+def test_a_difference_is_stale_when_a_side_measured_again_has_other_figures(
+    plan: EvidencePlan, tmp_path: Path, results: Results
+) -> None:
+    results.write(cell(FULL, 0.3))
+    results.write(difference(results, FULL, IDS))
+    results.write(difference(results, FULL, f"{FLOORS}@item-knn"))
+    assert "(stale)" not in page(plan, tmp_path, results)
+    results.write(cell(IDS, 0.26))
+    again = page(plan, tmp_path, results)
+    assert "| full - ids (stale) | 5.0" in again
+    assert "| full - item-kNN | 5.0" in again
+    results.write(cell(IDS, 0.25 + 1e-9))  # the same as it was, to the decimals that are kept
+    assert "(stale)" not in page(plan, tmp_path, results)
+
+
+def test_a_difference_that_does_not_say_of_which_figures_it_is_is_stale(
+    plan: EvidencePlan, tmp_path: Path, results: Results
+) -> None:
+    results.write(cell(FULL, 0.3))
+    path = results.write(difference(results, FULL, IDS))
+    tree = json.loads(path.read_text())
+    del tree["figures"]  # as files once were
+    path.write_text(json.dumps(tree))
+    assert "| full - ids (stale) | 5.0" in page(plan, tmp_path, results)
 
 
 def test_a_stratum_without_users_has_a_dash(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:

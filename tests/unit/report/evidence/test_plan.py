@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from pmmrec.errors import RecipeError
-from pmmrec.report.evidence.plan import EvidencePlan, read_plan
+from pmmrec.report.evidence.identity import Identities
+from pmmrec.report.evidence.plan import EvidencePlan, FloorsCell, read_plan
+from pmmrec.shipped import shipped_root
 
 Tree = dict[str, Any]
 TREE: Tree = {
@@ -153,10 +155,39 @@ def test_all_mistakes_are_told_at_once(read: Callable[[Tree], EvidencePlan]) -> 
     ]
 
 
-def test_the_shipped_plan_is_whole_and_every_recipe_in_it_is_valid() -> None:
-    from pmmrec.report.evidence.identity import Identities
-    from pmmrec.shipped import shipped_root
+@pytest.fixture(scope="module")
+def shipped() -> EvidencePlan:
+    return read_plan(shipped_root() / "zoo" / "evidence.yaml")
 
-    plan = read_plan(shipped_root() / "zoo" / "evidence.yaml")
-    identities = Identities(plan, {})
-    assert len({identities.cell(cell_id).hash for cell_id in plan.measured}) > 20
+
+@pytest.fixture(scope="module")
+def identities(shipped: EvidencePlan) -> Identities:
+    return Identities(shipped, {name: f"as if of {name}" for name in shipped.domains})
+
+
+def test_the_shipped_plan_is_whole_and_every_recipe_in_it_is_valid(
+    shipped: EvidencePlan, identities: Identities
+) -> None:
+    assert len({identities.cell(cell_id).hash for cell_id in shipped.measured}) > 20
+
+
+def test_no_two_cells_of_the_shipped_plan_measure_the_same(shipped: EvidencePlan, identities: Identities) -> None:
+    """An override without effect would give a row of an ablation that is its base once more."""
+    cells: dict[str, list[str]] = {}
+    for cell_id in shipped.measured:
+        cells.setdefault(identities.cell(cell_id).hash, []).append(cell_id)
+    assert [same for same in cells.values() if len(same) > 1] == []
+
+
+def test_what_the_shipped_plan_compares_differs_in_the_recipe_the_domain_or_the_start(
+    shipped: EvidencePlan, identities: Identities
+) -> None:
+    for planned in shipped.differences:
+        (a, system_a), (b, system_b) = shipped.resolve(planned.a), shipped.resolve(planned.b)
+        changes = identities.cell(a).changes_since(identities.cell(b).tree)
+        assert changes or (a == b and system_a != system_b), f"{planned.a} - {planned.b}"
+
+
+def test_every_tuning_of_the_shipped_plan_is_that_of_some_cell(shipped: EvidencePlan) -> None:
+    named = {cell.tuning for cell in shipped.measured.values() if not isinstance(cell, FloorsCell)}
+    assert set(shipped.tunings) == named

@@ -12,7 +12,7 @@ import pytest
 
 from pmmrec.errors import MachineError
 from pmmrec.report.evidence.identity import Identity
-from pmmrec.report.evidence.runs import Processes, Run, complaint
+from pmmrec.report.evidence.runs import Processes, Run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -76,16 +76,6 @@ def test_processes_end_when_they_are_asked_to_and_none_begins_after(tmp_path: Pa
     processes.end()
     thread.join(timeout=10)
     assert not thread.is_alive()
-    assert failures[0].startswith("a run: ended with code -15")
+    assert failures[0].startswith("a run: ended by SIGTERM")
     with pytest.raises(MachineError, match="stopped"):
         processes.work(run_of(tmp_path / "later", "recipe", "list"))
-
-
-def test_a_complaint_is_the_last_error_or_the_last_words(tmp_path: Path) -> None:
-    log = tmp_path / "a.log"
-    log.write_text("step 1\nerror: first\nerror: the reason\n  details\n")
-    assert complaint(log, 2) == "the reason"
-    log.write_text("step 1\n\nTraceback\nValueError: no\n\n")
-    assert complaint(log, 1) == "ended with code 1: ValueError: no"
-    log.write_text("")
-    assert complaint(log, -9) == "ended with code -9"

@@ -1,0 +1,168 @@
+"""A process of ours: followed, ended with all it started, and understood when it fails."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pmmrec.errors import MachineError, RecipeError
+from pmmrec.processes import ChildProcess, alone_in, complaint, end_all, signals_as_interrupts
+
+
+@contextmanager
+def lock_of(path: Path) -> Iterator[int]:
+    """A lock that we let go of at once: whoever else has the file open holds it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield lock
+    os.close(lock)
+
+
+def is_free(path: Path, within_s: float = 0.0) -> bool:
+    until_s = time.monotonic() + within_s
+    while True:
+        with path.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until_s:
+                    return False
+                time.sleep(0.02)
+            else:
+                return True
+
+
+def shell(words: str, folder: Path, kept_open: int | None = None) -> ChildProcess:
+    return ChildProcess(["sh", "-c", words], folder / "a.log", kept_open=kept_open)
+
+
+def said(process: ChildProcess, word: str) -> ChildProcess:
+    """The process once it has said a word."""
+    until_s = time.monotonic() + 10
+    while word not in process.log.read_text() and time.monotonic() < until_s:
+        time.sleep(0.01)
+    return process
+
+
+def test_an_exit_code_is_none_before_the_end_and_the_same_ever_after(tmp_path: Path) -> None:
+    process = shell("sleep 0.2; exit 3", tmp_path)
+    assert process.exit_code() is None
+    assert [process.wait(), process.wait(), process.exit_code()] == [3, 3, 3]
+    assert process.seconds >= 0.2
+
+
+def test_the_cpu_seconds_of_children_that_ended_count(tmp_path: Path) -> None:
+    work = "import time; [None for _ in iter(lambda: time.process_time() < 0.3, False)]"
+    process = ChildProcess(["sh", "-c", f"'{sys.executable}' -S -c '{work}'; true"], tmp_path / "a.log")
+    assert process.wait() == 0
+    assert 0.3 <= process.cpu_s < 5
+
+
+def test_its_environment_is_the_one_that_is_given(tmp_path: Path) -> None:
+    ChildProcess(["/bin/sh", "-c", "echo $WORD-$HOME"], tmp_path / "a.log", environment={"WORD": "one"}).wait()
+    assert (tmp_path / "a.log").read_text() == "one-\n"
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    with lock_of(tmp_path / "lock") as lock:
+        process = shell("sleep 100 & exit 1", tmp_path, lock)
+    assert process.wait() == 1
+    assert is_free(tmp_path / "lock", within_s=5)
+
+
+def test_being_ended_ends_what_it_started_too_also_what_does_not_listen(tmp_path: Path) -> None:
+    with lock_of(tmp_path / "lock") as lock:
+        process = shell("(trap '' TERM; echo deaf; while :; do sleep 0.1; done) & wait", tmp_path, lock)
+    end_all([said(process, "deaf")])
+    assert process.exit_code() == -signal.SIGTERM
+    assert is_free(tmp_path / "lock", within_s=5)
+
+
+def test_a_process_that_does_not_listen_is_forced_after_a_while_that_all_share(tmp_path: Path) -> None:
+    deaf = [
+        ChildProcess(["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"], tmp_path / f"{place}.log")
+        for place in range(3)
+    ]
+    for process in deaf:
+        said(process, "deaf")
+    started_s = time.monotonic()
+    end_all(deaf, grace_s=0.3)
+    assert [process.exit_code() for process in deaf] == [-signal.SIGKILL] * 3
+    assert 0.3 <= time.monotonic() - started_s < 3
+
+
+def test_a_process_that_ended_well_is_not_ended_again(tmp_path: Path) -> None:
+    process = shell("exit 0", tmp_path)
+    process.wait()
+    end_all([process])
+    assert process.exit_code() == 0
+
+
+def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"a\.log: its process cannot be started: .*nowhere"):
+        ChildProcess([str(tmp_path / "nowhere")], tmp_path / "a.log")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        ("step 1\nerror: first\nerror: the reason\n  one\n  two\n\nbye\n", 2, "the reason; one; two"),
+        ("step 1\n\nTraceback\n  ValueError: no\n\n", 1, "ended with exit code 1: ValueError: no"),
+        ("", 7, "ended with exit code 7 and said nothing"),
+        ("step 1\n", -signal.SIGTERM, "ended by SIGTERM"),
+        ("step 1\n", -signal.SIGKILL, "ended by SIGKILL, perhaps for want of memory"),
+        ("", -40, "ended by signal 40"),
+        ("\xff\n", 1, "ended with exit code 1: \xff"),
+    ],
+)
+def test_a_complaint_is_the_last_error_the_signal_or_the_last_words(
+    tmp_path: Path, words: str, code: int, expected: str
+) -> None:
+    (tmp_path / "a.log").write_text(words, encoding="utf-8")
+    assert complaint(tmp_path / "a.log", code) == expected
+
+
+def test_a_log_that_is_no_text_is_complained_of_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_bytes(b"error: \xff\n")
+    assert complaint(tmp_path / "a.log", 1) == "\ufffd"
+
+
+def test_who_is_alone_in_a_folder_stays_so_until_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    told = pytest.raises(RecipeError, match="folder: another works here; wait, or end it")
+    with alone_in(folder, "another"), told, alone_in(folder, "another"):
+        pass
+    with alone_in(folder, "another"):
+        pass
+
+
+def test_a_process_that_keeps_the_lock_open_holds_it_after_its_owner_has_gone(tmp_path: Path) -> None:
+    with alone_in(tmp_path, "a run that was left") as lock:
+        process = shell("sleep 100", tmp_path, lock)
+    with pytest.raises(RecipeError, match="a run that was left works here"), alone_in(tmp_path, "a run that was left"):
+        pass
+    end_all([process])
+    with alone_in(tmp_path, "a run that was left"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="file: cannot be worked in"), alone_in(tmp_path / "file", "another"):
+        pass
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
+def test_being_asked_to_end_is_what_ctrl_c_is_and_only_inside(sign: signal.Signals) -> None:
+    before = signal.getsignal(sign)
+    with signals_as_interrupts(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(sign)
+    assert signal.getsignal(sign) == before
