@@ -60,6 +60,11 @@ class Carrier:
     heads: tuple[str, ...]  # modules of the part that learn whole
 
     @property
+    def learners(self) -> tuple[str, ...]:
+        """All modules of the part in which something learns."""
+        return (*(self.host.in_part(holder) for holder in self.holders), *self.heads) if self.host else self.heads
+
+    @property
     def adapter_names(self) -> dict[str, str]:
         """Tensors of the adapters: name in the part -> name on disk."""
         if self.host is None or self.adapter is None:
@@ -97,15 +102,21 @@ def adapt(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Collection[s
     for name, part in parts.items():
         if name in whole:
             continue
-        part.requires_grad_(requires_grad=False)
-        heads = _heads(name, part, plan)
-        carrier = _carry(name, part, plan.by_part.get(name), heads)
-        if carrier.adapter is not None or heads:
+        carrier = carry(name, part, plan)
+        if carrier.learners:
             carriers[name] = carrier
-        holders = () if carrier.host is None else tuple(carrier.host.in_part(holder) for holder in carrier.holders)
-        _refuse_overlap(name, heads, holders, carrier.host)
-        hold_still(part, (*holders, *heads))
+        hold_still(part, carrier.learners)
     return Adapted(carriers, whole)
+
+
+def carry(name: str, part: nn.Module, plan: AdapterPlan) -> Carrier:
+    """Insert the fresh adapters of one part; they and what the plan trains of it learn, all else of it is frozen."""
+    heads = _heads(name, part, plan)
+    carrier = _insert(name, part, plan.by_part.get(name), heads)
+    _refuse_overlap(name, carrier)
+    for head in heads:
+        part.get_submodule(head).requires_grad_(requires_grad=True)
+    return carrier
 
 
 def hold_still(part: nn.Module, learners: Sequence[str]) -> None:
@@ -121,13 +132,12 @@ def _settle(learners: Sequence[str], part: nn.Module, *_: Any) -> None:
             part.get_submodule(name).train()
 
 
-def _carry(name: str, part: nn.Module, config: AdapterConfig | None, heads: tuple[str, ...]) -> Carrier:
+def _insert(name: str, part: nn.Module, config: AdapterConfig | None, heads: tuple[str, ...]) -> Carrier:
     host: Host | None = getattr(part, "host", None)
     if config is None:
         if host is not None:
             host.learns_from_top(0)
-            part.requires_grad_(requires_grad=False)
-        _let_learn(part, heads)
+        part.requires_grad_(requires_grad=False)
         return Carrier(part, host, None, (), heads)
     where = f"adapters.{name}"
     if host is None:
@@ -141,13 +151,7 @@ def _carry(name: str, part: nn.Module, config: AdapterConfig | None, heads: tupl
     learned = set(adapter_tensors(host, holders))
     for key, parameter in host.module.named_parameters():
         parameter.requires_grad_(key in learned)
-    _let_learn(part, heads)
     return Carrier(part, host, adapter, holders, heads)
-
-
-def _let_learn(part: nn.Module, heads: Sequence[str]) -> None:
-    for head in heads:
-        part.get_submodule(head).requires_grad_(requires_grad=True)
 
 
 def _heads(name: str, part: nn.Module, plan: AdapterPlan) -> tuple[str, ...]:
@@ -179,11 +183,11 @@ def _refuse_unfit(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Coll
             raise RecipeError(f"adapters.train: {name}: its part starts fresh and learns whole; leave the name out")
 
 
-def _refuse_overlap(name: str, heads: Sequence[str], holders: Sequence[str], host: Host | None) -> None:
+def _refuse_overlap(name: str, carrier: Carrier) -> None:
     """RecipeError where a module that learns whole holds adapters, lies in another, or lies in the frozen backbone."""
-    for place, head in enumerate(heads):
-        others = (*holders, *heads[:place], *heads[place + 1 :])
-        backbone = f"{host.path}." if host is not None and host.path else None
+    backbone = f"{carrier.host.path}." if carrier.host is not None and carrier.host.path else None
+    for head in carrier.heads:
+        others = [learner for learner in carrier.learners if learner != head]
         inside = backbone is not None and f"{head}.".startswith(backbone)
         if inside or any(head.startswith(f"{o}.") or f"{o}.".startswith(f"{head}.") for o in others):
             raise RecipeError(

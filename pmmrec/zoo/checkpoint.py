@@ -10,7 +10,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from pmmrec.encoders import Backbone, Encoder, text_encoders, vision_encoders
 from pmmrec.errors import CheckpointError, RecipeError
@@ -188,8 +187,11 @@ class Checkpoint:
         self._sound: set[str] = set()
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Read and check the index. Raises CheckpointError where it is absent, of another format or points outside."""
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read and check the index; of adapters, an `AdapterCheckpoint`.
+
+        Raises CheckpointError where it is absent, of another format or points outside.
+        """
         here = files.current(folder)
         path = here / files.INDEX_NAME
         if not path.is_file():
@@ -206,6 +208,10 @@ class Checkpoint:
             raise CheckpointError(str(error)) from error
         if index.width != model_config.width:
             raise CheckpointError(f"{path}: width {index.width} is not the width of its model, {model_config.width}")
+        if index.base is not None:
+            from pmmrec.zoo.adapters import AdapterCheckpoint
+
+            return AdapterCheckpoint(here, index, model_config)
         return cls(here, index, model_config)
 
     @property
@@ -240,7 +246,7 @@ class Checkpoint:
     def backbones(self) -> dict[str, Backbone]:
         """What `build` needs for each encoder: configuration and tokenizer, read from the verified part."""
         names = self.model_config.item_encoder.encoders
-        return {name: Backbone(self._sound_folder(self._entry(name)), is_pretrained=False) for name in names}
+        return {name: Backbone(self.sound_folder(self._entry(name)), is_pretrained=False) for name in names}
 
     def verify(self) -> list[str]:
         """What is wrong with the files, in words; empty when each is there and as it was written, and none more."""
@@ -253,7 +259,7 @@ class Checkpoint:
     def _mislabelled(self) -> list[str]:
         """Parts that their own part.json, which is all that a part travelling alone has, calls something else."""
         problems = []
-        for entry in (*self.parts.values(), *self.objectives.values()):
+        for entry in (*self.index.parts.values(), *self.index.objectives.values(), *self.index.adapted.values()):
             about = files.read_json(self.folder / entry.folder / PART_SETTINGS)
             found = (about.get("family"), about.get("type")) if isinstance(about, dict) else about
             if found != (entry.family, entry.type):
@@ -262,29 +268,40 @@ class Checkpoint:
         return problems
 
     def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
-        """The tensors of a part by the names that its module gives them.
+        """The tensors of a part by the names that its module gives them, as one that travels alone.
 
         Raises CheckpointError where a file of the part is missing, more, changed, or no safetensors file.
         """
-        return read_part(self._sound_folder(self._entry(name)), module)
+        return read_part(self.sound_folder(self._entry(name)), module)
+
+    def standing_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a part that `complete` goes on from."""
+        return self.part_state(name, module)
+
+    def complete(self, recommender: Recommender) -> None:
+        """Put what is more than tensors of its parts into a recommender that holds those of `standing_state`."""
 
     def objective_state(self, name: str) -> dict[str, Tensor]:
         """The tensors of an objective's head. Raises CheckpointError as `part_state` does."""
-        return files.read_tensors(self._sound_folder(self.objectives[name]) / PART_TENSORS)
+        return files.read_tensors(self.sound_folder(self.objectives[name]) / PART_TENSORS)
 
     def sizes(self, entry: PartEntry) -> list[int]:
         """How many numbers each tensor of a part or head holds, from the headers of its files alone."""
         names = [name for name in entry.files if name.endswith(".safetensors")]
-        shapes = [files.shapes_in(self.folder / entry.folder / name).values() for name in names]
+        shapes = [files.shapes_in(self.folder_of(entry) / name).values() for name in names]
         return [math.prod(shape) for of_file in shapes for shape in of_file]
+
+    def folder_of(self, entry: PartEntry) -> Path:
+        """Where the files of a part or head stand."""
+        return self.folder / entry.folder
 
     def _entry(self, name: str) -> PartEntry:
         if name not in self.parts:
             raise CheckpointError(f"{self.folder}: holds no part {name!r}; it holds {files.listed(self.parts)}")
         return self.parts[name]
 
-    def _sound_folder(self, entry: PartEntry) -> Path:
-        """The folder of a part after its files were verified, once."""
+    def sound_folder(self, entry: PartEntry) -> Path:
+        """The folder of a part or head after its files were verified, once. Raises CheckpointError."""
         folder = self.folder / entry.folder
         if entry.folder not in self._sound:
             if not folder.resolve().is_relative_to(self.folder.resolve()):
@@ -311,12 +328,13 @@ def load_recommender(checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = (
             f"{checkpoint.folder}: holds the parts {files.listed(checkpoint.parts)}, "
             f"its model has {files.listed(recommender.parts)}"
         )
-    states = {name: checkpoint.part_state(name, part) for name, part in recommender.parts.items()}
+    states = {name: checkpoint.standing_state(name, part) for name, part in recommender.parts.items()}
     problems = [line for name, part in recommender.parts.items() for line in misfits(name, states[name], part)]
     if problems:
         raise CheckpointError("\n".join([f"{checkpoint.folder}: does not fit its own model", *problems]))
     for name, part in recommender.parts.items():
         fill(part, states[name])
+    checkpoint.complete(recommender)
     return recommender.eval()
 
 

@@ -1,0 +1,338 @@
+"""Keep adapters on disk without the checkpoint they stand on, and stand them on it again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmmrec.adapters import adapters
+from pmmrec.adapters.plan import Adapted, AdapterPlan, Carrier, adapt, carry
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.recommender import Recommender
+from pmmrec.settings import validate
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import (
+    CARD_NAME,
+    FORMAT,
+    OBJECTIVES,
+    PART_SETTINGS,
+    PART_TENSORS,
+    RECIPE_NAME,
+    Checkpoint,
+    Owner,
+    about_heads,
+    about_parts,
+    fill,
+    misfits,
+    owned_tensors,
+    part_paths,
+    write_papers,
+    write_part,
+)
+from pmmrec.zoo.hub import find_checkpoint
+from pmmrec.zoo.index import BaseEntry, Index, PartEntry
+
+ADAPTERS = "adapters"
+ADAPTER_TENSORS = "adapter_model.safetensors"  # the name that peft looks for
+HEADS_ALONE = "heads"  # type of a part that learned beside its base without adapters
+HUB = Path("hub")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model that learns beside the parts of a base checkpoint."""
+
+    plan: AdapterPlan
+    adapted: Adapted
+    base: BaseEntry
+
+
+def stand_on(
+    checkpoint: Checkpoint, origin: str, recommender: Recommender, plan: AdapterPlan, loaded: Collection[str]
+) -> Standing:
+    """Insert adapters into a recommender whose parts `loaded` come from a checkpoint, which was opened as `origin`.
+
+    All other parts start fresh and learn whole. RecipeError where the plan does not suit the model.
+    """
+    fresh = [name for name in recommender.parts if name not in loaded]
+    adapted = adapt(recommender.parts, plan, fresh)
+    base = BaseEntry(
+        place=origin if "://" in origin else str(checkpoint.folder.resolve()),
+        sha256=_index_hash(checkpoint),
+        parts={name: checkpoint.parts[name] for name in recommender.parts if name not in adapted.whole},
+    )
+    return Standing(plan, adapted, base)
+
+
+def save_adapters(
+    folder: Path,
+    *,
+    standing: Standing,
+    system: str,
+    model_config: ModelConfig,
+    recommender: Recommender,
+    objectives: Mapping[str, nn.Module],
+    state: Mapping[str, Tensor],
+    recipe: str,
+    metrics: Mapping[str, Any],
+    card: str,
+    provenance: Mapping[str, Any],
+    replace: bool = False,
+) -> None:
+    """Write what was learned, and the name of the base it was learned beside, as `save_checkpoint` writes all.
+
+    Tensors of the base are left out; they are frozen, so those that `state` holds are those of the base.
+    """
+    prefixes = {name: f"recommender.{path}." for name, path in part_paths(recommender).items()}
+    whole = standing.adapted.whole
+    owners = {name: Owner(prefixes[name], recommender.parts[name]) for name in whole}
+    heads = {name: head for name, head in objectives.items() if head.state_dict()}
+    owners |= {f"{OBJECTIVES}/{name}": Owner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
+    on_base = tuple(prefix for name, prefix in prefixes.items() if name not in whole)
+    states = owned_tensors({key: tensor for key, tensor in state.items() if not key.startswith(on_base)}, owners)
+    about = about_parts(model_config, {name: recommender.parts[name] for name in whole})
+    about |= about_heads(model_config, heads)
+    with files.writing(folder, replace=replace) as place:
+        entries = {name: write_part(place, name, owners[name].module, states[name], about[name]) for name in owners}
+        adapted = {
+            name: _write_carrier(place, name, carrier, standing.plan, state, prefixes[name])
+            for name, carrier in standing.adapted.carriers.items()
+        }
+        index = Index(
+            format=FORMAT,
+            system=system,
+            width=model_config.width,
+            model=model_config.model_dump(mode="json"),
+            parts={name: entries[name] for name in whole},
+            objectives={name: entries[f"{OBJECTIVES}/{name}"] for name in heads},
+            files=write_papers(place, recipe, metrics, card),
+            provenance=dict(provenance),
+            base=standing.base,
+            adapters=standing.plan.model_dump(mode="json"),
+            adapted=adapted,
+        )
+        files.write_json(place / files.INDEX_NAME, index.written())
+
+
+class AdapterCheckpoint(Checkpoint):
+    """A checkpoint that holds what was learned beside a base, and finds the rest there."""
+
+    _base_place: str | None = None
+    _hub = HUB
+
+    def look_for_base(self, place: str | None, hub: Path) -> None:
+        """Where its base is to be found: at `place` alone, else where it was, beside this checkpoint, or in `hub`."""
+        self._base_place, self._hub = place, hub
+
+    @property
+    def parts(self) -> Mapping[str, PartEntry]:
+        """All parts of its model: those of the base as they stand there, and those that learned whole."""
+        return {**self._base_entry.parts, **self.index.parts}
+
+    @cached_property
+    def base(self) -> Checkpoint:
+        """The checkpoint it stands on. Raises CheckpointError where that is not found, or is another."""
+        wanted, others = self._base_entry, []
+        name = wanted.place.rstrip("/").rpartition("/")[2]
+        places = [wanted.place, str(self.folder.parent / name), name]
+        for place in [self._base_place] if self._base_place is not None else places:
+            try:
+                found = _open(place, self._hub)
+            except (CheckpointError, RecipeError):
+                continue
+            if _is_base(found, wanted):
+                return found
+            others.append(f"; {place} is another (sha256 {_index_hash(found)})")
+        sought = self._base_place or wanted.place
+        raise CheckpointError(
+            f"{self.folder}: its adapters stand on {wanted.place} (sha256 of its {files.INDEX_NAME}: {wanted.sha256}), "
+            f"which was not found at {sought}{''.join(dict.fromkeys(others))}; say where it is with --base PLACE"
+        )
+
+    @cached_property
+    def plan(self) -> AdapterPlan:
+        """Which parts carry which adapters. Raises CheckpointError where the index makes no sense."""
+        try:
+            return validate(AdapterPlan, self.index.adapters, f"{self.folder / files.INDEX_NAME}: adapters")
+        except RecipeError as error:
+            raise CheckpointError(str(error)) from error
+
+    def standing_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a part that learned whole, else those of the base."""
+        if name in self.index.parts:
+            return super().part_state(name, module)
+        return self.base.part_state(name, module)
+
+    def complete(self, recommender: Recommender) -> None:
+        """Insert the adapters, and put in all that was learned. Raises CheckpointError."""
+        try:
+            adapted = adapt(recommender.parts, self.plan, fresh=self.index.parts)
+        except RecipeError as error:
+            raise CheckpointError(f"{self.folder}: its adapters do not suit its model: {error}") from error
+        if set(adapted.carriers) != set(self.index.adapted):
+            raise CheckpointError(
+                f"{self.folder}: holds what {files.listed(self.index.adapted)} learned, its plan adapts "
+                f"{files.listed(adapted.carriers)}"
+            )
+        for name, carrier in adapted.carriers.items():
+            self._fill(name, carrier)
+
+    def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a part as one without adapters, into which they are merged.
+
+        Raises RecipeError for adapters that cannot be merged, CheckpointError as `Checkpoint.part_state` does.
+        """
+        state = self.standing_state(name, module)
+        is_dry = any(tensor.is_meta for tensor in module.state_dict().values())
+        if name not in self.index.adapted or is_dry or misfits(name, state, module):
+            return state
+        merged = copy.deepcopy(module)
+        fill(merged, state)
+        carrier = carry(name, merged, self.plan)
+        self._fill(name, carrier)
+        try:
+            carrier.merge()
+        except RecipeError as error:
+            raise RecipeError(f"{self.folder}: {name}: {error}") from error
+        return merged.state_dict()
+
+    def folder_of(self, entry: PartEntry) -> Path:
+        """Where the files of a part or head stand: here or in the base."""
+        return self.base.folder_of(entry) if self._is_of_base(entry) else super().folder_of(entry)
+
+    def sound_folder(self, entry: PartEntry) -> Path:
+        """The folder of a part or head after its files were verified, here or in the base."""
+        return self.base.sound_folder(entry) if self._is_of_base(entry) else super().sound_folder(entry)
+
+    def _is_of_base(self, entry: PartEntry) -> bool:
+        own = (*self.index.parts.values(), *self.index.objectives.values(), *self.index.adapted.values())
+        return entry not in own and entry in self._base_entry.parts.values()
+
+    @property
+    def _base_entry(self) -> BaseEntry:
+        if self.index.base is None:
+            raise CheckpointError(f"{self.folder}: names no base")
+        return self.index.base
+
+    def _fill(self, name: str, carrier: Carrier) -> None:
+        """Copy what was learned of a part, every tensor of it, into the part."""
+        folder = super().sound_folder(self.index.adapted[name])
+        own = carrier.part.state_dict()
+        wanted = {
+            ADAPTER_TENSORS: {on_disk: own[key] for key, on_disk in carrier.adapter_names.items()},
+            PART_TENSORS: {key: own[key] for key in carrier.head_names},
+        }
+        for file, targets in wanted.items():
+            found = files.read_tensors(folder / file) if (folder / file).is_file() else {}
+            _copy(found, targets, folder / file)
+
+
+def standing_on(checkpoint: Checkpoint, base: str | None, hub: Path) -> Checkpoint:
+    """The same checkpoint, told where its base is. RecipeError for a base where the checkpoint is whole."""
+    if isinstance(checkpoint, AdapterCheckpoint):
+        checkpoint.look_for_base(base, hub)
+    elif base is not None:
+        raise RecipeError(f"--base {base}: has no effect, {checkpoint.folder} carries no adapters; leave it out")
+    return checkpoint
+
+
+def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
+    """Write a whole checkpoint that computes what `checkpoint` computes on its base.
+
+    Raises RecipeError where it carries no adapters, or such as cannot be merged into weights.
+    """
+    if not isinstance(checkpoint, AdapterCheckpoint):
+        raise RecipeError(f"{checkpoint.folder}: carries no adapters, so there is nothing to merge")
+    model_config, index = checkpoint.model_config, checkpoint.index
+    recommender = build(model_config, checkpoint.backbones())
+    adapted = {name: recommender.parts[name] for name in index.adapted}
+    states = {name: checkpoint.part_state(name, part) for name, part in adapted.items()}
+    about = about_parts(model_config, adapted)
+    problems = [line for name, part in adapted.items() for line in misfits(name, states[name], part)]
+    if problems:
+        raise CheckpointError("\n".join([f"{checkpoint.folder}: does not fit its own model", *problems]))
+    with files.writing(out, replace=False) as place:
+        for entry in (*checkpoint.parts.values(), *checkpoint.objectives.values()):
+            if entry.folder not in adapted:
+                for name in entry.files:
+                    files.link_or_copy(checkpoint.sound_folder(entry) / name, place / entry.folder / name)
+        merged = {name: write_part(place, name, part, states[name], about[name]) for name, part in adapted.items()}
+        papers = {name: (checkpoint.folder / name).read_text("utf-8") for name in (RECIPE_NAME, CARD_NAME)}
+        whole = Index(
+            format=FORMAT,
+            system=index.system,
+            width=index.width,
+            model=index.model,
+            parts={name: merged.get(name, entry) for name, entry in checkpoint.parts.items()},
+            objectives=dict(checkpoint.objectives),
+            files=write_papers(place, papers[RECIPE_NAME], checkpoint.metrics, papers[CARD_NAME]),
+            provenance={**index.provenance, "merged_from": _index_hash(checkpoint)},
+        )
+        files.write_json(place / files.INDEX_NAME, whole.written())
+
+
+def _write_carrier(
+    place: Path, name: str, carrier: Carrier, plan: AdapterPlan, state: Mapping[str, Tensor], prefix: str
+) -> PartEntry:
+    """Write what one part learned beside its base."""
+    folder_name = f"{ADAPTERS}/{name}"
+    folder = place / folder_name
+    folder.mkdir(parents=True)
+    names = [*carrier.adapter_names, *carrier.head_names]
+    if missing := [key for key in names if prefix + key not in state]:
+        raise CheckpointError(f"{name}: the state to save lacks {files.listed(missing)}")
+    if carrier.adapter is not None and carrier.host is not None:
+        learned = {disk: files.standalone(state[prefix + key]) for key, disk in carrier.adapter_names.items()}
+        files.write_tensors(folder / ADAPTER_TENSORS, learned)
+        carrier.adapter.write_settings(carrier.host, folder)
+    if carrier.heads:
+        kept = {key: files.standalone(state[prefix + key]) for key in carrier.head_names}
+        files.write_tensors(folder / PART_TENSORS, kept)
+    config = plan.by_part.get(name)
+    kind = HEADS_ALONE if config is None else config.type
+    settings = {} if config is None else config.model_dump(mode="json")
+    about = {"family": adapters.name, "type": kind, "settings": settings, "learns": list(carrier.heads)}
+    files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
+    return PartEntry(family=adapters.name, type=kind, folder=folder_name, files=files.hashes_of(folder))
+
+
+def _copy(found: Mapping[str, Tensor], targets: Mapping[str, Tensor], where: Path) -> None:
+    """Copy tensors that are exactly those wanted. Raises CheckpointError."""
+    reshaped = [
+        f"{key} {tuple(found[key].shape)} for {tuple(target.shape)}"
+        for key, target in targets.items()
+        if key in found and found[key].shape != target.shape
+    ]
+    problems = {"missing": set(targets) - set(found), "unknown to the model": set(found) - set(targets)}
+    problems["of another shape"] = set(reshaped)
+    told = [f"{what}: {files.listed(names)}" for what, names in problems.items() if names]
+    if told:
+        raise CheckpointError(f"{where}: does not fit the model: {'; '.join(told)}")
+    with torch.no_grad():
+        for key, target in targets.items():
+            target.copy_(found[key])
+
+
+def _open(place: str, hub: Path) -> Checkpoint:
+    """The checkpoint at a place, as everywhere."""
+    return standing_on(Checkpoint.open(find_checkpoint(place, hub)), None, hub)
+
+
+def _index_hash(checkpoint: Checkpoint) -> str:
+    return files.sha256_of(checkpoint.folder / files.INDEX_NAME)
+
+
+def _is_base(found: Checkpoint, wanted: BaseEntry) -> bool:
+    """Whether it is the same checkpoint, or one whose needed parts are the same file by file under a newer card."""
+    if _index_hash(found) == wanted.sha256:
+        return True
+    is_whole = not isinstance(found, AdapterCheckpoint)
+    return is_whole and all(found.parts.get(name) == entry for name, entry in wanted.parts.items())
