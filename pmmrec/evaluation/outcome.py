@@ -39,6 +39,10 @@ class Outcome(Config):
     best_epoch: int | None = None
     num_epochs: int | None = None
     training_s: float | None = None
+    seconds_per_epoch: float | None = None  # as the next three: of the training, without its validation
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    peak_memory_bytes: int | None = None  # of the device; without a GPU, of the process since its start
     validation: dict[str, float] = {}
 
 

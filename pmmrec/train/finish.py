@@ -101,6 +101,10 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
             best_epoch=best_epoch,
             num_epochs=max(loop.validation),
             training_s=round(loop.training_s, 1),
+            seconds_per_epoch=loop.cost.seconds_per_epoch,
+            trainable_parameters=loop.cost.trainable_parameters,
+            total_parameters=loop.cost.total_parameters,
+            peak_memory_bytes=loop.cost.peak_memory_bytes,
             validation=dict(loop.validation[best_epoch]),
         )
         write_outcome(run.folder, outcome)

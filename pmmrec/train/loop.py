@@ -15,6 +15,7 @@ from torch import Tensor
 from pmmrec.contracts import Batch
 from pmmrec.errors import MachineError
 from pmmrec.settings import Config
+from pmmrec.train.cost import Cost, forget_peak
 from pmmrec.train.log import RunLog
 from pmmrec.train.nonfinite import stop_if_gradient_nonfinite, stop_if_nonfinite, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
@@ -95,7 +96,7 @@ class Loop:
     ) -> None:
         self.config, self.task, self.log, self.processes = config, task, log, processes
         self.step = 0
-        self.training_s = 0.0  # without validation
+        self.cost = Cost.of(task)
         self.should_stop = False
         self.validation: dict[int, Mapping[str, float]] = {}
         self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
@@ -109,14 +110,26 @@ class Loop:
 
     def fit(self) -> None:
         """Train until the epochs are over or a callback stops it."""
+        self.log.event("parameters", 0, trainable=self.cost.trainable_parameters, total=self.cost.total_parameters)
+        self.log.say(self.cost.words())
         self._end_epoch(0)
         for epoch in range(1, self.config.epochs + 1):
             if self.should_stop:
                 break
             started_s = time.monotonic()
+            forget_peak(self.processes.device)
             self._train_epoch(epoch)
-            self.training_s += time.monotonic() - started_s
+            seconds = time.monotonic() - started_s
+            self.cost.add_epoch(seconds, self.processes.device)
+            self.log.event(
+                "epoch", self.step, epoch=epoch, seconds=seconds, peak_memory_bytes=self.cost.peak_memory_bytes
+            )
             self._end_epoch(epoch)
+
+    @property
+    def training_s(self) -> float:
+        """Seconds spent so far, without validation."""
+        return self.cost.seconds
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state on the CPU; complete on the main process. Every process must call it."""

@@ -1,0 +1,55 @@
+"""What a training says it cost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pmmrec.train.cost import Cost, peak_memory_bytes
+
+CPU = torch.device("cpu")
+
+
+def test_frozen_parameters_count_in_the_total_alone() -> None:
+    task = nn.ModuleDict({"frozen": nn.Linear(4, 5), "learning": nn.Linear(5, 2)})
+    task["frozen"].requires_grad_(requires_grad=False)
+    cost = Cost.of(task)
+    assert (cost.trainable_parameters, cost.total_parameters) == (12, 37)
+    assert cost.words() == "learning: 12 of 37 parameters (32.43%)"
+
+
+def test_epochs_are_averaged() -> None:
+    cost = Cost(1, 2)
+    assert cost.seconds_per_epoch is None
+    cost.add_epoch(1.0, CPU)
+    cost.add_epoch(2.0, CPU)
+    assert cost.seconds_per_epoch == 1.5
+    assert cost.seconds == 3.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
+def test_memory_of_a_process_grows_with_what_it_holds() -> None:
+    before = peak_memory_bytes(CPU)
+    held = torch.ones(2**27)
+    after = peak_memory_bytes(CPU)
+    assert before is not None
+    assert after is not None
+    assert after >= held.nbytes
+    assert after < 64 * held.nbytes
+
+
+def test_a_run_tells_what_it_cost(workshop: Callable[..., Any]) -> None:
+    shop = workshop()
+    loop = shop.loop(epochs=2)
+    loop.fit()
+    (sizes,) = shop.events("parameters")
+    assert sizes["trainable"] == sizes["total"] == sum(p.numel() for p in shop.task.parameters())
+    epochs = shop.events("epoch")
+    assert [event["epoch"] for event in epochs] == [1, 2]
+    assert sum(event["seconds"] for event in epochs) == pytest.approx(loop.training_s)
+    assert all(event["peak_memory_bytes"] > 0 for event in epochs)
