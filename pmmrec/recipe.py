@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from torch import nn
 from typing_extensions import Self
 
+from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.contracts import View
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.corruption import CorruptionConfig
@@ -139,9 +140,21 @@ class FinetuneRecipe(RunRecipe):
         None, description="None: the checkpoint's, less what `transfer` leaves behind. Needed with `--from none`."
     )
     transfer: TransferPlan | None = Field(None, description="None: every part of the model from the checkpoint.")
+    adapters: AdapterPlan | None = Field(None, description="Adapters that alone learn, and alone are saved.")
+
+    @model_validator(mode="after")
+    def _one_says_what_learns(self) -> Self:
+        if self.adapters is not None and self.transfer is not None and self.transfer.train is not None:
+            raise ValueError("transfer.train: adapters say what learns; name further parts in adapters.train")
+        return self
 
     def model_from(self, checkpoint: Checkpoint | None) -> ModelConfig:
         """The model to train: the recipe's, else the checkpoint's. RecipeError where neither says."""
+        if checkpoint is None and self.adapters is not None:
+            raise RecipeError(
+                f"{self.name}: adapters: stand on a checkpoint, and `--from none` leaves none; name one, or train "
+                "whole parts first (finetune/scratch)"
+            )
         if checkpoint is None and self.transfer is not None:
             raise RecipeError(
                 f"{self.name}: transfer: has no effect with `--from none`; leave it out, or name a checkpoint"
@@ -184,10 +197,9 @@ def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = (
     """A recipe from a file, its `extends:` and overrides. RecipeError that lists every problem."""
     tree = recipe_tree(path, overrides)
     if recipe_class_for(tree) is not recipe_class:
-        verbs = {PretrainRecipe: "pretrain", FinetuneRecipe: "finetune"}
-        found = "names" if recipe_class is FinetuneRecipe else "does not name"
+        verb, found = ("finetune", "names") if recipe_class is FinetuneRecipe else ("pretrain", "does not name")
         raise RecipeError(
-            f"{path}: {found} data.sources, so it is no recipe for `pmmrec {verbs.get(recipe_class)}`; "
+            f"{path}: {found} data.sources, so it is no recipe for `pmmrec {verb}`; "
             "a pretraining has sources, a fine-tuning takes its domain from --on"
         )
     return validate(recipe_class, tree, str(path))

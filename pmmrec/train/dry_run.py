@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.contents import check_readable
@@ -26,6 +27,7 @@ from pmmrec.train.prepare import Sources, check_window, find_backbones, find_pre
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.task import TrainingTask
+from pmmrec.zoo.adapters import stand_on
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import TransferPlan, apply, plan_full
 
@@ -52,6 +54,7 @@ def describe(
     given: Mapping[str, Backbone] | None = None,
     checkpoint: Checkpoint | None = None,
     plan: TransferPlan | None = None,
+    adapters: AdapterPlan | None = None,
 ) -> None:
     """Print the resolved recipe, parameters of each part, and steps. Raises what the run itself would raise.
 
@@ -74,7 +77,10 @@ def describe(
             log.warn(warning)
     transfer = None
     if checkpoint is not None:
-        transfer = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads).table()
+        report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
+        transfer = report.table()
+        if adapters is not None:
+            stand_on(checkpoint, str(checkpoint.folder), recommender, adapters, report.loaded)
     build_optimizer(task, recipe.train.optimizer)
     counts = [WindowIndex(split, data.window).num_windows for split in sources.splits]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)

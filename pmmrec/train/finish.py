@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Sources, read_items
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import package_version
+from pmmrec.zoo.adapters import Standing, save_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 
 CHECKPOINT_FOLDER = "checkpoint"
@@ -42,9 +44,17 @@ class Finishable(Runnable, Protocol):
 
 
 def save_best(
-    run: Run, recipe: Finishable, model: ModelConfig, sources: Sources, origin: str
+    run: Run,
+    recipe: Finishable,
+    model: ModelConfig,
+    sources: Sources,
+    origin: str,
+    standing: Standing | None = None,
 ) -> Callable[[Loop], None]:
-    """For `KeepBest`: writes `checkpoint/` of the run. `origin`: the checkpoint it started from, or "none"."""
+    """For `KeepBest`: writes `checkpoint/` of the run, of a model that stands on another what it learned alone.
+
+    `origin`: the checkpoint it started from, or "none".
+    """
     provenance: dict[str, Any] = {
         "run": recipe.name,
         "seed": recipe.seed,
@@ -62,11 +72,13 @@ def save_best(
         },
     }
 
+    write = save_checkpoint if standing is None else partial(save_adapters, standing=standing)
+
     def save(loop: Loop) -> None:
         state = loop.state_dict()
         if run.processes.is_main:
             epoch = max(loop.validation)
-            save_checkpoint(
+            write(
                 run.folder / CHECKPOINT_FOLDER,
                 system=recipe.system,
                 model_config=model,

@@ -54,6 +54,16 @@ class Standing:
     adapted: Adapted
     base: BaseEntry
 
+    def lines(self) -> list[str]:
+        """What learns of each part, for people."""
+        told = {name: "whole" for name in self.adapted.whole}
+        for name, carrier in self.adapted.carriers.items():
+            config = self.plan.by_part.get(name)
+            kinds = [] if config is None else [f"{config.type} in {len(carrier.holders)} places"]
+            told[name] = ", ".join([*kinds, *(f"{head} whole" for head in carrier.heads)])
+        frozen = [name for name in self.base.parts if name not in told]
+        return [f"{name} learns: {words}" for name, words in told.items()] + [f"{name} is frozen" for name in frozen]
+
 
 def stand_on(
     checkpoint: Checkpoint, origin: str, recommender: Recommender, plan: AdapterPlan, loaded: Collection[str]

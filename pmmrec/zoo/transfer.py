@@ -106,6 +106,11 @@ class TransferReport:
 
     rows: tuple[TransferRow, ...]
 
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The parts of the model that came from the checkpoint."""
+        return tuple(row.part for row in self.rows if row.action == "loaded")
+
     def table(self) -> str:
         """The rows as aligned lines of plain text."""
         width = max([len("part"), *(len(row.part) for row in self.rows)])
