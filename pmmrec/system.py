@@ -27,6 +27,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
 from pmmrec.settings import expanded
 from pmmrec.zoo import files
+from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import find_checkpoint
 
@@ -183,6 +184,7 @@ def load(
     warn: Callable[[str], None] = warnings.warn,
     popularity: float | None = None,
     max_unreadable: float = MAX_UNREADABLE,
+    base: str | None = None,
 ) -> System:
     """Open a checkpoint, by its folder or its name in a folder hub. Weights are read at first use.
 
@@ -194,6 +196,8 @@ def load(
         warn: Called with each warning.
         popularity: Weight of popularity in the score; None: the checkpoint's. 0 looks at no interaction but the user's.
         max_unreadable: Share of a domain's items that may lack all that the model reads.
+        base: For a checkpoint of adapters, the one they stand on, by folder or name; None: where it was in training,
+            beside the adapters, or in `hub`.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -201,7 +205,7 @@ def load(
         raise RecipeError(f"device {device!r}: torch knows no such device; give cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
-    opened = Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub)))
+    opened = standing_on(Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub))), base, Path(hub))
     return System(opened, Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
 
 

@@ -86,6 +86,7 @@ class _OfPeft(Adapter):
         holders = [name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer)]
         config = self._peft_config(host, holders)
         config.inference_mode = True
+        config.target_modules = sorted(holders)  # peft keeps a set, whose order changes from run to run
         config.save_pretrained(str(folder))
 
     def name_on_disk(self, name: str) -> str:

@@ -12,6 +12,10 @@ Checkpoint = Annotated[str, Argument(help="A checkpoint folder, or its name in t
 DomainFolder = Annotated[Path, Argument(metavar="DOMAIN", help="A domain folder.")]
 HubFolder = Annotated[Path, Option("--hub", help="The folder hub in which names are looked up.")]
 CacheFolder = Annotated[Path | None, Option("--cache", help="Where tokens and pixels are kept between runs.")]
+BasePlace = Annotated[
+    str | None,
+    Option("--base", metavar="CHECKPOINT", help="For adapters: the checkpoint they stand on, where it is not found."),
+]
 HUB = Path("hub")
 
 

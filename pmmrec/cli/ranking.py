@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from pmmrec.cli.options import (
     HUB,
+    BasePlace,
     CacheFolder,
     Checkpoint,
     DomainFolder,
@@ -34,6 +35,7 @@ def evaluate(
     popularity: Popularity = None,
     max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
+    base: BasePlace = None,
     cache: CacheFolder = None,
 ) -> None:
     """Rank the test targets of a domain, beside the floors; without any training this is zero-shot."""
@@ -41,7 +43,9 @@ def evaluate(
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable)
+        system = load(
+            checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
+        )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, seen=seen.value, out=out)
         show(*outcome_tables([outcome]))
@@ -57,13 +61,16 @@ def score(
     popularity: Popularity = None,
     max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
+    base: BasePlace = None,
     cache: CacheFolder = None,
 ) -> None:
     """Recommend to every user of a domain what they may touch next."""
     from pmmrec.system import load
 
     with errors_for_people():
-        system = load(checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable)
+        system = load(
+            checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
+        )
         num_users, num_rows = system.score(domain, top_k, out, seen=seen.value)
         typer.echo(f"{out}: {num_rows:,} rows for {num_users:,} users")
 

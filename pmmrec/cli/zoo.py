@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import typer
+from pathlib import Path
+from typing import Annotated
 
-from pmmrec.cli.options import HUB, Checkpoint, HubFolder
+import typer
+from typer import Option
+
+from pmmrec.cli.options import HUB, BasePlace, Checkpoint, HubFolder
 from pmmrec.terminal import errors_for_people, say_problems, show
 
 app = typer.Typer(help="Find, read and check checkpoints.", no_args_is_help=True)
@@ -38,3 +42,20 @@ def zoo_verify(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
     with errors_for_people():
         folder, problems = checkpoint_problems(checkpoint, hub)
         say_problems(folder, problems)
+
+
+@app.command("merge")
+def zoo_merge(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, Option("--out", help="Folder to make.")],
+    base: BasePlace = None,
+    hub: HubFolder = HUB,
+) -> None:
+    """Merge adapters into the checkpoint they stand on: a whole one that computes the same."""
+    from pmmrec.zoo.adapters import merge_adapters, standing_on
+    from pmmrec.zoo.checkpoint import Checkpoint as Opened
+    from pmmrec.zoo.hub import find_checkpoint
+
+    with errors_for_people():
+        merge_adapters(standing_on(Opened.open(find_checkpoint(checkpoint, hub)), base, hub), out)
+        typer.echo(f"{out}: a whole checkpoint, without adapters")

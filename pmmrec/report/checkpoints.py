@@ -20,14 +20,14 @@ def hub_table(hub: Path) -> PlainTable:
             rows.append([name, "cannot be read; see zoo verify", None, None, None])
             continue
         learned_from = ", ".join(checkpoint.learned_from)
-        rows.append([name, checkpoint.system, checkpoint.index.width, ", ".join(checkpoint.parts), learned_from])
+        rows.append([name, checkpoint.system, checkpoint.index.width, ", ".join(checkpoint.held), learned_from])
     return PlainTable(str(hub), ["name", "system", "width", "parts", "learned from"], rows)
 
 
 def checkpoint_table(place: str, hub: Path) -> PlainTable:
     """The parts of one checkpoint, with their tensors and parameters."""
     checkpoint = Checkpoint.open(find_checkpoint(place, hub))
-    entries = {**checkpoint.parts, **{f"objectives/{name}": entry for name, entry in checkpoint.objectives.items()}}
+    entries = {**checkpoint.held, **{f"objectives/{name}": entry for name, entry in checkpoint.objectives.items()}}
     rows: list[list[Cell]] = [
         [name, entry.type, len(checkpoint.sizes(entry)), sum(checkpoint.sizes(entry))]
         for name, entry in entries.items()
@@ -37,6 +37,8 @@ def checkpoint_table(place: str, hub: Path) -> PlainTable:
         f"{checkpoint.folder}: {checkpoint.system}, width {checkpoint.index.width}, learned from {learned_from}, "
         f"started from {checkpoint.provenance.get('started_from', 'unknown')}"
     )
+    if checkpoint.index.base is not None:
+        title += f", stands on {checkpoint.index.base.place} (sha256 {checkpoint.index.base.sha256})"
     return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 
 

@@ -79,7 +79,7 @@ def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None
         name=place,
         system=checkpoint.system,
         summary=f"A {checkpoint.system} model of width {checkpoint.index.width}, {start} on {', '.join(domains)}.",
-        parts={name: entry.type for name, entry in checkpoint.parts.items()},
+        parts={name: entry.type for name, entry in checkpoint.held.items()},
         domains=[
             CardDomain(name, about["users"], about["items"], about["interactions"], tuple(about["modalities"]))
             for name, about in domains.items()

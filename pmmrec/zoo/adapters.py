@@ -56,7 +56,7 @@ class Standing:
 
     def lines(self) -> list[str]:
         """What learns of each part, for people."""
-        told = {name: "whole" for name in self.adapted.whole}
+        told = dict.fromkeys(self.adapted.whole, "whole")
         for name, carrier in self.adapted.carriers.items():
             config = self.plan.by_part.get(name)
             kinds = [] if config is None else [f"{config.type} in {len(carrier.holders)} places"]

@@ -219,6 +219,11 @@ class Checkpoint:
         return self.index.parts
 
     @property
+    def held(self) -> Mapping[str, PartEntry]:
+        """What stands in its own folder, by folder; adapters stand on a part that is elsewhere."""
+        return {**self.index.parts, **{entry.folder: entry for entry in self.index.adapted.values()}}
+
+    @property
     def objectives(self) -> Mapping[str, PartEntry]:
         """Objectives whose heads were saved, by name."""
         return self.index.objectives
