@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluat
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Rows, Seen, write_ranks
 from pmmrec.evaluation.recommend import TopItems, top_k, write_top_k
+from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
@@ -96,21 +97,30 @@ class System:
         return [(domain.item_ids[item].as_py(), score) for item, score in zip(items, scores, strict=True)]
 
     def evaluate(
-        self, domain: Domain | Path | str, *, name: str, seen: Seen = "exclude", out: Path | str | None = None
+        self,
+        domain: Domain | Path | str,
+        *,
+        name: str,
+        scenario: Scenario = "regular",
+        seen: Seen = "exclude",
+        out: Path | str | None = None,
     ) -> Outcome:
-        """Rank the test targets of a domain beside the floors; with `out`, write metrics.json and ranks.parquet."""
+        """Rank the targets of a scenario beside the floors; with `out`, write metrics.json and ranks.parquet."""
         if out is not None and Path(out).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
         split = Split(opened)
-        evaluation = evaluate_model(
-            self._model_for(opened), self._reader_for(opened), 0, split, "test", self.device, seen
-        )
-        found = domain_outcome(split, evaluation, floors_of(split, seen))
-        outcome = Outcome(name=name, kind="evaluate", seen=seen, domains=(found,))
+        queries = scenario_queries(split, scenario)
+        model, reader = self._model_for(opened), self._reader_for(opened)
+        evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen)
+        floors = floors_of(split, seen, queries.holdout)
+        is_held_out, learned = queries.is_held_out_Q, self._learned_from(opened)
+        found = domain_outcome(split, evaluation, floors, is_held_out_Q=is_held_out, learned_here=learned)
+        outcome = Outcome(name=name, kind="evaluate", seen=seen, scenario=scenario, domains=(found,))
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
-                write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids)
+                more = None if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
+                write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids, more)
                 write_outcome(place, outcome)
         return outcome
 
@@ -150,6 +160,13 @@ class System:
             )
             self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND, reader.contents(0))
         return self._encoded[domain.fingerprint]
+
+    def _learned_from(self, domain: Domain) -> bool:
+        """Whether the checkpoint says that it was trained on this domain, or on one of its name."""
+        domains = self.checkpoint.provenance.get("domains")
+        about = domains if isinstance(domains, Mapping) else {}
+        fingerprints = [one.get("fingerprint") for one in about.values() if isinstance(one, Mapping)]
+        return domain.name in about or domain.fingerprint in fingerprints
 
     def _model_for(self, domain: Domain) -> Recommender:
         # A model that knows items by id serves one catalogue only: loading it for another is refused there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,18 @@ from pmmrec.cli.options import (
 from pmmrec.terminal import errors_for_people, show, warn
 
 app = typer.Typer()
+SCENARIO_HELP = (
+    "regular: everybody's last item. cold: all sub-sequences that end in an item with fewer than 10 occurrences in "
+    "training. new: those that end in an item that never occurs there."
+)
+
+
+class Scenario(str, Enum):
+    """Which targets are ranked."""
+
+    REGULAR = "regular"
+    COLD = "cold"
+    NEW = "new"
 
 
 @app.command()
@@ -31,6 +44,7 @@ def evaluate(
     domain: DomainFolder,
     out: Annotated[Path | None, Option("--out", help="Folder for metrics.json and ranks.parquet.")] = None,
     name: Annotated[str | None, Option(help="What the row is called; the run that made it otherwise.")] = None,
+    scenario: Annotated[Scenario, Option(help=SCENARIO_HELP)] = Scenario.REGULAR,
     seen: SeenOption = Seen.EXCLUDE,
     popularity: Popularity = None,
     max_unreadable: MaxUnreadable = 0.05,
@@ -38,8 +52,9 @@ def evaluate(
     base: BasePlace = None,
     cache: CacheFolder = None,
 ) -> None:
-    """Rank the test targets of a domain, beside the floors; without any training this is zero-shot."""
-    from pmmrec.report.verdict import outcome_tables
+    """Rank the targets of a domain, beside the floors; without any training this is zero-shot."""
+    from pmmrec.report.tables import to_rich
+    from pmmrec.report.verdict import outcome_tables, stratum_notes, stratum_tables
     from pmmrec.system import load
 
     with errors_for_people():
@@ -47,8 +62,10 @@ def evaluate(
             checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
         )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
-        outcome = system.evaluate(domain, name=row, seen=seen.value, out=out)
-        show(*outcome_tables([outcome]))
+        outcome = system.evaluate(domain, name=row, scenario=scenario.value, seen=seen.value, out=out)
+        show(*outcome_tables([outcome]), *map(to_rich, stratum_tables(outcome)))
+        for note in stratum_notes(outcome):
+            warn(note)
 
 
 @app.command()
@@ -77,10 +94,16 @@ def score(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], Argument(help="Run folders, or folders that `evaluate --out` wrote.")],
+    runs: Annotated[
+        list[str], Argument(metavar="RUN...", help="Folders of runs or of `evaluate --out`; NAME=RUN,RUN joins seeds.")
+    ],
+    against: Annotated[str | None, Option(metavar="NAME", help="Ask of this system alone; else of every pair.")] = None,
 ) -> None:
-    """One table out of several runs on the same domain."""
-    from pmmrec.report.verdict import comparison
+    """Several systems on the same targets in one table, and in words who beats whom."""
+    from pmmrec.report.comparison import compare as compared
+    from pmmrec.report.comparison import read_systems
+    from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        show(*comparison(runs))
+        found = compared(read_systems(runs), against)
+        show(*map(to_rich, found.tables), *found.lines())

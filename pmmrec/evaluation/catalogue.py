@@ -18,7 +18,7 @@ from pmmrec.data.split import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
-from pmmrec.evaluation.significance import Interval, mean_interval
+from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender
 
 ITEMS_AT_ONCE = 256
@@ -39,16 +39,18 @@ def evaluate_model(
     reader: ItemReader,
     domain_index: int,
     split: Split,
-    which: HoldoutName,
+    which: HoldoutName | Holdout,
     device: torch.device | str,
     seen: Seen = "exclude",
     *,
     precision: torch.dtype = torch.float32,
 ) -> Evaluation:
-    """Encode the catalogue once, rank it for every user of the holdout, and take the means with their intervals."""
-    holdout, num_items = split.holdout(which), split.domain.num_items
+    """Encode the catalogue once, rank it for every query of the holdout, and take the means with their intervals."""
+    holdout = which if isinstance(which, Holdout) else split.holdout(which)
+    num_items = split.domain.num_items
     if not holdout.num_queries:
-        raise DataError(f"{split.domain.folder}: nobody has three interactions, so there is no {which} target to rank")
+        folder, name = split.domain.folder, holdout.name
+        raise DataError(f"{folder}: nobody has three interactions, so there is no {name} target to rank")
     vectors_ND = encode_catalogue(
         recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision
     )
@@ -59,8 +61,9 @@ def evaluate_model(
 
 
 def summarise(ranks: Ranks) -> Evaluation:
-    """Means and intervals of ranks, whoever made them."""
-    intervals = {name: mean_interval(values_Q) for name, values_Q in user_metrics(ranks.rank).items()}
+    """Means over targets and their intervals over users, of ranks whoever made them."""
+    user_Q = ranks.user_index.numpy()
+    intervals = {name: mean_interval(over_users(values, user_Q)) for name, values in user_metrics(ranks.rank).items()}
     means = {name: interval.mean for name, interval in intervals.items()}
     return Evaluation(ranks, means | {"seen_target": ranks.seen_share}, intervals)
 

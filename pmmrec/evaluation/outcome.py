@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pmmrec.atomic import whole_file
-from pmmrec.data.split import Split
+from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
 from pmmrec.evaluation.floors import FLOORS
 from pmmrec.evaluation.ranking import Seen, rank_targets
+from pmmrec.evaluation.scenarios import Scenario, popularity_masks
 from pmmrec.evaluation.significance import Interval
 from pmmrec.settings import Config, validate
 
 METRICS_FILE = "metrics.json"
 
 
+class StratumOutcome(Config):
+    """Figures on some of the targets, means over them in 0..1; no figures where there are none."""
+
+    num_targets: int
+    metrics: dict[str, Interval] = {}
+    floors: dict[str, dict[str, Interval]] = {}
+
+
 class DomainOutcome(Config):
-    """Test figures on one domain, means over users in 0..1, and those of the floors where they were computed."""
+    """Test figures on one domain, means over targets in 0..1, and those of the floors where they were computed."""
 
     domain: str
     fingerprint: str  # of the domain's content
@@ -27,6 +40,10 @@ class DomainOutcome(Config):
     seen_target: float
     metrics: dict[str, Interval]
     floors: dict[str, dict[str, Interval]] = {}
+    num_targets: int | None = None  # None: one for each user
+    popularity: dict[str, StratumOutcome] = {}  # by how often the target's item occurs in training
+    held_out: StratumOutcome | None = None  # where some targets lie in the training part: those that do not
+    learned_here: bool = False  # whether the checkpoint was trained on this domain; its floors always were
 
 
 class Outcome(Config):
@@ -36,6 +53,7 @@ class Outcome(Config):
     kind: str
     domains: tuple[DomainOutcome, ...]
     seen: str = "exclude"
+    scenario: Scenario = "regular"
     best_epoch: int | None = None
     num_epochs: int | None = None
     training_s: float | None = None
@@ -67,25 +85,56 @@ def read_outcome(folder: Path) -> Outcome:
         raise DataError(str(error)) from error
 
 
-def domain_outcome(split: Split, evaluation: Evaluation, floors: dict[str, Evaluation] | None = None) -> DomainOutcome:
-    """Figures of one evaluation, with those of floors beside them."""
+def domain_outcome(
+    split: Split,
+    evaluation: Evaluation,
+    floors: Mapping[str, Evaluation] | None = None,
+    *,
+    is_held_out_Q: NDArray[np.bool_] | None = None,
+    learned_here: bool = False,
+) -> DomainOutcome:
+    """Figures of one evaluation, with those of floors beside them, and both by how popular the targets are.
+
+    `is_held_out_Q` tells which targets lie outside the training part; None: all.
+    """
+    ranks, floors = evaluation.ranks, floors or {}
+    num_users = len(np.unique(ranks.user_index.numpy()))
+    masks = popularity_masks(split, ranks.target.numpy())
+    held_out = None
+    if is_held_out_Q is not None and not is_held_out_Q.all():
+        held_out = _stratum(evaluation, floors, is_held_out_Q)
     return DomainOutcome(
         domain=split.domain.name,
         fingerprint=split.domain.fingerprint,
-        num_users=evaluation.ranks.num_queries,
+        num_users=num_users,
         num_items=split.domain.num_items,
-        seen_target=evaluation.ranks.seen_share,
+        seen_target=ranks.seen_share,
         metrics=dict(evaluation.intervals),
-        floors={name: dict(floor.intervals) for name, floor in (floors or {}).items()},
+        floors={name: dict(floor.intervals) for name, floor in floors.items()},
+        num_targets=ranks.num_queries if ranks.num_queries > num_users else None,
+        popularity={name: _stratum(evaluation, floors, is_in_Q) for name, is_in_Q in masks.items()},
+        held_out=held_out,
+        learned_here=learned_here,
     )
 
 
-def floors_of(split: Split, seen: Seen = "exclude") -> dict[str, Evaluation]:
-    """Every floor on the test targets; they know the train part only."""
-    holdout, num_items = split.holdout("test"), split.domain.num_items
+def floors_of(split: Split, seen: Seen = "exclude", holdout: Holdout | None = None) -> dict[str, Evaluation]:
+    """Every floor on the test targets, or on those of `holdout`; they know the train part only."""
+    holdout, num_items = holdout or split.holdout("test"), split.domain.num_items
     chunk = users_at_once(num_items)
     scores = {name: floor(split, holdout) for name, floor in FLOORS.items()}
     return {
         name: summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
         for name, score in scores.items()
     }
+
+
+def _stratum(evaluation: Evaluation, floors: Mapping[str, Evaluation], is_in_Q: NDArray[np.bool_]) -> StratumOutcome:
+    """Figures of a model and of the floors on the same part of their targets."""
+    if not is_in_Q.any():
+        return StratumOutcome(num_targets=0)
+    return StratumOutcome(
+        num_targets=int(is_in_Q.sum()),
+        metrics=dict(summarise(evaluation.ranks.where(is_in_Q)).intervals),
+        floors={name: dict(summarise(floor.ranks.where(is_in_Q)).intervals) for name, floor in floors.items()},
+    )

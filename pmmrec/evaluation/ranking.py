@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,11 @@ class Ranks:
     def seen_share(self) -> float:
         """Share of the queries whose target the user had seen: with `exclude` no model can hit these."""
         return self.seen_target.double().mean().item()
+
+    def where(self, is_in_Q: NDArray[np.bool_]) -> Ranks:
+        """Some of the queries, in their order."""
+        chosen_Q = torch.from_numpy(is_in_Q)
+        return Ranks(**{f.name: getattr(self, f.name)[chosen_Q] for f in fields(Ranks)})
 
 
 def rank_targets(
@@ -125,16 +130,23 @@ def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_
     )
 
 
-def write_ranks(path: Path, ranks: Ranks, user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> None:
+def write_ranks(
+    path: Path,
+    ranks: Ranks,
+    user_ids: pa.ChunkedArray,
+    item_ids: pa.ChunkedArray,
+    more: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
     """One row a query: user_id, item_id (the target), rank (0: a miss), seen_target. Whole or not at all.
 
-    `user_ids` and `item_ids` are those of the domain. An older file of this name is replaced.
+    `user_ids` and `item_ids` are those of the domain, `more` further columns `(Q,)`. An older file is replaced.
     """
     columns = {
         "user_id": ids_at(user_ids, ranks.user_index),
         "item_id": ids_at(item_ids, ranks.target),
         "rank": pa.array(ranks.rank.numpy()),
         "seen_target": pa.array(ranks.seen_target.numpy()),
+        **{name: pa.array(values) for name, values in (more or {}).items()},
     }
     with whole_file(path) as temporary:
         pq.write_table(pa.table(columns), temporary)

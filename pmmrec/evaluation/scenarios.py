@@ -1,20 +1,99 @@
-"""Which test targets are regular, which cold, which new to the platform?"""
-# Q queries of a holdout.
+"""Which targets are ranked: everybody's last item, items that are cold, or items that are new to the platform?"""
+# Q queries, H interactions of all users, one after another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.data.split import Holdout, Split
-from pmmrec.errors import RecipeError
+from pmmrec.data.split import MIN_HELD_OUT, Holdout, Split
+from pmmrec.errors import DataError, RecipeError
 
 Stratum = Literal["all", "regular", "cold", "new"]
 STRATA: tuple[Stratum, ...] = get_args(Stratum)
+Scenario = Literal["regular", "cold", "new"]
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
 COLD_BELOW = 10  # occurrences in train; PMMRec (section IV-F) calls items with fewer cold
+POPULARITY: Mapping[str, int] = {"0": 0, "1-9": 1, "10-99": 10, "100+": 100}  # stratum -> least occurrences in train
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What a scenario asks: histories and the item that came next, several for some users."""
+
+    scenario: Scenario
+    holdout: Holdout  # ordered by user and place
+    place_Q: NDArray[np.int64]  # of the target in its user's sequence, from 0
+    is_held_out_Q: NDArray[np.bool_]  # False: the step to the target lies in the training part
+
+    @property
+    def num_queries(self) -> int:
+        return self.holdout.num_queries
+
+
+def scenario_queries(split: Split, scenario: str) -> Queries:
+    """The queries of a scenario; each target is ranked among the whole catalogue, new items included.
+
+    `regular`: the last item of each user who has three or more, after all before it (leave-one-out).
+
+    `cold`: all sub-sequences that end in a cold item, one that occurs fewer than 10 times in train (PMMRec, section
+    IV-F; MoRec). Every place of every user but the first counts, not the last alone, and the history of a target is all
+    that came before it. Many of these steps lie in the training part: a model that was trained on this domain was shown
+    them, and so were the floors, which count there. `is_held_out_Q` tells them apart, so that figures can be given for
+    all, as the paper has it, and for those that nobody learned from: the last two items of users with three or more.
+    The last but one was used to choose the epoch, no more. For a model that never saw the domain both are fair.
+
+    `new`: all sub-sequences that end in an item that never occurs in train (MoRec). No such step can be a training one.
+
+    Raises RecipeError for a word that is no scenario, DataError where a domain has no target of the kind.
+    """
+    if scenario == "regular":
+        holdout = split.holdout("test")
+        place_Q = np.diff(holdout.history_offsets)
+        queries = Queries("regular", holdout, place_Q, np.ones(len(place_Q), dtype=np.bool_))
+    elif scenario in ("cold", "new"):
+        queries = _ending_in(split, "cold" if scenario == "cold" else "new")
+    else:
+        raise RecipeError(f"scenario {scenario!r}: no such scenario; there are: {', '.join(SCENARIOS)}")
+    if not queries.num_queries:
+        lacking = {
+            "regular": "nobody has three interactions, so there is no test target",
+            "cold": f"every item that is a target occurs {COLD_BELOW} times or more in training, so none is cold",
+            "new": "every item that is a target occurs in training, so none is new",
+        }
+        raise DataError(f"{split.domain.folder}: {lacking[queries.scenario]}; choose another scenario")
+    return queries
+
+
+def _ending_in(split: Split, scenario: Literal["cold", "new"]) -> Queries:
+    """Every sub-sequence of a user's items that ends in an item of the kind."""
+    below = {"cold": COLD_BELOW, "new": 1}[scenario]
+    offsets, items_H = split.domain.sequence_offsets.astype(np.int64), np.asarray(split.domain.sequence_items)
+    lengths = np.diff(offsets)
+    user_H = np.repeat(np.arange(len(lengths)), lengths)
+    place_H = np.arange(len(items_H)) - offsets[user_H]
+    end_Q = np.flatnonzero((place_H > 0) & (split.train_counts[items_H] < below))
+    user_Q, place_Q = user_H[end_Q], place_H[end_Q]
+    history_offsets = np.concatenate([[0], np.cumsum(place_Q)])
+    within = np.arange(history_offsets[-1]) - np.repeat(history_offsets[:-1], place_Q)
+    history_items = items_H[np.repeat(offsets[user_Q], place_Q) + within].astype(np.int32)
+    target_Q = items_H[end_Q].astype(np.int64)
+    length_Q = lengths[user_Q]
+    is_held_out_Q = (length_Q >= MIN_HELD_OUT) & (place_Q >= length_Q - 2)
+    holdout = Holdout("test", user_Q, target_Q, history_offsets, history_items)
+    return Queries(scenario, holdout, place_Q, is_held_out_Q)
+
+
+def popularity_masks(split: Split, target_Q: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """Stratum -> which targets' items occur so often in train, `(Q,)`: never, 1 to 9 times, 10 to 99, 100 and more."""
+    least = list(POPULARITY.values())
+    stratum_Q = np.searchsorted(least, split.train_counts[target_Q], side="right") - 1
+    return {name: np.asarray(stratum_Q == place) for place, name in enumerate(POPULARITY)}
 
 
 def stratum_mask(split: Split, holdout: Holdout, stratum: str) -> NDArray[np.bool_]:

@@ -108,7 +108,7 @@ def over_users(values: Values, user_index: npt.NDArray[np.int64]) -> npt.NDArray
 def sign_flip_p(differences: Values, *, num_draws: int = NUM_FLIPS, seed: int = 0) -> float:
     """How often chance alone would set two systems at least so far apart: a paired permutation test, two-sided.
 
-    Under the null hypothesis it is arbitrary which system a user's difference `(Q,)` favours, so each sign is flipped at
+    Under the null hypothesis it is arbitrary which system a user's difference `(Q,)` favours, so signs are flipped at
     random. Exact where there are few outcomes (for hits it is then McNemar's test); else `num_draws` draws, the
     observed one counted among them, so that p is never 0 (Phipson and Smyth 2010). Differences of several seeds are
     averaged for each user before: p speaks of users, for the seeds that were trained.

@@ -33,7 +33,7 @@ class ResultRow:
 
     system: str
     metrics: Mapping[str, Interval | float]  # by name (`hr@10`), in 0..1
-    best_epoch: int | None = None  # epochs of training up to the best validation; None: nothing was trained
+    best_epoch: float | None = None  # epochs of training up to the best validation; None: nothing was trained
     seen_target: float | None = None  # share of the users, 0..1, whose target was seen before: nobody can hit these
 
 

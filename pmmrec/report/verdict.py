@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
-import torch
 from rich.table import Table
-from torch import Tensor
 
-from pmmrec.errors import DataError
-from pmmrec.evaluation.metrics import metric_name, user_metrics
-from pmmrec.evaluation.outcome import DomainOutcome, Outcome, read_outcome
-from pmmrec.evaluation.significance import paired_interval
-from pmmrec.report.tables import SHOWN_MEASURES, ResultRow, result_table, to_markdown
+from pmmrec.evaluation.metrics import metric_name
+from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome
+from pmmrec.evaluation.significance import Interval
+from pmmrec.report.tables import (
+    SHOWN_MEASURES,
+    Cell,
+    Percent,
+    PlainTable,
+    ResultRow,
+    result_table,
+    results,
+    to_markdown,
+)
 from pmmrec.zoo.card import CardDomain, make_card
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint
 from pmmrec.zoo.results import restate
 
 CUTOFFS_SHOWN = (10,)
 SHOWN = tuple(metric_name(measure, cutoff) for measure in SHOWN_MEASURES for cutoff in CUTOFFS_SHOWN)
-RANKS_FILE = "ranks.parquet"
 
 
 def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[ResultRow]]]:
@@ -39,33 +43,39 @@ def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[R
 
 def outcome_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     """A table for each domain."""
-    return [result_table(rows, CUTOFFS_SHOWN, title=_title(domain)) for domain, rows in result_rows(outcomes)]
-
-
-def comparison(folders: Sequence[Path]) -> list[Table]:
-    """Several runs side by side, then each against the first, user by user where both kept their ranks.
-
-    DataError when they were not measured on the same users and items.
-    """
-    outcomes = _told_apart([read_outcome(folder) for folder in folders], folders)
-    for outcome, folder in zip(outcomes, folders, strict=True):
-        _same_measure(outcomes[0], outcome, folders[0], folder)
-    shared = {found.fingerprint for found in outcomes[0].domains[:1]}
-    ranked = {
-        outcome.name: _user_figures(folder / RANKS_FILE)
-        for outcome, folder in zip(outcomes, folders, strict=True)
-        if (folder / RANKS_FILE).is_file() and {found.fingerprint for found in outcome.domains} == shared
-    }
-    return [*outcome_tables(outcomes), *([_differences(ranked)] if len(ranked) > 1 else [])]
-
-
-def _told_apart(outcomes: Sequence[Outcome], folders: Sequence[Path]) -> list[Outcome]:
-    """The same outcomes, those of one name called by their folders."""
-    names = [outcome.name for outcome in outcomes]
     return [
-        outcome if names.count(outcome.name) == 1 else outcome.model_copy(update={"name": str(folder)})
-        for outcome, folder in zip(outcomes, folders, strict=True)
+        result_table(rows, CUTOFFS_SHOWN, title=measure_title(domain, outcomes[0].scenario))
+        for domain, rows in result_rows(outcomes)
     ]
+
+
+def stratum_tables(outcome: Outcome) -> list[PlainTable]:
+    """What lies behind the figures of one evaluation: targets nobody learned from, and targets by their popularity."""
+    tables = []
+    for found in outcome.domains:
+        if found.held_out is not None:
+            tables.append(_held_out_table(outcome, found, found.held_out))
+        if found.popularity:
+            tables.append(_popularity_table(outcome, found))
+    return tables
+
+
+def stratum_notes(outcome: Outcome) -> list[str]:
+    """What a reader must know of targets that lie in the training part."""
+    notes = []
+    for found in outcome.domains:
+        if found.held_out is None:
+            continue
+        num_targets = found.num_targets or found.num_users
+        num_learned = num_targets - found.held_out.num_targets
+        who = f"{outcome.name} was trained on this domain and the floors count there, so both"
+        if not found.learned_here:
+            who = f"{outcome.name} was not trained on this domain, but the floors count there and"
+        notes.append(
+            f"{found.domain}: {num_learned:,} of the {num_targets:,} {outcome.scenario} targets lie in the training "
+            f"part (the papers count them): {who} have seen them; the table of held-out targets is free of them"
+        )
+    return notes
 
 
 def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None:
@@ -85,7 +95,7 @@ def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None
             for name, about in domains.items()
         ],
         recipe=(checkpoint.folder / RECIPE_NAME).read_text(encoding="utf-8"),
-        results="\n".join(to_markdown(rows, title=_title(domain)) for domain, rows in result_rows([outcome])),
+        results="\n".join(to_markdown(rows, title=measure_title(domain)) for domain, rows in result_rows([outcome])),
         licence=licence,
         commands=[
             f"pmmrec evaluate {place} DOMAIN",
@@ -95,43 +105,39 @@ def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None
     restate(folder, metrics=outcome.model_dump(mode="json"), card=card)
 
 
-def _user_figures(path: Path) -> dict[str, Tensor]:
-    rank_Q = pq.read_table(path, columns=["rank"])["rank"].to_numpy().copy()  # Arrow's own memory is read-only
-    return user_metrics(torch.from_numpy(rank_Q), CUTOFFS_SHOWN)
-
-
-def _differences(ranked: Mapping[str, Mapping[str, Tensor]]) -> Table:
-    """Each system minus the first one, paired over users: an interval without 0 tells them apart."""
-    first, *others = ranked
-    rows = [
-        ResultRow(
-            f"{name} - {first}", {m: paired_interval(ranked[name][m], ranked[first][m]).difference for m in SHOWN}
-        )
-        for name in others
-    ]
-    return result_table(
-        rows, CUTOFFS_SHOWN, title="differences in percentage points, paired over users, 95 % intervals"
-    )
-
-
-def _title(domain: DomainOutcome) -> str:
+def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
+    """What a table of figures was measured on."""
+    of_users = f"{found.num_users:,} users"
+    if found.num_targets is not None:
+        of_users = f"{of_users} ({found.num_targets:,} sub-sequences that end in one)"
+    kind = "test" if scenario == "regular" else scenario
     return (
-        f"{domain.domain}: test targets of {domain.num_users:,} users among {domain.num_items:,} items, in %, "
-        f"95 % intervals over users; {domain.seen_target:.1%} of the targets were seen before and count as misses"
+        f"{found.domain}: {kind} targets of {of_users} among {found.num_items:,} items, in %, "
+        f"95 % intervals over users; {found.seen_target:.1%} of the targets were seen before and count as misses"
     )
 
 
-def _same_measure(first: Outcome, other: Outcome, first_folder: Path, folder: Path) -> None:
-    def measure(outcome: Outcome) -> dict[str, str]:
-        return {found.domain: found.fingerprint for found in outcome.domains}
+def _held_out_table(outcome: Outcome, found: DomainOutcome, held_out: StratumOutcome) -> PlainTable:
+    title = f"{found.domain}: the {held_out.num_targets:,} {outcome.scenario} targets that nobody learned from, in %"
+    rows = [ResultRow(name, metrics) for name, metrics in held_out.floors.items()]
+    return results([*rows, ResultRow(outcome.name, held_out.metrics)], CUTOFFS_SHOWN, title=title)
 
-    for outcome, place in ((first, first_folder), (other, folder)):
-        if not outcome.domains:
-            raise DataError(f"{place}: its test targets were left alone (rank_test: false), so it has no test figures")
-    shared = measure(first).keys() & measure(other).keys()
-    differing = [name for name in shared if measure(first)[name] != measure(other)[name]]
-    if not shared or differing or first.seen != other.seen:
-        raise DataError(
-            f"{folder}: measured on {', '.join(measure(other))} (seen: {other.seen}), {first_folder} on "
-            f"{', '.join(measure(first))} (seen: {first.seen}); only figures on the same users and rules compare"
-        )
+
+def _popularity_table(outcome: Outcome, found: DomainOutcome) -> PlainTable:
+    """A line for each stratum: HR@10 and NDCG@10 of the model with intervals, NDCG@10 of the floors."""
+    ours, theirs = SHOWN, SHOWN[-1]
+    columns = ["in training", "targets", *(f"{outcome.name} {name.upper()}" for name in ours)]
+    columns += [f"{floor} {theirs.upper()}" for floor in found.floors]
+    rows: list[list[Cell]] = []
+    for name, stratum in found.popularity.items():
+        cells: list[Cell] = [name, stratum.num_targets]
+        cells += [_percent(stratum.metrics.get(metric)) for metric in ours]
+        for floor in found.floors:
+            interval = stratum.floors.get(floor, {}).get(theirs)
+            cells.append(_percent(interval.mean if interval is not None else None))
+        rows.append(cells)
+    return PlainTable(f"{found.domain}: by how often the target's item occurs in training, in %", columns, rows)
+
+
+def _percent(share: Interval | float | None) -> Percent | None:
+    return None if share is None else Percent(share)

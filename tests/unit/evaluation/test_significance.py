@@ -230,7 +230,7 @@ def holm_by_loops(p_values: list[float]) -> list[float]:
 
 
 def test_holm_is_that_of_a_loop_and_of_its_published_example() -> None:
-    drawn = np.random.default_rng(2).random(20).tolist() + [0.001, 0.001, 0.0]
+    drawn = [*np.random.default_rng(2).random(20).tolist(), 0.001, 0.001, 0.0]
     assert holm(drawn) == pytest.approx(holm_by_loops(drawn), abs=1e-15)
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], abs=1e-15)
     assert holm([]) == []

@@ -6,15 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pmmrec.errors import DataError
 from pmmrec.evaluation.floors import FLOORS
-from pmmrec.evaluation.outcome import read_outcome
-from pmmrec.report.verdict import comparison, result_rows, write_card
+from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome, read_outcome
+from pmmrec.evaluation.significance import Interval
+from pmmrec.report.verdict import result_rows, stratum_notes, stratum_tables, write_card
 from pmmrec.zoo.checkpoint import Checkpoint
 
 
@@ -34,13 +31,6 @@ def _change(folder: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"name": ' + "9" * 5_000 + "}"])
-def test_figures_that_are_none_are_refused(folders: tuple[Path, Path], text: str) -> None:
-    (folders[1] / "metrics.json").write_text(text)
-    with pytest.raises(DataError, match=r"two/metrics\.json: "):
-        comparison(folders)
-
-
 def test_floors_stand_first_and_once_for_each_domain(folders: tuple[Path, Path]) -> None:
     _change(folders[1], name="other")
     found = result_rows([read_outcome(folder) for folder in folders])
@@ -50,62 +40,38 @@ def test_floors_stand_first_and_once_for_each_domain(folders: tuple[Path, Path])
         assert [row.best_epoch is None for row in rows[:4]] == [True] * 4
 
 
-def test_runs_on_the_same_users_and_rules_are_compared(folders: tuple[Path, Path]) -> None:
-    tables = comparison(folders)
-    assert len(tables) == 2
-    assert all(table.row_count == 6 for table in tables)
+def interval(mean: float) -> Interval:
+    return Interval(mean, mean - 0.01, mean + 0.01)
 
 
-def test_differences_are_paired_over_users(folders: tuple[Path, Path], small_run: Path) -> None:
-    """The same ranks differ by nothing; a run that hits each target at once differs by its whole lead."""
-    ranks = pq.read_table(small_run / "runs" / "small" / "ranks-bazaar.parquet")
-    perfect = ranks.set_column(2, "rank", pa.array([1] * ranks.num_rows))
-    for folder, table, name in ((folders[0], ranks, "as it is"), (folders[1], perfect, "perfect")):
-        one_domain = json.loads((folder / "metrics.json").read_text())["domains"][:1]
-        _change(folder, name=name, domains=one_domain)
-        pq.write_table(table, folder / "ranks.parquet")
-    *_, differences = comparison(folders)
-    (row,) = ([str(cell) for cell in column.cells] for column in [differences.columns[1]])
-    mean = 100 * (1 - float(np.isin(ranks["rank"], range(1, 11)).mean()))
-    assert [str(cell) for cell in differences.columns[0].cells] == ["perfect - as it is"]
-    assert row[0].startswith(f"{mean:.1f} [")
+def cold_outcome(*, learned_here: bool) -> Outcome:
+    """Ten cold targets, of which three were held out and none is popular."""
+    figures = {"hr@10": interval(0.5), "ndcg@10": interval(0.25)}
+    floors = {"popularity": {"hr@10": interval(0.1), "ndcg@10": interval(0.05)}}
+    some = StratumOutcome(num_targets=3, metrics=figures, floors=floors)
+    measured = {"num_users": 6, "num_items": 20, "num_targets": 10, "seen_target": 0.0, "learned_here": learned_here}
+    strata = {"0": some, "1-9": some, "10-99": StratumOutcome(num_targets=0), "100+": StratumOutcome(num_targets=0)}
+    found = DomainOutcome(
+        domain="shop", fingerprint="f", metrics=figures, floors=floors, popularity=strata, held_out=some, **measured
+    )
+    return Outcome(name="ours", kind="evaluate", scenario="cold", domains=(found,))
 
 
-def test_runs_of_one_name_are_called_by_their_folders(folders: tuple[Path, Path]) -> None:
-    table = comparison(folders)[0]
-    assert [str(cell) for cell in table.columns[0].cells][-2:] == [str(folder) for folder in folders]
+def test_targets_by_popularity_stand_in_one_table_empty_strata_too() -> None:
+    held_out, popularity = stratum_tables(cold_outcome(learned_here=False))
+    assert held_out.title == "shop: the 3 cold targets that nobody learned from, in %"
+    assert [row[0] for row in held_out.rows] == ["popularity", "ours"]
+    assert [row[:2] for row in popularity.rows] == [["0", 3], ["1-9", 3], ["10-99", 0], ["100+", 0]]
+    assert list(popularity.columns[2:]) == ["ours HR@10", "ours NDCG@10", "popularity NDCG@10"]
+    assert popularity.rows[-1][2:] == [None, None, None]
 
 
-def test_only_users_of_one_domain_are_paired(folders: tuple[Path, Path], small_run: Path) -> None:
-    """A run on two domains compares with runs on either, but their users are not the same."""
-    ranks = pq.read_table(small_run / "runs" / "small" / "ranks-bazaar.parquet")
-    whole = json.loads((folders[1] / "metrics.json").read_text())
-    _change(folders[1], domains=whole["domains"][1:])
-    for folder in folders:
-        pq.write_table(ranks, folder / "ranks.parquet")
-    assert len(comparison(folders)) == 2  # a table for each domain, and no differences
-
-
-def test_other_users_or_rules_are_refused(folders: tuple[Path, Path]) -> None:
-    whole = json.loads((folders[1] / "metrics.json").read_text())
-    others = [{**domain, "fingerprint": "another"} for domain in whole["domains"]]
-    elsewhere = [{**domain, "domain": f"other-{domain['domain']}"} for domain in whole["domains"]]
-    for change in ({"domains": others}, {"domains": elsewhere}, {"seen": "include"}):
-        _change(folders[1], **{**whole, **change})
-        with pytest.raises(DataError, match="only figures on the same users and rules compare"):
-            comparison(folders)
-
-
-def test_a_run_on_one_of_the_domains_is_compared_there(folders: tuple[Path, Path]) -> None:
-    whole = json.loads((folders[1] / "metrics.json").read_text())
-    _change(folders[1], domains=whole["domains"][1:])
-    assert [table.row_count for table in comparison(folders)] == [5, 6]
-
-
-def test_figures_that_were_tampered_with_are_bad_data(folders: tuple[Path, Path]) -> None:
-    _change(folders[1], surprise=1)
-    with pytest.raises(DataError, match="surprise: unknown key"):
-        comparison(folders)
+def test_a_reader_is_told_who_has_seen_targets_of_the_training_part() -> None:
+    (trained,) = stratum_notes(cold_outcome(learned_here=True))
+    (zero_shot,) = stratum_notes(cold_outcome(learned_here=False))
+    assert "7 of the 10 cold targets lie in the training part" in trained
+    assert "ours was trained on this domain and the floors count there, so both have seen them" in trained
+    assert "ours was not trained on this domain, but the floors count there" in zero_shot
 
 
 def test_the_card_tells_origin_data_figures_and_licence_and_the_checkpoint_stays_whole(

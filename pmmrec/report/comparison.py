@@ -1,0 +1,244 @@
+"""Does one system beat another? Runs side by side in a table, and each pair in words."""
+# M seeds of one system, Q users of a domain, V targets (one a user, or several).
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.metrics import user_metrics
+from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome, read_outcome
+from pmmrec.evaluation.significance import Interval, difference_interval, holm, mean_interval, over_users, sign_flip_p
+from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
+from pmmrec.report.tables import PlainTable, ResultRow, results
+from pmmrec.report.verdict import CUTOFFS_SHOWN, SHOWN, measure_title
+
+ALPHA = 0.05
+Figures = Mapping[str, NDArray[np.float64]]  # metric -> (M, Q)
+
+
+@dataclass(frozen=True)
+class System:
+    """Runs of one system, one for each seed it was trained with."""
+
+    name: str
+    folders: tuple[Path, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def domains(self) -> dict[str, DomainOutcome]:
+        """The domains that all its runs were measured on, by name."""
+        shared = set.intersection(*({found.domain for found in outcome.domains} for outcome in self.outcomes))
+        return {found.domain: found for found in self.outcomes[0].domains if found.domain in shared}
+
+    @property
+    def best_epoch(self) -> float | None:
+        """Epochs to the best validation, the mean over seeds; None where nothing was trained."""
+        epochs = [outcome.best_epoch for outcome in self.outcomes if outcome.best_epoch is not None]
+        if not epochs or len(epochs) < len(self.outcomes):
+            return None
+        return epochs[0] if len(epochs) == 1 else sum(epochs) / len(epochs)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What sets one system apart from another on one metric: first minus second, paired over users."""
+
+    first: str
+    second: str
+    metric: str
+    domain: str
+    interval: Interval
+    p: float
+    p_holm: float  # after Holm, over all that is asked at once
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the test and the interval, which also knows of seeds, both tell the systems apart."""
+        return self.p_holm < ALPHA and self.interval.excludes_zero
+
+    def words(self) -> str:
+        """One sentence that says who beats whom, and by how much."""
+        mean, low, high = (100 * x for x in (self.interval.mean, self.interval.low, self.interval.high))
+        first, second = self.first, self.second
+        if self.is_shown and mean < 0:
+            first, second, mean, low, high = second, first, -mean, -high, -low
+        verdict = f"{first} beats {second}" if self.is_shown else f"no difference shown between {first} and {second}"
+        p = "p<0.001" if self.p_holm < 0.001 else f"p={self.p_holm:.3f}"
+        return f"{verdict} on {self.metric.upper()}: {mean:+.2f} points [{low:.2f}, {high:.2f}], {p} (Holm)"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Systems side by side: a table for each domain they share, every pair of them, and what could not be asked."""
+
+    tables: tuple[PlainTable, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The pairs in words, domain by domain, and how they were tested."""
+        domains = dict.fromkeys(difference.domain for difference in self.differences)
+        lines = []
+        for domain in domains:
+            lines += [f"{domain}:"] if len(domains) > 1 else []
+            lines += [difference.words() for difference in self.differences if difference.domain == domain]
+        if self.differences:
+            asked = len(self.differences)
+            lines.append(
+                f"p: paired sign-flip test over users, two-sided, after Holm for {asked} question(s); intervals: 95 %, "
+                "paired bootstrap over users, and over seeds where a system has several"
+            )
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+def read_systems(words: Sequence[str]) -> list[System]:
+    """Systems from `RUN` or `NAME=RUN,RUN,...` (seeds of one system). Two of one name are called by their folders.
+
+    Raises RecipeError for words that make no sense, DataError for folders that hold no figures, and for systems that
+    were not measured on the same domain by the same rules.
+    """
+    systems = [_system(word) for word in words]
+    names = [system.name for system in systems]
+    systems = [
+        system
+        if names.count(system.name) == 1
+        else System(", ".join(map(str, system.folders)), system.folders, system.outcomes)
+        for system in systems
+    ]
+    folders = [folder.resolve() for system in systems for folder in system.folders]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise RecipeError(f"{folder}: named twice; a run counts once")
+    _refuse_other_measures([pair for system in systems for pair in zip(system.folders, system.outcomes, strict=True)])
+    return systems
+
+
+def compare(systems: Sequence[System], against: str | None = None) -> Compared:
+    """Every pair of the systems on every domain that both know, or every system against one of them.
+
+    Raises RecipeError where `against` names none of them, DataError where ranks are of other users or targets.
+    """
+    if against is not None and against not in [system.name for system in systems]:
+        known = ", ".join(system.name for system in systems)
+        raise RecipeError(f"--against {against!r}: names no system here; there are: {known}")
+    tables, raw, notes = [], list[Difference](), list[str]()
+    for name, domain in _all_domains(systems).items():
+        here = [system for system in systems if name in system.domains]
+        figures = _figures(here, name, notes)
+        rows = [ResultRow(floor, metrics) for floor, metrics in _fair(domain).floors.items()]
+        rows += [_row(system, name, figures.get(system.name)) for system in here]
+        title = measure_title(domain, systems[0].outcomes[0].scenario)
+        if domain.held_out is not None:
+            title += f"; only the {domain.held_out.num_targets:,} targets that nobody learned from are compared"
+        tables.append(results(rows, CUTOFFS_SHOWN, title=title))
+        raw += _differences(figures, name, against)
+    adjusted = holm([difference.p for difference in raw])
+    differences = [
+        Difference(d.first, d.second, d.metric, d.domain, d.interval, d.p, p_holm)
+        for d, p_holm in zip(raw, adjusted, strict=True)
+    ]
+    return Compared(tuple(tables), tuple(differences), tuple(notes))
+
+
+def _system(word: str) -> System:
+    name, equals, listed = word.partition("=")
+    if not equals or Path(word).exists():
+        outcome = read_outcome(Path(word))
+        return System(outcome.name, (Path(word),), (outcome,))
+    folders = tuple(Path(folder) for folder in listed.split(",") if folder)
+    if not name or not folders:
+        raise RecipeError(f"argument {word!r}: name a run folder, or seeds of one system as NAME=RUN,RUN")
+    return System(name, folders, tuple(read_outcome(folder) for folder in folders))
+
+
+def _refuse_other_measures(runs: Sequence[tuple[Path, Outcome]]) -> None:
+    """DataError unless every run was measured on a domain of the first one, by the same rules."""
+    first_folder, first = runs[0]
+    for folder, outcome in runs:
+        if not outcome.domains:
+            raise DataError(f"{folder}: its test targets were left alone (rank_test: false), so it has no test figures")
+    for folder, outcome in runs[1:]:
+        ours, theirs = _measure(first), _measure(outcome)
+        shared = ours.keys() & theirs.keys()
+        rules = (outcome.seen, outcome.scenario) == (first.seen, first.scenario)
+        if not shared or not rules or any(ours[name] != theirs[name] for name in shared):
+            raise DataError(
+                f"{folder}: measured on {_measured_on(outcome)}, {first_folder} on {_measured_on(first)}; "
+                "only figures on the same users and rules compare"
+            )
+
+
+def _measure(outcome: Outcome) -> dict[str, str]:
+    return {found.domain: found.fingerprint for found in outcome.domains}
+
+
+def _measured_on(outcome: Outcome) -> str:
+    domains = ", ".join(f"{found.domain} ({found.fingerprint[:8]})" for found in outcome.domains)
+    return f"{domains}, {outcome.scenario} targets, seen: {outcome.seen}"
+
+
+def _fair(found: DomainOutcome) -> DomainOutcome | StratumOutcome:
+    """The figures on targets that no system and no floor learned from."""
+    return found if found.held_out is None else found.held_out
+
+
+def _all_domains(systems: Sequence[System]) -> dict[str, DomainOutcome]:
+    domains: dict[str, DomainOutcome] = {}
+    for system in systems:
+        for name, found in system.domains.items():
+            domains.setdefault(name, found)
+    return domains
+
+
+def _figures(systems: Sequence[System], domain: str, notes: list[str]) -> dict[str, Figures]:
+    """Values of each system that kept its ranks, user by user, by its name; `notes` is told of those that did not."""
+    found: dict[str, Figures] = {}
+    first: tuple[Path, RankedTargets] | None = None
+    for system in systems:
+        paths = [ranks_file(folder, out, domain) for folder, out in zip(system.folders, system.outcomes, strict=True)]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            notes.append(f"{system.name} is in no test: {missing[0]} is missing; measure it again to keep its ranks")
+            continue
+        seeds = []
+        for path in paths:
+            ranked = read_ranked(path)
+            first = first or (path, ranked)
+            seeds.append(same_targets(ranked, path, first[1], first[0]))
+        metrics_MV = user_metrics(torch.from_numpy(np.stack(seeds)), CUTOFFS_SHOWN)
+        found[system.name] = {name: over_users(metrics_MV[name], first[1].user_V) for name in SHOWN} if first else {}
+    return found
+
+
+def _row(system: System, domain: str, figures: Figures | None) -> ResultRow:
+    """The line of a system: means over its seeds; without ranks there is no interval over several."""
+    metrics: Mapping[str, Interval | float] = _fair(system.domains[domain]).metrics
+    num_seeds = len(system.folders)
+    if num_seeds > 1 and figures is not None:
+        metrics = {name: mean_interval(values_MQ) for name, values_MQ in figures.items()}
+    elif num_seeds > 1:
+        each = [_fair(found).metrics for out in system.outcomes for found in out.domains if found.domain == domain]
+        metrics = {name: float(np.mean([one[name].mean for one in each])) for name in SHOWN}
+    label = system.name if num_seeds == 1 else f"{system.name} ({num_seeds} seeds)"
+    return ResultRow(label, metrics, best_epoch=system.best_epoch)
+
+
+def _differences(figures: Mapping[str, Figures], domain: str, against: str | None) -> list[Difference]:
+    """Every pair on every metric, p-values as they are."""
+    pairs = list(itertools.combinations(figures, 2))
+    if against is not None:
+        pairs = [(name, against) for name in figures if name != against and against in figures]
+    found = []
+    for (first, second), metric in itertools.product(pairs, SHOWN):
+        a_MQ, b_MQ = figures[first][metric], figures[second][metric]
+        p = sign_flip_p(a_MQ.mean(axis=0) - b_MQ.mean(axis=0))
+        found.append(Difference(first, second, metric, domain, difference_interval(a_MQ, b_MQ), p, p))
+    return found

@@ -1,0 +1,70 @@
+"""On which place did a run put each target, as its ranks.parquet tells?"""
+# V targets (one a user, or several).
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pmmrec.errors import DataError
+from pmmrec.evaluation.outcome import Outcome
+
+RANKS_FILE = "ranks.parquet"
+PLACE = "place"  # of a target in its user's sequence; only where a user has several targets
+HELD_OUT = "held_out"  # whether the step to the target lies outside the training part; only where some do not
+
+
+@dataclass(frozen=True)
+class RankedTargets:
+    """The targets of a file, in the order of (user, place)."""
+
+    user_ids: pa.ChunkedArray
+    item_ids: pa.ChunkedArray
+    user_V: NDArray[np.int64]  # equal for targets of one user
+    rank_V: NDArray[np.int64]  # 1 is best, 0 a miss
+
+
+def ranks_file(folder: Path, outcome: Outcome, domain: str) -> Path:
+    """Where a run keeps the ranks of a domain."""
+    return folder / (RANKS_FILE if len(outcome.domains) == 1 else f"ranks-{domain}.parquet")
+
+
+def read_ranked(path: Path) -> RankedTargets:
+    """The ranks of held-out targets in a file. Raises DataError where it cannot be read or is no such file."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as ranks: {error}") from error
+    for column in ("user_id", "item_id", "rank"):
+        if column not in table.column_names:
+            raise DataError(f"{path}: has no column {column!r}, so it holds no ranks; measure the run again")
+    if not table.num_rows or any(table[column].null_count for column in ("user_id", "item_id", "rank")):
+        raise DataError(f"{path}: empty, or a rank is missing; measure the run again")
+    if not pa.types.is_integer(table["rank"].type):
+        raise DataError(f"{path}: ranks are {table['rank'].type}, not whole numbers; measure the run again")
+    if HELD_OUT in table.column_names:
+        table = table.filter(pc.field(HELD_OUT))
+    keys = [("user_id", "ascending"), *([(PLACE, "ascending")] if PLACE in table.column_names else [])]
+    table = table.sort_by(keys)
+    users, items = (table[name].cast(pa.large_string()) for name in ("user_id", "item_id"))
+    user_V = users.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    return RankedTargets(users, items, user_V, table["rank"].to_numpy().astype(np.int64))
+
+
+def same_targets(ranked: RankedTargets, path: Path, first: RankedTargets, first_path: Path) -> NDArray[np.int64]:
+    """The ranks of `ranked`, once they are known to be of the targets of `first`. DataError where they are not."""
+    for what, ours, theirs in (
+        ("users", ranked.user_ids, first.user_ids),
+        ("targets", ranked.item_ids, first.item_ids),
+    ):
+        if not ours.equals(theirs):
+            raise DataError(
+                f"{path}: ranks other {what} than {first_path}; only figures on the same users and rules compare"
+            )
+    return ranked.rank_V
