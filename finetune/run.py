@@ -9,8 +9,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from pmmrec.models.build import build
+from pmmrec.encoders import Backbone
+from pmmrec.models.build import ModelConfig, build
 from pmmrec.recipe import FinetuneRecipe, read_recipe
+from pmmrec.report.against_scratch import against_scratch, scratch_twin, weights_asked
 from pmmrec.report.verdict import outcome_tables, write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program
@@ -21,6 +23,7 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
+from pmmrec.zoo.adapters import stand_on
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub import find_checkpoint
 from pmmrec.zoo.transfer import apply, plan_full
@@ -31,6 +34,9 @@ From = Annotated[str, Option("--from", metavar="CHECKPOINT", help="A folder or n
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
+WithScratch = Annotated[
+    bool, Option("--with-scratch", help="Then train the same model from scratch and say whether transfer paid.")
+]
 
 
 def main(
@@ -40,41 +46,70 @@ def main(
     overrides: Overrides = None,
     weights: Weights = None,
     dry_run: DryRun = False,
+    with_scratch: WithScratch = False,
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ())
     checkpoint = None if start_from == "none" else Checkpoint.open(find_checkpoint(start_from, recipe.hub))
     model = recipe.model_from(checkpoint)
     given = recipe.backbones_from(checkpoint)
+    folders = named_folders(weights or ())
+    twin, twin_folders = None, folders
+    if with_scratch:
+        twin = scratch_twin(recipe, checkpoint, folders)
+        folders = weights_asked(model, given, folders)
     sources = Sources.open([domain])
     if dry_run:
-        describe(recipe, model, recipe.data, sources, named_folders(weights or ()), given, checkpoint, recipe.transfer)
+        plans = recipe.transfer, recipe.adapters
+        describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans)
         return
 
     with Run.start(recipe) as run:
-        backbones = open_backbones(model, run, sources.train_texts, named_folders(weights or ()), given)
-        run.processes.seed(recipe.seed, same=True)
-        recommender = build(model, backbones, sources.catalogues)
-        task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
-        if checkpoint is not None:
-            plan = recipe.transfer or plan_full(checkpoint, recommender)
-            run.log.say(apply(plan, checkpoint, recommender, task.heads).table())
+        train(run, recipe, model, given, sources, folders, checkpoint, start_from)
+        if twin is not None and twin.model is not None:
+            with Run.start(twin, beside=run) as scratch:
+                train(scratch, twin, twin.model, {}, sources, twin_folders, None, "none")
+            run.log.say(*against_scratch(run.folder, scratch.folder))
 
-        reader = open_reader(sources, recommender, recipe, run)
-        reader = compute_items(sources, task, reader, recipe, run)
-        batch_users, seed = recipe.train.batch_users, recipe.seed
-        batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
-        rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
-        keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin=start_from))
 
-        run.processes.seed(recipe.seed, same=False)
-        loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
-        loop.fit()
-        outcome = rank_test_targets(run, recipe, loop, sources, kind="finetune")
-        if outcome is not None:
-            kept = run.folder / CHECKPOINT_FOLDER
-            write_card(kept, outcome, recipe.licence, place=str(kept))
-            run.log.say(*outcome_tables([outcome]))
+def train(
+    run: Run,
+    recipe: FinetuneRecipe,
+    model: ModelConfig,
+    given: dict[str, Backbone],
+    sources: Sources,
+    weights: dict[str, Path],
+    checkpoint: Checkpoint | None,
+    origin: str,
+) -> None:
+    """One training from its backbones to its test figures; the run folder holds what came out."""
+    backbones = open_backbones(model, run, sources.train_texts, weights, given)
+    run.processes.seed(recipe.seed, same=True)
+    recommender = build(model, backbones, sources.catalogues)
+    task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+    standing = None
+    if checkpoint is not None:
+        report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
+        run.log.say(report.table())
+        if recipe.adapters is not None:
+            standing = stand_on(checkpoint, origin, recommender, recipe.adapters, report.loaded)
+            run.log.say(*standing.lines())
+
+    reader = open_reader(sources, recommender, recipe, run)
+    reader = compute_items(sources, task, reader, recipe, run)
+    batch_users, seed = recipe.train.batch_users, recipe.seed
+    batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
+    rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
+    keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, standing))
+
+    run.processes.seed(recipe.seed, same=False)
+    loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
+    loop.fit()
+    outcome = rank_test_targets(run, recipe, loop, sources, kind="finetune")
+    if outcome is not None:
+        kept = run.folder / CHECKPOINT_FOLDER
+        write_card(kept, outcome, recipe.licence, place=str(kept))
+        run.log.say(*outcome_tables([outcome]))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,10 @@ class Processes:
         together: list[str] = gather_object(names)
         return together
 
+    def let_go(self) -> None:
+        """Forget the models that were prepared, so that others find their memory free."""
+        self.accelerator.free_memory()
+
     def end(self) -> None:
         """Close the process group."""
         self.accelerator.end_training()

@@ -31,13 +31,19 @@ class Runnable(Protocol):
 class Run:
     """An open run. Leaving it by an error before anything was logged takes its folder away again."""
 
-    def __init__(self, folder: Path, processes: Processes, log: RunLog) -> None:
+    def __init__(self, folder: Path, processes: Processes, log: RunLog, *, ends_processes: bool = True) -> None:
         self.folder, self.processes, self.log = folder, processes, log
+        self._ends_processes = ends_processes
 
     @classmethod
-    def start(cls, recipe: Runnable) -> Self:
-        """Join the processes, make the folder, write down what was asked and on what machine."""
+    def start(cls, recipe: Runnable, *, beside: Run | None = None) -> Self:
+        """Join the processes, make the folder, write down what was asked and on what machine.
+
+        `beside`: a run that has trained already and ends later. It ends the processes of both; its model is let go.
+        """
         machine = recipe.machine
+        if beside is not None:
+            beside.processes.let_go()
         openers = boards(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
         processes = Processes(machine)
         if processes.is_main:
@@ -47,7 +53,7 @@ class Run:
         processes.wait()
         log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
         log.say(f"run {recipe.folder}  {processes.world} process(es) on {processes.device}, command: {_command()}")
-        return cls(recipe.folder, processes, log)
+        return cls(recipe.folder, processes, log, ends_processes=beside is None)
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +67,8 @@ class Run:
             if self.processes.is_main and events.exists() and not events.stat().st_size:
                 shutil.rmtree(self.folder, ignore_errors=True)
             return
-        self.processes.end()
+        if self._ends_processes:
+            self.processes.end()
 
 
 def _command() -> str:

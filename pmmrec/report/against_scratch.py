@@ -1,0 +1,116 @@
+"""Did transfer pay? The same model trained from scratch beside it, and the verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from pmmrec.encoders import Backbone
+from pmmrec.errors import RecipeError
+from pmmrec.evaluation.outcome import Outcome
+from pmmrec.models.build import ModelConfig
+from pmmrec.recipe import FinetuneRecipe
+from pmmrec.report.comparison import Compared, System, compare, read_systems
+from pmmrec.report.epochs import Best, best_epoch, judged_by, read_epochs
+from pmmrec.report.tables import to_rich
+from pmmrec.settings import validate
+from pmmrec.train.run_folder import refuse_taken
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub import find_weights
+
+
+def scratch_twin(recipe: FinetuneRecipe, checkpoint: Checkpoint | None, weights: Mapping[str, Path]) -> FinetuneRecipe:
+    """The recipe that trains the same model from scratch, with the same seed; its run is called NAME-scratch.
+
+    Backbones that name pretrained weights start from those. Raises RecipeError, before anything is trained, where
+    there is no transfer to compare with, or the twin could not be run.
+    """
+    if checkpoint is None:
+        raise RecipeError("--with-scratch: has no effect with `--from none`, which is from scratch; name a checkpoint")
+    if not recipe.rank_test:
+        raise RecipeError("--with-scratch: compares test figures, but rank_test is false; leave one of the two out")
+    model = recipe.model_from(checkpoint)
+    named = {encoder.weights for encoder in model.item_encoder.encoders.values() if encoder.weights is not None}
+    for name in weights:
+        if name not in named:
+            asked = ", ".join(sorted(named)) or "none"
+            raise RecipeError(f"--weights {name}: has no effect, no encoder asks for these weights; asked for: {asked}")
+    for name in sorted(named):
+        find_weights(name, weights)
+    tree = recipe.model_dump(mode="json") | {"name": f"{recipe.name}-scratch", "transfer": None, "adapters": None}
+    twin = validate(FinetuneRecipe, tree | {"model": model.model_dump(mode="json")}, f"{recipe.name}, from scratch")
+    refuse_taken(twin.folder)
+    return twin
+
+
+def weights_asked(model: ModelConfig, given: Mapping[str, Backbone], weights: Mapping[str, Path]) -> dict[str, Path]:
+    """Those weights that the transfer run asks for itself; its twin may ask for more."""
+    encoders = model.item_encoder.encoders.items()
+    asked = {encoder.weights for part, encoder in encoders if part not in given}
+    return {name: folder for name, folder in weights.items() if name in asked}
+
+
+def against_scratch(transfer: Path, scratch: Path) -> list[RenderableType]:
+    """One table, epochs to best, and whether transfer paid, from the folders of two runs."""
+    ours, theirs = systems = read_systems([str(transfer), str(scratch)])
+    compared = compare(systems)
+    bests = [_best(folder) for folder in (transfer, scratch)]
+    return [
+        *map(to_rich, compared.tables),
+        *_epoch_lines(transfer, systems, bests),
+        *compared.lines(),
+        *_verdict(compared, ours, theirs, bests),
+    ]
+
+
+def _best(folder: Path) -> Best:
+    return best_epoch(read_epochs(folder), judged_by(folder))
+
+
+def _epoch_lines(transfer: Path, systems: list[System], bests: list[Best]) -> list[str]:
+    metric = judged_by(transfer)
+    lines = []
+    for system, best in zip(systems, bests, strict=True):
+        lines.append(
+            f"{system.name}: best validation {metric.upper()} {best.value:.2%} at epoch {best.epoch} of {best.last}"
+            f"{_seconds(system.outcomes[0])}"
+        )
+    ours, theirs = systems
+    passed = [epoch.epoch for epoch in read_epochs(transfer) if epoch.metrics[metric] >= bests[1].value]
+    reached = f"reached it at epoch {passed[0]}" if passed else "never reached it"
+    lines.append(f"{theirs.name} needed {bests[1].epoch} epoch(s) to its best; {ours.name} {reached}")
+    return lines
+
+
+def _seconds(outcome: Outcome) -> str:
+    return "" if outcome.training_s is None else f", {outcome.training_s:,.0f} s of training"
+
+
+def _verdict(compared: Compared, ours: System, theirs: System, bests: list[Best]) -> list[str]:
+    """Whether transfer paid; a warning where it did harm, or where the comparison is not fair yet."""
+    shown = [difference for difference in compared.differences if difference.is_shown]
+    better = [d.metric.upper() for d in shown if d.interval.mean > 0]
+    worse = [d.metric.upper() for d in shown if d.interval.mean < 0]
+    lines = []
+    if worse:
+        lines.append(
+            f"warning: negative transfer: {theirs.name} beats {ours.name} on {', '.join(worse)}; what was learned on "
+            "the sources does harm here. Load fewer parts (finetune/items, finetune/user), or train from scratch"
+        )
+    if better:
+        lines.append(f"transfer paid: {ours.name} beats {theirs.name} on {', '.join(better)}")
+    if not shown:
+        lines.append(f"transfer neither paid nor did harm as far as {_num_users(ours):,} users of one seed can tell")
+    for system, best in zip((ours, theirs), bests, strict=True):
+        if best.is_last:
+            lines.append(
+                f"warning: {system.name} was at its best in its last epoch ({best.last}); with more epochs "
+                "(train.epochs) it may get better, and the comparison another"
+            )
+    return lines
+
+
+def _num_users(system: System) -> int:
+    return max(found.num_users for found in system.domains.values())

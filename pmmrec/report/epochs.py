@@ -1,0 +1,86 @@
+"""How did validation go in a run, epoch by epoch?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmmrec.errors import DataError
+from pmmrec.settings import read_yaml
+
+EVENTS_FILE = "events.jsonl"
+RECIPE_FILE = "recipe.yaml"
+DEFAULT_METRIC = "ndcg@10"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Validation after one epoch, means over users (and domains) in 0..1. Epoch 0 stands before all training."""
+
+    epoch: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch of a run by one metric, among all that it trained."""
+
+    epoch: int
+    value: float
+    last: int  # the last epoch it trained
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it was still getting better when training ended."""
+        return 0 < self.last == self.epoch
+
+
+def read_epochs(folder: Path) -> list[Epoch]:
+    """The epochs that events.jsonl tells of, in order. Raises DataError where it is missing or broken."""
+    path = folder / EVENTS_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}; only the folder of a training tells of its epochs"
+        ) from error
+    found: dict[int, Epoch] = {}
+    for place, line in enumerate(lines, start=1):
+        if place == len(lines) and not line.endswith("}"):
+            continue  # a run that is being written, or was killed, may end within a line
+        epoch = _validation(line, f"{path}: line {place}")
+        if epoch is not None:
+            found[epoch.epoch] = epoch
+    if not found:
+        raise DataError(f"{path}: tells of no validation, so the run has no epoch yet")
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def _validation(line: str, where: str) -> Epoch | None:
+    """The validation that a line of events tells of, if it does."""
+    try:
+        event = json.loads(line)
+        if event["event"] != "validation":
+            return None
+        return Epoch(int(event["epoch"]), {str(name): float(value) for name, value in event["mean"].items()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"{where}: not an event of a run: {error}") from error
+
+
+def judged_by(folder: Path) -> str:
+    """The metric that a run judged its epochs by, from its recipe."""
+    path = folder / RECIPE_FILE
+    validation = read_yaml(path).get("validation") if path.is_file() else None
+    metric = validation.get("metric") if isinstance(validation, Mapping) else None
+    return metric if isinstance(metric, str) else DEFAULT_METRIC
+
+
+def best_epoch(epochs: list[Epoch], metric: str) -> Best:
+    """The first epoch with the highest value. Raises DataError where an epoch lacks the metric."""
+    lacking = [epoch.epoch for epoch in epochs if metric not in epoch.metrics]
+    if lacking:
+        raise DataError(f"epoch {lacking[0]}: validation has no {metric!r}; it has {', '.join(epochs[0].metrics)}")
+    best = max(epochs, key=lambda epoch: (epoch.metrics[metric], -epoch.epoch))
+    return Best(best.epoch, best.metrics[metric], epochs[-1].epoch)
