@@ -86,7 +86,9 @@ class _OfPeft(Adapter):
         holders = [name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer)]
         config = self._peft_config(host, holders)
         config.inference_mode = True
-        config.target_modules = sorted(holders)  # peft keeps a set, whose order changes from run to run
+        for field in ("target_modules", "feedforward_modules"):  # sets, whose order changes from run to run
+            if getattr(config, field, None):
+                setattr(config, field, sorted(getattr(config, field)))
         config.save_pretrained(str(folder))
 
     def name_on_disk(self, name: str) -> str:

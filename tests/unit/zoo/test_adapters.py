@@ -1,0 +1,304 @@
+"""Adapters on disk: found again on their base, on no other, merged into it, and read by peft."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel
+
+from pmmrec.adapters.plan import AdapterPlan
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.recommender import Recommender
+from pmmrec.zoo import files
+from pmmrec.zoo.adapters import Standing, merge_adapters, save_adapters, stand_on, standing_on
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+from pmmrec.zoo.hub import publish
+from pmmrec.zoo.results import restate
+from pmmrec.zoo.transfer import FULL, apply
+
+LORA = {"type": "lora", "r": 2}
+Score = Callable[[Recommender], Tensor]
+MERGEABLE = {
+    "text_encoder": LORA,
+    "vision_encoder": {"type": "dora", "r": 2},
+    "user_encoder": {"type": "ia3"},
+    "train": ["fusion", "text_encoder.projection"],
+}
+MIXED = {"text_encoder": LORA, "user_encoder": {"type": "houlsby", "width": 3}}
+
+
+def learn(recommender: Recommender, seed: int = 5) -> None:
+    """Stands for training: every tensor that may learn moves."""
+    torch.manual_seed(seed)
+    for parameter in recommender.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+
+
+def stand(base: Path, other: Any, trees: Mapping[str, Any], folder: Path) -> Standing:
+    """Train `other`, a run with weights of its own, from `base` by adapters, and save it."""
+    checkpoint, recommender = Checkpoint.open(base), other.recommender
+    loaded = apply(FULL, checkpoint, recommender).loaded
+    standing = stand_on(checkpoint, str(base), recommender, AdapterPlan.model_validate(trees), loaded)
+    learn(recommender)
+    recommender.eval()
+    save(folder, other, standing)
+    return standing
+
+
+def save(folder: Path, run: Any, standing: Standing, state: Mapping[str, Tensor] | None = None) -> None:
+    save_adapters(
+        folder,
+        standing=standing,
+        system="pmmrec",
+        model_config=run.model_config,
+        recommender=run.recommender,
+        objectives=run.objectives,
+        state=state or run.state,
+        recipe="seed: 1\n",
+        metrics={"hr": 0.5},
+        card="# tiny\n",
+        provenance={"started_from": "base", "domains": ["demo"]},
+    )
+
+
+@pytest.fixture
+def adapted(saved_copy: Path, other: Any, tmp_path: Path) -> Path:
+    """A checkpoint of adapters that cannot all be merged; its base is `saved_copy`."""
+    stand(saved_copy, other, MIXED, tmp_path / "adapted")
+    return tmp_path / "adapted"
+
+
+@pytest.mark.parametrize("trees", [MERGEABLE, MIXED, {"user_encoder": {"type": "pfeiffer", "parallel": True}}])
+def test_what_was_saved_is_what_is_loaded(
+    saved: Path, other: Any, score: Score, tmp_path: Path, trees: dict[str, Any]
+) -> None:
+    stand(saved, other, trees, tmp_path / "adapted")
+    loaded = load_recommender(Checkpoint.open(tmp_path / "adapted"))
+    assert not loaded.training
+    torch.testing.assert_close(score(loaded), score(other.recommender), rtol=0, atol=0)
+    assert (score(loaded) - score(load_recommender(Checkpoint.open(saved)))).abs().max() > 1e-3
+
+
+def test_tensors_of_the_base_are_not_saved(adapted: Path) -> None:
+    found = {path.relative_to(adapted).as_posix() for path in adapted.rglob("*.safetensors")}
+    assert found == {
+        "adapters/text_encoder/adapter_model.safetensors",
+        "adapters/user_encoder/adapter_model.safetensors",
+        "objectives/noise_detection/part.safetensors",
+    }
+    assert set(load_file(adapted / "adapters/text_encoder/adapter_model.safetensors")) == {
+        f"base_model.model.encoder.layer.0.attention.self.{name}.lora_{letter}.weight"
+        for name in ("query", "value")
+        for letter in "AB"
+    }
+    assert Checkpoint.open(adapted).verify() == []
+
+
+def test_training_leaves_the_base_as_it_is(saved: Path, other: Any, tmp_path: Path) -> None:
+    stand(saved, other, MIXED, tmp_path / "adapted")
+    base = load_recommender(Checkpoint.open(saved)).state_dict()
+    ours = {name.replace(".base_layer", ""): tensor for name, tensor in other.recommender.state_dict().items()}
+    for name, tensor in base.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
+
+
+def test_peft_reads_the_adapters_of_an_encoder(saved: Path, other: Any, tmp_path: Path) -> None:
+    stand(saved, other, {**MERGEABLE, "text_encoder": LORA}, tmp_path / "adapted")
+    for part, inputs in (
+        ("text_encoder", {"input_ids": torch.tensor([[2, 9, 11, 3]])}),
+        ("vision_encoder", {"pixel_values": torch.rand(1, 3, 8, 8)}),
+    ):
+        plain = AutoModel.from_pretrained(saved / part)
+        theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapted" / "adapters" / part)).eval()
+        ours = other.recommender.parts[part].backbone
+        with torch.no_grad():
+            torch.testing.assert_close(
+                theirs(**inputs).last_hidden_state, ours(**inputs).last_hidden_state, rtol=0, atol=1e-6
+            )
+
+
+def test_merged_weights_score_the_same_without_adapters(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:
+    stand(saved, other, MERGEABLE, tmp_path / "adapted")
+    merge_adapters(Checkpoint.open(tmp_path / "adapted"), tmp_path / "merged")
+    merged = Checkpoint.open(tmp_path / "merged")
+    assert type(merged) is Checkpoint
+    assert merged.verify() == []
+    assert set(merged.index.all_files) == set(Checkpoint.open(saved).index.all_files)
+    recommender = load_recommender(merged)
+    assert set(recommender.state_dict()) == set(load_recommender(Checkpoint.open(saved)).state_dict())
+    torch.testing.assert_close(score(recommender), score(other.recommender), rtol=0, atol=1e-5)  # measured 5e-7
+    assert load_file(tmp_path / "merged/objectives/noise_detection/part.safetensors").keys()
+    AutoModel.from_pretrained(tmp_path / "merged" / "text_encoder")
+
+
+def test_bottlenecks_are_not_merged(adapted: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"user_encoder: houlsby adapters of Tr\w+ cannot be merged into weights"):
+        merge_adapters(Checkpoint.open(adapted), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_whole_checkpoint_has_nothing_to_merge(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="carries no adapters"):
+        merge_adapters(Checkpoint.open(saved), tmp_path / "merged")
+
+
+def test_another_base_is_refused_by_its_hash(adapted: Path, saved_copy: Path, other: Any) -> None:
+    wanted = Checkpoint.open(adapted).index.base
+    assert wanted is not None
+    shutil.rmtree(saved_copy)
+    other.save(saved_copy)
+    found = files.sha256_of(saved_copy / files.INDEX_NAME)
+    with pytest.raises(CheckpointError, match=rf"{wanted.sha256}\).*{saved_copy} is another \(sha256 {found}\)"):
+        load_recommender(Checkpoint.open(adapted))
+
+
+def test_a_base_that_is_gone_is_asked_for(adapted: Path, saved_copy: Path) -> None:
+    shutil.rmtree(saved_copy)
+    with pytest.raises(
+        CheckpointError, match=rf"stand on {saved_copy} .* not found at .*; say where it is with --base"
+    ):
+        load_recommender(Checkpoint.open(adapted))
+
+
+def test_a_base_is_found_by_its_place_beside_the_adapters_or_where_one_says(
+    adapted: Path, saved_copy: Path, other: Any, score: Score, tmp_path: Path
+) -> None:
+    wanted = score(other.recommender)
+    (tmp_path / "hub").mkdir()
+    beside = saved_copy.rename(tmp_path / "hub" / saved_copy.name)
+    published = publish(adapted, tmp_path / "hub", "mine")
+    torch.testing.assert_close(score(load_recommender(Checkpoint.open(published))), wanted, rtol=0, atol=0)
+    in_hub = standing_on(Checkpoint.open(adapted), None, tmp_path / "hub")
+    torch.testing.assert_close(score(load_recommender(in_hub)), wanted, rtol=0, atol=0)
+    said = beside.rename(tmp_path / "elsewhere")
+    told = standing_on(Checkpoint.open(published), str(said), tmp_path / "hub")
+    torch.testing.assert_close(score(load_recommender(told)), wanted, rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match="not found at"):
+        load_recommender(Checkpoint.open(published))
+
+
+def test_a_base_for_a_whole_checkpoint_is_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--base x: has no effect"):
+        standing_on(Checkpoint.open(saved), "x", tmp_path)
+
+
+def test_a_new_card_makes_no_new_base(adapted: Path, saved_copy: Path) -> None:
+    restate(saved_copy, metrics={"hr": 1.0}, card="# better told\n")
+    load_recommender(Checkpoint.open(adapted))
+
+
+def test_a_base_changed_on_disk_is_refused(adapted: Path, saved_copy: Path) -> None:
+    path = saved_copy / "text_encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match=r"model.safetensors was changed after it was written"):
+        load_recommender(Checkpoint.open(adapted))
+
+
+def rewrite(folder: Path, file: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Change tensors of the text encoder's adapters, and the index with them."""
+    path = folder / "adapters/text_encoder" / file
+    save_file(change(load_file(path)), path)
+    index = json.loads((folder / files.INDEX_NAME).read_text())
+    index["adapted"]["text_encoder"]["files"][file] = files.sha256_of(path)
+    (folder / files.INDEX_NAME).write_text(json.dumps(index))
+
+
+FIRST = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {k: v for k, v in t.items() if k != FIRST}, rf"missing: {FIRST}"),
+        (lambda t: {**t, "extra": torch.zeros(1)}, r"unknown to the model: extra"),
+        (lambda t: {**t, FIRST: t[FIRST][:1].clone()}, rf"of another shape: {FIRST} \(1, 8\) for \(2, 8\)"),
+        (
+            lambda t: {(k if k != FIRST else "renamed"): v for k, v in t.items()},
+            rf"missing: {FIRST}; unknown to the model: renamed",
+        ),
+    ],
+)
+def test_every_tensor_of_an_adapter_is_accounted_for(adapted: Path, change: Any, message: str) -> None:
+    rewrite(adapted, "adapter_model.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        load_recommender(Checkpoint.open(adapted))
+
+
+def test_a_flipped_bit_is_found(adapted: Path) -> None:
+    path = adapted / "adapters/user_encoder/adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors was changed after it was written"):
+        load_recommender(Checkpoint.open(adapted))
+    assert Checkpoint.open(adapted).verify() == [
+        "adapters/user_encoder/adapter_model.safetensors was changed after it was written (sha256 differs)"
+    ]
+
+
+def test_a_missing_file_of_adapters_is_found(adapted: Path) -> None:
+    (adapted / "adapters/text_encoder/adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_config.json is missing"):
+        load_recommender(Checkpoint.open(adapted))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapters": {"text_encoder": {"type": "lora", "r": 0}}}, "greater than or equal to 1"),
+        ({"adapters": {"text_encoder": LORA}}, "holds what text_encoder, user_encoder learned, its plan adapts text_e"),
+        ({"adapters": {"text_encoder": {**LORA, "blocks": 3}}}, "its adapters do not suit its model"),
+    ],
+)
+def test_an_index_that_makes_no_sense_is_refused(adapted: Path, change: dict[str, Any], message: str) -> None:
+    path = adapted / files.INDEX_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        load_recommender(Checkpoint.open(adapted))
+
+
+def test_a_state_without_a_learned_tensor_is_not_saved(saved: Path, other: Any, tmp_path: Path) -> None:
+    standing = stand(saved, other, {"user_encoder": LORA}, tmp_path / "adapted")
+    state = {
+        name: tensor
+        for name, tensor in other.state.items()
+        if not name.endswith("0.attention.qkv.lora_A.default.weight")
+    }
+    with pytest.raises(CheckpointError, match=r"user_encoder: the state to save lacks blocks.0.attention.qkv.lora_A"):
+        save(tmp_path / "less", other, standing, state)
+    assert not (tmp_path / "less").exists()
+
+
+def test_the_next_model_takes_over_what_adapters_computed(
+    saved: Path, other: Any, score: Score, tmp_path: Path
+) -> None:
+    stand(saved, other, MERGEABLE, tmp_path / "adapted")
+    heir = load_recommender(Checkpoint.open(saved))
+    apply(FULL, Checkpoint.open(tmp_path / "adapted"), heir)
+    torch.testing.assert_close(score(heir), score(other.recommender), rtol=0, atol=1e-5)  # measured 5e-7
+    assert not any("lora" in name for name in heir.state_dict())
+
+
+def test_bottlenecks_cannot_be_taken_over_as_weights(adapted: Path, saved: Path) -> None:
+    with pytest.raises(RecipeError, match=r"user_encoder: houlsby adapters .* cannot be merged"):
+        apply(FULL, Checkpoint.open(adapted), load_recommender(Checkpoint.open(saved)))
+
+
+def test_adapters_stand_on_adapters(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:
+    stand(saved, other, MERGEABLE, tmp_path / "first")
+    again = replace(other, recommender=load_recommender(Checkpoint.open(saved)))
+    stand(tmp_path / "first", again, {"user_encoder": {"type": "pfeiffer"}}, tmp_path / "second")
+    loaded = load_recommender(Checkpoint.open(tmp_path / "second"))
+    torch.testing.assert_close(score(loaded), score(again.recommender), rtol=0, atol=0)
+    assert (score(loaded) - score(other.recommender)).abs().max() > 1e-3
