@@ -27,7 +27,7 @@ from pmmrec.contracts import (
 from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
 from pmmrec.data.domain import IMAGES_FILE, Domain
 from pmmrec.data.images import GREY, PIXELS_VERSION, PixelTable
-from pmmrec.data.prefix import Chunk, PrefixConfig, PrefixTable, PrefixTables, Wanted
+from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, Wanted
 from pmmrec.data.text import TokenTable
 from pmmrec.progress import Progress
 
@@ -62,6 +62,7 @@ class ItemReader:
         self._domains = list(domains)
         self._contents: dict[int, Contents] = {}
         self._kept: dict[Modality, PrefixTables] = {}
+        self._room = DeviceRoom()
         self._fetches = True
         self._cache = cache
         self._modalities = sorted(modalities)
@@ -101,7 +102,7 @@ class ItemReader:
                 wanted = self._wanted(domain, modality, contents.distinct)
                 table = PrefixTable.open(prefix, wanted, config, self._cache, progress, say)
             tables.append(table)
-        kept = PrefixTables(tables, slots)
+        kept = PrefixTables(tables, slots, self._room)
         if any(tables):
             self._kept[modality] = kept
         return kept

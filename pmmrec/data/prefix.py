@@ -37,7 +37,7 @@ VERIFIED_BYTES = 4_000_000_000  # larger tables are checked by their size alone:
 IN_USE_S = 3600  # a table that was used so lately is never removed for another
 MARK_EVERY_S = 600  # how often a table in use says so
 ABANDONED_S = 86_400  # what was left half-written for so long is nobody's work any more
-DEVICE_SHARE = 0.25  # of a GPU's free memory, at most, for one table
+DEVICE_SHARE = 0.25  # of a GPU's free memory, at most, for all tables of a run
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -112,22 +112,21 @@ class PrefixTable:
         """
         source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision}"
         folder = cache / f"prefix-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
-        if not _is_whole(folder):
-            try:
-                _make(folder, prefix, wanted, config, progress, say)
-            except OSError as error:
-                reason = error.strerror or error
-                raise NoRoomError(
-                    f"{cache}: frozen states cannot be kept there: {reason}; name another cache"
-                ) from error
+        _mark_used(folder)  # first, since reading it through to check it takes a while
+        if _is_whole(folder):
+            with suppress(FileNotFoundError):  # another process had begun to remove it
+                return cls(folder)
+        try:
+            _make(folder, prefix, wanted, config, progress, say)
+        except OSError as error:
+            reason = error.strerror or error
+            raise NoRoomError(f"{cache}: frozen states cannot be kept there: {reason}; name another cache") from error
         return cls(folder)
 
-    def move_to(self, device: torch.device) -> None:
-        """Keep a copy in the memory of a GPU where that leaves plenty; on the CPU the map is as good."""
-        if device.type == "cuda" and self._states.device != device:
-            free, _ = torch.cuda.mem_get_info(device)
-            if self.num_bytes <= DEVICE_SHARE * free:
-                self._states = self._states.to(device)
+    def move_to(self, device: torch.device, room: DeviceRoom) -> None:
+        """Keep a copy in the memory of a GPU where there is room; on the CPU the map is as good."""
+        if device.type == "cuda" and self._states.device != device and room.grants(device, self.num_bytes):
+            self._states = self._states.to(device)
 
     def fetch(self, slot_R: Ints) -> tuple[Tensor, Tensor]:
         """States of these contents, `(R, T, H)` or `(R, ...)`, and which tokens are valid, `(R, T)` or `(R, 0)`.
@@ -147,19 +146,39 @@ class PrefixTable:
         return torch.where(is_valid_RT.to(device)[:, :, None], state_RTH, 0.0), is_valid_RT
 
     def _mark_used(self) -> None:
-        """Now and then, so that long runs keep their tables; a cache that is read only goes unmarked."""
+        """Now and then, so that long runs keep their tables."""
         if time.monotonic() - self._marked_s > MARK_EVERY_S:
             self._marked_s = time.monotonic()
-            with suppress(OSError):
-                os.utime(self.folder / INDEX)
+            _mark_used(self.folder)
+
+
+class DeviceRoom:
+    """What all tables of a run may take of a GPU's memory: a share of what is free when the first of them asks."""
+
+    def __init__(self, free_bytes: Callable[[torch.device], int] | None = None) -> None:
+        self._free_bytes = free_bytes or _free_bytes
+        self._left: dict[torch.device, float] = {}
+
+    def grants(self, device: torch.device, num_bytes: int) -> bool:
+        """Whether so much may be taken; if so, it is."""
+        if device not in self._left:
+            self._left[device] = DEVICE_SHARE * self._free_bytes(device)
+        fits = num_bytes <= self._left[device]
+        self._left[device] -= num_bytes if fits else 0
+        return fits
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]
 
 
 class PrefixTables:
     """The tables of one encoder over the domains of a run."""
 
-    def __init__(self, tables: Sequence[PrefixTable | None], slots: Sequence[Ints]) -> None:
+    def __init__(self, tables: Sequence[PrefixTable | None], slots: Sequence[Ints], room: DeviceRoom) -> None:
         self._tables = list(tables)  # None: a domain without the modality
         self._slots = list(slots)  # of each row of a domain
+        self._room = room
 
     @property
     def num_bytes(self) -> int:
@@ -187,7 +206,7 @@ class PrefixTables:
             if table is None and stands_in:
                 table = next(other for other in self._tables if other is not None)
             assert table is not None  # noqa: S101  slots are given for rows that have states
-            table.move_to(device)
+            table.move_to(device, self._room)
             groups.append((places, *table.fetch(np.maximum(slot_R[places], 0))))
         state_R, is_valid_RT = groups[0][1:] if len(groups) == 1 else _joined(groups, len(slot_R))
         state_R = state_R.to(device).float()
@@ -304,6 +323,8 @@ def _make_room(folder: Path, num_bytes: int, config: PrefixConfig, say: Say) -> 
     for path in unused:
         if freed >= max(over_budget, over_disk):
             break
+        if time.time() - _last_used(path) <= IN_USE_S:
+            continue  # somebody has just begun to use it
         say(f"{path}: frozen states not used for {(time.time() - _last_used(path)) / 3600:.1f} h make room for others")
         shutil.rmtree(path, ignore_errors=True)
         freed += sizes[path]
@@ -329,6 +350,12 @@ def _last_used(folder: Path) -> float:
         return (folder / INDEX).stat().st_mtime
     except OSError:  # gone, or no table
         return 0.0
+
+
+def _mark_used(folder: Path) -> None:
+    """A cache that is read only goes unmarked."""
+    with suppress(OSError):
+        os.utime(folder / INDEX)
 
 
 def _is_whole(folder: Path) -> bool:

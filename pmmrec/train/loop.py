@@ -160,7 +160,7 @@ class Loop:
         return (
             f"step {self.step + 1}: {self.processes.device} is out of memory at {num_users} users, {num_inputs} inputs "
             f"and {batch.items.num_items} items; lower train.batch_users (now {self.config.batch_users}) or "
-            "data.window.size, train fewer blocks, or set machine.precision=bf16"
+            "data.window.size, train fewer blocks, set machine.precision=bf16, or prefix_cache=off if states are kept"
         )
 
     def _update(self, batch: Batch, meter: Meter) -> None:

@@ -56,7 +56,7 @@ def draw(path: Path, curves: Sequence[Curve]) -> None:
                 kept = [index for index, epoch in enumerate(epochs) if epoch == training.best_epoch]
                 axes.plot(epochs, values, "o", color=color, markersize=3, markevery=kept)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylabel("validation NDCG@10, %")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         with whole_file(path) as draft:

@@ -10,10 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from kept_states import SEQUENCES, TEXTS, Ladder
 from PIL import Image
 
+from pmmrec.contracts import Modality, PixelSpec
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.items import ItemReader
+from pmmrec.data.prefix import PrefixConfig
 
 MakeDomain = Callable[..., Domain]
 
@@ -102,3 +106,39 @@ def _item(row: int) -> str:
 def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
+
+
+@pytest.fixture
+def shop(make_domain: MakeDomain) -> Domain:
+    return make_domain(SEQUENCES, texts=TEXTS, images=[0, 1, 2, 5, 7])
+
+
+@pytest.fixture
+def films(make_domain: MakeDomain) -> Domain:
+    """Longer texts, and no image at all."""
+    texts = [" ".join(["w" * (1 + row)] * 6) for row in range(8)]
+    return make_domain(SEQUENCES, name="films", texts=texts)
+
+
+@pytest.fixture
+def open_reader(tmp_path: Path, tokenizer_class: type) -> Callable[..., ItemReader]:
+    def make(*domains: Domain, **settings: int) -> ItemReader:
+        both = frozenset(Modality)
+        return ItemReader(
+            domains, both, tokenizer_class(**settings), PixelSpec(8), tmp_path / "cache", max_unreadable=1
+        )
+
+    return make
+
+
+@pytest.fixture
+def keep(open_reader: Callable[..., ItemReader]) -> Callable[..., ItemReader]:
+    """A reader that keeps the states of both modalities."""
+
+    def make(*domains: Domain, prefix: Ladder | None = None, precision: str = "float32", **settings: int) -> ItemReader:
+        reader, prefix = open_reader(*domains, **settings), prefix or Ladder()
+        for modality in Modality:
+            reader.keep_states(modality, prefix, PrefixConfig(precision=precision))
+        return reader
+
+    return make

@@ -1,0 +1,64 @@
+"""A frozen part that can be checked by eye, and what a reader hands out with its states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pmmrec.contracts import ItemInputs, PixelInputs, PrefixInputs, TokenInputs
+from pmmrec.data.items import ItemReader
+
+WIDTH = 3
+TEXTS = ["a", "bb cc", None, "bb cc", "dddd ee f", "gg", "hh ii jj kk", "lllll"]
+SEQUENCES = [[0, 1, 2, 3], [4, 5, 6, 7], [0, 3, 6, 4], [2, 4, 5, 1]]
+
+
+@dataclass
+class Ladder:
+    """A frozen part that can be checked by eye: a token's state is its id times 1, 2, 3; an image's its mean grey."""
+
+    name: str = "ladder"
+    num_rows: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        return self.name
+
+    def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
+        values = inputs.token_id_RT if isinstance(inputs, TokenInputs) else inputs.pixels_RCHW.float().mean((1, 2, 3))
+        self.num_rows += len(values)
+        return values.float()[..., None] * torch.arange(1.0, 1 + WIDTH)
+
+
+def read(reader: ItemReader, domain_U: list[int], row_U: list[int]) -> ItemInputs:
+    return reader.to_device(reader.read(np.array(domain_U), np.array(row_U)), "cpu")
+
+
+def text_of(items: ItemInputs) -> PrefixInputs:
+    assert isinstance(items.text, PrefixInputs)
+    return items.text
+
+
+def image_of(items: ItemInputs) -> PrefixInputs:
+    assert isinstance(items.image, PrefixInputs)
+    return items.image
+
+
+def tables(cache: Path) -> list[Path]:
+    return sorted(cache.glob("prefix-*"))
+
+
+def assert_same(plain: ItemInputs, kept: ItemInputs) -> None:
+    """Kept states are those of the rows that the plain reader hands out, with its padding and its places."""
+    assert isinstance(plain.text, TokenInputs)
+    assert isinstance(plain.image, PixelInputs)
+    text, image = text_of(kept), image_of(kept)
+    assert torch.equal(text.is_valid_RT, plain.text.is_valid_RT)
+    assert torch.equal(text.item_index_R, plain.text.item_index_R)
+    assert torch.equal(text.state_R, Ladder().states(plain.text))  # its padding is token 0, so a state of zeros
+    assert torch.equal(image.item_index_R, plain.image.item_index_R)
+    assert torch.equal(image.state_R, Ladder().states(plain.image))
+    assert image.is_valid_RT.shape == (len(image.state_R), 0)
