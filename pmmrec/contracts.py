@@ -196,6 +196,13 @@ class ItemVectors:
     has_U: Mapping[Modality, Tensor] = field(default_factory=dict)  # bool
     streams_UD: Mapping[str, Tensor] = field(default_factory=dict)  # named extra vectors of two-stream systems
 
+    @property
+    def is_readable_U(self) -> Tensor:
+        """Which items have something that the model reads; all of them where items are known by id."""
+        if not self.has_U:
+            return torch.ones(len(self.fused_UD), dtype=torch.bool, device=self.fused_UD.device)
+        return torch.stack(list(self.has_U.values())).any(dim=0)
+
 
 @dataclass(frozen=True)
 class Views:

@@ -35,7 +35,8 @@ class CatalogueCE(Objective):
 
     What DAP (eq. 5 of https://arxiv.org/abs/2312.09602) samples from a batch, taken whole: no negative is missing and
     none is drawn too often, so scores tend to log p(item | user), popularity included. All items are encoded in every
-    step, so it suits catalogues whose encoding is cheap (ids, a frozen prefix) and large batches.
+    step, so it suits catalogues whose encoding is cheap (ids, a frozen prefix) and large batches. Items with nothing to
+    read are neither candidates nor targets, as in ranking.
 
     Beyond `scores_at_once` the positions are done in chunks that are computed again on the way back: memory is that of
     one chunk, and values and gradients are those of the whole.
@@ -58,9 +59,12 @@ class CatalogueCE(Objective):
 
     def _term(self, views: Views) -> Term:
         items_UD = widened(views.items.fused_UD)
-        has_next_BL = views.windows.has_next_BL
-        next_K = views.windows.item_index_BS[:, 1:][has_next_BL]
-        hidden_KD = widened(views.hidden_BLD[has_next_BL]) / self.temperature
+        is_readable_U, next_BL = views.items.is_readable_U, views.windows.item_index_BS[:, 1:]
+        counts_BL = views.windows.has_next_BL & is_readable_U[next_BL]
+        place_U = is_readable_U.cumsum(0) - 1
+        items_UD = items_UD[is_readable_U]  # from here on U are the readable items
+        next_K = place_U[next_BL[counts_BL]]
+        hidden_KD = widened(views.hidden_BLD[counts_BL]) / self.temperature
         num_items, num_positions = items_UD.shape[0], next_K.shape[0]
         at_once = max(1, self.config.scores_at_once // num_items)
         loss = (hidden_KD.sum() + items_UD.sum()) * 0.0  # in the graph also where nobody has a next item

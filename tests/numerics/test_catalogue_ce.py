@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pmmrec.contracts import Views
+from pmmrec.contracts import ItemVectors, Views
 from pmmrec.objectives.catalogue_ce import CatalogueCE, CatalogueCEConfig
 
 ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds
 
 
 def cross_entropy_by_loops(views: Views, temperature: float) -> tuple[Tensor, int]:
-    """Minus the log of the next item's share in the softmax over all items, one position after another."""
+    """Minus the log of the next item's share in the softmax over all readable items, one position after another."""
     index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
     num_users, num_positions = views.windows.item_index_BS.shape
+    readable = [any(bool(has[u]) for has in views.items.has_U.values()) for u in range(len(views.items.fused_UD))]
     total, count = torch.zeros((), dtype=torch.float64), 0
     for b in range(num_users):
         for position in range(num_positions - 1):
             if not (is_valid[b][position] and is_valid[b][position + 1]):
                 continue
-            scores = [torch.dot(views.hidden_BLD[b, position], item) / temperature for item in views.items.fused_UD]
-            shares = torch.stack(scores).exp() / torch.stack(scores).exp().sum()
-            total = total - shares[index[b][position + 1]].log()
+            following = index[b][position + 1]
+            if not readable[following]:
+                continue
+            scores = {
+                u: torch.dot(views.hidden_BLD[b, position], item) / temperature
+                for u, item in enumerate(views.items.fused_UD)
+                if readable[u]
+            }
+            total = total - (scores[following].exp() / torch.stack(list(scores.values())).exp().sum()).log()
             count += 1
     return total, count
 
@@ -46,6 +54,27 @@ def test_the_sum_equals_its_loops_however_it_is_chunked(
         assert_twins(CatalogueCE(config, 5)(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 10
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 1 << 25])
+def test_items_with_nothing_to_read_are_neither_candidates_nor_targets(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], scores_at_once: int
+) -> None:
+    left_out = 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
+        expected = cross_entropy_by_loops(batch.views, 1.0)
+        config = CatalogueCEConfig(temperature=1.0, scores_at_once=scores_at_once)
+        assert_twins(CatalogueCE(config, 5)(batch.views), expected, batch, ATOL)
+        left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
+    assert left_out > 5
+
+
+def test_items_known_by_id_are_all_candidates(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch(seed=1).views
+    by_id = replace(views, items=ItemVectors(views.items.fused_UD))
+    objective = CatalogueCE(CatalogueCEConfig(), 5)
+    assert objective(by_id).sum.item() == objective(views).sum.item()
 
 
 def test_nobody_with_a_next_item_gives_nothing_and_a_gradient_of_zero(tiny_batch: Callable[..., Any]) -> None:
