@@ -24,6 +24,7 @@ from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
 
 DEFAULT_VOCAB_SIZE = 8000
+HALVES = {"clip": "clip_text_model"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class TextLayout(Layout):
 def _sites(query: str, key: str, value: str, attention_out: str, feed_forward: tuple[str, str]) -> Sites:
     # Values enter: DeBERTa's queries and keys may be made of positions too.
     return Sites(f"{query}|{value}", f"{key}|{value}", (value, attention_out), feed_forward)
+
+
+def _causal_sites(feed_forward: tuple[str, str]) -> Sites:
+    q, k, v, out = (rf"self_attn\.{name}_proj" for name in ("q", "k", "v", "out"))
+    return _sites(q, k, v, out, feed_forward)
 
 
 _FEED_FORWARD = (r"intermediate\.dense", r"output\.dense")
@@ -65,9 +71,8 @@ _DISTILBERT_SITES = _sites(
     (r"ffn\.lin1", r"ffn\.lin2"),
 )
 _MODERN_SITES = _sites(r"attn\.Wqkv", r"attn\.Wqkv", r"attn\.Wqkv", r"attn\.Wo", (r"mlp\.Wi", r"mlp\.Wo"))
-_OPT_SITES = _sites(
-    r"self_attn\.q_proj", r"self_attn\.k_proj", r"self_attn\.v_proj", r"self_attn\.out_proj", ("fc1", "fc2")
-)
+_OPT_SITES = _causal_sites(("fc1", "fc2"))
+_CLIP_SITES = _causal_sites((r"mlp\.fc1", r"mlp\.fc2"))
 
 _BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", block_call="hidden_and_mask", sites=_BERT_SITES)
 _ROBERTA = replace(_BERT, positions_follow_padding=True)
@@ -77,6 +82,12 @@ LAYOUTS: Mapping[str, TextLayout] = {
     "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+", sites=_ALBERT_SITES),
     "bert": _BERT,
     "camembert": _ROBERTA,
+    "clip_text_model": TextLayout(
+        blocks=r"(text_model\.)?encoder\.layers\.\d+",
+        after=r"(text_model\.)?final_layer_norm",
+        sites=_CLIP_SITES,
+        is_causal=True,
+    ),
     "deberta-v2": replace(_RELATIVE, sites=_DEBERTA_SITES),
     "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+", block_call="hidden_and_mask", sites=_DISTILBERT_SITES),
     "electra": _BERT,
@@ -128,7 +139,7 @@ class HFText(CanBeCut, TextEncoder):
 
     def __init__(self, config: HFTextConfig, width: int, backbone: Backbone) -> None:
         super().__init__()
-        self._settings = read_config(backbone.folder)
+        self._settings = read_config(backbone.folder, HALVES)
         self._layout = _check(self._settings, config, where=str(backbone.folder))
         self._pool = config.pool
         self._tokenizer = FolderTokenizer(backbone.folder, config.max_tokens, lowercase=config.lowercase)
@@ -179,7 +190,7 @@ class HFText(CanBeCut, TextEncoder):
 
     def read_backbone(self, folder: Path) -> dict[str, Tensor]:
         """The tensors that `save_backbone` wrote, by the same names."""
-        return read_state(folder, read_config(folder), self._layout, self.backbone)
+        return read_state(folder, read_config(folder, HALVES), self._layout, self.backbone)
 
 
 def _check(settings: Any, config: HFTextConfig, where: str) -> TextLayout:

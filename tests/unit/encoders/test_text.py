@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from pmmrec.contracts import TokenInputs
 from pmmrec.encoders import Backbone
@@ -53,7 +53,7 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
     fresh_text: Fresh, texts: list[str], model_type: str, depth: Any
 ) -> None:
     architecture = {"model_type": model_type, "max_position_embeddings": 40, **OTHER_NAMES.get(model_type, SIZES)}
-    encoder = fresh_text(architecture, pool="mean" if model_type == "opt" else "cls", trainable_blocks=depth)
+    encoder = fresh_text(architecture, pool="mean" if LAYOUTS[model_type].is_causal else "cls", trainable_blocks=depth)
     states = encoder(rows_of(*token_rows(encoder, texts)))
     generator = torch.Generator().manual_seed(0)
     (states.cls_RD * torch.randn(states.cls_RD.shape, generator=generator)).sum().backward()
@@ -245,6 +245,24 @@ def test_a_checkpoint_with_heads_gives_its_encoder(tmp_path: Path, fresh_text: F
     again = HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
     assert not any("pooler" in name for name, _ in again.named_parameters())
     assert torch.equal(again.backbone.embeddings.word_embeddings.weight, with_pooler.embeddings.word_embeddings.weight)
+
+
+def test_the_text_half_of_a_clip_checkpoint_is_read(tmp_path: Path, fresh_text: Fresh, texts: list[str]) -> None:
+    fresh_text()  # leaves a tokenizer of 300 ids at most
+    torch.manual_seed(0)
+    images = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    text = {**SIZES, "vocab_size": 300, "max_position_embeddings": 24, "eos_token_id": 3, "bos_token_id": 2}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=images, projection_dim=4)).eval()
+    clip.save_pretrained(tmp_path / "clip")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tmp_path / "fresh" / name, tmp_path / "clip" / name)
+    config = HFTextConfig(weights="clip", pool="mean", max_tokens=20)
+    encoder = HFText(config, 6, Backbone(tmp_path / "clip", is_pretrained=True)).eval()
+    token_id_RT, is_valid_RT = token_rows(encoder, texts)
+    theirs = clip.text_model(input_ids=token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
+    assert torch.equal(encoder.hidden(rows_of(token_id_RT, is_valid_RT)), theirs)
+    encoder.save_backbone(tmp_path / "half", encoder.backbone.state_dict())
+    assert encoder.read_backbone(tmp_path / "half").keys() == encoder.backbone.state_dict().keys()
 
 
 def test_one_origin_must_be_given(bert: dict[str, Any]) -> None:
