@@ -1,4 +1,4 @@
-"""Verbs that use what was trained: evaluate, score, compare."""
+"""Verbs that use what was trained: evaluate, score, compare, report."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Rank the targets of a domain, beside the floors; without any training this is zero-shot."""
     from pmmrec.report.tables import to_rich
-    from pmmrec.report.verdict import outcome_tables, stratum_notes, stratum_tables
+    from pmmrec.report.verdict import held_out_tables, outcome_tables, popularity_tables, stratum_notes
     from pmmrec.system import load
 
     with errors_for_people():
@@ -63,7 +63,8 @@ def evaluate(
         )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, scenario=scenario.value, seen=seen.value, out=out)
-        show(*outcome_tables([outcome]), *map(to_rich, stratum_tables(outcome)))
+        more = [*held_out_tables(outcome), *popularity_tables([outcome])]
+        show(*outcome_tables([outcome]), *map(to_rich, more))
         for note in stratum_notes(outcome):
             warn(note)
 
@@ -107,3 +108,42 @@ def compare(
     with errors_for_people():
         found = compared(read_systems(runs), against)
         show(*map(to_rich, found.tables), *found.lines())
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str], Argument(metavar="RUN...", help="As in compare: folders of runs, NAME=RUN,RUN joins seeds.")
+    ],
+    out: Annotated[
+        Path, Option("--out", metavar="FOLDER|FILE.html", help="Where the page goes; a folder gets PNGs too.")
+    ],
+    domain: Annotated[
+        list[Path] | None, Option("--domain", metavar="DOMAIN", help="For maps and lists of users; may be repeated.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        Option(
+            metavar="[NAME=]PLACE", help="Whose vectors are shown: of system NAME; else the first run's that kept one."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, Option(help="Of the curves, such as hr@10; what the first run was judged by.")
+    ] = None,
+    attribute: Annotated[str | None, Option(help="Attribute of items that their map tells apart.")] = None,
+    users: Annotated[int, Option(min=0, max=100, help="Users whose lists are shown.")] = 6,
+    seed: Annotated[int, Option(min=0, help="Of what is drawn at random, and of the maps.")] = 0,
+    base: Annotated[str | None, Option(help="For adapters, the checkpoint they stand on.")] = None,
+    hub: HubFolder = HUB,
+    cache: CacheFolder = None,
+) -> None:
+    """One page that stands alone: tables, learning curves, maps of items and users, and what users would be shown."""
+    from pmmrec.report.html.page import ReportPlan, write_report
+    from pmmrec.settings import validate
+
+    with errors_for_people():
+        shown = {"out": out, "domains": domain or (), "checkpoint": checkpoint, "metric": metric}
+        how = {"attribute": attribute, "num_users": users, "seed": seed, "hub": hub, "base": base}
+        where = {} if cache is None else {"cache": cache}
+        for path in write_report(runs, validate(ReportPlan, {**shown, **how, **where}, "arguments"), warn):
+            typer.echo(str(path))

@@ -108,6 +108,7 @@ class Domain:
         self.sequence_offsets, self.sequence_items = _flat(sequences["items"])
         self._times = _flat(sequences["times"])[1] if info.time_unit is not None else None
         self._texts = _Column(items["text"])
+        self._attributes = {name: items[name] for name in items.column_names if name not in ("item_id", "text")}
         self._images = _Column(images["jpeg"]) if images is not None else None
         has_image = images["jpeg"].is_valid().to_numpy() if images is not None else np.zeros(len(items), dtype=bool)
         self.has: Mapping[Modality, np.ndarray] = {
@@ -172,6 +173,19 @@ class Domain:
     def texts(self, rows: np.ndarray) -> list[str | None]:
         """The text of each item in `rows`, None where it has none."""
         return self._texts.read(rows)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the further columns that items were imported with."""
+        return tuple(self._attributes)
+
+    def attribute(self, name: str) -> list[str | None]:
+        """The attribute of each item, None where it has none. DataError with those that there are."""
+        if name not in self._attributes:
+            known = ", ".join(self._attributes) or "none"
+            raise DataError(f"{self.folder}: items have no attribute {name!r}; they have: {known}")
+        values: list[str | None] = self._attributes[name].cast(pa.large_string()).to_pylist()
+        return values
 
     def jpegs(self, rows: np.ndarray) -> list[bytes | None]:
         """The stored image of each item in `rows`, None where it has none."""

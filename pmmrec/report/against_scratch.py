@@ -24,8 +24,8 @@ from pmmrec.zoo.hub import find_weights
 def scratch_twin(recipe: FinetuneRecipe, checkpoint: Checkpoint | None, weights: Mapping[str, Path]) -> FinetuneRecipe:
     """The recipe that trains the same model from scratch, with the same seed; its run is called NAME-scratch.
 
-    Backbones that name pretrained weights start from those. Raises RecipeError, before anything is trained, where
-    there is no transfer to compare with, or the twin could not be run.
+    Every part learns, without adapters. Backbones that name pretrained weights start from those. Raises RecipeError,
+    before anything is trained, where there is no transfer to compare with, or the twin could not be run.
     """
     if checkpoint is None:
         raise RecipeError("--with-scratch: has no effect with `--from none`, which is from scratch; name a checkpoint")

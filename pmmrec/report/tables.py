@@ -86,10 +86,10 @@ def to_markdown(rows: Sequence[ResultRow], cutoffs: Sequence[int] = CUTOFFS, *, 
 def to_rich(table: PlainTable) -> Table:
     """The table for a terminal. Markup and control characters in its texts are not obeyed."""
     view = Table(title=Text(_visible(table.title)) if table.title else None)
-    for column, is_text in zip(table.columns, _are_texts(table), strict=True):
+    for column, is_text in zip(table.columns, are_texts(table), strict=True):
         view.add_column(Text(_visible(column)), justify="left" if is_text else "right")
     for row in table.rows:
-        view.add_row(*(Text(_shown(cell)) for cell in row))
+        view.add_row(*(Text(shown(cell)) for cell in row))
     return view
 
 
@@ -97,8 +97,8 @@ def markdown(table: PlainTable) -> str:
     """The table with pipes, under its title if it has one. Signs that Markdown or HTML would obey are escaped."""
     lines = [f"**{_escaped(table.title)}**", ""] if table.title else []
     lines.append(_piped(_escaped(column) for column in table.columns))
-    lines.append(_piped(":--" if is_text else "--:" for is_text in _are_texts(table)))
-    lines += [_piped(_escaped(cell) if isinstance(cell, str) else _shown(cell) for cell in row) for row in table.rows]
+    lines.append(_piped(":--" if is_text else "--:" for is_text in are_texts(table)))
+    lines += [_piped(_escaped(cell) if isinstance(cell, str) else shown(cell) for cell in row) for row in table.rows]
     return "\n".join(lines) + "\n"
 
 
@@ -106,12 +106,13 @@ def _percent(share: Interval | float | None) -> Percent | None:
     return None if share is None else Percent(share)
 
 
-def _are_texts(table: PlainTable) -> list[bool]:
+def are_texts(table: PlainTable) -> list[bool]:
     """Which columns hold text, and so stand left."""
     return [any(isinstance(row[place], str) for row in table.rows) for place in range(len(table.columns))]
 
 
-def _shown(cell: Cell) -> str:
+def shown(cell: Cell) -> str:
+    """A cell as people read it, in one line."""
     if cell is None:
         return ABSENT
     if isinstance(cell, Percent):

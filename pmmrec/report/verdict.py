@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from pmmrec.evaluation.metrics import metric_name
-from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome
+from pmmrec.evaluation.outcome import DomainOutcome, Outcome
 from pmmrec.evaluation.significance import Interval
 from pmmrec.report.tables import (
     SHOWN_MEASURES,
@@ -49,15 +49,27 @@ def outcome_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     ]
 
 
-def stratum_tables(outcome: Outcome) -> list[PlainTable]:
-    """What lies behind the figures of one evaluation: targets nobody learned from, and targets by their popularity."""
+def held_out_tables(outcome: Outcome) -> list[PlainTable]:
+    """Figures on the targets that nobody learned from, where a scenario has others too."""
     tables = []
     for found in outcome.domains:
         if found.held_out is not None:
-            tables.append(_held_out_table(outcome, found, found.held_out))
-        if found.popularity:
-            tables.append(_popularity_table(outcome, found))
+            num_targets = found.held_out.num_targets
+            title = f"{found.domain}: the {num_targets:,} {outcome.scenario} targets that nobody learned from, in %"
+            rows = [ResultRow(name, metrics) for name, metrics in found.held_out.floors.items()]
+            rows.append(ResultRow(outcome.name, found.held_out.metrics))
+            tables.append(results(rows, CUTOFFS_SHOWN, title=title))
     return tables
+
+
+def popularity_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
+    """For each domain NDCG@10 by how often the target's item occurs in training: floors, then systems side by side."""
+    by_domain: dict[str, dict[str, DomainOutcome]] = {}
+    for outcome in outcomes:
+        for found in outcome.domains:
+            if found.popularity:
+                by_domain.setdefault(found.domain, {})[outcome.name] = found
+    return [_popularity_table(domain, systems) for domain, systems in by_domain.items()]
 
 
 def stratum_notes(outcome: Outcome) -> list[str]:
@@ -117,26 +129,21 @@ def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
     )
 
 
-def _held_out_table(outcome: Outcome, found: DomainOutcome, held_out: StratumOutcome) -> PlainTable:
-    title = f"{found.domain}: the {held_out.num_targets:,} {outcome.scenario} targets that nobody learned from, in %"
-    rows = [ResultRow(name, metrics) for name, metrics in held_out.floors.items()]
-    return results([*rows, ResultRow(outcome.name, held_out.metrics)], CUTOFFS_SHOWN, title=title)
-
-
-def _popularity_table(outcome: Outcome, found: DomainOutcome) -> PlainTable:
-    """A line for each stratum: HR@10 and NDCG@10 of the model with intervals, NDCG@10 of the floors."""
-    ours, theirs = SHOWN, SHOWN[-1]
-    columns = ["in training", "targets", *(f"{outcome.name} {name.upper()}" for name in ours)]
-    columns += [f"{floor} {theirs.upper()}" for floor in found.floors]
+def _popularity_table(domain: str, systems: Mapping[str, DomainOutcome]) -> PlainTable:
+    metric, (first, *_) = SHOWN[-1], systems.values()
     rows: list[list[Cell]] = []
-    for name, stratum in found.popularity.items():
+    for name, stratum in first.popularity.items():
+        floors = [stratum.floors.get(floor, {}).get(metric) for floor in first.floors]
+        ours = [
+            found.popularity[name].metrics.get(metric) if name in found.popularity else None
+            for found in systems.values()
+        ]
         cells: list[Cell] = [name, stratum.num_targets]
-        cells += [_percent(stratum.metrics.get(metric)) for metric in ours]
-        for floor in found.floors:
-            interval = stratum.floors.get(floor, {}).get(theirs)
-            cells.append(_percent(interval.mean if interval is not None else None))
+        cells += [_percent(interval and interval.mean) for interval in floors]
+        cells += [_percent(interval) for interval in ours]
         rows.append(cells)
-    return PlainTable(f"{found.domain}: by how often the target's item occurs in training, in %", columns, rows)
+    title = f"{domain}: {metric.upper()} by how often the target's item occurs in training, in %"
+    return PlainTable(title, ["occurrences", "targets", *first.floors, *systems], rows)
 
 
 def _percent(share: Interval | float | None) -> Percent | None:

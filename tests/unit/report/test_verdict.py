@@ -11,7 +11,8 @@ import pytest
 from pmmrec.evaluation.floors import FLOORS
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome, read_outcome
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.verdict import result_rows, stratum_notes, stratum_tables, write_card
+from pmmrec.report.tables import Percent
+from pmmrec.report.verdict import held_out_tables, popularity_tables, result_rows, stratum_notes, write_card
 from pmmrec.zoo.checkpoint import Checkpoint
 
 
@@ -58,12 +59,14 @@ def cold_outcome(*, learned_here: bool) -> Outcome:
 
 
 def test_targets_by_popularity_stand_in_one_table_empty_strata_too() -> None:
-    held_out, popularity = stratum_tables(cold_outcome(learned_here=False))
+    outcome = cold_outcome(learned_here=False)
+    (held_out,), (popularity,) = held_out_tables(outcome), popularity_tables([outcome])
     assert held_out.title == "shop: the 3 cold targets that nobody learned from, in %"
     assert [row[0] for row in held_out.rows] == ["popularity", "ours"]
     assert [row[:2] for row in popularity.rows] == [["0", 3], ["1-9", 3], ["10-99", 0], ["100+", 0]]
-    assert list(popularity.columns[2:]) == ["ours HR@10", "ours NDCG@10", "popularity NDCG@10"]
-    assert popularity.rows[-1][2:] == [None, None, None]
+    assert list(popularity.columns[2:]) == ["popularity", "ours"]
+    assert popularity.rows[0][2:] == [Percent(0.05), Percent(interval(0.25))]
+    assert popularity.rows[-1][2:] == [None, None]
 
 
 def test_a_reader_is_told_who_has_seen_targets_of_the_training_part() -> None:

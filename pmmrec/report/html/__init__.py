@@ -1,0 +1,17 @@
+"""One page out of runs: tables, curves, maps of items and users, and what some users would be shown."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from pmmrec.errors import MachineError
+
+NEEDED = {"jinja2": "jinja2", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+
+
+def require_report() -> None:
+    """MachineError where a package that draws or lays out is not installed."""
+    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise MachineError(f"report needs {names}, which is not installed; pip install 'pmmrec[report]'")

@@ -1,0 +1,98 @@
+"""How are curves and maps drawn, so that the same figures give the same picture, with or without colours?"""
+# N points.
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmmrec.report.epochs import Epoch, best_epoch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colours of Okabe and Ito, which people with any colour vision tell apart; lines and marks differ too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DPI = 150
+STYLE: dict[Any, Any] = {"font.family": "sans-serif", "font.size": 9, "text.parse_math": False}
+LETTERS_SHOWN = 40
+
+
+def draw_curves(systems: Mapping[str, Sequence[Sequence[Epoch]]], metric: str) -> bytes:
+    """PNG of a validation metric by epoch: a kind of line for each system, one line for each of its seeds.
+
+    A mark stands at the epoch whose weights were kept. PMMRec, figure 3.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    with _figure((7.0, 3.6)) as (axes, out):
+        for place, (name, seeds) in enumerate(systems.items()):
+            color, mark = COLORS[place % len(COLORS)], MARKS[place % len(MARKS)]
+            for seed_place, epochs in enumerate(seeds):
+                x, y = [e.epoch for e in epochs], [100 * e.metrics[metric] for e in epochs]
+                best = best_epoch(list(epochs), metric)
+                axes.plot(
+                    x,
+                    y,
+                    linestyle=DASHES[place % len(DASHES)],
+                    color=color,
+                    linewidth=1.4,
+                    marker=mark,
+                    markersize=6,
+                    markevery=[x.index(best.epoch)],
+                    label=_short(name) if seed_place == 0 else None,
+                )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"validation {metric.upper()}, %")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        _legend(axes)
+    return out.getvalue()
+
+
+def draw_map(point_N2: NDArray[np.float64], groups: Sequence[str]) -> bytes:
+    """PNG of points in the plane; those of each group have their own colour and mark, in order of first mention."""
+    with _figure((7.0, 4.6)) as (axes, out):
+        for place, group in enumerate(dict.fromkeys(groups)):
+            is_in_N = np.array([one == group for one in groups])
+            x, y = point_N2[is_in_N].T
+            color, mark = COLORS[place % len(COLORS)], MARKS[place % len(MARKS)]
+            axes.scatter(
+                x, y, s=14, c=color, marker=mark, alpha=0.75, linewidths=0, label=f"{_short(group)} ({is_in_N.sum()})"
+            )
+        axes.set_xticks([])  # places in such a map mean something to one another only
+        axes.set_yticks([])
+        axes.set_aspect("equal", adjustable="datalim")
+        _legend(axes)
+    return out.getvalue()
+
+
+@contextmanager
+def _figure(size_in: tuple[float, float]) -> Iterator[tuple[Axes, io.BytesIO]]:
+    """Axes to draw on, and where the PNG stands after the block."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    out = io.BytesIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a style of the user's own would change the picture
+        mpl.rcParams.update(STYLE)
+        figure = Figure(figsize=size_in, layout="constrained")
+        yield figure.add_subplot(), out
+        figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LETTERS_SHOWN else text[: LETTERS_SHOWN - 1] + "…"

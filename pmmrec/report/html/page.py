@@ -1,0 +1,317 @@
+"""How do runs become one page that stands alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from pmmrec.atomic import whole_file
+from pmmrec.data.domain import Domain
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.outcome import Outcome
+from pmmrec.evaluation.ranking import Seen
+from pmmrec.evaluation.scenarios import POPULARITY
+from pmmrec.report.comparison import System, compare, read_systems
+from pmmrec.report.epochs import EVENTS_FILE, Epoch, best_epoch, judged_by, read_epochs
+from pmmrec.report.html import require_report
+from pmmrec.report.html.cases import Case, sample_cases
+from pmmrec.report.html.drawing import draw_curves, draw_map
+from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for, project, sampled
+from pmmrec.report.html.pictures import Figure, data_uri
+from pmmrec.report.html.view import Histories, View
+from pmmrec.report.ranks import ranks_file
+from pmmrec.report.tables import PlainTable, are_texts, shown
+from pmmrec.report.verdict import popularity_tables, stratum_notes
+from pmmrec.settings import Config, expanded
+from pmmrec.zoo.adapters import standing_on
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub import find_checkpoint
+
+PAGE_FILE = "report.html"
+TEMPLATE = "page.html.j2"
+CHECKPOINT_FOLDER = "checkpoint"
+LENGTHS = {"1 item": 1, "2-4 items": 2, "5-9 items": 5, "10-19 items": 10, "20 items or more": 20}
+
+
+class ReportPlan(Config):
+    """What a page is to show, and where it goes."""
+
+    out: Path = Field(description="A folder to make, or a file that ends in .html.")
+    domains: tuple[Path, ...] = Field((), description="Domain folders; maps and cases need them.")
+    checkpoint: str | None = Field(None, description="Whose vectors are shown; null: of the first run that kept one.")
+    metric: str | None = Field(None, description="Of the curves; null: what the first run judged its epochs by.")
+    attribute: str | None = Field(None, description="Attribute of items that the map tells apart.")
+    num_users: int = Field(6, ge=0, le=100, description="Users whose lists are shown.")
+    top_k: int = Field(10, ge=1, le=50, description="Items of a list.")
+    num_points: int = Field(
+        1000, ge=LEAST_POINTS, le=20_000, description="Items, and users, on a map; drawn at random."
+    )
+    seed: int = Field(0, ge=0, description="Of what is drawn at random, and of the maps.")
+    hub: Path = Path("hub")
+    base: str | None = None
+    cache: Path = Path("~/.cache/pmmrec")
+
+
+@dataclass
+class Page:
+    """All that the template lays out, and pictures that go beside it by file name."""
+
+    title: str
+    tables: list[PlainTable]
+    words: list[str]
+    runs: PlainTable
+    curves: Figure | None = None
+    maps: list[Figure] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+    cases_of: str = ""
+    notes: list[str] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+
+def write_report(words: Sequence[str], plan: ReportPlan, warn: Callable[[str], None]) -> list[Path]:
+    """Read runs (as `compare` names them) and write the page; returns the files. `warn` is told what it lacks.
+
+    Raises RecipeError where the place is taken, and whatever `read_systems` and the domains raise.
+    """
+    require_report()
+    if plan.out.exists():
+        raise RecipeError(f"--out {plan.out}: exists; choose another place or remove it")
+    systems = read_systems(words)
+    page = _page(systems, plan)
+    for note in page.notes:
+        warn(note)
+    text = render(page)
+    if plan.out.suffix.lower() in (".html", ".htm"):
+        return [_write(plan.out, text.encode("utf-8"))]
+    files = {PAGE_FILE: text.encode("utf-8"), **page.pictures}
+    return [_write(plan.out / name, data) for name, data in files.items()]
+
+
+def render(page: Page) -> str:
+    """The page as HTML that loads nothing and runs nothing. Every text of a user is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.get_template(TEMPLATE)
+    html: str = template.render(page=page, shown=shown, is_text=are_texts)
+    return html
+
+
+def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
+    compared = compare(systems)
+    names = [system.name for system in systems]
+    page = Page(
+        title=f"{', '.join(names)} on {_on(systems)}",
+        tables=list(compared.tables),
+        words=compared.lines(),
+        runs=_runs_table(systems),
+    )
+    firsts = [system.outcomes[0].model_copy(update={"name": _first_seed(system)}) for system in systems]
+    page.tables += popularity_tables(firsts)
+    page.notes += [note for outcome in firsts for note in stratum_notes(outcome)]
+    _add_curves(page, systems, plan)
+    domains = [Domain.open(folder) for folder in plan.domains]
+    if not domains:
+        page.notes.append("no maps and no lists of users: they need the items, so give --domain FOLDER")
+        return page
+    checkpoint, owner = _checkpoint(systems, plan)
+    if checkpoint is None:
+        page.notes.append("no maps and no lists of users: no run here kept a checkpoint; give --checkpoint PLACE")
+        return page
+    _add_views(page, checkpoint, owner, domains, plan)
+    return page
+
+
+def _first_seed(system: System) -> str:
+    return system.name if len(system.folders) == 1 else f"{system.name} (first seed)"
+
+
+def _on(systems: Sequence[System]) -> str:
+    return ", ".join(dict.fromkeys(name for system in systems for name in system.domains))
+
+
+def _runs_table(systems: Sequence[System]) -> PlainTable:
+    """Where each figure comes from: a line for each run."""
+    rows: list[list[Any]] = []
+    for system in systems:
+        for folder, outcome in zip(system.folders, system.outcomes, strict=True):
+            seconds = None if outcome.training_s is None else round(outcome.training_s)
+            rows.append([system.name, str(folder), outcome.kind, outcome.best_epoch, outcome.num_epochs, seconds])
+    columns = ["system", "folder", "kind", "best epoch", "epochs", "training, s"]
+    return PlainTable("the runs", columns, rows)
+
+
+def _add_curves(page: Page, systems: Sequence[System], plan: ReportPlan) -> None:
+    """Validation by epoch of every system whose runs kept their events (PMMRec, figure 3)."""
+    trained: dict[str, list[list[Epoch]]] = {}
+    metric = plan.metric
+    for system in systems:
+        folders = [folder for folder in system.folders if (folder / EVENTS_FILE).is_file()]
+        if len(folders) < len(system.folders):
+            page.notes.append(f"{system.name}: no curve, since it has no {EVENTS_FILE}: nothing was trained there")
+        if folders:
+            metric = metric or judged_by(folders[0])
+            trained[system.name] = [read_epochs(folder) for folder in folders]
+    if not trained or metric is None:
+        return
+    bests = {name: [best_epoch(epochs, metric) for epochs in seeds] for name, seeds in trained.items()}
+    told = [
+        f"{name}: best {', '.join(f'{100 * best.value:.1f} % at epoch {best.epoch}' for best in found)}"
+        for name, found in bests.items()
+    ]
+    page.pictures["curves.png"] = png = draw_curves(trained, metric)
+    several = " One line for each seed." if any(len(seeds) > 1 for seeds in trained.values()) else ""
+    caption = f"Validation {metric.upper()} by epoch. A mark stands at the epoch whose weights were kept.{several}"
+    page.curves = Figure(
+        data_uri(png, "png"), f"Line chart of validation {metric.upper()}. {'; '.join(told)}.", caption
+    )
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """The run whose checkpoint is shown."""
+
+    name: str
+    folder: Path
+    outcome: Outcome
+
+
+def _checkpoint(systems: Sequence[System], plan: ReportPlan) -> tuple[Checkpoint | None, _Owner | None]:
+    """The checkpoint to show, and the run that it belongs to if it is one of these."""
+    runs = [
+        _Owner(system.name, folder, outcome)
+        for system in systems
+        for folder, outcome in zip(system.folders, system.outcomes, strict=True)
+    ]
+    kept = [run for run in runs if (run.folder / CHECKPOINT_FOLDER).is_dir()]
+    if plan.checkpoint is not None:
+        name, _, named_place = plan.checkpoint.partition("=")
+        owner = next((run for run in runs if run.name == name and named_place), None)
+        place = find_checkpoint(named_place if owner is not None else plan.checkpoint, plan.hub)
+        own = (run for run in kept if (run.folder / CHECKPOINT_FOLDER).resolve() == place.resolve())
+        owner = owner or next(own, None)
+    elif kept:
+        place, owner = kept[0].folder / CHECKPOINT_FOLDER, kept[0]
+    else:
+        return None, None
+    return standing_on(Checkpoint.open(place), plan.base, plan.hub), owner
+
+
+def _add_views(
+    page: Page, checkpoint: Checkpoint, owner: _Owner | None, domains: list[Domain], plan: ReportPlan
+) -> None:
+    """Maps of items and users of all domains, and lists for users of the first that the owner was measured on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cache = expanded(plan.cache)
+    views = [View.open(checkpoint, domain, cache, device) for domain in domains]
+    whose = owner.name if owner is not None else str(plan.checkpoint)
+    _add_item_map(page, views, plan, whose)
+    _add_user_map(page, views, plan, whose)
+    if not plan.num_users:
+        return
+    if owner is None:
+        page.notes.append(
+            f"no lists of users: {whose} is the checkpoint of no run here; say NAME=PLACE if it made the ranks of NAME"
+        )
+        return
+    _add_cases(page, views, owner, plan)
+
+
+def _add_cases(page: Page, views: list[View], owner: _Owner, plan: ReportPlan) -> None:
+    measured = {found.domain: found.fingerprint for found in owner.outcome.domains}
+    for view in views:
+        domain = view.domain
+        if domain.name in measured and measured[domain.name] != domain.fingerprint:
+            raise DataError(
+                f"{domain.folder}: is not the {domain.name} that {owner.folder} was measured on, its content differs; "
+                "name the folder that the run read"
+            )
+    here = [view for view in views if view.domain.name in measured]
+    if not here or owner.outcome.scenario != "regular":
+        known = ", ".join(measured)
+        page.notes.append(
+            f"no lists of users: {owner.name} was measured on {owner.outcome.scenario} targets of {known}; they need "
+            "regular ones, and that domain"
+        )
+        return
+    ranks = ranks_file(owner.folder, owner.outcome, here[0].domain.name)
+    if not ranks.is_file():
+        page.notes.append(f"no lists of users: {ranks} is missing; measure the run again to keep its ranks")
+        return
+    seen: Seen = "include" if owner.outcome.seen == "include" else "exclude"
+    page.cases = sample_cases(here[0], ranks, plan.num_users, plan.top_k, seen, plan.seed)
+    page.cases_of = f"{owner.name} on {here[0].domain.name}"
+
+
+def _add_item_map(page: Page, views: list[View], plan: ReportPlan, whose: str) -> None:
+    vectors, groups = [], list[str]()
+    for view in views:
+        rows = sampled(view.domain.num_items, plan.num_points // len(views), plan.seed)
+        rows = rows[view.contents.is_readable_N[rows]]
+        vectors.append(view.item_vectors(rows))
+        groups += _item_groups(view, rows.tolist(), plan, several=len(views) > 1)
+    by = "domain" if len(views) > 1 else plan.attribute or "occurrences in training"
+    _add_map(page, "items", torch.cat([torch.from_numpy(v) for v in vectors]), groups, plan, f"by {by}", whose)
+
+
+def _item_groups(view: View, rows: list[int], plan: ReportPlan, *, several: bool) -> list[str]:
+    """What tells points apart: the domain, an attribute, or how popular an item is."""
+    if plan.attribute is not None and not several:
+        values = view.domain.attribute(plan.attribute)
+        return largest_groups([values[row] for row in rows])
+    if several:
+        return [view.domain.name] * len(rows)
+    counts = view.split.train_counts
+    return [_step(POPULARITY, int(counts[row])) for row in rows]
+
+
+def _step(steps: Mapping[str, int], count: int) -> str:
+    """The highest step that a count reaches."""
+    return [name for name, least in steps.items() if count >= least][-1]
+
+
+def _add_user_map(page: Page, views: list[View], plan: ReportPlan, whose: str) -> None:
+    vectors, groups = [], list[str]()
+    for view in views:
+        users = sampled(view.domain.num_users, plan.num_points // len(views), plan.seed).tolist()
+        each = [view.domain.sequence(user) for user in users]
+        vectors.append(view.user_vectors(Histories.of(each)))
+        if len(views) > 1:
+            groups += [view.domain.name] * len(users)
+        else:
+            groups += [_step(LENGTHS, len(one)) for one in each]
+    by = "domain" if len(views) > 1 else "length of history"
+    _add_map(page, "users", torch.cat([torch.from_numpy(v) for v in vectors]), groups, plan, f"by {by}", whose)
+
+
+def _add_map(
+    page: Page, what: str, vectors_ND: torch.Tensor, groups: list[str], plan: ReportPlan, by: str, whose: str
+) -> None:
+    num_points = len(vectors_ND)
+    if num_points < LEAST_POINTS:
+        page.notes.append(f"no map of {what}: {num_points} of them make none; it takes {LEAST_POINTS}")
+        return
+    order = [*POPULARITY, *LENGTHS]  # legends go from little to much; names that have no order stay as they came
+    ranked = sorted(range(num_points), key=lambda row: order.index(groups[row]) if groups[row] in order else 0)
+    point_N2 = project(vectors_ND.numpy(), plan.seed)
+    page.pictures[f"{what}.png"] = png = draw_map(point_N2[ranked], [groups[row] for row in ranked])
+    counted = ", ".join(f"{group}: {groups.count(group)}" for group in dict.fromkeys(groups[row] for row in ranked))
+    caption = (
+        f"{num_points:,} {what} as {whose} sees them, {by} (t-SNE, perplexity {perplexity_for(num_points):.0f}, seed "
+        f"{plan.seed}). Near means alike; distances between far groups and the axes mean nothing."
+    )
+    page.maps.append(Figure(data_uri(png, "png"), f"Map of {num_points} {what}, {by}. {counted}.", caption))
+
+
+def _write(path: Path, data: bytes) -> Path:
+    with whole_file(path) as draft:
+        draft.write_bytes(data)
+    return path

@@ -1,0 +1,40 @@
+"""How do pictures get into a page that loads nothing from elsewhere?"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+THUMBNAIL_SIDE = 160  # pixels; shown at half of it, so that it is sharp on paper and on dense screens
+JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the page, as a data URI, and what it shows for those who cannot see it."""
+
+    source: str
+    alt: str
+    caption: str
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes of an image (`png`, `jpeg`) as an address that holds them."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def thumbnail(jpeg: bytes | None) -> str | None:
+    """A small copy of a stored image as a data URI; None where there is none or it cannot be read."""
+    if jpeg is None:
+        return None
+    small = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            image.convert("RGB").save(small, format="JPEG", quality=JPEG_QUALITY)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    return data_uri(small.getvalue(), "jpeg")

@@ -1,0 +1,96 @@
+"""What does a checkpoint make of the items and users of one domain?"""
+# Q histories, N items of the catalogue, D width.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pmmrec.data.contents import Contents
+from pmmrec.data.domain import Domain
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Split
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluating, latest_inputs, users_at_once
+from pmmrec.evaluation.ranking import Seen
+from pmmrec.evaluation.recommend import top_k
+from pmmrec.models import Catalogue
+from pmmrec.models.recommender import Recommender
+from pmmrec.progress import bars
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What some users did, oldest first: user i's items are items[offsets[i]:offsets[i+1]]."""
+
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, each: list[NDArray[np.int32]]) -> Histories:
+        """From one array for each user; none is empty."""
+        offsets = np.concatenate([[0], np.cumsum([len(items) for items in each])]).astype(np.int64)
+        return cls(offsets, np.concatenate(each).astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class View:
+    """A checkpoint's model, and the vectors that it gives to the items of a domain."""
+
+    domain: Domain
+    split: Split
+    recommender: Recommender
+    vectors_ND: Tensor
+    contents: Contents
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, domain: Domain, cache: Path, device: torch.device) -> View:
+        """Encode the whole catalogue once."""
+        catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
+        recommender = load_recommender(checkpoint, [catalogue]).to(device)
+        encoder = recommender.item_encoder
+        with bars() as progress:
+            reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
+            reader = ItemReader([domain], *reads, cache, progress, max_unreadable=1.0)
+        vectors_ND = encode_catalogue(recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=device)
+        return cls(domain, Split(domain), recommender, vectors_ND, reader.contents(0))
+
+    def item_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of these items."""
+        vectors: NDArray[np.float32] = self.vectors_ND[torch.from_numpy(rows).to(self.vectors_ND.device)].cpu().numpy()
+        return vectors
+
+    def user_vectors(self, histories: Histories) -> NDArray[np.float32]:
+        """The state of each user after their history, `(Q, D)`."""
+        chunk, parts = users_at_once(self.domain.num_items), []
+        longest = int(np.diff(histories.offsets).max())
+        num_inputs, device = min(self.recommender.user_encoder.max_inputs, longest), self.vectors_ND.device
+        for start in range(0, len(histories), chunk):
+            rows = slice(start, min(start + chunk, len(histories)))
+            index_qL, is_valid_qL = latest_inputs(histories.offsets, histories.items, rows, num_inputs)
+            with evaluating(self.recommender):
+                states = self.recommender.user_states(self.vectors_ND, index_qL.to(device), is_valid_qL.to(device))
+            parts.append(states[:, -1].float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def best(self, histories: Histories, k: int, seen: Seen) -> list[list[int]]:
+        """The item rows that a model would show each user, best first, ranked as its test targets were."""
+        counts, chunk = self.split.train_counts, users_at_once(self.domain.num_items)
+        offsets, items = histories.offsets, histories.items
+        model, k = self.recommender, min(k, self.domain.num_items)
+        shown = top_k(
+            model, self.vectors_ND, offsets, items, k, counts=counts, contents=self.contents, seen=seen, chunk=chunk
+        )
+        return [
+            [int(row) for row, filled in zip(rows, is_filled, strict=True) if filled]
+            for top in shown
+            for rows, is_filled in zip(top.item_index_BK.tolist(), top.is_filled_BK.tolist(), strict=True)
+        ]
