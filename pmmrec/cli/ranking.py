@@ -116,7 +116,7 @@ def report(
         list[str], Argument(metavar="RUN...", help="As in compare: folders of runs, NAME=RUN,RUN joins seeds.")
     ],
     out: Annotated[
-        Path, Option("--out", metavar="FOLDER|FILE.html", help="Where the page goes; a folder gets PNGs too.")
+        Path, Option("--out", metavar="FOLDER|FILE.html", help="Where the page goes; a folder gets the pictures too.")
     ],
     domain: Annotated[
         list[Path] | None, Option("--domain", metavar="DOMAIN", help="For maps and lists of users; may be repeated.")
