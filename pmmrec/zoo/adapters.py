@@ -19,17 +19,14 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
+from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
 from pmmrec.zoo.checkpoint import (
     CARD_NAME,
-    FORMAT,
-    OBJECTIVES,
     PART_SETTINGS,
     PART_TENSORS,
     RECIPE_NAME,
     Checkpoint,
     Owner,
-    about_heads,
-    about_parts,
     fill,
     misfits,
     owned_tensors,
@@ -333,7 +330,7 @@ def _copy(found: Mapping[str, Tensor], targets: Mapping[str, Tensor], where: Pat
 
 def _open(place: str, hub: Path) -> Checkpoint:
     """The checkpoint at a place, as everywhere."""
-    return standing_on(Checkpoint.open(find_checkpoint(place, hub)), None, hub)
+    return standing_on(Checkpoint.open(find_checkpoint(place, hub, parts=())), None, hub)
 
 
 def _index_hash(checkpoint: Checkpoint) -> str:

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pmmrec.encoders import Backbone, Encoder, text_encoders, vision_encoders
+from pmmrec.encoders import Backbone, Encoder
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.family import Family
-from pmmrec.fusion import fusions
-from pmmrec.models import Catalogue, item_encoders, scorers
+from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.ids import ItemTable
 from pmmrec.models.recommender import Recommender
-from pmmrec.objectives import objectives as objective_family
 from pmmrec.settings import validate
-from pmmrec.users import user_encoders
 from pmmrec.zoo import files
+from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
 from pmmrec.zoo.index import Index, PartEntry
+from pmmrec.zoo.origin import Origin, origin_of
 
-FORMAT = 1
 PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
 RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"
 BACKBONE = "backbone."
-OBJECTIVES = "objectives"
-_FAMILIES: tuple[Family[Any], ...] = (
-    text_encoders,
-    vision_encoders,
-    fusions,
-    user_encoders,
-    item_encoders,
-    scorers,
-    objective_family,
-)
 
 
 @dataclass(frozen=True)
@@ -130,40 +117,6 @@ def owned_tensors(state: Mapping[str, Tensor], owners: Mapping[str, Owner]) -> d
     return split
 
 
-def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """What each part is, to be read beside its tensors when it travels alone."""
-    item_encoder = model_config.item_encoder
-    own = item_encoder.model_dump(mode="json")
-    settings = {name: encoder.model_dump(mode="json") for name, encoder in item_encoder.encoders.items()}
-    settings["user_encoder"] = model_config.user_encoder.model_dump(mode="json")
-    settings["scorer"] = model_config.scorer.model_dump(mode="json")
-    about = {}
-    for name, part in parts.items():
-        family, type_name = _kind(part) or (item_encoders.name, item_encoder.type)
-        about[name] = {"family": family, "type": type_name, "width": model_config.width}
-        about[name]["settings"] = settings.get(name, own.get(name, own))
-    return about
-
-
-def about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """What each head of an objective is, by the name of its folder."""
-    about = {}
-    for name, head in heads.items():
-        family, type_name = _kind(head) or (objective_family.name, name)
-        about[f"{OBJECTIVES}/{name}"] = {"family": family, "type": type_name, "width": model_config.width}
-    return about
-
-
-def _kind(part: nn.Module) -> tuple[str, str] | None:
-    """Family and type of a part; None for one that no family knows, such as a table of ids."""
-    for ancestor in type(part).__mro__:  # sharding puts a subclass in the place of the class that was registered
-        for family in _FAMILIES:
-            for entry in family:
-                if entry.part_class is ancestor:
-                    return family.name, entry.name
-    return None
-
-
 def write_part(
     place: Path, folder_name: str, part: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> PartEntry:
@@ -176,7 +129,13 @@ def write_part(
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BACKBONE)}
     files.write_tensors(folder / PART_TENSORS, tensors)
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
-    return PartEntry(family=about["family"], type=about["type"], folder=folder_name, files=files.hashes_of(folder))
+    return PartEntry(
+        family=about["family"],
+        type=about["type"],
+        folder=folder_name,
+        files=files.hashes_of(folder),
+        sizes=tuple(files.sizes_in(folder, files.files_below(folder))),
+    )
 
 
 class Checkpoint:
@@ -236,6 +195,11 @@ class Checkpoint:
     def provenance(self) -> Mapping[str, Any]:
         return self.index.provenance
 
+    @cached_property
+    def origin(self) -> Origin:
+        """The place that it came from and the commit that stood there; of a folder, itself and its index's SHA-256."""
+        return origin_of(self.folder)
+
     @property
     def learned_from(self) -> list[str]:
         """Names of the domains that it learned from; empty where the index does not say."""
@@ -248,9 +212,9 @@ class Checkpoint:
         metrics: Mapping[str, Any] = files.read_json(self.folder / METRICS_NAME)
         return metrics
 
-    def backbones(self) -> dict[str, Backbone]:
-        """What `build` needs for each encoder: configuration and tokenizer, read from the verified part."""
-        names = self.model_config.item_encoder.encoders
+    def backbones(self, parts: Collection[str] | None = None) -> dict[str, Backbone]:
+        """What `build` needs for each encoder, or those among `parts`: configuration and tokenizer, verified."""
+        names = [name for name in self.model_config.item_encoder.encoders if parts is None or name in parts]
         return {name: Backbone(self.sound_folder(self._entry(name)), is_pretrained=False) for name in names}
 
     def verify(self) -> list[str]:
@@ -291,10 +255,16 @@ class Checkpoint:
         return files.read_tensors(self.sound_folder(self.objectives[name]) / PART_TENSORS)
 
     def sizes(self, entry: PartEntry) -> list[int]:
-        """How many numbers each tensor of a part or head holds, from the headers of its files alone."""
-        names = [name for name in entry.files if name.endswith(".safetensors")]
-        shapes = [files.shapes_in(self.folder_of(entry) / name).values() for name in names]
-        return [math.prod(shape) for of_file in shapes for shape in of_file]
+        """How many numbers each tensor of a part or head holds, from the headers of its files alone.
+
+        Of a part that was not pulled, as the index says.
+        """
+        folder = self.folder_of(entry)
+        if not _is_here(folder, entry):
+            if entry.sizes is not None:
+                return list(entry.sizes)
+            folder = self.sound_folder(entry)
+        return files.sizes_in(folder, entry.files)
 
     def folder_of(self, entry: PartEntry) -> Path:
         """Where the files of a part or head stand."""
@@ -311,6 +281,8 @@ class Checkpoint:
         if entry.folder not in self._sound:
             if not folder.resolve().is_relative_to(self.folder.resolve()):
                 raise CheckpointError(f"{folder}: a link out of the checkpoint; copy the folder itself there")
+            if not _is_here(folder, entry):
+                self._fetch(entry)
             extra = set(files.files_below(folder)) - set(entry.files)
             problems = files.changes(folder, entry.files)
             problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
@@ -319,6 +291,22 @@ class Checkpoint:
             files.refuse_code(folder, entry.files)
             self._sound.add(entry.folder)
         return folder
+
+    def _fetch(self, entry: PartEntry) -> None:
+        """Fetch a part that was left out when the rest was pulled from another machine."""
+        if self.origin.is_remote:
+            from pmmrec.zoo.hub import fetch_entry
+
+            fetch_entry(self, entry)
+        elif not (self.folder / entry.folder).exists():
+            raise CheckpointError(
+                f"{self.folder}: {entry.folder} is listed and not here: this copy holds some of the parts; take a "
+                "copy that holds it too"
+            )
+
+
+def _is_here(folder: Path, entry: PartEntry) -> bool:
+    return all((folder / name).is_file() for name in entry.files)
 
 
 def load_recommender(checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = ()) -> Recommender:

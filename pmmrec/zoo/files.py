@@ -265,6 +265,12 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
 
 
+def sizes_in(folder: Path, names: Iterable[str]) -> list[int]:
+    """How many numbers each tensor of those of the files that are safetensors holds, from their headers alone."""
+    shapes = [shapes_in(folder / name).values() for name in names if name.endswith(".safetensors")]
+    return [math.prod(shape) for of_file in shapes for shape in of_file]
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises CheckpointError."""
     shapes_in(path)

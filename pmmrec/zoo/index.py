@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints
 
 from pmmrec.settings import Config
 from pmmrec.zoo import files
@@ -28,6 +28,7 @@ class PartEntry(Config):
     type: str
     folder: InsidePath
     files: dict[InsidePath, Sha256]
+    sizes: tuple[NonNegativeInt, ...] | None = None  # numbers in each tensor, so that a part left behind is counted
 
 
 class BaseEntry(Config):

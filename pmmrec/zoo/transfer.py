@@ -15,7 +15,8 @@ from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import Config
-from pmmrec.zoo.checkpoint import OBJECTIVES, Checkpoint, fill, misfits, part_paths
+from pmmrec.zoo.about import OBJECTIVES
+from pmmrec.zoo.checkpoint import Checkpoint, fill, misfits, part_paths
 
 EVERY = "*"
 ITEMS = "item_encoder"

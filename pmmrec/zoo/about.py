@@ -1,0 +1,62 @@
+"""What does `part.json` say of each part, so that one that travels alone explains itself?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.family import Family
+from pmmrec.fusion import fusions
+from pmmrec.models import item_encoders, scorers
+from pmmrec.models.build import ModelConfig
+from pmmrec.objectives import objectives as objective_family
+from pmmrec.users import user_encoders
+
+FORMAT = 1
+OBJECTIVES = "objectives"
+_FAMILIES: tuple[Family[Any], ...] = (
+    text_encoders,
+    vision_encoders,
+    fusions,
+    user_encoders,
+    item_encoders,
+    scorers,
+    objective_family,
+)
+
+
+def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """What each part is, to be read beside its tensors when it travels alone."""
+    item_encoder = model_config.item_encoder
+    own = item_encoder.model_dump(mode="json")
+    settings = {name: encoder.model_dump(mode="json") for name, encoder in item_encoder.encoders.items()}
+    settings["user_encoder"] = model_config.user_encoder.model_dump(mode="json")
+    settings["scorer"] = model_config.scorer.model_dump(mode="json")
+    about = {}
+    for name, part in parts.items():
+        family, type_name = _kind(part) or (item_encoders.name, item_encoder.type)
+        about[name] = {"family": family, "type": type_name, "width": model_config.width}
+        about[name]["settings"] = settings.get(name, own.get(name, own))
+    return about
+
+
+def about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """What each head of an objective is, by the name of its folder."""
+    about = {}
+    for name, head in heads.items():
+        family, type_name = _kind(head) or (objective_family.name, name)
+        about[f"{OBJECTIVES}/{name}"] = {"family": family, "type": type_name, "width": model_config.width}
+    return about
+
+
+def _kind(part: nn.Module) -> tuple[str, str] | None:
+    """Family and type of a part; None for one that no family knows, such as a table of ids."""
+    for ancestor in type(part).__mro__:  # sharding puts a subclass in the place of the class that was registered
+        for family in _FAMILIES:
+            for entry in family:
+                if entry.part_class is ancestor:
+                    return family.name, entry.name
+    return None

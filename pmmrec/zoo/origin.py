@@ -1,0 +1,48 @@
+"""Where did a checkpoint come from, and as which commit?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmmrec.settings import expanded
+from pmmrec.zoo import files
+
+CACHE = Path("~/.cache/pmmrec/checkpoints")
+_RECORD = ".origin.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A place as it was at one moment."""
+
+    place: str  # a folder, or `s3://bucket/name`, `hf://user/name`: without a revision
+    commit: str  # of the Hugging Face Hub its own; elsewhere the SHA-256 of the index
+
+    @property
+    def is_remote(self) -> bool:
+        return "://" in self.place
+
+    @property
+    def pinned(self) -> str:
+        """What names the same checkpoint for good, wherever one is asked for; of a folder, the folder."""
+        return f"{self.place}@{self.commit}" if self.is_remote else self.place
+
+
+def origin_of(folder: Path) -> Origin:
+    """The origin of a cached copy; any other folder is its own."""
+    if folder.resolve().is_relative_to(expanded(CACHE).resolve()):  # elsewhere a record could be anybody's
+        record = _record_of(folder)
+        if record.is_file():
+            tree = files.read_json(record)
+            return Origin(str(tree["place"]), str(tree["commit"]))
+    return Origin(str(folder), files.sha256_of(folder / files.INDEX_NAME))
+
+
+def record_origin(folder: Path, origin: Origin) -> None:
+    """Keep the origin of a copy beside it: within, it would be a file that the index does not list."""
+    files.write_json(_record_of(folder), {"place": origin.place, "commit": origin.commit})
+
+
+def _record_of(folder: Path) -> Path:
+    return folder.resolve().with_name(folder.resolve().name + _RECORD)
