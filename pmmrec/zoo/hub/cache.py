@@ -1,0 +1,226 @@
+"""Keep copies of what other machines hold: file by file, each checked before it gets its name."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pmmrec.atomic import whole_file
+from pmmrec.errors import CheckpointError, MachineError, RecipeError
+from pmmrec.settings import expanded
+from pmmrec.zoo import files
+from pmmrec.zoo.about import OBJECTIVES
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub.place import OutOfReachError, Place, described, refuse_pickles
+from pmmrec.zoo.index import Index, PartEntry
+from pmmrec.zoo.origin import CACHE, Origin, record_origin
+
+Warn = Callable[[str], object]
+_DRAFTS, _LOCK, _REVISIONS = "incomplete", "lock", "revisions.json"
+_NOW = "now"  # the revision of who names none
+_KEPT_OF_NAME = 60
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A cached copy, and what it cost to make it whole."""
+
+    folder: Path
+    origin: Origin
+    num_files: int  # fetched by this call
+    num_bytes: int
+
+
+class Shelf:
+    """The cached copies of one place: a folder for each commit, in which a checkpoint may stand in part."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        plain = re.sub(r"[^\w.-]+", "-", place.name).strip("-.")[-_KEPT_OF_NAME:]
+        digest = hashlib.sha256(place.key.encode()).hexdigest()
+        self.home = expanded(CACHE) / f"{plain}-{digest[:12]}"
+
+    def folder(self, commit: str) -> Path:
+        """Where the copy of a commit stands, or will."""
+        return self.home / commit
+
+    def resolve(self, warn: Warn) -> str:
+        """The commit that was asked for; warns where it may be another tomorrow, or may be another already.
+
+        Raises OutOfReachError where nobody answers and no copy is here.
+        """
+        place = self.place
+        if place.is_pinned and place.revision is not None and self._holds(place.revision):
+            return place.revision
+        try:
+            commit = place.commit()
+        except OutOfReachError as error:
+            return self._last_known(error, warn)
+        self._remember(commit)
+        if not place.is_pinned:
+            warn(
+                f"{described(place)}: names no commit, so it may change; today it stands for {commit}: to meet the "
+                f"same again, write {place.name}@{commit}"
+            )
+        return commit
+
+    def open(self, commit: str) -> Checkpoint:
+        """The checkpoint of a commit, of which at least the index and what belongs to no part is here."""
+        with self._locked():
+            if not self._holds(commit):
+                self._fetch_index(commit)
+        checkpoint = Checkpoint.open(self.folder(commit))
+        self.fetch(commit, checkpoint.index.files)
+        return checkpoint
+
+    def fetch(self, commit: str, wanted: Mapping[str, str]) -> tuple[int, int]:
+        """Fetch those of the files, given with their SHA-256, that are not here; how many, and their bytes.
+
+        A file gets its name when it is whole and right, so a stopped pull goes on with the next file.
+        """
+        folder, sizes = self.folder(commit), []
+        with self._locked():
+            for path, digest in wanted.items():
+                if not (folder / path).is_file():
+                    sizes.append(self._fetch(commit, path, digest, folder / path))
+        return len(sizes), sum(sizes)
+
+    def mend(self, commit: str, wanted: Mapping[str, str]) -> None:
+        """Take away those of the files that are here and are not as they were written."""
+        folder = self.folder(commit)
+        for path, digest in wanted.items():
+            if (folder / path).is_file() and files.sha256_of(folder / path) != digest:
+                (folder / path).unlink()
+
+    def _holds(self, commit: str) -> bool:
+        return (self.folder(commit) / files.INDEX_NAME).is_file()
+
+    def _last_known(self, error: OutOfReachError, warn: Warn) -> str:
+        revision = self.place.revision or _NOW
+        commit = revision if self.place.is_pinned else self._revisions().get(revision)
+        if commit is None or not self._holds(commit):
+            raise OutOfReachError(f"{error}; no copy of {described(self.place)} is cached here") from error
+        warn(f"{error}; the cached copy of {self.place.name} is used, commit {commit}, which may be behind")
+        return commit
+
+    def _revisions(self) -> dict[str, str]:
+        path = self.home / _REVISIONS
+        return dict(files.read_json(path)) if path.is_file() else {}
+
+    def _remember(self, commit: str) -> None:
+        revision = self.place.revision or _NOW
+        with self._locked():
+            known = self._revisions()
+            if known.get(revision) != commit:
+                with whole_file(self.home / _REVISIONS) as draft:
+                    files.write_json(draft, {**known, revision: commit})
+
+    def _fetch_index(self, commit: str) -> None:
+        """The index, once it can be read; with it the folder becomes a checkpoint."""
+        with self._draft() as draft:
+            draft.mkdir()
+            self.place.fetch(commit, files.INDEX_NAME, draft / files.INDEX_NAME)
+            try:
+                index = Checkpoint.open(draft).index
+            except CheckpointError as error:
+                told = str(error).replace(f"{draft}/", f"{self.place.name}/").replace(str(draft), self.place.name)
+                raise CheckpointError(told) from error
+            refuse_pickles(self.place.name, index.all_files)
+            folder = self.folder(commit)
+            folder.mkdir(parents=True, exist_ok=True)
+            record_origin(folder, Origin(self.place.name, commit))
+            (draft / files.INDEX_NAME).replace(folder / files.INDEX_NAME)
+
+    def _fetch(self, commit: str, path: str, digest: str, target: Path) -> int:
+        with self._draft() as draft:
+            self.place.fetch(commit, path, draft)
+            if (found := files.sha256_of(draft)) != digest:
+                raise CheckpointError(
+                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises (sha256 {found} for {digest}): "
+                    "it was damaged on its way or changed after it was published; nothing of it was kept"
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            size = draft.stat().st_size
+            draft.replace(target)
+        return size
+
+    @contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """A name outside every checkpoint, gone at the end."""
+        draft = self.home / _DRAFTS / uuid.uuid4().hex
+        try:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+        except OSError as error:
+            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+            raise MachineError(f"{self.home}: cannot be written: {reason}") from error
+        finally:
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            draft.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time: the others of a run find the files when their turn comes."""
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{self.home}: cannot be made: {error.strerror or error}") from error
+        with FileLock(self.home / _LOCK):
+            yield
+
+
+def pull(place: Place, parts: Collection[str] | None, warn: Warn, *, mend: bool = False) -> Pulled:
+    """A cached copy of a checkpoint that holds at least `parts`; None: all. `mend`: read again what is here already."""
+    shelf = Shelf(place)
+    commit = shelf.resolve(warn)
+    checkpoint = shelf.open(commit)
+    wanted = files_of(checkpoint.index, parts, place.name)
+    if mend:
+        shelf.mend(commit, wanted)
+    num_files, num_bytes = shelf.fetch(commit, wanted)
+    refuse_code(checkpoint, parts)
+    return Pulled(checkpoint.folder, checkpoint.origin, num_files, num_bytes)
+
+
+def refuse_code(checkpoint: Checkpoint, parts: Collection[str] | None) -> None:
+    """CheckpointError where a library's configuration in one of the parts asks for code from elsewhere."""
+    for entry in entries_of(checkpoint.index, parts, checkpoint.origin.place):
+        files.refuse_code(checkpoint.folder / entry.folder, entry.files)
+
+
+def files_of(index: Index, parts: Collection[str] | None, where: str) -> dict[str, str]:
+    """SHA-256 of each file that these parts need, by path; what belongs to no part is small and always needed."""
+    entries = entries_of(index, parts, where)
+    return index.files | {f"{entry.folder}/{name}": digest for entry in entries for name, digest in entry.files.items()}
+
+
+def entries_of(index: Index, parts: Collection[str] | None, where: str) -> list[PartEntry]:
+    """The entries of parts by name, `objectives` being all heads; None: all entries. RecipeError for an unknown name.
+
+    A part that adapters stand on has what was learned beside it as its entry; the rest is the base's.
+    """
+    heads = {f"{OBJECTIVES}/{name}": entry for name, entry in index.objectives.items()}
+    if parts is None:
+        return [*index.parts.values(), *heads.values(), *index.adapted.values()]
+    of_base = dict.fromkeys(index.base.parts if index.base is not None else (), ())
+    named: dict[str, tuple[PartEntry, ...]] = {**of_base, OBJECTIVES: tuple(heads.values())}
+    for name, entry in (*index.parts.items(), *index.adapted.items(), *heads.items()):
+        named[name] = (*named.get(name, ()), entry)
+    for name in parts:
+        if name not in named:
+            known = [known for known in named if known != OBJECTIVES or heads]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"it holds {files.listed(known)}"
+            raise RecipeError(f"{where}: holds no part {name!r}; {hint}")
+    return [entry for name in dict.fromkeys(parts) for entry in named[name]]

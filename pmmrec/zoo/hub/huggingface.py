@@ -1,0 +1,221 @@
+"""Checkpoints and pretrained weights in repositories of the Hugging Face Hub, through its own client."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub.place import OutOfReachError, PushOptions, described, without_secrets
+
+SCHEME = "hf://"
+LIBRARY = "pmmrec"
+TIMEOUT_S = 10.0
+WAITS_S = (1.0, 2.0, 4.0, 8.0)
+MAX_WAIT_S = 120.0
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+_OWNER = re.compile(r"[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHORT = 7
+_LOG_IN = "check the name, and log in with `hf auth login` or set HF_TOKEN"
+_BUSY = (408, 429, 500, 502, 503, 504)
+_T = TypeVar("_T")
+
+
+class HuggingFacePlace:
+    """One model repository."""
+
+    def __init__(self, text: str) -> None:
+        found = _REPOSITORY.fullmatch(text.removeprefix(SCHEME))
+        if not text.startswith(SCHEME) or found is None:
+            raise RecipeError(f"{without_secrets(text)}: must look like hf://user/name or hf://user/name@revision")
+        self.repository, self.revision = found[1], found[2]
+
+    @property
+    def name(self) -> str:
+        return f"{SCHEME}{self.repository}"
+
+    @property
+    def key(self) -> str:
+        return f"{self._api.endpoint}/{self.repository}"
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    def commit(self) -> str:
+        with self._told("read"):
+            info = _patiently(
+                lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S)
+            )
+        commit = str(info.sha)
+        if self.revision is not None and len(self.revision) >= _SHORT and commit.startswith(self.revision):
+            self.revision = commit  # a commit in short stands for nothing else
+        return commit
+
+    def fetch(self, commit: str, path: str, target: Path) -> None:
+        with TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as home, self._told("read"):
+            try:
+                found = self._api.hf_hub_download(self.repository, path, revision=commit, local_dir=home)
+            except _errors().RemoteEntryNotFoundError as error:
+                raise CheckpointError(f"{self.name}: holds no {path} at commit {commit}") from error
+            shutil.move(found, target)
+
+    def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
+        """One commit: new and changed files come, files of the checkpoint before it go, all others stay."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        if self.is_pinned:
+            raise RecipeError(f"{described(self)}: a commit cannot be pushed to; name a branch, or leave it out")
+        with self._told("written"):
+            _patiently(self._api.whoami)
+            head, present = self._prepared(options)
+            stale = (self._listed(head) if files.INDEX_NAME in present else set()) & present - {*names}
+            wanted = [*names, files.INDEX_NAME]
+            operations = [
+                *(CommitOperationAdd(name, folder / name) for name in wanted),
+                *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale - {files.INDEX_NAME})),
+            ]
+            message = options.message or f"Publish a checkpoint with {LIBRARY}"
+            commit = _patiently(
+                lambda: self._api.create_commit(
+                    self.repository, operations, commit_message=message, revision=self.revision, parent_commit=head
+                )
+            )
+        return str(commit.oid)
+
+    def _prepared(self, options: PushOptions) -> tuple[str | None, set[str]]:
+        """The commit to build on and the files in it, of a repository that is made where there is none."""
+        errors = _errors()
+        try:
+            info = _patiently(lambda: self._api.model_info(self.repository, timeout=TIMEOUT_S))
+        except errors.GatedRepoError:
+            raise
+        except errors.RepositoryNotFoundError:
+            _patiently(lambda: self._api.create_repo(self.repository, private=options.private, exist_ok=True))
+        else:
+            if options.private and not info.private:
+                raise RecipeError(
+                    f"{self.name}: --private: the repository exists and is public; make it private on the hub, or "
+                    "choose another name"
+                )
+        info = _patiently(
+            lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S)
+        )
+        present = {sibling.rfilename for sibling in info.siblings or ()}
+        if files.INDEX_NAME in present and not options.replace:
+            raise RecipeError(
+                f"{described(self)}: holds a checkpoint already; choose another name, or let it give way with replace"
+            )
+        return info.sha, present
+
+    def _listed(self, commit: str | None) -> set[str]:
+        """Files of the checkpoint that stands there; none where it cannot be read."""
+        with TemporaryDirectory() as home:
+            self.fetch(str(commit), files.INDEX_NAME, Path(home) / files.INDEX_NAME)
+            try:
+                return set(Checkpoint.open(Path(home)).index.all_files)
+            except CheckpointError:
+                return set()
+
+    @property
+    def _api(self) -> Any:
+        return _client()
+
+    @contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        with told(described(self), doing):
+            yield
+
+
+def list_repositories(owner: str) -> list[str]:
+    """`hf://OWNER/NAME` of the checkpoints that somebody has published on the Hub."""
+    if not _OWNER.fullmatch(owner):
+        raise RecipeError(f"{SCHEME}{owner}: must look like hf://user")
+    with told(f"{SCHEME}{owner}", "listed"):
+        found = _patiently(lambda: list(_client().list_models(author=owner, filter=LIBRARY)))
+    return sorted(f"{SCHEME}{info.id}" for info in found)
+
+
+def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str]) -> Path:
+    """The folder in the client's own cache that holds pretrained weights. Raises what the client raises."""
+    import huggingface_hub
+
+    return Path(
+        huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
+        )
+    )
+
+
+def _client() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name=LIBRARY)
+
+
+def _errors() -> Any:
+    from huggingface_hub import errors
+
+    return errors
+
+
+def _patiently(call: Callable[[], _T]) -> _T:
+    """Call again while the hub says that it is busy: its client waits by itself in transfers alone."""
+    for wait_s in WAITS_S:
+        try:
+            return call()
+        except _errors().HfHubHTTPError as error:
+            asked = error.response.headers.get("Retry-After", "")
+            pause_s = float(asked) if asked.isdigit() else wait_s
+            if error.response.status_code not in _BUSY or pause_s > MAX_WAIT_S:
+                raise
+            time.sleep(pause_s)
+    return call()
+
+
+@contextmanager
+def told(where: str, doing: str) -> Iterator[None]:
+    """Turn the errors of the client, which share no base, into ours."""
+    try:
+        yield
+    except PMMRecError:
+        raise
+    except Exception as error:
+        raise _explained(error, where, doing) from error
+
+
+def _explained(error: BaseException, where: str, doing: str) -> PMMRecError:
+    errors = _errors()
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        return _explained(error.__cause__, where, doing)  # what kept the client from asking
+    said = f"{type(error).__name__}: {without_secrets(str(error))}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.GatedRepoError):
+        return RecipeError(f"{where}: may not be {doing} before its owner agrees: ask for access on its page; {_LOG_IN}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return RecipeError(f"{where}: the repository has no such branch, tag or commit")
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return RecipeError(f"{where}: may not be {doing} by people whom the hub does not know; {_LOG_IN}")
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        return RecipeError(
+            f"{where}: may not be {doing}: there is no such repository, or it is private and the token known here (if "
+            f"any) does not open it; {_LOG_IN}"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return RecipeError(f"{where}: {without_secrets(str(error))}")
+    if status in (409, 412):
+        return MachineError(f"{where}: somebody else changed it meanwhile; look at it and push again ({said})")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return OutOfReachError(f"{where}: out of reach: HF_HUB_OFFLINE is set")
+    if status is not None and status not in _BUSY:
+        return MachineError(f"{where}: could not be {doing}: the hub says {said}")
+    return OutOfReachError(f"{where}: out of reach ({said})")

@@ -1,0 +1,262 @@
+"""Checkpoints behind a URL that fsspec opens: s3://, gs://, file://, memory:// and others."""
+
+# What stands at a URL, so that a reader finds the old checkpoint or the new one, whole, at every moment:
+#   current.json           {"format": 1, "commit": ...}: written last, in one piece
+#   COMMIT/                the files of a checkpoint; COMMIT is the SHA-256 of its index
+# A folder that was copied there by other means, with its index at the top, is read as well.
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fsspec.callbacks import Callback
+
+from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
+from pmmrec.progress import Progress, bars
+from pmmrec.zoo import files
+from pmmrec.zoo.hub.place import OutOfReachError, PushOptions, described, without_secrets
+from pmmrec.zoo.index import Index
+
+POINTER, POINTER_FORMAT = "current.json", 1
+_MAX_POINTER_BYTES = 10_000
+_PINNED = re.compile(r"(.+)@([0-9a-f]{64})")
+_COMMIT = re.compile(r"[0-9a-f]{64}")
+_EXTRAS = {"s3": "pmmrec[s3]", "s3a": "pmmrec[s3]"}
+_CREDENTIALS = "credentials are looked for where its client keeps them (S3: AWS_ACCESS_KEY_ID, ~/.aws), never in a URL"
+
+
+class UrlPlace:
+    """One checkpoint below a URL."""
+
+    def __init__(self, text: str) -> None:
+        pinned = _PINNED.fullmatch(text)
+        self.name = (pinned[1] if pinned else text).rstrip("/")
+        self.revision: str | None = pinned[2] if pinned else None
+        refuse_secrets(self.name)
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.revision is not None
+
+    def commit(self) -> str:
+        with self._told("read"):
+            found = self._current()
+        if found is None:
+            raise CheckpointError(f"{self.name}: not a checkpoint: it holds neither {POINTER} nor {files.INDEX_NAME}")
+        if self.revision not in (None, found[0]):
+            raise RecipeError(
+                f"{self.name}: holds commit {found[0]} now and no longer {self.revision}; ask for what is there, or "
+                "for a copy elsewhere"
+            )
+        return found[0]
+
+    def fetch(self, commit: str, path: str, target: Path) -> None:
+        with self._told("read"), bars() as progress:
+            source = f"{self._base_of(commit)}/{path}"
+            try:
+                if path == files.INDEX_NAME and self._fs.info(source)["size"] > files.MAX_JSON_BYTES:
+                    raise CheckpointError(f"{self.name}: {path} is larger than {files.MAX_JSON_BYTES:,} bytes")
+                self._fs.get_file(source, str(target), callback=_Bar(progress, path))
+            except FileNotFoundError as error:
+                raise CheckpointError(
+                    f"{self.name}: holds no {path} of commit {commit}: the checkpoint is not whole, or was replaced "
+                    "while it was read; ask for it again"
+                ) from error
+        if path == files.INDEX_NAME and files.sha256_of(target) != commit:
+            raise CheckpointError(f"{self.name}: {path} is not what {POINTER} promises (sha256 {commit})")
+
+    def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
+        if options.private or options.message is not None:
+            raise RecipeError(
+                f"{self.name}: --private and --message are for the Hugging Face Hub; who may read a URL is decided there"
+            )
+        if self.revision is not None:
+            raise RecipeError(f"{described(self)}: a commit cannot be pushed to; leave @{self.revision} out")
+        commit = files.sha256_of(folder / files.INDEX_NAME)
+        with self._told("written"):
+            before = self._current()
+            if before is not None and not options.replace:
+                raise RecipeError(f"{self.name}: exists already; choose another place, or let it give way with replace")
+            if before != (commit, f"{self._root}/{commit}"):
+                self._upload(folder, [*names, files.INDEX_NAME], commit)
+                self._point_to(commit)
+        with suppress(Exception):  # the new checkpoint stands; what is left of old ones goes at the next push
+            self._tidy(commit, before)
+        return commit
+
+    def snapshot(self, home: Path, patterns: Sequence[str]) -> Path:
+        """A local copy of the files at the top of the URL that match: weights, which have no index."""
+        with self._told("read"):
+            self._fs.invalidate_cache()
+            try:
+                found = [entry for entry in self._fs.ls(self._root, detail=True) if entry["type"] == "file"]
+            except FileNotFoundError:
+                found = []
+            entries = {str(entry["name"]).rpartition("/")[2]: entry for entry in found}
+            names = [name for name in entries if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+            state = [[name, *(str(entries[name].get(key)) for key in _CHANGES_WITH)] for name in sorted(names)]
+            folder = home / hashlib.sha256(json.dumps([self.name, state]).encode()).hexdigest()
+            if names and not folder.is_dir():
+                with files.writing(folder, replace=False) as draft, bars() as progress:
+                    for name in names:
+                        self._fs.get_file(f"{self._root}/{name}", str(draft / name), callback=_Bar(progress, name))
+        if not names:
+            raise MachineError(f"{self.name}: holds none of {', '.join(patterns)}")
+        return folder
+
+    def children(self) -> list[str]:
+        """The URLs of the checkpoints right below this one, or of this one."""
+        with self._told("read"):
+            if self._current() is not None:
+                return [self.name]
+            try:
+                below = [entry for entry in self._fs.ls(self._root, detail=True) if entry["type"] == "directory"]
+            except FileNotFoundError:
+                return []
+            names = sorted(str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in below)
+            places = [UrlPlace(f"{self.name}/{name}") for name in names]
+            return [place.name for place in places if place._current() is not None]
+
+    @cached_property
+    def _fs(self) -> Any:
+        from fsspec.core import url_to_fs
+
+        protocol = self.name.partition("://")[0]
+        options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
+        try:
+            return url_to_fs(self.name, **options)[0]
+        except ImportError as error:
+            extra = _EXTRAS.get(protocol)
+            how = f"pip install '{extra}'" if extra else without_secrets(str(error))
+            raise MachineError(f"{self.name}: {protocol}:// needs a package that is not installed: {how}") from error
+        except ValueError as error:
+            raise RecipeError(
+                f"{self.name}: {without_secrets(str(error))}; give s3://, gs://, file://, hf:// or a folder"
+            ) from error
+
+    @cached_property
+    def _root(self) -> str:
+        return str(self._fs._strip_protocol(self.name)).rstrip("/")
+
+    def _current(self) -> tuple[str, str] | None:
+        """The commit that stands here now, and the folder that holds its files; None where there is none."""
+        self._fs.invalidate_cache()
+        try:
+            tree = json.loads(self._read(f"{self._root}/{POINTER}", _MAX_POINTER_BYTES))
+        except FileNotFoundError:
+            return self._unversioned()
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}: {POINTER} is not valid JSON") from error
+        commit = tree.get("commit") if isinstance(tree, dict) and tree.get("format") == POINTER_FORMAT else None
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise CheckpointError(f"{self.name}: {POINTER} names no commit that this pmmrec can read")
+        return commit, f"{self._root}/{commit}"
+
+    def _unversioned(self) -> tuple[str, str] | None:
+        try:
+            content = self._read(f"{self._root}/{files.INDEX_NAME}", files.MAX_JSON_BYTES)
+        except FileNotFoundError:
+            return None
+        return hashlib.sha256(content).hexdigest(), self._root
+
+    def _read(self, path: str, max_bytes: int) -> bytes:
+        if self._fs.info(path)["size"] > max_bytes:
+            raise CheckpointError(f"{self.name}: {path.rpartition('/')[2]} is larger than {max_bytes:,} bytes")
+        return bytes(self._fs.cat_file(path))
+
+    def _base_of(self, commit: str) -> str:
+        if self._bases.get(commit) is None:
+            versioned = f"{self._root}/{commit}"
+            found = self._current()
+            self._bases[commit] = found[1] if found is not None and found[0] == commit else versioned
+        return self._bases[commit]
+
+    @cached_property
+    def _bases(self) -> dict[str, str]:
+        return {}
+
+    def _upload(self, folder: Path, names: Sequence[str], commit: str) -> None:
+        for name in names:
+            target = f"{self._root}/{commit}/{name}"
+            try:
+                self._fs.put_file(str(folder / name), target)
+            except FileNotFoundError as error:
+                raise RecipeError(
+                    f"{self.name}: cannot be written: its bucket or its parent does not exist; make it first"
+                ) from error
+            self._fs.invalidate_cache()
+            if self._fs.info(target)["size"] != (folder / name).stat().st_size:
+                raise OutOfReachError(f"{self.name}: {name} did not arrive whole; push again")
+
+    def _point_to(self, commit: str) -> None:
+        draft = f"{self._root}/{POINTER}.{commit}"
+        self._fs.pipe_file(draft, json.dumps({"format": POINTER_FORMAT, "commit": commit}).encode())
+        self._fs.mv(draft, f"{self._root}/{POINTER}")
+
+    def _tidy(self, commit: str, before: tuple[str, str] | None) -> None:
+        """Take away what earlier pushes left, and nothing that none of them wrote."""
+        self._fs.invalidate_cache()
+        for entry in self._fs.ls(self._root, detail=True):
+            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+            if (_COMMIT.fullmatch(name) and name != commit) or name.startswith(f"{POINTER}."):
+                self._fs.rm(entry["name"], recursive=True)
+        if before is not None and before[1] == self._root:
+            index = Index.model_validate_json(self._read(f"{self._root}/{files.INDEX_NAME}", files.MAX_JSON_BYTES))
+            for name in (files.INDEX_NAME, *index.all_files):
+                self._fs.rm_file(f"{self._root}/{name}")
+
+    @contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Turn the errors of many libraries, which share no base, into ours."""
+        try:
+            yield
+        except PMMRecError:
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+            if isinstance(error, PermissionError) or "Credentials" in kind:
+                raise RecipeError(
+                    f"{self.name}: may not be {doing} with what is known here ({kind}: {without_secrets(str(error))}); "
+                    f"{_CREDENTIALS}"
+                ) from error
+            raise OutOfReachError(
+                f"{self.name}: out of reach ({kind}: {without_secrets(str(error))}); check the URL and the connection"
+            ) from error
+
+
+_CHANGES_WITH = ("size", "ETag", "etag", "LastModified", "mtime", "created")
+
+
+class _Bar(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Draws how many MB of one file have come."""
+
+    def __init__(self, progress: Progress, path: str) -> None:
+        super().__init__()
+        self._progress, self._path = progress, path
+
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+        self._progress(f"{self._path} (MB)", self.value // 1_000_000, (self.size or 0) // 1_000_000)
+
+
+def refuse_secrets(url: str) -> None:
+    """RecipeError for a URL that holds a password, or more than a place; the URL itself is not repeated."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[0]
+    if ":" in host:
+        raise RecipeError(f"{parts.scheme}://...: the URL holds a password, which would be kept with the run: take it "
+                          f"out; {_CREDENTIALS}")  # fmt: skip
+    if parts.query or parts.fragment:
+        raise RecipeError(f"{parts.scheme}://{parts.netloc}{parts.path}: a place is a URL without ? and #")
