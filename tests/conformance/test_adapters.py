@@ -128,8 +128,8 @@ def test_adapters_change_nothing_until_they_learn_and_then_learn_alone(tmp_path:
     adapted = adapt({place: part}, AdapterPlan.model_validate({place: tree}))
     part.train()
     after = call()
-    # DoRA divides a weight's length by itself in another order of rounding; all others are exact.
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-5 if kind == "dora" else 0)
+    # DoRA divides a weight's length by itself, which may round (measured 0); all others are exact.
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6 if kind == "dora" else 0)
     (after * torch.randn(after.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     learned = {key for key, parameter in part.named_parameters() if parameter.requires_grad}
     assert learned == set(adapted.carriers[place].adapter_names)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pmmrec.adapters import Host, Sites, adapters
 from pmmrec.adapters.plan import AdapterPlan, adapt
 
-ATOL = 1e-12  # float64; measured 9e-16
+ATOL = 1e-12  # float64; measured 3e-14
 SITES = Sites("first", "first", ("first", "second"), ("third", "fourth"))
 
 
