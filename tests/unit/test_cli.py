@@ -26,6 +26,7 @@ VERBS = [
     "evaluate",
     "score",
     "compare",
+    "report",
     "data",
     "data import",
     "data import table",

@@ -193,9 +193,8 @@ def _checkpoint(systems: Sequence[System], plan: ReportPlan) -> tuple[Checkpoint
     ]
     kept = [run for run in runs if (run.folder / CHECKPOINT_FOLDER).is_dir()]
     if plan.checkpoint is not None:
-        name, _, named_place = plan.checkpoint.partition("=")
-        owner = next((run for run in runs if run.name == name and named_place), None)
-        place = find_checkpoint(named_place if owner is not None else plan.checkpoint, plan.hub)
+        owner = next((run for run in runs if plan.checkpoint.startswith(f"{run.name}=")), None)
+        place = find_checkpoint(plan.checkpoint.removeprefix(f"{owner.name}=" if owner else ""), plan.hub)
         own = (run for run in kept if (run.folder / CHECKPOINT_FOLDER).resolve() == place.resolve())
         owner = owner or next(own, None)
     elif kept:

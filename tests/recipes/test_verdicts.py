@@ -1,0 +1,107 @@
+"""Evidence through the command line: scenarios, systems compared, a twin from scratch, and a page of it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import Pmmrec, working_in
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.split import Split
+
+
+@pytest.fixture
+def at_run(small_run: Path):
+    with working_in(small_run):
+        yield small_run
+
+
+@pytest.mark.parametrize("scenario", ["cold", "new"])
+def test_a_scenario_ranks_every_sub_sequence_that_ends_in_such_an_item(
+    at_run: Path, world: Path, pmmrec: Pmmrec, scenario: str
+) -> None:
+    split = Split(Domain.open(world / "boutique"))
+    below = {"cold": 10, "new": 1}[scenario]
+    expected = []
+    for user in range(split.domain.num_users):
+        items = split.domain.sequence(user).tolist()
+        places = [place for place in range(1, len(items)) if split.train_counts[items[place]] < below]
+        expected += [(split.domain.user_ids[user].as_py(), place, place >= len(split.train(user))) for place in places]
+    out = Path(f"boutique-{scenario}")
+    told = pmmrec("evaluate", "small", world / "boutique", "--scenario", scenario, "--out", out, "--cache", "c")
+    if not expected:
+        assert told.code == 3
+        assert "so none is new" in told.output
+        return
+    assert told.code == 0, told.output
+    table = pq.read_table(out / "ranks.parquet")
+    assert table.column_names == ["user_id", "item_id", "rank", "seen_target", "place", "held_out"]
+    rows = zip(*(table[name].to_pylist() for name in ("user_id", "place", "held_out")), strict=True)
+    assert list(rows) == expected
+    outcome = json.loads((out / "metrics.json").read_text())
+    found = outcome["domains"][0]
+    assert outcome["scenario"] == scenario
+    assert set(found["floors"]) == {"random", "popularity", "last-item Markov", "item-kNN"}
+    held_out = [is_held_out for *_, is_held_out in expected]
+    hits = np.isin(table["rank"].to_numpy(), range(1, 11))
+    assert found["metrics"]["hr@10"]["mean"] == pytest.approx(hits.mean(), abs=1e-12)
+    if not all(held_out):
+        assert found["held_out"]["num_targets"] == sum(held_out)
+        assert found["held_out"]["metrics"]["hr@10"]["mean"] == pytest.approx(hits[held_out].mean(), abs=1e-12)
+        assert "targets lie in the training part (the papers count them): small was not trained on this" in told.output
+
+
+def test_a_checkpoint_is_told_that_it_learned_from_the_cold_targets_of_its_own_domain(
+    at_run: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    told = pmmrec("evaluate", "small", world / "bazaar", "--scenario", "cold", "--cache", "c")
+    assert told.code == 0, told.output
+    assert "small was trained on this domain and the floors count there, so both have seen them" in told.output
+
+
+def test_other_scenarios_do_not_compare(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
+    for scenario, out in (("regular", "as-ever"), ("cold", "as-cold")):
+        options = ("--scenario", scenario, "--name", out, "--out", out, "--cache", "c")
+        assert pmmrec("evaluate", "small", world / "boutique", *options).code == 0
+    refused = pmmrec("compare", "as-ever", "as-cold")
+    assert refused.code == 3
+    assert "as-cold: measured on boutique" in refused.output
+    assert "cold targets" in refused.output
+    alone = pmmrec("compare", "as-cold")
+    assert "targets that nobody learned from are compared" in alone.output
+
+
+def test_a_transfer_ends_with_its_twin_from_scratch_and_a_verdict(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
+    common = ("train.epochs=1", "train.batch_users=16", "cache=c", "name=paid")
+    on = ("--from", "small", "--on", world / "boutique")
+    told = pmmrec("finetune", "finetune/full", *on, *common, "--with-scratch")
+    assert told.code == 0, told.output
+    tail = told.output[told.output.rindex("boutique: test targets") :]
+    for words in ("item-kNN", "paid ", "paid-scratch ", "epoch(s) to its best", "(Holm)"):
+        assert words in tail, tail
+    assert "transfer paid" in tail or "negative transfer" in tail or "neither paid nor did harm" in tail
+    ours, theirs = (json.loads((Path("runs") / name / "metrics.json").read_text()) for name in ("paid", "paid-scratch"))
+    assert ours["domains"][0]["fingerprint"] == theirs["domains"][0]["fingerprint"]
+    index = json.loads(Path("runs/paid-scratch/checkpoint/model_index.json").read_text())
+    assert index["provenance"]["started_from"] == "none"
+    same = "model:\n" + Path("runs/paid-scratch/recipe.yaml").read_text().partition("model:\n")[2]
+    assert "text:" in same
+    assert pmmrec("compare", "runs/paid", "runs/paid-scratch", "--against", "paid-scratch").code == 0
+    page = pmmrec(
+        "report", "runs/paid", "runs/paid-scratch", "--domain", world / "boutique", "--out", "page", "--cache", "c"
+    )
+    assert page.code == 0, page.output
+    assert {file.name for file in Path("page").iterdir()} == {"report.html", "curves.png", "items.png", "users.png"}
+    assert "What 6 users would be shown: paid on boutique" in Path("page/report.html").read_text()
+
+
+def test_a_twin_is_refused_where_there_is_no_transfer(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
+    on = ("--from", "none", "--on", world / "boutique", "cache=c", "name=twinless", "--with-scratch")
+    told = pmmrec("finetune", "finetune/tiny", *on)
+    assert told.code == 2
+    assert "--with-scratch: has no effect with `--from none`" in told.output
+    assert not Path("runs/twinless").exists()

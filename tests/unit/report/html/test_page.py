@@ -1,0 +1,212 @@
+"""The page: it stands alone, escapes what users wrote, and is looked at in a browser."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Pmmrec
+from PIL import Image
+
+from pmmrec.errors import DataError, MachineError, RecipeError
+from pmmrec.report.html import require_report
+from pmmrec.report.html.page import ReportPlan, write_report
+
+SCRIPT = "<script>document.title='pwned'</script>"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+Write = Callable[..., tuple[Path, list[str]]]
+VOID = {"meta", "img", "link", "br", "input"}
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and whether each is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(path: Path) -> Elements:
+    page = Elements()
+    page.feed(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+@pytest.fixture
+def write(evaluated: Path, hostile: Path, checkpoint: Path, system_name: str, tmp_path: Path) -> Write:
+    """Write the page of the evaluation, or of another run; the file and what was warned of."""
+
+    def page(run: Path = evaluated, **values: Any) -> tuple[Path, list[str]]:
+        warned: list[str] = []
+        given = {"out": tmp_path / "page.html", "domains": (hostile,), "cache": tmp_path / "c", "num_points": 50}
+        plan = ReportPlan(**{**given, "checkpoint": f"{system_name}={checkpoint}", **values})
+        return write_report([str(run)], plan, warned.append)[0], warned
+
+    return page
+
+
+def test_the_page_loads_and_runs_nothing(write: Write) -> None:
+    path, _ = write()
+    elements, style = read(path).found, path.read_text(encoding="utf-8").partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert not {"script", "link", "iframe", "object", "form", "b", "i", "u", "base"} & {tag for tag, _ in elements}
+    for tag, attributes in elements:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        addresses = [attributes[name] or "" for name in ("src", "href", "action", "srcset") if name in attributes]
+        assert all(address.startswith("data:image/") for address in addresses), (tag, attributes)
+
+
+def test_what_users_wrote_stands_as_they_wrote_it(write: Write, system_name: str) -> None:
+    path, _ = write()
+    text, said = path.read_text(encoding="utf-8"), "".join(read(path).text)
+    assert SCRIPT not in text
+    assert SCRIPT in said
+    assert f"User <b>u1</b>{SCRIPT}" in said or f"User <b>u2</b>{SCRIPT}" in said
+    assert system_name in said
+    assert "{{ 7 * 7 }}" in said
+
+
+def test_pictures_say_what_they_show_and_tables_have_headings(write: Write) -> None:
+    elements = read(write()[0]).found
+    pictures = [attributes for tag, attributes in elements if tag == "img"]
+    assert len(pictures) > 10
+    assert all(attributes.get("alt") for attributes in pictures)
+    assert next(attributes for tag, attributes in elements if tag == "html") == {"lang": "en"}
+    headings = [attributes for tag, attributes in elements if tag == "th"]
+    assert {attributes["scope"] for attributes in headings} == {"col", "row"}
+
+
+def test_items_without_picture_show_their_text_and_the_next_item_is_marked_in_words(
+    write: Write,
+) -> None:
+    path, _ = write()
+    said = "".join(read(path).text)
+    assert "no picture" in said
+    assert "✓ next" in said
+    assert re.search(r"the next item is in the list, on place\s+\d", said)
+
+
+def test_a_folder_gets_the_pictures_beside_the_page(write: Write, small_run: Path, tmp_path: Path) -> None:
+    page, _ = write(out=tmp_path / "folder")
+    assert page == tmp_path / "folder" / "report.html"
+    assert {file.name for file in page.parent.iterdir()} == {"report.html", "items.png", "users.png"}
+
+
+def test_curves_are_of_all_runs_that_were_trained(small_run: Path, tmp_path: Path) -> None:
+    run, out = str(small_run / "runs" / "small"), tmp_path / "folder"
+    warned: list[str] = []
+    write_report([run], ReportPlan(out=out, metric="hr@20"), warned.append)
+    assert Image.open(out / "curves.png").size == (1050, 540)
+    said = "".join(read(out / "report.html").text)
+    assert "Validation HR@20 by epoch" in said
+    assert warned == ["no maps and no lists of users: they need the items, so give --domain FOLDER"]
+    with pytest.raises(DataError, match="validation has no 'recall@5'"):
+        write_report([run], ReportPlan(out=tmp_path / "other", metric="recall@5"), warned.append)
+    assert not (tmp_path / "other").exists()
+
+
+def test_several_domains_stand_on_one_map(small_run: Path, world: Path, tmp_path: Path) -> None:
+    domains = (world / "bazaar", world / "gallery")
+    plan = ReportPlan(out=tmp_path / "page.html", domains=domains, cache=tmp_path / "c", num_points=60)
+    (page,) = write_report([str(small_run / "runs" / "small")], plan, lambda _: None)
+    alts = [attributes["alt"] or "" for tag, attributes in read(page).found if tag == "img"]
+    assert "Map of 60 items, by domain. bazaar: 30, gallery: 30." in alts
+    assert "What 6 users would be shown: small on bazaar" in "".join(read(page).text)
+
+
+def test_items_can_be_told_apart_by_an_attribute(write: Write, tmp_path: Path) -> None:
+    page, _ = write(attribute="kind", num_users=0)
+    alts = [attributes["alt"] or "" for tag, attributes in read(page).found if tag == "img"]
+    assert any("by kind. <u>kind 0</u>: 6, <u>kind 1</u>: 5, <u>kind 2</u>: 5." in alt for alt in alts)
+    with pytest.raises(DataError, match="items have no attribute 'colour'; they have: kind"):
+        write(attribute="colour", out=tmp_path / "other.html")
+
+
+def test_what_is_lacking_is_said_on_the_page_and_aloud(write: Write, checkpoint: Path) -> None:
+    page, warned = write(checkpoint=str(checkpoint))
+    said = "".join(read(page).text)
+    assert len(warned) == 2
+    assert "has no events.jsonl" in warned[0]
+    assert "is the checkpoint of no run here" in warned[1]
+    assert all(f"Note: {note}" in said for note in warned)
+
+
+def test_a_place_that_is_taken_is_refused(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "taken.html").write_text("mine")
+    with pytest.raises(RecipeError, match=r"taken\.html: exists"):
+        write(out=tmp_path / "taken.html")
+    assert (tmp_path / "taken.html").read_text() == "mine"
+
+
+def test_lists_are_shown_on_the_domain_of_the_run_alone(
+    write: Write, world: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    _, warned = write(domains=(world / "boutique",))
+    assert "was measured on regular targets of hostile; they need regular ones, and that domain" in warned[-1]
+    other = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    metrics = other / "metrics.json"
+    metrics.write_text(re.sub(r'"fingerprint": "\w+"', '"fingerprint": "another"', metrics.read_text()))
+    with pytest.raises(DataError, match=r"is not the hostile that .* was measured on, its content differs"):
+        write(other, out=tmp_path / "other.html")
+
+
+def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pmmrec.report.html.find_spec", lambda name: None if name in ("jinja2", "sklearn") else name)
+    with pytest.raises(MachineError, match=r"report needs jinja2 and scikit-learn.*pip install 'pmmrec\[report\]'"):
+        require_report()
+
+
+def test_the_command_says_where_the_page_is_and_what_it_lacks(evaluated: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
+    result = pmmrec("report", evaluated, "--out", tmp_path / "page.html")
+    assert result.code == 0, result.output
+    assert str(tmp_path / "page.html") in result.output
+    assert "warning: no maps and no lists of users" in result.output
+    again = pmmrec("report", evaluated, "--out", tmp_path / "page.html")
+    assert (again.code, "exists" in again.output) == (2, True)
+    assert pmmrec("report", tmp_path / "nowhere", "--out", tmp_path / "b.html").code == 3
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome to look at the page with")
+def test_a_browser_shows_the_page_and_runs_nothing_of_it(write: Write, tmp_path: Path) -> None:
+    """The picture of every other item is all of magenta; the title would change if any text were obeyed."""
+    page, _ = write()
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    shot = tmp_path / "shot.png"
+    common = (str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", profile)
+    size = ("--window-size=1200,4000", f"--screenshot={shot}")
+    subprocess.run([*common, *size, page.as_uri()], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")).astype(int)
+    is_magenta = (abs(pixels - (255, 0, 255)) < 12).all(axis=-1)
+    assert is_magenta.sum() > 20 * 60 * 80  # twenty thumbnails or more are in sight
+    dark = (pixels < 60).all(axis=-1)
+    assert 0.002 < dark.mean() < 0.2  # text on a light ground
+    assert not dark[:, 1180:].any()  # nothing runs out at the right
+    seen = subprocess.run([*common, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=120)
+    dom = seen.stdout.decode("utf-8")
+    title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
+    assert title is not None
+    assert title[1].endswith("on hostile")
+    assert "<script" not in dom
