@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pmmrec.programs import fit
-    from pmmrec.system import EncodedItems, System, load
+    from pmmrec.serving.offer import EncodedItems
+    from pmmrec.system import System, load
 
 __version__ = "0.1.0"
 __all__ = ["EncodedItems", "System", "fit", "load"]

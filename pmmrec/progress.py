@@ -18,12 +18,20 @@ def bars() -> Iterator[Progress]:
     """A function that draws one bar for each kind of work; the bars go when the block ends."""
     from rich import progress as rich_progress
     from rich.console import Console
+    from rich.text import Text
+
+    class Pace(rich_progress.ProgressColumn):
+        """How many a second."""
+
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
     console = Console(stderr=True)
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
+        Pace(),
         rich_progress.TimeRemainingColumn(),
     )
     started: dict[str, rich_progress.TaskID] = {}

@@ -3,29 +3,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pmmrec.data.contents import MAX_UNREADABLE, Contents
+from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.domain import Domain
+from pmmrec.data.histories import Histories
+from pmmrec.data.importers.new_items import import_new_items
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluate_model, users_at_once
+from pmmrec.evaluation.catalogue import evaluate_model
+from pmmrec.evaluation.encoded import kept_vectors
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
-from pmmrec.evaluation.ranking import Rows, Seen, write_ranks
-from pmmrec.evaluation.recommend import TopItems, top_k, write_top_k
+from pmmrec.evaluation.ranking import Seen, write_ranks
+from pmmrec.evaluation.recommend import ListMaker
+from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
+from pmmrec.evaluation.share import Share
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
+from pmmrec.serving.offer import EncodedItems, Offer, report_rejected, weights_name
+from pmmrec.serving.score import Scored, ScoreJob, chosen_users
 from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.adapters import standing_on
@@ -34,20 +43,6 @@ from pmmrec.zoo.hub import find_checkpoint
 
 CACHE = Path("~/.cache/pmmrec")
 HUB = Path("hub")
-
-
-@dataclass(frozen=True)
-class EncodedItems:
-    """A catalogue as the model sees it."""
-
-    domain: Domain
-    vectors_ND: Tensor  # float32, row i is item `domain.item_ids[i]`
-    contents: Contents  # which items are alike, and which have nothing that the model reads (their vectors are zeros)
-
-    @property
-    def item_ids(self) -> list[str]:
-        ids: list[str] = self.domain.item_ids.to_pylist()
-        return ids
 
 
 class System:
@@ -70,6 +65,7 @@ class System:
         self._loaded_for = ""
         self._encoded: dict[str, EncodedItems] = {}
         self._current: EncodedItems | None = None
+        self._maker: tuple[tuple[str, int, str], ListMaker] | None = None
 
     def encode_items(self, domain: Domain | Path | str) -> EncodedItems:
         """Vectors of every item of a domain; `recommend` then draws from this catalogue."""
@@ -90,8 +86,7 @@ class System:
             raise DataError(
                 f"recommend: {unknown[0]!r} is no item of {domain.name}; ids are strings, exactly as imported"
             )
-        offsets = np.array([0, len(rows)])
-        best = next(self._lists(self._current, offsets, rows, k, seen, chunk=1))
+        best = next(self._maker_for(self._current, k, seen).lists(np.array([0, len(rows)]), rows))
         is_filled_K = best.is_filled_BK[0]
         items, scores = best.item_index_BK[0][is_filled_K].tolist(), best.score_BK[0][is_filled_K].tolist()
         return [(domain.item_ids[item].as_py(), score) for item, score in zip(items, scores, strict=True)]
@@ -124,40 +119,105 @@ class System:
                 write_outcome(place, outcome)
         return outcome
 
-    def score(self, domain: Domain | Path | str, k: int, out: Path | str, *, seen: Seen = "exclude") -> tuple[int, int]:
-        """Write the best k items of every user to a Parquet file; returns the number of users and of rows."""
-        if Path(out).exists():
-            raise RecipeError(f"--out {out}: exists; choose another file or remove it")
-        opened = _opened(domain)
-        if k > opened.num_items:
-            raise RecipeError(f"--top-k {k}: {opened.name} has only {opened.num_items} items; choose k up to that")
-        encoded = self._encode(opened)
-        offsets, items = opened.sequence_offsets, opened.sequence_items
-        lists = self._lists(encoded, offsets, items, k, seen, chunk=users_at_once(opened.num_items))
-        return opened.num_users, write_top_k(Path(out), lists, opened.user_ids, opened.item_ids)
+    def score(
+        self,
+        domain: Domain | Path | str,
+        k: int,
+        out: Path | str,
+        *,
+        seen: Seen = "exclude",
+        users: Path | str | None = None,
+        skip_unknown: bool = False,
+        new_items: Path | str | None = None,
+        new_images: Path | str | None = None,
+        share: Share | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> Scored:
+        """Write the best k items of every user, or of some, to Parquet: user_id, rank, item_id, score.
 
-    def _lists(
-        self, encoded: EncodedItems, offsets: Rows, items: Rows, k: int, seen: Seen, chunk: int
-    ) -> Iterator[TopItems]:
-        model, counts = self._model_for(encoded.domain), encoded.domain.item_counts
-        return top_k(
-            model,
-            encoded.vectors_ND,
-            offsets,
-            items,
-            k,
-            counts=counts,
-            contents=encoded.contents,
-            seen=seen,
-            chunk=chunk,
-        )
+        Sequences are streamed, so memory does not grow with the number of users.
 
-    def _encode(self, domain: Domain) -> EncodedItems:
+        Args:
+            domain: Whose users get lists of its items.
+            k: Items for each user.
+            out: A file to make; a folder of files where several processes share the work.
+            seen: Whether items of a user's history are candidates.
+            users: A file with the ids of those who get a list; None: everybody.
+            skip_unknown: Leave out users that the domain does not know; else they are an error.
+            new_items: A table (item_id, text) of items that nobody has touched, candidates beside those of the domain.
+            new_images: A folder of their pictures.
+            share: Which part of the work is this process's.
+            say: Called now and then with a line that tells how far it has come.
+        """
+        share, place = share or Share(), Path(out)
+        if place.exists():
+            raise RecipeError(f"--out {out}: exists; choose another name or remove it")
+        if new_images is not None and new_items is None:
+            raise RecipeError("--new-images: has no effect without --new-items; leave it out")
+        opened = _opened(domain, streamed=True)
+        histories = Histories(opened)
+        chosen = chosen_users(histories, None if users is None else Path(users), self._warn, skip_unknown=skip_unknown)
+        with self._new_items(new_items, new_images) as new:
+            num_items = opened.num_items + (0 if new is None else new.num_items)
+            if k > num_items:
+                raise RecipeError(f"--top-k {k}: {opened.name} has only {num_items} items; choose k up to that")
+            fresh = None if new is None else self._encode(new, share)
+            offer = Offer.of(self._encode(opened, share), fresh)
+            asked = f"{weights_name(self.checkpoint)} {self._popularity} {opened.fingerprint} {k} {seen}"
+            name = f"{asked} {'' if new is None else new.fingerprint}"
+            job = ScoreJob(place, histories, chosen, share=share, name=hashlib.sha256(name.encode()).hexdigest())
+            counts = None
+            if self._model_for(opened).scorer.reads_counts:
+                counts = np.concatenate([histories.item_counts(), np.zeros(num_items - opened.num_items, np.int64)])
+            maker = ListMaker(
+                self._model_for(opened), offer.vectors_ND, k, counts=counts, contents=offer.contents, seen=seen
+            )
+            with bars() as progress:
+                return job.run(maker, offer.item_ids, progress, say)
+
+    @contextmanager
+    def _new_items(self, items: Path | str | None, images: Path | str | None) -> Iterator[Domain | None]:
+        """The domain that a table of new items makes; it goes when the block ends."""
+        if items is None:
+            yield None
+            return
+        if not self.checkpoint.model_config.item_encoder.modalities:
+            raise RecipeError("--new-items: this model knows items by id, and can say nothing of items it has not met")
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache) as folder, bars() as progress:
+            new = import_new_items(Path(items), None if images is None else Path(images), Path(folder), progress)
+            report_rejected(new, self._warn)
+            yield new
+            self._encoded.pop(new.fingerprint, None)
+
+    def _maker_for(self, encoded: EncodedItems, k: int, seen: Seen) -> ListMaker:
+        """What makes lists one at a time; the last one is kept."""
+        asked = (encoded.domain.fingerprint, k, seen)
+        if self._maker is None or self._maker[0] != asked:
+            model = self._model_for(encoded.domain)
+            counts = encoded.domain.item_counts if model.scorer.reads_counts else None
+            sizes = dataclasses.replace(Sizes.on(self.device), users=1)
+            made = ListMaker(
+                model, encoded.vectors_ND, k, counts=counts, contents=encoded.contents, seen=seen, sizes=sizes
+            )
+            self._maker = (asked, made)
+        return self._maker[1]
+
+    def _encode(self, domain: Domain, share: Share | None = None) -> EncodedItems:
         if domain.fingerprint not in self._encoded:
             recommender, reader = self._model_for(domain), self._reader_for(domain)
-            vectors_ND = encode_catalogue(
-                recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=self.device
-            )
+            weights = weights_name(self.checkpoint, list(recommender.item_encoder.parts))
+            with bars() as progress:
+                vectors_ND = kept_vectors(
+                    recommender,
+                    reader,
+                    0,
+                    weights=weights,
+                    cache=self._cache,
+                    device=self.device,
+                    share=share,
+                    progress=progress,
+                )
             self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND, reader.contents(0))
         return self._encoded[domain.fingerprint]
 
@@ -237,5 +297,5 @@ def _scorer_with(checkpoint: Checkpoint, popularity: float) -> Scorer:
     return scorer
 
 
-def _opened(domain: Domain | Path | str) -> Domain:
-    return domain if isinstance(domain, Domain) else Domain.open(Path(domain))
+def _opened(domain: Domain | Path | str, *, streamed: bool = False) -> Domain:
+    return domain if isinstance(domain, Domain) else Domain.open(Path(domain), streamed=streamed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pmmrec.cli import data, ranking, recipe, training, zoo
+from pmmrec.cli import data, ranking, recipe, serving, training, zoo
 from pmmrec.terminal import show_any_letter
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.callback()(show_any_letter)
 app.add_typer(training.app)
 app.add_typer(ranking.app)
+app.add_typer(serving.app)
 app.add_typer(data.app, name="data")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(zoo.app, name="zoo")

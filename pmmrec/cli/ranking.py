@@ -1,4 +1,4 @@
-"""Verbs that use what was trained: evaluate, score, compare, report."""
+"""Verbs that tell how well something ranks: evaluate, compare, report."""
 
 from __future__ import annotations
 
@@ -67,30 +67,6 @@ def evaluate(
         show(*outcome_tables([outcome]), *map(to_rich, more))
         for note in stratum_notes(outcome):
             warn(note)
-
-
-@app.command()
-def score(
-    checkpoint: Checkpoint,
-    domain: DomainFolder,
-    out: Annotated[Path, Option("--out", help="Parquet file: user_id, rank, item_id, score.")],
-    top_k: Annotated[int, Option("--top-k", min=1, help="Items for each user.")] = 10,
-    seen: SeenOption = Seen.EXCLUDE,
-    popularity: Popularity = None,
-    max_unreadable: MaxUnreadable = 0.05,
-    hub: HubFolder = HUB,
-    base: BasePlace = None,
-    cache: CacheFolder = None,
-) -> None:
-    """Recommend to every user of a domain what they may touch next."""
-    from pmmrec.system import load
-
-    with errors_for_people():
-        system = load(
-            checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
-        )
-        num_users, num_rows = system.score(domain, top_k, out, seen=seen.value)
-        typer.echo(f"{out}: {num_rows:,} rows for {num_users:,} users")
 
 
 @app.command()

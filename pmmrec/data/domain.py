@@ -100,13 +100,9 @@ class DomainInfo(Config):
 class Domain:
     """A domain mapped into memory: nothing is read before it is asked for, and rows are read at random."""
 
-    def __init__(
-        self, folder: Path, info: DomainInfo, items: pa.Table, images: pa.Table | None, sequences: pa.Table
-    ) -> None:
+    def __init__(self, folder: Path, info: DomainInfo, items: pa.Table, images: pa.Table | None) -> None:
         self.folder, self.info = folder, info
-        self.item_ids, self.user_ids = items["item_id"], sequences["user_id"]
-        self.sequence_offsets, self.sequence_items = _flat(sequences["items"])
-        self._times = _flat(sequences["times"])[1] if info.time_unit is not None else None
+        self.item_ids = items["item_id"]
         self._texts = _Column(items["text"])
         self._attributes = {name: items[name] for name in items.column_names if name not in ("item_id", "text")}
         self._images = _Column(images["jpeg"]) if images is not None else None
@@ -117,8 +113,12 @@ class Domain:
         }
 
     @classmethod
-    def open(cls, folder: Path) -> Domain:
-        """The domain in `folder`. Raises DataError when there is none, or it is not whole."""
+    def open(cls, folder: Path, *, streamed: bool = False) -> Domain:
+        """The domain in `folder`. Raises DataError when there is none, or it is not whole.
+
+        `streamed`: sequences are checked when they are first asked for, not now, which takes a pass over all users; for
+        those who read them through `Histories`, which checks as it goes.
+        """
         folder = Path(folder)
         info = read_info(folder)
         for name, record in info.files.items():
@@ -127,13 +127,9 @@ class Domain:
         images = None
         if IMAGES_FILE in info.files:
             images = _map_table(folder / IMAGES_FILE, tuple(IMAGES_SCHEMA), info.num_items)
-        fields = SEQUENCE_FIELDS if info.time_unit is None else (*SEQUENCE_FIELDS, TIMES_FIELD)
-        sequences = _map_table(folder / SEQUENCES_FILE, fields, info.num_users)
-        _check_sequences(folder / SEQUENCES_FILE, [sequences[field.name] for field in fields[1:]], info.num_items)
-        domain = cls(folder, info, items, images, sequences)
-        if len(domain.sequence_items) != info.num_interactions:
-            found = len(domain.sequence_items)
-            raise DataError(f"{folder}: {found} interactions where {DOMAIN_FILE} says {info.num_interactions}")
+        domain = cls(folder, info, items, images)
+        if not streamed:
+            domain._check_num_interactions()
         return domain
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -165,10 +161,46 @@ class Domain:
         """Changes whenever an item id or the order of items does."""
         return self.info.item_ids_fingerprint
 
+    @property
+    def user_ids(self) -> pa.ChunkedArray:
+        """Ids of the users, in the order of their rows."""
+        return self._sequences["user_id"]
+
+    @property
+    def sequence_offsets(self) -> NDArray[np.int64]:
+        """Where the sequence of each user begins and ends in `sequence_items`, `(users + 1,)`."""
+        return self._flat_sequences[0]
+
+    @property
+    def sequence_items(self) -> NDArray[np.int32]:
+        """Item rows of all sequences, one after another."""
+        return self._flat_sequences[1]
+
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:
         """Interactions of each item, held-out ones among them, `(N,)`: what a platform knows when it recommends."""
         return np.bincount(self.sequence_items, minlength=self.num_items).astype(np.int64, copy=False)
+
+    @cached_property
+    def _sequences(self) -> pa.Table:
+        fields = SEQUENCE_FIELDS if self.info.time_unit is None else (*SEQUENCE_FIELDS, TIMES_FIELD)
+        path = self.folder / SEQUENCES_FILE
+        sequences = _map_table(path, fields, self.num_users)
+        check_sequences(path, [sequences[field.name] for field in fields[1:]], self.num_items)
+        return sequences
+
+    @cached_property
+    def _flat_sequences(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        return _flat(self._sequences["items"])
+
+    @cached_property
+    def _times(self) -> np.ndarray | None:
+        return _flat(self._sequences["times"])[1] if self.info.time_unit is not None else None
+
+    def _check_num_interactions(self) -> None:
+        found, said = len(self.sequence_items), self.num_interactions
+        if found != said:
+            raise DataError(f"{self.folder}: {found} interactions where {DOMAIN_FILE} says {said}")
 
     def texts(self, rows: np.ndarray) -> list[str | None]:
         """The text of each item in `rows`, None where it has none."""
@@ -285,7 +317,7 @@ def _map_table(path: Path, fields: tuple[pa.Field, ...], num_rows: int) -> pa.Ta
     return table
 
 
-def _check_sequences(path: Path, lists: Sequence[pa.ChunkedArray], num_items: int) -> None:
+def check_sequences(path: Path, lists: Sequence[pa.ChunkedArray], num_items: int) -> None:
     """DataError unless every user has items, a time for each where there are times, and all are of the domain."""
     if any(chunk.null_count or chunk.values.null_count for column in lists for chunk in column.chunks):
         raise DataError(f"{path}: a sequence, or an entry of one, is missing; import the domain again")

@@ -25,7 +25,7 @@ from pmmrec.contracts import (
     to_device,
 )
 from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
-from pmmrec.data.domain import IMAGES_FILE, Domain
+from pmmrec.data.domain import IMAGES_FILE, ITEMS_FILE, DataFile, Domain
 from pmmrec.data.images import GREY, PIXELS_VERSION, PixelTable
 from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, Wanted
 from pmmrec.data.text import TokenTable
@@ -66,6 +66,7 @@ class ItemReader:
         self._fetches = True
         self._cache = cache
         self._modalities = sorted(modalities)
+        self._tokenizer = "" if tokenizer is None else tokenizer.fingerprint
         self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
         self._size = 0 if pixel_spec is None else pixel_spec.size
         self._tokens: list[TokenTable] = []
@@ -141,12 +142,25 @@ class ItemReader:
         texts are read the longest come first: little is spent on padding, and what does not fit into memory fails at
         once.
         """
-        rows = self.contents(domain).distinct
-        if self._tokens:
-            rows = rows[np.argsort(-self._tokens[domain].num_tokens[rows], kind="stable")]
+        rows = self.in_order(domain)
         for start in range(0, len(rows), chunk):
             some = rows[start : start + chunk]
             yield self.read(np.full(len(some), domain), some)
+
+    def in_order(self, domain: int) -> Ints:
+        """The rows of one domain that `catalogue` gives, in its order."""
+        rows = self.contents(domain).distinct
+        if self._tokens:
+            rows = rows[np.argsort(-self._tokens[domain].num_tokens[rows], kind="stable")]
+        return rows
+
+    def fingerprint(self, domain: int) -> str:
+        """Changes whenever an item of one domain, or how it is read, could be another."""
+        files = self._domains[domain].info.files
+        read: list[DataFile] = [ITEMS_FILE, IMAGES_FILE] if Modality.IMAGE in self._modalities else [ITEMS_FILE]
+        hashes = [files[name].sha256 for name in read if name in files]
+        words = [*hashes, *(modality.value for modality in self._modalities), self._tokenizer]
+        return hashlib.sha256(" ".join([*words, str(self._size), str(PIXELS_VERSION)]).encode()).hexdigest()
 
     def contents(self, domain: int) -> Contents:
         """Which items of one domain are alike and which can be read; compared at first use, then kept."""

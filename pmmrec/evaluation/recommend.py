@@ -1,8 +1,10 @@
 """Which k items should each user see next?"""
-# B users of one chunk, K items of a list, N items of the catalogue, D width.
+# B users of one chunk, K items of a list, N items of the catalogue, C candidates (alike items are one), D width,
+# H items of the histories in a chunk, P places of lists.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.contents import Contents
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.catalogue import history_scorer
-from pmmrec.evaluation.ids import ids_at
-from pmmrec.evaluation.ranking import Rows, Score, Seen, check_scores, check_seen, seen_items
+from pmmrec.evaluation.catalogue import alike_items, evaluating
+from pmmrec.evaluation.ranking import Rows, Seen, check_seen
+from pmmrec.evaluation.scan import SAFE, Complain, Scan, Sizes, WriteScores, inner_products
+from pmmrec.evaluation.states import states_after
 from pmmrec.models.recommender import Recommender
 
 SCHEMA = pa.schema(
@@ -29,6 +33,8 @@ SCHEMA = pa.schema(
         ("score", pa.float32()),
     ]
 )
+ROWS_OF_GROUP = 100_000  # rows of a Parquet row group, at least, but for the last
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,165 @@ class TopItems:
     item_index_BK: Tensor  # int64, item rows
     score_BK: Tensor  # float32
     is_filled_BK: Tensor  # bool; False at the end of a list when too few items are left to recommend
+
+
+class Candidates:
+    """Items that can be recommended; those that no scorer can tell apart are one candidate with several members."""
+
+    def __init__(self, num_items: int, contents: Contents | None, counts: Rows | None) -> None:
+        """`counts` where scores read them. Without `contents` every item is a candidate of its own."""
+        alike_N, is_readable_N = np.arange(num_items), np.ones(num_items, dtype=bool)
+        if contents is not None:
+            alike_N, is_readable_N = alike_items(contents, counts), contents.is_readable_N
+        first_N = alike_N[is_readable_N]
+        self.first_C = np.unique(first_N)  # rises, so that of equal candidates the first item wins
+        self.of_item_N = np.full(num_items, -1)
+        self.of_item_N[is_readable_N] = np.searchsorted(self.first_C, first_N)
+        readable = np.flatnonzero(is_readable_N)
+        self._members = readable[np.argsort(self.of_item_N[readable], kind="stable")]
+        self.size_C = np.bincount(self.of_item_N[readable], minlength=len(self.first_C))
+        self._start_C = np.cumsum(self.size_C) - self.size_C
+        self.are_single = len(readable) == len(self.first_C)
+
+    def __len__(self) -> int:
+        return len(self.first_C)
+
+    def gone(self, user_H: Ints, item_H: Ints) -> tuple[Ints, Ints]:
+        """Users and candidates of which every member is among their items; each user and item stands once."""
+        candidate_H = self.of_item_N[item_H]
+        user_H, candidate_H = user_H[candidate_H >= 0], candidate_H[candidate_H >= 0]
+        if self.are_single:
+            return user_H, candidate_H
+        pair, num_seen = np.unique(user_H * len(self) + candidate_H, return_counts=True)
+        is_gone = num_seen == self.size_C[pair % len(self)]
+        return pair[is_gone] // len(self), pair[is_gone] % len(self)
+
+    def members(self, candidate: Ints, most: Ints) -> tuple[Ints, Ints]:
+        """Which of `candidate` each member belongs to, and the members, `most` of each at most, by item row."""
+        num = np.minimum(self.size_C[candidate], most)
+        owner = np.repeat(np.arange(len(candidate)), num)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(num) - num, num)
+        return owner, self._members[self._start_C[candidate][owner] + place]
+
+
+class ListMaker:
+    """Makes the lists of users out of their histories, exactly; of equal scores the first item row wins.
+
+    Items are scored in tiles and users in chunks of fixed sizes (see `Scan`), whatever their number. A history is
+    padded to a length that hangs on nothing but its own, so a list does not hang on who else is in the chunk, but for
+    the last digits that a product of matrices rounds by its shape.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        vectors_ND: Tensor,
+        k: int,
+        *,
+        counts: Rows | None = None,
+        contents: Contents | None = None,
+        seen: Seen = "exclude",
+        sizes: Sizes | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Vectors may stay on the CPU where the model is on another `device`.
+
+        Raises RecipeError where k does not fit the catalogue, ValueError where scores read counts and there are none.
+        """
+        check_seen(seen)
+        num_items = len(vectors_ND)
+        if not 1 <= k <= num_items:
+            raise RecipeError(
+                f"k: {k} items cannot be recommended from a catalogue of {num_items}; take 1 to {num_items}"
+            )
+        scorer = recommender.scorer
+        if scorer.reads_counts and counts is None:
+            raise ValueError("counts: the scorer reads how often each item was touched, found None")
+        self._recommender, self._vectors_ND, self._k, self._seen = recommender, vectors_ND, k, seen
+        self._device = device or vectors_ND.device
+        self._candidates = Candidates(num_items, contents, counts if scorer.reads_counts else None)
+        first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
+        is_all = len(first_C) == num_items
+        candidate_CD = vectors_ND if is_all else vectors_ND[first_C]
+        count_C = torch.from_numpy(np.zeros(num_items) if counts is None else np.asarray(counts)).to(first_C.device)
+        count_C = count_C[first_C]
+        with torch.no_grad():
+            key_CD = scorer.keys(candidate_CD, count_C)
+        write = _scored_by(recommender, candidate_CD, count_C) if key_CD is None else inner_products(key_CD)
+        self._num_more = 0 if key_CD is None else key_CD.shape[1] - vectors_ND.shape[1]
+        self._largest_key = np.inf if key_CD is None else float(key_CD.norm(dim=1).max()) if len(key_CD) else 0.0
+        self._sizes = sizes or Sizes.on(self._device)
+        self._scan = Scan(write, len(self._candidates), k, self._sizes, self._device)
+
+    def lists(self, offsets: Rows, items: Rows, first_user: int = 0) -> Iterator[TopItems]:
+        """Lists in order; the i-th user's history is items[offsets[i]:offsets[i+1]], and none is empty.
+
+        In the lists users are numbered from `first_user` on. Raises DataError for a score that is not finite.
+        """
+        for start in range(0, len(offsets) - 1, self._sizes.users):
+            offset_B = np.asarray(offsets[start : start + self._sizes.users + 1]).astype(np.int64)
+            item_H = np.asarray(items[offset_B[0] : offset_B[-1]]).astype(np.int64)
+            yield self._chunk(offset_B - offset_B[0], item_H, first_user + start)
+
+    def _chunk(self, offset_B: Ints, item_H: Ints, first_user: int) -> TopItems:
+        num_users = len(offset_B) - 1
+        seen_user_H, seen_item_H = _distinct(offset_B, item_H, self._vectors_ND.shape[0])
+        if self._seen == "include":
+            seen_user_H, seen_item_H = seen_user_H[:0], seen_item_H[:0]
+        with evaluating(self._recommender):
+            query_BD = states_after(self._recommender.user_encoder, self._vectors_ND, offset_B, item_H, self._device)
+            is_finite = float(query_BD.norm(dim=1).max()) * self._largest_key < SAFE
+            query_BD = torch.nn.functional.pad(query_BD, (0, self._num_more), value=1.0)
+            value_BK, column_BK = self._scan.best(
+                query_BD,
+                *self._candidates.gone(seen_user_H, seen_item_H),
+                complain=None if is_finite else self._complaint(first_user),
+            )
+        value_BK, column_BK = value_BK.cpu(), column_BK.cpu()
+        user_index_B = torch.arange(first_user, first_user + num_users)
+        if self._candidates.are_single:
+            item_index_BK = torch.from_numpy(self._candidates.first_C[column_BK.numpy()])
+            return TopItems(user_index_B, item_index_BK, value_BK, value_BK > -torch.inf)
+        score_BK, item_BK = self._unfold(value_BK.numpy(), column_BK.numpy(), seen_user_H, seen_item_H)
+        filled = torch.from_numpy(score_BK)
+        return TopItems(user_index_B, torch.from_numpy(item_BK), filled, filled > -torch.inf)
+
+    def _unfold(
+        self, value_BK: NDArray[np.float32], column_BK: Ints, seen_user_H: Ints, seen_item_H: Ints
+    ) -> tuple[NDArray[np.float32], Ints]:
+        """Scores and items of the best members of the best candidates.
+
+        The best k items are among the members of the best k candidates: each of these has a member at least as good.
+        """
+        num_users, k = value_BK.shape
+        num_items = len(self._vectors_ND)
+        is_there = np.isfinite(value_BK).ravel()
+        user_P, value_P = np.repeat(np.arange(num_users), k)[is_there], value_BK.ravel()[is_there]
+        num_seen_B = np.bincount(seen_user_H, minlength=num_users)
+        owner, item = self._candidates.members(column_BK.ravel()[is_there], k + num_seen_B[user_P])
+        user, value = user_P[owner], value_P[owner]
+        is_new = ~np.isin(user * num_items + item, seen_user_H * num_items + seen_item_H)
+        user, value, item = user[is_new], value[is_new], item[is_new]
+        order = np.lexsort((item, -value, user))
+        user, value, item = user[order], value[order], item[order]
+        num_B = np.bincount(user, minlength=num_users)
+        place = np.arange(len(user)) - np.repeat(np.cumsum(num_B) - num_B, num_B)
+        is_listed = place < k
+        score_BK = np.full((num_users, k), -np.inf, dtype=np.float32)
+        item_BK = np.zeros((num_users, k), dtype=np.int64)
+        where = (user[is_listed], place[is_listed])
+        score_BK[where], item_BK[where] = value[is_listed], item[is_listed]
+        return score_BK, item_BK
+
+    def _complaint(self, first_user: int) -> Complain:
+        def complain(row: int, column: int, score: float) -> DataError:
+            user, item = first_user + row, int(self._candidates.first_C[column])
+            return DataError(
+                f"recommendation: user {user}: item {item} scores {score}; scores must be finite, has the model "
+                "diverged?"
+            )
+
+        return complain
 
 
 def top_k(
@@ -61,75 +226,59 @@ def top_k(
     `exclude`: nobody gets an item of the history. Raises RecipeError when k does not fit the catalogue, DataError for a
     user without history and for scores that are not finite; the checks of k and of histories come before any work.
     """
-    check_seen(seen)
-    num_items = vectors_ND.shape[0]
-    if not 1 <= k <= num_items:
-        raise RecipeError(f"k: {k} items cannot be recommended from a catalogue of {num_items}; take 1 to {num_items}")
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if len(empty):
         raise DataError(f"user {empty[0]} has no history ({len(empty)} such users); leave such users out")
-    score = history_scorer(recommender, vectors_ND, offsets, items, counts, contents)
-    is_readable_N = torch.ones(num_items, dtype=torch.bool)
-    if contents is not None:
-        is_readable_N = torch.from_numpy(contents.is_readable_N)
-    return _lists(score, offsets, items, is_readable_N, k, seen, chunk)
+    sizes = dataclasses.replace(Sizes.on(vectors_ND.device), users=chunk)
+    maker = ListMaker(recommender, vectors_ND, k, counts=counts, contents=contents, seen=seen, sizes=sizes)
+    return maker.lists(offsets, items)
 
 
-def write_top_k(path: Path, lists: Iterable[TopItems], user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> int:
-    """Stream lists to Parquet: user_id, rank (from 1), item_id, score; one row group a chunk. Returns the rows written.
+def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids: pa.Array) -> int:
+    """Stream lists, each with the ids of its users, to Parquet: user_id, rank (from 1), item_id, score.
 
-    The file is whole or absent. Raises RecipeError when it exists.
+    The file is whole or absent; row groups hold 100,000 rows or more. Returns the rows written. Raises RecipeError when
+    the file exists, MachineError when the disk is full.
     """
     if path.exists():
         raise RecipeError(f"{path}: exists; name another file or remove this one")
-    num_rows = 0
-    user_ids, item_ids = (pa.chunked_array([ids.combine_chunks()]) for ids in (user_ids, item_ids))
+    num_rows, waiting, num_waiting = 0, [SCHEMA.empty_table()], 0
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        for top in lists:
-            table = _rows(top, user_ids, item_ids)
-            num_rows += table.num_rows
-            writer.write_table(table)
-    return num_rows
+        for user_ids, top in lists:
+            waiting.append(_rows(top, user_ids, item_ids))
+            num_waiting += waiting[-1].num_rows
+            if num_waiting >= ROWS_OF_GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=num_waiting)
+                num_rows, waiting, num_waiting = num_rows + num_waiting, [], 0
+        if waiting and (num_waiting or not num_rows):
+            writer.write_table(pa.concat_tables(waiting))
+    return num_rows + num_waiting
 
 
-def largest(score_BN: Tensor, k: int) -> Tensor:
-    """Columns of the k largest of each row, `(B, K)`, largest first; of equal scores the first column wins.
+def _scored_by(recommender: Recommender, item_CD: Tensor, count_C: Tensor) -> WriteScores:
+    """Scores of a scorer that is no inner product."""
 
-    torch.topk leaves open which of several equal scores it takes, and in which order.
-    """
-    least_B1 = score_BN.topk(k, dim=1).values[:, -1:]
-    is_above_BN, is_tied_BN = score_BN > least_B1, score_BN == least_B1
-    num_tied_B1 = k - is_above_BN.sum(dim=1, keepdim=True)
-    is_taken_BN = is_above_BN | (is_tied_BN & (is_tied_BN.cumsum(dim=1) <= num_tied_B1))
-    column_BK = torch.nonzero(is_taken_BN)[:, 1].view(-1, k)
-    order_BK = score_BN.gather(1, column_BK).argsort(dim=1, descending=True, stable=True)
-    return column_BK.gather(1, order_BK)
+    def write(query_BD: Tensor, columns: slice, score_Bc: Tensor) -> None:
+        items, counts = item_CD[columns].to(query_BD.device), count_C[columns].to(query_BD.device)
+        score_Bc.copy_(recommender.scorer(query_BD, items, counts))
+
+    return write
 
 
-def _lists(
-    score: Score, offsets: Rows, items: Rows, is_readable_N: Tensor, k: int, seen: Seen, chunk: int
-) -> Iterator[TopItems]:
-    num_users, num_items = len(offsets) - 1, len(is_readable_N)
-    for start in range(0, num_users, chunk):
-        rows = slice(start, min(start + chunk, num_users))
-        score_BN, user_index = score(rows), np.arange(rows.start, rows.stop)
-        check_scores(score_BN, user_index, num_items, "recommendation")
-        score_BN = score_BN.masked_fill(~is_readable_N.to(score_BN.device), -torch.inf)
-        if seen == "exclude":
-            is_seen_BN = seen_items(offsets, items, rows, num_items, score_BN.device)
-            score_BN = score_BN.masked_fill(is_seen_BN, -torch.inf)
-        item_index_BK = largest(score_BN, k)
-        score_BK = score_BN.gather(1, item_index_BK).cpu()
-        yield TopItems(torch.from_numpy(user_index), item_index_BK.cpu(), score_BK, score_BK > -torch.inf)
+def _distinct(offset_B: Ints, item_H: Ints, num_items: int) -> tuple[Ints, Ints]:
+    """Each user of a chunk with each item of their history, once."""
+    user_H = np.repeat(np.arange(len(offset_B) - 1), np.diff(offset_B))
+    pair = np.unique(user_H * num_items + item_H)
+    return pair // num_items, pair % num_items
 
 
-def _rows(top: TopItems, user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> pa.Table:
+def _rows(top: TopItems, user_ids: pa.Array, item_ids: pa.Array) -> pa.Table:
     is_filled_BK = top.is_filled_BK
     row, place = torch.nonzero(is_filled_BK, as_tuple=True)
     columns = [
-        ids_at(user_ids, top.user_index_B[row]),
+        user_ids.take(pa.array(row.numpy())),
         pa.array((place + 1).numpy(), pa.int32()),
-        ids_at(item_ids, top.item_index_BK[is_filled_BK]),
+        item_ids.take(pa.array(top.item_index_BK[is_filled_BK].numpy())),
         pa.array(top.score_BK[is_filled_BK].numpy(), pa.float32()),
     ]
     return pa.table(columns, schema=SCHEMA)

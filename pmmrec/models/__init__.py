@@ -82,6 +82,15 @@ class Scorer(nn.Module, ABC):
     def forward(self, hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:
         """Scores `(B, N)`; larger is better. `count_N`: how often each item was touched, as far as is known."""
 
+    def keys(self, items_ND: Tensor, count_N: Tensor) -> Tensor | None:
+        """The items as keys `(N, D)` or `(N, D + 1)`, for a search by inner product.
+
+        The inner product of a key with a user's state, which a 1 follows where keys are one longer, is the score. None:
+        the score is no such product.
+        """
+        del items_ND, count_N
+        return None
+
 
 item_encoders: Family[ItemEncoder] = Family("item encoder", home=__name__)
 scorers: Family[Scorer] = Family("scorer", home=__name__)

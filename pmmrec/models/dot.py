@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
@@ -54,3 +55,10 @@ class Dot(Scorer):
         if count_N is None:
             raise ValueError("popularity: the scorer needs how often each item was touched, found None")
         return score_BN / self.temperature + self.popularity * count_N.to(score_BN.dtype).log1p()
+
+    def keys(self, items_ND: Tensor, count_N: Tensor) -> Tensor:
+        """Items `(N, D)`; with popularity items over the temperature and their prior, `(N, D + 1)`."""
+        if not self.popularity:
+            return items_ND
+        prior_N1 = self.popularity * count_N.to(items_ND.dtype).log1p()[:, None]
+        return torch.cat((items_ND / self.temperature, prior_N1), dim=1)

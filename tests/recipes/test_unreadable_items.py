@@ -93,7 +93,7 @@ def test_an_item_without_a_picture_is_named_never_recommended_and_a_miss(
         assert set(of_target) == {0}
     assert all(row["rank"] > 0 for row in ranks if row["item_id"] != target)  # seen items are included
 
-    top_k = ("--top-k", domain.num_items, "--seen", "include", "--cache", "c")
+    top_k = ("--top-k", domain.num_items, "--include-seen", "--cache", "c")
     scored = pmmrec("score", checkpoint, "boutique", "--out", "lists.parquet", *top_k)
     assert (scored.code, scored.output.count(warning)) == (0, 1), scored.output
     lists = pq.read_table("lists.parquet")

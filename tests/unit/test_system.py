@@ -22,7 +22,8 @@ def _history(domain: Domain, user: int) -> list[str]:
     return [domain.item_ids[int(row)].as_py() for row in domain.sequence(user)]
 
 
-def test_a_catalogue_is_encoded_once(system: System, world: Path) -> None:
+def test_a_catalogue_is_encoded_once(small_run: Path, world: Path, tmp_path: Path) -> None:
+    system = pmmrec.load("small", hub=small_run / "hub", cache=tmp_path, device="cpu")
     first = system.encode_items(world / "boutique")
     calls: list[int] = []
     encoder = system._recommender.item_encoder

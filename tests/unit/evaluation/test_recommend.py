@@ -17,7 +17,8 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer
-from pmmrec.evaluation.recommend import TopItems, largest, top_k, write_top_k
+from pmmrec.evaluation import recommend
+from pmmrec.evaluation.recommend import TopItems, top_k, write_lists
 from pmmrec.models.recommender import Recommender
 
 NUM_ITEMS = 12
@@ -33,14 +34,6 @@ def domain(make_split: Callable[[list[list[int]], int], Split]) -> Domain:
 @pytest.fixture
 def vectors_ND(domain: Domain, recommender: Recommender, make_reader: Callable[[Domain], ItemReader]) -> torch.Tensor:
     return encode_catalogue(recommender, make_reader(domain), 0, NUM_ITEMS, chunk=5, device="cpu")
-
-
-def test_equal_scores_are_taken_and_ordered_by_column() -> None:
-    score_BN = torch.from_numpy(np.random.default_rng(0).integers(4, size=(50, 9)).astype(np.float32))
-    score_BN[::3, ::2] = -torch.inf
-    for k in range(1, 10):
-        expected = [sorted(range(9), key=lambda n, row=row: (-row[n], n))[:k] for row in score_BN.tolist()]
-        assert largest(score_BN, k).tolist() == expected
 
 
 @pytest.mark.parametrize("seen", ["exclude", "include"])
@@ -80,12 +73,19 @@ def test_an_item_with_nothing_to_read_is_recommended_to_nobody(
 
 
 def test_lists_reach_the_file_with_ids_and_ranks(
-    domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor, tmp_path: Path
+    domain: Domain,
+    recommender: Recommender,
+    vectors_ND: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(recommend, "ROWS_OF_GROUP", 6)
     offsets, items, counts = domain.sequence_offsets, domain.sequence_items, domain.item_counts
     lists = list(top_k(recommender, vectors_ND, offsets, items, 3, counts=counts, chunk=2))
     path = tmp_path / "out" / "lists.parquet"
-    assert write_top_k(path, iter(lists), domain.user_ids, domain.item_ids) == 14  # u3 has seen all but two
+    user_ids, item_ids = domain.user_ids.combine_chunks(), domain.item_ids.combine_chunks()
+    with_ids = ((user_ids.slice(int(top.user_index_B[0]), len(top.user_index_B)), top) for top in lists)
+    assert write_lists(path, with_ids, item_ids) == 14  # u3 has seen all but two
     rows = pq.read_table(path).to_pylist()
     assert [(row["user_id"], row["rank"]) for row in rows] == [
         (f"u{user}", rank) for user in range(5) for rank in range(1, 4) if (user, rank) != (3, 3)
@@ -93,7 +93,7 @@ def test_lists_reach_the_file_with_ids_and_ranks(
     assert {row["item_id"] for row in rows if row["user_id"] == "u3"} == {"i10", "i11"}
     assert rows[0]["item_id"] == f"i{lists[0].item_index_BK[0, 0]}"
     assert rows[0]["score"] == lists[0].score_BK[0, 0].item()
-    assert pq.ParquetFile(path).num_row_groups == 3
+    assert pq.ParquetFile(path).num_row_groups == 2  # of six rows or more: chunks have 6, 5 and 3
     assert [file.name for file in path.parent.iterdir()] == ["lists.parquet"]
 
 
@@ -101,18 +101,18 @@ def test_a_file_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "lists.parquet"
     path.write_text("mine")
     with pytest.raises(RecipeError, match=r"lists\.parquet: exists"):
-        write_top_k(path, iter([]), pa.chunked_array([["u"]]), pa.chunked_array([["i"]]))
+        write_lists(path, iter([]), pa.array(["i"]))
     assert path.read_text() == "mine"
 
 
 def test_a_run_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
-    def broken() -> Iterator[TopItems]:
+    def broken() -> Iterator[tuple[pa.Array, TopItems]]:
         one = torch.zeros(1, 1, dtype=torch.int64)
-        yield TopItems(one[0], one, one.float(), one == 0)
+        yield pa.array(["u"], pa.large_string()), TopItems(one[0], one, one.float(), one == 0)
         raise DataError("broken off")
 
     with pytest.raises(DataError, match="broken off"):
-        write_top_k(tmp_path / "lists.parquet", broken(), pa.chunked_array([["u"]]), pa.chunked_array([["i"]]))
+        write_lists(tmp_path / "lists.parquet", broken(), pa.array(["i"], pa.large_string()))
     assert list(tmp_path.iterdir()) == []
 
 

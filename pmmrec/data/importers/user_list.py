@@ -1,0 +1,43 @@
+"""Which users does a file name?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pmmrec.data.importers.source import Source
+from pmmrec.errors import DataError
+
+TEXT = ".txt"
+
+
+def read_user_ids(path: Path) -> pa.Array:
+    """The user ids of a .csv, .tsv or .parquet file with a column `user_id`, or of a .txt file with one in each line.
+
+    Each once, in the order of the file. Ids are text, exactly as they stand; empty lines are none. Raises DataError for
+    a file that cannot be read or names nobody.
+    """
+    if path.suffix.lower() == TEXT:
+        ids = pa.array(_lines(path), pa.large_string())
+    else:
+        with duckdb.connect() as connection:
+            source = Source(path, connection)
+            source.load("listed", {"user_id": source.as_id("user_id")})
+            ids = connection.sql("SELECT user_id FROM listed ORDER BY row").to_arrow_table()["user_id"].combine_chunks()
+        ids = ids.cast(pa.large_string())
+    ids = pc.unique(ids.filter(pc.fill_null(pc.greater(pc.utf8_length(ids), 0), False)))
+    if not len(ids):
+        raise DataError(f"{path}: names no user; give one id or more")
+    return ids
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error

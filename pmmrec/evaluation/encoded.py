@@ -1,0 +1,120 @@
+"""Vectors of a catalogue, kept in a cache piece by piece: encoded once, by one process or several, and resumed."""
+# N items of the catalogue, P items of one piece, U items encoded at once, D width.
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pmmrec.data.items import ItemReader
+from pmmrec.errors import DataError, MachineError
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, evaluating
+from pmmrec.evaluation.share import Share
+from pmmrec.models.recommender import Recommender
+from pmmrec.progress import Progress
+
+FORMAT = 1
+ITEMS_OF_PIECE = 8 * ITEMS_AT_ONCE  # what a killed run loses, at most
+LIBRARIES = ("torch", "transformers", "timm")  # another version may compute other vectors
+VECTORS, DIGEST = "vectors", "sha256"
+
+
+def kept_vectors(
+    recommender: Recommender,
+    reader: ItemReader,
+    domain_index: int,
+    *,
+    weights: str,
+    cache: Path,
+    device: torch.device,
+    share: Share | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """What `encode_catalogue` gives, `(N, D)` float32 on `device`, out of pieces that are kept in `cache`.
+
+    `weights` names the weights of the item encoder: the pieces of other weights, items, devices or libraries are
+    others. A run that was killed goes on where it was. Each process of a `share` encodes its own pieces, then those
+    that others have not finished, and reads the rest. Raises DataError when a vector is not finite, MachineError when
+    the cache cannot be written.
+    """
+    rows, contents = reader.in_order(domain_index), reader.contents(domain_index)
+    versions = " ".join(version(name) for name in LIBRARIES)
+    source = f"{FORMAT} {weights} {reader.fingerprint(domain_index)} {device.type} {ITEMS_AT_ONCE} {versions}"
+    folder = cache / f"vectors-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+    pieces = [rows[start : start + ITEMS_OF_PIECE] for start in range(0, len(rows), ITEMS_OF_PIECE)]
+    vectors_ND, num_done = torch.zeros(0, 0), 0
+    for place in (share or Share()).order(len(pieces)):
+        path = folder / f"{place:06d}.safetensors"
+        vectors_PD = _read(path, len(pieces[place]))
+        if vectors_PD is None:
+            vectors_PD = _encode(recommender, reader, domain_index, pieces[place], device)
+            _write(path, vectors_PD)
+        if not len(vectors_ND):
+            vectors_ND = torch.zeros(len(contents.same_as_N), vectors_PD.shape[1], device=device)
+        vectors_ND[torch.from_numpy(pieces[place]).to(device)] = vectors_PD.to(device)
+        num_done += len(pieces[place])
+        if progress is not None:
+            progress("items encoded", num_done, len(rows))
+    again = np.flatnonzero(contents.same_as_N != np.arange(len(contents.same_as_N)))
+    first = torch.from_numpy(contents.same_as_N[again]).to(device)
+    vectors_ND[torch.from_numpy(again).to(device)] = vectors_ND[first]
+    return vectors_ND
+
+
+def _encode(
+    recommender: Recommender, reader: ItemReader, domain_index: int, rows: NDArray[np.int64], device: torch.device
+) -> Tensor:
+    parts = []
+    with evaluating(recommender):
+        for start in range(0, len(rows), ITEMS_AT_ONCE):
+            some = rows[start : start + ITEMS_AT_ONCE]
+            items = reader.read(np.full(len(some), domain_index), some)
+            parts.append(recommender.item_encoder(reader.to_device(items, device)).fused_UD.float().cpu())
+    vectors_PD = torch.cat(parts)
+    wrong = torch.nonzero(~torch.isfinite(vectors_PD).all(dim=1))
+    if len(wrong):
+        row = int(rows[int(wrong[0])])
+        raise DataError(f"domain {domain_index}: the vector of item {row} is not finite; has the model diverged?")
+    return vectors_PD
+
+
+def _write(path: Path, vectors_PD: Tensor) -> None:
+    """Whole or not at all; of two processes that write the same piece the last one stays."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({VECTORS: vectors_PD.contiguous()}, temporary, metadata={DIGEST: _digest(vectors_PD)})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise MachineError(
+            f"{path.parent}: item vectors cannot be kept there: {error}; free space or name another cache"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _read(path: Path, num_items: int) -> Tensor | None:
+    """The vectors of a piece; None where there is no such piece, or it was cut short or changed."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            vectors_PD: Tensor = file.get_tensor(VECTORS)
+            digest = (file.metadata() or {}).get(DIGEST)
+    except (OSError, SafetensorError):
+        return None
+    is_whole = vectors_PD.ndim == 2 and len(vectors_PD) == num_items and vectors_PD.dtype == torch.float32
+    return vectors_PD if is_whole and digest == _digest(vectors_PD) else None
+
+
+def _digest(vectors_PD: Tensor) -> str:
+    return hashlib.sha256(vectors_PD.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,233 @@
+"""Write an index of a platform's items that a service can load, and measure how well it finds what is best."""
+# N items of the catalogue, C candidates, Q users of the sample, D width.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pmmrec.data.histories import Histories
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.evaluation.catalogue import alike_items, evaluating
+from pmmrec.evaluation.scan import Scan, Sizes, inner_products
+from pmmrec.evaluation.states import states_after
+from pmmrec.models.recommender import Recommender
+from pmmrec.serving.offer import EncodedItems
+from pmmrec.serving.service import (
+    FAISS_FILE,
+    FORMAT,
+    INDEX_FILE,
+    ITEMS_FILE,
+    USER_ENCODER,
+    Floats,
+    IndexInfo,
+    Kind,
+    faiss,
+    search_parameters,
+)
+from pmmrec.users import user_encoders
+from pmmrec.zoo import files
+from pmmrec.zoo.about import about_parts
+from pmmrec.zoo.checkpoint import Checkpoint, write_part
+
+FLAT_UP_TO, HNSW_UP_TO = 200_000, 2_000_000  # items; beyond, exact search is slow, and a graph large
+HNSW_LINKS, HNSW_BUILD = 32, 200
+EFFORTS: dict[Kind, tuple[int, ...]] = {
+    "flat": (1,),
+    "hnsw": (64, 128, 256, 512, 1024, 2048),
+    "ivf": (8, 16, 32, 64, 128, 256, 512),
+}
+GOOD_RECALL = 0.99
+ROWS_OF_GROUP = 10_000
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How much of what exact search finds an index finds, at one effort."""
+
+    effort: int
+    recall: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    kind: Kind
+    k: int
+    num_candidates: int
+    num_users: int
+    tried: tuple[Recall, ...]  # the last one stands in the index
+
+    def lines(self) -> list[str]:
+        """For people."""
+        word = {"flat": "", "hnsw": "efSearch ", "ivf": "nprobe "}[self.kind]
+        told = [
+            f"recall@{self.k} of {self.kind}{f' at {word}{one.effort}' if word else ''}: {one.recall:.4f} of exact "
+            f"search, {self.num_users:,} users"
+            for one in self.tried
+        ]
+        return [*told, f"{self.folder}: {self.num_candidates:,} items"]
+
+
+def kind_for(num_candidates: int) -> Kind:
+    """The kind of index that suits so many items."""
+    if num_candidates <= FLAT_UP_TO:
+        return "flat"
+    return "hnsw" if num_candidates <= HNSW_UP_TO else "ivf"
+
+
+def write_index(
+    out: Path,
+    checkpoint: Checkpoint,
+    recommender: Recommender,
+    encoded: EncodedItems,
+    histories: Histories,
+    *,
+    kind: Kind | None,
+    k: int,
+    num_users: int,
+    seed: int,
+) -> Exported:
+    """Write `out` whole or not at all.
+
+    The inner product of a user's state (and a 1) with an item's key is the model's score, popularity included, so the
+    index ranks as the model does. Recall is measured on the states of users drawn from the domain.
+
+    Raises RecipeError where `out` exists or the model's score is no inner product, MachineError without faiss.
+    """
+    faiss()
+    readable = np.flatnonzero(encoded.contents.is_readable_N)
+    kind = kind or kind_for(len(readable))
+    if len(readable) < k:
+        raise RecipeError(f"--k {k}: {encoded.domain.name} has only {len(readable)} items; choose k up to that")
+    counts = histories.item_counts() if recommender.scorer.reads_counts else np.zeros(len(encoded.vectors_ND), np.int64)
+    vectors_ND = encoded.vectors_ND.cpu()
+    key_ND = recommender.scorer.keys(vectors_ND, torch.from_numpy(counts))
+    if key_ND is None:
+        name = checkpoint.model_config.scorer.type
+        raise RecipeError(f"scorer {name!r}: its scores are no inner products, which an index needs; use score instead")
+    key_CD = key_ND[torch.from_numpy(readable)].contiguous()
+    num_more = key_CD.shape[1] - vectors_ND.shape[1]
+    query_QD = _queries(recommender, encoded, histories, num_users, seed, num_more)
+    alike_C = alike_items(encoded.contents, counts if recommender.scorer.reads_counts else None)[readable]
+    index = _built(kind, key_CD.numpy())
+    tried = tuple(_recalls(index, kind, query_QD, key_CD, alike_C, k))
+    with files.writing(out, replace=False) as place:
+        _write_items(place / ITEMS_FILE, encoded, vectors_ND, key_ND if num_more else None)
+        faiss().write_index(index, str(place / FAISS_FILE))
+        entry = _write_user_encoder(place, checkpoint)
+        info = IndexInfo(
+            format=FORMAT,
+            kind=kind,
+            width=vectors_ND.shape[1],
+            num_more=num_more,
+            effort=tried[-1].effort,
+            num_items=len(vectors_ND),
+            num_candidates=len(readable),
+            user_encoder=entry,
+            settings=checkpoint.model_config.user_encoder.model_dump(mode="json"),
+            files={name: files.sha256_of(place / name) for name in (ITEMS_FILE, FAISS_FILE)},
+            provenance={
+                "checkpoint": files.sha256_of(checkpoint.folder / files.INDEX_NAME),
+                "domain": {"name": encoded.domain.name, "fingerprint": encoded.domain.fingerprint},
+                f"recall@{k}": tried[-1].recall,
+                "users": len(query_QD),
+            },
+        )
+        files.write_json(place / INDEX_FILE, info.model_dump(mode="json"))
+    return Exported(out, kind, k, len(readable), len(query_QD), tried)
+
+
+def _queries(
+    recommender: Recommender, encoded: EncodedItems, histories: Histories, num_users: int, seed: int, num_more: int
+) -> Tensor:
+    """What is searched for on behalf of users of the domain, drawn at random; on the CPU."""
+    num_users = min(num_users, histories.num_users)
+    drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
+    parts = []
+    with evaluating(recommender):
+        for history in histories.chunks(1024, drawn):
+            items = history.item_H.astype(np.int64)
+            device = encoded.vectors_ND.device
+            parts.append(
+                states_after(recommender.user_encoder, encoded.vectors_ND, history.offset_B, items, device).cpu()
+            )
+    return torch.nn.functional.pad(torch.cat(parts), (0, num_more), value=1.0)
+
+
+def _built(kind: Kind, keys: Floats) -> Any:
+    library, (num_keys, width) = faiss(), keys.shape
+    if kind == "flat":
+        index = library.IndexFlatIP(width)
+    elif kind == "hnsw":
+        index = library.IndexHNSWFlat(width, HNSW_LINKS, library.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = HNSW_BUILD
+    else:
+        num_lists = max(1, min(num_keys // 39, int(4 * math.sqrt(num_keys))))  # faiss wants 39 points a list
+        coarse = library.IndexFlatIP(width)
+        index = library.IndexIVFFlat(coarse, width, num_lists, library.METRIC_INNER_PRODUCT)
+        index.train(keys)
+    index.add(keys)
+    return index
+
+
+def _recalls(
+    index: Any, kind: Kind, query_QD: Tensor, key_CD: Tensor, alike_C: NDArray[np.int64], k: int
+) -> Iterator[Recall]:
+    """Recall at rising effort, until it is good or nothing more can be done.
+
+    Items that are alike score the same, so either of them will do.
+    """
+    sizes = Sizes.on(key_CD.device)
+    scan = Scan(inner_products(key_CD), len(key_CD), k, sizes, key_CD.device)
+    nothing = np.empty(0, dtype=np.int64)
+    exact = torch.cat([scan.best(some, nothing, nothing, None)[1] for some in torch.split(query_QD, sizes.users)])
+    for effort in EFFORTS[kind]:
+        _, found = index.search(query_QD.numpy(), k, params=search_parameters(kind, effort, k))
+        recall = float(np.mean([_shared(alike_C, one, other) for one, other in zip(exact.numpy(), found, strict=True)]))
+        yield Recall(effort, recall)
+        if recall >= GOOD_RECALL:
+            return
+
+
+def _shared(alike_C: NDArray[np.int64], exact: NDArray[np.int64], found: NDArray[np.int64]) -> float:
+    """Share of an exact list that another list has, kind by kind."""
+    kinds, wanted = np.unique(alike_C[exact], return_counts=True)
+    given = np.array([(alike_C[found[found >= 0]] == one).sum() for one in kinds])
+    return float(np.minimum(wanted, given).sum() / len(exact))
+
+
+def _write_items(path: Path, encoded: EncodedItems, vectors_ND: Tensor, key_ND: Tensor | None) -> None:
+    columns = {"item_id": encoded.domain.item_ids, "vector": _lists(vectors_ND)}
+    if key_ND is not None:
+        columns["key"] = _lists(key_ND)
+    columns["is_candidate"] = pa.array(encoded.contents.is_readable_N)
+    pq.write_table(pa.table(columns), path, row_group_size=ROWS_OF_GROUP)
+
+
+def _lists(vectors_ND: Tensor) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.numpy().ravel()), vectors_ND.shape[1])
+
+
+def _write_user_encoder(place: Path, checkpoint: Checkpoint) -> Any:
+    """The user encoder as a part that travels alone; adapters are merged into it."""
+    config = checkpoint.model_config
+    part_class: Any = user_encoders.part_class(config.user_encoder)
+    part = part_class(config.user_encoder, config.width)
+    if USER_ENCODER not in checkpoint.parts:
+        raise CheckpointError(f"{checkpoint.folder}: holds no {USER_ENCODER}")
+    state = checkpoint.part_state(USER_ENCODER, part)
+    about = about_parts(config, {USER_ENCODER: part})
+    return write_part(place, USER_ENCODER, part, state, about[USER_ENCODER])

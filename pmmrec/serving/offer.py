@@ -1,0 +1,89 @@
+"""What can be recommended on a platform: the items of its domain, and those that nobody has touched yet."""
+# N items of the catalogue, D width.
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from pmmrec.data.contents import Contents
+from pmmrec.data.domain import Domain
+from pmmrec.errors import DataError
+from pmmrec.zoo.checkpoint import Checkpoint
+
+MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """A catalogue as the model sees it."""
+
+    domain: Domain
+    vectors_ND: Tensor  # float32, row i is item `domain.item_ids[i]`
+    contents: Contents  # which items are alike, and which have nothing that the model reads (their vectors are zeros)
+
+    @property
+    def item_ids(self) -> list[str]:
+        ids: list[str] = self.domain.item_ids.to_pylist()
+        return ids
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Items in the order of a domain, new ones behind them."""
+
+    item_ids: pa.Array
+    vectors_ND: Tensor
+    contents: Contents
+
+    @classmethod
+    def of(cls, known: EncodedItems, new: EncodedItems | None = None) -> Offer:
+        """The items of a domain, and of a table of new ones. Raises DataError where an item stands in both.
+
+        A new item that says the same as a known one is scored on its own: the two may differ in the last digits.
+        """
+        ids = known.domain.item_ids
+        if new is None:
+            return cls(pa.chunked_array([ids]).combine_chunks(), known.vectors_ND, known.contents)
+        new_ids = new.domain.item_ids
+        both = new_ids.filter(pc.is_in(new_ids, value_set=ids))
+        if len(both):
+            raise DataError(
+                f"--new-items: {len(both):,} of {len(new_ids):,} items are items of {known.domain.name} already: "
+                f"{', '.join(map(repr, both.slice(0, MAX_SHOWN).to_pylist()))}; leave them out, they are candidates"
+            )
+        contents = Contents(
+            np.concatenate([known.contents.same_as_N, new.contents.same_as_N + len(ids)]),
+            np.concatenate([known.contents.is_readable_N, new.contents.is_readable_N]),
+        )
+        joined = pa.chunked_array([*ids.chunks, *new_ids.chunks]).combine_chunks()
+        return cls(joined, torch.cat((known.vectors_ND, new.vectors_ND)), contents)
+
+
+def report_rejected(new: Domain, warn: Callable[[str], None]) -> None:
+    """Say which rows and pictures of a table of new items were left out, and why."""
+    for kind in ("item", "image"):
+        for reason, count in new.info.summary.rejected.get(kind, {}).items():
+            warn(f"--new-items: {count:,} x {kind} left out: {reason}")
+
+
+def weights_name(checkpoint: Checkpoint, parts: list[str] | None = None) -> str:
+    """Changes whenever a file of these parts (of all: None), or a setting of the model, does."""
+    names = sorted(checkpoint.parts if parts is None else parts)
+    index = checkpoint.index
+    tree = {
+        "parts": {name: checkpoint.parts[name].files for name in names},
+        "adapted": {name: index.adapted[name].files for name in names if name in index.adapted},
+        "adapters": index.adapters,
+        "item_encoder": checkpoint.model_config.item_encoder.model_dump(mode="json"),
+        "width": index.width,
+    }
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,143 @@
+"""Lists for all users of a platform, or for some: streamed to Parquet by one process or by several."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pmmrec.data.histories import Histories
+from pmmrec.data.importers.user_list import read_user_ids
+from pmmrec.errors import DataError, MachineError, RecipeError
+from pmmrec.evaluation.recommend import ListMaker, TopItems, write_lists
+from pmmrec.evaluation.share import Share
+from pmmrec.progress import Progress
+
+USERS_AT_ONCE = 8192
+SAY_EVERY_S = 60
+MAX_SHOWN = 5
+INCOMPLETE = ".incomplete"
+
+Users = slice | NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was written, and how fast."""
+
+    path: Path
+    num_users: int
+    num_rows: int
+    seconds: float
+
+    def line(self) -> str:
+        """For people."""
+        pace = f" in {self.seconds:,.1f} s, {self.num_users / self.seconds:,.0f} users/s" if self.seconds else ""
+        return f"{self.path}: {self.num_rows:,} rows for {self.num_users:,} users{pace}"
+
+
+def chosen_users(
+    histories: Histories, path: Path | None, warn: Callable[[str], None], *, skip_unknown: bool
+) -> NDArray[np.int64] | None:
+    """Rows of the users that a file names, rising; None: all users.
+
+    Raises DataError where the file names users that the domain does not know, unless they are to be skipped, and where
+    it knows none of them.
+    """
+    if path is None:
+        return None
+    user_ids = read_user_ids(path)
+    rows, unknown = histories.rows_of(user_ids)
+    if len(unknown):
+        shown = ", ".join(map(repr, unknown.slice(0, MAX_SHOWN).to_pylist()))
+        more = ", ..." if len(unknown) > MAX_SHOWN else ""
+        found = f"--users {path}: {len(unknown):,} of {len(user_ids):,} are no users of the domain: {shown}{more}"
+        if not skip_unknown or not len(rows):
+            raise DataError(f"{found}; ids are text, exactly as imported. --skip-unknown leaves such users out")
+        warn(f"{found}; they are left out")
+    return rows
+
+
+class ScoreJob:
+    """One table of lists: who gets them, and where they go."""
+
+    def __init__(
+        self, out: Path, histories: Histories, users: NDArray[np.int64] | None, *, share: Share, name: str
+    ) -> None:
+        """`name` changes whenever other lists are asked for. Raises RecipeError where `out` exists."""
+        if out.exists():
+            raise RecipeError(f"--out {out}: exists; choose another name or remove it")
+        self._out, self._histories, self._share = out, histories, share
+        span = share.span(histories.num_users if users is None else len(users))
+        self._users: Users = span if users is None else users[span]
+        self._num_users = span.stop - span.start
+        whom = b"all" if users is None else users.tobytes()
+        digest = hashlib.sha256(f"{name} {share.count} ".encode() + whom).hexdigest()[:16]
+        self._unfinished = out.with_name(f"{out.name}-{digest}{INCOMPLETE}")
+
+    def run(
+        self, maker: ListMaker, item_ids: pa.Array, progress: Progress | None, say: Callable[[str], None] | None
+    ) -> Scored:
+        """Write this process's share.
+
+        One process writes a file. Several write a folder of part-*.parquet, in the order of users; it appears when the
+        last part is whole, and what a killed run has finished of the same table is kept.
+        """
+        started_s = time.monotonic()
+        if self._share.count == 1:
+            num_rows = write_lists(self._out, self._lists(maker, progress, say), item_ids)
+            return Scored(self._out, self._num_users, num_rows, time.monotonic() - started_s)
+        path = self._unfinished / self._part(self._share.index)
+        finished = _num_rows(path)
+        num_rows = write_lists(path, self._lists(maker, progress, say), item_ids) if finished is None else finished
+        scored = Scored(self._out / path.name, self._num_users, num_rows, time.monotonic() - started_s)
+        self._finish()
+        return scored
+
+    def _lists(
+        self, maker: ListMaker, progress: Progress | None, say: Callable[[str], None] | None
+    ) -> Iterator[tuple[pa.Array, TopItems]]:
+        done, started_s = 0, time.monotonic()
+        said_s = started_s
+        for history in self._histories.chunks(USERS_AT_ONCE, self._users):
+            first = 0
+            for top in maker.lists(history.offset_B, history.item_H):
+                num_users = len(top.user_index_B)
+                yield history.user_ids.slice(first, num_users), top
+                first += num_users
+                done += num_users
+                if progress is not None:
+                    progress("users", done, self._num_users)
+                now_s = time.monotonic()
+                if say is not None and now_s - said_s > SAY_EVERY_S:
+                    said_s = now_s
+                    say(f"{done:,}/{self._num_users:,} users  {done / (now_s - started_s):,.0f} users/s")
+
+    def _part(self, index: int) -> str:
+        return f"part-{index:05d}-of-{self._share.count:05d}.parquet"
+
+    def _finish(self) -> None:
+        """Whoever finds all parts there gives the folder its name; a second one finds that done."""
+        if not all((self._unfinished / self._part(index)).exists() for index in range(self._share.count)):
+            return
+        try:
+            self._unfinished.rename(self._out)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise MachineError(f"{self._out}: cannot be written: {error}") from error
+        for other in self._out.parent.glob(f"{self._out.name}-*{INCOMPLETE}"):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _num_rows(path: Path) -> int | None:
+    """Rows of a part that a run before has finished."""
+    return int(pq.read_metadata(path).num_rows) if path.exists() else None

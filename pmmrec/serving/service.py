@@ -1,0 +1,186 @@
+"""Recommend to one user at a time, from an index of items on disk; no item encoder is needed."""
+# N items of the catalogue, C candidates in the index, D width, H items of a history.
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from pmmrec.errors import CheckpointError, DataError, MachineError, RecipeError
+from pmmrec.evaluation.catalogue import evaluating
+from pmmrec.evaluation.ranking import Seen, check_seen
+from pmmrec.evaluation.states import states_after
+from pmmrec.settings import Config, validate
+from pmmrec.users import UserEncoder, user_encoders
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import fill, misfits, read_part
+from pmmrec.zoo.index import InsidePath, PartEntry, Sha256
+
+FORMAT = 1
+INDEX_FILE, ITEMS_FILE, FAISS_FILE, USER_ENCODER = "index.json", "items.parquet", "items.faiss", "user_encoder"
+Kind = Literal["flat", "hnsw", "ivf"]
+Floats = NDArray[np.float32]
+
+
+class IndexInfo(Config):
+    """What `index.json` says."""
+
+    format: Literal[1]
+    kind: Kind
+    width: int = Field(gt=0)  # of item vectors and user states
+    num_more: int = Field(ge=0, le=1)  # 1: a key holds a prior behind the vector, and a query a 1 behind the state
+    effort: int = Field(ge=1)  # efSearch of hnsw, nprobe of ivf; 1 for flat
+    num_items: int = Field(ge=1)
+    num_candidates: int = Field(ge=1)  # items that the model can read
+    user_encoder: PartEntry
+    settings: dict[str, Any]  # of the user encoder
+    files: dict[InsidePath, Sha256]
+    provenance: dict[str, Any] = {}  # checkpoint, domain, and how well the index finds what exact search finds
+
+
+def faiss() -> Any:
+    """The library, imported when it is needed. MachineError where it is not installed."""
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise MachineError("faiss is not installed; pip install 'pmmrec[index]'") from error
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """An index in use. Open one with `load_index`."""
+
+    info: IndexInfo
+    item_ids: pa.Array
+    vectors_ND: Tensor
+    item_of_C: NDArray[np.int64]  # item row of each entry of the index
+    index: Any  # of faiss
+    user_encoder: UserEncoder
+
+    def encode_user(self, history: Sequence[str]) -> Floats:
+        """What to search for after `history` (item ids, oldest first), by inner product with the keys: `(D,)`.
+
+        One longer where popularity is part of the score. Raises DataError for an item that the index does not know,
+        RecipeError for an empty history.
+        """
+        return self._query(self._rows(history))
+
+    def recommend(self, history: Sequence[str], k: int = 10, *, seen: Seen = "exclude") -> list[tuple[str, float]]:
+        """The best k items after `history` (item ids, oldest first) as (item id, score), best first.
+
+        Fewer where fewer are left. Raises what `encode_user` raises, RecipeError for a k that does not fit.
+        """
+        check_seen(seen)
+        num_items = self.info.num_items
+        if not 1 <= k <= num_items:
+            raise RecipeError(f"k: {k} items cannot be recommended from a catalogue of {num_items}; choose 1 to that")
+        rows = self._rows(history)
+        found = self.search(self._query(rows)[None], k + (len(set(rows.tolist())) if seen == "exclude" else 0))
+        items, scores = found[0][0], found[1][0]
+        is_listed = items >= 0
+        if seen == "exclude":
+            is_listed &= ~np.isin(items, rows)
+        items, scores = items[is_listed][:k], scores[is_listed][:k]
+        ids = self.item_ids.take(pa.array(items)).to_pylist()
+        return list(zip(ids, scores.tolist(), strict=True))
+
+    def search(self, queries: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
+        """Item rows and scores `(Q, k)` for queries of `encode_user`; row -1 where the index finds no more."""
+        k = min(k, self.info.num_candidates)
+        scores, entries = self.index.search(queries, k, params=search_parameters(self.info.kind, self.info.effort, k))
+        return np.where(entries >= 0, self.item_of_C[entries], -1), scores
+
+    def _rows(self, history: Sequence[str]) -> NDArray[np.int64]:
+        if not history:
+            raise RecipeError("history: is empty; give one item id or more, oldest first")
+        texts = [item if isinstance(item, str) else None for item in history]
+        found = pc.index_in(pa.array(texts, pa.large_string()), value_set=self.item_ids)
+        if found.null_count:
+            unknown = next(item for item, row in zip(history, found.to_pylist(), strict=True) if row is None)
+            raise DataError(f"history: {unknown!r} is no item of this index; ids are strings, exactly as imported")
+        rows: NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        return rows
+
+    def _query(self, rows: NDArray[np.int64]) -> Floats:
+        offsets = np.array([0, len(rows)])
+        with evaluating(self.user_encoder):
+            state_1D = states_after(self.user_encoder, self.vectors_ND, offsets, rows, self.vectors_ND.device)
+        state_D = torch.nn.functional.pad(state_1D[0], (0, self.info.num_more), value=1.0)
+        query: Floats = state_D.numpy()
+        return query
+
+
+def load_index(folder: Path | str) -> ItemIndex:
+    """Open what `pmmrec index` wrote, on the CPU; every file is checked against its hash.
+
+    Raises CheckpointError where a file is missing, changed or does not fit the others, MachineError without faiss.
+    """
+    folder = Path(folder)
+    library = faiss()
+    info = _read_info(folder)
+    problems = files.changes(folder, {**info.files, **_below(info.user_encoder)})
+    if problems:
+        raise CheckpointError(f"{folder}: {'; '.join(problems)}; take a whole copy of the index, or write it again")
+    table = pq.read_table(folder / ITEMS_FILE)
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, info.width)
+    item_of_C = np.flatnonzero(table["is_candidate"].to_numpy())
+    index = library.read_index(str(folder / FAISS_FILE))
+    fits = len(table) == info.num_items and index.d == info.width + info.num_more
+    if not fits or not len(item_of_C) == index.ntotal == info.num_candidates:
+        raise CheckpointError(f"{folder}: {ITEMS_FILE} and {FAISS_FILE} do not fit {INDEX_FILE}; write the index again")
+    return ItemIndex(
+        info=info,
+        item_ids=table["item_id"].cast(pa.large_string()).combine_chunks(),
+        vectors_ND=torch.from_numpy(vectors.copy()),
+        item_of_C=item_of_C,
+        index=index,
+        user_encoder=_read_user_encoder(folder, info),
+    )
+
+
+def search_parameters(kind: Kind, effort: int, k: int) -> Any:
+    """How hard an index looks; None for one that looks at everything."""
+    library = faiss()
+    if kind == "hnsw":
+        return library.SearchParametersHNSW(efSearch=max(effort, k))
+    return library.SearchParametersIVF(nprobe=effort) if kind == "ivf" else None
+
+
+def _read_info(folder: Path) -> IndexInfo:
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: not an index: it holds no {INDEX_FILE}; `pmmrec index` writes one")
+    tree = files.read_json(path)
+    found = tree.get("format") if isinstance(tree, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: format {found!r} is not known; this pmmrec reads format {FORMAT}")
+    try:
+        return validate(IndexInfo, tree, str(path))
+    except RecipeError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _below(entry: PartEntry) -> dict[str, str]:
+    return {f"{entry.folder}/{name}": digest for name, digest in entry.files.items()}
+
+
+def _read_user_encoder(folder: Path, info: IndexInfo) -> UserEncoder:
+    part_class: Any = user_encoders.part_class(config := user_encoders.config(info.settings))
+    encoder: UserEncoder = part_class(config, info.width)
+    state = read_part(folder / info.user_encoder.folder, encoder)
+    if problems := misfits(USER_ENCODER, state, encoder):
+        raise CheckpointError("\n".join([f"{folder}: the user encoder does not fit its settings", *problems]))
+    fill(encoder, state)
+    return encoder.eval()
