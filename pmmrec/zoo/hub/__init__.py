@@ -54,9 +54,7 @@ def place_at(text: str, hub: Path) -> Place:
     return UrlPlace(text) if "://" in text else FolderPlace(text, hub)
 
 
-def find_checkpoint(
-    place: str, hub: Path, parts: Collection[str] | None = None, *, warn: Warn = warnings.warn
-) -> Path:
+def find_checkpoint(place: str, hub: Path, parts: Collection[str] | None = None, *, warn: Warn = warnings.warn) -> Path:
     """The local folder of a checkpoint: where it stands, or a cached copy of what another machine holds.
 
     Of other machines the index and `parts` are fetched and no byte of any other part; a part that is asked for later
@@ -126,7 +124,7 @@ def push_checkpoint(folder: Path, place: str, hub: Path, options: PushOptions) -
 
 
 def fetch_entry(checkpoint: Checkpoint, entry: PartEntry) -> None:
-    """Fetch one part of a checkpoint that was pulled without it. CheckpointError that names the part where it cannot."""
+    """Fetch one part of a checkpoint that was pulled without it. Raises errors that name the part."""
     origin = checkpoint.origin
     shelf = Shelf(place_at(origin.pinned, Path()))
     wanted = {f"{entry.folder}/{name}": digest for name, digest in entry.files.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,9 +54,7 @@ class HuggingFacePlace:
 
     def commit(self) -> str:
         with self._told("read"):
-            info = _patiently(
-                lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S)
-            )
+            info = _patiently(lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S))
         commit = str(info.sha)
         if self.revision is not None and len(self.revision) >= _SHORT and commit.startswith(self.revision):
             self.revision = commit  # a commit in short stands for nothing else
@@ -107,9 +106,7 @@ class HuggingFacePlace:
                     f"{self.name}: --private: the repository exists and is public; make it private on the hub, or "
                     "choose another name"
                 )
-        info = _patiently(
-            lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S)
-        )
+        info = _patiently(lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S))
         present = {sibling.rfilename for sibling in info.siblings or ()}
         if files.INDEX_NAME in present and not options.replace:
             raise RecipeError(
@@ -158,7 +155,10 @@ def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwan
 
 def _client() -> Any:
     from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     return HfApi(library_name=LIBRARY)
 
 
@@ -170,16 +170,17 @@ def _errors() -> Any:
 
 def _patiently(call: Callable[[], _T]) -> _T:
     """Call again while the hub says that it is busy: its client waits by itself in transfers alone."""
-    for wait_s in WAITS_S:
+    waits_s = iter(WAITS_S)
+    while True:
         try:
             return call()
-        except _errors().HfHubHTTPError as error:
+        except _errors().HfHubHTTPError as error:  # noqa: PERF203 a few times at most
+            wait_s = next(waits_s, None)
             asked = error.response.headers.get("Retry-After", "")
             pause_s = float(asked) if asked.isdigit() else wait_s
-            if error.response.status_code not in _BUSY or pause_s > MAX_WAIT_S:
+            if error.response.status_code not in _BUSY or wait_s is None or pause_s is None or pause_s > MAX_WAIT_S:
                 raise
             time.sleep(pause_s)
-    return call()
 
 
 @contextmanager
@@ -196,26 +197,31 @@ def told(where: str, doing: str) -> Iterator[None]:
 def _explained(error: BaseException, where: str, doing: str) -> PMMRecError:
     errors = _errors()
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        return _explained(error.__cause__, where, doing)  # what kept the client from asking
+        error = error.__cause__  # what kept the client from asking
     said = f"{type(error).__name__}: {without_secrets(str(error))}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if isinstance(error, errors.GatedRepoError):
-        return RecipeError(f"{where}: may not be {doing} before its owner agrees: ask for access on its page; {_LOG_IN}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return RecipeError(f"{where}: the repository has no such branch, tag or commit")
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return RecipeError(f"{where}: may not be {doing} by people whom the hub does not know; {_LOG_IN}")
-    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-        return RecipeError(
-            f"{where}: may not be {doing}: there is no such repository, or it is private and the token known here (if "
-            f"any) does not open it; {_LOG_IN}"
-        )
-    if isinstance(error, errors.HFValidationError):
-        return RecipeError(f"{where}: {without_secrets(str(error))}")
+    ours_to_mend = {
+        errors.GatedRepoError: f"may not be {doing} before its owner agrees: ask for access on its page; {_LOG_IN}",
+        errors.RevisionNotFoundError: "the repository has no such branch, tag or commit",
+        errors.LocalTokenNotFoundError: f"may not be {doing} by people whom the hub does not know; {_LOG_IN}",
+        errors.RepositoryNotFoundError: _hidden(doing),
+        errors.HFValidationError: said,
+    }
+    for kind, words in ours_to_mend.items():
+        if isinstance(error, kind):
+            return RecipeError(f"{where}: {words}")
+    if status in (401, 403):
+        return RecipeError(f"{where}: {_hidden(doing)}")
     if status in (409, 412):
         return MachineError(f"{where}: somebody else changed it meanwhile; look at it and push again ({said})")
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return OutOfReachError(f"{where}: out of reach: HF_HUB_OFFLINE is set")
     if status is not None and status not in _BUSY:
         return MachineError(f"{where}: could not be {doing}: the hub says {said}")
-    return OutOfReachError(f"{where}: out of reach ({said})")
+    reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else said
+    return OutOfReachError(f"{where}: out of reach: {reason}")
+
+
+def _hidden(doing: str) -> str:
+    return (
+        f"may not be {doing}: there is no such repository, or it is private and the token known here (if any) does not "
+        f"open it; {_LOG_IN}"
+    )

@@ -81,7 +81,8 @@ class UrlPlace:
     def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
         if options.private or options.message is not None:
             raise RecipeError(
-                f"{self.name}: --private and --message are for the Hugging Face Hub; who may read a URL is decided there"
+                f"{self.name}: --private and --message are for the Hugging Face Hub; leave them out: who may read a "
+                "URL is decided there"
             )
         if self.revision is not None:
             raise RecipeError(f"{described(self)}: a commit cannot be pushed to; leave @{self.revision} out")
@@ -247,7 +248,7 @@ class _Bar(Callback):  # type: ignore[misc]  # fsspec has no types
         super().__init__()
         self._progress, self._path = progress, path
 
-    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:  # noqa: ARG002 as fsspec calls it
         self._progress(f"{self._path} (MB)", self.value // 1_000_000, (self.size or 0) // 1_000_000)
 
 

@@ -1,0 +1,40 @@
+"""Hubs on this machine: a server that speaks the Hub's protocol, and a home folder with an empty cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from hub_server import TOKEN, HubServer, serving
+
+
+@pytest.fixture(autouse=True)
+def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with an empty cache."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The Hub, as far as its client can tell; who pushes and pulls has a token for it."""
+    with serving() as hub:
+        point_client_at(hub.url, monkeypatch, tmp_path)
+        yield hub
+        huggingface_hub.close_session()
+
+
+def point_client_at(url: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """What HF_ENDPOINT and its sisters do where they are set before the client is imported."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "no-token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)

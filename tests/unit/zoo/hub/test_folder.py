@@ -1,0 +1,86 @@
+"""Names become folders: checkpoints of a folder hub."""
+
+from pathlib import Path
+
+import pytest
+
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub import find_checkpoint, list_checkpoints, publish
+
+
+def test_a_published_checkpoint_is_found_by_its_name(saved: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    assert list_checkpoints(hub) == []
+    assert publish(saved, hub, "demo-1") == hub / "demo-1"
+    assert list_checkpoints(hub) == ["demo-1"]
+    assert find_checkpoint("demo-1", hub) == hub / "demo-1"
+    assert find_checkpoint(str(saved), hub) == saved
+    assert Checkpoint.open(hub / "demo-1").verify() == []
+
+
+def test_publishing_refuses_a_name_that_is_taken(saved: Path, tmp_path: Path) -> None:
+    publish(saved, tmp_path, "demo")
+    with pytest.raises(RecipeError, match="demo: exists already; choose another name"):
+        publish(saved, tmp_path, "demo")
+    publish(saved, tmp_path, "demo", replace=True)
+    assert list_checkpoints(tmp_path) == ["demo"]
+
+
+@pytest.mark.parametrize("name", ["../demo", "a/b", "", ".hidden", "a b", "demo.incomplete", "demo.previous"])
+def test_publishing_refuses_names_that_are_no_names(saved: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match="a name in a hub is made of"):
+        publish(saved, tmp_path, name)
+
+
+def test_a_hub_that_is_no_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub").touch()
+    with pytest.raises(RecipeError, match="hub: is no folder"):
+        publish(saved, tmp_path / "hub", "tiny")
+
+
+def test_a_home_that_nobody_has_holds_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nobody's home folder"):
+        find_checkpoint("~nobody-of-this-name/tiny", tmp_path)
+
+
+def test_publishing_leaves_files_that_are_not_listed_behind(saved_copy: Path, tmp_path: Path) -> None:
+    (saved_copy / "notes.txt").write_text("private")
+    publish(saved_copy, tmp_path / "hub", "demo")
+    assert not (tmp_path / "hub" / "demo" / "notes.txt").exists()
+
+
+def test_a_changed_checkpoint_is_not_published(saved_copy: Path, tmp_path: Path) -> None:
+    (saved_copy / "README.md").write_text("another")
+    with pytest.raises(CheckpointError, match=r"cannot be published: README\.md was changed"):
+        publish(saved_copy, tmp_path / "hub", "demo")
+    assert list((tmp_path / "hub").iterdir()) == []
+
+
+def test_a_link_out_of_a_checkpoint_is_not_followed(saved_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (saved_copy / "README.md").unlink()
+    (saved_copy / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"README\.md is a link out of the folder"):
+        publish(saved_copy, tmp_path / "hub", "demo")
+
+
+def test_a_wrong_name_is_answered_with_near_ones(saved: Path, tmp_path: Path) -> None:
+    publish(saved, tmp_path, "pmmrec-fashion")
+    with pytest.raises(RecipeError, match=r"no checkpoint 'pmmrec-fashon'.*did you mean pmmrec-fashion\?"):
+        find_checkpoint("pmmrec-fashon", tmp_path)
+    with pytest.raises(RecipeError, match="holds: pmmrec-fashion"):
+        find_checkpoint("zzz", tmp_path)
+
+
+def test_a_folder_without_an_index_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no model_index\.json"):
+        find_checkpoint(str(tmp_path), tmp_path / "hub")
+
+
+def test_a_publication_killed_between_its_renames_is_still_found(saved: Path, tmp_path: Path) -> None:
+    publish(saved, tmp_path, "demo")
+    (tmp_path / "demo").rename(tmp_path / "demo.previous")
+    (tmp_path / "demo.incomplete").mkdir()
+    assert list_checkpoints(tmp_path) == ["demo"]
+    assert Checkpoint.open(find_checkpoint("demo", tmp_path)).verify() == []

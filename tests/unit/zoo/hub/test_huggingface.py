@@ -1,0 +1,392 @@
+"""Checkpoints travel to and from a hub through its real client, and only the bytes that are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hub_server import STRANGER, TOKEN, HubServer, Repository
+from huggingface_hub import constants
+
+from pmmrec.errors import CheckpointError, MachineError, RecipeError
+from pmmrec.models.recommender import Recommender
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+from pmmrec.zoo.hub import (
+    OutOfReachError,
+    PushOptions,
+    find_checkpoint,
+    list_places,
+    open_checkpoint,
+    pull_checkpoint,
+    push_checkpoint,
+)
+from pmmrec.zoo.origin import Origin
+from pmmrec.zoo.results import restate
+
+PLACE = "hf://alice/tiny"
+PARTS = ("text_encoder", "vision_encoder", "fusion", "user_encoder")
+HUB = Path("hub")
+
+
+@pytest.fixture
+def published(saved: Path, server: HubServer) -> Origin:
+    """The tiny checkpoint on the hub; the log starts empty."""
+    origin = push_checkpoint(saved, PLACE, HUB, PushOptions())
+    server.log.clear()
+    return origin
+
+
+def told(call: Callable[[], object]) -> list[str]:
+    """What people hear of a call."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in heard]
+
+
+def test_a_push_is_one_commit_of_the_listed_files(saved_copy: Path, server: HubServer) -> None:
+    (saved_copy / "notes.txt").write_text("private")
+    origin = push_checkpoint(saved_copy, PLACE, HUB, PushOptions(message="The first"))
+    assert origin == Origin(PLACE, server.repositories["alice/tiny"].branches["main"])
+    assert len(server.repositories["alice/tiny"].trees) == 2  # the empty repository and the commit
+    listed = {*Checkpoint.open(saved_copy).index.all_files, files.INDEX_NAME}
+    assert set(server.files("alice/tiny")) == listed | {".gitattributes"}
+    assert (
+        server.files("alice/tiny")["fusion/part.safetensors"] == (saved_copy / "fusion/part.safetensors").read_bytes()
+    )
+
+
+def test_what_is_pulled_scores_as_what_was_pushed(
+    saved: Path, published: Origin, score: Callable[[Recommender], object]
+) -> None:
+    pulled = open_checkpoint(published.pinned, HUB)
+    assert pulled.verify() == []
+    assert pulled.origin == published
+    assert score(load_recommender(pulled)).equal(score(load_recommender(Checkpoint.open(saved))))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_pull_of_one_part_transfers_no_byte_of_another(published: Origin, server: HubServer, part: str) -> None:
+    folder = find_checkpoint(published.pinned, HUB, parts=[part])
+    expected = sum(path.stat().st_size for path in (folder / part).rglob("*") if path.is_file())
+    assert server.bytes_below(part) == expected > 0
+    others = [other for other in (*PARTS, "objectives") if other != part]
+    assert {other: server.bytes_below(other) for other in others} == dict.fromkeys(others, 0)
+    assert not any((folder / other).exists() for other in others)
+
+
+def test_a_part_that_is_asked_for_later_is_fetched_then(published: Origin, server: HubServer, run: object) -> None:
+    checkpoint = open_checkpoint(published.pinned, HUB, parts=())
+    assert set(files.files_below(checkpoint.folder)) == {files.INDEX_NAME, "README.md", "metrics.json", "recipe.yaml"}
+    fusion = run.recommender.parts["fusion"]  # type: ignore[attr-defined]
+    state = checkpoint.part_state("fusion", fusion)
+    assert all(tensor.equal(fusion.state_dict()[name]) for name, tensor in state.items())
+    assert server.bytes_below("text_encoder") == server.bytes_below("user_encoder") == 0
+
+
+def test_parts_left_behind_are_counted_without_their_bytes(saved: Path, published: Origin, server: HubServer) -> None:
+    checkpoint, whole = open_checkpoint(published.pinned, HUB, parts=()), Checkpoint.open(saved)
+    for name, entry in checkpoint.parts.items():
+        assert checkpoint.sizes(entry) == whole.sizes(whole.parts[name])
+    assert sum(server.bytes_below(part) for part in PARTS) == 0
+
+
+def test_what_is_in_the_cache_is_not_asked_for_again(published: Origin, server: HubServer) -> None:
+    first = find_checkpoint(published.pinned, HUB)
+    server.log.clear()
+    assert find_checkpoint(published.pinned, HUB, parts=["fusion"]) == first
+    assert server.log == []
+
+
+def test_a_moving_revision_warns_and_resolves_to_its_commit(published: Origin) -> None:
+    for place in (PLACE, f"{PLACE}@main"):
+        (heard,) = told(partial(find_checkpoint, place, HUB, parts=()))
+        assert f"write {published.pinned}" in heard
+    assert told(lambda: find_checkpoint(published.pinned, HUB, parts=())) == []
+    short = f"{PLACE}@{published.commit[:9]}"
+    assert told(lambda: find_checkpoint(short, HUB, parts=())) == []
+
+
+def test_a_commit_stays_what_it_was_when_the_branch_moves_on(
+    published: Origin, other: object, tmp_path: Path, server: HubServer
+) -> None:
+    other.save(tmp_path / "other")  # type: ignore[attr-defined]
+    newer = push_checkpoint(tmp_path / "other", PLACE, HUB, PushOptions(replace=True))
+    assert newer.commit != published.commit
+    old, new = (open_checkpoint(origin.pinned, HUB) for origin in (published, newer))
+    assert old.verify() == new.verify() == []
+    assert old.index != new.index
+
+
+def test_files_of_the_old_checkpoint_go_and_those_of_others_stay(
+    published: Origin, text_only: object, tmp_path: Path, server: HubServer
+) -> None:
+    server.tamper("alice/tiny", "LICENSE", b"mine")
+    text_only.save(tmp_path / "text")  # type: ignore[attr-defined]
+    newer = push_checkpoint(tmp_path / "text", PLACE, HUB, PushOptions(replace=True))
+    left = set(server.files("alice/tiny"))
+    assert "LICENSE" in left
+    assert not any(name.startswith(("vision_encoder/", "fusion/")) for name in left)
+    assert open_checkpoint(newer.pinned, HUB).verify() == []
+
+
+def test_a_taken_repository_is_kept_unless_asked(published: Origin, saved: Path) -> None:
+    with pytest.raises(RecipeError, match=r"hf://alice/tiny: holds a checkpoint already; .* replace"):
+        push_checkpoint(saved, PLACE, HUB, PushOptions())
+
+
+@pytest.mark.parametrize(
+    "path", ["fusion/part.safetensors", "text_encoder/model.safetensors", "user_encoder/part.json", "recipe.yaml"]
+)
+def test_a_tampered_file_is_refused_by_its_name_and_not_kept(
+    published: Origin, server: HubServer, fresh_home: Path, path: str
+) -> None:
+    content = bytearray(server.files("alice/tiny")[path])
+    content[-1] ^= 1
+    commit = server.tamper("alice/tiny", path, bytes(content))
+    with pytest.raises(CheckpointError, match=rf"hf://alice/tiny: {path} is not what model_index\.json promises"):
+        find_checkpoint(f"{PLACE}@{commit}", HUB)
+    kept = [found for found in fresh_home.rglob("*") if found.is_file() and found.read_bytes() == bytes(content)]
+    assert kept == []
+
+
+def test_a_tampered_part_does_not_stop_the_others(published: Origin, server: HubServer) -> None:
+    commit = server.tamper("alice/tiny", "fusion/part.safetensors", b"\0")
+    folder = find_checkpoint(f"{PLACE}@{commit}", HUB, parts=["user_encoder"])
+    assert (folder / "user_encoder" / "part.safetensors").is_file()
+    with pytest.raises(CheckpointError, match=r"fusion/part\.safetensors is not what"):
+        find_checkpoint(f"{PLACE}@{commit}", HUB, parts=["fusion"])
+
+
+def with_index(server: HubServer, change: Callable[[dict[str, dict[str, object]]], object]) -> str:
+    tree = json.loads(server.files("alice/tiny")[files.INDEX_NAME])
+    change(tree)
+    return f"{PLACE}@{server.tamper('alice/tiny', files.INDEX_NAME, json.dumps(tree).encode())}"
+
+
+def test_an_index_cannot_name_files_outside_its_folder(published: Origin, server: HubServer) -> None:
+    place = with_index(server, lambda tree: tree["files"].update({"../../../.bashrc": "0" * 64}))
+    with pytest.raises(CheckpointError, match=r"hf://alice/tiny/model_index.json.*\n?.*\.\./\.\./\.\./\.bashrc"):
+        find_checkpoint(place, HUB)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.PT", "modeling.py"])
+def test_an_index_cannot_bring_pickles_or_programs(published: Origin, server: HubServer, name: str) -> None:
+    place = with_index(server, lambda tree: tree["files"].update({name: "0" * 64}))
+    with pytest.raises(CheckpointError, match=f"lists {name}, which may run code"):
+        find_checkpoint(place, HUB)
+
+
+def test_a_configuration_cannot_ask_for_code(published: Origin, server: HubServer) -> None:
+    config = json.loads(server.files("alice/tiny")["text_encoder/config.json"])
+    content = json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}).encode()
+    server.tamper("alice/tiny", "text_encoder/config.json", content)
+    digest = hashlib.sha256(content).hexdigest()
+    place = with_index(server, lambda tree: tree["parts"]["text_encoder"]["files"].update({"config.json": digest}))  # type: ignore[index, attr-defined]
+    with pytest.raises(CheckpointError, match="'auto_map' runs code from elsewhere"):
+        find_checkpoint(place, HUB, parts=["text_encoder"])
+
+
+def test_a_file_that_is_listed_and_missing_is_named(published: Origin, server: HubServer) -> None:
+    repository = server.repositories["alice/tiny"]
+    tree = dict(repository.trees[published.commit])
+    del tree["user_encoder/part.json"]
+    commit = repository.add("main", tree)
+    with pytest.raises(CheckpointError, match=r"holds no user_encoder/part\.json at commit"):
+        find_checkpoint(f"{PLACE}@{commit}", HUB)
+
+
+def test_a_repository_without_a_checkpoint_says_so(server: HubServer) -> None:
+    server.repositories["alice/other"] = Repository(private=False)
+    server.repositories["alice/other"].add("main", {"README.md": b""})
+    with pytest.raises(CheckpointError, match=r"hf://alice/other: holds no model_index\.json"):
+        find_checkpoint("hf://alice/other", HUB, warn=lambda _: None)
+
+
+def test_an_unknown_part_is_answered_with_a_near_one(published: Origin) -> None:
+    with pytest.raises(RecipeError, match="holds no part 'text_encodr'; did you mean 'text_encoder'"):
+        find_checkpoint(published.pinned, HUB, parts=["text_encodr"])
+
+
+@pytest.mark.parametrize("place", ["hf://alice", "hf://alice/tiny/x", "hf://", "hf:///tiny", "hf://alice/tiny@"])
+def test_a_place_that_is_no_repository_says_what_one_looks_like(place: str) -> None:
+    with pytest.raises(RecipeError, match="must look like hf://user/name"):
+        find_checkpoint(place, HUB)
+
+
+def test_a_revision_that_is_not_there_is_said(published: Origin) -> None:
+    with pytest.raises(RecipeError, match="hf://alice/tiny@v9: the repository has no such branch"):
+        find_checkpoint(f"{PLACE}@v9", HUB)
+
+
+def test_a_private_repository_opens_to_its_token_alone(
+    saved: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = push_checkpoint(saved, PLACE, HUB, PushOptions(private=True))
+    assert server.repositories["alice/tiny"].private
+    for token in (None, STRANGER):
+        monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+        with pytest.raises(RecipeError, match="or it is private and the token") as caught:
+            find_checkpoint(PLACE, HUB)
+        assert "hf auth login" in str(caught.value)
+        assert "hf_stranger" not in str(caught.value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert find_checkpoint(origin.pinned, HUB, parts=()).name == origin.commit
+
+
+def test_a_push_without_a_token_or_with_a_strangers_says_what_to_do(
+    saved: Path, published: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", STRANGER)
+    with pytest.raises(RecipeError, match=r"may not be written.*hf auth login") as caught:
+        push_checkpoint(saved, PLACE, HUB, PushOptions(replace=True))
+    assert STRANGER not in str(caught.value)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(RecipeError, match="hf auth login"):
+        push_checkpoint(saved, "hf://alice/new", HUB, PushOptions())
+
+
+def test_private_is_refused_where_it_would_have_no_effect(published: Origin, saved: Path) -> None:
+    with pytest.raises(RecipeError, match="--private: the repository exists and is public"):
+        push_checkpoint(saved, PLACE, HUB, PushOptions(replace=True, private=True))
+
+
+def test_a_commit_cannot_be_pushed_to(published: Origin, saved: Path) -> None:
+    with pytest.raises(RecipeError, match="a commit cannot be pushed to"):
+        push_checkpoint(saved, published.pinned, HUB, PushOptions(replace=True))
+
+
+def test_a_branch_that_moved_during_a_push_is_not_overwritten(
+    published: Origin, other: object, tmp_path: Path, server: HubServer
+) -> None:
+    other.save(tmp_path / "other")  # type: ignore[attr-defined]
+    server.fail("/commit/main", times=1, status=412)
+    with pytest.raises(MachineError, match="somebody else changed it meanwhile"):
+        push_checkpoint(tmp_path / "other", PLACE, HUB, PushOptions(replace=True))
+    assert server.repositories["alice/tiny"].branches["main"] == published.commit
+
+
+def test_an_upload_that_breaks_off_leaves_the_old_checkpoint(
+    published: Origin, other: object, tmp_path: Path, server: HubServer
+) -> None:
+    other.save(tmp_path / "other")  # type: ignore[attr-defined]
+    server.fail("/lfs/", times=1, status=400)
+    with pytest.raises(MachineError):
+        push_checkpoint(tmp_path / "other", PLACE, HUB, PushOptions(replace=True))
+    assert server.repositories["alice/tiny"].branches["main"] == published.commit
+
+
+@pytest.mark.parametrize("asked", ["/api/models/alice/tiny", "/resolve/.*user_encoder/part.safetensors"])
+def test_a_busy_hub_is_asked_again_after_the_time_it_names(published: Origin, server: HubServer, asked: str) -> None:
+    server.fail(asked, times=2, status=429, Retry_After="1")
+    started_s = time.monotonic()
+    found = find_checkpoint(PLACE, HUB, parts=["user_encoder"], warn=lambda _: None)
+    assert time.monotonic() - started_s >= 1
+    assert (found / "user_encoder" / "part.safetensors").is_file()
+    assert len([entry for entry in server.log if entry.status == 429]) == 2
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(
+    published: Origin, server: HubServer, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # the client keeps whole chunks; its own are 10 MB
+    size = (saved / "text_encoder" / "model.safetensors").stat().st_size
+    server.cut("text_encoder/model.safetensors", times=2, after=1000)
+    folder = find_checkpoint(published.pinned, HUB, parts=["text_encoder"])
+    ranges = [entry.range for entry in server.log if entry.path.endswith("text_encoder/model.safetensors")]
+    assert ranges[-2:] == ["bytes=1000-", "bytes=2000-"]
+    assert server.bytes_below("text_encoder") == sum(
+        path.stat().st_size for path in (folder / "text_encoder").rglob("*") if path.is_file()
+    )
+    assert (folder / "text_encoder" / "model.safetensors").stat().st_size == size
+
+
+def test_a_stopped_pull_goes_on_with_the_files_that_are_missing(published: Origin, server: HubServer) -> None:
+    server.fail("/resolve/.*user_encoder/part.json", times=1, status=403)
+    with pytest.raises(RecipeError):
+        find_checkpoint(published.pinned, HUB)
+    fetched = {entry.path for entry in server.log if entry.method == "GET" and entry.status == 200}
+    server.log.clear()
+    assert Checkpoint.open(find_checkpoint(published.pinned, HUB)).verify() == []
+    again = {entry.path for entry in server.log if entry.method == "GET"}
+    assert again
+    assert not again & fetched
+
+
+def test_offline_the_cached_copy_serves_and_says_so(
+    published: Origin, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = find_checkpoint(PLACE, HUB, parts=["fusion"], warn=lambda _: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    server.log.clear()
+    (heard,) = told(lambda: find_checkpoint(PLACE, HUB, parts=["fusion"]))
+    assert "HF_HUB_OFFLINE is set; the cached copy of hf://alice/tiny is used, commit " + published.commit in heard
+    assert find_checkpoint(published.pinned, HUB, parts=["fusion"]) == first
+    with pytest.raises(OutOfReachError, match="HF_HUB_OFFLINE is set"):
+        find_checkpoint(published.pinned, HUB, parts=["text_encoder"])
+    with pytest.raises(OutOfReachError, match="user_encoder: of hf://alice/tiny this part is not here yet"):
+        Checkpoint.open(first).sound_folder(Checkpoint.open(first).parts["user_encoder"])
+    with pytest.raises(OutOfReachError, match="no copy of hf://alice/never is cached here"):
+        find_checkpoint("hf://alice/never", HUB)
+    assert server.log == []
+
+
+def test_a_hub_that_does_not_answer_leaves_the_cached_copy(
+    published: Origin, server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    find_checkpoint(PLACE, HUB, parts=(), warn=lambda _: None)
+    server.fail("/api/models", times=100, status=503, Retry_After="0")
+    (heard,) = told(lambda: find_checkpoint(PLACE, HUB, parts=()))
+    assert "out of reach" in heard
+    assert "the cached copy of hf://alice/tiny is used" in heard
+
+
+def test_a_hub_that_is_gone_leaves_the_cached_copy(published: Origin, server: HubServer) -> None:
+    first = find_checkpoint(PLACE, HUB, parts=(), warn=lambda _: None)
+    server.stop()
+    (heard,) = told(lambda: find_checkpoint(PLACE, HUB, parts=()))
+    assert f"the cached copy of hf://alice/tiny is used, commit {published.commit}" in heard
+    assert find_checkpoint(published.pinned, HUB, parts=()) == first
+
+
+def test_a_copy_that_was_changed_in_the_cache_is_refused_and_mended_by_a_pull(published: Origin) -> None:
+    folder = find_checkpoint(published.pinned, HUB)
+    path = folder / "fusion" / "part.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"\1")
+    with pytest.raises(CheckpointError, match=r"part\.safetensors was changed after it was written"):
+        Checkpoint.open(folder).sound_folder(Checkpoint.open(folder).parts["fusion"])
+    pulled = pull_checkpoint(published.pinned, HUB)
+    assert (pulled.num_files, pulled.num_bytes) == (1, len(whole))
+    assert Checkpoint.open(folder).verify() == []
+
+
+def test_a_copy_of_some_parts_says_what_it_lacks(published: Origin, tmp_path: Path, server: HubServer) -> None:
+    out = tmp_path / "copy"
+    pulled = pull_checkpoint(published.pinned, HUB, ["user_encoder"], out=out)
+    assert pulled.folder == out
+    checkpoint = Checkpoint.open(out)
+    assert checkpoint.sound_folder(checkpoint.parts["user_encoder"]) == out / "user_encoder"
+    with pytest.raises(CheckpointError, match="fusion is listed and not here"):
+        checkpoint.sound_folder(checkpoint.parts["fusion"])
+    assert server.bytes_below("fusion") == 0
+    shutil.rmtree(out)
+    pull_checkpoint(published.pinned, HUB, out=out)
+    assert Checkpoint.open(out).verify() == []
+
+
+def test_an_owners_checkpoints_are_listed(saved_copy: Path, server: HubServer) -> None:
+    restate(saved_copy, metrics={}, card="---\nlibrary_name: pmmrec\n---\n# x\n")
+    for name in ("two", "one"):
+        push_checkpoint(saved_copy, f"hf://alice/{name}", HUB, PushOptions())
+    server.repositories["alice/other"] = Repository(private=False)
+    server.repositories["alice/other"].add("main", {"README.md": b""})
+    assert list_places("hf://alice") == ["hf://alice/one", "hf://alice/two"]

