@@ -33,8 +33,10 @@ from pmmrec.evaluation.share import Share
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
+from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.offer import EncodedItems, Offer, report_rejected, weights_name
 from pmmrec.serving.score import Scored, ScoreJob, chosen_users
+from pmmrec.serving.service import Kind, faiss
 from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.adapters import standing_on
@@ -174,6 +176,36 @@ class System:
             )
             with bars() as progress:
                 return job.run(maker, offer.item_ids, progress, say)
+
+    def index(
+        self,
+        domain: Domain | Path | str,
+        out: Path | str,
+        *,
+        kind: Kind | None = None,
+        k: int = 10,
+        num_users: int = 1000,
+        seed: int = 0,
+    ) -> Exported:
+        """Write item vectors, an index of them and the user encoder, for a service that has nothing else.
+
+        Args:
+            domain: Whose items are indexed.
+            out: A folder to make; `pmmrec.serving.load_index` opens it.
+            kind: Exact (`flat`), a graph (`hnsw`) or lists (`ivf`); None: what suits the number of items.
+            k: Recall is measured on lists of so many items.
+            num_users: Users of the domain, drawn at random, on whom it is measured.
+            seed: Of the draw.
+        """
+        if Path(out).exists():
+            raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
+        faiss()
+        opened = _opened(domain, streamed=True)
+        model, encoded = self._model_for(opened), self._encode(opened)
+        histories, place = Histories(opened), Path(out)
+        return write_index(
+            place, self.checkpoint, model, encoded, histories, kind=kind, k=k, num_users=num_users, seed=seed
+        )
 
     @contextmanager
     def _new_items(self, items: Path | str | None, images: Path | str | None) -> Iterator[Domain | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -82,6 +83,47 @@ def score(
             say=None if sys.stderr.isatty() else _say,
         )
         typer.echo(scored.line())
+
+
+class Kind(str, Enum):
+    """How an index finds items."""
+
+    AUTO = "auto"
+    FLAT = "flat"
+    HNSW = "hnsw"
+    IVF = "ivf"
+
+
+@app.command()
+def index(
+    checkpoint: Checkpoint,
+    domain: DomainFolder,
+    out: Annotated[Path, Option("--out", help="Folder to make; pmmrec.serving.load_index opens it.")],
+    kind: Annotated[
+        Kind, Option(help="flat: exact. hnsw: a graph. ivf: lists. auto: flat up to 200,000 items, ivf from 2 million.")
+    ] = Kind.AUTO,
+    k: Annotated[int, Option("--k", min=1, help="Recall is measured on lists of so many items.")] = 10,
+    users: Annotated[int, Option("--users", min=1, help="Users of the domain on whom recall is measured.")] = 1000,
+    seed: Annotated[int, Option(min=0, help="Of the draw of these users.")] = 0,
+    popularity: Popularity = None,
+    max_unreadable: MaxUnreadable = 0.05,
+    hub: HubFolder = HUB,
+    base: BasePlace = None,
+    cache: CacheFolder = None,
+) -> None:
+    """Export item vectors, a FAISS index of them and the user encoder; recall against exact search is printed."""
+    from pmmrec.system import load
+
+    with errors_for_people():
+        system = load(
+            checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
+        )
+        wanted = None if kind is Kind.AUTO else kind.value
+        exported = system.index(domain, out, kind=wanted, k=k, num_users=users, seed=seed)
+        for line in exported.lines():
+            typer.echo(line)
+        if exported.is_poor:
+            warn("the index misses more than 1 in 100 of the best items; --kind flat is exact")
 
 
 def _say(line: str) -> None:

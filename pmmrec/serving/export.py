@@ -70,6 +70,11 @@ class Exported:
     num_users: int
     tried: tuple[Recall, ...]  # the last one stands in the index
 
+    @property
+    def is_poor(self) -> bool:
+        """Whether even the hardest look missed more than it should."""
+        return self.tried[-1].recall < GOOD_RECALL
+
     def lines(self) -> list[str]:
         """For people."""
         word = {"flat": "", "hnsw": "efSearch ", "ivf": "nprobe "}[self.kind]

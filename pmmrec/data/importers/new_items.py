@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.importers.source import Source
+from pmmrec.data.importers.source import Source, stream
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.errors import DataError
 from pmmrec.progress import Progress
@@ -27,7 +29,8 @@ def import_new_items(items: Path, images: Path | None, folder: Path, progress: P
     with duckdb.connect() as connection:
         source = Source(items, connection)
         source.load("listed", {"item_id": source.as_id("item_id")})
-        connection.sql(f"SELECT '{NOBODY}' AS user_id, item_id FROM listed ORDER BY row").write_parquet(str(touched))  # noqa: S608  our own word
+        listed = stream(connection, f"SELECT '{NOBODY}' AS user_id, item_id FROM listed ORDER BY row")  # noqa: S608  ours
+        pq.write_table(pa.Table.from_batches(listed), touched)
     task = TableImport(items=items, interactions=touched, images=images, name=NAME, out=folder / NAME, k_core=None)
     try:
         return import_table(task, progress)

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pmmrec.data.importers.source import Source
+from pmmrec.data.importers.source import Source, stream
 from pmmrec.errors import DataError
 
 TEXT = ".txt"
@@ -26,7 +26,8 @@ def read_user_ids(path: Path) -> pa.Array:
         with duckdb.connect() as connection:
             source = Source(path, connection)
             source.load("listed", {"user_id": source.as_id("user_id")})
-            ids = connection.sql("SELECT user_id FROM listed ORDER BY row").to_arrow_table()["user_id"].combine_chunks()
+            listed = pa.Table.from_batches(stream(connection, "SELECT user_id FROM listed ORDER BY row"))
+        ids = listed["user_id"].combine_chunks()
         ids = ids.cast(pa.large_string())
     ids = pc.unique(ids.filter(pc.fill_null(pc.greater(pc.utf8_length(ids), 0), False)))
     if not len(ids):

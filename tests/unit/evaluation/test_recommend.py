@@ -16,9 +16,11 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer
 from pmmrec.evaluation import recommend
+from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer
 from pmmrec.evaluation.recommend import TopItems, top_k, write_lists
+from pmmrec.evaluation.scan import first_largest
+from pmmrec.models import Scorer
 from pmmrec.models.recommender import Recommender
 
 NUM_ITEMS = 12
@@ -70,6 +72,60 @@ def test_an_item_with_nothing_to_read_is_recommended_to_nobody(
     for user, history in enumerate(SEQUENCES):
         listed = top.item_index_BK[user, top.is_filled_BK[user]].tolist()
         assert set(listed) == set(range(NUM_ITEMS)) - {7} - set(history if seen == "exclude" else [])
+
+
+@pytest.mark.parametrize("popularity", [0.0, 1.5])
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+def test_alike_items_tie_and_stand_in_the_order_of_their_rows(
+    seen: str, popularity: float, make_recommender: Callable[..., Recommender]
+) -> None:
+    same_as_N = np.array([0, 1, 0, 3, 1, 0, 6, 7, 1, 9, 0, 3])
+    contents = Contents(same_as_N, np.arange(NUM_ITEMS) != 9)
+    counts = np.array([3, 0, 3, 1, 0, 9, 1, 2, 5, 1, 3, 1])  # alike items of other counts are others with popularity
+    model = make_recommender(8, popularity=popularity)
+    vectors_ND = torch.randn(NUM_ITEMS, 8, generator=torch.Generator().manual_seed(3))[torch.from_numpy(same_as_N)]
+    offsets, items = np.cumsum([0, *map(len, SEQUENCES)]), np.concatenate(SEQUENCES)
+    score_QN = history_scorer(model, vectors_ND, offsets, items, counts, contents)(slice(0, len(SEQUENCES)))
+    if popularity:
+        score_QN = (score_QN * 1e5).round()  # the last digits hang on how popularity is added
+    for k in (1, 4, NUM_ITEMS):
+        (top,) = top_k(model, vectors_ND, offsets, items, k, counts=counts, contents=contents, seen=seen, chunk=9)
+        for user, history in enumerate(SEQUENCES):
+            candidates = [n for n in range(NUM_ITEMS) if n != 9 and (seen == "include" or n not in history)]
+            expected = sorted(candidates, key=lambda n, user=user: (-score_QN[user, n].item(), n))[:k]
+            assert top.item_index_BK[user, top.is_filled_BK[user]].tolist() == expected
+
+
+class Nearest(Scorer):
+    """A score that is no inner product."""
+
+    reads_counts = False
+
+    def forward(
+        self, hidden_BD: torch.Tensor, items_ND: torch.Tensor, count_N: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return -torch.cdist(hidden_BD, items_ND)
+
+
+def test_any_scorer_makes_lists(domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor) -> None:
+    recommender.scorer = Nearest()
+    histories, counts = (domain.sequence_offsets, domain.sequence_items), domain.item_counts
+    score_QN = history_scorer(recommender, vectors_ND, *histories, counts)(slice(0, len(SEQUENCES)))
+    (top,) = top_k(recommender, vectors_ND, *histories, 5, counts=counts, seen="include", chunk=9)
+    assert top.item_index_BK.tolist() == first_largest(score_QN, 5).tolist()
+    recommender.user_encoder.get_parameter("position.weight").data.fill_(torch.nan)
+    with pytest.raises(DataError, match="user 0: item 0 scores nan"):
+        next(top_k(recommender, vectors_ND, *histories, 5, counts=counts, chunk=9))
+
+
+def test_a_list_does_not_hang_on_who_else_is_asked_for(
+    domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor
+) -> None:
+    counts, found = domain.item_counts, []
+    for offsets in (domain.sequence_offsets, domain.sequence_offsets[:2], domain.sequence_offsets[:3]):
+        lists = top_k(recommender, vectors_ND, offsets, domain.sequence_items, 4, counts=counts, chunk=9)
+        found.append(next(lists).item_index_BK[0].tolist())
+    assert found[0] == found[1] == found[2]
 
 
 def test_lists_reach_the_file_with_ids_and_ranks(

@@ -1,0 +1,143 @@
+"""Vectors of a catalogue that are kept: the same as fresh ones, never computed twice, resumed, shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.items import ItemReader
+from pmmrec.data.split import Split
+from pmmrec.errors import DataError, MachineError
+from pmmrec.evaluation import encoded
+from pmmrec.evaluation.catalogue import encode_catalogue
+from pmmrec.evaluation.encoded import kept_vectors
+from pmmrec.evaluation.share import Share
+from pmmrec.models.recommender import Recommender
+
+CPU = torch.device("cpu")
+NUM_ITEMS = 23
+ALIKE = [5, 9]  # say the same
+BARE = 7  # says nothing
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoded, "ITEMS_AT_ONCE", 2)
+    monkeypatch.setattr(encoded, "ITEMS_OF_PIECE", 4)
+
+
+@pytest.fixture
+def reader(make_split: Callable[..., Split], make_reader: Callable[[Domain], ItemReader]) -> ItemReader:
+    titles: list[str | None] = [f"{chr(ord('A') + row)} " + "long " * (row % 4) for row in range(NUM_ITEMS)]
+    titles[ALIKE[1]], titles[BARE] = titles[ALIKE[0]], None
+    return make_reader(make_split([[0, 1, 2]], NUM_ITEMS, titles).domain)
+
+
+class Counted:
+    """How many items a model was asked to encode."""
+
+    def __init__(self, recommender: Recommender, fail_after: int | None = None) -> None:
+        self.num_items, self._fail_after = 0, fail_after
+        self._hook = recommender.item_encoder.register_forward_pre_hook(self._count)
+
+    def _count(self, _module: object, inputs: tuple) -> None:
+        if self._fail_after is not None and self.num_items >= self._fail_after:
+            self._hook.remove()
+            raise KeyboardInterrupt
+        self.num_items += inputs[0].num_items
+
+
+def kept(recommender: Recommender, reader: ItemReader, cache: Path, **more: object) -> torch.Tensor:
+    told = {"weights": "w", "device": CPU, **more}
+    return kept_vectors(recommender, reader, 0, cache=cache, **told)
+
+
+def test_kept_vectors_are_those_of_encoding_bit_for_bit(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
+    fresh = encode_catalogue(recommender, reader, 0, NUM_ITEMS, chunk=2, device="cpu")
+    for _ in range(2):
+        assert torch.equal(kept(recommender, reader, tmp_path / "k"), fresh)
+    assert torch.equal(fresh[ALIKE[0]], fresh[ALIKE[1]])
+    assert not fresh[BARE].any()
+
+
+def test_nothing_is_encoded_twice(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
+    first = Counted(recommender)
+    kept(recommender, reader, tmp_path / "k")
+    assert first.num_items == NUM_ITEMS - 2
+    kept(recommender, reader, tmp_path / "k")
+    assert first.num_items == NUM_ITEMS - 2
+
+
+def test_a_killed_run_goes_on_where_it_was(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
+    fresh = encode_catalogue(recommender, reader, 0, NUM_ITEMS, chunk=2, device="cpu")
+    Counted(recommender, fail_after=14)
+    with pytest.raises(KeyboardInterrupt):
+        kept(recommender, reader, tmp_path / "k")
+    again = Counted(recommender)
+    assert torch.equal(kept(recommender, reader, tmp_path / "k"), fresh)
+    assert again.num_items == NUM_ITEMS - 2 - 12  # three pieces of four were whole
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-3], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b""]
+)
+def test_a_damaged_piece_is_encoded_again(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    fresh = kept(recommender, reader, tmp_path / "k")
+    piece = sorted(tmp_path.glob("k/vectors-*/*.safetensors"))[1]
+    piece.write_bytes(damage(piece.read_bytes()))
+    again = Counted(recommender)
+    assert torch.equal(kept(recommender, reader, tmp_path / "k"), fresh)
+    assert again.num_items == 4
+
+
+def test_other_weights_have_other_vectors(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
+    kept(recommender, reader, tmp_path / "k")
+    torch.nn.init.zeros_(recommender.item_encoder.get_parameter("out.weight"))
+    torch.nn.init.zeros_(recommender.item_encoder.get_parameter("out.bias"))
+    assert not kept(recommender, reader, tmp_path / "k", weights="other").any()
+    assert kept(recommender, reader, tmp_path / "k").any()
+
+
+def test_processes_encode_their_own_pieces_and_then_what_is_missing(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
+    fresh = encode_catalogue(recommender, reader, 0, NUM_ITEMS, chunk=2, device="cpu")
+    Counted(recommender, fail_after=8)  # the second of two dies after two of its three pieces
+    with pytest.raises(KeyboardInterrupt):
+        kept(recommender, reader, tmp_path / "k", share=Share(1, 2))
+    assert {path.name[:6] for path in tmp_path.glob("k/vectors-*/*")} == {"000003", "000004"}
+    first = Counted(recommender)
+    assert torch.equal(kept(recommender, reader, tmp_path / "k", share=Share(0, 2)), fresh)
+    assert first.num_items == NUM_ITEMS - 2 - 8
+
+
+def test_no_temporary_file_stays(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
+    kept(recommender, reader, tmp_path / "k")
+    assert all(path.name.endswith(".safetensors") for path in tmp_path.glob("k/vectors-*/*"))
+    assert not list(tmp_path.glob("k/vectors-*/.*"))
+
+
+def test_a_cache_that_cannot_be_written_is_said(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
+    (tmp_path / "k").write_text("")
+    with pytest.raises(MachineError, match="item vectors cannot be kept there"):
+        kept(recommender, reader, tmp_path / "k")
+
+
+def test_a_vector_that_is_not_finite_is_an_error_and_not_kept(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
+    recommender.item_encoder.get_parameter("letter.weight").data[ord("D") % 100 + 1] = torch.nan
+    with pytest.raises(DataError, match="the vector of item 3 is not finite"):
+        kept(recommender, reader, tmp_path / "k")
+    order = reader.in_order(0)
+    place = int(np.flatnonzero(order == 3)[0]) // 4
+    assert not list(tmp_path.glob(f"k/vectors-*/{place:06d}.safetensors"))
