@@ -15,7 +15,7 @@ from pmmrec.recipe import FinetuneRecipe, read_recipe
 from pmmrec.report.against_scratch import against_scratch, scratch_twin, weights_asked
 from pmmrec.report.verdict import outcome_tables, write_card
 from pmmrec.shipped import find_recipe
-from pmmrec.terminal import named_folders, run_program
+from pmmrec.terminal import named_folders, run_program, warn
 from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
@@ -25,12 +25,17 @@ from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.adapters import stand_on
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub import find_checkpoint
+from pmmrec.zoo.hub import open_checkpoint
 from pmmrec.zoo.transfer import apply, plan_full
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as finetune/full.")]
 Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
-From = Annotated[str, Option("--from", metavar="CHECKPOINT", help="A folder or name in the hub; none: from scratch.")]
+From = Annotated[
+    str,
+    Option(
+        "--from", metavar="CHECKPOINT", help="A folder, name in the hub, URL or hf://user/name; none: from scratch."
+    ),
+]
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
@@ -50,7 +55,8 @@ def main(
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ())
-    checkpoint = None if start_from == "none" else Checkpoint.open(find_checkpoint(start_from, recipe.hub))
+    checkpoint = None if start_from == "none" else open_checkpoint(start_from, recipe.hub, parts=(), warn=warn)
+    origin = checkpoint.origin.pinned if checkpoint is not None and checkpoint.origin.is_remote else start_from
     model = recipe.model_from(checkpoint)
     given = recipe.backbones_from(checkpoint)
     folders = named_folders(weights or ())
@@ -65,7 +71,7 @@ def main(
         return
 
     with Run.start(recipe) as run:
-        train(run, recipe, model, given, sources, folders, checkpoint, start_from)
+        train(run, recipe, model, given, sources, folders, checkpoint, origin)
         if twin is not None and twin.model is not None:
             with Run.start(twin, beside=run) as scratch:
                 train(scratch, twin, twin.model, {}, sources, twin_folders, None, "none")

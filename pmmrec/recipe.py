@@ -173,7 +173,7 @@ class FinetuneRecipe(RunRecipe):
         if checkpoint is None:
             return {}
         loaded = (self.transfer or FULL).loads(checkpoint.parts)
-        given = {part: backbone for part, backbone in checkpoint.backbones().items() if part in loaded}
+        given = checkpoint.backbones(loaded)
         for part in given:
             self._refuse_other_backbone(part, checkpoint)
         return given

@@ -41,7 +41,7 @@ from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
-from pmmrec.zoo.hub import find_checkpoint
+from pmmrec.zoo.hub import open_checkpoint
 
 CACHE = Path("~/.cache/pmmrec")
 HUB = Path("hub")
@@ -295,10 +295,10 @@ def load(
     max_unreadable: float = MAX_UNREADABLE,
     base: str | None = None,
 ) -> System:
-    """Open a checkpoint, by its folder or its name in a folder hub. Weights are read at first use.
+    """Open a checkpoint wherever it is. Weights are read, and fetched from another machine, at first use.
 
     Args:
-        checkpoint: A folder, or a name in `hub`.
+        checkpoint: A folder, a name in `hub`, a URL such as `s3://bucket/name`, or `hf://user/name@revision`.
         hub: The folder hub in which names are looked up.
         cache: Where tokens and pixels are kept between runs.
         device: Such as "cuda" or "cpu"; None takes a GPU where there is one.
@@ -314,8 +314,8 @@ def load(
         raise RecipeError(f"device {device!r}: torch knows no such device; give cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
-    opened = standing_on(Checkpoint.open(find_checkpoint(str(checkpoint), Path(hub))), base, Path(hub))
-    return System(opened, Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
+    opened = open_checkpoint(str(checkpoint), Path(hub), parts=(), warn=warn)
+    return System(standing_on(opened, base, Path(hub)), Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
 
 
 def _scorer_with(checkpoint: Checkpoint, popularity: float) -> Scorer:

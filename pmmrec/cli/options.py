@@ -8,7 +8,9 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-Checkpoint = Annotated[str, Argument(help="A checkpoint folder, or its name in the hub.")]
+Checkpoint = Annotated[
+    str, Argument(help="A folder, a name in the hub, s3://bucket/name or another URL, hf://user/name@revision.")
+]
 DomainFolder = Annotated[Path, Argument(metavar="DOMAIN", help="A domain folder.")]
 HubFolder = Annotated[Path, Option("--hub", help="The folder hub in which names are looked up.")]
 CacheFolder = Annotated[Path | None, Option("--cache", help="Where tokens and pixels are kept between runs.")]

@@ -1,4 +1,4 @@
-"""Verbs for checkpoints: zoo list, show, verify."""
+"""Verbs for checkpoints: zoo list, show, verify, diff, push, pull, merge."""
 
 from __future__ import annotations
 
@@ -6,32 +6,38 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from pmmrec.cli.options import HUB, BasePlace, Checkpoint, HubFolder
-from pmmrec.terminal import errors_for_people, say_problems, show
+from pmmrec.terminal import errors_for_people, say_problems, show, warn
 
-app = typer.Typer(help="Find, read and check checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="Find, read, check and publish checkpoints.", no_args_is_help=True)
+MB = 1_000_000
 
 
 @app.command("list")
-def zoo_list(hub: HubFolder = HUB) -> None:
-    """The checkpoints in a folder hub."""
+def zoo_list(
+    place: Annotated[
+        str | None, Argument(metavar="PLACE", help="A folder, a URL below which some are, or hf://user; else --hub.")
+    ] = None,
+    hub: HubFolder = HUB,
+) -> None:
+    """The checkpoints of a folder hub, below a URL, or of somebody on the Hugging Face Hub."""
     from pmmrec.report.checkpoints import hub_table
     from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        show(to_rich(hub_table(hub)))
+        show(to_rich(hub_table(place or hub)))
 
 
 @app.command("show")
 def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
-    """The parts of a checkpoint, their sizes, what they were trained on."""
+    """The parts of a checkpoint, their sizes, what they were trained on; of another machine no weights are fetched."""
     from pmmrec.report.checkpoints import checkpoint_table
     from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        show(to_rich(checkpoint_table(checkpoint, hub)))
+        show(to_rich(checkpoint_table(checkpoint, hub, warn)))
 
 
 @app.command("verify")
@@ -40,8 +46,71 @@ def zoo_verify(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
     from pmmrec.report.checkpoints import checkpoint_problems
 
     with errors_for_people():
-        folder, problems = checkpoint_problems(checkpoint, hub)
+        folder, problems = checkpoint_problems(checkpoint, hub, warn)
         say_problems(folder, problems)
+
+
+@app.command("diff")
+def zoo_diff(
+    first: Annotated[str, Argument(metavar="FIRST", help="A checkpoint, wherever it is.")],
+    second: Annotated[str, Argument(metavar="SECOND", help="Another.")],
+    hub: HubFolder = HUB,
+) -> None:
+    """In what two checkpoints differ: parts, tensors, settings, provenance."""
+    from pmmrec.report.differences import differences
+    from pmmrec.report.tables import to_rich
+    from pmmrec.zoo.hub import open_checkpoint
+
+    with errors_for_people():
+        opened = [open_checkpoint(place, hub, parts=(), warn=warn) for place in (first, second)]
+        show(*map(to_rich, differences(opened[0], opened[1])))
+
+
+@app.command("push")
+def zoo_push(
+    checkpoint: Checkpoint,
+    place: Annotated[
+        str, Argument(metavar="PLACE", help="A name in the hub, a folder, s3://bucket/name, or hf://user/name.")
+    ],
+    private: Annotated[bool, Option("--private", help="On the Hugging Face Hub: make a private repository.")] = False,
+    replace: Annotated[bool, Option("--replace", help="A checkpoint that stands there gives way.")] = False,
+    message: Annotated[str | None, Option(help="On the Hugging Face Hub: of the commit.")] = None,
+    hub: HubFolder = HUB,
+) -> None:
+    """Publish a checkpoint, whole or not at all, under a card that says how to load it from there."""
+    from pmmrec.report.checkpoints import push
+    from pmmrec.zoo.hub import PushOptions, find_checkpoint
+
+    with errors_for_people():
+        folder = find_checkpoint(checkpoint, hub, warn=warn)
+        origin = push(folder, place, hub, PushOptions(replace=replace, private=private, message=message))
+        typer.echo(f"published: {origin.place}, commit {origin.commit}")
+        if origin.is_remote:
+            typer.echo(f"the same for good: {origin.pinned}")
+
+
+@app.command("pull")
+def zoo_pull(
+    place: Annotated[str, Argument(metavar="PLACE", help="s3://bucket/name, hf://user/name@revision, any URL.")],
+    parts: Annotated[
+        str | None, Option(metavar="PART,PART", help="Only these, such as text_encoder,user_encoder; else all.")
+    ] = None,
+    out: Annotated[
+        Path | None, Option("--out", help="Folder to make; else the cache, where it is found again.")
+    ] = None,
+    hub: HubFolder = HUB,
+) -> None:
+    """Fetch a checkpoint, or some of its parts and no byte of the others; each file is checked against the index."""
+    from pmmrec.zoo.hub import pull_checkpoint
+
+    with errors_for_people():
+        names = None if parts is None else [name.strip() for name in parts.split(",") if name.strip()]
+        pulled = pull_checkpoint(place, hub, names, out=out, warn=warn)
+        what = "all parts" if names is None else ", ".join(names) or "the index"
+        typer.echo(
+            f"{pulled.folder}: {what} of {pulled.origin.place}, commit {pulled.origin.commit}; fetched "
+            f"{pulled.num_files} files, {pulled.num_bytes / MB:,.1f} MB"
+        )
 
 
 @app.command("merge")
@@ -53,9 +122,8 @@ def zoo_merge(
 ) -> None:
     """Merge adapters into the checkpoint they stand on: a whole one that computes the same."""
     from pmmrec.zoo.adapters import merge_adapters, standing_on
-    from pmmrec.zoo.checkpoint import Checkpoint as Opened
-    from pmmrec.zoo.hub import find_checkpoint
+    from pmmrec.zoo.hub import open_checkpoint
 
     with errors_for_people():
-        merge_adapters(standing_on(Opened.open(find_checkpoint(checkpoint, hub)), base, hub), out)
+        merge_adapters(standing_on(open_checkpoint(checkpoint, hub, warn=warn), base, hub), out)
         typer.echo(f"{out}: a whole checkpoint, without adapters")

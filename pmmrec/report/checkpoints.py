@@ -1,32 +1,44 @@
-"""What checkpoints hold, laid out for people."""
+"""What checkpoints hold, laid out for people, and how they are given away."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pmmrec.errors import CheckpointError
+from pmmrec.errors import CheckpointError, PMMRecError, RecipeError
+from pmmrec.evaluation.outcome import Outcome
 from pmmrec.report.tables import Cell, PlainTable
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
-from pmmrec.zoo.hub import find_checkpoint, list_checkpoints
+from pmmrec.report.verdict import write_card
+from pmmrec.settings import read_yaml, validate
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint, load_recommender
+from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_places, open_checkpoint, push_checkpoint, refuse_unsound
+from pmmrec.zoo.origin import Origin
+
+_PREFIX = "://"
 
 
-def hub_table(hub: Path) -> PlainTable:
-    """The checkpoints of a folder hub: system, width, parts, what they learned from."""
+def hub_table(hub: Path | str) -> PlainTable:
+    """The checkpoints of a folder hub, below a URL or of `hf://user`: system, width, parts, what they learned from."""
     rows: list[list[Cell]] = []
-    for name in list_checkpoints(hub):
+    for place in list_places(str(hub)):
+        name = place if _PREFIX in place else Path(place).name
         try:
-            checkpoint = Checkpoint.open(hub / name)
-        except CheckpointError:
-            rows.append([name, "cannot be read; see zoo verify", None, None, None])
+            checkpoint = open_checkpoint(place, Path(), parts=(), warn=lambda _: None)
+        except PMMRecError as error:
+            trouble = "cannot be read; see zoo verify" if isinstance(error, CheckpointError) else "cannot be had"
+            rows.append([name, trouble, None, None, None])
             continue
         learned_from = ", ".join(checkpoint.learned_from)
         rows.append([name, checkpoint.system, checkpoint.index.width, ", ".join(checkpoint.held), learned_from])
     return PlainTable(str(hub), ["name", "system", "width", "parts", "learned from"], rows)
 
 
-def checkpoint_table(place: str, hub: Path) -> PlainTable:
-    """The parts of one checkpoint, with their tensors and parameters."""
-    checkpoint = Checkpoint.open(find_checkpoint(place, hub))
+def checkpoint_table(place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> PlainTable:
+    """The parts of one checkpoint, with their tensors and parameters; of another machine no tensor is fetched."""
+    checkpoint = open_checkpoint(place, hub, parts=(), warn=warn)
     entries = {**checkpoint.held, **{f"objectives/{name}": entry for name, entry in checkpoint.objectives.items()}}
     rows: list[list[Cell]] = [
         [name, entry.type, len(checkpoint.sizes(entry)), sum(checkpoint.sizes(entry))]
@@ -34,20 +46,20 @@ def checkpoint_table(place: str, hub: Path) -> PlainTable:
     ]
     learned_from = ", ".join(checkpoint.learned_from) or "nothing"
     title = (
-        f"{checkpoint.folder}: {checkpoint.system}, width {checkpoint.index.width}, learned from {learned_from}, "
-        f"started from {checkpoint.provenance.get('started_from', 'unknown')}"
+        f"{checkpoint.origin.pinned}: {checkpoint.system}, width {checkpoint.index.width}, learned from "
+        f"{learned_from}, started from {checkpoint.provenance.get('started_from', 'unknown')}"
     )
     if checkpoint.index.base is not None:
         title += f", stands on {checkpoint.index.base.place} (sha256 {checkpoint.index.base.sha256})"
     return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 
 
-def checkpoint_problems(place: str, hub: Path) -> tuple[Path, list[str]]:
+def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> tuple[Path, list[str]]:
     """What is wrong with the files of a checkpoint, or with its tensors where all files are sound.
 
     A model that knows items by id is built for its catalogue alone, so there the files are all that is checked.
     """
-    checkpoint = Checkpoint.open(find_checkpoint(place, hub))
+    checkpoint = Checkpoint.open(find_checkpoint(place, hub, warn=warn))
     problems = checkpoint.verify()
     if not problems and "item_table" not in checkpoint.parts:
         try:
@@ -55,3 +67,35 @@ def checkpoint_problems(place: str, hub: Path) -> tuple[Path, list[str]]:
         except CheckpointError as error:
             problems = str(error).splitlines()
     return checkpoint.folder, problems
+
+
+def push(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
+    """Publish a checkpoint under a card that names the place; where it is then, and as which commit.
+
+    The checkpoint itself stays as it is. One that holds no figures of a finished run keeps its card.
+    """
+    checkpoint = Checkpoint.open(folder)
+    outcome = _outcome_of(checkpoint)
+    if outcome is None:
+        return push_checkpoint(folder, place, hub, options)
+    licence = str(read_yaml(checkpoint.folder / RECIPE_NAME).get("licence", "other"))
+    refuse_unsound(folder, files.absent(checkpoint.folder, checkpoint.index.all_files))
+    refuse_unsound(folder, files.changes(checkpoint.folder, checkpoint.index.files))  # the new index would bless them
+    beside = checkpoint.folder.resolve().parent  # where files can be linked, not copied
+    with TemporaryDirectory(prefix="push-", dir=beside if os.access(beside, os.W_OK) else None) as scratch:
+        draft = Path(scratch) / "checkpoint"
+        for name in (*checkpoint.index.all_files, files.INDEX_NAME):
+            files.link_or_copy(checkpoint.folder / name, draft / name)
+        write_card(draft, outcome, licence, place=place)
+        return push_checkpoint(draft, place, hub, options)
+
+
+def _outcome_of(checkpoint: Checkpoint) -> Outcome | None:
+    """The figures of the run that made it, where its metrics are those of one."""
+    try:
+        outcome = validate(Outcome, checkpoint.metrics, "metrics.json")
+    except (CheckpointError, RecipeError):
+        return None
+    domains = checkpoint.provenance.get("domains")
+    is_told = isinstance(domains, dict) and all(isinstance(about, dict) for about in domains.values())
+    return outcome if is_told and "started_from" in checkpoint.provenance else None

@@ -20,7 +20,7 @@ from pmmrec.report.tables import (
     results,
     to_markdown,
 )
-from pmmrec.zoo.card import CardDomain, make_card
+from pmmrec.zoo.card import CardDomain, CardFigure, make_card
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint
 from pmmrec.zoo.results import restate
 
@@ -109,12 +109,24 @@ def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None
         recipe=(checkpoint.folder / RECIPE_NAME).read_text(encoding="utf-8"),
         results="\n".join(to_markdown(rows, title=measure_title(domain)) for domain, rows in result_rows([outcome])),
         licence=licence,
+        figures=[
+            CardFigure(found.domain, name, at.mean, at.low, at.high, at.level, found.num_users)
+            for found in outcome.domains
+            for name, at in found.metrics.items()
+            if name in SHOWN
+        ],
+        base_model=_repository(origin),
         commands=[
             f"pmmrec evaluate {place} DOMAIN",
             f"pmmrec finetune finetune/full --from {place} --on DOMAIN",
         ],
     )
     restate(folder, metrics=outcome.model_dump(mode="json"), card=card)
+
+
+def _repository(origin: str) -> str | None:
+    """The name on the Hub of what a checkpoint was fine-tuned from, where it is there."""
+    return origin.removeprefix("hf://").partition("@")[0] if origin.startswith("hf://") else None
 
 
 def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:

@@ -24,8 +24,7 @@ from pmmrec.tuning import results
 from pmmrec.tuning.record import Ending, Record, best_first
 from pmmrec.tuning.space import read_space
 from pmmrec.tuning.trial import TrialProcess
-from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub import find_checkpoint
+from pmmrec.zoo.hub import open_checkpoint
 
 POLL_S = 0.2
 # What a first trial may find wrong with the recipe or the data. Once one reached its end, it is a trial's own settings.
@@ -265,5 +264,5 @@ def _domains(plan: SearchPlan, recipe: RunRecipe) -> list[Domain]:
         raise RecipeError(f"{plan.recipe}: a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN")
     if isinstance(recipe, FinetuneRecipe):
         origin = plan.start_from
-        recipe.model_from(None if origin == "none" else Checkpoint.open(find_checkpoint(origin, recipe.hub)))
+        recipe.model_from(None if origin == "none" else open_checkpoint(origin, recipe.hub, parts=()))
     return [Domain.open(plan.on)]

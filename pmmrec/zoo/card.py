@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
+LIBRARY = "pmmrec"
+TASK = {"type": "recommendation", "name": "Sequential recommendation"}
+PART_TENSORS = "part.safetensors"
 ITEM_TABLE = "item_table"  # the part of a model that knows items by id
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+_UNPLAIN = re.compile(r"[^\w./:@-]+")
 _FENCE = re.compile(r"`{3,}")
 
 
@@ -25,6 +31,19 @@ class CardDomain:
     modalities: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class CardFigure:
+    """One test figure with its interval, as the Hub's model index holds them."""
+
+    domain: str
+    metric: str  # such as `hr@10`; in 0..1
+    value: float
+    low: float
+    high: float
+    level: float  # of the interval
+    num_users: int
+
+
 def make_card(
     *,
     name: str,
@@ -37,11 +56,13 @@ def make_card(
     licence: str = "apache-2.0",
     tags: Sequence[str] = (),
     commands: Sequence[str] = (),
+    figures: Sequence[CardFigure] = (),
+    base_model: str | None = None,
 ) -> str:
     """The card as markdown, with the metadata block that the Hugging Face Hub reads.
 
     Args:
-        name: What one gives to load it: a name in the hub, or a folder.
+        name: What one gives to load it: a name in the hub, a folder, `s3://...`, `hf://user/name`.
         system: Name of the recommender system.
         summary: What it is, in a sentence or two of plain text.
         parts: Type of each part by its name, as in the index (`{"text_encoder": "hf_text"}`).
@@ -51,8 +72,10 @@ def make_card(
         licence: SPDX identifier in the hub's spelling.
         tags: Further tags of the hub.
         commands: Command lines that use the checkpoint, shown as they are.
+        figures: What the Hub shows beside the card.
+        base_model: Repository of the Hub that it was fine-tuned from.
     """
-    metadata = {"license": licence, "library_name": "pmmrec", "tags": ["recommendation", *tags]}
+    metadata = _metadata(name, licence, tags, [domain.name for domain in domains], figures, base_model)
     sections = [
         f"# {escaped(name)}",
         f"{escaped(summary)}\n\nA recommender of the system **{escaped(system)}**. {_reach(parts)}",
@@ -64,6 +87,52 @@ def make_card(
     ]
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _metadata(
+    name: str,
+    licence: str,
+    tags: Sequence[str],
+    datasets: Sequence[str],
+    figures: Sequence[CardFigure],
+    base_model: str | None,
+) -> dict[str, Any]:
+    """The metadata in the Hub's own words; empty entries are left out, as its parser asks."""
+    by_domain: dict[str, list[CardFigure]] = {}
+    for figure in figures:
+        if math.isfinite(figure.value):
+            by_domain.setdefault(figure.domain, []).append(figure)
+    results = [
+        {
+            "task": TASK,
+            "dataset": {"type": _plain(domain), "name": _plain(domain), "split": "test"},
+            "metrics": [_measured(figure) for figure in found],
+        }
+        for domain, found in by_domain.items()
+    ]
+    return {
+        "license": licence,
+        "library_name": LIBRARY,
+        "tags": list(dict.fromkeys(["recommendation", LIBRARY, *tags])),
+        **({"base_model": base_model} if base_model else {}),
+        **({"datasets": [_plain(dataset) for dataset in datasets]} if datasets else {}),
+        **({"model-index": [{"name": _plain(name), "results": results}]} if results else {}),
+    }
+
+
+def _measured(figure: CardFigure) -> dict[str, Any]:
+    interval = {"interval": [round(figure.low, 6), round(figure.high, 6)], "level": figure.level}
+    return {
+        "type": figure.metric,
+        "name": figure.metric.upper(),
+        "value": round(figure.value, 6),
+        "args": {**interval, "users": figure.num_users},
+    }
+
+
+def _plain(name: str) -> str:
+    """A name as the Hub takes one."""
+    return _UNPLAIN.sub("-", name).strip("-")
 
 
 def escaped(text: str) -> str:
@@ -100,19 +169,27 @@ def _domains_table(domains: Sequence[CardDomain]) -> str:
 
 
 def _use(name: str, parts: Mapping[str, str], commands: Sequence[str]) -> str:
-    backbones = [part for part in parts if parts[part].startswith("hf_")]
+    alone = [part for part in parts if "/" not in part]  # adapters are nothing without their base
+    backbones = [part for part in alone if parts[part].startswith("hf_")]
     lines = [
         "from pathlib import Path",
         "",
         "import pmmrec",
         "from pmmrec.zoo.hub import find_checkpoint",
+        "from safetensors.torch import load_file",
         *(["from transformers import AutoModel"] if backbones else []),
         "",
-        f"system = pmmrec.load({name!r})  # the whole; a folder, or a name in ./hub",
-        f"folder = find_checkpoint({name!r}, hub=Path('hub'))",
-        *(f"{part} = AutoModel.from_pretrained(folder / {part!r})  # a backbone alone" for part in backbones),
+        f"system = pmmrec.load({name!r})  # the whole",
+        "",
+        "",
+        "def part(which):  # one part alone: no byte of any other is fetched",
+        f"    return find_checkpoint({name!r}, Path('hub'), parts=[which]) / which",
+        "",
+        "",
+        *(f"{part} = AutoModel.from_pretrained(part({part!r}))" for part in backbones),
+        *(f"{part}_tensors = load_file(part({part!r}) / '{PART_TENSORS}')" for part in alone),
     ]
-    blocks = [fenced("\n".join(lines), "python")]
+    blocks = [fenced("\n".join(lines if alone else lines[:8]), "python")]
     if commands:
         blocks.append(fenced("\n".join(commands), "sh"))
     return "\n\n".join(blocks)

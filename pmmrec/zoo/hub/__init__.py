@@ -44,6 +44,7 @@ __all__ = [
     "pull_checkpoint",
     "push_checkpoint",
     "refuse_taken_name",
+    "refuse_unsound",
 ]
 
 

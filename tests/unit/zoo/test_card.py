@@ -1,8 +1,12 @@
 """A card says what a checkpoint is, and obeys nothing that users wrote into it."""
 
-import yaml
+from pathlib import Path
 
-from pmmrec.zoo.card import CardDomain, escaped, fenced, make_card
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import metadata_load
+
+from pmmrec.zoo.card import CardDomain, CardFigure, escaped, fenced, make_card
 
 DOMAIN = CardDomain("hm_women", num_users=1200, num_items=345, num_interactions=6789, modalities=("text", "image"))
 PARTS = {"text_encoder": "hf_text", "fusion": "merge_attention"}
@@ -26,8 +30,36 @@ def test_the_front_matter_is_yaml_that_the_hub_reads() -> None:
     assert yaml.safe_load(head) == {
         "license": "mit",
         "library_name": "pmmrec",
-        "tags": ["recommendation", "food: hot", "- evil"],
+        "tags": ["recommendation", "pmmrec", "food: hot", "- evil"],
+        "datasets": ["hm_women"],
     }
+
+
+def test_the_hubs_own_parser_reads_every_figure_with_its_interval(tmp_path: Path) -> None:
+    figures = [
+        CardFigure("hm_women", "hr@10", 0.125, 0.1, 0.15, level=0.95, num_users=1200),
+        CardFigure("hm_women", "ndcg@10", 0.0625, 0.05, 0.07, level=0.95, num_users=1200),
+        CardFigure("films", "hr@10", 0.5, 0.4, 0.6, level=0.95, num_users=7),
+    ]
+    path = tmp_path / "README.md"
+    path.write_text(card(name="hf://alice/tiny", figures=figures, base_model="alice/base"), encoding="utf-8")
+    data = ModelCard.load(path).data
+    assert isinstance(data, ModelCardData)
+    assert (data.license, data.library_name, data.base_model) == ("apache-2.0", "pmmrec", "alice/base")
+    assert data.datasets == ["hm_women"]
+    assert data.model_name == "hf://alice/tiny"
+    found = [(r.dataset_name, r.dataset_split, r.metric_type, r.metric_value, r.metric_args) for r in data.eval_results]
+    assert found == [
+        ("hm_women", "test", "hr@10", 0.125, {"interval": [0.1, 0.15], "level": 0.95, "users": 1200}),
+        ("hm_women", "test", "ndcg@10", 0.0625, {"interval": [0.05, 0.07], "level": 0.95, "users": 1200}),
+        ("films", "test", "hr@10", 0.5, {"interval": [0.4, 0.6], "level": 0.95, "users": 7}),
+    ]
+    assert data.to_dict() == metadata_load(path)  # what the parser would write is what we wrote
+
+
+def test_figures_that_are_no_numbers_are_left_out() -> None:
+    text = card(figures=[CardFigure("hm_women", "hr@10", float("nan"), 0, 0, level=0.95, num_users=0)])
+    assert "model-index" not in text
 
 
 def test_the_card_tells_data_parts_results_recipe_and_use() -> None:
@@ -36,8 +68,9 @@ def test_the_card_tells_data_parts_results_recipe_and_use() -> None:
     assert "| text\\_encoder | hf\\_text |" in text
     assert "| 0.1 |" in text
     assert "```yaml\nseed: 1\n```" in text
-    assert "AutoModel.from_pretrained(folder / 'text_encoder')" in text
-    assert "AutoModel.from_pretrained(folder / 'fusion')" not in text
+    assert "text_encoder = AutoModel.from_pretrained(part('text_encoder'))" in text
+    assert "AutoModel.from_pretrained(part('fusion'))" not in text
+    assert "fusion_tensors = load_file(part('fusion') / 'part.safetensors')" in text
     assert "```sh\npmmrec evaluate demo\n```" in text
 
 
@@ -48,7 +81,8 @@ def test_the_python_in_a_card_is_python() -> None:
 
 def test_names_of_users_cannot_bring_markup_or_rows() -> None:
     evil = "<script>x</script> [a](http://b) | **c**\n# d"
-    text = card(domains=[CardDomain(evil, 1, 1, 1, ("text",))], results="<img src=x>", summary=evil, name=evil)
+    told = {"domains": [CardDomain(evil, 1, 1, 1, ("text",))], "summary": evil, "name": evil}
+    text = card(results="<img src=x>", figures=[CardFigure(evil, "hr@10", 0, 0, 0, level=0.95, num_users=1)], **told)
     outside_code, _, _ = text.partition("```")
     assert outside_code.count("&lt;script&gt;") == 3
     assert "<" not in outside_code
