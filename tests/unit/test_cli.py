@@ -25,6 +25,7 @@ VERBS = [
     "finetune",
     "evaluate",
     "score",
+    "index",
     "compare",
     "report",
     "data",
@@ -86,6 +87,8 @@ def test_help_of_a_program_names_its_arguments(pmmrec: Pmmrec, verb: str) -> Non
         ("evaluate", "a", "b", "c"),
         ("evaluate", "a", "b", "--seen", "perhaps"),
         ("score", "a", "b", "--out", "c", "--top-k", "0"),
+        ("score", "a", "b", "--out", "c", "--seen", "include"),
+        ("index", "a", "b", "--out", "c", "--kind", "magic"),
         ("recipe", "show", "pretrain/tiny", "--bogus"),
         ("pretrain",),
         ("pretrain", "pretrain/tiny", "--bogus"),
@@ -127,6 +130,7 @@ def test_a_machine_that_cannot_ends_with_4(at_run: Path, world: Path, pmmrec: Pm
         ("evaluate", "small", world / "boutique", "--out", tmp_path / "file" / "out", "--cache", "c"),
         ("evaluate", "small", world / "boutique", "--cache", tmp_path / "file" / "cache"),
         ("score", "small", world / "boutique", "--out", tmp_path / "file" / "out", "--cache", "c"),
+        ("index", "small", world / "boutique", "--out", tmp_path / "file" / "out", "--cache", "c"),
         ("recipe", "copy", "pretrain/tiny", tmp_path / "no" / "mine.yaml"),
     ):
         result = pmmrec(*words)
