@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_server import TOKEN, HubServer, serving
+from hub_server import HubServer, point_client_at, serving
 
 
 @pytest.fixture(autouse=True)
@@ -26,15 +26,3 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         point_client_at(hub.url, monkeypatch, tmp_path)
         yield hub
         huggingface_hub.close_session()
-
-
-def point_client_at(url: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """What HF_ENDPOINT and its sisters do where they are set before the client is imported."""
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf-cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
