@@ -46,8 +46,9 @@ evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures wh
 evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from zoo/results_gpu
 	$(MAKE) evidence PLAN=zoo/evidence_gpu.yaml RESULTS=zoo/results_gpu TO=zoo/RESULTS_GPU.md RUNS=runs/evidence_gpu JOBS=1
 
-benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA); skips where there is none
+benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA) if it is there; how fast score is
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"
+	$(BIN)/python tests/benchmarks/score.py
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean

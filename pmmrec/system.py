@@ -172,7 +172,13 @@ class System:
             if self._model_for(opened).scorer.reads_counts:
                 counts = np.concatenate([histories.item_counts(), np.zeros(num_items - opened.num_items, np.int64)])
             maker = ListMaker(
-                self._model_for(opened), offer.vectors_ND, k, counts=counts, contents=offer.contents, seen=seen
+                self._model_for(opened),
+                offer.vectors_ND,
+                k,
+                counts=counts,
+                contents=offer.contents,
+                seen=seen,
+                threads=torch.get_num_threads(),
             )
             with bars() as progress:
                 return job.run(maker, offer.item_ids, progress, say)

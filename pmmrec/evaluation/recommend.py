@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.contents import Contents
+from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import alike_items, evaluating
 from pmmrec.evaluation.ranking import Rows, Seen, check_seen
@@ -33,6 +36,7 @@ SCHEMA = pa.schema(
         ("score", pa.float32()),
     ]
 )
+CHUNKS_OF_THREAD = 16  # between two moments at which lists come out
 ROWS_OF_GROUP = 100_000  # rows of a Parquet row group, at least, but for the last
 Ints = NDArray[np.int64]
 
@@ -105,8 +109,12 @@ class ListMaker:
         seen: Seen = "exclude",
         sizes: Sizes | None = None,
         device: torch.device | None = None,
+        threads: int = 1,
     ) -> None:
         """Vectors may stay on the CPU where the model is on another `device`.
+
+        On a CPU each of `threads` takes chunks of its own: products of matrices that threads share make them wait for
+        one another, long where the machine does other work.
 
         Raises RecipeError where k does not fit the catalogue, ValueError where scores read counts and there are none.
         """
@@ -133,32 +141,57 @@ class ListMaker:
         self._num_more = 0 if key_CD is None else key_CD.shape[1] - vectors_ND.shape[1]
         self._largest_key = np.inf if key_CD is None else float(key_CD.norm(dim=1).max()) if len(key_CD) else 0.0
         self._sizes = sizes or Sizes.on(self._device)
-        self._scan = Scan(write, len(self._candidates), k, self._sizes, self._device)
+        self._scans = [Scan(write, len(self._candidates), k, self._sizes, self._device)]
+        if self._device.type == "cpu":
+            self._scans += [
+                Scan(write, len(self._candidates), k, self._sizes, self._device) for _ in range(threads - 1)
+            ]
 
     def lists(self, offsets: Rows, items: Rows, first_user: int = 0) -> Iterator[TopItems]:
         """Lists in order; the i-th user's history is items[offsets[i]:offsets[i+1]], and none is empty.
 
         In the lists users are numbered from `first_user` on. Raises DataError for a score that is not finite.
         """
-        for start in range(0, len(offsets) - 1, self._sizes.users):
+        free: SimpleQueue[Scan] = SimpleQueue()
+        for scan in self._scans:
+            free.put(scan)
+
+        def chunk(start: int) -> TopItems:
             offset_B = np.asarray(offsets[start : start + self._sizes.users + 1]).astype(np.int64)
             item_H = np.asarray(items[offset_B[0] : offset_B[-1]]).astype(np.int64)
-            yield self._chunk(offset_B - offset_B[0], item_H, first_user + start)
+            scan = free.get()
+            try:
+                with torch.no_grad():
+                    return self._chunk(scan, offset_B - offset_B[0], item_H, first_user + start)
+            finally:
+                free.put(scan)
 
-    def _chunk(self, offset_B: Ints, item_H: Ints, first_user: int) -> TopItems:
+        starts, num_threads = range(0, len(offsets) - 1, self._sizes.users), len(self._scans)
+        if num_threads == 1 or len(starts) == 1:
+            for start in starts:
+                with evaluating(self._recommender):
+                    made = chunk(start)
+                yield made
+            return
+        together = num_threads * CHUNKS_OF_THREAD
+        for first in range(0, len(starts), together):
+            with evaluating(self._recommender), one_thread_each():
+                some = list(in_order(chunk, starts[first : first + together], num_threads))
+            yield from some
+
+    def _chunk(self, scan: Scan, offset_B: Ints, item_H: Ints, first_user: int) -> TopItems:
         num_users = len(offset_B) - 1
         seen_user_H, seen_item_H = _distinct(offset_B, item_H, self._vectors_ND.shape[0])
         if self._seen == "include":
             seen_user_H, seen_item_H = seen_user_H[:0], seen_item_H[:0]
-        with evaluating(self._recommender):
-            query_BD = states_after(self._recommender.user_encoder, self._vectors_ND, offset_B, item_H, self._device)
-            is_finite = float(query_BD.norm(dim=1).max()) * self._largest_key < SAFE
-            query_BD = torch.nn.functional.pad(query_BD, (0, self._num_more), value=1.0)
-            value_BK, column_BK = self._scan.best(
-                query_BD,
-                *self._candidates.gone(seen_user_H, seen_item_H),
-                complain=None if is_finite else self._complaint(first_user),
-            )
+        query_BD = states_after(self._recommender.user_encoder, self._vectors_ND, offset_B, item_H, self._device)
+        is_finite = float(query_BD.norm(dim=1).max()) * self._largest_key < SAFE
+        query_BD = torch.nn.functional.pad(query_BD, (0, self._num_more), value=1.0)
+        value_BK, column_BK = scan.best(
+            query_BD,
+            *self._candidates.gone(seen_user_H, seen_item_H),
+            complain=None if is_finite else self._complaint(first_user),
+        )
         value_BK, column_BK = value_BK.cpu(), column_BK.cpu()
         user_index_B = torch.arange(first_user, first_user + num_users)
         if self._candidates.are_single:
@@ -204,6 +237,17 @@ class ListMaker:
             )
 
         return complain
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Torch computes with one thread in each thread of ours; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def top_k(

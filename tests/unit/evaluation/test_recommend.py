@@ -18,8 +18,8 @@ from pmmrec.data.split import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation import recommend
 from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer
-from pmmrec.evaluation.recommend import TopItems, top_k, write_lists
-from pmmrec.evaluation.scan import first_largest
+from pmmrec.evaluation.recommend import ListMaker, TopItems, top_k, write_lists
+from pmmrec.evaluation.scan import Sizes, first_largest
 from pmmrec.models import Scorer
 from pmmrec.models.recommender import Recommender
 
@@ -126,6 +126,43 @@ def test_a_list_does_not_hang_on_who_else_is_asked_for(
         lists = top_k(recommender, vectors_ND, offsets, domain.sequence_items, 4, counts=counts, chunk=9)
         found.append(next(lists).item_index_BK[0].tolist())
     assert found[0] == found[1] == found[2]
+
+
+def test_threads_make_the_same_lists_and_leave_everything_as_it_was(
+    domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor
+) -> None:
+    sizes = Sizes(users=2, tile=32, piece_bytes=1 << 20)
+    recommender.train()
+    found = []
+    for threads in (1, 3):
+        maker = ListMaker(recommender, vectors_ND, 4, sizes=sizes, threads=threads)
+        lists = maker.lists(domain.sequence_offsets, domain.sequence_items)
+        found.append([next(lists)])
+        assert recommender.user_encoder.training
+        assert torch.is_grad_enabled()
+        assert torch.get_num_threads() == 1
+        found[-1] += list(lists)
+    for one, other in zip(*found, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+
+
+def test_as_many_threads_compute_afterwards_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with recommend.one_thread_each():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_a_thread_is_told(domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor) -> None:
+    vectors_ND[11] = torch.inf
+    sizes = Sizes(users=1, tile=32, piece_bytes=1 << 20)
+    maker = ListMaker(recommender, vectors_ND, 4, sizes=sizes, threads=2)
+    with pytest.raises(DataError, match=r"user 0: item 11 scores -?(inf|nan)"):
+        list(maker.lists(domain.sequence_offsets, domain.sequence_items))
 
 
 def test_lists_reach_the_file_with_ids_and_ranks(
