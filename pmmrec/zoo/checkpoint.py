@@ -226,7 +226,7 @@ class Checkpoint:
         return problems or self._mislabelled()
 
     def _mislabelled(self) -> list[str]:
-        """Parts that their own part.json, which is all that a part travelling alone has, calls something else."""
+        """Parts of which the index says something else than what they hold, or than their own part.json."""
         problems = []
         for entry in (*self.index.parts.values(), *self.index.objectives.values(), *self.index.adapted.values()):
             about = files.read_json(self.folder / entry.folder / PART_SETTINGS)
@@ -234,6 +234,8 @@ class Checkpoint:
             if found != (entry.family, entry.type):
                 said = f"{entry.family} {entry.type!r} in {files.INDEX_NAME}"
                 problems.append(f"{entry.folder}/{PART_SETTINGS} says {found}, which is {said}")
+            if entry.sizes is not None and list(entry.sizes) != files.sizes_in(self.folder / entry.folder, entry.files):
+                problems.append(f"{entry.folder}: its tensors have other sizes than {files.INDEX_NAME} says")
         return problems
 
     def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:

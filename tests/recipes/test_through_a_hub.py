@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from command_line import Pmmrec, Result, working_in
-from hub_server import HubServer, point_client_at, serving
+from hub_client import point_client_at
+from hub_server import TOKEN, HubServer, serving
 
 from pmmrec.zoo.checkpoint import Checkpoint
 
@@ -94,6 +98,20 @@ def test_only_some_parts_are_pulled_to_a_folder(hub: HubServer, pmmrec: Pmmrec) 
     assert (again.code, "some: exists already" in again.output) == (2, True)
     unknown = pmmrec("zoo", "pull", PLACE, "--parts", "fusio")
     assert (unknown.code, "did you mean 'fusion'" in unknown.output) == (2, True)
+
+
+def test_the_clients_own_variables_are_obeyed_and_the_token_is_never_shown(hub: HubServer, tmp_path: Path) -> None:
+    plain = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    client = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_DEBUG": "0"}
+    command = [sys.executable, "-c", "from pmmrec.cli import app; app()", "zoo", "pull", PLACE, "--parts", "fusion"]
+    env = {**plain, **client, "HOME": str(tmp_path)}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    told = found.stdout + found.stderr
+    assert found.returncode == 0, told
+    assert f"commit {commit(hub)}; fetched" in found.stdout
+    assert TOKEN not in told
+    copies = list((tmp_path / ".cache" / "pmmrec" / "checkpoints").glob(f"*/{commit(hub)}/fusion/part.safetensors"))
+    assert len(copies) == 1
 
 
 def test_a_tampered_checkpoint_ends_with_the_code_of_bad_data(hub: HubServer, pmmrec: Pmmrec, world: Path) -> None:

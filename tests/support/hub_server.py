@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import pytest
 import yaml
 
 TOKEN = "hf_letmein0123456789"  # noqa: S105
@@ -394,16 +392,3 @@ def serving() -> Iterator[HubServer]:
         yield hub
     finally:
         stop()
-
-
-def point_client_at(url: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """What HF_ENDPOINT and its sisters do where they are set before the client is imported."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf-cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)

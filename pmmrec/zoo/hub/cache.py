@@ -156,7 +156,7 @@ class Shelf:
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
-        """A name outside every checkpoint, gone at the end."""
+        """A name outside every checkpoint, gone at the end with those of killed processes: who drafts has the lock."""
         draft = self.home / _DRAFTS / uuid.uuid4().hex
         try:
             draft.parent.mkdir(parents=True, exist_ok=True)
@@ -165,9 +165,7 @@ class Shelf:
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
             raise MachineError(f"{self.home}: cannot be written: {reason}") from error
         finally:
-            if draft.is_dir():
-                shutil.rmtree(draft, ignore_errors=True)
-            draft.unlink(missing_ok=True)
+            shutil.rmtree(draft.parent, ignore_errors=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -375,3 +375,10 @@ def test_tensors_of_a_backbone_that_do_not_fit_are_named(
 def test_errors_of_a_checkpoint_are_errors_of_data() -> None:
     assert CheckpointError.exit_code == 3
     assert RecipeError.exit_code == 2
+
+
+def test_sizes_that_the_index_makes_up_are_a_problem(saved_copy: Path) -> None:
+    tree = files.read_json(saved_copy / files.INDEX_NAME)
+    tree["parts"]["fusion"]["sizes"][0] += 1
+    files.write_json(saved_copy / files.INDEX_NAME, tree)
+    assert Checkpoint.open(saved_copy).verify() == ["fusion: its tensors have other sizes than model_index.json says"]

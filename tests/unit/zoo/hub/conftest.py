@@ -7,7 +7,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_server import HubServer, point_client_at, serving
+from hub_client import point_client_at
+from hub_server import HubServer, serving
+
+from pmmrec.zoo.hub import PushOptions, push_checkpoint
+from pmmrec.zoo.origin import Origin
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +30,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         point_client_at(hub.url, monkeypatch, tmp_path)
         yield hub
         huggingface_hub.close_session()
+
+
+@pytest.fixture
+def published(saved: Path, server: HubServer) -> Origin:
+    """The tiny checkpoint on the hub; the log starts empty."""
+    origin = push_checkpoint(saved, "hf://alice/tiny", Path("hub"), PushOptions())
+    server.log.clear()
+    return origin

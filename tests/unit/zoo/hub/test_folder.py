@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub import find_checkpoint, list_checkpoints, publish
+from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_checkpoints, place_at, publish, push_checkpoint
+from pmmrec.zoo.origin import Origin
 
 
 def test_a_published_checkpoint_is_found_by_its_name(saved: Path, tmp_path: Path) -> None:
@@ -17,6 +19,38 @@ def test_a_published_checkpoint_is_found_by_its_name(saved: Path, tmp_path: Path
     assert find_checkpoint("demo-1", hub) == hub / "demo-1"
     assert find_checkpoint(str(saved), hub) == saved
     assert Checkpoint.open(hub / "demo-1").verify() == []
+
+
+def test_a_checkpoint_is_pushed_to_a_name_or_to_a_folder(saved: Path, tmp_path: Path) -> None:
+    hub, commit = tmp_path / "hub", files.sha256_of(saved / files.INDEX_NAME)
+    for place, folder in (("demo", hub / "demo"), (str(tmp_path / "other" / "demo"), tmp_path / "other" / "demo")):
+        assert push_checkpoint(saved, place, hub, PushOptions()) == Origin(place, commit)
+        assert Checkpoint.open(folder).verify() == []
+        assert Checkpoint.open(folder).origin == Origin(str(folder), commit)
+        with pytest.raises(RecipeError, match="exists already"):
+            push_checkpoint(saved, place, hub, PushOptions())
+
+
+def test_a_folder_answers_as_every_place_does(saved: Path, tmp_path: Path) -> None:
+    place = place_at(str(saved), tmp_path)
+    place.fetch(place.commit(), "metrics.json", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (saved / "metrics.json").read_bytes()
+    with pytest.raises(CheckpointError, match="holds no nothing"):
+        place.fetch(place.commit(), "nothing", tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="is no longer commit 0000"):
+        place.fetch("0000", "metrics.json", tmp_path / "copy")
+
+
+def test_a_part_that_a_folder_lacks_is_named(saved: Path, tmp_path: Path) -> None:
+    assert find_checkpoint(str(saved), tmp_path, parts=["fusion"]) == saved
+    with pytest.raises(RecipeError, match="holds no part 'fussion'; did you mean 'fusion'"):
+        find_checkpoint(str(saved), tmp_path, parts=["fussion"])
+
+
+def test_a_record_outside_the_cache_is_nobodys_word(saved_copy: Path) -> None:
+    record = saved_copy.with_name(saved_copy.name + ".origin.json")
+    record.write_text('{"place": "hf://mallory/tiny", "commit": "0"}')
+    assert Checkpoint.open(saved_copy).origin.place == str(saved_copy)
 
 
 def test_publishing_refuses_a_name_that_is_taken(saved: Path, tmp_path: Path) -> None:

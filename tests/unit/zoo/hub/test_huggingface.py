@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +33,6 @@ from pmmrec.zoo.results import restate
 PLACE = "hf://alice/tiny"
 PARTS = ("text_encoder", "vision_encoder", "fusion", "user_encoder")
 HUB = Path("hub")
-
-
-@pytest.fixture
-def published(saved: Path, server: HubServer) -> Origin:
-    """The tiny checkpoint on the hub; the log starts empty."""
-    origin = push_checkpoint(saved, PLACE, HUB, PushOptions())
-    server.log.clear()
-    return origin
 
 
 def told(call: Callable[[], object]) -> list[str]:
@@ -143,74 +134,6 @@ def test_a_taken_repository_is_kept_unless_asked(published: Origin, saved: Path)
         push_checkpoint(saved, PLACE, HUB, PushOptions())
 
 
-@pytest.mark.parametrize(
-    "path", ["fusion/part.safetensors", "text_encoder/model.safetensors", "user_encoder/part.json", "recipe.yaml"]
-)
-def test_a_tampered_file_is_refused_by_its_name_and_not_kept(
-    published: Origin, server: HubServer, fresh_home: Path, path: str
-) -> None:
-    content = bytearray(server.files("alice/tiny")[path])
-    content[-1] ^= 1
-    commit = server.tamper("alice/tiny", path, bytes(content))
-    with pytest.raises(CheckpointError, match=rf"hf://alice/tiny: {path} is not what model_index\.json promises"):
-        find_checkpoint(f"{PLACE}@{commit}", HUB)
-    kept = [found for found in fresh_home.rglob("*") if found.is_file() and found.read_bytes() == bytes(content)]
-    assert kept == []
-
-
-def test_a_tampered_part_does_not_stop_the_others(published: Origin, server: HubServer) -> None:
-    commit = server.tamper("alice/tiny", "fusion/part.safetensors", b"\0")
-    folder = find_checkpoint(f"{PLACE}@{commit}", HUB, parts=["user_encoder"])
-    assert (folder / "user_encoder" / "part.safetensors").is_file()
-    with pytest.raises(CheckpointError, match=r"fusion/part\.safetensors is not what"):
-        find_checkpoint(f"{PLACE}@{commit}", HUB, parts=["fusion"])
-
-
-def with_index(server: HubServer, change: Callable[[dict[str, dict[str, object]]], object]) -> str:
-    tree = json.loads(server.files("alice/tiny")[files.INDEX_NAME])
-    change(tree)
-    return f"{PLACE}@{server.tamper('alice/tiny', files.INDEX_NAME, json.dumps(tree).encode())}"
-
-
-def test_an_index_cannot_name_files_outside_its_folder(published: Origin, server: HubServer) -> None:
-    place = with_index(server, lambda tree: tree["files"].update({"../../../.bashrc": "0" * 64}))
-    with pytest.raises(CheckpointError, match=r"hf://alice/tiny/model_index.json.*\n?.*\.\./\.\./\.\./\.bashrc"):
-        find_checkpoint(place, HUB)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.PT", "modeling.py"])
-def test_an_index_cannot_bring_pickles_or_programs(published: Origin, server: HubServer, name: str) -> None:
-    place = with_index(server, lambda tree: tree["files"].update({name: "0" * 64}))
-    with pytest.raises(CheckpointError, match=f"lists {name}, which may run code"):
-        find_checkpoint(place, HUB)
-
-
-def test_a_configuration_cannot_ask_for_code(published: Origin, server: HubServer) -> None:
-    config = json.loads(server.files("alice/tiny")["text_encoder/config.json"])
-    content = json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}).encode()
-    server.tamper("alice/tiny", "text_encoder/config.json", content)
-    digest = hashlib.sha256(content).hexdigest()
-    place = with_index(server, lambda tree: tree["parts"]["text_encoder"]["files"].update({"config.json": digest}))  # type: ignore[index, attr-defined]
-    with pytest.raises(CheckpointError, match="'auto_map' runs code from elsewhere"):
-        find_checkpoint(place, HUB, parts=["text_encoder"])
-
-
-def test_a_file_that_is_listed_and_missing_is_named(published: Origin, server: HubServer) -> None:
-    repository = server.repositories["alice/tiny"]
-    tree = dict(repository.trees[published.commit])
-    del tree["user_encoder/part.json"]
-    commit = repository.add("main", tree)
-    with pytest.raises(CheckpointError, match=r"holds no user_encoder/part\.json at commit"):
-        find_checkpoint(f"{PLACE}@{commit}", HUB)
-
-
-def test_a_repository_without_a_checkpoint_says_so(server: HubServer) -> None:
-    server.repositories["alice/other"] = Repository(private=False)
-    server.repositories["alice/other"].add("main", {"README.md": b""})
-    with pytest.raises(CheckpointError, match=r"hf://alice/other: holds no model_index\.json"):
-        find_checkpoint("hf://alice/other", HUB, warn=lambda _: None)
-
-
 def test_an_unknown_part_is_answered_with_a_near_one(published: Origin) -> None:
     with pytest.raises(RecipeError, match="holds no part 'text_encodr'; did you mean 'text_encoder'"):
         find_checkpoint(published.pinned, HUB, parts=["text_encodr"])
@@ -292,6 +215,24 @@ def test_a_busy_hub_is_asked_again_after_the_time_it_names(published: Origin, se
     assert time.monotonic() - started_s >= 1
     assert (found / "user_encoder" / "part.safetensors").is_file()
     assert len([entry for entry in server.log if entry.status == 429]) == 2
+
+
+def test_several_processes_fetch_each_file_once(published: Origin, server: HubServer) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: find_checkpoint(published.pinned, HUB), range(4)))
+    assert len(folders) == 1
+    got = [entry.path for entry in server.log if entry.method == "GET" and "/resolve/" in entry.path]
+    assert len(got) == len(set(got)) == len(files.files_below(folders.pop()))
+
+
+def test_a_killed_pull_leaves_nothing_behind_for_long(published: Origin) -> None:
+    folder = find_checkpoint(published.pinned, HUB, parts=())
+    leftover = folder.parent / "incomplete" / "0123"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
+    checkpoint = Checkpoint.open(find_checkpoint(published.pinned, HUB))
+    assert not leftover.exists()
+    assert checkpoint.verify() == []
 
 
 def test_a_cut_download_goes_on_where_it_was_cut(
