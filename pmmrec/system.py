@@ -45,6 +45,7 @@ from pmmrec.zoo.hub import open_checkpoint
 
 CACHE = Path("~/.cache/pmmrec")
 HUB = Path("hub")
+DEVICE_SHARE = 0.2  # of a GPU's free memory, at most, for the vectors of a catalogue; keys may take as much again
 
 
 class System:
@@ -178,6 +179,7 @@ class System:
                 counts=counts,
                 contents=offer.contents,
                 seen=seen,
+                device=self.device,
                 threads=torch.get_num_threads(),
             )
             with bars() as progress:
@@ -222,8 +224,9 @@ class System:
         if not self.checkpoint.model_config.item_encoder.modalities:
             raise RecipeError("--new-items: this model knows items by id, and can say nothing of items it has not met")
         self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache) as folder, bars() as progress:
-            new = import_new_items(Path(items), None if images is None else Path(images), Path(folder), progress)
+        with tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache) as folder:
+            with bars() as progress:
+                new = import_new_items(Path(items), None if images is None else Path(images), Path(folder), progress)
             report_rejected(new, self._warn)
             yield new
             self._encoded.pop(new.fingerprint, None)
@@ -236,7 +239,14 @@ class System:
             counts = encoded.domain.item_counts if model.scorer.reads_counts else None
             sizes = dataclasses.replace(Sizes.on(self.device), users=1)
             made = ListMaker(
-                model, encoded.vectors_ND, k, counts=counts, contents=encoded.contents, seen=seen, sizes=sizes
+                model,
+                encoded.vectors_ND,
+                k,
+                counts=counts,
+                contents=encoded.contents,
+                seen=seen,
+                sizes=sizes,
+                device=self.device,
             )
             self._maker = (asked, made)
         return self._maker[1]
@@ -253,11 +263,20 @@ class System:
                     weights=weights,
                     cache=self._cache,
                     device=self.device,
+                    keep_on=self._home_of(domain.num_items),
                     share=share,
                     progress=progress,
                 )
             self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND, reader.contents(0))
         return self._encoded[domain.fingerprint]
+
+    def _home_of(self, num_items: int) -> torch.device:
+        """Where vectors of so many items are kept: beside the model, or on the CPU where a GPU has not much room."""
+        if self.device.type != "cuda":
+            return self.device
+        free, _ = torch.cuda.mem_get_info(self.device)
+        num_bytes = 4 * num_items * self.checkpoint.model_config.width
+        return self.device if num_bytes < DEVICE_SHARE * free else torch.device("cpu")
 
     def _learned_from(self, domain: Domain) -> bool:
         """Whether the checkpoint says that it was trained on this domain, or on one of its name."""

@@ -37,10 +37,13 @@ def kept_vectors(
     weights: str,
     cache: Path,
     device: torch.device,
+    keep_on: torch.device | None = None,
     share: Share | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """What `encode_catalogue` gives, `(N, D)` float32 on `device`, out of pieces that are kept in `cache`.
+    """What `encode_catalogue` gives, `(N, D)` float32, out of pieces that are kept in `cache`.
+
+    The encoders are on `device`; the vectors come there too, or to `keep_on`.
 
     `weights` names the weights of the item encoder: the pieces of other weights, items, devices or libraries are
     others. A run that was killed goes on where it was. Each process of a `share` encodes its own pieces, then those
@@ -52,7 +55,7 @@ def kept_vectors(
     source = f"{FORMAT} {weights} {reader.fingerprint(domain_index)} {device.type} {ITEMS_AT_ONCE} {versions}"
     folder = cache / f"vectors-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
     pieces = [rows[start : start + ITEMS_OF_PIECE] for start in range(0, len(rows), ITEMS_OF_PIECE)]
-    vectors_ND, num_done = torch.zeros(0, 0), 0
+    home, vectors_ND, num_done = keep_on or device, torch.zeros(0, 0), 0
     for place in (share or Share()).order(len(pieces)):
         path = folder / f"{place:06d}.safetensors"
         vectors_PD = _read(path, len(pieces[place]))
@@ -60,14 +63,14 @@ def kept_vectors(
             vectors_PD = _encode(recommender, reader, domain_index, pieces[place], device)
             _write(path, vectors_PD)
         if not len(vectors_ND):
-            vectors_ND = torch.zeros(len(contents.same_as_N), vectors_PD.shape[1], device=device)
-        vectors_ND[torch.from_numpy(pieces[place]).to(device)] = vectors_PD.to(device)
+            vectors_ND = torch.zeros(len(contents.same_as_N), vectors_PD.shape[1], device=home)
+        vectors_ND[torch.from_numpy(pieces[place]).to(home)] = vectors_PD.to(home)
         num_done += len(pieces[place])
         if progress is not None:
             progress("items encoded", num_done, len(rows))
     again = np.flatnonzero(contents.same_as_N != np.arange(len(contents.same_as_N)))
-    first = torch.from_numpy(contents.same_as_N[again]).to(device)
-    vectors_ND[torch.from_numpy(again).to(device)] = vectors_ND[first]
+    first = torch.from_numpy(contents.same_as_N[again]).to(home)
+    vectors_ND[torch.from_numpy(again).to(home)] = vectors_ND[first]
     return vectors_ND
 
 

@@ -36,7 +36,9 @@ class Share:
     @property
     def device(self) -> str | None:
         """Its GPU where several processes share a machine that has them; None: whatever one process would take."""
-        return f"cuda:{self.on_machine}" if self.count > 1 and torch.cuda.is_available() else None
+        if self.count == 1 or not torch.cuda.is_available():
+            return None
+        return f"cuda:{self.on_machine % torch.cuda.device_count()}"
 
     def span(self, total: int) -> slice:
         """Its part of `total` things in a row; the parts of all processes are as equal as can be."""

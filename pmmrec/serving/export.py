@@ -161,11 +161,10 @@ def _queries(
     """What is searched for on behalf of users of the domain, drawn at random; on the CPU."""
     num_users = min(num_users, histories.num_users)
     drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
-    parts = []
+    parts, device = [], next(recommender.user_encoder.parameters()).device
     with evaluating(recommender):
         for history in histories.chunks(1024, drawn):
             items = history.item_H.astype(np.int64)
-            device = encoded.vectors_ND.device
             parts.append(
                 states_after(recommender.user_encoder, encoded.vectors_ND, history.offset_B, items, device).cpu()
             )
