@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmmrec.contracts import Modality
-from pmmrec.data.domain import Domain
+from pmmrec.data.domain import IMAGES_FILE, Domain
 from pmmrec.data.text import TokenTable
-from pmmrec.errors import DataError
+from pmmrec.errors import DataError, MachineError
 
 Ints = NDArray[np.int64]
+FORMAT = 1  # part of the key: a change of layout makes a new cache
 IMAGES_AT_ONCE = 256
 MAX_UNREADABLE = 0.05  # share of a domain's items
 
@@ -34,10 +38,11 @@ class Contents:
         return np.flatnonzero(is_first_N & self.is_readable_N)
 
 
-def contents_of(domain: Domain, modalities: frozenset[Modality], tokens: TokenTable | None) -> Contents:
+def contents_of(domain: Domain, modalities: frozenset[Modality], tokens: TokenTable | None, cache: Path) -> Contents:
     """Compare items by their token ids and stored image bytes, as far as a model reads them.
 
-    `tokens` is given where texts are read. Only images of items whose texts are alike are read from disk: one pass.
+    `tokens` is given where texts are read. Images are compared once ever: `cache` holds which are alike. MachineError
+    when it cannot be kept there.
     """
     rows = np.arange(domain.num_items)
     if not modalities:
@@ -46,10 +51,8 @@ def contents_of(domain: Domain, modalities: frozenset[Modality], tokens: TokenTa
     if tokens is not None:
         same_as_N = _first_alike(rows, map(tokens.content, rows.tolist()))
     if Modality.IMAGE in modalities:
-        is_shared_N = np.bincount(same_as_N, minlength=len(rows))[same_as_N] > 1
-        shared = np.flatnonzero(is_shared_N)
-        keys = zip(same_as_N[shared].tolist(), _image_hashes(domain, shared), strict=True)
-        same_as_N[shared] = _first_alike(shared, keys)
+        same_image_N = _same_images(domain, cache)
+        same_as_N = _first_alike(rows, zip(same_as_N.tolist(), same_image_N.tolist(), strict=True))
     return Contents(same_as_N, is_readable(domain, modalities))
 
 
@@ -94,7 +97,52 @@ def _first_alike(rows: Ints, keys: Iterable[Hashable]) -> Ints:
     return np.array([first.setdefault(key, int(row)) for row, key in zip(rows, keys, strict=True)], dtype=np.int64)
 
 
+def _same_images(domain: Domain, cache: Path) -> Ints:
+    """First row with the same stored image, `(N,)`, from `cache`; compared now, in one pass, where it holds none.
+
+    The file is named after the images and appears whole, so processes may race: the last one wins with the same bytes.
+    """
+    rows = np.arange(domain.num_items)
+    if IMAGES_FILE not in domain.info.files:
+        return np.zeros_like(rows)
+    key = hashlib.sha256(f"{FORMAT} {domain.info.files[IMAGES_FILE].sha256}".encode()).hexdigest()[:32]
+    path = cache / f"same-images-{key}.npy"
+    same_as_N = _load(path, domain.num_items)
+    if same_as_N is None:
+        same_as_N = _first_alike(rows, _image_hashes(domain, rows))
+        _save(path, same_as_N)
+    return same_as_N
+
+
 def _image_hashes(domain: Domain, rows: Ints) -> Iterable[bytes | None]:
     for start in range(0, len(rows), IMAGES_AT_ONCE):
         for jpeg in domain.jpegs(rows[start : start + IMAGES_AT_ONCE]):
             yield None if jpeg is None else hashlib.sha256(jpeg).digest()
+
+
+def _load(path: Path, num_items: int) -> Ints | None:
+    """What was kept; None where there is nothing or it was cut short or changed: no row is like a later one."""
+    try:
+        same_as_N: Ints = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # EOFError: an empty file
+        return None
+    if same_as_N.dtype != np.int64 or same_as_N.shape != (num_items,) or same_as_N.min() < 0:
+        return None
+    is_first_alike = (same_as_N <= np.arange(num_items)).all() and (same_as_N[same_as_N] == same_as_N).all()
+    return same_as_N if is_first_alike else None
+
+
+def _save(path: Path, same_as_N: Ints) -> None:
+    unfinished = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(unfinished, same_as_N, allow_pickle=False)
+        unfinished.replace(path)
+    except OSError as error:
+        raise MachineError(
+            f"{path.parent}: which images are alike cannot be kept there: {error.strerror or error}; free space or "
+            "name another cache"
+        ) from error
+    finally:
+        with suppress(OSError):  # where the cache is no folder
+            unfinished.unlink()

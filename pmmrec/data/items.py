@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ class ItemReader:
         slots: list[Ints] = []
         for domain in range(len(self._domains)):
             tokens = self._tokens[domain] if modality is Modality.TEXT else None
-            contents = contents_of(self._domains[domain], frozenset({modality}), tokens)
+            contents = contents_of(self._domains[domain], frozenset({modality}), tokens, self._cache)
             slots.append(np.searchsorted(contents.distinct, contents.same_as_N))
             table = None
             if len(contents.distinct):
@@ -166,7 +167,8 @@ class ItemReader:
         """Which items of one domain are alike and which can be read; compared at first use, then kept."""
         if domain not in self._contents:
             tokens = self._tokens[domain] if self._tokens else None
-            self._contents[domain] = contents_of(self._domains[domain], frozenset(self._modalities), tokens)
+            reads = frozenset(self._modalities)
+            self._contents[domain] = contents_of(self._domains[domain], reads, tokens, self._cache)
         return self._contents[domain]
 
     def _has(self, modality: Modality, domain_U: Ints, row_U: Ints) -> NDArray[np.bool_]:
@@ -188,7 +190,8 @@ class ItemReader:
             num_rows_R = np.ones(len(distinct), dtype=np.int64)
             key = f"{self._domains[domain].info.files[IMAGES_FILE].sha256} {self._size} {PIXELS_VERSION}"
         order = np.argsort(-num_rows_R, kind="stable")
-        return Wanted(key, num_rows_R, modality is Modality.TEXT, self._chunks(domain, modality, distinct, order))
+        chunks = partial(self._chunks, domain, modality, distinct, order)
+        return Wanted(key, num_rows_R, modality is Modality.TEXT, chunks)
 
     def _chunks(self, domain: int, modality: Modality, distinct: Ints, order: Ints) -> Iterator[Chunk]:
         for start in range(0, len(order), STATES_AT_ONCE):

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,20 +24,16 @@ from pydantic import Field
 from torch import Tensor
 
 from pmmrec.contracts import PixelInputs, Prefix, PrefixInputs, PrefixSlots, TokenInputs
-from pmmrec.errors import MachineError
+from pmmrec.data.prefix_room import INCOMPLETE, INDEX, NoRoomError, Say, make_room, mark_used, remove, silent
 from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
-Say = Callable[[str], None]
 FORMAT = 1
-INDEX, STATES, ENDS = "index.json", "states.bin", "ends.npy"
-INCOMPLETE = ".incomplete"
-SPARE_BYTES = 100_000_000  # left free on the disk of a cache
+STATES, ENDS = "states.bin", "ends.npy"
 VERIFIED_BYTES = 4_000_000_000  # larger tables are checked by their size alone: reading them would take minutes
-IN_USE_S = 3600  # a table that was used so lately is never removed for another
 MARK_EVERY_S = 600  # how often a table in use says so
-ABANDONED_S = 86_400  # what was left half-written for so long is nobody's work any more
+ATTEMPTS = 3  # at a table that other processes take away meanwhile
 DEVICE_SHARE = 0.25  # of a GPU's free memory, at most, for all tables of a run
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -63,15 +60,7 @@ class Wanted:
     key: str  # of the contents of the items, as the encoder reads them
     num_rows_R: Ints  # tokens of each distinct text; ones for images
     is_ragged: bool  # texts are; images all have one shape
-    chunks: Iterator[Chunk]  # the most expensive first; drawn from only when the table must be made
-
-
-class NoRoomError(MachineError):
-    """A table cannot be kept: the disk or the budget is too small, or the cache cannot be written."""
-
-
-def _silent(line: str) -> None:
-    """Where nobody listens."""
+    chunks: Callable[[], Iterator[Chunk]]  # the most expensive first; called when the table must be made
 
 
 class PrefixTable:
@@ -82,9 +71,7 @@ class PrefixTable:
         self.folder, self._marked_s = folder, -math.inf
         self.is_ragged: bool = index["is_ragged"]
         self._ends: Ints = np.load(folder / ENDS, mmap_mode="r", allow_pickle=False)
-        dtype, shape = DTYPES[index["dtype"]], tuple(index["shape"])
-        flat = torch.from_file(str(folder / STATES), shared=False, size=math.prod(shape), dtype=dtype)
-        self._states = flat.view(shape)
+        self._states = _mapped(folder / STATES).view(DTYPES[index["dtype"]]).view(index["shape"])
         self._mark_used()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,26 +89,32 @@ class PrefixTable:
         config: PrefixConfig,
         cache: Path,
         progress: Progress | None = None,
-        say: Say = _silent,
+        say: Say = silent,
     ) -> PrefixTable:
         """The table in `cache`, made first when there is none that is whole.
 
         Its folder is named after the frozen weights, the preprocessing, the items and the precision, and appears whole,
         so runs and processes may share it. `say` is told what is removed for it. Raises NoRoomError when disk or budget
-        are too small.
+        are too small, be it that other processes remove the table as fast as it is made.
         """
         source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision}"
         folder = cache / f"prefix-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
-        _mark_used(folder)  # first, since reading it through to check it takes a while
-        if _is_whole(folder):
-            with suppress(FileNotFoundError):  # another process had begun to remove it
+        for _ in range(ATTEMPTS):
+            mark_used(folder)  # first, since reading it through to check it takes a while
+            if not _is_whole(folder):
+                try:
+                    _make(folder, prefix, wanted, config, progress, say)
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise NoRoomError(
+                        f"{cache}: frozen states cannot be kept there: {reason}; name another cache"
+                    ) from error
+            with suppress(FileNotFoundError):  # another process has just removed it
                 return cls(folder)
-        try:
-            _make(folder, prefix, wanted, config, progress, say)
-        except OSError as error:
-            reason = error.strerror or error
-            raise NoRoomError(f"{cache}: frozen states cannot be kept there: {reason}; name another cache") from error
-        return cls(folder)
+        raise NoRoomError(
+            f"{folder}: other processes removed these frozen states {ATTEMPTS} times while they were opened; raise "
+            "prefix_budget_gb, or say prefix_cache=off"
+        )
 
     def move_to(self, device: torch.device, room: DeviceRoom) -> None:
         """Keep a copy in the memory of a GPU where there is room; on the CPU the map is as good."""
@@ -149,7 +142,14 @@ class PrefixTable:
         """Now and then, so that long runs keep their tables."""
         if time.monotonic() - self._marked_s > MARK_EVERY_S:
             self._marked_s = time.monotonic()
-            _mark_used(self.folder)
+            mark_used(self.folder)
+
+
+def _mapped(path: Path) -> Tensor:
+    """The bytes of a file, never written to. Mapped for reading alone: a writable map may not exceed the memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 class DeviceRoom:
@@ -233,13 +233,13 @@ def _make(
     folder: Path, prefix: Prefix, wanted: Wanted, config: PrefixConfig, progress: Progress | None, say: Say
 ) -> None:
     """Compute the states and write them below a temporary name, then rename the folder."""
-    dtype, chunks = DTYPES[config.precision], wanted.chunks
+    dtype, chunks = DTYPES[config.precision], wanted.chunks()
     chunk = next(chunks)
     states_R = prefix.states(chunk.inputs)
     ends = np.cumsum(wanted.num_rows_R)
     shape = (int(ends[-1]), *states_R.shape[2 if wanted.is_ragged else 1 :])
     num_bytes = math.prod(shape) * dtype.itemsize
-    _make_room(folder, num_bytes, config, say)
+    make_room(folder, num_bytes, int(config.budget_gb * 1e9), say)
     incomplete = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}")
     try:
         incomplete.mkdir(parents=True)
@@ -285,77 +285,14 @@ def _write(table: Tensor, ends: Ints, slot_R: Ints, states_R: Tensor, inputs: To
 
 def _put_in_place(incomplete: Path, folder: Path) -> None:
     """Rename; a broken table gives way, a whole one of another process that was faster holds the same and stays."""
-    try:
-        incomplete.rename(folder)
-    except OSError:
+    for _ in range(ATTEMPTS):
+        with suppress(OSError):
+            incomplete.rename(folder)
+            return
         if _is_whole(folder):
             return
-        broken = incomplete.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}")
-        folder.rename(broken)
-        incomplete.rename(folder)
-        shutil.rmtree(broken, ignore_errors=True)
-
-
-def _make_room(folder: Path, num_bytes: int, config: PrefixConfig, say: Say) -> None:
-    """Remove tables unused for longest until budget and disk hold `num_bytes` more, for `folder`.
-
-    NoRoomError, and nothing is removed, where that would not be enough.
-    """
-    cache = folder.parent
-    cache.mkdir(parents=True, exist_ok=True)
-    _sweep(cache)
-    sizes = {path: _size(path) for path in cache.glob("prefix-*") if path != folder}
-    unused = [path for path in sorted(sizes, key=_last_used) if time.time() - _last_used(path) > IN_USE_S]
-    budget, held, free = int(config.budget_gb * 1e9), sum(sizes.values()), shutil.disk_usage(cache).free
-    over_budget, over_disk = held + num_bytes - budget, num_bytes + SPARE_BYTES - free
-    removable = sum(sizes[path] for path in unused)
-    if over_budget > removable:
-        raise NoRoomError(
-            f"{cache}: frozen states need {num_bytes:,} bytes beside {held - removable:,} of tables in use; "
-            f"prefix_budget_gb allows {budget:,}: raise it, or say prefix_cache=off"
-        )
-    if over_disk > removable:
-        raise NoRoomError(
-            f"{cache}: frozen states need {num_bytes:,} bytes and {SPARE_BYTES:,} to spare; {free + removable:,} can "
-            "be had: free some, name another cache, or say prefix_cache=off"
-        )
-    freed = 0
-    for path in unused:
-        if freed >= max(over_budget, over_disk):
-            break
-        if time.time() - _last_used(path) <= IN_USE_S:
-            continue  # somebody has just begun to use it
-        say(f"{path}: frozen states not used for {(time.time() - _last_used(path)) / 3600:.1f} h make room for others")
-        shutil.rmtree(path, ignore_errors=True)
-        freed += sizes[path]
-
-
-def _sweep(cache: Path) -> None:
-    """Take away what processes that were killed have left half-written."""
-    for path in cache.glob(f".prefix-*{INCOMPLETE}"):
-        with suppress(OSError):
-            if time.time() - max(place.stat().st_mtime for place in (path, *path.iterdir())) > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _size(folder: Path) -> int:
-    try:
-        return sum(file.stat().st_size for file in folder.iterdir())
-    except OSError:  # another process was faster to remove it
-        return 0
-
-
-def _last_used(folder: Path) -> float:
-    try:
-        return (folder / INDEX).stat().st_mtime
-    except OSError:  # gone, or no table
-        return 0.0
-
-
-def _mark_used(folder: Path) -> None:
-    """A cache that is read only goes unmarked."""
-    with suppress(OSError):
-        os.utime(folder / INDEX)
+        remove(folder)
+    incomplete.rename(folder)
 
 
 def _is_whole(folder: Path) -> bool:

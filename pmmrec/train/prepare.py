@@ -17,7 +17,8 @@ from pmmrec.contracts import Batch, Modality, Prefix, View, to_device
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.prefix import NoRoomError, PrefixConfig
+from pmmrec.data.prefix import PrefixConfig
+from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.split import Split
 from pmmrec.data.windows import WindowConfig
 from pmmrec.encoders import Backbone, text_encoders, vision_encoders

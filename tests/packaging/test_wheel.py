@@ -74,7 +74,9 @@ def test_the_wheel_carries_every_shipped_file_of_the_checkout(names: list[str]) 
 def test_the_wheel_holds_licence_and_types_but_no_tests(names: list[str]) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "pmmrec/py.typed" in names
-    assert not [name for name in names if "test" in Path(name).name or "conftest" in name]
+    assert not [
+        name for name in names if Path(name).name.startswith(("test_", "conftest")) or "tests" in Path(name).parts
+    ]
     assert not [name for name in names if name.endswith(".pyc")]
 
 

@@ -33,6 +33,26 @@ class Ladder:
         return values.float()[..., None] * torch.arange(1.0, 1 + WIDTH)
 
 
+class Network:
+    """A frozen part that works for its states: each token alone through a small network of fixed weights."""
+
+    fingerprint = "network"
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.vectors, self.matrix = torch.randn(64, 32, generator=draw), torch.randn(32, 32, generator=draw) / 32**0.5
+        self.num_rows = 0
+
+    @torch.no_grad()
+    def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
+        assert isinstance(inputs, TokenInputs)
+        self.num_rows += len(inputs.token_id_RT)
+        state = self.vectors[inputs.token_id_RT % len(self.vectors)]
+        for _ in range(20):
+            state = (state @ self.matrix).tanh()
+        return state
+
+
 def read(reader: ItemReader, domain_U: list[int], row_U: list[int]) -> ItemInputs:
     return reader.to_device(reader.read(np.array(domain_U), np.array(row_U)), "cpu")
 

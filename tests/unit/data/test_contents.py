@@ -14,6 +14,7 @@ from pmmrec.contracts import Modality
 from pmmrec.data.contents import contents_of
 from pmmrec.data.domain import Domain
 from pmmrec.data.text import TokenTable
+from pmmrec.errors import MachineError
 
 BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
 TEXT, IMAGE = frozenset({Modality.TEXT}), frozenset({Modality.IMAGE})
@@ -41,37 +42,104 @@ def tokens(domain: Domain, tokenizer: Any, tmp_path: Path) -> TokenTable:
     return TokenTable.open(domain, tokenizer, tmp_path / "cache")
 
 
-def test_texts_are_alike_where_their_tokens_are(domain: Domain, tokens: TokenTable) -> None:
-    contents = contents_of(domain, TEXT, tokens)
+def test_texts_are_alike_where_their_tokens_are(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
+    contents = contents_of(domain, TEXT, tokens, tmp_path)
     assert contents.same_as_N.tolist() == [0, 0, 0, 0, 4, 5, 4, 0]
     assert contents.is_readable_N.tolist() == [True] * 4 + [False, True, False, True]
     assert contents.distinct.tolist() == [0, 5]
 
 
-def test_images_are_alike_where_their_bytes_are(domain: Domain) -> None:
-    contents = contents_of(domain, IMAGE, None)
+def test_images_are_alike_where_their_bytes_are(domain: Domain, tmp_path: Path) -> None:
+    contents = contents_of(domain, IMAGE, None, tmp_path)
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
     assert contents.distinct.tolist() == [1, 2, 4]
 
 
-def test_with_both_modalities_both_must_be_alike(domain: Domain, tokens: TokenTable) -> None:
-    contents = contents_of(domain, BOTH, tokens)
+def test_with_both_modalities_both_must_be_alike(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
+    contents = contents_of(domain, BOTH, tokens, tmp_path)
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 5, 4, 0]
     assert contents.is_readable_N.all()
     assert contents.distinct.tolist() == [0, 1, 2, 4, 5]
 
 
-def test_only_images_of_items_with_the_same_text_are_read(
-    domain: Domain, tokens: TokenTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def rows_read(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The items whose image was read from the domain, one after another."""
     read: list[int] = []
     jpegs = domain.jpegs
     monkeypatch.setattr(domain, "jpegs", lambda rows: read.extend(rows.tolist()) or jpegs(rows))
-    contents_of(domain, BOTH, tokens)
-    assert read == [0, 1, 2, 3, 4, 6, 7]
+    return read
 
 
-def test_a_model_that_knows_ids_tells_all_items_apart(domain: Domain) -> None:
-    contents = contents_of(domain, frozenset(), None)
+def test_images_are_read_once_ever_to_be_compared(
+    domain: Domain, tokens: TokenTable, rows_read: list[int], tmp_path: Path
+) -> None:
+    first = contents_of(domain, BOTH, tokens, tmp_path)
+    assert rows_read == list(range(8))
+    again, alone = contents_of(domain, BOTH, tokens, tmp_path), contents_of(domain, IMAGE, None, tmp_path)
+    assert rows_read == list(range(8))
+    assert np.array_equal(again.same_as_N, first.same_as_N)
+    assert alone.same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
+
+
+def test_texts_alone_read_no_image(domain: Domain, tokens: TokenTable, rows_read: list[int], tmp_path: Path) -> None:
+    contents_of(domain, TEXT, tokens, tmp_path)
+    assert rows_read == []
+
+
+def test_other_images_are_compared_anew(domain: Domain, make_domain: Callable[..., Domain], tmp_path: Path) -> None:
+    contents_of(domain, IMAGE, None, tmp_path)
+    other = make_domain([list(range(8))], name="other", images=[0, 1, 2])
+    assert contents_of(other, IMAGE, None, tmp_path).same_as_N.tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert contents_of(domain, IMAGE, None, tmp_path).same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
+
+
+def _empty(kept: Path) -> None:
+    kept.write_bytes(b"")
+
+
+def _cut_short(kept: Path) -> None:
+    kept.write_bytes(kept.read_bytes()[:-8])
+
+
+def _lose_a_row(kept: Path) -> None:
+    np.save(kept, np.load(kept)[:-1])
+
+
+def _name_a_later_row(kept: Path) -> None:
+    np.save(kept, np.array([0, 1, 2, 2, 4, 6, 6, 0]))
+
+
+def _name_a_row_that_is_like_another(kept: Path) -> None:
+    np.save(kept, np.array([0, 1, 1, 2, 4, 1, 4, 0]))
+
+
+def _name_no_row(kept: Path) -> None:
+    np.save(kept, np.array([0, 1, 2, 2, -4, 1, 4, 0]))
+
+
+@pytest.mark.parametrize(
+    "harm", [_empty, _cut_short, _lose_a_row, _name_a_later_row, _name_a_row_that_is_like_another, _name_no_row]
+)
+def test_what_was_kept_and_harmed_is_compared_again(
+    domain: Domain, rows_read: list[int], tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    first = contents_of(domain, IMAGE, None, tmp_path)
+    (kept,) = tmp_path.glob("same-images-*.npy")
+    harm(kept)
+    rows_read.clear()
+    assert np.array_equal(contents_of(domain, IMAGE, None, tmp_path).same_as_N, first.same_as_N)
+    assert rows_read == list(range(8))
+    assert np.array_equal(np.load(kept), first.same_as_N)
+
+
+def test_a_cache_that_cannot_be_written_is_named(domain: Domain, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"file: which images are alike cannot be kept there: .*name another cache"):
+        contents_of(domain, IMAGE, None, tmp_path / "file")
+
+
+def test_a_model_that_knows_ids_tells_all_items_apart(domain: Domain, tmp_path: Path) -> None:
+    contents = contents_of(domain, frozenset(), None, tmp_path)
     assert np.array_equal(contents.same_as_N, np.arange(8))
     assert np.array_equal(contents.distinct, np.arange(8))

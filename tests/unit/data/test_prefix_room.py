@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -10,15 +12,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from kept_states import Ladder, read, tables, text_of
+from kept_states import Ladder, Network, read, tables, text_of
 
 from pmmrec.contracts import Modality, PixelInputs, TokenInputs
-from pmmrec.data import prefix as prefix_room
+from pmmrec.data import prefix, prefix_room
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.prefix import NoRoomError, PrefixConfig
+from pmmrec.data.prefix import PrefixConfig
+from pmmrec.data.prefix_room import NoRoomError
 
 MakeDomain = Callable[..., Domain]
 
@@ -125,7 +129,7 @@ def test_opening_a_table_counts_as_use(shop: Domain, keep: Callable[..., ItemRea
 def test_a_run_that_goes_on_keeps_its_table_young(
     shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_room, "MARK_EVERY_S", 0)
+    monkeypatch.setattr(prefix, "MARK_EVERY_S", 0)
     reader = keep(shop)
     for folder in tables(tmp_path / "cache"):
         _aged(folder, 10_000)
@@ -174,53 +178,174 @@ def test_a_table_that_somebody_begins_to_use_in_time_stays(
     assert held[0].exists()
 
 
-def test_a_table_that_vanishes_while_it_is_opened_is_made_again(
-    shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OnCheck = Callable[[Path, bool], None]
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[OnCheck], None]:
+    """Let others act between the check of a table and its opening; what they open themselves they do alone."""
+
+    def let(act: OnCheck) -> None:
+        is_whole, acting = prefix._is_whole, [False]
+
+        def check(folder: Path) -> bool:
+            found = is_whole(folder)
+            if not acting[0]:
+                acting[0] = True
+                act(folder, found)
+                acting[0] = False
+            return found
+
+        monkeypatch.setattr(prefix, "_is_whole", check)
+
+    return let
+
+
+def test_a_table_that_is_being_opened_is_not_removed_for_another(
+    shop: Domain,
+    keep: Callable[..., ItemReader],
+    open_reader: Callable[..., ItemReader],
+    meanwhile: Callable[..., None],
 ) -> None:
-    expected = text_of(read(keep(shop), [0, 0], [0, 4])).state_R
-    is_whole = prefix_room._is_whole
+    made = open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig())._tables[0]
+    _aged(made.folder, 10_000)
+    refused: list[str] = []
 
-    def whole_and_gone(folder: Path) -> bool:
-        found = is_whole(folder)
-        monkeypatch.setattr(prefix_room, "_is_whole", is_whole)
-        shutil.rmtree(folder)
-        return found
+    def ask_for_its_room(folder: Path, found: bool) -> None:
+        assert found
+        with pytest.raises(NoRoomError, match="of tables in use") as raised:
+            open_reader(shop).keep_states(
+                Modality.TEXT, Ladder("other"), PrefixConfig(budget_gb=_sizes([folder]) / 1e9)
+            )
+        refused.append(str(raised.value))
 
-    monkeypatch.setattr(prefix_room, "_is_whole", whole_and_gone)
+    meanwhile(ask_for_its_room)
     ladder = Ladder()
-    assert torch.equal(text_of(read(keep(shop, prefix=ladder), [0, 0], [0, 4])).state_R, expected)
-    assert ladder.num_rows > 0
-    assert len(tables(tmp_path / "cache")) == 2
+    open_reader(shop).keep_states(Modality.TEXT, ladder, PrefixConfig())
+    assert len(refused) == 1
+    assert ladder.num_rows == 0
+
+
+def test_a_table_that_gives_way_to_another_while_it_is_opened_is_made_again(
+    shop: Domain, open_reader: Callable[..., ItemReader], meanwhile: Callable[..., None], tmp_path: Path
+) -> None:
+    reader = open_reader(shop)
+    reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
+    expected = text_of(read(reader, [0, 0], [0, 4])).state_R
+    removed: list[str] = []
+
+    def take_its_room(folder: Path, found: bool) -> None:
+        if found:
+            config = PrefixConfig(budget_gb=_sizes([_aged(folder, 10_000)]) / 1e9)
+            open_reader(shop).keep_states(Modality.TEXT, Ladder("other"), config, say=removed.append)
+
+    meanwhile(take_its_room)
+    reader, ladder = open_reader(shop), Ladder()
+    reader.keep_states(Modality.TEXT, ladder, PrefixConfig())
+    assert len(removed) == 1
+    assert ladder.num_rows == 6
+    assert torch.equal(text_of(read(reader, [0, 0], [0, 4])).state_R, expected)
+    assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 2
+
+
+@pytest.mark.parametrize("first", ["index.json", "ends.npy", "states.bin"])
+def test_whichever_file_of_a_table_vanishes_while_it_is_opened_it_is_made_again(
+    shop: Domain, open_reader: Callable[..., ItemReader], meanwhile: Callable[..., None], tmp_path: Path, first: str
+) -> None:
+    open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig())
+    meanwhile(lambda folder, found: (folder / first).unlink() if found else None)
+    reader, ladder = open_reader(shop), Ladder()
+    reader.keep_states(Modality.TEXT, ladder, PrefixConfig())
+    assert ladder.num_rows == 6
+    assert text_of(read(reader, [0], [6])).state_R.all()
+    assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 1
+
+
+def test_a_table_that_others_remove_as_fast_as_it_is_made_is_given_up(
+    shop: Domain, open_reader: Callable[..., ItemReader], meanwhile: Callable[..., None]
+) -> None:
+    def make_or_remove(folder: Path, found: bool) -> None:
+        if found:
+            shutil.rmtree(folder)
+        else:
+            open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig())
+
+    meanwhile(make_or_remove)
+    ladder = Ladder()
+    with pytest.raises(NoRoomError, match="removed these frozen states 3 times while they were opened; raise"):
+        open_reader(shop).keep_states(Modality.TEXT, ladder, PrefixConfig())
+    assert ladder.num_rows == 3 * 6
+
+
+def test_a_table_larger_than_the_memory_is_opened(tmp_path: Path) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    num_rows, width = 4 * memory // 4096, 1024
+    (tmp_path / "states.bin").touch()
+    os.truncate(tmp_path / "states.bin", 4 * num_rows * width)  # takes no room: nothing is written
+    index = {"dtype": "float32", "shape": [num_rows, width], "is_ragged": False}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    np.save(tmp_path / "ends.npy", np.array([1, num_rows]))
+    state_RH, _ = prefix.PrefixTable(tmp_path).fetch(np.array([0, 1]))
+    assert torch.equal(state_RH, torch.zeros(2, width))
 
 
 MAKE = """
-import sys
+import hashlib, json, sys, time
 from pathlib import Path
 import numpy as np
-from kept_states import Ladder, read, text_of
-from pmmrec.contracts import Modality, PixelSpec
+from kept_states import Network, read, text_of
+from pmmrec.contracts import Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.prefix import PrefixConfig
-sys.path.insert(0, sys.argv[3])
+domain, cache, here, mine, other = sys.argv[1:]
+sys.path.insert(0, here)
 from conftest import WordTokenizer
-reader = ItemReader([Domain.open(Path(sys.argv[1]))], frozenset(Modality), WordTokenizer(), PixelSpec(8),
-                    Path(sys.argv[2]), max_unreadable=1)
-for modality in Modality:
-    reader.keep_states(modality, Ladder(), PrefixConfig())
-print(text_of(read(reader, [0] * 4, [0, 4, 6, 7])).state_R.tolist())
+
+class Meeting(Network):
+    def states(self, inputs):
+        Path(mine).touch()
+        deadline_s = time.monotonic() + 100
+        while not Path(other).exists():
+            assert time.monotonic() < deadline_s, "the other process never came"
+            time.sleep(0.01)
+        return super().states(inputs)
+
+network = Meeting()
+reader = ItemReader([Domain.open(Path(domain))], frozenset({Modality.TEXT}), WordTokenizer(), None, Path(cache))
+reader.keep_states(Modality.TEXT, network, PrefixConfig())
+state = text_of(read(reader, [0] * 600, list(range(600)))).state_R
+print(json.dumps([network.num_rows, hashlib.sha256(state.numpy().tobytes()).hexdigest()]))
 """
 
 
-def test_processes_that_start_at_once_make_one_whole_table_each(
-    shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path
+def test_two_processes_that_make_the_same_table_at_once_leave_one_whole_table(
+    make_domain: MakeDomain, tokenizer_class: type, tmp_path: Path
 ) -> None:
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", MAKE, str(shop.folder), str(tmp_path / "cache"), str(here)]
+    here, cache = Path(__file__).parent, tmp_path / "cache"
+    texts = [" ".join(["w" * (1 + row % 25), "w" * (1 + row // 25), *["v"] * (row % 5)]) for row in range(600)]
+    domain = make_domain([list(range(600))], texts=texts)
+    given = [sys.executable, "-c", MAKE, str(domain.folder), str(cache), str(here)]
+    meet = [str(tmp_path / "one"), str(tmp_path / "other")]
     environment = {**os.environ, "PYTHONPATH": str(here.parents[1] / "support")}
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    expected = text_of(read(keep(shop), [0] * 4, [0, 4, 6, 7])).state_R.tolist()
-    assert [line.strip() for line in said] == [str(expected)] * 2
-    assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 2  # texts and images; nothing half-made beside them
+    started = [
+        subprocess.Popen([*given, *order], stdout=subprocess.PIPE, text=True, env=environment)
+        for order in (meet, meet[::-1])
+    ]
+    said = [json.loads(process.communicate(timeout=120)[0]) for process in started]
+    assert [path.name for path in cache.glob("*prefix-*")] == [tables(cache)[0].name]  # and nothing half-made beside it
+
+    def state_of(network: Network | None) -> torch.Tensor:
+        reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, cache)
+        if network is None:
+            items = reader.read(np.zeros(600, dtype=np.int64), np.arange(600))
+            assert isinstance(items.text, TokenInputs)
+            return torch.where(items.text.is_valid_RT[:, :, None], Network().states(items.text), 0.0)
+        reader.keep_states(Modality.TEXT, network, PrefixConfig())
+        return text_of(read(reader, [0] * 600, list(range(600)))).state_R
+
+    late = Network()
+    found = state_of(late)
+    assert late.num_rows == 0
+    torch.testing.assert_close(found, state_of(None), rtol=0, atol=1e-6)
+    assert said == [[600, hashlib.sha256(found.numpy().tobytes()).hexdigest()]] * 2

@@ -1,0 +1,225 @@
+"""An index on disk: whole, enough for a service, and as good as it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command_line import Pmmrec
+
+import pmmrec as api
+from pmmrec.data.domain import Domain
+from pmmrec.errors import CheckpointError, DataError, MachineError, RecipeError
+from pmmrec.models import Scorer
+from pmmrec.serving import export, load_index
+from pmmrec.serving.export import Exported, kind_for
+from pmmrec.system import System
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def system(small_run: Path, cache: Path) -> System:
+    return api.load("small", hub=small_run / "hub", cache=cache, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, small_run: Path, world: Path, cache: Path) -> Path:
+    """A flat index of `boutique`, popularity included."""
+    out = tmp_path_factory.mktemp("index") / "flat"
+    popular = api.load("small", hub=small_run / "hub", cache=cache, device="cpu", popularity=0.7)
+    popular.index(world / "boutique", out, kind="flat", num_users=20)
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def histories(world: Path, name: str = "boutique") -> list[list[str]]:
+    domain = Domain.open(world / name)
+    return [[domain.item_ids[int(row)].as_py() for row in domain.sequence(user)] for user in range(domain.num_users)]
+
+
+@pytest.mark.parametrize("popularity", [None, 0.7])
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+def test_an_exact_index_recommends_what_the_model_does(
+    small_run: Path, world: Path, cache: Path, tmp_path: Path, popularity: float | None, seen: str
+) -> None:
+    system = api.load("small", hub=small_run / "hub", cache=cache, device="cpu", popularity=popularity)
+    told = system.index(world / "boutique", tmp_path / "index")
+    assert (told.kind, told.tried[-1].recall) == ("flat", 1.0)
+    index = load_index(tmp_path / "index")
+    system.encode_items(world / "boutique")
+    for history in histories(world):
+        wanted, found = (some.recommend(history, 8, seen=seen) for some in (system, index))
+        assert [one for _, one in found] == pytest.approx([one for _, one in wanted], rel=1e-5, abs=1e-5)
+        assert len({item for item, _ in wanted} & {item for item, _ in found}) >= 7  # near ties may trade places
+        assert len({item for item, _ in found}) == 8
+
+
+def test_the_key_of_an_item_times_the_query_of_a_user_is_the_score(
+    whole: Path, small_run: Path, world: Path, cache: Path
+) -> None:
+    system = api.load("small", hub=small_run / "hub", cache=cache, device="cpu", popularity=0.7)
+    items, index = system.encode_items(world / "boutique"), load_index(whole)
+    table = pq.read_table(whole / "items.parquet")
+    assert table.column_names == ["item_id", "vector", "key", "is_candidate"]
+    assert table["item_id"].to_pylist() == items.item_ids
+    history = histories(world)[0]
+    score_of = dict(system.recommend(history, len(items.item_ids), seen="include"))
+    query = index.encode_user(history)
+    assert query.shape == (17,)
+    for item_id, key in zip(table["item_id"].to_pylist(), table["key"].to_pylist(), strict=True):
+        assert float(np.dot(query, np.array(key))) == pytest.approx(score_of[item_id], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_other_kinds_say_how_well_they_find(kind: str, system: System, world: Path, tmp_path: Path) -> None:
+    told = system.index(world / "boutique", tmp_path / "index", kind=kind, k=5, num_users=30, seed=3)
+    assert told.num_users == 30
+    index = load_index(tmp_path / "index")
+    assert index.info.effort == told.tried[-1].effort
+    assert index.info.provenance["recall@5"] == told.tried[-1].recall >= export.GOOD_RECALL
+    assert told.lines()[0].startswith(f"recall@5 of {kind} at ")
+    assert len(index.recommend(histories(world)[0], 5)) == 5
+
+
+def test_a_poor_index_looks_harder_until_it_is_good() -> None:
+    generator = np.random.default_rng(0)
+    keys = torch.from_numpy(generator.normal(size=(4000, 24)).astype(np.float32))
+    queries = torch.from_numpy(generator.normal(size=(50, 24)).astype(np.float32))
+    index = export._built("ivf", keys.numpy())
+    tried = list(export._recalls(index, "ivf", queries, keys, np.arange(4000), 10))
+    assert [one.effort for one in tried] == list(export.EFFORTS["ivf"][: len(tried)])
+    assert tried[0].recall < tried[-1].recall
+    assert all(one.recall < export.GOOD_RECALL for one in tried[:-1])
+    exact = (queries @ keys.T).topk(10, dim=1).indices.numpy()
+    for one in tried:
+        _, found = index.search(queries.numpy(), 10, params=export.search_parameters("ivf", one.effort, 10))
+        shares = [len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]
+        assert one.recall == pytest.approx(np.mean(shares))
+
+
+def test_of_items_that_are_alike_either_will_do() -> None:
+    alike_C = np.array([0, 1, 0, 3, 0])
+    assert export._shared(alike_C, np.array([0, 1]), np.array([4, 1])) == 1
+    assert export._shared(alike_C, np.array([0, 2]), np.array([4, 1])) == 0.5
+    assert export._shared(alike_C, np.array([0, 1]), np.array([3, -1])) == 0
+
+
+def test_the_number_of_items_decides_where_nobody_does() -> None:
+    assert [kind_for(count) for count in (1, 200_000, 200_001, 2_000_000, 2_000_001)] == [
+        "flat",
+        "flat",
+        "hnsw",
+        "hnsw",
+        "ivf",
+    ]
+
+
+def test_a_poor_index_is_warned_of() -> None:
+    told = Exported(Path("x"), "ivf", 10, 100, 5, (export.Recall(512, 0.98),))
+    assert told.is_poor
+    assert not Exported(Path("x"), "ivf", 10, 100, 5, (export.Recall(512, 0.99),)).is_poor
+
+
+def test_what_cannot_be_asked_is_refused(whole: Path, world: Path) -> None:
+    index, history = load_index(whole), histories(world)[0]
+    with pytest.raises(RecipeError, match="history: is empty"):
+        index.recommend([])
+    with pytest.raises(DataError, match="'nothing' is no item of this index"):
+        index.recommend([*history, "nothing"])
+    with pytest.raises(DataError, match="7 is no item"):
+        index.recommend([7])
+    with pytest.raises(RecipeError, match="k: 37 items cannot be recommended from a catalogue of 36"):
+        index.recommend(history, 37)
+    with pytest.raises(RecipeError, match="seen: 'never' is no rule"):
+        index.recommend(history, seen="never")
+    assert len(index.recommend(history, 36)) == 36 - len(set(history))
+
+
+@pytest.mark.parametrize(
+    "name", ["items.parquet", "items.faiss", "user_encoder/part.safetensors", "user_encoder/part.json"]
+)
+def test_a_changed_or_missing_file_is_named(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{name} was changed after it was written"):
+        load_index(copy)
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        load_index(copy)
+
+
+def test_a_folder_that_is_no_index_is_said(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not an index: it holds no index\.json"):
+        load_index(tmp_path)
+    tree = json.loads((copy / "index.json").read_text())
+    for other, words in (({"format": 2}, "format 2 is not known"), ({"kind": "magic"}, "kind")):
+        (copy / "index.json").write_text(json.dumps({**tree, **other}))
+        with pytest.raises(CheckpointError, match=words):
+            load_index(copy)
+
+
+def test_a_service_needs_nothing_but_the_folder(copy: Path, whole: Path, world: Path) -> None:
+    history = histories(world)[0]
+    assert load_index(copy).recommend(history) == load_index(whole).recommend(history)
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "index.json",
+        "items.faiss",
+        "items.parquet",
+        "user_encoder",
+    ]
+
+
+def test_without_faiss_it_says_what_to_install(
+    system: System, world: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for ask in (lambda: system.index(world / "boutique", tmp_path / "index"), lambda: load_index(whole)):
+        with pytest.raises(MachineError, match=r"faiss is not installed; pip install 'pmmrec\[index\]'"):
+            ask()
+    assert not list(tmp_path.iterdir())
+
+
+class Nearest(Scorer):
+    reads_counts = False
+
+    def forward(
+        self, hidden_BD: torch.Tensor, items_ND: torch.Tensor, count_N: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return -torch.cdist(hidden_BD, items_ND)
+
+
+def test_a_score_that_is_no_inner_product_has_no_index(system: System, world: Path, tmp_path: Path) -> None:
+    system.encode_items(world / "boutique")
+    system._recommender.scorer = Nearest()
+    with pytest.raises(RecipeError, match="its scores are no inner products, which an index needs"):
+        system.index(world / "boutique", tmp_path / "index")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_recall_and_leaves_what_exists(
+    small_run: Path, world: Path, tmp_path: Path, pmmrec: Pmmrec, cache: Path
+) -> None:
+    asked = ("small", world / "boutique", "--out", tmp_path / "index", "--hub", small_run / "hub", "--cache", cache)
+    told = pmmrec("index", *asked, "--kind", "hnsw", "--users", 10)
+    assert told.code == 0, told.output
+    assert "recall@10 of hnsw at efSearch 64: 1.0000 of exact search, 10 users" in told.output
+    assert "index: 36 items" in told.output
+    again = pmmrec("index", *asked)
+    assert (again.code, "exists; choose another folder" in again.output) == (2, True)
+    few = pmmrec("index", *asked[:2], "--out", tmp_path / "k", *asked[4:], "--k", 100)
+    assert (few.code, "--k 100: boutique has only 36 items" in few.output) == (2, True)
