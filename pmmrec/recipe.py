@@ -207,7 +207,8 @@ def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = (
 
 def recipe_tree(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The plain mapping that a recipe is read from."""
-    return overlay(read_extended(path), parse_overrides(overrides))
+    tree = read_extended(path)
+    return overlay(tree, parse_overrides(overrides, tree))
 
 
 def recipe_class_for(tree: Mapping[str, Any]) -> type[RunRecipe]:

@@ -164,19 +164,34 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     return merged
 
 
-def parse_overrides(overrides: Iterable[str]) -> Tree:
-    """`["a.b=c", ...]` as one mapping; values are YAML (`[1, 2]`, `null`, `1e-4`)."""
+def parse_overrides(overrides: Iterable[str], base: Mapping[str, Any]) -> Tree:
+    """`["a.b=c", ...]`, to be laid over `base`, as one mapping; values are YAML (`[1, 2]`, `null`, `1e-4`)."""
     tree: Tree = {}
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.split(".")
         if not equals or not all(keys):
             raise RecipeError(f"argument {override!r}: an override looks like a.b=value")
+        _refuse_fields_of_a_word(overlay(base, tree), keys, override)
         value: Any = parse_yaml(text, f"argument {path}")
         for key in reversed(keys):
             value = {key: value}
         tree = overlay(tree, value)
     return tree
+
+
+def _refuse_fields_of_a_word(tree: Any, keys: list[str], override: str) -> None:
+    """An override of `a.b` where `a` is one plain value would silently throw that away."""
+    for depth, key in enumerate(keys[:-1], 1):
+        tree = tree.get(key)
+        if tree is None:
+            return
+        if not isinstance(tree, Mapping):
+            path = ".".join(keys[:depth])
+            raise RecipeError(
+                f"argument {override!r}: {path} is {_shown(tree)}, which has no {keys[depth]}; give all of it as "
+                f"{path}=VALUE, where a VALUE with fields looks like {{{keys[depth]}: ...}}"
+            )
 
 
 def validate(config_class: type[_C], tree: Mapping[str, Any], source: str) -> _C:

@@ -46,8 +46,7 @@ def read_ranked(path: Path) -> RankedTargets:
             raise DataError(f"{path}: has no column {column!r}, so it holds no ranks; measure the run again")
     if not table.num_rows or any(table[column].null_count for column in ("user_id", "item_id", "rank")):
         raise DataError(f"{path}: empty, or a rank is missing; measure the run again")
-    if not pa.types.is_integer(table["rank"].type):
-        raise DataError(f"{path}: ranks are {table['rank'].type}, not whole numbers; measure the run again")
+    _refuse_other_types(path, table)
     if HELD_OUT in table.column_names:
         table = table.filter(pc.field(HELD_OUT))
     keys = [("user_id", "ascending"), *([(PLACE, "ascending")] if PLACE in table.column_names else [])]
@@ -55,6 +54,23 @@ def read_ranked(path: Path) -> RankedTargets:
     users, items = (table[name].cast(pa.large_string()) for name in ("user_id", "item_id"))
     user_V = users.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     return RankedTargets(users, items, user_V, table["rank"].to_numpy().astype(np.int64))
+
+
+def _refuse_other_types(path: Path, table: pa.Table) -> None:
+    """DataError where a column holds something else than it says, or a rank below 0."""
+    is_text = lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    wanted = {
+        "user_id": (is_text, "texts"),
+        "item_id": (is_text, "texts"),
+        "rank": (pa.types.is_integer, "whole numbers"),
+        PLACE: (pa.types.is_integer, "whole numbers"),
+        HELD_OUT: (pa.types.is_boolean, "true or false"),
+    }
+    for column, (is_right, words) in wanted.items():
+        if column in table.column_names and not is_right(table[column].type):
+            raise DataError(f"{path}: {column} is {table[column].type}, not {words}; measure the run again")
+    if pc.min(table["rank"]).as_py() < 0:
+        raise DataError(f"{path}: a rank is {pc.min(table['rank'])}; the best is 1, a miss 0; measure the run again")
 
 
 def same_targets(ranked: RankedTargets, path: Path, first: RankedTargets, first_path: Path) -> NDArray[np.int64]:

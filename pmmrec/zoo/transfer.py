@@ -28,6 +28,7 @@ Names = tuple[str, ...]
 class TransferPlan(Config):
     """What becomes of each part, by its name in the checkpoint (`text_encoder`, `fusion`, ...).
 
+    In a recipe one of the names of `NAMED`, or the fields.
     `*` stands for every part that is named nowhere else, `item_encoder` for all parts that make item vectors.
     `objectives` is one part: all heads of pretraining. A part that is dropped and not fresh is no part of a model that
     follows from the plan.
@@ -37,6 +38,17 @@ class TransferPlan(Config):
     fresh: Names = Field((), description="Parts of the model that start as they were built.")
     drop: Names = Field((), description="Parts of the checkpoint that are left behind; `objectives` unless loaded.")
     train: Names | None = Field(None, description="Parts that go on learning, all others are frozen; null: as built.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _look_up(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in NAMED:
+            raise ValueError(
+                f"no plan is called {value!r}; there are {', '.join(NAMED)}, or give load, fresh, drop, train"
+            )
+        return NAMED[value].model_dump()
 
     @model_validator(mode="after")
     def _name_each_part_once(self) -> Self:
@@ -87,7 +99,14 @@ class TransferPlan(Config):
 
 
 FULL = TransferPlan(load=(EVERY,))
-SCRATCH = TransferPlan(fresh=(EVERY,), drop=(EVERY,))
+NAMED: Mapping[str, TransferPlan] = {  # the settings of the paper's table V, and `frozen`
+    "full": FULL,
+    "items": TransferPlan(load=(ITEMS,), fresh=("user_encoder",), drop=("user_encoder",)),
+    "user": TransferPlan(load=("user_encoder",), fresh=(EVERY,), drop=(EVERY,)),
+    "text": TransferPlan(load=("text_encoder", "user_encoder"), drop=(EVERY,)),
+    "vision": TransferPlan(load=("vision_encoder", "user_encoder"), drop=(EVERY,)),
+    "frozen": TransferPlan(load=(EVERY,), train=("user_encoder",)),
+}
 
 
 @dataclass(frozen=True)

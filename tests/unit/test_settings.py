@@ -120,13 +120,24 @@ def test_another_type_replaces_a_part_whole() -> None:
 
 
 def test_overrides_are_yaml_values_at_dotted_paths() -> None:
-    assert parse_overrides(["a.b=1e-3", "a.c=[x, y]", "d=null"]) == {"a": {"b": 1e-3, "c": ["x", "y"]}, "d": None}
+    assert parse_overrides(["a.b=1e-3", "a.c=[x, y]", "d=null"], {}) == {"a": {"b": 1e-3, "c": ["x", "y"]}, "d": None}
 
 
 @pytest.mark.parametrize("wrong", ["a.b", "=1", "a..b=1"])
 def test_an_override_without_key_or_value_is_refused(wrong: str) -> None:
     with pytest.raises(RecipeError, match="an override looks like"):
-        parse_overrides([wrong])
+        parse_overrides([wrong], {})
+
+
+@pytest.mark.parametrize("overrides", [["a.b=1"], ["a=word", "a.b=1"]])
+def test_an_override_below_a_plain_value_is_refused(overrides: list[str]) -> None:
+    base = {"a": "plan" if len(overrides) == 1 else None}
+    with pytest.raises(RecipeError, match=r"'a.b=1': a is '(plan|word)', which has no b; give all of it as a=VALUE"):
+        parse_overrides(overrides, base)
+
+
+def test_an_override_below_nothing_makes_a_mapping() -> None:
+    assert parse_overrides(["a.b.c=1"], {"a": None}) == {"a": {"b": {"c": 1}}}
 
 
 def test_settings_cannot_be_changed() -> None:

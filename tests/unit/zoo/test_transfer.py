@@ -14,8 +14,9 @@ from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.settings import validate
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.transfer import FULL, SCRATCH, TransferPlan, apply, model_after, plan_full
+from pmmrec.zoo.transfer import FULL, NAMED, TransferPlan, apply, model_after, plan_full
 
+SCRATCH = TransferPlan(fresh=("*",), drop=("*",))
 ENCODERS = ("text_encoder", "vision_encoder")
 ITEMS = (*ENCODERS, "fusion")
 ALL = (*ITEMS, "user_encoder")
@@ -121,9 +122,11 @@ def test_parts_that_are_not_there_are_refused(other: Any, saved: Path, plan: Tra
     [
         (FULL, ALL, ALL),
         (SCRATCH, (), ALL),
-        (TransferPlan(load=("item_encoder",), fresh=("user_encoder",), drop=("*",)), ITEMS, ALL),
-        (TransferPlan(load=("user_encoder",), fresh=("*",), drop=("*",)), ("user_encoder",), ALL),
-        (TransferPlan(load=("text_encoder", "user_encoder"), drop=("*",)), (ALL[0], ALL[3]), (ALL[0], ALL[3])),
+        (NAMED["items"], ITEMS, ALL),
+        (NAMED["user"], ("user_encoder",), ALL),
+        (NAMED["text"], (ALL[0], ALL[3]), (ALL[0], ALL[3])),
+        (NAMED["vision"], (ALL[1], ALL[3]), (ALL[1], ALL[3])),
+        (NAMED["frozen"], ALL, ALL),
         (TransferPlan(load=("*",), drop=("vision_encoder", "fusion")), (ALL[0], ALL[3]), (ALL[0], ALL[3])),
     ],
 )
@@ -250,3 +253,11 @@ def test_the_report_counts_every_tensor_and_prints_as_one_table(other: Any, save
     assert lines[1].split()[::4] == ["text_encoder", "frozen"]
     assert len({line.index(line.split()[1]) for line in lines}) == 1
     assert len(lines) == 1 + 4 + 2
+
+
+def test_a_plan_can_be_given_by_its_name() -> None:
+    assert TransferPlan.model_validate("items") == NAMED["items"]
+    with pytest.raises(
+        ValueError, match="no plan is called 'itmes'; there are full, items, user, text, vision, frozen"
+    ):
+        TransferPlan.model_validate("itmes")
