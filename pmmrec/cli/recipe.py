@@ -16,11 +16,11 @@ app = typer.Typer(help="Find, read, copy and check recipes.", no_args_is_help=Tr
 
 @app.command("list")
 def recipe_list() -> None:
-    """The shipped recipes, each with its first line."""
+    """The shipped recipes, each with its first sentence."""
     from pmmrec.shipped import shipped_recipes
 
     for name, path in shipped_recipes().items():
-        typer.echo(f"{name:<28} {_first_line(path)}")
+        typer.echo(f"{name:<28} {_first_sentence(path)}")
 
 
 @app.command("show")
@@ -86,5 +86,6 @@ def _first_comment(path: Path) -> str:
     return "".join(comment)
 
 
-def _first_line(path: Path) -> str:
-    return _first_comment(path).partition("\n")[0].lstrip("# ")
+def _first_sentence(path: Path) -> str:
+    words = " ".join(line.lstrip("# ") for line in _first_comment(path).splitlines())
+    return words.partition(". ")[0].removesuffix(".") + "."
