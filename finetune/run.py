@@ -22,6 +22,7 @@ from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
 from pmmrec.train.run import Run
+from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.adapters import stand_on
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ From = Annotated[
 ]
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
+Resume = Annotated[bool, Option("--resume", help="Go on where this run was stopped; begin it if it has not begun.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
 WithScratch = Annotated[
     bool, Option("--with-scratch", help="Then train the same model from scratch and say whether transfer paid.")
@@ -50,6 +52,7 @@ def main(
     domain: On,
     overrides: Overrides = None,
     weights: Weights = None,
+    resume: Resume = False,
     dry_run: DryRun = False,
     with_scratch: WithScratch = False,
 ) -> None:
@@ -70,10 +73,10 @@ def main(
         describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans)
         return
 
-    with Run.start(recipe) as run:
+    with Run.start(recipe, resume=resume) as run:
         train(run, recipe, model, given, sources, folders, checkpoint, origin)
         if twin is not None and twin.model is not None:
-            with Run.start(twin, beside=run) as scratch:
+            with Run.start(twin, resume=resume, beside=run) as scratch:
                 train(scratch, twin, twin.model, {}, sources, twin_folders, None, "none")
             run.log.say(*against_scratch(run.folder, scratch.folder))
 
@@ -89,6 +92,8 @@ def train(
     origin: str,
 ) -> None:
     """One training from its backbones to its test figures; the run folder holds what came out."""
+    if run.is_finished:
+        return
     backbones = open_backbones(model, run, sources.train_texts, weights, given)
     run.processes.seed(recipe.seed, same=True)
     recommender = build(model, backbones, sources.catalogues)
@@ -109,13 +114,15 @@ def train(
     keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, standing))
 
     run.processes.seed(recipe.seed, same=False)
-    loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
+    states = States.of(run, recipe.train.state, sources, started_from=origin)
+    loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep], states=states)
     loop.fit()
     outcome = rank_test_targets(run, recipe, loop, sources, kind="finetune")
     if outcome is not None:
         kept = run.folder / CHECKPOINT_FOLDER
         write_card(kept, outcome, recipe.licence, place=str(kept))
         run.log.say(*outcome_tables([outcome]))
+    states.finish()
 
 
 if __name__ == "__main__":

@@ -31,3 +31,9 @@ class MachineError(PMMRecError):
 
 class DivergenceError(PMMRecError):
     """Training left the finite numbers."""
+
+
+class StoppedError(PMMRecError):
+    """A run was asked to end before it was over; it goes on from the state it kept. EX_TEMPFAIL: try again."""
+
+    exit_code = 75

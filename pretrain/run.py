@@ -15,29 +15,41 @@ from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program
 from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
-from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
+from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run
+from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.hub import publish, refuse_taken_name
+from pmmrec.zoo.hub import refuse_taken_name
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as pretrain/pmmrec.")]
 Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
+Resume = Annotated[bool, Option("--resume", help="Go on where this run was stopped; begin it if it has not begun.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
 
 
-def main(recipe_name: Recipe, overrides: Overrides = None, weights: Weights = None, dry_run: DryRun = False) -> None:
+def main(
+    recipe_name: Recipe,
+    overrides: Overrides = None,
+    weights: Weights = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
     """Pretrain on the domains of a recipe; publish item encoders, fusion and user encoder as parts."""
     recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
-    refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
     sources = Sources.open(recipe.data.sources)
     if dry_run:
+        refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
         describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()))
         return
 
-    with Run.start(recipe) as run:
+    with Run.start(recipe, resume=resume) as run:
+        if run.is_finished:
+            return
+        if not run.resumes:
+            refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
         backbones = open_backbones(recipe.model, run, sources.train_texts, named_folders(weights or ()))
         run.processes.seed(recipe.seed, same=True)
         recommender = build(recipe.model, backbones, sources.catalogues)
@@ -50,14 +62,16 @@ def main(recipe_name: Recipe, overrides: Overrides = None, weights: Weights = No
         keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
 
         run.processes.seed(recipe.seed, same=False)
-        loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
+        states = States.of(run, recipe.train.state, sources, started_from="none")
+        loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep], states=states)
         loop.fit()
         outcome = rank_test_targets(run, recipe, loop, sources, kind="pretrain")
         if outcome is not None:
             write_card(run.folder / CHECKPOINT_FOLDER, outcome, recipe.licence, recipe.published_name)
             run.log.say(*outcome_tables([outcome]))
-            place = publish(run.folder / CHECKPOINT_FOLDER, recipe.hub, recipe.published_name, replace=recipe.replace)
+            place = publish_best(run, recipe.hub, recipe.published_name, replace=recipe.replace)
             run.log.say(f"published: {place}")
+        states.finish()
 
 
 if __name__ == "__main__":

@@ -180,14 +180,14 @@ class BatchLoader:
         self._builder = builder
         self._workers = workers
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of `epoch`, counted from 0."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from its step `first` on, both counted from 0."""
         # Elsewhere the platform's own way is taken: forking is not safe on every system.
         context = "fork" if self._workers and sys.platform == "linux" else None
         loader: DataLoader[Batch] = DataLoader(
             _Steps(self._builder, epoch),
             batch_size=None,
-            sampler=range(self._builder.steps_per_epoch),
+            sampler=range(first, self._builder.steps_per_epoch),
             num_workers=self._workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size=None it is given one sample
             multiprocessing_context=context,

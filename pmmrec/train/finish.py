@@ -17,11 +17,13 @@ from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Sources, read_items
 from pmmrec.train.run import Run, Runnable
-from pmmrec.train.run_folder import package_version
+from pmmrec.train.run_folder import CHECKPOINT_FOLDER, package_version
+from pmmrec.zoo import files
 from pmmrec.zoo.adapters import Standing, save_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
+from pmmrec.zoo.hub import publish
 
-CHECKPOINT_FOLDER = "checkpoint"
+__all__ = ["CHECKPOINT_FOLDER", "publish_best", "rank_test_targets", "save_best"]
 
 
 class Finishable(Runnable, Protocol):
@@ -125,6 +127,17 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
         run.log.say("test targets left alone (rank_test: false); nothing is published")
         return None
     return outcome
+
+
+def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
+    """Publish the best checkpoint of a run. One that goes on, and was stopped just after it published, does so again.
+
+    Raises as `publish`.
+    """
+    kept, place = run.folder / CHECKPOINT_FOLDER, hub / name
+    is_there = run.resumes and (files.current(place) / files.INDEX_NAME).is_file()
+    is_ours = is_there and Checkpoint.open(place).index.parts == Checkpoint.open(kept).index.parts
+    return publish(kept, hub, name, replace=replace or is_ours)
 
 
 def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[DomainOutcome, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,25 @@ class RunLog:
         numbers = {f"{kind}/{name}": float(value) for name, value in flat(figures).items()}
         for name, board in list(self._boards.items()):
             self._guarded(name, partial(board.show, numbers, step))
+
+    def mark(self) -> dict[str, float]:
+        """Where events.jsonl stands, once the disk has it, and how long the run has lasted."""
+        num_bytes = 0
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            num_bytes = os.fstat(self._file.fileno()).st_size
+        return {"bytes": num_bytes, "seconds": time.monotonic() - self._started_s}
+
+    def go_back(self, mark: Mapping[str, float]) -> None:
+        """Forget the events after a mark: what they tell of is done again."""
+        self._started_s = time.monotonic() - mark["seconds"]
+        if self._file is None:
+            return
+        size, wanted = os.fstat(self._file.fileno()).st_size, int(mark["bytes"])
+        if size < wanted:
+            self.warn(f"events.jsonl: {wanted - size} bytes that were written have gone; events are missing")
+        self._file.truncate(min(size, wanted))
 
     def say(self, *words: RenderableType) -> None:
         """Lines or tables for people."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,14 @@ from pmmrec.contracts import Batch
 from pmmrec.errors import MachineError
 from pmmrec.settings import Config
 from pmmrec.train.cost import Cost, forget_peak
+from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
 from pmmrec.train.nonfinite import stop_if_gradient_nonfinite, stop_if_nonfinite, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
 from pmmrec.train.processes import Processes
+from pmmrec.train.snapshot import Memory, below
+from pmmrec.train.state import State, StateConfig
+from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
 
 
@@ -33,6 +38,7 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
     log_every: int = Field(20, ge=1, description="Steps between two log lines.")
+    state: StateConfig = StateConfig()
 
 
 class Batches(Protocol):
@@ -41,7 +47,9 @@ class Batches(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def epoch(self, epoch: int) -> Iterable[Batch]: ...
+    def epoch(self, epoch: int, done: int = 0) -> Iterable[Batch]:
+        """The batches of an epoch, the first of which is 1, without the first `done` steps of it."""
+        ...
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """A copy on `device`, ready for the model."""
@@ -59,6 +67,7 @@ class Callback(Protocol):
 
 
 SIZES = ("users", "slots", "items_encoded")  # of a step, added up over processes and steps
+_WISHES = "wishes"  # what processes want of the run travels with the figures of a step
 
 
 @dataclass
@@ -93,38 +102,42 @@ class Loop:
         processes: Processes,
         log: RunLog,
         callbacks: Sequence[Callback] = (),
+        states: States | None = None,
     ) -> None:
+        """`states`: where it is kept how to go on after a stop; without them a run that is stopped is lost."""
         self.config, self.task, self.log, self.processes = config, task, log, processes
         self.step = 0
+        self.epoch = 0  # the one it is in; 0 until the model has been judged as it came
         self.cost = Cost.of(task)
         self.should_stop = False
         self.validation: dict[int, Mapping[str, float]] = {}
         self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
-        self._batches, self._callbacks = batches, callbacks
+        self._batches, self._callbacks, self._states = batches, callbacks, states
+        self._meter, self._began_s, self._epoch_s = Meter(), time.monotonic(), 0.0  # `_epoch_s`: before it was stopped
+        self._wishes = Late()
+        self._heard: Tensor | None = None  # the wishes of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch
         task.to(processes.device)
         optimizer = build_optimizer(task, config.optimizer)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
         self._rate = 0.0  # of the latest step, in the first group
         self._module, self._optimizer = processes.accelerator.prepare(task, optimizer)
+        self._memory = Memory(processes, self._module, self._optimizer, self._scheduler)
 
     def fit(self) -> None:
-        """Train until the epochs are over or a callback stops it."""
-        self.log.event("parameters", 0, trainable=self.cost.trainable_parameters, total=self.cost.total_parameters)
+        """Train until the epochs are over or a callback stops it. StoppedError where the run is asked to end."""
+        is_resumed = self._states is not None and self._states.resume(self)
+        if not is_resumed:
+            sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
+            self.log.event("parameters", 0, **sizes)
         self.log.say(self.cost.words())
-        self._end_epoch(0)
-        for epoch in range(1, self.config.epochs + 1):
-            if self.should_stop:
-                break
-            started_s = time.monotonic()
-            forget_peak(self.processes.device)
-            self._train_epoch(epoch)
-            seconds = time.monotonic() - started_s
-            self.cost.add_epoch(seconds, self.processes.device)
-            self.log.event(
-                "epoch", self.step, epoch=epoch, seconds=seconds, peak_memory_bytes=self.cost.peak_memory_bytes
-            )
-            self._end_epoch(epoch)
+        if self.epoch == 0:
+            self._end_epoch()
+        while self.epoch <= self.config.epochs and not self.should_stop:
+            self._train_epoch()
+            self._end_epoch()
+        if self._states is not None:
+            self._states.training_ended(self)
 
     @property
     def training_s(self) -> float:
@@ -136,24 +149,65 @@ class Loop:
         state: dict[str, Any] = self.processes.accelerator.get_state_dict(self._module)
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
-    def _train_epoch(self, epoch: int) -> None:
+    def snapshot(self) -> State:
+        """All that is needed to go on from here; tensors on the main process alone. Every process must call it."""
+        state = self._memory.take()
+        meter = {f"meter/{name}": total.to("cpu", copy=True) for name, total in self._meter.figures.items()}
+        facts: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "epoch_s": time.monotonic() - self._began_s if self._steps_done else 0.0,
+            "meter_s": time.monotonic() - self._meter.started_s,
+            "cost": dataclasses.asdict(self.cost),
+            "validation": {str(epoch): dict(metrics) for epoch, metrics in self.validation.items()},
+            "best": self.best,
+            "should_stop": self.should_stop,
+        }
+        return State({**state.facts, **facts}, {**state.tensors, **meter})
+
+    def restore(self, state: State) -> None:
+        """Be where `snapshot` was taken. Raises CheckpointError where the state is of another model."""
+        self._memory.put_back(state)
+        facts, device = state.facts, self.processes.device
+        self.step, self.epoch, self.should_stop = facts["step"], facts["epoch"], facts["should_stop"]
+        self.validation = {int(epoch): metrics for epoch, metrics in facts["validation"].items()}
+        self.best = None if facts["best"] is None else (facts["best"][0], facts["best"][1])
+        self.cost = Cost(**facts["cost"])
+        self._epoch_s = facts["epoch_s"]
+        figures = {name: total.to(device) for name, total in below(state.tensors, "meter").items()}
+        self._meter = Meter(figures, time.monotonic() - facts["meter_s"])
+
+    @property
+    def _steps_done(self) -> int:
+        """Of the epoch it is in."""
+        return self.step - max(0, self.epoch - 1) * self._batches.steps_per_epoch
+
+    def _train_epoch(self) -> None:
+        forget_peak(self.processes.device)
+        self._began_s, self._epoch_s = time.monotonic() - self._epoch_s, 0.0
         self._module.train()
-        self.log.begin_progress(f"epoch {epoch}", self._batches.steps_per_epoch)
-        meter = Meter()
-        for number, batch in enumerate(self._batches.epoch(epoch), start=1):
+        self.log.begin_progress(f"epoch {self.epoch}", self._batches.steps_per_epoch)
+        done = self._steps_done
+        for number, batch in enumerate(self._batches.epoch(self.epoch, done), start=done + 1):
             moved = self._batches.to_device(batch, self.processes.device)
             try:
                 if self.step == 0:
                     self._log_gradient_norms(moved)
-                self._update(moved, meter)
+                self._update(moved, self._meter)
             except torch.OutOfMemoryError as error:
                 raise MachineError(self._out_of_memory(moved)) from error
             self.log.advance()
             if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
-                self._log_step(meter)
-                meter = Meter()
+                self._log_step(self._meter)
+                self._meter = Meter()
+            if self._states is not None:
+                self._states.step_ended(self, self._heard)
         self.log.end_progress()
         stop_if_weights_nonfinite(self.task, self.step)
+        seconds = time.monotonic() - self._began_s
+        self.cost.add_epoch(seconds, self.processes.device)
+        peak = self.cost.peak_memory_bytes
+        self.log.event("epoch", self.step, epoch=self.epoch, seconds=seconds, peak_memory_bytes=peak)
 
     def _out_of_memory(self, batch: Batch) -> str:
         num_users, num_inputs = batch.windows.is_input_BL.shape
@@ -166,7 +220,8 @@ class Loop:
     def _update(self, batch: Batch, meter: Meter) -> None:
         accelerator, step = self.processes.accelerator, self.step + 1
         figures: dict[str, Tensor] = self._module(batch)
-        totals = self._totals({**figures, **_sizes(batch)})
+        totals = self._totals({**figures, **_sizes(batch), **self._own_wishes()})
+        self._hear(totals)
         sums = {name: totals[name] for name in self.task.weights}
         stop_if_nonfinite(sums, self.task, batch, self._batches.item_names, self.processes.gathered, step)
         # DDP averages gradients over processes; the sum over all divided by the count over all is wanted.
@@ -186,6 +241,14 @@ class Loop:
         self._optimizer.zero_grad()
         self.step = step
         meter.add(totals)
+
+    def _own_wishes(self) -> dict[str, Tensor]:
+        return {} if self._states is None else {_WISHES: self._states.wishes(self.processes.device)}
+
+    def _hear(self, totals: dict[str, Tensor]) -> None:
+        """Take the wishes of all out of the totals; those of the step before are heard now."""
+        if _WISHES in totals:
+            self._heard = self._wishes.exchange(totals.pop(_WISHES))
 
     def _totals(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums and counts over all processes, in one exchange."""
@@ -225,9 +288,13 @@ class Loop:
         step = f"step {self.step:>{width}}/{self._num_steps}"
         self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}")
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _end_epoch(self) -> None:
         for callback in self._callbacks:
-            callback.epoch_ended(self, epoch)
+            callback.epoch_ended(self, self.epoch)
+        self.epoch += 1
+        if self._states is not None:
+            self._wishes.take()  # of the last step, and spoken of in what follows
+            self._states.epoch_ended(self)
 
 
 def _sizes(batch: Batch) -> dict[str, Tensor]:

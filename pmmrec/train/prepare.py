@@ -97,7 +97,8 @@ def start_backbones(
 ) -> None:
     """Make a folder below `folder` for each backbone that starts from a configuration."""
     for part, encoder in config.item_encoder.encoders.items():
-        if encoder.weights is None and part not in (given or {}):
+        # A run that goes on finds those it began with: it kept no state before they were whole.
+        if encoder.weights is None and part not in (given or {}) and not (folder / part).exists():
             family = text_encoders if part == "text_encoder" else vision_encoders
             (folder / part).mkdir(parents=True)
             family.part_class(encoder).start(encoder, folder / part, texts())
@@ -294,9 +295,9 @@ class Batches:
     def steps_per_epoch(self) -> int:
         return self._builder.steps_per_epoch
 
-    def epoch(self, epoch: int) -> Iterable[Batch]:
-        """The batches of an epoch; the first is 1."""
-        return self._loader.epoch(epoch - 1)
+    def epoch(self, epoch: int, done: int = 0) -> Iterable[Batch]:
+        """The batches of an epoch, the first of which is 1, without the first `done` steps of it."""
+        return self._loader.epoch(epoch - 1, done)
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """A copy on `device`, with kept states of frozen blocks fetched."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -12,7 +13,8 @@ from typing_extensions import Self
 
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
-from pmmrec.train.run_folder import environment, make_run_folder, write_json
+from pmmrec.train.run_folder import EVENTS_FILE, Standing, environment, is_requeued, run_folder, write_json
+from pmmrec.train.stop import StopSignals
 from pmmrec.train.trackers import boards
 
 
@@ -31,14 +33,26 @@ class Runnable(Protocol):
 class Run:
     """An open run. Leaving it by an error before anything was logged takes its folder away again."""
 
-    def __init__(self, folder: Path, processes: Processes, log: RunLog, *, ends_processes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        processes: Processes,
+        log: RunLog,
+        standing: Standing,
+        held: ExitStack,
+        *,
+        ends_processes: bool = True,
+    ) -> None:
         self.folder, self.processes, self.log = folder, processes, log
-        self._ends_processes = ends_processes
+        self.signals = StopSignals()
+        self.resumes, self.is_finished = standing is Standing.STOPPED, standing is Standing.FINISHED
+        self._held, self._ends_processes = held, ends_processes
 
     @classmethod
-    def start(cls, recipe: Runnable, *, beside: Run | None = None) -> Self:
+    def start(cls, recipe: Runnable, *, resume: bool = False, beside: Run | None = None) -> Self:
         """Join the processes, make the folder, write down what was asked and on what machine.
 
+        `resume`: go on with a run of this name, where there is one; so does a command that a scheduler started again.
         `beside`: a run that has trained already and ends later. It ends the processes of both; its model is let go.
         """
         machine = recipe.machine
@@ -46,14 +60,23 @@ class Run:
             beside.processes.let_go()
         openers = boards(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
         processes = Processes(machine)
-        if processes.is_main:
-            make_run_folder(recipe.folder)
-            (recipe.folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            write_json(recipe.folder / "environment.json", environment(processes.world, processes.device))
-        processes.wait()
-        log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
-        log.say(f"run {recipe.folder}  {processes.world} process(es) on {processes.device}, command: {_command()}")
-        return cls(recipe.folder, processes, log, ends_processes=beside is None)
+        with ExitStack() as stack:
+            standing = Standing.NEW
+            if processes.is_main:
+                here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume or is_requeued())
+                standing = stack.enter_context(here)
+            if processes.is_main and standing is not Standing.FINISHED:
+                (recipe.folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+                write_json(recipe.folder / "environment.json", environment(processes.world, processes.device))
+            standing = processes.from_main(standing)
+            log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
+            log.say(f"run {recipe.folder}  {processes.world} process(es) on {processes.device}, command: {_command()}")
+            if standing is Standing.FINISHED:
+                log.say(f"run {recipe.folder} is finished: there is nothing to go on with")
+            held = stack.pop_all()
+        run = cls(recipe.folder, processes, log, standing, held, ends_processes=beside is None)
+        run.signals.open()
+        return run
 
     def __enter__(self) -> Self:
         return self
@@ -61,12 +84,15 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.signals.close()
         self.log.__exit__(kind, error, trace)
-        events = self.folder / "events.jsonl"
-        if error is not None:
-            if self.processes.is_main and events.exists() and not events.stat().st_size:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            return
+        events = self.folder / EVENTS_FILE
+        with self._held:
+            if error is not None:
+                is_empty = events.exists() and not events.stat().st_size
+                if self.processes.is_main and is_empty and not self.resumes:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                return
         if self._ends_processes:
             self.processes.end()
 

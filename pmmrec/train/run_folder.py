@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,14 +21,23 @@ import torch
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import MachineError, RecipeError
+from pmmrec.processes import alone_in
+from pmmrec.settings import parse_yaml
 
+CHECKPOINT_FOLDER, STATE_FOLDER, EVENTS_FILE, LOCK_FILE = "checkpoint", "state", "events.jsonl", "lock"
+FINISHED = "finished"  # the last event of a run that has nothing left to do
+LOCK_PATIENCE_S = 20.0  # so long the data workers of a killed run may live on and hold its lock
+# What may change between a stop and going on: nothing of it changes a weight.
+_FREE = ("machine.trackers", "machine.project", "data.workers", "cache", "prefix_budget_gb", "train.state")
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")
 
 
 def refuse_taken(folder: Path) -> None:
     """RecipeError when a run of this name exists."""
     if folder.exists():
-        raise RecipeError(f"{folder}: this run exists; choose another name=... or remove the folder")
+        raise RecipeError(
+            f"{folder}: this run exists; choose another name=..., go on with it (--resume) or remove the folder"
+        )
 
 
 def make_run_folder(folder: Path) -> Path:
@@ -34,6 +48,98 @@ def make_run_folder(folder: Path) -> Path:
     except OSError as error:
         raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
     return folder
+
+
+class Standing(str, Enum):
+    """What a run finds in its folder."""
+
+    NEW = "new"
+    STOPPED = "stopped"  # there are states to go on from
+    FINISHED = "finished"
+
+
+@contextmanager
+def run_folder(folder: Path, recipe: str, *, resume: bool) -> Iterator[Standing]:
+    """The folder of a run, locked against other runs; made where it is new.
+
+    `resume`: one that was stopped is gone on with; one that was stopped before it kept a state is begun anew. Raises
+    RecipeError where the folder is another run's, or the recipe is another, MachineError where it cannot be made.
+    """
+    exists = resume and folder.exists()
+    if exists and not (folder / LOCK_FILE).exists():
+        raise RecipeError(f"{folder}: was made by no run that can be gone on with; choose another name=...")
+    if not exists:
+        make_run_folder(folder)
+    with _locked(folder, patience_s=LOCK_PATIENCE_S if exists else 0.0):
+        yield _standing(folder, recipe) if exists else Standing.NEW
+
+
+def is_requeued() -> bool:
+    """Whether a scheduler or launcher started this command again: Slurm after a requeue, torchrun after a failure."""
+    counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count.isdigit() and int(count) > 0 for count in counts)
+
+
+@contextmanager
+def _locked(folder: Path, patience_s: float) -> Iterator[None]:
+    lock = folder / LOCK_FILE
+    until_s = time.monotonic() + patience_s
+    with ExitStack() as stack:
+        while True:
+            holder = lock.read_text(encoding="utf-8").strip() if lock.exists() else ""
+            try:
+                held = stack.enter_context(alone_in(folder, f"another run ({holder})"))
+                break
+            except RecipeError:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(0.2)
+        os.ftruncate(held, 0)
+        os.pwrite(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+
+
+def _standing(folder: Path, recipe: str) -> Standing:
+    """What a folder that exists holds; emptied where its run kept nothing to go on from."""
+    events = folder / EVENTS_FILE
+    lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
+    if lines and f'"event": "{FINISHED}"' in lines[-1]:
+        return Standing.FINISHED
+    if any((folder / STATE_FOLDER).glob("step-*")):
+        _refuse_other_recipe(folder, recipe)
+        return Standing.STOPPED
+    if (folder / "metrics.json").exists():
+        raise RecipeError(f"{folder}: holds results and no state to go on from; choose another name=...")
+    for path in folder.iterdir():
+        if path.name != LOCK_FILE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return Standing.NEW
+
+
+def _refuse_other_recipe(folder: Path, recipe: str) -> None:
+    path = folder / "recipe.yaml"
+    before, now = (
+        _leaves(parse_yaml(path.read_text(encoding="utf-8"), str(path))),
+        _leaves(parse_yaml(recipe, "recipe")),
+    )
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and not _is_free(name)]
+    if changed:
+        told = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed[:5])
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise RecipeError(f"{folder}: cannot go on with another recipe: {told}{more}; begin another run for that")
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Values by dotted name."""
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    return {
+        name: leaf for key, entry in tree.items() for name, leaf in _leaves(entry, f"{path}.{key}".lstrip(".")).items()
+    }
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

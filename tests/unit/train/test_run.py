@@ -24,7 +24,8 @@ class _Recipe:
 
 def test_a_run_starts_with_recipe_and_environment(tmp_path: Path) -> None:
     with Run.start(_Recipe(tmp_path / "one")) as run:
-        assert {path.name for path in run.folder.iterdir()} == {"recipe.yaml", "environment.json", "events.jsonl"}
+        made = {"recipe.yaml", "environment.json", "events.jsonl", "lock"}
+        assert {path.name for path in run.folder.iterdir()} == made
         assert (run.folder / "recipe.yaml").read_text() == "name: one\n"
 
 

@@ -31,7 +31,7 @@ def _sasrec(pmmrec: Pmmrec, world: Path, *settings: str) -> None:
 
 def _assert_events_are_complete(run: Path) -> None:
     kinds = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert kinds == ["parameters", "validation", "gradient_norm", "train", "epoch", "validation"]
+    assert kinds == ["parameters", "validation", "gradient_norm", "train", "epoch", "validation", "finished"]
 
 
 def test_wandb_writes_offline_below_the_run_and_nowhere_else(home: Path, world: Path, pmmrec: Pmmrec) -> None:

@@ -1,0 +1,169 @@
+"""What of model, optimiser and global generators must be kept, so that training goes on as if never stopped?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from pmmrec.errors import CheckpointError
+from pmmrec.train.processes import Processes
+from pmmrec.train.state import State
+
+Tensors = dict[str, Tensor]
+
+
+class Memory:
+    """What of a training remembers, besides its loop: model, optimiser, schedule, scaler, random numbers."""
+
+    def __init__(self, processes: Processes, model: nn.Module, optimizer: Any, scheduler: LambdaLR) -> None:
+        """`model` and `optimizer` as Accelerate prepared them."""
+        self._processes, self._scheduler = processes, scheduler
+        self._model: nn.Module = processes.accelerator.unwrap_model(model)
+        self._optimizer: Optimizer = optimizer.optimizer
+
+    def take(self) -> State:
+        """A copy on the CPU of the main process, whole where it was sharded. Every process must call it."""
+        tensors = {f"model/{name}": tensor for name, tensor in self._whole(model_tensors(self._model))}
+        optimizer = optimizer_tensors(self._model, self._optimizer)
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self._whole(optimizer)}
+        of_processes: list[Tensors] = gather_object([random_tensors(self._processes.device)])
+        for rank, generators in enumerate(of_processes):
+            tensors |= {f"random/{rank}/{name}": tensor for name, tensor in generators.items()}
+        scaler = self._processes.accelerator.scaler
+        facts: dict[str, Any] = {
+            "world": self._processes.world,
+            "rates": [group["lr"] for group in self._optimizer.param_groups],
+            "scheduler": self._scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        return State(facts, tensors)
+
+    def put_back(self, state: State) -> None:
+        """Every process must call it. Another number of processes shares the model out anew.
+
+        Random numbers of dropout then differ from those of the run that was not stopped: they belong to processes.
+        Raises CheckpointError where the state is of another model.
+        """
+        facts, processes = state.facts, self._processes
+        put_back_model(self._model, below(state.tensors, "model"))
+        put_back_optimizer(self._model, self._optimizer, below(state.tensors, "optimizer"))
+        for group, rate in zip(self._optimizer.param_groups, facts["rates"], strict=True):
+            group["lr"] = rate
+        self._scheduler.load_state_dict(facts["scheduler"])
+        scaler = processes.accelerator.scaler
+        if scaler is not None and facts["scaler"] is not None:
+            scaler.load_state_dict(facts["scaler"])
+        if facts["world"] == processes.world:
+            put_back_random(below(state.tensors, f"random/{processes.rank}"), processes.device)
+        else:
+            processes.seed((torch.initial_seed() + facts["step"]) % 2**31, same=True)  # initial seeds differ already
+
+    def _whole(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Whole copies, one at a time; all processes take part in gathering, the main one alone keeps them."""
+        for name, tensor in tensors:
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if self._processes.is_main:
+                yield name, full.detach().to("cpu", copy=True).contiguous()
+
+
+def model_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Name and tensor of all that a model's state dict holds."""
+    return model.state_dict().items()
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """What an optimiser remembers of each parameter, as `parameter:figure`."""
+    for name, parameter in _learning(model, optimizer):
+        for figure, value in optimizer.state[parameter].items():
+            yield f"{name}:{figure}", value
+
+
+def put_back_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into a model, sharded or not. Raises CheckpointError where names or shapes differ."""
+    own = model.state_dict()
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())
+        raise CheckpointError(f"state: {len(odd)} tensors are in the model or in the state alone, such as {odd[0]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(_like(tensors[name], tensor, name))
+
+
+def put_back_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser its memory back; an empty one where it had not stepped. Raises CheckpointError."""
+    remembered: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, figure = key.rpartition(":")
+        remembered.setdefault(name, {})[figure] = tensor
+    named = _learning(model, optimizer)
+    strange = remembered.keys() - {name for name, _ in named}
+    if strange:
+        raise CheckpointError(f"state: the optimiser trains no {min(strange)}, which the state remembers")
+    tree = optimizer.state_dict()
+    tree["state"] = {
+        place: {figure: _of_parameter(value, parameter, name) for figure, value in remembered[name].items()}
+        for place, (name, parameter) in enumerate(named)
+        if name in remembered
+    }
+    optimizer.load_state_dict(tree)
+
+
+def random_tensors(device: torch.device) -> Tensors:
+    """Where the global generators of this process stand: Python's, NumPy's, torch's on the CPU and on `device`."""
+    _, words, gauss = random.getstate()
+    _, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global generator is what is kept
+    tensors = {
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*np.asarray(keys).tolist(), int(place), int(has_gauss)], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "cpu": torch.get_rng_state(),
+    }
+    return {**tensors, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else tensors
+
+
+def put_back_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Set the global generators of this process. A GPU's is left alone where the state comes from a CPU."""
+    gauss = tensors["python_gauss"].tolist()
+    random.setstate((3, tuple(tensors["python"].tolist()), gauss[0] if gauss else None))
+    *keys, place, has_gauss = tensors["numpy"].tolist()
+    cached = float(tensors["numpy_gauss"][0])
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), place, has_gauss, cached))  # noqa: NPY002 - as above
+    torch.set_rng_state(tensors["cpu"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
+
+
+def below(tensors: Mapping[str, Tensor], start: str) -> Tensors:
+    """The tensors whose name begins with `start/`, without it."""
+    return {name[len(start) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{start}/")}
+
+
+def _learning(model: nn.Module, optimizer: Optimizer) -> Sequence[tuple[str, nn.Parameter]]:
+    """Name and parameter in the order in which the optimiser numbers them."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [(name_of[id(parameter)], parameter) for parameter in parameters]
+
+
+def _like(value: Tensor, target: Tensor, name: str) -> Tensor:
+    """A whole tensor, cut as `target` is cut over processes."""
+    if value.shape != target.shape:
+        raise CheckpointError(f"state: {name} is {tuple(value.shape)} there and {tuple(target.shape)} in the model")
+    if not isinstance(target, DTensor):
+        return value
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+
+
+def _of_parameter(value: Tensor, parameter: nn.Parameter, name: str) -> Any:
+    """A figure of the optimiser: as large as its parameter, or a number such as the count of its steps."""
+    return value if value.ndim == 0 else _like(value, parameter.data, name)

@@ -1,0 +1,181 @@
+"""When does a run keep a state, when does it end early, and how does it come back to where it was?"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from pmmrec.errors import CheckpointError, MachineError, RecipeError, StoppedError
+from pmmrec.train.prepare import Sources
+from pmmrec.train.run import Run
+from pmmrec.train.run_folder import CHECKPOINT_FOLDER, FINISHED, STATE_FOLDER
+from pmmrec.train.state import Position, State, StateConfig, StateFolder, read_state, restore_best
+from pmmrec.zoo import files
+
+
+class Resumable(Protocol):
+    """What a training must tell and take back."""
+
+    step: int
+    epoch: int
+
+    def snapshot(self) -> State:
+        """All that it needs to go on; tensors on the main process alone. Every process must call it."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Be where `snapshot` was taken."""
+        ...
+
+
+class States:
+    """The states of one run. All processes agree on when one is kept, and on when the run is to end.
+
+    Writing is left to a thread of the main process: training goes on as soon as the tensors are copied. A state that
+    cannot be written is a warning, for those before it are kept; when the run is asked to end it is an error.
+    """
+
+    def __init__(self, run: Run, config: StateConfig, about: Mapping[str, Any]) -> None:
+        self._run, self._config, self._about = run, config, dict(about)
+        self._folder = StateFolder(run.folder / STATE_FOLDER)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._writing: Future[None] | None = None
+        self._kept_s, self._kept_step = time.monotonic(), -1
+
+    @classmethod
+    def of(cls, run: Run, config: StateConfig, sources: Sources, *, started_from: str) -> Self:
+        """`started_from`: the checkpoint that training began with, or "none". Neither it nor a domain may change."""
+        domains = {domain.name: domain.fingerprint for domain in sources.domains}
+        return cls(run, config, {"domains": domains, "started_from": started_from})
+
+    def resume(self, loop: Resumable) -> bool:
+        """Bring a loop to the newest state that is whole; False where the run begins.
+
+        Raises CheckpointError where no state can be read, RecipeError where domains or start are others.
+        """
+        if not self._run.resumes:
+            return False
+        place = self._agreed_place()
+        state = read_state(place)
+        self._refuse_other(state.facts["about"])
+        loop.restore(state)
+        self._kept_step = loop.step
+        if self._run.processes.is_main:
+            restore_best(place, self._run.folder / CHECKPOINT_FOLDER)
+            self._folder.drop_newer(place)
+            self._run.log.go_back(state.facts["log"])
+        self._run.processes.wait()
+        self._run.log.say(f"goes on after step {loop.step}, in epoch {loop.epoch}, from {place}")
+        return True
+
+    def wishes(self, device: torch.device) -> Tensor:
+        """`(2,)` what this process wants: that the run ends, that a state is kept. The sum over all counts."""
+        minutes = self._config.every_minutes if self._run.processes.is_main else None
+        is_due = minutes is not None and time.monotonic() - self._kept_s > 60 * minutes
+        return torch.tensor([float(self._run.signals.heard is not None), float(is_due)], device=device)
+
+    def step_ended(self, loop: Resumable, heard: Tensor | None) -> None:
+        """Act on the wishes of a step that all have heard. StoppedError where the run is to end."""
+        asked, due = (False, False) if heard is None else (heard > 0).tolist()
+        # The wishes of the step before last were uttered before a state of the last step was kept.
+        by_clock = due and loop.step > self._kept_step + 1
+        by_steps = self._config.every_steps is not None and loop.step % self._config.every_steps == 0
+        self._act(loop, ends=asked, keeps=by_clock or by_steps)
+
+    def epoch_ended(self, loop: Resumable) -> None:
+        """As `step_ended`, after validation: signals that came meanwhile are heard here."""
+        wishes = self.wishes(self._run.processes.device)
+        ends, keeps = (self._run.processes.accelerator.reduce(wishes, "sum") > 0).tolist()
+        self._act(loop, ends=ends, keeps=keeps)
+
+    def training_ended(self, loop: Resumable) -> None:
+        """Keep the end, so that a stop while test targets are ranked costs no training."""
+        self._keep(loop)
+
+    def finish(self) -> None:
+        """Nothing is left to do: say so in the events, and take the states away."""
+        if self._run.processes.is_main:
+            self._settle()
+            self._run.log.event(FINISHED, max(0, self._kept_step))
+            shutil.rmtree(self._folder.folder, ignore_errors=True)
+        self._thread.shutdown()
+
+    def _act(self, loop: Resumable, *, ends: bool, keeps: bool) -> None:
+        if ends or keeps:
+            self._keep(loop)
+        if ends:
+            problem = self._settle()
+            self._run.processes.wait()  # a launcher that sees one process end may kill the others
+            why = self._run.signals.heard or "a signal to another process"
+            if problem is not None:
+                raise MachineError(f"step {loop.step}: ended by {why} and could not keep its state: {problem}")
+            raise StoppedError(f"step {loop.step}: ended by {why}; its state is kept, --resume goes on from there")
+
+    def _keep(self, loop: Resumable) -> None:
+        self._settle()
+        self._kept_s, self._kept_step = time.monotonic(), loop.step
+        state = loop.snapshot()
+        if not self._run.processes.is_main:
+            return
+        facts = {**state.facts, "about": self._about, "log": self._run.log.mark()}
+        position, state = Position(loop.step, loop.epoch), State(facts, state.tensors)
+        try:
+            best = self._folder.hold_best(files.current(self._run.folder / CHECKPOINT_FOLDER))
+        except MachineError as error:
+            self._warn(error)
+            return
+        self._writing = self._thread.submit(self._write, position, state, best)
+
+    def _write(self, position: Position, state: State, best: Path | None) -> None:
+        self._folder.save(position, state, best)
+        self._folder.keep_last(self._config.keep)
+
+    def _settle(self) -> MachineError | None:
+        """Wait for the state that is being written; why it could not be, if so."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except MachineError as error:
+            self._warn(error)
+            return error
+        return None
+
+    def _warn(self, error: MachineError) -> None:
+        self._run.log.warn(f"step {self._kept_step}: no state is kept, training goes on: {error}")
+
+    def _agreed_place(self) -> Path:
+        place: Path | None = None
+        problem: str | None = None
+        if self._run.processes.is_main:
+            try:
+                place = self._folder.newest_whole(self._run.log.warn)
+            except CheckpointError as error:
+                problem = str(error)
+        place, problem = self._run.processes.from_main((place, problem))
+        if place is None:
+            raise CheckpointError(problem or f"{self._folder.folder}: its states have gone since the run was opened")
+        return place
+
+    def _refuse_other(self, kept: Mapping[str, Any]) -> None:
+        """RecipeError where the run was begun on other data, or from another checkpoint."""
+        ours, theirs = self._about["domains"], kept["domains"]
+        changed = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        if changed:
+            raise RecipeError(
+                f"{self._run.folder}: cannot go on: domain {changed[0]} is not what the run began with; give it the "
+                "domain as it was, or begin another run"
+            )
+        if self._about["started_from"] != kept["started_from"]:
+            raise RecipeError(
+                f"{self._run.folder}: cannot go on: it started from {kept['started_from']}, now --from says "
+                f"{self._about['started_from']}"
+            )
