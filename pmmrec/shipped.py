@@ -11,6 +11,7 @@ Room = Literal["pretrain", "finetune", "zoo", "launch"]
 ROOMS: tuple[Room, ...] = ("pretrain", "finetune", "zoo", "launch")
 
 PLANS = "zoo/evidence*.yaml"  # of measurements: they name recipes, they are none
+CLUSTER_JOB = "kubernetes.yaml"  # among the launch files: read by kubectl, not by accelerate
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -37,6 +38,12 @@ def shipped_recipes() -> dict[str, Path]:
     plans = set(root.glob(PLANS))
     found = [path for room in ROOMS[:3] for path in sorted((root / room).glob("*.yaml")) if path not in plans]
     return {f"{path.parent.name}/{path.stem}": path for path in found}
+
+
+def shipped_launch_files() -> dict[str, Path]:
+    """Every shipped configuration of accelerate by name: `zero2` -> path."""
+    found = sorted((shipped_root() / "launch").glob("*.yaml"))
+    return {path.stem: path for path in found if path.name != CLUSTER_JOB}
 
 
 def find_recipe(name: str) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from typer import Argument, Option
@@ -16,16 +17,42 @@ app = typer.Typer()
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def pretrain(context: typer.Context) -> None:
-    """Pretrain on several domains: RECIPE \\[a.b=c ...] \\[--dry-run]."""
-    _start("pretrain/run.py", context.args)
+Launch = Annotated[str | None, Option(metavar="FILE", help="Start several processes: a file, or a name such as zero2.")]
+PerNode = Annotated[int | None, Option("--processes-per-node", min=1, metavar="N", help="In the place of the file's.")]
+Nodes = Annotated[int | None, Option(min=1, metavar="N", help="Machines in all; in the place of the file's.")]
+NodeRank = Annotated[int | None, Option(min=0, metavar="R", help="Which of them this is, from 0.")]
+Rendezvous = Annotated[str | None, Option(metavar="HOST:PORT", help="Of machine 0, where they meet.")]
+PrintCommand = Annotated[bool, Option("--print-command", help="Show what --launch would start, and start nothing.")]
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
-def finetune(context: typer.Context) -> None:
-    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run]."""
-    _start("finetune/run.py", context.args)
+def pretrain(
+    context: typer.Context,
+    launch: Launch = None,
+    processes_per_node: PerNode = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    rendezvous: Rendezvous = None,
+    print_command: PrintCommand = False,
+) -> None:
+    """Pretrain on several domains: RECIPE \\[a.b=c ...] \\[--dry-run] \\[--launch FILE]."""
+    machines = _Machines(processes_per_node, nodes, node_rank, rendezvous)
+    _start("pretrain/run.py", context.args, launch, machines, print_command=print_command)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def finetune(
+    context: typer.Context,
+    launch: Launch = None,
+    processes_per_node: PerNode = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    rendezvous: Rendezvous = None,
+    print_command: PrintCommand = False,
+) -> None:
+    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run] \\[--launch FILE]."""
+    machines = _Machines(processes_per_node, nodes, node_rank, rendezvous)
+    _start("finetune/run.py", context.args, launch, machines, print_command=print_command)
 
 
 @app.command()
@@ -76,11 +103,44 @@ def tune(
         typer.echo(f"best settings: {found.best}")
 
 
-def _start(program: str, arguments: list[str]) -> None:
+class _Machines(NamedTuple):
+    """What of a launch the command line says, in the place of the file."""
+
+    per_node: int | None
+    num_nodes: int | None
+    node_rank: int | None
+    rendezvous: str | None
+
+
+def _start(
+    program: str, arguments: list[str], launch: str | None, machines: _Machines, *, print_command: bool = False
+) -> None:
+    from pmmrec.errors import RecipeError
     from pmmrec.shipped import shipped_file
 
+    is_plan = "--dry-run" in arguments or {"--help", "-h"} & {*arguments}
     with errors_for_people():
         path = shipped_file(program)
+        if (launch is None or is_plan) and (print_command or any(option is not None for option in machines)):
+            needs = "a launch, and this is none; leave them out" if is_plan else "--launch FILE"
+            raise RecipeError(
+                f"--nodes, --node-rank, --rendezvous, --processes-per-node, --print-command: need {needs}"
+            )
+        if launch is not None and not is_plan:
+            raise typer.Exit(_launch(path, arguments, launch, machines, print_command=print_command))
+    if launch is not None:
+        arguments = [*arguments, "--launch", launch]
     story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
     sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # what its usage and the log of its run call it
     run_program(story["main"])
+
+
+def _launch(program: Path, arguments: list[str], launch: str, machines: _Machines, *, print_command: bool) -> int:
+    """Start processes of a program, or show the command that would; the exit code."""
+    from pmmrec.launch import LaunchCommand, LaunchFile
+
+    command = LaunchCommand.of(LaunchFile.read(launch), program, arguments, **machines._asdict())
+    if print_command:
+        typer.echo(command.to_shell())
+        return 0
+    return command.run("pmmrec.train.start", os.environ)

@@ -9,9 +9,16 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 
 from pmmrec.errors import MachineError
+from pmmrec.launch import PROCESSES
 from pmmrec.settings import Config
 from pmmrec.train.trackers import Tracker
 
@@ -32,19 +39,48 @@ class Processes:
 
     def __init__(self, config: MachineConfig) -> None:
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+        asks_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
         self.accelerator = Accelerator(
-            cpu=on_cpu,
+            # Told to use the CPU, accelerate leaves DeepSpeed out without a word; so it is told of the backend alone.
+            cpu=on_cpu and not asks_deepspeed,
             mixed_precision="no" if config.precision == "fp32" else config.precision,
-            # The others wait while the main process decodes images or ranks a catalogue, which can take long.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    backend="gloo" if on_cpu and asks_deepspeed else None,
+                    # The others wait while the main process decodes images or ranks a catalogue, which can take long.
+                    timeout=timedelta(hours=6),
+                )
+            ],
         )
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.accelerator.num_processes != asked:
+        self._refuse_other_processes()
+        self._refuse_other_spread()
+
+    def _refuse_other_processes(self) -> None:
+        """MachineError where fewer processes joined than were started, or fewer were started than were asked for."""
+        started, joined = int(os.environ.get("WORLD_SIZE", "1")), self.accelerator.num_processes
+        if joined != started:
             raise MachineError(
-                f"launch: {asked} processes were started but Accelerate joined {self.accelerator.num_processes}; "
+                f"launch: {started} processes were started but Accelerate joined {joined}; "
                 "start them with torchrun or accelerate launch, which tell each its RANK and LOCAL_RANK, and make no "
                 "Accelerator before this one"
             )
+        asked = int(os.environ.get(PROCESSES, joined))
+        if joined != asked:
+            raise MachineError(
+                f"launch: {asked} processes were asked for and {joined} started; accelerate starts one alone where a "
+                "file says distributed_type: MULTI_CPU or NO, or the command says --cpu; say MULTI_GPU, also with "
+                "use_cpu: true"
+            )
+
+    def _refuse_other_spread(self) -> None:
+        """MachineError where weights are asked to be shared out and are not."""
+        kind = self.accelerator.distributed_type
+        for name, wanted in (("DEEPSPEED", DistributedType.DEEPSPEED), ("FSDP", DistributedType.FSDP)):
+            if _is_set(f"ACCELERATE_USE_{name}") and kind != wanted:
+                raise MachineError(
+                    f"launch: {name} was asked for and Accelerate made {kind.value} of it on {self.device}; choose "
+                    "another launch file, such as ddp or two_cpu"
+                )
 
     @property
     def rank(self) -> int:
@@ -88,6 +124,11 @@ class Processes:
     def end(self) -> None:
         """Close the process group."""
         self.accelerator.end_training()
+
+
+def _is_set(name: str) -> bool:
+    """Whether `accelerate launch` switched something on."""
+    return os.environ.get(name, "false").lower() == "true"
 
 
 def joined(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from command_line import SMALL, Pmmrec, sources, working_in
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import PretrainRecipe, read_recipe
-from pmmrec.shipped import find_recipe
+from pmmrec.shipped import find_recipe, shipped_file
 from pmmrec.terminal import errors_for_people, run_program
 
 VERBS = [
@@ -104,6 +105,33 @@ def test_wrong_arguments_end_with_2_and_leave_nothing(home: Path, pmmrec: Pmmrec
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--launch", "zero4"), "--launch zero4: no such file; did you mean 'zero"),
+        (("--launch", "ddp", "--nodes", "2"), "--nodes 2: each machine needs --node-rank"),
+        (("--nodes", "2"), "--print-command: need --launch FILE"),
+        (("--print-command",), "--print-command: need --launch FILE"),
+        (("--dry-run", "--launch", "ddp", "--nodes", "2"), "need a launch, and this is none; leave them out"),
+    ],
+)
+def test_a_launch_that_cannot_be_meant_ends_with_2(
+    home: Path, pmmrec: Pmmrec, words: tuple[str, ...], told: str
+) -> None:
+    result = pmmrec("pretrain", "pretrain/tiny", *words)
+    assert result.code == 2
+    assert told in result.output
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(("verb", "room"), [("pretrain", "pretrain"), ("finetune", "finetune")])
+def test_a_printed_launch_holds_program_recipe_and_overrides(pmmrec: Pmmrec, verb: str, room: str) -> None:
+    words = ("--from", "none", "--on", "d", "a.b=c d", "--resume")
+    shown = pmmrec(verb, "my.yaml", "--launch", "two_cpu", *words, "--print-command")
+    assert shown.code == 0
+    assert shlex.split(shown.output)[-8:] == [str(shipped_file(f"{room}/run.py")), "my.yaml", *words]
+
+
 def test_weights_in_a_folder_that_is_not_there_end_with_2(home: Path, world: Path, pmmrec: Pmmrec) -> None:
     for last in ((), ("--dry-run",)):
         result = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), "--weights", "name=nowhere", *last)
@@ -171,7 +199,8 @@ def test_listed_recipes_come_with_their_first_sentence(pmmrec: Pmmrec) -> None:
     lines = pmmrec("recipe", "list").output.splitlines()
     (full,) = [line for line in lines if line.startswith("finetune/full ")]
     assert full.split(maxsplit=1)[1] == (
-        "Full transfer: every part of the checkpoint goes on learning on the new platform, as finetune/scratch trains there."
+        "Full transfer: every part of the checkpoint goes on learning on the new platform, "
+        "as finetune/scratch trains there."
     )
 
 

@@ -31,6 +31,23 @@ def test_processes_that_were_started_but_not_joined_are_refused(monkeypatch: pyt
         Processes(MachineConfig(device="cpu"))
 
 
+@pytest.mark.usefixtures("processes")
+def test_fewer_processes_than_were_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMMREC_PROCESSES", "2")
+    with pytest.raises(
+        MachineError, match=r"2 processes were asked for and 1 started; .* say MULTI_GPU, also with use_cpu"
+    ):
+        Processes(MachineConfig(device="cpu"))
+
+
+@pytest.mark.usefixtures("processes")
+def test_weights_that_were_to_be_shared_out_and_are_not_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(MachineError, match="FSDP was asked for and Accelerate made NO of it on cpu"):
+        Processes(MachineConfig(device="cpu"))
+
+
 def test_the_same_seed_gives_the_same_numbers_in_every_generator(processes: Processes) -> None:
     def draw() -> tuple[float, float, float]:
         return float(torch.rand(())), float(np.random.random()), random.random()  # noqa: NPY002 - the global one is meant

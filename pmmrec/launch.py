@@ -1,0 +1,257 @@
+"""On how many processes does a run start, how are they spread, and which command starts them?"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from pmmrec.errors import RecipeError
+from pmmrec.settings import Config, read_yaml, validate
+from pmmrec.shipped import shipped_launch_files
+
+PROCESSES = "PMMREC_PROCESSES"  # tells the program how many were asked for, since accelerate may start fewer
+LAUNCHER = "accelerate.commands.launch"
+PROGRAM_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # the program's to answer: it keeps its state and ends
+LAUNCHER_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # the launcher's: it ends the program
+
+
+class Spread(str, Enum):
+    """What the processes of a run share out, besides the users of a step."""
+
+    ONE = "one process"
+    DDP = "DDP"
+    ZERO1 = "ZeRO-1"
+    ZERO2 = "ZeRO-2"
+    ZERO3 = "ZeRO-3"
+    FSDP2 = "FSDP2"
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return self in (Spread.ZERO1, Spread.ZERO2, Spread.ZERO3)
+
+
+class _Keys(Config):
+    """Of keys that accelerate reads as well, those that we must know; it checks the others."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _DeepspeedKeys(_Keys):
+    zero_stage: Literal[1, 2, 3]
+    zero3_init_flag: Literal[False] = Field(description="The model is built whole, then shared out.")
+    zero3_save_16bit_model: bool = Field(True, description="ZeRO-3 gathers whole parts for a checkpoint.")
+    deepspeed_multinode_launcher: Literal["standard"] = Field(description="Each machine starts its own processes.")
+    gradient_accumulation_steps: Literal[1] = 1
+    gradient_clipping: None = Field(None, description="The recipe says it: train.clip_norm.")
+    deepspeed_config_file: None = Field(None, description="A second file; its keys may stand here.")
+
+    @model_validator(mode="after")
+    def _saves_whole_parts(self) -> Self:
+        if self.zero_stage == 3 and not self.zero3_save_16bit_model:
+            raise ValueError("zero3_save_16bit_model: true, or no process has the whole parts that are saved")
+        return self
+
+
+class _FsdpKeys(_Keys):
+    fsdp_version: Literal[2]
+
+
+class _LaunchKeys(_Keys):
+    distributed_type: Literal["NO", "MULTI_GPU", "DEEPSPEED", "FSDP"]
+    num_processes: int = Field(ge=1)
+    num_machines: int = Field(1, ge=1)
+    use_cpu: bool = False
+    mixed_precision: Literal["no"] | None = Field(None, description="The recipe says it: machine.precision.")
+    deepspeed_config: _DeepspeedKeys | None = None
+    fsdp_config: _FsdpKeys | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.distributed_type == "DEEPSPEED" and self.deepspeed_config is None:
+            raise ValueError("deepspeed_config: missing, and it says which stage")
+        if self.distributed_type == "FSDP" and self.fsdp_config is None:
+            raise ValueError("fsdp_config: missing, and it says which version")
+        if self.num_processes % self.num_machines:
+            raise ValueError(f"num_processes: {self.num_processes} do not share out over {self.num_machines} machines")
+        if self.distributed_type == "NO" and self.num_processes > 1:
+            raise ValueError("distributed_type: NO starts one process; MULTI_GPU starts several, also with use_cpu")
+        return self
+
+    @property
+    def spread(self) -> Spread:
+        if self.distributed_type == "DEEPSPEED" and self.deepspeed_config is not None:
+            return {1: Spread.ZERO1, 2: Spread.ZERO2, 3: Spread.ZERO3}[self.deepspeed_config.zero_stage]
+        return {"NO": Spread.ONE, "MULTI_GPU": Spread.DDP}.get(self.distributed_type, Spread.FSDP2)
+
+
+@dataclass(frozen=True)
+class LaunchFile:
+    """A configuration file of accelerate, as far as a run must know it."""
+
+    path: Path
+    spread: Spread
+    per_node: int  # processes on each machine
+    num_nodes: int
+    on_cpu: bool
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        """A path, or the name of a shipped file such as `zero2`. RecipeError where a run could not start from it."""
+        path = find_launch_file(name)
+        keys = validate(_LaunchKeys, read_yaml(path), str(path))
+        return cls(path, keys.spread, keys.num_processes // keys.num_machines, keys.num_machines, keys.use_cpu)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of several, and where they meet."""
+
+    rank: int
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, num_nodes: int, rank: int | None, rendezvous: str | None) -> Self | None:
+        """None for a machine alone. RecipeError where something is missing or out of place."""
+        if num_nodes == 1:
+            if rank or rendezvous is not None:
+                raise RecipeError("--node-rank, --rendezvous: have no effect on one machine; say how many: --nodes N")
+            return None
+        if rank is None or rendezvous is None:
+            raise RecipeError(
+                f"--nodes {num_nodes}: each machine needs --node-rank, from 0 to {num_nodes - 1}, and all of them the "
+                "same --rendezvous HOST:PORT, an address of machine 0"
+            )
+        if not 0 <= rank < num_nodes:
+            raise RecipeError(f"--node-rank {rank}: must be from 0 to {num_nodes - 1}, of {num_nodes} machines")
+        host, _, port = rendezvous.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise RecipeError(f"--rendezvous {rendezvous}: must be HOST:PORT, an address of machine 0 and a free port")
+        return cls(rank, host, int(port))
+
+
+@dataclass(frozen=True)
+class LaunchCommand:
+    """What starts the processes of one machine."""
+
+    words: tuple[str, ...]  # arguments of `accelerate launch`
+    environment: dict[str, str]  # what is set beside the environment that is there
+
+    @classmethod
+    def of(
+        cls,
+        file: LaunchFile,
+        program: Path,
+        arguments: Sequence[str],
+        *,
+        per_node: int | None = None,
+        num_nodes: int | None = None,
+        node_rank: int | None = None,
+        rendezvous: str | None = None,
+    ) -> Self:
+        """The command that starts `program` with `arguments`; what is None is as the file says.
+
+        Raises RecipeError where the machines are not told apart, or one process is asked to be several.
+        """
+        per_node, num_nodes = per_node or file.per_node, num_nodes or file.num_nodes
+        num_processes = per_node * num_nodes
+        if file.spread is Spread.ONE and num_processes > 1:
+            raise RecipeError(
+                f"{file.path}: is for one process, not {num_processes}; choose a file for several, such as ddp"
+            )
+        node = Node.of(num_nodes, node_rank, rendezvous)
+        words = ["--config_file", str(file.path), "--num_processes", str(num_processes)]
+        words += ["--num_machines", str(num_nodes)]
+        if node is not None:
+            words += ["--machine_rank", str(node.rank), "--main_process_ip", node.host]
+        words += ["--main_process_port", str(node.port if node else 0)]  # 0: any that is free
+        environment = {PROCESSES: str(num_processes), **(_cpu_environment(file.spread) if file.on_cpu else {})}
+        return cls((*words, str(program), *arguments), environment)
+
+    def to_shell(self) -> str:
+        """The command line, to be copied into a shell."""
+        assigned = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*assigned, shlex.join([sys.executable, "-m", LAUNCHER, *self.words])])
+
+    def run(self, starter: str, environment: Mapping[str, str]) -> int:
+        """Start it, pass signals on, wait; the exit code of the program that failed first, else 0.
+
+        `starter`: a module that does what `accelerate launch` does. `environment`: the one that is there.
+        """
+        words = [sys.executable, "-m", starter, *self.words]
+        # In a session of its own, so that a signal to our whole group is passed on once, and to the program alone.
+        launcher = subprocess.Popen(words, env={**environment, **self.environment}, start_new_session=True)  # noqa: S603
+        with _signals_passed_on(launcher.pid):
+            code = launcher.wait()
+        return code if code >= 0 else 128 - code
+
+
+def find_launch_file(name: str) -> Path:
+    """A launch file: a path of the user's, or the name of a shipped one, with or without `launch/` and `.yaml`.
+
+    RecipeError with the nearest shipped name when there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped_launch_files()
+    key = name.removeprefix("launch/").removesuffix(".yaml")
+    if key in known:
+        return known[key]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped launch files: {', '.join(known)}"
+    raise RecipeError(f"--launch {name}: no such file; {hint}")
+
+
+def _cpu_environment(spread: Spread) -> dict[str, str]:
+    """Keeps processes off the GPUs of their machine: accelerate alone would not."""
+    if spread.is_deepspeed:  # accelerate leaves DeepSpeed out, without a word, where it is told to use the CPU
+        return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+
+
+@contextmanager
+def _signals_passed_on(launcher: int) -> Iterator[None]:
+    """Being asked to end is passed to the program, which keeps its state first; Ctrl-C to the launcher."""
+
+    def to_program(number: int, _frame: FrameType | None) -> None:
+        for process in _children(launcher) or [launcher]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def to_launcher(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(launcher, number)
+
+    before = {sign: signal.signal(sign, to_program) for sign in PROGRAM_SIGNALS}
+    before |= {sign: signal.signal(sign, to_launcher) for sign in LAUNCHER_SIGNALS}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def _children(process: int) -> list[int]:
+    """What a process has started and not lost; empty where the system does not say."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            children += [int(word) for word in (thread / "children").read_text(encoding="ascii").split()]
+    return children

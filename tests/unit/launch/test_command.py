@@ -1,0 +1,143 @@
+"""The command of a launch: its words, the machines it names, its exit code, and the signals it passes on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pmmrec.errors import RecipeError
+from pmmrec.launch import LaunchCommand, LaunchFile
+
+STARTER = "pmmrec.train.start"
+
+
+def _command(name: str = "ddp", program: Path = Path("run.py"), *arguments: str, **options: object) -> LaunchCommand:
+    return LaunchCommand.of(LaunchFile.read(name), program, arguments, **options)
+
+
+def _options(command: LaunchCommand) -> dict[str, str]:
+    words = command.words[: command.words.index("run.py")]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_one_machine_takes_any_free_port() -> None:
+    options = _options(_command())
+    assert (options["--num_processes"], options["--num_machines"], options["--main_process_port"]) == ("8", "1", "0")
+    assert "--machine_rank" not in options
+
+
+def test_machines_count_their_processes_together() -> None:
+    options = _options(_command("zero2", num_nodes=3, per_node=4, node_rank=2, rendezvous="host-0:29500"))
+    assert (options["--num_processes"], options["--num_machines"], options["--machine_rank"]) == ("12", "3", "2")
+    assert (options["--main_process_ip"], options["--main_process_port"]) == ("host-0", "29500")
+
+
+def test_a_rendezvous_may_be_an_address_of_the_sixth_version() -> None:
+    options = _options(_command(num_nodes=2, node_rank=0, rendezvous="[fd00::1]:29500"))
+    assert (options["--main_process_ip"], options["--main_process_port"]) == ("fd00::1", "29500")
+
+
+def test_a_file_for_machines_asks_which_this_is() -> None:
+    with pytest.raises(
+        RecipeError, match=r"--nodes 2: each machine needs --node-rank, from 0 to 1, and .*--rendezvous"
+    ):
+        _command("nodes")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"num_nodes": 2, "node_rank": 2, "rendezvous": "h:1"}, "--node-rank 2: must be from 0 to 1, of 2 machines"),
+        ({"num_nodes": 2, "node_rank": 0}, "the same --rendezvous HOST:PORT"),
+        ({"num_nodes": 2, "node_rank": 0, "rendezvous": "host"}, "--rendezvous host: must be HOST:PORT"),
+        ({"num_nodes": 2, "node_rank": 0, "rendezvous": "host:70000"}, "--rendezvous host:70000: must be HOST:PORT"),
+        ({"node_rank": 1}, "have no effect on one machine; say how many: --nodes N"),
+        ({"rendezvous": "h:1"}, "have no effect on one machine; say how many: --nodes N"),
+    ],
+)
+def test_machines_that_are_not_told_apart_are_refused(options: dict[str, object], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        _command(**options)
+
+
+def test_a_file_for_one_process_starts_no_two() -> None:
+    with pytest.raises(RecipeError, match=r"one_gpu.yaml: is for one process, not 2; choose a file for several"):
+        _command("one_gpu", per_node=2)
+
+
+def test_the_printed_command_is_read_by_a_shell_as_it_is_meant() -> None:
+    command = _command("two_cpu", Path("a folder/run.py"), "recipe", "data.sources=[a, b c]", "name=it's")
+    *assigned, python, _, module = (words := shlex.split(command.to_shell()))[: words.index("--config_file")]
+    assert dict(word.split("=", 1) for word in assigned) == command.environment
+    assert (python, module) == (sys.executable, "accelerate.commands.launch")
+    assert tuple(words[words.index("--config_file") :]) == command.words
+
+
+def test_a_launch_on_the_cpu_keeps_off_the_gpus() -> None:
+    assert _command("two_cpu").environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert _command("two_cpu").environment["ACCELERATE_USE_CPU"] == "true"
+    assert "CUDA_VISIBLE_DEVICES" not in _command("ddp").environment
+
+
+def _program(folder: Path, text: str) -> Path:
+    path = folder / "program.py"
+    path.write_text(f"import os, signal, sys, time\nfrom pathlib import Path\nhere = Path({str(folder)!r})\n{text}")
+    return path
+
+
+def test_the_exit_code_of_a_program_goes_through_and_each_process_is_told_how_many_there_are(tmp_path: Path) -> None:
+    program = _program(
+        tmp_path,
+        "told = os.environ['PMMREC_PROCESSES'], os.environ['WORLD_SIZE'], os.environ['ACCELERATE_USE_CPU']\n"
+        "(here / os.environ['RANK']).write_text(' '.join([*told, *sys.argv[1:]]))\n"
+        "sys.exit(75 if os.environ['RANK'] == '1' else time.sleep(30))\n",
+    )
+    assert _command("two_cpu", program, "a=b c").run(STARTER, os.environ) == 75
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 2 true a=b c"] * 2
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(sign: signal.Signals, tmp_path: Path) -> None:
+    program = _program(
+        tmp_path,
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+        "(here / f\"ready-{os.environ['RANK']}\").touch()\n"
+        "time.sleep(60)\n",
+    )
+    command = _command("two_cpu", program)
+    call = f"LaunchCommand({command.words!r}, {command.environment!r}).run({STARTER!r}, os.environ)"
+    asked = f"import os, sys; from pmmrec.launch import LaunchCommand; sys.exit({call})"
+    launching = subprocess.Popen([sys.executable, "-c", asked])
+    waiting_s = time.monotonic()
+    while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() - waiting_s < 120:
+        time.sleep(0.05)
+    launching.send_signal(sign)
+    watchdog = threading.Timer(60, launching.kill)
+    watchdog.start()
+    assert launching.wait() == 75
+    watchdog.cancel()
+
+
+def test_more_gpus_than_there_are_end_with_what_would_be_right(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert _command("ddp", _program(tmp_path, ""), per_node=1000).run(STARTER, os.environ) == 4
+    said = capfd.readouterr().err
+    assert "ddp.yaml: wants 1000 GPU(s) on this machine, which has " in said
+    assert said.rstrip().endswith("start fewer with --processes-per-node, or choose another file (two_cpu needs none)")
+
+
+def test_a_key_that_accelerate_does_not_know_ends_with_its_name(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "distributed_type: MULTI_GPU\nnum_processes: 2\nuse_cpu: true\nnum_process: 2\n"
+    )
+    assert _command(str(tmp_path / "mine.yaml"), _program(tmp_path, "")).run(STARTER, os.environ) == 2
+    assert "mine.yaml: accelerate refuses it: " in (said := capfd.readouterr().err)
+    assert "num_process'" in said
