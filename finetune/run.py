@@ -21,7 +21,7 @@ from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
-from pmmrec.train.run import Run
+from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.adapters import stand_on
@@ -57,7 +57,7 @@ def main(
     with_scratch: WithScratch = False,
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
-    recipe = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ())
+    recipe, resume = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ()), resume or is_requeued()
     checkpoint = None if start_from == "none" else open_checkpoint(start_from, recipe.hub, parts=(), warn=warn)
     origin = checkpoint.origin.pinned if checkpoint is not None and checkpoint.origin.is_remote else start_from
     model = recipe.model_from(checkpoint)
@@ -65,7 +65,7 @@ def main(
     folders = named_folders(weights or ())
     twin, twin_folders = None, folders
     if with_scratch:
-        twin = scratch_twin(recipe, checkpoint, folders)
+        twin = scratch_twin(recipe, checkpoint, folders, resume=resume)
         folders = weights_asked(model, given, folders)
     sources = Sources.open([domain])
     if dry_run:
@@ -108,8 +108,8 @@ def train(
 
     reader = open_reader(sources, recommender, recipe, run)
     reader = compute_items(sources, task, reader, recipe, run)
-    batch_users, seed = recipe.train.batch_users, recipe.seed
-    batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
+    batch_users, gather, seed = recipe.train.batch_users, recipe.train.gather, recipe.seed
+    batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log, gather)
     rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
     keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, standing))
 

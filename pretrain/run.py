@@ -18,7 +18,7 @@ from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
-from pmmrec.train.run import Run
+from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.hub import refuse_taken_name
@@ -45,7 +45,7 @@ def main(
         describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()))
         return
 
-    with Run.start(recipe, resume=resume) as run:
+    with Run.start(recipe, resume=resume or is_requeued()) as run:
         if run.is_finished:
             return
         if not run.resumes:
@@ -56,8 +56,8 @@ def main(
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
 
         reader = open_reader(sources, recommender, recipe, run)
-        batch_users, seed = recipe.train.batch_users, recipe.seed
-        batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log)
+        batch_users, gather, seed = recipe.train.batch_users, recipe.train.gather, recipe.seed
+        batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log, gather)
         rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
         keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -189,6 +190,7 @@ class BatchLoader:
             batch_size=None,
             sampler=range(first, self._builder.steps_per_epoch),
             num_workers=self._workers,
+            worker_init_fn=_leave_signals_to_the_run if self._workers else None,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size=None it is given one sample
             multiprocessing_context=context,
             generator=torch.Generator(),  # its own: the global one must not depend on how batches are loaded
@@ -203,6 +205,12 @@ class _Steps(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         return self._builder.build(self._epoch, step)
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """A signal to a whole process group asks the run to end in good order, for which it needs its workers."""
+    for sign in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(sign, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

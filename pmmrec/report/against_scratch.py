@@ -21,11 +21,14 @@ from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub import find_weights
 
 
-def scratch_twin(recipe: FinetuneRecipe, checkpoint: Checkpoint | None, weights: Mapping[str, Path]) -> FinetuneRecipe:
+def scratch_twin(
+    recipe: FinetuneRecipe, checkpoint: Checkpoint | None, weights: Mapping[str, Path], *, resume: bool = False
+) -> FinetuneRecipe:
     """The recipe that trains the same model from scratch, with the same seed; its run is called NAME-scratch.
 
     Every part learns, without adapters. Backbones that name pretrained weights start from those. Raises RecipeError,
-    before anything is trained, where there is no transfer to compare with, or the twin could not be run.
+    before anything is trained, where there is no transfer to compare with, or the twin could not be run; with `resume`
+    it may have begun already.
     """
     if checkpoint is None:
         raise RecipeError("--with-scratch: has no effect with `--from none`, which is from scratch; name a checkpoint")
@@ -41,7 +44,8 @@ def scratch_twin(recipe: FinetuneRecipe, checkpoint: Checkpoint | None, weights:
         find_weights(name, weights)
     tree = recipe.model_dump(mode="json") | {"name": f"{recipe.name}-scratch", "transfer": None, "adapters": None}
     twin = validate(FinetuneRecipe, tree | {"model": model.model_dump(mode="json")}, f"{recipe.name}, from scratch")
-    refuse_taken(twin.folder)
+    if not resume:
+        refuse_taken(twin.folder)
     return twin
 
 

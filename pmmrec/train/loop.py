@@ -134,7 +134,12 @@ class Loop:
         if self.epoch == 0:
             self._end_epoch()
         while self.epoch <= self.config.epochs and not self.should_stop:
-            self._train_epoch()
+            try:
+                self._train_epoch()
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise MachineError(self._lost_worker(error)) from error
             self._end_epoch()
         if self._states is not None:
             self._states.training_ended(self)
@@ -208,6 +213,12 @@ class Loop:
         self.cost.add_epoch(seconds, self.processes.device)
         peak = self.cost.peak_memory_bytes
         self.log.event("epoch", self.step, epoch=self.epoch, seconds=seconds, peak_memory_bytes=peak)
+
+    def _lost_worker(self, error: RuntimeError) -> str:
+        return (
+            f"step {self.step + 1}: a process that reads data was ended, perhaps for want of memory ({error}); lower "
+            "data.workers, then go on with --resume"
+        )
 
     def _out_of_memory(self, batch: Batch) -> str:
         num_users, num_inputs = batch.windows.is_input_BL.shape

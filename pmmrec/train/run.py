@@ -17,6 +17,8 @@ from pmmrec.train.run_folder import EVENTS_FILE, Standing, environment, is_reque
 from pmmrec.train.stop import StopSignals
 from pmmrec.train.trackers import boards
 
+__all__ = ["Run", "Runnable", "is_requeued"]
+
 
 class Runnable(Protocol):
     """What a run must know of its recipe."""
@@ -52,7 +54,7 @@ class Run:
     def start(cls, recipe: Runnable, *, resume: bool = False, beside: Run | None = None) -> Self:
         """Join the processes, make the folder, write down what was asked and on what machine.
 
-        `resume`: go on with a run of this name, where there is one; so does a command that a scheduler started again.
+        `resume`: go on with a run of this name, where there is one.
         `beside`: a run that has trained already and ends later. It ends the processes of both; its model is let go.
         """
         machine = recipe.machine
@@ -63,7 +65,7 @@ class Run:
         with ExitStack() as stack:
             standing = Standing.NEW
             if processes.is_main:
-                here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume or is_requeued())
+                here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume)
                 standing = stack.enter_context(here)
             if processes.is_main and standing is not Standing.FINISHED:
                 (recipe.folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")

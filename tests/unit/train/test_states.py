@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from pmmrec.train.loop import Loop, TrainConfig
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run
+from pmmrec.train.state import State
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
 
@@ -66,18 +69,37 @@ class Outcome:
 
 
 class _Stop:
-    """Raises a signal's flag after a step of training, or at the end of an epoch."""
+    """Sends this process a signal in a step, in an evaluation, while the best weights are saved, or a state is kept."""
 
-    def __init__(self, run: Run, *, at_step: int | None, at_epoch: int | None) -> None:
-        self._run, self._at_step, self._at_epoch = run, at_step, at_epoch
+    def __init__(self, step: int | None, epoch: int | None, saving: int | None, keeping: int | None) -> None:
+        self._step, self._epoch, self._saving, self._keeping = step, epoch, saving, keeping
 
-    def epoch_ended(self, loop: Loop, epoch: int) -> None:
-        if epoch == self._at_epoch:
-            self._run.signals.heard = "SIGTERM"
+    def __bool__(self) -> bool:
+        return any(when is not None for when in (self._step, self._epoch, self._saving, self._keeping))
+
+    def epoch_ended(self, _loop: Loop, epoch: int) -> None:
+        self._send(epoch == self._epoch)
+
+    def saves(self, epoch: int) -> None:
+        self._send(epoch == self._saving)
+
+    def keeps(self, step: int) -> None:
+        self._send(step == self._keeping)
 
     def step_begins(self, step: int) -> None:
-        if step == self._at_step:
-            self._run.signals.heard = "SIGTERM"
+        self._send(step == self._step)
+
+    def _send(self, now: bool) -> None:
+        if now:
+            signal.raise_signal(signal.SIGTERM)
+
+
+class _Loop(Loop):
+    stop: _Stop
+
+    def snapshot(self) -> State:
+        self.stop.keeps(self.step)
+        return super().snapshot()
 
 
 class _Watched(Batches):
@@ -96,54 +118,73 @@ class _Watched(Batches):
 Attempt = Callable[..., Outcome]
 
 
+def train(
+    home: Path,
+    world: Path,
+    name: str,
+    *,
+    resume: bool = False,
+    at_step: int | None = None,
+    at_epoch: int | None = None,
+    saving: int | None = None,
+    keeping: int | None = None,
+    domain: str = "boutique",
+    seed: int = 1,
+    patience: int = 9,
+    finish: bool = False,
+    state: dict[str, Any] | None = None,
+) -> Outcome:
+    """Train in the folder `name` until it ends or is stopped."""
+    sources = Sources.open([world / domain])
+    config = TrainConfig.model_validate({**SETTINGS, "state": {**SETTINGS["state"], **(state or {})}})
+    judge = ValidationConfig(metric="ndcg@10", patience=patience)
+    best: dict[str, Tensor] = {}
+
+    def save(loop: Loop) -> None:
+        batches.stop.saves(max(loop.validation))
+        best.update({name: tensor.clone() for name, tensor in loop.state_dict().items()})
+        kept = run.folder / "checkpoint"
+        kept.mkdir(exist_ok=True)
+        (kept / "model_index.json").write_text(f"epoch {max(loop.validation)}")
+
+    with Run.start(Recipe(home / name, seed=seed), resume=resume) as run:
+        run.processes.seed(1, same=True)
+        recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
+        task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
+        reader = ItemReader(sources.domains, frozenset(), None, None, home)
+        batches = _Watched(DataConfig(), sources, reader, task, 8, 1, run.processes, run.log)
+        batches.users, batches.stop = [], _Stop(at_step, at_epoch, saving, keeping)
+        rank = RankEvery(judge, reader, sources.splits, sources.names)
+        run.processes.seed(1, same=False)
+        states = States.of(run, config.state, sources, started_from="none")
+        callbacks = [rank, KeepBest(judge, save), batches.stop]
+        loop = _Loop(config, task, batches, run.processes, run.log, callbacks, states)
+        batches.loop, loop.stop = loop, batches.stop
+        with pytest.raises(StoppedError, match="ended by SIGTERM") if batches.stop else nullcontext():
+            loop.fit()
+        if finish:
+            states.finish()
+        weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    return Outcome(weights, loop, batches.users, best)
+
+
 @pytest.fixture
 def attempt(tmp_path: Path, world: Path) -> Attempt:
-    """Trains in `folder` until it ends or is stopped."""
+    return partial(train, tmp_path, world)
 
-    def train(
-        name: str,
-        *,
-        resume: bool = False,
-        at_step: int | None = None,
-        at_epoch: int | None = None,
-        domain: str = "boutique",
-        seed: int = 1,
-        patience: int = 9,
-        finish: bool = False,
-        state: dict[str, Any] | None = None,
-    ) -> Outcome:
-        sources = Sources.open([world / domain])
-        config = TrainConfig.model_validate({**SETTINGS, "state": {**SETTINGS["state"], **(state or {})}})
-        judge = ValidationConfig(metric="ndcg@10", patience=patience)
-        best: dict[str, Tensor] = {}
 
-        def save(loop: Loop) -> None:
-            best.update({name: tensor.clone() for name, tensor in loop.state_dict().items()})
-            kept = run.folder / "checkpoint"
-            kept.mkdir(exist_ok=True)
-            (kept / "model_index.json").write_text(f"epoch {max(loop.validation)}")
+@dataclass(frozen=True)
+class Whole:
+    """The training that was never stopped, and its events."""
 
-        with Run.start(Recipe(tmp_path / name, seed=seed), resume=resume) as run:
-            run.processes.seed(1, same=True)
-            recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
-            task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
-            reader = ItemReader(sources.domains, frozenset(), None, None, tmp_path)
-            batches = _Watched(DataConfig(), sources, reader, task, 8, 1, run.processes, run.log)
-            batches.users, batches.stop = [], _Stop(run, at_step=at_step, at_epoch=at_epoch)
-            rank = RankEvery(judge, reader, sources.splits, sources.names)
-            run.processes.seed(1, same=False)
-            states = States.of(run, config.state, sources, started_from="none")
-            callbacks = [rank, KeepBest(judge, save), batches.stop]
-            loop = Loop(config, task, batches, run.processes, run.log, callbacks, states)
-            batches.loop = loop
-            with nullcontext() if at_step is None and at_epoch is None else pytest.raises(StoppedError):
-                loop.fit()
-            if finish:
-                states.finish()
-            weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-        return Outcome(weights, loop, batches.users, best)
+    outcome: Outcome
+    events: list[dict[str, Any]]
 
-    return train
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Whole:
+    home = tmp_path_factory.mktemp("whole")
+    return Whole(train(home, world, "one"), _events(home / "one"))
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
@@ -158,42 +199,50 @@ def _assert_same(first: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(
     "stop",
-    [{"at_epoch": 0}, {"at_step": 1}, {"at_step": 5}, {"at_step": 7}, {"at_epoch": 2}, {"at_step": 14}],
-    ids=lambda stop: "-".join(f"{name}-{value}" for name, value in stop.items()),
+    [
+        {"at_epoch": 0},
+        {"at_step": 1},
+        {"at_step": 5},
+        {"at_step": 7},
+        {"at_epoch": 2},
+        {"at_step": 14},
+        {"saving": 1},
+        {"keeping": 8, "state": {"every_steps": 4}},
+    ],
+    ids=lambda stop: "{}-{}".format(*next(iter(stop.items()))),
 )
 def test_a_training_that_goes_on_is_the_one_that_was_never_stopped(
-    attempt: Attempt, tmp_path: Path, stop: dict[str, int]
+    attempt: Attempt, tmp_path: Path, whole: Whole, stop: dict[str, Any]
 ) -> None:
-    whole = attempt("whole")
     first = attempt("cut", **stop)
     assert 3 not in first.loop.validation
     assert list((tmp_path / "cut" / "state").glob("step-*"))
     second = attempt("cut", resume=True)
-    _assert_same(second.weights, whole.weights)
-    _assert_same({**first.best, **second.best}, whole.best)
-    assert first.users + second.users == whole.users
-    assert second.loop.validation == whole.loop.validation
-    assert second.loop.best == whole.loop.best
-    assert _events(tmp_path / "cut") == _events(tmp_path / "whole")
+    _assert_same(second.weights, whole.outcome.weights)
+    _assert_same({**first.best, **second.best}, whole.outcome.best)
+    assert first.users + second.users == whole.outcome.users
+    assert second.loop.validation == whole.outcome.loop.validation
+    assert second.loop.best == whole.outcome.loop.best
+    assert _events(tmp_path / "cut") == whole.events
 
 
-def test_a_training_may_be_stopped_again_and_again(attempt: Attempt, tmp_path: Path) -> None:
-    whole, users = attempt("whole"), []
+def test_a_training_may_be_stopped_again_and_again(attempt: Attempt, tmp_path: Path, whole: Whole) -> None:
+    users: list[str] = []
     for step in (2, 4, 6, 9, 13):
         users += attempt("cut", resume=True, at_step=step).users
     last = attempt("cut", resume=True)
-    _assert_same(last.weights, whole.weights)
-    assert users + last.users == whole.users
-    assert _events(tmp_path / "cut") == _events(tmp_path / "whole")
+    _assert_same(last.weights, whole.outcome.weights)
+    assert users + last.users == whole.outcome.users
+    assert _events(tmp_path / "cut") == whole.events
 
 
 def test_early_stopping_counts_on(attempt: Attempt, tmp_path: Path) -> None:
-    whole = attempt("whole", patience=1)
-    assert max(whole.loop.validation) == 2  # epoch 2 is no better than epoch 1
+    impatient = attempt("impatient", patience=1)
+    assert max(impatient.loop.validation) == 2  # epoch 2 is no better than epoch 1
     attempt("cut", patience=1, at_step=8)
     last = attempt("cut", resume=True, patience=1)
-    assert last.loop.validation == whole.loop.validation
-    assert _events(tmp_path / "cut") == _events(tmp_path / "whole")
+    assert last.loop.validation == impatient.loop.validation
+    assert _events(tmp_path / "cut") == _events(tmp_path / "impatient")
 
 
 def _states(tmp_path: Path) -> list[Path]:
@@ -217,9 +266,8 @@ def test_states_are_kept_by_the_clock(attempt: Attempt, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "sha256.json", "best/model_index.json"])
 def test_a_state_that_was_changed_gives_way_to_the_one_before(
-    attempt: Attempt, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    attempt: Attempt, tmp_path: Path, whole: Whole, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = attempt("whole")
     attempt("cut", at_step=11, state={"every_steps": 4})
     broken = _states(tmp_path)[-1] / name
     data = bytearray(broken.read_bytes())
@@ -231,8 +279,8 @@ def test_a_state_that_was_changed_gives_way_to_the_one_before(
     said = capsys.readouterr()
     assert "step-00000012-epoch-0003: cannot be read and is left out: " in said.err
     assert "goes on after step 8, in epoch 2" in said.out
-    _assert_same(last.weights, whole.weights)
-    assert _events(tmp_path / "cut") == _events(tmp_path / "whole")
+    _assert_same(last.weights, whole.outcome.weights)
+    assert _events(tmp_path / "cut") == whole.events
 
 
 def test_where_no_state_can_be_read_nothing_is_begun_anew(attempt: Attempt, tmp_path: Path) -> None:
@@ -277,10 +325,10 @@ def test_a_finished_run_says_so_and_keeps_no_state(attempt: Attempt, tmp_path: P
 
 
 def test_a_run_that_ended_but_did_not_finish_trains_no_more(attempt: Attempt, tmp_path: Path) -> None:
-    whole = attempt("cut")
+    first = attempt("cut")
     events = _events(tmp_path / "cut")
     again = attempt("cut", resume=True)
     assert again.users == []
-    _assert_same(again.weights, whole.weights)
-    assert again.loop.best == whole.loop.best
+    _assert_same(again.weights, first.weights)
+    assert again.loop.best == first.loop.best
     assert _events(tmp_path / "cut") == events
