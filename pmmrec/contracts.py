@@ -169,13 +169,27 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class Together:
+    """What every process knows of a step whose items are encoded by all processes together, each item by one.
+
+    U are then the distinct items of all windows of the step: item i is encoded by process i % world. A process without
+    any encodes item 0 once more, and nobody asks for that vector.
+    """
+
+    num_users: int  # of all processes; process r has the r-th of as many spans, the longer ones first
+    num_slots_U: Tensor  # int64, valid slots of each item in the windows of all processes
+    has_U: Mapping[Modality, Tensor]  # bool; holds exactly the modalities that the model reads
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step's input: distinct items and the windows over them."""
 
-    items: ItemInputs
+    items: ItemInputs  # with `together`: those that this process encodes
     windows: Windows
     log_q_U: Tensor | None = None  # float32, log of the expected slots of each item in a batch of this size
     user_id: tuple[str, ...] = field(default=())  # "domain/user" for messages, in the order of B
+    together: Together | None = None  # None: the windows are over `items`, and negatives come from them alone
 
 
 @dataclass(frozen=True)
@@ -204,6 +218,19 @@ class ItemVectors:
         return torch.stack(list(self.has_U.values())).any(dim=0)
 
 
+class Peers(Protocol):
+    """The users of all processes of a step."""
+
+    @property
+    def first(self) -> int:
+        """The place of this process's first user among all of them."""
+        ...
+
+    def of_all(self, rows_BD: Tensor) -> Tensor:
+        """Rows of all users, given those of this process; gradients flow to whoever gave them. All must call it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Views:
     """All that an objective may see of one step. Objectives never see a model."""
@@ -213,6 +240,8 @@ class Views:
     hidden_BLD: Tensor
     corrupted_hidden_BLD: Tensor | None = None
     log_q_U: Tensor | None = None
+    num_slots_U: Tensor | None = None  # int64, slots of each item in all processes; None: the windows are all there are
+    peers: Peers | None = None  # None: the users of the windows are all there are
 
 
 @dataclass(frozen=True)

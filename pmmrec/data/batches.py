@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pmmrec.contracts import Batch, Corruption, View, Windows
+from pmmrec.contracts import Batch, Corruption, Together, View, Windows
 from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.corruption import CorruptionConfig, KeyedWindow, SlotPool, corrupt
 from pmmrec.data.domain import Domain
@@ -49,7 +49,9 @@ class DataConfig(Config):
 class BatchBuilder:
     """The batch of every step, as a pure function of (seed, epoch, step, rank, world).
 
-    All processes draw the same global batch and take an even share of its users. What happens to a window is drawn from
+    All processes draw the same global batch and take an even share of its users. With `gather` they share out its items
+    too, each to one process, and the windows of a batch are over the items of all; else a process holds the items of
+    its own users. What happens to a window is drawn from
     (seed, visit, domain, window), so neither the number of processes nor of workers changes it; the visit is the epoch
     under natural weights, and tells visits within one epoch apart under others. Windows are padded on the left to the
     longest of the global batch, items are ordered by (domain, row), and each is read once.
@@ -57,11 +59,12 @@ class BatchBuilder:
     `views` are what the objectives ask for. With `View.CATALOGUE` the items of a batch are all items of all domains.
     With `View.POPULARITY` a batch holds `log_q_U`, the log of
 
-        q = users of this process's share x weight of the item's domain x expected slots of the item in one window of it
+        q = users of the batch x weight of the item's domain x expected slots of the item in one window of it
 
-    where the last is, for the domain, the item's share of all slots shown times the mean slots of a window. With
-    `one_domain` batches the weight is 1: nothing else can be drawn in such a step. An item that this process holds as a
-    replacement only has the q of its slots elsewhere in the global batch.
+    where the users are those of this process's share, or all of them with `gather`. The last is, for the domain, the
+    item's share of all slots shown times the mean slots of a window. With `one_domain` batches the weight is 1: nothing
+    else can be drawn in such a step. Without `gather`, an item that this process holds as a replacement only has the q
+    of its slots elsewhere in the global batch.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class BatchBuilder:
         views: frozenset[View],
         rank: int = 0,
         world: int = 1,
+        gather: bool = False,
     ) -> None:
         if View.CORRUPTED in views and corruption is None:
             raise RecipeError("corruption: an objective asks for corrupted windows; say how to corrupt them")
@@ -97,6 +101,7 @@ class BatchBuilder:
         self._first_key = np.cumsum([0, *(domain.num_items for domain in domains)])
         self._log_share = self._log_expected_slots(mixing) if View.POPULARITY in views else None
         self._holds_catalogue = View.CATALOGUE in views
+        self._gathers = gather and world > 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -106,16 +111,54 @@ class BatchBuilder:
         """This process's share of the batch of one step."""
         everyone = self._sampler.step(epoch, step)
         mine = Draw(*(share(column, self._rank, self._world) for column in everyone))
-        windows = self._keyed_windows(mine)
+        sees_all = self._world > 1 and (self._gathers or self._corruption is not None)
+        all_windows = self._keyed_windows(everyone) if sees_all else []
+        windows = self._own(all_windows) if sees_all else self._keyed_windows(mine)
+        corrupted = self._corrupted(self._corruption, mine, windows, all_windows or windows)
         num_positions = self._longest(everyone)
         item_keys = [window.keys for window in windows]
-        corrupted = self._corrupted(self._corruption, everyone, mine, windows) if self._corruption else []
-        if self._holds_catalogue:
-            key_U = np.arange(self._first_key[-1])
+        if self._gathers:
+            key_U = self._keys([window.keys for window in all_windows])  # replacements are among them
         else:
-            key_U = np.unique(np.concatenate([*item_keys, *(keys for keys, _ in corrupted)]))
-        domain_U = np.searchsorted(self._first_key, key_U, side="right") - 1
+            key_U = self._keys([*item_keys, *(keys for keys, _ in corrupted)])
+        log_q_U = None
+        if self._log_share is not None:
+            num_users = len(everyone.domain_B if self._gathers else mine.domain_B)
+            log_q_U = torch.from_numpy(self._log_share[key_U] + np.log(num_users)).float()
+        return Batch(
+            items=self._reader.read(*self._rows(self._dealt(key_U))),
+            windows=self._over(key_U, item_keys, corrupted, num_positions),
+            log_q_U=log_q_U,
+            user_id=tuple(self._user_id(window) for window in windows),
+            together=self._together(key_U, all_windows) if self._gathers else None,
+        )
+
+    def _own(self, windows: list[KeyedWindow]) -> list[KeyedWindow]:
+        """This process's share of the windows of all."""
+        return [windows[place] for place in share(np.arange(len(windows)), self._rank, self._world).tolist()]
+
+    def _keys(self, held: Sequence[Ints]) -> Ints:
+        """The distinct items of a step, in the order of (domain, row)."""
+        return np.arange(self._first_key[-1]) if self._holds_catalogue else np.unique(np.concatenate(held))
+
+    def _dealt(self, key_U: Ints) -> Ints:
+        """Those that this process encodes: every one, or every world-th, so that no domain falls to one process alone.
+
+        Where they are too few to go round, the first stands in.
+        """
+        own = key_U[self._rank :: self._world] if self._gathers else key_U
+        return own if len(own) else key_U[:1]
+
+    def _rows(self, keys: Ints) -> tuple[Ints, Ints]:
+        """Domain and row of each."""
+        domains = np.searchsorted(self._first_key, keys, side="right") - 1
+        return domains, keys - self._first_key[domains]
+
+    def _over(
+        self, key_U: Ints, item_keys: Sequence[Ints], corrupted: Sequence[tuple[Ints, Ints]], num_positions: int
+    ) -> Windows:
         places = [np.searchsorted(key_U, keys) for keys in item_keys]
+        is_valid_BS = _left_padded([np.ones_like(keys) for keys in item_keys], num_positions).bool()
         corruption = None
         if corrupted:
             corrupted_places = [np.searchsorted(key_U, keys) for keys, _ in corrupted]
@@ -123,16 +166,12 @@ class BatchBuilder:
                 item_index_BL=_left_padded(corrupted_places, num_positions - 1),
                 noise_BL=_left_padded([noise for _, noise in corrupted], num_positions - 1),
             )
-        is_valid_BS = _left_padded([np.ones_like(keys) for keys in item_keys], num_positions).bool()
-        log_q_U = None
-        if self._log_share is not None:
-            log_q_U = torch.from_numpy(self._log_share[key_U] + np.log(len(mine.domain_B))).float()
-        return Batch(
-            items=self._reader.read(domain_U, key_U - self._first_key[domain_U]),
-            windows=Windows(_left_padded(places, num_positions), is_valid_BS, corruption),
-            log_q_U=log_q_U,
-            user_id=tuple(self._user_id(window) for window in windows),
-        )
+        return Windows(_left_padded(places, num_positions), is_valid_BS, corruption)
+
+    def _together(self, key_U: Ints, all_windows: Sequence[KeyedWindow]) -> Together:
+        slots = np.searchsorted(key_U, np.concatenate([window.keys for window in all_windows]))
+        num_slots_U = np.bincount(slots, minlength=len(key_U)).astype(np.int64)
+        return Together(len(all_windows), torch.from_numpy(num_slots_U), self._reader.has(*self._rows(key_U)))
 
     def _keyed_windows(self, draw: Draw) -> list[KeyedWindow]:
         windows = []
@@ -143,9 +182,11 @@ class BatchBuilder:
         return windows
 
     def _corrupted(
-        self, config: CorruptionConfig, everyone: Draw, mine: Draw, windows: list[KeyedWindow]
+        self, config: CorruptionConfig | None, mine: Draw, windows: list[KeyedWindow], all_windows: list[KeyedWindow]
     ) -> list[tuple[Ints, Ints]]:
-        pool = SlotPool(windows if self._world == 1 else self._keyed_windows(everyone))
+        if config is None:
+            return []
+        pool = SlotPool(all_windows)
         corrupted = []
         for window, visit, number in zip(windows, mine.pass_B.tolist(), mine.window_B.tolist(), strict=True):
             rng = generator(self._seed, Purpose.CORRUPTION, visit, window.domain, number)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pmmrec.contracts import (
     ItemInputs,
@@ -126,7 +127,7 @@ class ItemReader:
 
     def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
         """The inputs of these items (at least one, each named once), in their order."""
-        has_U = {modality: self._has(modality, domain_U, row_U) for modality in self._modalities}
+        has_U = {modality: has.numpy() for modality, has in self.has(domain_U, row_U).items()}
         reads = has_U if self._fetches else {}
         return ItemInputs(
             domain_U=torch.from_numpy(domain_U.astype(np.int64)),
@@ -135,6 +136,10 @@ class ItemReader:
             text=self._text_inputs(domain_U, row_U, has_U[Modality.TEXT]) if Modality.TEXT in reads else None,
             image=self._image_inputs(domain_U, row_U, has_U[Modality.IMAGE]) if Modality.IMAGE in reads else None,
         )
+
+    def has(self, domain_U: Ints, row_U: Ints) -> dict[Modality, Tensor]:
+        """Which of these items have each modality that the model reads."""
+        return {modality: torch.from_numpy(self._has(modality, domain_U, row_U)) for modality in self._modalities}
 
     def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:
         """Every content of one domain once, at most `chunk` items at a time; `row_U` says which they are.

@@ -1,5 +1,5 @@
 """Align an item's text with its image, and with the next item (PMMRec, eq. 6-9)."""
-# Shapes: B users, S window positions, L = S - 1, U distinct items, D width, K counted positions.
+# Shapes: B users, S window positions, L = S - 1, U distinct items, D width, K counted positions, A items at those.
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ class _Anchors:
     user_K: Tensor
     item_K: Tensor
     next_K: Tensor
+    item_A: Tensor  # the items of `item_K`, each once
+    place_K: Tensor  # where `item_A` holds them
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Alignment(Objective):
     def _term(self, views: Views) -> Term:
         text, image = _side(views.items, Modality.TEXT), _side(views.items, Modality.IMAGE)
         windows = views.windows
-        columns = Columns.of(windows, text.has_U.shape[0])
+        columns = Columns.of(windows, text.has_U.shape[0], views.num_slots_U)
         weight_BU = columns.negatives(self.config.negatives, text.unit_UD.dtype).weight_BU
         text_terms_B, image_terms_B = self._num_terms(weight_BU, text, image), self._num_terms(weight_BU, image, text)
 
@@ -119,7 +121,8 @@ class Alignment(Objective):
         has_negative_B = (text_terms_B > 0) & (image_terms_B > 0)
         is_counted_BL = windows.has_next_BL & has_both_BL & has_negative_B[:, None]
         user_K, _ = is_counted_BL.nonzero(as_tuple=True)
-        at = _Anchors(user_K, own_BL[is_counted_BL], windows.item_index_BS[:, 1:][is_counted_BL])
+        item_K = own_BL[is_counted_BL]
+        at = _Anchors(user_K, item_K, windows.item_index_BS[:, 1:][is_counted_BL], *item_K.unique(return_inverse=True))
 
         loss_K = (self._loss(text, image, weight_BU, at) + self._loss(image, text, weight_BU, at)) / 2
         count = loss_K.new_full((), user_K.shape[0])
@@ -138,21 +141,22 @@ class Alignment(Objective):
     def _loss(self, anchor: _Side, other: _Side, weight_BU: Tensor, at: _Anchors) -> Tensor:
         """`(K,)`: one direction (eq. 8 with text as anchor, eq. 9 with image).
 
-        exp of all similarities is taken once; a product with the weights sums it for every item and user, and each
-        position picks its own sum. Nothing is subtracted from a total, so nothing cancels.
+        exp of all similarities of items at counted positions is taken once; a product with the weights sums it for
+        every such item and user, and each position picks its own sum. Nothing is subtracted from a total, so nothing
+        cancels.
         """
-        config = self.config
-        across_UU = anchor.unit_UD @ other.unit_UD.T / config.temperature
-        mass_UU = across_UU.exp() * other.weight_U
-        own_K = across_UU[at.item_K, at.item_K]
+        config, unit_AD = self.config, anchor.unit_UD[at.item_A]
+        across_AU = unit_AD @ other.unit_UD.T / config.temperature
+        mass_AU = across_AU.exp() * other.weight_U
+        own_K = across_AU[at.place_K, at.item_K]
         next_terms: list[Tensor] = []
         if config.next_item_positives or config.intra_negatives:
-            within_UU = anchor.unit_UD @ anchor.unit_UD.T / config.temperature
+            within_AU = unit_AD @ anchor.unit_UD.T / config.temperature
             if config.intra_negatives:
-                mass_UU = mass_UU + within_UU.exp() * anchor.weight_U
+                mass_AU = mass_AU + within_AU.exp() * anchor.weight_U
             if config.next_item_positives:
-                next_terms = [_next_term(across_UU, other, at), _next_term(within_UU, anchor, at)]
-        negative_K = (mass_UU @ weight_BU.T)[at.item_K, at.user_K].log()
+                next_terms = [_next_term(across_AU, other, at), _next_term(within_AU, anchor, at)]
+        negative_K = (mass_AU @ weight_BU.T)[at.place_K, at.user_K].log()
         numerator = torch.stack([own_K, *next_terms])
         denominator = torch.stack([own_K, negative_K, *(next_terms if config.positives_in_denominator else [])])
         return denominator.logsumexp(dim=0) - numerator.logsumexp(dim=0)
@@ -165,6 +169,6 @@ def _side(items: ItemVectors, modality: Modality) -> _Side:
     return _Side(F.normalize(widened(items.cls_UD[modality]), dim=1), items.has_U[modality])
 
 
-def _next_term(similarity_UU: Tensor, side: _Side, at: _Anchors) -> Tensor:
+def _next_term(similarity_AU: Tensor, side: _Side, at: _Anchors) -> Tensor:
     """`(K,)`: similarity to the next item; -inf where it lacks the modality."""
-    return torch.where(side.has_U[at.next_K], similarity_UU[at.item_K, at.next_K], -math.inf)
+    return torch.where(side.has_U[at.next_K], similarity_AU[at.place_K, at.next_K], -math.inf)

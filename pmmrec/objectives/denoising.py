@@ -1,9 +1,10 @@
 """Find what was corrupted in a window (NID, eq. 10), and know a user in spite of it (RCL, eq. 11)."""
-# Shapes: B users, L inputs of a window, D width, K counted inputs, A users with an input.
+# Shapes: B users, L inputs of a window, D width, K counted inputs, A users with an input, G those of all processes.
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pmmrec.contracts import Noise, Term, View, Views
+from pmmrec.contracts import Noise, Peers, Term, View, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.precision import outside_autocast, widened
 
@@ -83,7 +84,7 @@ class Robustness(Objective):
     """Find a user's corrupted window among those of the other users of the batch.
 
     Eq. 11 of https://arxiv.org/abs/2312.09602 over means of the hidden states at valid inputs. Users without an input
-    are neither anchors nor negatives; a user alone counts nowhere.
+    are neither anchors nor negatives; a user alone counts nowhere. With peers the users of all processes are negatives.
 
     Metrics: `chance`, the log of the number of users; `accuracy`, the share of users whose own corrupted window is
     strictly nearest.
@@ -97,31 +98,46 @@ class Robustness(Objective):
 
     def forward(self, views: Views) -> Term:
         """Sum over users with an input. ValueError when the views hold no corrupted pass."""
-        corrupted_BLD = _corrupted_hidden("robustness", views)
+        corrupted_BLD, is_input_BL = _corrupted_hidden("robustness", views), views.windows.is_input_BL
         with outside_autocast(corrupted_BLD.device):
-            clean_AD = self._means(views.hidden_BLD, views.windows.is_input_BL)
-            corrupted_AD = self._means(corrupted_BLD, views.windows.is_input_BL)
-            score_AA = clean_AD @ corrupted_AD.T / self.config.temperature
-            own_A = torch.arange(score_AA.shape[0], device=score_AA.device)
-            loss = F.cross_entropy(score_AA, own_A, reduction="sum")  # exactly 0, gradient too, for a user alone
+            clean_BD, corrupted_BD = (self._means(h, is_input_BL) for h in (views.hidden_BLD, corrupted_BLD))
+            means = (corrupted_BD, clean_BD) if self.config.symmetric else (corrupted_BD,)
+            has_input_B = is_input_BL.any(dim=1)
+            keys, own_A = _keys(means, has_input_B, views.peers)
+            score_AG = clean_BD[has_input_B] @ keys[0].T / self.config.temperature
+            loss = F.cross_entropy(score_AG, own_A, reduction="sum")  # exactly 0, gradient too, for a user alone
             if self.config.symmetric:
-                loss = (loss + F.cross_entropy(score_AA.T, own_A, reduction="sum")) / 2
-        num_users = score_AA.shape[0] if score_AA.shape[0] > 1 else 0
-        count = loss.new_full((), num_users)
-        is_own_AA = own_A[:, None] == own_A
-        is_nearest_A = (score_AA.diagonal()[:, None] > score_AA).logical_or(is_own_AA).all(dim=1)
+                back_AG = corrupted_BD[has_input_B] @ keys[1].T / self.config.temperature
+                loss = (loss + F.cross_entropy(back_AG, own_A, reduction="sum")) / 2
+        num_users = score_AG.shape[1]
+        num_counted = score_AG.shape[0] if num_users > 1 else 0
+        count = loss.new_full((), num_counted)
+        is_own_AG = own_A[:, None] == torch.arange(num_users, device=own_A.device)
+        own_score_A1 = score_AG.gather(1, own_A[:, None])
+        is_nearest_A = (own_score_A1 > score_AG).logical_or(is_own_AG).all(dim=1)
         num_right = (is_nearest_A & (count > 0)).sum().to(loss.dtype)
-        chance = loss.new_full((), num_users * math.log(max(num_users, 1)))
+        chance = loss.new_full((), num_counted * math.log(max(num_users, 1)))
         metrics = {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}
         return Term(loss, count, metrics)
 
     def _means(self, hidden_BLD: Tensor, is_input_BL: Tensor) -> Tensor:
-        """`(A, D)`: the mean hidden state of every user with an input."""
-        has_input_B = is_input_BL.any(dim=1)
-        is_input_AL1 = is_input_BL[has_input_B][:, :, None]
-        hidden_ALD = torch.where(is_input_AL1, widened(hidden_BLD[has_input_B]), 0)
-        mean_AD = hidden_ALD.sum(dim=1) / is_input_AL1.sum(dim=1)
-        return F.normalize(mean_AD, dim=1) if self.config.normalize else mean_AD
+        """`(B, D)`: the mean hidden state of every user; zeros for those without an input."""
+        hidden_BLD = torch.where(is_input_BL[:, :, None], widened(hidden_BLD), 0)
+        mean_BD = hidden_BLD.sum(dim=1) / is_input_BL.sum(dim=1, keepdim=True).clamp(min=1)
+        return F.normalize(mean_BD, dim=1) if self.config.normalize else mean_BD
+
+
+def _keys(means: Sequence[Tensor], has_input_B: Tensor, peers: Peers | None) -> tuple[list[Tensor], Tensor]:
+    """`(G, D)` of each: the means of all users with an input, and `(A,)`: where those of this process stand in them."""
+    if peers is None:
+        kept_A = [mean_BD[has_input_B] for mean_BD in means]
+        return kept_A, torch.arange(kept_A[0].shape[0], device=has_input_B.device)
+    *rows, flags = peers.of_all(torch.cat([*means, has_input_B[:, None].to(means[0].dtype)], dim=1)).split(
+        [*(mean_BD.shape[1] for mean_BD in means), 1], dim=1
+    )
+    has_input = flags[:, 0] > 0
+    place_A = peers.first + has_input_B.nonzero()[:, 0]
+    return [row[has_input] for row in rows], (has_input.cumsum(0) - 1)[place_A]
 
 
 def _corrupted_hidden(name: str, views: Views) -> Tensor:

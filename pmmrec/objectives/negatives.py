@@ -40,21 +40,28 @@ class Negatives:
 class Columns:
     """Items that positions are compared with, and where they stand.
 
-    Columns of several processes are laid side by side: an item that two of them hold has two columns, each with the
-    slots of its own process. `is_own_BU` is then tested by (domain, row) over all of them.
+    Where the items of several processes are compared with, an item that many of them hold is one column, with the slots
+    of all: `num_slots_U` tells them, the user's own window the rest.
     """
 
-    num_slots_U: Tensor  # int64, valid slots of the item in the windows of its process
+    num_slots_U: Tensor  # int64, valid slots of the item in all windows
     num_own_slots_BU: Tensor  # int64, those of them that stand in the user's window
-    is_own_BU: Tensor  # bool, the user's window holds the item, whichever column counts it
 
     @classmethod
-    def of(cls, windows: Windows, num_items: int) -> Self:
-        """The `num_items` distinct items of one batch. Items that stand in no window (replacements) have no slot."""
+    def of(cls, windows: Windows, num_items: int, num_slots_U: Tensor | None = None) -> Self:
+        """The `num_items` distinct items of one step. Items that stand in no window (replacements) have no slot.
+
+        `num_slots_U` are the slots in the windows of all processes; None: these windows are all.
+        """
         index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
         none_BU = torch.zeros(index_BS.shape[0], num_items, dtype=torch.int64, device=index_BS.device)
         own_BU = none_BU.scatter_add(1, index_BS, is_valid_BS.to(torch.int64))
-        return cls(num_slots_U=own_BU.sum(dim=0), num_own_slots_BU=own_BU, is_own_BU=own_BU > 0)
+        return cls(own_BU.sum(dim=0) if num_slots_U is None else num_slots_U, own_BU)
+
+    @property
+    def is_own_BU(self) -> Tensor:
+        """Which items the user's window holds."""
+        return self.num_own_slots_BU > 0
 
     def negatives(self, rule: NegativeRule, dtype: torch.dtype) -> Negatives:
         """Negatives of each user by `rule`, weighed in `dtype`.

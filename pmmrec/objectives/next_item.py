@@ -60,7 +60,7 @@ class NextItem(Objective):
 
     def _term(self, views: Views) -> Term:
         items_UD = widened(views.items.fused_UD)
-        columns = Columns.of(views.windows, items_UD.shape[0])
+        columns = Columns.of(views.windows, items_UD.shape[0], views.num_slots_U)
         negatives = columns.negatives(self.config.negatives, items_UD.dtype)
         is_counted_BL = views.windows.has_next_BL & negatives.has_any_B[:, None]
         user_K, _ = is_counted_BL.nonzero(as_tuple=True)

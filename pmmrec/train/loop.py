@@ -32,8 +32,11 @@ class TrainConfig(Config):
     """How long and how fast."""
 
     epochs: int = Field(10, ge=0, description="At most this many; early stopping may end sooner.")
-    batch_users: int = Field(
-        64, ge=1, description="Users of one step, over all processes; negatives come from each process's share."
+    batch_users: int = Field(64, ge=1, description="Users of one step, over all processes.")
+    gather: bool | None = Field(
+        None,
+        description="Negatives are those of all processes, each item encoded by one; null: where there are several. "
+        "false: those of each process's own users.",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")

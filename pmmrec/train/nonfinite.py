@@ -33,7 +33,8 @@ def stop_if_nonfinite(
         return
     with torch.no_grad():
         views = task.views(batch)
-    is_broken_U = ~torch.isfinite(views.items.fused_UD).all(dim=1)
+        own = task.recommender.item_encoder(batch.items)  # the views may hold items of other processes
+    is_broken_U = ~torch.isfinite(own.fused_UD).all(dim=1)
     is_broken_B = ~torch.isfinite(views.hidden_BLD).flatten(1).all(dim=1)
     items = gathered(item_names(batch.items.domain_U[is_broken_U], batch.items.row_U[is_broken_U]))
     users = gathered([batch.user_id[place] for place in is_broken_B.nonzero()[:, 0].tolist()])

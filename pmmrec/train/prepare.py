@@ -270,7 +270,15 @@ class Batches:
         seed: int,
         processes: Processes,
         log: RunLog,
+        gather: bool | None = None,
     ) -> None:
+        """`gather`: items are shared out to the processes, and negatives are those of all; None: where there are more.
+
+        Every process must be given the same.
+        """
+        gathers = processes.world > 1 and gather is not False
+        if processes.world > 1:
+            log.say("negatives: of all processes" if gathers else "negatives: of each process's own users alone")
         check_window(config.window, task.recommender, log)
         for warning in reader.warnings:
             log.warn(warning)
@@ -287,6 +295,7 @@ class Batches:
             views=task.needs,
             rank=processes.rank,
             world=processes.world,
+            gather=gathers,
         )
         self._loader = BatchLoader(self._builder, config.workers)
         self._reader = reader

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from pmmrec.contracts import Batch, Term, View, Views
+from pmmrec.contracts import Batch, ItemVectors, Term, View, Views
 from pmmrec.errors import RecipeError
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+from pmmrec.train.gather import OtherUsers, items_of_all, summed
 
 
 class TrainingTask(nn.Module):
@@ -59,9 +61,20 @@ class TrainingTask(nn.Module):
         return figures
 
     def views(self, batch: Batch) -> Views:
-        """What the objectives see. Items are encoded once; clean and corrupted windows share one user pass."""
+        """What the objectives see. Items are encoded once, by one process; clean and corrupted windows share a pass.
+
+        Where items are encoded together, every process must call it.
+        """
+        items: ItemVectors = self.recommender.item_encoder(batch.items)
+        together = batch.together
+        if together is None:
+            return self._views(items, batch)
+        items = items_of_all(items, together, with_cls=View.MODALITIES in self.needs)
+        views = self._views(items, batch)
+        return dataclasses.replace(views, num_slots_U=together.num_slots_U, peers=OtherUsers(together.num_users))
+
+    def _views(self, items: ItemVectors, batch: Batch) -> Views:
         windows = batch.windows
-        items = self.recommender.item_encoder(batch.items)
         index_BL, is_input_BL = windows.item_index_BS[:, :-1], windows.is_input_BL
         corruption = windows.corruption if View.CORRUPTED in self.needs else None
         if corruption is None:
@@ -79,7 +92,8 @@ class TrainingTask(nn.Module):
     def gradient_norms(self, batch: Batch) -> dict[str, float]:
         """Norm of each objective's gradient at the item vectors: shows a term that is dead or rules the others.
 
-        Empty where item vectors are fixed.
+        Empty where item vectors are fixed. Where items are encoded together, every process must call it, and the
+        gradient is that of the whole step.
         """
         views = self.views(batch)
         vectors = [views.items.fused_UD, *views.items.cls_UD.values()]
@@ -88,9 +102,13 @@ class TrainingTask(nn.Module):
             return {}
         norms: dict[str, float] = {}
         for name, term in self.terms(views).items():
-            loss = term.mean * self.weights[name]
+            count = term.count if batch.together is None else summed(term.count)
+            loss = term.sum / count.clamp(min=1) * self.weights[name]
             gradients = torch.autograd.grad(loss, vectors, retain_graph=True, allow_unused=True)
-            squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+            wholes = [gradient for gradient in gradients if gradient is not None]
+            if batch.together is not None:
+                wholes = [summed(gradient) for gradient in wholes]
+            squares = [gradient.float().square().sum() for gradient in wholes]
             norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
         return norms
 

@@ -74,11 +74,6 @@ def test_columns_of_two_processes_weigh_as_much_as_those_of_one(
 ) -> None:
     rows = [[0, 1, 2], [2, 3, 3], [3, 4, 0], [5, 5, 1]]
     whole = Columns.of(tiny_batch(rows).views.windows, 6)
-    near, far = (Columns.of(tiny_batch(half).views.windows, 6) for half in (rows[:2], rows[2:]))
-    side_by_side = Columns(  # what the first process sees: its own columns, then those of the second
-        num_slots_U=torch.cat((near.num_slots_U, far.num_slots_U)),
-        num_own_slots_BU=torch.cat((near.num_own_slots_BU, torch.zeros(2, 6, dtype=torch.int64)), dim=1),
-        is_own_BU=torch.cat((near.is_own_BU, near.is_own_BU), dim=1),
-    )
-    weight_BU = side_by_side.negatives(rule, torch.float64).weight_BU
-    assert torch.equal(weight_BU[:, :6] + weight_BU[:, 6:], whole.negatives(rule, torch.float64).weight_BU[:2])
+    halves = [Columns.of(tiny_batch(half).views.windows, 6, whole.num_slots_U) for half in (rows[:2], rows[2:])]
+    weights = [half.negatives(rule, torch.float64).weight_BU for half in halves]
+    assert torch.equal(torch.cat(weights), whole.negatives(rule, torch.float64).weight_BU)

@@ -70,9 +70,8 @@ def main(domain: Path, out: Path) -> None:
         if processes.is_main:
             folder.mkdir()
         processes.wait()
-        batches = Batches(
-            DataConfig(), sources, reader, task, batch_users, SEED, processes, RunLog(None, is_main=False)
-        )
+        silent = RunLog(None, is_main=False)
+        batches = Batches(DataConfig(), sources, reader, task, batch_users, SEED, processes, silent, gather=False)
         with RunLog(folder, is_main=processes.is_main) as log:
             Loop(settings(batch_users), task, batches, processes, log).fit()
         save_file(task.state_dict(), folder / f"{processes.rank}.safetensors")
@@ -82,7 +81,7 @@ def main(domain: Path, out: Path) -> None:
     row = min(set(last) - set(first))
     with torch.no_grad():
         task.recommender.item_encoder.item_table.vector.weight[row] = torch.nan
-    batches = Batches(DataConfig(), sources, reader, task, 5, SEED, processes, RunLog(None, is_main=False))
+    batches = Batches(DataConfig(), sources, reader, task, 5, SEED, processes, RunLog(None, is_main=False), False)
     told = ""
     try:
         Loop(settings(5), task, batches, processes, RunLog(None, is_main=False)).fit()

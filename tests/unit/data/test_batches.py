@@ -54,6 +54,7 @@ class Shops:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        gather: bool = False,
     ) -> BatchBuilder:
         return BatchBuilder(
             self.domains,
@@ -67,6 +68,7 @@ class Shops:
             frozenset(views),
             rank,
             world,
+            gather,
         )
 
 
@@ -205,6 +207,54 @@ def test_an_item_of_another_process_may_come_as_a_replacement(shops: Shops) -> N
     parts = [batch for rank in (0, 1, 2) for batch in epoch_of(shops.builder(View.CORRUPTED, rank=rank, world=3))]
     shown = [{slot for slots in slots_of(batch) for slot in slots} for batch in parts]
     assert any(set(keys_of(batch)) > own for batch, own in zip(parts, shown, strict=True))
+
+
+@pytest.mark.parametrize("views", [(View.CORRUPTED, View.POPULARITY), (View.CATALOGUE, View.POPULARITY)])
+@pytest.mark.parametrize("world", [2, 3])
+def test_with_the_gather_items_are_dealt_out_and_all_else_is_that_of_one_process(
+    shops: Shops, world: int, views: tuple[View, ...]
+) -> None:
+    whole = epoch_of(shops.builder(*views))
+    parts = [epoch_of(shops.builder(*views, rank=rank, world=world, gather=True)) for rank in range(world)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for rank, part in enumerate(shares):
+            assert keys_of(part) == keys_of(batch)[rank::world]
+            assert part.together is not None
+            assert part.together.num_users == len(batch.user_id)
+            slots = Counter(slot for some in slots_of(batch) for slot in some)
+            assert part.together.num_slots_U.tolist() == [slots[key] for key in keys_of(batch)]
+            for modality, has_U in batch.items.has_U.items():
+                assert torch.equal(part.together.has_U[modality], has_U)
+            assert torch.equal(part.log_q_U, batch.log_q_U)
+        assert batch.user_id == tuple(name for part in shares for name in part.user_id)
+        windows = [list(tensors_of(part.windows)) for part in (batch, *shares)]
+        for expected, *found in zip(*windows, strict=True):
+            assert torch.equal(torch.cat(found), expected)
+
+
+def test_items_too_few_to_go_round_are_encoded_once_more(
+    domain_maker: Any, tokenizer_class: Any, tmp_path: Path
+) -> None:
+    domain = domain_maker(tmp_path)([[0, 1, 2, 3]] * 3, "alike", texts=["a", "b", "c", "d"])
+    reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, tmp_path / "cache")
+    rules = ([domain], [Split(domain)], reader, WindowConfig(), MixingConfig(), None, 3, 0, frozenset())
+    batches = [BatchBuilder(*rules, rank=rank, world=3, gather=True).build(0, 0) for rank in range(3)]
+    assert [batch.items.row_U.tolist() for batch in batches] == [[0], [1], [0]]
+    assert all(batch.together.num_slots_U.tolist() == [3, 3] for batch in batches)
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize(("world", "workers"), [(2, 0), (2, 2), (3, 0), (3, 2)])
+def test_neither_processes_nor_workers_change_the_order_of_users(
+    shops: Shops, world: int, workers: int, gather: bool
+) -> None:
+    """21 users in steps of 5 or 6: steps are uneven, and so are the shares of the processes."""
+    whole = [batch.user_id for epoch in (0, 1) for batch in epoch_of(shops.builder(), epoch)]
+    loaders = [BatchLoader(shops.builder(rank=rank, world=world, gather=gather), workers) for rank in range(world)]
+    parts = [[batch.user_id for epoch in (0, 1) for batch in loader.epoch(epoch)] for loader in loaders]
+    assert [sum(shares, ()) for shares in zip(*parts, strict=True)] == whole
+    assert len(set(whole[0] + whole[1] + whole[2] + whole[3])) == 21
+    assert all(len(shares) for part in parts for shares in part)
 
 
 def test_replacements_are_items_of_other_users_of_the_same_domain(shops: Shops) -> None:

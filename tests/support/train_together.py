@@ -1,0 +1,144 @@
+"""Train small tasks in float64, alone or as one process of several: `torchrun ... train_together.py HOME OUT`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from pmmrec.data.batches import DataConfig
+from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.items import ItemReader
+from pmmrec.models.build import ModelConfig, build
+from pmmrec.objectives import objectives
+from pmmrec.train.log import RunLog
+from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.prepare import Batches, Sources, find_backbones, start_backbones
+from pmmrec.train.processes import MachineConfig, Processes
+from pmmrec.train.task import TrainingTask
+
+WIDTH, NUM_ITEMS, NUM_USERS, SEED = 8, 24, 36, 1
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BERT = {"model_type": "bert", "max_position_embeddings": 40, **SIZES, **NO_DROPOUT}
+CLIP = {"model_type": "clip_vision_model", "patch_size": 16, **SIZES}
+TOWERS = {
+    "type": "towers",
+    "text": {"type": "hf_text", "architecture": BERT, "vocab_size": 300, "max_tokens": 20, "trainable_blocks": "all"},
+    "vision": {"type": "hf_vision", "architecture": CLIP, "image_size": 32, "trainable_blocks": "all"},
+    "fusion": {"type": "merge_attention", "num_heads": 2, "dropout": 0},
+}
+USERS = {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0}
+PAPER = {
+    "dap": {"type": "next_item"},
+    "nicl": {"type": "alignment", "weight": 0.5},
+    "nid": {"type": "noise_detection", "weight": 2.0},
+    "rcl": {"type": "robustness"},
+}
+SCALED = {
+    "dap": {"type": "next_item", "temperature": "sqrt_width", "negatives": "other_users", "logq": "all_columns"},
+    "nicl": {"type": "alignment", "temperature": 0.1, "positives_in_denominator": True, "negatives": "other_users"},
+    "nid": {"type": "noise_detection", "relu": False},
+    "rcl": {"type": "robustness", "normalize": True, "temperature": 0.1, "symmetric": True},
+}
+CATALOGUE = {"ce": {"type": "catalogue_ce"}, **PAPER}
+NOISY = {"shuffle": 0.5, "replace": 0.3, "replace_from": "batch"}
+# By name: objectives, users of a step (odd ones leave one process with fewer), and settings of the data.
+KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    "paper": (PAPER, 6, {"corruption": NOISY}),
+    "scaled": (SCALED, 5, {"corruption": NOISY, "window": {"size": 5, "policy": "all"}}),
+    "catalogue": (CATALOGUE, 7, {}),
+    "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}),  # half of the steps hold no image at all
+}
+
+
+def make_home(home: Path) -> None:
+    """Two domains and fresh backbones: `shop` has items without a text or without an image, `films` no image."""
+    draw = np.random.default_rng(1)
+    for name, longest, has_images in (("shop", 6, True), ("films", 15, False)):
+        folder = home / f"{name}-files"
+        (folder / "images").mkdir(parents=True)
+        with (folder / "items.csv").open("w", newline="") as file:
+            words = [" ".join(draw.choice(list("abcdefgh"), 1 + row % longest)) for row in range(NUM_ITEMS)]
+            texts = ["" if has_images and row % 7 == 3 else text for row, text in enumerate(words)]
+            csv.writer(file).writerows([["item_id", "text"], *([f"i{row:02d}", t] for row, t in enumerate(texts))])
+        with (folder / "interactions.csv").open("w", newline="") as file:
+            picks = [draw.choice(NUM_ITEMS, 4 + user % 4, replace=False) for user in range(NUM_USERS)]
+            rows = [[f"u{user}", f"i{item:02d}", time] for user, p in enumerate(picks) for time, item in enumerate(p)]
+            csv.writer(file).writerows([["user_id", "item_id", "timestamp"], *rows])
+        for row in range(NUM_ITEMS):
+            if has_images and row % 5 != 4:
+                noise = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / "images" / f"i{row:02d}.png")
+        tables = {"items": folder / "items.csv", "interactions": folder / "interactions.csv"}
+        images = folder / "images" if has_images else None
+        import_table(TableImport(**tables, images=images, name=name, out=home / name, k_core=None))
+    start_backbones(_model(), home / "backbones", sources_of(home).train_texts)
+
+
+def sources_of(home: Path) -> Sources:
+    return Sources.open([home / "shop", home / "films"])
+
+
+def task_of(home: Path, terms: dict[str, Any], sources: Sources) -> TrainingTask:
+    """The same fresh weights in every process."""
+    torch.manual_seed(0)
+    recommender = build(_model(), find_backbones(_model(), home / "backbones", {}), sources.catalogues)
+    configs = {name: objectives.config(tree) for name, tree in terms.items()}
+    return TrainingTask.of(recommender, configs, WIDTH).double()
+
+
+def reader_of(home: Path, task: TrainingTask, sources: Sources) -> ItemReader:
+    encoder = task.recommender.item_encoder
+    reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec, home / "cache")
+    return ItemReader(sources.domains, *reads, max_unreadable=1)
+
+
+def train(home: Path, out: Path, kind: str, processes: Processes, **settings: Any) -> None:
+    """An epoch of more than ten steps. Leaves weights, the gradients of the first step, and events in `out`."""
+    terms, batch_users, data = KINDS[kind]
+    sources = sources_of(home)
+    task = task_of(home, terms, sources)
+    tree = {"batch_users": batch_users, "epochs": 1, "log_every": 1, "optimizer": {"learning_rate": 0.01, "eps": 1e-3}}
+    config = TrainConfig.model_validate({**tree, **settings})
+    reader = reader_of(home, task, sources)
+    silent = RunLog(None, is_main=False)
+    rules = (DataConfig.model_validate(data), sources, reader, task, batch_users, SEED, processes, silent)
+    out.mkdir(parents=True, exist_ok=True)
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep_first(*_: object) -> None:
+        for name, parameter in task.named_parameters():
+            if name not in gradients and parameter.grad is not None:
+                gradients[name] = parameter.grad.clone()
+
+    hook = register_optimizer_step_pre_hook(keep_first)
+    with RunLog(out, is_main=processes.is_main) as log:
+        Loop(config, task, Batches(*rules, config.gather), processes, log).fit()
+    hook.remove()
+    save_file(task.state_dict(), out / f"weights-{processes.rank}.safetensors")
+    save_file(gradients, out / f"gradients-{processes.rank}.safetensors")
+
+
+def _model() -> ModelConfig:
+    return ModelConfig.model_validate({"width": WIDTH, "item_encoder": TOWERS, "user_encoder": USERS})
+
+
+def main(home: Path, out: Path) -> None:
+    """Every kind, one after another."""
+    processes = Processes(MachineConfig(device="cpu"))
+    for kind in KINDS:
+        train(home, out / kind, kind, processes)
+    train(home, out / "apart", "paper", processes, gather=False)
+    processes.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
