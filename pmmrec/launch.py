@@ -127,11 +127,11 @@ class Node:
 
     @classmethod
     def of(cls, num_nodes: int, rank: int | None, rendezvous: str | None) -> Self | None:
-        """None for a machine alone. RecipeError where something is missing or out of place."""
+        """None for a machine that meets no other. RecipeError where something is missing or out of place."""
         if num_nodes == 1:
-            if rank or rendezvous is not None:
-                raise RecipeError("--node-rank, --rendezvous: have no effect on one machine; say how many: --nodes N")
-            return None
+            rank = rank or 0
+            if rendezvous is None and rank == 0:
+                return None
         if rank is None or rendezvous is None:
             raise RecipeError(
                 f"--nodes {num_nodes}: each machine needs --node-rank, from 0 to {num_nodes - 1}, and all of them the "

@@ -34,6 +34,11 @@ def test_one_machine_takes_any_free_port() -> None:
     assert "--machine_rank" not in options
 
 
+def test_a_script_for_any_number_of_machines_may_have_one() -> None:
+    options = _options(_command(num_nodes=1, node_rank=0, rendezvous="host-0:29500"))
+    assert (options["--num_machines"], options["--main_process_port"]) == ("1", "29500")
+
+
 def test_machines_count_their_processes_together() -> None:
     options = _options(_command("zero2", num_nodes=3, per_node=4, node_rank=2, rendezvous="host-0:29500"))
     assert (options["--num_processes"], options["--num_machines"], options["--machine_rank"]) == ("12", "3", "2")
@@ -59,8 +64,8 @@ def test_a_file_for_machines_asks_which_this_is() -> None:
         ({"num_nodes": 2, "node_rank": 0}, "the same --rendezvous HOST:PORT"),
         ({"num_nodes": 2, "node_rank": 0, "rendezvous": "host"}, "--rendezvous host: must be HOST:PORT"),
         ({"num_nodes": 2, "node_rank": 0, "rendezvous": "host:70000"}, "--rendezvous host:70000: must be HOST:PORT"),
-        ({"node_rank": 1}, "have no effect on one machine; say how many: --nodes N"),
-        ({"rendezvous": "h:1"}, "have no effect on one machine; say how many: --nodes N"),
+        ({"node_rank": 1}, "--nodes 1: each machine needs --node-rank, from 0 to 0"),
+        ({"node_rank": 1, "rendezvous": "h:1"}, "--node-rank 1: must be from 0 to 0, of 1 machines"),
     ],
 )
 def test_machines_that_are_not_told_apart_are_refused(options: dict[str, object], told: str) -> None:
