@@ -5,13 +5,14 @@ PLAN ?= zoo/evidence.yaml
 RESULTS ?= zoo/results
 TO ?= zoo/RESULTS.md
 RUNS ?= runs/evidence
+KILLS ?= 50
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check real evidence evidence-gpu benchmarks clean
+.PHONY: quickstart test check real evidence evidence-gpu benchmarks torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +50,9 @@ evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from 
 benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA) if it is there; how fast score is
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"
 	$(BIN)/python tests/benchmarks/score.py
+
+torture: $(VENV)/installed-dev  ## kill a pretraining KILLS times in a row, at random moments; it must end as if nobody had
+	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,13 +18,14 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
-from pmmrec.train.trackers import Board
+from pmmrec.errors import MachineError
+from pmmrec.train.trackers import Aside, Board
 
 
 class RunLog:
     """The voice of one process; all but the main one are silent.
 
-    `boards` opens each tracker. One that fails, at whatever moment, is left out with a warning: the run goes on.
+    `boards` opens each tracker. One that fails or hangs is left out with a warning: the run goes on.
     """
 
     def __init__(
@@ -38,10 +40,10 @@ class RunLog:
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
         self._warned: set[str] = set()
-        self._boards: dict[str, Board] = {}
-        if is_main:
-            for name, opener in (boards or {}).items():
-                self._guarded(name, partial(self._open, name, opener))
+        self._boards = {
+            name: Aside(opener, partial(self._leave_out, name))
+            for name, opener in ((boards or {}) if is_main else {}).items()
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -51,9 +53,10 @@ class RunLog:
     ) -> None:
         self.end_progress()
         if self._file is not None:
-            self._file.close()
-        for name, board in list(self._boards.items()):
-            self._guarded(name, board.close)
+            with contextlib.suppress(OSError):  # what could not be written has been told of
+                self._file.close()
+        for board in self._boards.values():
+            board.close()
 
     def event(self, kind: str, step: int, **figures: Any) -> None:
         """Append one line to events.jsonl and pass the numbers on to the trackers."""
@@ -61,11 +64,15 @@ class RunLog:
             return
         if self._file is not None:
             record = {"event": kind, "step": step, "time_s": round(time.monotonic() - self._started_s, 3), **figures}
-            self._file.write(json.dumps(_json_safe(record)) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(_json_safe(record)) + "\n")
+                self._file.flush()
+            except OSError as error:
+                what = f"{self._file.name}: cannot be written: {error.strerror}"
+                raise MachineError(f"{what}; mend that, then go on with --resume") from error
         numbers = {f"{kind}/{name}": float(value) for name, value in flat(figures).items()}
-        for name, board in list(self._boards.items()):
-            self._guarded(name, partial(board.show, numbers, step))
+        for board in self._boards.values():
+            board.show(numbers, step)
 
     def mark(self) -> dict[str, float]:
         """Where events.jsonl stands, once the disk has it, and how long the run has lasted."""
@@ -97,15 +104,8 @@ class RunLog:
             self._warned.add(text)
             print(f"warning: {text}", file=sys.stderr)
 
-    def _open(self, name: str, opener: Callable[[], Board]) -> None:
-        self._boards[name] = opener()
-
-    def _guarded(self, name: str, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 - a tracker of any make may fail in any way; the run goes on
-            self._boards.pop(name, None)
-            self.warn(f"{name} failed and is left out from here on, events.jsonl is complete: {error}")
+    def _leave_out(self, name: str, why: str) -> None:
+        self.warn(f"{name} failed and is left out from here on, events.jsonl is complete: {why}")
 
     def begin_progress(self, what: str, total: int) -> None:
         """A bar on a terminal; nothing elsewhere."""

@@ -1,7 +1,9 @@
-"""Which of Accelerate's trackers mirror a run, and how each is opened, shown numbers and closed."""
+"""Which of Accelerate's trackers mirror a run, and how is none of them ever waited for?"""
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -15,8 +17,12 @@ from pmmrec.errors import MachineError
 Tracker = Literal["wandb", "tensorboard"]
 
 
+MAX_WAITING = 10_000  # lines that a tracker may be behind
+CLOSING_S = 60.0  # for what it has not sent at the end
+
+
 class Board(Protocol):
-    """An open tracker. Any of its methods may raise: RunLog then goes on without it."""
+    """An open tracker. Any of its methods may raise or hang: the run goes on without it."""
 
     def show(self, numbers: Mapping[str, float], step: int) -> None: ...
     def close(self) -> None: ...
@@ -37,6 +43,51 @@ def boards(
         "tensorboard": partial(TensorBoardTracker, "tensorboard", logging_dir=str(folder)),
     }
     return {tracker: partial(_Mirror, makers[tracker]) for tracker in trackers}
+
+
+class Aside:
+    """A tracker at work in a thread of its own, from its opening to its closing: one that hangs holds nothing up."""
+
+    def __init__(self, open_board: Callable[[], Board], complain: Callable[[str], None]) -> None:
+        """`complain` hears, once, why the tracker is left out; it may be called from the thread."""
+        self._open, self._complain = open_board, complain
+        self._waiting: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(MAX_WAITING)
+        self._is_out = False
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._thread.start()
+
+    def show(self, numbers: dict[str, float], step: int) -> None:
+        """Leave numbers for the tracker; it is not waited for."""
+        self._hand_over((numbers, step))
+
+    def close(self, patience_s: float = CLOSING_S) -> None:
+        """Let it finish what it has; one that has not after `patience_s` is left behind."""
+        self._hand_over(None)
+        self._thread.join(0.0 if self._is_out else patience_s)
+        if self._thread.is_alive():
+            self._leave_out(f"it did not close within {patience_s:g} s")
+
+    def _work(self) -> None:
+        try:
+            board = self._open()
+            while (shown := self._waiting.get()) is not None:
+                board.show(*shown)
+            board.close()
+        except Exception as error:  # noqa: BLE001 - a tracker of any make may fail in any way; the run goes on
+            self._leave_out(str(error))
+
+    def _hand_over(self, shown: tuple[dict[str, float], int] | None) -> None:
+        if self._is_out:
+            return
+        try:
+            self._waiting.put_nowait(shown)
+        except queue.Full:
+            self._leave_out(f"it is {MAX_WAITING:,} lines behind")
+
+    def _leave_out(self, why: str) -> None:
+        if not self._is_out:
+            self._is_out = True
+            self._complain(why)
 
 
 class _Mirror:

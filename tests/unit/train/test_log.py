@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from pmmrec.errors import MachineError
 from pmmrec.train.log import RunLog, flat
+from pmmrec.train.trackers import Aside
 
 
 def _events(folder: Path) -> list[dict]:
@@ -90,6 +94,53 @@ def test_a_tracker_that_raises_is_left_out_with_one_warning_and_the_run_goes_on(
     assert [event["step"] for event in _events(tmp_path)] == [1, 2, 3]
     assert [step for _, step in good.shown] == [1, 2, 3]
     assert good.is_closed
+
+
+def test_a_tracker_that_hangs_holds_nothing_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    never = threading.Event()
+
+    class Hung(_Board):
+        def show(self, numbers: Mapping[str, float], step: int) -> None:
+            never.wait(60)
+
+    began_s, complaints = time.monotonic(), []
+    aside = Aside(Hung, complaints.append)
+    for step in range(3):
+        aside.show({"loss": 1.0}, step)
+    aside.close(patience_s=0.2)
+    assert time.monotonic() - began_s < 30
+    assert complaints == ["it did not close within 0.2 s"]
+    never.set()
+
+
+def test_events_that_cannot_be_written_end_the_run_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    told = r"events\.jsonl: cannot be written: No space left on device; mend that, then go on with --resume"
+    with pytest.raises(MachineError, match=told), RunLog(tmp_path, is_main=True) as log:
+        log.event("train", 1, loss=2.0)
+
+
+def test_a_log_goes_back_to_a_mark(tmp_path: Path) -> None:
+    with RunLog(tmp_path, is_main=True) as log:
+        log.event("train", 1)
+        mark = log.mark()
+        log.event("train", 2)
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"event": "tra')
+    with RunLog(tmp_path, is_main=True) as log:
+        log.go_back(mark)
+        log.event("train", 2, loss=0.5)
+    assert [(event["step"], event.get("loss")) for event in _events(tmp_path)] == [(1, None), (2, 0.5)]
+
+
+def test_events_that_have_gone_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, is_main=True) as log:
+        log.event("train", 1)
+        size = (tmp_path / "events.jsonl").stat().st_size
+        log.go_back({"bytes": size + 5, "seconds": 0.0})
+        log.event("train", 2)
+    assert capsys.readouterr().err == "warning: events.jsonl: 5 bytes that were written have gone; events are missing\n"
+    assert [event["step"] for event in _events(tmp_path)] == [1, 2]
 
 
 def test_trackers_are_closed_when_a_run_fails(tmp_path: Path) -> None:
