@@ -18,6 +18,7 @@ from pmmrec.data.split import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
+from pmmrec.evaluation.share import ALONE, Team, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender
 
@@ -44,20 +45,26 @@ def evaluate_model(
     seen: Seen = "exclude",
     *,
     precision: torch.dtype = torch.float32,
+    team: Team = ALONE,
 ) -> Evaluation:
-    """Encode the catalogue once, rank it for every query of the holdout, and take the means with their intervals."""
+    """Encode the catalogue once, rank it for every query of the holdout, and take the means with their intervals.
+
+    A `team` shares the work, chunk by chunk as one process would cut it: every process calls this, and gets to the bit
+    what one process alone would.
+    """
     holdout = which if isinstance(which, Holdout) else split.holdout(which)
     num_items = split.domain.num_items
     if not holdout.num_queries:
         folder, name = split.domain.folder, holdout.name
         raise DataError(f"{folder}: nobody has three interactions, so there is no {name} target to rank")
     vectors_ND = encode_catalogue(
-        recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision
+        recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision, team=team
     )
     contents = reader.contents(domain_index)
     score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents)
     chunk, is_readable_N = users_at_once(num_items), contents.is_readable_N
-    return summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk, is_readable_N=is_readable_N))
+    ranks = rank_targets(holdout, num_items, score, seen=seen, chunk=chunk, is_readable_N=is_readable_N, team=team)
+    return summarise(ranks)
 
 
 def summarise(ranks: Ranks) -> Evaluation:
@@ -82,12 +89,14 @@ def encode_catalogue(
     chunk: int,
     device: torch.device | str,
     precision: torch.dtype = torch.float32,
+    team: Team = ALONE,
 ) -> Tensor:
     """Fused vectors of all items of a domain, `(N, D)` float32 on `device`, each content encoded once.
 
     Items that are alike have the very same vector, whatever chunk and padding they would have met; those with nothing
     to read have zeros. `precision`: bfloat16 or float16 run the encoders under autocast. Modes of the model are as
-    before afterwards. Raises DataError when the reader knows another number of items or a vector is not finite.
+    before afterwards. A `team` shares the chunks; all of it must call this, and gets all vectors. Raises DataError when
+    the reader knows another number of items or a vector is not finite.
     """
     contents = reader.contents(domain_index)
     if len(contents.same_as_N) != num_items:
@@ -95,14 +104,18 @@ def encode_catalogue(
         raise DataError(
             f"domain {domain_index}: the reader knows {known} items, not {num_items}; read the domain to rank"
         )
-    vectors_ND = torch.empty(0)
+    vectors_ND, rows = torch.empty(0), reader.in_order(domain_index)
     autocast = torch.autocast(torch.device(device).type, dtype=precision, enabled=precision != torch.float32)
     with evaluating(recommender), autocast:
-        for items in reader.catalogue(domain_index, chunk):
+        for place, is_own in turns(-(-len(rows) // chunk), team):
+            some = rows[place * chunk : (place + 1) * chunk]
+            items = reader.read(np.full(len(some), domain_index), some)
             fused_UD = recommender.item_encoder(reader.to_device(items, device)).fused_UD
             if not len(vectors_ND):
                 vectors_ND = torch.zeros(num_items, fused_UD.shape[1], device=device)
-            vectors_ND[items.row_U.to(device)] = fused_UD.float()
+            if is_own:
+                vectors_ND[items.row_U.to(device)] = fused_UD.float()
+    vectors_ND = team.summed(vectors_ND)  # where one has a vector all others have zeros, so nothing is rounded
     vectors_ND = vectors_ND[torch.from_numpy(contents.same_as_N).to(device)]
     is_finite_N = torch.isfinite(vectors_ND).all(dim=1)
     if not is_finite_N.all():

@@ -20,6 +20,7 @@ from pmmrec.atomic import whole_file
 from pmmrec.data.split import Holdout
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.ids import ids_at
+from pmmrec.evaluation.share import ALONE, Team, turns
 
 Seen = Literal["exclude", "include"]
 Rows = NDArray[np.int64] | NDArray[np.int32]
@@ -59,28 +60,45 @@ def rank_targets(
     seen: Seen = "exclude",
     chunk: int,
     is_readable_N: NDArray[np.bool_] | None = None,
+    team: Team = ALONE,
 ) -> Ranks:
     """Rank each target among all items: 1 + the number of other candidates that score as high or higher.
 
     Ties count against the target, in the dtype of the scores. `exclude`: items of the history are no candidates, and a
     target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items that are not in
     `is_readable_N` are treated like seen ones: the model knows nothing of them, so their scores mean nothing. The work
-    is done where the scores are.
+    is done where the scores are. A `team` shares the chunks; all of it must call this, and gets all ranks.
 
-    Raises DataError when there is no query, or a score is not finite.
+    Raises DataError when there is no query, or a score is not finite, in every process of the team.
     """
     check_seen(seen)
     if not holdout.num_queries:
         raise DataError(f"{holdout.name}: there is no user to rank for; a user needs at least three interactions")
     if is_readable_N is None:
         is_readable_N = np.ones(num_items, dtype=bool)
-    parts = []
-    for start in range(0, holdout.num_queries, chunk):
-        rows = slice(start, min(start + chunk, holdout.num_queries))
+    figures = torch.zeros(len(fields(Ranks)), holdout.num_queries + 1, dtype=torch.int64)  # the last: who failed
+    failure: DataError | None = None
+    for place, is_own in turns(-(-holdout.num_queries // chunk), team):
+        rows = slice(place * chunk, min((place + 1) * chunk, holdout.num_queries))
         score_qN = score(rows)
-        check_scores(score_qN, holdout.user_index[rows], num_items, holdout.name)
-        parts.append(_rank_chunk(holdout, rows, score_qN, seen, torch.from_numpy(is_readable_N).to(score_qN.device)))
-    return Ranks(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Ranks)})
+        try:
+            check_scores(score_qN, holdout.user_index[rows], num_items, holdout.name)
+        except DataError as error:
+            if team.world == 1:
+                raise
+            failure, figures[:, -1] = error, 1  # the others are still at work: all of them stop together
+            continue
+        if is_own:
+            is_readable = torch.from_numpy(is_readable_N).to(score_qN.device)
+            ranks = _rank_chunk(holdout, rows, score_qN, seen, is_readable)
+            figures[:, rows] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
+    figures = team.summed(figures)
+    if failure is not None:
+        raise failure
+    if figures[0, -1]:
+        raise DataError(f"{holdout.name}: scores of another process are not finite; it says which")
+    user_index, target, rank, num_candidates, seen_target = figures[:, :-1]
+    return Ranks(user_index, target, rank, num_candidates, seen_target.bool())
 
 
 def check_seen(seen: str) -> None:

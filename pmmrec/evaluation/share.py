@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from pmmrec.errors import RecipeError
@@ -52,3 +54,41 @@ class Share:
         own = self.span(total)
         others = [place for place in range(total) if not own.start <= place < own.stop]
         return [*range(own.start, own.stop), *reversed(others)]
+
+
+class Team(Protocol):
+    """Processes that do some work at the same time and wait for each other, seen from one of them."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+
+    def summed(self, own: Tensor) -> Tensor:
+        """The sum over all processes, where `own` lies. All must call it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A team of one."""
+
+    rank: int = 0
+    world: int = 1
+
+    def summed(self, own: Tensor) -> Tensor:
+        return own
+
+
+ALONE = Alone()
+
+
+def turns(total: int, team: Team) -> Iterator[tuple[int, bool]]:
+    """The pieces of `total` that this process does, and whether it is for their sake.
+
+    All processes have as many turns, since each calls the same modules, and those may exchange weights: who has fewer
+    pieces does one more, whose outcome is thrown away.
+    """
+    for first in range(0, total, team.world):
+        place = first + team.rank
+        yield min(place, total - 1), place < total

@@ -27,7 +27,10 @@ class ValidationConfig(Config):
 
 
 class RankEvery:
-    """Ranks the validation targets of every domain after each epoch; the mean over domains judges the epoch."""
+    """Ranks the validation targets of every domain after each epoch; the mean over domains judges the epoch.
+
+    All processes share the work.
+    """
 
     def __init__(
         self, config: ValidationConfig, reader: ItemReader, splits: Sequence[Split], names: Sequence[str]
@@ -36,18 +39,11 @@ class RankEvery:
 
     def epoch_ended(self, loop: Loop, epoch: int) -> None:
         by_domain: dict[str, dict[str, float]] = {}
-        if loop.processes.is_main:
-            for index, (name, split) in enumerate(zip(self._names, self._splits, strict=True)):
-                evaluation = evaluate_model(
-                    loop.task.recommender,
-                    self._reader,
-                    index,
-                    split,
-                    "validation",
-                    loop.processes.device,
-                    self._config.seen,
-                )
-                by_domain[name] = dict(evaluation.metrics)
+        device, seen = loop.processes.device, self._config.seen
+        for index, (name, split) in enumerate(zip(self._names, self._splits, strict=True)):
+            model, team = loop.task.recommender, loop.processes
+            evaluation = evaluate_model(model, self._reader, index, split, "validation", device, seen, team=team)
+            by_domain[name] = dict(evaluation.metrics)
         by_domain = loop.processes.from_main(by_domain)
         metrics = {key: float(np.mean([m[key] for m in by_domain.values()])) for key in by_domain[self._names[0]]}
         loop.validation[epoch] = metrics

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.prefix import PrefixConfig
-from pmmrec.evaluation.catalogue import evaluate_model
+from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
-from pmmrec.train.prepare import Sources, read_items
+from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import CHECKPOINT_FOLDER, package_version
 from pmmrec.zoo import files
@@ -104,14 +104,14 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
     None also where the recipe leaves the test targets alone: metrics.json then holds the validation figures only.
     """
     outcome = None
+    evaluations = _test(run, recipe, run.folder / CHECKPOINT_FOLDER, sources) if recipe.rank_test else ()
     if run.processes.is_main:
-        folder = run.folder / CHECKPOINT_FOLDER
         best_epoch, _ = loop.best or (0, 0.0)
         outcome = Outcome(
             name=recipe.name,
             kind=kind,
             seen=recipe.validation.seen,
-            domains=_test(run, recipe, folder, sources) if recipe.rank_test else (),
+            domains=_written(run, recipe, sources, evaluations) if recipe.rank_test else (),
             best_epoch=best_epoch,
             num_epochs=max(loop.validation),
             training_s=round(loop.training_s, 1),
@@ -140,14 +140,24 @@ def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
     return publish(kept, hub, name, replace=replace or is_ours)
 
 
-def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[DomainOutcome, ...]:
+def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[Evaluation, ...]:
+    """The test targets of every domain, ranked by all processes together."""
     recommender = load_recommender(Checkpoint.open(folder), sources.catalogues).to(run.processes.device)
-    reader = read_items(sources, recommender, recipe, run)  # the other processes wait for the end of all this
-    seen = recipe.validation.seen
+    reader = open_reader(sources, recommender, recipe, run)
+    device, seen = run.processes.device, recipe.validation.seen
+    return tuple(
+        evaluate_model(recommender, reader, index, split, "test", device, seen, team=run.processes)
+        for index, split in enumerate(sources.splits)
+    )
+
+
+def _written(
+    run: Run, recipe: Finishable, sources: Sources, evaluations: Sequence[Evaluation]
+) -> tuple[DomainOutcome, ...]:
+    """The ranks of every domain as a file, and what they come to, beside the floors."""
     outcomes = []
-    for index, (domain, split) in enumerate(zip(sources.domains, sources.splits, strict=True)):
-        evaluation = evaluate_model(recommender, reader, index, split, "test", run.processes.device, seen)
+    for domain, split, evaluation in zip(sources.domains, sources.splits, evaluations, strict=True):
         ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"
         write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids)
-        outcomes.append(domain_outcome(split, evaluation, floors_of(split, seen)))
+        outcomes.append(domain_outcome(split, evaluation, floors_of(split, recipe.validation.seen)))
     return tuple(outcomes)

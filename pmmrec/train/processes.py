@@ -117,6 +117,11 @@ class Processes:
         together: list[str] = gather_object(names)
         return together
 
+    def summed(self, own: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, where `own` lies. All processes must call it."""
+        total: torch.Tensor = self.accelerator.reduce(own.to(self.device), "sum")
+        return total.to(own.device)
+
     def let_go(self) -> None:
         """Forget the models that were prepared, so that others find their memory free."""
         self.accelerator.free_memory()
