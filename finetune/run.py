@@ -108,8 +108,7 @@ def train(
 
     reader = open_reader(sources, recommender, recipe, run)
     reader = compute_items(sources, task, reader, recipe, run)
-    batch_users, gather, seed = recipe.train.batch_users, recipe.train.gather, recipe.seed
-    batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log, gather)
+    batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
     rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
     keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, standing))
 

@@ -190,6 +190,7 @@ class Batch:
     log_q_U: Tensor | None = None  # float32, log of the expected slots of each item in a batch of this size
     user_id: tuple[str, ...] = field(default=())  # "domain/user" for messages, in the order of B
     together: Together | None = None  # None: the windows are over `items`, and negatives come from them alone
+    more: tuple[Batch, ...] = ()  # the rest of the step, where its users pass in parts, each with its own negatives
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,7 @@ def main(
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
 
         reader = open_reader(sources, recommender, recipe, run)
-        batch_users, gather, seed = recipe.train.batch_users, recipe.train.gather, recipe.seed
-        batches = Batches(recipe.data, sources, reader, task, batch_users, seed, run.processes, run.log, gather)
+        batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
         rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
         keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
 

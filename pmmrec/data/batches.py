@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,10 +52,12 @@ class BatchBuilder:
 
     All processes draw the same global batch and take an even share of its users. With `gather` they share out its items
     too, each to one process, and the windows of a batch are over the items of all; else a process holds the items of
-    its own users. What happens to a window is drawn from
-    (seed, visit, domain, window), so neither the number of processes nor of workers changes it; the visit is the epoch
-    under natural weights, and tells visits within one epoch apart under others. Windows are padded on the left to the
-    longest of the global batch, items are ordered by (domain, row), and each is read once.
+    its own users. The users of a step are cut into `parts`, each a batch of its own.
+
+    What happens to a window is drawn from (seed, visit, domain, window), so neither the number of processes nor of
+    workers changes it; the visit is the epoch under natural weights, and tells visits within one epoch apart under
+    others. Windows are padded on the left to the longest of the global batch, items are ordered by (domain, row), and
+    each is read once.
 
     `views` are what the objectives ask for. With `View.CATALOGUE` the items of a batch are all items of all domains.
     With `View.POPULARITY` a batch holds `log_q_U`, the log of
@@ -81,6 +84,7 @@ class BatchBuilder:
         rank: int = 0,
         world: int = 1,
         gather: bool = False,
+        parts: int = 1,
     ) -> None:
         if View.CORRUPTED in views and corruption is None:
             raise RecipeError("corruption: an objective asks for corrupted windows; say how to corrupt them")
@@ -90,9 +94,11 @@ class BatchBuilder:
         names = [domain.name for domain in domains]
         counts = [index.num_windows for index in self._windows]
         self._sampler = StepSampler(counts, names, batch_users, seed, mixing)
-        if self._sampler.smallest_batch < world:
+        smallest = self._sampler.smallest_batch // parts
+        if smallest < world:
+            what = "a batch" if parts == 1 else f"the smallest of {parts} parts"
             raise RecipeError(
-                f"batch_users: a batch of {self._sampler.smallest_batch} users leaves some of {world} processes "
+                f"batch_users: {what} of {smallest} users leaves some of {world} processes "
                 f"without any; use fewer processes or larger batches"
             )
         self._corruption = corruption if View.CORRUPTED in views else None
@@ -101,7 +107,7 @@ class BatchBuilder:
         self._first_key = np.cumsum([0, *(domain.num_items for domain in domains)])
         self._log_share = self._log_expected_slots(mixing) if View.POPULARITY in views else None
         self._holds_catalogue = View.CATALOGUE in views
-        self._gathers = gather and world > 1
+        self._gathers, self._parts = gather and world > 1, parts
 
     @property
     def steps_per_epoch(self) -> int:
@@ -109,7 +115,11 @@ class BatchBuilder:
 
     def build(self, epoch: int, step: int) -> Batch:
         """This process's share of the batch of one step."""
-        everyone = self._sampler.step(epoch, step)
+        columns = [np.array_split(column, self._parts) for column in self._sampler.step(epoch, step)]
+        first, *more = [self._build(Draw(*part)) for part in zip(*columns, strict=True)]
+        return dataclasses.replace(first, more=tuple(more))
+
+    def _build(self, everyone: Draw) -> Batch:
         mine = Draw(*(share(column, self._rank, self._world) for column in everyone))
         sees_all = self._world > 1 and (self._gathers or self._corruption is not None)
         all_windows = self._keyed_windows(everyone) if sees_all else []

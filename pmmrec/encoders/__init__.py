@@ -45,6 +45,10 @@ class Encoder(nn.Module, ABC):
         """The blocks that may carry adapters; None where there are none."""
         return None
 
+    @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """From now on the blocks that learn keep no activations: they are computed once more on the way back."""
+
     @classmethod
     @abstractmethod
     def start(cls, config: EncoderConfig, folder: Path, texts: Iterable[str]) -> None:

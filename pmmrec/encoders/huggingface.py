@@ -187,3 +187,13 @@ def _refuse_code(path: Path, tree: Any) -> None:
         if key in RUNS_CODE or (key in CHOOSES_KERNEL and value not in BUILT_IN_ATTENTION):
             raise CheckpointError(f"{path}: {key} asks for code outside the folder, which is never run; remove it")
         _refuse_code(path, value)
+
+
+def checkpoint_blocks(backbone: Any) -> None:
+    """Switch transformers' own checkpointing on; RecipeError where an architecture has none."""
+    older = "gradient_checkpointing_enable"  # its name in earlier versions of transformers 5
+    switch = getattr(backbone, "activation_checkpointing_enable", None) or getattr(backbone, older)
+    try:
+        switch({"use_reentrant": False})
+    except ValueError as error:
+        raise RecipeError(f"train.checkpoint_activations: {type(backbone).__name__} cannot: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pmmrec.adapters import Host
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, to_device
@@ -39,6 +40,7 @@ class CanBeCut(PartlyTrained):
     layouts: ClassVar[Mapping[str, Layout]]  # of every architecture that the encoder knows
     backbone: Any
     _layout: Layout
+    _checkpoints = False  # whether blocks that have no switch of their own keep no activations
 
     @property
     def prefix(self) -> FrozenPrefix | None:
@@ -93,7 +95,10 @@ class CanBeCut(PartlyTrained):
         for name in self._trained:
             module = self.backbone.get_submodule(name)
             is_block = re.fullmatch(self._layout.blocks, name) is not None
-            states_R = module(states_R, mask) if is_block and takes_mask else module(states_R)
+            if is_block and self._checkpoints and not hasattr(module, "grad_checkpointing") and torch.is_grad_enabled():
+                states_R = checkpoint(module, states_R, use_reentrant=False)
+            else:
+                states_R = module(states_R, mask) if is_block and takes_mask else module(states_R)
         return states_R
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:

@@ -17,7 +17,7 @@ from pmmrec.adapters import Sites
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import Backbone, TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_projection
-from pmmrec.encoders.huggingface import new_config, open_model, read_config, read_state, save_model
+from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.encoders.trainable import Layout, find_layout
@@ -182,6 +182,10 @@ class HFText(CanBeCut, TextEncoder):
         mask_RT = None if inputs.is_valid_RT.is_meta else inputs.is_valid_RT.long()
         hidden_RTH: Tensor = self.backbone(input_ids=inputs.token_id_RT, attention_mask=mask_RT).last_hidden_state
         return hidden_RTH
+
+    def checkpoint_activations(self) -> None:
+        """Of the blocks that learn: those in training mode."""
+        checkpoint_blocks(self.backbone)
 
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write what `AutoModel` and `AutoTokenizer` read."""

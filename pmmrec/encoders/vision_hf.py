@@ -16,6 +16,7 @@ from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, 
 from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import make_projection
 from pmmrec.encoders.huggingface import (
+    checkpoint_blocks,
     new_config,
     open_model,
     read_config,
@@ -184,6 +185,10 @@ class HFVision(CanBeCut, VisionEncoder):
     @property
     def preprocessing(self) -> Mapping[str, Any]:
         return {"size": self.pixel_spec.size, "mean": list(self._mean), "std": list(self._std)}
+
+    def checkpoint_activations(self) -> None:
+        """Of the blocks that learn: those in training mode."""
+        checkpoint_blocks(self.backbone)
 
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write what `AutoModel` and `AutoImageProcessor` read."""

@@ -241,6 +241,11 @@ class TimmVision(CanBeCut, VisionEncoder):
             "std": list(settings.std),
         }
 
+    def checkpoint_activations(self) -> None:
+        """By timm's own switch, which knows the way from pixels on; from kept states the blocks are called here."""
+        self.backbone.set_grad_checkpointing(True)
+        self._checkpoints = True
+
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write `config.json` and `model.safetensors` as `timm.create_model("local-dir:FOLDER")` reads them."""
         check_names(self.backbone, state, folder)

@@ -122,7 +122,9 @@ class Alignment(Objective):
         is_counted_BL = windows.has_next_BL & has_both_BL & has_negative_B[:, None]
         user_K, _ = is_counted_BL.nonzero(as_tuple=True)
         item_K = own_BL[is_counted_BL]
-        at = _Anchors(user_K, item_K, windows.item_index_BS[:, 1:][is_counted_BL], *item_K.unique(return_inverse=True))
+        at = _Anchors(
+            user_K, item_K, windows.item_index_BS[:, 1:][is_counted_BL], *torch.unique(item_K, return_inverse=True)
+        )
 
         loss_K = (self._loss(text, image, weight_BU, at) + self._loss(image, text, weight_BU, at)) / 2
         count = loss_K.new_full((), user_K.shape[0])

@@ -132,9 +132,9 @@ def _keys(means: Sequence[Tensor], has_input_B: Tensor, peers: Peers | None) -> 
     if peers is None:
         kept_A = [mean_BD[has_input_B] for mean_BD in means]
         return kept_A, torch.arange(kept_A[0].shape[0], device=has_input_B.device)
-    *rows, flags = peers.of_all(torch.cat([*means, has_input_B[:, None].to(means[0].dtype)], dim=1)).split(
-        [*(mean_BD.shape[1] for mean_BD in means), 1], dim=1
-    )
+    packed_BW = torch.cat([*means, has_input_B[:, None].to(means[0].dtype)], dim=1)
+    widths = [*(mean_BD.shape[1] for mean_BD in means), 1]
+    *rows, flags = torch.split(peers.of_all(packed_BW), widths, dim=1)
     has_input = flags[:, 0] > 0
     place_A = peers.first + has_input_B.nonzero()[:, 0]
     return [row[has_input] for row in rows], (has_input.cumsum(0) - 1)[place_A]

@@ -52,7 +52,7 @@ def items_of_all(own: ItemVectors, together: Together, *, with_cls: bool) -> Ite
     widths = [part.shape[1] for part in parts.values()]
     gathered = {
         key: piece.to(part.dtype)
-        for (key, part), piece in zip(parts.items(), packed_UD.split(widths, dim=1), strict=True)
+        for (key, part), piece in zip(parts.items(), torch.split(packed_UD, widths, dim=1), strict=True)
     }
     cls_UD: Mapping[Modality, Tensor] = {m: gathered["cls", m] for m in own.cls_UD} if with_cls else {}
     streams_UD = {name: gathered["stream", name] for name in own.streams_UD}

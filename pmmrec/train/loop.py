@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from pmmrec.contracts import Batch
 from pmmrec.errors import MachineError
 from pmmrec.settings import Config
+from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import Cost, forget_peak
 from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
@@ -37,6 +39,10 @@ class TrainConfig(Config):
         None,
         description="Negatives are those of all processes, each item encoded by one; null: where there are several. "
         "false: those of each process's own users.",
+    )
+    accumulate: AccumulateConfig = AccumulateConfig()
+    checkpoint_activations: bool = Field(
+        False, description="Blocks of the encoders keep no activations: they are computed once more on the way back."
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
@@ -120,6 +126,11 @@ class Loop:
         self._wishes = Late()
         self._heard: Tensor | None = None  # the wishes of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch
+        task.item_parts = config.accumulate.item_parts
+        if task.item_parts > 1:
+            refuse_batch_statistics(task.recommender.item_encoder, "train.accumulate")
+        if config.checkpoint_activations:
+            checkpoint_activations(task.recommender.item_encoder)
         task.to(processes.device)
         optimizer = build_optimizer(task, config.optimizer)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
@@ -233,19 +244,7 @@ class Loop:
 
     def _update(self, batch: Batch, meter: Meter) -> None:
         accelerator, step = self.processes.accelerator, self.step + 1
-        figures: dict[str, Tensor] = self._module(batch)
-        totals = self._totals({**figures, **_sizes(batch), **self._own_wishes()})
-        self._hear(totals)
-        sums = {name: totals[name] for name in self.task.weights}
-        stop_if_nonfinite(sums, self.task, batch, self._batches.item_names, self.processes.gathered, step)
-        # DDP averages gradients over processes; the sum over all divided by the count over all is wanted.
-        loss = torch.stack(
-            [
-                weight * self.processes.world * figures[name][0] / totals[name][1].clamp(min=1)
-                for name, weight in self.task.weights.items()
-            ]
-        ).sum()
-        accelerator.backward(loss)
+        totals = self._in_parts(batch) if batch.more else self._at_once(batch)
         norm = accelerator.clip_grad_norm_(self._module.parameters(), self.config.clip_norm or math.inf)
         if accelerator.mixed_precision != "fp16":  # there the scaler leaves out such steps and lowers its scale
             stop_if_gradient_nonfinite(norm, step)
@@ -255,6 +254,43 @@ class Loop:
         self._optimizer.zero_grad()
         self.step = step
         meter.add(totals)
+
+    def _at_once(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward and backward of a step; its sums and counts over all processes."""
+        figures: dict[str, Tensor] = self._module(batch)
+        totals = self._totals({**figures, **_sizes(batch), **self._own_wishes()})
+        self._hear(totals)
+        self._refuse_nonfinite(totals, batch)
+        self.processes.accelerator.backward(self._loss(figures, totals))
+        return totals
+
+    def _in_parts(self, batch: Batch) -> dict[str, Tensor]:
+        """As `_at_once`, one part of the users after another; what their losses are divided by is known before."""
+        accelerator, parts = self.processes.accelerator, (batch, *batch.more)
+        counts = self._totals(_added([self.task.counts(part) for part in parts]))
+        done: list[dict[str, Tensor]] = []
+        for number, part in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else accelerator.no_sync(self._module):
+                figures: dict[str, Tensor] = self._module(part)
+                wishes = self._own_wishes() if number == len(parts) else {}
+                done.append(self._totals({**figures, **_sizes(part), **wishes}))
+                self._refuse_nonfinite(done[-1], part)
+                accelerator.backward(self._loss(figures, counts))
+        totals = _added(done)
+        self._hear(totals)
+        return totals
+
+    def _loss(self, figures: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> Tensor:
+        """What this process adds to the step's loss, the sum over all users divided by the count of all."""
+        terms = [
+            weight * self.processes.world * figures[name][0] / totals[name][1].clamp(min=1)  # DDP averages gradients
+            for name, weight in self.task.weights.items()
+        ]
+        return torch.stack(terms).sum()
+
+    def _refuse_nonfinite(self, totals: Mapping[str, Tensor], batch: Batch) -> None:
+        sums = {name: totals[name] for name in self.task.weights}
+        stop_if_nonfinite(sums, self.task, batch, self._batches.item_names, self.processes.gathered, self.step + 1)
 
     def _own_wishes(self) -> dict[str, Tensor]:
         return {} if self._states is None else {_WISHES: self._states.wishes(self.processes.device)}
@@ -317,6 +353,15 @@ def _sizes(batch: Batch) -> dict[str, Tensor]:
     num_slots = is_valid_BS.sum().float()
     sizes = (num_slots.new_tensor(len(is_valid_BS)), num_slots, num_slots.new_tensor(batch.items.num_items))
     return {name: torch.stack((size, torch.zeros_like(size))) for name, size in zip(SIZES, sizes, strict=True)}
+
+
+def _added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of each figure over all parts; a part may lack some."""
+    added: dict[str, Tensor] = {}
+    for part in parts:
+        for name, figure in part.items():
+            added[name] = added[name] + figure if name in added else figure
+    return added
 
 
 def _chance(means: Mapping[str, float], name: str, step: int) -> str:

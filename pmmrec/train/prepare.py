@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
 from pmmrec.settings import expanded
+from pmmrec.train.accumulate import AccumulateConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
@@ -191,8 +192,9 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
         return reader
     device, started_s = run.processes.device, time.monotonic()
     recommender.to(device)
+    rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "team": run.processes}
     vectors_ND = [
-        encode_catalogue(recommender, reader, place, domain.num_items, chunk=ITEMS_AT_ONCE, device=device)
+        encode_catalogue(recommender, reader, place, domain.num_items, **rules)
         for place, domain in enumerate(sources.domains)
     ]
     recommender.item_encoder = Computed(encoder, vectors_ND)
@@ -257,6 +259,17 @@ def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) ->
         )
 
 
+class Cut(Protocol):
+    """What of the settings of a training says how its steps are cut."""
+
+    @property
+    def batch_users(self) -> int: ...
+    @property
+    def gather(self) -> bool | None: ...
+    @property
+    def accumulate(self) -> AccumulateConfig: ...
+
+
 class Batches:
     """This process's share of every step."""
 
@@ -271,14 +284,18 @@ class Batches:
         processes: Processes,
         log: RunLog,
         gather: bool | None = None,
+        parts: int = 1,
     ) -> None:
         """`gather`: items are shared out to the processes, and negatives are those of all; None: where there are more.
 
-        Every process must be given the same.
+        `parts`: the users of a step pass in so many parts, each with its own negatives. Every process must be given the
+        same.
         """
         gathers = processes.world > 1 and gather is not False
         if processes.world > 1:
             log.say("negatives: of all processes" if gathers else "negatives: of each process's own users alone")
+        if parts > 1:
+            log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
         check_window(config.window, task.recommender, log)
         for warning in reader.warnings:
             log.warn(warning)
@@ -296,9 +313,18 @@ class Batches:
             rank=processes.rank,
             world=processes.world,
             gather=gathers,
+            parts=parts,
         )
         self._loader = BatchLoader(self._builder, config.workers)
         self._reader = reader
+
+    @classmethod
+    def of(
+        cls, config: DataConfig, sources: Sources, reader: ItemReader, task: TrainingTask, cut: Cut, seed: int, run: Run
+    ) -> Batches:
+        """The batches of a run, cut as its training says."""
+        rules = (config, sources, reader, task, cut.batch_users, seed, run.processes, run.log)
+        return cls(*rules, gather=cut.gather, parts=cut.accumulate.user_parts)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -311,7 +337,8 @@ class Batches:
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """A copy on `device`, with kept states of frozen blocks fetched."""
         items = self._reader.to_device(batch.items, device)
-        return to_device(dataclasses.replace(batch, items=items), device)
+        more = tuple(self.to_device(part, device) for part in batch.more)
+        return to_device(dataclasses.replace(batch, items=items, more=more), device)
 
     def item_names(self, domain_U: Tensor, row_U: Tensor) -> list[str]:
         """`domain/item` of each, for messages."""

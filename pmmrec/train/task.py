@@ -9,21 +9,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pmmrec.contracts import Batch, ItemVectors, Term, View, Views
+from pmmrec.contracts import Batch, ItemInputs, ItemVectors, Term, View, Views
 from pmmrec.errors import RecipeError
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
 
 
 class TrainingTask(nn.Module):
     """Recommender and objectives under one root, so that a step is one forward of one module."""
 
-    def __init__(self, recommender: Recommender, terms: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, recommender: Recommender, terms: Mapping[str, Objective], weights: Mapping[str, float], width: int
+    ) -> None:
         super().__init__()
+        self.width = width
         self.recommender = recommender
         self.objectives = nn.ModuleDict(terms)
         self.weights = dict(weights)
+        self.item_parts = 1  # in how many parts the items of a batch pass their encoder
 
     @classmethod
     def of(cls, recommender: Recommender, configs: Mapping[str, ObjectiveConfig], width: int) -> TrainingTask:
@@ -36,7 +41,7 @@ class TrainingTask(nn.Module):
                 f"objectives.{blind[0]}: compares text with image, but the model reads "
                 f"{' and '.join(modalities) or 'ids'} only; take it away with objectives.{blind[0]}=null"
             )
-        return cls(recommender, terms, {name: config.weight for name, config in configs.items()})
+        return cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
 
     @property
     def needs(self) -> frozenset[View]:
@@ -65,13 +70,19 @@ class TrainingTask(nn.Module):
 
         Where items are encoded together, every process must call it.
         """
-        items: ItemVectors = self.recommender.item_encoder(batch.items)
-        together = batch.together
+        items, together = self._encode(batch.items), batch.together
         if together is None:
             return self._views(items, batch)
         items = items_of_all(items, together, with_cls=View.MODALITIES in self.needs)
         views = self._views(items, batch)
         return dataclasses.replace(views, num_slots_U=together.num_slots_U, peers=OtherUsers(together.num_users))
+
+    def _encode(self, items: ItemInputs) -> ItemVectors:
+        encoder = self.recommender.item_encoder
+        vectors: ItemVectors = (
+            encoder(items) if self.item_parts == 1 else encode_in_parts(encoder, items, self.item_parts)
+        )
+        return vectors
 
     def _views(self, items: ItemVectors, batch: Batch) -> Views:
         windows = batch.windows
@@ -88,6 +99,27 @@ class TrainingTask(nn.Module):
     def terms(self, views: Views) -> dict[str, Term]:
         """Each objective's sum and count."""
         return {name: term(views) for name, term in self._terms().items()}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Name -> `(2,)` of 0 and the count of each objective, known before anything is encoded.
+
+        Counts depend on windows and on what items have, not on vectors: the objectives are shown zeros. Where items are
+        encoded together, every process must call it.
+        """
+        windows, together = batch.windows, batch.together
+        has_U = batch.items.has_U if together is None else together.has_U
+        num_items = batch.items.num_items if together is None else len(together.num_slots_U)
+        device = windows.is_valid_BS.device
+        zeros_UD = torch.zeros(num_items, self.width, device=device)
+        zeros_BLD = torch.zeros(*windows.is_input_BL.shape, self.width, device=device)
+        items = ItemVectors(zeros_UD, dict.fromkeys(has_U, zeros_UD), has_U)
+        views = Views(items, windows, zeros_BLD, zeros_BLD, batch.log_q_U)
+        if together is not None:
+            peers = OtherUsers(together.num_users)
+            views = dataclasses.replace(views, num_slots_U=together.num_slots_U, peers=peers)
+        with torch.no_grad():
+            counts = {name: term.count for name, term in self.terms(views).items()}
+        return {name: torch.stack((torch.zeros_like(count), count)) for name, count in counts.items()}
 
     def gradient_norms(self, batch: Batch) -> dict[str, float]:
         """Norm of each objective's gradient at the item vectors: shows a term that is dead or rules the others.

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import train_together
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pmmrec.contracts import Modality
+from pmmrec.data.batches import BatchBuilder, DataConfig
+from pmmrec.evaluation.share import ALONE
 from pmmrec.train.processes import MachineConfig, Processes
 
 ATOL = 1e-12  # float64, values near 1; measured at most 2e-15
@@ -42,9 +46,14 @@ def _events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    home = tmp_path_factory.mktemp("together")
-    train_together.make_home(home)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    train_together.make_home(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path) -> Trained:
     processes = Processes(MachineConfig(device="cpu"))
     for kind in train_together.KINDS:
         train_together.train(home, home / "one" / kind, kind, processes)
@@ -68,6 +77,31 @@ def test_after_ten_steps_both_have_the_weights_of_one(trained: Trained, kind: st
     assert len(trained.events(kind, "train")[0]) > 10
 
 
+@pytest.mark.parametrize("way", train_together.WAYS)
+def test_parts_and_checkpoints_change_neither_weights_nor_gradients(trained: Trained, way: str) -> None:
+    kind, _ = train_together.WAYS[way]
+    for what in ("weights", "gradients"):
+        one, _ = trained.tensors(kind, what)
+        assert _widest(one, load_file(trained.two / way / f"{what}-0.safetensors")) < ATOL
+
+
+def test_both_processes_call_every_encoder_as_often_as_the_other(trained: Trained) -> None:
+    for name in (*train_together.KINDS, *train_together.WAYS, "apart", "pairs", "."):
+        first, other = (json.loads((trained.two / name / f"calls-{rank}.json").read_text()) for rank in (0, 1))
+        assert first == other, name
+        assert first["text"] == first["image"] > 0
+
+
+def test_ranks_of_both_are_those_of_one_to_the_bit(trained: Trained, home: Path) -> None:
+    task = train_together.task_of(home, train_together.PAPER, train_together.sources_of(home))
+    task.load_state_dict(load_file(trained.two / "plain" / "weights-0.safetensors"))
+    alone = train_together.ranks_of(home, task, ALONE)
+    for rank in (0, 1):
+        found = load_file(trained.two / f"ranks-{rank}.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in alone.items())
+    assert len(alone["rank"].unique()) > 3
+
+
 @pytest.mark.parametrize("kind", train_together.KINDS)
 def test_the_gradients_of_the_first_step_are_those_of_one(trained: Trained, kind: str) -> None:
     one, two = trained.tensors(kind, "gradients")
@@ -86,6 +120,18 @@ def test_every_figure_of_every_step_is_that_of_one(trained: Trained, kind: str, 
         assert first.keys() == other.keys()
         for name in first.keys() - timed - {"event"}:
             assert other[name] == pytest.approx(first[name], rel=2e-6, abs=1e-6), name  # logged in float32
+
+
+def test_one_of_two_users_may_hold_no_image_while_the_other_does(home: Path) -> None:
+    sources = train_together.sources_of(home)
+    task = train_together.task_of(home, train_together.PAPER, sources)
+    reader = train_together.reader_of(home, task, sources)
+    data = DataConfig.model_validate({"corruption": train_together.NOISY})
+    rules = (data.window, data.mixing, data.corruption, 2, train_together.SEED, task.needs)
+    shares = [BatchBuilder(sources.domains, sources.splits, reader, *rules, rank=rank, world=2) for rank in (0, 1)]
+    held = [[bool(share.build(0, step).items.has_U[Modality.IMAGE].any()) for share in shares] for step in range(10)]
+    assert [True, False] in held
+    assert [False, False] in held
 
 
 def test_no_item_is_encoded_twice(trained: Trained) -> None:

@@ -81,12 +81,13 @@ def main(domain: Path, out: Path) -> None:
     row = min(set(last) - set(first))
     with torch.no_grad():
         task.recommender.item_encoder.item_table.vector.weight[row] = torch.nan
-    batches = Batches(DataConfig(), sources, reader, task, 5, SEED, processes, RunLog(None, is_main=False), False)
-    told = ""
-    try:
-        Loop(settings(5), task, batches, processes, RunLog(None, is_main=False)).fit()
-    except DivergenceError as error:
-        told = str(error)
+    told = []
+    for gather in (False, True):
+        rules = (DataConfig(), sources, reader, task, 5, SEED, processes, RunLog(None, is_main=False))
+        try:
+            Loop(settings(5), task, Batches(*rules, gather), processes, RunLog(None, is_main=False)).fit()
+        except DivergenceError as error:
+            told.append(str(error))
     item = sources.domains[0].item_ids[row].as_py()
     (out / f"told-{processes.rank}.json").write_text(json.dumps({"item": item, "told": told}))
     processes.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
+from pmmrec.evaluation.catalogue import encode_catalogue, model_scorer
+from pmmrec.evaluation.ranking import rank_targets
+from pmmrec.evaluation.share import Team
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.train.log import RunLog
@@ -49,13 +53,21 @@ SCALED = {
     "rcl": {"type": "robustness", "normalize": True, "temperature": 0.1, "symmetric": True},
 }
 CATALOGUE = {"ce": {"type": "catalogue_ce"}, **PAPER}
+SILENT = RunLog(None, is_main=False)
 NOISY = {"shuffle": 0.5, "replace": 0.3, "replace_from": "batch"}
-# By name: objectives, users of a step (odd ones leave one process with fewer), and settings of the data.
-KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
-    "paper": (PAPER, 6, {"corruption": NOISY}),
-    "scaled": (SCALED, 5, {"corruption": NOISY, "window": {"size": 5, "policy": "all"}}),
-    "catalogue": (CATALOGUE, 7, {}),
-    "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}),  # half of the steps hold no image at all
+# By name: objectives, users of a step (odd ones leave one process with fewer), settings of data and of training.
+KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any], dict[str, Any]]] = {
+    "paper": (PAPER, 6, {"corruption": NOISY}, {}),
+    "scaled": (SCALED, 5, {"corruption": NOISY, "window": {"size": 5, "policy": "all"}}, {}),
+    "catalogue": (CATALOGUE, 7, {}, {}),
+    "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}, {}),  # half of the steps hold no image at all
+    "plain": (PAPER, 6, {"corruption": NOISY}, {"accumulate": {"mode": "plain", "parts": 2}}),
+}
+# The same training as one of those, done in another way.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "exact": ("paper", {"accumulate": {"parts": 3}}),
+    "thin": ("scaled", {"accumulate": {"parts": 40}}),  # more parts than items
+    "checkpointed": ("paper", {"checkpoint_activations": True}),
 }
 
 
@@ -101,16 +113,20 @@ def reader_of(home: Path, task: TrainingTask, sources: Sources) -> ItemReader:
     return ItemReader(sources.domains, *reads, max_unreadable=1)
 
 
-def train(home: Path, out: Path, kind: str, processes: Processes, **settings: Any) -> None:
-    """An epoch of more than ten steps. Leaves weights, the gradients of the first step, and events in `out`."""
-    terms, batch_users, data = KINDS[kind]
+def train(home: Path, out: Path, kind: str, processes: Processes, **settings: Any) -> TrainingTask:
+    """An epoch of more than ten steps.
+
+    Leaves weights, the gradients of the first step, events, and how often each encoder was called, in `out`.
+    """
+    terms, batch_users, data, own = KINDS[kind]
     sources = sources_of(home)
     task = task_of(home, terms, sources)
-    tree = {"batch_users": batch_users, "epochs": 1, "log_every": 1, "optimizer": {"learning_rate": 0.01, "eps": 1e-3}}
-    config = TrainConfig.model_validate({**tree, **settings})
+    rates = {"learning_rate": 0.01, "eps": 1e-3}
+    tree = {"batch_users": batch_users, "epochs": 1, "log_every": 1, "optimizer": rates, **own, **settings}
+    config = TrainConfig.model_validate(tree)
     reader = reader_of(home, task, sources)
-    silent = RunLog(None, is_main=False)
-    rules = (DataConfig.model_validate(data), sources, reader, task, batch_users, SEED, processes, silent)
+    rules = (DataConfig.model_validate(data), sources, reader, task, config.batch_users, SEED, processes, SILENT)
+    batches = Batches(*rules, gather=config.gather, parts=config.accumulate.user_parts)
     out.mkdir(parents=True, exist_ok=True)
     gradients: dict[str, torch.Tensor] = {}
 
@@ -119,12 +135,43 @@ def train(home: Path, out: Path, kind: str, processes: Processes, **settings: An
             if name not in gradients and parameter.grad is not None:
                 gradients[name] = parameter.grad.clone()
 
-    hook = register_optimizer_step_pre_hook(keep_first)
+    hook, calls = register_optimizer_step_pre_hook(keep_first), counted_calls(task)
     with RunLog(out, is_main=processes.is_main) as log:
-        Loop(config, task, Batches(*rules, config.gather), processes, log).fit()
+        Loop(config, task, batches, processes, log).fit()
     hook.remove()
+    (out / f"calls-{processes.rank}.json").write_text(json.dumps(calls))
     save_file(task.state_dict(), out / f"weights-{processes.rank}.safetensors")
     save_file(gradients, out / f"gradients-{processes.rank}.safetensors")
+    return task
+
+
+def counted_calls(task: TrainingTask) -> dict[str, int]:
+    """How often each encoder has been called so far; goes on counting."""
+    encoder = task.recommender.item_encoder
+    modules = {"text": encoder.text_encoder, "image": encoder.vision_encoder, "user": task.recommender.user_encoder}
+    calls = dict.fromkeys(modules, 0)
+
+    def count(name: str) -> Any:
+        def add(*_: object) -> None:
+            calls[name] += 1
+
+        return add
+
+    for name, module in modules.items():
+        module.register_forward_pre_hook(count(name))
+    return calls
+
+
+def ranks_of(home: Path, task: TrainingTask, team: Team) -> dict[str, torch.Tensor]:
+    """Ranks of the validation targets of `shop`, in small pieces. Leaves the task in float32, as ranking is."""
+    task.float()
+    sources = sources_of(home)
+    reader, split = reader_of(home, task, sources), sources.splits[0]
+    holdout, num_items = split.holdout("validation"), split.domain.num_items
+    vectors_ND = encode_catalogue(task.recommender, reader, 0, num_items, chunk=5, device="cpu", team=team)
+    score = model_scorer(task.recommender, vectors_ND, holdout, split.train_counts, "cpu")
+    ranks = rank_targets(holdout, num_items, score, chunk=5, team=team)
+    return {"rank": ranks.rank, "user": ranks.user_index, "vectors": vectors_ND}
 
 
 def _model() -> ModelConfig:
@@ -132,11 +179,17 @@ def _model() -> ModelConfig:
 
 
 def main(home: Path, out: Path) -> None:
-    """Every kind, one after another."""
+    """Every kind and way, one after another."""
     processes = Processes(MachineConfig(device="cpu"))
     for kind in KINDS:
-        train(home, out / kind, kind, processes)
+        task = train(home, out / kind, kind, processes)
+    calls = counted_calls(task)
+    save_file(ranks_of(home, task, processes), out / f"ranks-{processes.rank}.safetensors")
+    (out / f"calls-{processes.rank}.json").write_text(json.dumps(calls))
+    for way, (kind, settings) in WAYS.items():
+        train(home, out / way, kind, processes, **settings)
     train(home, out / "apart", "paper", processes, gather=False)
+    train(home, out / "pairs", "paper", processes, gather=False, batch_users=2)  # one user each
     processes.end()
 
 

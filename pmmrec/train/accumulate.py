@@ -1,0 +1,130 @@
+"""How does a step train whose batch is too large for the device? In parts, one after another."""
+# Shapes: U distinct items, R rows given to one encoder.
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import Self
+
+from pmmrec.contracts import ItemInputs, ItemVectors, PixelInputs, PrefixInputs, TokenInputs
+from pmmrec.errors import RecipeError
+from pmmrec.models import ItemEncoder
+from pmmrec.settings import Config
+
+
+class AccumulateConfig(Config):
+    """In how many parts a step passes."""
+
+    mode: Literal["exact", "plain"] = Field(
+        "exact",
+        description="exact: the items of a step pass the encoders in parts, each once more on the way back; losses and "
+        "gradients are those of the whole. plain: the users of a step pass in parts, each with its own negatives.",
+    )
+    parts: int = Field(1, ge=1, description="How many; 1: the whole at once.")
+
+    @model_validator(mode="after")
+    def _plain_has_parts(self) -> Self:
+        if self.mode == "plain" and self.parts == 1:
+            raise ValueError("mode: plain has no effect in one part; say parts: 2 or more, or leave accumulate out")
+        return self
+
+    @property
+    def item_parts(self) -> int:
+        """In how many parts the items of a batch pass."""
+        return self.parts if self.mode == "exact" else 1
+
+    @property
+    def user_parts(self) -> int:
+        """Into how many batches the users of a step are cut."""
+        return self.parts if self.mode == "plain" else 1
+
+
+def refuse_batch_statistics(encoder: nn.Module, setting: str) -> None:
+    """RecipeError where a layer that learns looks at a batch as a whole: a part, or a second pass, misleads it."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, _BatchNorm) and any(tensor.requires_grad for tensor in module.parameters()):
+            raise RecipeError(
+                f"{setting}: {name} keeps statistics of whole batches, each seen once; freeze its block, choose an "
+                "encoder without batch statistics, or leave this setting out"
+            )
+
+
+def checkpoint_activations(encoder: ItemEncoder) -> None:
+    """Let the blocks of all encoders keep no activations. RecipeError where there is none that learns."""
+    if not any(tensor.requires_grad for part in encoder.encoders.values() for tensor in part.parameters()):
+        raise RecipeError(
+            "train.checkpoint_activations: has no effect, no encoder with blocks learns here; leave it out"
+        )
+    refuse_batch_statistics(encoder, "train.checkpoint_activations")
+    for part in encoder.encoders.values():
+        part.checkpoint_activations()
+
+
+def encode_in_parts(encoder: ItemEncoder, items: ItemInputs, num_parts: int) -> ItemVectors:
+    """What `encoder(items)` gives, with the activations of one part in memory at a time.
+
+    A part is computed once more, with the same random numbers, when gradients reach it (the exact accumulation of
+    GradCache, arXiv 2101.06983, in one backward, so that DDP and FSDP see one pass). Every call has `num_parts` calls
+    of the encoder, however few items there are.
+    """
+
+    def encode(_row_U: Tensor, part: ItemInputs) -> ItemVectors:
+        vectors: ItemVectors = encoder(part)
+        return vectors
+
+    # A tensor goes along since checkpoint keeps the random state of those devices alone whose tensors it is given.
+    parts = [checkpoint(encode, part.row_U, part, use_reentrant=False) for part in item_parts(items, num_parts)]
+    return _joined(parts, items.num_items)  # stand-ins are last
+
+
+def item_parts(items: ItemInputs, num_parts: int) -> list[ItemInputs]:
+    """The items in spans as equal as can be; where they are too few, the first stands in behind them."""
+    num_items = items.num_items
+    num_spans = min(num_parts, num_items)
+    spans = [(num_items * part // num_spans, num_items * (part + 1) // num_spans) for part in range(num_spans)]
+    return [_span(items, *span) for span in (*spans, *[(0, 1)] * (num_parts - num_spans))]
+
+
+def _span(items: ItemInputs, start: int, stop: int) -> ItemInputs:
+    if not isinstance(items.text, TokenInputs | PrefixInputs | None):
+        raise TypeError("items: kept states are cut into parts once they have been fetched")
+    if not isinstance(items.image, PixelInputs | PrefixInputs | None):
+        raise TypeError("items: kept states are cut into parts once they have been fetched")
+    return ItemInputs(
+        domain_U=items.domain_U[start:stop],
+        row_U=items.row_U[start:stop],
+        has_U={modality: has_U[start:stop] for modality, has_U in items.has_U.items()},
+        text=None if items.text is None else _rows(items.text, start, stop),
+        image=None if items.image is None else _rows(items.image, start, stop),
+    )
+
+
+def _rows(rows: Any, start: int, stop: int) -> Any:
+    """The rows of a span of items, of the same kind; the first row stands in where none has the modality."""
+    index_R = rows.item_index_R
+    chosen = ((index_R >= start) & (index_R < stop)).nonzero()[:, 0]
+    place = index_R[chosen] - start
+    if not len(chosen):
+        chosen = place = index_R.new_zeros(1)
+    tensors: dict[str, Tensor] = {field.name: getattr(rows, field.name)[chosen] for field in dataclasses.fields(rows)}
+    return dataclasses.replace(rows, **(tensors | {"item_index_R": place}))
+
+
+def _joined(parts: list[ItemVectors], num_items: int) -> ItemVectors:
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors)[:num_items]
+
+    first = parts[0]
+    return ItemVectors(
+        fused_UD=joined([part.fused_UD for part in parts]),
+        cls_UD={modality: joined([part.cls_UD[modality] for part in parts]) for modality in first.cls_UD},
+        has_U={modality: joined([part.has_U[modality] for part in parts]) for modality in first.has_U},
+        streams_UD={name: joined([part.streams_UD[name] for part in parts]) for name in first.streams_UD},
+    )
