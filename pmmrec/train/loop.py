@@ -28,6 +28,7 @@ from pmmrec.train.snapshot import Memory, below
 from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.watch import Doing, Watch
 
 
 class TrainConfig(Config):
@@ -48,6 +49,9 @@ class TrainConfig(Config):
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
     log_every: int = Field(20, ge=1, description="Steps between two log lines.")
     state: StateConfig = StateConfig()
+    step_minutes: float = Field(
+        30.0, gt=0, description="A step that takes longer hangs: the run ends and says in which process and step."
+    )
 
 
 class Batches(Protocol):
@@ -137,6 +141,7 @@ class Loop:
         self._rate = 0.0  # of the latest step, in the first group
         self._module, self._optimizer = processes.accelerator.prepare(task, optimizer)
         self._memory = Memory(processes, self._module, self._optimizer, self._scheduler)
+        self._watch = Watch(60 * config.step_minutes, processes.rank, processes.world)
 
     def fit(self) -> None:
         """Train until the epochs are over or a callback stops it. StoppedError where the run is asked to end."""
@@ -149,7 +154,8 @@ class Loop:
             self._end_epoch()
         while self.epoch <= self.config.epochs and not self.should_stop:
             try:
-                self._train_epoch()
+                with self._watch.open():
+                    self._train_epoch()
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
@@ -207,7 +213,9 @@ class Loop:
         self._module.train()
         self.log.begin_progress(f"epoch {self.epoch}", self._batches.steps_per_epoch)
         done = self._steps_done
+        self._watch.step(self.step + 1, Doing.READING)
         for number, batch in enumerate(self._batches.epoch(self.epoch, done), start=done + 1):
+            self._watch.step(self.step + 1, Doing.COMPUTING)
             moved = self._batches.to_device(batch, self.processes.device)
             try:
                 if self.step == 0:
@@ -219,8 +227,11 @@ class Loop:
             if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
                 self._log_step(self._meter)
                 self._meter = Meter()
+            self._watch.rest()
             if self._states is not None:
                 self._states.step_ended(self, self._heard)
+            self._watch.step(self.step + 1, Doing.READING)
+        self._watch.rest()
         self.log.end_progress()
         stop_if_weights_nonfinite(self.task, self.step)
         seconds = time.monotonic() - self._began_s

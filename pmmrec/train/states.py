@@ -130,27 +130,25 @@ class States:
         try:
             best = self._folder.hold_best(files.current(self._run.folder / CHECKPOINT_FOLDER))
         except MachineError as error:
-            self._warn(error)
-            return
-        self._writing = self._thread.submit(self._write, position, state, best)
+            self._writing = Future()
+            self._writing.set_exception(error)  # told of when the state is asked for
+        else:
+            self._writing = self._thread.submit(self._write, position, state, best)
 
     def _write(self, position: Position, state: State, best: Path | None) -> None:
         self._folder.save(position, state, best)
         self._folder.keep_last(self._config.keep)
 
-    def _settle(self) -> MachineError | None:
+    def _settle(self) -> str | None:
         """Wait for the state that is being written; why it could not be, if so."""
         writing, self._writing = self._writing, None
         try:
             if writing is not None:
                 writing.result()
-        except MachineError as error:
-            self._warn(error)
-            return error
+        except (MachineError, OSError) as error:
+            self._run.log.warn(f"step {self._kept_step}: no state is kept: {error}")
+            return str(error)
         return None
-
-    def _warn(self, error: MachineError) -> None:
-        self._run.log.warn(f"step {self._kept_step}: no state is kept, training goes on: {error}")
 
     def _agreed_place(self) -> Path:
         place: Path | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import train_sharded
 import train_stopped
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,25 +19,34 @@ from torch import Tensor
 TIMES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")
 
 
-def attempt(out: Path, world: Path, processes: int, *, signal_at: int | None = None, signal_rank: int = 0) -> None:
-    """Train until the end, or until all processes have ended on behalf of one that got a signal."""
+def launched(out: Path, world: Path, processes: int, *asked: object) -> subprocess.CompletedProcess[str]:
+    """Train until the end, or until something ends it."""
     out.mkdir(exist_ok=True)
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", processes, train_stopped.__file__]
-    asked = [] if signal_at is None else ["--signal-at", signal_at, "--signal-rank", signal_rank]
-    words = [str(word) for word in (sys.executable, "-m", *launch, world / "boutique", out, *asked)]
+    return torchrun(processes, train_stopped.__file__, world / "boutique", out, *asked)
+
+
+def torchrun(processes: int, *program: object) -> subprocess.CompletedProcess[str]:
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    words = [str(word) for word in (sys.executable, "-m", *launch, *program)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-    said = done.stdout + done.stderr
-    if signal_at is None:
-        assert done.returncode == 0, said
-        return
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+
+
+def finish(out: Path, world: Path, processes: int) -> None:
+    done = launched(out, world, processes)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stop(out: Path, world: Path, processes: int, *, step: int, rank: int = 0) -> None:
+    """Train until all processes have ended on behalf of one that got a signal."""
+    done = launched(out, world, processes, "--signal-at", step, "--rank", rank)
+    assert "exitcode  : 75" in done.stderr, done.stdout + done.stderr
     told = [(out / f"told-{rank}.txt").read_text() for rank in range(processes)]
-    heard = ["SIGUSR1" if rank == signal_rank else "a signal to another process" for rank in range(processes)]
+    heard = ["SIGUSR1" if other == rank else "a signal to another process" for other in range(processes)]
     assert [text.split(": ", 1)[1].split(";")[0] for text in told] == [f"ended by {who}" for who in heard]
     assert len({text.split(":")[0] for text in told}) == 1  # at the same step
-    assert "exitcode  : 75" in said
 
 
 def weights(out: Path, rank: int = 0) -> dict[str, Tensor]:
@@ -57,15 +67,15 @@ def widest(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     """Two processes that nobody stopped."""
     out = tmp_path_factory.mktemp("undisturbed")
-    attempt(out, world, 2)
+    finish(out, world, 2)
     return out
 
 
 def test_two_processes_stop_for_a_signal_to_one_and_go_on_to_the_same_bits(
     tmp_path: Path, world: Path, undisturbed: Path
 ) -> None:
-    attempt(tmp_path, world, 2, signal_at=7, signal_rank=1)
-    attempt(tmp_path, world, 2)
+    stop(tmp_path, world, 2, step=7, rank=1)
+    finish(tmp_path, world, 2)
     for rank in (0, 1):
         expected = weights(undisturbed, rank)
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path, rank).items())
@@ -73,11 +83,29 @@ def test_two_processes_stop_for_a_signal_to_one_and_go_on_to_the_same_bits(
 
 
 def test_two_processes_then_one_then_four_train_what_two_would(tmp_path: Path, world: Path, undisturbed: Path) -> None:
-    attempt(tmp_path, world, 2, signal_at=2)
-    attempt(tmp_path, world, 1, signal_at=3)
-    attempt(tmp_path, world, 4)
+    stop(tmp_path, world, 2, step=2)
+    stop(tmp_path, world, 1, step=3)
+    finish(tmp_path, world, 4)
     for rank in range(4):
         assert widest(weights(tmp_path, rank), weights(undisturbed)) < 1e-12  # float64, weights near 1; measured 0
     steps = [event["step"] for event in events(tmp_path) if event["event"] == "train"]
     assert steps == list(range(1, 11))
     assert [event["users"] for event in events(tmp_path) if event["event"] == "train"] == [8] * 10
+
+
+def test_a_process_that_hangs_is_named_with_its_step_and_the_run_ends(tmp_path: Path, world: Path) -> None:
+    done = launched(tmp_path, world, 2, "--hang-at", 3, "--rank", 1)
+    assert done.returncode != 0
+    told = "error: step 3: process 1 of 2: computing in step 3 for more than 6 s"
+    assert told in done.stderr, done.stderr
+    assert "in to_device" in done.stderr  # the line it hangs in
+
+
+def test_a_sharded_model_goes_on_when_it_is_sharded_otherwise(tmp_path: Path) -> None:
+    for name, sizes in (("one", (1, 1, 1)), ("others", (2, 1, 4))):
+        (tmp_path / name).mkdir()
+        for processes in sizes:
+            done = torchrun(processes, train_sharded.__file__, tmp_path / name)
+            assert done.returncode == 0, done.stdout + done.stderr
+    one, others = (load_file(tmp_path / name / "weights-9.safetensors") for name in ("one", "others"))
+    assert widest(one, others) < 1e-12  # float64, weights near 1; measured 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,19 @@ class Recipe:
         return f"name: {self.name}\n"
 
 
-class Signalled(Batches):
-    """Batches of which one makes one process send itself a signal."""
+class Disturbed(Batches):
+    """Batches of which one makes this process send itself a signal, or wait for ever."""
 
-    at_step: int | None
+    signal_at: int | None
+    hang_at: int | None
     step: int
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         self.step += 1
-        if self.step == self.at_step:
+        if self.step == self.signal_at:
             os.kill(os.getpid(), signal.SIGUSR1)
+        if self.step == self.hang_at:
+            threading.Event().wait()
         return super().to_device(batch, device)
 
 
@@ -64,15 +68,19 @@ def main() -> None:
     parser.add_argument("domain", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--signal-at", type=int, help="step of this attempt in which a signal comes")
-    parser.add_argument("--signal-rank", type=int, default=0, help="to which process")
+    parser.add_argument("--hang-at", type=int, help="step of this attempt that never ends")
+    parser.add_argument("--rank", type=int, default=0, help="in which process")
     asked = parser.parse_args()
-    config = TrainConfig.model_validate(SETTINGS)
+    step_minutes = 30.0 if asked.hang_at is None else 0.1
+    config = TrainConfig.model_validate({**SETTINGS, "step_minutes": step_minutes})
     with Run.start(Recipe(asked.out / "run"), resume=True) as run:
         sources = Sources.open([asked.domain])
         task, reader = task_for(sources), reader_of(sources, asked.out)
         rules = (DataConfig(), sources, reader, task, config.batch_users, 1)
-        batches = Signalled(*rules, run.processes, run.log, config.gather)
-        batches.at_step = asked.signal_at if run.processes.rank == asked.signal_rank else None
+        batches = Disturbed(*rules, run.processes, run.log, config.gather)
+        is_chosen = run.processes.rank == asked.rank
+        batches.signal_at = asked.signal_at if is_chosen else None
+        batches.hang_at = asked.hang_at if is_chosen else None
         states = States.of(run, config.state, sources, started_from="none")
         loop = Loop(config, task, batches, run.processes, run.log, states=states)
         batches.step = 0

@@ -95,7 +95,7 @@ def forked(work: Callable[[], None], kill: Kill | None = None) -> int:
 
 
 def _written(path: Path | None) -> int:
-    return path.stat().st_mtime_ns if path is not None and path.exists() else 0
+    return path.stat().st_size if path is not None and path.exists() else 0
 
 
 def result(name: str) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.train import run_folder
 from pmmrec.train.processes import MachineConfig
-from pmmrec.train.run import Run
+from pmmrec.train.run import Run, is_requeued
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,60 @@ def test_a_second_run_of_the_same_name_does_not_touch_the_first(tmp_path: Path) 
     with pytest.raises(RecipeError, match="this run exists"):
         Run.start(_Recipe(tmp_path / "one"))
     assert (tmp_path / "one" / "events.jsonl").stat().st_size
+
+
+def test_a_second_run_in_a_folder_is_refused_and_told_who_works_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE_S", 0.3)
+    told = rf"one: another run \(process {os.getpid()} on \S+\) works here; wait, or end it"
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        run.log.event("train", 1)
+        with pytest.raises(RecipeError, match=told):
+            Run.start(_Recipe(tmp_path / "one"), resume=True)
+        assert (tmp_path / "one" / "events.jsonl").stat().st_size
+    Run.start(_Recipe(tmp_path / "one"), resume=True).__exit__(None, None, None)
+
+
+def test_a_run_that_was_stopped_before_it_kept_a_state_begins_anew(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        run.log.event("train", 1)
+        (run.folder / "backbones").mkdir()
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert not run.resumes
+        assert not run.is_finished
+        made = {"recipe.yaml", "environment.json", "events.jsonl", "lock"}
+        assert {path.name for path in run.folder.iterdir()} == made
+        assert not (run.folder / "events.jsonl").stat().st_size
+
+
+def test_going_on_with_a_run_that_never_was_begins_it(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert not run.resumes
+
+
+def test_a_folder_that_is_no_run_of_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RecipeError, match="one: was made by no run that can be gone on with"):
+        Run.start(_Recipe(tmp_path / "one"), resume=True)
+    assert (tmp_path / "one" / "thesis.tex").read_text() == "years of work"
+
+
+def test_results_without_a_state_are_left_alone(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        (run.folder / "metrics.json").write_text("{}")
+    with pytest.raises(RecipeError, match="one: holds results and no state to go on from"):
+        Run.start(_Recipe(tmp_path / "one"), resume=True)
+    assert (tmp_path / "one" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "is_again"),
+    [("SLURM_RESTART_COUNT", "2", True), ("TORCHELASTIC_RESTART_COUNT", "0", False), ("OTHER", "1", False)],
+)
+def test_a_command_that_a_scheduler_started_again_knows(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: str, is_again: bool
+) -> None:
+    monkeypatch.setenv(name, count)
+    assert is_requeued() is is_again

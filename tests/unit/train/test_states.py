@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
-from pmmrec.errors import CheckpointError, RecipeError, StoppedError
+from pmmrec.errors import CheckpointError, MachineError, RecipeError, StoppedError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
@@ -108,10 +109,14 @@ class _Watched(Batches):
     users: list[str]
     stop: _Stop
     loop: Loop
+    lost_worker_at: int | None
 
     def to_device(self, batch, device):
         self.users.extend(batch.user_id)
         self.stop.step_begins(self.loop.step + 1)
+        if self.loop.step + 1 == self.lost_worker_at:
+            for worker in multiprocessing.active_children():
+                worker.kill()
         return super().to_device(batch, device)
 
 
@@ -128,6 +133,9 @@ def train(
     at_epoch: int | None = None,
     saving: int | None = None,
     keeping: int | None = None,
+    is_blocked: bool = False,
+    workers: int = 0,
+    lost_worker_at: int | None = None,
     domain: str = "boutique",
     seed: int = 1,
     patience: int = 9,
@@ -148,19 +156,23 @@ def train(
         (kept / "model_index.json").write_text(f"epoch {max(loop.validation)}")
 
     with Run.start(Recipe(home / name, seed=seed), resume=resume) as run:
+        if is_blocked:
+            (run.folder / "state").touch()
         run.processes.seed(1, same=True)
         recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
         task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
         reader = ItemReader(sources.domains, frozenset(), None, None, home)
-        batches = _Watched(DataConfig(), sources, reader, task, 8, 1, run.processes, run.log)
+        batches = _Watched(DataConfig(workers=workers), sources, reader, task, 8, 1, run.processes, run.log)
         batches.users, batches.stop = [], _Stop(at_step, at_epoch, saving, keeping)
+        batches.lost_worker_at = lost_worker_at
         rank = RankEvery(judge, reader, sources.splits, sources.names)
         run.processes.seed(1, same=False)
         states = States.of(run, config.state, sources, started_from="none")
         callbacks = [rank, KeepBest(judge, save), batches.stop]
         loop = _Loop(config, task, batches, run.processes, run.log, callbacks, states)
         batches.loop, loop.stop = loop, batches.stop
-        with pytest.raises(StoppedError, match="ended by SIGTERM") if batches.stop else nullcontext():
+        stops = batches.stop and not is_blocked
+        with pytest.raises(StoppedError, match="ended by SIGTERM") if stops else nullcontext():
             loop.fit()
         if finish:
             states.finish()
@@ -332,3 +344,27 @@ def test_a_run_that_ended_but_did_not_finish_trains_no_more(attempt: Attempt, tm
     _assert_same(again.weights, first.weights)
     assert again.loop.best == first.loop.best
     assert _events(tmp_path / "cut") == events
+
+
+def test_where_no_state_can_be_written_training_goes_on(
+    attempt: Attempt, whole: Whole, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _assert_same(attempt("cut", is_blocked=True, state={"every_steps": 6}).weights, whole.outcome.weights)
+    said = capsys.readouterr().err
+    assert "warning: step 6: no state is kept: " in said
+    assert "warning: step 12: no state is kept: " in said
+
+
+def test_a_stop_that_loses_its_state_is_an_error_of_the_machine(attempt: Attempt) -> None:
+    with pytest.raises(
+        MachineError, match=r"^step 5: ended by SIGTERM and could not keep its state: .*best\.incomplete"
+    ):
+        attempt("cut", is_blocked=True, at_step=4)
+
+
+def test_a_killed_data_worker_is_told_and_what_was_kept_goes_on(attempt: Attempt, tmp_path: Path, whole: Whole) -> None:
+    with pytest.raises(MachineError, match=r"^step \d+: a process that reads data was ended.*lower data\.workers"):
+        attempt("cut", workers=1, lost_worker_at=7, state={"every_steps": 3})
+    last = attempt("cut", resume=True, workers=1)
+    _assert_same(last.weights, whole.outcome.weights)
+    assert _events(tmp_path / "cut") == whole.events
