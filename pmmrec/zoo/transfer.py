@@ -91,9 +91,13 @@ class TransferPlan(Config):
         fresh += tuple(name for name in ours if name == OBJECTIVES and name not in {*load, *fresh})
         drop += tuple(name for name in theirs if name == OBJECTIVES and name not in {*load, *drop})
         lost = [f"{name} of the checkpoint (load it or drop it)" for name in theirs if name not in {*load, *drop}]
-        lost += [f"{name} of the model (load it or start it fresh)" for name in ours if name not in {*load, *fresh}]
+        unmet = [name for name in ours if name not in {*load, *fresh}]
+        lost += [f"{name} of the model (load it or start it fresh)" for name in unmet]
         if lost:
-            raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}")
+            follow = (
+                "; with model=null the model is the checkpoint's, less what is dropped" if {*unmet} & {*drop} else ""
+            )
+            raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}{follow}")
         train = None if self.train is None else _spell(_parts_of(self.train, parts), parts)
         return TransferPlan(load=load, fresh=fresh, drop=drop, train=train)
 

@@ -90,6 +90,13 @@ def test_parts_of_the_model_that_a_plan_forgets_are_named(other: Any, text_only:
         apply(FULL, Checkpoint.open(tmp_path / "text"), other.recommender)
 
 
+def test_a_model_with_parts_that_the_plan_leaves_behind_is_told_how_it_could_follow(other: Any, saved: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"fusion of the model .*; with model=null the model is the checkpoint's, less"
+    ):
+        apply(NAMED["text"], Checkpoint.open(saved), other.recommender)
+
+
 def test_the_plan_for_all_that_both_have_is_spelled_out(
     other: Any, text_only: Any, saved: Path, tmp_path: Path
 ) -> None:
