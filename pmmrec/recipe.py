@@ -119,6 +119,13 @@ class RunRecipe(Config):
         """The recipe with every default written out; reading it gives the same recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
+    def to_public_yaml(self) -> str:
+        """The recipe as a checkpoint carries it: places of this machine are left out, sources keep their last name."""
+        tree = self.model_dump(mode="json", exclude={"runs", "hub", "cache"})
+        if "sources" in tree["data"]:
+            tree["data"]["sources"] = [Path(source).absolute().name for source in tree["data"]["sources"]]
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
 
 class PretrainRecipe(RunRecipe):
     """Pretrain one model on several domains, then publish its parts."""

@@ -30,6 +30,7 @@ from pmmrec.evaluation.recommend import ListMaker
 from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
+from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
@@ -119,6 +120,7 @@ class System:
             with files.writing(Path(out), replace=False) as place:
                 more = None if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
                 write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids, more)
+                write_whereabouts(place, [opened])
                 write_outcome(place, outcome)
         return outcome
 

@@ -12,6 +12,7 @@ from pmmrec.data.prefix import PrefixConfig
 from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
+from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
@@ -41,6 +42,7 @@ class Finishable(Runnable, Protocol):
     def validation(self) -> ValidationConfig: ...
     @property
     def rank_test(self) -> bool: ...
+    def to_public_yaml(self) -> str: ...
 
 
 def save_best(
@@ -85,7 +87,7 @@ def save_best(
                 recommender=loop.task.recommender,
                 objectives=loop.task.heads,
                 state=state,
-                recipe=recipe.to_yaml(),
+                recipe=recipe.to_public_yaml(),
                 metrics={"epoch": epoch, "validation": dict(loop.validation[epoch])},
                 card="",
                 provenance=provenance,
@@ -119,6 +121,7 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
             peak_memory_bytes=loop.cost.peak_memory_bytes,
             validation=dict(loop.validation[best_epoch]),
         )
+        write_whereabouts(run.folder, sources.domains)
         write_outcome(run.folder, outcome)
     run.processes.wait()
     if not recipe.rank_test:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.domain import Domain
@@ -20,6 +21,7 @@ from pmmrec.report.comparison import System, compare, read_systems
 from pmmrec.report.epochs import EVENTS_FILE, Epoch, best_epoch, judged_by, read_epochs
 from pmmrec.report.html import require_report
 from pmmrec.report.html.cases import Case, sample_cases
+from pmmrec.report.html.domains import domains_read
 from pmmrec.report.html.drawing import draw_curves, draw_map
 from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for, project, sampled
 from pmmrec.report.html.pictures import Figure, data_uri
@@ -32,6 +34,7 @@ from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub import find_checkpoint
 
+NO_DOMAIN = Path("none")
 PAGE_FILE = "report.html"
 TEMPLATE = "page.html.j2"
 CHECKPOINT_FOLDER = "checkpoint"
@@ -42,7 +45,9 @@ class ReportPlan(Config):
     """What a page is to show, and where it goes."""
 
     out: Path = Field(description="A folder to make, or a file that ends in .html.")
-    domains: tuple[Path, ...] = Field((), description="Domain folders; maps and cases need them.")
+    domains: tuple[Path, ...] = Field(
+        (), description="Domain folders, for maps and cases; empty: where the runs read them. `none`: neither."
+    )
     checkpoint: str | None = Field(None, description="Whose vectors are shown; null: of the first run that kept one.")
     metric: str | None = Field(None, description="Of the curves; null: what the first run judged its epochs by.")
     attribute: str | None = Field(None, description="Attribute of items that the map tells apart.")
@@ -55,6 +60,13 @@ class ReportPlan(Config):
     hub: Path = Path("hub")
     base: str | None = None
     cache: Path = Path("~/.cache/pmmrec")
+
+    @model_validator(mode="after")
+    def _shows_what_it_asks_for(self) -> Self:
+        for option, value in (("checkpoint", self.checkpoint), ("attribute", self.attribute), ("base", self.base)):
+            if self.domains == (NO_DOMAIN,) and value is not None:
+                raise ValueError(f"{option}: has no effect with `--domain none`; leave one of the two out")
+        return self
 
 
 @dataclass
@@ -118,13 +130,16 @@ def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
     page.tables += popularity_tables(firsts)
     page.notes += [note for outcome in firsts for note in stratum_notes(outcome)]
     _add_curves(page, systems, plan)
-    domains = [Domain.open(folder) for folder in plan.domains]
-    if not domains:
-        page.notes.append("no maps and no lists of users: they need the items, so give --domain FOLDER")
+    if plan.domains == (NO_DOMAIN,):
         return page
+    given = [Domain.open(folder) for folder in plan.domains]
     checkpoint, owner = _checkpoint(systems, plan)
     if checkpoint is None:
         page.notes.append("no maps and no lists of users: no run here kept a checkpoint; give --checkpoint PLACE")
+        return page
+    domains = given or domains_read(systems)
+    if not domains:
+        page.notes.append("no maps and no lists of users: they need the items, so give --domain FOLDER")
         return page
     _add_views(page, checkpoint, owner, domains, plan)
     return page
