@@ -15,9 +15,9 @@ from typing import Any
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.evaluation.outcome import METRICS_FILE, read_outcome
+from pmmrec.evaluation.outcome import METRICS_FILE, Outcome, read_outcome
 from pmmrec.processes import ChildProcess, end_all
-from pmmrec.report.evidence.cells import Hardware, Point, Training
+from pmmrec.report.evidence.cells import Cost, Hardware, Point, Training
 from pmmrec.report.evidence.identity import Identity
 from pmmrec.settings import Config, validate
 from pmmrec.train.run_folder import package_version
@@ -126,6 +126,7 @@ def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
         training_s=outcome.training_s or 0.0,
         hardware=stamp.hardware,
         validation=tuple(_points(run.folder / "events.jsonl")),
+        cost=_cost(outcome),
     )
 
 
@@ -144,6 +145,19 @@ def cpu_name() -> str:
     lines = CPU_NAMES.read_text(encoding="utf-8").splitlines() if CPU_NAMES.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else "an unnamed processor"
+
+
+def _cost(outcome: Outcome) -> Cost | None:
+    """What a run says of it; None where it says nothing."""
+    trainable, total = outcome.trainable_parameters, outcome.total_parameters
+    if trainable is None or not total:
+        return None
+    return Cost(
+        trainable_parameters=trainable,
+        total_parameters=total,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        seconds_per_epoch=outcome.seconds_per_epoch,
+    )
 
 
 def _points(path: Path) -> list[Point]:

@@ -12,7 +12,7 @@ import pytest
 
 from pmmrec.errors import MachineError
 from pmmrec.report.evidence.identity import Identity
-from pmmrec.report.evidence.runs import Processes, Run
+from pmmrec.report.evidence.runs import Processes, Run, training_of
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -48,6 +48,22 @@ def test_a_stamp_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     run = stamped(run_of(tmp_path))
     (run.folder / "evidence.json").write_text('{"cpu_s": ')
     assert run.stamp() is None
+
+
+def test_what_a_training_took_is_read_from_its_figures_where_they_hold_it(tmp_path: Path) -> None:
+    run = stamped(run_of(tmp_path))
+    (run.folder / "events.jsonl").write_text("")
+    told = {"name": "run", "kind": "finetune", "domains": [], "training_s": 9.5}
+    sizes = {"trainable_parameters": 5, "total_parameters": 20, "peak_memory_bytes": 7, "seconds_per_epoch": 1.5}
+    stamp = run.stamp()
+    assert stamp is not None
+    (run.folder / "metrics.json").write_text(json.dumps(told))
+    assert training_of(run, 1, stamp).cost is None
+    (run.folder / "metrics.json").write_text(json.dumps(told | sizes))
+    cost = training_of(run, 1, stamp).cost
+    assert cost is not None
+    assert cost.model_dump() == sizes
+    assert cost.trainable_share == 0.25
 
 
 def test_a_run_that_fails_says_why_and_leaves_no_stamp(tmp_path: Path) -> None:
