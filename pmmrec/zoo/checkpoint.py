@@ -22,6 +22,7 @@ from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import Origin, origin_of
+from pmmrec.zoo.tensors import damages, promises_of
 
 PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
 RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"
@@ -129,12 +130,18 @@ def write_part(
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BACKBONE)}
     files.write_tensors(folder / PART_TENSORS, tensors)
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
+    return describe(place, folder_name, about)
+
+
+def describe(place: Path, folder_name: str, about: Mapping[str, Any]) -> PartEntry:
+    """What the index says of a part or of adapters whose files stand below `place`."""
+    told = promises_of(place / folder_name)
     return PartEntry(
         family=about["family"],
         type=about["type"],
         folder=folder_name,
-        files=files.hashes_of(folder),
-        sizes=tuple(files.sizes_in(folder, files.files_below(folder))),
+        files={name: promise.sha256 for name, promise in told.items()},
+        tensors={name: dict(promise.tensors) for name, promise in told.items() if promise.tensors is not None},
     )
 
 
@@ -219,9 +226,9 @@ class Checkpoint:
 
     def verify(self) -> list[str]:
         """What is wrong with the files, in words; empty when each is there and as it was written, and none more."""
-        expected = self.index.all_files
+        expected = self.index.promises
         extra = set(files.files_below(self.folder)) - {*expected, files.INDEX_NAME}
-        problems = files.changes(self.folder, expected)
+        problems = damages(self.folder, expected)
         problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
         return problems or self._mislabelled()
 
@@ -234,8 +241,6 @@ class Checkpoint:
             if found != (entry.family, entry.type):
                 said = f"{entry.family} {entry.type!r} in {files.INDEX_NAME}"
                 problems.append(f"{entry.folder}/{PART_SETTINGS} says {found}, which is {said}")
-            if entry.sizes is not None and list(entry.sizes) != files.sizes_in(self.folder / entry.folder, entry.files):
-                problems.append(f"{entry.folder}: its tensors have other sizes than {files.INDEX_NAME} says")
         return problems
 
     def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
@@ -264,7 +269,7 @@ class Checkpoint:
         folder = self.folder_of(entry)
         if not _is_here(folder, entry):
             if entry.sizes is not None:
-                return list(entry.sizes)
+                return entry.sizes
             folder = self.sound_folder(entry)
         return files.sizes_in(folder, entry.files)
 
@@ -286,7 +291,7 @@ class Checkpoint:
             if not _is_here(folder, entry):
                 self._fetch(entry)
             extra = set(files.files_below(folder)) - set(entry.files)
-            problems = files.changes(folder, entry.files)
+            problems = damages(folder, entry.promises)
             problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
             if problems:
                 raise CheckpointError(f"{folder}: {'; '.join(problems)}; take a whole copy of the checkpoint")

@@ -24,6 +24,7 @@ from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub.place import OutOfReachError, Place, described, refuse_pickles
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import CACHE, Origin, record_origin
+from pmmrec.zoo.tensors import Promise, damage
 
 Warn = Callable[[str], object]
 _DRAFTS, _LOCK, _REVISIONS = "incomplete", "lock", "revisions.json"
@@ -80,26 +81,26 @@ class Shelf:
             if not self._holds(commit):
                 self._fetch_index(commit)
         checkpoint = Checkpoint.open(self.folder(commit))
-        self.fetch(commit, checkpoint.index.files)
+        self.fetch(commit, checkpoint.index.promises_of(()))
         return checkpoint
 
-    def fetch(self, commit: str, wanted: Mapping[str, str]) -> tuple[int, int]:
-        """Fetch those of the files, given with their SHA-256, that are not here; how many, and their bytes.
+    def fetch(self, commit: str, wanted: Mapping[str, Promise]) -> tuple[int, int]:
+        """Fetch those of the files that are not here; how many, and their bytes.
 
         A file gets its name when it is whole and right, so a stopped pull goes on with the next file.
         """
         folder, sizes = self.folder(commit), []
         with self._locked():
-            for path, digest in wanted.items():
+            for path, promise in wanted.items():
                 if not (folder / path).is_file():
-                    sizes.append(self._fetch(commit, path, digest, folder / path))
+                    sizes.append(self._fetch(commit, path, promise, folder / path))
         return len(sizes), sum(sizes)
 
-    def mend(self, commit: str, wanted: Mapping[str, str]) -> None:
+    def mend(self, commit: str, wanted: Mapping[str, Promise]) -> None:
         """Take away those of the files that are here and are not as they were written."""
         folder = self.folder(commit)
-        for path, digest in wanted.items():
-            if (folder / path).is_file() and files.sha256_of(folder / path) != digest:
+        for path, promise in wanted.items():
+            if (folder / path).is_file() and damage(folder / path, promise):
                 (folder / path).unlink()
 
     def _holds(self, commit: str) -> bool:
@@ -141,13 +142,13 @@ class Shelf:
             record_origin(folder, Origin(self.place.name, commit))
             (draft / files.INDEX_NAME).replace(folder / files.INDEX_NAME)
 
-    def _fetch(self, commit: str, path: str, digest: str, target: Path) -> int:
+    def _fetch(self, commit: str, path: str, promise: Promise, target: Path) -> int:
         with self._draft() as draft:
             self.place.fetch(commit, path, draft)
-            if (found := files.sha256_of(draft)) != digest:
+            if reason := damage(draft, promise):
                 raise CheckpointError(
-                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises (sha256 {found} for {digest}): "
-                    "it was damaged on its way or changed after it was published; nothing of it was kept"
+                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises ({reason}): it was damaged on "
+                    "its way or changed after it was published; nothing of it was kept"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             size = draft.stat().st_size
@@ -197,10 +198,9 @@ def refuse_code(checkpoint: Checkpoint, parts: Collection[str] | None) -> None:
         files.refuse_code(checkpoint.folder / entry.folder, entry.files)
 
 
-def files_of(index: Index, parts: Collection[str] | None, where: str) -> dict[str, str]:
-    """SHA-256 of each file that these parts need, by path; what belongs to no part is small and always needed."""
-    entries = entries_of(index, parts, where)
-    return index.files | {f"{entry.folder}/{name}": digest for entry in entries for name, digest in entry.files.items()}
+def files_of(index: Index, parts: Collection[str] | None, where: str) -> dict[str, Promise]:
+    """What the index says of each file that these parts need; what belongs to no part is small and always needed."""
+    return index.promises_of(entries_of(index, parts, where))
 
 
 def entries_of(index: Index, parts: Collection[str] | None, where: str) -> list[PartEntry]:

@@ -1,18 +1,16 @@
 """A plan says what becomes of every part; carrying it out moves all that it names, or nothing."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from sealing import edit_tensors, seal
 from torch import Tensor, nn
 
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.settings import validate
-from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import FULL, NAMED, TransferPlan, apply, model_after, plan_full
 
@@ -168,13 +166,8 @@ def test_a_plan_is_a_value_of_a_recipe() -> None:
 
 
 def damage(folder: Path, part: str, change: Callable[[dict[str, Tensor]], None]) -> None:
-    path = folder / part / "part.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-    index = json.loads((folder / files.INDEX_NAME).read_text())
-    index["parts"][part]["files"]["part.safetensors"] = files.sha256_of(path)
-    (folder / files.INDEX_NAME).write_text(json.dumps(index))
+    edit_tensors(folder, f"{part}/part.safetensors", change)
+    seal(folder, f"{part}/part.safetensors")
 
 
 def test_every_misfit_of_every_part_is_listed_and_nothing_changes(other: Any, saved_copy: Path) -> None:
