@@ -20,7 +20,7 @@ from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.objectives import ObjectiveConfig, objectives
-from pmmrec.settings import Config, overlay, parse_overrides, read_extended, validate
+from pmmrec.settings import Config, expanded, overlay, parse_overrides, read_extended, validate
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
@@ -33,6 +33,7 @@ else:
     ObjectiveField = objectives.field
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+Line = Annotated[str, StringConstraints(pattern=r"^\S.*$", max_length=200)]
 _R = TypeVar("_R", bound="RunRecipe")
 
 
@@ -44,25 +45,34 @@ def _names_a_module(name: str) -> str:
     return name
 
 
+def _at_home(path: Path) -> Path:
+    """A leading `~` is the home folder; a folder of that name would be a trap for whoever removes it."""
+    try:
+        return expanded(path)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
 def _unquoted_switch(value: Any) -> Any:
     """YAML reads `on` and `off` as truth values."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+Place = Annotated[Path, AfterValidator(_at_home)]
 ObjectiveName = Annotated[Name, AfterValidator(_names_a_module)]
 
 
 class PretrainData(DataConfig):
     """Data of a pretraining: the source domains."""
 
-    sources: tuple[Path, ...] = Field(min_length=1, description="Domain folders, made by `pmmrec data import`.")
+    sources: tuple[Place, ...] = Field(min_length=1, description="Domain folders, made by `pmmrec data import`.")
 
 
 class RunRecipe(Config):
     """What pretraining and fine-tuning share."""
 
     name: Name = Field(description="Name of the run; its folder is `runs/NAME`.")
-    system: str = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
+    system: Name = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
     seed: int = Field(1, ge=0, lt=2**31)
     objectives: dict[ObjectiveName, ObjectiveField | None] = Field(
         description="Name -> objective; null takes one away."
@@ -75,9 +85,9 @@ class RunRecipe(Config):
         True,
         description="Whether the test targets are ranked at the end and a pretraining published; tuning does neither.",
     )
-    runs: Path = Field(Path("runs"), description="Folder in which run folders are made.")
-    hub: Path = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
-    licence: str = Field("other", description="Licence field of the card; the weights are yours to license.")
+    runs: Place = Field(Path("runs"), description="Folder in which run folders are made.")
+    hub: Place = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
+    licence: Line = Field("other", description="Licence field of the card; the weights are yours to license.")
     cache: Path = Field(
         Path("~/.cache/pmmrec"), description="Where tokens, pixels and states of frozen blocks are kept between runs."
     )
@@ -194,10 +204,19 @@ class FinetuneRecipe(RunRecipe):
         for setting in ("type", "weights", "architecture", "vocab_size"):
             wanted, found = getattr(ours, setting, None), getattr(theirs, setting, None)
             if wanted != found:
+                here, there = _told_apart(wanted, found)
                 raise RecipeError(
-                    f"model: {part}: {setting} is {wanted!r}, but the part comes from {checkpoint.folder}, where it is "
-                    f"{found!r}; leave model out of the recipe, or start the part fresh with transfer"
+                    f"model: {part}: {setting} is {here}, but the part comes from {checkpoint.folder}, where it is "
+                    f"{there}; leave model out of the recipe, or start the part fresh with transfer"
                 )
+
+
+def _told_apart(ours: Any, theirs: Any) -> tuple[str, str]:
+    """Both values for people; of two mappings the keys that differ."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        ours, theirs = ({key: one.get(key) for key in keys} for one in (ours, theirs))
+    return repr(ours), repr(theirs)
 
 
 def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = ()) -> _R:

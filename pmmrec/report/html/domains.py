@@ -29,7 +29,7 @@ def _first_sound(name: str, fingerprint: str, places: Iterable[tuple[Path, Path]
     for run, place in places:
         try:
             domain = Domain.open(place)
-        except DataError as error:
+        except (DataError, OSError) as error:
             problems.append(f"{run}: read {name} in {place}, which cannot be opened now ({error})")
             continue
         if domain.fingerprint == fingerprint:

@@ -56,7 +56,7 @@ class ReportPlan(Config):
     num_points: int = Field(
         1000, ge=LEAST_POINTS, le=20_000, description="Items, and users, on a map; drawn at random."
     )
-    seed: int = Field(0, ge=0, description="Of what is drawn at random, and of the maps.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of what is drawn at random, and of the maps.")
     hub: Path = Path("hub")
     base: str | None = None
     cache: Path = Path("~/.cache/pmmrec")
@@ -132,7 +132,7 @@ def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
     _add_curves(page, systems, plan)
     if plan.domains == (NO_DOMAIN,):
         return page
-    given = [Domain.open(folder) for folder in plan.domains]
+    given = _opened(plan.domains)
     checkpoint, owner = _checkpoint(systems, plan)
     if checkpoint is None:
         page.notes.append("no maps and no lists of users: no run here kept a checkpoint; give --checkpoint PLACE")
@@ -143,6 +143,15 @@ def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
         return page
     _add_views(page, checkpoint, owner, domains, plan)
     return page
+
+
+def _opened(folders: Sequence[Path]) -> list[Domain]:
+    domains = {folder: Domain.open(folder) for folder in folders}
+    names = [domain.name for domain in domains.values()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or len(domains) < len(folders):
+        raise RecipeError(f"--domain: {(twice or names)[0]!r} stands twice; name each domain once")
+    return list(domains.values())
 
 
 def _first_seed(system: System) -> str:
@@ -174,7 +183,7 @@ def _add_curves(page: Page, systems: Sequence[System], plan: ReportPlan) -> None
             page.notes.append(f"{system.name}: no curve, since it has no {EVENTS_FILE}: nothing was trained there")
         if folders:
             metric = metric or judged_by(folders[0])
-            trained[system.name] = [read_epochs(folder) for folder in folders]
+            trained[system.name] = [_judged(folder, metric, plan.metric) for folder in folders]
     if not trained or metric is None:
         return
     bests = {name: [best_epoch(epochs, metric) for epochs in seeds] for name, seeds in trained.items()}
@@ -188,6 +197,16 @@ def _add_curves(page: Page, systems: Sequence[System], plan: ReportPlan) -> None
     page.curves = Figure(
         data_uri(png, "png"), f"Line chart of validation {metric.upper()}. {'; '.join(told)}.", caption
     )
+
+
+def _judged(folder: Path, metric: str, asked: str | None) -> list[Epoch]:
+    """The epochs of a run, once each is known to have the metric."""
+    epochs = read_epochs(folder)
+    for epoch in epochs:
+        if metric not in epoch.metrics:
+            known = f"{folder / EVENTS_FILE}: epoch {epoch.epoch} has no {metric!r}; it has {', '.join(epoch.metrics)}"
+            raise DataError(known) if asked is None else RecipeError(f"--metric {asked}: {known}")
+    return epochs
 
 
 @dataclass(frozen=True)

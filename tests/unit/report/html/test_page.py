@@ -124,9 +124,6 @@ def test_curves_are_of_all_runs_that_were_trained(small_run: Path, tmp_path: Pat
     said = "".join(read(out / "report.html").text)
     assert "Validation HR@20 by epoch" in said
     assert not warned
-    with pytest.raises(DataError, match="validation has no 'recall@5'"):
-        write_report([run], ReportPlan(out=tmp_path / "other", metric="recall@5"), warned.append)
-    assert not (tmp_path / "other").exists()
 
 
 def test_several_domains_stand_on_one_map(small_run: Path, world: Path, tmp_path: Path) -> None:
@@ -194,6 +191,23 @@ def test_a_domain_that_is_gone_or_was_changed_is_refused_and_told_apart(
     with pytest.raises(DataError, match=r"moved, where something else lies now \(boutique\); give --domain FOLDER"):
         write(run, domains=())
     write(run, domains=(hostile,), out=tmp_path / "named.html")
+
+
+def test_a_domain_named_twice_is_refused(write: Write, hostile: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--domain: 'hostile' stands twice"):
+        write(domains=(hostile, hostile))
+
+
+def test_a_metric_that_no_epoch_has_is_refused_by_the_run_that_lacks_it(small_run: Path, tmp_path: Path) -> None:
+    plan = ReportPlan(out=tmp_path / "page.html", metric="foo", domains=(Path("none"),))
+    with pytest.raises(RecipeError, match=r"--metric foo: .*small/events\.jsonl: epoch 0 has no 'foo'; it has hr@10"):
+        write_report([str(small_run / "runs" / "small")], plan, lambda _: None)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_seeds_are_those_that_a_map_can_be_drawn_with() -> None:
+    with pytest.raises(ValueError, match="less than 4294967296"):
+        ReportPlan(out=Path("page.html"), seed=2**32)
 
 
 def test_a_page_without_items_can_be_asked_for(write: Write, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""What a recipe says of places, names and parts, beyond what its owners check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pmmrec.errors import RecipeError
+from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe
+from pmmrec.settings import validate
+from pmmrec.shipped import find_recipe
+
+PLAIN = {"name": "one", "objectives": {"dap": {"type": "next_item"}}}
+
+
+def finetuning(**values: Any) -> FinetuneRecipe:
+    return validate(FinetuneRecipe, {**PLAIN, **values}, "f")
+
+
+def test_a_home_folder_is_no_folder_called_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = finetuning(runs="~/runs", hub="~")
+    assert (recipe.folder, recipe.hub) == (tmp_path / "runs" / "one", tmp_path)
+    with pytest.raises(RecipeError, match=r"f: 1 problem\n  hub: .*nobody's home folder here; write the whole path"):
+        finetuning(hub="~nobody-of-this-name/hub")
+
+
+@pytest.mark.parametrize("values", [{"system": ""}, {"system": "../x"}, {"licence": ""}, {"licence": "mit\ntags: [x]"}])
+def test_words_that_go_into_a_checkpoint_are_short_and_plain(values: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match=rf"f: 1 problem\n  {next(iter(values))}: string should match"):
+        finetuning(**values)
+
+
+def test_what_is_published_of_a_recipe_names_no_place_of_the_machine(tmp_path: Path) -> None:
+    places = [f"{key}={tmp_path / key}" for key in ("runs", "hub", "cache")]
+    sources = f"data.sources=[{tmp_path / 'shop'}, demo/gallery/]"
+    recipe = read_recipe(PretrainRecipe, find_recipe("pretrain/tiny"), [*places, sources])
+    assert str(tmp_path) in recipe.to_yaml()
+    assert str(tmp_path) not in recipe.to_public_yaml()
+    again = validate(PretrainRecipe, yaml.safe_load(recipe.to_public_yaml()), "published")
+    assert again.data.sources == (Path("shop"), Path("gallery"))
+    assert again.model == recipe.model
