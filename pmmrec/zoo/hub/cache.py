@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import hashlib
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import OutOfReachError, Place, described, refuse_pickles
+from pmmrec.zoo.hub.place import OutOfReachError, Place, described, is_of_disk, refuse_pickles
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import CACHE, Origin, record_origin
 from pmmrec.zoo.tensors import Promise, damage
@@ -87,13 +85,16 @@ class Shelf:
     def fetch(self, commit: str, wanted: Mapping[str, Promise]) -> tuple[int, int]:
         """Fetch those of the files that are not here; how many, and their bytes.
 
-        A file gets its name when it is whole and right, so a stopped pull goes on with the next file.
+        A file gets its name when it is whole and right, so a stopped pull goes on with the next file, and, where the
+        place can give the rest of a file, with its next byte.
         """
         folder, sizes = self.folder(commit), []
         with self._locked():
             for path, promise in wanted.items():
                 if not (folder / path).is_file():
                     sizes.append(self._fetch(commit, path, promise, folder / path))
+            if sizes:
+                shutil.rmtree(self._drafts, ignore_errors=True)
         return len(sizes), sum(sizes)
 
     def mend(self, commit: str, wanted: Mapping[str, Promise]) -> None:
@@ -128,7 +129,9 @@ class Shelf:
 
     def _fetch_index(self, commit: str) -> None:
         """The index, once it can be read; with it the folder becomes a checkpoint."""
-        with self._draft() as draft:
+        with self._drafting() as drafts:
+            draft = drafts / "index"
+            shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             self.place.fetch(commit, files.INDEX_NAME, draft / files.INDEX_NAME)
             try:
@@ -143,9 +146,11 @@ class Shelf:
             (draft / files.INDEX_NAME).replace(folder / files.INDEX_NAME)
 
     def _fetch(self, commit: str, path: str, promise: Promise, target: Path) -> int:
-        with self._draft() as draft:
+        with self._drafting() as drafts:
+            draft = drafts / promise.sha256  # under this name stand bytes of this content alone
             self.place.fetch(commit, path, draft)
             if reason := damage(draft, promise):
+                draft.unlink()
                 raise CheckpointError(
                     f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises ({reason}): it was damaged on "
                     "its way or changed after it was published; nothing of it was kept"
@@ -155,18 +160,23 @@ class Shelf:
             draft.replace(target)
         return size
 
+    @property
+    def _drafts(self) -> Path:
+        return self.home / _DRAFTS
+
     @contextmanager
-    def _draft(self) -> Iterator[Path]:
-        """A name outside every checkpoint, gone at the end with those of killed processes: who drafts has the lock."""
-        draft = self.home / _DRAFTS / uuid.uuid4().hex
+    def _drafting(self) -> Iterator[Path]:
+        """A folder outside every checkpoint for files that come; who writes there has the lock.
+
+        What killed processes and broken connections left there goes when a later fetch has ended well.
+        """
         try:
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            yield draft
+            self._drafts.mkdir(parents=True, exist_ok=True)
+            yield self._drafts
         except OSError as error:
-            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+            shutil.rmtree(self._drafts, ignore_errors=True)
+            reason = "the disk is full" if is_of_disk(error) else error.strerror or error
             raise MachineError(f"{self.home}: cannot be written: {reason}") from error
-        finally:
-            shutil.rmtree(draft.parent, ignore_errors=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

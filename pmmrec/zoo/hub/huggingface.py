@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import OutOfReachError, PushOptions, described, without_secrets
+from pmmrec.zoo.hub.place import WAITS_S, OutOfReachError, PushOptions, described, is_of_disk, without_secrets
 
 SCHEME = "hf://"
 LIBRARY = "pmmrec"
 TIMEOUT_S = 10.0
-WAITS_S = (1.0, 2.0, 4.0, 8.0)
 MAX_WAIT_S = 120.0
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 _OWNER = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -191,6 +190,8 @@ def told(where: str, doing: str) -> Iterator[None]:
     except PMMRecError:
         raise
     except Exception as error:
+        if is_of_disk(error):
+            raise
         raise _explained(error, where, doing) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.zoo import files
 
 SHORT_COMMIT = 12
+WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".py", ".so")
 _SECRETS = (
     (re.compile(r"\bhf_\w{4,}"), "hf_***"),
@@ -62,12 +64,20 @@ class Place(Protocol):
         ...
 
     def fetch(self, commit: str, path: str, target: Path) -> None:
-        """Write the bytes of one file of a commit to `target`. Raises CheckpointError where it is not there."""
+        """Write the bytes of one file of a commit to `target`. Raises CheckpointError where it is not there.
+
+        What `target` holds already are its first bytes, which a place may go on from. They stay where it fails.
+        """
         ...
 
     def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
         """Publish these files and the index, whole or not at all; the commit. `folder` was verified."""
         ...
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether it says that the disk here is full, which is no matter of a place."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def described(place: Place) -> str:
