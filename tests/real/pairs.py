@@ -1,12 +1,11 @@
 """Which hits go to targets that somebody in training had together with an item of the user's history?
 
-The paragraph on item-kNN in zoo/RESULTS.md rests on it. Takes a domain and, for each system, the ranks of its seeds:
-pairs.py runs/evidence/domains/hm_ladies_source PMMRec=runs/evidence/cells/in_domain/hm_ladies_source/pmmrec/seed-*/ranks.parquet
+The paragraph on item-kNN in zoo/RESULTS.md rests on it. Takes a domain, and for each system the folder of its seeds' runs:
+pairs.py runs/evidence/domains/hm_ladies_source PMMRec=runs/evidence/cells/in_domain/hm_ladies_source/pmmrec
 """
 
 from __future__ import annotations
 
-import glob
 import sys
 from pathlib import Path
 
@@ -43,17 +42,15 @@ def same_day(split: Split) -> float:
 def main(folder: str, *systems: str) -> None:
     split = Split(Domain.open(Path(folder)))
     targets, is_known = Targets(split), is_known_pair(split)
+    print(f"{split.domain.name}: {same_day(split):.1%} of the test targets carry the date of the item before;")
     print(
-        f"{split.domain.name}: {is_known.float().mean():.1%} of the test targets were had together with an item of the"
+        f"{is_known.float().mean():.1%} were had together with an item of the history by somebody in training. HR@10 in %:"
     )
-    print(f"history by somebody in training; {same_day(split):.1%} carry the date of the item before. HR@10 in %:")
     for system in systems:
-        name, _, patterns = system.partition("=")
-        files = [Path(file) for pattern in patterns.split(",") for file in sorted(glob.glob(pattern))]
-        is_hit = (targets.ranks(files) <= 10).float()
-        print(
-            f"{name:<12} together {100 * is_hit[:, is_known].mean():5.2f}  not {100 * is_hit[:, ~is_known].mean():5.2f}"
-        )
+        name, _, runs = system.partition("=")
+        is_hit = (targets.ranks(sorted(Path(runs).rglob("ranks.parquet"))) <= 10).float()
+        known, unknown = (100 * is_hit[:, which].mean() for which in (is_known, ~is_known))
+        print(f"{name:<12} together {known:5.2f}  not {unknown:5.2f}")
 
 
 if __name__ == "__main__":
