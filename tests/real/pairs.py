@@ -1,6 +1,6 @@
 """Which hits go to targets that somebody in training had together with an item of the user's history?
 
-The paragraph on item-kNN in zoo/RESULTS.md rests on it. Takes a domain, and for each system the folder of its seeds' runs:
+The paragraph on item-kNN in zoo/RESULTS.md rests on it. Takes a domain, and the folder of each system's runs:
 pairs.py runs/evidence/domains/hm_ladies_source PMMRec=runs/evidence/cells/in_domain/hm_ladies_source/pmmrec
 """
 
@@ -43,9 +43,7 @@ def main(folder: str, *systems: str) -> None:
     split = Split(Domain.open(Path(folder)))
     targets, is_known = Targets(split), is_known_pair(split)
     print(f"{split.domain.name}: {same_day(split):.1%} of the test targets carry the date of the item before;")
-    print(
-        f"{is_known.float().mean():.1%} were had together with an item of the history by somebody in training. HR@10 in %:"
-    )
+    print(f"{is_known.float().mean():.1%} somebody in training had together with an item of the history. HR@10 in %:")
     for system in systems:
         name, _, runs = system.partition("=")
         is_hit = (targets.ranks(sorted(Path(runs).rglob("ranks.parquet"))) <= 10).float()
