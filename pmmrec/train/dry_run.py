@@ -64,7 +64,7 @@ def describe(
     log = RunLog(None, is_main=True)
     with tempfile.TemporaryDirectory() as scratch:
         start_backbones(model, Path(scratch), sources.train_texts, given)
-        backbones = find_backbones(model, Path(scratch), weights, given)
+        backbones = find_backbones(model, Path(scratch), weights, given, warn=log.warn)
         with torch.device("meta"):
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)

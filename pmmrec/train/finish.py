@@ -61,6 +61,7 @@ def save_best(
         "run": recipe.name,
         "seed": recipe.seed,
         "started_from": origin,
+        **({"weights": run.weights} if run.weights else {}),
         "pmmrec": package_version("pmmrec"),
         "domains": {
             domain.name: {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.hub import find_weights
+from pmmrec.zoo.hub import find_weights, weights_origin
 
 TEXTS_AT_ONCE = 10_000
 BACKBONES_FOLDER = "backbones"
@@ -89,7 +90,10 @@ def open_backbones(
     if run.processes.is_main:
         start_backbones(config, folder, texts, given)
     run.processes.wait()
-    return find_backbones(config, folder, weights, given)
+    backbones = find_backbones(config, folder, weights, given, warn=run.log.warn)
+    origins = {part: weights_origin(backbone.folder) for part, backbone in backbones.items() if backbone.is_pretrained}
+    run.weights = {part: origin.pinned for part, origin in origins.items() if origin is not None}
+    return backbones
 
 
 def start_backbones(
@@ -104,9 +108,17 @@ def start_backbones(
 
 
 def find_backbones(
-    config: ModelConfig, folder: Path, weights: Mapping[str, Path], given: Mapping[str, Backbone] | None = None
+    config: ModelConfig,
+    folder: Path,
+    weights: Mapping[str, Path],
+    given: Mapping[str, Backbone] | None = None,
+    *,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> dict[str, Backbone]:
-    """The folder of every backbone: given, named by the recipe, or started below `folder`."""
+    """The folder of every backbone: given, named by the recipe, or started below `folder`.
+
+    `warn` hears of weights whose name may stand for others tomorrow.
+    """
     backbones = dict(given or {})
     wanted = [encoder.weights for part, encoder in config.item_encoder.encoders.items() if part not in backbones]
     for name in weights:
@@ -119,7 +131,7 @@ def find_backbones(
         if encoder.weights is None:
             backbones[part] = Backbone(folder / part, is_pretrained=False)
         else:
-            backbones[part] = Backbone(find_weights(encoder.weights, weights), is_pretrained=True)
+            backbones[part] = Backbone(find_weights(encoder.weights, weights, warn=warn), is_pretrained=True)
     return backbones
 
 

@@ -33,6 +33,7 @@ class Run:
 
     def __init__(self, folder: Path, processes: Processes, log: RunLog, *, ends_processes: bool = True) -> None:
         self.folder, self.processes, self.log = folder, processes, log
+        self.weights: dict[str, str] = {}  # place and commit of pretrained weights from elsewhere, by part
         self._ends_processes = ends_processes
 
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.cache import Pulled, Shelf, Warn, entries_of, files_of, pull, refuse_code
+from pmmrec.zoo.hub.cache import Pulled, Shelf, entries_of, files_of, pull, refuse_code
 from pmmrec.zoo.hub.folder import (
     FolderPlace,
     list_checkpoints,
@@ -22,9 +22,9 @@ from pmmrec.zoo.hub.folder import (
     refuse_unsound,
 )
 from pmmrec.zoo.hub.huggingface import SCHEME, HuggingFacePlace, list_repositories
-from pmmrec.zoo.hub.place import OutOfReachError, Place, PushOptions, refuse_pickles
+from pmmrec.zoo.hub.place import OutOfReachError, Place, PushOptions, Warn, refuse_pickles
 from pmmrec.zoo.hub.url import UrlPlace
-from pmmrec.zoo.hub.weights import find_weights
+from pmmrec.zoo.hub.weights import find_weights, weights_origin
 from pmmrec.zoo.index import PartEntry
 from pmmrec.zoo.origin import Origin
 from pmmrec.zoo.tensors import damages
@@ -46,6 +46,7 @@ __all__ = [
     "push_checkpoint",
     "refuse_taken_name",
     "refuse_unsound",
+    "weights_origin",
 ]
 
 

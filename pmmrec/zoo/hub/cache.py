@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,20 @@ from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import OutOfReachError, Place, described, is_of_disk, refuse_pickles
+from pmmrec.zoo.hub.place import (
+    OutOfReachError,
+    Place,
+    Warn,
+    behind,
+    described,
+    is_of_disk,
+    moving,
+    refuse_pickles,
+)
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import CACHE, Origin, record_origin
 from pmmrec.zoo.tensors import Promise, damage
 
-Warn = Callable[[str], object]
 _DRAFTS, _LOCK, _REVISIONS = "incomplete", "lock", "revisions.json"
 _NOW = "now"  # the revision of who names none
 _KEPT_OF_NAME = 60
@@ -67,10 +75,7 @@ class Shelf:
             return self._last_known(error, warn)
         self._remember(commit)
         if not place.is_pinned:
-            warn(
-                f"{described(place)}: names no commit, so it may change; today it stands for {commit}: to meet the "
-                f"same again, write {place.name}@{commit}"
-            )
+            warn(moving(described(place), place.name, commit))
         return commit
 
     def open(self, commit: str) -> Checkpoint:
@@ -112,7 +117,7 @@ class Shelf:
         commit = revision if self.place.is_pinned else self._revisions().get(revision)
         if commit is None or not self._holds(commit):
             raise OutOfReachError(f"{error}; no copy of {described(self.place)} is cached here") from error
-        warn(f"{error}; the cached copy of {self.place.name} is used, commit {commit}, which may be behind")
+        warn(behind(error, self.place.name, commit))
         return commit
 
     def _revisions(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -34,6 +34,9 @@ class PushOptions:
     replace: bool = False  # whether a checkpoint that stands there gives way
     private: bool = False  # whether a repository that is made is private
     message: str | None = None  # of the commit
+
+
+Warn = Callable[[str], object]
 
 
 class Place(Protocol):
@@ -83,6 +86,19 @@ def is_of_disk(error: BaseException) -> bool:
 def described(place: Place) -> str:
     """The place with the revision that was asked for."""
     return place.name if place.revision is None else f"{place.name}@{place.revision}"
+
+
+def moving(place: str, name: str, commit: str) -> str:
+    """What people hear of a place that names no commit."""
+    return (
+        f"{place}: names no commit, so it may change; today it stands for {commit}: to meet the same again, write "
+        f"{name}@{commit}"
+    )
+
+
+def behind(error: Exception, name: str, commit: str) -> str:
+    """What people hear where a copy serves because nobody answers."""
+    return f"{error}; the cached copy of {name} is used, commit {commit}, which may be behind"
 
 
 def without_secrets(text: str) -> str:

@@ -26,6 +26,7 @@ from pmmrec.zoo.hub import (
     list_places,
     open_checkpoint,
     push_checkpoint,
+    weights_origin,
 )
 from pmmrec.zoo.hub.url import POINTER, UrlPlace
 from pmmrec.zoo.origin import Origin
@@ -317,12 +318,43 @@ def test_weights_behind_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
     fs.makedirs(root, exist_ok=True)
     for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
         fs.pipe_file(f"{root}/{name}", json.dumps({"name": name}).encode())
-    folder = find_weights(url, {})
+    heard: list[str] = []
+    folder = find_weights(url, {}, warn=heard.append)
+    origin = weights_origin(folder)
+    assert origin is not None
+    assert origin.place == url
+    assert heard == [f"{url}: names no commit, so it may change; today it stands for {origin.commit}: to meet the same "
+                     f"again, write {origin.pinned}"]  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert find_weights(url, {}) == folder
+    assert find_weights(url, {}, warn=heard.append) == folder
+    fs.pipe_file(f"{root}/model.safetensors", b"others")
+    assert find_weights(origin.pinned, {}, warn=heard.append) == folder
+    assert len(heard) == 2
+    shutil.rmtree(folder)
+    with pytest.raises(RecipeError, match=f"holds other weights now, .*, and no longer {origin.commit}"):
+        find_weights(origin.pinned, {})
     fs.rm(root, recursive=True)
     with pytest.raises(MachineError, match=rf"holds none of .*--weights {url}=FOLDER"):
         find_weights(url, {})
+
+
+def test_weights_behind_a_url_that_is_gone_are_those_of_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    fs, root = fsspec.core.url_to_fs(url)
+    for name in ("config.json", "model.safetensors"):
+        fs.pipe_file(f"{root}/{name}", b"{}")
+    folder = find_weights(url, {}, warn=lambda _: None)
+
+    def nobody(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(type(fs), "ls", nobody)
+    heard: list[str] = []
+    assert find_weights(url, {}, warn=heard.append) == folder
+    (said,) = heard
+    assert f"the cached copy of {url} is used" in said
+    with pytest.raises(MachineError, match="no route"):
+        find_weights(f"{url}-other", {})
 
 
 def test_a_copy_of_some_parts_of_a_folder_needs_no_machine(saved: Path, tmp_path: Path) -> None:
