@@ -35,6 +35,7 @@ else:
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Line = Annotated[str, StringConstraints(pattern=r"^\S.*$", max_length=200)]
 _R = TypeVar("_R", bound="RunRecipe")
+_OF_KEPT_STATES = ("prefix_precision", "prefix_budget_gb")
 
 
 def _names_a_module(name: str) -> str:
@@ -111,6 +112,16 @@ class RunRecipe(Config):
         terms = [objectives.part_class(config) for config in self.active_objectives.values()]
         if self.data.corruption != CorruptionConfig() and not any(View.CORRUPTED in term.needs for term in terms):
             raise ValueError("data.corruption: has no effect, no objective reads corrupted windows; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_states_are_kept(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in _OF_KEPT_STATES if getattr(self, name) != fields[name].default]
+        if self.prefix_cache == "off" and idle:
+            raise ValueError(
+                f"{', '.join(idle)}: without effect, prefix_cache=off keeps no states; leave out, or say auto"
+            )
         return self
 
     @property

@@ -43,3 +43,16 @@ def test_what_is_published_of_a_recipe_names_no_place_of_the_machine(tmp_path: P
     again = validate(PretrainRecipe, yaml.safe_load(recipe.to_public_yaml()), "published")
     assert again.data.sources == (Path("shop"), Path("gallery"))
     assert again.model == recipe.model
+
+
+@pytest.mark.parametrize("setting", [{"prefix_precision": "bfloat16"}, {"prefix_budget_gb": 7}])
+def test_settings_of_kept_states_are_refused_where_none_are_kept(setting: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=rf"{next(iter(setting))}: without effect, prefix_cache=off keeps no states"):
+        finetuning(prefix_cache=False, **setting)
+    for use in ("auto", "on"):
+        finetuning(prefix_cache=use, **setting)
+
+
+def test_a_recipe_without_kept_states_may_be_written_out_and_read_again() -> None:
+    recipe = finetuning(prefix_cache="off")
+    assert validate(FinetuneRecipe, yaml.safe_load(recipe.to_yaml()), "again") == recipe
