@@ -21,7 +21,7 @@ from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, RunRecipe, read_
 from pmmrec.settings import Config, Tree, overlay, validate
 from pmmrec.shipped import find_recipe, shipped_file
 from pmmrec.tuning import results
-from pmmrec.tuning.record import Ending, Record, best_first
+from pmmrec.tuning.record import STUDY_FILE, Ending, Record, best_first
 from pmmrec.tuning.space import read_space
 from pmmrec.tuning.trial import TrialProcess
 from pmmrec.zoo.hub import open_checkpoint
@@ -99,6 +99,7 @@ class Search:
             prune_after = self._plan.prune_after
             self._record = Record.open(self.folder, self._space, self.about, self._plan.seed, prune_after)
             if self._record.is_new:
+                self._refuse_trials_of_no_record()
                 self._begin()
             try:
                 self._work(lock)
@@ -108,12 +109,22 @@ class Search:
 
     def _make_folder(self) -> None:
         trials = self.folder / "trials"
-        if self.folder.exists() and not trials.is_dir():
+        is_search = trials.is_dir() or (self.folder / STUDY_FILE).is_file()
+        if self.folder.exists() and not is_search:
             raise RecipeError(f"{self.folder}: exists and is no search; choose another --name")
         try:
             trials.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(f"{self.folder}: cannot be made: {error.strerror}") from error
+
+    def _refuse_trials_of_no_record(self) -> None:
+        """What the folder holds is someone's work; a new search would stumble over it, and might take it away."""
+        left = sorted(path.name for path in (self.folder / "trials").iterdir())
+        if left:
+            raise DataError(
+                f"{self.folder / 'trials'}: holds {left[0]}, but {STUDY_FILE} knows of no trial; put the record back, "
+                "or choose another --name"
+            )
 
     def _begin(self) -> None:
         own = self._space.own_values(self._recipe, self._tree)
@@ -249,6 +260,8 @@ class Search:
         if not best_first(endings):
             last = endings[-1].message if endings else "the time was over before one ended"
             raise PMMRecError(f"{self.folder}: no trial reached its end; the last: {last}")
+        results.write_trials(self.folder, endings, list(self._space.dimensions))  # a start that was killed, or a user,
+        self._write_best(best_first(endings)[0])  # may have left both behind the record
         columns, rows = results.best_rows(endings, self._short, self._metric)
         shares = {self._short[path]: share for path, share in self._record.importances().items()}
         return Found(self.folder, columns, rows, shares, self.folder / results.BEST_FILE)
