@@ -60,7 +60,7 @@ def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lam
     A model that knows items by id is built for its catalogue alone, so there the files are all that is checked.
     """
     checkpoint = Checkpoint.open(find_checkpoint(place, hub, warn=warn))
-    problems = checkpoint.verify()
+    problems = checkpoint.verify() or checkpoint.broken_numbers()
     if not problems and "item_table" not in checkpoint.parts:
         try:
             load_recommender(checkpoint)

@@ -22,7 +22,7 @@ from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import Origin, origin_of
-from pmmrec.zoo.tensors import damages, promises_of
+from pmmrec.zoo.tensors import SUFFIX, damages, is_finite, not_finite, promises_of
 
 PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
 RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"
@@ -243,6 +243,12 @@ class Checkpoint:
                 problems.append(f"{entry.folder}/{PART_SETTINGS} says {found}, which is {said}")
         return problems
 
+    def broken_numbers(self) -> list[str]:
+        """Tensors of whole files that hold NaN or infinity, in words; a training that diverged leaves such."""
+        tensors = [path for path in self.index.all_files if path.endswith(SUFFIX)]
+        broken = {path: not_finite(self.folder / path) for path in tensors}
+        return [f"{path} holds NaN or infinity in {files.listed(names)}" for path, names in broken.items() if names]
+
     def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a part by the names that its module gives them, as one that travels alone.
 
@@ -352,8 +358,9 @@ def misfits(name: str, state: Mapping[str, Tensor], module: nn.Module) -> list[s
         for key in set(own) & set(state)
         if state[key].is_floating_point() != own[key].is_floating_point()
     ]
+    broken = [key for key in set(own) & set(state) if not is_finite(state[key])]
     found = {"missing in": missing, "unknown to the model in": extra, "of another shape in": reshaped}
-    found["of another kind in"] = retyped
+    found |= {"of another kind in": retyped, "NaN or infinite in": broken}
     return [f"  {name}: {what} the checkpoint: {files.listed(names)}" for what, names in found.items() if names]
 
 

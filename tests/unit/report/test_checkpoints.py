@@ -58,6 +58,13 @@ def test_a_sound_checkpoint_has_no_problems(hub: Path) -> None:
     assert checkpoint_problems("first", hub) == (hub / "first", [])
 
 
+def test_a_head_that_holds_nan_is_a_problem_though_no_run_would_load_it(hub: Path) -> None:
+    path = "objectives/nid/part.safetensors"
+    edit_tensors(hub / "first", path, lambda state: state["head.bias"].fill_(float("nan")))
+    seal(hub / "first", path)
+    assert checkpoint_problems("first", hub)[1] == [f"{path} holds NaN or infinity in head.bias"]
+
+
 def test_a_tensor_that_does_not_fit_its_model_is_a_problem_though_every_hash_is_right(hub: Path) -> None:
     path = "user_encoder/part.safetensors"
     name = next(iter(load_file(hub / "first" / path)))

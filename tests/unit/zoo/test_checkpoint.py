@@ -348,6 +348,19 @@ def test_tensors_of_a_part_that_do_not_fit_are_named(
         load(saved_copy)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("path", "name"), [(FUSION, "mm_cls"), (TEXT, "encoder.layer.0.output.dense.bias")])
+def test_numbers_of_a_training_that_diverged_are_refused_by_the_name_of_their_tensor(
+    saved_copy: Path, path: str, name: str, number: float
+) -> None:
+    edit_tensors(saved_copy, path, lambda state: state[name].fill_(number))
+    seal(saved_copy, path)
+    assert Checkpoint.open(saved_copy).verify() == []
+    assert Checkpoint.open(saved_copy).broken_numbers() == [f"{path} holds NaN or infinity in {name}"]
+    with pytest.raises(CheckpointError, match=rf"NaN or infinite in the checkpoint: (backbone\.)?{name}"):
+        load(saved_copy)
+
+
 BIAS = "encoder.layer.0.output.dense.bias"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pmmrec.errors import CheckpointError
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
-from pmmrec.zoo.tensors import TensorEntry, damage, differences, parse, promises_of
+from pmmrec.zoo.tensors import TensorEntry, damage, differences, is_finite, parse, promises_of
 
 Change = Callable[[dict[str, Tensor]], object]
 FUSION, TEXT = "fusion/part.safetensors", "text_encoder/model.safetensors"
@@ -109,3 +109,18 @@ def test_tensors_that_are_the_same_are_each_renamed_once() -> None:
         "missing: c",
         "renamed: a to x, b to y",
     ]
+
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_and_infinity_are_found_and_large_numbers_are_not_taken_for_infinity(dtype: torch.dtype) -> None:
+    large = torch.full((100,), torch.finfo(dtype).max, dtype=torch.float64)
+    assert is_finite(large.to(dtype))
+    for numbers in ([float("nan")], [float("inf")], [float("inf"), float("-inf")]):
+        assert not is_finite(torch.cat((large, torch.tensor(numbers, dtype=torch.float64))).to(dtype))
+
+
+def test_whole_numbers_are_always_finite() -> None:
+    assert is_finite(torch.ones(3).int())
