@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -239,11 +239,13 @@ def _make(
     ends = np.cumsum(wanted.num_rows_R)
     shape = (int(ends[-1]), *states_R.shape[2 if wanted.is_ragged else 1 :])
     num_bytes = math.prod(shape) * dtype.itemsize
-    make_room(folder, num_bytes, int(config.budget_gb * 1e9), say)
     incomplete = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}")
     try:
         incomplete.mkdir(parents=True)
-        _reserve(incomplete / STATES, num_bytes)
+        with (incomplete / STATES).open("wb") as file:
+            file.truncate(num_bytes)  # first, so that whoever looks for room at once counts it
+            make_room(folder, num_bytes, int(config.budget_gb * 1e9), say)
+            _reserve(file, num_bytes)
         flat = torch.from_file(str(incomplete / STATES), shared=True, size=math.prod(shape), dtype=dtype)
         table, num_done = flat.view(shape), 0
         while True:
@@ -265,12 +267,10 @@ def _make(
         shutil.rmtree(incomplete, ignore_errors=True)
 
 
-def _reserve(path: Path, num_bytes: int) -> None:
-    """A file of this size whose blocks are there: a full disk is told now, and not by a signal while it is written."""
-    with path.open("wb") as file:
-        file.truncate(num_bytes)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
+def _reserve(file: IO[bytes], num_bytes: int) -> None:
+    """Have the blocks of a file be there: a full disk is told now, and not by a signal while it is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _write(table: Tensor, ends: Ints, slot_R: Ints, states_R: Tensor, inputs: TokenInputs | PixelInputs) -> None:
