@@ -187,6 +187,11 @@ class FinetuneRecipe(RunRecipe):
             raise RecipeError(
                 f"{self.name}: transfer: has no effect with `--from none`; leave it out, or name a checkpoint"
             )
+        if checkpoint is not None and self.transfer is not None and not self.transfer.loads(checkpoint.parts):
+            raise RecipeError(
+                f"{self.name}: transfer: takes over no part of {checkpoint.folder}, which holds "
+                f"{', '.join(checkpoint.parts)}; name one in load, or train from scratch with `--from none`"
+            )
         if self.model is not None:
             return self.model
         if checkpoint is None:

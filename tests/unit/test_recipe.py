@@ -12,6 +12,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe
 from pmmrec.settings import validate
 from pmmrec.shipped import find_recipe
+from pmmrec.zoo.checkpoint import Checkpoint
 
 PLAIN = {"name": "one", "objectives": {"dap": {"type": "next_item"}}}
 
@@ -56,3 +57,13 @@ def test_settings_of_kept_states_are_refused_where_none_are_kept(setting: dict[s
 def test_a_recipe_without_kept_states_may_be_written_out_and_read_again() -> None:
     recipe = finetuning(prefix_cache="off")
     assert validate(FinetuneRecipe, yaml.safe_load(recipe.to_yaml()), "again") == recipe
+
+
+@pytest.mark.parametrize("plan", [{}, {"fresh": ["*"], "drop": ["*"]}, {"load": ["text*"]}])
+def test_a_transfer_that_takes_nothing_over_is_no_transfer(small_run: Path, plan: dict[str, list[str]]) -> None:
+    checkpoint = Checkpoint.open(small_run / "hub" / "small")
+    with pytest.raises(
+        RecipeError, match=r"one: transfer: takes over no part of .*small, which holds text_encoder, vis"
+    ):
+        finetuning(transfer=plan).model_from(checkpoint)
+    assert finetuning(transfer={"load": ["*"]}).model_from(checkpoint) == checkpoint.model_config
