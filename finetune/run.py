@@ -23,9 +23,8 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.adapters import stand_on
+from pmmrec.zoo.adapters import stand_on, starting_point
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub import open_checkpoint
 from pmmrec.zoo.transfer import apply, plan_full
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as finetune/full.")]
@@ -35,6 +34,10 @@ From = Annotated[
     Option(
         "--from", metavar="CHECKPOINT", help="A folder, name in the hub, URL or hf://user/name; none: from scratch."
     ),
+]
+Base = Annotated[
+    str | None,
+    Option("--base", metavar="CHECKPOINT", help="For adapters in --from: what they stand on, where it is not found."),
 ]
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
@@ -49,13 +52,14 @@ def main(
     start_from: From,
     domain: On,
     overrides: Overrides = None,
+    base: Base = None,
     weights: Weights = None,
     dry_run: DryRun = False,
     with_scratch: WithScratch = False,
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ())
-    checkpoint = None if start_from == "none" else open_checkpoint(start_from, recipe.hub, parts=(), warn=warn)
+    checkpoint = starting_point(start_from, base, recipe.hub, warn)
     origin = checkpoint.origin.pinned if checkpoint is not None and checkpoint.origin.is_remote else start_from
     model = recipe.model_from(checkpoint)
     given = recipe.backbones_from(checkpoint)
@@ -71,7 +75,7 @@ def main(
         return
 
     with Run.start(recipe) as run:
-        train(run, recipe, model, given, sources, folders, checkpoint, origin)
+        train(run, recipe, model, given, sources, folders, checkpoint, origin, base)
         if twin is not None and twin.model is not None:
             with Run.start(twin, beside=run) as scratch:
                 train(scratch, twin, twin.model, {}, sources, twin_folders, None, "none")
@@ -87,6 +91,7 @@ def train(
     weights: dict[str, Path],
     checkpoint: Checkpoint | None,
     origin: str,
+    base: str | None = None,
 ) -> None:
     """One training from its backbones to its test figures; the run folder holds what came out."""
     backbones = open_backbones(model, run, sources.train_texts, weights, given)
@@ -98,7 +103,7 @@ def train(
         report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         run.log.say(report.table())
         if recipe.adapters is not None:
-            standing = stand_on(checkpoint, origin, recommender, recipe.adapters, report.loaded)
+            standing = stand_on(checkpoint, recommender, recipe.adapters, report.loaded)
             run.log.say(*standing.lines())
 
     reader = open_reader(sources, recommender, recipe, run)
@@ -111,7 +116,7 @@ def train(
     run.processes.seed(recipe.seed, same=False)
     loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep])
     loop.fit()
-    outcome = rank_test_targets(run, recipe, loop, sources, kind="finetune")
+    outcome = rank_test_targets(run, recipe, loop, sources, "finetune", base)
     if outcome is not None:
         kept = run.folder / CHECKPOINT_FOLDER
         write_card(kept, outcome, recipe.licence, place=str(kept))

@@ -24,7 +24,7 @@ def pretrain(context: typer.Context) -> None:
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
 def finetune(context: typer.Context) -> None:
-    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run]."""
+    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--base PLACE] \\[--dry-run]."""
     _start("finetune/run.py", context.args)
 
 

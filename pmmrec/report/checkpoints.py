@@ -13,6 +13,7 @@ from pmmrec.report.tables import Cell, PlainTable
 from pmmrec.report.verdict import write_card
 from pmmrec.settings import read_yaml, validate
 from pmmrec.zoo import files
+from pmmrec.zoo.base import place_of
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint, load_recommender
 from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_places, open_checkpoint, push_checkpoint, refuse_unsound
 from pmmrec.zoo.origin import Origin
@@ -50,7 +51,7 @@ def checkpoint_table(place: str, hub: Path, warn: Callable[[str], None] = lambda
         f"{learned_from}, started from {checkpoint.provenance.get('started_from', 'unknown')}"
     )
     if checkpoint.index.base is not None:
-        title += f", stands on {checkpoint.index.base.place} (sha256 {checkpoint.index.base.sha256})"
+        title += f", stands on {place_of(checkpoint.index.base)} (sha256 {checkpoint.index.base.sha256})"
     return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 
 

@@ -80,7 +80,7 @@ def describe(
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         transfer = report.table()
         if adapters is not None:
-            stand_on(checkpoint, str(checkpoint.folder), recommender, adapters, report.loaded)
+            stand_on(checkpoint, recommender, adapters, report.loaded)
     build_optimizer(task, recipe.train.optimizer)
     counts = [WindowIndex(split, data.window).num_windows for split in sources.splits]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)

@@ -19,7 +19,7 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Sources, read_items
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import package_version
-from pmmrec.zoo.adapters import Standing, save_adapters
+from pmmrec.zoo.adapters import AdapterCheckpoint, Standing, save_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 
 CHECKPOINT_FOLDER = "checkpoint"
@@ -32,6 +32,8 @@ class Finishable(Runnable, Protocol):
     def system(self) -> str: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def hub(self) -> Path: ...
     @property
     def cache(self) -> Path: ...
     @property
@@ -99,10 +101,13 @@ def save_best(
     return save
 
 
-def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str) -> Outcome | None:
+def rank_test_targets(
+    run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, base: str | None = None
+) -> Outcome | None:
     """Rank the test targets once with the best weights; write metrics.json and ranks. None but on the main process.
 
     None also where the recipe leaves the test targets alone: metrics.json then holds the validation figures only.
+    `base`: where adapters find what they stand on, besides where that was.
     """
     outcome = None
     if run.processes.is_main:
@@ -112,7 +117,7 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
             name=recipe.name,
             kind=kind,
             seen=recipe.validation.seen,
-            domains=_test(run, recipe, folder, sources) if recipe.rank_test else (),
+            domains=_test(run, recipe, folder, sources, base) if recipe.rank_test else (),
             best_epoch=best_epoch,
             num_epochs=max(loop.validation),
             training_s=round(loop.training_s, 1),
@@ -131,8 +136,11 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
     return outcome
 
 
-def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[DomainOutcome, ...]:
-    recommender = load_recommender(Checkpoint.open(folder), sources.catalogues).to(run.processes.device)
+def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None) -> tuple[DomainOutcome, ...]:
+    checkpoint = Checkpoint.open(folder)
+    if isinstance(checkpoint, AdapterCheckpoint):
+        checkpoint.look_for_base(base, recipe.hub)
+    recommender = load_recommender(checkpoint, sources.catalogues).to(run.processes.device)
     reader = read_items(sources, recommender, recipe, run)  # the other processes wait for the end of all this
     seen = recipe.validation.seen
     outcomes = []

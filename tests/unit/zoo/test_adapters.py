@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sealing import seal
+from standing import save, stand
 from torch import Tensor
 from transformers import AutoModel
 
-from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.recommender import Recommender
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import Standing, merge_adapters, save_adapters, stand_on, standing_on
+from pmmrec.zoo.adapters import merge_adapters, standing_on
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import publish
 from pmmrec.zoo.results import restate
@@ -35,41 +36,6 @@ MERGEABLE = {
     "train": ["fusion", "text_encoder.projection"],
 }
 MIXED = {"text_encoder": LORA, "user_encoder": {"type": "houlsby", "width": 3}}
-
-
-def learn(recommender: Recommender, seed: int = 5) -> None:
-    """Stands for training: every tensor that may learn moves."""
-    torch.manual_seed(seed)
-    for parameter in recommender.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape)
-
-
-def stand(base: Path, other: Any, trees: Mapping[str, Any], folder: Path) -> Standing:
-    """Train `other`, a run with weights of its own, from `base` by adapters, and save it."""
-    checkpoint, recommender = Checkpoint.open(base), other.recommender
-    loaded = apply(FULL, checkpoint, recommender).loaded
-    standing = stand_on(checkpoint, str(base), recommender, AdapterPlan.model_validate(trees), loaded)
-    learn(recommender)
-    recommender.eval()
-    save(folder, other, standing)
-    return standing
-
-
-def save(folder: Path, run: Any, standing: Standing, state: Mapping[str, Tensor] | None = None) -> None:
-    save_adapters(
-        folder,
-        standing=standing,
-        system="pmmrec",
-        model_config=run.model_config,
-        recommender=run.recommender,
-        objectives=run.objectives,
-        state=state or run.state,
-        recipe="seed: 1\n",
-        metrics={"hr": 0.5},
-        card="# tiny\n",
-        provenance={"started_from": "base", "domains": ["demo"]},
-    )
 
 
 @pytest.fixture
@@ -205,15 +171,7 @@ def test_a_base_changed_on_disk_is_refused(adapted: Path, saved_copy: Path) -> N
         load_recommender(Checkpoint.open(adapted))
 
 
-def rewrite(folder: Path, file: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Change tensors of the text encoder's adapters, and the index with them."""
-    path = folder / "adapters/text_encoder" / file
-    save_file(change(load_file(path)), path)
-    index = json.loads((folder / files.INDEX_NAME).read_text())
-    index["adapted"]["text_encoder"]["files"][file] = files.sha256_of(path)
-    (folder / files.INDEX_NAME).write_text(json.dumps(index))
-
-
+TENSORS = "adapters/text_encoder/adapter_model.safetensors"
 FIRST = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
 
 
@@ -230,7 +188,10 @@ FIRST = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
     ],
 )
 def test_every_tensor_of_an_adapter_is_accounted_for(adapted: Path, change: Any, message: str) -> None:
-    rewrite(adapted, "adapter_model.safetensors", change)
+    save_file(change(load_file(adapted / TENSORS)), adapted / TENSORS)
+    with pytest.raises(CheckpointError, match=rf"changed after it was written \(.*; \w+: ({FIRST}|extra)"):
+        load_recommender(Checkpoint.open(adapted))
+    seal(adapted, TENSORS)
     with pytest.raises(CheckpointError, match=message):
         load_recommender(Checkpoint.open(adapted))
 
@@ -243,7 +204,8 @@ def test_a_flipped_bit_is_found(adapted: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors was changed after it was written"):
         load_recommender(Checkpoint.open(adapted))
     assert Checkpoint.open(adapted).verify() == [
-        "adapters/user_encoder/adapter_model.safetensors was changed after it was written (sha256 differs)"
+        "adapters/user_encoder/adapter_model.safetensors was changed after it was written (sha256 differs; other "
+        "numbers in: blocks.1.contract.adapter.up.weight)"
     ]
 
 
