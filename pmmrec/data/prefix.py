@@ -44,6 +44,12 @@ class PrefixConfig(Config):
     use: Literal["auto", "on", "off"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     budget_gb: float = Field(50.0, gt=0)
+    makes: bool = True  # False: tables that are there are read, none is made
+
+    @property
+    def insists(self) -> bool:
+        """Whether it is an error where nothing can be kept."""
+        return self.use == "on" and self.makes
 
 
 class Chunk(NamedTuple):
@@ -91,17 +97,19 @@ class PrefixTable:
         progress: Progress | None = None,
         say: Say = silent,
     ) -> PrefixTable:
-        """The table in `cache`, made first when there is none that is whole.
+        """The table in `cache`, made first when there is none that is whole and `config` makes any.
 
         Its folder is named after the frozen weights, the preprocessing, the items and the precision, and appears whole,
         so runs and processes may share it. `say` is told what is removed for it. Raises NoRoomError when disk or budget
-        are too small, be it that other processes remove the table as fast as it is made.
+        are too small, be it that other processes remove the table as fast as it is made, or when none may be made.
         """
         source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision}"
         folder = cache / f"prefix-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
         for _ in range(ATTEMPTS):
             mark_used(folder)  # first, since reading it through to check it takes a while
             if not _is_whole(folder):
+                if not config.makes:
+                    raise NoRoomError(f"{folder}: no frozen states are kept there, and none are made now")
                 try:
                     _make(folder, prefix, wanted, config, progress, say)
                 except OSError as error:

@@ -141,7 +141,7 @@ def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources, base: st
     if isinstance(checkpoint, AdapterCheckpoint):
         checkpoint.look_for_base(base, recipe.hub)
     recommender = load_recommender(checkpoint, sources.catalogues).to(run.processes.device)
-    reader = read_items(sources, recommender, recipe, run)  # the other processes wait for the end of all this
+    reader = read_items(sources, recommender, recipe, run, makes_states=False)  # other processes wait meanwhile
     seen = recipe.validation.seen
     outcomes = []
     for index, (domain, split) in enumerate(zip(sources.domains, sources.splits, strict=True)):

@@ -164,15 +164,19 @@ def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None
             )
 
 
-def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
+def read_items(
+    sources: Sources, recommender: Recommender, recipe: Readable, run: Run, *, makes_states: bool = True
+) -> ItemReader:
     """A reader of items as the model wants them, in this process alone.
 
-    States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off.
+    States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off;
+    without `makes_states`, for whoever reads every item once, those are read that are kept already.
     """
+    config = recipe.prefix.model_copy(update={"makes": makes_states})
     encoder = recommender.item_encoder
     reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
     learns = any(tensor.requires_grad for tensor in encoder.parameters())
-    prefixes = find_prefixes(recommender, recipe.prefix, run.log) if learns else {}  # else nothing is read twice
+    prefixes = find_prefixes(recommender, config, run.log) if learns else {}  # else nothing is read twice
     with bars() as progress:
         reader = ItemReader(
             sources.domains, *reads, expanded(recipe.cache), progress, max_unreadable=recipe.data.max_unreadable
@@ -180,7 +184,7 @@ def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run
         if prefixes:
             recommender.to(run.processes.device)
         for modality, prefix in prefixes.items():
-            _keep_states(reader, modality, prefix, recipe.prefix, run.log, progress)
+            _keep_states(reader, modality, prefix, config, run.log, progress)
     return reader
 
 
@@ -222,13 +226,14 @@ def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -
         try:
             prefix = encoder.prefix
         except RecipeError as error:
-            if config.use == "on":
+            if config.insists:
                 raise
-            log.warn(f"{modality.value}: frozen states are not kept: {error}")
+            if config.makes:
+                log.warn(f"{modality.value}: frozen states are not kept: {error}")
             continue
         if prefix is not None:
             prefixes[modality] = prefix
-    if config.use == "on" and not prefixes:
+    if config.insists and not prefixes:
         raise RecipeError(
             "prefix_cache: on, but no encoder has frozen blocks whose states could be kept; say auto or off"
         )
@@ -238,19 +243,21 @@ def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -
 def _keep_states(
     reader: ItemReader, modality: Modality, prefix: Prefix, config: PrefixConfig, log: RunLog, progress: Progress
 ) -> None:
-    """Keep the states of one encoder; under `auto`, where there is room."""
+    """Keep the states of one encoder; under `auto`, where there is room. Says so where they may be made."""
     started_s = time.monotonic()
     try:
         tables = reader.keep_states(modality, prefix, config, progress, log.say)
     except NoRoomError as error:
-        if config.use == "on":
+        if config.insists:
             raise
-        log.warn(f"{modality.value}: frozen states are not kept: {error}")
+        if config.makes:
+            log.warn(f"{modality.value}: frozen states are not kept: {error}")
         return
-    log.say(
-        f"{modality.value}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "
-        f"ready after {time.monotonic() - started_s:.1f} s"
-    )
+    if config.makes:
+        log.say(
+            f"{modality.value}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "
+            f"ready after {time.monotonic() - started_s:.1f} s"
+        )
 
 
 def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) -> None:
