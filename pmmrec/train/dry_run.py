@@ -69,7 +69,6 @@ def describe(
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
             check_window(data.window, recommender, log)
-            find_prefixes(recommender, recipe.prefix, log)
             _check_shapes(recommender, data.window.size)
     for domain in sources.domains:
         warning = check_readable(domain, recommender.item_encoder.modalities, data.max_unreadable)
@@ -81,6 +80,7 @@ def describe(
         transfer = report.table()
         if adapters is not None:
             stand_on(checkpoint, recommender, adapters, report.loaded)
+    find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer)
     counts = [WindowIndex(split, data.window).num_windows for split in sources.splits]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)

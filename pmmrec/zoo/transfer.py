@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
+from pmmrec.adapters import Host
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
@@ -217,7 +218,13 @@ def apply(
 
 
 def freeze(part: nn.Module) -> None:
-    """Stop a part from learning, and keep it in eval mode whatever `train()` is called on around it."""
+    """Stop a part from learning, and keep it in eval mode whatever `train()` is called on around it.
+
+    A part with blocks is told, since states of all of them may be kept then.
+    """
+    host: Host | None = getattr(part, "host", None)
+    if host is not None:
+        host.learns_from_top(0)
     part.requires_grad_(requires_grad=False)
     part.eval()
     part.register_forward_pre_hook(_stay_in_eval)

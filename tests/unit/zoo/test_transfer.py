@@ -9,6 +9,7 @@ import torch
 from sealing import edit_tensors, seal
 from torch import Tensor, nn
 
+from pmmrec.contracts import Modality, PixelInputs, TokenInputs
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.settings import validate
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -226,6 +227,19 @@ def test_parts_that_do_not_train_are_frozen_and_stay_in_eval_mode(other: Any, sa
     assert {name for name, part in parts.items() if any(p.requires_grad for p in part.parameters())} == {"user_encoder"}
     assert {name for name, part in parts.items() if any(m.training for m in part.modules())} == {"user_encoder"}
     assert not torch.equal(first, score(recommender))  # dropout of the user encoder alone is at work
+
+
+def test_a_frozen_encoder_is_kept_whole_whatever_of_it_would_learn_as_built(other: Any, saved: Path) -> None:
+    encoders = other.recommender.item_encoder.encoders
+    assert [encoder.prefix for encoder in encoders.values()] == [None, None]  # all blocks learn
+    apply(TransferPlan(load=("*",), train=("fusion", "user_encoder")), Checkpoint.open(saved), other.recommender)
+    text, pixels = torch.tensor([[2, 20, 3], [2, 3, 0]]), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    inputs = {
+        Modality.TEXT: TokenInputs(text, text != 0, torch.arange(2)),
+        Modality.IMAGE: PixelInputs(pixels, torch.arange(2)),
+    }
+    for modality, encoder in encoders.items():
+        assert torch.equal(encoder.prefix.states(inputs[modality]), encoder.hidden(inputs[modality]))
 
 
 def test_without_a_word_on_training_all_trains_as_built(other: Any, saved: Path) -> None:
