@@ -32,6 +32,7 @@ from pmmrec.report.verdict import popularity_tables, stratum_notes
 from pmmrec.settings import Config, expanded
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.files import current
 from pmmrec.zoo.hub import find_checkpoint
 
 NO_DOMAIN = Path("none")
@@ -225,7 +226,7 @@ def _checkpoint(systems: Sequence[System], plan: ReportPlan) -> tuple[Checkpoint
         for system in systems
         for folder, outcome in zip(system.folders, system.outcomes, strict=True)
     ]
-    kept = [run for run in runs if (run.folder / CHECKPOINT_FOLDER).is_dir()]
+    kept = [run for run in runs if current(run.folder / CHECKPOINT_FOLDER).is_dir()]
     if plan.checkpoint is not None:
         owner = next((run for run in runs if plan.checkpoint.startswith(f"{run.name}=")), None)
         place = find_checkpoint(plan.checkpoint.removeprefix(f"{owner.name}=" if owner else ""), plan.hub)

@@ -193,6 +193,19 @@ def test_a_domain_that_is_gone_or_was_changed_is_refused_and_told_apart(
     write(run, domains=(hostile,), out=tmp_path / "named.html")
 
 
+def test_a_checkpoint_whose_save_was_killed_between_its_renames_is_shown(
+    small_run: Path, world: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(small_run / "runs" / "small", tmp_path / "run"))
+    (run / "checkpoint").rename(run / "checkpoint.previous")
+    plan = ReportPlan(
+        out=tmp_path / "page.html", domains=(world / "gallery",), num_users=0, num_points=20, cache=tmp_path / "c"
+    )
+    warned: list[str] = []
+    write_report([str(run)], plan, warned.append)
+    assert not warned
+
+
 def test_a_domain_named_twice_is_refused(write: Write, hostile: Path) -> None:
     with pytest.raises(RecipeError, match=r"--domain: 'hostile' stands twice"):
         write(domains=(hostile, hostile))
