@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from pmmrec.adapters import adapters
 from pmmrec.adapters.plan import Adapted, AdapterPlan, Carrier, adapt, carry
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.ids import catalogues_in
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
@@ -43,6 +45,7 @@ ADAPTERS = "adapters"
 ADAPTER_TENSORS = "adapter_model.safetensors"  # the name that peft looks for
 HEADS_ALONE = "heads"  # type of a part that learned beside its base without adapters
 HUB = Path("hub")
+ITEM_TABLE = "item_table"  # the part of a model that knows items by id
 NONE = "none"  # what people write to start from no checkpoint
 
 
@@ -267,7 +270,7 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
     if not isinstance(checkpoint, AdapterCheckpoint):
         raise RecipeError(f"{checkpoint.folder}: carries no adapters, so there is nothing to merge")
     model_config, index = checkpoint.model_config, checkpoint.index
-    recommender = build(model_config, checkpoint.backbones())
+    recommender = build(model_config, checkpoint.backbones(), _catalogues_of(checkpoint))
     adapted = {name: recommender.parts[name] for name in index.adapted}
     states = {name: checkpoint.part_state(name, part) for name, part in adapted.items()}
     about = about_parts(model_config, adapted)
@@ -292,6 +295,18 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
             provenance={**index.provenance, "merged_from": index_hash(checkpoint)},
         )
         files.write_json(place / files.INDEX_NAME, whole.written())
+
+
+def _catalogues_of(checkpoint: Checkpoint) -> list[Catalogue]:
+    """The catalogues that a model knows by id, which it cannot be built without; none of a model that reads items."""
+    entry = checkpoint.parts.get(ITEM_TABLE)
+    if entry is None:
+        return []
+    folder = checkpoint.sound_folder(entry)
+    saved = files.read_tensors(folder / PART_TENSORS).get("catalogue_bytes")
+    if saved is None:
+        raise CheckpointError(f"{folder}: says not which items it was learned for; train it again")
+    return catalogues_in(saved)
 
 
 def _write_carrier(

@@ -197,6 +197,52 @@ def test_a_base_without_adapters_to_stand_on_it_is_refused(
     assert not (home / "runs/wrong").exists()
 
 
+@pytest.fixture(scope="module")
+def ids(home: Path, world: Path, pmmrec: Pmmrec) -> Result:
+    """An id-only system trained on `boutique`, once as `ids`."""
+    where = ("--from", "none", "--on", world / "boutique")
+    return done(pmmrec("finetune", "finetune/sasrec", *where, *QUICK, "model.width=16", "name=ids"))
+
+
+def test_adapters_of_users_known_by_id_merge_too(home: Path, world: Path, pmmrec: Pmmrec, ids: Result) -> None:
+    users = "adapters={text_encoder: null, vision_encoder: null, user_encoder: {type: dora, r: 2}, train: [item_table]}"
+    done(finetune(pmmrec, world, "ids-dora", users, start="runs/ids/checkpoint"))
+    done(pmmrec("zoo", "merge", "runs/ids-dora/checkpoint", "--out", "hub/ids-merged"))
+    figures = []
+    for place in ("runs/ids-dora/checkpoint", "ids-merged"):
+        out = f"of-{Path(place).parts[-1]}-by-id"
+        done(pmmrec("evaluate", place, world / "boutique", "--out", out, "--cache", "c"))
+        figures.append(json.loads((home / out / "metrics.json").read_text())["domains"][0]["metrics"])
+    assert figures[0] == figures[1]
+    assert done(pmmrec("zoo", "verify", "ids-merged")).output == "hub/ids-merged: whole\n"
+
+
+@pytest.mark.parametrize(
+    ("domain", "settings", "message"),
+    [
+        ("boutique", (), "adapters.text_encoder: the model has no such part; it has item_table, user_encoder"),
+        (
+            "bazaar",
+            ("adapters={text_encoder: null, vision_encoder: null, train: []}",),
+            "an id means nothing elsewhere",
+        ),
+    ],
+)
+def test_what_adapters_cannot_do_for_ids_is_told(
+    home: Path, world: Path, pmmrec: Pmmrec, ids: Result, domain: str, settings: tuple[str, ...], message: str
+) -> None:
+    where = ("--from", "runs/ids/checkpoint", "--on", world / domain)
+    result = pmmrec("finetune", "finetune/adapter", *where, *QUICK, "name=wrong", *settings)
+    assert (result.code in (2, 3), message in " ".join(result.output.split())) == (True, True), result.output
+    assert not (home / "runs/wrong").exists()
+
+
+def test_a_checkpoint_without_adapters_has_nothing_to_merge(home: Path, pmmrec: Pmmrec, ids: Result) -> None:
+    result = pmmrec("zoo", "merge", "runs/ids/checkpoint", "--out", "hub/never")
+    assert (result.code, "carries no adapters, so there is nothing to merge" in result.output) == (2, True)
+    assert not (home / "hub/never").exists()
+
+
 def test_bottlenecks_stay_with_their_base(home: Path, shipped: Result, pmmrec: Pmmrec) -> None:
     result = pmmrec("zoo", "merge", "runs/shipped/checkpoint", "--out", "hub/never")
     assert result.code == 2
