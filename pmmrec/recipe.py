@@ -20,7 +20,7 @@ from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.objectives import ObjectiveConfig, objectives
-from pmmrec.settings import Config, expanded, overlay, parse_overrides, read_extended, validate
+from pmmrec.settings import Config, Tree, expanded, overlay, parse_overrides, read_extended, validate
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
@@ -36,6 +36,12 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
 Line = Annotated[str, StringConstraints(pattern=r"^\S.*$", max_length=200)]
 _R = TypeVar("_R", bound="RunRecipe")
 _OF_KEPT_STATES = ("prefix_precision", "prefix_budget_gb")
+# Where a run lies, what it is called and how it is watched change no figure; what its sources hold is told apart.
+UNTOLD = (
+    *("name", "runs", "hub", "cache", "licence", "publish_as", "replace", "rank_test"),
+    *("prefix_cache", "prefix_budget_gb", "train.log_every", "data.sources", "data.workers"),
+    *("machine.device", "machine.trackers", "machine.project"),
+)
 
 
 def _names_a_module(name: str) -> str:
@@ -135,6 +141,17 @@ class RunRecipe(Config):
     @property
     def prefix(self) -> PrefixConfig:
         return PrefixConfig(use=self.prefix_cache, precision=self.prefix_precision, budget_gb=self.prefix_budget_gb)
+
+    def told(self, *, only_chosen: bool = False) -> Tree:
+        """The settings that figures follow from; `only_chosen`: those of them that do not stand at their default."""
+        tree: Tree = self.model_dump(mode="json", exclude_defaults=only_chosen)
+        for path in UNTOLD:
+            *above, last = path.split(".")
+            inner = tree
+            for key in above:
+                inner = inner.get(key, {})
+            inner.pop(last, None)
+        return tree
 
     def to_yaml(self) -> str:
         """The recipe with every default written out; reading it gives the same recipe."""

@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
-from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
 from pmmrec.processes import alone_in, end_all, signals_as_interrupts
-from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, RunRecipe, read_recipe, recipe_class_for, recipe_tree
+from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, read_recipe, recipe_class_for, recipe_tree
 from pmmrec.settings import Config, Tree, overlay, validate
 from pmmrec.shipped import find_recipe, shipped_file
 from pmmrec.tuning import results
+from pmmrec.tuning.ground import ground_of
 from pmmrec.tuning.record import STUDY_FILE, Ending, Record, best_first
 from pmmrec.tuning.space import read_space
 from pmmrec.tuning.trial import TrialProcess
-from pmmrec.zoo.hub import open_checkpoint
 
 POLL_S = 0.2
 # What a first trial may find wrong with the recipe or the data. Once one reached its end, it is a trial's own settings.
@@ -68,20 +66,20 @@ class Search:
         self._plan, self._say = plan, say
         path = find_recipe(plan.recipe)
         self._tree = recipe_tree(path, plan.overrides)
-        self._recipe = read_recipe(recipe_class_for(self._tree), path, plan.overrides)
-        self._is_finetune = isinstance(self._recipe, FinetuneRecipe)
-        domains = _domains(plan, self._recipe)
+        self._is_finetune = recipe_class_for(self._tree) is FinetuneRecipe
+        self._recipe: FinetuneRecipe | PretrainRecipe = (
+            read_recipe(FinetuneRecipe, path, plan.overrides)
+            if self._is_finetune
+            else read_recipe(PretrainRecipe, path, plan.overrides)
+        )
+        ground = ground_of(plan, self._recipe, say)
         self._space = read_space(plan.space)
         self._space.refuse_invalid(self._recipe, self._tree)
         self._short = results.short_names(list(self._space.dimensions))
         self._metric = self._recipe.validation.metric
         self.folder = (plan.runs or self._recipe.runs) / (plan.name or f"{self._recipe.name}-tune")
-        self.about = {
-            "recipe": yaml.safe_dump(self._recipe.model_dump(mode="json")),
-            "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in self._space.dimensions.items()},
-            "--from": plan.start_from,
-            "data": {domain.name: domain.fingerprint for domain in domains},
-        }
+        dimensions = self._space.dimensions.items()
+        self.about = {**ground, "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in dimensions}}
         self._active: dict[int, TrialProcess] = {}
         self._values: dict[int, Mapping[str, Any]] = {}
         self._seen: dict[int, dict[int, float]] = {}  # value of every epoch, by trial
@@ -265,17 +263,3 @@ class Search:
         columns, rows = results.best_rows(endings, self._short, self._metric)
         shares = {self._short[path]: share for path, share in self._record.importances().items()}
         return Found(self.folder, columns, rows, shares, self.folder / results.BEST_FILE)
-
-
-def _domains(plan: SearchPlan, recipe: RunRecipe) -> list[Domain]:
-    """The domains of a recipe that fits the options. The checkpoint is opened too, so that a wrong one is told now."""
-    if isinstance(recipe, PretrainRecipe):
-        if plan.start_from is not None or plan.on is not None:
-            raise RecipeError(f"{plan.recipe}: a pretraining takes neither --from nor --on; leave them out")
-        return [Domain.open(source) for source in recipe.data.sources]
-    if plan.start_from is None or plan.on is None:
-        raise RecipeError(f"{plan.recipe}: a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN")
-    if isinstance(recipe, FinetuneRecipe):
-        origin = plan.start_from
-        recipe.model_from(None if origin == "none" else open_checkpoint(origin, recipe.hub, parts=()))
-    return [Domain.open(plan.on)]

@@ -24,7 +24,7 @@ from pmmrec.zoo.hub.folder import (
 from pmmrec.zoo.hub.huggingface import SCHEME, HuggingFacePlace, list_repositories
 from pmmrec.zoo.hub.place import OutOfReachError, Place, PushOptions, Warn, refuse_pickles
 from pmmrec.zoo.hub.url import UrlPlace
-from pmmrec.zoo.hub.weights import find_weights, weights_origin
+from pmmrec.zoo.hub.weights import find_weights, weights_hash, weights_origin
 from pmmrec.zoo.index import PartEntry
 from pmmrec.zoo.origin import Origin
 from pmmrec.zoo.tensors import damages
@@ -46,6 +46,7 @@ __all__ = [
     "push_checkpoint",
     "refuse_taken_name",
     "refuse_unsound",
+    "weights_hash",
     "weights_origin",
 ]
 

@@ -58,6 +58,12 @@ def weights_origin(folder: Path) -> Origin | None:
     return recorded_origin(folder, WEIGHTS_CACHE) or huggingface.snapshot_origin(folder)
 
 
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over what an encoder reads of pretrained weights, wherever they lie."""
+    paths = sorted({path for pattern in WANTED for path in folder.glob(pattern) if path.is_file()})
+    return hashlib.sha256(json.dumps({path.name: files.sha256_of(path) for path in paths}).encode()).hexdigest()
+
+
 def _in_package(name: str) -> Path:
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
     if not package.isidentifier():
