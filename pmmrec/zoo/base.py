@@ -68,6 +68,7 @@ def base_entry(checkpoint: Checkpoint, parts: Sequence[str]) -> BaseEntry:
         revision=origin.commit if origin.is_remote else None,
         sha256=index_hash(checkpoint),
         parts={name: checkpoint.parts[name] for name in parts},
+        adapted={name: entry for name, entry in checkpoint.index.adapted.items() if name in parts},
     )
 
 
@@ -96,11 +97,14 @@ def _is_base(found: Checkpoint, wanted: BaseEntry) -> bool:
     """Whether it is the same checkpoint, or one whose needed parts are the same file by file under a newer card."""
     if index_hash(found) == wanted.sha256:
         return True
-    is_whole = found.index.base is None
-    return is_whole and all(_holds(found, name, entry) for name, entry in wanted.parts.items())
+    adapted = {name: entry for name, entry in found.index.adapted.items() if name in wanted.parts}
+    return adapted.keys() == wanted.adapted.keys() and all(
+        _is_same(entries.get(name), entry)
+        for entries, asked in ((found.parts, wanted.parts), (adapted, wanted.adapted))
+        for name, entry in asked.items()
+    )
 
 
-def _holds(checkpoint: Checkpoint, name: str, wanted: PartEntry) -> bool:
-    """Whether a part stands there, the same file by file; one index may tell more of it than another."""
-    found = checkpoint.parts.get(name)
+def _is_same(found: PartEntry | None, wanted: PartEntry) -> bool:
+    """Whether a part is the same file by file; one index may tell more of it than another."""
     return found is not None and (found.folder, found.files) == (wanted.folder, wanted.files)

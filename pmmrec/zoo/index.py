@@ -67,6 +67,7 @@ class BaseEntry(Config):
     revision: str | None = None
     sha256: Sha256  # of its index
     parts: dict[PartName, PartEntry]
+    adapted: dict[PartName, PartEntry] = {}  # where it is itself adapters: what it holds
 
 
 class Index(Config):

@@ -41,6 +41,7 @@ MERGEABLE = {
     "user_encoder": {"type": "ia3"},
     "train": ["fusion", "text_encoder.projection"],
 }
+LESS = {name: tree for name, tree in MERGEABLE.items() if name != "vision_encoder"}
 MIXED = {"text_encoder": LORA, "user_encoder": {"type": "houlsby", "width": 3}}
 
 
@@ -270,6 +271,12 @@ def test_adapters_stand_on_adapters(saved: Path, other: Any, score: Score, tmp_p
     loaded = load_recommender(Checkpoint.open(tmp_path / "second"))
     torch.testing.assert_close(score(loaded), score(again.recommender), rtol=0, atol=0)
     assert (score(loaded) - score(other.recommender)).abs().max() > 1e-3
+    restate(tmp_path / "first", metrics={"hr": 1.0}, card="# better told\n")
+    load_recommender(Checkpoint.open(tmp_path / "second"))
+    shutil.rmtree(tmp_path / "first")
+    stand(saved, replace(other, recommender=load_recommender(Checkpoint.open(saved))), LESS, tmp_path / "first")
+    with pytest.raises(CheckpointError, match="first is another"):
+        load_recommender(Checkpoint.open(tmp_path / "second"))
 
 
 def test_adapters_on_a_sentence_encoder_take_less_than_a_megabyte(tmp_path: Path) -> None:
