@@ -60,7 +60,7 @@ def main(
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ())
     checkpoint = starting_point(start_from, base, recipe.hub, warn)
-    origin = checkpoint.origin.pinned if checkpoint is not None and checkpoint.origin.is_remote else start_from
+    origin = "none" if checkpoint is None else checkpoint.origin.told
     model = recipe.model_from(checkpoint)
     given = recipe.backbones_from(checkpoint)
     folders = named_folders(weights or ())

@@ -29,6 +29,15 @@ class Origin:
         """What names the same checkpoint for good, wherever one is asked for; of a folder, the folder."""
         return f"{self.place}@{self.commit}" if self.is_remote else self.place
 
+    @property
+    def told(self) -> str:
+        """What others may read of it: of a folder `NAME@SHA-256`, since paths here are nobody else's business."""
+        if self.is_remote:
+            return self.pinned
+        folder = Path(self.place).resolve()
+        name = folder.parent.name if folder.name == "checkpoint" else folder.name  # runs/NAME/checkpoint
+        return f"{name}@{self.commit}"
+
 
 def origin_of(folder: Path) -> Origin:
     """The origin of a cached copy; any other folder is its own."""

@@ -15,7 +15,7 @@ from pmmrec.adapters import Host
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
-from pmmrec.settings import Config
+from pmmrec.settings import Config, validate
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint, fill, misfits, part_paths
 
@@ -100,7 +100,7 @@ class TransferPlan(Config):
             )
             raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}{follow}")
         train = None if self.train is None else _spell(_parts_of(self.train, parts), parts)
-        return TransferPlan(load=load, fresh=fresh, drop=drop, train=train)
+        return validate(TransferPlan, {"load": load, "fresh": fresh, "drop": drop, "train": train}, "transfer")
 
 
 FULL = TransferPlan(load=(EVERY,))

@@ -275,3 +275,12 @@ def test_a_plan_can_be_given_by_its_name() -> None:
         ValueError, match="no plan is called 'itmes'; there are full, items, user, text, vision, frozen"
     ):
         TransferPlan.model_validate("itmes")
+
+
+def test_words_that_stand_for_the_same_part_are_refused(other: Any, text_only: Any, saved: Path) -> None:
+    twice = TransferPlan(load=("item_encoder", "text_encoder", "user_encoder"))
+    with pytest.raises(RecipeError, match="load names a part twice"):
+        apply(twice, Checkpoint.open(saved), other.recommender)
+    both = TransferPlan(load=("text_encoder", "user_encoder"), drop=("item_encoder",))
+    with pytest.raises(RecipeError, match="text_encoder stands in load and in drop"):
+        apply(both, Checkpoint.open(saved), text_only.recommender)
