@@ -92,6 +92,7 @@ class CellResult(Config):
     trainings: tuple[Training, ...] = ()
     pretraining: Training | None = None  # what it started from, where that was trained beside it
     hardware: Hardware | None = None  # of an evaluation; a training has its own
+    checkpoint: str | None = None  # sha256 of the index it started from; None also where cells did not tell yet
     identity: dict[str, Any]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,21 @@ def test_a_whole_run_of_the_same_identity_is_kept(tmp_path: Path) -> None:
     run = stamped(run_of(tmp_path))
     assert run.stamp() is not None
     assert run_of(tmp_path, seed=2).stamp() is None
+
+
+def test_a_whole_run_is_kept_unless_its_checkpoint_is_known_to_be_another_now(tmp_path: Path) -> None:
+    run, checkpoint = stamped(run_of(tmp_path)), tmp_path / "checkpoint"
+    run = replace(run, start=checkpoint)
+    checkpoint.mkdir()
+    (checkpoint / "model_index.json").write_text("{}")
+    assert run.stamp() is not None  # a stamp of those that did not tell
+    stamp = json.loads((run.folder / "evidence.json").read_text())
+    (run.folder / "evidence.json").write_text(json.dumps(stamp | {"checkpoint": run.checkpoint_hash()}))
+    assert run.stamp() is not None
+    (checkpoint / "model_index.json").write_text('{"format": 1}')
+    assert run.stamp() is None
+    (checkpoint / "model_index.json").unlink()
+    assert run.stamp() is not None
 
 
 @pytest.mark.parametrize("name", ["evidence.json", "metrics.json"])
