@@ -272,9 +272,9 @@ def test_the_report_counts_every_tensor_and_prints_as_one_table(other: Any, save
 def test_a_plan_can_be_given_by_its_name() -> None:
     assert TransferPlan.model_validate("items") == NAMED["items"]
     with pytest.raises(
-        ValueError, match="no plan is called 'itmes'; there are full, items, user, text, vision, frozen"
+        ValueError, match="no plan is called 'all'; there are full, items, user, text, vision, frozen"
     ):
-        TransferPlan.model_validate("itmes")
+        TransferPlan.model_validate("all")
 
 
 def test_words_that_stand_for_the_same_part_are_refused(other: Any, text_only: Any, saved: Path) -> None:
