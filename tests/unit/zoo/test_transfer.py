@@ -271,9 +271,7 @@ def test_the_report_counts_every_tensor_and_prints_as_one_table(other: Any, save
 
 def test_a_plan_can_be_given_by_its_name() -> None:
     assert TransferPlan.model_validate("items") == NAMED["items"]
-    with pytest.raises(
-        ValueError, match="no plan is called 'all'; there are full, items, user, text, vision, frozen"
-    ):
+    with pytest.raises(ValueError, match="no plan is called 'all'; there are full, items, user, text, vision, frozen"):
         TransferPlan.model_validate("all")
 
 
