@@ -169,8 +169,8 @@ def equally_long(key_ND: Tensor) -> Tensor:
     nearest are those of the largest inner product. Scores stay, for the new entry of a query is 0. The reduction is
     that of Bachrach et al. (RecSys 2014), section 4.
     """
-    square_N1 = key_ND.double().square().sum(dim=1, keepdim=True)
-    return torch.cat((key_ND, (square_N1.max() - square_N1).sqrt().to(key_ND.dtype)), dim=1)
+    square_N1 = torch.linalg.vector_norm(key_ND, dim=1, keepdim=True).square()
+    return torch.cat((key_ND, (square_N1.max() - square_N1).sqrt()), dim=1)
 
 
 def _check_finite(domain: Path, query_QD: Tensor, key_CD: Tensor) -> None:
