@@ -50,7 +50,7 @@ def check_out(out: Path) -> None:
         raise RecipeError(f"--out {out}: exists; choose another name or remove it")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise RecipeError(f"--out {out}: {above} is a file, and nothing can lie in it; choose another name")
+        raise MachineError(f"--out {out}: {above} is a file, and nothing can lie in it; choose another name")
     try:
         with tempfile.TemporaryFile(dir=above):
             pass

@@ -213,7 +213,7 @@ def test_a_place_that_cannot_be_made_is_refused_before_any_work(
     (tmp_path / "file").write_text("mine")
     before = set(cache.iterdir())
     for ask in (lambda out: system.score(domain, K, out), lambda out: system.index(domain, out)):
-        with pytest.raises(RecipeError, match=r"file is a file, and nothing can lie in it"):
+        with pytest.raises(MachineError, match=r"file is a file, and nothing can lie in it"):
             ask(tmp_path / "file" / "lists" / "top.parquet")
         with pytest.raises(MachineError, match=r"--out /proc/top: /proc cannot be written to: "):
             ask("/proc/top")
