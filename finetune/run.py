@@ -24,9 +24,8 @@ from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.adapters import stand_on
+from pmmrec.zoo.adapters import stand_on, starting_point
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub import open_checkpoint
 from pmmrec.zoo.transfer import apply, plan_full
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as finetune/full.")]
@@ -36,6 +35,10 @@ From = Annotated[
     Option(
         "--from", metavar="CHECKPOINT", help="A folder, name in the hub, URL or hf://user/name; none: from scratch."
     ),
+]
+Base = Annotated[
+    str | None,
+    Option("--base", metavar="CHECKPOINT", help="For adapters in --from: what they stand on, where it is not found."),
 ]
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
@@ -51,6 +54,7 @@ def main(
     start_from: From,
     domain: On,
     overrides: Overrides = None,
+    base: Base = None,
     weights: Weights = None,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -58,8 +62,8 @@ def main(
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe, resume = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ()), resume or is_requeued()
-    checkpoint = None if start_from == "none" else open_checkpoint(start_from, recipe.hub, parts=(), warn=warn)
-    origin = checkpoint.origin.pinned if checkpoint is not None and checkpoint.origin.is_remote else start_from
+    checkpoint = starting_point(start_from, base, recipe.hub, warn)
+    origin = "none" if checkpoint is None else checkpoint.origin.told
     model = recipe.model_from(checkpoint)
     given = recipe.backbones_from(checkpoint)
     folders = named_folders(weights or ())
@@ -74,7 +78,7 @@ def main(
         return
 
     with Run.start(recipe, resume=resume) as run:
-        train(run, recipe, model, given, sources, folders, checkpoint, origin)
+        train(run, recipe, model, given, sources, folders, checkpoint, origin, base)
         if twin is not None and twin.model is not None:
             with Run.start(twin, resume=resume, beside=run) as scratch:
                 train(scratch, twin, twin.model, {}, sources, twin_folders, None, "none")
@@ -90,6 +94,7 @@ def train(
     weights: dict[str, Path],
     checkpoint: Checkpoint | None,
     origin: str,
+    base: str | None = None,
 ) -> None:
     """One training from its backbones to its test figures; the run folder holds what came out."""
     if run.is_finished:
@@ -103,7 +108,7 @@ def train(
         report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         run.log.say(report.table())
         if recipe.adapters is not None:
-            standing = stand_on(checkpoint, origin, recommender, recipe.adapters, report.loaded)
+            standing = stand_on(checkpoint, recommender, recipe.adapters, report.loaded)
             run.log.say(*standing.lines())
 
     reader = open_reader(sources, recommender, recipe, run)
@@ -116,7 +121,7 @@ def train(
     states = States.of(run, recipe.train.state, sources, started_from=origin)
     loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep], states=states)
     loop.fit()
-    outcome = rank_test_targets(run, recipe, loop, sources, kind="finetune")
+    outcome = rank_test_targets(run, recipe, loop, sources, "finetune", base)
     if outcome is not None:
         kept = run.folder / CHECKPOINT_FOLDER
         write_card(kept, outcome, recipe.licence, place=str(kept))

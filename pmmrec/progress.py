@@ -1,16 +1,42 @@
-"""Show people on a terminal how far long work has come; say nothing elsewhere."""
+"""Show people how far long work has come: by bars on a terminal, elsewhere by a line now and then, or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
+
+LINE_EVERY_S = 60
 
 
 class Progress(Protocol):
     """Called now and then during long work."""
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+class Lines:
+    """Gives `say` a line a minute: how much of a kind of work is done, and how fast it goes."""
+
+    def __init__(self, say: Callable[[str], None], every_s: float = LINE_EVERY_S) -> None:
+        self._say, self._every_s = say, every_s
+        self._started: dict[str, tuple[float, int]] = {}
+        self._said_s = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        started_s, before = self._started.setdefault(stage, (now_s, done))
+        if now_s - self._said_s < self._every_s:
+            return
+        self._said_s = now_s
+        pace = f"  {(done - before) / (now_s - started_s):,.0f}/s" if now_s > started_s else ""
+        self._say(f"{stage}: {done:,}/{total:,}{pace}")
+
+
+def bars_or_lines(say: Callable[[str], None] | None) -> AbstractContextManager[Progress]:
+    """Lines where somebody is told, else bars."""
+    return bars() if say is None else nullcontext(Lines(say))
 
 
 @contextmanager

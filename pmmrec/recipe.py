@@ -20,7 +20,7 @@ from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.objectives import ObjectiveConfig, objectives
-from pmmrec.settings import Config, overlay, parse_overrides, read_extended, validate
+from pmmrec.settings import Config, Tree, expanded, overlay, parse_overrides, read_extended, validate
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
@@ -33,7 +33,15 @@ else:
     ObjectiveField = objectives.field
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+Line = Annotated[str, StringConstraints(pattern=r"^\S.*$", max_length=200)]
 _R = TypeVar("_R", bound="RunRecipe")
+_OF_KEPT_STATES = ("prefix_precision", "prefix_budget_gb")
+# Where a run lies, what it is called and how it is watched change no figure; what its sources hold is told apart.
+UNTOLD = (
+    *("name", "runs", "hub", "cache", "licence", "publish_as", "replace", "rank_test"),
+    *("prefix_cache", "prefix_budget_gb", "train.log_every", "data.sources", "data.workers"),
+    *("machine.device", "machine.trackers", "machine.project"),
+)
 
 
 def _names_a_module(name: str) -> str:
@@ -44,25 +52,34 @@ def _names_a_module(name: str) -> str:
     return name
 
 
+def _at_home(path: Path) -> Path:
+    """A leading `~` is the home folder; a folder of that name would be a trap for whoever removes it."""
+    try:
+        return expanded(path)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
 def _unquoted_switch(value: Any) -> Any:
     """YAML reads `on` and `off` as truth values."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+Place = Annotated[Path, AfterValidator(_at_home)]
 ObjectiveName = Annotated[Name, AfterValidator(_names_a_module)]
 
 
 class PretrainData(DataConfig):
     """Data of a pretraining: the source domains."""
 
-    sources: tuple[Path, ...] = Field(min_length=1, description="Domain folders, made by `pmmrec data import`.")
+    sources: tuple[Place, ...] = Field(min_length=1, description="Domain folders, made by `pmmrec data import`.")
 
 
 class RunRecipe(Config):
     """What pretraining and fine-tuning share."""
 
     name: Name = Field(description="Name of the run; its folder is `runs/NAME`.")
-    system: str = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
+    system: Name = Field("pmmrec", description="Which published system the model is; stands in the checkpoint.")
     seed: int = Field(1, ge=0, lt=2**31)
     objectives: dict[ObjectiveName, ObjectiveField | None] = Field(
         description="Name -> objective; null takes one away."
@@ -75,9 +92,9 @@ class RunRecipe(Config):
         True,
         description="Whether the test targets are ranked at the end and a pretraining published; tuning does neither.",
     )
-    runs: Path = Field(Path("runs"), description="Folder in which run folders are made.")
-    hub: Path = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
-    licence: str = Field("other", description="Licence field of the card; the weights are yours to license.")
+    runs: Place = Field(Path("runs"), description="Folder in which run folders are made.")
+    hub: Place = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
+    licence: Line = Field("other", description="Licence field of the card; the weights are yours to license.")
     cache: Path = Field(
         Path("~/.cache/pmmrec"), description="Where tokens, pixels and states of frozen blocks are kept between runs."
     )
@@ -103,6 +120,16 @@ class RunRecipe(Config):
             raise ValueError("data.corruption: has no effect, no objective reads corrupted windows; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _kept_states_are_kept(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in _OF_KEPT_STATES if getattr(self, name) != fields[name].default]
+        if self.prefix_cache == "off" and idle:
+            raise ValueError(
+                f"{', '.join(idle)}: without effect, prefix_cache=off keeps no states; leave out, or say auto"
+            )
+        return self
+
     @property
     def active_objectives(self) -> dict[str, ObjectiveConfig]:
         return {name: config for name, config in self.objectives.items() if isinstance(config, ObjectiveConfig)}
@@ -115,9 +142,27 @@ class RunRecipe(Config):
     def prefix(self) -> PrefixConfig:
         return PrefixConfig(use=self.prefix_cache, precision=self.prefix_precision, budget_gb=self.prefix_budget_gb)
 
+    def told(self, *, only_chosen: bool = False) -> Tree:
+        """The settings that figures follow from; `only_chosen`: those of them that do not stand at their default."""
+        tree: Tree = self.model_dump(mode="json", exclude_defaults=only_chosen)
+        for path in UNTOLD:
+            *above, last = path.split(".")
+            inner = tree
+            for key in above:
+                inner = inner.get(key, {})
+            inner.pop(last, None)
+        return tree
+
     def to_yaml(self) -> str:
         """The recipe with every default written out; reading it gives the same recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def to_public_yaml(self) -> str:
+        """The recipe as a checkpoint carries it: places of this machine are left out, sources keep their last name."""
+        tree = self.model_dump(mode="json", exclude={"runs", "hub", "cache"})
+        if "sources" in tree["data"]:
+            tree["data"]["sources"] = [Path(source).absolute().name for source in tree["data"]["sources"]]
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 class PretrainRecipe(RunRecipe):
@@ -159,6 +204,11 @@ class FinetuneRecipe(RunRecipe):
             raise RecipeError(
                 f"{self.name}: transfer: has no effect with `--from none`; leave it out, or name a checkpoint"
             )
+        if checkpoint is not None and self.transfer is not None and not self.transfer.loads(checkpoint.parts):
+            raise RecipeError(
+                f"{self.name}: transfer: takes over no part of {checkpoint.folder}, which holds "
+                f"{', '.join(checkpoint.parts)}; name one in load, or train from scratch with `--from none`"
+            )
         if self.model is not None:
             return self.model
         if checkpoint is None:
@@ -187,10 +237,19 @@ class FinetuneRecipe(RunRecipe):
         for setting in ("type", "weights", "architecture", "vocab_size"):
             wanted, found = getattr(ours, setting, None), getattr(theirs, setting, None)
             if wanted != found:
+                here, there = _told_apart(wanted, found)
                 raise RecipeError(
-                    f"model: {part}: {setting} is {wanted!r}, but the part comes from {checkpoint.folder}, where it is "
-                    f"{found!r}; leave model out of the recipe, or start the part fresh with transfer"
+                    f"model: {part}: {setting} is {here}, but the part comes from {checkpoint.folder}, where it is "
+                    f"{there}; leave model out of the recipe, or start the part fresh with transfer"
                 )
+
+
+def _told_apart(ours: Any, theirs: Any) -> tuple[str, str]:
+    """Both values for people; of two mappings the keys that differ."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        ours, theirs = ({key: one.get(key) for key in keys} for one in (ours, theirs))
+    return repr(ours), repr(theirs)
 
 
 def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = ()) -> _R:

@@ -6,17 +6,29 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
+from yaml.reader import ReaderError
 
 from pmmrec.errors import RecipeError
 
 MAX_YAML_BYTES = 1_000_000
 MAX_EXTENDS = 8
+
+# What pydantic says of these speaks of Python; people write YAML.
+PLAIN = {
+    "model_type": "must be a mapping, such as {key: value}",
+    "dict_type": "must be a mapping, such as {key: value}",
+    "tuple_type": "must be a list, such as [a, b]",
+    "list_type": "must be a list, such as [a, b]",
+    "path_type": "must be a path; quote it if it looks like something else",
+    "string_type": "must be text; quote it if it looks like something else",
+}
 
 Tree = dict[str, Any]
 _C = TypeVar("_C", bound="Config")
@@ -30,11 +42,21 @@ class Config(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _name_nearest_key(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        switches = [_no_number(name, value[name]) for name in cls._numbers_that_are_switches(value)]
         try:
-            return handler(value)
+            made = handler(value)
         except ValidationError as error:
             problems = [_with_nearest_key(problem, list(cls.model_fields)) for problem in error.errors()]
-            raise ValidationError.from_exception_data(cls.__name__, problems) from error
+            raise ValidationError.from_exception_data(cls.__name__, [*problems, *switches]) from error
+        if switches:
+            raise ValidationError.from_exception_data(cls.__name__, switches)
+        return made
+
+    @classmethod
+    def _numbers_that_are_switches(cls, value: Any) -> list[str]:
+        """Names of fields that want a number and are given `yes` or `true`, which pydantic would read as 1."""
+        given = value if isinstance(value, Mapping) else {}
+        return [name for name, field in cls.model_fields.items() if _is_switch_for_number(given.get(name), field)]
 
 
 class PartConfig(Config):
@@ -61,6 +83,8 @@ class _Loader(yaml.SafeLoader):
             raise RecipeError(f"{place}: {shown} is no {kind}; quote it if it is meant as text") from error
         if isinstance(value, str) and "\0" in value:
             raise RecipeError(f"{place}: {_shown(value)} holds a NUL, which no name or path may; remove it")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise RecipeError(f"{place}: {_shown(value)} holds half a letter (a surrogate); write the letter itself")
         return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -89,7 +113,11 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Raises RecipeError for broken YAML, tags such as `!!python/object`, duplicate keys and aliases.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except ReaderError as error:
+        line, problem = text.count("\n", 0, error.position) + 1, str(error).splitlines()[0]
+        raise RecipeError(f"{name}: line {line}: not valid YAML: {problem}") from error
     loader.name = name
     try:
         return loader.get_single_data()
@@ -107,6 +135,8 @@ def parse_yaml(text: str, name: str) -> Any:
 def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file, as written, `extends:` included."""
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe may have no end
+            raise RecipeError(f"{path}: is no file; name one that holds `key: value` lines")
         if path.stat().st_size > MAX_YAML_BYTES:
             raise RecipeError(f"{path}: larger than {MAX_YAML_BYTES:,} bytes; a recipe is a short text")
         text = path.read_text(encoding="utf-8")
@@ -215,9 +245,21 @@ def _with_nearest_key(problem: Any, known: list[str]) -> InitErrorDetails:
     return InitErrorDetails(type=custom, loc=problem["loc"], input=problem["input"])
 
 
+def _is_switch_for_number(value: Any, field: FieldInfo) -> bool:
+    if not isinstance(value, bool):
+        return False
+    kinds = {kind for part in (field.annotation, *get_args(field.annotation)) for kind in (part, *get_args(part))}
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _no_number(name: str, value: bool) -> InitErrorDetails:
+    custom = PydanticCustomError("value_error", "must be a number, found {found}", {"found": str(value).lower()})
+    return InitErrorDetails(type=custom, loc=(name,), input=value)
+
+
 def _explain(tree: Mapping[str, Any], problem: Any) -> str:
     where = _path_in(tree, problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = PLAIN.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
     is_ours = problem["type"] in ("missing", "value_error", "unknown_key")
     found = "" if is_ours else f" (found {_shown(problem.get('input'))})"
     return f"{_dotted(where) or 'recipe'}: {message[:1].lower() + message[1:]}{found}"
@@ -231,7 +273,7 @@ def _path_in(tree: Any, loc: Iterable[Any]) -> list[Any]:
     for position, entry in enumerate(entries):
         is_key = isinstance(here, Mapping) and entry in here
         is_index = isinstance(here, list) and isinstance(entry, int) and entry < len(here)
-        is_last_and_absent = position == len(entries) - 1 and isinstance(here, Mapping)
+        is_last_and_absent = position == len(entries) - 1 and isinstance(here, Mapping | list)
         if is_key or is_index:
             here = here[entry]
             path.append(entry)

@@ -23,19 +23,20 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.catalogue import evaluate_model
-from pmmrec.evaluation.encoded import kept_vectors
+from pmmrec.evaluation.encoded import NotFiniteVectorError, kept_vectors
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import ListMaker
 from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
+from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
-from pmmrec.progress import bars
+from pmmrec.progress import bars_or_lines
 from pmmrec.serving.export import Exported, write_index
-from pmmrec.serving.offer import EncodedItems, Offer, report_rejected, weights_name
-from pmmrec.serving.score import Scored, ScoreJob, chosen_users
+from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected, weights_name
+from pmmrec.serving.score import Scored, ScoreJob, check_out, chosen_users
 from pmmrec.serving.service import Kind, faiss
 from pmmrec.settings import expanded
 from pmmrec.zoo import files
@@ -119,6 +120,7 @@ class System:
             with files.writing(Path(out), replace=False) as place:
                 more = None if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
                 write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids, more)
+                write_whereabouts(place, [opened])
                 write_outcome(place, outcome)
         return outcome
 
@@ -150,22 +152,21 @@ class System:
             new_items: A table (item_id, text) of items that nobody has touched, candidates beside those of the domain.
             new_images: A folder of their pictures.
             share: Which part of the work is this process's.
-            say: Called now and then with a line that tells how far it has come.
+            say: Called once a minute with a line that tells how far it has come; None: bars on a terminal.
         """
-        share, place = share or Share(), Path(out)
-        if place.exists():
-            raise RecipeError(f"--out {out}: exists; choose another name or remove it")
+        share, place = share or Share(), expanded(Path(out))
+        check_out(place)
         if new_images is not None and new_items is None:
             raise RecipeError("--new-images: has no effect without --new-items; leave it out")
         opened = _opened(domain, streamed=True)
         histories = Histories(opened)
         chosen = chosen_users(histories, None if users is None else Path(users), self._warn, skip_unknown=skip_unknown)
-        with self._new_items(new_items, new_images) as new:
+        with self._new_items(new_items, new_images, opened, say) as new:
             num_items = opened.num_items + (0 if new is None else new.num_items)
             if k > num_items:
                 raise RecipeError(f"--top-k {k}: {opened.name} has only {num_items} items; choose k up to that")
-            fresh = None if new is None else self._encode(new, share)
-            offer = Offer.of(self._encode(opened, share), fresh)
+            fresh = None if new is None else self._encode(new, share, say)
+            offer = Offer.of(self._encode(opened, share, say), fresh)
             asked = f"{weights_name(self.checkpoint)} {self._popularity} {opened.fingerprint} {k} {seen}"
             name = f"{asked} {'' if new is None else new.fingerprint}"
             job = ScoreJob(place, histories, chosen, share=share, name=hashlib.sha256(name.encode()).hexdigest())
@@ -182,8 +183,8 @@ class System:
                 device=self.device,
                 threads=torch.get_num_threads(),
             )
-            with bars() as progress:
-                return job.run(maker, offer.item_ids, progress, say)
+            with bars_or_lines(say) as progress:
+                return job.run(maker, offer.item_ids, progress)
 
     def index(
         self,
@@ -194,6 +195,7 @@ class System:
         k: int = 10,
         num_users: int = 1000,
         seed: int = 0,
+        say: Callable[[str], None] | None = None,
     ) -> Exported:
         """Write item vectors, an index of them and the user encoder, for a service that has nothing else.
 
@@ -204,19 +206,22 @@ class System:
             k: Recall is measured on lists of so many items.
             num_users: Users of the domain, drawn at random, on whom it is measured.
             seed: Of the draw.
+            say: Called once a minute with a line that tells how far it has come; None: bars on a terminal.
         """
-        if Path(out).exists():
-            raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
+        place = expanded(Path(out))
+        check_out(place)
         faiss()
         opened = _opened(domain, streamed=True)
-        model, encoded = self._model_for(opened), self._encode(opened)
-        histories, place = Histories(opened), Path(out)
+        model, encoded = self._model_for(opened), self._encode(opened, say=say)
+        histories = Histories(opened)
         return write_index(
             place, self.checkpoint, model, encoded, histories, kind=kind, k=k, num_users=num_users, seed=seed
         )
 
     @contextmanager
-    def _new_items(self, items: Path | str | None, images: Path | str | None) -> Iterator[Domain | None]:
+    def _new_items(
+        self, items: Path | str | None, images: Path | str | None, known: Domain, say: Callable[[str], None] | None
+    ) -> Iterator[Domain | None]:
         """The domain that a table of new items makes; it goes when the block ends."""
         if items is None:
             yield None
@@ -225,9 +230,10 @@ class System:
             raise RecipeError("--new-items: this model knows items by id, and can say nothing of items it has not met")
         self._cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache) as folder:
-            with bars() as progress:
+            with bars_or_lines(say) as progress:
                 new = import_new_items(Path(items), None if images is None else Path(images), Path(folder), progress)
             report_rejected(new, self._warn)
+            check_new(new, known)
             yield new
             self._encoded.pop(new.fingerprint, None)
 
@@ -251,22 +257,27 @@ class System:
             self._maker = (asked, made)
         return self._maker[1]
 
-    def _encode(self, domain: Domain, share: Share | None = None) -> EncodedItems:
+    def _encode(
+        self, domain: Domain, share: Share | None = None, say: Callable[[str], None] | None = None
+    ) -> EncodedItems:
         if domain.fingerprint not in self._encoded:
-            recommender, reader = self._model_for(domain), self._reader_for(domain)
+            recommender, reader = self._model_for(domain), self._reader_for(domain, say)
             weights = weights_name(self.checkpoint, list(recommender.item_encoder.parts))
-            with bars() as progress:
-                vectors_ND = kept_vectors(
-                    recommender,
-                    reader,
-                    0,
-                    weights=weights,
-                    cache=self._cache,
-                    device=self.device,
-                    keep_on=self._home_of(domain.num_items),
-                    share=share,
-                    progress=progress,
-                )
+            try:
+                with bars_or_lines(say) as progress:
+                    vectors_ND = kept_vectors(
+                        recommender,
+                        reader,
+                        0,
+                        weights=weights,
+                        cache=self._cache,
+                        device=self.device,
+                        keep_on=self._home_of(domain.num_items),
+                        share=share,
+                        progress=progress,
+                    )
+            except NotFiniteVectorError as error:
+                raise NotFiniteVectorError(error.row, str(domain.folder), domain.item_ids[error.row].as_py()) from error
             self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND, reader.contents(0))
         return self._encoded[domain.fingerprint]
 
@@ -297,10 +308,10 @@ class System:
             self._loaded_for = domain.item_ids_fingerprint
         return self._recommender
 
-    def _reader_for(self, domain: Domain) -> ItemReader:
+    def _reader_for(self, domain: Domain, say: Callable[[str], None] | None = None) -> ItemReader:
         encoder = self._model_for(domain).item_encoder
         reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
-        with bars() as progress:
+        with bars_or_lines(say) as progress:
             reader = ItemReader([domain], *reads, self._cache, progress, self._max_unreadable)
         for warning in reader.warnings:
             if warning not in self._warned:

@@ -83,7 +83,8 @@ class _Bottlenecks(Adapter):
         del holders
         raise RecipeError(
             f"{self.config.type} adapters of {host.architecture} cannot be merged into weights: there is an activation "
-            "in them. Keep the adapter checkpoint: it is evaluated, scored and loaded as it is, on its base"
+            "in them. Keep the adapter checkpoint: it is evaluated, scored and loaded as it is, on its base; "
+            "a training can start from that base again, or from adapters that merge: lora, dora, ia3"
         )
 
     def _sub_layers(self, host: Host) -> list[tuple[str, str]]:

@@ -61,6 +61,7 @@ class _OfPeft(Adapter):
         holders = self._targets(host, blocks, where)
         if not holders:
             raise RecipeError(f"{where}: {host.architecture} has no linear maps where its layout says; name `targets`")
+        _refuse_tied(host, holders, where)
         inject_adapter_in_model(self._peft_config(host, holders), host.module, NAME)
         del host.module.peft_config  # it would make transformers save adapters in the place of weights
         found = tuple(name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer))
@@ -163,3 +164,20 @@ class Ia3(_OfPeft):
         inner = set(host.at(sites_of(host).feed_forward[1], host.blocks))
         make: Callable[..., Any] = peft.IA3Config
         return make(target_modules=list(holders), feedforward_modules=[name for name in holders if name in inner])
+
+
+def _refuse_tied(host: Host, holders: Sequence[str], where: str) -> None:
+    """RecipeError for a linear map that shares its weight: merging would change the other place too."""
+    for holder in holders:
+        weight: Any = host.sub(holder).weight
+        sharing = [
+            f"{name}.{key}" if name else key
+            for name, module in host.module.named_modules()
+            for key, other in module.named_parameters(recurse=False)
+            if other is weight and name != holder
+        ]
+        if sharing:
+            raise RecipeError(
+                f"{where}: {holder} of {host.architecture} shares its weight with {', '.join(sharing)}, which adapters "
+                "would change too when they are merged; name other `targets`"
+            )

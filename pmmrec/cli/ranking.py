@@ -95,7 +95,12 @@ def report(
         Path, Option("--out", metavar="FOLDER|FILE.html", help="Where the page goes; a folder gets the pictures too.")
     ],
     domain: Annotated[
-        list[Path] | None, Option("--domain", metavar="DOMAIN", help="For maps and lists of users; may be repeated.")
+        list[Path] | None,
+        Option(
+            "--domain",
+            metavar="DOMAIN",
+            help="For maps and lists of users, may be repeated; where the runs read it unless given. none: neither.",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None,

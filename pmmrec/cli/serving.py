@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -80,7 +81,7 @@ def score(
             new_items=new_items,
             new_images=new_images,
             share=share,
-            say=None if sys.stderr.isatty() else _say,
+            say=_line_sayer(),
         )
         typer.echo(scored.line())
 
@@ -119,11 +120,16 @@ def index(
             checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
         )
         wanted = None if kind is Kind.AUTO else kind.value
-        exported = system.index(domain, out, kind=wanted, k=k, num_users=users, seed=seed)
+        exported = system.index(domain, out, kind=wanted, k=k, num_users=users, seed=seed, say=_line_sayer())
         for line in exported.lines():
             typer.echo(line)
         if exported.is_poor:
             warn("the index misses more than 1 in 100 of the best items; --kind flat is exact")
+
+
+def _line_sayer() -> Callable[[str], None] | None:
+    """What says lines where no bar can be drawn."""
+    return None if sys.stderr.isatty() else _say
 
 
 def _say(line: str) -> None:

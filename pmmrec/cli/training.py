@@ -50,7 +50,10 @@ def finetune(
     rendezvous: Rendezvous = None,
     print_command: PrintCommand = False,
 ) -> None:
-    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run] \\[--launch FILE]."""
+    """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run] \\[--launch FILE].
+
+    Adapters in --from take \\[--base CHECKPOINT]: what they stand on, where it is not found.
+    """
     machines = _Machines(processes_per_node, nodes, node_rank, rendezvous)
     _start("finetune/run.py", context.args, launch, machines, print_command=print_command)
 

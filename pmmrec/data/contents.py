@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import uuid
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from pmmrec.errors import DataError, MachineError
 
 Ints = NDArray[np.int64]
 FORMAT = 1  # part of the key: a change of layout makes a new cache
+DIGEST = ".sha256"  # suffix of the file beside an array that says whether it is what was written
 IMAGES_AT_ONCE = 256
 MAX_UNREADABLE = 0.05  # share of a domain's items
 
@@ -121,23 +123,28 @@ def _image_hashes(domain: Domain, rows: Ints) -> Iterable[bytes | None]:
 
 
 def _load(path: Path, num_items: int) -> Ints | None:
-    """What was kept; None where there is nothing or it was cut short or changed: no row is like a later one."""
+    """What was kept; None where there is nothing, or no longer what its digest was taken of."""
     try:
-        same_as_N: Ints = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # EOFError: an empty file
+        kept = path.read_bytes()
+        if path.with_suffix(DIGEST).read_text(encoding="utf-8") != hashlib.sha256(kept).hexdigest():
+            return None
+        same_as_N: Ints = np.load(io.BytesIO(kept), allow_pickle=False)
+    except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
         return None
-    if same_as_N.dtype != np.int64 or same_as_N.shape != (num_items,) or same_as_N.min() < 0:
-        return None
-    is_first_alike = (same_as_N <= np.arange(num_items)).all() and (same_as_N[same_as_N] == same_as_N).all()
-    return same_as_N if is_first_alike else None
+    return same_as_N if same_as_N.dtype == np.int64 and same_as_N.shape == (num_items,) else None
 
 
 def _save(path: Path, same_as_N: Ints) -> None:
-    unfinished = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.npy")
+    """The array, then its digest, each whole; others who write the same two at once write the same bytes."""
+    kept = io.BytesIO()
+    np.save(kept, same_as_N, allow_pickle=False)
+    digest = hashlib.sha256(kept.getvalue()).hexdigest()
+    unfinished = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(unfinished, same_as_N, allow_pickle=False)
-        unfinished.replace(path)
+        for place, content in ((path, kept.getvalue()), (path.with_suffix(DIGEST), digest.encode())):
+            unfinished.write_bytes(content)
+            unfinished.replace(place)
     except OSError as error:
         raise MachineError(
             f"{path.parent}: which images are alike cannot be kept there: {error.strerror or error}; free space or "

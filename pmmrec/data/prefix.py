@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,12 @@ class PrefixConfig(Config):
     use: Literal["auto", "on", "off"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     budget_gb: float = Field(50.0, gt=0)
+    makes: bool = True  # False: tables that are there are read, none is made
+
+    @property
+    def insists(self) -> bool:
+        """Whether it is an error where nothing can be kept."""
+        return self.use == "on" and self.makes
 
 
 class Chunk(NamedTuple):
@@ -91,17 +97,19 @@ class PrefixTable:
         progress: Progress | None = None,
         say: Say = silent,
     ) -> PrefixTable:
-        """The table in `cache`, made first when there is none that is whole.
+        """The table in `cache`, made first when there is none that is whole and `config` makes any.
 
         Its folder is named after the frozen weights, the preprocessing, the items and the precision, and appears whole,
         so runs and processes may share it. `say` is told what is removed for it. Raises NoRoomError when disk or budget
-        are too small, be it that other processes remove the table as fast as it is made.
+        are too small, be it that other processes remove the table as fast as it is made, or when none may be made.
         """
         source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision}"
         folder = cache / f"prefix-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
         for _ in range(ATTEMPTS):
             mark_used(folder)  # first, since reading it through to check it takes a while
             if not _is_whole(folder):
+                if not config.makes:
+                    raise NoRoomError(f"{folder}: no frozen states are kept there, and none are made now")
                 try:
                     _make(folder, prefix, wanted, config, progress, say)
                 except OSError as error:
@@ -239,11 +247,13 @@ def _make(
     ends = np.cumsum(wanted.num_rows_R)
     shape = (int(ends[-1]), *states_R.shape[2 if wanted.is_ragged else 1 :])
     num_bytes = math.prod(shape) * dtype.itemsize
-    make_room(folder, num_bytes, int(config.budget_gb * 1e9), say)
     incomplete = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}")
     try:
         incomplete.mkdir(parents=True)
-        _reserve(incomplete / STATES, num_bytes)
+        with (incomplete / STATES).open("wb") as file:
+            file.truncate(num_bytes)  # first, so that whoever looks for room at once counts it
+            make_room(folder, num_bytes, int(config.budget_gb * 1e9), say)
+            _reserve(file, num_bytes)
         flat = torch.from_file(str(incomplete / STATES), shared=True, size=math.prod(shape), dtype=dtype)
         table, num_done = flat.view(shape), 0
         while True:
@@ -265,12 +275,10 @@ def _make(
         shutil.rmtree(incomplete, ignore_errors=True)
 
 
-def _reserve(path: Path, num_bytes: int) -> None:
-    """A file of this size whose blocks are there: a full disk is told now, and not by a signal while it is written."""
-    with path.open("wb") as file:
-        file.truncate(num_bytes)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
+def _reserve(file: IO[bytes], num_bytes: int) -> None:
+    """Have the blocks of a file be there: a full disk is told now, and not by a signal while it is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _write(table: Tensor, ends: Ints, slot_R: Ints, states_R: Tensor, inputs: TokenInputs | PixelInputs) -> None:

@@ -31,14 +31,16 @@ def silent(line: str) -> None:
 def make_room(folder: Path, num_bytes: int, budget: int, say: Say) -> None:
     """Remove tables unused for longest until `budget` and disk hold `num_bytes` more, for `folder`.
 
+    What others are making counts with all that it will take, unless it is the same table, of which one will stay.
     NoRoomError, and nothing is removed, where that would not be enough.
     """
     cache = folder.parent
     cache.mkdir(parents=True, exist_ok=True)
     _sweep(cache)
+    being_made = _being_made(cache, folder)  # first: what is put in its place meanwhile is counted there, too
     sizes = {path: _size(path) for path in cache.glob("prefix-*") if path != folder}
     unused = [path for path in sorted(sizes, key=_last_used) if time.time() - _last_used(path) > IN_USE_S]
-    held, free = sum(sizes.values()), shutil.disk_usage(cache).free
+    held, free = being_made + sum(sizes.values()), shutil.disk_usage(cache).free
     over_budget, over_disk = held + num_bytes - budget, num_bytes + SPARE_BYTES - free
     removable = sum(sizes[path] for path in unused)
     if over_budget > removable:
@@ -66,9 +68,21 @@ def make_room(folder: Path, num_bytes: int, budget: int, say: Say) -> None:
 def _sweep(cache: Path) -> None:
     """Take away what processes that were killed have left half-written."""
     for path in cache.glob(f".prefix-*{INCOMPLETE}"):
-        with suppress(OSError):
-            if time.time() - max(place.stat().st_mtime for place in (path, *path.iterdir())) > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+        if time.time() - _last_touched(path) > ABANDONED_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _being_made(cache: Path, folder: Path) -> int:
+    """Bytes of other tables that somebody is making; what nobody has touched for long is left for the sweep."""
+    others = [path for path in cache.glob(f".prefix-*{INCOMPLETE}") if not path.name.startswith(f".{folder.name}.")]
+    return sum(_size(path) for path in others if time.time() - _last_touched(path) < IN_USE_S)
+
+
+def _last_touched(folder: Path) -> float:
+    try:
+        return max(place.stat().st_mtime for place in (folder, *folder.iterdir()))
+    except OSError:  # somebody is at work in it
+        return time.time()
 
 
 def _size(folder: Path) -> int:

@@ -29,6 +29,16 @@ LIBRARIES = ("torch", "transformers", "timm")  # another version may compute oth
 VECTORS, DIGEST = "vectors", "sha256"
 
 
+class NotFiniteVectorError(DataError):
+    """The vector of an item holds something that is no number."""
+
+    def __init__(self, row: int, where: str, item: str | None = None) -> None:
+        """`item`: its id, where that is known."""
+        named = row if item is None else repr(item)
+        super().__init__(f"{where}: the vector of item {named} is not finite; has the model diverged?")
+        self.row = row
+
+
 def kept_vectors(
     recommender: Recommender,
     reader: ItemReader,
@@ -47,8 +57,8 @@ def kept_vectors(
 
     `weights` names the weights of the item encoder: the pieces of other weights, items, devices or libraries are
     others. A run that was killed goes on where it was. Each process of a `share` encodes its own pieces, then those
-    that others have not finished, and reads the rest. Raises DataError when a vector is not finite, MachineError when
-    the cache cannot be written.
+    that others have not finished, and reads the rest. Raises NotFiniteVectorError where a vector is no number,
+    MachineError when the cache cannot be written.
     """
     rows, contents = reader.in_order(domain_index), reader.contents(domain_index)
     versions = " ".join(version(name) for name in LIBRARIES)
@@ -86,8 +96,7 @@ def _encode(
     vectors_PD = torch.cat(parts)
     wrong = torch.nonzero(~torch.isfinite(vectors_PD).all(dim=1))
     if len(wrong):
-        row = int(rows[int(wrong[0])])
-        raise DataError(f"domain {domain_index}: the vector of item {row} is not finite; has the model diverged?")
+        raise NotFiniteVectorError(int(rows[int(wrong[0])]), f"domain {domain_index}")
     return vectors_PD
 
 

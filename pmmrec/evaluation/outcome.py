@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
+from pmmrec.data.domain import NAME_PATTERN
 from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
@@ -25,7 +28,7 @@ METRICS_FILE = "metrics.json"
 class StratumOutcome(Config):
     """Figures on some of the targets, means over them in 0..1; no figures where there are none."""
 
-    num_targets: int
+    num_targets: int = Field(ge=0)
     metrics: dict[str, Interval] = {}
     floors: dict[str, dict[str, Interval]] = {}
 
@@ -33,10 +36,10 @@ class StratumOutcome(Config):
 class DomainOutcome(Config):
     """Test figures on one domain, means over targets in 0..1, and those of the floors where they were computed."""
 
-    domain: str
+    domain: str = Field(pattern=NAME_PATTERN)  # files of a run are named after it
     fingerprint: str  # of the domain's content
-    num_users: int
-    num_items: int
+    num_users: int = Field(ge=1)
+    num_items: int = Field(ge=1)
     seen_target: float
     metrics: dict[str, Interval]
     floors: dict[str, dict[str, Interval]] = {}
@@ -54,14 +57,21 @@ class Outcome(Config):
     domains: tuple[DomainOutcome, ...]
     seen: str = "exclude"
     scenario: Scenario = "regular"
-    best_epoch: int | None = None
-    num_epochs: int | None = None
+    best_epoch: int | None = Field(None, ge=0)
+    num_epochs: int | None = Field(None, ge=0)
     training_s: float | None = None
     seconds_per_epoch: float | None = None  # as the next three: of the training, without its validation
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     peak_memory_bytes: int | None = None  # of the device; without a GPU, of the process since its start
     validation: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _tells_of_each_domain_once(self) -> Self:
+        names = [found.domain for found in self.domains]
+        if len(set(names)) < len(names):
+            raise ValueError("domains: tells of one twice; measure the run again")
+        return self
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:

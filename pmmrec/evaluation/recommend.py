@@ -41,6 +41,15 @@ ROWS_OF_GROUP = 100_000  # rows of a Parquet row group, at least, but for the la
 Ints = NDArray[np.int64]
 
 
+class NotFiniteError(DataError):
+    """A score that is no number."""
+
+    def __init__(self, user: int | str, item: int | str, score: float) -> None:
+        """Users and items by row, or by id where they are known."""
+        super().__init__(f"user {user}: item {item} scores {score}; scores must be finite, has the model diverged?")
+        self.user, self.item, self.score = user, item, score
+
+
 @dataclass(frozen=True)
 class TopItems:
     """The lists of some users, best first, equal scores by item row; on the CPU."""
@@ -150,7 +159,7 @@ class ListMaker:
     def lists(self, offsets: Rows, items: Rows, first_user: int = 0) -> Iterator[TopItems]:
         """Lists in order; the i-th user's history is items[offsets[i]:offsets[i+1]], and none is empty.
 
-        In the lists users are numbered from `first_user` on. Raises DataError for a score that is not finite.
+        In the lists users are numbered from `first_user` on. Raises NotFiniteError for a score that is no number.
         """
         free: SimpleQueue[Scan] = SimpleQueue()
         for scan in self._scans:
@@ -230,11 +239,7 @@ class ListMaker:
 
     def _complaint(self, first_user: int) -> Complain:
         def complain(row: int, column: int, score: float) -> DataError:
-            user, item = first_user + row, int(self._candidates.first_C[column])
-            return DataError(
-                f"recommendation: user {user}: item {item} scores {score}; scores must be finite, has the model "
-                "diverged?"
-            )
+            return NotFiniteError(first_user + row, int(self._candidates.first_C[column]), score)
 
         return complain
 
@@ -287,7 +292,8 @@ def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids
     if path.exists():
         raise RecipeError(f"{path}: exists; name another file or remove this one")
     num_rows, waiting, num_waiting = 0, [SCHEMA.empty_table()], 0
-    with whole_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+    # opened here: pyarrow would read `~` in a name in its own way
+    with whole_file(path) as temporary, temporary.open("wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:
         for user_ids, top in lists:
             waiting.append(_rows(top, user_ids, item_ids))
             num_waiting += waiting[-1].num_rows

@@ -35,14 +35,6 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """System a minus system b over the same users."""
-
-    difference: Interval
-    share_differing: float  # of the users, those on whom the systems differ for some seed
-
-
 def mean_interval(values: Values, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> Interval:
     """Interval of the mean of one value per user, `(Q,)`, or per seed and user, `(M, Q)`.
 
@@ -57,27 +49,13 @@ def mean_interval(values: Values, *, level: float = 0.95, num_draws: int = NUM_D
     return Interval(float(values_MQ.mean()), float(low), float(high), level)
 
 
-def paired_interval(
-    a: Values, b: Values, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0
-) -> Comparison:
-    """Interval of the mean of a - b, paired: entry for entry the same user (and the same seed).
-
-    Raises DataError when the shapes differ, for no users and for values that are not finite.
-    """
-    a_MQ, b_MQ = _by_seed(a), _by_seed(b)
-    if a_MQ.shape != b_MQ.shape:
-        raise DataError(f"values of {a_MQ.shape} and {b_MQ.shape} (seeds, users) cannot be paired; take the same users")
-    interval = mean_interval(a_MQ - b_MQ, level=level, num_draws=num_draws, seed=seed)
-    return Comparison(interval, float((a_MQ != b_MQ).any(axis=0).mean()))
-
-
 def difference_interval(
     a: Values, b: Values, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> Interval:
     """Interval of mean(a) - mean(b), paired over users, while seeds of a and of b are drawn apart.
 
     `a` is `(M, Q)` and `b` `(M', Q)` for the same users: the third seed of one system has nothing to do with the third
-    of another. With one seed each it is `paired_interval`. Raises DataError where the users differ in number.
+    of another. Raises DataError where the users differ in number, for no users and for values that are not finite.
     """
     a_MQ, b_MQ = _by_seed(a), _by_seed(b)
     if a_MQ.shape[1] != b_MQ.shape[1]:

@@ -49,7 +49,7 @@ class ItemTable(nn.Module):
     def check_catalogues(self, saved: Tensor) -> None:
         """CheckpointError unless the bytes of a saved `catalogue_bytes` name the same items in the same order."""
         ours = [(catalogue.num_items, catalogue.fingerprint) for catalogue in self.catalogues]
-        theirs = _from_bytes(saved)
+        theirs = catalogues_in(saved)
         if ours != [(catalogue.num_items, catalogue.fingerprint) for catalogue in theirs]:
             raise CheckpointError(
                 f"item_table: was learned for the items of {_named(theirs)}, but this run has "
@@ -91,7 +91,8 @@ def _as_bytes(catalogues: Sequence[Catalogue]) -> Tensor:
     return torch.tensor(list(json.dumps(tree).encode()), dtype=torch.uint8)
 
 
-def _from_bytes(saved: Tensor) -> list[Catalogue]:
+def catalogues_in(saved: Tensor) -> list[Catalogue]:
+    """The catalogues that a saved `catalogue_bytes` names. Raises CheckpointError where it names none."""
     try:
         tree = json.loads(bytes(saved.tolist()).decode())
         return [Catalogue(str(name), int(num_items), str(fingerprint)) for name, num_items, fingerprint in tree]

@@ -41,7 +41,7 @@ def scratch_twin(
             asked = ", ".join(sorted(named)) or "none"
             raise RecipeError(f"--weights {name}: has no effect, no encoder asks for these weights; asked for: {asked}")
     for name in sorted(named):
-        find_weights(name, weights)
+        find_weights(name, weights, warn=lambda _: None)  # the run itself says it
     tree = recipe.model_dump(mode="json") | {"name": f"{recipe.name}-scratch", "transfer": None, "adapters": None}
     twin = validate(FinetuneRecipe, tree | {"model": model.model_dump(mode="json")}, f"{recipe.name}, from scratch")
     if not resume:

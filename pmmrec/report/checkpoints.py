@@ -13,6 +13,7 @@ from pmmrec.report.tables import Cell, PlainTable
 from pmmrec.report.verdict import write_card
 from pmmrec.settings import read_yaml, validate
 from pmmrec.zoo import files
+from pmmrec.zoo.base import place_of
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint, load_recommender
 from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_places, open_checkpoint, push_checkpoint, refuse_unsound
 from pmmrec.zoo.origin import Origin
@@ -50,7 +51,7 @@ def checkpoint_table(place: str, hub: Path, warn: Callable[[str], None] = lambda
         f"{learned_from}, started from {checkpoint.provenance.get('started_from', 'unknown')}"
     )
     if checkpoint.index.base is not None:
-        title += f", stands on {checkpoint.index.base.place} (sha256 {checkpoint.index.base.sha256})"
+        title += f", stands on {place_of(checkpoint.index.base)} (sha256 {checkpoint.index.base.sha256})"
     return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 
 
@@ -60,7 +61,7 @@ def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lam
     A model that knows items by id is built for its catalogue alone, so there the files are all that is checked.
     """
     checkpoint = Checkpoint.open(find_checkpoint(place, hub, warn=warn))
-    problems = checkpoint.verify()
+    problems = checkpoint.verify() or checkpoint.broken_numbers()
     if not problems and "item_table" not in checkpoint.parts:
         try:
             load_recommender(checkpoint)
@@ -72,11 +73,10 @@ def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lam
 def push(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
     """Publish a checkpoint under a card that names the place; where it is then, and as which commit.
 
-    The checkpoint itself stays as it is. One that holds no figures of a finished run keeps its card.
+    The checkpoint itself stays as it is. One that does not tell what it learned from keeps its card.
     """
     checkpoint = Checkpoint.open(folder)
-    outcome = _outcome_of(checkpoint)
-    if outcome is None:
+    if not _is_told(checkpoint):
         return push_checkpoint(folder, place, hub, options)
     licence = str(read_yaml(checkpoint.folder / RECIPE_NAME).get("licence", "other"))
     refuse_unsound(folder, files.absent(checkpoint.folder, checkpoint.index.all_files))
@@ -86,16 +86,19 @@ def push(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
         draft = Path(scratch) / "checkpoint"
         for name in (*checkpoint.index.all_files, files.INDEX_NAME):
             files.link_or_copy(checkpoint.folder / name, draft / name)
-        write_card(draft, outcome, licence, place=place)
+        write_card(draft, _outcome_of(checkpoint), licence, place=place)
         return push_checkpoint(draft, place, hub, options)
 
 
-def _outcome_of(checkpoint: Checkpoint) -> Outcome | None:
-    """The figures of the run that made it, where its metrics are those of one."""
-    try:
-        outcome = validate(Outcome, checkpoint.metrics, "metrics.json")
-    except (CheckpointError, RecipeError):
-        return None
+def _is_told(checkpoint: Checkpoint) -> bool:
     domains = checkpoint.provenance.get("domains")
     is_told = isinstance(domains, dict) and all(isinstance(about, dict) for about in domains.values())
-    return outcome if is_told and "started_from" in checkpoint.provenance else None
+    return is_told and "started_from" in checkpoint.provenance
+
+
+def _outcome_of(checkpoint: Checkpoint) -> Outcome | None:
+    """The figures of the run that made it, where it ranked the test targets."""
+    try:
+        return validate(Outcome, checkpoint.metrics, "metrics.json")
+    except (CheckpointError, RecipeError):
+        return None

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.metrics import user_metrics
-from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome, read_outcome
+from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, StratumOutcome, read_outcome
 from pmmrec.evaluation.significance import Interval, difference_interval, holm, mean_interval, over_users, sign_flip_p
 from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
 from pmmrec.report.tables import PlainTable, ResultRow, results
 from pmmrec.report.verdict import CUTOFFS_SHOWN, SHOWN, measure_title
 
 ALPHA = 0.05
+SAME_MEAN = 1e-9  # two means of the same values in 0..1, summed in another order
 Figures = Mapping[str, NDArray[np.float64]]  # metric -> (M, Q)
 
 
@@ -129,6 +130,8 @@ def compare(systems: Sequence[System], against: str | None = None) -> Compared:
     if against is not None and against not in [system.name for system in systems]:
         known = ", ".join(system.name for system in systems)
         raise RecipeError(f"--against {against!r}: names no system here; there are: {known}")
+    if against is not None and len(systems) == 1:
+        raise RecipeError(f"--against {against}: has no effect on one system alone; name another to compare it with")
     tables, raw, notes = [], list[Difference](), list[str]()
     for name, domain in _all_domains(systems).items():
         here = [system for system in systems if name in system.domains]
@@ -150,11 +153,11 @@ def compare(systems: Sequence[System], against: str | None = None) -> Compared:
 
 def _system(word: str) -> System:
     name, equals, listed = word.partition("=")
-    if not equals or Path(word).exists():
+    if word and ((not equals and "," not in word) or Path(word).exists()):
         outcome = read_outcome(Path(word))
         return System(outcome.name, (Path(word),), (outcome,))
-    folders = tuple(Path(folder) for folder in listed.split(",") if folder)
-    if not name or not folders:
+    folders = tuple(map(Path, listed.split(",")))
+    if not name or not all(listed.split(",")):
         raise RecipeError(f"argument {word!r}: name a run folder, or seeds of one system as NAME=RUN,RUN")
     return System(name, folders, tuple(read_outcome(folder) for folder in folders))
 
@@ -209,13 +212,33 @@ def _figures(systems: Sequence[System], domain: str, notes: list[str]) -> dict[s
             notes.append(f"{system.name} is in no test: {missing[0]} is missing; measure it again to keep its ranks")
             continue
         seeds = []
-        for path in paths:
+        for path, outcome in zip(paths, system.outcomes, strict=True):
             ranked = read_ranked(path)
             first = first or (path, ranked)
             seeds.append(same_targets(ranked, path, first[1], first[0]))
+            _refuse_other_figures(path, seeds[-1], _found_on(outcome, domain))
         metrics_MV = user_metrics(torch.from_numpy(np.stack(seeds)), CUTOFFS_SHOWN)
         found[system.name] = {name: over_users(metrics_MV[name], first[1].user_V) for name in SHOWN} if first else {}
     return found
+
+
+def _found_on(outcome: Outcome, domain: str) -> DomainOutcome:
+    return next(found for found in outcome.domains if found.domain == domain)
+
+
+def _refuse_other_figures(path: Path, rank_V: NDArray[np.int64], found: DomainOutcome) -> None:
+    """DataError where ranks are not those that metrics.json was made of: a table and its tests would contradict."""
+    if rank_V.max() > found.num_items:
+        raise DataError(
+            f"{path}: a rank is {rank_V.max()}, but {found.domain} has {found.num_items} items; measure the run again"
+        )
+    metrics_V = user_metrics(torch.from_numpy(rank_V), CUTOFFS_SHOWN)
+    for name, interval in _fair(found).metrics.items():
+        if name in metrics_V and abs(float(metrics_V[name].mean()) - interval.mean) > SAME_MEAN:
+            raise DataError(
+                f"{path}: its mean {name} is {metrics_V[name].mean():.2%}, but {path.parent / METRICS_FILE} says "
+                f"{interval.mean:.2%}: the two are of different measurements; measure the run again"
+            )
 
 
 def _row(system: System, domain: str, figures: Figures | None) -> ResultRow:
@@ -225,7 +248,7 @@ def _row(system: System, domain: str, figures: Figures | None) -> ResultRow:
     if num_seeds > 1 and figures is not None:
         metrics = {name: mean_interval(values_MQ) for name, values_MQ in figures.items()}
     elif num_seeds > 1:
-        each = [_fair(found).metrics for out in system.outcomes for found in out.domains if found.domain == domain]
+        each = [_fair(_found_on(outcome, domain)).metrics for outcome in system.outcomes]
         metrics = {name: float(np.mean([one[name].mean for one in each])) for name in SHOWN}
     label = system.name if num_seeds == 1 else f"{system.name} ({num_seeds} seeds)"
     return ResultRow(label, metrics, best_epoch=system.best_epoch)

@@ -41,15 +41,14 @@ def read_epochs(folder: Path) -> list[Epoch]:
     """The epochs that events.jsonl tells of, in order. Raises DataError where it is missing or broken."""
     path = folder / EVENTS_FILE
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}; only the folder of a training tells of its epochs"
         ) from error
     found: dict[int, Epoch] = {}
-    for place, line in enumerate(lines, start=1):
-        if place == len(lines) and not line.endswith("}"):
-            continue  # a run that is being written, or was killed, may end within a line
+    whole, _, _ = text.rpartition("\n")  # a run that is being written, or was killed, may end within a line
+    for place, line in enumerate(whole.splitlines(), start=1):
         epoch = _validation(line, f"{path}: line {place}")
         if epoch is not None:
             found[epoch.epoch] = epoch
@@ -64,9 +63,12 @@ def _validation(line: str, where: str) -> Epoch | None:
         event = json.loads(line)
         if event["event"] != "validation":
             return None
-        return Epoch(int(event["epoch"]), {str(name): float(value) for name, value in event["mean"].items()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        found = Epoch(int(event["epoch"]), {str(name): float(value) for name, value in event["mean"].items()})
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: not an event of a run: {error}") from error
+    if found.epoch < 0 or not all(0 <= value <= 1 for value in found.metrics.values()):
+        raise DataError(f"{where}: not an event of a run: an epoch is 0 or more, a metric lies in 0..1")
+    return found
 
 
 def judged_by(folder: Path) -> str:

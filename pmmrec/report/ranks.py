@@ -49,6 +49,8 @@ def read_ranked(path: Path) -> RankedTargets:
     _refuse_other_types(path, table)
     if HELD_OUT in table.column_names:
         table = table.filter(pc.field(HELD_OUT))
+        if not table.num_rows:
+            raise DataError(f"{path}: all its targets lie in the training part, so none of them compares fairly")
     keys = [("user_id", "ascending"), *([(PLACE, "ascending")] if PLACE in table.column_names else [])]
     table = table.sort_by(keys)
     users, items = (table[name].cast(pa.large_string()) for name in ("user_id", "item_id"))
@@ -56,12 +58,15 @@ def read_ranked(path: Path) -> RankedTargets:
     return RankedTargets(users, items, user_V, table["rank"].to_numpy().astype(np.int64))
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _refuse_other_types(path: Path, table: pa.Table) -> None:
     """DataError where a column holds something else than it says, or a rank below 0."""
-    is_text = lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)
     wanted = {
-        "user_id": (is_text, "texts"),
-        "item_id": (is_text, "texts"),
+        "user_id": (_is_text, "texts"),
+        "item_id": (_is_text, "texts"),
         "rank": (pa.types.is_integer, "whole numbers"),
         PLACE: (pa.types.is_integer, "whole numbers"),
         HELD_OUT: (pa.types.is_boolean, "true or false"),

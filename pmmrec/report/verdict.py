@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from pmmrec.evaluation.metrics import metric_name
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome
 from pmmrec.evaluation.significance import Interval
+from pmmrec.recipe import PretrainRecipe, recipe_class_for
 from pmmrec.report.tables import (
     SHOWN_MEASURES,
     Cell,
@@ -20,6 +22,7 @@ from pmmrec.report.tables import (
     results,
     to_markdown,
 )
+from pmmrec.settings import parse_yaml
 from pmmrec.zoo.card import CardDomain, CardFigure, make_card
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint
 from pmmrec.zoo.results import restate
@@ -90,12 +93,18 @@ def stratum_notes(outcome: Outcome) -> list[str]:
     return notes
 
 
-def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None:
-    """Put the figures and a card made of them into a checkpoint, which people will load as `place`."""
+def write_card(folder: Path, outcome: Outcome | None, licence: str, place: str) -> None:
+    """Put the figures and a card made of them into a checkpoint, which people will load as `place`.
+
+    Where no test targets were ranked (`outcome` None) the card tells the validation figures.
+    """
     checkpoint = Checkpoint.open(folder)
     domains = checkpoint.provenance["domains"]
     origin = checkpoint.provenance["started_from"]
-    untransferred = "pretrained" if outcome.kind == "pretrain" else "trained from scratch"
+    recipe = (checkpoint.folder / RECIPE_NAME).read_text(encoding="utf-8")
+    is_pretrained = recipe_class_for(parse_yaml(recipe, RECIPE_NAME)) is PretrainRecipe
+    untransferred = "pretrained" if is_pretrained else "trained from scratch"
+    tested = () if outcome is None else outcome.domains
     start = untransferred if origin == "none" else f"fine-tuned from {origin}"
     card = make_card(
         name=place,
@@ -106,12 +115,12 @@ def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None
             CardDomain(name, about["users"], about["items"], about["interactions"], tuple(about["modalities"]))
             for name, about in domains.items()
         ],
-        recipe=(checkpoint.folder / RECIPE_NAME).read_text(encoding="utf-8"),
-        results="\n".join(to_markdown(rows, title=measure_title(domain)) for domain, rows in result_rows([outcome])),
+        recipe=recipe,
+        results=_validated(checkpoint.metrics) if outcome is None else _tested(outcome),
         licence=licence,
         figures=[
             CardFigure(found.domain, name, at.mean, at.low, at.high, at.level, found.num_users)
-            for found in outcome.domains
+            for found in tested
             for name, at in found.metrics.items()
             if name in SHOWN
         ],
@@ -121,7 +130,18 @@ def write_card(folder: Path, outcome: Outcome, licence: str, place: str) -> None
             f"pmmrec finetune finetune/full --from {place} --on DOMAIN",
         ],
     )
-    restate(folder, metrics=outcome.model_dump(mode="json"), card=card)
+    restate(folder, metrics=checkpoint.metrics if outcome is None else outcome.model_dump(mode="json"), card=card)
+
+
+def _tested(outcome: Outcome) -> str:
+    return "\n".join(to_markdown(rows, title=measure_title(domain)) for domain, rows in result_rows([outcome]))
+
+
+def _validated(metrics: Mapping[str, Any]) -> str:
+    found = metrics.get("validation")
+    shares = {name: found.get(name) for name in SHOWN} if isinstance(found, Mapping) else {}
+    told = [f"{name.upper()} {share:.1%}" for name, share in shares.items() if isinstance(share, float)]
+    return f"No test targets were ranked. On validation: {', '.join(told)}." if told else ""
 
 
 def _repository(origin: str) -> str | None:

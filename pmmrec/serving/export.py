@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.data.histories import Histories
-from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import alike_items, evaluating
-from pmmrec.evaluation.scan import Scan, Sizes, inner_products
+from pmmrec.evaluation.scan import SAFE, Scan, Sizes, inner_products
 from pmmrec.evaluation.states import states_after
 from pmmrec.models.recommender import Recommender
 from pmmrec.serving.offer import EncodedItems
@@ -32,6 +32,7 @@ from pmmrec.serving.service import (
     Floats,
     IndexInfo,
     Kind,
+    as_queries,
     faiss,
     search_parameters,
 )
@@ -110,7 +111,8 @@ def write_index(
     The inner product of a user's state (and a 1) with an item's key is the model's score, popularity included, so the
     index ranks as the model does. Recall is measured on the states of users drawn from the domain.
 
-    Raises RecipeError where `out` exists or the model's score is no inner product, MachineError without faiss.
+    Raises RecipeError where `out` exists or the model's score is no inner product, DataError where a score is not
+    finite, MachineError without faiss.
     """
     faiss()
     readable = np.flatnonzero(encoded.contents.is_readable_N)
@@ -123,14 +125,17 @@ def write_index(
     if key_ND is None:
         name = checkpoint.model_config.scorer.type
         raise RecipeError(f"scorer {name!r}: its scores are no inner products, which an index needs; use score instead")
+    num_more, num_even = key_ND.shape[1] - vectors_ND.shape[1], int(kind != "flat")
+    if num_even:
+        key_ND = equally_long(key_ND)
     key_CD = key_ND[torch.from_numpy(readable)].contiguous()
-    num_more = key_CD.shape[1] - vectors_ND.shape[1]
-    query_QD = _queries(recommender, encoded, histories, num_users, seed, num_more)
+    query_QD = as_queries(_states(recommender, encoded, histories, num_users, seed), num_more, num_even)
+    _check_finite(encoded.domain.folder, query_QD, key_CD)
     alike_C = alike_items(encoded.contents, counts if recommender.scorer.reads_counts else None)[readable]
     index = _built(kind, key_CD.numpy())
     tried = tuple(_recalls(index, kind, query_QD, key_CD, alike_C, k))
     with files.writing(out, replace=False) as place:
-        _write_items(place / ITEMS_FILE, encoded, vectors_ND, key_ND if num_more else None)
+        _write_items(place / ITEMS_FILE, encoded, vectors_ND, key_ND if num_more + num_even else None)
         faiss().write_index(index, str(place / FAISS_FILE))
         entry = _write_user_encoder(place, checkpoint)
         info = IndexInfo(
@@ -138,6 +143,7 @@ def write_index(
             kind=kind,
             width=vectors_ND.shape[1],
             num_more=num_more,
+            num_even=num_even,
             effort=tried[-1].effort,
             num_items=len(vectors_ND),
             num_candidates=len(readable),
@@ -155,10 +161,26 @@ def write_index(
     return Exported(out, kind, k, len(readable), len(query_QD), tried)
 
 
-def _queries(
-    recommender: Recommender, encoded: EncodedItems, histories: Histories, num_users: int, seed: int, num_more: int
-) -> Tensor:
-    """What is searched for on behalf of users of the domain, drawn at random; on the CPU."""
+def equally_long(key_ND: Tensor) -> Tensor:
+    """Keys with one more entry each, which makes all as long as the longest: `(N, D + 1)`.
+
+    Graphs and lists are built on how near keys are to one another. Where lengths differ, as they do with popularity, a
+    graph by inner product leads to the long keys alone, and no effort finds the others; of equally long keys the
+    nearest are those of the largest inner product. Scores stay, for the new entry of a query is 0. The reduction is
+    that of Bachrach et al. (RecSys 2014), section 4.
+    """
+    square_N1 = torch.linalg.vector_norm(key_ND, dim=1, keepdim=True).square()
+    return torch.cat((key_ND, (square_N1.max() - square_N1).sqrt()), dim=1)
+
+
+def _check_finite(domain: Path, query_QD: Tensor, key_CD: Tensor) -> None:
+    largest = float(query_QD.norm(dim=1).max()) * float(key_CD.norm(dim=1).max())
+    if not largest < SAFE:
+        raise DataError(f"{domain}: scores of its users reach {largest}; they must be finite, has the model diverged?")
+
+
+def _states(recommender: Recommender, encoded: EncodedItems, histories: Histories, num_users: int, seed: int) -> Tensor:
+    """Hidden states of users of the domain, drawn at random; on the CPU."""
     num_users = min(num_users, histories.num_users)
     drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
     parts, device = [], next(recommender.user_encoder.parameters()).device
@@ -168,7 +190,7 @@ def _queries(
             parts.append(
                 states_after(recommender.user_encoder, encoded.vectors_ND, history.offset_B, items, device).cpu()
             )
-    return torch.nn.functional.pad(torch.cat(parts), (0, num_more), value=1.0)
+    return torch.cat(parts)
 
 
 def _built(kind: Kind, keys: Floats) -> Any:

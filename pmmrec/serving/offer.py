@@ -46,7 +46,7 @@ class Offer:
 
     @classmethod
     def of(cls, known: EncodedItems, new: EncodedItems | None = None) -> Offer:
-        """The items of a domain, and of a table of new ones. Raises DataError where an item stands in both.
+        """The items of a domain, and of a table of new ones, none of which stands in both (see `check_new`).
 
         A new item that says the same as a known one is scored on its own: the two may differ in the last digits.
         """
@@ -54,18 +54,22 @@ class Offer:
         if new is None:
             return cls(pa.chunked_array([ids]).combine_chunks(), known.vectors_ND, known.contents)
         new_ids = new.domain.item_ids
-        both = new_ids.filter(pc.is_in(new_ids, value_set=ids))
-        if len(both):
-            raise DataError(
-                f"--new-items: {len(both):,} of {len(new_ids):,} items are items of {known.domain.name} already: "
-                f"{', '.join(map(repr, both.slice(0, MAX_SHOWN).to_pylist()))}; leave them out, they are candidates"
-            )
         contents = Contents(
             np.concatenate([known.contents.same_as_N, new.contents.same_as_N + len(ids)]),
             np.concatenate([known.contents.is_readable_N, new.contents.is_readable_N]),
         )
         joined = pa.chunked_array([*ids.chunks, *new_ids.chunks]).combine_chunks()
         return cls(joined, torch.cat((known.vectors_ND, new.vectors_ND)), contents)
+
+
+def check_new(new: Domain, known: Domain) -> None:
+    """Before anything is encoded: DataError where a new item is an item of the domain already."""
+    both = new.item_ids.filter(pc.is_in(new.item_ids, value_set=known.item_ids))
+    if len(both):
+        raise DataError(
+            f"--new-items: {len(both):,} of {len(new.item_ids):,} items are items of {known.name} already: "
+            f"{', '.join(map(repr, both.slice(0, MAX_SHOWN).to_pylist()))}; leave them out, they are candidates"
+        )
 
 
 def report_rejected(new: Domain, warn: Callable[[str], None]) -> None:

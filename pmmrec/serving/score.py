@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +18,11 @@ from numpy.typing import NDArray
 from pmmrec.data.histories import Histories
 from pmmrec.data.importers.user_list import read_user_ids
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.evaluation.recommend import ListMaker, TopItems, write_lists
+from pmmrec.evaluation.recommend import ListMaker, NotFiniteError, TopItems, write_lists
 from pmmrec.evaluation.share import Share
 from pmmrec.progress import Progress
 
 USERS_AT_ONCE = 8192
-SAY_EVERY_S = 60
 MAX_SHOWN = 5
 INCOMPLETE = ".incomplete"
 
@@ -42,6 +42,20 @@ class Scored:
         """For people."""
         pace = f" in {self.seconds:,.1f} s, {self.num_users / self.seconds:,.0f} users/s" if self.seconds else ""
         return f"{self.path}: {self.num_rows:,} rows for {self.num_users:,} users{pace}"
+
+
+def check_out(out: Path) -> None:
+    """Before any work: whether `out` can be made. Raises RecipeError where it exists, MachineError where it cannot."""
+    if out.exists():
+        raise RecipeError(f"--out {out}: exists; choose another name or remove it")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise MachineError(f"--out {out}: {above} is a file, and nothing can lie in it; choose another name")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise MachineError(f"--out {out}: {above} cannot be written to: {error.strerror}") from error
 
 
 def chosen_users(
@@ -72,9 +86,8 @@ class ScoreJob:
     def __init__(
         self, out: Path, histories: Histories, users: NDArray[np.int64] | None, *, share: Share, name: str
     ) -> None:
-        """`name` changes whenever other lists are asked for. Raises RecipeError where `out` exists."""
-        if out.exists():
-            raise RecipeError(f"--out {out}: exists; choose another name or remove it")
+        """`name` changes whenever other lists are asked for. Raises what `check_out` raises."""
+        check_out(out)
         self._out, self._histories, self._share = out, histories, share
         span = share.span(histories.num_users if users is None else len(users))
         self._users: Users = span if users is None else users[span]
@@ -83,9 +96,7 @@ class ScoreJob:
         digest = hashlib.sha256(f"{name} {share.count} ".encode() + whom).hexdigest()[:16]
         self._unfinished = out.with_name(f"{out.name}-{digest}{INCOMPLETE}")
 
-    def run(
-        self, maker: ListMaker, item_ids: pa.Array, progress: Progress | None, say: Callable[[str], None] | None
-    ) -> Scored:
+    def run(self, maker: ListMaker, item_ids: pa.Array, progress: Progress | None = None) -> Scored:
         """Write this process's share.
 
         One process writes a file. Several write a folder of part-*.parquet, in the order of users; it appears when the
@@ -93,33 +104,28 @@ class ScoreJob:
         """
         started_s = time.monotonic()
         if self._share.count == 1:
-            num_rows = write_lists(self._out, self._lists(maker, progress, say), item_ids)
+            num_rows = write_lists(self._out, self._lists(maker, item_ids, progress), item_ids)
             return Scored(self._out, self._num_users, num_rows, time.monotonic() - started_s)
         path = self._unfinished / self._part(self._share.index)
         finished = _num_rows(path)
-        num_rows = write_lists(path, self._lists(maker, progress, say), item_ids) if finished is None else finished
+        num_rows = write_lists(path, self._lists(maker, item_ids, progress), item_ids) if finished is None else finished
         scored = Scored(self._out / path.name, self._num_users, num_rows, time.monotonic() - started_s)
         self._finish()
         return scored
 
     def _lists(
-        self, maker: ListMaker, progress: Progress | None, say: Callable[[str], None] | None
+        self, maker: ListMaker, item_ids: pa.Array, progress: Progress | None
     ) -> Iterator[tuple[pa.Array, TopItems]]:
-        done, started_s = 0, time.monotonic()
-        said_s = started_s
+        done = 0
         for history in self._histories.chunks(USERS_AT_ONCE, self._users):
             first = 0
-            for top in maker.lists(history.offset_B, history.item_H):
+            for top in _named(maker.lists(history.offset_B, history.item_H), history.user_ids, item_ids):
                 num_users = len(top.user_index_B)
                 yield history.user_ids.slice(first, num_users), top
                 first += num_users
                 done += num_users
                 if progress is not None:
                     progress("users", done, self._num_users)
-                now_s = time.monotonic()
-                if say is not None and now_s - said_s > SAY_EVERY_S:
-                    said_s = now_s
-                    say(f"{done:,}/{self._num_users:,} users  {done / (now_s - started_s):,.0f} users/s")
 
     def _part(self, index: int) -> str:
         return f"part-{index:05d}-of-{self._share.count:05d}.parquet"
@@ -136,6 +142,15 @@ class ScoreJob:
             raise MachineError(f"{self._out}: cannot be written: {error}") from error
         for other in self._out.parent.glob(f"{self._out.name}-*{INCOMPLETE}"):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _named(lists: Iterator[TopItems], user_ids: pa.Array, item_ids: pa.Array) -> Iterator[TopItems]:
+    """The same lists; an error names users and items by their ids."""
+    try:
+        yield from lists
+    except NotFiniteError as error:
+        user_id, item_id = user_ids[error.user].as_py(), item_ids[error.item].as_py()
+        raise NotFiniteError(repr(user_id), repr(item_id), error.score) from error
 
 
 def _num_rows(path: Path) -> int | None:

@@ -41,6 +41,7 @@ class IndexInfo(Config):
     kind: Kind
     width: int = Field(gt=0)  # of item vectors and user states
     num_more: int = Field(ge=0, le=1)  # 1: a key holds a prior behind the vector, and a query a 1 behind the state
+    num_even: int = Field(0, ge=0, le=1)  # 1: behind that what makes all keys as long as the longest, and a query's 0
     effort: int = Field(ge=1)  # efSearch of hnsw, nprobe of ivf; 1 for flat
     num_items: int = Field(ge=1)
     num_candidates: int = Field(ge=1)  # items that the model can read
@@ -72,8 +73,8 @@ class ItemIndex:
     def encode_user(self, history: Sequence[str]) -> Floats:
         """What to search for after `history` (item ids, oldest first), by inner product with the keys: `(D,)`.
 
-        One longer where popularity is part of the score. Raises DataError for an item that the index does not know,
-        RecipeError for an empty history.
+        One longer where popularity is part of the score, and where the index is not flat. Raises DataError for an item
+        that the index does not know, RecipeError for an empty history.
         """
         return self._query(self._rows(history))
 
@@ -117,8 +118,7 @@ class ItemIndex:
         offsets = np.array([0, len(rows)])
         with evaluating(self.user_encoder):
             state_1D = states_after(self.user_encoder, self.vectors_ND, offsets, rows, self.vectors_ND.device)
-        state_D = torch.nn.functional.pad(state_1D[0], (0, self.info.num_more), value=1.0)
-        query: Floats = state_D.numpy()
+        query: Floats = as_queries(state_1D, self.info.num_more, self.info.num_even)[0].numpy()
         return query
 
 
@@ -137,7 +137,7 @@ def load_index(folder: Path | str) -> ItemIndex:
     vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, info.width)
     item_of_C = np.flatnonzero(table["is_candidate"].to_numpy())
     index = library.read_index(str(folder / FAISS_FILE))
-    fits = len(table) == info.num_items and index.d == info.width + info.num_more
+    fits = len(table) == info.num_items and index.d == info.width + info.num_more + info.num_even
     if not fits or not len(item_of_C) == index.ntotal == info.num_candidates:
         raise CheckpointError(f"{folder}: {ITEMS_FILE} and {FAISS_FILE} do not fit {INDEX_FILE}; write the index again")
     return ItemIndex(
@@ -148,6 +148,12 @@ def load_index(folder: Path | str) -> ItemIndex:
         index=index,
         user_encoder=_read_user_encoder(folder, info),
     )
+
+
+def as_queries(state_QD: Tensor, num_more: int, num_even: int) -> Tensor:
+    """States with what keys want behind them: a 1 for the prior, a 0 for what makes keys equally long."""
+    query_QD = torch.nn.functional.pad(state_QD, (0, num_more), value=1.0)
+    return torch.nn.functional.pad(query_QD, (0, num_even))
 
 
 def search_parameters(kind: Kind, effort: int, k: int) -> Any:

@@ -64,12 +64,11 @@ def describe(
     log = RunLog(None, is_main=True)
     with tempfile.TemporaryDirectory() as scratch:
         start_backbones(model, Path(scratch), sources.train_texts, given)
-        backbones = find_backbones(model, Path(scratch), weights, given)
+        backbones = find_backbones(model, Path(scratch), weights, given, warn=log.warn)
         with torch.device("meta"):
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
             check_window(data.window, recommender, log)
-            find_prefixes(recommender, recipe.prefix, log)
             _check_shapes(recommender, data.window.size)
     for domain in sources.domains:
         warning = check_readable(domain, recommender.item_encoder.modalities, data.max_unreadable)
@@ -80,7 +79,8 @@ def describe(
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         transfer = report.table()
         if adapters is not None:
-            stand_on(checkpoint, str(checkpoint.folder), recommender, adapters, report.loaded)
+            stand_on(checkpoint, recommender, adapters, report.loaded)
+    find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer)
     counts = [WindowIndex(split, data.window).num_windows for split in sources.splits]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)

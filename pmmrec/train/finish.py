@@ -12,6 +12,7 @@ from pmmrec.data.prefix import PrefixConfig
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
+from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
@@ -19,7 +20,7 @@ from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import CHECKPOINT_FOLDER, package_version
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import Standing, save_adapters
+from pmmrec.zoo.adapters import AdapterCheckpoint, Standing, save_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 from pmmrec.zoo.hub import publish
 
@@ -34,6 +35,8 @@ class Finishable(Runnable, Protocol):
     @property
     def seed(self) -> int: ...
     @property
+    def hub(self) -> Path: ...
+    @property
     def cache(self) -> Path: ...
     @property
     def data(self) -> DataConfig: ...
@@ -43,6 +46,7 @@ class Finishable(Runnable, Protocol):
     def validation(self) -> ValidationConfig: ...
     @property
     def rank_test(self) -> bool: ...
+    def to_public_yaml(self) -> str: ...
 
 
 def save_best(
@@ -61,6 +65,7 @@ def save_best(
         "run": recipe.name,
         "seed": recipe.seed,
         "started_from": origin,
+        **({"weights": run.weights} if run.weights else {}),
         "pmmrec": package_version("pmmrec"),
         "domains": {
             domain.name: {
@@ -87,7 +92,7 @@ def save_best(
                 recommender=loop.task.recommender,
                 objectives=loop.task.heads,
                 state=state,
-                recipe=recipe.to_yaml(),
+                recipe=recipe.to_public_yaml(),
                 metrics={"epoch": epoch, "validation": dict(loop.validation[epoch])},
                 card="",
                 provenance=provenance,
@@ -98,13 +103,17 @@ def save_best(
     return save
 
 
-def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str) -> Outcome | None:
+def rank_test_targets(
+    run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, base: str | None = None
+) -> Outcome | None:
     """Rank the test targets once with the best weights; write metrics.json and ranks. None but on the main process.
 
     None also where the recipe leaves the test targets alone: metrics.json then holds the validation figures only.
+    `base`: where adapters find what they stand on, besides where that was.
     """
     outcome = None
-    evaluations = _test(run, recipe, run.folder / CHECKPOINT_FOLDER, sources) if recipe.rank_test else ()
+    kept = run.folder / CHECKPOINT_FOLDER
+    evaluations = _test(run, recipe, kept, sources, base) if recipe.rank_test else ()
     if run.processes.is_main:
         best_epoch, _ = loop.best or (0, 0.0)
         outcome = Outcome(
@@ -121,6 +130,7 @@ def rank_test_targets(run: Run, recipe: Finishable, loop: Loop, sources: Sources
             peak_memory_bytes=loop.cost.peak_memory_bytes,
             validation=dict(loop.validation[best_epoch]),
         )
+        write_whereabouts(run.folder, sources.domains)
         write_outcome(run.folder, outcome)
     run.processes.wait()
     if not recipe.rank_test:
@@ -140,10 +150,13 @@ def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
     return publish(kept, hub, name, replace=replace or is_ours)
 
 
-def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources) -> tuple[Evaluation, ...]:
+def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None) -> tuple[Evaluation, ...]:
     """The test targets of every domain, ranked by all processes together."""
-    recommender = load_recommender(Checkpoint.open(folder), sources.catalogues).to(run.processes.device)
-    reader = open_reader(sources, recommender, recipe, run)
+    checkpoint = Checkpoint.open(folder)
+    if isinstance(checkpoint, AdapterCheckpoint):
+        checkpoint.look_for_base(base, recipe.hub)
+    recommender = load_recommender(checkpoint, sources.catalogues).to(run.processes.device)
+    reader = open_reader(sources, recommender, recipe, run, makes_states=False)
     device, seen = run.processes.device, recipe.validation.seen
     return tuple(
         evaluate_model(recommender, reader, index, split, "test", device, seen, team=run.processes)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import Self
 
 from pmmrec.errors import RecipeError
 from pmmrec.settings import Config
@@ -36,6 +37,15 @@ class OptimizerConfig(Config):
     parts: dict[str, GroupConfig] = {}
     schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at 0.")
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps in which the rate rises from 0.")
+
+    @model_validator(mode="after")
+    def _parts_differ(self) -> Self:
+        for path, group in self.parts.items():
+            if not path:
+                raise ValueError("parts: one has no name; what holds for the rest is set beside parts, not in it")
+            if group == GroupConfig():
+                raise ValueError(f"parts.{path}: has no effect, it sets nothing; set a value or leave it out")
+        return self
 
 
 def parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +37,7 @@ from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.hub import find_weights
+from pmmrec.zoo.hub import find_weights, weights_origin
 
 TEXTS_AT_ONCE = 10_000
 BACKBONES_FOLDER = "backbones"
@@ -90,7 +92,10 @@ def open_backbones(
     if run.processes.is_main:
         start_backbones(config, folder, texts, given)
     run.processes.wait()
-    return find_backbones(config, folder, weights, given)
+    backbones = find_backbones(config, folder, weights, given, warn=run.log.warn)
+    origins = {part: weights_origin(backbone.folder) for part, backbone in backbones.items() if backbone.is_pretrained}
+    run.weights = {part: origin.pinned for part, origin in origins.items() if origin is not None}
+    return backbones
 
 
 def start_backbones(
@@ -106,9 +111,17 @@ def start_backbones(
 
 
 def find_backbones(
-    config: ModelConfig, folder: Path, weights: Mapping[str, Path], given: Mapping[str, Backbone] | None = None
+    config: ModelConfig,
+    folder: Path,
+    weights: Mapping[str, Path],
+    given: Mapping[str, Backbone] | None = None,
+    *,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> dict[str, Backbone]:
-    """The folder of every backbone: given, named by the recipe, or started below `folder`."""
+    """The folder of every backbone: given, named by the recipe, or started below `folder`.
+
+    `warn` hears of weights whose name may stand for others tomorrow.
+    """
     backbones = dict(given or {})
     wanted = [encoder.weights for part, encoder in config.item_encoder.encoders.items() if part not in backbones]
     for name in weights:
@@ -121,7 +134,7 @@ def find_backbones(
         if encoder.weights is None:
             backbones[part] = Backbone(folder / part, is_pretrained=False)
         else:
-            backbones[part] = Backbone(find_weights(encoder.weights, weights), is_pretrained=True)
+            backbones[part] = Backbone(find_weights(encoder.weights, weights, warn=warn), is_pretrained=True)
     return backbones
 
 
@@ -136,12 +149,15 @@ class Readable(Protocol):
     def prefix(self) -> PrefixConfig: ...
 
 
-def open_reader(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
+def open_reader(
+    sources: Sources, recommender: Recommender, recipe: Readable, run: Run, *, makes_states: bool = True
+) -> ItemReader:
     """`read_items` in every process; the main process fills the caches first. Every process must call it."""
     _say_unread(sources, recommender, run.log)
-    reader = read_items(sources, recommender, recipe, run) if run.processes.is_main else None
+    read = partial(read_items, sources, recommender, recipe, run, makes_states=makes_states)
+    reader = read() if run.processes.is_main else None
     run.processes.wait()
-    return reader or read_items(sources, recommender, recipe, run)
+    return reader or read()
 
 
 def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None:
@@ -154,15 +170,19 @@ def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None
             )
 
 
-def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run: Run) -> ItemReader:
+def read_items(
+    sources: Sources, recommender: Recommender, recipe: Readable, run: Run, *, makes_states: bool = True
+) -> ItemReader:
     """A reader of items as the model wants them, in this process alone.
 
-    States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off.
+    States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off;
+    without `makes_states`, for whoever reads every item once, those are read that are kept already.
     """
+    config = recipe.prefix.model_copy(update={"makes": makes_states})
     encoder = recommender.item_encoder
     reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
     learns = any(tensor.requires_grad for tensor in encoder.parameters())
-    prefixes = find_prefixes(recommender, recipe.prefix, run.log) if learns else {}  # else nothing is read twice
+    prefixes = find_prefixes(recommender, config, run.log) if learns else {}  # else nothing is read twice
     with bars() as progress:
         reader = ItemReader(
             sources.domains, *reads, expanded(recipe.cache), progress, max_unreadable=recipe.data.max_unreadable
@@ -170,7 +190,7 @@ def read_items(sources: Sources, recommender: Recommender, recipe: Readable, run
         if prefixes:
             recommender.to(run.processes.device)
         for modality, prefix in prefixes.items():
-            _keep_states(reader, modality, prefix, recipe.prefix, run.log, progress)
+            _keep_states(reader, modality, prefix, config, run.log, progress)
     return reader
 
 
@@ -213,13 +233,14 @@ def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -
         try:
             prefix = encoder.prefix
         except RecipeError as error:
-            if config.use == "on":
+            if config.insists:
                 raise
-            log.warn(f"{modality.value}: frozen states are not kept: {error}")
+            if config.makes:
+                log.warn(f"{modality.value}: frozen states are not kept: {error}")
             continue
         if prefix is not None:
             prefixes[modality] = prefix
-    if config.use == "on" and not prefixes:
+    if config.insists and not prefixes:
         raise RecipeError(
             "prefix_cache: on, but no encoder has frozen blocks whose states could be kept; say auto or off"
         )
@@ -229,19 +250,21 @@ def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -
 def _keep_states(
     reader: ItemReader, modality: Modality, prefix: Prefix, config: PrefixConfig, log: RunLog, progress: Progress
 ) -> None:
-    """Keep the states of one encoder; under `auto`, where there is room."""
+    """Keep the states of one encoder; under `auto`, where there is room. Says so where they may be made."""
     started_s = time.monotonic()
     try:
         tables = reader.keep_states(modality, prefix, config, progress, log.say)
     except NoRoomError as error:
-        if config.use == "on":
+        if config.insists:
             raise
-        log.warn(f"{modality.value}: frozen states are not kept: {error}")
+        if config.makes:
+            log.warn(f"{modality.value}: frozen states are not kept: {error}")
         return
-    log.say(
-        f"{modality.value}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "
-        f"ready after {time.monotonic() - started_s:.1f} s"
-    )
+    if config.makes:
+        log.say(
+            f"{modality.value}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "
+            f"ready after {time.monotonic() - started_s:.1f} s"
+        )
 
 
 def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) -> None:

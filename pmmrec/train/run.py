@@ -46,6 +46,7 @@ class Run:
         ends_processes: bool = True,
     ) -> None:
         self.folder, self.processes, self.log = folder, processes, log
+        self.weights: dict[str, str] = {}  # place and commit of pretrained weights from elsewhere, by part
         self.signals = StopSignals()
         self.resumes, self.is_finished = standing is Standing.STOPPED, standing is Standing.FINISHED
         self._held, self._ends_processes = held, ends_processes

@@ -45,6 +45,9 @@ def make_run_folder(folder: Path) -> Path:
     refuse_taken(folder)
     try:
         folder.mkdir(parents=True)
+    except FileExistsError as error:
+        refuse_taken(folder)  # by another run that started at the same moment
+        raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
     except OSError as error:
         raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
     return folder

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import Self
 
-from pmmrec.errors import RecipeError
+from pmmrec.errors import DataError, RecipeError
 from pmmrec.tuning.space import Dimension, Space
 
 STUDY_FILE = "study.db"
+ADVICE = "put a whole copy back, or choose another --name"
 OWN = "own"  # attribute of the trial that is the recipe as it stands
 PRUNE_AFTER_TRIALS = 5  # a median of fewer says little
 LEAST_FOR_IMPORTANCE = 20
@@ -59,6 +62,7 @@ class Record:
 
         Raises:
             RecipeError: Where the search that is there differs in `about`.
+            DataError: Where the record that is there cannot be read.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         pruner = (
@@ -66,15 +70,20 @@ class Record:
             if prune_after is None
             else optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=prune_after)
         )
-        study = optuna.create_study(
-            storage=f"sqlite:///{(folder / STUDY_FILE).resolve()}",
-            study_name="search",
-            direction="maximize",
-            pruner=pruner,
-            load_if_exists=True,
-        )
-        known = study.user_attrs.get("about")
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{(folder / STUDY_FILE).resolve()}",
+                study_name="search",
+                direction="maximize",
+                pruner=pruner,
+                load_if_exists=True,
+            )
+            known, trials = study.user_attrs.get("about"), study.get_trials(deepcopy=False)
+        except (SQLAlchemyError, OptunaError, KeyError) as error:
+            raise DataError(f"{folder / STUDY_FILE}: is no record of a search, or was changed: {ADVICE}") from error
         if known is None:
+            if trials:
+                raise DataError(f"{folder / STUDY_FILE}: does not say what was searched: {ADVICE}")
             study.set_user_attr("about", dict(about))
         else:
             _refuse_other(folder, known, about)

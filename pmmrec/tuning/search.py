@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
-from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
 from pmmrec.processes import alone_in, end_all, signals_as_interrupts
-from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, RunRecipe, read_recipe, recipe_class_for, recipe_tree
+from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, read_recipe, recipe_class_for, recipe_tree
 from pmmrec.settings import Config, Tree, overlay, validate
 from pmmrec.shipped import find_recipe, shipped_file
 from pmmrec.tuning import results
-from pmmrec.tuning.record import Ending, Record, best_first
+from pmmrec.tuning.ground import ground_of
+from pmmrec.tuning.record import STUDY_FILE, Ending, Record, best_first
 from pmmrec.tuning.space import read_space
 from pmmrec.tuning.trial import TrialProcess
-from pmmrec.zoo.hub import open_checkpoint
 
 POLL_S = 0.2
 # What a first trial may find wrong with the recipe or the data. Once one reached its end, it is a trial's own settings.
@@ -68,20 +66,20 @@ class Search:
         self._plan, self._say = plan, say
         path = find_recipe(plan.recipe)
         self._tree = recipe_tree(path, plan.overrides)
-        self._recipe = read_recipe(recipe_class_for(self._tree), path, plan.overrides)
-        self._is_finetune = isinstance(self._recipe, FinetuneRecipe)
-        domains = _domains(plan, self._recipe)
+        self._is_finetune = recipe_class_for(self._tree) is FinetuneRecipe
+        self._recipe: FinetuneRecipe | PretrainRecipe = (
+            read_recipe(FinetuneRecipe, path, plan.overrides)
+            if self._is_finetune
+            else read_recipe(PretrainRecipe, path, plan.overrides)
+        )
+        ground = ground_of(plan, self._recipe, say)
         self._space = read_space(plan.space)
         self._space.refuse_invalid(self._recipe, self._tree)
         self._short = results.short_names(list(self._space.dimensions))
         self._metric = self._recipe.validation.metric
         self.folder = (plan.runs or self._recipe.runs) / (plan.name or f"{self._recipe.name}-tune")
-        self.about = {
-            "recipe": yaml.safe_dump(self._recipe.model_dump(mode="json")),
-            "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in self._space.dimensions.items()},
-            "--from": plan.start_from,
-            "data": {domain.name: domain.fingerprint for domain in domains},
-        }
+        dimensions = self._space.dimensions.items()
+        self.about = {**ground, "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in dimensions}}
         self._active: dict[int, TrialProcess] = {}
         self._values: dict[int, Mapping[str, Any]] = {}
         self._seen: dict[int, dict[int, float]] = {}  # value of every epoch, by trial
@@ -99,6 +97,7 @@ class Search:
             prune_after = self._plan.prune_after
             self._record = Record.open(self.folder, self._space, self.about, self._plan.seed, prune_after)
             if self._record.is_new:
+                self._refuse_trials_of_no_record()
                 self._begin()
             try:
                 self._work(lock)
@@ -108,12 +107,22 @@ class Search:
 
     def _make_folder(self) -> None:
         trials = self.folder / "trials"
-        if self.folder.exists() and not trials.is_dir():
+        is_search = trials.is_dir() or (self.folder / STUDY_FILE).is_file()
+        if self.folder.exists() and not is_search:
             raise RecipeError(f"{self.folder}: exists and is no search; choose another --name")
         try:
             trials.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(f"{self.folder}: cannot be made: {error.strerror}") from error
+
+    def _refuse_trials_of_no_record(self) -> None:
+        """What the folder holds is someone's work; a new search would stumble over it, and might take it away."""
+        left = sorted(path.name for path in (self.folder / "trials").iterdir())
+        if left:
+            raise DataError(
+                f"{self.folder / 'trials'}: holds {left[0]}, but {STUDY_FILE} knows of no trial; put the record back, "
+                "or choose another --name"
+            )
 
     def _begin(self) -> None:
         own = self._space.own_values(self._recipe, self._tree)
@@ -249,20 +258,8 @@ class Search:
         if not best_first(endings):
             last = endings[-1].message if endings else "the time was over before one ended"
             raise PMMRecError(f"{self.folder}: no trial reached its end; the last: {last}")
+        results.write_trials(self.folder, endings, list(self._space.dimensions))  # a start that was killed, or a user,
+        self._write_best(best_first(endings)[0])  # may have left both behind the record
         columns, rows = results.best_rows(endings, self._short, self._metric)
         shares = {self._short[path]: share for path, share in self._record.importances().items()}
         return Found(self.folder, columns, rows, shares, self.folder / results.BEST_FILE)
-
-
-def _domains(plan: SearchPlan, recipe: RunRecipe) -> list[Domain]:
-    """The domains of a recipe that fits the options. The checkpoint is opened too, so that a wrong one is told now."""
-    if isinstance(recipe, PretrainRecipe):
-        if plan.start_from is not None or plan.on is not None:
-            raise RecipeError(f"{plan.recipe}: a pretraining takes neither --from nor --on; leave them out")
-        return [Domain.open(source) for source in recipe.data.sources]
-    if plan.start_from is None or plan.on is None:
-        raise RecipeError(f"{plan.recipe}: a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN")
-    if isinstance(recipe, FinetuneRecipe):
-        origin = plan.start_from
-        recipe.model_from(None if origin == "none" else open_checkpoint(origin, recipe.hub, parts=()))
-    return [Domain.open(plan.on)]

@@ -18,10 +18,13 @@ from pmmrec.settings import Config, Tree, overlay, read_yaml, validate
 
 Real = Annotated[float, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
-Whole = Annotated[int, Field(strict=True)]
+MOST = 2**53  # what is proposed is kept as a float, which tells whole numbers apart up to here
+Whole = Annotated[int, Field(strict=True, ge=-MOST, le=MOST)]
 PositiveRange = tuple[Positive, Positive]
 RealRange = tuple[Real, Real]
 WholeRange = tuple[Whole, Whole]
+
+SOMEWHERE = 0.3819660112501051  # no whole number, however whole both ends are: where a setting wants those, it shows
 
 _KEY = re.compile(r'"([^"]+)"(?:\.|$)|([^."]+)(?:\.|$)')
 _KINDS = ("log", "uniform", "int", "choice")
@@ -61,8 +64,8 @@ class Dimension(Config):
     def _holds_more_than_one_value(self) -> Self:
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"the first end must lie below the second, found {list(self.range)}")
-        texts = self.choice_texts
-        doubled = [text for place, text in enumerate(texts) if text in texts[:place]]
+        texts, same = self.choice_texts, [(type(value) is bool, value) for value in self.choice or ()]  # True == 1
+        doubled = [text for place, text in enumerate(texts) if text in texts[:place] or same[place] in same[:place]]
         if doubled:
             raise ValueError(f"choice: {doubled[0]} stands twice; keep one")
         return self
@@ -79,7 +82,10 @@ class Dimension(Config):
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """The values that must be valid for all to be: both ends, or every choice."""
+        """The values that must be valid for all to be: both ends and one between, or every choice."""
+        if self.range is not None and self.int is None:
+            low, high = self.range
+            return (low, low + (high - low) * SOMEWHERE, high)
         return self.range or self.choice or ()
 
 

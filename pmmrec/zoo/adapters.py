@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from pmmrec.adapters import adapters
 from pmmrec.adapters.plan import Adapted, AdapterPlan, Carrier, adapt, carry
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
+from pmmrec.models.ids import catalogues_in
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
+from pmmrec.zoo.base import Base, base_entry, index_hash, places_of
 from pmmrec.zoo.checkpoint import (
     CARD_NAME,
     PART_SETTINGS,
@@ -27,6 +30,7 @@ from pmmrec.zoo.checkpoint import (
     RECIPE_NAME,
     Checkpoint,
     Owner,
+    describe,
     fill,
     misfits,
     owned_tensors,
@@ -34,13 +38,15 @@ from pmmrec.zoo.checkpoint import (
     write_papers,
     write_part,
 )
-from pmmrec.zoo.hub import find_checkpoint
+from pmmrec.zoo.hub import open_checkpoint
 from pmmrec.zoo.index import BaseEntry, Index, PartEntry
 
 ADAPTERS = "adapters"
 ADAPTER_TENSORS = "adapter_model.safetensors"  # the name that peft looks for
 HEADS_ALONE = "heads"  # type of a part that learned beside its base without adapters
 HUB = Path("hub")
+ITEM_TABLE = "item_table"  # the part of a model that knows items by id
+NONE = "none"  # what people write to start from no checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,21 +68,15 @@ class Standing:
         return [f"{name} learns: {words}" for name, words in told.items()] + [f"{name} is frozen" for name in frozen]
 
 
-def stand_on(
-    checkpoint: Checkpoint, origin: str, recommender: Recommender, plan: AdapterPlan, loaded: Collection[str]
-) -> Standing:
-    """Insert adapters into a recommender whose parts `loaded` come from a checkpoint, which was opened as `origin`.
+def stand_on(checkpoint: Checkpoint, recommender: Recommender, plan: AdapterPlan, loaded: Collection[str]) -> Standing:
+    """Insert adapters into a recommender whose parts `loaded` come from a checkpoint.
 
     All other parts start fresh and learn whole. RecipeError where the plan does not suit the model.
     """
     fresh = [name for name in recommender.parts if name not in loaded]
     adapted = adapt(recommender.parts, plan, fresh)
-    base = BaseEntry(
-        place=origin if "://" in origin else str(checkpoint.folder.resolve()),
-        sha256=_index_hash(checkpoint),
-        parts={name: checkpoint.parts[name] for name in recommender.parts if name not in adapted.whole},
-    )
-    return Standing(plan, adapted, base)
+    frozen = [name for name in recommender.parts if name not in adapted.whole]
+    return Standing(plan, adapted, base_entry(checkpoint, frozen))
 
 
 def save_adapters(
@@ -132,37 +132,20 @@ def save_adapters(
 class AdapterCheckpoint(Checkpoint):
     """A checkpoint that holds what was learned beside a base, and finds the rest there."""
 
-    _base_place: str | None = None
+    _said_place: str | None = None
     _hub = HUB
 
     def look_for_base(self, place: str | None, hub: Path) -> None:
-        """Where its base is to be found: at `place` alone, else where it was, beside this checkpoint, or in `hub`."""
-        self._base_place, self._hub = place, hub
+        """Where its base is to be found: at `place`, where it was, beside this checkpoint, or in `hub`.
+
+        Where its base is adapters too, all this holds of what those stand on.
+        """
+        self._said_place, self._hub = place, hub
 
     @property
     def parts(self) -> Mapping[str, PartEntry]:
         """All parts of its model: those of the base as they stand there, and those that learned whole."""
         return {**self._base_entry.parts, **self.index.parts}
-
-    @cached_property
-    def base(self) -> Checkpoint:
-        """The checkpoint it stands on. Raises CheckpointError where that is not found, or is another."""
-        wanted, others = self._base_entry, []
-        name = wanted.place.rstrip("/").rpartition("/")[2]
-        places = [wanted.place, str(self.folder.parent / name), name]
-        for place in [self._base_place] if self._base_place is not None else places:
-            try:
-                found = _open(place, self._hub)
-            except (CheckpointError, RecipeError):
-                continue
-            if _is_base(found, wanted):
-                return found
-            others.append(f"; {place} is another (sha256 {_index_hash(found)})")
-        sought = self._base_place or wanted.place
-        raise CheckpointError(
-            f"{self.folder}: its adapters stand on {wanted.place} (sha256 of its {files.INDEX_NAME}: {wanted.sha256}), "
-            f"which was not found at {sought}{''.join(dict.fromkeys(others))}; say where it is with --base PLACE"
-        )
 
     @cached_property
     def plan(self) -> AdapterPlan:
@@ -176,7 +159,7 @@ class AdapterCheckpoint(Checkpoint):
         """The tensors of a part that learned whole, else those of the base."""
         if name in self.index.parts:
             return super().part_state(name, module)
-        return self.base.part_state(name, module)
+        return self._base.take(lambda base: base.part_state(name, module))
 
     def complete(self, recommender: Recommender) -> None:
         """Insert the adapters, and put in all that was learned. Raises CheckpointError."""
@@ -213,11 +196,27 @@ class AdapterCheckpoint(Checkpoint):
 
     def folder_of(self, entry: PartEntry) -> Path:
         """Where the files of a part or head stand: here or in the base."""
-        return self.base.folder_of(entry) if self._is_of_base(entry) else super().folder_of(entry)
+        if self._is_of_base(entry):
+            return self._base.take(lambda base: base.folder_of(entry))
+        return super().folder_of(entry)
 
     def sound_folder(self, entry: PartEntry) -> Path:
         """The folder of a part or head after its files were verified, here or in the base."""
-        return self.base.sound_folder(entry) if self._is_of_base(entry) else super().sound_folder(entry)
+        if self._is_of_base(entry):
+            return self._base.take(lambda base: base.sound_folder(entry))
+        return super().sound_folder(entry)
+
+    @cached_property
+    def _base(self) -> Base:
+        said = [] if self._said_place is None else [self._said_place]
+        places = dict.fromkeys([*said, *places_of(self._base_entry, self)])
+        return Base(self._base_entry, self.folder, list(places), self._open_base)
+
+    def _open_base(self, place: str) -> Checkpoint:
+        opened = open_checkpoint(place, self._hub, parts=(), warn=_unheard)
+        if isinstance(opened, AdapterCheckpoint):
+            opened.look_for_base(self._said_place, self._hub)
+        return opened
 
     def _is_of_base(self, entry: PartEntry) -> bool:
         own = (*self.index.parts.values(), *self.index.objectives.values(), *self.index.adapted.values())
@@ -242,6 +241,18 @@ class AdapterCheckpoint(Checkpoint):
             _copy(found, targets, folder / file)
 
 
+def starting_point(place: str, base: str | None, hub: Path, warn: Callable[[str], object]) -> Checkpoint | None:
+    """The checkpoint that a training starts from, of adapters with their base; None for `none`.
+
+    Raises what `open_checkpoint` and `standing_on` raise.
+    """
+    if place != NONE:
+        return standing_on(open_checkpoint(place, hub, parts=(), warn=warn), base, hub)
+    if base is not None:
+        raise RecipeError(f"--base {base}: has no effect with `--from none`; leave it out")
+    return None
+
+
 def standing_on(checkpoint: Checkpoint, base: str | None, hub: Path) -> Checkpoint:
     """The same checkpoint, told where its base is. RecipeError for a base where the checkpoint is whole."""
     if isinstance(checkpoint, AdapterCheckpoint):
@@ -259,7 +270,7 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
     if not isinstance(checkpoint, AdapterCheckpoint):
         raise RecipeError(f"{checkpoint.folder}: carries no adapters, so there is nothing to merge")
     model_config, index = checkpoint.model_config, checkpoint.index
-    recommender = build(model_config, checkpoint.backbones())
+    recommender = build(model_config, checkpoint.backbones(), _catalogues_of(checkpoint))
     adapted = {name: recommender.parts[name] for name in index.adapted}
     states = {name: checkpoint.part_state(name, part) for name, part in adapted.items()}
     about = about_parts(model_config, adapted)
@@ -281,9 +292,21 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
             parts={name: merged.get(name, entry) for name, entry in checkpoint.parts.items()},
             objectives=dict(checkpoint.objectives),
             files=write_papers(place, papers[RECIPE_NAME], checkpoint.metrics, papers[CARD_NAME]),
-            provenance={**index.provenance, "merged_from": _index_hash(checkpoint)},
+            provenance={**index.provenance, "merged_from": index_hash(checkpoint)},
         )
         files.write_json(place / files.INDEX_NAME, whole.written())
+
+
+def _catalogues_of(checkpoint: Checkpoint) -> list[Catalogue]:
+    """The catalogues that a model knows by id, which it cannot be built without; none of a model that reads items."""
+    entry = checkpoint.parts.get(ITEM_TABLE)
+    if entry is None:
+        return []
+    folder = checkpoint.sound_folder(entry)
+    saved = files.read_tensors(folder / PART_TENSORS).get("catalogue_bytes")
+    if saved is None:
+        raise CheckpointError(f"{folder}: says not which items it was learned for; train it again")
+    return catalogues_in(saved)
 
 
 def _write_carrier(
@@ -308,7 +331,7 @@ def _write_carrier(
     settings = {} if config is None else config.model_dump(mode="json")
     about = {"family": adapters.name, "type": kind, "settings": settings, "learns": list(carrier.heads)}
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
-    return PartEntry(family=adapters.name, type=kind, folder=folder_name, files=files.hashes_of(folder))
+    return describe(place, folder_name, about)
 
 
 def _copy(found: Mapping[str, Tensor], targets: Mapping[str, Tensor], where: Path) -> None:
@@ -328,18 +351,6 @@ def _copy(found: Mapping[str, Tensor], targets: Mapping[str, Tensor], where: Pat
             target.copy_(found[key])
 
 
-def _open(place: str, hub: Path) -> Checkpoint:
-    """The checkpoint at a place, as everywhere."""
-    return standing_on(Checkpoint.open(find_checkpoint(place, hub, parts=())), None, hub)
-
-
-def _index_hash(checkpoint: Checkpoint) -> str:
-    return files.sha256_of(checkpoint.folder / files.INDEX_NAME)
-
-
-def _is_base(found: Checkpoint, wanted: BaseEntry) -> bool:
-    """Whether it is the same checkpoint, or one whose needed parts are the same file by file under a newer card."""
-    if _index_hash(found) == wanted.sha256:
-        return True
-    is_whole = not isinstance(found, AdapterCheckpoint)
-    return is_whole and all(found.parts.get(name) == entry for name, entry in wanted.parts.items())
+def _unheard(told: str) -> None:
+    """A base is known by its hash, so no place of it can have moved."""
+    del told

@@ -22,6 +22,7 @@ from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import Origin, origin_of
+from pmmrec.zoo.tensors import SUFFIX, damages, is_finite, not_finite, promises_of
 
 PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
 RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"
@@ -129,12 +130,18 @@ def write_part(
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BACKBONE)}
     files.write_tensors(folder / PART_TENSORS, tensors)
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
+    return describe(place, folder_name, about)
+
+
+def describe(place: Path, folder_name: str, about: Mapping[str, Any]) -> PartEntry:
+    """What the index says of a part or of adapters whose files stand below `place`."""
+    told = promises_of(place / folder_name)
     return PartEntry(
         family=about["family"],
         type=about["type"],
         folder=folder_name,
-        files=files.hashes_of(folder),
-        sizes=tuple(files.sizes_in(folder, files.files_below(folder))),
+        files={name: promise.sha256 for name, promise in told.items()},
+        tensors={name: dict(promise.tensors) for name, promise in told.items() if promise.tensors is not None},
     )
 
 
@@ -219,9 +226,9 @@ class Checkpoint:
 
     def verify(self) -> list[str]:
         """What is wrong with the files, in words; empty when each is there and as it was written, and none more."""
-        expected = self.index.all_files
+        expected = self.index.promises
         extra = set(files.files_below(self.folder)) - {*expected, files.INDEX_NAME}
-        problems = files.changes(self.folder, expected)
+        problems = damages(self.folder, expected)
         problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
         return problems or self._mislabelled()
 
@@ -234,9 +241,13 @@ class Checkpoint:
             if found != (entry.family, entry.type):
                 said = f"{entry.family} {entry.type!r} in {files.INDEX_NAME}"
                 problems.append(f"{entry.folder}/{PART_SETTINGS} says {found}, which is {said}")
-            if entry.sizes is not None and list(entry.sizes) != files.sizes_in(self.folder / entry.folder, entry.files):
-                problems.append(f"{entry.folder}: its tensors have other sizes than {files.INDEX_NAME} says")
         return problems
+
+    def broken_numbers(self) -> list[str]:
+        """Tensors of whole files that hold NaN or infinity, in words; a training that diverged leaves such."""
+        tensors = [path for path in self.index.all_files if path.endswith(SUFFIX)]
+        broken = {path: not_finite(self.folder / path) for path in tensors}
+        return [f"{path} holds NaN or infinity in {files.listed(names)}" for path, names in broken.items() if names]
 
     def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a part by the names that its module gives them, as one that travels alone.
@@ -264,7 +275,7 @@ class Checkpoint:
         folder = self.folder_of(entry)
         if not _is_here(folder, entry):
             if entry.sizes is not None:
-                return list(entry.sizes)
+                return entry.sizes
             folder = self.sound_folder(entry)
         return files.sizes_in(folder, entry.files)
 
@@ -286,7 +297,7 @@ class Checkpoint:
             if not _is_here(folder, entry):
                 self._fetch(entry)
             extra = set(files.files_below(folder)) - set(entry.files)
-            problems = files.changes(folder, entry.files)
+            problems = damages(folder, entry.promises)
             problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
             if problems:
                 raise CheckpointError(f"{folder}: {'; '.join(problems)}; take a whole copy of the checkpoint")
@@ -347,8 +358,9 @@ def misfits(name: str, state: Mapping[str, Tensor], module: nn.Module) -> list[s
         for key in set(own) & set(state)
         if state[key].is_floating_point() != own[key].is_floating_point()
     ]
+    broken = [key for key in set(own) & set(state) if not is_finite(state[key])]
     found = {"missing in": missing, "unknown to the model in": extra, "of another shape in": reshaped}
-    found["of another kind in"] = retyped
+    found |= {"of another kind in": retyped, "NaN or infinite in": broken}
     return [f"  {name}: {what} the checkpoint: {files.listed(names)}" for what, names in found.items() if names]
 
 

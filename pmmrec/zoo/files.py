@@ -154,16 +154,17 @@ def changes(folder: Path, expected: Mapping[str, str]) -> list[str]:
     return [
         f"{name} {problem}"
         for name, digest in sorted(expected.items())
-        if (problem := _absence(folder, name) or _change(folder / name, digest))
+        if (problem := absence(folder, name) or _change(folder / name, digest))
     ]
 
 
 def absent(folder: Path, names: Iterable[str]) -> list[str]:
     """Which of those files are not in the folder itself, in words."""
-    return [f"{name} {problem}" for name in sorted(names) if (problem := _absence(folder, name))]
+    return [f"{name} {problem}" for name in sorted(names) if (problem := absence(folder, name))]
 
 
-def _absence(folder: Path, name: str) -> str:
+def absence(folder: Path, name: str) -> str:
+    """Why a file is not in the folder itself; "" where it is."""
     path = folder / name
     if not path.is_file():
         return "is missing"

@@ -1,13 +1,16 @@
-"""What `model_index.json` says: the parts of a checkpoint and the SHA-256 of every file."""
+"""What `model_index.json` says: the parts of a checkpoint, and the SHA-256 of every file and every tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints, model_validator
+from typing_extensions import Self
 
 from pmmrec.settings import Config
 from pmmrec.zoo import files
+from pmmrec.zoo.tensors import SUFFIX, Promise, TensorEntry, parse
 
 
 def _stays_inside(name: str) -> str:
@@ -18,17 +21,43 @@ def _stays_inside(name: str) -> str:
 
 InsidePath = Annotated[str, AfterValidator(_stays_inside)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Tensor = Annotated[TensorEntry, BeforeValidator(parse), PlainSerializer(str)]
 PartName = Annotated[str, StringConstraints(pattern=r"^[\w -]+$")]
 
 
 class PartEntry(Config):
-    """One part on disk: what it is, where it stands, and the SHA-256 of each of its files."""
+    """One part on disk: what it is, where it stands, the SHA-256 of each of its files, and what each tensor is."""
 
     family: str
     type: str
     folder: InsidePath
     files: dict[InsidePath, Sha256]
-    sizes: tuple[NonNegativeInt, ...] | None = None  # numbers in each tensor, so that a part left behind is counted
+    tensors: dict[InsidePath, dict[str, Tensor]] | None = None  # by file and name; null: written before they were told
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over_sizes(cls, value: Any) -> Any:
+        """Numbers in each tensor, which some checkpoints tell where others tell the tensors themselves."""
+        return {key: told for key, told in value.items() if key != "sizes"} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _tell_of_listed_files(self) -> Self:
+        if self.tensors is not None and set(self.tensors) != {name for name in self.files if name.endswith(SUFFIX)}:
+            raise ValueError("tensors must be told of every listed .safetensors file and of no other")
+        return self
+
+    @property
+    def promises(self) -> dict[str, Promise]:
+        """What is said of each file, by its path in the folder."""
+        told = self.tensors or {}
+        return {name: Promise(digest, told.get(name)) for name, digest in self.files.items()}
+
+    @property
+    def sizes(self) -> list[int] | None:
+        """Numbers in each tensor; None where the tensors are not told."""
+        if self.tensors is None:
+            return None
+        return [tensor.size for name in self.files for tensor in self.tensors.get(name, {}).values()]
 
 
 class BaseEntry(Config):
@@ -38,6 +67,7 @@ class BaseEntry(Config):
     revision: str | None = None
     sha256: Sha256  # of its index
     parts: dict[PartName, PartEntry]
+    adapted: dict[PartName, PartEntry] = {}  # where it is itself adapters: what it holds
 
 
 class Index(Config):
@@ -58,9 +88,17 @@ class Index(Config):
     @property
     def all_files(self) -> dict[str, str]:
         """SHA-256 of each file of the checkpoint but the index, by its path in the checkpoint."""
-        entries = (*self.parts.values(), *self.objectives.values(), *self.adapted.values())
-        below = {f"{entry.folder}/{name}": digest for entry in entries for name, digest in entry.files.items()}
-        return {**self.files, **below}
+        return {path: promise.sha256 for path, promise in self.promises.items()}
+
+    @property
+    def promises(self) -> dict[str, Promise]:
+        """What is said of each of those files."""
+        return self.promises_of([*self.parts.values(), *self.objectives.values(), *self.adapted.values()])
+
+    def promises_of(self, entries: Iterable[PartEntry]) -> dict[str, Promise]:
+        """What is said of the files of some parts, and of those that belong to no part."""
+        below = {f"{entry.folder}/{name}": told for entry in entries for name, told in entry.promises.items()}
+        return {**{name: Promise(digest) for name, digest in self.files.items()}, **below}
 
     def written(self) -> dict[str, Any]:
         """The tree that is written; of a whole checkpoint without what adapters alone need."""

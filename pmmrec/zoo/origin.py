@@ -9,6 +9,7 @@ from pmmrec.settings import expanded
 from pmmrec.zoo import files
 
 CACHE = Path("~/.cache/pmmrec/checkpoints")
+WEIGHTS_CACHE = CACHE.with_name("weights")
 _RECORD = ".origin.json"
 
 
@@ -28,15 +29,28 @@ class Origin:
         """What names the same checkpoint for good, wherever one is asked for; of a folder, the folder."""
         return f"{self.place}@{self.commit}" if self.is_remote else self.place
 
+    @property
+    def told(self) -> str:
+        """What others may read of it: of a folder `NAME@SHA-256`, since paths here are nobody else's business."""
+        if self.is_remote:
+            return self.pinned
+        folder = Path(self.place).resolve()
+        name = folder.parent.name if folder.name == "checkpoint" else folder.name  # runs/NAME/checkpoint
+        return f"{name}@{self.commit}"
+
 
 def origin_of(folder: Path) -> Origin:
     """The origin of a cached copy; any other folder is its own."""
-    if folder.resolve().is_relative_to(expanded(CACHE).resolve()):  # elsewhere a record could be anybody's
-        record = _record_of(folder)
-        if record.is_file():
-            tree = files.read_json(record)
-            return Origin(str(tree["place"]), str(tree["commit"]))
-    return Origin(str(folder), files.sha256_of(folder / files.INDEX_NAME))
+    return recorded_origin(folder, CACHE) or Origin(str(folder), files.sha256_of(folder / files.INDEX_NAME))
+
+
+def recorded_origin(folder: Path, cache: Path) -> Origin | None:
+    """What was recorded of a folder in a cache; None outside, where a record could be anybody's."""
+    record = _record_of(folder)
+    if not folder.resolve().is_relative_to(expanded(cache).resolve()) or not record.is_file():
+        return None
+    tree = files.read_json(record)
+    return Origin(str(tree["place"]), str(tree["commit"]))
 
 
 def record_origin(folder: Path, origin: Origin) -> None:

@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
+from pmmrec.adapters import Host
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
-from pmmrec.settings import Config
+from pmmrec.settings import Config, validate
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint, fill, misfits, part_paths
 
@@ -91,11 +92,15 @@ class TransferPlan(Config):
         fresh += tuple(name for name in ours if name == OBJECTIVES and name not in {*load, *fresh})
         drop += tuple(name for name in theirs if name == OBJECTIVES and name not in {*load, *drop})
         lost = [f"{name} of the checkpoint (load it or drop it)" for name in theirs if name not in {*load, *drop}]
-        lost += [f"{name} of the model (load it or start it fresh)" for name in ours if name not in {*load, *fresh}]
+        unmet = [name for name in ours if name not in {*load, *fresh}]
+        lost += [f"{name} of the model (load it or start it fresh)" for name in unmet]
         if lost:
-            raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}")
+            follow = (
+                "; with model=null the model is the checkpoint's, less what is dropped" if {*unmet} & {*drop} else ""
+            )
+            raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}{follow}")
         train = None if self.train is None else _spell(_parts_of(self.train, parts), parts)
-        return TransferPlan(load=load, fresh=fresh, drop=drop, train=train)
+        return validate(TransferPlan, {"load": load, "fresh": fresh, "drop": drop, "train": train}, "transfer")
 
 
 FULL = TransferPlan(load=(EVERY,))
@@ -213,7 +218,13 @@ def apply(
 
 
 def freeze(part: nn.Module) -> None:
-    """Stop a part from learning, and keep it in eval mode whatever `train()` is called on around it."""
+    """Stop a part from learning, and keep it in eval mode whatever `train()` is called on around it.
+
+    A part with blocks is told, since states of all of them may be kept then.
+    """
+    host: Host | None = getattr(part, "host", None)
+    if host is not None:
+        host.learns_from_top(0)
     part.requires_grad_(requires_grad=False)
     part.eval()
     part.register_forward_pre_hook(_stay_in_eval)

@@ -105,7 +105,7 @@ def make(folder: Path, name: str) -> Use:
     users = part_class(settings, WIDTH)
     inputs_BLD = torch.randn(2, 4, WIDTH)
     is_valid_BL = torch.tensor([[False, True, True, True], [True] * 4])
-    return users, "user_encoder", lambda: users(inputs_BLD, is_valid_BL)[:, 1:]
+    return users, "user_encoder", lambda: users(inputs_BLD.to(next(users.parameters())), is_valid_BL)[:, 1:]
 
 
 PARTS = [
@@ -141,6 +141,25 @@ def test_adapters_change_nothing_until_they_learn_and_then_learn_alone(tmp_path:
         if key.endswith(end):
             assert parameter.grad is not None
             assert parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("name", PARTS)
+def test_merged_weights_compute_what_the_part_computed_with_adapters(tmp_path: Path, name: str, kind: str) -> None:
+    part, place, call = make(tmp_path / "fresh", name)
+    for parameter in part.parameters():  # biases start at 0, and those of a map with adapters must count
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    part.double().eval()
+    names, plain = set(part.state_dict()), call()
+    adapted = adapt({place: part}, AdapterPlan.model_validate({place: {"type": kind, **KINDS[kind]}}))
+    for parameter in part.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    before = call()
+    assert (before - plain).abs().max() > 1e-3
+    adapted.carriers[place].merge()
+    assert set(part.state_dict()) == names
+    torch.testing.assert_close(call(), before, rtol=0, atol=1e-12)  # float64; measured 1e-14
 
 
 def test_every_kind_is_tried() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pmmrec.adapters import Host, Sites, adapters
 from pmmrec.adapters.plan import AdapterPlan, adapt
+from pmmrec.errors import RecipeError
 
 ATOL = 1e-12  # float64; measured 3e-14
 SITES = Sites("first", "first", ("first", "second"), ("third", "fourth"))
@@ -149,6 +150,19 @@ def test_merged_weights_compute_the_same(kind: str) -> None:
     torch.testing.assert_close(stack(x_RI), before_RI, rtol=0, atol=ATOL)
     torch.manual_seed(0)
     assert (stack(x_RI) - Stack().double()(x_RI)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+def test_a_weight_that_another_map_shares_is_refused(kind: str) -> None:
+    stack = Stack()
+    block: Any = stack.block
+    other = nn.Linear(4, 5)
+    other.weight = block.first.weight
+    block.add_module("other", other)
+    with pytest.raises(RecipeError, match=r"block.first of Stack shares its weight with block.other.weight, which"):
+        adapt({"user_encoder": stack}, AdapterPlan.model_validate({"user_encoder": {"type": kind}}))
+    beside = {"type": kind, "targets": ["second", "third"]}
+    adapt({"user_encoder": stack}, AdapterPlan.model_validate({"user_encoder": beside}))
 
 
 def test_every_kind_that_is_mergeable_is_tried() -> None:

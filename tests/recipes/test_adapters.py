@@ -134,8 +134,7 @@ def test_a_plan_may_leave_parts_behind_and_start_others_fresh(home: Path, world:
     assert set(checkpoint.held) == {"user_encoder", "adapters/text_encoder"}
 
 
-def test_mergeable_adapters_become_a_whole_checkpoint(home: Path, world: Path, pmmrec: Pmmrec) -> None:
-    done(finetune(pmmrec, world, "lora", LORA, NO_VISION))
+def test_mergeable_adapters_become_a_whole_checkpoint(home: Path, world: Path, pmmrec: Pmmrec, lora: Result) -> None:
     done(pmmrec("zoo", "merge", "runs/lora/checkpoint", "--out", "hub/merged"))
     figures = []
     for place in ("runs/lora/checkpoint", "merged"):
@@ -144,10 +143,104 @@ def test_mergeable_adapters_become_a_whole_checkpoint(home: Path, world: Path, p
         figures.append(json.loads((home / out / "metrics.json").read_text())["domains"][0]["metrics"])
     assert figures[0] == figures[1]
     done(pmmrec("zoo", "verify", "merged"))
-    again = done(finetune(pmmrec, world, "again", start="runs/lora/checkpoint"))
-    assert "text_encoder    loaded" in again.output
     taken = pmmrec("zoo", "merge", "runs/lora/checkpoint", "--out", "hub/merged")
     assert taken.code == 2
+
+
+@pytest.fixture(scope="module")
+def lora(home: Path, world: Path, pmmrec: Pmmrec) -> Result:
+    """Adapters that merge, trained once as `lora`."""
+    return done(finetune(pmmrec, world, "lora", LORA, NO_VISION))
+
+
+@pytest.mark.parametrize("recipe", ["adapter", "full"])
+def test_a_training_goes_on_from_adapters_whose_base_is_said(
+    home: Path, world: Path, pmmrec: Pmmrec, lora: Result, recipe: str
+) -> None:
+    (home / "hub/small").rename(home / "hidden")
+    start = ("--from", "runs/lora/checkpoint", "--on", world / "boutique", *QUICK, f"name=from-lora-{recipe}")
+    try:
+        lost = pmmrec("finetune", f"finetune/{recipe}", *start)
+        assert (lost.code, "say where it is with --base PLACE" in lost.output) == (3, True)
+        found = done(pmmrec("finetune", f"finetune/{recipe}", *start, "--base", "hidden"))
+        assert "text_encoder    loaded" in found.output
+        there = ("evaluate", f"runs/from-lora-{recipe}/checkpoint", world / "boutique", "--cache", "c")
+        done(pmmrec(*there, *(("--base", "hidden") if recipe == "adapter" else ())))  # adapters on adapters on the base
+    finally:
+        (home / "hidden").rename(home / "hub/small")
+    before, after = (events(home, name, "validation") for name in ("lora", f"from-lora-{recipe}"))
+    best = max(before, key=lambda event: event["mean"]["ndcg@10"])
+    assert after[0]["mean"] == pytest.approx(best["mean"])  # epoch 0: what the adapters had learned, merged
+
+
+def test_a_training_cannot_go_on_from_bottlenecks(home: Path, world: Path, pmmrec: Pmmrec, shipped: Result) -> None:
+    result = finetune(pmmrec, world, "wrong", start="runs/shipped/checkpoint")
+    assert result.code == 2
+    told = " ".join(result.output.split())
+    assert "user_encoder: houlsby adapters of TransformerUserEncoder cannot be merged into weights" in told
+    assert "a training can start from that base again" in told
+    assert not (home / "runs/wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("none", "--base hub/small: has no effect with `--from none`; leave it out"),
+        ("small", "--base hub/small: has no effect, hub/small carries no adapters; leave it out"),
+    ],
+)
+def test_a_base_without_adapters_to_stand_on_it_is_refused(
+    world: Path, pmmrec: Pmmrec, home: Path, start: str, message: str
+) -> None:
+    result = finetune(pmmrec, world, "wrong", "--base", "hub/small", start=start)
+    assert (result.code, message in " ".join(result.output.split())) == (2, True), result.output
+    assert not (home / "runs/wrong").exists()
+
+
+@pytest.fixture(scope="module")
+def ids(home: Path, world: Path, pmmrec: Pmmrec) -> Result:
+    """An id-only system trained on `boutique`, once as `ids`."""
+    where = ("--from", "none", "--on", world / "boutique")
+    return done(pmmrec("finetune", "finetune/sasrec", *where, *QUICK, "model.width=16", "name=ids"))
+
+
+def test_adapters_of_users_known_by_id_merge_too(home: Path, world: Path, pmmrec: Pmmrec, ids: Result) -> None:
+    users = "adapters={text_encoder: null, vision_encoder: null, user_encoder: {type: dora, r: 2}, train: [item_table]}"
+    done(finetune(pmmrec, world, "ids-dora", users, start="runs/ids/checkpoint"))
+    done(pmmrec("zoo", "merge", "runs/ids-dora/checkpoint", "--out", "hub/ids-merged"))
+    figures = []
+    for place in ("runs/ids-dora/checkpoint", "ids-merged"):
+        out = f"of-{Path(place).parts[-1]}-by-id"
+        done(pmmrec("evaluate", place, world / "boutique", "--out", out, "--cache", "c"))
+        figures.append(json.loads((home / out / "metrics.json").read_text())["domains"][0]["metrics"])
+    assert figures[0] == figures[1]
+    assert done(pmmrec("zoo", "verify", "ids-merged")).output == "hub/ids-merged: whole\n"
+
+
+@pytest.mark.parametrize(
+    ("domain", "settings", "message"),
+    [
+        ("boutique", (), "adapters.text_encoder: the model has no such part; it has item_table, user_encoder"),
+        (
+            "bazaar",
+            ("adapters={text_encoder: null, vision_encoder: null, train: []}",),
+            "an id means nothing elsewhere",
+        ),
+    ],
+)
+def test_what_adapters_cannot_do_for_ids_is_told(
+    home: Path, world: Path, pmmrec: Pmmrec, ids: Result, domain: str, settings: tuple[str, ...], message: str
+) -> None:
+    where = ("--from", "runs/ids/checkpoint", "--on", world / domain)
+    result = pmmrec("finetune", "finetune/adapter", *where, *QUICK, "name=wrong", *settings)
+    assert (result.code in (2, 3), message in " ".join(result.output.split())) == (True, True), result.output
+    assert not (home / "runs/wrong").exists()
+
+
+def test_a_checkpoint_without_adapters_has_nothing_to_merge(home: Path, pmmrec: Pmmrec, ids: Result) -> None:
+    result = pmmrec("zoo", "merge", "runs/ids/checkpoint", "--out", "hub/never")
+    assert (result.code, "carries no adapters, so there is nothing to merge" in result.output) == (2, True)
+    assert not (home / "hub/never").exists()
 
 
 def test_bottlenecks_stay_with_their_base(home: Path, shipped: Result, pmmrec: Pmmrec) -> None:

@@ -202,6 +202,29 @@ def test_what_is_stale_is_measured_again_when_that_is_asked_for(copy: Place) -> 
     assert copy.results.cell(KNOWN).identity["recipe"]["train"]["batch_users"] == 10
 
 
+def test_a_pretraining_done_again_makes_stale_what_started_from_the_one_before(copy: Place) -> None:
+    tree, full = json.loads(json.dumps(PLAN)), "tiny/boutique/full"
+    settings = {"recipe": "finetune/full", "overrides": ["train.epochs=1"], "tuning": "none"}
+    tree["cells"][full] = {"kind": "finetune", "from": "bazaar", "seeds": [1], **settings}
+    before = copy.results.cell(UNSEEN)
+    index = copy.folder / "home" / "pretrained" / "bazaar" / "checkpoint" / "model_index.json"
+    index.write_text(index.read_text() + "\n")  # the same settings again, which led to other weights
+    assert copy.runner(tree).stale() == {}  # all that was measured is of one checkpoint
+    with working_in(copy.folder):
+        assert copy.runner(tree).measure(Wanted(cells=(full,)), jobs=1) == {}
+    assert before.checkpoint != copy.results.cell(full).checkpoint
+    assert copy.runner(tree).stale() == {UNSEEN: ["from.checkpoint"]}
+    moved = index.rename(index.with_name("away"))  # where it is not here, nobody knows which of the two is the later
+    assert copy.runner(tree).stale() == {UNSEEN: ["from.checkpoint"], full: ["from.checkpoint"]}
+    moved.rename(index)
+    with working_in(copy.folder):
+        assert copy.runner(tree).measure(Wanted(stale=True), jobs=1) == {}
+    assert copy.said[0] == f"started {UNSEEN} zero-shot"
+    assert copy.runner(tree).stale() == {}
+    copy.results.write(before.model_copy(update={"checkpoint": None}))  # a cell of those that did not tell
+    assert copy.runner(tree).stale() == {}
+
+
 def test_a_fresh_run_takes_the_place_of_a_whole_one_and_gives_the_same_again(copy: Place) -> None:
     run = copy.folder / "home" / "cells" / KNOWN / "seed-1"
     (run / "left-over").touch()

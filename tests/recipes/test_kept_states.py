@@ -58,6 +58,41 @@ def test_the_test_ranking_reads_the_tables_of_the_training(both: tuple[Path, Res
     assert not list((both[0] / "plain-cache").glob("*prefix-*"))
 
 
+@pytest.mark.parametrize("start", ["kept", "small"])  # with and without frozen blocks of its own
+@pytest.mark.parametrize("use", ["on", "auto"])
+def test_ranking_after_a_frozen_plan_makes_no_states_and_asks_for_none(
+    both: tuple[Path, Result], small_run: Path, world: Path, pmmrec: Pmmrec, start: str, use: str
+) -> None:
+    checkpoint = (both[0] if start == "kept" else small_run) / "hub" / start
+    name = f"frozen-{start}-{use}"
+    with working_in(both[0]):
+        run = (f"name={name}", f"prefix_cache={use}", f"cache={name}-cache", "train.epochs=1", "train.batch_users=16")
+        result = pmmrec("finetune", "finetune/frozen", "--from", checkpoint, "--on", world / "boutique", *run)
+        assert result.code == 0, result.output
+        assert "vectors were computed once" in result.output
+        assert json.loads((Path("runs") / name / "metrics.json").read_text())["domains"]
+        assert not list(Path(f"{name}-cache").glob("*prefix-*"))
+
+
+def test_states_of_encoders_that_a_plan_freezes_are_kept_up_to_their_top(
+    home: Path, small_run: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    plan = "transfer={load: ['*'], train: [fusion, user_encoder]}"
+    start = ("finetune", "finetune/full", plan, "--from", small_run / "hub" / "small", "--on", world / "boutique")
+    steps = []
+    for name, use in (("kept", "on"), ("plain", "off")):
+        run = (f"name={name}", f"prefix_cache={use}", f"cache={name}-cache", "train.epochs=1", "train.batch_users=16")
+        if use == "on":
+            assert pmmrec(*start, *run, "--dry-run").code == 0
+        result = pmmrec(*start, *run, "train.log_every=1")
+        assert result.code == 0, result.output
+        for modality in ("text", "image"):
+            assert result.output.count(f"{modality}: frozen states are kept in float32") == (use == "on")
+        steps.append([event["loss"] for event in events(name, "train")])
+    assert len(list((home / "kept-cache").glob("prefix-*"))) == 2
+    assert steps[0] == pytest.approx(steps[1], rel=1e-6)
+
+
 def test_on_is_refused_where_nothing_is_frozen(home: Path, world: Path, pmmrec: Pmmrec) -> None:
     for more in ((), ("--dry-run",)):
         result = pretrain(pmmrec, world, "all", "prefix_cache=on", *more)

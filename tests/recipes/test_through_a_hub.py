@@ -14,8 +14,9 @@ import huggingface_hub
 import pytest
 from command_line import Pmmrec, Result, working_in
 from hub_client import point_client_at
-from hub_server import TOKEN, HubServer, serving
+from hub_server import TOKEN, HubServer, Repository, serving
 
+from pmmrec.encoders.text import DEFAULT_VOCAB_SIZE
 from pmmrec.zoo.checkpoint import Checkpoint
 
 PLACE = "hf://alice/small"
@@ -88,6 +89,23 @@ def test_a_run_from_a_moving_name_records_the_commit(hub: HubServer, pmmrec: Pmm
     told = done(pmmrec("finetune", "finetune/full", "--from", PLACE, "--on", world / "boutique", *QUICK, "name=full"))
     assert f"warning: {PLACE}: names no commit, so it may change; today it stands for {commit(hub)}" in told
     assert Checkpoint.open(Path("runs/full/checkpoint")).provenance["started_from"] == f"{PLACE}@{commit(hub)}"
+
+
+def test_the_commit_of_pretrained_weights_is_recorded_and_a_moving_name_warns(
+    hub: HubServer, small_run: Path, pmmrec: Pmmrec, world: Path
+) -> None:
+    source = small_run / "hub" / "small" / "text_encoder"
+    content = {path.name: path.read_bytes() for path in source.iterdir() if not path.name.startswith("part.")}
+    hub.repositories["alice/words"] = Repository(private=False)
+    words = hub.repositories["alice/words"].add("main", content)
+    text = f"{{weights: alice/words, architecture: null, vocab_size: {DEFAULT_VOCAB_SIZE}}}"
+    vision = "model.item_encoder.vision=null", "model.item_encoder.fusion=null", "model.width=16"
+    overrides = (f"model.item_encoder.text={text}", *vision, f"data.sources=[{world / 'bazaar'}]", *QUICK, "name=words")
+    told = done(pmmrec("pretrain", "pretrain/tiny", *overrides, "objectives.nicl=null"))
+    assert told.count(f"hf://alice/words: names no commit, so it may change; today it stands for {words}") == 1
+    provenance = Checkpoint.open(Path("runs/words/checkpoint")).provenance
+    assert provenance["weights"] == {"text_encoder": f"hf://alice/words@{words}"}
+    assert "weights" not in Checkpoint.open(Path("hub/small")).provenance  # all of it was drawn
 
 
 def test_only_some_parts_are_pulled_to_a_folder(hub: HubServer, pmmrec: Pmmrec) -> None:

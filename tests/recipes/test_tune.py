@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -124,6 +125,26 @@ def test_the_same_command_goes_on_and_a_trial_that_fails_is_recorded_with_its_re
     assert "step" in failed["message"]
     assert "trial 0002  failed  best " in result.output
     assert failed["message"] in result.output
+
+
+def test_files_that_went_missing_are_made_again_from_the_record(search: Path, world: Path, pmmrec: Pmmrec) -> None:
+    copy = Path(shutil.copytree(search, search.with_name("copy")))
+    shutil.rmtree(copy / "trials")
+    for name in ("trials.csv", "best.yaml"):
+        (copy / name).unlink()
+    result = pmmrec(*_command(world, "train.epochs=2", "--name", "copy", trials=1))
+    assert result.code == 0, result.output
+    assert (copy / "trials.csv").read_text() == (search / "trials.csv").read_text()
+    assert pmmrec("recipe", "validate", copy / "best.yaml").code == 0
+
+
+def test_trials_whose_record_was_lost_are_left_alone(search: Path, world: Path, pmmrec: Pmmrec) -> None:
+    copy = Path(shutil.copytree(search, search.with_name("lost")))
+    (copy / "study.db").unlink()
+    result = pmmrec(*_command(world, "train.epochs=2", "--name", "lost"))
+    assert result.code == 3
+    assert "lost/trials: holds 0000, but study.db knows of no trial; put the record back" in result.output
+    assert (copy / "trials" / "0001" / "metrics.json").is_file()
 
 
 def test_another_search_of_the_same_name_is_refused(search: Path, world: Path, pmmrec: Pmmrec) -> None:

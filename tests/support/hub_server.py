@@ -98,6 +98,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
         self.connections: set[_Handler] = set()
+        self.knows_ranges = True
         self.url = ""
         self.stop: Callable[[], None] = lambda: None  # nobody answers any more
 
@@ -347,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = repository.trees[commit][path]
         headers = {"ETag": f'"{_etag(path, content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not asked:
+        if not asked or not self.hub.knows_ranges:
             self._send(200, content, headers)
             return
         first, last = int(asked[1]), int(asked[2] or len(content) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -97,6 +98,9 @@ def test_a_file_that_is_no_mapping_or_no_text_is_refused(home: Path) -> None:
         read_yaml(home / "latin.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_yaml(home / "absent.yaml")
+    for endless in (Path("/dev/zero"), home):
+        with pytest.raises(RecipeError, match=rf"{endless}: is no file"):
+            read_yaml(endless)
 
 
 def test_extends_lays_a_file_over_another_relative_to_itself(home: Path) -> None:
@@ -143,3 +147,45 @@ def test_an_override_below_nothing_makes_a_mapping() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(Exception, match="frozen"):
         Inner(epochs=1).epochs = 2  # type: ignore[misc]  # what is tested
+
+
+class Shapes(Config):
+    names: tuple[str, ...] = ()
+    pair: tuple[float, float] = (0, 1)
+    folder: Path = Path("here")
+    inner: Inner = Inner(epochs=1)
+    count: int | None = None
+    blocks: int | Literal["all"] = "all"
+    share: Annotated[float, Field(ge=0)] = 0.0
+    is_on: bool = False
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem"),
+    [
+        ({"names": "one"}, r"names: must be a list, such as \[a, b\] \(found 'one'\)"),
+        ({"names": [1]}, r"names\[0\]: must be text; quote it if it looks like something else \(found 1\)"),
+        ({"pair": [1]}, r"pair\[1\]: field required"),
+        ({"folder": 3}, r"folder: must be a path; quote it"),
+        ({"inner": [1]}, r"inner: must be a mapping, such as {key: value} \(found \[1\]\)"),
+    ],
+)
+def test_a_value_of_another_shape_is_told_in_words_of_yaml(tree: dict[str, object], problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        validate(Shapes, tree, "f")
+
+
+@pytest.mark.parametrize("name", ["count", "blocks", "share"])
+def test_yes_is_no_number(name: str) -> None:
+    with pytest.raises(RecipeError, match=rf"f: 2 problems\n  colour: .*\n  {name}: must be a number, found true"):
+        validate(Shapes, {name: True, "colour": 1}, "f")
+    assert validate(Shapes, {"is_on": True}, "f").is_on
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("a: 1\nb: \x07", r"f: line 2: not valid YAML: unacceptable character"), ('a: "\\ud800"', "holds half a letter")],
+)
+def test_letters_that_are_none_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        parse_yaml(text, "f")

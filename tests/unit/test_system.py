@@ -142,7 +142,7 @@ def test_ranking_among_seen_items_too_gives_other_figures(system: System, world:
 
 def test_evaluating_writes_only_where_nothing_stands(system: System, world: Path, tmp_path: Path) -> None:
     system.evaluate(world / "boutique", name="small", out=tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.json", "ranks.parquet"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"domains.json", "metrics.json", "ranks.parquet"}
     with pytest.raises(RecipeError, match="exists; choose another folder"):
         system.evaluate(world / "boutique", name="small", out=tmp_path / "out")
 

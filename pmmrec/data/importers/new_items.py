@@ -35,4 +35,5 @@ def import_new_items(items: Path, images: Path | None, folder: Path, progress: P
     try:
         return import_table(task, progress)
     except DataError as error:
-        raise DataError(str(error).replace(str(touched), str(items))) from error
+        told = str(error).replace(str(touched), str(items)).replace("no interaction can be used", "no item can be used")
+        raise DataError(told) from error

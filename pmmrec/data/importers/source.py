@@ -185,6 +185,8 @@ def is_of_machine(error: duckdb.Error) -> bool:
 def _explain(message: str) -> str:
     """The part of a message of DuckDB that helps: it goes on for twenty lines."""
     line, reason = _CSV_LINE.search(message), _CSV_REASON.search(message)
+    if line and reason and reason[1].startswith("Maximum line size"):
+        return f"line {line[1]}: {reason[1].rstrip('.')}; cut the text, or close a quote that stands open"
     if line and reason:
         return f"line {line[1]}: {reason[1]}; quote fields that hold separators, quotes or line ends"
     if "CSV" in message:

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pmmrec.data.importers.source import Source, stream
+from pmmrec.data.importers.source import PARQUET, SEPARATORS, Source, stream
 from pmmrec.errors import DataError
 
 TEXT = ".txt"
@@ -20,7 +20,12 @@ def read_user_ids(path: Path) -> pa.Array:
     Each once, in the order of the file. Ids are text, exactly as they stand; empty lines are none. Raises DataError for
     a file that cannot be read or names nobody.
     """
-    if path.suffix.lower() == TEXT:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give a file")
+    if path.is_file() and suffix not in (TEXT, *SEPARATORS, PARQUET):
+        raise DataError(f"{path}: unknown type {suffix!r}; give .txt with an id in each line, .csv, .tsv or .parquet")
+    if suffix == TEXT:
         ids = pa.array(_lines(path), pa.large_string())
     else:
         with duckdb.connect() as connection:
@@ -37,7 +42,7 @@ def read_user_ids(path: Path) -> pa.Array:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would part ids at letters such as U+2028
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
     except OSError as error:

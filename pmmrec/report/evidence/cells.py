@@ -50,6 +50,20 @@ class Point(Config):
     hr: float
 
 
+class Cost(Config):
+    """What a training took besides time of the processor; its validation is left out."""
+
+    trainable_parameters: int
+    total_parameters: int
+    peak_memory_bytes: int | None = None  # of the device; without a GPU, of the process since its start
+    seconds_per_epoch: float | None = None
+
+    @property
+    def trainable_share(self) -> float:
+        """How much of the model learned, in 0..1."""
+        return self.trainable_parameters / self.total_parameters
+
+
 class Training(Config):
     """One training, of one seed."""
 
@@ -61,6 +75,7 @@ class Training(Config):
     training_s: float  # wall time of the steps alone
     hardware: Hardware
     validation: tuple[Point, ...]
+    cost: Cost | None = None  # None: measured before runs told of it
 
 
 class CellResult(Config):
@@ -77,6 +92,7 @@ class CellResult(Config):
     trainings: tuple[Training, ...] = ()
     pretraining: Training | None = None  # what it started from, where that was trained beside it
     hardware: Hardware | None = None  # of an evaluation; a training has its own
+    checkpoint: str | None = None  # sha256 of the index it started from; None also where cells did not tell yet
     identity: dict[str, Any]
 
 

@@ -16,12 +16,7 @@ from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, Zer
 from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
 
-# Where a run lies, what it is called and how it is watched change no figure; seeds and sources are listed apart.
-UNTOLD = (
-    *("name", "runs", "hub", "cache", "licence", "publish_as", "replace", "rank_test", "seed"),
-    *("prefix_cache", "prefix_budget_gb", "train.log_every", "data.sources", "data.workers"),
-    *("machine.device", "machine.trackers", "machine.project"),
-)
+SEED = "seed"  # the seeds of a cell are listed apart
 FINGERPRINT = "fingerprint"
 EVIDENCE_VERSION = 1  # raise it when the same settings on the same data have come to give other figures
 
@@ -99,12 +94,9 @@ def _version() -> Tree:
 
 
 def settings_of(recipe: RunRecipe) -> Identity:
-    """The resolved recipe without what changes no figure."""
-    full, chosen = recipe.model_dump(mode="json"), recipe.model_dump(mode="json", exclude_defaults=True)
-    for path in UNTOLD:
-        _remove(full, path)
-        _remove(chosen, path)
-    return Identity(full, chosen)
+    """The resolved recipe without its seed and what changes no figure."""
+    full, chosen = recipe.told(), recipe.told(only_chosen=True)
+    return Identity(*({key: value for key, value in tree.items() if key != SEED} for tree in (full, chosen)))
 
 
 @contextmanager
@@ -128,13 +120,6 @@ def _finetune_settings(recipe: str, overrides: tuple[str, ...]) -> Identity:
 
 def _told_with_recipe(told: Tree, settings: Identity) -> Identity:
     return Identity({**told, "recipe": settings.tree}, {**told, "recipe": settings.chosen})
-
-
-def _remove(tree: Tree, path: str) -> None:
-    *above, last = path.split(".")
-    for key in above:
-        tree = tree.get(key, {})
-    tree.pop(last, None)
 
 
 def _changes(stored: Any, now: Any, chosen: Any, path: str) -> Iterator[str]:

@@ -36,6 +36,9 @@ class Layout:
     def cell(self, cell_id: str) -> Path:
         return self.home / "cells" / cell_id
 
+    def checkpoint(self, pretraining: str) -> Path:
+        return self.home / "pretrained" / pretraining / CHECKPOINT_FOLDER
+
     def has_data(self, name: str) -> bool:
         """Whether the files are here that a domain is imported from."""
         return all((self._data / self._plan.domains[name].folder / table).is_file() for table in TABLES)
@@ -100,7 +103,7 @@ class Layout:
         return {}
 
     def _finetuning(self, cell_id: str, cell: FinetuneCell, seed: int, identities: Identities) -> Run:
-        start = SCRATCH if cell.start_from == SCRATCH else str(self._checkpoint(cell.start_from))
+        start = SCRATCH if cell.start_from == SCRATCH else str(self.checkpoint(cell.start_from))
         name, domain = f"seed-{seed}", str(self.domain(domain_of(cell_id)))
         settings = (*cell.overrides, f"seed={seed}", *self._place(self.cell(cell_id), name))
         return Run(
@@ -109,12 +112,13 @@ class Layout:
             arguments=("finetune", cell.recipe, "--from", start, "--on", domain, *settings),
             identity=identities.run(cell_id, seed),
             needs=None if cell.start_from == SCRATCH else cell.start_from,
+            start=None if cell.start_from == SCRATCH else self.checkpoint(cell.start_from),
         )
 
     def _zero_shot(self, cell_id: str, cell: ZeroShotCell, identities: Identities) -> Run:
         folder, domain = self.cell(cell_id) / "zero-shot", str(self.domain(domain_of(cell_id)))
         cache = ("--cache", str(self._cache)) if self._cache else ()
-        checkpoint = str(self._checkpoint(cell.start_from))
+        checkpoint = str(self.checkpoint(cell.start_from))
         popularity = () if cell.popularity is None else ("--popularity", str(cell.popularity))
         return Run(
             label=f"{cell_id} zero-shot",
@@ -132,10 +136,8 @@ class Layout:
             ),
             identity=identities.run(cell_id, None),
             needs=cell.start_from,
+            start=self.checkpoint(cell.start_from),
         )
-
-    def _checkpoint(self, pretraining: str) -> Path:
-        return self.home / "pretrained" / pretraining / CHECKPOINT_FOLDER
 
     def _place(self, runs: Path, name: str) -> tuple[str, ...]:
         cache = (f"cache={json.dumps(str(self._cache))}",) if self._cache else ()

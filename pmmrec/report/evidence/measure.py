@@ -15,7 +15,7 @@ from pmmrec.evaluation.floors import FLOORS
 from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
 from pmmrec.evaluation.scenarios import STRATA, stratum_mask
-from pmmrec.evaluation.significance import mean_interval, paired_interval
+from pmmrec.evaluation.significance import difference_interval, mean_interval
 from pmmrec.report.evidence.cells import Figures, digest_of
 from pmmrec.report.evidence.plan import slug
 
@@ -44,9 +44,8 @@ class Targets:
         return digest_of({name: _means(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()})
 
     def difference(self, rank_a_MQ: Tensor, rank_b_MQ: Tensor) -> dict[str, Figures]:
-        """First minus second, paired; one that has one row (nothing trained) stands beside every seed of the other."""
-        num_seeds = max(len(rank_a_MQ), len(rank_b_MQ))
-        a, b = (user_metrics(rank_MQ.expand(num_seeds, -1)) for rank_MQ in (rank_a_MQ, rank_b_MQ))
+        """First minus second, paired over users; one that has one row (nothing trained) stands beside every seed."""
+        a, b = user_metrics(rank_a_MQ), user_metrics(rank_b_MQ)
         return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
     def write_floors(self, folder: Path) -> dict[str, Path]:
@@ -81,6 +80,6 @@ def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor], is_in_Q: Tenso
     pairs = {name: (a[name][:, is_in_Q], b[name][:, is_in_Q]) for name in a}
     return Figures(
         num_users=num_users,
-        intervals={name: paired_interval(*pair).difference for name, pair in pairs.items()},
+        intervals={name: difference_interval(*pair) for name, pair in pairs.items()},
         by_seed={name: tuple((x - y).mean(dim=1).tolist()) for name, (x, y) in pairs.items()},
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pmmrec.atomic import whole_file
 from pmmrec.evaluation.scenarios import COLD_BELOW
-from pmmrec.report.evidence.cells import CellResult, Results, Training
+from pmmrec.report.evidence.cells import CellResult, Cost, Results, Training
 from pmmrec.report.evidence.curves import Curve, draw
 from pmmrec.report.evidence.plan import (
+    COSTS,
     FLOOR_NAMES,
     METRICS,
     MODEL,
@@ -23,12 +24,27 @@ from pmmrec.report.evidence.plan import (
 )
 from pmmrec.report.tables import Cell, Percent, PlainTable, markdown
 
-HEADINGS = {"users": "users", "best_epoch": "epochs to best", "cpu": "CPU min", "wall": "wall min"}
+HEADINGS = {
+    "users": "users",
+    "best_epoch": "epochs to best",
+    "cpu": "CPU min",
+    "wall": "wall min",
+    "trainable": "parameters learning",
+    "share": "of all, %",
+    "memory": "peak memory, MB",
+    "epoch": "s an epoch",
+}
 WHOSE = {
     "all": "test targets of {users}",
     "regular": f"test targets that occur at least {COLD_BELOW} times in train, of {{users}}",
     "cold": f"test targets that occur fewer than {COLD_BELOW} times in train, of {{users}}",
     "new": "test targets that never occur in train, of {users}",
+}
+COST_OF: dict[str, Callable[[Cost], float | None]] = {
+    "trainable": lambda cost: cost.trainable_parameters,
+    "share": lambda cost: cost.trainable_share,
+    "memory": lambda cost: None if cost.peak_memory_bytes is None else cost.peak_memory_bytes / 1e6,
+    "epoch": lambda cost: cost.seconds_per_epoch,
 }
 FEW_USERS = 100  # the 95 % interval of a share of 10 % is then 12 points wide
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -143,10 +159,25 @@ def _shown(line: Line, column: str, stratum: str) -> Cell:
         return Percent(figures.intervals[column]) if column in figures.intervals else None
     if not trainings:
         return None
+    return _cost(column, trainings) if column in COSTS else _time(column, trainings)
+
+
+def _time(column: str, trainings: Sequence[Training]) -> Cell:
     if column == "best_epoch":
         return round(_mean([training.best_epoch for training in trainings]), 1)
     seconds = [training.cpu_s if column == "cpu" else training.wall_s for training in trainings]
     return round(_mean(seconds) / 60, 1)
+
+
+def _cost(column: str, trainings: Sequence[Training]) -> Cell:
+    """Mean over seeds; None unless all trainings tell."""
+    costs = [training.cost for training in trainings if training.cost is not None]
+    values = [value for cost in costs if (value := COST_OF[column](cost)) is not None]
+    if len(values) < len(trainings):
+        return None
+    if column == "share":
+        return Percent(_mean(values))
+    return round(_mean(values), 1) if column == "epoch" else round(_mean(values))
 
 
 def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:

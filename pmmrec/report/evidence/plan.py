@@ -18,7 +18,9 @@ from pmmrec.evaluation.scenarios import Stratum
 from pmmrec.settings import Config, read_yaml, validate
 
 METRICS = tuple(metric_name(measure, cutoff) for measure in MEASURES for cutoff in CUTOFFS)
-COLUMNS = ("users", *METRICS, "best_epoch", "cpu", "wall")
+TIMES = ("best_epoch", "cpu", "wall")
+COSTS = ("trainable", "share", "memory", "epoch")
+COLUMNS = ("users", *METRICS, *TIMES, *COSTS)
 SCRATCH = "none"
 MODEL = "model"  # the one system of a cell that is no cell of floors
 

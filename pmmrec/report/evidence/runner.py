@@ -20,10 +20,11 @@ from pmmrec.report.evidence.identity import Identities
 from pmmrec.report.evidence.layout import Layout
 from pmmrec.report.evidence.measure import Targets
 from pmmrec.report.evidence.plan import FLOOR_NAMES, MODEL, SCRATCH, EvidencePlan, domain_of, shown_reference
-from pmmrec.report.evidence.runs import Processes, Run, Stamp, training_of
+from pmmrec.report.evidence.runs import Processes, Run, Stamp, checkpoint_hash, training_of
 
 Say = Callable[[str], None]
 RANKS_FILE = "ranks.parquet"
+CHECKPOINT = "from.checkpoint"  # what has changed where the same pretraining was done again
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,28 @@ class Runner:
     def stale(self) -> dict[str, list[str]]:
         """Cells whose result follows from something that is different now -> the paths of what is."""
         identities = Identities(self._plan, self._layout.fingerprints())
-        found: dict[str, list[str]] = {}
-        for cell_id in self._plan.measured:
-            result = self._results.cell(cell_id)
-            if result is not None and (changes := identities.cell(cell_id).changes_since(result.identity)):
-                found[cell_id] = changes
-        return found
+        results = {cell_id: result for cell_id in self._plan.measured if (result := self._results.cell(cell_id))}
+        found = {
+            cell_id: identities.cell(cell_id).changes_since(result.identity) for cell_id, result in results.items()
+        }
+        for cell_id in self._of_other_checkpoints(results):
+            found[cell_id].append(CHECKPOINT)
+        return {cell_id: changes for cell_id, changes in found.items() if changes}
+
+    def _of_other_checkpoints(self, results: Mapping[str, CellResult]) -> Iterator[str]:
+        """Cells of one pretraining that was done more than once: all but those of the checkpoint that is here."""
+        starts: dict[str, dict[str, str]] = {}  # pretraining -> cell -> the checkpoint that it started from
+        for cell_id, result in results.items():
+            if result.checkpoint is not None:
+                starts.setdefault(self._start(cell_id), {})[cell_id] = result.checkpoint
+        for pretraining, checkpoints in starts.items():
+            if len(set(checkpoints.values())) > 1:
+                here = checkpoint_hash(self._layout.checkpoint(pretraining))
+                yield from (cell_id for cell_id, checkpoint in checkpoints.items() if checkpoint != here)
+
+    def _start(self, cell_id: str) -> str:
+        start: str = getattr(self._plan.measured[cell_id], "start_from", SCRATCH)
+        return start
 
     def measure(self, wanted: Wanted, jobs: int) -> dict[str, str]:
         """Run what is wanted, `jobs` processes at a time. What failed -> why.
@@ -226,6 +243,7 @@ class Runner:
             targets.write_floors(self._layout.cell(cell_id))
         stamps = {seed: stamp for seed, run in runs.items() if (stamp := run.stamp()) is not None}
         seeds = tuple(seed for seed in runs if seed is not None)
+        checkpoints = {stamp.checkpoint for stamp in stamps.values()}
         ranks = self._rank_files(cell_id, list(FLOOR_NAMES) if not runs else [MODEL], identities)
         return CellResult(
             cell=cell_id,
@@ -238,11 +256,12 @@ class Runner:
             trainings=tuple(training_of(runs[seed], seed, stamps[seed]) for seed in seeds),
             pretraining=self._pretraining_of(cell_id, identities),
             hardware=stamps[None].hardware if None in stamps else None,
+            checkpoint=checkpoints.pop() if len(checkpoints) == 1 else None,
             identity=identity.tree,
         )
 
     def _pretraining_of(self, cell_id: str, identities: Identities) -> Training | None:
-        start = getattr(self._plan.measured[cell_id], "start_from", SCRATCH)
+        start = self._start(cell_id)
         if start == SCRATCH:
             return None
         run = self._layout.pretraining(start, identities)

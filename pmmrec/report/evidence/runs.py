@@ -15,12 +15,13 @@ from typing import Any
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.evaluation.outcome import METRICS_FILE, read_outcome
+from pmmrec.evaluation.outcome import METRICS_FILE, Outcome, read_outcome
 from pmmrec.processes import ChildProcess, end_all
-from pmmrec.report.evidence.cells import Hardware, Point, Training
+from pmmrec.report.evidence.cells import Cost, Hardware, Point, Training
 from pmmrec.report.evidence.identity import Identity
 from pmmrec.settings import Config, validate
 from pmmrec.train.run_folder import package_version
+from pmmrec.zoo import files
 
 STAMP = "evidence.json"  # in a run folder that is whole: what it was, and what it cost
 PMMREC = (sys.executable, "-c", "from pmmrec.cli import app; app()")
@@ -34,6 +35,7 @@ class Stamp(Config):
     cpu_s: float
     wall_s: float
     hardware: Hardware
+    checkpoint: str | None = None  # sha256 of the index it started from; None also where stamps did not tell yet
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Run:
     identity: Identity
     needs: str | None = None  # the pretraining whose checkpoint it starts from
     keeps_checkpoint: bool = False
+    start: Path | None = None  # the checkpoint that it starts from
 
     @property
     def log(self) -> Path:
@@ -60,7 +63,13 @@ class Run:
             stamp = validate(Stamp, json.loads(path.read_text(encoding="utf-8")), str(path))
         except (ValueError, RecipeError):
             return None
-        return None if self.identity.changes_since(stamp.identity) else stamp
+        now = self.checkpoint_hash()
+        is_of_another = stamp.checkpoint is not None and now is not None and stamp.checkpoint != now
+        return None if is_of_another or self.identity.changes_since(stamp.identity) else stamp
+
+    def checkpoint_hash(self) -> str | None:
+        """Of the checkpoint that it starts from, as it is now."""
+        return None if self.start is None else checkpoint_hash(self.start)
 
 
 class Processes:
@@ -75,6 +84,7 @@ class Processes:
         """Do a run from its beginning and stamp it. MachineError with its complaint where it fails."""
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = run.checkpoint_hash()
         with self._started(run) as process:
             code, wall_s = process.wait(), process.seconds
         if code:
@@ -84,6 +94,7 @@ class Processes:
             cpu_s=round(process.cpu_s, 1),
             wall_s=round(wall_s, 1),
             hardware=hardware_of(run.folder, self._environment),
+            checkpoint=checkpoint,
         )
         if not run.keeps_checkpoint:
             shutil.rmtree(run.folder / "checkpoint", ignore_errors=True)
@@ -114,6 +125,12 @@ class Processes:
                 self._active.discard(process)
 
 
+def checkpoint_hash(folder: Path) -> str | None:
+    """SHA-256 of the index of a checkpoint, which tells that of every file; None where there is no checkpoint."""
+    index = files.current(folder) / files.INDEX_NAME
+    return files.sha256_of(index) if index.is_file() else None
+
+
 def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
     """What a finished training cost and how it went."""
     outcome = read_outcome(run.folder)
@@ -126,6 +143,7 @@ def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
         training_s=outcome.training_s or 0.0,
         hardware=stamp.hardware,
         validation=tuple(_points(run.folder / "events.jsonl")),
+        cost=_cost(outcome),
     )
 
 
@@ -144,6 +162,19 @@ def cpu_name() -> str:
     lines = CPU_NAMES.read_text(encoding="utf-8").splitlines() if CPU_NAMES.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else "an unnamed processor"
+
+
+def _cost(outcome: Outcome) -> Cost | None:
+    """What a run says of it; None where it says nothing."""
+    trainable, total = outcome.trainable_parameters, outcome.total_parameters
+    if trainable is None or not total:
+        return None
+    return Cost(
+        trainable_parameters=trainable,
+        total_parameters=total,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        seconds_per_epoch=outcome.seconds_per_epoch,
+    )
 
 
 def _points(path: Path) -> list[Point]:

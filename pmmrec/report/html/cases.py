@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,11 @@ def item_cards(domain: Domain, rows: Sequence[int]) -> list[ItemCard]:
 
 
 def _cut(text: str | None) -> str | None:
-    if text is None or len(text) <= LETTERS_SHOWN:
+    if text is None:
+        return None
+    text = "".join(
+        "\ufffd" if unicodedata.category(letter) == "Cc" and letter not in "\t\n" else letter for letter in text
+    )
+    if len(text) <= LETTERS_SHOWN:
         return text
     return text[: LETTERS_SHOWN - 1].rstrip() + "…"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.domain import Domain
@@ -20,6 +21,7 @@ from pmmrec.report.comparison import System, compare, read_systems
 from pmmrec.report.epochs import EVENTS_FILE, Epoch, best_epoch, judged_by, read_epochs
 from pmmrec.report.html import require_report
 from pmmrec.report.html.cases import Case, sample_cases
+from pmmrec.report.html.domains import domains_read
 from pmmrec.report.html.drawing import draw_curves, draw_map
 from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for, project, sampled
 from pmmrec.report.html.pictures import Figure, data_uri
@@ -30,8 +32,10 @@ from pmmrec.report.verdict import popularity_tables, stratum_notes
 from pmmrec.settings import Config, expanded
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.files import current
 from pmmrec.zoo.hub import find_checkpoint
 
+NO_DOMAIN = Path("none")
 PAGE_FILE = "report.html"
 TEMPLATE = "page.html.j2"
 CHECKPOINT_FOLDER = "checkpoint"
@@ -42,7 +46,9 @@ class ReportPlan(Config):
     """What a page is to show, and where it goes."""
 
     out: Path = Field(description="A folder to make, or a file that ends in .html.")
-    domains: tuple[Path, ...] = Field((), description="Domain folders; maps and cases need them.")
+    domains: tuple[Path, ...] = Field(
+        (), description="Domain folders, for maps and cases; empty: where the runs read them. `none`: neither."
+    )
     checkpoint: str | None = Field(None, description="Whose vectors are shown; null: of the first run that kept one.")
     metric: str | None = Field(None, description="Of the curves; null: what the first run judged its epochs by.")
     attribute: str | None = Field(None, description="Attribute of items that the map tells apart.")
@@ -51,10 +57,17 @@ class ReportPlan(Config):
     num_points: int = Field(
         1000, ge=LEAST_POINTS, le=20_000, description="Items, and users, on a map; drawn at random."
     )
-    seed: int = Field(0, ge=0, description="Of what is drawn at random, and of the maps.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of what is drawn at random, and of the maps.")
     hub: Path = Path("hub")
     base: str | None = None
     cache: Path = Path("~/.cache/pmmrec")
+
+    @model_validator(mode="after")
+    def _shows_what_it_asks_for(self) -> Self:
+        for option, value in (("checkpoint", self.checkpoint), ("attribute", self.attribute), ("base", self.base)):
+            if self.domains == (NO_DOMAIN,) and value is not None:
+                raise ValueError(f"{option}: has no effect with `--domain none`; leave one of the two out")
+        return self
 
 
 @dataclass
@@ -118,16 +131,28 @@ def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
     page.tables += popularity_tables(firsts)
     page.notes += [note for outcome in firsts for note in stratum_notes(outcome)]
     _add_curves(page, systems, plan)
-    domains = [Domain.open(folder) for folder in plan.domains]
-    if not domains:
-        page.notes.append("no maps and no lists of users: they need the items, so give --domain FOLDER")
+    if plan.domains == (NO_DOMAIN,):
         return page
+    given = _opened(plan.domains)
     checkpoint, owner = _checkpoint(systems, plan)
     if checkpoint is None:
         page.notes.append("no maps and no lists of users: no run here kept a checkpoint; give --checkpoint PLACE")
         return page
+    domains = given or domains_read(systems)
+    if not domains:
+        page.notes.append("no maps and no lists of users: they need the items, so give --domain FOLDER")
+        return page
     _add_views(page, checkpoint, owner, domains, plan)
     return page
+
+
+def _opened(folders: Sequence[Path]) -> list[Domain]:
+    domains = {folder: Domain.open(folder) for folder in folders}
+    names = [domain.name for domain in domains.values()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or len(domains) < len(folders):
+        raise RecipeError(f"--domain: {(twice or names)[0]!r} stands twice; name each domain once")
+    return list(domains.values())
 
 
 def _first_seed(system: System) -> str:
@@ -159,7 +184,7 @@ def _add_curves(page: Page, systems: Sequence[System], plan: ReportPlan) -> None
             page.notes.append(f"{system.name}: no curve, since it has no {EVENTS_FILE}: nothing was trained there")
         if folders:
             metric = metric or judged_by(folders[0])
-            trained[system.name] = [read_epochs(folder) for folder in folders]
+            trained[system.name] = [_judged(folder, metric, plan.metric) for folder in folders]
     if not trained or metric is None:
         return
     bests = {name: [best_epoch(epochs, metric) for epochs in seeds] for name, seeds in trained.items()}
@@ -173,6 +198,16 @@ def _add_curves(page: Page, systems: Sequence[System], plan: ReportPlan) -> None
     page.curves = Figure(
         data_uri(png, "png"), f"Line chart of validation {metric.upper()}. {'; '.join(told)}.", caption
     )
+
+
+def _judged(folder: Path, metric: str, asked: str | None) -> list[Epoch]:
+    """The epochs of a run, once each is known to have the metric."""
+    epochs = read_epochs(folder)
+    for epoch in epochs:
+        if metric not in epoch.metrics:
+            known = f"{folder / EVENTS_FILE}: epoch {epoch.epoch} has no {metric!r}; it has {', '.join(epoch.metrics)}"
+            raise DataError(known) if asked is None else RecipeError(f"--metric {asked}: {known}")
+    return epochs
 
 
 @dataclass(frozen=True)
@@ -191,7 +226,7 @@ def _checkpoint(systems: Sequence[System], plan: ReportPlan) -> tuple[Checkpoint
         for system in systems
         for folder, outcome in zip(system.folders, system.outcomes, strict=True)
     ]
-    kept = [run for run in runs if (run.folder / CHECKPOINT_FOLDER).is_dir()]
+    kept = [run for run in runs if current(run.folder / CHECKPOINT_FOLDER).is_dir()]
     if plan.checkpoint is not None:
         owner = next((run for run in runs if plan.checkpoint.startswith(f"{run.name}=")), None)
         place = find_checkpoint(plan.checkpoint.removeprefix(f"{owner.name}=" if owner else ""), plan.hub)

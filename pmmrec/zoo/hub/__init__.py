@@ -13,7 +13,7 @@ from pathlib import Path
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.cache import Pulled, Shelf, Warn, entries_of, files_of, pull, refuse_code
+from pmmrec.zoo.hub.cache import Pulled, Shelf, entries_of, files_of, pull, refuse_code
 from pmmrec.zoo.hub.folder import (
     FolderPlace,
     list_checkpoints,
@@ -22,11 +22,12 @@ from pmmrec.zoo.hub.folder import (
     refuse_unsound,
 )
 from pmmrec.zoo.hub.huggingface import SCHEME, HuggingFacePlace, list_repositories
-from pmmrec.zoo.hub.place import OutOfReachError, Place, PushOptions, refuse_pickles
+from pmmrec.zoo.hub.place import OutOfReachError, Place, PushOptions, Warn, refuse_pickles
 from pmmrec.zoo.hub.url import UrlPlace
-from pmmrec.zoo.hub.weights import find_weights
+from pmmrec.zoo.hub.weights import find_weights, weights_hash, weights_origin
 from pmmrec.zoo.index import PartEntry
 from pmmrec.zoo.origin import Origin
+from pmmrec.zoo.tensors import damages
 
 __all__ = [
     "OutOfReachError",
@@ -45,6 +46,8 @@ __all__ = [
     "push_checkpoint",
     "refuse_taken_name",
     "refuse_unsound",
+    "weights_hash",
+    "weights_origin",
 ]
 
 
@@ -105,7 +108,7 @@ def pull_checkpoint(
     with files.writing(out, replace=False) as draft:
         for path in (*wanted, files.INDEX_NAME):
             files.link_or_copy(source.folder / path, draft / path)
-        if problems := files.changes(draft, wanted):
+        if problems := damages(draft, wanted):
             raise CheckpointError(f"{place}: cannot be copied: {'; '.join(problems)}")
     return Pulled(out, pulled.origin, pulled.num_files, pulled.num_bytes)
 
@@ -118,9 +121,9 @@ def push_checkpoint(folder: Path, place: str, hub: Path, options: PushOptions) -
     """
     target = place_at(place, hub)
     source = Checkpoint.open(folder)
-    listed = source.index.all_files
+    listed = source.index.promises
     refuse_pickles(str(folder), listed)
-    refuse_unsound(folder, files.absent(source.folder, listed) or files.changes(source.folder, listed))
+    refuse_unsound(folder, files.absent(source.folder, listed) or damages(source.folder, listed))
     return Origin(target.name, target.push(source.folder, list(listed), options))
 
 
@@ -128,7 +131,7 @@ def fetch_entry(checkpoint: Checkpoint, entry: PartEntry) -> None:
     """Fetch one part of a checkpoint that was pulled without it. Raises errors that name the part."""
     origin = checkpoint.origin
     shelf = Shelf(place_at(origin.pinned, Path()))
-    wanted = {f"{entry.folder}/{name}": digest for name, digest in entry.files.items()}
+    wanted = {f"{entry.folder}/{name}": promise for name, promise in entry.promises.items()}
     try:
         shelf.fetch(origin.commit, wanted)
     except OutOfReachError as error:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import hashlib
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +19,20 @@ from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import OutOfReachError, Place, described, refuse_pickles
+from pmmrec.zoo.hub.place import (
+    OutOfReachError,
+    Place,
+    Warn,
+    behind,
+    described,
+    is_of_disk,
+    moving,
+    refuse_pickles,
+)
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import CACHE, Origin, record_origin
+from pmmrec.zoo.tensors import Promise, damage
 
-Warn = Callable[[str], object]
 _DRAFTS, _LOCK, _REVISIONS = "incomplete", "lock", "revisions.json"
 _NOW = "now"  # the revision of who names none
 _KEPT_OF_NAME = 60
@@ -68,10 +75,7 @@ class Shelf:
             return self._last_known(error, warn)
         self._remember(commit)
         if not place.is_pinned:
-            warn(
-                f"{described(place)}: names no commit, so it may change; today it stands for {commit}: to meet the "
-                f"same again, write {place.name}@{commit}"
-            )
+            warn(moving(described(place), place.name, commit))
         return commit
 
     def open(self, commit: str) -> Checkpoint:
@@ -80,26 +84,29 @@ class Shelf:
             if not self._holds(commit):
                 self._fetch_index(commit)
         checkpoint = Checkpoint.open(self.folder(commit))
-        self.fetch(commit, checkpoint.index.files)
+        self.fetch(commit, checkpoint.index.promises_of(()))
         return checkpoint
 
-    def fetch(self, commit: str, wanted: Mapping[str, str]) -> tuple[int, int]:
-        """Fetch those of the files, given with their SHA-256, that are not here; how many, and their bytes.
+    def fetch(self, commit: str, wanted: Mapping[str, Promise]) -> tuple[int, int]:
+        """Fetch those of the files that are not here; how many, and their bytes.
 
-        A file gets its name when it is whole and right, so a stopped pull goes on with the next file.
+        A file gets its name when it is whole and right, so a stopped pull goes on with the next file, and, where the
+        place can give the rest of a file, with its next byte.
         """
         folder, sizes = self.folder(commit), []
         with self._locked():
-            for path, digest in wanted.items():
+            for path, promise in wanted.items():
                 if not (folder / path).is_file():
-                    sizes.append(self._fetch(commit, path, digest, folder / path))
+                    sizes.append(self._fetch(commit, path, promise, folder / path))
+            if sizes:
+                shutil.rmtree(self._drafts, ignore_errors=True)
         return len(sizes), sum(sizes)
 
-    def mend(self, commit: str, wanted: Mapping[str, str]) -> None:
+    def mend(self, commit: str, wanted: Mapping[str, Promise]) -> None:
         """Take away those of the files that are here and are not as they were written."""
         folder = self.folder(commit)
-        for path, digest in wanted.items():
-            if (folder / path).is_file() and files.sha256_of(folder / path) != digest:
+        for path, promise in wanted.items():
+            if (folder / path).is_file() and damage(folder / path, promise):
                 (folder / path).unlink()
 
     def _holds(self, commit: str) -> bool:
@@ -110,7 +117,7 @@ class Shelf:
         commit = revision if self.place.is_pinned else self._revisions().get(revision)
         if commit is None or not self._holds(commit):
             raise OutOfReachError(f"{error}; no copy of {described(self.place)} is cached here") from error
-        warn(f"{error}; the cached copy of {self.place.name} is used, commit {commit}, which may be behind")
+        warn(behind(error, self.place.name, commit))
         return commit
 
     def _revisions(self) -> dict[str, str]:
@@ -127,7 +134,9 @@ class Shelf:
 
     def _fetch_index(self, commit: str) -> None:
         """The index, once it can be read; with it the folder becomes a checkpoint."""
-        with self._draft() as draft:
+        with self._drafting() as drafts:
+            draft = drafts / "index"
+            shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             self.place.fetch(commit, files.INDEX_NAME, draft / files.INDEX_NAME)
             try:
@@ -141,31 +150,38 @@ class Shelf:
             record_origin(folder, Origin(self.place.name, commit))
             (draft / files.INDEX_NAME).replace(folder / files.INDEX_NAME)
 
-    def _fetch(self, commit: str, path: str, digest: str, target: Path) -> int:
-        with self._draft() as draft:
+    def _fetch(self, commit: str, path: str, promise: Promise, target: Path) -> int:
+        with self._drafting() as drafts:
+            draft = drafts / promise.sha256  # under this name stand bytes of this content alone
             self.place.fetch(commit, path, draft)
-            if (found := files.sha256_of(draft)) != digest:
+            if reason := damage(draft, promise):
+                draft.unlink()
                 raise CheckpointError(
-                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises (sha256 {found} for {digest}): "
-                    "it was damaged on its way or changed after it was published; nothing of it was kept"
+                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises ({reason}): it was damaged on "
+                    "its way or changed after it was published; nothing of it was kept"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             size = draft.stat().st_size
             draft.replace(target)
         return size
 
+    @property
+    def _drafts(self) -> Path:
+        return self.home / _DRAFTS
+
     @contextmanager
-    def _draft(self) -> Iterator[Path]:
-        """A name outside every checkpoint, gone at the end with those of killed processes: who drafts has the lock."""
-        draft = self.home / _DRAFTS / uuid.uuid4().hex
+    def _drafting(self) -> Iterator[Path]:
+        """A folder outside every checkpoint for files that come; who writes there has the lock.
+
+        What killed processes and broken connections left there goes when a later fetch has ended well.
+        """
         try:
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            yield draft
+            self._drafts.mkdir(parents=True, exist_ok=True)
+            yield self._drafts
         except OSError as error:
-            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+            shutil.rmtree(self._drafts, ignore_errors=True)
+            reason = "the disk is full" if is_of_disk(error) else error.strerror or error
             raise MachineError(f"{self.home}: cannot be written: {reason}") from error
-        finally:
-            shutil.rmtree(draft.parent, ignore_errors=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -197,10 +213,9 @@ def refuse_code(checkpoint: Checkpoint, parts: Collection[str] | None) -> None:
         files.refuse_code(checkpoint.folder / entry.folder, entry.files)
 
 
-def files_of(index: Index, parts: Collection[str] | None, where: str) -> dict[str, str]:
-    """SHA-256 of each file that these parts need, by path; what belongs to no part is small and always needed."""
-    entries = entries_of(index, parts, where)
-    return index.files | {f"{entry.folder}/{name}": digest for entry in entries for name, digest in entry.files.items()}
+def files_of(index: Index, parts: Collection[str] | None, where: str) -> dict[str, Promise]:
+    """What the index says of each file that these parts need; what belongs to no part is small and always needed."""
+    return index.promises_of(entries_of(index, parts, where))
 
 
 def entries_of(index: Index, parts: Collection[str] | None, where: str) -> list[PartEntry]:

@@ -15,12 +15,22 @@ from typing import Any, TypeVar
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import OutOfReachError, PushOptions, described, without_secrets
+from pmmrec.zoo.hub.place import (
+    WAITS_S,
+    OutOfReachError,
+    PushOptions,
+    Warn,
+    behind,
+    described,
+    is_of_disk,
+    moving,
+    without_secrets,
+)
+from pmmrec.zoo.origin import Origin
 
 SCHEME = "hf://"
 LIBRARY = "pmmrec"
 TIMEOUT_S = 10.0
-WAITS_S = (1.0, 2.0, 4.0, 8.0)
 MAX_WAIT_S = 120.0
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 _OWNER = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -142,15 +152,47 @@ def list_repositories(owner: str) -> list[str]:
     return sorted(f"{SCHEME}{info.id}" for info in found)
 
 
-def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str]) -> Path:
-    """The folder in the client's own cache that holds pretrained weights. Raises what the client raises."""
+def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str], warn: Warn) -> Path:
+    """The folder in the client's own cache that holds pretrained weights; the last part of its path is their commit.
+
+    Raises what the client raises. `warn` hears of a revision that may move, and of a copy that may be behind.
+    """
     import huggingface_hub
 
-    return Path(
-        huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
+    def found(*, here: bool) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                local_files_only=here,
+                allow_patterns=list(wanted),
+                ignore_patterns=list(unwanted),
+            )
         )
-    )
+
+    name = f"{SCHEME}{repository}"
+    asked = name if revision is None else f"{name}@{revision}"
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return found(here=False)
+    try:
+        with told(asked, "read"):
+            _patiently(lambda: _client().model_info(repository, revision=revision, timeout=TIMEOUT_S))
+    except OutOfReachError as error:
+        folder = found(here=True)
+        warn(behind(error, name, folder.name))
+        return folder
+    folder = found(here=False)
+    if revision is None or len(revision) < _SHORT or not folder.name.startswith(revision):
+        warn(moving(asked, name, folder.name))
+    return folder
+
+
+def snapshot_origin(folder: Path) -> Origin | None:
+    """Repository and commit of a folder in the client's cache; None for any other."""
+    kind, _, name = folder.parent.parent.name.partition("--")
+    if kind != "models" or folder.parent.name != "snapshots" or not _COMMIT.fullmatch(folder.name):
+        return None
+    return Origin(f"{SCHEME}{name.replace('--', '/', 1)}", folder.name)
 
 
 def _client() -> Any:
@@ -191,6 +233,8 @@ def told(where: str, doing: str) -> Iterator[None]:
     except PMMRecError:
         raise
     except Exception as error:
+        if is_of_disk(error):
+            raise
         raise _explained(error, where, doing) from error
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -12,6 +13,7 @@ from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.zoo import files
 
 SHORT_COMMIT = 12
+WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".py", ".so")
 _SECRETS = (
     (re.compile(r"\bhf_\w{4,}"), "hf_***"),
@@ -32,6 +34,9 @@ class PushOptions:
     replace: bool = False  # whether a checkpoint that stands there gives way
     private: bool = False  # whether a repository that is made is private
     message: str | None = None  # of the commit
+
+
+Warn = Callable[[str], object]
 
 
 class Place(Protocol):
@@ -62,7 +67,10 @@ class Place(Protocol):
         ...
 
     def fetch(self, commit: str, path: str, target: Path) -> None:
-        """Write the bytes of one file of a commit to `target`. Raises CheckpointError where it is not there."""
+        """Write the bytes of one file of a commit to `target`. Raises CheckpointError where it is not there.
+
+        What `target` holds already are its first bytes, which a place may go on from. They stay where it fails.
+        """
         ...
 
     def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
@@ -70,9 +78,27 @@ class Place(Protocol):
         ...
 
 
+def is_of_disk(error: BaseException) -> bool:
+    """Whether it says that the disk here is full, which is no matter of a place."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def described(place: Place) -> str:
     """The place with the revision that was asked for."""
     return place.name if place.revision is None else f"{place.name}@{place.revision}"
+
+
+def moving(place: str, name: str, commit: str) -> str:
+    """What people hear of a place that names no commit."""
+    return (
+        f"{place}: names no commit, so it may change; today it stands for {commit}: to meet the same again, write "
+        f"{name}@{commit}"
+    )
+
+
+def behind(error: Exception, name: str, commit: str) -> str:
+    """What people hear where a copy serves because nobody answers."""
+    return f"{error}; the cached copy of {name} is used, commit {commit}, which may be behind"
 
 
 def without_secrets(text: str) -> str:

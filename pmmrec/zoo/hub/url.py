@@ -11,22 +11,23 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fsspec.callbacks import Callback
-
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
-from pmmrec.progress import Progress, bars
+from pmmrec.progress import bars
 from pmmrec.zoo import files
-from pmmrec.zoo.hub.place import OutOfReachError, PushOptions, described, without_secrets
+from pmmrec.zoo.hub.place import WAITS_S, OutOfReachError, PushOptions, described, is_of_disk, without_secrets
 from pmmrec.zoo.index import Index
 
 POINTER, POINTER_FORMAT = "current.json", 1
+MB = 1_000_000
+BLOCK_BYTES = 16 * MB  # that are asked for at a time, and lost when a connection breaks
 _MAX_POINTER_BYTES = 10_000
 _PINNED = re.compile(r"(.+)@([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{64}")
@@ -69,7 +70,7 @@ class UrlPlace:
             try:
                 if path == files.INDEX_NAME and self._fs.info(source)["size"] > files.MAX_JSON_BYTES:
                     raise CheckpointError(f"{self.name}: {path} is larger than {files.MAX_JSON_BYTES:,} bytes")
-                self._fs.get_file(source, str(target), callback=_Bar(progress, path))
+                self._copy(source, target, partial(progress, f"{path} (MB)"))
             except FileNotFoundError as error:
                 raise CheckpointError(
                     f"{self.name}: holds no {path} of commit {commit}: the checkpoint is not whole, or was replaced "
@@ -113,7 +114,7 @@ class UrlPlace:
             if names and not folder.is_dir():
                 with files.writing(folder, replace=False) as draft, bars() as progress:
                     for name in names:
-                        self._fs.get_file(f"{self._root}/{name}", str(draft / name), callback=_Bar(progress, name))
+                        self._copy(f"{self._root}/{name}", draft / name, partial(progress, f"{name} (MB)"))
         if not names:
             raise MachineError(f"{self.name}: holds none of {', '.join(patterns)}")
         return folder
@@ -130,6 +131,38 @@ class UrlPlace:
             names = sorted(str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in below)
             places = [UrlPlace(f"{self.name}/{name}") for name in names]
             return [place.name for place in places if place._current() is not None]
+
+    def _copy(self, source: str, target: Path, progress: Callable[[int, int], None]) -> None:
+        """Write a file to `target`, after the bytes that it holds already."""
+        size = int(self._fs.info(source)["size"])
+        with target.open("ab") as file:
+            num_bytes = file.tell()
+            if num_bytes > size:
+                file.truncate(num_bytes := 0)
+            while num_bytes < size:
+                progress(num_bytes // MB, size // MB)
+                num_bytes += file.write(self._read_block(source, num_bytes, min(num_bytes + BLOCK_BYTES, size)))
+        progress(size // MB, size // MB)
+
+    def _read_block(self, source: str, start: int, end: int) -> bytes:
+        """Some bytes of a file; where the connection breaks they are asked for again."""
+        waits_s = iter(WAITS_S)
+        while True:
+            try:
+                block = bytes(self._fs.cat_file(source, start=start, end=end))
+                if len(block) > end - start:
+                    return block[start:]  # servers that know no ranges send the whole file
+                if len(block) == end - start:
+                    return block
+                reason: Exception = ConnectionError(f"{len(block):,} bytes came of {end - start:,}")
+            except (FileNotFoundError, PermissionError):
+                raise
+            except Exception as error:  # noqa: BLE001 errors of many libraries, which share no base
+                reason = error
+            wait_s = next(waits_s, None)
+            if wait_s is None:
+                raise reason
+            time.sleep(wait_s)
 
     @cached_property
     def _fs(self) -> Any:
@@ -227,6 +260,8 @@ class UrlPlace:
         except PMMRecError:
             raise
         except Exception as error:
+            if is_of_disk(error):
+                raise
             kind = type(error).__name__
             if isinstance(error, PermissionError) or "Credentials" in kind:
                 raise RecipeError(
@@ -239,17 +274,6 @@ class UrlPlace:
 
 
 _CHANGES_WITH = ("size", "ETag", "etag", "LastModified", "mtime", "created")
-
-
-class _Bar(Callback):  # type: ignore[misc]  # fsspec has no types
-    """Draws how many MB of one file have come."""
-
-    def __init__(self, progress: Progress, path: str) -> None:
-        super().__init__()
-        self._progress, self._path = progress, path
-
-    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:  # noqa: ARG002 as fsspec calls it
-        self._progress(f"{self._path} (MB)", self.value // 1_000_000, (self.size or 0) // 1_000_000)
 
 
 def refuse_secrets(url: str) -> None:

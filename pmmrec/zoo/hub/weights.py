@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from filelock import FileLock
+
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
 from pmmrec.settings import expanded
+from pmmrec.zoo import files
 from pmmrec.zoo.hub import huggingface
-from pmmrec.zoo.hub.place import without_secrets
+from pmmrec.zoo.hub.place import OutOfReachError, Warn, behind, moving, without_secrets
 from pmmrec.zoo.hub.url import UrlPlace
-from pmmrec.zoo.origin import CACHE
+from pmmrec.zoo.origin import WEIGHTS_CACHE, Origin, record_origin, recorded_origin
 
 PACKAGE = "package:"
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
 UNWANTED = ("*/*",)  # subfolders hold the same weights for other libraries
-WEIGHTS_CACHE = CACHE.with_name("weights")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
-def find_weights(name: str, local: Mapping[str, Path]) -> Path:
+def find_weights(name: str, local: Mapping[str, Path], *, warn: Warn = warnings.warn) -> Path:
     """The local folder of pretrained weights that a recipe names.
 
     In this order: `local[name]` (`--weights NAME=FOLDER`), a folder, `package:NAME/FOLDER` inside an installed Python
     package (which is not imported), a URL that fsspec opens, a repository `OWNER/NAME` or `OWNER/NAME@REVISION` of the
-    Hugging Face Hub (`hf://` may stand before it), whose cached copy serves when the hub is out of reach. Raises
-    RecipeError for a wrong `--weights`, MachineError where the weights cannot be had here.
+    Hugging Face Hub (`hf://` may stand before it). Of both a cached copy serves when nobody answers; `warn` hears of
+    that, and of a name that may stand for something else tomorrow. Raises RecipeError for a wrong `--weights`,
+    MachineError where the weights cannot be had here.
     """
     if name in local:
         if not local[name].is_dir():
@@ -38,10 +44,24 @@ def find_weights(name: str, local: Mapping[str, Path]) -> Path:
     if name.startswith(PACKAGE):
         return _in_package(name)
     if "://" in name and not name.startswith(huggingface.SCHEME):
-        return _with_weights(name, _from_url(name))
+        return _with_weights(name, _from_url(name, warn))
     if not _REPOSITORY.fullmatch(name.removeprefix(huggingface.SCHEME)):
         raise MachineError(f"weights {name!r}: no such folder; give one that exists, or --weights {name}=FOLDER")
-    return _with_weights(name, _from_hub(name))
+    return _with_weights(name, _from_hub(name, warn))
+
+
+def weights_origin(folder: Path) -> Origin | None:
+    """Where weights that `find_weights` found came from, and as which commit; None for what lay on this machine.
+
+    The commit of weights behind a URL is the SHA-256 of their names and of the SHA-256 of each.
+    """
+    return recorded_origin(folder, WEIGHTS_CACHE) or huggingface.snapshot_origin(folder)
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over what an encoder reads of pretrained weights, wherever they lie."""
+    paths = sorted({path for pattern in WANTED for path in folder.glob(pattern) if path.is_file()})
+    return hashlib.sha256(json.dumps({path.name: files.sha256_of(path) for path in paths}).encode()).hexdigest()
 
 
 def _in_package(name: str) -> Path:
@@ -62,18 +82,53 @@ def _in_package(name: str) -> Path:
     )
 
 
-def _from_url(name: str) -> Path:
-    place = UrlPlace(name)
+def _from_url(name: str, warn: Warn) -> Path:
+    home = expanded(WEIGHTS_CACHE)
     try:
-        return place.snapshot(expanded(WEIGHTS_CACHE), WANTED)
+        place = UrlPlace(name)
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / "lock"):  # the other processes of a run find the folder when their turn comes
+            return _copy_of(place, home, warn)
     except PMMRecError as error:
         raise type(error)(f"weights {name!r}: {error}; or give a local folder: --weights {name}=FOLDER") from error
 
 
-def _from_hub(name: str) -> Path:
+def _copy_of(place: UrlPlace, home: Path, warn: Warn) -> Path:
+    copies = _copies(place, home)
+    if place.revision is not None and place.revision in copies:
+        return copies[place.revision]
+    try:
+        folder = place.snapshot(home, WANTED)
+    except OutOfReachError as error:
+        if place.revision is not None or not copies:
+            raise
+        commit, folder = list(copies.items())[-1]
+        warn(behind(error, place.name, commit))
+        return folder
+    origin = weights_origin(folder) or Origin(place.name, _commit_of(folder))
+    record_origin(folder, origin)
+    if place.revision is None:
+        warn(moving(place.name, place.name, origin.commit))
+    elif origin.commit != place.revision:
+        raise RecipeError(f"{place.name}: holds other weights now, {origin.commit}, and no longer {place.revision}")
+    return folder
+
+
+def _copies(place: UrlPlace, home: Path) -> dict[str, Path]:
+    """Cached copies of the weights of a place by their commit, the latest last."""
+    folders = sorted((path for path in home.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    origins = {folder: weights_origin(folder) for folder in folders}
+    return {origin.commit: folder for folder, origin in origins.items() if origin and origin.place == place.name}
+
+
+def _commit_of(folder: Path) -> str:
+    return hashlib.sha256(json.dumps(files.hashes_of(folder), sort_keys=True).encode()).hexdigest()
+
+
+def _from_hub(name: str, warn: Warn) -> Path:
     repository, _, revision = name.removeprefix(huggingface.SCHEME).partition("@")
     try:
-        return huggingface.snapshot(repository, revision or None, WANTED, UNWANTED)
+        return huggingface.snapshot(repository, revision or None, WANTED, UNWANTED, warn)
     except Exception as error:  # its client raises errors of several libraries, which share no base
         raise MachineError(
             f"weights {name!r}: not here and not to be had from the hub ({type(error).__name__}: "

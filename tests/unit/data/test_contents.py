@@ -106,21 +106,30 @@ def _lose_a_row(kept: Path) -> None:
     np.save(kept, np.load(kept)[:-1])
 
 
-def _name_a_later_row(kept: Path) -> None:
-    np.save(kept, np.array([0, 1, 2, 2, 4, 6, 6, 0]))
+def _change_one_entry(kept: Path) -> None:
+    np.save(kept, np.array([0, 1, 2, 2, 4, 1, 1, 0]))
 
 
-def _name_a_row_that_is_like_another(kept: Path) -> None:
-    np.save(kept, np.array([0, 1, 1, 2, 4, 1, 4, 0]))
+def _lose_its_pages(kept: Path) -> None:
+    """Zeros behind a header that is whole: every item would be like the first."""
+    np.save(kept, np.zeros(8, dtype=np.int64))
 
 
-def _name_no_row(kept: Path) -> None:
-    np.save(kept, np.array([0, 1, 2, 2, -4, 1, 4, 0]))
+def _lose_its_digest(kept: Path) -> None:
+    kept.with_suffix(".sha256").unlink()
 
 
-@pytest.mark.parametrize(
-    "harm", [_empty, _cut_short, _lose_a_row, _name_a_later_row, _name_a_row_that_is_like_another, _name_no_row]
-)
+def _harm_its_digest(kept: Path) -> None:
+    kept.with_suffix(".sha256").write_bytes(b"\xff")
+
+
+HARMS = [
+    *(_empty, _cut_short, _lose_a_row, _change_one_entry),
+    *(_lose_its_pages, _lose_its_digest, _harm_its_digest),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_was_kept_and_harmed_is_compared_again(
     domain: Domain, rows_read: list[int], tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:

@@ -17,6 +17,7 @@ from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.prefix import DeviceRoom, PrefixConfig
+from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.split import Split
 
 MakeDomain = Callable[..., Domain]
@@ -49,6 +50,20 @@ def test_a_batch_without_a_modality_gets_one_row_of_zeros_for_item_0(
     assert text.state_R.shape[0] == 1
     assert text.is_valid_RT.any()
     assert text.item_index_R.tolist() == [0]
+
+
+def test_whoever_makes_no_states_reads_those_that_are_kept(
+    shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader]
+) -> None:
+    reader, ladder, config = open_reader(shop), Ladder(), PrefixConfig(makes=False)
+    for modality in (Modality.TEXT, Modality.IMAGE):
+        with pytest.raises(NoRoomError, match="no frozen states are kept there, and none are made now"):
+            reader.keep_states(modality, ladder, config)
+    expected = read(keep(shop), [0, 0], [0, 4])
+    for modality in (Modality.TEXT, Modality.IMAGE):
+        reader.keep_states(modality, ladder, config)
+    assert torch.equal(text_of(read(reader, [0, 0], [0, 4])).state_R, text_of(expected).state_R)
+    assert ladder.num_rows == 0
 
 
 def test_a_modality_that_no_domain_has_is_read_as_before(films: Domain, open_reader: Callable[..., ItemReader]) -> None:

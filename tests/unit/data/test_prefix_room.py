@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,40 @@ def test_what_killed_processes_left_is_swept_and_what_others_are_making_is_not(
     keep(shop)
     assert not left.exists()
     assert others.exists()
+
+
+def test_two_that_make_tables_at_once_share_one_budget(
+    shop: Domain, open_reader: Callable[..., ItemReader], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    num_bytes = open_reader(shop).keep_states(Modality.IMAGE, Ladder("size"), PrefixConfig()).num_bytes
+    shutil.rmtree(tables(tmp_path / "cache")[0])
+    config, reserve, refused = PrefixConfig(budget_gb=1.5 * num_bytes / 1e9), prefix._reserve, list[str]()
+
+    def let_another_begin(*before: Any) -> None:
+        monkeypatch.setattr(prefix, "_reserve", reserve)
+        with pytest.raises(NoRoomError, match=rf"need {num_bytes} bytes beside {num_bytes} of tables in use") as raised:
+            open_reader(shop).keep_states(Modality.IMAGE, Ladder("second"), config)
+        refused.append(str(raised.value))
+        open_reader(shop).keep_states(Modality.IMAGE, Ladder("first"), config)  # the same table, of which one stays
+        reserve(*before)
+
+    monkeypatch.setattr(prefix, "_reserve", let_another_begin)  # not a byte of the first is written then
+    open_reader(shop).keep_states(Modality.IMAGE, Ladder("first"), config)
+    assert len(refused) == 1
+    assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 1
+
+
+def test_what_somebody_was_making_long_ago_takes_no_room_of_others(
+    shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
+) -> None:
+    left = tmp_path / "cache" / f".prefix-left.0{prefix_room.INCOMPLETE}"
+    left.mkdir(parents=True)
+    (left / "states.bin").write_bytes(bytes(1000))
+    config = PrefixConfig(budget_gb=1000 / 1e9)
+    with pytest.raises(NoRoomError, match="beside 1,000 of tables in use"):
+        open_reader(shop).keep_states(Modality.IMAGE, Ladder(), config)
+    _aged(left, prefix_room.IN_USE_S + 60)
+    open_reader(shop).keep_states(Modality.IMAGE, Ladder(), config)
 
 
 def test_the_tables_unused_for_longest_make_room_and_are_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ NUM_USERS = 40
 
 def write_run(folder: Path, rank: int, validation: list[float]) -> Path:
     folder.mkdir()
-    metrics = {name: Interval(0.5, 0.4, 0.6) for name in ("hr@10", "ndcg@10")}
+    gain = 1 / math.log2(rank + 1) if rank <= 10 else 0.0
+    metrics = {"hr@10": Interval(float(rank <= 10), 0.0, 1.0), "ndcg@10": Interval(gain, 0.0, 1.0)}
     about: dict[str, Any] = {"num_users": NUM_USERS, "num_items": 50, "seen_target": 0.0, "metrics": metrics}
     best = validation.index(max(validation))
     domains = (DomainOutcome(domain="shop", fingerprint="f", **about),)

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from sealing import edit_tensors, seal
 
 from pmmrec.report.checkpoints import checkpoint_problems, checkpoint_table, hub_table
-from pmmrec.zoo import files
 
 
 @pytest.fixture
@@ -58,17 +58,17 @@ def test_a_sound_checkpoint_has_no_problems(hub: Path) -> None:
     assert checkpoint_problems("first", hub) == (hub / "first", [])
 
 
+def test_a_head_that_holds_nan_is_a_problem_though_no_run_would_load_it(hub: Path) -> None:
+    path = "objectives/nid/part.safetensors"
+    edit_tensors(hub / "first", path, lambda state: state["head.bias"].fill_(float("nan")))
+    seal(hub / "first", path)
+    assert checkpoint_problems("first", hub)[1] == [f"{path} holds NaN or infinity in head.bias"]
+
+
 def test_a_tensor_that_does_not_fit_its_model_is_a_problem_though_every_hash_is_right(hub: Path) -> None:
-    path = hub / "first" / "user_encoder" / "part.safetensors"
-    tensors = load_file(path)
-    name = next(iter(tensors))
-    path.chmod(0o644)
-    save_file({**tensors, name: tensors[name].flatten()[:1].clone()}, path)
-    index = hub / "first" / "model_index.json"
-    tree = files.read_json(index)
-    del tree["parts"]["user_encoder"]["sizes"]
-    tree["parts"]["user_encoder"]["files"]["part.safetensors"] = files.sha256_of(path)
-    index.chmod(0o644)
-    files.write_json(index, tree)
+    path = "user_encoder/part.safetensors"
+    name = next(iter(load_file(hub / "first" / path)))
+    edit_tensors(hub / "first", path, lambda state: state.update({name: state[name].flatten()[:1].clone()}))
+    seal(hub / "first", path)
     _, problems = checkpoint_problems("first", hub)
     assert any(name in problem and "of another shape" in problem for problem in problems)

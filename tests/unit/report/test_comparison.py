@@ -215,12 +215,51 @@ def test_files_that_hold_no_ranks_are_refused(make_run: MakeRun, columns: dict[s
         compare(read_systems([str(run) for run in runs]))
 
 
+WRONG_COLUMNS = [
+    ({"rank": [-1]}, "a rank is -1; the best is 1, a miss 0"),
+    ({"rank": [100]}, "a rank is 100, but shop has 99 items"),
+    ({"user_id": [["u0"]]}, "user_id is list"),
+    ({"place": ["x"]}, "place is string, not whole numbers"),
+    ({"held_out": ["x"]}, "held_out is string, not true or false"),
+    ({"held_out": [False]}, "all its targets lie in the training part"),
+    ({"rank": [2]}, r"its mean ndcg@10 is 63\.09%, but .*broken/metrics\.json says 100\.00%"),
+]
+
+
+@pytest.mark.parametrize(("columns", "words"), WRONG_COLUMNS)
+def test_ranks_that_cannot_be_those_of_the_run_are_refused(
+    make_run: MakeRun, columns: dict[str, list[object]], words: str
+) -> None:
+    ours, broken = make_run("ours", [1]), make_run("broken", [1])
+    whole = {"user_id": ["u0"], "item_id": ["i-u0"], "rank": [1]}
+    pq.write_table(pa.table({**whole, **columns}), broken / "ranks.parquet")
+    with pytest.raises(DataError, match=rf"broken/ranks\.parquet: .*{words}"):
+        compare(read_systems([str(ours), str(broken)]))
+
+
+def test_a_domain_told_of_twice_is_refused(make_run: MakeRun) -> None:
+    run = make_run("ours", [1])
+    told = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**told, "domains": 2 * told["domains"]}))
+    with pytest.raises(DataError, match="tells of one twice"):
+        read_systems([str(run)])
+
+
+def test_one_system_alone_is_compared_with_nobody(make_run: MakeRun) -> None:
+    with pytest.raises(RecipeError, match=r"--against ours: has no effect on one system alone"):
+        compare(read_systems([str(make_run("ours", [1]))]), "ours")
+
+
+@pytest.mark.parametrize("word", ["", "=a", "ours=", "ours=a,,b", "a,b"])
+def test_words_that_name_no_run_are_refused_before_any_is_read(word: str) -> None:
+    with pytest.raises(RecipeError, match=r"name a run folder, or seeds of one system as NAME=RUN,RUN"):
+        read_systems([word])
+
+
 def test_words_that_name_no_run_are_refused(make_run: MakeRun) -> None:
     run = make_run("ours", [1])
     with pytest.raises(DataError, match="neither a finished run nor an evaluation"):
         read_systems([str(run), "nowhere"])
-    with pytest.raises(RecipeError, match=r"name a run folder, or seeds of one system as NAME=RUN,RUN"):
-        read_systems(["ours="])
     with pytest.raises(RecipeError, match="named twice; a run counts once"):
         read_systems([str(run), f"again={run}"])
 

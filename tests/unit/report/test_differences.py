@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from sealing import seal
 
 from pmmrec.report.differences import differences
 from pmmrec.report.tables import PlainTable
@@ -33,9 +34,7 @@ def rewrite(folder: Path, name: str, content: dict[str, object]) -> None:
     """Another content of a file of the user encoder, entered in the index."""
     (folder / name).chmod(0o644)
     save_file(content, folder / name)
-    tree = files.read_json(folder / files.INDEX_NAME)
-    tree["parts"]["user_encoder"]["files"]["part.safetensors"] = files.sha256_of(folder / name)
-    files.write_json(folder / files.INDEX_NAME, tree)
+    seal(folder, name)
 
 
 def test_the_same_checkpoint_does_not_differ(twins: tuple[Path, Path]) -> None:

@@ -26,14 +26,22 @@ def test_epochs_are_those_of_the_validation_events_in_order(tmp_path: Path) -> N
     ]
 
 
-def test_a_run_that_was_killed_within_a_line_tells_of_the_epochs_before(tmp_path: Path) -> None:
-    write_events(tmp_path, {0: 0.1, 1: 0.2}, end='\n{"event": "validation", "step": 3, "epo')
+@pytest.mark.parametrize("half", ['{"event": "validation", "step": 3, "epo', '{"event": "validation", "mean": {}'])
+def test_a_run_that_was_killed_within_a_line_tells_of_the_epochs_before(tmp_path: Path, half: str) -> None:
+    write_events(tmp_path, {0: 0.1, 1: 0.2}, end=f"\n{half}")
     assert [epoch.epoch for epoch in read_epochs(tmp_path)] == [0, 1]
 
 
 def test_lines_that_are_no_events_are_named(tmp_path: Path) -> None:
     write_events(tmp_path, {0: 0.1}, end='\n{"event": "validation"}\n')
     with pytest.raises(DataError, match=r"events\.jsonl: line 3: not an event of a run"):
+        read_epochs(tmp_path)
+
+
+@pytest.mark.parametrize(("epoch", "value"), [(-1, 0.1), (1, -0.1), (1, 1.5), (1, float("nan")), (1, float("inf"))])
+def test_figures_that_no_validation_gives_are_refused(tmp_path: Path, epoch: int, value: float) -> None:
+    write_events(tmp_path, {epoch: value})
+    with pytest.raises(DataError, match=r"events\.jsonl: line 2: not an event of a run: an epoch is 0 or more"):
         read_epochs(tmp_path)
 
 

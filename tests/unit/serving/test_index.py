@@ -95,6 +95,58 @@ def test_other_kinds_say_how_well_they_find(kind: str, system: System, world: Pa
     assert len(index.recommend(histories(world)[0], 5)) == 5
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_index_by_lists_or_graph_gives_the_scores_of_the_exact_one(
+    kind: str, small_run: Path, world: Path, cache: Path, tmp_path: Path, whole: Path
+) -> None:
+    popular = api.load("small", hub=small_run / "hub", cache=cache, device="cpu", popularity=0.7)
+    popular.index(world / "boutique", tmp_path / "index", kind=kind, num_users=20)
+    index, exact = load_index(tmp_path / "index"), load_index(whole)
+    assert (index.info.num_more, index.info.num_even, exact.info.num_even) == (1, 1, 0)
+    for history in histories(world)[:20]:
+        wanted = dict(exact.recommend(history, 36))
+        found = dict(index.recommend(history, 8))
+        assert found == {item: pytest.approx(wanted[item], rel=1e-5, abs=1e-5) for item in found}
+        assert index.encode_user(history)[-1] == 0
+    keys = np.stack(pq.read_table(tmp_path / "index" / "items.parquet")["key"].to_numpy())
+    np.testing.assert_allclose(np.linalg.norm(keys, axis=1), np.linalg.norm(keys, axis=1).max(), rtol=1e-6)
+
+
+def test_items_that_differ_in_length_are_all_found() -> None:
+    """By inner product alone a graph leads to long keys, and lists gather them: see `equally_long`."""
+    generator = np.random.default_rng(0)
+    directions = generator.normal(size=(2000, 24)) / 5 + generator.normal(size=24)
+    lengths = 1 + generator.exponential(size=(2000, 1))
+    keys = torch.from_numpy((directions * lengths / np.linalg.norm(directions, axis=1, keepdims=True)).astype("f4"))
+    queries = torch.from_numpy(generator.normal(size=(200, 24)).astype("f4"))
+    even, padded = export.equally_long(keys), torch.nn.functional.pad(queries, (0, 1))
+    torch.testing.assert_close(padded @ even.T, queries @ keys.T, rtol=0, atol=1e-5)
+    for kind in ("hnsw", "ivf"):
+        best = [
+            list(export._recalls(export._built(kind, some.numpy()), kind, asked, some, np.arange(2000), 10))
+            for some, asked in ((keys, queries), (even, padded))
+        ]
+        assert best[1][-1].recall >= export.GOOD_RECALL
+        assert best[1][0].recall > best[0][0].recall + 0.1
+
+
+def test_a_model_that_has_diverged_has_no_index(system: System, world: Path, tmp_path: Path) -> None:
+    system.encode_items(world / "boutique")
+    with torch.no_grad():
+        next(system._recommender.user_encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(DataError, match="boutique: scores of its users reach nan; they must be finite"):
+        system.index(world / "boutique", tmp_path / "index")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_index_of_a_version_before_is_read(copy: Path, whole: Path, world: Path) -> None:
+    tree = json.loads((copy / "index.json").read_text())
+    assert tree.pop("num_even") == 0
+    (copy / "index.json").write_text(json.dumps(tree))
+    history = histories(world)[0]
+    assert load_index(copy).recommend(history) == load_index(whole).recommend(history)
+
+
 def test_a_poor_index_looks_harder_until_it_is_good() -> None:
     generator = np.random.default_rng(0)
     keys = torch.from_numpy(generator.normal(size=(4000, 24)).astype(np.float32))
@@ -220,6 +272,6 @@ def test_the_command_prints_recall_and_leaves_what_exists(
     assert "recall@10 of hnsw at efSearch 64: 1.0000 of exact search, 10 users" in told.output
     assert "index: 36 items" in told.output
     again = pmmrec("index", *asked)
-    assert (again.code, "exists; choose another folder" in again.output) == (2, True)
+    assert (again.code, "exists; choose another name" in again.output) == (2, True)
     few = pmmrec("index", *asked[:2], "--out", tmp_path / "k", *asked[4:], "--k", 100)
     assert (few.code, "--k 100: boutique has only 36 items" in few.output) == (2, True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from command_line import Pmmrec
 
 import pmmrec as api
@@ -145,8 +146,11 @@ def test_a_new_item_with_a_picture_scores_as_its_twin_in_the_domain(
 def test_a_new_item_that_the_domain_has_is_refused(system: System, domain: Path, tmp_path: Path) -> None:
     known = Domain.open(domain).item_ids[5].as_py()
     (tmp_path / "new.csv").write_text(f"item_id,text\nfresh,a\n{known},b\n")
+    calls: list[int] = []
+    system._model_for(Domain.open(domain)).item_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(DataError, match=f"1 of 2 items are items of boutique already: '{known}'; leave them out"):
         system.score(domain, K, tmp_path / "top.parquet", new_items=tmp_path / "new.csv")
+    assert not calls  # before anything is encoded
     with pytest.raises(RecipeError, match="--new-images: has no effect without --new-items"):
         system.score(domain, K, tmp_path / "top.parquet", new_images=tmp_path)
 
@@ -201,6 +205,67 @@ def test_what_stands_there_is_refused_before_any_work(
     assert "exists; choose another name or remove it" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["top.parquet"]
     assert (tmp_path / "top.parquet").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_made_is_refused_before_any_work(
+    system: System, domain: Path, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = set(cache.iterdir())
+    for ask in (lambda out: system.score(domain, K, out), lambda out: system.index(domain, out)):
+        with pytest.raises(MachineError, match=r"file is a file, and nothing can lie in it"):
+            ask(tmp_path / "file" / "lists" / "top.parquet")
+        with pytest.raises(MachineError, match=r"--out /proc/top: /proc cannot be written to: "):
+            ask("/proc/top")
+    assert set(cache.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_home_in_the_name_of_the_output_is_the_users(
+    system: System, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    scored = system.score(domain, K, "~/lists/top.parquet")
+    assert scored.path == tmp_path / "home" / "lists" / "top.parquet"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert len(lists(scored.path)) == 40
+
+
+def test_what_a_killed_run_left_goes_when_it_runs_again(system: System, domain: Path, tmp_path: Path) -> None:
+    (tmp_path / "top.parquet.incomplete").write_bytes(b"PAR1 and half a row group")
+    system.score(domain, K, tmp_path / "top.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["top.parquet"]
+    assert len(lists(tmp_path / "top.parquet")) == 40
+
+
+def test_a_score_that_is_no_number_names_user_and_item(
+    system: System, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, vectors_ND = Domain.open(domain), system.encode_items(domain).vectors_ND
+    latest = [int(opened.sequence(user)[-1]) for user in range(opened.num_users)]
+    spoilt = next(user for user in range(10, opened.num_users) if latest[user] not in latest[:user])
+
+    def spoil(_module: object, inputs: tuple[torch.Tensor, ...], hidden_BLD: torch.Tensor) -> torch.Tensor:
+        is_spoilt_B = (inputs[0][:, -1] == vectors_ND[latest[spoilt]]).all(dim=1)
+        return torch.where(is_spoilt_B[:, None, None], torch.nan, hidden_BLD)
+
+    system._model_for(opened).user_encoder.register_forward_hook(spoil)
+    monkeypatch.setattr(score, "USERS_AT_ONCE", 3)
+    first = opened.item_ids[0].as_py()
+    with pytest.raises(DataError, match=f"^user '{_users(domain)[spoilt]}': item '{first}' scores nan; scores must be"):
+        system.score(domain, K, tmp_path / "top.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_item_whose_vector_is_no_number_is_named(system: System, domain: Path, tmp_path: Path) -> None:
+    opened = Domain.open(domain)
+    with torch.no_grad():
+        next(system._model_for(opened).item_encoder.parts["fusion"].parameters()).fill_(torch.nan)
+    system._cache = tmp_path / "cache"
+    with pytest.raises(DataError, match=r"boutique: the vector of item '[^']+' is not finite; has the model diverged"):
+        system.score(domain, K, tmp_path / "top.parquet")
+    assert not (tmp_path / "top.parquet").exists()
 
 
 def test_a_full_disk_is_told_and_nothing_stays(

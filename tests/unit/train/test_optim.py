@@ -27,7 +27,9 @@ def test_betas_are_shares_below_one(betas: tuple[float, float]) -> None:
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(reading) -> None:
-    groups = _groups(reading.task, _config(parts={"text_encoder": {}, "user_encoder": {"learning_rate": 1e-2}}))
+    groups = _groups(
+        reading.task, _config(parts={"text_encoder": {"weight_decay": 0}, "user_encoder": {"learning_rate": 1e-2}})
+    )
     members = [id(parameter) for group in groups.values() for parameter in group["params"]]
     wanted = [id(parameter) for parameter in reading.task.parameters() if parameter.requires_grad]
     assert sorted(members) == sorted(wanted)
@@ -64,7 +66,7 @@ def test_backbones_without_decay_leave_the_rest_its_decay(reading) -> None:
 
 def test_an_entry_that_matches_nothing_names_the_parts_there_are(reading) -> None:
     with pytest.raises(RecipeError, match="objectives, text_encoder, user_encoder, vision_encoder"):
-        build_optimizer(reading.task, _config(parts={"image_encoder": {}}))
+        build_optimizer(reading.task, _config(parts={"image_encoder": {"warmup": 0.1}}))
 
 
 def test_nothing_trainable_is_an_error(workshop) -> None:
@@ -128,3 +130,12 @@ def test_a_part_may_warm_up_on_its_own(workshop) -> None:
         optimizer.step()
         scheduler.step()
     assert rates == {"rest": pytest.approx([1 / 3, 2 / 3, 1, 1]), "user_encoder": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [({"": {"learning_rate": 1}}, "one has no name"), ({"fusion": {}}, "parts.fusion: has no effect, it sets nothing")],
+)
+def test_an_entry_without_name_or_value_is_refused(parts: dict[str, dict[str, float]], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        OptimizerConfig.model_validate({"parts": parts})

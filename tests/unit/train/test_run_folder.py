@@ -26,6 +26,14 @@ def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "one" / "kept").read_text() == "x"
 
 
+def test_of_two_runs_that_start_at_once_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([False, True])  # the other run makes its folder between our look and our making
+    monkeypatch.setattr(Path, "exists", lambda _: next(taken))
+    (tmp_path / "one").mkdir()
+    with pytest.raises(RecipeError, match="this run exists"):
+        make_run_folder(tmp_path / "one")
+
+
 def test_a_folder_that_cannot_be_made_is_a_matter_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match=r"file/one: cannot be made: "):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from pmmrec.errors import MachineError, RecipeError
+from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.tuning import require_optuna
 from pmmrec.tuning.record import Ending, Record, best_first
 from pmmrec.tuning.space import Dimension, Space
@@ -52,6 +54,22 @@ def test_a_trial_whose_search_was_killed_counts_for_nothing_and_is_tried_again(t
     assert again.propose() == (2, OWN)
     again.end(_ended(2, 0.5))
     assert [ending.is_own for ending in again.endings()] == [True]
+
+
+@pytest.mark.parametrize("content", [b"x" * 5000, b"SQLite format 3\0" + bytes(4000)])
+def test_a_record_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.raises(DataError, match=r"study\.db: is no record of a search, or was changed: put a whole copy back"):
+        _open(tmp_path)
+
+
+def test_a_record_that_does_not_say_what_was_searched_is_refused(tmp_path: Path) -> None:
+    _open(tmp_path).begin_with(OWN)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as study:
+        study.execute("delete from study_user_attributes")
+        study.commit()
+    with pytest.raises(DataError, match=r"study\.db: does not say what was searched"):
+        _open(tmp_path)
 
 
 def test_a_search_that_was_stopped_proposes_what_one_that_was_not_would(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_four_kinds_of_dimension_are_read(tmp_path: Path) -> None:
         "data.window.policy: {choice: [latest, all]}",
     )
     assert [dimension.probes for dimension in space.dimensions.values()] == [
-        (1e-4, 1e-2),
-        (0, 0.5),
+        (1e-4, pytest.approx(0.00388146, rel=1e-5), 1e-2),
+        (0, pytest.approx(0.190983, rel=1e-5), 0.5),
         (1, 3),
         ("latest", "all"),
     ]
@@ -94,6 +94,8 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
         "a.j: {}",
         "a.k: 3",
         "a.l: {uniform: [0, .inf]}",
+        "a.m: {choice: [1, 1.0, true]}",
+        "a.n: {int: [1, 99999999999999999999]}",
     ) == [
         "a.a.lgo: unknown key; did you mean 'log'?",
         "a.b.log[0]: input should be greater than 0 (found 0)",
@@ -105,8 +107,10 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
         "a.h: choice: 3 stands twice; keep one",
         "a.i: give one of log, uniform, int, choice; found log and int",
         "a.j: give one of log, uniform, int, choice; found none",
-        "a.k: input should be a valid dictionary or instance of Dimension (found 3)",
+        "a.k: must be a mapping, such as {key: value} (found 3)",
         "a.l.uniform[1]: input should be a finite number (found inf)",
+        "a.m: choice: 1.0 stands twice; keep one",
+        "a.n.int[1]: input should be less than or equal to 9007199254740992 (found 99999999999999999999)",
     ]
 
 
@@ -153,6 +157,11 @@ def test_every_end_and_choice_is_held_against_the_recipe(tmp_path: Path) -> None
         "train.optimizer.parts.a.b: unknown key; known here: learning_rate, warmup, weight_decay "
         '(a key that holds dots itself is written in quotes: a."b.c".d)',
     ]
+
+
+def test_a_setting_that_wants_whole_numbers_is_given_them(tmp_path: Path) -> None:
+    (problem,) = _told(tmp_path, "train.batch_users: {uniform: [1, 2]}")
+    assert problem.startswith("train.batch_users: input should be a valid integer, got a number with a fractional part")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "- a", "3: {int: [1, 2]}", "a: {int: [1, 2]}\na: {int: [1, 3]}"])

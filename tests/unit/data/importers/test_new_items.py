@@ -34,7 +34,7 @@ def test_what_is_wrong_is_said_of_the_users_own_file(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("item_id,text\nn1,\n")
     with pytest.raises(DataError, match=r"^[^:]*/new\.csv: ") as told:
         import_new_items(tmp_path / "new.csv", None, tmp_path / "work")
-    assert "interactions.parquet" not in str(told.value)
+    assert "interaction" not in str(told.value)
     (tmp_path / "twice.csv").write_text("item_id,text\nn1,a\nn1,b\n")
     with pytest.raises(DataError, match=r"twice\.csv: 1 item ids occur more than once"):
         import_new_items(tmp_path / "twice.csv", None, tmp_path / "again")

@@ -142,6 +142,7 @@ def test_bad_text_far_into_a_file_is_found_at_its_line(shop) -> None:
         ("b", "line 3: Expected Number of Columns: 2 Found: 1"),
         ('b,"blue', "line 3: Value with unterminated quote found"),
         ('b,"blue" sky', "line 3: Value with unterminated quote found"),
+        ("b," + "blue" * 600_000, "line 3: Maximum line size of 2000000 bytes .*; cut the text, or close a quote"),
     ],
 )
 def test_a_row_that_breaks_the_format_is_refused_with_its_line(shop, row: str, message: str) -> None:

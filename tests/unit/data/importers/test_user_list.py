@@ -43,3 +43,15 @@ def test_a_file_that_names_nobody_or_lacks_the_column_is_refused(tmp_path: Path)
     (tmp_path / "users.txt").write_bytes(b"\xff\n")
     with pytest.raises(DataError, match="not UTF-8 text at byte 0"):
         read_user_ids(tmp_path / "users.txt")
+    for name, words in (
+        ("users.json", r"users\.json: unknown type '\.json'; give \.txt"),
+        (".", "is a folder; give a file"),
+    ):
+        (tmp_path / "users.json").write_text("[]")
+        with pytest.raises(DataError, match=words):
+            read_user_ids(tmp_path / name)
+
+
+def test_an_id_may_hold_any_letter_but_the_end_of_a_line(tmp_path: Path) -> None:
+    (tmp_path / "users.txt").write_text("a\u2028b\nc\x0bd\x85e\n", encoding="utf-8")
+    assert read_user_ids(tmp_path / "users.txt").to_pylist() == ["a\u2028b", "c\x0bd\x85e"]

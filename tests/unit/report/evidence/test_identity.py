@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from pmmrec.errors import RecipeError
-from pmmrec.recipe import FinetuneRecipe, read_recipe
+from pmmrec.recipe import UNTOLD, FinetuneRecipe, read_recipe
 from pmmrec.report.evidence import identity
-from pmmrec.report.evidence.identity import UNTOLD, Identities, Identity, settings_of
+from pmmrec.report.evidence.identity import SEED, Identities, Identity, settings_of
 from pmmrec.report.evidence.plan import read_plan
 from pmmrec.shipped import find_recipe
 
@@ -125,7 +125,7 @@ def test_every_setting_that_is_left_out_exists() -> None:
     recipe = read_recipe(FinetuneRecipe, find_recipe("finetune/sasrec"))
     full, told = recipe.model_dump(mode="json"), settings_of(recipe).tree
     only_of_pretrainings = {"publish_as", "replace", "data.sources"}
-    for path in set(UNTOLD) - only_of_pretrainings:
+    for path in {*UNTOLD, SEED} - only_of_pretrainings:
         before, after = full, told
         *above, last = path.split(".")
         for key in above:

@@ -65,7 +65,7 @@ def test_a_difference_is_paired_and_what_is_not_trained_stands_beside_every_seed
     assert found.by_seed["hr@10"] == pytest.approx(expected, abs=1e-12)
     other_way = targets.difference(floor_1Q, rank_MQ)["all"]
     assert other_way.intervals["hr@10"].mean == pytest.approx(-found.intervals["hr@10"].mean, abs=1e-12)
-    itself = targets.difference(rank_MQ, rank_MQ)["all"].intervals["hr@10"]
+    itself = targets.difference(floor_1Q, floor_1Q)["all"].intervals["hr@10"]
     assert (itself.low, itself.mean, itself.high) == (0, 0, 0)
 
 

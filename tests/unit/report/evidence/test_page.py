@@ -14,6 +14,7 @@ from pmmrec.evaluation.scenarios import STRATA
 from pmmrec.evaluation.significance import Interval
 from pmmrec.report.evidence.cells import (
     CellResult,
+    Cost,
     DifferenceResult,
     Figures,
     Hardware,
@@ -225,6 +226,39 @@ def test_a_difference_that_does_not_say_of_which_figures_it_is_is_stale(
     del tree["figures"]  # as files once were
     path.write_text(json.dumps(tree))
     assert "| full - ids (stale) | 5.0" in page(plan, tmp_path, results)
+
+
+def costing(place: int, **more: Any) -> Training:
+    """A training of seed `place` that tells what it took."""
+    told = {"trainable_parameters": 250_000, "total_parameters": 20_000_000, "peak_memory_bytes": place * 600_000_000}
+    cost = Cost.model_validate({**told, "seconds_per_epoch": 10.26 + place, **more})
+    return training(place, 3).model_copy(update={"cost": cost})
+
+
+def cost_line(plan: EvidencePlan, tmp_path: Path, results: Results, *trainings: Training) -> str:
+    """The line of the id-only row in a table that shows what trainings took, and the table's head."""
+    results.write(cell(IDS, 0.25, trainings=trainings))
+    table = plan.tables["first"].model_copy(update={"columns": ("hr@10", "trainable", "share", "memory", "epoch")})
+    lines = page(plan.model_copy(update={"tables": {"first": table}}), tmp_path, results).splitlines()
+    assert "| system | HR@10 | parameters learning | of all, % | peak memory, MB | s an epoch |" in lines
+    assert "| item-kNN | 13.0 [12.0, 14.0] | - | - | - | - |" in lines
+    return next(line for line in lines if line.startswith("| ids"))
+
+
+def test_a_table_may_show_what_a_training_took_as_means_over_seeds(
+    plan: EvidencePlan, tmp_path: Path, results: Results
+) -> None:
+    line = cost_line(plan, tmp_path, results, costing(1), costing(2))
+    assert line == "| ids ¹ | 25.0 [24.0, 26.0] | 250,000 | 1.2 | 900 | 11.8 |"
+
+
+def test_what_a_training_took_is_a_dash_unless_all_seeds_tell(
+    plan: EvidencePlan, tmp_path: Path, results: Results
+) -> None:
+    without_memory = cost_line(plan, tmp_path, results, costing(1), costing(2, peak_memory_bytes=None))
+    assert without_memory == "| ids ¹ | 25.0 [24.0, 26.0] | 250,000 | 1.2 | - | 11.8 |"
+    before_runs_told = cost_line(plan, tmp_path, results, costing(1), training(2, 3))
+    assert before_runs_told == "| ids ¹ | 25.0 [24.0, 26.0] | - | - | - | - |"
 
 
 def test_a_stratum_without_users_has_a_dash(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:

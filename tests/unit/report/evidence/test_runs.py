@@ -6,13 +6,14 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pmmrec.errors import MachineError
 from pmmrec.report.evidence.identity import Identity
-from pmmrec.report.evidence.runs import Processes, Run
+from pmmrec.report.evidence.runs import Processes, Run, training_of
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -37,6 +38,21 @@ def test_a_whole_run_of_the_same_identity_is_kept(tmp_path: Path) -> None:
     assert run_of(tmp_path, seed=2).stamp() is None
 
 
+def test_a_whole_run_is_kept_unless_its_checkpoint_is_known_to_be_another_now(tmp_path: Path) -> None:
+    run, checkpoint = stamped(run_of(tmp_path)), tmp_path / "checkpoint"
+    run = replace(run, start=checkpoint)
+    checkpoint.mkdir()
+    (checkpoint / "model_index.json").write_text("{}")
+    assert run.stamp() is not None  # a stamp of those that did not tell
+    stamp = json.loads((run.folder / "evidence.json").read_text())
+    (run.folder / "evidence.json").write_text(json.dumps(stamp | {"checkpoint": run.checkpoint_hash()}))
+    assert run.stamp() is not None
+    (checkpoint / "model_index.json").write_text('{"format": 1}')
+    assert run.stamp() is None
+    (checkpoint / "model_index.json").unlink()
+    assert run.stamp() is not None
+
+
 @pytest.mark.parametrize("name", ["evidence.json", "metrics.json"])
 def test_a_run_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -> None:
     run = stamped(run_of(tmp_path))
@@ -48,6 +64,22 @@ def test_a_stamp_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     run = stamped(run_of(tmp_path))
     (run.folder / "evidence.json").write_text('{"cpu_s": ')
     assert run.stamp() is None
+
+
+def test_what_a_training_took_is_read_from_its_figures_where_they_hold_it(tmp_path: Path) -> None:
+    run = stamped(run_of(tmp_path))
+    (run.folder / "events.jsonl").write_text("")
+    told = {"name": "run", "kind": "finetune", "domains": [], "training_s": 9.5}
+    sizes = {"trainable_parameters": 5, "total_parameters": 20, "peak_memory_bytes": 7, "seconds_per_epoch": 1.5}
+    stamp = run.stamp()
+    assert stamp is not None
+    (run.folder / "metrics.json").write_text(json.dumps(told))
+    assert training_of(run, 1, stamp).cost is None
+    (run.folder / "metrics.json").write_text(json.dumps(told | sizes))
+    cost = training_of(run, 1, stamp).cost
+    assert cost is not None
+    assert cost.model_dump() == sizes
+    assert cost.trainable_share == 0.25
 
 
 def test_a_run_that_fails_says_why_and_leaves_no_stamp(tmp_path: Path) -> None:

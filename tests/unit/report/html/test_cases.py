@@ -76,3 +76,8 @@ def test_long_texts_are_cut_and_missing_pictures_are_none(hostile_domain: Domain
     assert [card.item_id for card in cards] == ["i0", "i1"]
     assert [card.picture is None for card in cards] == [False, True]
     assert all(card.text is not None and len(card.text) <= LETTERS_SHOWN for card in cards)
+
+
+def test_letters_that_no_page_may_hold_are_replaced(hostile_domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile_domain, "texts", lambda rows: ["a\x00b\x1bc\n\u202e" for _ in rows])
+    assert item_cards(hostile_domain, [0])[0].text == "a\ufffdb\ufffdc\n\u202e"

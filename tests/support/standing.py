@@ -1,0 +1,53 @@
+"""Adapters on a tiny checkpoint, as a run would leave them, without the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmmrec.adapters.plan import AdapterPlan
+from pmmrec.models.recommender import Recommender
+from pmmrec.zoo.adapters import Standing, save_adapters, stand_on
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.transfer import FULL, apply
+
+
+def learn(recommender: Recommender, seed: int = 5) -> None:
+    """Stands for training: every tensor that may learn moves."""
+    torch.manual_seed(seed)
+    for parameter in recommender.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+
+
+def stand(base: Path | Checkpoint, other: Any, trees: Mapping[str, Any], folder: Path) -> Standing:
+    """Train `other`, a run with weights of its own, from `base` by adapters, and save it."""
+    checkpoint = Checkpoint.open(base) if isinstance(base, Path) else base
+    recommender = other.recommender
+    loaded = apply(FULL, checkpoint, recommender).loaded
+    standing = stand_on(checkpoint, recommender, AdapterPlan.model_validate(trees), loaded)
+    learn(recommender)
+    recommender.eval()
+    save(folder, other, standing)
+    return standing
+
+
+def save(folder: Path, run: Any, standing: Standing, state: Mapping[str, Tensor] | None = None) -> None:
+    """Save a run that stands on a base; `state`: of another moment than now."""
+    save_adapters(
+        folder,
+        standing=standing,
+        system="pmmrec",
+        model_config=run.model_config,
+        recommender=run.recommender,
+        objectives=run.objectives,
+        state=state or run.state,
+        recipe="seed: 1\n",
+        metrics={"hr": 0.5},
+        card="# tiny\n",
+        provenance={"started_from": "base", "domains": ["demo"]},
+    )

@@ -1,0 +1,69 @@
+"""What a recipe says of places, names and parts, beyond what its owners check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pmmrec.errors import RecipeError
+from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe
+from pmmrec.settings import validate
+from pmmrec.shipped import find_recipe
+from pmmrec.zoo.checkpoint import Checkpoint
+
+PLAIN = {"name": "one", "objectives": {"dap": {"type": "next_item"}}}
+
+
+def finetuning(**values: Any) -> FinetuneRecipe:
+    return validate(FinetuneRecipe, {**PLAIN, **values}, "f")
+
+
+def test_a_home_folder_is_no_folder_called_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = finetuning(runs="~/runs", hub="~")
+    assert (recipe.folder, recipe.hub) == (tmp_path / "runs" / "one", tmp_path)
+    with pytest.raises(RecipeError, match=r"f: 1 problem\n  hub: .*nobody's home folder here; write the whole path"):
+        finetuning(hub="~nobody-of-this-name/hub")
+
+
+@pytest.mark.parametrize("values", [{"system": ""}, {"system": "../x"}, {"licence": ""}, {"licence": "mit\ntags: [x]"}])
+def test_words_that_go_into_a_checkpoint_are_short_and_plain(values: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match=rf"f: 1 problem\n  {next(iter(values))}: string should match"):
+        finetuning(**values)
+
+
+def test_what_is_published_of_a_recipe_names_no_place_of_the_machine(tmp_path: Path) -> None:
+    places = [f"{key}={tmp_path / key}" for key in ("runs", "hub", "cache")]
+    sources = f"data.sources=[{tmp_path / 'shop'}, demo/gallery/]"
+    recipe = read_recipe(PretrainRecipe, find_recipe("pretrain/tiny"), [*places, sources])
+    assert str(tmp_path) in recipe.to_yaml()
+    assert str(tmp_path) not in recipe.to_public_yaml()
+    again = validate(PretrainRecipe, yaml.safe_load(recipe.to_public_yaml()), "published")
+    assert again.data.sources == (Path("shop"), Path("gallery"))
+    assert again.model == recipe.model
+
+
+@pytest.mark.parametrize("setting", [{"prefix_precision": "bfloat16"}, {"prefix_budget_gb": 7}])
+def test_settings_of_kept_states_are_refused_where_none_are_kept(setting: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=rf"{next(iter(setting))}: without effect, prefix_cache=off keeps no states"):
+        finetuning(prefix_cache=False, **setting)
+    for use in ("auto", "on"):
+        finetuning(prefix_cache=use, **setting)
+
+
+def test_a_recipe_without_kept_states_may_be_written_out_and_read_again() -> None:
+    recipe = finetuning(prefix_cache="off")
+    assert validate(FinetuneRecipe, yaml.safe_load(recipe.to_yaml()), "again") == recipe
+
+
+@pytest.mark.parametrize("plan", [{}, {"fresh": ["*"], "drop": ["*"]}, {"load": ["text*"]}])
+def test_a_transfer_that_takes_nothing_over_is_no_transfer(small_run: Path, plan: dict[str, list[str]]) -> None:
+    checkpoint = Checkpoint.open(small_run / "hub" / "small")
+    with pytest.raises(
+        RecipeError, match=r"one: transfer: takes over no part of .*small, which holds text_encoder, vis"
+    ):
+        finetuning(transfer=plan).model_from(checkpoint)
+    assert finetuning(transfer={"load": ["*"]}).model_from(checkpoint) == checkpoint.model_config
