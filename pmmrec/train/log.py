@@ -18,6 +18,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
+from pmmrec.atomic import whole_file
 from pmmrec.errors import MachineError
 from pmmrec.train.trackers import Aside, Board
 
@@ -73,6 +74,19 @@ class RunLog:
         numbers = {f"{kind}/{name}": float(value) for name, value in flat(figures).items()}
         for board in self._boards.values():
             board.show(numbers, step)
+
+    def leave(self, name: str, record: Mapping[str, Any]) -> str | None:
+        """Write a file beside events.jsonl; its path, or None and a warning where it cannot be written."""
+        if self._file is None:
+            return None
+        path = Path(self._file.name).with_name(name)
+        try:
+            with whole_file(path) as draft:
+                draft.write_text(json.dumps(_json_safe(record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except MachineError as error:
+            self.warn(str(error))
+            return None
+        return str(path)
 
     def mark(self) -> dict[str, float]:
         """Where events.jsonl stands, once the disk has it, and how long the run has lasted."""

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +20,8 @@ from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, re
 from pmmrec.train.cost import Cost, forget_peak
 from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
-from pmmrec.train.nonfinite import stop_if_gradient_nonfinite, stop_if_nonfinite, stop_if_weights_nonfinite
+from pmmrec.train.meter import Meter, added, sizes_of
+from pmmrec.train.nonfinite import Nonfinite, NonfiniteConfig, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
 from pmmrec.train.processes import Processes
 from pmmrec.train.snapshot import Memory, below
@@ -48,6 +48,7 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
     log_every: int = Field(20, ge=1, description="Steps between two log lines.")
+    on_nonfinite: NonfiniteConfig = NonfiniteConfig()
     state: StateConfig = StateConfig()
     step_minutes: float = Field(
         30.0, gt=0, description="A step that takes longer hangs: the run ends and says in which process and step."
@@ -79,29 +80,7 @@ class Callback(Protocol):
     def epoch_ended(self, loop: Loop, epoch: int) -> None: ...
 
 
-SIZES = ("users", "slots", "items_encoded")  # of a step, added up over processes and steps
 _WISHES = "wishes"  # what processes want of the run travels with the figures of a step
-
-
-@dataclass
-class Meter:
-    """Sums since the last log line, over all processes."""
-
-    figures: dict[str, Tensor] = field(default_factory=dict)
-    started_s: float = field(default_factory=time.monotonic)
-
-    def add(self, totals: Mapping[str, Tensor]) -> None:
-        for name, total in totals.items():
-            self.figures[name] = self.figures[name] + total if name in self.figures else total.clone()
-
-    def means(self) -> dict[str, float]:
-        return {name: float(sum_ / count.clamp(min=1)) for name, (sum_, count) in self._figures().items()}
-
-    def sizes(self) -> dict[str, int]:
-        return {name: int(self.figures[name][0]) for name in SIZES}
-
-    def _figures(self) -> dict[str, Tensor]:
-        return {name: total for name, total in self.figures.items() if name not in SIZES}
 
 
 class Loop:
@@ -141,6 +120,7 @@ class Loop:
         self._rate = 0.0  # of the latest step, in the first group
         self._module, self._optimizer = processes.accelerator.prepare(task, optimizer)
         self._memory = Memory(processes, self._module, self._optimizer, self._scheduler)
+        self._nonfinite = Nonfinite(config.on_nonfinite, task, self._optimizer, batches, processes, log)
         self._watch = Watch(60 * config.step_minutes, processes.rank, processes.world)
 
     def fit(self) -> None:
@@ -176,6 +156,7 @@ class Loop:
 
     def snapshot(self) -> State:
         """All that is needed to go on from here; tensors on the main process alone. Every process must call it."""
+        self._nonfinite.settle()
         state = self._memory.take()
         meter = {f"meter/{name}": total.to("cpu", copy=True) for name, total in self._meter.figures.items()}
         facts: dict[str, Any] = {
@@ -187,6 +168,7 @@ class Loop:
             "validation": {str(epoch): dict(metrics) for epoch, metrics in self.validation.items()},
             "best": self.best,
             "should_stop": self.should_stop,
+            "skipped": self._nonfinite.skipped,
         }
         return State({**state.facts, **facts}, {**state.tensors, **meter})
 
@@ -198,7 +180,7 @@ class Loop:
         self.validation = {int(epoch): metrics for epoch, metrics in facts["validation"].items()}
         self.best = None if facts["best"] is None else (facts["best"][0], facts["best"][1])
         self.cost = Cost(**facts["cost"])
-        self._epoch_s = facts["epoch_s"]
+        self._epoch_s, self._nonfinite.skipped = facts["epoch_s"], facts["skipped"]
         figures = {name: total.to(device) for name, total in below(state.tensors, "meter").items()}
         self._meter = Meter(figures, time.monotonic() - facts["meter_s"])
 
@@ -220,11 +202,12 @@ class Loop:
             try:
                 if self.step == 0:
                     self._log_gradient_norms(moved)
-                self._update(moved, self._meter)
+                self._update(batch, moved)
             except torch.OutOfMemoryError as error:
                 raise MachineError(self._out_of_memory(moved)) from error
             self.log.advance()
             if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
+                self._nonfinite.settle()
                 self._log_step(self._meter)
                 self._meter = Meter()
             self._watch.rest()
@@ -233,7 +216,7 @@ class Loop:
             self._watch.step(self.step + 1, Doing.READING)
         self._watch.rest()
         self.log.end_progress()
-        stop_if_weights_nonfinite(self.task, self.step)
+        stop_if_weights_nonfinite(self.task, self.processes, self.step)
         seconds = time.monotonic() - self._began_s
         self.cost.add_epoch(seconds, self.processes.device)
         peak = self.cost.peak_memory_bytes
@@ -253,41 +236,39 @@ class Loop:
             "data.window.size, train fewer blocks, set machine.precision=bf16, or prefix_cache=off if states are kept"
         )
 
-    def _update(self, batch: Batch, meter: Meter) -> None:
-        accelerator, step = self.processes.accelerator, self.step + 1
-        totals = self._in_parts(batch) if batch.more else self._at_once(batch)
+    def _update(self, batch: Batch, moved: Batch) -> None:
+        """`moved`: the batch on the device."""
+        accelerator = self.processes.accelerator
+        self._nonfinite.begin()
+        totals = self._in_parts(moved) if moved.more else self._at_once(moved)
         norm = accelerator.clip_grad_norm_(self._module.parameters(), self.config.clip_norm or math.inf)
-        if accelerator.mixed_precision != "fp16":  # there the scaler leaves out such steps and lowers its scale
-            stop_if_gradient_nonfinite(norm, step)
-        self._optimizer.step()
+        is_held = self._nonfinite.update(self.step + 1, batch, totals, norm)
         self._rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         self._optimizer.zero_grad()
-        self.step = step
-        meter.add(totals)
+        self.step += 1
+        self._meter.add(totals, is_held)
 
     def _at_once(self, batch: Batch) -> dict[str, Tensor]:
         """Forward and backward of a step; its sums and counts over all processes."""
         figures: dict[str, Tensor] = self._module(batch)
-        totals = self._totals({**figures, **_sizes(batch), **self._own_wishes()})
+        totals = self._totals({**figures, **sizes_of(batch), **self._own_wishes()})
         self._hear(totals)
-        self._refuse_nonfinite(totals, batch)
         self.processes.accelerator.backward(self._loss(figures, totals))
         return totals
 
     def _in_parts(self, batch: Batch) -> dict[str, Tensor]:
         """As `_at_once`, one part of the users after another; what their losses are divided by is known before."""
         accelerator, parts = self.processes.accelerator, (batch, *batch.more)
-        counts = self._totals(_added([self.task.counts(part) for part in parts]))
+        counts = self._totals(added([self.task.counts(part) for part in parts]))
         done: list[dict[str, Tensor]] = []
         for number, part in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else accelerator.no_sync(self._module):
                 figures: dict[str, Tensor] = self._module(part)
                 wishes = self._own_wishes() if number == len(parts) else {}
-                done.append(self._totals({**figures, **_sizes(part), **wishes}))
-                self._refuse_nonfinite(done[-1], part)
+                done.append(self._totals({**figures, **sizes_of(part), **wishes}))
                 accelerator.backward(self._loss(figures, counts))
-        totals = _added(done)
+        totals = added(done)
         self._hear(totals)
         return totals
 
@@ -297,11 +278,7 @@ class Loop:
             weight * self.processes.world * figures[name][0] / totals[name][1].clamp(min=1)  # DDP averages gradients
             for name, weight in self.task.weights.items()
         ]
-        return torch.stack(terms).sum()
-
-    def _refuse_nonfinite(self, totals: Mapping[str, Tensor], batch: Batch) -> None:
-        sums = {name: totals[name] for name in self.task.weights}
-        stop_if_nonfinite(sums, self.task, batch, self._batches.item_names, self.processes.gathered, self.step + 1)
+        return self._nonfinite.watched(torch.stack(terms).sum(), figures)
 
     def _own_wishes(self) -> dict[str, Tensor]:
         return {} if self._states is None else {_WISHES: self._states.wishes(self.processes.device)}
@@ -328,11 +305,13 @@ class Loop:
         self.log.say("gradient at the item vectors: " + "  ".join(f"{name} {norm:.2g}" for name, norm in norms.items()))
 
     def _log_step(self, meter: Meter) -> None:
+        sizes = meter.sizes()
+        if not sizes["users"]:
+            return  # every step of it was left out
         means = meter.means()
         losses = {name: means[name] for name in self.task.weights}
         total = sum(self.task.weights[name] * value for name, value in losses.items())
         seconds = time.monotonic() - meter.started_s
-        sizes = meter.sizes()
         users_per_s = sizes["users"] / seconds
         self.log.event(
             "train",
@@ -356,23 +335,6 @@ class Loop:
         if self._states is not None:
             self._wishes.take()  # of the last step, and spoken of in what follows
             self._states.epoch_ended(self)
-
-
-def _sizes(batch: Batch) -> dict[str, Tensor]:
-    """This process's share of the sizes of a step, as sums with a count of 0: users, filled slots, items encoded."""
-    is_valid_BS = batch.windows.is_valid_BS
-    num_slots = is_valid_BS.sum().float()
-    sizes = (num_slots.new_tensor(len(is_valid_BS)), num_slots, num_slots.new_tensor(batch.items.num_items))
-    return {name: torch.stack((size, torch.zeros_like(size))) for name, size in zip(SIZES, sizes, strict=True)}
-
-
-def _added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The sum of each figure over all parts; a part may lack some."""
-    added: dict[str, Tensor] = {}
-    for part in parts:
-        for name, figure in part.items():
-            added[name] = added[name] + figure if name in added else figure
-    return added
 
 
 def _chance(means: Mapping[str, float], name: str, step: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from pmmrec.settings import Config
 from pmmrec.train.trackers import Tracker
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Told = TypeVar("Told")
 
 
 class MachineConfig(Config):
@@ -112,9 +113,9 @@ class Processes:
         broadcast_object_list(box, from_process=0)
         return box[0]
 
-    def gathered(self, names: list[str]) -> list[str]:
-        """The names of every process, in the order of processes. All processes must call it."""
-        together: list[str] = gather_object(names)
+    def gathered(self, own: list[Told]) -> list[Told]:
+        """What every process tells, in the order of processes. All processes must call it."""
+        together: list[Told] = gather_object(own)
         return together
 
     def summed(self, own: torch.Tensor) -> torch.Tensor:

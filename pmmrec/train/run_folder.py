@@ -28,7 +28,15 @@ CHECKPOINT_FOLDER, STATE_FOLDER, EVENTS_FILE, LOCK_FILE = "checkpoint", "state",
 FINISHED = "finished"  # the last event of a run that has nothing left to do
 LOCK_PATIENCE_S = 20.0  # so long the data workers of a killed run may live on and hold its lock
 # What may change between a stop and going on: nothing of it changes a weight.
-_FREE = ("machine.trackers", "machine.project", "data.workers", "cache", "prefix_budget_gb", "train.state")
+_FREE = (
+    "machine.trackers",
+    "machine.project",
+    "data.workers",
+    "cache",
+    "prefix_budget_gb",
+    "train.state",
+    "train.on_nonfinite",  # such a step changes no weight in any case
+)
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")
 
 

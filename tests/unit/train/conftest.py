@@ -50,12 +50,14 @@ class Workshop:
     def __post_init__(self) -> None:
         self.log = RunLog(self.folder, is_main=True)
 
-    def batches(self, batch_users: int) -> Batches:
-        return Batches(DataConfig(), self.sources, self.reader, self.task, batch_users, 1, self.processes, SILENT)
+    def batches(self, batch_users: int, parts: int = 1) -> Batches:
+        rules = (DataConfig(), self.sources, self.reader, self.task, batch_users, 1, self.processes, SILENT)
+        return Batches(*rules, parts=parts)
 
     def loop(self, *, callbacks: Sequence[Callback] = (), **settings: Any) -> Loop:
         config = TrainConfig.model_validate({"batch_users": 16, "epochs": 1, "log_every": 1, **settings})
-        return Loop(config, self.task, self.batches(config.batch_users), self.processes, self.log, callbacks)
+        batches = self.batches(config.batch_users, config.accumulate.user_parts)
+        return Loop(config, self.task, batches, self.processes, self.log, callbacks)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
