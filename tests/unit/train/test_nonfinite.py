@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 from collections.abc import Container
+from typing import Literal
 
 import pytest
 import torch
+from brittle import Brittle, make_brittle
 from torch import Tensor, nn
 
 from pmmrec.contracts import Term, Views
@@ -38,30 +40,10 @@ def _break_item(shop, poison: float = math.nan) -> None:
         shop.task.recommender.item_encoder.item_table.vector.weight[ROW] = poison
 
 
-class Brittle(Objective):
-    """Adds 0 to the loss; while it is broken NaN, or NaN to its gradient alone."""
-
-    def __init__(self, breaks: str) -> None:
-        super().__init__()
-        self._breaks, self.is_broken = breaks, False
-
-    def forward(self, views: Views) -> Term:
-        zero = (views.hidden_BLD * 0).sum()
-        if self.is_broken:
-            zero = zero.sqrt() if self._breaks == "gradient" else zero * math.nan
-        return Term(zero, torch.ones(()))
-
-
-def brittle(shop, forwards: Container[int], breaks: str = "loss") -> Brittle:
+def brittle(shop, forwards: Container[int], breaks: Literal["loss", "gradient"] = "loss") -> Brittle:
     """Let those forwards of the task, from 1, break."""
-    term, numbers = Brittle(breaks), itertools.count(1)
-    shop.task.objectives["brittle"], shop.task.weights["brittle"] = term, 1.0
-
-    def before(_module: nn.Module, _arguments: object) -> None:
-        term.is_broken = next(numbers) in forwards
-
-    shop.task.register_forward_pre_hook(before)
-    return term
+    numbers = itertools.count(1)
+    return make_brittle(shop.task, lambda: next(numbers) in forwards, breaks)
 
 
 def by_hand(shop, without: Container[int], **settings) -> dict[str, Tensor]:

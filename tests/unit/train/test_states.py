@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from brittle import make_brittle
 from torch import Tensor
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
-from pmmrec.errors import CheckpointError, MachineError, RecipeError, StoppedError
+from pmmrec.errors import CheckpointError, DivergenceError, MachineError, RecipeError, StoppedError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
@@ -141,10 +142,12 @@ def train(
     patience: int = 9,
     finish: bool = False,
     state: dict[str, Any] | None = None,
+    broken: Container[int] | None = None,
 ) -> Outcome:
-    """Train in the folder `name` until it ends or is stopped."""
+    """Train in the folder `name` until it ends or is stopped; `broken`: steps with a loss that is NaN."""
     sources = Sources.open([world / domain])
-    config = TrainConfig.model_validate({**SETTINGS, "state": {**SETTINGS["state"], **(state or {})}})
+    rules = {"state": {**SETTINGS["state"], **(state or {})}, "on_nonfinite": {"skip": 2}}
+    config = TrainConfig.model_validate({**SETTINGS, **rules})
     judge = ValidationConfig(metric="ndcg@10", patience=patience)
     best: dict[str, Tensor] = {}
 
@@ -161,6 +164,8 @@ def train(
         run.processes.seed(1, same=True)
         recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
         task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
+        if broken is not None:
+            make_brittle(task, lambda: loop.step + 1 in broken)
         reader = ItemReader(sources.domains, frozenset(), None, None, home)
         batches = _Watched(DataConfig(workers=workers), sources, reader, task, 8, 1, run.processes, run.log)
         batches.users, batches.stop = [], _Stop(at_step, at_epoch, saving, keeping)
@@ -255,6 +260,26 @@ def test_early_stopping_counts_on(attempt: Attempt, tmp_path: Path) -> None:
     last = attempt("cut", resume=True, patience=1)
     assert last.loop.validation == impatient.loop.validation
     assert _events(tmp_path / "cut") == _events(tmp_path / "impatient")
+
+
+@pytest.mark.parametrize("stop", [{"at_step": 6}, {"at_step": 7}, {"at_step": 9}, {"keeping": 8}], ids=str)
+def test_steps_that_were_left_out_are_remembered(attempt: Attempt, tmp_path: Path, stop: dict[str, int]) -> None:
+    state = {"every_steps": 4}
+    expected = attempt("one", broken={7, 8}, state=state)
+    attempt("cut", **stop, broken={7, 8}, state=state)
+    last = attempt("cut", resume=True, broken={7, 8}, state=state)
+    _assert_same(last.weights, expected.weights)
+    assert _events(tmp_path / "cut") == _events(tmp_path / "one")
+    assert [event["skipped"] for event in _events(tmp_path / "cut") if event["event"] == "nonfinite"] == [1, 2]
+
+
+def test_what_may_be_left_out_is_counted_over_stops(attempt: Attempt) -> None:
+    broken = {3, 5, 9}
+    attempt("cut", at_step=6, broken=broken)
+    with pytest.raises(DivergenceError, match=r"^step 9: "):
+        attempt("cut", resume=True, broken=broken)
+    with pytest.raises(DivergenceError, match=r"^step 9: "):
+        attempt("cut", resume=True, broken=broken)
 
 
 def _states(tmp_path: Path) -> list[Path]:
