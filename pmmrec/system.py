@@ -172,7 +172,7 @@ class System:
             job = ScoreJob(place, histories, chosen, share=share, name=hashlib.sha256(name.encode()).hexdigest())
             counts = None
             if self._model_for(opened).scorer.reads_counts:
-                counts = np.concatenate([histories.item_counts(), np.zeros(num_items - opened.num_items, np.int64)])
+                counts = np.concatenate([opened.item_counts, np.zeros(num_items - opened.num_items, np.int64)])
             maker = ListMaker(
                 self._model_for(opened),
                 offer.vectors_ND,

@@ -125,7 +125,7 @@ class BatchBuilder:
         all_windows = self._keyed_windows(everyone) if sees_all else []
         windows = self._own(all_windows) if sees_all else self._keyed_windows(mine)
         corrupted = self._corrupted(self._corruption, mine, windows, all_windows or windows)
-        num_positions = self._longest(everyone)
+        num_positions = self._longest(everyone, all_windows or windows)
         item_keys = [window.keys for window in windows]
         if self._gathers:
             key_U = self._keys([window.keys for window in all_windows])  # replacements are among them
@@ -203,11 +203,12 @@ class BatchBuilder:
             corrupted.append(corrupt(window, pool, config, rng))
         return corrupted
 
-    def _longest(self, draw: Draw) -> int:
-        lengths = [
-            self._windows[domain].lengths(draw.window_B[draw.domain_B == domain]) for domain in np.unique(draw.domain_B)
-        ]
-        return int(np.concatenate(lengths).max())
+    def _longest(self, draw: Draw, windows: Sequence[KeyedWindow]) -> int:
+        """Of all windows of a draw, of which some are at hand, or all."""
+        if len(windows) == len(draw.window_B):
+            return max(len(window.keys) for window in windows)
+        places = zip(draw.domain_B.tolist(), draw.window_B.tolist(), strict=True)
+        return max(int(self._windows[domain].length(window)) for domain, window in places)
 
     def _log_expected_slots(self, mixing: MixingConfig) -> NDArray[np.float64]:
         """Log of the slots in which a batch of one user is expected to show each item, by key."""
@@ -222,7 +223,7 @@ class BatchBuilder:
 
     def _user_id(self, window: KeyedWindow) -> str:
         domain = self._domains[window.domain]
-        return f"{domain.name}/{domain.user_ids[window.user].as_py()}"
+        return f"{domain.name}/{domain.sequences.user_id(window.user)}"
 
 
 class BatchLoader:

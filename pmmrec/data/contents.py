@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmmrec.contracts import Modality
-from pmmrec.data.domain import IMAGES_FILE, Domain
+from pmmrec.data.domain import Domain
+from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.text import TokenTable
 from pmmrec.errors import DataError, MachineError
 
@@ -105,9 +106,9 @@ def _same_images(domain: Domain, cache: Path) -> Ints:
     The file is named after the images and appears whole, so processes may race: the last one wins with the same bytes.
     """
     rows = np.arange(domain.num_items)
-    if IMAGES_FILE not in domain.info.files:
+    if not domain.info.parts(IMAGES_FILE):
         return np.zeros_like(rows)
-    key = hashlib.sha256(f"{FORMAT} {domain.info.files[IMAGES_FILE].sha256}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{FORMAT} {domain.info.sha256(IMAGES_FILE)}".encode()).hexdigest()[:32]
     path = cache / f"same-images-{key}.npy"
     same_as_N = _load(path, domain.num_items)
     if same_as_N is None:

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pmmrec.contracts import Modality, PixelSpec
-from pmmrec.data.domain import IMAGES_FILE, Domain
+from pmmrec.data.domain import Domain
+from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, MachineError
 from pmmrec.progress import Progress
@@ -133,7 +134,7 @@ class PixelTable:
         shape = (int(has_image.sum()), 3, spec.size, spec.size)
         if shape[0] == 0:
             raise DataError(f"{domain.folder}: no item has an image; import it with --images")
-        images = domain.info.files[IMAGES_FILE].sha256
+        images = domain.info.sha256(IMAGES_FILE)
         key = hashlib.sha256(f"{images} {spec.size} {PIXELS_VERSION}".encode()).hexdigest()[:32]
         path = cache / f"pixels-{spec.size}-{key}.npy"
         if not _holds(path, shape):

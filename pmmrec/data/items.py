@@ -27,8 +27,9 @@ from pmmrec.contracts import (
     to_device,
 )
 from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
-from pmmrec.data.domain import IMAGES_FILE, ITEMS_FILE, DataFile, Domain
+from pmmrec.data.domain import Domain
 from pmmrec.data.images import GREY, PIXELS_VERSION, PixelTable
+from pmmrec.data.info import IMAGES_FILE, ITEMS_FILE
 from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, Wanted
 from pmmrec.data.text import TokenTable
 from pmmrec.progress import Progress
@@ -162,9 +163,9 @@ class ItemReader:
 
     def fingerprint(self, domain: int) -> str:
         """Changes whenever an item of one domain, or how it is read, could be another."""
-        files = self._domains[domain].info.files
-        read: list[DataFile] = [ITEMS_FILE, IMAGES_FILE] if Modality.IMAGE in self._modalities else [ITEMS_FILE]
-        hashes = [files[name].sha256 for name in read if name in files]
+        info = self._domains[domain].info
+        read = [ITEMS_FILE, IMAGES_FILE] if Modality.IMAGE in self._modalities else [ITEMS_FILE]
+        hashes = [info.sha256(name) for name in read if info.parts(name)]
         words = [*hashes, *(modality.value for modality in self._modalities), self._tokenizer]
         return hashlib.sha256(" ".join([*words, str(self._size), str(PIXELS_VERSION)]).encode()).hexdigest()
 
@@ -193,7 +194,7 @@ class ItemReader:
             key = digest.hexdigest()
         else:
             num_rows_R = np.ones(len(distinct), dtype=np.int64)
-            key = f"{self._domains[domain].info.files[IMAGES_FILE].sha256} {self._size} {PIXELS_VERSION}"
+            key = f"{self._domains[domain].info.sha256(IMAGES_FILE)} {self._size} {PIXELS_VERSION}"
         order = np.argsort(-num_rows_R, kind="stable")
         chunks = partial(self._chunks, domain, modality, distinct, order)
         return Wanted(key, num_rows_R, modality is Modality.TEXT, chunks)

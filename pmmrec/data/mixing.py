@@ -33,6 +33,12 @@ class MixingConfig(Config):
     weights: dict[str, float] | None = Field(
         default=None, description="Weight of each domain by name, in place of the above."
     )
+    epoch_users: int | None = Field(
+        default=None,
+        ge=1,
+        description="Users of an epoch, after which validation comes; null: as many as there are windows. Fewer for a "
+        "domain so large that nobody waits for all of it: the next epoch goes on where this one ended.",
+    )
     batches: Literal["mixed", "one_domain"] = Field(
         default="mixed", description="one_domain: negatives come from the user's own platform only."
     )
@@ -63,11 +69,14 @@ class Draw(NamedTuple):
 class StepSampler:
     """The global batch of every step, as a pure function of (seed, epoch, step).
 
-    An epoch has as many slots as the domains have windows. A domain's quota of them is by its weight (largest
-    remainder), its windows come from an endless stream of permutations whose position carries over from epoch to epoch:
-    under natural weights each window is seen exactly once an epoch, under any weights none is starved. The slots are
-    dealt evenly over the steps, so there is no small last batch and nobody is repeated or dropped to fill it.
+    An epoch has as many slots as the domains have windows, or `epoch_users`. A domain's quota of them is by its weight
+    (largest remainder), its windows come from an endless stream of permutations whose position carries over from epoch
+    to epoch: under natural weights and whole epochs each window is seen exactly once an epoch, under any none is
+    starved. The slots are dealt evenly over the steps, so there is no small last batch and nobody is repeated or
+    dropped to fill it.
     With `one_domain` the slots of each domain are dealt over steps of their own.
+
+    Held are the orders of the current epoch and pass, four bytes a slot and a window up to 2**32 of them.
     """
 
     def __init__(
@@ -86,58 +95,79 @@ class StepSampler:
         self._seed = seed
         self._is_mixed = config.batches == "mixed"
         self.weights = _weights(num_windows, names, config)
-        self._quotas = _largest_remainder(sum(num_windows), self.weights)
+        num_slots = config.epoch_users or sum(num_windows)
+        self._quotas = _largest_remainder(num_slots, self.weights)
         for name, quota in zip(names, self._quotas, strict=True):
             if quota == 0:
-                raise RecipeError(
-                    f"{name}: its weight gives it none of {sum(num_windows):,} users; raise it or leave it out"
-                )
+                raise RecipeError(f"{name}: its weight gives it none of {num_slots:,} users; raise it or leave it out")
         groups = [sum(self._quotas)] if self._is_mixed else self._quotas
-        self._group_steps = [math.ceil(slots / batch_users) for slots in groups]
-        self.smallest_batch = min(slots // steps for slots, steps in zip(groups, self._group_steps, strict=True))
-        self._orders: dict[int, tuple[int, Ints]] = {}  # domain -> its current pass and permutation
-        self._epoch: tuple[int, list[Draw]] | None = None  # the current epoch and its steps
+        self._groups = [(slots, math.ceil(slots / batch_users)) for slots in groups]
+        self.smallest_batch = min(slots // steps for slots, steps in self._groups)
+        self._passes: dict[
+            int, dict[int, Ints]
+        ] = {}  # domain -> the passes that the current epoch needs -> their order
+        self._epoch: tuple[int, Ints] | None = None  # the current epoch and the order of its slots or steps
 
     @property
     def steps_per_epoch(self) -> int:
-        return sum(self._group_steps)
+        return sum(steps for _, steps in self._groups)
 
     def step(self, epoch: int, step: int) -> Draw:
         """The global batch; every process draws the same and takes its `share`."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of {self.steps_per_epoch}")
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._steps(epoch))
-        return self._epoch[1][step]
-
-    def _steps(self, epoch: int) -> list[Draw]:
-        rng = generator(self._seed, Purpose.STEP_ORDER, epoch)
-        slots = [self._slots(domain, epoch) for domain in range(len(self._quotas))]
+        order = self._order(epoch)
         if self._is_mixed:
-            slots = [Draw(*(np.concatenate(column) for column in zip(*slots, strict=True)))]
-            order = rng.permutation(len(slots[0].domain_B))
-            slots = [Draw(*(column[order] for column in slots[0]))]
-        steps = []
-        for group, num_steps in zip(slots, self._group_steps, strict=True):
-            columns = [np.array_split(column, num_steps) for column in group]
-            steps += [Draw(*parts) for parts in zip(*columns, strict=True)]
-        return steps if self._is_mixed else [steps[place] for place in rng.permutation(len(steps))]
+            start, end = _bounds(*self._groups[0], step)
+            return self._draw(epoch, order[start:end].astype(np.int64))
+        place, steps_before = int(order[step]), np.cumsum([0, *(steps for _, steps in self._groups)])
+        domain = int(np.searchsorted(steps_before, place, side="right")) - 1
+        start, end = _bounds(*self._groups[domain], place - int(steps_before[domain]))
+        return self._draw(epoch, sum(self._quotas[:domain]) + np.arange(start, end))
 
-    def _slots(self, domain: int, epoch: int) -> Draw:
-        """This epoch's stretch of a domain's endless stream of permutations."""
-        quota, count = self._quotas[domain], self._num_windows[domain]
-        position = epoch * quota + np.arange(quota)
-        pass_index = position // count
-        first, last = int(pass_index[0]), int(pass_index[-1])
-        stream = np.concatenate([self._order(domain, number) for number in range(first, last + 1)])
-        return Draw(np.full(quota, domain), stream[position - first * count], pass_index)
+    def _order(self, epoch: int) -> Ints:
+        """Of the slots of an epoch, or with `one_domain` of its steps; drawn once an epoch."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = None  # let go of the one before first
+            rng = generator(self._seed, Purpose.STEP_ORDER, epoch)
+            self._epoch = (epoch, _permutation(rng, sum(self._quotas) if self._is_mixed else self.steps_per_epoch))
+        return self._epoch[1]
 
-    def _order(self, domain: int, pass_index: int) -> Ints:
-        cached = self._orders.get(domain)
-        if cached is None or cached[0] != pass_index:
-            rng = generator(self._seed, Purpose.VISIT_ORDER, domain, pass_index)
-            cached = self._orders[domain] = (pass_index, rng.permutation(self._num_windows[domain]))
-        return cached[1]
+    def _draw(self, epoch: int, slot_B: Ints) -> Draw:
+        """What the slots of an epoch stand for, which number those of one domain after those of another."""
+        ends = np.cumsum(self._quotas)
+        domain_B = np.searchsorted(ends, slot_B, side="right")
+        quotas, counts = np.array(self._quotas), np.array(self._num_windows)
+        position_B = epoch * quotas[domain_B] + slot_B - (ends - quotas)[domain_B]
+        pass_B, place_B = np.divmod(position_B, counts[domain_B])
+        window_B = np.empty_like(position_B)
+        for domain, number in sorted({*zip(domain_B.tolist(), pass_B.tolist(), strict=True)}):
+            here = (domain_B == domain) & (pass_B == number)
+            window_B[here] = self._visits(domain, number, epoch)[place_B[here]]
+        return Draw(domain_B, window_B, pass_B)
+
+    def _visits(self, domain: int, number: int, epoch: int) -> Ints:
+        """The order of a domain's windows in one pass; those that the epoch does not need are let go of."""
+        passes = self._passes.setdefault(domain, {})
+        if number not in passes:
+            quota, count = self._quotas[domain], self._num_windows[domain]
+            needed = range(epoch * quota // count, ((epoch + 1) * quota - 1) // count + 1)
+            for other in passes.keys() - needed:
+                del passes[other]
+            rng = generator(self._seed, Purpose.VISIT_ORDER, domain, number)
+            passes[number] = _permutation(rng, self._num_windows[domain])
+        return passes[number]
+
+
+def _permutation(rng: np.random.Generator, count: int) -> Ints:
+    """As `rng.permutation(count)`, in no more bytes than it takes."""
+    return rng.permutation(np.arange(count, dtype=np.min_scalar_type(count)))
+
+
+def _bounds(slots: int, steps: int, step: int) -> tuple[int, int]:
+    """Where a step begins and ends among slots that are dealt evenly: the first ones hold one more."""
+    least, more = divmod(slots, steps)
+    return step * least + min(step, more), (step + 1) * least + min(step + 1, more)
 
 
 def share(array: Ints, rank: int, world: int) -> Ints:

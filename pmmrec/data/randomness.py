@@ -14,6 +14,7 @@ class Purpose(IntEnum):
     STEP_ORDER = 2  # of the slots of one epoch
     WINDOW = 3  # where in its user's history a window lies
     CORRUPTION = 4  # what is done to one window
+    RANKED_USERS = 5  # of a domain, where not all are
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

@@ -1,8 +1,9 @@
 """Which interactions are for training, which for validation, which for the test (leave-one-out)?"""
-# Q queries: the users with a held-out item. N items of the domain.
+# Q queries: the users with a held-out item. N items of the domain. B users of one stretch, H items of their histories.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -11,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmmrec.data.domain import Domain
+from pmmrec.data.randomness import Purpose, generator
+from pmmrec.data.sequences import Stretch
 
 HoldoutName = Literal["validation", "test"]
 
 MIN_HELD_OUT = 3  # with fewer items nothing would be left to learn from once two are held out
+NUM_HIDDEN = {"validation": 2, "test": 1}  # items from the target on
 
 
 @dataclass(frozen=True)
@@ -41,46 +45,84 @@ class Split:
 
     The history of a test query holds the validation item too: it lies before the target. Users with fewer than three
     items are in train whole and in no holdout. Whatever is counted or learned looks at train only.
+
+    One user is read at a time, or all of them in stretches; `train_offsets` and `train_items` hold all in memory.
     """
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
-        lengths = np.diff(domain.sequence_offsets)
-        self._is_long = lengths >= MIN_HELD_OUT
-        train_lengths = np.where(self._is_long, lengths - 2, lengths)
-        self.train_offsets: NDArray[np.int64] = _offsets(train_lengths)
-        self.train_items: NDArray[np.int32] = self._without(last=2)
 
     def train(self, user: int) -> NDArray[np.int32]:
         """Item rows that this user may be trained on, oldest first."""
-        return self.train_items[self.train_offsets[user] : self.train_offsets[user + 1]]
+        items = self.domain.sequence(user)
+        return items if len(items) < MIN_HELD_OUT else items[:-2]
+
+    def train_length(self, user: int) -> int:
+        """How many items this user may be trained on."""
+        return int(_trained(self.domain.sequences.lengths(user, user + 1))[0])
+
+    def train_lengths(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """`train_length` of all users in order, some at a time: the first of them, and their lengths."""
+        for first, lengths in self.domain.sequences.all_lengths():
+            yield first, _trained(lengths)
+
+    def train_stretches(self) -> Iterator[Stretch]:
+        """What all users may be trained on, in order."""
+        for first, offset_B, item_H in self.domain.sequences.stretches():
+            train_B = _trained(np.diff(offset_B))
+            yield Stretch(first, _offsets(train_B), item_H[_is_before(offset_B, train_B)])
+
+    @cached_property
+    def train_offsets(self) -> NDArray[np.int64]:
+        """Where the training items of each user begin and end in `train_items`, `(users + 1,)`."""
+        return _offsets(np.concatenate([lengths for _, lengths in self.train_lengths()]))
+
+    @cached_property
+    def train_items(self) -> NDArray[np.int32]:
+        """Training items of all users, one after another, all in memory."""
+        return np.concatenate([stretch.item_H for stretch in self.train_stretches()])
 
     @cached_property
     def train_counts(self) -> NDArray[np.int64]:
         """Interactions of each item in train, `(N,)`."""
-        return np.bincount(self.train_items, minlength=self.domain.num_items).astype(np.int64, copy=False)
+        counts = np.zeros(self.domain.num_items, dtype=np.int64)
+        for stretch in self.train_stretches():
+            counts += np.bincount(stretch.item_H, minlength=len(counts))
+        return counts
 
-    def holdout(self, name: HoldoutName) -> Holdout:
-        """The queries of validation or of the test."""
-        num_hidden = {"validation": 2, "test": 1}[name]  # items from the target on
-        user_index = np.flatnonzero(self._is_long).astype(np.int64, copy=False)
-        ends = self.domain.sequence_offsets[1:][user_index]
-        lengths = ends - self.domain.sequence_offsets[:-1][user_index] - num_hidden
-        target = self.domain.sequence_items[ends - num_hidden].astype(np.int64)
-        history_items = self._without(last=num_hidden, only_long=True)
-        return Holdout(name, user_index, target, _offsets(lengths), history_items)
+    def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
+        """The queries of validation or of the test: all, or those of `num_users` users, always the same ones."""
+        users = self._queries(num_users)
+        sequences = [self.domain.sequence(user) for user in users.tolist()]
+        num_hidden = NUM_HIDDEN[name]
+        target = np.array([items[-num_hidden] for items in sequences], dtype=np.int64)
+        lengths = np.array([len(items) - num_hidden for items in sequences], dtype=np.int64)
+        none = np.empty(0, dtype=np.int32)
+        histories = np.concatenate([none, *(items[:-num_hidden] for items in sequences)])
+        return Holdout(name, users, target, _offsets(lengths), histories)
 
-    def _without(self, last: int, *, only_long: bool = False) -> NDArray[np.int32]:
-        """All items, flat, less the `last` ones of every long user; `only_long`: less the short users too."""
-        offsets = self.domain.sequence_offsets
-        is_kept = np.ones(len(self.domain.sequence_items), dtype=bool)
-        ends = offsets[1:][self._is_long]
-        for place in range(1, last + 1):
-            is_kept[ends - place] = False
-        if only_long:
-            is_kept &= np.repeat(self._is_long, np.diff(offsets))
-        kept: NDArray[np.int32] = np.asarray(self.domain.sequence_items)[is_kept]
-        return kept
+    def _queries(self, num_users: int | None) -> NDArray[np.int64]:
+        """Users with held-out items, rising; at most `num_users`, drawn by nothing but the number of them."""
+        kind = np.min_scalar_type(self.domain.num_users)
+        lengths = self.domain.sequences.all_lengths()
+        users = np.concatenate([(first + np.flatnonzero(n_B >= MIN_HELD_OUT)).astype(kind) for first, n_B in lengths])
+        if num_users is not None and num_users < len(users):
+            drawn = generator(0, Purpose.RANKED_USERS).choice(len(users), num_users, replace=False, shuffle=False)
+            users = users[np.sort(drawn)]
+        return users.astype(np.int64)
+
+
+def _trained(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How much of histories of these lengths is in train."""
+    return np.where(lengths >= MIN_HELD_OUT, lengths - 2, lengths)
+
+
+def _is_before(offset_B: NDArray[np.int64], kept_B: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which items are among the first `kept_B` of their user, `(H,)`."""
+    lengths = np.diff(offset_B)
+    pattern = np.stack([np.ones_like(lengths, dtype=bool), np.zeros_like(lengths, dtype=bool)], axis=1)
+    counts = np.stack([kept_B, lengths - kept_B], axis=1)
+    return np.repeat(pattern.ravel(), counts.ravel())
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -36,18 +36,23 @@ class WindowIndex:
     """
 
     def __init__(self, split: Split, config: WindowConfig) -> None:
-        self._split = split
-        self._config = config
-        lengths = np.diff(split.train_offsets)
-        self._users = np.flatnonzero(lengths >= 2)
-        num_windows_user = np.ones(len(self._users), dtype=np.int64)
-        if config.policy == "all":
-            num_windows_user = -(-(lengths[self._users] - 1) // (config.size - 1))
-        self._first_window = np.concatenate([[0], np.cumsum(num_windows_user)])
+        self._split, self._config = split, config
+        users, num_windows = [], []
+        self._shows_all_once = config.policy != "all"
+        for first, lengths in split.train_lengths():
+            self._shows_all_once &= bool(((lengths >= 2) & (lengths <= config.size)).all())
+            can_train = np.flatnonzero(lengths >= 2)
+            users.append((first + can_train).astype(np.min_scalar_type(split.domain.num_users)))
+            if config.policy == "all":
+                num_windows.append(-(-(lengths[can_train] - 1) // (config.size - 1)))
+        self._users = np.concatenate(users)
+        self._first_window = (
+            np.concatenate([[0], np.cumsum(np.concatenate(num_windows))]) if config.policy == "all" else None
+        )
 
     @property
     def num_windows(self) -> int:
-        return int(self._first_window[-1])
+        return len(self._users) if self._first_window is None else int(self._first_window[-1])
 
     def user(self, window: int) -> int:
         """The user whose history the window lies in."""
@@ -65,25 +70,29 @@ class WindowIndex:
         if self._config.policy == "random" and end > size:
             end = size + int(generator.integers(0, end - size + 1))
         elif self._config.policy == "all":
-            end -= (window - int(self._first_window[place])) * (size - 1)
+            end -= self._chunk(window, place) * (size - 1)
         return history[max(0, end - size) : end]
 
-    def lengths(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many items each of these windows holds, without drawing any of them."""
-        places = np.searchsorted(self._first_window, windows, side="right") - 1
-        users = self._users[places]
-        lengths = self._split.train_offsets[users + 1] - self._split.train_offsets[users]
-        if self._config.policy == "all":
-            lengths = lengths - (windows - self._first_window[places]) * (self._config.size - 1)
-        shown: NDArray[np.int64] = np.minimum(lengths, self._config.size)
-        return shown
+    def length(self, window: int) -> int:
+        """How many items a window holds, without drawing it."""
+        place = self._place(window)
+        length = self._split.train_length(int(self._users[place]))
+        return min(length - self._chunk(window, place) * (self._config.size - 1), self._config.size)
 
     def expected_slots(self) -> NDArray[np.float64]:
         """How often each item of the domain is expected to be shown when every window is drawn once, `(N,)`."""
-        lengths = np.diff(self._split.train_offsets)
-        length = np.repeat(lengths, lengths)  # of the history that each training interaction belongs to
-        place = np.arange(len(length)) - np.repeat(self._split.train_offsets[:-1], lengths)
-        size = self._config.size
+        if self._shows_all_once:
+            return self._split.train_counts.astype(np.float64)
+        slots_N = np.zeros(self._split.domain.num_items)
+        for _, offset_B, item_H in self._split.train_stretches():
+            slots_N += np.bincount(item_H, weights=self._slots(offset_B), minlength=len(slots_N))
+        return slots_N
+
+    def _slots(self, offset_B: NDArray[np.int64]) -> NDArray[np.float64]:
+        """In how many windows each item of these histories is expected, `(H,)`."""
+        lengths, size = np.diff(offset_B), self._config.size
+        length = np.repeat(lengths, lengths)  # of the history that each item belongs to
+        place = np.arange(len(length)) - np.repeat(offset_B[:-1], lengths)
         if self._config.policy == "latest":
             slots = (place >= length - size).astype(np.float64)
         elif self._config.policy == "random":
@@ -93,11 +102,15 @@ class WindowIndex:
         else:
             is_shared = (place > 0) & (place < length - 1) & ((length - 1 - place) % (size - 1) == 0)
             slots = 1.0 + is_shared
-        slots = np.where(length >= 2, slots, 0.0)
-        num_items = self._split.domain.num_items
-        return np.bincount(self._split.train_items, weights=slots, minlength=num_items).astype(np.float64, copy=False)
+        return np.where(length >= 2, slots, 0.0)
+
+    def _chunk(self, window: int, place: int) -> int:
+        """Which chunk of its history a window is, from the end of it; 0 where a history has one window."""
+        return 0 if self._first_window is None else window - int(self._first_window[place])
 
     def _place(self, window: int) -> int:
         if not 0 <= window < self.num_windows:
             raise IndexError(f"window {window} of {self.num_windows}")
+        if self._first_window is None:
+            return window
         return int(np.searchsorted(self._first_window, window, side="right")) - 1

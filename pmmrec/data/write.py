@@ -18,7 +18,8 @@ import pyarrow as pa
 from typing_extensions import Self
 
 from pmmrec.contracts import Modality
-from pmmrec.data.domain import (
+from pmmrec.data.info import (
+    DATA_FILE,
     DOMAIN_FILE,
     IMAGES_FILE,
     IMAGES_SCHEMA,
@@ -29,25 +30,28 @@ from pmmrec.data.domain import (
     SEQUENCE_FIELDS,
     SEQUENCES_FILE,
     TIMES_FIELD,
-    DataFile,
     DomainInfo,
     FileRecord,
     Filters,
     ImportSummary,
     SourceFile,
+    part_name,
 )
 from pmmrec.errors import MachineError, RecipeError
 
 MAX_BATCH_BYTES = 64_000_000
+MAX_FILE_BYTES = 4_000_000_000  # of one part; a larger table goes on in the next
 
 
-class ArrowFile:
-    """An uncompressed Arrow file, written in record batches that are as large as `MAX_BATCH_BYTES` allows."""
+class ArrowFiles:
+    """A table as uncompressed Arrow files, in record batches as large as `MAX_BATCH_BYTES` allows.
+
+    The first file is at `path`, the next is begun beside it (`part_name`) once one holds `MAX_FILE_BYTES`.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, schema)
+        self._path, self._schema, self._number = path, schema, 0
+        self._next_file()
         self._pending: list[pa.RecordBatch] = []
         self._num_bytes = 0
 
@@ -64,6 +68,11 @@ class ArrowFile:
         finally:
             self._sink.close()
 
+    def _next_file(self) -> None:
+        self._number, self._file_bytes = self._number + 1, 0
+        self._sink = pa.OSFile(str(self._path.with_name(part_name(self._path.name, self._number))), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows; they may reach the disk later, joined with others."""
         if batch.nbytes > MAX_BATCH_BYTES and batch.num_rows > 1:
@@ -77,9 +86,14 @@ class ArrowFile:
         self._num_bytes += batch.nbytes
 
     def _flush(self) -> None:
+        if self._file_bytes and self._file_bytes + self._num_bytes > MAX_FILE_BYTES:
+            self._writer.close()
+            self._sink.close()
+            self._next_file()
         table = pa.Table.from_batches(self._pending, self._schema).combine_chunks()
         for batch in table.to_batches():
             self._writer.write_batch(batch)
+        self._file_bytes += self._num_bytes
         self._pending, self._num_bytes = [], 0
 
 
@@ -154,7 +168,7 @@ class DomainFolder:
     def write_items(self, batches: Iterable[pa.RecordBatch], attributes: list[str]) -> None:
         """Rows of `item_id`, `text` and the attributes as text, in the order that numbers the items."""
         extra = [pa.field(name, pa.large_string()) for name in attributes]
-        with ArrowFile(self.folder / ITEMS_FILE, schema := pa.schema([*ITEM_FIELDS, *extra])) as file:
+        with ArrowFiles(self.folder / ITEMS_FILE, schema := pa.schema([*ITEM_FIELDS, *extra])) as file:
             for batch in batches:
                 rows = pa.RecordBatch.from_arrays(batch.columns, names=schema.names).cast(schema)
                 self._ids.update(ids_as_bytes(rows.column("item_id")))
@@ -164,7 +178,7 @@ class DomainFolder:
 
     def write_images(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Rows of `IMAGES_SCHEMA`, one for each item, in item order."""
-        with ArrowFile(self.folder / IMAGES_FILE, IMAGES_SCHEMA) as file:
+        with ArrowFiles(self.folder / IMAGES_FILE, IMAGES_SCHEMA) as file:
             for batch in batches:
                 self.num_with[Modality.IMAGE] += batch.num_rows - batch.column("jpeg").null_count
                 file.write(batch)
@@ -172,7 +186,7 @@ class DomainFolder:
     def write_sequences(self, batches: Iterable[pa.RecordBatch], *, has_times: bool) -> None:
         """Rows of `user_id`, `items` and, with `has_times`, `times`; oldest item first."""
         fields = [*SEQUENCE_FIELDS, TIMES_FIELD] if has_times else list(SEQUENCE_FIELDS)
-        with ArrowFile(self.folder / SEQUENCES_FILE, pa.schema(fields)) as file:
+        with ArrowFiles(self.folder / SEQUENCES_FILE, pa.schema(fields)) as file:
             for batch in batches:
                 self.num_users += batch.num_rows
                 self.num_interactions += len(batch.column("items").flatten())
@@ -189,10 +203,8 @@ class DomainFolder:
         summary: ImportSummary,
     ) -> DomainInfo:
         """Write `domain.json`, the last file: it holds the hashes of all others."""
-        names: list[DataFile] = [ITEMS_FILE, IMAGES_FILE, SEQUENCES_FILE, REJECTED_FILE]
-        files: dict[DataFile, FileRecord] = {
-            name: record_of(_synced(self.folder / name)) for name in names if (self.folder / name).exists()
-        }
+        names = sorted(path.name for path in self.folder.iterdir() if DATA_FILE.fullmatch(path.name))
+        files = {name: record_of(_synced(self.folder / name)) for name in names}
         info = DomainInfo(
             format="pmmrec-domain",
             format_version=1,
@@ -222,7 +234,7 @@ def ids_as_bytes(ids: pa.Array) -> bytes:
     return b"".join(len(item_id).to_bytes(8, "little") + item_id for item_id in encoded)
 
 
-def fingerprint_of(files: Mapping[DataFile, FileRecord]) -> str:
+def fingerprint_of(files: Mapping[str, FileRecord]) -> str:
     """sha256 over the hashes of the files that say what is in a domain."""
     lines = [f"{name} {record.sha256}\n" for name, record in files.items() if name != REJECTED_FILE]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

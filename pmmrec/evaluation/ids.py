@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
 
 def ids_at(ids: pa.ChunkedArray, index: Tensor) -> pa.Array:
     """The ids (of a domain's items or users) at `index`, a 1-d tensor of rows."""
-    taken = ids.take(pa.array(index.numpy()))
-    return pa.concat_arrays(taken.chunks) if isinstance(taken, pa.ChunkedArray) else taken
+    rows = index.numpy()
+    starts = np.cumsum([0, *(len(chunk) for chunk in ids.chunks)])
+    if len(rows) and (rows.min() < 0 or rows.max() >= starts[-1]):
+        raise IndexError(f"rows must lie in 0..{starts[-1] - 1}, found {rows.min()}..{rows.max()}")
+    chunks = np.searchsorted(starts, rows, side="right") - 1
+    order = np.argsort(chunks, kind="stable")
+    # Chunk by chunk: `ChunkedArray.take` joins all of them first.
+    taken = [
+        ids.chunk(int(chunk)).take(pa.array(rows[order[chunks[order] == chunk]] - starts[chunk]))
+        for chunk in np.unique(chunks)
+    ]
+    found = pa.concat_arrays(taken) if taken else pa.array([], ids.type)
+    return found.take(pa.array(np.argsort(order, kind="stable")))

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
-from pmmrec.data.domain import NAME_PATTERN
+from pmmrec.data.info import NAME_PATTERN
 from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once

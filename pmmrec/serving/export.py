@@ -119,7 +119,9 @@ def write_index(
     kind = kind or kind_for(len(readable))
     if len(readable) < k:
         raise RecipeError(f"--k {k}: {encoded.domain.name} has only {len(readable)} items; choose k up to that")
-    counts = histories.item_counts() if recommender.scorer.reads_counts else np.zeros(len(encoded.vectors_ND), np.int64)
+    counts = (
+        encoded.domain.item_counts if recommender.scorer.reads_counts else np.zeros(len(encoded.vectors_ND), np.int64)
+    )
     vectors_ND = encoded.vectors_ND.cpu()
     key_ND = recommender.scorer.keys(vectors_ND, torch.from_numpy(counts))
     if key_ND is None:

@@ -23,6 +23,12 @@ class ValidationConfig(Config):
 
     metric: Metric = "ndcg@10"
     seen: Seen = Field("exclude", description="exclude: seen items are no candidates; include: all are ranked.")
+    users: int | None = Field(
+        None,
+        ge=1,
+        description="So many users of each domain are ranked, after each epoch and in the end, always the same ones; "
+        "null: all.",
+    )
     patience: int = Field(5, ge=1, description="Epochs without a better value before training stops.")
 
 
@@ -36,13 +42,15 @@ class RankEvery:
         self, config: ValidationConfig, reader: ItemReader, splits: Sequence[Split], names: Sequence[str]
     ) -> None:
         self._config, self._reader, self._splits, self._names = config, reader, splits, names
+        self._holdouts = [split.holdout("validation", config.users) for split in splits]
 
     def epoch_ended(self, loop: Loop, epoch: int) -> None:
         by_domain: dict[str, dict[str, float]] = {}
         device, seen = loop.processes.device, self._config.seen
-        for index, (name, split) in enumerate(zip(self._names, self._splits, strict=True)):
+        asked = zip(self._names, self._splits, self._holdouts, strict=True)
+        for index, (name, split, holdout) in enumerate(asked):
             model, team = loop.task.recommender, loop.processes
-            evaluation = evaluate_model(model, self._reader, index, split, "validation", device, seen, team=team)
+            evaluation = evaluate_model(model, self._reader, index, split, holdout, device, seen, team=team)
             by_domain[name] = dict(evaluation.metrics)
         by_domain = loop.processes.from_main(by_domain)
         metrics = {key: float(np.mean([m[key] for m in by_domain.values()])) for key in by_domain[self._names[0]]}

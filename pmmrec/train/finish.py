@@ -157,10 +157,11 @@ def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources, base: st
         checkpoint.look_for_base(base, recipe.hub)
     recommender = load_recommender(checkpoint, sources.catalogues).to(run.processes.device)
     reader = open_reader(sources, recommender, recipe, run, makes_states=False)
-    device, seen = run.processes.device, recipe.validation.seen
+    device, judge = run.processes.device, recipe.validation
+    holdouts = [split.holdout("test", judge.users) for split in sources.splits]
     return tuple(
-        evaluate_model(recommender, reader, index, split, "test", device, seen, team=run.processes)
-        for index, split in enumerate(sources.splits)
+        evaluate_model(recommender, reader, index, split, holdout, device, judge.seen, team=run.processes)
+        for index, (split, holdout) in enumerate(zip(sources.splits, holdouts, strict=True))
     )
 
 
@@ -168,9 +169,10 @@ def _written(
     run: Run, recipe: Finishable, sources: Sources, evaluations: Sequence[Evaluation]
 ) -> tuple[DomainOutcome, ...]:
     """The ranks of every domain as a file, and what they come to, beside the floors."""
-    outcomes = []
+    outcomes, judge = [], recipe.validation
     for domain, split, evaluation in zip(sources.domains, sources.splits, evaluations, strict=True):
         ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"
         write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids)
-        outcomes.append(domain_outcome(split, evaluation, floors_of(split, recipe.validation.seen)))
+        floors = floors_of(split, judge.seen, split.holdout("test", judge.users))
+        outcomes.append(domain_outcome(split, evaluation, floors))
     return tuple(outcomes)

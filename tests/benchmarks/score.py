@@ -30,8 +30,9 @@ import pyarrow as pa
 import torch
 
 import pmmrec
-from pmmrec.data.domain import Domain, Filters, ImportSummary
+from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
+from pmmrec.data.info import Filters, ImportSummary
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.evaluation.recommend import ListMaker, TopItems, write_lists
 

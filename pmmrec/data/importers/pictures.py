@@ -15,10 +15,10 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from pmmrec.data.domain import IMAGES_SCHEMA
 from pmmrec.data.images import PictureError, stored_jpeg
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import stream
+from pmmrec.data.info import IMAGES_SCHEMA
 from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError
 from pmmrec.progress import Progress

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pmmrec.data.domain import SourceFile
+from pmmrec.data.info import SourceFile
 from pmmrec.errors import DataError, MachineError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -18,11 +18,12 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pmmrec.contracts import Modality
-from pmmrec.data.domain import NAME_PATTERN, REJECTED_FILE, Domain, Filters, ImportSummary, SourceFile
+from pmmrec.data.domain import Domain
 from pmmrec.data.importers.pictures import Pictures
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import Column, Source, is_of_machine, stream
 from pmmrec.data.importers.times import TimeRule, TimeUnit, time_rule
+from pmmrec.data.info import NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary, SourceFile
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.errors import MachineError
 from pmmrec.progress import Progress

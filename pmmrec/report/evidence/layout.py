@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.cut import cut_users
-from pmmrec.data.domain import DOMAIN_FILE, Domain
+from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.info import DOMAIN_FILE
 from pmmrec.data.write import record_of
 from pmmrec.errors import DataError
 from pmmrec.report.evidence.identity import Identities

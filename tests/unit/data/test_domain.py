@@ -8,7 +8,9 @@ import pytest
 
 from pmmrec.contracts import Modality
 from pmmrec.data import write
-from pmmrec.data.domain import IMAGES_SCHEMA, Domain, Filters, ImportSummary
+from pmmrec.data.domain import Domain
+from pmmrec.data.info import IMAGES_SCHEMA, Filters, ImportSummary
+from pmmrec.data.verify import verify_domain
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.errors import DataError
 
@@ -68,9 +70,8 @@ def test_types_are_those_that_other_rooms_count_on(domain: Domain) -> None:
     assert (domain.item_ids.type, domain.user_ids.type) == (pa.large_string(), pa.large_string())
 
 
-def test_sequences_in_one_batch_are_not_copied(domain: Domain) -> None:
-    assert not domain.sequence_items.flags.owndata
-    assert not domain.sequence_items.flags.writeable
+def test_no_row_of_a_sequence_can_be_changed(domain: Domain) -> None:
+    assert not domain.sequence(0).flags.writeable
 
 
 def test_many_small_batches_read_like_one(tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +84,48 @@ def test_many_small_batches_read_like_one(tmp_path: Path, domain: Domain, monkey
     assert pieces.jpegs(rows) == domain.jpegs(rows)
     assert [pieces.sequence(user).tolist() for user in range(3)] == SEQUENCES
     assert [pieces.times(user).tolist() for user in range(3)] == TIMES
+
+
+def test_several_files_read_like_one(tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "MAX_BATCH_BYTES", 40)
+    monkeypatch.setattr(write, "MAX_FILE_BYTES", 50)
+    parts = written(tmp_path / "parts")
+    assert {"items.arrow", "items-2.arrow", "images-2.arrow", "sequences-2.arrow"} <= set(parts.info.files)
+    assert parts.item_ids.to_pylist() == domain.item_ids.to_pylist()
+    rows = np.array([2, 0, 3, 1, 1])
+    assert (parts.texts(rows), parts.jpegs(rows)) == (domain.texts(rows), domain.jpegs(rows))
+    assert [parts.sequence(user).tolist() for user in range(3)] == SEQUENCES
+    assert [parts.times(user).tolist() for user in range(3)] == TIMES
+    assert parts.sequence_items.tolist() == domain.sequence_items.tolist()
+    assert parts.item_ids_fingerprint == domain.item_ids_fingerprint
+    assert all("image of item row" in problem for problem in verify_domain(parts.folder))  # bytes that are none
+
+
+def test_a_part_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "MAX_BATCH_BYTES", 40)
+    monkeypatch.setattr(write, "MAX_FILE_BYTES", 50)
+    parts = written(tmp_path / "parts")
+    (parts.folder / "sequences-2.arrow").unlink()
+    with pytest.raises(DataError, match=r"sequences-2\.arrow: missing, though domain\.json names it"):
+        Domain.open(parts.folder)
+
+
+def test_a_description_that_leaves_a_part_out_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "MAX_BATCH_BYTES", 40)
+    monkeypatch.setattr(write, "MAX_FILE_BYTES", 50)
+    parts = written(tmp_path / "parts")
+    files = {name: record.model_dump() for name, record in parts.info.files.items() if name != "sequences-2.arrow"}
+    _edit(parts, files=files)
+    with pytest.raises(DataError, match=r"rows where domain\.json says 3"):
+        Domain.open(parts.folder)
+
+
+def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    domain = written(tmp_path / "shop", sequences=[[0] * 900, [1], [2]], times=[[0] * 900, [1], [2]])
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    _rewrite(domain.folder / "sequences.arrow", "user_id", ["u0", "u1", "u2"], options)
+    with pytest.raises(DataError, match=r"sequences\.arrow: is compressed"):
+        Domain.open(domain.folder)
 
 
 def test_attributes_are_kept_beside_the_text(domain: Domain) -> None:
@@ -103,7 +146,7 @@ def test_rows_that_do_not_exist_are_an_error(domain: Domain, row: int) -> None:
 
 
 def test_users_that_do_not_exist_are_an_error(domain: Domain) -> None:
-    with pytest.raises(IndexError, match="no user 3"):
+    with pytest.raises(IndexError, match="no row 3; there are 3"):
         domain.sequence(3)
 
 
@@ -212,12 +255,12 @@ def test_a_file_that_lies_elsewhere_is_refused(domain: Domain) -> None:
         Domain.open(domain.folder)
 
 
-def _rewrite(path: Path, name: str, values: list) -> None:
+def _rewrite(path: Path, name: str, values: list, options: pa.ipc.IpcWriteOptions | None = None) -> None:
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
         column = pa.array(values, table.schema.field(name).type)
         table = table.set_column(table.column_names.index(name), name, column)
-        with pa.ipc.new_file(path.with_name("new"), table.schema) as writer:
+        with pa.ipc.new_file(path.with_name("new"), table.schema, options=options) as writer:
             writer.write_table(table)
     path.with_name("new").replace(path)
     tree = json.loads((path.parent / "domain.json").read_text())

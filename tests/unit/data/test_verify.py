@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pmmrec.data.domain import IMAGES_SCHEMA, Filters, ImportSummary
+from pmmrec.data.info import IMAGES_SCHEMA, Filters, ImportSummary
 from pmmrec.data.verify import verify_domain
 from pmmrec.data.write import DomainFolder, new_folder
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_opened_is_one_problem(tmp_path: Path) -> None:
         ({"items": (-1, 0)}, "1 item rows outside 0..1, such as [-1]"),
         ({"times": (2, 1)}, "times go back in 1 sequences"),
         ({"times": (1,)}, "a user has more items than times, or fewer"),
-        ({"items": (None, 1)}, "a sequence, or an entry of one, is missing"),
+        ({"items": (None, 1)}, "one of the items, or an entry of one, is missing"),
         ({"item_ids": ("a", "a")}, "1 ids occur more than once"),
         ({"item_ids": ("a", "")}, "an id is empty"),
         ({"jpegs": (jpeg(), jpeg()[:100])}, "image of item row 1: "),

@@ -60,7 +60,7 @@ def test_users_with_one_training_item_have_no_window(long_and_short: Any, policy
 @pytest.mark.parametrize("policy", ["latest", "random", "all"])
 def test_lengths_are_known_before_drawing(long_and_short: Any, policy: str) -> None:
     index = windows(long_and_short, policy)
-    assert index.lengths(np.arange(index.num_windows)).tolist() == [len(items) for items in drawn(index)]
+    assert [index.length(window) for window in range(index.num_windows)] == [len(items) for items in drawn(index)]
 
 
 def slots_by_loops(histories: list[list[int]], num_items: int, policy: str, size: int) -> np.ndarray:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pmmrec.data.write import MAX_BATCH_BYTES, ArrowFile, new_folder
+from pmmrec.data.write import MAX_BATCH_BYTES, ArrowFiles, new_folder
 from pmmrec.errors import MachineError, RecipeError
 
 SCHEMA = pa.schema([("blob", pa.large_binary())])
@@ -67,7 +67,7 @@ def test_a_full_disk_is_a_fault_of_the_machine(tmp_path: Path) -> None:
 
 def test_batches_grow_to_the_limit_and_no_further(tmp_path: Path) -> None:
     megabyte = pa.record_batch([[b"x" * 1_000_000]], schema=SCHEMA)
-    with ArrowFile(tmp_path / "file.arrow", SCHEMA) as file:
+    with ArrowFiles(tmp_path / "file.arrow", SCHEMA) as file:
         for _ in range(70):
             file.write(megabyte)
         file.write(pa.record_batch([[b"y" * 40_000_000] * 2], schema=SCHEMA))

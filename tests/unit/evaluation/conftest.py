@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality
-from pmmrec.data.domain import Domain, Filters, ImportSummary
+from pmmrec.data.domain import Domain
+from pmmrec.data.info import Filters, ImportSummary
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.data.write import DomainFolder

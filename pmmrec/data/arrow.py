@@ -1,0 +1,202 @@
+"""How are rows of Arrow files read without holding the files in memory?"""
+# A table may lie in several files, each of which is a list of record batches.
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pmmrec.data.info import DOMAIN_FILE
+from pmmrec.errors import DataError
+
+OFFSET_BYTES = 8  # large_list and large_string
+
+
+class ArrowTable:
+    """The rows of one table, in the order of its files, read batch by batch or, by `Cells`, one by one.
+
+    Files are read, not mapped: pages of a map that were touched count as memory of this process. What is read is
+    checked. Raises DataError for files that cannot be read, lack a column, or hold another number of rows.
+    """
+
+    def __init__(self, paths: Sequence[Path], fields: Sequence[pa.Field], num_rows: int) -> None:
+        """`fields`: the first columns of the table, in their order."""
+        self.paths, self._names = list(paths), [field.name for field in fields]
+        self._places: list[tuple[Path, int]] = []  # of each batch: its file, and its number there
+        rows = [0]
+        for path in self.paths:
+            with _mapped(path) as source:
+                reader = pa.ipc.open_file(source)
+                _check_fields(path, reader.schema, fields)
+                for number in range(reader.num_record_batches):
+                    self._places.append((path, number))
+                    rows.append(reader.get_batch(number).num_rows)
+        self.starts: list[int] = np.cumsum(rows).tolist()  # rows before each batch, and all rows
+        if self.num_rows != num_rows:
+            where = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
+            said = f"{self.num_rows} rows where {DOMAIN_FILE} says {num_rows}"
+            raise DataError(f"{where}: {said}; import the domain again")
+
+    @property
+    def num_rows(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def num_batches(self) -> int:
+        return len(self._places)
+
+    def path(self, batch: int) -> Path:
+        """The file that a batch lies in."""
+        return self._places[batch][0]
+
+    def read(self, batch: int, names: Sequence[str] | None = None) -> pa.RecordBatch:
+        """A sound copy of some of the columns, in the order of the table, or of all; no id is missing."""
+        path, number = self._places[batch]
+        try:
+            with pa.OSFile(str(path)) as source:
+                columns = None if names is None else [self._names.index(name) for name in names]
+                options = pa.ipc.IpcReadOptions(included_fields=columns)
+                found = pa.ipc.open_file(source, options=options).get_batch(number)
+            found.validate(full=True)  # a wrong offset or broken UTF-8 would end the process without a word later on
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read as an Arrow file: {error}") from error
+        key = self._names[0]
+        if key.endswith("_id") and key in found.schema.names and found.column(key).null_count:
+            raise DataError(f"{path}: a {key} is missing; import the domain again")
+        return found
+
+    def mapped(self, names: Sequence[str] | None = None) -> pa.Table:
+        """Some columns, or all, as a map of the files: sound, and in memory as far as rows of it are asked for.
+
+        They are checked by reading them, which touches no page of the map.
+        """
+        for batch in range(self.num_batches):
+            self.read(batch, names)
+        whole = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in self.paths]
+        return pa.concat_tables(whole if names is None else [table.select(names) for table in whole])
+
+    def cells(self, column: int) -> Cells:
+        """Single rows of a list or text column."""
+        spans: list[_Span] = []
+        for path in self.paths:
+            file = path.open("rb", buffering=0)  # closed with the last reader of it
+            with _mapped(path) as source:
+                whole, reader = source.read_buffer(), pa.ipc.open_file(source)
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+                spans += [_span(path, file, whole, batch, column) for batch in batches]
+        return Cells(self.starts, spans)
+
+
+class _Span(NamedTuple):
+    """Where a column of one record batch lies in its file."""
+
+    path: Path
+    file: BinaryIO
+    offsets: int  # position of the first offset
+    values: int  # position of the first value
+    num_values: int
+    value_bytes: int
+
+
+class Cells:
+    """A list or text column, any row of which costs two short reads."""
+
+    def __init__(self, starts: Sequence[int], spans: Sequence[_Span]) -> None:
+        self._starts, self._spans = list(starts), list(spans)
+
+    def read(self, row: int) -> bytes:
+        """The values of one row."""
+        if not 0 <= row < self._starts[-1]:
+            where = self._spans[0].path if self._spans else "an empty table"
+            raise IndexError(f"{where}: no row {row}; there are {self._starts[-1]}")
+        batch = bisect_right(self._starts, row) - 1
+        span = self._spans[batch]
+        packed = _read_at(
+            span.path, span.file, 2 * OFFSET_BYTES, span.offsets + OFFSET_BYTES * (row - self._starts[batch])
+        )
+        first, end = struct.unpack("<qq", packed)
+        if not 0 <= first <= end <= span.num_values:
+            raise DataError(f"{span.path}: row {row} has a wrong offset; copy or import the domain again")
+        return _read_at(span.path, span.file, span.value_bytes * (end - first), span.values + span.value_bytes * first)
+
+    def lengths(self, first: int, end: int) -> NDArray[np.int64]:
+        """How many values each of the rows from `first` to `end` holds, `(end - first,)`."""
+        found = [np.empty(0, dtype=np.int64)]
+        while first < end:
+            batch = bisect_right(self._starts, first) - 1
+            span, here = self._spans[batch], min(end, self._starts[batch + 1])
+            position = span.offsets + OFFSET_BYTES * (first - self._starts[batch])
+            offsets = np.frombuffer(
+                _read_at(span.path, span.file, OFFSET_BYTES * (here - first + 1), position), dtype="<i8"
+            )
+            lengths = np.diff(offsets)
+            if len(lengths) and (lengths.min() < 0 or offsets[0] < 0 or offsets[-1] > span.num_values):
+                raise DataError(f"{span.path}: a row of {first}..{here} has a wrong offset; import the domain again")
+            found.append(lengths)
+            first = here
+        return np.concatenate(found)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[pa.MemoryMappedFile]:
+    """The file for as long as its layout is read. DataError where it is no Arrow file."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            yield source
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as an Arrow file: {error}") from error
+
+
+def _check_fields(path: Path, schema: pa.Schema, fields: Sequence[pa.Field]) -> None:
+    for place, field in enumerate(fields):
+        if len(schema) <= place or schema.field(place).name != field.name or schema.field(place).type != field.type:
+            found = f"has no column {field.name} of type {field.type} in place {place}"
+            raise DataError(f"{path}: {found}; import the domain again")
+
+
+def _span(path: Path, file: BinaryIO, whole: pa.Buffer, batch: pa.RecordBatch, place: int) -> _Span:
+    """Where the buffers of a column lie in the file that `whole` is."""
+    name, column = batch.schema.names[place], batch.column(place)
+    values = None if pa.types.is_large_string(column.type) else column.values
+    if column.null_count or (values is not None and values.null_count):
+        what = f"a {name}" if values is None else f"one of the {name}, or an entry of one,"
+        raise DataError(f"{path}: {what} is missing; import the domain again")
+    held = column.buffers()[2] if values is None else values.buffers()[1]
+    value_bytes = 1 if values is None else values.type.bit_width // 8
+    num_values = 0 if held is None else held.size if values is None else len(values)
+    offsets = _position(path, column.buffers()[1], whole)
+    return _Span(path, file, offsets, _position(path, held, whole), num_values, value_bytes)
+
+
+def _position(path: Path, buffer: pa.Buffer | None, whole: pa.Buffer) -> int:
+    if buffer is None or not buffer.size:
+        return 0
+    position = int(buffer.address - whole.address)
+    if not 0 <= position <= whole.size - buffer.size:
+        raise DataError(f"{path}: is compressed, and no single row of it can be read; import the domain again")
+    return position
+
+
+def _read_at(path: Path, file: BinaryIO, size: int, position: int) -> bytes:
+    """Neither moves a position that several processes share."""
+    found = b""
+    while len(found) < size:
+        if sys.platform == "win32":
+            file.seek(position + len(found))
+            more = file.read(size - len(found))
+        else:
+            more = os.pread(file.fileno(), size - len(found), position + len(found))
+        if not more:
+            raise DataError(f"{path}: was cut short while it was read; copy or import the domain again")
+        found = found + more if found else more
+    return found

@@ -1,0 +1,151 @@
+"""What does `domain.json` say of its domain?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import pyarrow as pa
+from pydantic import Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from pmmrec.contracts import Modality
+from pmmrec.errors import DataError
+from pmmrec.settings import Config
+
+FORMAT = "pmmrec-domain"
+FORMAT_VERSION = 1
+INCOMPLETE = ".incomplete"  # ending of the folder that an import fills before it is renamed
+DOMAIN_FILE = "domain.json"
+ITEMS_FILE: Final = "items.arrow"
+IMAGES_FILE: Final = "images.arrow"
+SEQUENCES_FILE: Final = "sequences.arrow"
+REJECTED_FILE: Final = "rejected.parquet"
+DATA_FILE = re.compile(r"(items|images|sequences)(-[1-9][0-9]{0,5})?\.arrow|rejected\.parquet")
+NAME_PATTERN = r"^\w[\w.\-]{0,99}$"
+MAX_INFO_BYTES = 10_000_000
+
+ITEM_FIELDS = (pa.field("item_id", pa.large_string()), pa.field("text", pa.large_string()))
+IMAGES_SCHEMA = pa.schema([("jpeg", pa.large_binary()), ("source_sha256", pa.large_binary())])
+SEQUENCE_FIELDS = (pa.field("user_id", pa.large_string()), pa.field("items", pa.large_list(pa.int32())))
+TIMES_FIELD = pa.field("times", pa.large_list(pa.int64()))
+
+
+class FileRecord(Config):
+    """A file as it was when the domain was made."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    num_bytes: int = Field(ge=0)
+
+
+class SourceFile(FileRecord):
+    """A file that the domain was made from, without its folder."""
+
+    file_name: str
+
+
+class Filters(Config):
+    """Which interactions were left out on purpose."""
+
+    k_core: int | None = Field(None, ge=1, description="Users and items all have this many interactions; None: any.")
+
+
+class ImportSummary(Config):
+    """What an import read, kept and rejected. Every rejected row stands in rejected.parquet with its reason."""
+
+    num_items_read: int = Field(ge=0)
+    num_interactions_read: int = Field(ge=0)
+    kept: dict[str, int]  # items, users, interactions, texts, images
+    rejected: dict[str, dict[str, int]]  # kind (item, interaction, image, user) -> reason -> how many
+    num_pictures_ignored: int = Field(ge=0)  # files that belong to no item, or are an item's second picture
+    notes: tuple[str, ...] = ()  # what was done to times and the like
+
+    def lines(self) -> list[str]:
+        """The summary for people, a fact a line."""
+        kept = ", ".join(f"{count:,} {what}" for what, count in self.kept.items())
+        lines = [f"read {self.num_items_read:,} items, {self.num_interactions_read:,} interactions", f"kept {kept}"]
+        for kind, reasons in self.rejected.items():
+            lines += [f"rejected {count:,} x {kind}: {reason}" for reason, count in reasons.items()]
+        if self.num_pictures_ignored:
+            lines.append(f"ignored {self.num_pictures_ignored:,} pictures that belong to no item")
+        return lines + list(self.notes)
+
+
+class DomainInfo(Config):
+    """What `domain.json` says of its domain."""
+
+    format: Literal["pmmrec-domain"]
+    format_version: Literal[1]
+    name: str = Field(pattern=NAME_PATTERN)
+    num_items: int = Field(ge=1)
+    num_users: int = Field(ge=1)
+    num_interactions: int = Field(ge=1)
+    num_with: dict[Modality, int]  # items that have a text, items that have an image
+    time_unit: Literal["as given", "milliseconds"] | None  # None: the source had no times, file order stands
+    filters: Filters
+    image_side: int | None  # longest that the shortest side of an image is; None: no images
+    sources: dict[str, SourceFile]  # by role; the sha256 of each picture stands beside its image
+    files: dict[Annotated[str, Field(pattern=rf"^({DATA_FILE.pattern})$")], FileRecord]
+    item_ids_fingerprint: str  # of the item ids in order
+    fingerprint: str  # of items, images and sequences
+    summary: ImportSummary
+
+    @model_validator(mode="after")
+    def _names_its_tables(self) -> Self:
+        for name in (ITEMS_FILE, SEQUENCES_FILE):
+            if name not in self.files:
+                raise ValueError(f"files: no {name}")
+        return self
+
+    def parts(self, name: str) -> list[str]:
+        """The files that hold one table, in the order of its rows: `items.arrow`, `items-2.arrow`, and so on.
+
+        Empty where the domain has no such table, which only images may be.
+        """
+        numbered = [part_name(name, number) for number in range(1, len(self.files) + 1)]
+        return [part for part in numbered if part in self.files]
+
+    def sha256(self, name: str) -> str:
+        """Changes whenever a byte of a table does; of a table in one file, the hash of that file."""
+        hashes = [self.files[part].sha256 for part in self.parts(name)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+def part_name(name: str, number: int) -> str:
+    """The file that holds part `number`, from 1, of the table whose first part is called `name`."""
+    stem, _, ending = name.rpartition(".")
+    return name if number == 1 else f"{stem}-{number}.{ending}"
+
+
+def read_info(folder: Path) -> DomainInfo:
+    """What `domain.json` says. Raises DataError when `folder` holds no domain that this version can read."""
+    path = folder / DOMAIN_FILE
+    if folder.name.endswith(INCOMPLETE) or (
+        not folder.exists() and folder.with_name(folder.name + INCOMPLETE).exists()
+    ):
+        raise DataError(f"{folder}: half-written, its import did not finish; import it again")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; `pmmrec data import` makes a domain")
+    if not path.is_file():
+        raise DataError(f"{folder}: not a domain, it holds no {DOMAIN_FILE}; `pmmrec data import` makes one")
+    try:
+        if path.stat().st_size > MAX_INFO_BYTES:
+            raise DataError(f"{path}: larger than {MAX_INFO_BYTES:,} bytes; not a description of a domain")
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    found = tree.get("format") if isinstance(tree, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{path}: format is {found!r}, not {FORMAT!r}; not a domain")
+    if tree.get("format_version") != FORMAT_VERSION:
+        version = tree.get("format_version")
+        raise DataError(f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}; import it again")
+    try:
+        return DomainInfo.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(key) for key in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}; import the domain again") from error
