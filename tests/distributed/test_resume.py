@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import train_sharded
 import train_stopped
 from safetensors.torch import load_file
 from torch import Tensor
+from torchrun import torchrun
 
 TIMES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")
 
@@ -25,28 +24,35 @@ def launched(out: Path, world: Path, processes: int, *asked: object) -> subproce
     return torchrun(processes, train_stopped.__file__, world / "boutique", out, *asked)
 
 
-def torchrun(processes: int, *program: object) -> subprocess.CompletedProcess[str]:
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    words = [str(word) for word in (sys.executable, "-m", *launch, *program)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-
-
 def finish(out: Path, world: Path, processes: int) -> None:
     done = launched(out, world, processes)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def stop(out: Path, world: Path, processes: int, *, step: int, rank: int = 0) -> None:
-    """Train until all processes have ended on behalf of one that got a signal."""
-    done = launched(out, world, processes, "--signal-at", step, "--rank", rank)
+def stop(
+    out: Path, world: Path, processes: int, *, at: int, where: str = "step", rank: int = 0, sign: str = "SIGUSR1"
+) -> str:
+    """Train until all processes have ended on behalf of one that got a signal; the newest state then."""
+    asked = ("--where", where, "--at", at, "--rank", rank, "--comes", sign, "--every-steps", 3)
+    done = launched(out, world, processes, *asked)
     assert "exitcode  : 75" in done.stderr, done.stdout + done.stderr
     told = [(out / f"told-{rank}.txt").read_text() for rank in range(processes)]
-    heard = ["SIGUSR1" if other == rank else "a signal to another process" for other in range(processes)]
+    heard = [sign if other == rank else "a signal to another process" for other in range(processes)]
     assert [text.split(": ", 1)[1].split(";")[0] for text in told] == [f"ended by {who}" for who in heard]
     assert len({text.split(":")[0] for text in told}) == 1  # at the same step
+    return newest_state(out)
+
+
+def newest_state(out: Path) -> str:
+    return max(path.name for path in (out / "run" / "state").glob("step-*"))
+
+
+def assert_same_bits(out: Path, undisturbed: Path) -> None:
+    for name in ("0.safetensors", "1.safetensors", "run/checkpoint/best.safetensors"):
+        expected, found = load_file(undisturbed / name), load_file(out / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+    assert events(out) == events(undisturbed)
 
 
 def weights(out: Path, rank: int = 0) -> dict[str, Tensor]:
@@ -74,17 +80,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
 def test_two_processes_stop_for_a_signal_to_one_and_go_on_to_the_same_bits(
     tmp_path: Path, world: Path, undisturbed: Path
 ) -> None:
-    stop(tmp_path, world, 2, step=7, rank=1)
+    stop(tmp_path, world, 2, at=7, rank=1)
     finish(tmp_path, world, 2)
-    for rank in (0, 1):
-        expected = weights(undisturbed, rank)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path, rank).items())
-    assert events(tmp_path) == events(undisturbed)
+    assert_same_bits(tmp_path, undisturbed)
+
+
+def test_wherever_a_signal_comes_all_stop_at_the_next_boundary_and_nothing_is_lost(
+    tmp_path: Path, world: Path, undisturbed: Path
+) -> None:
+    assert stop(tmp_path, world, 2, where="saving", at=1, sign="SIGTERM") == "step-00000000-epoch-0001"
+    assert stop(tmp_path, world, 2, where="keeping", at=1, rank=1) == "step-00000005-epoch-0001"
+    assert stop(tmp_path, world, 2, where="ranking", at=1, rank=1, sign="SIGTERM") == "step-00000005-epoch-0002"
+    done = launched(tmp_path, world, 2, "--at", 3, "--comes", "SIGTERM,SIGUSR1", "--every-steps", 2)
+    assert "exitcode  : 75" in done.stderr, done.stdout + done.stderr
+    assert newest_state(tmp_path) == "step-00000006-epoch-0002"  # step 8 was left amid, at once
+    finish(tmp_path, world, 2)
+    assert_same_bits(tmp_path, undisturbed)
 
 
 def test_two_processes_then_one_then_four_train_what_two_would(tmp_path: Path, world: Path, undisturbed: Path) -> None:
-    stop(tmp_path, world, 2, step=2)
-    stop(tmp_path, world, 1, step=3)
+    stop(tmp_path, world, 2, at=2)
+    stop(tmp_path, world, 1, at=3)
     finish(tmp_path, world, 4)
     for rank in range(4):
         assert widest(weights(tmp_path, rank), weights(undisturbed)) < 1e-12  # float64, weights near 1; measured 0
@@ -94,7 +110,7 @@ def test_two_processes_then_one_then_four_train_what_two_would(tmp_path: Path, w
 
 
 def test_a_process_that_hangs_is_named_with_its_step_and_the_run_ends(tmp_path: Path, world: Path) -> None:
-    done = launched(tmp_path, world, 2, "--hang-at", 3, "--rank", 1)
+    done = launched(tmp_path, world, 2, "--at", 3, "--comes", "", "--rank", 1)
     assert done.returncode != 0
     told = "error: step 3: process 1 of 2: computing in step 3 for more than 6 s"
     assert told in done.stderr, done.stderr
