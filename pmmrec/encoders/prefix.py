@@ -147,6 +147,8 @@ class FrozenPrefix:
 def _mask(config: Any, states_RTH: Tensor, is_valid_RT: Tensor) -> Tensor | None:
     from transformers.masking_utils import create_bidirectional_mask
 
+    if is_valid_RT.is_meta:  # transformers looks into it, and there is nothing to look at
+        return None
     mask: Tensor | None = create_bidirectional_mask(
         config=config, inputs_embeds=states_RTH, attention_mask=is_valid_RT.long()
     )

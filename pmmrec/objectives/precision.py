@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,6 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def outside_autocast(device: torch.device) -> torch.autocast:
-    """A context in which no product is done in half precision."""
-    return torch.autocast(device.type, enabled=False)
+def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which no product is done in half precision; on the meta device none is done at all."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
