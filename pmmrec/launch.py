@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import ipaddress
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+import psutil
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
@@ -25,6 +28,7 @@ from pmmrec.settings import Config, read_yaml, validate
 from pmmrec.shipped import shipped_launch_files
 
 PROCESSES = "PMMREC_PROCESSES"  # tells the program how many were asked for, since accelerate may start fewer
+INTERFACE = "GLOO_SOCKET_IFNAME"  # by itself, gloo takes the address of the machine's name: on Debian that is 127.0.1.1
 LAUNCHER = "accelerate.commands.launch"
 PROGRAM_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # the program's to answer: it keeps its state and ends
 LAUNCHER_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # the launcher's: it ends the program
@@ -145,6 +149,19 @@ class Node:
             raise RecipeError(f"--rendezvous {rendezvous}: must be HOST:PORT, an address of machine 0 and a free port")
         return cls(rank, host, int(port))
 
+    @property
+    def interface(self) -> str | None:
+        """The network interface of this machine that leads to machine 0; None where that cannot be told."""
+        with contextlib.suppress(OSError):
+            family, _, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, socket.SOCK_DGRAM) as unsent:
+                unsent.connect(address)  # finds the way and sends nothing
+                own = unsent.getsockname()[0]
+            if not ipaddress.ip_address(own).is_loopback:  # its own name may lead machine 0 there, and no other
+                addresses = psutil.net_if_addrs().items()
+                return next((name for name, found in addresses if own in (entry.address for entry in found)), None)
+        return None
+
 
 @dataclass(frozen=True)
 class LaunchCommand:
@@ -152,6 +169,7 @@ class LaunchCommand:
 
     words: tuple[str, ...]  # arguments of `accelerate launch`
     environment: dict[str, str]  # what is set beside the environment that is there
+    node: Node | None = None
 
     @classmethod
     def of(
@@ -182,11 +200,12 @@ class LaunchCommand:
             words += ["--machine_rank", str(node.rank), "--main_process_ip", node.host]
         words += ["--main_process_port", str(node.port if node else 0)]  # 0: any that is free
         environment = {PROCESSES: str(num_processes), **(_cpu_environment(file.spread) if file.on_cpu else {})}
-        return cls((*words, str(program), *arguments), environment)
+        return cls((*words, str(program), *arguments), environment, node)
 
-    def to_shell(self) -> str:
-        """The command line, to be copied into a shell."""
-        assigned = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+    def to_shell(self, environment: Mapping[str, str]) -> str:
+        """The command line, to be copied into a shell of this machine whose environment is the one given."""
+        own = {**self._interface(environment), **self.environment}
+        assigned = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
         return " ".join([*assigned, shlex.join([sys.executable, "-m", LAUNCHER, *self.words])])
 
     def run(self, starter: str, environment: Mapping[str, str]) -> int:
@@ -195,11 +214,17 @@ class LaunchCommand:
         `starter`: a module that does what `accelerate launch` does. `environment`: the one that is there.
         """
         words = [sys.executable, "-m", starter, *self.words]
+        environment = {**environment, **self._interface(environment), **self.environment}
         # In a session of its own, so that a signal to our whole group is passed on once, and to the program alone.
-        launcher = subprocess.Popen(words, env={**environment, **self.environment}, start_new_session=True)  # noqa: S603
+        launcher = subprocess.Popen(words, env=environment, start_new_session=True)  # noqa: S603 - our own words
         with _signals_passed_on(launcher.pid):
             code = launcher.wait()
         return code if code >= 0 else 128 - code
+
+    def _interface(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Where processes on the CPU meet those of other machines, unless the user has said it."""
+        name = None if self.node is None or environment.get(INTERFACE) else self.node.interface
+        return {} if name is None else {INTERFACE: name}
 
 
 def find_launch_file(name: str) -> Path:

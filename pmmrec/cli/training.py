@@ -144,6 +144,6 @@ def _launch(program: Path, arguments: list[str], launch: str, machines: _Machine
 
     command = LaunchCommand.of(LaunchFile.read(launch), program, arguments, **machines._asdict())
     if print_command:
-        typer.echo(command.to_shell())
+        typer.echo(command.to_shell(os.environ))
         return 0
     return command.run("pmmrec.train.start", os.environ)

@@ -51,7 +51,10 @@ class TrainConfig(Config):
     on_nonfinite: NonfiniteConfig = NonfiniteConfig()
     state: StateConfig = StateConfig()
     step_minutes: float = Field(
-        30.0, gt=0, description="A step that takes longer hangs: the run ends and says in which process and step."
+        30.0,
+        gt=0,
+        description="A step that takes longer, or a process that is silent for longer, ends the run, which says which "
+        "process it was and in which step.",
     )
 
 
@@ -130,12 +133,15 @@ class Loop:
             sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
             self.log.event("parameters", 0, **sizes)
         self.log.say(self.cost.words())
+        with self._watch.open():
+            self._fit()
+
+    def _fit(self) -> None:
         if self.epoch == 0:
             self._end_epoch()
         while self.epoch <= self.config.epochs and not self.should_stop:
             try:
-                with self._watch.open():
-                    self._train_epoch()
+                self._train_epoch()
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise

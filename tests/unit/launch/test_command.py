@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pmmrec.errors import RecipeError
-from pmmrec.launch import LaunchCommand, LaunchFile
+from pmmrec.launch import LaunchCommand, LaunchFile, Node
 
 STARTER = "pmmrec.train.start"
 
@@ -80,7 +82,7 @@ def test_a_file_for_one_process_starts_no_two() -> None:
 
 def test_the_printed_command_is_read_by_a_shell_as_it_is_meant() -> None:
     command = _command("two_cpu", Path("a folder/run.py"), "recipe", "data.sources=[a, b c]", "name=it's")
-    *assigned, python, _, module = (words := shlex.split(command.to_shell()))[: words.index("--config_file")]
+    *assigned, python, _, module = (words := shlex.split(command.to_shell({})))[: words.index("--config_file")]
     assert dict(word.split("=", 1) for word in assigned) == command.environment
     assert (python, module) == (sys.executable, "accelerate.commands.launch")
     assert tuple(words[words.index("--config_file") :]) == command.words
@@ -90,6 +92,33 @@ def test_a_launch_on_the_cpu_keeps_off_the_gpus() -> None:
     assert _command("two_cpu").environment["CUDA_VISIBLE_DEVICES"] == ""
     assert _command("two_cpu").environment["ACCELERATE_USE_CPU"] == "true"
     assert "CUDA_VISIBLE_DEVICES" not in _command("ddp").environment
+
+
+def _own_addresses() -> list[tuple[str, str]]:
+    """Interfaces of this machine that others could reach it by, with their addresses."""
+    return [
+        (name, entry.address)
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family == socket.AF_INET and not entry.address.startswith("127.")
+    ]
+
+
+def test_processes_meet_on_the_interface_that_leads_to_machine_0() -> None:
+    for name, address in _own_addresses():
+        assert Node(0, address, 29500).interface == name
+
+
+def test_an_address_of_this_machine_alone_names_no_interface() -> None:
+    assert Node(0, "127.0.0.1", 29500).interface is None
+    assert Node(1, "no-such-host.invalid", 29500).interface is None
+
+
+def test_the_interface_that_the_user_named_is_left_alone() -> None:
+    for name, address in _own_addresses()[:1]:
+        command = _command("two_cpu", per_node=1, num_nodes=2, node_rank=1, rendezvous=f"{address}:29500")
+        assert f"GLOO_SOCKET_IFNAME={name} " in command.to_shell({})
+        assert "GLOO_SOCKET_IFNAME" not in command.to_shell({"GLOO_SOCKET_IFNAME": "mine"})
 
 
 def _program(folder: Path, text: str) -> Path:

@@ -1,12 +1,20 @@
-"""A step that never ends is told with its process, and ends the process; what is no step may last."""
+"""A step or a silence that never ends is told with its process, and ends the process; what is no step may last."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from pmmrec.train.watch import Doing, Place, Watch
+import pytest
+from torch.distributed import HashStore
+
+from pmmrec.errors import MachineError
+from pmmrec.train.voices import Doing, Place, Voices
+from pmmrec.train.watch import Watch, joining
 
 HANGS = """
 import time
@@ -24,9 +32,53 @@ with watch.open():
     stuck()
 """
 
+# Process 1 says that it computes in step 3, and then, after argv[1], nothing more. Process 0 is in no step.
+FALLS_SILENT = """
+import sys, time
+from torch.distributed import HashStore
+from pmmrec.train.voices import Doing, Place, Voices
+from pmmrec.train.watch import Watch
+store = HashStore()
+other = Voices(store, 1, 2, 1000, lambda: Place(3, Doing.COMPUTING))
+other.open()
+watch = Watch(0.5, 0, 2, store)
+with watch.open():
+    if sys.argv[1] == "leaving":
+        other.leave("", 5)
+    time.sleep(3)
+"""
+
+# Two processes; the second ends as argv[1] says while the first waits for it.
+LOSES = """
+import os, sys, time
+import torch
+import torch.distributed as dist
+from pmmrec.errors import DataError, PMMRecError
+from pmmrec.train.watch import Doing, Watch
+rank = 0 if os.fork() else 1
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+store = dist.TCPStore("127.0.0.1", int(sys.argv[3]), is_master=rank == 0, wait_for_workers=False)
+try:
+    with Watch(60, rank, 2, store).open() as watch:
+        dist.barrier()
+        if rank == 1 and sys.argv[1] == "raises":
+            raise DataError("row 7 is not what it seems")
+        if rank == 1:
+            os._exit(9)
+        dist.all_reduce(torch.ones(1))
+except PMMRecError as error:
+    if rank == 0:
+        print(f"told: {error}")
+"""
+
+
+def _run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+
 
 def test_a_step_that_never_ends_ends_the_process_and_shows_where_it_is() -> None:
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=120, check=False)
+    done = _run(HANGS)
     assert done.returncode == 4
     assert "error: step 4: process 0 of 1: reading in step 4 for more than 0.5 s; --resume goes on" in done.stderr
     assert "in stuck" in done.stderr
@@ -43,18 +95,75 @@ def test_steps_and_rests_that_end_in_time_end_nothing() -> None:
         time.sleep(0.8)
 
 
-class _Others(Watch):
-    def __init__(self, others: dict[int, Place]) -> None:
-        super().__init__(60, 1, 4)
-        self._told = others
+def test_a_process_that_falls_silent_is_named_and_ends_the_others_also_between_steps() -> None:
+    done = _run(FALLS_SILENT, "without a word")
+    assert done.returncode == 4
+    told = f"error: after step 0: process 1 of 2 (on {socket.gethostname()}): not heard of for 1 s, last computing in "
+    assert f"{told}step 3: the process, its machine or the network is gone; --resume goes on" in done.stderr
 
-    def _others(self) -> dict[int, Place]:
-        return self._told
+
+def test_a_process_that_came_to_its_end_may_be_silent() -> None:
+    done = _run(FALLS_SILENT, "leaving")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@contextmanager
+def _speaking(store: HashStore, places: dict[int, Place]) -> Iterator[None]:
+    """Other processes, of four, that are there."""
+    others = [Voices(store, rank, 4, 0.05, lambda place=place: place) for rank, place in places.items()]
+    for other in others:
+        other.open()
+    yield
+    for other in others:
+        other.leave("", 10)
+
+
+def _verdict(here: Place, others: dict[int, Place]) -> str:
+    """What process 1 says of itself and the others."""
+    store = HashStore()
+    watch = Watch(60, 1, 4, store)
+    with _speaking(store, others), watch.open():
+        until_s = time.monotonic() + 10
+        while any(voice.place is None for voice in watch._voices.others.values()) and time.monotonic() < until_s:
+            watch._voices.ask(1)
+        return watch.verdict(here)
 
 
 def test_the_one_that_is_behind_is_named_by_those_that_wait() -> None:
     waiting, behind = Place(7, Doing.WAITING), Place(7, Doing.READING)
-    told = _Others({0: waiting, 2: behind, 3: waiting}).verdict(waiting)
+    told = _verdict(waiting, {0: waiting, 2: behind, 3: waiting})
     assert told.startswith("step 7: process 2 of 4: reading in step 7 for more than 60 s; process 1 is waiting")
-    several = _Others({0: waiting, 2: Place(6, Doing.WAITING), 3: Place(6, Doing.WAITING)}).verdict(waiting)
+    several = _verdict(waiting, {0: waiting, 2: Place(6, Doing.WAITING), 3: Place(6, Doing.WAITING)})
     assert several.startswith("step 6: processes 2, 3 of 4: waiting in step 6")
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("raises", f"process 1 of 2 (on {socket.gethostname()}) ended: row 7 is not what it seems"),
+        ("exits", "process 1 of 2 is gone, process 0 lost the connection to it: "),
+    ],
+)
+def test_a_process_that_waits_for_one_that_ended_says_so_at_once(end: str, told: str, tmp_path: object) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = _run(LOSES, end, f"{tmp_path}/store", port)
+    assert f"told: {told}" in done.stdout, done.stdout + done.stderr
+    assert "--resume goes on from the last state" in done.stdout
+
+
+def test_an_error_that_is_no_exchange_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"), Watch(60, 0, 1).open():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_processes_that_do_not_meet_in_time_end_and_say_what_may_be_in_the_way() -> None:
+    done = _run("import time\nfrom pmmrec.train.watch import joining\nwith joining(0.3): time.sleep(60)")
+    assert done.returncode == 4
+    assert "error: launch: process 0 of 1 cannot reach the others for 0.3 s; they talk over ports" in done.stderr
+
+
+def test_processes_that_cannot_meet_say_what_may_be_in_the_way() -> None:
+    with pytest.raises(MachineError, match=r"cannot reach the others: Gloo .*refused; .*GLOO_SOCKET_IFNAME"), joining():
+        raise RuntimeError("Gloo connectFullMesh failed with timed out connecting: Connection refused")

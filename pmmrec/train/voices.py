@@ -1,0 +1,125 @@
+"""Which of the other processes still speak, and what did each say last? A thread asks, so that nobody waits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from torch.distributed import Store  # type: ignore[attr-defined]  # it is public; its export is not declared
+
+
+class Doing(IntEnum):
+    """The parts of a step, in their order."""
+
+    READING = 0
+    COMPUTING = 1
+    WAITING = 2  # for the others; found, not told: it happens wherever tensors are exchanged
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """How far a process is."""
+
+    step: int
+    doing: Doing
+
+    def words(self) -> str:
+        return f"{self.doing.name.lower()} in step {self.step}"
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What a process said last."""
+
+    place: Place | None = None  # None: in no step
+    host: str | None = None  # None: it has said nothing yet
+    gone: str | None = None  # why it will say nothing more; empty where it came to its end
+    since_s: float = field(default_factory=time.monotonic)  # when it was heard, in the clock of this process
+    written: bytes = b""
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it spoke; none for one that said it would be silent."""
+        return 0.0 if self.gone is not None else time.monotonic() - self.since_s
+
+    @classmethod
+    def read(cls, written: bytes) -> Voice:
+        _, host, place, gone = json.loads(written)
+        return cls(None if place is None else Place(place[0], Doing(place[1])), host, gone, written=written)
+
+
+class Voices:
+    """Says where this process is, again and again, and hears the others. All meet in the store of the process group.
+
+    Where that cannot be reached the thread hangs, and nobody else: `unreached_s` grows.
+    """
+
+    def __init__(self, store: Store | None, rank: int, world: int, beat_s: float, place: Callable[[], Place | None]):
+        """`store`: used by this thread alone. `place`: where this process is."""
+        self._store, self._rank, self._beat_s, self._place = store, rank, beat_s, place
+        self._host = socket.gethostname()
+        self.others = {other: Voice() for other in range(world if store is not None else 0) if other != rank}
+        self._heard_s = time.monotonic()
+        self._beat, self._gone = 0, None if store is not None else ""
+        self._wake, self._answered = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="voices", daemon=True)
+
+    @property
+    def unreached_s(self) -> float:
+        """Seconds since this process and the store last spoke."""
+        return time.monotonic() - self._heard_s if self._gone is None else 0.0
+
+    def open(self) -> None:
+        self._heard_s = time.monotonic()
+        self.others = {other: Voice() for other in self.others}
+        if self.others:
+            self._thread.start()
+
+    def ask(self, patience_s: float) -> None:
+        """Hear all anew, unless that takes longer."""
+        self._answered.clear()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._answered.wait(patience_s)
+
+    def leave(self, why: str, patience_s: float) -> None:
+        """Tell the others that no more will be heard, and why; empty where this process came to its end."""
+        self._gone = why
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(patience_s)
+
+    def _talk(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._gone is not None
+            with contextlib.suppress(RuntimeError):  # the store has gone: others will tell why, or `unreached_s`
+                self._exchange()
+                self._answered.set()
+            if not is_last:
+                self._wake.wait(self._beat_s)
+                self._wake.clear()
+
+    def _exchange(self) -> None:
+        if self._store is None:
+            return
+        self._beat += 1
+        place = self._place()
+        told = [self._beat, self._host, None if place is None else [place.step, int(place.doing)], self._gone]
+        self._store.set(_key(self._rank), json.dumps(told))
+        for other, voice in list(self.others.items()):
+            if voice.host is not None or self._store.check([_key(other)]):
+                written = self._store.get(_key(other))
+                if written != voice.written:
+                    self.others[other] = Voice.read(written)
+        self._heard_s = time.monotonic()
+
+
+def _key(rank: int) -> str:
+    return f"pmmrec/voices/{rank}"
