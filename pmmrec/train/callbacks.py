@@ -50,7 +50,8 @@ class RankEvery:
         asked = zip(self._names, self._splits, self._holdouts, strict=True)
         for index, (name, split, holdout) in enumerate(asked):
             model, team = loop.task.recommender, loop.processes
-            evaluation = evaluate_model(model, self._reader, index, split, holdout, device, seen, team=team)
+            with loop.in_reach():
+                evaluation = evaluate_model(model, self._reader, index, split, holdout, device, seen, team=team)
             by_domain[name] = dict(evaluation.metrics)
         by_domain = loop.processes.from_main(by_domain)
         metrics = {key: float(np.mean([m[key] for m in by_domain.values()])) for key in by_domain[self._names[0]]}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +23,8 @@ from pmmrec.train.meter import Meter, added, sizes_of
 from pmmrec.train.nonfinite import Nonfinite, NonfiniteConfig, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
 from pmmrec.train.processes import Processes
-from pmmrec.train.snapshot import Memory, below
+from pmmrec.train.snapshot import below
+from pmmrec.train.spread import prepare_to_spread, refuse_unfit, spread_out
 from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
@@ -112,18 +112,18 @@ class Loop:
         self._wishes = Late()
         self._heard: Tensor | None = None  # the wishes of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch
+        refuse_unfit(processes.spread, processes.machine, config.accumulate)
         task.item_parts = config.accumulate.item_parts
         if task.item_parts > 1:
             refuse_batch_statistics(task.recommender.item_encoder, "train.accumulate")
         if config.checkpoint_activations:
             checkpoint_activations(task.recommender.item_encoder)
-        task.to(processes.device)
+        prepare_to_spread(processes, task)
         optimizer = build_optimizer(task, config.optimizer)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
         self._rate = 0.0  # of the latest step, in the first group
-        self._module, self._optimizer = processes.accelerator.prepare(task, optimizer)
-        self._memory = Memory(processes, self._module, self._optimizer, self._scheduler)
-        self._nonfinite = Nonfinite(config.on_nonfinite, task, self._optimizer, batches, processes, log)
+        self._spread = spread_out(processes, task, optimizer, self._scheduler, config.clip_norm)
+        self._nonfinite = Nonfinite(config.on_nonfinite, task, self._spread, batches, processes, log)
         self._watch = Watch(60 * config.step_minutes, processes.rank, processes.world)
 
     def fit(self) -> None:
@@ -150,6 +150,10 @@ class Loop:
         if self._states is not None:
             self._states.training_ended(self)
 
+    def in_reach(self) -> AbstractContextManager[None]:
+        """Around whatever calls parts of the model: some of its weights may be gathered for it."""
+        return self._spread.in_reach()
+
     @property
     def training_s(self) -> float:
         """Seconds spent so far, without validation."""
@@ -157,13 +161,12 @@ class Loop:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state on the CPU; complete on the main process. Every process must call it."""
-        state: dict[str, Any] = self.processes.accelerator.get_state_dict(self._module)
-        return {name: tensor.detach().cpu() for name, tensor in state.items()}
+        return self._spread.whole_state()
 
     def snapshot(self) -> State:
         """All that is needed to go on from here; tensors on the main process alone. Every process must call it."""
         self._nonfinite.settle()
-        state = self._memory.take()
+        state = self._spread.memory.take()
         meter = {f"meter/{name}": total.to("cpu", copy=True) for name, total in self._meter.figures.items()}
         facts: dict[str, Any] = {
             "step": self.step,
@@ -180,7 +183,7 @@ class Loop:
 
     def restore(self, state: State) -> None:
         """Be where `snapshot` was taken. Raises CheckpointError where the state is of another model."""
-        self._memory.put_back(state)
+        self._spread.memory.put_back(state)
         facts, device = state.facts, self.processes.device
         self.step, self.epoch, self.should_stop = facts["step"], facts["epoch"], facts["should_stop"]
         self.validation = {int(epoch): metrics for epoch, metrics in facts["validation"].items()}
@@ -198,7 +201,7 @@ class Loop:
     def _train_epoch(self) -> None:
         forget_peak(self.processes.device)
         self._began_s, self._epoch_s = time.monotonic() - self._epoch_s, 0.0
-        self._module.train()
+        self.task.train()
         self.log.begin_progress(f"epoch {self.epoch}", self._batches.steps_per_epoch)
         done = self._steps_done
         self._watch.step(self.step + 1, Doing.READING)
@@ -244,36 +247,36 @@ class Loop:
 
     def _update(self, batch: Batch, moved: Batch) -> None:
         """`moved`: the batch on the device."""
-        accelerator = self.processes.accelerator
         self._nonfinite.begin()
         totals = self._in_parts(moved) if moved.more else self._at_once(moved)
-        norm = accelerator.clip_grad_norm_(self._module.parameters(), self.config.clip_norm or math.inf)
+        norm = self._spread.clip()
         is_held = self._nonfinite.update(self.step + 1, batch, totals, norm)
         self._rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
-        self._optimizer.zero_grad()
+        self._spread.optimizer.zero_grad()
         self.step += 1
         self._meter.add(totals, is_held)
 
     def _at_once(self, batch: Batch) -> dict[str, Tensor]:
         """Forward and backward of a step; its sums and counts over all processes."""
-        figures: dict[str, Tensor] = self._module(batch)
+        figures = self._spread.forward(batch)
         totals = self._totals({**figures, **sizes_of(batch), **self._own_wishes()})
         self._hear(totals)
-        self.processes.accelerator.backward(self._loss(figures, totals))
+        self._spread.backward(self._loss(figures, totals))
         return totals
 
     def _in_parts(self, batch: Batch) -> dict[str, Tensor]:
         """As `_at_once`, one part of the users after another; what their losses are divided by is known before."""
-        accelerator, parts = self.processes.accelerator, (batch, *batch.more)
-        counts = self._totals(added([self.task.counts(part) for part in parts]))
+        parts = (batch, *batch.more)
+        with self._spread.in_reach():
+            counts = self._totals(added([self.task.counts(part) for part in parts]))
         done: list[dict[str, Tensor]] = []
         for number, part in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else accelerator.no_sync(self._module):
-                figures: dict[str, Tensor] = self._module(part)
+            with self._spread.part(is_last=number == len(parts)):
+                figures = self._spread.forward(part)
                 wishes = self._own_wishes() if number == len(parts) else {}
                 done.append(self._totals({**figures, **sizes_of(part), **wishes}))
-                accelerator.backward(self._loss(figures, counts))
+                self._spread.backward(self._loss(figures, counts))
         totals = added(done)
         self._hear(totals)
         return totals
@@ -301,10 +304,13 @@ class Loop:
         return dict(zip(names, self.processes.accelerator.reduce(stacked_K2, "sum"), strict=True))
 
     def _log_gradient_norms(self, batch: Batch) -> None:
+        if not self._spread.differentiates_again:
+            self.log.say(f"gradient at the item vectors: not measured under {self.processes.spread.value}")
+            return
         self.task.eval()  # so that neither dropout nor batch statistics know of this extra pass
-        with self.processes.accelerator.autocast():
+        with self._spread.in_reach(), self._spread.autocast():
             norms = self.task.gradient_norms(batch)
-        self._module.train()
+        self.task.train()
         if not norms:
             return
         self.log.event("gradient_norm", 0, **norms)

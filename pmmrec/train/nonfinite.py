@@ -21,6 +21,7 @@ from pmmrec.settings import Config
 from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes, joined
+from pmmrec.train.spread import Spreading
 from pmmrec.train.task import TrainingTask
 
 ADVICE = "Lower train.optimizer.learning_rate, or train in fp32 or bf16"
@@ -66,14 +67,13 @@ class Nonfinite:
         self,
         config: NonfiniteConfig,
         task: TrainingTask,
-        optimizer: Any,
+        spread: Spreading,
         batches: Readable,
         processes: Processes,
         log: RunLog,
     ) -> None:
-        """`optimizer`: as Accelerate prepared it."""
         self.skipped = 0  # steps that were left out so far
-        self._config, self._task, self._optimizer = config, task, optimizer
+        self._config, self._task, self._spread, self._optimizer = config, task, spread, spread.optimizer
         self._batches, self._processes, self._log = batches, processes, log
         self._names = tuple(task.weights)
         accelerator = processes.accelerator
@@ -84,8 +84,9 @@ class Nonfinite:
         self._own_K: Tensor | None = None
         self._verdict = Late()
         self._step: _Step | None = None
-        if self._is_deepspeed and hasattr(optimizer.optimizer, "check_grad_overflow"):
-            optimizer.optimizer.check_grad_overflow = True  # which it does not do in fp32 of itself
+        zero = self._optimizer.optimizer
+        if self._is_deepspeed and hasattr(zero, "check_grad_overflow"):
+            zero.check_grad_overflow = True  # which it does not do in fp32 of itself
 
     def begin(self) -> None:
         """Before the first forward of a step."""
@@ -174,7 +175,7 @@ class Nonfinite:
         items, users = [], []
         moved = self._batches.to_device(batch, self._processes.device)
         self._task.eval()  # so that neither dropout nor batch statistics know of this extra pass
-        with self._processes.accelerator.autocast():
+        with self._spread.in_reach(), self._spread.autocast():
             for part in (moved, *moved.more):
                 views = self._task.views(part)
                 own = self._task.recommender.item_encoder(part.items)  # the views may hold items of other processes

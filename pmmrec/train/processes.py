@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedType,
@@ -16,13 +18,18 @@ from accelerate.utils import (
     gather_object,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pmmrec.errors import MachineError
-from pmmrec.launch import PROCESSES
+from pmmrec.launch import PROCESSES, Spread
 from pmmrec.settings import Config
 from pmmrec.train.trackers import Tracker
+from pmmrec.train.watch import joining
 
 Precision = Literal["fp32", "bf16", "fp16"]
+FSDP = "ACCELERATE_USE_FSDP"
+# What of accelerate's settings for FSDP is fixed here: models are built whole, then cut, and stay where they are.
+_FSDP_MUST_BE = (("version", "2"), ("cpu_ram_efficient_loading", "false"), ("offload_params", "false"))
 Told = TypeVar("Told")
 
 
@@ -41,18 +48,24 @@ class Processes:
     def __init__(self, config: MachineConfig) -> None:
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         asks_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
-        self.accelerator = Accelerator(
-            # Told to use the CPU, accelerate leaves DeepSpeed out without a word; so it is told of the backend alone.
-            cpu=on_cpu and not asks_deepspeed,
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(
-                    backend="gloo" if on_cpu and asks_deepspeed else None,
-                    # The others wait while the main process decodes images or ranks a catalogue, which can take long.
-                    timeout=timedelta(hours=6),
-                )
-            ],
-        )
+        self.machine = config
+        self._shards, self.reshards = _is_set(FSDP), os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true"
+        with joining(), _unset(FSDP):  # we share weights out ourselves: accelerate does so on GPUs alone
+            self.accelerator = Accelerator(
+                # Told to use the CPU, accelerate leaves DeepSpeed out without a word; so it is told of the backend.
+                cpu=on_cpu and not asks_deepspeed,
+                # DeepSpeed told of a precision would turn weights and inputs into it.
+                mixed_precision="no" if config.precision == "fp32" or asks_deepspeed else config.precision,
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(
+                        backend="gloo" if on_cpu and asks_deepspeed else None,
+                        # The others wait while the main process decodes images, which can take long.
+                        timeout=timedelta(hours=6),
+                    )
+                ],
+            )
+        if asks_deepspeed:
+            unset_hf_deepspeed_config()  # else, under ZeRO-3, transformers draws weights in shares, and other ones
         self._refuse_other_processes()
         self._refuse_other_spread()
 
@@ -74,14 +87,34 @@ class Processes:
             )
 
     def _refuse_other_spread(self) -> None:
-        """MachineError where weights are asked to be shared out and are not."""
+        """MachineError where weights are asked to be shared out and would not be."""
         kind = self.accelerator.distributed_type
-        for name, wanted in (("DEEPSPEED", DistributedType.DEEPSPEED), ("FSDP", DistributedType.FSDP)):
-            if _is_set(f"ACCELERATE_USE_{name}") and kind != wanted:
-                raise MachineError(
-                    f"launch: {name} was asked for and Accelerate made {kind.value} of it on {self.device}; choose "
-                    "another launch file, such as ddp or two_cpu"
-                )
+        if _is_set("ACCELERATE_USE_DEEPSPEED") and kind != DistributedType.DEEPSPEED:
+            raise MachineError(
+                f"launch: DEEPSPEED was asked for and Accelerate made {kind.value} of it on {self.device}; choose "
+                "another launch file, such as ddp or two_cpu"
+            )
+        if not self._shards:
+            return
+        if not dist.is_initialized():
+            raise MachineError(
+                "launch: FSDP was asked for, and this process was started alone; start it with torchrun or accelerate "
+                "launch, or choose another launch file"
+            )
+        told = [(name, os.environ.get(f"FSDP_{name.upper()}", wanted), wanted) for name, wanted in _FSDP_MUST_BE]
+        for name, value, wanted in told:
+            if value != wanted:
+                raise MachineError(f"launch: fsdp_{name} is {value} and must be {wanted}; see launch/fsdp2.yaml")
+
+    @property
+    def spread(self) -> Spread:
+        """What the processes share out."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            stage = self.accelerator.state.deepspeed_plugin.zero_stage
+            return {1: Spread.ZERO1, 2: Spread.ZERO2, 3: Spread.ZERO3}[stage]
+        if self._shards:
+            return Spread.FSDP2
+        return Spread.DDP if self.world > 1 else Spread.ONE
 
     @property
     def rank(self) -> int:
@@ -130,6 +163,17 @@ class Processes:
     def end(self) -> None:
         """Close the process group."""
         self.accelerator.end_training()
+
+
+@contextmanager
+def _unset(name: str) -> Iterator[None]:
+    """Without a variable of the environment."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
 
 
 def _is_set(name: str) -> bool:

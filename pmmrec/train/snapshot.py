@@ -24,28 +24,31 @@ Tensors = dict[str, Tensor]
 class Memory:
     """What of a training remembers, besides its loop: model, optimiser, schedule, scaler, random numbers."""
 
-    def __init__(self, processes: Processes, model: nn.Module, optimizer: Any, scheduler: LambdaLR) -> None:
-        """`model` and `optimizer` as Accelerate prepared them."""
+    def __init__(self, processes: Processes, model: nn.Module, optimizer: Optimizer, scheduler: LambdaLR) -> None:
+        """`model` may be wrapped."""
         self._processes, self._scheduler = processes, scheduler
         self._model: nn.Module = processes.accelerator.unwrap_model(model)
-        self._optimizer: Optimizer = optimizer.optimizer
+        self._optimizer = optimizer
 
     def take(self) -> State:
         """A copy on the CPU of the main process, whole where it was sharded. Every process must call it."""
-        tensors = {f"model/{name}": tensor for name, tensor in self._whole(model_tensors(self._model))}
-        optimizer = optimizer_tensors(self._model, self._optimizer)
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in self._whole(optimizer)}
+        tensors = self._tensors()
         of_processes: list[Tensors] = gather_object([random_tensors(self._processes.device)])
         for rank, generators in enumerate(of_processes):
             tensors |= {f"random/{rank}/{name}": tensor for name, tensor in generators.items()}
         scaler = self._processes.accelerator.scaler
         facts: dict[str, Any] = {
             "world": self._processes.world,
+            "kept_as": self._kept_as,
             "rates": [group["lr"] for group in self._optimizer.param_groups],
             "scheduler": self._scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         return State(facts, tensors)
+
+    def whole_model(self) -> Tensors:
+        """The state dict of the model, as `take`."""
+        return dict(self._whole(model_tensors(self._model)))
 
     def put_back(self, state: State) -> None:
         """Every process must call it. Another number of processes shares the model out anew.
@@ -54,8 +57,10 @@ class Memory:
         Raises CheckpointError where the state is of another model.
         """
         facts, processes = state.facts, self._processes
-        put_back_model(self._model, below(state.tensors, "model"))
-        put_back_optimizer(self._model, self._optimizer, below(state.tensors, "optimizer"))
+        if facts.get("kept_as") != self._kept_as:
+            kept, ours = facts.get("kept_as") or "whole tensors", self._kept_as or "whole tensors"
+            raise CheckpointError(f"state: kept as {kept}, and this launch reads {ours}; go on with the first launch")
+        self._put_back_tensors(state)
         for group, rate in zip(self._optimizer.param_groups, facts["rates"], strict=True):
             group["lr"] = rate
         self._scheduler.load_state_dict(facts["scheduler"])
@@ -66,6 +71,20 @@ class Memory:
             put_back_random(below(state.tensors, f"random/{processes.rank}"), processes.device)
         else:
             processes.seed((torch.initial_seed() + facts["step"]) % 2**31, same=True)  # initial seeds differ already
+
+    @property
+    def _kept_as(self) -> str | None:
+        """None: as whole tensors, which any number of processes reads."""
+        return None
+
+    def _tensors(self) -> Tensors:
+        tensors = {f"model/{name}": tensor for name, tensor in self.whole_model().items()}
+        optimizer = optimizer_tensors(self._model, self._optimizer)
+        return tensors | {f"optimizer/{name}": tensor for name, tensor in self._whole(optimizer)}
+
+    def _put_back_tensors(self, state: State) -> None:
+        put_back_model(self._model, below(state.tensors, "model"))
+        put_back_optimizer(self._model, self._optimizer, below(state.tensors, "optimizer"))
 
     def _whole(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Whole copies, one at a time; all processes take part in gathering, the main one alone keeps them."""

@@ -17,7 +17,7 @@ from pmmrec.zoo import files
 
 FORMAT = 1
 FACTS_NAME, TENSORS_NAME, SUMS_NAME = "facts.json", "tensors.safetensors", "sha256.json"
-BEST_FOLDER = "best"
+BEST_FOLDER, SHARES_FOLDER = "best", "shares"
 
 
 class StateConfig(Config):
@@ -46,6 +46,8 @@ class State:
 
     facts: Mapping[str, Any]  # JSON
     tensors: Mapping[str, Tensor]  # on the CPU
+    write_shares: Callable[[Path], None] | None = None  # what every process must yet write below a folder
+    shares: Path | None = None  # where what they wrote is found
 
 
 class StateFolder:
@@ -54,7 +56,7 @@ class StateFolder:
     `facts.json` holds what is no tensor, `tensors.safetensors` the rest, `best/` the best checkpoint so far (hard links
     where the disk has them), `sha256.json` a checksum of every other file. The layout is ours: the metadata of
     torch.distributed.checkpoint is a pickle, which is read before anything could be verified. Tensors are whole, so
-    that any number of processes can go on from them.
+    that any number of processes can go on from them. Under DeepSpeed, model and optimiser stand in `shares/` instead.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,8 +81,24 @@ class StateFolder:
             raise MachineError(f"{held}: cannot be written: {error.strerror or error}") from error
         return held if held.exists() else None
 
+    def make_room(self) -> Path:
+        """An empty folder into which processes write what is their own. Raises MachineError when the disk refuses."""
+        room = self.room
+        try:
+            shutil.rmtree(room, ignore_errors=True)
+            room.mkdir(parents=True)
+        except OSError as error:
+            raise MachineError(f"{room}: cannot be made: {error.strerror or error}") from error
+        return room
+
+    @property
+    def room(self) -> Path:
+        return self.folder / f"{SHARES_FOLDER}{files.INCOMPLETE}"
+
     def save(self, position: Position, state: State, best: Path | None) -> None:
         """Write a state; `best` is what `hold_best` gave. Raises MachineError when the disk refuses.
+
+        What processes wrote into the room becomes part of it.
 
         A position that is kept already is left as it is: the same steps lead to the same state.
         """
@@ -90,6 +108,8 @@ class StateFolder:
         with files.writing(place, replace=False) as draft:
             if best is not None:
                 best.rename(draft / BEST_FOLDER)
+            if state.write_shares is not None:
+                self.room.rename(draft / SHARES_FOLDER)
             files.write_tensors(draft / TENSORS_NAME, state.tensors)
             files.write_json(draft / FACTS_NAME, {"format": FORMAT, **state.facts})
             files.write_json(draft / SUMS_NAME, files.hashes_of(draft))
@@ -133,7 +153,8 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(
             f"{folder}: format {facts['format']}, but this version reads {FORMAT}; go on with that one"
         )
-    return State(facts, files.read_tensors(folder / TENSORS_NAME))
+    shares = folder / SHARES_FOLDER
+    return State(facts, files.read_tensors(folder / TENSORS_NAME), shares=shares if shares.is_dir() else None)
 
 
 def restore_best(state: Path, checkpoint: Path) -> None:
@@ -155,6 +176,9 @@ def _problem(path: Path) -> str | None:
     is_known = isinstance(sums, dict) and {FACTS_NAME, TENSORS_NAME} <= sums.keys()
     if not is_known or not all(files.is_inside(name) and isinstance(sum_, str) for name, sum_ in sums.items()):
         return f"{SUMS_NAME} does not list its files"
+    added = [name for name in files.files_below(path) if name.startswith(f"{SHARES_FOLDER}/") and name not in sums]
+    if added:
+        return f"{added[0]} was not written with it"
     return "; ".join(files.changes(path, sums)) or None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Mapping
@@ -123,17 +124,37 @@ class States:
         self._settle()
         self._kept_s, self._kept_step = time.monotonic(), loop.step
         state = loop.snapshot()
+        refused = self._let_write_shares(state)
         if not self._run.processes.is_main:
             return
         facts = {**state.facts, "about": self._about, "log": self._run.log.mark()}
-        position, state = Position(loop.step, loop.epoch), State(facts, state.tensors)
+        position, state = Position(loop.step, loop.epoch), dataclasses.replace(state, facts=facts)
         try:
+            if refused is not None:
+                raise refused
             best = self._folder.hold_best(files.current(self._run.folder / CHECKPOINT_FOLDER))
         except MachineError as error:
             self._writing = Future()
             self._writing.set_exception(error)  # told of when the state is asked for
         else:
             self._writing = self._thread.submit(self._write, position, state, best)
+
+    def _let_write_shares(self, state: State) -> MachineError | None:
+        """Let every process write what is its own, and wait for all; what the disk refused to one of them, if so."""
+        if state.write_shares is None:
+            return None
+        processes, problems = self._run.processes, []
+        try:
+            room = self._folder.make_room() if processes.is_main else None
+        except MachineError as error:
+            room, problems = None, [str(error)]
+        room = processes.from_main(room)
+        if room is not None:
+            try:
+                state.write_shares(room)
+            except MachineError as error:
+                problems = [str(error)]
+        return next((MachineError(problem) for problem in processes.gathered(problems)), None)
 
     def _write(self, position: Position, state: State, best: Path | None) -> None:
         self._folder.save(position, state, best)

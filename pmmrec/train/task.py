@@ -65,6 +65,9 @@ class TrainingTask(nn.Module):
             figures |= {f"{name}/{metric}": value for metric, value in term.metrics.items()}
         return figures
 
+    def awake(self) -> None:
+        """Nothing; where weights are in shares (FSDP2), those outside of blocks are gathered by it."""
+
     def views(self, batch: Batch) -> Views:
         """What the objectives see. Items are encoded once, by one process; clean and corrupted windows share a pass.
 

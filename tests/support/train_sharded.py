@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from safetensors.torch import save_file
@@ -31,7 +30,7 @@ def main(out: Path) -> None:
         fully_shard(model, mesh=mesh)
     optimizer = AdamW(model.parameters(), lr=0.1)
     scheduler = LambdaLR(optimizer, lambda step: 0.9**step)
-    memory = Memory(processes, model, SimpleNamespace(optimizer=optimizer), scheduler)
+    memory = Memory(processes, model, optimizer, scheduler)
     states, done = StateFolder(out / "state"), 0
     processes.wait()
     if found := states.found():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pmmrec.data.batches import DataConfig
@@ -113,14 +114,16 @@ def reader_of(home: Path, task: TrainingTask, sources: Sources) -> ItemReader:
     return ItemReader(sources.domains, *reads, max_unreadable=1)
 
 
-def train(home: Path, out: Path, kind: str, processes: Processes, **settings: Any) -> TrainingTask:
+def train(
+    home: Path, out: Path, kind: str, processes: Processes, dtype: torch.dtype = torch.float64, **settings: Any
+) -> TrainingTask:
     """An epoch of more than ten steps.
 
     Leaves weights, the gradients of the first step, events, and how often each encoder was called, in `out`.
     """
     terms, batch_users, data, own = KINDS[kind]
     sources = sources_of(home)
-    task = task_of(home, terms, sources)
+    task = task_of(home, terms, sources).to(dtype)
     rates = {"learning_rate": 0.01, "eps": 1e-3}
     tree = {"batch_users": batch_users, "epochs": 1, "log_every": 1, "optimizer": rates, **own, **settings}
     config = TrainConfig.model_validate(tree)
@@ -133,16 +136,23 @@ def train(home: Path, out: Path, kind: str, processes: Processes, **settings: An
     def keep_first(*_: object) -> None:
         for name, parameter in task.named_parameters():
             if name not in gradients and parameter.grad is not None:
-                gradients[name] = parameter.grad.clone()
+                gradients[name] = whole(parameter.grad).clone()
 
     hook, calls = register_optimizer_step_pre_hook(keep_first), counted_calls(task)
     with RunLog(out, is_main=processes.is_main) as log:
-        Loop(config, task, batches, processes, log).fit()
+        loop = Loop(config, task, batches, processes, log)
+        loop.fit()
     hook.remove()
     (out / f"calls-{processes.rank}.json").write_text(json.dumps(calls))
-    save_file(task.state_dict(), out / f"weights-{processes.rank}.safetensors")
+    if weights := loop.state_dict():  # where it is in shares, the main process alone has it whole
+        save_file(weights, out / f"weights-{processes.rank}.safetensors")
     save_file(gradients, out / f"gradients-{processes.rank}.safetensors")
     return task
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor of which each process holds a share."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def counted_calls(task: TrainingTask) -> dict[str, int]:
@@ -163,8 +173,7 @@ def counted_calls(task: TrainingTask) -> dict[str, int]:
 
 
 def ranks_of(home: Path, task: TrainingTask, team: Team) -> dict[str, torch.Tensor]:
-    """Ranks of the validation targets of `shop`, in small pieces. Leaves the task in float32, as ranking is."""
-    task.float()
+    """Ranks of the validation targets of `shop`, in small pieces; of a task in float32, as ranking is."""
     sources = sources_of(home)
     reader, split = reader_of(home, task, sources), sources.splits[0]
     holdout, num_items = split.holdout("validation"), split.domain.num_items
@@ -184,7 +193,7 @@ def main(home: Path, out: Path) -> None:
     for kind in KINDS:
         task = train(home, out / kind, kind, processes)
     calls = counted_calls(task)
-    save_file(ranks_of(home, task, processes), out / f"ranks-{processes.rank}.safetensors")
+    save_file(ranks_of(home, task.float(), processes), out / f"ranks-{processes.rank}.safetensors")
     (out / f"calls-{processes.rank}.json").write_text(json.dumps(calls))
     for way, (kind, settings) in WAYS.items():
         train(home, out / way, kind, processes, **settings)
