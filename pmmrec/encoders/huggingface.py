@@ -197,3 +197,6 @@ def checkpoint_blocks(backbone: Any) -> None:
         switch({"use_reentrant": False})
     except ValueError as error:
         raise RecipeError(f"train.checkpoint_activations: {type(backbone).__name__} cannot: {error}") from error
+    # The switch makes embeddings ask for gradients, so that frozen blocks keep activations; nothing of ours needs it.
+    if hasattr(backbone, "_require_grads_hooks") or hasattr(backbone, "_require_grads_hook"):
+        backbone.disable_input_require_grads()

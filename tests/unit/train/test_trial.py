@@ -98,6 +98,14 @@ def test_a_trial_finds_the_bytes_of_a_real_step(reading: Any, how: str, filled: 
     assert found.batch == sum(tensor.nbytes for tensor in tensors_of(batch))
 
 
+def test_frozen_blocks_keep_no_activations_for_those_that_are_computed_again(reading: Any) -> None:
+    task, big = on_meta(reading.task), dataclasses.replace(SIZE, encoded=200, items=200)
+    task.recommender.item_encoder.encoders[Modality.TEXT].host.learns_from_top(0)
+    frozen = step_memory(task, big, CPU, ()).activations
+    task.recommender.item_encoder.encoders[Modality.TEXT].checkpoint_activations()
+    assert step_memory(task, big, CPU, ()).activations == frozen
+
+
 def test_half_precision_is_found_within_a_fifth_of_autocast(reading: Any) -> None:
     task = reading.task.train()
     measured = peak_of(task, real_batch(task, SIZE), autocast=True)
