@@ -20,6 +20,7 @@ from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
+from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
@@ -43,6 +44,11 @@ Base = Annotated[
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
 Resume = Annotated[bool, Option("--resume", help="Go on where this run was stopped; begin it if it has not begun.")]
+LaunchFile = Annotated[
+    str | None,
+    Option("--launch", metavar="FILE", help="What `pmmrec` starts processes by; in a dry run, their memory."),
+]
+NumProcesses = Annotated[int | None, Option("--processes", min=1, metavar="N", help="In a dry run: in its place.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
 WithScratch = Annotated[
     bool, Option("--with-scratch", help="Then train the same model from scratch and say whether transfer paid.")
@@ -58,6 +64,8 @@ def main(
     weights: Weights = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    launch: LaunchFile = None,
+    processes: NumProcesses = None,
     with_scratch: WithScratch = False,
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
@@ -71,10 +79,11 @@ def main(
     if with_scratch:
         twin = scratch_twin(recipe, checkpoint, folders, resume=resume)
         folders = weights_asked(model, given, folders)
+    launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open([domain])
     if dry_run:
         plans = recipe.transfer, recipe.adapters
-        describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans)
+        describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)
         return
 
     with Run.start(recipe, resume=resume) as run:

@@ -17,6 +17,7 @@ from pmmrec.train.callbacks import KeepBest, RankEvery
 from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
 from pmmrec.train.loop import Loop
+from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
@@ -27,6 +28,11 @@ Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped re
 Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
 Resume = Annotated[bool, Option("--resume", help="Go on where this run was stopped; begin it if it has not begun.")]
+LaunchFile = Annotated[
+    str | None,
+    Option("--launch", metavar="FILE", help="What `pmmrec` starts processes by; in a dry run, their memory."),
+]
+NumProcesses = Annotated[int | None, Option("--processes", min=1, metavar="N", help="In a dry run: in its place.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
 
 
@@ -36,13 +42,16 @@ def main(
     weights: Weights = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    launch: LaunchFile = None,
+    processes: NumProcesses = None,
 ) -> None:
     """Pretrain on the domains of a recipe; publish item encoders, fusion and user encoder as parts."""
     recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
+    launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open(recipe.data.sources)
     if dry_run:
         refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
-        describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()))
+        describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()), launched=launched)
         return
 
     with Run.start(recipe, resume=resume or is_requeued()) as run:

@@ -124,18 +124,31 @@ def _start(
     is_plan = "--dry-run" in arguments or {"--help", "-h"} & {*arguments}
     with errors_for_people():
         path = shipped_file(program)
-        if (launch is None or is_plan) and (print_command or any(option is not None for option in machines)):
-            needs = "a launch, and this is none; leave them out" if is_plan else "--launch FILE"
+        if launch is None and (print_command or any(option is not None for option in machines)):
             raise RecipeError(
-                f"--nodes, --node-rank, --rendezvous, --processes-per-node, --print-command: need {needs}"
+                "--nodes, --node-rank, --rendezvous, --processes-per-node, --print-command: need --launch FILE"
+            )
+        if is_plan and (print_command or machines.node_rank is not None or machines.rendezvous is not None):
+            raise RecipeError(
+                "--node-rank, --rendezvous, --print-command: need a launch, and this is none; leave them out"
             )
         if launch is not None and not is_plan:
             raise typer.Exit(_launch(path, arguments, launch, machines, print_command=print_command))
-    if launch is not None:
-        arguments = [*arguments, "--launch", launch]
+        if launch is not None:
+            arguments = [*arguments, "--launch", launch, *_processes_of(launch, machines)]
     story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
     sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # what its usage and the log of its run call it
     run_program(story["main"])
+
+
+def _processes_of(launch: str, machines: _Machines) -> list[str]:
+    """What a program that plans must be told of how many processes there will be; nothing where the file says it."""
+    from pmmrec.launch import LaunchFile
+
+    if machines.per_node is None and machines.num_nodes is None:
+        return []
+    file = LaunchFile.read(launch)
+    return ["--processes", str((machines.per_node or file.per_node) * (machines.num_nodes or file.num_nodes))]
 
 
 def _launch(program: Path, arguments: list[str], launch: str, machines: _Machines, *, print_command: bool) -> int:

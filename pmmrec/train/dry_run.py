@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 
 from pmmrec.adapters.plan import AdapterPlan
-from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.contents import check_readable
 from pmmrec.data.mixing import StepSampler
@@ -18,15 +17,20 @@ from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.windows import WindowIndex
 from pmmrec.encoders import Backbone
 from pmmrec.models.build import ModelConfig, build, parameter_table
+from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
+from pmmrec.train.accumulate import checkpoint_activations
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
+from pmmrec.train.memory import Drawing, Launched, memory_lines
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Sources, check_window, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
+from pmmrec.train.spread import refuse_unfit
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.trial import item_inputs
 from pmmrec.zoo.adapters import stand_on
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import TransferPlan, apply, plan_full
@@ -55,10 +59,11 @@ def describe(
     checkpoint: Checkpoint | None = None,
     plan: TransferPlan | None = None,
     adapters: AdapterPlan | None = None,
+    launched: Launched | None = None,
 ) -> None:
-    """Print the resolved recipe, parameters of each part, and steps. Raises what the run itself would raise.
+    """Print the resolved recipe, parameters of each part, steps and, where `launched`, memory of each process.
 
-    The model is built on the meta device: weights are neither read nor drawn.
+    Raises what the run itself would raise. The model is built on the meta device: weights are neither read nor drawn.
     """
     refuse_taken(recipe.folder)
     log = RunLog(None, is_main=True)
@@ -80,9 +85,10 @@ def describe(
         transfer = report.table()
         if adapters is not None:
             stand_on(checkpoint, recommender, adapters, report.loaded)
-    find_prefixes(recommender, recipe.prefix, log)
+    prefixes = find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer)
-    counts = [WindowIndex(split, data.window).num_windows for split in sources.splits]
+    windows = [WindowIndex(split, data.window) for split in sources.splits]
+    counts = [index.num_windows for index in windows]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
 
     log.say(recipe.to_yaml().rstrip())
@@ -95,22 +101,33 @@ def describe(
         log.say(f"{name:<24}{count:>14,} windows, {weight:.1%} of each epoch")
     steps = sampler.steps_per_epoch
     log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
+    if launched is not None:
+        _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
+        drawing = Drawing(sources, data, windows, sampler, recipe.train, recipe.seed)
+        log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
+
+
+def _stand_ready(
+    task: TrainingTask, recipe: Plannable, sources: Sources, launched: Launched, *, computes_items: bool
+) -> None:
+    """Make the task what it is when its first step begins. Raises what the run would.
+
+    `computes_items`: vectors of items that do not learn are computed once.
+    """
+    config, recommender = recipe.train, task.recommender
+    refuse_unfit(launched.file.spread, recipe.machine, config.accumulate)
+    task.item_parts = config.accumulate.item_parts
+    if config.checkpoint_activations:
+        checkpoint_activations(recommender.item_encoder)
+    encoder = recommender.item_encoder
+    learns = any(tensor.requires_grad for tensor in encoder.parameters())
+    if computes_items and encoder.modalities and not learns and recipe.prefix.use != "off":
+        vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]
+        recommender.item_encoder = Computed(encoder, vectors_ND)
 
 
 def _check_shapes(recommender: Recommender, window_size: int) -> None:
     """Send two items and one full window through the model on the meta device."""
-    encoder = recommender.item_encoder
-    index_2 = torch.zeros(2, dtype=torch.int64)
-    text = image = None
-    if encoder.tokenizer is not None:
-        token_id = torch.zeros((2, encoder.tokenizer.max_tokens), dtype=torch.int64)
-        text = TokenInputs(token_id, torch.ones_like(token_id, dtype=torch.bool), index_2)
-    if encoder.pixel_spec is not None:
-        side = encoder.pixel_spec.size
-        image = PixelInputs(torch.zeros((2, 3, side, side), dtype=torch.uint8), index_2)
-    has = {
-        modality: torch.ones(2, dtype=torch.bool) for modality in sorted(encoder.modalities, key=list(Modality).index)
-    }
-    fused_UD = encoder(ItemInputs(index_2, index_2, has, text, image)).fused_UD
+    fused_UD = recommender.item_encoder(item_inputs(recommender, num_items=2)).fused_UD
     index_BL = torch.zeros((1, window_size - 1), dtype=torch.int64)
     recommender.user_states(fused_UD, index_BL, torch.ones_like(index_BL, dtype=torch.bool))

@@ -282,6 +282,21 @@ def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) ->
         )
 
 
+def gathers(gather: bool | None, num_processes: int) -> bool:
+    """Whether the processes see each other's items and users: where there are several, unless the recipe forbids it."""
+    return num_processes > 1 and gather is not False
+
+
+def shared_out(batch_users: int, num_processes: int, gather: bool | None) -> str:
+    """How the users of a step are spread, and whose items are negatives, for people."""
+    if num_processes == 1:
+        return f"a step: up to {batch_users:,} users"
+    least, more = divmod(batch_users, num_processes)
+    each = f"{least:,} or {least + 1:,}" if more else f"{least:,}"
+    whose = "all processes" if gathers(gather, num_processes) else "each process's own users alone"
+    return f"a step: up to {batch_users:,} users, {each} in each of {num_processes} processes; negatives: of {whose}"
+
+
 class Cut(Protocol):
     """What of the settings of a training says how its steps are cut."""
 
@@ -314,9 +329,7 @@ class Batches:
         `parts`: the users of a step pass in so many parts, each with its own negatives. Every process must be given the
         same.
         """
-        gathers = processes.world > 1 and gather is not False
-        if processes.world > 1:
-            log.say("negatives: of all processes" if gathers else "negatives: of each process's own users alone")
+        log.say(shared_out(batch_users, processes.world, gather))
         if parts > 1:
             log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
         check_window(config.window, task.recommender, log)
@@ -335,7 +348,7 @@ class Batches:
             views=task.needs,
             rank=processes.rank,
             world=processes.world,
-            gather=gathers,
+            gather=gathers(gather, processes.world),
             parts=parts,
         )
         self._loader = BatchLoader(self._builder, config.workers)

@@ -136,6 +136,21 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(home: Path, world: Path, p
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("launch", "told"), [("two_cpu", "DDP over 6 processes"), ("fsdp2", "FSDP2 over 24 processes")]
+)
+def test_a_dry_run_of_a_launch_tells_the_memory_of_each_process(
+    home: Path, world: Path, pmmrec: Pmmrec, launch: str, told: str
+) -> None:
+    plan = ("--dry-run", "--launch", launch, "--nodes", "3", "train.batch_users=48")
+    result = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), *plan)
+    assert result.code == 0, result.output
+    assert f"memory of each process ({launch}: {told}, fp32, on the CPU):" in result.output
+    for part in ("weights", "gradients", "optimiser", "exchange", "batch", "activations", "at the fullest"):
+        assert f"\n{part} " in result.output
+    assert list(home.iterdir()) == []
+
+
 def test_a_dry_run_checks_shapes(home: Path, world: Path, pmmrec: Pmmrec) -> None:
     result = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), "data.window.size=40", "--dry-run")
     assert result.code == 2

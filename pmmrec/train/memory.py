@@ -1,0 +1,285 @@
+"""How much memory will a process need?"""
+# Shapes: B users, S window positions, U distinct items.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from pmmrec.contracts import Modality, View
+from pmmrec.data.batches import DataConfig
+from pmmrec.data.mixing import Draw, StepSampler, share
+from pmmrec.data.prefix import DEVICE_SHARE
+from pmmrec.data.randomness import Purpose, generator
+from pmmrec.data.windows import WindowIndex
+from pmmrec.errors import RecipeError
+from pmmrec.launch import LaunchFile, Spread
+from pmmrec.train.loop import TrainConfig
+from pmmrec.train.prepare import Sources, gathers, shared_out
+from pmmrec.train.processes import MachineConfig, Precision
+from pmmrec.train.spread import blocks_of
+from pmmrec.train.task import TrainingTask
+from pmmrec.train.trial import Kernels, StepMemory, StepSize, step_memory
+
+FLOAT32 = 4  # bytes
+STEPS_DRAWN = 4  # the fullest of so many is what is shown
+USERS_DRAWN = 4096  # fewer steps where batches are larger
+TEXTS_READ = 1000
+# Of DeepSpeed, as its configuration stands where a launch file says nothing of it.
+REDUCE_BUCKET = 500_000_000  # numbers of the buffer in which gradients travel
+KEPT_WHOLE = 100_000  # ZeRO-3 shares out no parameter of fewer numbers
+LIVE_AT_ONCE = 1_000_000_000  # ZeRO-3 gathers at most so many numbers
+HALVES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launch file, and on how many processes it is started."""
+
+    name: str  # as the user gave it
+    file: LaunchFile
+    num_processes: int
+
+    @classmethod
+    def read(cls, name: str | None, num_processes: int | None, *, is_plan: bool) -> Self | None:
+        """None where none is named. RecipeError where a run, and not its plan, is told of one."""
+        if name is None and num_processes is None:
+            return None
+        if not is_plan:
+            raise RecipeError("--launch: this program starts no processes; say `pmmrec pretrain --launch FILE`")
+        if name is None:
+            raise RecipeError("--processes: has no effect without --launch FILE; leave it out")
+        file = LaunchFile.read(name)
+        num_processes = num_processes or file.per_node * file.num_nodes
+        if file.spread is Spread.ONE and num_processes > 1:
+            raise RecipeError(f"{file.path}: is for one process, not {num_processes}; choose a file such as ddp")
+        return cls(name, file, num_processes)
+
+    def told(self) -> str:
+        """For people."""
+        spread = self.file.spread.value
+        return self.name if self.num_processes == 1 else f"{self.name}: {spread} over {self.num_processes} processes"
+
+
+class Shares(NamedTuple):
+    """Bytes that a process holds of a model, beside what a step makes."""
+
+    weights: int
+    gradients: int  # while there are any
+    optimizer: int
+    exchange: int  # what weights and gradients of all processes travel in
+
+    @classmethod
+    def of(cls, task: TrainingTask, spread: Spread, num_processes: int) -> Self:
+        """Of the first process, which has the largest share; all in float32, which is what weights stay in.
+
+        DDP has a second copy of the gradients, in which they travel. FSDP2 cuts each tensor along its first dimension,
+        gathers what is outside of blocks for a step, and of the blocks one and the next. DeepSpeed has a second copy of
+        what learns, shared out with the states of the optimiser, and a buffer of a fixed size; its ZeRO-3 keeps what it
+        gathered where it is soon asked for again.
+        """
+        whole, learning = list(task.parameters()), [p for p in task.parameters() if p.requires_grad]
+        weights, gradients = _numbers(whole), _numbers(learning)
+        optimizer, exchange = 2 * gradients + len(learning), 0  # two moments of each number, steps of each tensor
+        if spread is Spread.DDP:
+            exchange = gradients
+        elif spread is Spread.FSDP2:
+            weights = sum(_first_share(tensor, num_processes) for tensor in whole)
+            gradients = sum(_first_share(tensor, num_processes) for tensor in learning)
+            optimizer, exchange = 2 * gradients + len(learning), _gathered(task)
+        elif spread.is_deepspeed:
+            own, exchange = math.ceil(gradients / num_processes), REDUCE_BUCKET
+            gradients, optimizer = gradients if spread is Spread.ZERO1 else own, 3 * own
+        if spread is Spread.ZERO3:
+            large = _numbers([tensor for tensor in whole if tensor.numel() >= KEPT_WHOLE])
+            weights += math.ceil(large / num_processes) - large
+            exchange += min(large, LIVE_AT_ONCE)
+        constants = sum(buffer.nbytes for buffer in task.buffers())
+        return cls(FLOAT32 * weights + constants, *(FLOAT32 * count for count in (gradients, optimizer, exchange)))
+
+
+class Need(NamedTuple):
+    """Bytes of one process in one kind of step."""
+
+    shares: Shares
+    step: StepMemory
+    parts: int  # batches that a step is cut into
+    fullest: int  # all that is there at a time, at most
+
+    @classmethod
+    def of(cls, shares: Shares, step: StepMemory, parts: int, spread: Spread, *, on_gpu: bool) -> Self:
+        """Gradients come as activations go, and the optimiser works when those are gone."""
+        always = shares.weights + shares.optimizer + shares.exchange + parts * step.batch
+        is_whole = spread in (Spread.ONE, Spread.DDP) and parts == 1
+        moving = step.with_gradients if is_whole else step.activations + shares.gradients
+        at_once = shares.optimizer // 2 if on_gpu else 0  # there AdamW works on all tensors together
+        return cls(shares, step, parts, always + max(moving, shares.gradients + at_once))
+
+    def rows(self) -> dict[str, int]:
+        """By name, in the order in which they are shown."""
+        shares, step = self.shares, self.step
+        return {
+            "weights": shares.weights,
+            "gradients": shares.gradients,
+            "optimiser": shares.optimizer,
+            "exchange": shares.exchange,
+            "batch": self.parts * step.batch,
+            "activations": step.activations,
+            "at the fullest": self.fullest,
+        }
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Where the steps of a run come from."""
+
+    sources: Sources
+    data: DataConfig
+    windows: Sequence[WindowIndex]
+    sampler: StepSampler
+    train: TrainConfig
+    seed: int
+
+    def as_drawn(self, task: TrainingTask, num_processes: int) -> StepSize:
+        """The sizes of the first steps of a run, of the one with most items, for the process with most users."""
+        num_steps = max(1, min(STEPS_DRAWN, USERS_DRAWN // self.train.batch_users, self.sampler.steps_per_epoch))
+        steps = [self._step(step, num_processes) for step in range(num_steps)]
+        windows = max(steps, key=lambda keys: len(np.unique(np.concatenate(keys))))
+        item_keys = np.unique(np.concatenate(windows))
+        num_items = self._num_items if View.CATALOGUE in task.needs else len(item_keys)
+        sees_all = gathers(self.train.gather, num_processes)
+        longest, slots = max(map(len, windows)), sum(len(keys) - 1 for keys in windows)
+        return StepSize(
+            users=math.ceil(len(windows) / num_processes) if sees_all else len(windows),
+            positions=longest,
+            filled=slots / (len(windows) * (longest - 1)),
+            items=num_items,
+            encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
+            tokens=self._longest_text(task, item_keys),
+        )
+
+    def at_most(self, task: TrainingTask, num_processes: int) -> StepSize:
+        """Full windows, whose items are all different and have the longest texts."""
+        sees_all = gathers(self.train.gather, num_processes)
+        num_users = math.ceil(self.train.batch_users / self.train.accumulate.user_parts)
+        own = math.ceil(num_users / num_processes)
+        seen = (num_users if sees_all else own) * self.data.window.size
+        num_items = self._num_items if View.CATALOGUE in task.needs else min(seen, self._num_items)
+        tokenizer = task.recommender.item_encoder.tokenizer
+        return StepSize(
+            users=own,
+            positions=self.data.window.size,
+            filled=1.0,
+            items=num_items,
+            encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
+            tokens=0 if tokenizer is None else tokenizer.max_tokens,
+        )
+
+    @property
+    def _num_items(self) -> int:
+        return sum(domain.num_items for domain in self.sources.domains)
+
+    def _step(self, step: int, num_processes: int) -> list[Ints]:
+        """The items of each window that the first process sees negatives of, in the first part of a step."""
+        parts = self.train.accumulate.user_parts
+        draw = Draw(*(np.array_split(column, parts)[0] for column in self.sampler.step(0, step)))
+        if not gathers(self.train.gather, num_processes):
+            draw = Draw(*(share(column, 0, num_processes) for column in draw))
+        first_key = np.cumsum([0, *(domain.num_items for domain in self.sources.domains)])
+        windows = []
+        for domain, window, visit in zip(*(column.tolist() for column in draw), strict=True):
+            rows = self.windows[domain].items(window, generator(self.seed, Purpose.WINDOW, visit, domain, window))
+            windows.append(first_key[domain] + rows)
+        return windows
+
+    def _longest_text(self, task: TrainingTask, item_keys: Ints) -> int:
+        """In tokens, among at most a thousand of these items."""
+        tokenizer = task.recommender.item_encoder.tokenizer
+        if tokenizer is None:
+            return 0
+        chosen = item_keys[:: math.ceil(len(item_keys) / TEXTS_READ)]
+        first_key, longest = 0, 1
+        for domain in self.sources.domains:
+            rows = chosen[(chosen >= first_key) & (chosen < first_key + domain.num_items)] - first_key
+            texts = [text for text in domain.texts(rows) if text is not None]
+            longest = max([longest, *map(len, tokenizer.encode(texts))])
+            first_key += domain.num_items
+        return longest
+
+
+def memory_lines(
+    task: TrainingTask,
+    drawing: Drawing,
+    launched: Launched,
+    machine: MachineConfig,
+    prefixes: Collection[Modality] = (),
+) -> list[str]:
+    """What a process of a run needs, for people.
+
+    `task` is on the meta device, and else as it is when training begins. `prefixes`: whose frozen states are kept.
+    """
+    spread, number, train = launched.file.spread, launched.num_processes, drawing.train
+    on_cpu = launched.file.on_cpu or machine.device == "cpu"
+    kernels = Kernels(not on_cpu, HALVES.get(machine.precision))
+    shares = Shares.of(task, spread, number)
+    sizes = drawing.as_drawn(task, number), drawing.at_most(task, number)
+    parts = train.accumulate.user_parts
+    needs = [
+        Need.of(shares, step_memory(task, size, kernels, prefixes), parts, spread, on_gpu=not on_cpu) for size in sizes
+    ]
+    first, last = (need.rows() for need in needs)
+    drawn, most = sizes
+    place = "on the CPU" if on_cpu else "on a GPU"
+    lines = [
+        f"memory of each process ({launched.told()}, {machine.precision}, {place}):",
+        shared_out(train.batch_users, number, train.gather),
+        f"{'':<16}{'as drawn':>16}{'at most':>16}",
+        *(f"{name:<16}{_megabytes(first[name]):>16}{_megabytes(last[name]):>16}" for name in first),
+        f"as drawn: {_words(drawn)}; at most: {_words(most)}",
+        "at the fullest is less than the sum where gradients come as activations go",
+    ]
+    if not on_cpu:
+        kept = f"; kept states take up to {DEVICE_SHARE:.0%} of what is left" if prefixes else ""
+        lines.append(f"beside it on the device: what CUDA and its libraries take, about 0.5 to 1 GB{kept}")
+    return lines
+
+
+def _words(size: StepSize) -> str:
+    text = f", of up to {size.tokens} tokens" if size.tokens else ""
+    return f"{size.items:,} items as negatives, {size.encoded:,} encoded by a process{text}"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _numbers(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _gathered(task: TrainingTask) -> int:
+    """Numbers that FSDP2 holds whole at a time: what is outside of blocks, two blocks, and gradients of the same."""
+    blocks = blocks_of(task.recommender)
+    sizes = sorted((_with_gradients(block) for block in blocks), reverse=True)
+    return _with_gradients(task) - sum(sizes) + sum(sizes[:2])
+
+
+def _with_gradients(module: nn.Module) -> int:
+    tensors = list(module.parameters())
+    return _numbers(tensors) + _numbers([tensor for tensor in tensors if tensor.requires_grad])
+
+
+def _first_share(parameter: Tensor, num_processes: int) -> int:
+    """Numbers of the first of the pieces into which a tensor is cut along its first dimension."""
+    length = parameter.shape[0] if parameter.dim() else 1
+    return math.ceil(length / num_processes) * (parameter.numel() // max(1, length))
