@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -65,12 +65,9 @@ class RunLog:
             return
         if self._file is not None:
             record = {"event": kind, "step": step, "time_s": round(time.monotonic() - self._started_s, 3), **figures}
-            try:
+            with self._writing():
                 self._file.write(json.dumps(_json_safe(record)) + "\n")
                 self._file.flush()
-            except OSError as error:
-                what = f"{self._file.name}: cannot be written: {error.strerror}"
-                raise MachineError(f"{what}; mend that, then go on with --resume") from error
         numbers = {f"{kind}/{name}": float(value) for name, value in flat(figures).items()}
         for board in self._boards.values():
             board.show(numbers, step)
@@ -88,13 +85,22 @@ class RunLog:
             return None
         return str(path)
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = f"{self._file.name if self._file else ''}: cannot be written: {error.strerror}"
+            raise MachineError(f"{what}; mend that, then go on with --resume") from error
+
     def mark(self) -> dict[str, float]:
         """Where events.jsonl stands, once the disk has it, and how long the run has lasted."""
         num_bytes = 0
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            num_bytes = os.fstat(self._file.fileno()).st_size
+            with self._writing():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                num_bytes = os.fstat(self._file.fileno()).st_size
         return {"bytes": num_bytes, "seconds": time.monotonic() - self._started_s}
 
     def go_back(self, mark: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pmmrec.atomic import writing_to
 from pmmrec.contracts import Batch, Modality, Prefix, View, to_device
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.domain import Domain
@@ -106,8 +107,9 @@ def start_backbones(
         # A run that goes on finds those it began with: it kept no state before they were whole.
         if encoder.weights is None and part not in (given or {}) and not (folder / part).exists():
             family = text_encoders if part == "text_encoder" else vision_encoders
-            (folder / part).mkdir(parents=True)
-            family.part_class(encoder).start(encoder, folder / part, texts())
+            with writing_to(folder / part):
+                (folder / part).mkdir(parents=True)
+                family.part_class(encoder).start(encoder, folder / part, texts())
 
 
 def find_backbones(

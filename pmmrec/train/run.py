@@ -11,6 +11,7 @@ from typing import Protocol
 
 from typing_extensions import Self
 
+from pmmrec.atomic import whole_file
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.run_folder import EVENTS_FILE, Standing, environment, is_requeued, run_folder, write_json
@@ -69,7 +70,8 @@ class Run:
                 here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume)
                 standing = stack.enter_context(here)
             if processes.is_main and standing is not Standing.FINISHED:
-                (recipe.folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+                with whole_file(recipe.folder / "recipe.yaml") as draft:
+                    draft.write_text(recipe.to_yaml(), encoding="utf-8")
                 write_json(recipe.folder / "environment.json", environment(processes.world, processes.device))
             standing = processes.from_main(standing)
             log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)

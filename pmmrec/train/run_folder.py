@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pmmrec.atomic import whole_file
+from pmmrec.atomic import whole_file, writing_to
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.processes import alone_in
 from pmmrec.settings import parse_yaml
@@ -33,8 +33,10 @@ _FREE = (
     "machine.project",
     "data.workers",
     "cache",
+    "hub",
     "prefix_budget_gb",
     "train.state",
+    "train.step_minutes",
     "train.on_nonfinite",  # such a step changes no weight in any case
 )
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")
@@ -105,8 +107,9 @@ def _locked(folder: Path, patience_s: float) -> Iterator[None]:
                 if time.monotonic() > until_s:
                     raise
                 time.sleep(0.2)
-        os.ftruncate(held, 0)
-        os.pwrite(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with writing_to(lock):
+            os.ftruncate(held, 0)
+            os.pwrite(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pmmrec.errors import CheckpointError, MachineError, RecipeError
+from pmmrec.atomic import writing_to
+from pmmrec.errors import CheckpointError, RecipeError
 
 INDEX_NAME = "model_index.json"
 MAX_JSON_BYTES = 64_000_000
@@ -63,17 +64,16 @@ def writing(folder: Path, *, replace: bool) -> Iterator[Path]:
     _refuse_taken(folder, replace=replace)
     incomplete, previous = folder.with_name(folder.name + INCOMPLETE), folder.with_name(folder.name + PREVIOUS)
     try:
-        _settle(folder, incomplete, previous)
-        incomplete.mkdir(parents=True)
-        yield incomplete
-        _flush(incomplete)
-        if folder.exists():
-            folder.rename(previous)
-        incomplete.rename(folder)
-        _flush_entry(folder.parent)
-        shutil.rmtree(previous, ignore_errors=True)
-    except OSError as error:
-        raise MachineError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        with writing_to(folder):
+            _settle(folder, incomplete, previous)
+            incomplete.mkdir(parents=True)
+            yield incomplete
+            _flush(incomplete)
+            if folder.exists():
+                folder.rename(previous)
+            incomplete.rename(folder)
+            _flush_entry(folder.parent)
+            shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)
 
@@ -232,10 +232,8 @@ def standalone(tensor: Tensor) -> Tensor:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file. Raises MachineError when the disk refuses."""
-    try:
+    with writing_to(path):
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
-        raise MachineError(f"{path}: cannot be written: {error}") from error
 
 
 def sharing(tensors: Mapping[str, Tensor]) -> list[str]:
