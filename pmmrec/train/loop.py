@@ -341,8 +341,13 @@ class Loop:
         self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}")
 
     def _end_epoch(self) -> None:
-        for callback in self._callbacks:
-            callback.epoch_ended(self, self.epoch)
+        try:
+            for callback in self._callbacks:
+                callback.epoch_ended(self, self.epoch)
+        except MachineError as error:  # such as a disk that is full when better weights are kept
+            if self._states is None:
+                raise
+            raise MachineError(f"{error}; --resume goes on from the last state") from error
         self.epoch += 1
         if self._states is not None:
             self._wishes.take()  # of the last step, and spoken of in what follows
