@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check real evidence evidence-gpu benchmarks torture clean
+.PHONY: quickstart test check real evidence evidence-gpu benchmarks torture hosts clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-deepspeed: $(VENV)/installed-dev
+	$(PIP) --editable '.[dev,deepspeed]'
 	@touch $@
 
 quickstart: $(VENV)/installed  ## the whole way on the demo world: import, pretrain, publish, transfer, rank
@@ -53,6 +57,9 @@ benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on
 
 torture: $(VENV)/installed-dev  ## kill a pretraining KILLS times in a row, at random moments; it must end as if nobody had
 	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)
+
+hosts: $(VENV)/installed-deepspeed  ## pretrain on two hosts (network namespaces: needs root and iproute2), and cut one off
+	$(BIN)/python -m pytest -m '' tests/distributed/test_two_hosts.py
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean

@@ -24,9 +24,13 @@ def errors_for_people() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if _is_out_of_memory(error):
+            told = "not enough memory; lower train.batch_users or the model's width"
+        elif _is_of_another_process(error):
+            told = f"another process of this run has ended, or its machine is gone; it may have said why: {error}"
+        else:
             raise
-        typer.echo("error: not enough memory; lower train.batch_users or the model's width", err=True)
+        typer.echo(f"error: {told}", err=True)
         raise typer.Exit(MachineError.exit_code) from error
     except BrokenPipeError:
         raise  # who read our output has gone; typer knows what to do
@@ -42,6 +46,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     """Torch says it in its own way: of a GPU by a class of its own, of the machine in words alone."""
     is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError) or is_of_torch
+
+
+def _is_of_another_process(error: BaseException) -> bool:
+    """Torch tells of a lost connection by a class of its own on GPUs, in words alone on the CPU."""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo/transport/" in str(error)
 
 
 def show_any_letter() -> None:

@@ -329,6 +329,7 @@ def test_tables_without_pictures_are_imported(home: Path, world: Path, pmmrec: P
         (KeyboardInterrupt(), 130, "stopped\n"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "error: not enough memory; lower"),
         (torch.OutOfMemoryError("CUDA out of memory"), 4, "error: not enough memory; lower"),
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:1] closed by peer"), 4, "error: another process of this run has"),
         (RecipeError("name: wrong"), 2, "error: name: wrong\n"),
     ],
 )
