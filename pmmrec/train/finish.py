@@ -113,7 +113,8 @@ def rank_test_targets(
     """
     outcome = None
     kept = run.folder / CHECKPOINT_FOLDER
-    evaluations = _test(run, recipe, kept, sources, base) if recipe.rank_test else ()
+    with loop.watched():
+        evaluations = _test(run, recipe, kept, sources, base) if recipe.rank_test else ()
     if run.processes.is_main:
         best_epoch, _ = loop.best or (0, 0.0)
         outcome = Outcome(

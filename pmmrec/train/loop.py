@@ -133,8 +133,12 @@ class Loop:
             sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
             self.log.event("parameters", 0, **sizes)
         self.log.say(self.cost.words())
-        with self._watch.open():
+        with self.watched():
             self._fit()
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Around what all processes do together: where one of them is silent for too long, this one ends."""
+        return self._watch.open()
 
     def _fit(self) -> None:
         if self.epoch == 0:

@@ -66,9 +66,10 @@ class Voices:
         self._host = socket.gethostname()
         self.others = {other: Voice() for other in range(world if store is not None else 0) if other != rank}
         self._heard_s = time.monotonic()
-        self._beat, self._gone = 0, None if store is not None else ""
+        self._beat = 0
+        self._gone: str | None = ""  # None while it speaks
         self._wake, self._answered = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._talk, name="voices", daemon=True)
+        self._thread: threading.Thread | None = None
 
     @property
     def unreached_s(self) -> float:
@@ -76,23 +77,26 @@ class Voices:
         return time.monotonic() - self._heard_s if self._gone is None else 0.0
 
     def open(self) -> None:
+        """Speak and hear from now on, until `leave`."""
         self._heard_s = time.monotonic()
         self.others = {other: Voice() for other in self.others}
         if self.others:
+            self._gone = None
+            self._thread = threading.Thread(target=self._talk, name="voices", daemon=True)
             self._thread.start()
 
     def ask(self, patience_s: float) -> None:
         """Hear all anew, unless that takes longer."""
         self._answered.clear()
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._answered.wait(patience_s)
 
     def leave(self, why: str, patience_s: float) -> None:
         """Tell the others that no more will be heard, and why; empty where this process came to its end."""
         self._gone = why
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(patience_s)
 
     def _talk(self) -> None:

@@ -46,7 +46,7 @@ class Watch:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Watch as long as the block lasts, once. MachineError where it lost the connection to another process."""
+        """Watch as long as the block lasts. MachineError where it lost the connection to another process."""
         ended, why = threading.Event(), ""
         thread = threading.Thread(target=self._follow, args=(ended,), name="watch", daemon=True)
         self._voices.open()
