@@ -24,6 +24,7 @@ from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.encoded import NotFiniteVectorError, kept_vectors
+from pmmrec.evaluation.floors import left_out
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import ListMaker
@@ -112,6 +113,8 @@ class System:
         queries = scenario_queries(split, scenario)
         model, reader = self._model_for(opened), self._reader_for(opened)
         evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen)
+        if warning := left_out(split):
+            self._warn(warning)
         floors = floors_of(split, seen, queries.holdout)
         is_held_out, learned = queries.is_held_out_Q, self._learned_from(opened)
         found = domain_outcome(split, evaluation, floors, is_held_out_Q=is_held_out, learned_here=learned)

@@ -82,18 +82,20 @@ class ArrowTable:
         """
         for batch in range(self.num_batches):
             self.read(batch, names)
+        give_back_memory()
         whole = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in self.paths]
         return pa.concat_tables(whole if names is None else [table.select(names) for table in whole])
 
-    def cells(self, column: int) -> Cells:
-        """Single rows of a list or text column."""
+    def cells(self, name: str, *, may_lack: bool = False) -> Cells:
+        """Single rows of a column of lists, texts or bytes. `may_lack`: some may be missing, and are not asked for."""
+        column = self._names.index(name)
         spans: list[_Span] = []
         for path in self.paths:
             file = path.open("rb", buffering=0)  # closed with the last reader of it
             with _mapped(path) as source:
                 whole, reader = source.read_buffer(), pa.ipc.open_file(source)
                 batches = map(reader.get_batch, range(reader.num_record_batches))
-                spans += [_span(path, file, whole, batch, column) for batch in batches]
+                spans += [_span(path, file, whole, batch.column(column), name, may_lack) for batch in batches]
         return Cells(self.starts, spans)
 
 
@@ -147,6 +149,11 @@ class Cells:
         return np.concatenate(found)
 
 
+def give_back_memory() -> None:
+    """After a pass over a large file: Arrow would keep what it no longer needs."""
+    pa.default_memory_pool().release_unused()
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[pa.MemoryMappedFile]:
     """The file for as long as its layout is read. DataError where it is no Arrow file."""
@@ -164,11 +171,10 @@ def _check_fields(path: Path, schema: pa.Schema, fields: Sequence[pa.Field]) -> 
             raise DataError(f"{path}: {found}; import the domain again")
 
 
-def _span(path: Path, file: BinaryIO, whole: pa.Buffer, batch: pa.RecordBatch, place: int) -> _Span:
+def _span(path: Path, file: BinaryIO, whole: pa.Buffer, column: pa.Array, name: str, may_lack: bool) -> _Span:
     """Where the buffers of a column lie in the file that `whole` is."""
-    name, column = batch.schema.names[place], batch.column(place)
-    values = None if pa.types.is_large_string(column.type) else column.values
-    if column.null_count or (values is not None and values.null_count):
+    values = column.values if pa.types.is_large_list(column.type) else None
+    if (column.null_count and not may_lack) or (values is not None and values.null_count):
         what = f"a {name}" if values is None else f"one of the {name}, or an entry of one,"
         raise DataError(f"{path}: {what} is missing; import the domain again")
     held = column.buffers()[2] if values is None else values.buffers()[1]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pmmrec.contracts import Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import IMAGES_FILE
-from pmmrec.data.text import TokenTable
+from pmmrec.data.text import TokenTable, first_equal
 from pmmrec.errors import DataError, MachineError
 
 Ints = NDArray[np.int64]
@@ -52,10 +52,10 @@ def contents_of(domain: Domain, modalities: frozenset[Modality], tokens: TokenTa
         return Contents(rows, np.ones(domain.num_items, dtype=bool))
     same_as_N = np.zeros_like(rows)
     if tokens is not None:
-        same_as_N = _first_alike(rows, map(tokens.content, rows.tolist()))
+        same_as_N = tokens.first_alike()
     if Modality.IMAGE in modalities:
         same_image_N = _same_images(domain, cache)
-        same_as_N = _first_alike(rows, zip(same_as_N.tolist(), same_image_N.tolist(), strict=True))
+        same_as_N = first_equal(same_as_N * domain.num_items + same_image_N)
     return Contents(same_as_N, is_readable(domain, modalities))
 
 

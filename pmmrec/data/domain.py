@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pmmrec.contracts import Modality
-from pmmrec.data.arrow import ArrowTable
+from pmmrec.data.arrow import ArrowTable, Cells
 from pmmrec.data.info import (
     DOMAIN_FILE,
     IMAGES_FILE,
@@ -32,17 +32,18 @@ class Domain:
     """A domain on disk: nothing is read before it is asked for, and rows are read at random."""
 
     def __init__(
-        self, folder: Path, info: DomainInfo, items: pa.Table, images: pa.Table | None, sequences: Sequences
+        self, folder: Path, info: DomainInfo, items: ArrowTable, images: ArrowTable | None, sequences: Sequences
     ) -> None:
         self.folder, self.info, self.sequences = folder, info, sequences
-        self.item_ids = items["item_id"]
-        self._texts = _Column(items["text"])
-        self._attributes = {name: items[name] for name in items.column_names if name not in ("item_id", "text")}
-        self._images = _Column(images["jpeg"]) if images is not None else None
-        has_image = images["jpeg"].is_valid().to_numpy() if images is not None else np.zeros(len(items), dtype=bool)
+        table, pictures = items.mapped(), None if images is None else images.mapped()
+        self.item_ids = table["item_id"]
+        self._attributes = {name: table[name] for name in table.column_names if name not in ("item_id", "text")}
+        self._texts = items.cells("text", may_lack=True)
+        self._images = None if images is None else images.cells("jpeg", may_lack=True)
+        none = np.zeros(len(table), dtype=bool)
         self.has: Mapping[Modality, np.ndarray] = {
-            Modality.TEXT: items["text"].is_valid().to_numpy(),
-            Modality.IMAGE: has_image,
+            Modality.TEXT: table["text"].is_valid().to_numpy(),
+            Modality.IMAGE: none if pictures is None else pictures["jpeg"].is_valid().to_numpy(),
         }
 
     @classmethod
@@ -56,8 +57,8 @@ class Domain:
         info = read_info(folder)
         for name, record in info.files.items():
             _check_size(folder / name, record)
-        items = _mapped(folder, info, ITEMS_FILE, ITEM_FIELDS)
-        images = _mapped(folder, info, IMAGES_FILE, tuple(IMAGES_SCHEMA)) if info.parts(IMAGES_FILE) else None
+        items = _table(folder, info, ITEMS_FILE, ITEM_FIELDS)
+        images = _table(folder, info, IMAGES_FILE, tuple(IMAGES_SCHEMA)) if info.parts(IMAGES_FILE) else None
         domain = cls(folder, info, items, images, Sequences(folder, info))
         if not streamed:
             found, said = domain.sequences.check(), info.num_interactions
@@ -134,7 +135,15 @@ class Domain:
 
     def texts(self, rows: np.ndarray) -> list[str | None]:
         """The text of each item in `rows`, None where it has none."""
-        return self._texts.read(rows)
+        found = self._read(self._texts, Modality.TEXT, rows)
+        return [None if text is None else text.decode() for text in found]
+
+    def _read(self, cells: Cells, modality: Modality, rows: np.ndarray) -> list[bytes | None]:
+        rows = np.asarray(rows)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_items):
+            raise IndexError(f"item rows must lie in 0..{self.num_items - 1}, found {rows.min()}..{rows.max()}")
+        has = self.has[modality][rows].tolist()
+        return [cells.read(row) if is_there else None for row, is_there in zip(rows.tolist(), has, strict=True)]
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -151,7 +160,7 @@ class Domain:
 
     def jpegs(self, rows: np.ndarray) -> list[bytes | None]:
         """The stored image of each item in `rows`, None where it has none."""
-        return self._images.read(rows) if self._images is not None else [None] * len(rows)
+        return [None] * len(rows) if self._images is None else self._read(self._images, Modality.IMAGE, rows)
 
     def rows_of(self, item_ids: Sequence[str | None]) -> np.ndarray:
         """int64 row of each id, -1 where the domain has no such item."""
@@ -160,24 +169,8 @@ class Domain:
         return rows
 
 
-class _Column:
-    """Rows of a column, at random. `ChunkedArray.take` would first join all chunks, and so read the whole file."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._chunks = column.chunks
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
-
-    def read(self, rows: np.ndarray) -> list[Any]:
-        rows = np.asarray(rows)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self._starts[-1]):
-            raise IndexError(f"item rows must lie in 0..{self._starts[-1] - 1}, found {rows.min()}..{rows.max()}")
-        places = np.searchsorted(self._starts, rows, side="right") - 1
-        inner = rows - self._starts[places]
-        return [self._chunks[c][r].as_py() for c, r in zip(places.tolist(), inner.tolist(), strict=True)]
-
-
-def _mapped(folder: Path, info: DomainInfo, name: str, fields: tuple[pa.Field, ...]) -> pa.Table:
-    return ArrowTable([folder / part for part in info.parts(name)], fields, info.num_items).mapped()
+def _table(folder: Path, info: DomainInfo, name: str, fields: tuple[pa.Field, ...]) -> ArrowTable:
+    return ArrowTable([folder / part for part in info.parts(name)], fields, info.num_items)
 
 
 def _opened_again(folder: Path) -> Domain:

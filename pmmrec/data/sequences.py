@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pmmrec.data.arrow import ArrowTable
+from pmmrec.data.arrow import ArrowTable, give_back_memory
 from pmmrec.data.info import SEQUENCE_FIELDS, SEQUENCES_FILE, TIMES_FIELD, DomainInfo
 from pmmrec.errors import DataError
 
@@ -35,8 +35,8 @@ class Sequences:
         fields = SEQUENCE_FIELDS if info.time_unit is None else (*SEQUENCE_FIELDS, TIMES_FIELD)
         self._num_items = info.num_items
         self.table = ArrowTable([folder / name for name in info.parts(SEQUENCES_FILE)], fields, info.num_users)
-        self._ids, self._items = self.table.cells(0), self.table.cells(1)
-        self._times = self.table.cells(2) if info.time_unit is not None else None
+        self._ids, self._items = self.table.cells("user_id"), self.table.cells("items")
+        self._times = self.table.cells("times") if info.time_unit is not None else None
 
     @property
     def num_users(self) -> int:
@@ -72,6 +72,7 @@ class Sequences:
             offset_B = lists.offsets.to_numpy().astype(np.int64)
             item_H = lists.values.to_numpy()[offset_B[0] : offset_B[-1]]
             yield Stretch(self.table.starts[batch], offset_B - offset_B[0], item_H)
+        give_back_memory()
 
     def sound_batch(self, batch: int, names: Sequence[str] | None = None) -> pa.RecordBatch:
         """Some columns of one batch, or all: the items are of the domain, and each has its time where both are read."""
@@ -83,7 +84,9 @@ class Sequences:
     def check(self) -> int:
         """Read all there is, and count the interactions. Raises DataError where something is not as it must be."""
         batches = map(self.sound_batch, range(self.table.num_batches))
-        return sum(len(batch.column("items").flatten()) for batch in batches)
+        num_interactions = sum(len(batch.column("items").flatten()) for batch in batches)
+        give_back_memory()
+        return num_interactions
 
 
 def _check_lists(path: Path, lists: Sequence[pa.Array], num_items: int) -> None:

@@ -37,15 +37,17 @@ class WindowIndex:
 
     def __init__(self, split: Split, config: WindowConfig) -> None:
         self._split, self._config = split, config
-        users, num_windows = [], []
+        users, num_users = np.empty(split.domain.num_users, np.min_scalar_type(split.domain.num_users)), 0
+        num_windows = []
         self._shows_all_once = config.policy != "all"
         for first, lengths in split.train_lengths():
             self._shows_all_once &= bool(((lengths >= 2) & (lengths <= config.size)).all())
             can_train = np.flatnonzero(lengths >= 2)
-            users.append((first + can_train).astype(np.min_scalar_type(split.domain.num_users)))
+            users[num_users : num_users + len(can_train)] = first + can_train
+            num_users += len(can_train)
             if config.policy == "all":
                 num_windows.append(-(-(lengths[can_train] - 1) // (config.size - 1)))
-        self._users = np.concatenate(users)
+        self._users = users[:num_users]
         self._first_window = (
             np.concatenate([[0], np.cumsum(np.concatenate(num_windows))]) if config.policy == "all" else None
         )

@@ -23,6 +23,7 @@ from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender
 
 ITEMS_AT_ONCE = 256
+ROWS_AT_ONCE = 1 << 18
 SCORES_AT_ONCE = 1 << 25  # users x items of one chunk: 128 MB of float32
 
 
@@ -116,11 +117,13 @@ def encode_catalogue(
             if is_own:
                 vectors_ND[items.row_U.to(device)] = fused_UD.float()
     vectors_ND = team.summed(vectors_ND)  # where one has a vector all others have zeros, so nothing is rounded
-    vectors_ND = vectors_ND[torch.from_numpy(contents.same_as_N).to(device)]
-    is_finite_N = torch.isfinite(vectors_ND).all(dim=1)
-    if not is_finite_N.all():
-        row = int(torch.nonzero(~is_finite_N)[0])
-        raise DataError(f"domain {domain_index}: the vector of item {row} is not finite; has the model diverged?")
+    for start in range(0, num_items, ROWS_AT_ONCE):  # in place: the first of those that are alike stays as it is
+        end = start + ROWS_AT_ONCE
+        vectors_ND[start:end] = vectors_ND[torch.from_numpy(contents.same_as_N[start:end]).to(device)]
+        is_broken_U = ~torch.isfinite(vectors_ND[start:end]).all(dim=1)
+        if is_broken_U.any():
+            row = start + int(torch.nonzero(is_broken_U)[0])
+            raise DataError(f"domain {domain_index}: the vector of item {row} is not finite; has the model diverged?")
     return vectors_ND
 
 

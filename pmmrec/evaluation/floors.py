@@ -75,12 +75,29 @@ def item_knn_floor(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, d
     return score
 
 
+MAX_HELD = 200_000_000  # training items of all users that a floor may hold in memory at once, some 30 bytes each
+
 FLOORS: Mapping[str, Floor] = {
     "random": random_floor,
     "popularity": popularity_floor,
     "last-item Markov": markov_floor,
     "item-kNN": item_knn_floor,
 }
+
+
+def floors_for(split: Split) -> dict[str, Floor]:
+    """The floors that a domain is small enough for: of a very large one, those that count items alone."""
+    holds_all = {"last-item Markov", "item-kNN"} if split.domain.num_interactions > MAX_HELD else set()
+    return {name: floor for name, floor in FLOORS.items() if name not in holds_all}
+
+
+def left_out(split: Split) -> str | None:
+    """A warning that names the floors a domain is too large for."""
+    names = [name for name in FLOORS if name not in floors_for(split)]
+    if not names:
+        return None
+    num = split.domain.num_interactions
+    return f"{split.domain.name}: {' and '.join(names)} would hold {num:,} interactions in memory, and are left out"
 
 
 def _cosines(is_in_VN: sparse.csr_array, shrinkage: float) -> sparse.csr_array:

@@ -16,7 +16,7 @@ from pmmrec.data.info import NAME_PATTERN
 from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
-from pmmrec.evaluation.floors import FLOORS
+from pmmrec.evaluation.floors import floors_for
 from pmmrec.evaluation.ranking import Seen, rank_targets
 from pmmrec.evaluation.scenarios import Scenario, popularity_masks
 from pmmrec.evaluation.significance import Interval
@@ -129,10 +129,10 @@ def domain_outcome(
 
 
 def floors_of(split: Split, seen: Seen = "exclude", holdout: Holdout | None = None) -> dict[str, Evaluation]:
-    """Every floor on the test targets, or on those of `holdout`; they know the train part only."""
+    """Every floor that can be had, on the test targets or on those of `holdout`; they know the train part only."""
     holdout, num_items = holdout or split.holdout("test"), split.domain.num_items
     chunk = users_at_once(num_items)
-    scores = {name: floor(split, holdout) for name, floor in FLOORS.items()}
+    scores = {name: floor(split, holdout) for name, floor in floors_for(split).items()}
     return {
         name: summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
         for name, score in scores.items()

@@ -157,3 +157,30 @@ def test_two_domains_of_one_name_are_refused() -> None:
 def test_a_step_beyond_the_epoch_is_refused() -> None:
     with pytest.raises(IndexError, match="step 3 of 3"):
         sampler([12]).step(0, 3)
+
+
+@pytest.mark.parametrize("batches", ["mixed", "one_domain"])
+@pytest.mark.parametrize("epoch_users", [1, 7, 20, 64])
+def test_short_epochs_see_every_window_before_any_comes_again(epoch_users: int, batches: str) -> None:
+    sampler = StepSampler([20], ["shop"], 4, 0, MixingConfig(epoch_users=epoch_users, batches=batches))
+    seen: list[tuple[int, int]] = []
+    for epoch in range(-(-60 // epoch_users)):
+        draws = [sampler.step(epoch, step) for step in range(sampler.steps_per_epoch)]
+        assert sum(len(draw.window_B) for draw in draws) == epoch_users
+        seen += [pair for draw in draws for pair in zip(draw.pass_B.tolist(), draw.window_B.tolist(), strict=True)]
+    assert {(number, window) for number in range(3) for window in range(20)} <= set(seen)
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_epoch_too_short_for_a_domain_is_refused() -> None:
+    with pytest.raises(RecipeError, match="its weight gives it none of 1 users"):
+        StepSampler([10, 10], ["a", "b"], 4, 0, MixingConfig(epoch_users=1))
+
+
+def test_steps_can_be_asked_for_in_any_order() -> None:
+    config = MixingConfig(by="equal")
+    fresh = StepSampler([7, 30], ["a", "b"], 5, 3, config)
+    forth = {(epoch, step): fresh.step(epoch, step) for epoch in range(4) for step in range(fresh.steps_per_epoch)}
+    other = StepSampler([7, 30], ["a", "b"], 5, 3, config)
+    for (epoch, step), draw in reversed(forth.items()):
+        assert all((ours == theirs).all() for ours, theirs in zip(draw, other.step(epoch, step), strict=True))

@@ -54,3 +54,20 @@ def test_a_domain_of_short_users_has_no_queries(make_domain: Any) -> None:
     queries = Split(make_domain([[0, 1], [1]])).holdout("test")
     assert queries.num_queries == len(queries.history_items) == 0
     assert queries.history_offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_some_users_are_ranked_always_the_same_ones(make_domain: Any, name: str) -> None:
+    split = Split(make_domain([[0, 1, 2, user % 4, 3] for user in range(40)] + [[0, 1]]))
+    some, whole = split.holdout(name, 7), split.holdout(name)
+    assert len(some.user_index) == 7 < whole.num_queries == 40
+    assert (np.diff(some.user_index) > 0).all()
+    assert some.user_index.tolist() == Split(split.domain).holdout(name, 7).user_index.tolist()
+    for place, user in enumerate(some.user_index.tolist()):
+        assert some.target[place] == whole.target[user]
+        assert some.history(place).tolist() == whole.history(user).tolist()
+
+
+def test_more_users_than_there_are_is_all_of_them(make_domain: Any) -> None:
+    split = Split(make_domain([[0, 1, 2], [2, 1, 0]]))
+    assert split.holdout("test", 9).user_index.tolist() == [0, 1]

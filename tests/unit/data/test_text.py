@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pmmrec.data import text
 from pmmrec.data.text import TokenTable
 from pmmrec.errors import DataError
 
@@ -97,3 +98,35 @@ def test_a_table_sent_to_another_process_maps_the_files_again(domain: Any, token
     assert len(sent) < 500
     received = pickle.loads(sent)  # noqa: S301  # what a DataLoader does where it cannot fork
     np.testing.assert_array_equal(received.read(np.arange(4))[0], table.read(np.arange(4))[0])
+
+
+@pytest.fixture
+def many(make_domain: Any, tokenizer: Any, tmp_path: Path) -> TokenTable:
+    """Texts of one to four short words, many of them alike, some missing."""
+    rng = np.random.default_rng(0)
+    words = np.array(["a", "bb", "ccc"])
+    texts = [None if not rng.integers(9) else " ".join(rng.choice(words, rng.integers(1, 5))) for _ in range(300)]
+    return TokenTable.open(make_domain([[0, 1, 2]], texts=texts, images=range(300)), tokenizer, tmp_path / "cache")
+
+
+def first_alike_by_loops(table: TokenTable) -> list[int]:
+    contents = [table.content(row) for row in range(300)]
+    return [contents.index(content) for content in contents]
+
+
+@pytest.mark.parametrize("rows_at_once", [7, 1 << 18])
+def test_alike_texts_are_found(many: TokenTable, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
+    monkeypatch.setattr(text, "ROWS_AT_ONCE", rows_at_once)
+    assert many.first_alike().tolist() == first_alike_by_loops(many)
+
+
+def test_texts_that_share_a_key_are_told_apart(many: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, asked = TokenTable._keys, []
+
+    def poor(table: TokenTable, seed: int) -> np.ndarray:
+        asked.append(seed)
+        return whole(table, seed) % np.uint64(2 if seed == 0 else 2**63)
+
+    monkeypatch.setattr(TokenTable, "_keys", poor)
+    assert many.first_alike().tolist() == first_alike_by_loops(many)
+    assert asked == [0, 1]
