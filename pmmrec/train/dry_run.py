@@ -87,6 +87,8 @@ def describe(
             stand_on(checkpoint, recommender, adapters, report.loaded)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer)
+    if launched is not None:
+        _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
     windows = [WindowIndex(split, data.window) for split in sources.splits]
     counts = [index.num_windows for index in windows]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
@@ -102,7 +104,6 @@ def describe(
     steps = sampler.steps_per_epoch
     log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
     if launched is not None:
-        _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
         drawing = Drawing(sources, data, windows, sampler, recipe.train, recipe.seed)
         log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
 
