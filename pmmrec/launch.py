@@ -73,6 +73,13 @@ class _DeepspeedKeys(_Keys):
 
 class _FsdpKeys(_Keys):
     fsdp_version: Literal[2]
+    fsdp_cpu_ram_efficient_loading: Literal[False] = Field(description="The model is built whole, then shared out.")
+    fsdp_offload_params: Literal[False] = Field(False, description="Shares stay on their device.")
+    fsdp_activation_checkpointing: Literal[False] = Field(
+        False, description="The recipe says it: train.checkpoint_activations."
+    )
+    fsdp_auto_wrap_policy: None = Field(None, description="The model says what its blocks are.")
+    fsdp_transformer_layer_cls_to_wrap: None = Field(None, description="The model says what its blocks are.")
 
 
 class _LaunchKeys(_Keys):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from train_together import KINDS, PAPER, SEED, SILENT, counted_calls, ranks_of, reader_of, sources_of, task_of, train
 
 from pmmrec.data.batches import DataConfig
@@ -32,6 +34,17 @@ def untrained(home: Path, processes: Processes) -> Loop:
     )
 
 
+def held(loop: Loop) -> dict[str, object]:
+    """How many numbers this process holds, how many there are, and what kinds of blocks are gathered one by one."""
+    tensors = [p for p in loop.task.parameters() if isinstance(p, DTensor)]
+    blocks = [m for m in loop.task.modules() if isinstance(m, FSDPModule) and m is not loop.task]
+    return {
+        "own": sum(tensor.to_local().numel() for tensor in tensors),
+        "whole": sum(parameter.numel() for parameter in loop.task.parameters()),
+        "blocks": sorted({type(block).__name__.removeprefix("FSDP") for block in blocks}),
+    }
+
+
 def main(home: Path, out: Path) -> None:
     """Every kind and way, one after another; then ranks of a model that is not trained."""
     processes = Processes(MachineConfig(device="cpu"))
@@ -41,6 +54,7 @@ def main(home: Path, out: Path) -> None:
     for way, (kind, settings) in WAYS.items():
         train(home, out / way, kind, processes, dtype, **settings)
     loop = untrained(home, processes)
+    (out / f"held-{processes.rank}.json").write_text(json.dumps(held(loop)))
     calls = counted_calls(loop.task)
     with loop.in_reach():
         ranks = ranks_of(home, loop.task, processes)

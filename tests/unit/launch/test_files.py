@@ -35,6 +35,11 @@ distributed_type: DEEPSPEED
 num_processes: 2
 deepspeed_config: {zero_stage: 2, zero3_init_flag: false, deepspeed_multinode_launcher: standard}
 """
+SHARDED = """\
+distributed_type: FSDP
+num_processes: 2
+fsdp_config: {fsdp_version: 2, fsdp_cpu_ram_efficient_loading: false}
+"""
 
 
 def test_every_shipped_launch_file_is_promised_something() -> None:
@@ -109,7 +114,9 @@ def test_a_file_that_is_not_there_is_told_with_what_is(name: str, told: str) -> 
         ("distributed_type: MULTI_GPU\n", "num_processes: field required"),
         ("distributed_type: DEEPSPEED\nnum_processes: 2\n", "deepspeed_config: missing"),
         ("distributed_type: FSDP\nnum_processes: 2\n", "fsdp_config: missing"),
-        ("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 1}\n", "fsdp_config.fsdp_version"),
+        (SHARDED.replace("version: 2", "version: 1"), "fsdp_config.fsdp_version"),
+        (SHARDED.replace("loading: false", "loading: true"), "fsdp_config.fsdp_cpu_ram_efficient_loading"),
+        (SHARDED.replace("{", "{fsdp_auto_wrap_policy: SIZE_BASED_WRAP, "), "fsdp_config.fsdp_auto_wrap_policy"),
         (WHOLE + "mixed_precision: bf16\n", "mixed_precision"),
         (WHOLE.replace("zero_stage: 2", "zero_stage: 3, zero3_save_16bit_model: false"), "no process has the whole"),
         (WHOLE.replace("zero3_init_flag: false", "zero3_init_flag: true"), "zero3_init_flag"),

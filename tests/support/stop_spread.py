@@ -1,0 +1,92 @@
+"""Train towers until the end or a signal, from a state where there is one: `... stop_spread.py HOME OUT [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from train_together import NOISY, SCALED, SEED, reader_of, sources_of, task_of
+
+from pmmrec.contracts import Batch
+from pmmrec.data.batches import DataConfig
+from pmmrec.errors import StoppedError
+from pmmrec.terminal import errors_for_people
+from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.prepare import Batches
+from pmmrec.train.processes import MachineConfig
+from pmmrec.train.run import Run
+from pmmrec.train.states import States
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `Run.start` asks for."""
+
+    folder: Path
+    name: str = "stopped"
+    machine: MachineConfig = field(default=MachineConfig(device="cpu"))
+
+    def to_yaml(self) -> str:
+        return f"name: {self.name}\n"
+
+
+class Disturbed(Batches):
+    """Batches at one of which the last process sends itself a signal, in the middle of a step."""
+
+    signal_at: int | None = None
+    count: int = 0
+
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
+        self.count += 1
+        if self.count == self.signal_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super().to_device(batch, device)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("home", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--signal-at", type=int, help="step of this attempt")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Leave the weights; end with 75 where the run was stopped."""
+    asked = options()
+    rates = {"learning_rate": 0.01, "eps": 1e-3, "warmup": 0.3, "schedule": "cosine"}
+    rules = {"batch_users": 5, "epochs": 1, "log_every": 1, "clip_norm": 0.5, "optimizer": rates}
+    config = TrainConfig.model_validate({**rules, "state": {"every_minutes": None}})
+    with errors_for_people(), Run.start(Recipe(asked.out / "run"), resume=True) as run:
+        sources = sources_of(asked.home)
+        task = task_of(asked.home, SCALED, sources)
+        if run.processes.spread.is_deepspeed:
+            task.float()
+        for module in task.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = asked.dropout
+        run.processes.seed(SEED, same=False)
+        reader = reader_of(asked.home, task, sources)
+        data = DataConfig.model_validate({"corruption": NOISY})
+        batches = Disturbed(data, sources, reader, task, config.batch_users, SEED, run.processes, run.log)
+        states = States.of(run, config.state, sources, started_from="none")
+        loop = Loop(config, task, batches, run.processes, run.log, states=states)
+        if run.processes.rank == run.processes.world - 1:
+            batches.signal_at = asked.signal_at
+        try:
+            loop.fit()
+        except StoppedError as error:
+            raise SystemExit(StoppedError.exit_code) from error
+        if weights := loop.state_dict():
+            save_file(weights, asked.out / f"weights-{run.processes.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
