@@ -183,7 +183,7 @@ class Loop:
             "should_stop": self.should_stop,
             "skipped": self._nonfinite.skipped,
         }
-        return State({**state.facts, **facts}, {**state.tensors, **meter})
+        return dataclasses.replace(state, facts={**state.facts, **facts}, tensors={**state.tensors, **meter})
 
     def restore(self, state: State) -> None:
         """Be where `snapshot` was taken. Raises CheckpointError where the state is of another model."""
