@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pmmrec.data.disk import Parts
 from pmmrec.data.info import DOMAIN_FILE
 from pmmrec.errors import DataError
 
@@ -91,19 +90,18 @@ class ArrowTable:
         column = self._names.index(name)
         spans: list[_Span] = []
         for path in self.paths:
-            file = path.open("rb", buffering=0)  # closed with the last reader of it
+            file = Parts(path)
             with _mapped(path) as source:
                 whole, reader = source.read_buffer(), pa.ipc.open_file(source)
                 batches = map(reader.get_batch, range(reader.num_record_batches))
-                spans += [_span(path, file, whole, batch.column(column), name, may_lack) for batch in batches]
+                spans += [_span(file, whole, batch.column(column), name, may_lack) for batch in batches]
         return Cells(self.starts, spans)
 
 
 class _Span(NamedTuple):
     """Where a column of one record batch lies in its file."""
 
-    path: Path
-    file: BinaryIO
+    file: Parts
     offsets: int  # position of the first offset
     values: int  # position of the first value
     num_values: int
@@ -119,17 +117,15 @@ class Cells:
     def read(self, row: int) -> bytes:
         """The values of one row."""
         if not 0 <= row < self._starts[-1]:
-            where = self._spans[0].path if self._spans else "an empty table"
+            where = self._spans[0].file.path if self._spans else "an empty table"
             raise IndexError(f"{where}: no row {row}; there are {self._starts[-1]}")
         batch = bisect_right(self._starts, row) - 1
         span = self._spans[batch]
-        packed = _read_at(
-            span.path, span.file, 2 * OFFSET_BYTES, span.offsets + OFFSET_BYTES * (row - self._starts[batch])
-        )
+        packed = span.file.read(2 * OFFSET_BYTES, span.offsets + OFFSET_BYTES * (row - self._starts[batch]))
         first, end = struct.unpack("<qq", packed)
         if not 0 <= first <= end <= span.num_values:
-            raise DataError(f"{span.path}: row {row} has a wrong offset; copy or import the domain again")
-        return _read_at(span.path, span.file, span.value_bytes * (end - first), span.values + span.value_bytes * first)
+            raise DataError(f"{span.file.path}: row {row} has a wrong offset; copy or import the domain again")
+        return span.file.read(span.value_bytes * (end - first), span.values + span.value_bytes * first)
 
     def lengths(self, first: int, end: int) -> NDArray[np.int64]:
         """How many values each of the rows from `first` to `end` holds, `(end - first,)`."""
@@ -138,12 +134,12 @@ class Cells:
             batch = bisect_right(self._starts, first) - 1
             span, here = self._spans[batch], min(end, self._starts[batch + 1])
             position = span.offsets + OFFSET_BYTES * (first - self._starts[batch])
-            offsets = np.frombuffer(
-                _read_at(span.path, span.file, OFFSET_BYTES * (here - first + 1), position), dtype="<i8"
-            )
+            offsets = np.frombuffer(span.file.read(OFFSET_BYTES * (here - first + 1), position), dtype="<i8")
             lengths = np.diff(offsets)
             if len(lengths) and (lengths.min() < 0 or offsets[0] < 0 or offsets[-1] > span.num_values):
-                raise DataError(f"{span.path}: a row of {first}..{here} has a wrong offset; import the domain again")
+                raise DataError(
+                    f"{span.file.path}: a row of {first}..{here} has a wrong offset; import the domain again"
+                )
             found.append(lengths)
             first = here
         return np.concatenate(found)
@@ -171,17 +167,17 @@ def _check_fields(path: Path, schema: pa.Schema, fields: Sequence[pa.Field]) -> 
             raise DataError(f"{path}: {found}; import the domain again")
 
 
-def _span(path: Path, file: BinaryIO, whole: pa.Buffer, column: pa.Array, name: str, may_lack: bool) -> _Span:
+def _span(file: Parts, whole: pa.Buffer, column: pa.Array, name: str, may_lack: bool) -> _Span:
     """Where the buffers of a column lie in the file that `whole` is."""
     values = column.values if pa.types.is_large_list(column.type) else None
     if (column.null_count and not may_lack) or (values is not None and values.null_count):
         what = f"a {name}" if values is None else f"one of the {name}, or an entry of one,"
-        raise DataError(f"{path}: {what} is missing; import the domain again")
+        raise DataError(f"{file.path}: {what} is missing; import the domain again")
     held = column.buffers()[2] if values is None else values.buffers()[1]
     value_bytes = 1 if values is None else values.type.bit_width // 8
     num_values = 0 if held is None else held.size if values is None else len(values)
-    offsets = _position(path, column.buffers()[1], whole)
-    return _Span(path, file, offsets, _position(path, held, whole), num_values, value_bytes)
+    offsets = _position(file.path, column.buffers()[1], whole)
+    return _Span(file, offsets, _position(file.path, held, whole), num_values, value_bytes)
 
 
 def _position(path: Path, buffer: pa.Buffer | None, whole: pa.Buffer) -> int:
@@ -191,18 +187,3 @@ def _position(path: Path, buffer: pa.Buffer | None, whole: pa.Buffer) -> int:
     if not 0 <= position <= whole.size - buffer.size:
         raise DataError(f"{path}: is compressed, and no single row of it can be read; import the domain again")
     return position
-
-
-def _read_at(path: Path, file: BinaryIO, size: int, position: int) -> bytes:
-    """Neither moves a position that several processes share."""
-    found = b""
-    while len(found) < size:
-        if sys.platform == "win32":
-            file.seek(position + len(found))
-            more = file.read(size - len(found))
-        else:
-            more = os.pread(file.fileno(), size - len(found), position + len(found))
-        if not more:
-            raise DataError(f"{path}: was cut short while it was read; copy or import the domain again")
-        found = found + more if found else more
-    return found

@@ -13,20 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmmrec.contracts import Modality, Tokenizer
+from pmmrec.data.disk import Parts
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError, MachineError
 from pmmrec.progress import Progress
 
 ITEMS_AT_ONCE = 4096
 ROWS_AT_ONCE = 1 << 18  # of a pass over the tokens
+TOKEN_BYTES = 4
 FORMAT = 1  # part of the key: a change of layout makes a new cache
 
 
 class TokenTable:
     """Token ids of every item of a domain. Items without a text hold none.
 
-    On disk: `values` (int32, all tokens in a row) and `offsets` (int64, N + 1) as memory-mapped .npy files, and a small
-    JSON with their checksums that is written last. All three names carry the key.
+    On disk: `values` (int32, all tokens in a row) and `offsets` (int64, N + 1) as .npy files, and a small JSON with
+    their checksums that is written last. All three names carry the key. Values are read, not mapped: pages of a map
+    that were touched would count as memory of each process.
     """
 
     def __init__(self, stem: Path, num_items: int, pad_token_id: int) -> None:
@@ -34,7 +37,8 @@ class TokenTable:
         arrays = _load(stem, num_items)
         if arrays is None:
             raise DataError(f"{stem}: token ids are missing or were changed; make them again with TokenTable.open")
-        self._values, self._offsets = arrays
+        values, self._offsets = arrays
+        self._file, self._begin = Parts(_path(stem, "values")), int(values.offset)
         self._source = (stem, num_items, pad_token_id)
         self._pad_token_id = pad_token_id
 
@@ -60,7 +64,7 @@ class TokenTable:
 
     def content(self, row: int) -> bytes:
         """The token ids of one item as bytes, equal where the ids are; empty without a text."""
-        return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
+        return self._tokens(row, row + 1).tobytes()
 
     def first_alike(self) -> NDArray[np.int64]:
         """The first item with the same token ids, for each item, `(N,)`; items without a text are alike."""
@@ -79,7 +83,7 @@ class TokenTable:
         for start in range(0, len(keys), ROWS_AT_ONCE):
             offsets = self._offsets[start : start + ROWS_AT_ONCE + 1]
             lengths = np.diff(offsets)
-            tokens = self._values[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+            tokens = self._tokens(start, start + len(offsets) - 1).astype(np.uint64) + np.uint64(1)
             place = np.arange(len(tokens)) - np.repeat(offsets[:-1] - offsets[0], lengths)
             sums = np.concatenate([[np.uint64(0)], np.cumsum(tokens * weights[place])])  # wraps, and so do differences
             here = offsets - offsets[0]
@@ -91,13 +95,10 @@ class TokenTable:
         for start in range(0, len(first_N), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, len(first_N)))
             rows = rows[first_N[rows] != rows]
-            own, other = ((self._offsets[some], self._offsets[some + 1]) for some in (rows, first_N[rows]))
-            if not np.array_equal(own[1] - own[0], other[1] - other[0]):
+            own, other = (self._offsets[some + 1] - self._offsets[some] for some in (rows, first_N[rows]))
+            if not np.array_equal(own, other):
                 return False
-            lengths = own[1] - own[0]
-            place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            own_tokens, others = (self._values[np.repeat(one[0], lengths) + place] for one in (own, other))
-            if not np.array_equal(own_tokens, others):
+            if self._tokens_of(rows) != self._tokens_of(first_N[rows]):
                 return False
         return True
 
@@ -108,8 +109,19 @@ class TokenTable:
         places = np.arange(lengths.max(initial=1))
         is_valid = places < lengths[:, None]
         token_ids = np.full(is_valid.shape, self._pad_token_id, dtype=np.int64)
-        token_ids[is_valid] = self._values[(starts[:, None] + places)[is_valid]]
+        token_ids[is_valid] = np.frombuffer(self._tokens_of(rows), dtype="<i4")
         return token_ids, is_valid
+
+    def _tokens(self, first: int, end: int) -> NDArray[np.int32]:
+        """Token ids of the items from `first` to `end`, one after another."""
+        start, stop = (int(self._offsets[row]) for row in (first, end))
+        return np.frombuffer(self._file.read(TOKEN_BYTES * (stop - start), self._begin + TOKEN_BYTES * start), "<i4")
+
+    def _tokens_of(self, rows: NDArray[np.int64]) -> bytes:
+        """Token ids of these items, one after another."""
+        positions = self._begin + TOKEN_BYTES * self._offsets[rows]
+        sizes = TOKEN_BYTES * (self._offsets[rows + 1] - self._offsets[rows])
+        return b"".join(map(self._file.read, sizes.tolist(), positions.tolist()))
 
 
 def first_equal(keys: NDArray[Any]) -> NDArray[np.int64]:
@@ -148,7 +160,7 @@ def _save(stem: Path, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> 
         stem.parent.mkdir(parents=True, exist_ok=True)
         for name, array in (("values", values), ("offsets", offsets)):
             np.save(unfinished, array, allow_pickle=False)
-            path = Path(f"{stem}.{name}.npy")
+            path = _path(stem, name)
             checksums[path.name] = _sha256(unfinished)
             unfinished.replace(path)
         unfinished.write_text(json.dumps(checksums), encoding="utf-8")
@@ -161,9 +173,13 @@ def _save(stem: Path, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> 
         unfinished.unlink(missing_ok=True)
 
 
-def _load(stem: Path, num_items: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
+def _path(stem: Path, name: str) -> Path:
+    return Path(f"{stem}.{name}.npy")
+
+
+def _load(stem: Path, num_items: int) -> tuple[np.memmap[Any, np.dtype[np.int32]], NDArray[np.int64]] | None:
     """The two arrays, memory-mapped; None where a file is missing, was cut short or changed."""
-    paths = [Path(f"{stem}.{name}.npy") for name in ("values", "offsets")]
+    paths = [_path(stem, name) for name in ("values", "offsets")]
     try:
         checksums = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
         if checksums != {path.name: _sha256(path) for path in paths}:

@@ -37,28 +37,28 @@ class WindowIndex:
 
     def __init__(self, split: Split, config: WindowConfig) -> None:
         self._split, self._config = split, config
-        users, num_users = np.empty(split.domain.num_users, np.min_scalar_type(split.domain.num_users)), 0
-        num_windows = []
+        users = np.empty(split.domain.num_users, np.min_scalar_type(split.domain.num_users))
+        self._num_users, num_windows = 0, []
         self._shows_all_once = config.policy != "all"
         for first, lengths in split.train_lengths():
             self._shows_all_once &= bool(((lengths >= 2) & (lengths <= config.size)).all())
             can_train = np.flatnonzero(lengths >= 2)
-            users[num_users : num_users + len(can_train)] = first + can_train
-            num_users += len(can_train)
+            users[self._num_users : self._num_users + len(can_train)] = first + can_train
+            self._num_users += len(can_train)
             if config.policy == "all":
                 num_windows.append(-(-(lengths[can_train] - 1) // (config.size - 1)))
-        self._users = users[:num_users]
+        self._users = users[: self._num_users] if self._num_users < len(users) else None  # None: everyone, in order
         self._first_window = (
             np.concatenate([[0], np.cumsum(np.concatenate(num_windows))]) if config.policy == "all" else None
         )
 
     @property
     def num_windows(self) -> int:
-        return len(self._users) if self._first_window is None else int(self._first_window[-1])
+        return self._num_users if self._first_window is None else int(self._first_window[-1])
 
     def user(self, window: int) -> int:
         """The user whose history the window lies in."""
-        return int(self._users[self._place(window)])
+        return self._user(self._place(window))
 
     def items(self, window: int, generator: np.random.Generator) -> NDArray[np.int32]:
         """Item rows of a window, oldest first: S of them where the history allows, never fewer than two.
@@ -66,7 +66,7 @@ class WindowIndex:
         `generator` is read under `random` only, where each start is equally likely.
         """
         place = self._place(window)
-        history = self._split.train(int(self._users[place]))
+        history = self._split.train(self._user(place))
         size = self._config.size
         end = len(history)
         if self._config.policy == "random" and end > size:
@@ -78,7 +78,7 @@ class WindowIndex:
     def length(self, window: int) -> int:
         """How many items a window holds, without drawing it."""
         place = self._place(window)
-        length = self._split.train_length(int(self._users[place]))
+        length = self._split.train_length(self._user(place))
         return min(length - self._chunk(window, place) * (self._config.size - 1), self._config.size)
 
     def expected_slots(self) -> NDArray[np.float64]:
@@ -109,6 +109,9 @@ class WindowIndex:
     def _chunk(self, window: int, place: int) -> int:
         """Which chunk of its history a window is, from the end of it; 0 where a history has one window."""
         return 0 if self._first_window is None else window - int(self._first_window[place])
+
+    def _user(self, place: int) -> int:
+        return place if self._users is None else int(self._users[place])
 
     def _place(self, window: int) -> int:
         if not 0 <= window < self.num_windows:
