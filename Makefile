@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check real evidence evidence-gpu benchmarks torture hosts clean
+.PHONY: quickstart test check real evidence evidence-gpu benchmarks large torture hosts clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,9 @@ evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from 
 benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA) if it is there; how fast score is
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"
 	$(BIN)/python tests/benchmarks/score.py
+
+large: $(VENV)/installed-dev  ## how a platform of 50 million users trains, against a small one; takes 6 GB of disk below runs/benchmarks
+	$(BIN)/python tests/benchmarks/large_domain.py
 
 torture: $(VENV)/installed-dev  ## kill a pretraining KILLS times in a row, at random moments; it must end as if nobody had
 	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _tokenise(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     rows = np.flatnonzero(domain.has[Modality.TEXT])
     lengths = np.zeros(domain.num_items, dtype=np.int64)
-    values = [np.empty(0, dtype=np.int32)]
+    values = array("i")  # grows in place
     for start in range(0, len(rows), ITEMS_AT_ONCE):
         some = rows[start : start + ITEMS_AT_ONCE]
         texts = [text or "" for text in domain.texts(some)]
@@ -147,10 +148,11 @@ def _tokenise(
         if len(silent):
             item_id = domain.item_ids[int(silent[0])].as_py()
             raise DataError(f"{domain.folder}: item {item_id!r}: its text gives no token; mend the text or remove it")
-        values.append(np.fromiter((token_id for token_ids in encoded for token_id in token_ids), dtype=np.int32))
+        for token_ids in encoded:
+            values.extend(token_ids)
         if progress is not None:
             progress("tokens", start + len(some), len(rows))
-    return np.concatenate(values), np.concatenate([[0], np.cumsum(lengths)])
+    return np.frombuffer(values, dtype=np.int32), np.concatenate([[0], np.cumsum(lengths)])
 
 
 def _save(stem: Path, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
@@ -158,8 +160,8 @@ def _save(stem: Path, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> 
     checksums = {}
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for name, array in (("values", values), ("offsets", offsets)):
-            np.save(unfinished, array, allow_pickle=False)
+        for name, numbers in (("values", values), ("offsets", offsets)):
+            np.save(unfinished, numbers, allow_pickle=False)
             path = _path(stem, name)
             checksums[path.name] = _sha256(unfinished)
             unfinished.replace(path)

@@ -41,6 +41,7 @@ from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.hub import find_weights, weights_origin
 
 TEXTS_AT_ONCE = 10_000
+MAX_TRAIN_TEXTS = 1_000_000
 BACKBONES_FOLDER = "backbones"
 
 
@@ -70,9 +71,13 @@ class Sources:
         return [Catalogue(d.name, d.num_items, d.item_ids_fingerprint) for d in self.domains]
 
     def train_texts(self) -> Iterator[str]:
-        """Texts of the items that occur in training, for a tokenizer that is to see nothing else."""
+        """Texts of the items that occur in training, for a tokenizer that is to see nothing else.
+
+        Of a domain with many more than `MAX_TRAIN_TEXTS`, every second one, or every third, and so on.
+        """
         for domain, split in zip(self.domains, self.splits, strict=True):
             rows = np.flatnonzero(split.train_counts)
+            rows = rows[:: max(1, len(rows) // MAX_TRAIN_TEXTS)]
             for start in range(0, len(rows), TEXTS_AT_ONCE):
                 texts = domain.texts(rows[start : start + TEXTS_AT_ONCE])
                 yield from (text for text in texts if text is not None)
