@@ -23,6 +23,7 @@ from pmmrec.atomic import whole_file, writing_to
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.processes import alone_in
 from pmmrec.settings import parse_yaml
+from pmmrec.train.state import StateFolder
 
 CHECKPOINT_FOLDER, STATE_FOLDER, EVENTS_FILE, LOCK_FILE = "checkpoint", "state", "events.jsonl", "lock"
 FINISHED = "finished"  # the last event of a run that has nothing left to do
@@ -36,7 +37,6 @@ _FREE = (
     "hub",
     "prefix_budget_gb",
     "train.state",
-    "train.step_minutes",
     "train.step_minutes",
     "train.on_nonfinite",  # such a step changes no weight in any case
 )
@@ -120,7 +120,7 @@ def _standing(folder: Path, recipe: str) -> Standing:
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
     if lines and f'"event": "{FINISHED}"' in lines[-1]:
         return Standing.FINISHED
-    if any((folder / STATE_FOLDER).glob("step-*")):
+    if StateFolder(folder / STATE_FOLDER).found():
         _refuse_other_recipe(folder, recipe)
         return Standing.STOPPED
     if (folder / "metrics.json").exists():

@@ -30,6 +30,7 @@ from pmmrec.train.run import Run
 from pmmrec.train.state import State
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
+from pmmrec.zoo.files import INCOMPLETE
 
 MODEL = {
     "width": 8,
@@ -328,6 +329,16 @@ def test_where_no_state_can_be_read_nothing_is_begun_anew(attempt: Attempt, tmp_
     with pytest.raises(CheckpointError, match=r"cut/state: none of 1 states can be read; its best weights are in"):
         attempt("cut", resume=True)
     assert (tmp_path / "cut" / "events.jsonl").read_bytes() == before
+
+
+def test_a_run_that_was_killed_amid_its_first_state_is_begun_anew(
+    attempt: Attempt, tmp_path: Path, whole: Whole
+) -> None:
+    attempt("cut", at_epoch=0)
+    (first,) = _states(tmp_path)
+    first.rename(first.with_name(f"{first.name}{INCOMPLETE}"))
+    _assert_same(attempt("cut", resume=True).weights, whole.outcome.weights)
+    assert _events(tmp_path / "cut") == whole.events
 
 
 def test_the_best_checkpoint_is_that_of_the_state(attempt: Attempt, tmp_path: Path) -> None:
