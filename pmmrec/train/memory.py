@@ -35,7 +35,7 @@ USERS_DRAWN = 4096  # fewer steps where batches are larger
 TEXTS_READ = 1000
 # Of DeepSpeed, as its configuration stands where a launch file says nothing of it.
 REDUCE_BUCKET = 500_000_000  # numbers of the buffer in which gradients travel
-KEPT_WHOLE = 100_000  # ZeRO-3 shares out no parameter of fewer numbers
+KEPT_WHOLE = 100_000  # ZeRO-3 has parameters of up to so many numbers whole as well
 LIVE_AT_ONCE = 1_000_000_000  # ZeRO-3 gathers at most so many numbers
 HALVES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,11 +99,11 @@ class Shares(NamedTuple):
             optimizer, exchange = 2 * gradients + len(learning), _gathered(task)
         elif spread.is_deepspeed:
             own, exchange = math.ceil(gradients / num_processes), REDUCE_BUCKET
-            gradients, optimizer = gradients if spread is Spread.ZERO1 else own, 3 * own
+            gradients, optimizer = gradients if spread is Spread.ZERO1 else own, 3 * own + 1
         if spread is Spread.ZERO3:
-            large = _numbers([tensor for tensor in whole if tensor.numel() >= KEPT_WHOLE])
-            weights += math.ceil(large / num_processes) - large
-            exchange += min(large, LIVE_AT_ONCE)
+            small = _numbers([tensor for tensor in whole if tensor.numel() <= KEPT_WHOLE])
+            exchange += min(weights - small, LIVE_AT_ONCE)
+            weights = math.ceil(weights / num_processes) + small  # the small ones as shares too
         constants = sum(buffer.nbytes for buffer in task.buffers())
         return cls(FLOAT32 * weights + constants, *(FLOAT32 * count for count in (gradients, optimizer, exchange)))
 

@@ -99,14 +99,15 @@ def test_fsdp2_holds_the_first_quarter_of_each_tensor(partly: TrainingTask, four
 
 def test_zero_shares_out_the_optimiser_then_gradients_then_weights() -> None:
     task: Any = nn.Linear(1000, 1001, bias=False)  # 1,001,000 numbers
-    small = nn.Parameter(torch.zeros(99_999))
+    small = nn.Parameter(torch.zeros(100_000))
     task.register_parameter("small", small)
     one, two, three = (Shares.of(task, spread, 4) for spread in SHARDED)
-    quarter = -(-1_100_999 // 4)
-    assert one.weights == two.weights == 4 * 1_100_999
-    assert three.weights == 4 * (1_001_000 // 4 + 99_999)  # tensors below 100,000 numbers are kept whole
-    assert [one.gradients, two.gradients, three.gradients] == [4 * 1_100_999, 4 * quarter, 4 * quarter]
-    assert one.optimizer == two.optimizer == three.optimizer == 12 * quarter
+    quarter = -(-1_101_000 // 4)
+    assert one.weights == two.weights == 4 * 1_101_000
+    assert three.weights == 4 * (quarter + 100_000)  # tensors of up to 100,000 numbers are whole as well
+    assert [one.gradients, two.gradients, three.gradients] == [4 * 1_101_000, 4 * quarter, 4 * quarter]
+    # Two processes on the CPU held so much: two moments, weights once more, and a count of steps.
+    assert one.optimizer == two.optimizer == three.optimizer == 12 * quarter + 4
     assert one.exchange == two.exchange == 4 * 500_000_000
     assert three.exchange == 4 * (500_000_000 + 1_001_000)
 
