@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from pmmrec.data.split import Split
-from pmmrec.evaluation.floors import FLOORS, item_knn_floor, markov_floor, popularity_floor, random_floor
+from pmmrec.evaluation import floors
+from pmmrec.evaluation.floors import FLOORS, item_knn_floor, left_out, markov_floor, popularity_floor, random_floor
+from pmmrec.evaluation.outcome import floors_of
 from pmmrec.evaluation.ranking import rank_targets
 
 MakeSplit = Callable[[list[list[int]], int], Split]
@@ -80,3 +82,15 @@ def test_the_random_floor_draws_anew_for_another_seed(make_split: MakeSplit) -> 
     split = make_split(SEQUENCES, 5)
     first, second = (random_floor(split, split.holdout("test"), seed=seed)(ALL) for seed in (0, 1))
     assert not torch.equal(first, second)
+
+
+def test_floors_that_hold_all_interactions_are_left_out_of_a_very_large_domain(
+    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = make_split([[0, 1, 2, 3], [3, 2, 1, 0]], 4)
+    assert left_out(split) is None
+    monkeypatch.setattr(floors, "MAX_HELD", 7)
+    assert set(floors_of(split)) == {"random", "popularity"}
+    assert left_out(split) == (
+        f"{split.domain.name}: last-item Markov and item-kNN would hold 8 interactions in memory, and are left out"
+    )
