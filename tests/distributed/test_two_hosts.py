@@ -162,7 +162,7 @@ def ddp(net: TwoHosts, home: Path, world: Path) -> Job:
 def test_two_hosts_train_what_one_process_would(ddp: Job) -> None:
     two, one = _steps(ddp.home, "ddp"), _steps(ddp.home, "alone")
     assert [step["users"] for step in two] == [step["users"] for step in one]
-    assert [step["loss"] for step in two] == pytest.approx([step["loss"] for step in one], rel=1e-6)  # measured 1.3e-7 at most
+    assert [step["loss"] for step in two] == pytest.approx([step["loss"] for step in one], rel=1e-6)  # by 1.3e-7
     assert _widest(ddp.home, "ddp", "alone") < 1e-6  # float32, weights near 1; measured 1.2e-7
 
 
@@ -191,7 +191,7 @@ def zero2(net: TwoHosts, home: Path, world: Path) -> Job:
 def test_two_hosts_under_zero_2_train_what_one_process_would(zero2: Job) -> None:
     two, one = _steps(zero2.home, "zero2"), _steps(zero2.home, "alone")
     assert [step["users"] for step in two] == [step["users"] for step in one]
-    assert [step["loss"] for step in two] == pytest.approx([step["loss"] for step in one], rel=1e-6)  # measured 1.3e-7 at most
+    assert [step["loss"] for step in two] == pytest.approx([step["loss"] for step in one], rel=1e-6)  # by 1.3e-7
     assert _widest(zero2.home, "zero2", "alone") < 1e-6  # float32, weights near 1; measured 1.2e-7
 
 
