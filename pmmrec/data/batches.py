@@ -113,9 +113,13 @@ class BatchBuilder:
     def steps_per_epoch(self) -> int:
         return self._sampler.steps_per_epoch
 
+    def draw(self, epoch: int, step: int) -> Draw:
+        """Which windows the step holds, over all processes. The first of an epoch draws the order of all its users."""
+        return self._sampler.step(epoch, step)
+
     def build(self, epoch: int, step: int) -> Batch:
         """This process's share of the batch of one step."""
-        columns = [np.array_split(column, self._parts) for column in self._sampler.step(epoch, step)]
+        columns = [np.array_split(column, self._parts) for column in self.draw(epoch, step)]
         first, *more = [self._build(Draw(*part)) for part in zip(*columns, strict=True)]
         return dataclasses.replace(first, more=tuple(more))
 
@@ -235,6 +239,8 @@ class BatchLoader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from its step `first` on, both counted from 0."""
+        if self._workers and first < self._builder.steps_per_epoch:
+            self._builder.draw(epoch, first)  # before they are forked: they share the order of a large platform
         # Elsewhere the platform's own way is taken: forking is not safe on every system.
         context = "fork" if self._workers and sys.platform == "linux" else None
         loader: DataLoader[Batch] = DataLoader(
