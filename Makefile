@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check real evidence evidence-gpu benchmarks large torture hosts clean
+.PHONY: quickstart test check real evidence evidence-gpu benchmarks large torture spread hosts clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +57,9 @@ benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on
 
 large: $(VENV)/installed-dev  ## how a platform of 50 million users trains, against a small one; takes 6 GB of disk below runs/benchmarks
 	$(BIN)/python tests/benchmarks/large_domain.py
+
+spread: $(VENV)/installed-dev  ## two CPU processes under ZeRO-1, 2 and 3: the curve of one, whole parts, stopped and gone on with
+	$(BIN)/python -m pytest tests/spread
 
 torture: $(VENV)/installed-dev  ## kill a pretraining KILLS times in a row, at random moments; it must end as if nobody had
 	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)
