@@ -85,6 +85,18 @@ class ArrowTable:
         whole = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in self.paths]
         return pa.concat_tables(whole if names is None else [table.select(names) for table in whole])
 
+    def has(self, name: str) -> NDArray[np.bool_]:
+        """Which rows of a column are there, `(rows,)`; its values are not read."""
+        found = [np.empty(0, dtype=bool)]
+        for path in self.paths:
+            with _mapped(path) as source:
+                reader = pa.ipc.open_file(source)
+                for number in range(reader.num_record_batches):
+                    column = reader.get_batch(number).column(name)
+                    column.validate()
+                    found.append(column.is_valid().to_numpy(zero_copy_only=False))
+        return np.concatenate(found)
+
     def cells(self, name: str, *, may_lack: bool = False) -> Cells:
         """Single rows of a column of lists, texts or bytes. `may_lack`: some may be missing, and are not asked for."""
         column = self._names.index(name)

@@ -35,15 +35,14 @@ class Domain:
         self, folder: Path, info: DomainInfo, items: ArrowTable, images: ArrowTable | None, sequences: Sequences
     ) -> None:
         self.folder, self.info, self.sequences = folder, info, sequences
-        table, pictures = items.mapped(), None if images is None else images.mapped()
+        table = items.mapped()
         self.item_ids = table["item_id"]
         self._attributes = {name: table[name] for name in table.column_names if name not in ("item_id", "text")}
         self._texts = items.cells("text", may_lack=True)
         self._images = None if images is None else images.cells("jpeg", may_lack=True)
-        none = np.zeros(len(table), dtype=bool)
         self.has: Mapping[Modality, np.ndarray] = {
-            Modality.TEXT: table["text"].is_valid().to_numpy(),
-            Modality.IMAGE: none if pictures is None else pictures["jpeg"].is_valid().to_numpy(),
+            Modality.TEXT: items.has("text"),
+            Modality.IMAGE: np.zeros(info.num_items, dtype=bool) if images is None else images.has("jpeg"),
         }
 
     @classmethod

@@ -1,5 +1,6 @@
 import copy
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -271,3 +272,25 @@ def _rewrite(path: Path, name: str, values: list, options: pa.ipc.IpcWriteOption
 def _edit(domain: Domain, **changes: object) -> None:
     path = domain.folder / "domain.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process has read")
+def test_opening_a_domain_reads_no_picture(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "shop") as (folder, _):
+        domain = DomainFolder(folder)
+        domain.write_items([pa.record_batch({"item_id": list("ab"), "text": list("AB")})], [])
+        large = pa.array([b"x" * 10_000_000, None], pa.large_binary())
+        domain.write_images([pa.record_batch([large, pa.nulls(2, pa.large_binary())], schema=IMAGES_SCHEMA)])
+        lists = pa.array([[0, 1, 0]], pa.large_list(pa.int32()))
+        users = pa.array(["u"], pa.large_string())
+        domain.write_sequences([pa.record_batch({"user_id": users, "items": lists})], has_times=False)
+        domain.seal("shop", filters=Filters(), image_side=256, time_unit=None, sources={}, summary=SUMMARY)
+    before = _bytes_read()
+    opened = Domain.open(tmp_path / "shop")
+    assert _bytes_read() - before < 1_000_000
+    assert opened.has[Modality.IMAGE].tolist() == [True, False]
+    assert [jpeg and len(jpeg) for jpeg in opened.jpegs(np.array([0, 1]))] == [10_000_000, None]
+
+
+def _bytes_read() -> int:
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
