@@ -71,7 +71,7 @@ def encode_in_parts(encoder: ItemEncoder, items: ItemInputs, num_parts: int) -> 
     """What `encoder(items)` gives, with the activations of one part in memory at a time.
 
     A part is computed once more, with the same random numbers, when gradients reach it (the exact accumulation of
-    GradCache, arXiv 2101.06983, in one backward, so that DDP and FSDP see one pass). Every call has `num_parts` calls
+    GradCache, arXiv 2101.06983, in one backward, so that DDP sees one pass). Every call has `num_parts` calls
     of the encoder, however few items there are.
     """
 

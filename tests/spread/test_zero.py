@@ -107,6 +107,16 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(home: Path, tmp_pat
     assert steps[0] == steps[1]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_whose_loss_breaks_in_one_process_changes_no_weight(home: Path, tmp_path: Path, stage: int) -> None:
+    ended(launched(home, tmp_path / "two", stage, "--break-at", 4))
+    (tmp_path / "one").mkdir()
+    stop_spread.main([str(home), str(tmp_path / "one"), "--break-at", "4"])
+    one, two = (load_file(tmp_path / name / "weights-0.safetensors") for name in ("one", "two"))
+    assert widest(one, two) < WEIGHT_ATOL
+    assert [event["step"] for event in events(tmp_path / "two" / "run", "nonfinite")] == [4]
+
+
 @pytest.fixture(scope="module")
 def stopped(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ZeRO-2 that was stopped after a few steps."""

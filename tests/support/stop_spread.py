@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from brittle import make_brittle
 from safetensors.torch import save_file
 from torch import nn
 from train_together import NOISY, SCALED, SEED, reader_of, sources_of, task_of
@@ -49,21 +51,22 @@ class Disturbed(Batches):
         return super().to_device(batch, device)
 
 
-def options() -> argparse.Namespace:
+def options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("home", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--signal-at", type=int, help="step of this attempt")
     parser.add_argument("--dropout", type=float, default=0.0)
-    return parser.parse_args()
+    parser.add_argument("--break-at", type=int, help="step whose loss is NaN in the last process; it is left out")
+    return parser.parse_args(words)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Leave the weights; end with 75 where the run was stopped."""
-    asked = options()
+    asked = options(words)
     rates = {"learning_rate": 0.01, "eps": 1e-3, "warmup": 0.3, "schedule": "cosine"}
     rules = {"batch_users": 5, "epochs": 1, "log_every": 1, "clip_norm": 0.5, "optimizer": rates}
-    config = TrainConfig.model_validate({**rules, "state": {"every_minutes": None}})
+    config = TrainConfig.model_validate({**rules, "state": {"every_minutes": None}, "on_nonfinite": {"skip": 1}})
     with errors_for_people(), Run.start(Recipe(asked.out / "run"), resume=True) as run:
         sources = sources_of(asked.home)
         task = task_of(asked.home, SCALED, sources)
@@ -75,11 +78,13 @@ def main() -> None:
         run.processes.seed(SEED, same=False)
         reader = reader_of(asked.home, task, sources)
         data = DataConfig.model_validate({"corruption": NOISY})
+        is_last = run.processes.rank == run.processes.world - 1
+        if asked.break_at is not None:
+            make_brittle(task, lambda: is_last and loop.step + 1 == asked.break_at)
         batches = Disturbed(data, sources, reader, task, config.batch_users, SEED, run.processes, run.log)
         states = States.of(run, config.state, sources, started_from="none")
         loop = Loop(config, task, batches, run.processes, run.log, states=states)
-        if run.processes.rank == run.processes.world - 1:
-            batches.signal_at = asked.signal_at
+        batches.signal_at = asked.signal_at if is_last else None
         try:
             loop.fit()
         except StoppedError as error:
