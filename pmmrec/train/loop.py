@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import dataloader
 
 from pmmrec.contracts import Batch
 from pmmrec.errors import MachineError
@@ -83,6 +86,7 @@ class Callback(Protocol):
     def epoch_ended(self, loop: Loop, epoch: int) -> None: ...
 
 
+_SIGNAL_S = 0.2  # within which the system tells of a process that has ended
 _WISHES = "wishes"  # what processes want of the run travels with the figures of a step
 
 
@@ -133,8 +137,13 @@ class Loop:
             sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
             self.log.event("parameters", 0, **sizes)
         self.log.say(self.cost.words())
-        with self.watched():
-            self._fit()
+        try:
+            with self.watched():
+                self._fit()
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not _is_of_lost_worker(error):
+                raise
+            raise MachineError(self._lost_worker(error)) from error
 
     def watched(self) -> AbstractContextManager[None]:
         """Around what all processes do together: where one of them is silent for too long, this one ends."""
@@ -144,12 +153,7 @@ class Loop:
         if self.epoch == 0:
             self._end_epoch()
         while self.epoch <= self.config.epochs and not self.should_stop:
-            try:
-                self._train_epoch()
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise MachineError(self._lost_worker(error)) from error
+            self._train_epoch()
             self._end_epoch()
         if self._states is not None:
             self._states.training_ended(self)
@@ -235,7 +239,7 @@ class Loop:
         peak = self.cost.peak_memory_bytes
         self.log.event("epoch", self.step, epoch=self.epoch, seconds=seconds, peak_memory_bytes=peak)
 
-    def _lost_worker(self, error: RuntimeError) -> str:
+    def _lost_worker(self, error: Exception) -> str:
         return (
             f"step {self.step + 1}: a process that reads data was ended, perhaps for want of memory ({error}); lower "
             "data.workers, then go on with --resume"
@@ -356,6 +360,18 @@ class Loop:
         if self._states is not None:
             self._wishes.take()  # of the last step, and spoken of in what follows
             self._states.epoch_ended(self)
+
+
+def _is_of_lost_worker(error: Exception) -> bool:
+    """Whether a process that reads data has ended: torch says so, or what it was handing over was cut off."""
+    is_told = isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if not is_told and (isinstance(error, RuntimeError) or all(f.filename != dataloader.__file__ for f in frames)):
+        return False
+    with suppress(RuntimeError):  # a signal tells of it once more, and torch raises wherever that comes
+        time.sleep(_SIGNAL_S)
+        multiprocessing.active_children()
+    return True
 
 
 def _chance(means: Mapping[str, float], name: str, step: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +83,10 @@ class Run:
         run = cls(recipe.folder, processes, log, standing, held, ends_processes=beside is None)
         run.signals.open()
         return run
+
+    def before_unlocking(self, work: Callable[[], object]) -> None:
+        """Do this when the run is left, however it is, while its folder is still locked."""
+        self._held.callback(work)
 
     def __enter__(self) -> Self:
         return self

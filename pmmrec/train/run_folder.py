@@ -119,6 +119,7 @@ def _standing(folder: Path, recipe: str) -> Standing:
     events = folder / EVENTS_FILE
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
     if lines and f'"event": "{FINISHED}"' in lines[-1]:
+        shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)  # a kill may have left some of it
         return Standing.FINISHED
     if StateFolder(folder / STATE_FOLDER).found():
         _refuse_other_recipe(folder, recipe)

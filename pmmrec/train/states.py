@@ -48,6 +48,7 @@ class States:
         self._run, self._config, self._about = run, config, dict(about)
         self._folder = StateFolder(run.folder / STATE_FOLDER)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        run.before_unlocking(self._thread.shutdown)  # which waits for a state that is being written
         self._writing: Future[None] | None = None
         self._kept_s, self._kept_step = time.monotonic(), -1
 
