@@ -158,6 +158,14 @@ def test_no_pickle_is_read_that_is_not_as_it_was_written(home: Path, stopped: Pa
     assert "none of 1 states can be read" in done.stderr
 
 
+def test_a_disk_that_is_full_for_one_process_is_told_and_nobody_waits(home: Path, tmp_path: Path) -> None:
+    done = launched(home, tmp_path / "out", 2, "--signal-at", 3, "--fills-disk")
+    assert done.returncode != 0
+    assert "and could not keep its state: " in done.stderr, done.stderr
+    assert "shares.incomplete: cannot be written" in done.stderr
+    assert not list((tmp_path / "out" / "run" / "state").glob("step-*"))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_launched_pretraining_keeps_whole_parts(tmp_path: Path, world: Path, pmmrec: Pmmrec, stage: int) -> None:
     shipped = shipped_file(f"launch/zero{stage}.yaml").read_text().replace("num_processes: 8", "num_processes: 2")

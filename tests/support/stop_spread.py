@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,9 +44,13 @@ class Disturbed(Batches):
 
     signal_at: int | None = None
     count: int = 0
+    fills_disk: bool = False  # from then on this process can write no file of more than 2 kB
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         self.count += 1
+        if self.count == self.signal_at and self.fills_disk:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         if self.count == self.signal_at:
             os.kill(os.getpid(), signal.SIGUSR1)
         return super().to_device(batch, device)
@@ -57,6 +62,7 @@ def options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--signal-at", type=int, help="step of this attempt")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--fills-disk", action="store_true", help="then the last process can write no large file")
     parser.add_argument("--break-at", type=int, help="step whose loss is NaN in the last process; it is left out")
     return parser.parse_args(words)
 
@@ -84,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
         batches = Disturbed(data, sources, reader, task, config.batch_users, SEED, run.processes, run.log)
         states = States.of(run, config.state, sources, started_from="none")
         loop = Loop(config, task, batches, run.processes, run.log, states=states)
-        batches.signal_at = asked.signal_at if is_last else None
+        batches.signal_at, batches.fills_disk = asked.signal_at if is_last else None, asked.fills_disk
         try:
             loop.fit()
         except StoppedError as error:
