@@ -42,7 +42,7 @@ class RunLog:
         self._bar: TaskID | None = None
         self._warned: set[str] = set()
         self._boards = {
-            name: Aside(opener, partial(self._leave_out, name))
+            name: Aside(name, opener, partial(self._leave_out, name))
             for name, opener in ((boards or {}) if is_main else {}).items()
         }
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import psutil
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from pmmrec.errors import MachineError
@@ -26,6 +28,14 @@ class Board(Protocol):
 
     def show(self, numbers: Mapping[str, float], step: int) -> None: ...
     def close(self) -> None: ...
+
+
+def end_services(tracker: str) -> None:
+    """End the processes that a tracker has started and speaks through, lest this one waits for them as it ends."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if child.name().startswith(f"{tracker}-"):
+                child.kill()
 
 
 def boards(
@@ -48,9 +58,9 @@ def boards(
 class Aside:
     """A tracker at work in a thread of its own, from its opening to its closing: one that hangs holds nothing up."""
 
-    def __init__(self, open_board: Callable[[], Board], complain: Callable[[str], None]) -> None:
+    def __init__(self, name: str, open_board: Callable[[], Board], complain: Callable[[str], None]) -> None:
         """`complain` hears, once, why the tracker is left out; it may be called from the thread."""
-        self._open, self._complain = open_board, complain
+        self._name, self._open, self._complain = name, open_board, complain
         self._waiting: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(MAX_WAITING)
         self._is_out = False
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
@@ -66,6 +76,8 @@ class Aside:
         self._thread.join(0.0 if self._is_out else patience_s)
         if self._thread.is_alive():
             self._leave_out(f"it did not close within {patience_s:g} s")
+        if self._is_out:
+            end_services(self._name)
 
     def _work(self) -> None:
         try:

@@ -104,7 +104,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(tmp_path: Path, capsys: pytest.Ca
             never.wait(60)
 
     began_s, complaints = time.monotonic(), []
-    aside = Aside(Hung, complaints.append)
+    aside = Aside("hung", Hung, complaints.append)
     for step in range(3):
         aside.show({"loss": 1.0}, step)
     aside.close(patience_s=0.2)
