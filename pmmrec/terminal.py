@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 import typer
 
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
+
+HANGING = ("voices",)  # threads of our own that ask over the network, and may be left without an answer
 
 
 @contextmanager
@@ -70,7 +74,19 @@ def run_program(main: Callable[..., None]) -> None:
     show_any_letter()
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command(context_settings={"help_option_names": ["--help", "-h"]})(guarded)
-    program(prog_name=sys.argv[0])
+    try:
+        program(prog_name=sys.argv[0])
+    except SystemExit as ended:
+        _end_before_threads(ended.code)
+        raise
+
+
+def _end_before_threads(code: str | int | None) -> None:
+    """End at once where a thread still waits for a machine that is gone: amid torch it would abort the interpreter."""
+    if any(thread.name in HANGING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def named_folders(pairs: Iterable[str]) -> dict[str, Path]:

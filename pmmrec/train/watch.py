@@ -23,6 +23,7 @@ __all__ = ["Doing", "Place", "Watch", "joining"]
 JOIN_S = 900.0  # launchers wait about as long for machines that come late; what follows takes seconds
 _BEATS = 10  # in one timeout
 _PATIENCE_S = 2.0  # for a last word of the others, when this process ends anyway
+_LEAVE_S = 30.0  # for its own last word at a good end: a thread of torch's must not meet the end of the interpreter
 _EXCHANGES = {distributed_c10d.__file__, distributed.__file__}  # where a process waits for the others
 _GO_ON = "--resume goes on from the last state"
 
@@ -63,7 +64,7 @@ class Watch:
             self.rest()
             ended.set()
             thread.join()
-            self._voices.leave(why, _PATIENCE_S)
+            self._voices.leave(why, _PATIENCE_S if why else _LEAVE_S)
 
     def step(self, step: int, doing: Doing) -> None:
         """The thread that says so is at this part of this step."""
