@@ -53,6 +53,8 @@ __all__ = [
 
 def place_at(text: str, hub: Path) -> Place:
     """The place that people name by `text`. RecipeError where it looks like none."""
+    if not text.strip():
+        raise RecipeError("a checkpoint is asked for by an empty name; give a folder, a name in the hub, or a URL")
     if text.startswith(SCHEME):
         return HuggingFacePlace(text)
     return UrlPlace(text) if "://" in text else FolderPlace(text, hub)

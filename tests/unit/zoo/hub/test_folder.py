@@ -124,3 +124,9 @@ def test_a_publication_killed_between_its_renames_is_still_found(saved: Path, tm
 def test_what_others_are_told_of_a_folder_is_no_path(folder: str, name: str) -> None:
     assert Origin(f"/home/somebody/{folder}", "0" * 64).told == f"{name}@{'0' * 64}"
     assert Origin("hf://alice/tiny", "1" * 40).told == f"hf://alice/tiny@{'1' * 40}"
+
+
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_an_empty_name_is_no_place(tmp_path: Path, nothing: str) -> None:
+    with pytest.raises(RecipeError, match="by an empty name"):
+        place_at(nothing, tmp_path)
