@@ -92,14 +92,17 @@ class Split:
 
     def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
         """The queries of validation or of the test: all, or those of `num_users` users, always the same ones."""
-        users = self._queries(num_users)
-        sequences = [self.domain.sequence(user) for user in users.tolist()]
-        num_hidden = NUM_HIDDEN[name]
-        target = np.array([items[-num_hidden] for items in sequences], dtype=np.int64)
-        lengths = np.array([len(items) - num_hidden for items in sequences], dtype=np.int64)
-        none = np.empty(0, dtype=np.int32)
-        histories = np.concatenate([none, *(items[:-num_hidden] for items in sequences)])
-        return Holdout(name, users, target, _offsets(lengths), histories)
+        users, num_hidden = self._queries(num_users), NUM_HIDDEN[name]
+        targets, lengths, histories = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+        for first, offset_B, item_H in self.domain.sequences.stretches():
+            asked = users[slice(*np.searchsorted(users, [first, first + len(offset_B) - 1]))] - first
+            before_B = np.zeros(len(offset_B) - 1, dtype=np.int64)
+            before_B[asked] = np.diff(offset_B)[asked] - num_hidden
+            targets.append(item_H[offset_B[asked] + before_B[asked]].astype(np.int64))
+            lengths.append(before_B[asked])
+            histories.append(item_H[_is_before(offset_B, before_B)])
+        offsets = _offsets(np.concatenate(lengths))
+        return Holdout(name, users, np.concatenate(targets), offsets, np.concatenate(histories))
 
     def _queries(self, num_users: int | None) -> NDArray[np.int64]:
         """Users with held-out items, rising; at most `num_users`, drawn by nothing but the number of them."""

@@ -91,20 +91,26 @@ class WindowIndex:
         return slots_N
 
     def _slots(self, offset_B: NDArray[np.int64]) -> NDArray[np.float64]:
-        """In how many windows each item of these histories is expected, `(H,)`."""
-        lengths, size = np.diff(offset_B), self._config.size
-        length = np.repeat(lengths, lengths)  # of the history that each item belongs to
-        place = np.arange(len(length)) - np.repeat(offset_B[:-1], lengths)
+        """In how many windows each item of these histories is expected, `(H,)`: its place and their length tell."""
+        lengths = np.diff(offset_B)
+        kinds, kind_B = np.unique(lengths, return_inverse=True)
+        starts = np.concatenate([[0], np.cumsum(kinds)])
+        table: NDArray[np.float64] = np.concatenate([np.empty(0), *map(self._slots_of, kinds.tolist())])
+        return table[np.arange(offset_B[-1]) + np.repeat(starts[kind_B] - offset_B[:-1], lengths)]
+
+    def _slots_of(self, length: int) -> NDArray[np.float64]:
+        """In how many windows each item of a history is expected, `(length,)`."""
+        place, size = np.arange(length), self._config.size
+        if length < 2:
+            return np.zeros(length)
         if self._config.policy == "latest":
-            slots = (place >= length - size).astype(np.float64)
-        elif self._config.policy == "random":
-            num_starts = np.maximum(length - size, 0) + 1
-            first, last = np.maximum(place - size + 1, 0), np.minimum(place, num_starts - 1)
-            slots = (last - first + 1) / num_starts
-        else:
+            return (place >= length - size).astype(np.float64)
+        if self._config.policy == "all":
             is_shared = (place > 0) & (place < length - 1) & ((length - 1 - place) % (size - 1) == 0)
-            slots = 1.0 + is_shared
-        return np.where(length >= 2, slots, 0.0)
+            return np.where(is_shared, 2.0, 1.0)
+        num_starts = max(length - size, 0) + 1
+        first, last = np.maximum(place - size + 1, 0), np.minimum(place, num_starts - 1)
+        return np.asarray((last - first + 1) / num_starts, dtype=np.float64)
 
     def _chunk(self, window: int, place: int) -> int:
         """Which chunk of its history a window is, from the end of it; 0 where a history has one window."""

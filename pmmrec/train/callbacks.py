@@ -9,12 +9,13 @@ import numpy as np
 from pydantic import Field
 
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Split
+from pmmrec.data.split import Holdout, Split
 from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.settings import Config
 from pmmrec.train.loop import Loop
 
+MANY_USERS = 1_000_000
 Metric = Literal["hr@10", "hr@20", "hr@50", "ndcg@10", "ndcg@20", "ndcg@50", "mrr@10", "mrr@20", "mrr@50"]
 
 
@@ -42,9 +43,11 @@ class RankEvery:
         self, config: ValidationConfig, reader: ItemReader, splits: Sequence[Split], names: Sequence[str]
     ) -> None:
         self._config, self._reader, self._splits, self._names = config, reader, splits, names
-        self._holdouts = [split.holdout("validation", config.users) for split in splits]
+        self._holdouts: list[Holdout] | None = None
 
     def epoch_ended(self, loop: Loop, epoch: int) -> None:
+        if self._holdouts is None:
+            self._holdouts = [self._holdout(loop, split) for split in self._splits]
         by_domain: dict[str, dict[str, float]] = {}
         device, seen = loop.processes.device, self._config.seen
         asked = zip(self._names, self._splits, self._holdouts, strict=True)
@@ -59,6 +62,16 @@ class RankEvery:
         loop.log.event("validation", loop.step, epoch=epoch, mean=metrics, domains=by_domain)
         shown = "  ".join(f"{name} {m['hr@10']:.2%}/{m['ndcg@10']:.2%}" for name, m in by_domain.items())
         loop.log.say(f"epoch {epoch:>3}  validation HR@10/NDCG@10: {shown}")
+
+    def _holdout(self, loop: Loop, split: Split) -> Holdout:
+        """What is asked of a domain after each epoch."""
+        domain = split.domain
+        if self._config.users is None and domain.num_users > MANY_USERS:
+            loop.log.warn(
+                f"{domain.name}: all of its {domain.num_users:,} users are ranked after each epoch and in the end; "
+                "validation.users=10000 ranks so many of them"
+            )
+        return split.holdout("validation", self._config.users)
 
 
 class KeepBest:

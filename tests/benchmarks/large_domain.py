@@ -5,9 +5,10 @@
 A platform is drawn at random: each user touched 20 items, popular ones more often; its items share a few thousand
 texts, since users are what is measured here. It is read as `pmmrec pretrain` reads it, for a small model of texts.
 
-Start: seconds from the first import to the first batch, without and with the token ids in the cache. Memory: the most
-that the process held until then, and in 400 steps. Step: CPU time of batch, forward and backward over that on a
-platform of the same items with 1 / 500 of the users, the two taking turns in one process. Spread: how evenly the users
+Start: seconds from the first import to the first batch, without and with the token ids in the cache; ranking before the
+first step is not part of it. Memory: the most that the process held until then, and in 400 steps. Step: batch, forward
+and backward over that on a platform of the same items with 1 / 500 of the users, the two taking turns in one process,
+by CPU time and by the clock (where pages of the files are not in memory the clock waits for the disk). Spread: how evenly the users
 of those steps lie over the file: mean distance of their rows from the nearest place of an even spread, over that of
 rows drawn by chance.
 """
@@ -113,12 +114,12 @@ def keep_started(backbones: Mapping[str, Any], home: Path) -> None:
 
 
 def take_turns(task: Any, epochs: list[Iterator[Any]]) -> None:
-    """CPU time of a step on two platforms, a turn on one after a turn on the other."""
+    """Time of a step on two platforms, a turn on one after a turn on the other."""
     forget_peak()
-    seconds, rows = np.zeros((TURNS, 2)), []
+    cpu_s, clock_s, rows = np.zeros((TURNS, 2)), np.zeros((TURNS, 2)), []
     for turn in range(TURNS):
         for place, epoch in enumerate(epochs):
-            started_s = time.process_time()
+            started_cpu_s, started_s = time.process_time(), time.monotonic()
             for _ in range(STEPS_A_TURN):
                 batch = next(epoch)
                 figures = task(batch)
@@ -126,14 +127,16 @@ def take_turns(task: Any, epochs: list[Iterator[Any]]) -> None:
                 task.zero_grad()
                 if place == 0:
                     rows += [int(re.sub(r".*/", "", user)) for user in batch.user_id]
-            seconds[turn, place] = (time.process_time() - started_s) / STEPS_A_TURN
-    large_s, small_s = np.median(seconds, axis=0)
-    ratios = seconds[:, 0] / seconds[:, 1]
-    print(
-        f"a step: {1e3 * large_s:.1f} ms of CPU, {1e3 * small_s:.1f} on the small one, ratio {np.median(ratios):.3f} "
-        f"(middle half {np.quantile(ratios, 0.25):.3f} to {np.quantile(ratios, 0.75):.3f}); at most "
-        f"{memory_mb('VmHWM'):,} MB in {TURNS * STEPS_A_TURN} steps of each"
-    )
+            cpu_s[turn, place] = (time.process_time() - started_cpu_s) / STEPS_A_TURN
+            clock_s[turn, place] = (time.monotonic() - started_s) / STEPS_A_TURN
+    for what, seconds in (("of CPU", cpu_s), ("by the clock", clock_s)):
+        large_s, small_s = np.median(seconds, axis=0)
+        ratios = seconds[:, 0] / seconds[:, 1]
+        print(
+            f"a step: {1e3 * large_s:.1f} ms {what}, {1e3 * small_s:.1f} on the small one, ratio "
+            f"{np.median(ratios):.3f} (middle half {np.quantile(ratios, 0.25):.3f} to {np.quantile(ratios, 0.75):.3f})"
+        )
+    print(f"at most {memory_mb('VmHWM'):,} MB in {TURNS * STEPS_A_TURN} steps of each")
     print(f"spread of the {len(rows):,} users over the file: {unevenness(np.array(rows)):.2f}, by chance about 1")
 
 
