@@ -96,7 +96,8 @@ class WindowIndex:
         kinds, kind_B = np.unique(lengths, return_inverse=True)
         starts = np.concatenate([[0], np.cumsum(kinds)])
         table: NDArray[np.float64] = np.concatenate([np.empty(0), *map(self._slots_of, kinds.tolist())])
-        return table[np.arange(offset_B[-1]) + np.repeat(starts[kind_B] - offset_B[:-1], lengths)]
+        slots: NDArray[np.float64] = table[np.arange(offset_B[-1]) + np.repeat(starts[kind_B] - offset_B[:-1], lengths)]
+        return slots
 
     def _slots_of(self, length: int) -> NDArray[np.float64]:
         """In how many windows each item of a history is expected, `(length,)`."""

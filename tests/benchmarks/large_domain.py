@@ -8,9 +8,9 @@ texts, since users are what is measured here. It is read as `pmmrec pretrain` re
 Start: seconds from the first import to the first batch, without and with the token ids in the cache; ranking before the
 first step is not part of it. Memory: the most that the process held until then, and in 400 steps. Step: batch, forward
 and backward over that on a platform of the same items with 1 / 500 of the users, the two taking turns in one process,
-by CPU time and by the clock (where pages of the files are not in memory the clock waits for the disk). Spread: how evenly the users
-of those steps lie over the file: mean distance of their rows from the nearest place of an even spread, over that of
-rows drawn by chance.
+by CPU time and by the clock (where pages of the files are not in memory the clock waits for the disk). Spread: how
+evenly the users of those steps lie over the file: mean distance of their rows from the nearest place of an even spread,
+over that of rows drawn by chance.
 """
 
 from __future__ import annotations
