@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +14,15 @@ from typing_extensions import Self
 from pmmrec.atomic import whole_file
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
-from pmmrec.train.run_folder import EVENTS_FILE, Standing, environment, is_requeued, run_folder, write_json
+from pmmrec.train.run_folder import (
+    EVENTS_FILE,
+    Standing,
+    environment,
+    is_requeued,
+    run_folder,
+    take_away,
+    write_json,
+)
 from pmmrec.train.stop import StopSignals
 from pmmrec.train.trackers import boards
 
@@ -68,7 +75,8 @@ class Run:
         with ExitStack() as stack:
             standing = Standing.NEW
             if processes.is_main:
-                here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume)
+                voice = RunLog(None, is_main=True)  # before there is a folder
+                here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=voice.warn)
                 standing = stack.enter_context(here)
             if processes.is_main and standing is not Standing.FINISHED:
                 with whole_file(recipe.folder / "recipe.yaml") as draft:
@@ -101,7 +109,7 @@ class Run:
             if error is not None:
                 is_empty = events.exists() and not events.stat().st_size
                 if self.processes.is_main and is_empty and not self.resumes:
-                    shutil.rmtree(self.folder, ignore_errors=True)
+                    take_away(self.folder)
                 return
         if self._ends_processes:
             self.processes.end()

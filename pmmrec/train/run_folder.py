@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +21,27 @@ from typing import Any
 import torch
 
 from pmmrec.atomic import whole_file, writing_to
-from pmmrec.errors import MachineError, RecipeError
+from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.processes import alone_in
 from pmmrec.settings import parse_yaml
 from pmmrec.train.state import StateFolder
+from pmmrec.zoo import files
+from pmmrec.zoo.checkpoint import METRICS_NAME
 
 CHECKPOINT_FOLDER, STATE_FOLDER, EVENTS_FILE, LOCK_FILE = "checkpoint", "state", "events.jsonl", "lock"
+RECIPE_FILE, ENVIRONMENT_FILE, PUT_ASIDE = "recipe.yaml", "environment.json", "before"
+# What a run has made before its first state. What else lies in its folder is never taken away: notes, and the files of
+# steps that were not finite, which are to be looked at after the run has ended.
+_BEGUN = (
+    RECIPE_FILE,
+    ENVIRONMENT_FILE,
+    EVENTS_FILE,
+    CHECKPOINT_FOLDER,
+    STATE_FOLDER,
+    "backbones",
+    "tensorboard",
+    "wandb",
+)
 FINISHED = "finished"  # the last event of a run that has nothing left to do
 LOCK_PATIENCE_S = 20.0  # so long the data workers of a killed run may live on and hold its lock
 # What may change between a stop and going on: nothing of it changes a weight.
@@ -73,11 +89,14 @@ class Standing(str, Enum):
 
 
 @contextmanager
-def run_folder(folder: Path, recipe: str, *, resume: bool) -> Iterator[Standing]:
+def run_folder(
+    folder: Path, recipe: str, *, resume: bool, warn: Callable[[str], object] = warnings.warn
+) -> Iterator[Standing]:
     """The folder of a run, locked against other runs; made where it is new.
 
-    `resume`: one that was stopped is gone on with; one that was stopped before it kept a state is begun anew. Raises
-    RecipeError where the folder is another run's, or the recipe is another, MachineError where it cannot be made.
+    `resume`: one that was stopped is gone on with. One that was stopped before it kept a state is begun anew; what it
+    had come to by then, if anything, is put aside, and `warn` hears of it. Raises RecipeError where the folder is
+    another run's, or the recipe is another, MachineError where it cannot be made.
     """
     exists = resume and folder.exists()
     if exists and not (folder / LOCK_FILE).exists():
@@ -85,7 +104,7 @@ def run_folder(folder: Path, recipe: str, *, resume: bool) -> Iterator[Standing]
     if not exists:
         make_run_folder(folder)
     with _locked(folder, patience_s=LOCK_PATIENCE_S if exists else 0.0):
-        yield _standing(folder, recipe) if exists else Standing.NEW
+        yield _standing(folder, recipe, warn) if exists else Standing.NEW
 
 
 def is_requeued() -> bool:
@@ -114,30 +133,80 @@ def _locked(folder: Path, patience_s: float) -> Iterator[None]:
         yield
 
 
-def _standing(folder: Path, recipe: str) -> Standing:
-    """What a folder that exists holds; emptied where its run kept nothing to go on from."""
-    events = folder / EVENTS_FILE
-    lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
-    if lines and f'"event": "{FINISHED}"' in lines[-1]:
+def take_away(folder: Path) -> None:
+    """Take away what a run made that came to nothing, and the folder where it holds nothing else."""
+    _clear(folder)
+    if all(path.name == LOCK_FILE for path in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Standing:
+    """What a folder that exists holds; made ready for a beginning where its run kept no state to go on from."""
+    events = _events(folder)
+    if events and f'"event": "{FINISHED}"' in events[-1]:
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)  # a kill may have left some of it
         return Standing.FINISHED
-    if StateFolder(folder / STATE_FOLDER).found():
-        _refuse_other_recipe(folder, recipe)
+    has_states, before = bool(StateFolder(folder / STATE_FOLDER).found()), _recipe_before(folder)
+    if before:
+        _refuse_other_recipe(folder, before, recipe)
+    elif has_states:
+        raise RecipeError(f"{folder}: its {RECIPE_FILE} is gone or empty; put back the one that its states are of")
+    if has_states:
         return Standing.STOPPED
     if (folder / "metrics.json").exists():
         raise RecipeError(f"{folder}: holds results and no state to go on from; choose another name=...")
-    for path in folder.iterdir():
-        if path.name != LOCK_FILE:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with writing_to(folder):
+        if _has_learned(folder, events):
+            aside = _put_aside(folder)
+            warn(f"{folder}: its run kept no state to go on from and begins anew; what it had learned is in {aside}")
+        _clear(folder)
     return Standing.NEW
 
 
-def _refuse_other_recipe(folder: Path, recipe: str) -> None:
-    path = folder / "recipe.yaml"
-    before, now = (
-        _leaves(parse_yaml(path.read_text(encoding="utf-8"), str(path))),
-        _leaves(parse_yaml(recipe, "recipe")),
-    )
+def _events(folder: Path) -> list[str]:
+    path = folder / EVENTS_FILE
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _has_learned(folder: Path, events: list[str]) -> bool:
+    """Whether an epoch was trained to its end, as far as can be told: what cannot be read may be worth something."""
+    best = files.current(folder / CHECKPOINT_FOLDER)
+    try:
+        is_of_start = not best.exists() or files.read_json(best / METRICS_NAME)["epoch"] == 0
+    except (CheckpointError, LookupError, TypeError):
+        is_of_start = False
+    return not is_of_start or any('"event": "epoch"' in line for line in events)
+
+
+def _put_aside(folder: Path) -> Path:
+    numbers = (int(path.name.rpartition("-")[2]) for path in folder.glob(f"{PUT_ASIDE}-*") if path.name[7:].isdigit())
+    aside = folder / f"{PUT_ASIDE}-{max(numbers, default=0) + 1}"
+    aside.mkdir()
+    for path in _made_in(folder):
+        path.rename(aside / path.name)
+    return aside
+
+
+def _clear(folder: Path) -> None:
+    for path in _made_in(folder):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _made_in(folder: Path) -> list[Path]:
+    """What a run has made there before its first state, and what kills left of it."""
+    names = {name + end for name in _BEGUN for end in ("", files.INCOMPLETE, files.PREVIOUS)}
+    return [path for path in folder.iterdir() if path.name in names]
+
+
+def _recipe_before(folder: Path) -> str:
+    """The recipe that a run was begun with; empty where it was stopped before it was written."""
+    path = folder / RECIPE_FILE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _refuse_other_recipe(folder: Path, told_before: str, told_now: str) -> None:
+    before = _leaves(parse_yaml(told_before, str(folder / RECIPE_FILE)))
+    now = _leaves(parse_yaml(told_now, "recipe"))
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and not _is_free(name)]
     if changed:
         told = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed[:5])

@@ -21,7 +21,7 @@ class _Recipe:
     machine: MachineConfig = field(default=MachineConfig(device="cpu"))
 
     def to_yaml(self) -> str:
-        return "name: one\n"
+        return f"name: {self.name}\n"
 
 
 def test_a_run_starts_with_recipe_and_environment(tmp_path: Path) -> None:
@@ -76,6 +76,72 @@ def test_a_run_that_was_stopped_before_it_kept_a_state_begins_anew(tmp_path: Pat
         made = {"recipe.yaml", "environment.json", "events.jsonl", "lock"}
         assert {path.name for path in run.folder.iterdir()} == made
         assert not (run.folder / "events.jsonl").stat().st_size
+
+
+def _trained(folder: Path, epoch: int, **recipe: str) -> None:
+    """A run that judged so many epochs and kept no state."""
+    with Run.start(_Recipe(folder, **recipe)) as run:
+        for _ in range(epoch):
+            run.log.event("epoch", 1)
+        (run.folder / "checkpoint").mkdir()
+        (run.folder / "checkpoint" / "metrics.json").write_text(f'{{"epoch": {epoch}}}')
+
+
+def test_what_a_run_without_a_state_has_learned_is_put_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        aside = tmp_path / "one" / f"before-{number}"
+        _trained(tmp_path / "one", epoch=9) if number == 1 else None
+        with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+            assert not run.resumes
+            assert not (run.folder / "events.jsonl").stat().st_size
+            run.log.event("epoch", 1)
+        told = "its run kept no state to go on from and begins anew; what it had learned is in"
+        assert f"warning: {tmp_path / 'one'}: {told} {aside}\n" in capsys.readouterr().err
+        assert (aside / "events.jsonl").read_text().count('"event": "epoch"') == (9 if number == 1 else 1)
+    assert (tmp_path / "one" / "before-1" / "checkpoint" / "metrics.json").read_text() == '{"epoch": 9}'
+
+
+def test_the_weights_that_a_run_came_with_are_nothing_to_put_aside(tmp_path: Path) -> None:
+    _trained(tmp_path / "one", epoch=0)
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert not list(run.folder.glob("before-*"))
+        assert not (run.folder / "checkpoint").exists()
+
+
+def test_weights_that_may_have_learned_are_put_aside_where_their_events_are_gone(tmp_path: Path) -> None:
+    _trained(tmp_path / "one", epoch=3)
+    (tmp_path / "one" / "events.jsonl").unlink()
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert (run.folder / "before-1" / "checkpoint").is_dir()
+
+
+def test_a_run_without_a_state_is_not_begun_anew_with_another_recipe(tmp_path: Path) -> None:
+    _trained(tmp_path / "one", epoch=1)
+    with pytest.raises(RecipeError, match="cannot go on with another recipe: name was 'one', is 'two'"):
+        Run.start(_Recipe(tmp_path / "one", name="two"), resume=True)
+    assert (tmp_path / "one" / "checkpoint").exists()
+
+
+def test_notes_and_what_tells_of_a_step_that_was_not_finite_outlive_a_new_beginning(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        run.log.event("train", 1)
+        for name in ("notes.txt", "nonfinite-00000001.json"):
+            (run.folder / name).write_text(name)
+    for _ in range(2):  # one that fails before its first event takes nothing of them away either
+        with pytest.raises(DataError), Run.start(_Recipe(tmp_path / "one"), resume=True):
+            raise DataError("bad")
+    kept = {path.name for path in (tmp_path / "one").iterdir()}
+    assert kept == {"lock", "notes.txt", "nonfinite-00000001.json"}
+
+
+def test_states_of_a_recipe_that_is_gone_are_left_alone(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        (run.folder / "state" / "step-00000001-epoch-0001").mkdir(parents=True)
+        (run.folder / "recipe.yaml").write_text("")
+    with pytest.raises(RecipeError, match=r"one: its recipe\.yaml is gone or empty; put back"):
+        Run.start(_Recipe(tmp_path / "one"), resume=True)
 
 
 def test_going_on_with_a_run_that_never_was_begins_it(tmp_path: Path) -> None:
