@@ -99,12 +99,16 @@ def run_folder(
     another run's, or the recipe is another, MachineError where it cannot be made.
     """
     exists = resume and folder.exists()
-    if exists and not (folder / LOCK_FILE).exists():
+    if exists and not (folder / LOCK_FILE).exists() and not _is_empty(folder):  # empty: killed before it was locked
         raise RecipeError(f"{folder}: was made by no run that can be gone on with; choose another name=...")
     if not exists:
         make_run_folder(folder)
     with _locked(folder, patience_s=LOCK_PATIENCE_S if exists else 0.0):
         yield _standing(folder, recipe, warn) if exists else Standing.NEW
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def is_requeued() -> bool:

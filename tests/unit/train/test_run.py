@@ -149,6 +149,12 @@ def test_going_on_with_a_run_that_never_was_begins_it(tmp_path: Path) -> None:
         assert not run.resumes
 
 
+def test_a_run_that_was_killed_before_it_was_locked_begins(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert not run.resumes
+
+
 def test_a_folder_that_is_no_run_of_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "thesis.tex").write_text("years of work")
