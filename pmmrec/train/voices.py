@@ -66,7 +66,7 @@ class Voices:
         self._host = socket.gethostname()
         self.others = {other: Voice() for other in range(world if store is not None else 0) if other != rank}
         self._heard_s = time.monotonic()
-        self._beat = 0
+        self._beat, self._opening = 0, 0  # which opening this is, as all count; 0: not yet asked for
         self._gone: str | None = ""  # None while it speaks
         self._wake, self._answered = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -77,7 +77,8 @@ class Voices:
         return time.monotonic() - self._heard_s if self._gone is None else 0.0
 
     def open(self) -> None:
-        """Speak and hear from now on, until `leave`."""
+        """Speak and hear from now on, until `leave`. What was said until the last one is heard no more."""
+        self._opening = 0
         self._heard_s = time.monotonic()
         self.others = {other: Voice() for other in self.others}
         if self.others:
@@ -113,17 +114,18 @@ class Voices:
     def _exchange(self) -> None:
         if self._store is None:
             return
+        if not self._opening:
+            self._opening = self._store.add(f"pmmrec/voices/openings/{self._rank}", 1)
         self._beat += 1
         place = self._place()
         told = [self._beat, self._host, None if place is None else [place.step, int(place.doing)], self._gone]
-        self._store.set(_key(self._rank), json.dumps(told))
+        self._store.set(self._key(self._rank), json.dumps(told))
         for other, voice in list(self.others.items()):
-            if voice.host is not None or self._store.check([_key(other)]):
-                written = self._store.get(_key(other))
+            if voice.host is not None or self._store.check([self._key(other)]):
+                written = self._store.get(self._key(other))
                 if written != voice.written:
                     self.others[other] = Voice.read(written)
         self._heard_s = time.monotonic()
 
-
-def _key(rank: int) -> str:
-    return f"pmmrec/voices/{rank}"
+    def _key(self, rank: int) -> str:
+        return f"pmmrec/voices/{self._opening}/{rank}"

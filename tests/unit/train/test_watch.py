@@ -107,6 +107,22 @@ def test_a_process_that_came_to_its_end_may_be_silent() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_who_ended_between_two_openings_is_silent_in_the_second() -> None:
+    store = HashStore()
+    here, other = (Voices(store, rank, 2, 0.05, lambda: None) for rank in (0, 1))
+    for voices in (here, other):
+        voices.open()
+    for voices in (here, other):
+        voices.leave("", 10)
+    here.open()
+    here.ask(10)
+    time.sleep(0.2)
+    heard = here.others[1]
+    here.leave("", 10)
+    assert heard.gone is None
+    assert heard.silent_s > 0.1
+
+
 @contextmanager
 def _speaking(store: HashStore, places: dict[int, Place]) -> Iterator[None]:
     """Other processes, of four, that are there."""
