@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -112,10 +111,45 @@ class ZeroMemory(Memory):
             raise CheckpointError(f"{state.shares}: DeepSpeed finds nothing of its own there")
 
 
+class _Disk:
+    """DeepSpeed's way to files while it saves. What the disk refuses is kept for later instead of raised.
+
+    Saving exchanges between processes after it has written, more or less so from stage to stage: whoever left amid
+    would make the others wait for ever.
+    """
+
+    def __init__(self, way: Any) -> None:
+        self._way = way
+        self.problem: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._way, name)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self._try(self._way.makedirs, path, exist_ok=exist_ok)
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self._try(self._way.save, state_dict, path)
+
+    def _try(self, write: Callable[..., None], *what: Any, **how: Any) -> None:
+        try:
+            write(*what, **how)
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+            self.problem = self.problem or error
+
+
 def _write(engine: Any, folder: Path) -> None:
-    """Write this process's files; the others wait. Raises MachineError when the disk refuses it to this process."""
+    """Write this process's files. Raises MachineError, once all have saved, when the disk refuses it to this one."""
+    own, disk = engine.checkpoint_engine, _Disk(engine.checkpoint_engine)
+    engine.checkpoint_engine = disk
+    engine._copy_recovery_script = _leave_out  # programs beside our data, which nobody runs and a full disk refuses
     try:
         engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
-        dist.barrier()  # the one at whose other side the others wait
-        raise MachineError(f"{folder}: cannot be written: {error}") from error
+    finally:
+        engine.checkpoint_engine = own
+    if disk.problem is not None:
+        raise MachineError(f"{folder}: cannot be written: {disk.problem}") from disk.problem
+
+
+def _leave_out(save_path: str) -> None:
+    """Copy nothing."""

@@ -158,8 +158,9 @@ def test_no_pickle_is_read_that_is_not_as_it_was_written(home: Path, stopped: Pa
     assert "none of 1 states can be read" in done.stderr
 
 
-def test_a_disk_that_is_full_for_one_process_is_told_and_nobody_waits(home: Path, tmp_path: Path) -> None:
-    done = launched(home, tmp_path / "out", 2, "--signal-at", 3, "--fills-disk")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_that_is_full_for_one_process_is_told_and_nobody_waits(home: Path, tmp_path: Path, stage: int) -> None:
+    done = launched(home, tmp_path / "out", stage, "--signal-at", 3, "--fills-disk")
     assert done.returncode != 0
     assert "and could not keep its state: " in done.stderr, done.stderr
     assert "shares.incomplete: cannot be written" in done.stderr
