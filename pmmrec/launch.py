@@ -23,7 +23,7 @@ import psutil
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from pmmrec.errors import RecipeError
+from pmmrec.errors import RecipeError, StoppedError
 from pmmrec.settings import Config, read_yaml, validate
 from pmmrec.shipped import shipped_launch_files
 
@@ -261,9 +261,12 @@ def _cpu_environment(spread: Spread) -> dict[str, str]:
 @contextmanager
 def _signals_passed_on(launcher: int) -> Iterator[None]:
     """Being asked to end is passed to the program, which keeps its state first; Ctrl-C to the launcher."""
+    were_asked: list[int] = []  # asked once more after it has ended, the launcher would tell of that and not of its end
 
     def to_program(number: int, _frame: FrameType | None) -> None:
-        for process in _children(launcher) or [launcher]:
+        program = _children(launcher)
+        were_asked.extend(program)
+        for process in program or ([] if were_asked else [launcher]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
@@ -278,6 +281,13 @@ def _signals_passed_on(launcher: int) -> Iterator[None]:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+
+
+def ignore_when_stopped(code: int) -> None:
+    """A program that was asked to end has: no signal that comes late may take the exit code that says so."""
+    if code == StoppedError.exit_code:
+        for sign in PROGRAM_SIGNALS:
+            signal.signal(sign, signal.SIG_IGN)
 
 
 def _children(process: int) -> list[int]:

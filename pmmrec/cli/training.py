@@ -153,10 +153,12 @@ def _processes_of(launch: str, machines: _Machines) -> list[str]:
 
 def _launch(program: Path, arguments: list[str], launch: str, machines: _Machines, *, print_command: bool) -> int:
     """Start processes of a program, or show the command that would; the exit code."""
-    from pmmrec.launch import LaunchCommand, LaunchFile
+    from pmmrec.launch import LaunchCommand, LaunchFile, ignore_when_stopped
 
     command = LaunchCommand.of(LaunchFile.read(launch), program, arguments, **machines._asdict())
     if print_command:
         typer.echo(command.to_shell(os.environ))
         return 0
-    return command.run("pmmrec.train.start", os.environ)
+    code = command.run("pmmrec.train.start", os.environ)
+    ignore_when_stopped(code)
+    return code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -12,6 +12,7 @@ from typing import Protocol
 from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
+from pmmrec.errors import StoppedError
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.run_folder import (
@@ -102,17 +103,28 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.signals.close()
+        is_stop = isinstance(error, StoppedError)
+        if not is_stop:
+            self.signals.close()
         self.log.__exit__(kind, error, trace)
         events = self.folder / EVENTS_FILE
         with self._held:
-            if error is not None:
-                is_empty = events.exists() and not events.stat().st_size
-                if self.processes.is_main and is_empty and not self.resumes:
-                    take_away(self.folder)
-                return
-        if self._ends_processes:
+            is_empty = events.exists() and not events.stat().st_size
+            if error is not None and self.processes.is_main and is_empty and not self.resumes:
+                take_away(self.folder)
+        if is_stop:
+            self._end_with_the_others()
+        elif error is None and self._ends_processes:
             self.processes.end()
+
+    def _end_with_the_others(self) -> None:
+        """Wait until the main process has closed all: a launcher that sees one process end with 75 ends the others."""
+        if self.processes.world == 1:
+            self.signals.close()
+            return
+        with suppress(RuntimeError):  # whoever is gone is waited for no more
+            self.processes.wait()
+        self.signals.ignore()
 
 
 def _command() -> str:

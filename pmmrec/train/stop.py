@@ -31,6 +31,12 @@ class StopSignals:
             signal.signal(sign, handler)  # type: ignore[arg-type]  # it is what signal.signal gave us
         self._before = {}
 
+    def ignore(self) -> None:
+        """Hear nothing any more, nor let anybody: for a process that has done what it was asked, and ends."""
+        for sign in self._before:
+            signal.signal(sign, signal.SIG_IGN)
+        self._before = {}
+
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if self.heard is None:
             self.heard, self._heard_s = signal.Signals(number).name, time.monotonic()
