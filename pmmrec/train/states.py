@@ -114,7 +114,7 @@ class States:
         if ends or keeps:
             self._keep(loop)
         if ends:
-            problem = self._settle()
+            problem = self._run.processes.from_main(self._settle())  # so that all end with one exit code
             self._run.processes.wait()  # a launcher that sees one process end may kill the others
             why = self._run.signals.heard or "a signal to another process"
             if problem is not None:

@@ -98,6 +98,14 @@ def test_wherever_a_signal_comes_all_stop_at_the_next_boundary_and_nothing_is_lo
     assert_same_bits(tmp_path, undisturbed)
 
 
+def test_a_stop_that_loses_its_state_is_an_error_of_the_machine_for_every_process(tmp_path: Path, world: Path) -> None:
+    done = launched(tmp_path, world, 2, "--at", 2, "--rank", 1, "--blocked")
+    assert "exitcode  : 4 " in done.stderr, done.stdout + done.stderr
+    told = [(tmp_path / f"told-{rank}.txt").read_text() for rank in range(2)]
+    for text, who in zip(told, ("a signal to another process", "SIGUSR1"), strict=True):
+        assert text.startswith(f"step 3: ended by {who} and could not keep its state: ")
+
+
 def test_two_processes_then_one_then_four_train_what_two_would(tmp_path: Path, world: Path, undisturbed: Path) -> None:
     stop(tmp_path, world, 2, at=2)
     stop(tmp_path, world, 1, at=3)

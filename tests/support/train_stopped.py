@@ -20,7 +20,7 @@ from train_shares import TERMS, reader_of, task_for
 
 from pmmrec.contracts import Batch
 from pmmrec.data.batches import DataConfig
-from pmmrec.errors import DivergenceError, StoppedError
+from pmmrec.errors import DivergenceError, MachineError, StoppedError
 from pmmrec.models.recommender import Recommender
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
 from pmmrec.train.loop import Loop, TrainConfig
@@ -125,6 +125,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--comes", default="SIGUSR1", help="what comes, after another; none: it hangs")
     parser.add_argument("--rank", type=int, default=0, help="the process it happens to")
     parser.add_argument("--every-steps", type=int, help="keep a state so often")
+    parser.add_argument("--blocked", action="store_true", help="no state can be written")
     parser.add_argument("--break-at", type=int, help="step whose loss is NaN in that process")
     parser.add_argument("--skip", type=int, default=0, help="such steps may be left out")
     return parser.parse_args()
@@ -140,6 +141,8 @@ def main() -> None:
     judge = ValidationConfig()
     with Run.start(Recipe(asked.out / "run"), resume=True) as run:
         is_chosen = run.processes.rank == asked.rank
+        if asked.blocked and run.processes.is_main:
+            (run.folder / "state").touch()
         disturbance = Disturbance(asked.where, asked.at if is_chosen else None, signals)
         sources = Sources.open([asked.domain])
         task, reader = task_for(sources), reader_of(sources, asked.out)
@@ -166,7 +169,7 @@ def main() -> None:
         loop.disturbance = batches.disturbance = disturbance
         try:
             loop.fit()
-        except (StoppedError, DivergenceError) as error:
+        except (StoppedError, DivergenceError, MachineError) as error:
             (asked.out / f"told-{run.processes.rank}.txt").write_text(str(error))
             raise SystemExit(error.exit_code) from error
         save_file(task.state_dict(), asked.out / f"{run.processes.rank}.safetensors")
