@@ -13,10 +13,13 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
+from pmmrec.launch import ignore_when_stopped
 
 
 def start(words: Sequence[str]) -> int:
-    """Start the processes of this machine and wait for them; the exit code of the one that failed first, else 0.
+    """Start the processes of this machine and wait for them; the exit code of the one that failed, else 0.
+
+    Where several failed within a tenth of a second, that of one which did not merely lose the others.
 
     Raises RecipeError where accelerate refuses the file, MachineError where the machine has too few GPUs, the port is
     taken or DeepSpeed is missing.
@@ -32,8 +35,7 @@ def start(words: Sequence[str]) -> int:
         launch_command(asked)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        own = [code for code in codes if code > 0]  # the others were ended because of these
-        return _as_shell(own[0] if own else codes[0])
+        return _as_shell(min(codes, key=_is_consequence))
     except subprocess.CalledProcessError as error:
         return _as_shell(error.returncode)
     except SignalException as error:
@@ -52,6 +54,11 @@ def _refuse_few_gpus(file: str, wanted: int) -> None:
         )
 
 
+def _is_consequence(code: int) -> int:
+    """How likely a process ended because another did: 4 is also said of a lost connection, signals come from here."""
+    return (code == MachineError.exit_code) + 2 * (code < 0)
+
+
 def _as_shell(code: int) -> int:
     """A process that a signal ended, as shells tell it."""
     return code if code >= 0 else 128 - code
@@ -60,10 +67,12 @@ def _as_shell(code: int) -> int:
 def main() -> None:
     """As a program: one line for an error of ours, and its exit code."""
     try:
-        sys.exit(start(sys.argv[1:]))
+        code = start(sys.argv[1:])
     except PMMRecError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    ignore_when_stopped(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,22 @@ def test_the_exit_code_of_a_program_goes_through_and_each_process_is_told_how_ma
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 2 true a=b c"] * 2
 
 
+def test_of_processes_that_fail_together_one_that_lost_no_other_says_why(tmp_path: Path) -> None:
+    program = _program(
+        tmp_path,
+        "import psutil\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    (here / 'draft').write_text(str(os.getpid()))\n"
+        "    (here / 'draft').rename(here / 'other')\n"
+        "    sys.exit(2)\n"
+        "while not (here / 'other').exists(): time.sleep(0.001)\n"
+        "other = psutil.Process(int((here / 'other').read_text()))\n"
+        "while other.is_running() and other.status() != 'zombie': time.sleep(0.001)\n"
+        "os._exit(4)\n",
+    )
+    assert _command("two_cpu", program).run(STARTER, os.environ) == 2
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(sign: signal.Signals, tmp_path: Path) -> None:
     program = _program(
