@@ -43,7 +43,8 @@ _BEGUN = (
     "wandb",
 )
 FINISHED = "finished"  # the last event of a run that has nothing left to do
-LOCK_PATIENCE_S = 20.0  # so long the data workers of a killed run may live on and hold its lock
+# So long a lock may outlive a run: its data workers hold it for some seconds, a server of NFSv4 for a lease (90 s).
+LOCK_PATIENCE_S = 120.0
 # What may change between a stop and going on: nothing of it changes a weight.
 _FREE = (
     "machine.trackers",
@@ -96,14 +97,15 @@ def run_folder(
 
     `resume`: one that was stopped is gone on with. One that was stopped before it kept a state is begun anew; what it
     had come to by then, if anything, is put aside, and `warn` hears of it. Raises RecipeError where the folder is
-    another run's, or the recipe is another, MachineError where it cannot be made.
+    another run's, or the recipe is another, MachineError where it cannot be made, or where another run works there
+    for longer than a dead one could seem to: a scheduler may then try again.
     """
     exists = resume and folder.exists()
     if exists and not (folder / LOCK_FILE).exists() and not _is_empty(folder):  # empty: killed before it was locked
         raise RecipeError(f"{folder}: was made by no run that can be gone on with; choose another name=...")
     if not exists:
         make_run_folder(folder)
-    with _locked(folder, patience_s=LOCK_PATIENCE_S if exists else 0.0):
+    with _locked(folder, LOCK_PATIENCE_S if exists else 0.0, warn):
         yield _standing(folder, recipe, warn) if exists else Standing.NEW
 
 
@@ -118,7 +120,7 @@ def is_requeued() -> bool:
 
 
 @contextmanager
-def _locked(folder: Path, patience_s: float) -> Iterator[None]:
+def _locked(folder: Path, patience_s: float, warn: Callable[[str], object]) -> Iterator[None]:
     lock = folder / LOCK_FILE
     until_s = time.monotonic() + patience_s
     with ExitStack() as stack:
@@ -127,9 +129,12 @@ def _locked(folder: Path, patience_s: float) -> Iterator[None]:
             try:
                 held = stack.enter_context(alone_in(folder, f"another run ({holder})"))
                 break
-            except RecipeError:
+            except RecipeError as error:
                 if time.monotonic() > until_s:
-                    raise
+                    raise MachineError(str(error)) from error
+                warn(
+                    f"{folder}: another run ({holder}) seems to work here; waiting up to {patience_s:g} s for its lock"
+                )
                 time.sleep(0.2)
         with writing_to(lock):
             os.ftruncate(held, 0)

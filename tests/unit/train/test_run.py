@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from pmmrec.errors import DataError, RecipeError
+from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.train import run_folder
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run, is_requeued
@@ -53,17 +54,23 @@ def test_a_second_run_of_the_same_name_does_not_touch_the_first(tmp_path: Path) 
     assert (tmp_path / "one" / "events.jsonl").stat().st_size
 
 
-def test_a_second_run_in_a_folder_is_refused_and_told_who_works_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_second_run_in_a_folder_waits_and_is_refused_and_told_who_works_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_folder, "LOCK_PATIENCE_S", 0.3)
-    told = rf"one: another run \(process {os.getpid()} on \S+\) works here; wait, or end it"
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE_S", 0.5)
+    who = rf"another run \(process {os.getpid()} on \S+\)"
     with Run.start(_Recipe(tmp_path / "one")) as run:
         run.log.event("train", 1)
-        with pytest.raises(RecipeError, match=told):
+        with pytest.raises(MachineError, match=rf"one: {who} works here; wait, or end it"):
             Run.start(_Recipe(tmp_path / "one"), resume=True)
         assert (tmp_path / "one" / "events.jsonl").stat().st_size
+    told = rf"^warning: \S+one: {who} seems to work here; waiting up to 0.5 s for its lock$"
+    assert len(re.findall(told, capsys.readouterr().err, flags=re.MULTILINE)) == 1
     Run.start(_Recipe(tmp_path / "one"), resume=True).__exit__(None, None, None)
+
+
+def test_a_lock_is_waited_for_longer_than_a_server_keeps_that_of_a_machine_that_is_gone() -> None:
+    assert run_folder.LOCK_PATIENCE_S > 90  # the lease of Linux's NFS server, unless an administrator changed it
 
 
 def test_a_run_that_was_stopped_before_it_kept_a_state_begins_anew(tmp_path: Path) -> None:
