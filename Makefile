@@ -58,8 +58,8 @@ benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on
 large: $(VENV)/installed-dev  ## how a platform of 50 million users trains, against a small one; takes 6 GB of disk below runs/benchmarks
 	$(BIN)/python tests/benchmarks/large_domain.py
 
-spread: $(VENV)/installed-dev  ## two CPU processes under ZeRO-1, 2 and 3: the curve of one, whole parts, stopped and gone on with
-	$(BIN)/python -m pytest tests/spread
+spread: $(VENV)/installed-deepspeed  ## two CPU processes under ZeRO-1, 2 and 3: the curve of one, whole parts, stopped and gone on with
+	$(BIN)/python -m pytest tests/spread tests/unit/launch/test_files.py
 
 torture: $(VENV)/installed-dev  ## kill a pretraining KILLS times in a row, at random moments; it must end as if nobody had
 	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)
