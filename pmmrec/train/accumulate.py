@@ -46,13 +46,13 @@ class AccumulateConfig(Config):
         return self.parts if self.mode == "plain" else 1
 
 
-def refuse_batch_statistics(encoder: nn.Module, setting: str) -> None:
+def refuse_batch_statistics(encoder: nn.Module, setting: str, instead: str = "leave this setting out") -> None:
     """RecipeError where a layer that learns looks at a batch as a whole: a part, or a second pass, misleads it."""
     for name, module in encoder.named_modules():
         if isinstance(module, _BatchNorm) and any(tensor.requires_grad for tensor in module.parameters()):
             raise RecipeError(
                 f"{setting}: {name} keeps statistics of whole batches, each seen once; freeze its block, choose an "
-                "encoder without batch statistics, or leave this setting out"
+                f"encoder without batch statistics, or {instead}"
             )
 
 

@@ -28,7 +28,7 @@ from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Sources, check_window, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
-from pmmrec.train.spread import refuse_unfit
+from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.trial import item_inputs
 from pmmrec.zoo.adapters import stand_on
@@ -117,6 +117,7 @@ def _stand_ready(
     """
     config, recommender = recipe.train, task.recommender
     refuse_unfit(launched.file.spread, recipe.machine, config.accumulate)
+    refuse_shared_batches(task, launched.file.spread, launched.num_processes)
     task.item_parts = config.accumulate.item_parts
     if config.checkpoint_activations:
         checkpoint_activations(recommender.item_encoder)

@@ -208,14 +208,23 @@ def refuse_unfit(spread: Spread, machine: MachineConfig, accumulate: AccumulateC
         )
 
 
+def refuse_shared_batches(task: TrainingTask, spread: Spread, world: int) -> None:
+    """RecipeError where a layer that learns keeps statistics of batches: no process would hear of those of another.
+
+    torch's SyncBatchNorm, which would, knows no CPU.
+    """
+    if world > 1 or spread not in WHOLE:
+        launch = f"launch with {spread.value} on {world} processes"
+        refuse_batch_statistics(task.recommender.item_encoder, launch, "train in one process")
+
+
 def prepare_to_spread(processes: Processes, task: TrainingTask) -> None:
     """Before the optimiser is made: the task on its device, and in shares where the optimiser is to know of those.
 
-    Raises RecipeError where a layer keeps statistics of batches: no process would hear of those of another.
+    Raises RecipeError where a layer keeps statistics of batches, which processes would share out.
     """
     task.to(processes.device)
-    if processes.spread not in WHOLE:
-        refuse_batch_statistics(task.recommender.item_encoder, f"launch with {processes.spread.value}")
+    refuse_shared_batches(task, processes.spread, processes.world)
     if processes.spread is Spread.FSDP2:
         shard(task, processes)
 

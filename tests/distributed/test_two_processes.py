@@ -182,3 +182,25 @@ def test_two_processes_train_from_the_states_that_one_computed(tmp_path: Path, w
     )
     assert two[0]["domains"] == one[0]["domains"]
     assert (tmp_path / "hub" / "small" / "model_index.json").is_file()
+
+
+def test_batch_statistics_that_processes_would_share_out_are_refused(
+    tmp_path: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    def recipe(blocks: object) -> tuple[str, ...]:
+        small = (setting for setting in SMALL if ".vision." not in setting)
+        layout = "type: timm, architecture: {name: resnet18, channels: [8, 8, 16, 16]}, image_size: 32, pool: mean"
+        vision = f"model.item_encoder.vision={{{layout}, trainable_blocks: {blocks}}}"
+        return "pretrain/tiny", *small, *sources(world), vision, "train.epochs=1", "cache=c", "machine.device=cpu"
+
+    told = "on 2 processes: vision_encoder.backbone.layer4.0.bn1 keeps statistics of whole batches"
+    with working_in(tmp_path):
+        planned = pmmrec("pretrain", *recipe(1), "--dry-run", "--launch", "two_cpu")
+    assert planned.code == 2
+    assert told in planned.output
+    done = _torchrun(tmp_path, shipped_file("pretrain/run.py"), *recipe(1))
+    assert done.returncode != 0
+    assert f"error: launch with DDP {told}" in done.stderr, done.stdout + done.stderr
+    assert "or train in one process" in done.stderr
+    frozen = _torchrun(tmp_path, shipped_file("pretrain/run.py"), *recipe(0), "name=frozen")
+    assert frozen.returncode == 0, frozen.stdout + frozen.stderr
