@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,29 @@ class Resumable(Protocol):
         ...
 
 
+class Asked(Exception):  # noqa: N818 - nothing is wrong
+    """The run is to end: raised in all processes alike, amid work that is done again from its beginning."""
+
+
+class Team:
+    """The processes, for work that may be left amid: wherever they meet, they hear whether the run is to end."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.rank, self.world = run.processes.rank, run.processes.world
+
+    def summed(self, own: Tensor) -> Tensor:
+        """The sum over all processes, where `own` lies. All must call it; raises Asked."""
+        self.hear()
+        return self._run.processes.summed(own)
+
+    def hear(self) -> None:
+        """All processes must call it; raises Asked in all where one has got a signal."""
+        asked = torch.tensor(float(self._run.signals.heard is not None))
+        if self._run.processes.summed(asked) > 0:
+            raise Asked
+
+
 class States:
     """The states of one run. All processes agree on when one is kept, and on when the run is to end.
 
@@ -46,6 +70,7 @@ class States:
 
     def __init__(self, run: Run, config: StateConfig, about: Mapping[str, Any]) -> None:
         self._run, self._config, self._about = run, config, dict(about)
+        self.team = Team(run)
         self._folder = StateFolder(run.folder / STATE_FOLDER)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         run.before_unlocking(self._thread.shutdown)  # which waits for a state that is being written
@@ -98,6 +123,28 @@ class States:
         ends, keeps = (self._run.processes.accelerator.reduce(wishes, "sum") > 0).tolist()
         self._act(loop, ends=ends, keeps=keeps)
 
+    @contextmanager
+    def ending_when_asked(self, loop: Resumable) -> Iterator[None]:
+        """Around what is no step: where all hear, before it or where its `team` meets, that the run is to end, it ends.
+
+        What was done of it is lost; the state that is kept is that of its beginning.
+        """
+        try:
+            self.team.hear()
+            yield
+        except Asked:
+            self._end(loop)
+
+    def _end(self, loop: Resumable) -> NoReturn:
+        """Keep a state and end: StoppedError, or MachineError where it could not be kept."""
+        self._keep(loop)
+        problem = self._run.processes.from_main(self._settle())  # so that all end with one exit code
+        self._run.processes.wait()  # a launcher that sees one process end may kill the others
+        why = self._run.signals.heard or "a signal to another process"
+        if problem is not None:
+            raise MachineError(f"step {loop.step}: ended by {why} and could not keep its state: {problem}")
+        raise StoppedError(f"step {loop.step}: ended by {why}; its state is kept, --resume goes on from there")
+
     def training_ended(self, loop: Resumable) -> None:
         """Keep the end, so that a stop while test targets are ranked costs no training."""
         self._keep(loop)
@@ -107,19 +154,15 @@ class States:
         if self._run.processes.is_main:
             self._settle()
             self._run.log.event(FINISHED, max(0, self._kept_step))
+            self._run.log.mark()  # on the disk before the states go
             shutil.rmtree(self._folder.folder, ignore_errors=True)
         self._thread.shutdown()
 
     def _act(self, loop: Resumable, *, ends: bool, keeps: bool) -> None:
-        if ends or keeps:
-            self._keep(loop)
         if ends:
-            problem = self._run.processes.from_main(self._settle())  # so that all end with one exit code
-            self._run.processes.wait()  # a launcher that sees one process end may kill the others
-            why = self._run.signals.heard or "a signal to another process"
-            if problem is not None:
-                raise MachineError(f"step {loop.step}: ended by {why} and could not keep its state: {problem}")
-            raise StoppedError(f"step {loop.step}: ended by {why}; its state is kept, --resume goes on from there")
+            self._end(loop)
+        if keeps:
+            self._keep(loop)
 
     def _keep(self, loop: Resumable) -> None:
         self._settle()
