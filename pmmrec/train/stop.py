@@ -1,4 +1,4 @@
-"""Who asks a run to end, and how often? A first signal is heard at the next boundary, a second ends at once."""
+"""Who asks a run to end, and how often? A first signal is heard at the next boundary, a later one ends at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ SAME_S = 2.0  # launchers pass a signal on that came to their whole group: what 
 
 
 class StopSignals:
-    """Hears SIGTERM and SIGUSR1 while it is open. In a thread that is not the main one it hears nothing."""
+    """Hears SIGTERM and SIGUSR1 while it is open. In a thread that is not the main one it hears nothing.
+
+    A signal within `SAME_S` of the first says nothing new, whichever it is: which of two came from whom, none tells.
+    """
 
     def __init__(self) -> None:
         self.heard: str | None = None  # the name of the first signal
