@@ -31,7 +31,7 @@ from pmmrec.train.spread import prepare_to_spread, refuse_unfit, spread_out
 from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-from pmmrec.train.watch import Doing, Watch
+from pmmrec.train.watch import Doing
 
 
 class TrainConfig(Config):
@@ -58,6 +58,11 @@ class TrainConfig(Config):
         gt=0,
         description="A step that takes longer, or a process that is silent for longer, ends the run, which says which "
         "process it was and in which step.",
+    )
+    phase_hours: float = Field(
+        24.0,
+        gt=0,
+        description="As step_minutes, of what lies between steps: preparing, validating, saving, ranking.",
     )
 
 
@@ -128,7 +133,8 @@ class Loop:
         self._rate = 0.0  # of the latest step, in the first group
         self._spread = spread_out(processes, task, optimizer, self._scheduler, config.clip_norm)
         self._nonfinite = Nonfinite(config.on_nonfinite, task, self._spread, batches, processes, log)
-        self._watch = Watch(60 * config.step_minutes, processes.rank, processes.world)
+        self._watch = processes.watch
+        self._watch.limit(60 * config.step_minutes, 3600 * config.phase_hours)
 
     def fit(self) -> None:
         """Train until the epochs are over or a callback stops it. StoppedError where the run is asked to end."""

@@ -24,7 +24,7 @@ from pmmrec.errors import MachineError
 from pmmrec.launch import PROCESSES, Spread
 from pmmrec.settings import Config
 from pmmrec.train.trackers import Tracker
-from pmmrec.train.watch import joining
+from pmmrec.train.watch import Watch, joining
 
 Precision = Literal["fp32", "bf16", "fp16"]
 FSDP = "ACCELERATE_USE_FSDP"
@@ -59,8 +59,8 @@ class Processes:
                 kwargs_handlers=[
                     InitProcessGroupKwargs(
                         backend="gloo" if on_cpu and asks_deepspeed else None,
-                        # The others wait while the main process decodes images, which can take long.
-                        timeout=timedelta(hours=6),
+                        # The others wait while the main process decodes images; what hangs is ended by the watch.
+                        timeout=timedelta(days=30),
                     )
                 ],
             )
@@ -68,6 +68,7 @@ class Processes:
             unset_hf_deepspeed_config()  # else, under ZeRO-3, transformers draws weights in shares, and other ones
         self._refuse_other_processes()
         self._refuse_other_spread()
+        self.watch = Watch(self.rank, self.world)  # opened by the run
 
     def _refuse_other_processes(self) -> None:
         """MachineError where fewer processes joined than were started, or fewer were started than were asked for."""

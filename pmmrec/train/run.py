@@ -52,6 +52,7 @@ class Run:
         log: RunLog,
         standing: Standing,
         held: ExitStack,
+        watching: ExitStack,
         *,
         ends_processes: bool = True,
     ) -> None:
@@ -59,7 +60,7 @@ class Run:
         self.weights: dict[str, str] = {}  # place and commit of pretrained weights from elsewhere, by part
         self.signals = StopSignals()
         self.resumes, self.is_finished = standing is Standing.STOPPED, standing is Standing.FINISHED
-        self._held, self._ends_processes = held, ends_processes
+        self._held, self._watching, self._ends_processes = held, watching, ends_processes
 
     @classmethod
     def start(cls, recipe: Runnable, *, resume: bool = False, beside: Run | None = None) -> Self:
@@ -73,7 +74,10 @@ class Run:
             beside.processes.let_go()
         openers = boards(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
         processes = Processes(machine)
-        with ExitStack() as stack:
+        if beside is not None:
+            processes.watch = beside.processes.watch  # which is open
+        with ExitStack() as watching, ExitStack() as stack:
+            watching.enter_context(processes.watch.open())
             standing = Standing.NEW
             if processes.is_main:
                 voice = RunLog(None, is_main=True)  # before there is a folder
@@ -88,10 +92,14 @@ class Run:
             log.say(f"run {recipe.folder}  {processes.world} process(es) on {processes.device}, command: {_command()}")
             if standing is Standing.FINISHED:
                 log.say(f"run {recipe.folder} is finished: there is nothing to go on with")
-            held = stack.pop_all()
-        run = cls(recipe.folder, processes, log, standing, held, ends_processes=beside is None)
+            held, watched = stack.pop_all(), watching.pop_all()
+        run = cls(recipe.folder, processes, log, standing, held, watched, ends_processes=beside is None)
         run.signals.open()
         return run
+
+    def watch(self, *, step_minutes: float, phase_hours: float) -> None:
+        """So long may steps and silences last, and what lies between steps; until this is said the defaults hold."""
+        self.processes.watch.limit(60 * step_minutes, 3600 * phase_hours)
 
     def before_unlocking(self, work: Callable[[], object]) -> None:
         """Do this when the run is left, however it is, while its folder is still locked."""
@@ -101,6 +109,15 @@ class Run:
         return self
 
     def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and not isinstance(error, StoppedError):
+                self._watching.__exit__(kind, error, trace)  # first of all: the others may wait for this process
+        finally:
+            self._close(kind, error, trace)
+
+    def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         is_stop = isinstance(error, StoppedError)
@@ -114,7 +131,8 @@ class Run:
                 take_away(self.folder)
         if is_stop:
             self._end_with_the_others()
-        elif error is None and self._ends_processes:
+        self._watching.close()
+        if error is None and self._ends_processes:
             self.processes.end()
 
     def _end_with_the_others(self) -> None:

@@ -55,6 +55,7 @@ _FREE = (
     "prefix_budget_gb",
     "train.state",
     "train.step_minutes",
+    "train.phase_hours",
     "train.on_nonfinite",  # such a step changes no weight in any case
 )
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")

@@ -15,29 +15,44 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # it is publi
 
 
 class Doing(IntEnum):
-    """The parts of a step, in their order."""
+    """The parts of a step, in their order, and what lies between two steps."""
 
     READING = 0
     COMPUTING = 1
     WAITING = 2  # for the others; found, not told: it happens wherever tensors are exchanged
+    BETWEEN = 3  # after this step and before the next: preparing, validating, saving, ranking
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Place:
     """How far a process is."""
 
     step: int
     doing: Doing
+    exchanges: int = 0  # that it has entered since the processes met; all enter the same ones in the same order
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """Smaller in whoever is behind: the others have entered an exchange that it has not come to."""
+        return (self.exchanges, self.step, self.doing)
+
+    @property
+    def where(self) -> str:
+        if self.doing is not Doing.BETWEEN:
+            return f"step {self.step}"
+        return f"after step {self.step}" if self.step else "preparation"
 
     def words(self) -> str:
-        return f"{self.doing.name.lower()} in step {self.step}"
+        if self.doing is not Doing.BETWEEN:
+            return f"{self.doing.name.lower()} in step {self.step}"
+        return f"busy after step {self.step}" if self.step else "preparing"
 
 
 @dataclass(frozen=True)
 class Voice:
     """What a process said last."""
 
-    place: Place | None = None  # None: in no step
+    place: Place | None = None  # None: it has said nothing yet
     host: str | None = None  # None: it has said nothing yet
     gone: str | None = None  # why it will say nothing more; empty where it came to its end
     since_s: float = field(default_factory=time.monotonic)  # when it was heard, in the clock of this process
@@ -51,7 +66,7 @@ class Voice:
     @classmethod
     def read(cls, written: bytes) -> Voice:
         _, host, place, gone = json.loads(written)
-        return cls(None if place is None else Place(place[0], Doing(place[1])), host, gone, written=written)
+        return cls(Place(place[0], Doing(place[1]), place[2]), host, gone, written=written)
 
 
 class Voices:
@@ -60,9 +75,9 @@ class Voices:
     Where that cannot be reached the thread hangs, and nobody else: `unreached_s` grows.
     """
 
-    def __init__(self, store: Store | None, rank: int, world: int, beat_s: float, place: Callable[[], Place | None]):
+    def __init__(self, store: Store | None, rank: int, world: int, beat_s: float, place: Callable[[], Place]):
         """`store`: used by this thread alone. `place`: where this process is."""
-        self._store, self._rank, self._beat_s, self._place = store, rank, beat_s, place
+        self._store, self._rank, self.beat_s, self._place = store, rank, beat_s, place
         self._host = socket.gethostname()
         self.others = {other: Voice() for other in range(world if store is not None else 0) if other != rank}
         self._heard_s = time.monotonic()
@@ -86,6 +101,11 @@ class Voices:
             self._thread = threading.Thread(target=self._talk, name="voices", daemon=True)
             self._thread.start()
 
+    def beat(self, beat_s: float) -> None:
+        """Speak and hear so often from now on."""
+        self.beat_s = beat_s
+        self._wake.set()
+
     def ask(self, patience_s: float) -> None:
         """Hear all anew, unless that takes longer."""
         self._answered.clear()
@@ -108,7 +128,7 @@ class Voices:
                 self._exchange()
                 self._answered.set()
             if not is_last:
-                self._wake.wait(self._beat_s)
+                self._wake.wait(self.beat_s)
                 self._wake.clear()
 
     def _exchange(self) -> None:
@@ -118,7 +138,7 @@ class Voices:
             self._opening = self._store.add(f"pmmrec/voices/openings/{self._rank}", 1)
         self._beat += 1
         place = self._place()
-        told = [self._beat, self._host, None if place is None else [place.step, int(place.doing)], self._gone]
+        told = [self._beat, self._host, [place.step, int(place.doing), place.exchanges], self._gone]
         self._store.set(self._key(self._rank), json.dumps(told))
         for other, voice in list(self.others.items()):
             if voice.host is not None or self._store.check([self._key(other)]):

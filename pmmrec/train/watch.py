@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -21,7 +22,10 @@ from pmmrec.train.voices import Doing, Place, Voice, Voices
 __all__ = ["Doing", "Place", "Watch", "joining"]
 
 JOIN_S = 900.0  # launchers wait about as long for machines that come late; what follows takes seconds
-_BEATS = 10  # in one timeout
+STEP_S = 1800.0  # until the recipe says otherwise
+PHASE_S = 24 * 3600.0  # far above whatever healthy preparations and validations take
+_BEATS = 10  # in the longest time of a step
+_LONGEST_BEAT_S = 15.0  # what one process alone ends by reaches the others within a few
 _PATIENCE_S = 2.0  # for a last word of the others, when this process ends anyway
 _LEAVE_S = 30.0  # for its own last word at a good end: a thread of torch's must not meet the end of the interpreter
 _EXCHANGES = {distributed_c10d.__file__, distributed.__file__}  # where a process waits for the others
@@ -29,29 +33,44 @@ _GO_ON = "--resume goes on from the last state"
 
 
 class Watch:
-    """Follows this process and the others. What lasts longer than `timeout_s` ends the process with its reason.
+    """Follows this process and the others, from their meeting to their end, and ends this one with its reason.
 
-    That is a step, or the silence of another process: its thread says where it is as long as the process lives and the
-    network carries it. Validation, saving and everything else that is no step may last as long as it likes.
+    A step may last as long as `limit` says, and so may the silence of another process: its thread says where it is as
+    long as the process lives and the network carries it. What lies between steps (preparing, validating, saving) has a
+    generous limit of its own, and a step waits for a process that is within it. Whoever waits for a process that has
+    ended by an error ends as well.
     """
 
-    def __init__(self, timeout_s: float, rank: int, world: int, store: Store | None = None) -> None:
+    def __init__(self, rank: int, world: int, store: Store | None = None) -> None:
         """`store`: where processes meet; None: where their process group does, if there is one."""
-        self._timeout_s, self._rank, self._world = timeout_s, rank, world
-        self._at: tuple[Place, float] | None = None  # since when, in the clock of this process; None: in no step
-        self._step, self._step_s = 0, 0.0
+        self._rank, self._world, self._store = rank, world, store
+        self._step_s, self._phase_s = STEP_S, PHASE_S
+        self._at, self._since_s = Place(0, Doing.BETWEEN), time.monotonic()  # since when, in the clock of this process
         self._thread_id = threading.get_ident()  # of the thread that trains
-        if store is None and dist.is_initialized():
-            store = distributed_c10d._get_default_store().clone()  # no public name; a connection of its own
-        self._voices = Voices(store, rank, world, timeout_s / _BEATS, self._place)
+        self._is_open = False
+        self._voices = Voices(None, rank, world, self._beat_s, self._place)
+
+    def limit(self, step_s: float, phase_s: float = PHASE_S) -> None:
+        """So long may a step or a silence last, and what lies between two steps."""
+        self._step_s, self._phase_s = step_s, phase_s
+        self._voices.beat(self._beat_s)
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Watch as long as the block lasts. MachineError where it lost the connection to another process."""
+        """Watch as long as the block lasts. MachineError where it lost the connection to another process.
+
+        Where it is open already, what lies between two steps begins anew.
+        """
+        self.rest()
+        if self._is_open:
+            yield
+            return
         ended, why = threading.Event(), ""
         thread = threading.Thread(target=self._follow, args=(ended,), name="watch", daemon=True)
+        self._voices = Voices(self._store or _meeting_place(), self._rank, self._world, self._beat_s, self._place)
         self._voices.open()
         thread.start()
+        self._is_open = True
         try:
             yield
         except BaseException as error:
@@ -62,6 +81,7 @@ class Watch:
             raise
         finally:
             self.rest()
+            self._is_open = False
             ended.set()
             thread.join()
             self._voices.leave(why, _PATIENCE_S if why else _LEAVE_S)
@@ -70,39 +90,56 @@ class Watch:
         """The thread that says so is at this part of this step."""
         self._thread_id = threading.get_ident()
         if doing is Doing.READING:
-            self._step, self._step_s = step, time.monotonic()
-        self._at = (Place(step, doing), self._step_s)
+            self._since_s = time.monotonic()
+        self._at = Place(step, doing)
 
     def rest(self) -> None:
-        """This process is in no step."""
-        self._at = None
+        """The thread that says so is between two steps."""
+        self._thread_id = threading.get_ident()
+        self._since_s = time.monotonic()
+        at = self._at
+        self._at = Place(at.step - 1 if at.doing is Doing.READING else at.step, Doing.BETWEEN)
+
+    @property
+    def _beat_s(self) -> float:
+        return min(self._step_s / _BEATS, _LONGEST_BEAT_S)
 
     def _follow(self, ended: threading.Event) -> None:
-        beat_s = self._timeout_s / _BEATS
-        while not ended.wait(beat_s):
-            at = self._at
-            if not (self._is_late(at) or self._silence(self._timeout_s)):
+        while not ended.wait(self._beat_s):
+            at, before = self._at, self._place()
+            if not (self._is_late() or self._silence(self._step_s) or self._left_behind(before)):
                 continue
-            ended.wait(2 * beat_s)  # for others to tell where they are; and this process may have been asleep itself
+            ended.wait(2 * self._beat_s)  # for others to tell where they are; this process may have been asleep itself
             if ended.is_set():
                 return
-            here, silence = self._place(), self._silence(self._timeout_s)
-            if self._is_late(at) and self._at == at and here is not None:
-                self._end(self.verdict(here), shows_stacks=not self._silence(self._timeout_s / 2))
+            here, silence = self._place(), self._silence(self._step_s)
+            if here == before and self._left_behind(here):
+                self._end(self._left_behind(here), shows_stacks=False)
+            elif self._is_late() and self._at is at and self._may_end(here):
+                self._end(self.verdict(here), shows_stacks=not self._silence(self._step_s / 2))
             elif silence:
                 self._end(f"{silence}; {_GO_ON} (train.step_minutes)", shows_stacks=False)
 
-    def _is_late(self, at: tuple[Place, float] | None) -> bool:
-        return at is not None and time.monotonic() - at[1] > self._timeout_s
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._since_s > self._longest_s(self._at)
 
-    def _place(self) -> Place | None:
-        """Where the watched thread is; whether in one of torch's exchanges, its stack tells."""
-        at = self._at
-        if at is None:
-            return None
+    def _longest_s(self, place: Place) -> float:
+        return self._phase_s if place.doing is Doing.BETWEEN else self._step_s
+
+    def _may_end(self, here: Place) -> bool:
+        """Not while a step waits for a process that still speaks and is between two steps: that has its own limit."""
+        last = self._last(here)
+        is_awaited = here.doing is not Doing.BETWEEN and last.doing is Doing.BETWEEN
+        return not is_awaited or bool(self._silence(self._step_s / 2))
+
+    def _place(self) -> Place:
+        """Where the watched thread is; whether in one of torch's exchanges, its stack tells, or how many it entered."""
+        at = replace(self._at, exchanges=_exchanges())
+        return replace(at, doing=Doing.WAITING) if at.doing is not Doing.BETWEEN and self._is_exchanging() else at
+
+    def _is_exchanging(self) -> bool:
         frame = sys._current_frames().get(self._thread_id)
-        is_waiting = frame is not None and frame.f_code.co_filename in _EXCHANGES
-        return Place(at[0].step, Doing.WAITING) if is_waiting else at[0]
+        return frame is not None and frame.f_code.co_filename in _EXCHANGES
 
     def _end(self, words: str, *, shows_stacks: bool) -> NoReturn:
         """Say who hangs, show what this process is at, and end it: what it waits for cannot be interrupted."""
@@ -115,21 +152,38 @@ class Watch:
 
     def verdict(self, here: Place) -> str:
         """Which processes are silent, else which are behind all others."""
-        silence = self._silence(self._timeout_s / 2)
+        silence = self._silence(self._step_s / 2)
         if silence:
             return f"{silence}; {_GO_ON} (train.step_minutes)"
+        last, places = self._last(here), self._places(here)
+        behind = [rank for rank, place in sorted(places.items()) if place.progress == last.progress]
+        hangs = f"{self._named(behind)}: {last.words()} for more than {self._longest_s(last):g} s"
+        waiting = "waiting" if here.doing is Doing.BETWEEN else f"waiting in {here.where}"
+        is_ahead = here.exchanges > last.exchanges
+        waits = "" if self._rank in behind else f"; process {self._rank} is {waiting if is_ahead else here.words()}"
+        setting = "train.phase_hours" if last.doing is Doing.BETWEEN else "train.step_minutes"
+        return f"{last.where}: {hangs}{waits}; {_GO_ON} ({setting})"
+
+    def _places(self, here: Place) -> dict[int, Place]:
         told = {rank: voice.place for rank, voice in self._voices.others.items() if voice.gone is None}
-        places = {self._rank: here, **{rank: place for rank, place in told.items() if place is not None}}
-        last = min(places.values())
-        behind = [rank for rank, place in sorted(places.items()) if place == last]
-        hangs = f"{self._named(behind)}: {last.words()} for more than {self._timeout_s:g} s"
-        waits = "" if here == last else f"; process {self._rank} is {here.words()}"
-        return f"step {last.step}: {hangs}{waits}; {_GO_ON} (train.step_minutes)"
+        return {self._rank: here, **{rank: place for rank, place in told.items() if place is not None}}
+
+    def _last(self, here: Place) -> Place:
+        return min(self._places(here).values(), key=lambda place: place.progress)
+
+    def _left_behind(self, here: Place) -> str:
+        """Which process ended by an error before it came to where this one waits for it; empty where there is none."""
+        ended = [
+            f"{self._named([rank])}{_on([voice])} ended: {voice.gone}"
+            for rank, voice in sorted(self._voices.others.items())
+            if voice.gone and voice.place is not None
+            if here.exchanges > voice.place.exchanges or self._is_exchanging()
+        ]
+        return f"{here.where}: {'; '.join(ended)}; {_GO_ON}" if ended else ""
 
     def _silence(self, longest_s: float) -> str:
         """Who has not been heard of for longer, in words; empty where there is none."""
-        here = self._place()
-        where = f"after step {self._step}" if here is None else f"step {here.step}"
+        where = self._at.where
         unreached_s = self._voices.unreached_s
         if unreached_s > longest_s:
             return (
@@ -140,10 +194,10 @@ class Watch:
         if not silent:
             return ""
         voice = max(silent.values(), key=lambda voice: voice.silent_s)
-        last = "in no step" if voice.place is None else voice.place.words()
+        last = "" if voice.place is None else f", last {voice.place.words()}"
         which = f"{self._named(list(silent))}{_on(list(silent.values()))}"
         return (
-            f"{where}: {which}: not heard of for {voice.silent_s:.0f} s, last {last}: the process, its machine or the "
+            f"{where}: {which}: not heard of for {voice.silent_s:.0f} s{last}: the process, its machine or the "
             "network is gone"
         )
 
@@ -160,9 +214,8 @@ class Watch:
         ]
         other = self._named([1 - self._rank]) if self._world == 2 else "another process"
         reason = words.split("] ", 1)[-1].split(". ", 1)[0].splitlines()[0]  # without where in gloo, and its advice
-        where = "" if self._step == 0 else f"step {self._step}: "
         lost = "; ".join(ended) or f"{other} is gone, process {self._rank} lost the connection to it: {reason}"
-        return f"{where}{lost}; {_GO_ON}"
+        return f"{self._at.where}: {lost}; {_GO_ON}"
 
     def _named(self, ranks: Sequence[int]) -> str:
         return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {self._world}"
@@ -171,6 +224,23 @@ class Watch:
 def _on(voices: Sequence[Voice]) -> str:
     hosts = sorted({voice.host for voice in voices if voice.host is not None})
     return f" (on {', '.join(hosts)})" if hosts else ""
+
+
+def _meeting_place() -> Store | None:
+    """The store of the process group, over a connection of its own; None where there is no group."""
+    return distributed_c10d._get_default_store().clone() if dist.is_initialized() else None  # no public name
+
+
+def _exchanges() -> int:
+    """How many exchanges this process has entered, in all groups: also those of DDP and FSDP2, inside autograd.
+
+    On GPUs one is entered as soon as it is asked for. 0 where a backend does not count.
+    """
+    entered = 0
+    for group in list(distributed_c10d._world.pg_map):
+        with suppress(RuntimeError):
+            entered += group._get_sequence_number_for_group()  # type: ignore[attr-defined]  # it has no public name
+    return entered
 
 
 @contextmanager
