@@ -167,11 +167,18 @@ def test_a_disk_that_is_full_for_one_process_is_told_and_nobody_waits(home: Path
     assert not list((tmp_path / "out" / "run" / "state").glob("step-*"))
 
 
+NO_DROPOUT = ("model.item_encoder.fusion.dropout=0", "model.user_encoder.dropout=0")
+QUIET = ("hidden_dropout_prob=0", "attention_probs_dropout_prob=0")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_launched_pretraining_keeps_whole_parts(tmp_path: Path, world: Path, pmmrec: Pmmrec, stage: int) -> None:
     shipped = shipped_file(f"launch/zero{stage}.yaml").read_text().replace("num_processes: 8", "num_processes: 2")
     (tmp_path / "zero.yaml").write_text(f"{shipped}use_cpu: true\n")
-    settings = (*SMALL, *sources(world), "train.epochs=1", "cache=c", "machine.device=cpu", "train.optimizer.eps=1e-3")
+    quiet = (*NO_DROPOUT, *(f"model.item_encoder.text.architecture.{name}" for name in QUIET))
+    # With the usual eps, AdamW makes of a rounding error in a gradient near 0 a step of full length.
+    steady = ("train.epochs=1", "train.optimizer.eps=1e-3", "cache=c", "machine.device=cpu")
+    settings = (*SMALL, *sources(world), *quiet, *steady)
     with working_in(tmp_path):
         done = pmmrec("pretrain", "pretrain/tiny", *settings, "name=two", "--launch", tmp_path / "zero.yaml")
         assert done.code == 0, done.output
@@ -179,9 +186,11 @@ def test_a_launched_pretraining_keeps_whole_parts(tmp_path: Path, world: Path, p
         assert done.code == 0, done.output
     one, two = (Checkpoint.open(tmp_path / "hub" / name) for name in ("one", "two"))
     assert two.verify() == []
+    errors: list[float] = []
     for path in sorted(one.folder.rglob("*.safetensors")):
         first, other = load_file(path), load_file(two.folder / path.relative_to(one.folder))
         assert {name: tensor.shape for name, tensor in first.items()} == {n: t.shape for n, t in other.items()}
-        assert widest(first, other) < 0.02  # dropout differs; weights move by as much as the rates allow, 0.01 in all
+        errors.append(widest(first, other))
+    assert 0 < max(errors) < 1e-5  # float32; measured 1.2e-7
     validations = [events(tmp_path / "runs" / name, "validation") for name in ("one", "two")]
     assert validations[0][0]["domains"] == validations[1][0]["domains"]  # of the same untrained weights
