@@ -96,7 +96,7 @@ class ZeroMemory(Memory):
 
     def take(self) -> State:
         state = super().take()
-        return State(state.facts, state.tensors, write_shares=partial(_write, self._engine))
+        return State(state.facts, state.tensors, write_shares=partial(_write, self._processes, self._engine))
 
     def _put_back_tensors(self, state: State) -> None:
         if state.facts["world"] != self._processes.world:
@@ -121,6 +121,7 @@ class _Disk:
     def __init__(self, way: Any) -> None:
         self._way = way
         self.problem: Exception | None = None
+        self.written: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._way, name)
@@ -129,7 +130,11 @@ class _Disk:
         self._try(self._way.makedirs, path, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
-        self._try(self._way.save, state_dict, path)
+        self._try(self._save, state_dict, path)
+
+    def _save(self, state_dict: Any, path: str) -> None:
+        self._way.save(state_dict, path)
+        self.written.append(path)
 
     def _try(self, write: Callable[..., None], *what: Any, **how: Any) -> None:
         try:
@@ -138,8 +143,12 @@ class _Disk:
             self.problem = self.problem or error
 
 
-def _write(engine: Any, folder: Path) -> None:
-    """Write this process's files. Raises MachineError, once all have saved, when the disk refuses it to this one."""
+def _write(processes: Processes, engine: Any, folder: Path) -> None:
+    """Write this process's files.
+
+    Raises MachineError, once all have saved, when the disk refuses it to this one, and in the main process where the
+    files of another are not found.
+    """
     own, disk = engine.checkpoint_engine, _Disk(engine.checkpoint_engine)
     engine.checkpoint_engine = disk
     engine._copy_recovery_script = _leave_out  # programs beside our data, which nobody runs and a full disk refuses
@@ -147,8 +156,15 @@ def _write(engine: Any, folder: Path) -> None:
         engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
     finally:
         engine.checkpoint_engine = own
+    written = processes.gathered(disk.written)
     if disk.problem is not None:
         raise MachineError(f"{folder}: cannot be written: {disk.problem}") from disk.problem
+    missing = [path for path in written if processes.is_main and not Path(path).exists()]
+    if missing:
+        raise MachineError(
+            f"{missing[0]}: another process wrote it, and it is not found here; runs={folder.parents[2]} must lie on a "
+            "disk that all machines share"
+        )
 
 
 def _leave_out(save_path: str) -> None:

@@ -167,6 +167,15 @@ def test_a_disk_that_is_full_for_one_process_is_told_and_nobody_waits(home: Path
     assert not list((tmp_path / "out" / "run" / "state").glob("step-*"))
 
 
+def test_a_state_whose_shares_lie_on_several_disks_is_not_kept(home: Path, tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        done = launched(home, Path("out"), 2, "--signal-at", 3, "--own-disk")
+    assert done.returncode != 0
+    assert "and could not keep its state: out/run/state/shares.incomplete/zero/zero_pp_rank_1_" in done.stderr
+    assert "it is not found here; runs=out must lie on a disk that all machines share" in done.stderr
+    assert not list((tmp_path / "out" / "run" / "state").glob("step-*"))
+
+
 NO_DROPOUT = ("model.item_encoder.fusion.dropout=0", "model.user_encoder.dropout=0")
 QUIET = ("hidden_dropout_prob=0", "attention_probs_dropout_prob=0")
 

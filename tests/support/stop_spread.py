@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,13 @@ class Disturbed(Batches):
     signal_at: int | None = None
     count: int = 0
     fills_disk: bool = False  # from then on this process can write no file of more than 2 kB
+    spoiled: nn.Module | None = None  # the widest weight of which holds a NaN once all steps are done
+
+    def epoch(self, epoch: int, done: int = 0) -> Iterator[Batch]:
+        yield from super().epoch(epoch, done)
+        if self.spoiled is not None:
+            held = [getattr(weight, "ds_tensor", weight.detach()) for weight in self.spoiled.parameters()]
+            max(held, key=len).view(-1)[0] = math.nan
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         self.count += 1
@@ -63,6 +71,8 @@ def options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--signal-at", type=int, help="step of this attempt")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--fills-disk", action="store_true", help="then the last process can write no large file")
+    parser.add_argument("--own-disk", action="store_true", help="what the last process writes, the others do not find")
+    parser.add_argument("--spoil", action="store_true", help="the last update leaves a NaN in the last process's share")
     parser.add_argument("--break-at", type=int, help="step whose loss is NaN in the last process; it is left out")
     return parser.parse_args(words)
 
@@ -85,12 +95,17 @@ def main(words: Sequence[str] | None = None) -> None:
         reader = reader_of(asked.home, task, sources)
         data = DataConfig.model_validate({"corruption": NOISY})
         is_last = run.processes.rank == run.processes.world - 1
+        if asked.own_disk and is_last:
+            own = asked.out.absolute() / "own"
+            own.mkdir()
+            os.chdir(own)
         if asked.break_at is not None:
             make_brittle(task, lambda: is_last and loop.step + 1 == asked.break_at)
         batches = Disturbed(data, sources, reader, task, config.batch_users, SEED, run.processes, run.log)
         states = States.of(run, config.state, sources, started_from="none")
         loop = Loop(config, task, batches, run.processes, run.log, states=states)
         batches.signal_at, batches.fills_disk = asked.signal_at if is_last else None, asked.fills_disk
+        batches.spoiled = task if asked.spoil and is_last else None
         try:
             loop.fit()
         except StoppedError as error:
