@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pmmrec.contracts import Batch
 from pmmrec.errors import DivergenceError
+from pmmrec.launch import Spread
 from pmmrec.settings import Config
 from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
@@ -222,8 +223,19 @@ def stop_if_weights_nonfinite(task: TrainingTask, processes: Processes, step: in
     Every process must call it: each may hold a part of the weights.
     """
     names, weights = zip(*task.named_parameters(), strict=True)
-    shares = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    shares = [_share(weight, processes) for weight in weights]
     counts = processes.summed(torch.stack([(~share.isfinite().all()).float() for share in shares]))
     broken = [name for name, count in zip(names, counts.tolist(), strict=True) if count]
     if broken:
         raise DivergenceError(f"step {step}: its update left {joined(broken)} not finite. {ADVICE}")
+
+
+def _share(weight: Any, processes: Processes) -> Tensor:
+    """What this process holds of a weight. ZeRO-3 keeps it beside an empty one, at its end padded with anything."""
+    if isinstance(weight, DTensor):
+        return weight.to_local()
+    if processes.spread is not Spread.ZERO3:
+        whole: Tensor = weight
+        return whole
+    share: Tensor = weight.ds_tensor
+    return share[: max(0, weight.ds_numel - processes.rank * share.numel())]

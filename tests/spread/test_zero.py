@@ -176,6 +176,12 @@ def test_a_state_whose_shares_lie_on_several_disks_is_not_kept(home: Path, tmp_p
     assert not list((tmp_path / "out" / "run" / "state").glob("step-*"))
 
 
+def test_a_weight_that_the_last_update_broke_is_named_by_whoever_holds_it(home: Path, tmp_path: Path) -> None:
+    done = launched(home, tmp_path / "out", 3, "--spoil")
+    assert done.returncode != 0
+    assert "DivergenceError: step 15: its update left " in done.stderr, done.stdout + done.stderr
+
+
 NO_DROPOUT = ("model.item_encoder.fusion.dropout=0", "model.user_encoder.dropout=0")
 QUIET = ("hidden_dropout_prob=0", "attention_probs_dropout_prob=0")
 
