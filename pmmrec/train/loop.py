@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import dataloader
 
 from pmmrec.contracts import Batch
-from pmmrec.errors import MachineError
+from pmmrec.errors import MachineError, RecipeError
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import Cost, forget_peak
@@ -196,7 +196,16 @@ class Loop:
         return dataclasses.replace(state, facts={**state.facts, **facts}, tensors={**state.tensors, **meter})
 
     def restore(self, state: State) -> None:
-        """Be where `snapshot` was taken. Raises CheckpointError where the state is of another model."""
+        """Be where `snapshot` was taken. Raises CheckpointError where the state is of another model.
+
+        RecipeError where negatives are those of each process, and there were more or fewer of them.
+        """
+        kept, ours = state.facts["world"], self.processes.world
+        if self.config.gather is False and kept != ours:
+            raise RecipeError(
+                f"train.gather: false makes a user's negatives those of its process, and the run was begun on {kept}, "
+                f"not {ours}: go on with {kept}, or begin another run"
+            )
         self._spread.memory.put_back(state)
         facts, device = state.facts, self.processes.device
         self.step, self.epoch, self.should_stop = facts["step"], facts["epoch"], facts["should_stop"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.contracts import Term, Views
-from pmmrec.errors import MachineError
+from pmmrec.errors import MachineError, RecipeError
 from pmmrec.objectives import Objective
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
 from pmmrec.train.loop import Loop, TrainConfig
@@ -106,6 +107,15 @@ def test_no_epochs_leave_the_weights_as_they_are(workshop) -> None:
     loop.fit()
     assert _difference(shop, fresh) == 0
     assert loop.step == 0
+
+
+def test_negatives_of_each_process_ask_for_as_many_processes_as_before(workshop) -> None:
+    state = workshop().loop(gather=False).snapshot()
+    of_two = dataclasses.replace(state, facts={**state.facts, "world": 2})
+    with pytest.raises(RecipeError, match=r"train\.gather: false .* begun on 2, not 1: go on with 2"):
+        workshop().loop(gather=False).restore(of_two)
+    workshop().loop(gather=False).restore(state)
+    workshop().loop().restore(of_two)
 
 
 def test_the_whole_state_is_that_of_the_task(workshop) -> None:
