@@ -52,7 +52,7 @@ class RankEvery:
         device, seen = loop.processes.device, self._config.seen
         asked = zip(self._names, self._splits, self._holdouts, strict=True)
         for index, (name, split, holdout) in enumerate(asked):
-            model, team = loop.task.recommender, loop.processes
+            model, team = loop.task.recommender, loop.team
             with loop.in_reach():
                 evaluation = evaluate_model(model, self._reader, index, split, holdout, device, seen, team=team)
             by_domain[name] = dict(evaluation.metrics)

@@ -13,6 +13,7 @@ from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
 from pmmrec.evaluation.floors import left_out
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import write_ranks
+from pmmrec.evaluation.share import Team
 from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import ValidationConfig
@@ -114,8 +115,8 @@ def rank_test_targets(
     """
     outcome = None
     kept = run.folder / CHECKPOINT_FOLDER
-    with loop.watched():
-        evaluations = _test(run, recipe, kept, sources, base) if recipe.rank_test else ()
+    with loop.watched(), loop.ending_when_asked():
+        evaluations = _test(run, recipe, kept, sources, base, loop.team) if recipe.rank_test else ()
     if run.processes.is_main:
         best_epoch, _ = loop.best or (0, 0.0)
         outcome = Outcome(
@@ -152,7 +153,9 @@ def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
     return publish(kept, hub, name, replace=replace or is_ours)
 
 
-def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None) -> tuple[Evaluation, ...]:
+def _test(
+    run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, team: Team
+) -> tuple[Evaluation, ...]:
     """The test targets of every domain, ranked by all processes together."""
     checkpoint = Checkpoint.open(folder)
     if isinstance(checkpoint, AdapterCheckpoint):
@@ -162,7 +165,7 @@ def _test(run: Run, recipe: Finishable, folder: Path, sources: Sources, base: st
     device, judge = run.processes.device, recipe.validation
     holdouts = [split.holdout("test", judge.users) for split in sources.splits]
     return tuple(
-        evaluate_model(recommender, reader, index, split, holdout, device, judge.seen, team=run.processes)
+        evaluate_model(recommender, reader, index, split, holdout, device, judge.seen, team=team)
         for index, (split, holdout) in enumerate(zip(sources.splits, holdouts, strict=True))
     )
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import time
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import dataloader
 
 from pmmrec.contracts import Batch
 from pmmrec.errors import MachineError, RecipeError
+from pmmrec.evaluation.share import Team
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import Cost, forget_peak
@@ -32,6 +30,7 @@ from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.watch import Doing
+from pmmrec.train.workers import is_of_lost_worker
 
 
 class TrainConfig(Config):
@@ -91,7 +90,6 @@ class Callback(Protocol):
     def epoch_ended(self, loop: Loop, epoch: int) -> None: ...
 
 
-_SIGNAL_S = 0.2  # within which the system tells of a process that has ended
 _WISHES = "wishes"  # what processes want of the run travels with the figures of a step
 
 
@@ -112,12 +110,14 @@ class Loop:
         self.config, self.task, self.log, self.processes = config, task, log, processes
         self.step = 0
         self.epoch = 0  # the one it is in; 0 until the model has been judged as it came
+        self._is_trained = False  # whether of that epoch validation alone is left
         self.cost = Cost.of(task)
         self.should_stop = False
         self.validation: dict[int, Mapping[str, float]] = {}
         self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
         self._batches, self._callbacks, self._states = batches, callbacks, states
         self._meter, self._began_s, self._epoch_s = Meter(), time.monotonic(), 0.0  # `_epoch_s`: before it was stopped
+        self.team: Team = processes if states is None else states.team  # for what may be left amid
         self._wishes = Late()
         self._heard: Tensor | None = None  # the wishes of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch
@@ -147,7 +147,7 @@ class Loop:
             with self.watched():
                 self._fit()
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if not _is_of_lost_worker(error):
+            if not is_of_lost_worker(error):
                 raise
             raise MachineError(self._lost_worker(error)) from error
 
@@ -159,10 +159,15 @@ class Loop:
         if self.epoch == 0:
             self._end_epoch()
         while self.epoch <= self.config.epochs and not self.should_stop:
-            self._train_epoch()
+            if not self._is_trained:
+                self._train_epoch()
             self._end_epoch()
         if self._states is not None:
             self._states.training_ended(self)
+
+    def ending_when_asked(self) -> AbstractContextManager[None]:
+        """Around what is no step: where all hear, before it or amid it, that the run is to end, it ends."""
+        return nullcontext() if self._states is None else self._states.ending_when_asked(self)
 
     def in_reach(self) -> AbstractContextManager[None]:
         """Around whatever calls parts of the model: some of its weights may be gathered for it."""
@@ -185,7 +190,8 @@ class Loop:
         facts: dict[str, Any] = {
             "step": self.step,
             "epoch": self.epoch,
-            "epoch_s": time.monotonic() - self._began_s if self._steps_done else 0.0,
+            "is_trained": self._is_trained,
+            "epoch_s": time.monotonic() - self._began_s if self._steps_done and not self._is_trained else 0.0,
             "meter_s": time.monotonic() - self._meter.started_s,
             "cost": dataclasses.asdict(self.cost),
             "validation": {str(epoch): dict(metrics) for epoch, metrics in self.validation.items()},
@@ -212,6 +218,7 @@ class Loop:
         self.validation = {int(epoch): metrics for epoch, metrics in facts["validation"].items()}
         self.best = None if facts["best"] is None else (facts["best"][0], facts["best"][1])
         self.cost = Cost(**facts["cost"])
+        self._is_trained = facts.get("is_trained", False)
         self._epoch_s, self._nonfinite.skipped = facts["epoch_s"], facts["skipped"]
         figures = {name: total.to(device) for name, total in below(state.tensors, "meter").items()}
         self._meter = Meter(figures, time.monotonic() - facts["meter_s"])
@@ -253,6 +260,7 @@ class Loop:
         self.cost.add_epoch(seconds, self.processes.device)
         peak = self.cost.peak_memory_bytes
         self.log.event("epoch", self.step, epoch=self.epoch, seconds=seconds, peak_memory_bytes=peak)
+        self._is_trained = True
 
     def _lost_worker(self, error: Exception) -> str:
         return (
@@ -365,28 +373,17 @@ class Loop:
 
     def _end_epoch(self) -> None:
         try:
-            for callback in self._callbacks:
-                callback.epoch_ended(self, self.epoch)
+            with self.ending_when_asked():
+                for callback in self._callbacks:
+                    callback.epoch_ended(self, self.epoch)
         except MachineError as error:  # such as a disk that is full when better weights are kept
             if self._states is None:
                 raise
             raise MachineError(f"{error}; --resume goes on from the last state") from error
-        self.epoch += 1
+        self.epoch, self._is_trained = self.epoch + 1, False
         if self._states is not None:
             self._wishes.take()  # of the last step, and spoken of in what follows
             self._states.epoch_ended(self)
-
-
-def _is_of_lost_worker(error: Exception) -> bool:
-    """Whether a process that reads data has ended: torch says so, or what it was handing over was cut off."""
-    is_told = isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    if not is_told and (isinstance(error, RuntimeError) or all(f.filename != dataloader.__file__ for f in frames)):
-        return False
-    with suppress(RuntimeError):  # a signal tells of it once more, and torch raises wherever that comes
-        time.sleep(_SIGNAL_S)
-        multiprocessing.active_children()
-    return True
 
 
 def _chance(means: Mapping[str, float], name: str, step: int) -> str:

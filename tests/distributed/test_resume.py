@@ -90,7 +90,7 @@ def test_wherever_a_signal_comes_all_stop_at_the_next_boundary_and_nothing_is_lo
 ) -> None:
     assert stop(tmp_path, world, 2, where="saving", at=1, sign="SIGTERM") == "step-00000000-epoch-0001"
     assert stop(tmp_path, world, 2, where="keeping", at=1, rank=1) == "step-00000005-epoch-0001"
-    assert stop(tmp_path, world, 2, where="ranking", at=1, rank=1, sign="SIGTERM") == "step-00000005-epoch-0002"
+    assert stop(tmp_path, world, 2, where="ranking", at=1, rank=1, sign="SIGTERM") == "step-00000005-epoch-0001"
     done = launched(tmp_path, world, 2, "--at", 3, "--comes", "SIGTERM,SIGUSR1", "--every-steps", 2)
     assert "exitcode  : 75" in done.stderr, done.stdout + done.stderr
     assert newest_state(tmp_path) == "step-00000006-epoch-0002"  # step 8 was left amid, at once

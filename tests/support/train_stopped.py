@@ -102,8 +102,10 @@ class RankSingle(RankEvery):
     def epoch_ended(self, loop: Loop, epoch: int) -> None:
         task = loop.task
         loop.task = copy.deepcopy(task).float()
-        super().epoch_ended(loop, epoch)
-        loop.task = task
+        try:
+            super().epoch_ended(loop, epoch)
+        finally:
+            loop.task = task
 
 
 def disturbed_while_ranking(recommender: Recommender, disturbance: Disturbance) -> None:

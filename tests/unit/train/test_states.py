@@ -3,187 +3,25 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
-from collections.abc import Callable, Container
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from brittle import make_brittle
+from attempts import Attempt, Outcome, Recipe, train
+from command_line import Pmmrec
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pmmrec.data.batches import DataConfig
-from pmmrec.data.items import ItemReader
-from pmmrec.errors import CheckpointError, DivergenceError, MachineError, RecipeError, StoppedError
-from pmmrec.models.build import ModelConfig, build
-from pmmrec.objectives import objectives
-from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
-from pmmrec.train.loop import Loop, TrainConfig
-from pmmrec.train.prepare import Batches, Sources
-from pmmrec.train.processes import MachineConfig
+from pmmrec.errors import CheckpointError, DivergenceError, MachineError, RecipeError
+from pmmrec.models import ItemEncoder
 from pmmrec.train.run import Run
-from pmmrec.train.state import State
-from pmmrec.train.states import States
-from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.files import INCOMPLETE
 
-MODEL = {
-    "width": 8,
-    "item_encoder": {"type": "ids"},
-    "user_encoder": {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0.2},
-}
-TERMS = {"dap": {"type": "next_item"}, "nid": {"type": "noise_detection", "weight": 0.5}}
-SETTINGS: dict[str, Any] = {
-    "batch_users": 8,  # five steps an epoch
-    "epochs": 3,
-    "log_every": 2,
-    "optimizer": {"learning_rate": 0.02, "schedule": "cosine", "warmup": 0.2},
-    "state": {"every_minutes": None},
-}
 TIMES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")  # not even two undisturbed runs share these
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What `Run.start` asks for."""
-
-    folder: Path
-    name: str = "one"
-    seed: int = 1
-    machine: MachineConfig = field(default=MachineConfig(device="cpu"))
-
-    def to_yaml(self) -> str:
-        return f"name: {self.name}\nseed: {self.seed}\n"
-
-
-@dataclass
-class Outcome:
-    """What came of one attempt."""
-
-    weights: dict[str, Tensor]
-    loop: Loop
-    users: list[str]  # in the order in which they were trained on, by this attempt
-    best: dict[str, Tensor]  # the weights that KeepBest held last
-
-
-class _Stop:
-    """Sends this process a signal in a step, in an evaluation, while the best weights are saved, or a state is kept."""
-
-    def __init__(self, step: int | None, epoch: int | None, saving: int | None, keeping: int | None) -> None:
-        self._step, self._epoch, self._saving, self._keeping = step, epoch, saving, keeping
-
-    def __bool__(self) -> bool:
-        return any(when is not None for when in (self._step, self._epoch, self._saving, self._keeping))
-
-    def epoch_ended(self, _loop: Loop, epoch: int) -> None:
-        self._send(epoch == self._epoch)
-
-    def saves(self, epoch: int) -> None:
-        self._send(epoch == self._saving)
-
-    def keeps(self, step: int) -> None:
-        self._send(step == self._keeping)
-
-    def step_begins(self, step: int) -> None:
-        self._send(step == self._step)
-
-    def _send(self, now: bool) -> None:
-        if now:
-            signal.raise_signal(signal.SIGTERM)
-
-
-class _Loop(Loop):
-    stop: _Stop
-
-    def snapshot(self) -> State:
-        self.stop.keeps(self.step)
-        return super().snapshot()
-
-
-class _Watched(Batches):
-    """Batches that remember whom they gave out."""
-
-    users: list[str]
-    stop: _Stop
-    loop: Loop
-    lost_worker_at: int | None
-
-    def to_device(self, batch, device):
-        self.users.extend(batch.user_id)
-        self.stop.step_begins(self.loop.step + 1)
-        if self.loop.step + 1 == self.lost_worker_at:
-            for worker in multiprocessing.active_children():
-                worker.kill()
-        return super().to_device(batch, device)
-
-
-Attempt = Callable[..., Outcome]
-
-
-def train(
-    home: Path,
-    world: Path,
-    name: str,
-    *,
-    resume: bool = False,
-    at_step: int | None = None,
-    at_epoch: int | None = None,
-    saving: int | None = None,
-    keeping: int | None = None,
-    is_blocked: bool = False,
-    workers: int = 0,
-    lost_worker_at: int | None = None,
-    domain: str = "boutique",
-    seed: int = 1,
-    patience: int = 9,
-    finish: bool = False,
-    state: dict[str, Any] | None = None,
-    broken: Container[int] | None = None,
-) -> Outcome:
-    """Train in the folder `name` until it ends or is stopped; `broken`: steps with a loss that is NaN."""
-    sources = Sources.open([world / domain])
-    rules = {"state": {**SETTINGS["state"], **(state or {})}, "on_nonfinite": {"skip": 2}}
-    config = TrainConfig.model_validate({**SETTINGS, **rules})
-    judge = ValidationConfig(metric="ndcg@10", patience=patience)
-    best: dict[str, Tensor] = {}
-
-    def save(loop: Loop) -> None:
-        batches.stop.saves(max(loop.validation))
-        best.update({name: tensor.clone() for name, tensor in loop.state_dict().items()})
-        kept = run.folder / "checkpoint"
-        kept.mkdir(exist_ok=True)
-        (kept / "model_index.json").write_text(f"epoch {max(loop.validation)}")
-
-    with Run.start(Recipe(home / name, seed=seed), resume=resume) as run:
-        if is_blocked:
-            (run.folder / "state").touch()
-        run.processes.seed(1, same=True)
-        recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
-        task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
-        if broken is not None:
-            make_brittle(task, lambda: loop.step + 1 in broken)
-        reader = ItemReader(sources.domains, frozenset(), None, None, home)
-        batches = _Watched(DataConfig(workers=workers), sources, reader, task, 8, 1, run.processes, run.log)
-        batches.users, batches.stop = [], _Stop(at_step, at_epoch, saving, keeping)
-        batches.lost_worker_at = lost_worker_at
-        rank = RankEvery(judge, reader, sources.splits, sources.names)
-        run.processes.seed(1, same=False)
-        states = States.of(run, config.state, sources, started_from="none")
-        callbacks = [rank, KeepBest(judge, save), batches.stop]
-        loop = _Loop(config, task, batches, run.processes, run.log, callbacks, states)
-        batches.loop, loop.stop = loop, batches.stop
-        stops = batches.stop and not is_blocked
-        with pytest.raises(StoppedError, match="ended by SIGTERM") if stops else nullcontext():
-            loop.fit()
-        if finish:
-            states.finish()
-        weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    return Outcome(weights, loop, batches.users, best)
 
 
 @pytest.fixture
@@ -218,6 +56,10 @@ def _assert_same(first: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "stop",
     [
+        {"preparing": True},
+        {"ranking": 0},
+        {"ranking": 2},
+        {"ranking": 2, "state": {"every_steps": 5}},
         {"at_epoch": 0},
         {"at_step": 1},
         {"at_step": 5},
@@ -252,6 +94,33 @@ def test_a_training_may_be_stopped_again_and_again(attempt: Attempt, tmp_path: P
     _assert_same(last.weights, whole.outcome.weights)
     assert users + last.users == whole.outcome.users
     assert _events(tmp_path / "cut") == whole.events
+
+
+@pytest.mark.parametrize("stop", [{"preparing": True}, {"ranking": 0}, {"ranking": 1}])
+def test_no_validation_is_waited_for_by_a_stop(attempt: Attempt, stop: dict[str, Any]) -> None:
+    assert list(attempt("cut", **stop).loop.validation) == list(range(stop.get("ranking", 0)))
+
+
+def test_a_stop_does_not_wait_for_the_ranking_of_test_targets(tmp_path: Path, world: Path, pmmrec: Pmmrec) -> None:
+    encoded = iter(range(99))
+
+    def before(module: torch.nn.Module, _arguments: object) -> None:
+        if isinstance(module, ItemEncoder) and not torch.is_grad_enabled() and next(encoded) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    settings = ("model.width=16", "train.epochs=1", f"cache={tmp_path}", f"runs={tmp_path}", "machine.device=cpu")
+    asked = ("finetune", "finetune/sasrec", "--from", "none", "--on", world / "boutique", *settings, "name=cut")
+    hook = register_module_forward_pre_hook(before)
+    try:
+        assert pmmrec(*asked).code == 75
+    finally:
+        hook.remove()
+    kinds = [event["event"] for event in _events(tmp_path / "cut")]
+    assert kinds == ["parameters", "validation", "gradient_norm", "train", "epoch", "validation"]
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    assert pmmrec(*asked, "--resume").code == 0
+    assert [event["event"] for event in _events(tmp_path / "cut")] == [*kinds, "finished"]
+    assert (tmp_path / "cut" / "metrics.json").exists()
 
 
 def test_early_stopping_counts_on(attempt: Attempt, tmp_path: Path) -> None:
