@@ -38,10 +38,13 @@ class Meter:
 
 
 def sizes_of(batch: Batch) -> dict[str, Tensor]:
-    """This process's share of the sizes of a step, as sums with a count of 0: users, filled slots, items encoded."""
+    """This process's share of the sizes of a step, as sums with a count of 0: users, filled slots, items encoded.
+
+    Nothing is copied to a GPU, for which the program would wait until all it was asked for before is done.
+    """
     is_valid_BS = batch.windows.is_valid_BS
     num_slots = is_valid_BS.sum().float()
-    sizes = (num_slots.new_tensor(len(is_valid_BS)), num_slots, num_slots.new_tensor(batch.items.num_items))
+    sizes = (num_slots.new_full((), len(is_valid_BS)), num_slots, num_slots.new_full((), batch.items.num_items))
     return {name: torch.stack((size, torch.zeros_like(size))) for name, size in zip(SIZES, sizes, strict=True)}
 
 

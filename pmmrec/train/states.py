@@ -107,7 +107,9 @@ class States:
         """`(2,)` what this process wants: that the run ends, that a state is kept. The sum over all counts."""
         minutes = self._config.every_minutes if self._run.processes.is_main else None
         is_due = minutes is not None and time.monotonic() - self._kept_s > 60 * minutes
-        return torch.tensor([float(self._run.signals.heard is not None), float(is_due)], device=device)
+        wishes = (self._run.signals.heard is not None, is_due)
+        # Filled on the device: for a copy from here to a GPU the program would wait.
+        return torch.stack([torch.full((), float(wish), device=device) for wish in wishes])
 
     def step_ended(self, loop: Resumable, heard: Tensor | None) -> None:
         """Act on the wishes of a step that all have heard. StoppedError where the run is to end."""
