@@ -31,6 +31,7 @@ PROCESSES = "PMMREC_PROCESSES"  # tells the program how many were asked for, sin
 INTERFACE = "GLOO_SOCKET_IFNAME"  # by itself, gloo takes the address of the machine's name: on Debian that is 127.0.1.1
 LAUNCHER = "accelerate.commands.launch"
 PROGRAM_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # the program's to answer: it keeps its state and ends
+AGENT_SIGNALS = {"PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}  # what torch's launcher answers; the rest is ours
 LAUNCHER_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # the launcher's: it ends the program
 
 
@@ -221,7 +222,7 @@ class LaunchCommand:
         `starter`: a module that does what `accelerate launch` does. `environment`: the one that is there.
         """
         words = [sys.executable, "-m", starter, *self.words]
-        environment = {**environment, **self._interface(environment), **self.environment}
+        environment = {**environment, **self._interface(environment), **self.environment, **AGENT_SIGNALS}
         # In a session of its own, so that a signal to our whole group is passed on once, and to the program alone.
         launcher = subprocess.Popen(words, env=environment, start_new_session=True)  # noqa: S603 - our own words
         with _signals_passed_on(launcher.pid):
@@ -281,6 +282,23 @@ def _signals_passed_on(launcher: int) -> Iterator[None]:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+
+
+def leave_signals_to_the_program() -> None:
+    """For the launcher itself: whoever asks it to end asks the program that it started; before there is one, it ends."""
+    were_asked: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        program = _children(os.getpid())
+        were_asked.extend(program)
+        if not were_asked:
+            os._exit(StoppedError.exit_code)
+        for process in program:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    for sign in PROGRAM_SIGNALS:
+        signal.signal(sign, pass_on)
 
 
 def ignore_when_stopped(code: int) -> None:

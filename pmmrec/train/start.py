@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
-from pmmrec.launch import ignore_when_stopped
+from pmmrec.launch import ignore_when_stopped, leave_signals_to_the_program
 
 
 def start(words: Sequence[str]) -> int:
@@ -66,6 +66,7 @@ def _as_shell(code: int) -> int:
 
 def main() -> None:
     """As a program: one line for an error of ours, and its exit code."""
+    leave_signals_to_the_program()
     try:
         code = start(sys.argv[1:])
     except PMMRecError as error:

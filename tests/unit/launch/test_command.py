@@ -154,8 +154,11 @@ def test_of_processes_that_fail_together_one_that_lost_no_other_says_why(tmp_pat
     assert _command("two_cpu", program).run(STARTER, os.environ) == 2
 
 
+@pytest.mark.parametrize("asked_are", ["front", "launcher", "all"])
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(sign: signal.Signals, tmp_path: Path) -> None:
+def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(
+    sign: signal.Signals, asked_are: str, tmp_path: Path
+) -> None:
     program = _program(
         tmp_path,
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
@@ -170,7 +173,12 @@ def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(sign: sig
     waiting_s = time.monotonic()
     while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() - waiting_s < 120:
         time.sleep(0.05)
-    launching.send_signal(sign)
+    front = psutil.Process(launching.pid)
+    (launcher,) = front.children()
+    for process in {"front": [front], "launcher": [launcher], "all": [front, *front.children(recursive=True)]}[
+        asked_are
+    ]:
+        process.send_signal(sign)
     watchdog = threading.Timer(60, launching.kill)
     watchdog.start()
     assert launching.wait() == 75
