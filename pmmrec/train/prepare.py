@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmmrec.atomic import writing_to
 from pmmrec.contracts import Batch, Modality, Prefix, View, to_device
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.domain import Domain
@@ -38,6 +37,7 @@ from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
+from pmmrec.zoo import files
 from pmmrec.zoo.hub import find_weights, weights_origin
 
 TEXTS_AT_ONCE = 10_000
@@ -112,9 +112,8 @@ def start_backbones(
         # A run that goes on finds those it began with: it kept no state before they were whole.
         if encoder.weights is None and part not in (given or {}) and not (folder / part).exists():
             family = text_encoders if part == "text_encoder" else vision_encoders
-            with writing_to(folder / part):
-                (folder / part).mkdir(parents=True)
-                family.part_class(encoder).start(encoder, folder / part, texts())
+            with files.writing(folder / part, replace=False) as place:
+                family.part_class(encoder).start(encoder, place, texts())
 
 
 def find_backbones(

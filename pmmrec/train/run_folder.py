@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pmmrec.atomic import whole_file, writing_to
+from pmmrec.atomic import make_folder, whole_file, writing_to
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.processes import alone_in
 from pmmrec.settings import parse_yaml
@@ -73,7 +73,7 @@ def make_run_folder(folder: Path) -> Path:
     """A new folder. RecipeError when it exists, MachineError when it cannot be made."""
     refuse_taken(folder)
     try:
-        folder.mkdir(parents=True)
+        make_folder(folder, exist_ok=False)
     except FileExistsError as error:
         refuse_taken(folder)  # by another run that started at the same moment
         raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error

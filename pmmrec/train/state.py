@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
+from pmmrec.atomic import flush
 from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.settings import Config
 from pmmrec.zoo import files
@@ -113,6 +114,7 @@ class StateFolder:
             files.write_tensors(draft / TENSORS_NAME, state.tensors)
             files.write_json(draft / FACTS_NAME, {"format": FORMAT, **state.facts})
             files.write_json(draft / SUMS_NAME, files.hashes_of(draft))
+            flush(self.folder.parent)  # which holds what else a run needs to go on: this folder, and the events
 
     def keep_last(self, keep: int) -> None:
         """Take away all but the newest `keep`, and what killed saves left."""

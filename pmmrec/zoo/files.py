@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pmmrec.atomic import writing_to
+from pmmrec.atomic import flush, make_folder, writing_to
 from pmmrec.errors import CheckpointError, RecipeError
 
 INDEX_NAME = "model_index.json"
@@ -66,13 +65,14 @@ def writing(folder: Path, *, replace: bool) -> Iterator[Path]:
     try:
         with writing_to(folder):
             _settle(folder, incomplete, previous)
-            incomplete.mkdir(parents=True)
+            make_folder(incomplete.parent)
+            incomplete.mkdir()
             yield incomplete
             _flush(incomplete)
             if folder.exists():
                 folder.rename(previous)
             incomplete.rename(folder)
-            _flush_entry(folder.parent)
+            flush(folder.parent)
             shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -100,18 +100,8 @@ def _settle(folder: Path, incomplete: Path, previous: Path) -> None:
 
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush_entry(path)
-    _flush_entry(folder)
-
-
-def _flush_entry(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder, and writes its entries through
-    entry = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
+        flush(path)
+    flush(folder)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

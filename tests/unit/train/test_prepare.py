@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,20 @@ def test_backbones_without_weights_are_started_and_found(world: Path, tmp_path: 
         "vision_encoder": False,
     }
     assert all((backbone.folder / "config.json").is_file() for backbone in found.values())
+
+
+def test_a_backbone_whose_start_was_cut_off_is_started_again(tmp_path: Path) -> None:
+    model = read_recipe(PretrainRecipe, find_recipe("pretrain/tiny")).model
+
+    def texts() -> Iterator[str]:
+        yield "red shoe"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_backbones(model, tmp_path, texts)
+    assert not (tmp_path / "text_encoder").exists()  # else it would be taken for one that is whole
+    start_backbones(model, tmp_path, lambda: ["red shoe", "blue hat"])
+    assert (tmp_path / "text_encoder" / "config.json").is_file()
 
 
 def test_a_backbone_that_is_given_is_neither_started_nor_looked_for(tmp_path: Path) -> None:

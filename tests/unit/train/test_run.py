@@ -13,6 +13,8 @@ from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.train import run_folder
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run, is_requeued
+from pmmrec.train.state import StateConfig
+from pmmrec.train.states import States
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,21 @@ def test_a_folder_that_is_no_run_of_ours_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="one: was made by no run that can be gone on with"):
         Run.start(_Recipe(tmp_path / "one"), resume=True)
     assert (tmp_path / "one" / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_end_of_a_run_is_on_the_disk_before_its_states_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, state, flushed = os.fsync, tmp_path / "one" / "state", []
+
+    def seen(descriptor: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, state.exists()))
+        fsync(descriptor)
+
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        state.mkdir()
+        monkeypatch.setattr(os, "fsync", seen)
+        States(run, StateConfig(), {}).finish()
+    assert ("events.jsonl", True) in flushed
+    assert not state.exists()
 
 
 def test_results_without_a_state_are_left_alone(tmp_path: Path) -> None:
