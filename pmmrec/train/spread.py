@@ -61,7 +61,7 @@ class Spreading(ABC):
 
     @abstractmethod
     def whole_state(self) -> dict[str, Tensor]:
-        """The state dict of the task on the CPU; complete on the main process."""
+        """The state dict of the task on the CPU of the main process; empty in the others."""
 
     @abstractmethod
     def autocast(self) -> AbstractContextManager[None]:
@@ -83,7 +83,7 @@ class Copies(Spreading):
         scheduler: LambdaLR,
         clip_norm: float | None,
     ) -> None:
-        self._accelerator, self._clip_norm = processes.accelerator, clip_norm
+        self._processes, self._accelerator, self._clip_norm = processes, processes.accelerator, clip_norm
         self._module, self.optimizer = self._accelerator.prepare(task, optimizer)
         self.memory = Memory(processes, self._module, optimizer, scheduler)
 
@@ -102,6 +102,8 @@ class Copies(Spreading):
         return norm
 
     def whole_state(self) -> dict[str, Tensor]:
+        if not self._processes.is_main:
+            return {}  # which holds the same
         state: dict[str, Any] = self._accelerator.get_state_dict(self._module)
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 

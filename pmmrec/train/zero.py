@@ -68,6 +68,8 @@ class Zero(Spreading):
         return math.inf if self.optimizer.step_was_skipped else norm
 
     def whole_state(self) -> dict[str, Tensor]:
+        if not self._processes.is_main and self._processes.spread is not Spread.ZERO3:  # there all gather
+            return {}
         state: dict[str, Tensor] | None = self._processes.accelerator.get_state_dict(self._engine)
         return {name: tensor.detach().cpu() for name, tensor in (state or {}).items()}  # ZeRO-3: None but on the main
 

@@ -70,6 +70,13 @@ def _widest(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max((first[name].double() - other[name].double()).abs().max().item() for name in first)
 
 
+def test_the_main_process_alone_takes_whole_weights_to_its_cpu(trained: Trained) -> None:
+    for kind in train_together.KINDS:
+        held = [json.loads((trained.two / kind / f"kept-{rank}.json").read_text()) for rank in (0, 1)]
+        assert held[0] > 10
+        assert held[1] == 0
+
+
 @pytest.mark.parametrize("kind", train_together.KINDS)
 def test_after_ten_steps_both_have_the_weights_of_one(trained: Trained, kind: str) -> None:
     one, two = trained.tensors(kind, "weights")

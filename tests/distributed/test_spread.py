@@ -78,6 +78,13 @@ def test_every_figure_of_every_step_is_that_of_one(home: Path, way: str, event: 
             assert other[name] == pytest.approx(first[name], rel=2e-6, abs=1e-6), name  # logged in float32
 
 
+def test_the_main_process_alone_takes_whole_weights_to_its_cpu(home: Path) -> None:
+    for way in WAYS:
+        held = [json.loads((home / "two" / way / f"kept-{rank}.json").read_text()) for rank in (0, 1)]
+        assert held[0] > 10
+        assert held[1] == 0
+
+
 def test_both_call_every_encoder_as_often_as_the_other(home: Path) -> None:
     for way in (*WAYS, "apart", "."):
         first, other = (json.loads((home / "two" / way / f"calls-{rank}.json").read_text()) for rank in (0, 1))

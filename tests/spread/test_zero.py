@@ -73,6 +73,13 @@ def test_the_curve_is_that_of_one_process(home: Path, trained: Path, way: str) -
     assert widest(load_file(home / "one" / WAYS[way] / name), load_file(trained / way / name)) < WEIGHT_ATOL
 
 
+def test_the_main_process_alone_takes_whole_weights_to_its_cpu(trained: Path) -> None:
+    for way in WAYS:
+        held = [json.loads((trained / way / f"kept-{rank}.json").read_text()) for rank in (0, 1)]
+        assert held[0] > 10
+        assert held[1] == 0
+
+
 def test_both_call_every_encoder_as_often_as_the_other(trained: Path) -> None:
     for way in (*WAYS, "apart", "."):
         first, other = (json.loads((trained / way / f"calls-{rank}.json").read_text()) for rank in (0, 1))

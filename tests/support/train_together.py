@@ -21,6 +21,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.evaluation.catalogue import encode_catalogue, model_scorer
 from pmmrec.evaluation.ranking import rank_targets
 from pmmrec.evaluation.share import Team
+from pmmrec.launch import Spread
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.train.log import RunLog
@@ -144,7 +145,9 @@ def train(
         loop.fit()
     hook.remove()
     (out / f"calls-{processes.rank}.json").write_text(json.dumps(calls))
-    if weights := loop.state_dict():  # where it is in shares, the main process alone has it whole
+    kept = loop.state_dict()
+    (out / f"kept-{processes.rank}.json").write_text(json.dumps(len(kept)))
+    if weights := kept or (task.state_dict() if processes.spread is Spread.DDP else {}):
         save_file(weights, out / f"weights-{processes.rank}.safetensors")
     save_file(gradients, out / f"gradients-{processes.rank}.safetensors")
     return task
