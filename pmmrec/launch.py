@@ -285,7 +285,7 @@ def _signals_passed_on(launcher: int) -> Iterator[None]:
 
 
 def leave_signals_to_the_program() -> None:
-    """For the launcher itself: whoever asks it to end asks the program that it started; before there is one, it ends."""
+    """For the launcher itself: who asks it to end asks the program that it started; before there is one, it ends."""
     were_asked: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:

@@ -22,8 +22,8 @@ from pmmrec.data.importers.new_items import import_new_items
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.evaluation.catalogue import evaluate_model
-from pmmrec.evaluation.encoded import NotFiniteVectorError, kept_vectors
+from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
+from pmmrec.evaluation.encoded import kept_vectors
 from pmmrec.evaluation.floors import left_out
 from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks

@@ -27,6 +27,16 @@ ROWS_AT_ONCE = 1 << 18
 SCORES_AT_ONCE = 1 << 25  # users x items of one chunk: 128 MB of float32
 
 
+class NotFiniteVectorError(DataError):
+    """The vector of an item holds something that is no number."""
+
+    def __init__(self, row: int, where: str, item: str | None = None) -> None:
+        """`item`: its id, where that is known."""
+        named = row if item is None else repr(item)
+        super().__init__(f"{where}: the vector of item {named} is not finite; has the model diverged?")
+        self.row = row
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What one model did on one holdout."""
@@ -123,7 +133,7 @@ def encode_catalogue(
         is_broken_U = ~torch.isfinite(vectors_ND[start:end]).all(dim=1)
         if is_broken_U.any():
             row = start + int(torch.nonzero(is_broken_U)[0])
-            raise DataError(f"domain {domain_index}: the vector of item {row} is not finite; has the model diverged?")
+            raise NotFiniteVectorError(row, f"domain {domain_index}")
     return vectors_ND
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pmmrec.data.items import ItemReader
-from pmmrec.errors import DataError, MachineError
-from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, evaluating
+from pmmrec.errors import MachineError
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
 from pmmrec.evaluation.share import Share
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress
@@ -27,16 +27,6 @@ FORMAT = 1
 ITEMS_OF_PIECE = 8 * ITEMS_AT_ONCE  # what a killed run loses, at most
 LIBRARIES = ("torch", "transformers", "timm")  # another version may compute other vectors
 VECTORS, DIGEST = "vectors", "sha256"
-
-
-class NotFiniteVectorError(DataError):
-    """The vector of an item holds something that is no number."""
-
-    def __init__(self, row: int, where: str, item: str | None = None) -> None:
-        """`item`: its id, where that is known."""
-        named = row if item is None else repr(item)
-        super().__init__(f"{where}: the vector of item {named} is not finite; has the model diverged?")
-        self.row = row
 
 
 def kept_vectors(

@@ -10,10 +10,12 @@ from pydantic import Field
 
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Holdout, Split
-from pmmrec.evaluation.catalogue import evaluate_model
+from pmmrec.errors import DivergenceError
+from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.settings import Config
 from pmmrec.train.loop import Loop
+from pmmrec.train.nonfinite import ADVICE
 
 MANY_USERS = 1_000_000
 Metric = Literal["hr@10", "hr@20", "hr@50", "ndcg@10", "ndcg@20", "ndcg@50", "mrr@10", "mrr@20", "mrr@50"]
@@ -53,8 +55,14 @@ class RankEvery:
         asked = zip(self._names, self._splits, self._holdouts, strict=True)
         for index, (name, split, holdout) in enumerate(asked):
             model, team = loop.task.recommender, loop.team
-            with loop.in_reach():
-                evaluation = evaluate_model(model, self._reader, index, split, holdout, device, seen, team=team)
+            try:
+                with loop.in_reach():
+                    evaluation = evaluate_model(model, self._reader, index, split, holdout, device, seen, team=team)
+            except NotFiniteVectorError as error:
+                item = split.domain.item_ids[error.row].as_py()
+                raise DivergenceError(
+                    f"step {loop.step}: every weight is finite, the vector of item {name}/{item} is not. {ADVICE}"
+                ) from error
             by_domain[name] = dict(evaluation.metrics)
         by_domain = loop.processes.from_main(by_domain)
         metrics = {key: float(np.mean([m[key] for m in by_domain.values()])) for key in by_domain[self._names[0]]}

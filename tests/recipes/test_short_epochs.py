@@ -35,3 +35,14 @@ def test_no_users_and_no_epoch_are_refused(at_home: Path, world: Path, pmmrec: P
         refused = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), "name=none", setting)
         assert refused.code == 2
         assert setting.split("=")[0] in refused.output
+
+
+def test_a_training_that_leaves_the_finite_numbers_ends_with_1_and_names_the_item(
+    at_home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    wild = ("train.optimizer.learning_rate=1e30", "train.on_nonfinite.skip=1000", "train.epochs=1")
+    ended = pmmrec(
+        "pretrain", "pretrain/tiny", *SMALL, *wild, *sources(world), "data.mixing.epoch_users=40", "name=wild"
+    )
+    assert ended.code == 1, ended.output
+    assert "not finite" in ended.output or "is finite" in ended.output
