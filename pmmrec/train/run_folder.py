@@ -50,6 +50,7 @@ _FREE = (
     "machine.trackers",
     "machine.project",
     "data.workers",
+    "runs",
     "cache",
     "hub",
     "prefix_budget_gb",
@@ -152,14 +153,14 @@ def take_away(folder: Path) -> None:
 
 def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Standing:
     """What a folder that exists holds; made ready for a beginning where its run kept no state to go on from."""
-    events = _events(folder)
+    events, before = _events(folder), _recipe_before(folder)
+    if before:
+        _refuse_other_recipe(folder, before, recipe)
     if events and f'"event": "{FINISHED}"' in events[-1]:
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)  # a kill may have left some of it
         return Standing.FINISHED
-    has_states, before = bool(StateFolder(folder / STATE_FOLDER).found()), _recipe_before(folder)
-    if before:
-        _refuse_other_recipe(folder, before, recipe)
-    elif has_states:
+    has_states = bool(StateFolder(folder / STATE_FOLDER).found())
+    if has_states and not before:
         raise RecipeError(f"{folder}: its {RECIPE_FILE} is gone or empty; put back the one that its states are of")
     if has_states:
         return Standing.STOPPED

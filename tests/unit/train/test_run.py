@@ -133,6 +133,25 @@ def test_a_run_without_a_state_is_not_begun_anew_with_another_recipe(tmp_path: P
     assert (tmp_path / "one" / "checkpoint").exists()
 
 
+def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        run.log.event("finished", 1)
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert run.is_finished
+    with pytest.raises(RecipeError, match="cannot go on with another recipe: name was 'one', is 'two'"):
+        Run.start(_Recipe(tmp_path / "one", name="two"), resume=True)
+
+
+def test_a_folder_of_runs_that_was_moved_holds_the_same_runs(tmp_path: Path) -> None:
+    yaml = "name: one\nruns: {}\n"
+    with run_folder.run_folder(tmp_path / "a" / "one", yaml.format("a"), resume=False):
+        (tmp_path / "a" / "one" / "recipe.yaml").write_text(yaml.format("a"))
+        (tmp_path / "a" / "one" / "events.jsonl").write_text('{"event": "finished"}\n')
+    (tmp_path / "a").rename(tmp_path / "b")
+    with run_folder.run_folder(tmp_path / "b" / "one", yaml.format("b"), resume=True) as standing:
+        assert standing is run_folder.Standing.FINISHED
+
+
 def test_notes_and_what_tells_of_a_step_that_was_not_finite_outlive_a_new_beginning(tmp_path: Path) -> None:
     with Run.start(_Recipe(tmp_path / "one")) as run:
         run.log.event("train", 1)
