@@ -142,7 +142,9 @@ class Node:
         """None for a machine that meets no other. RecipeError where something is missing or out of place."""
         if num_nodes == 1:
             rank = rank or 0
-            if rendezvous is None and rank == 0:
+            if rank > 0:
+                raise RecipeError(f"--node-rank {rank}: there is one machine, which has rank 0; say --nodes for more")
+            if rendezvous is None:
                 return None
         if rank is None or rendezvous is None:
             raise RecipeError(

@@ -99,7 +99,7 @@ class BatchBuilder:
             what = "a batch" if parts == 1 else f"the smallest of {parts} parts"
             raise RecipeError(
                 f"batch_users: {what} of {smallest} users leaves some of {world} processes "
-                f"without any; use fewer processes or larger batches"
+                f"without any; use fewer processes{'' if parts == 1 else ', fewer parts'} or larger batches"
             )
         self._corruption = corruption if View.CORRUPTED in views else None
         self._seed, self._rank, self._world = seed, rank, world

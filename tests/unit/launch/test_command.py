@@ -66,8 +66,8 @@ def test_a_file_for_machines_asks_which_this_is() -> None:
         ({"num_nodes": 2, "node_rank": 0}, "the same --rendezvous HOST:PORT"),
         ({"num_nodes": 2, "node_rank": 0, "rendezvous": "host"}, "--rendezvous host: must be HOST:PORT"),
         ({"num_nodes": 2, "node_rank": 0, "rendezvous": "host:70000"}, "--rendezvous host:70000: must be HOST:PORT"),
-        ({"node_rank": 1}, "--nodes 1: each machine needs --node-rank, from 0 to 0"),
-        ({"node_rank": 1, "rendezvous": "h:1"}, "--node-rank 1: must be from 0 to 0, of 1 machines"),
+        ({"node_rank": 1}, "--node-rank 1: there is one machine, which has rank 0; say --nodes"),
+        ({"node_rank": 1, "rendezvous": "h:1"}, "--node-rank 1: there is one machine, which has rank 0"),
     ],
 )
 def test_machines_that_are_not_told_apart_are_refused(options: dict[str, object], told: str) -> None:
