@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -30,6 +30,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 FSDP = "ACCELERATE_USE_FSDP"
 # What of accelerate's settings for FSDP is fixed here: models are built whole, then cut, and stay where they are.
 _FSDP_MUST_BE = (("version", "2"), ("cpu_ram_efficient_loading", "false"), ("offload_params", "false"))
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 Told = TypeVar("Told")
 
 
@@ -46,6 +47,7 @@ class Processes:
     """All processes of a run, seen from one of them. Wraps Accelerate, so that no other room knows it."""
 
     def __init__(self, config: MachineConfig) -> None:
+        _refuse_odd_environment(os.environ)
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         asks_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
         self.machine = config
@@ -164,6 +166,23 @@ class Processes:
     def end(self) -> None:
         """Close the process group."""
         self.accelerator.end_training()
+
+
+def _refuse_odd_environment(environment: Mapping[str, str]) -> None:
+    """MachineError where a launcher says something that no launcher says, or some of it and not the rest."""
+    names = (*_NUMBERS, "MASTER_ADDR", PROCESSES)
+    said = {name: environment[name] for name in names if environment.get(name, "-1") != "-1"}  # -1: some say so of none
+    for name, value in said.items():
+        if name != "MASTER_ADDR" and not value.isdecimal():
+            raise MachineError(
+                f"launch: {name} is {value!r} and must be a number; launchers set it, unset it otherwise"
+            )
+    missing = [name for name in (*_NUMBERS, "MASTER_ADDR") if name not in said]
+    if "LOCAL_RANK" in said and missing:
+        raise MachineError(
+            f"launch: LOCAL_RANK is set and {', '.join(missing)} not; start with --launch or torchrun, which set all "
+            "of them, or unset LOCAL_RANK for one process"
+        )
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def _locked(folder: Path, patience_s: float, warn: Callable[[str], object]) -> I
     until_s = time.monotonic() + patience_s
     with ExitStack() as stack:
         while True:
-            holder = lock.read_text(encoding="utf-8").strip() if lock.exists() else ""
+            holder = lock.read_text(encoding="utf-8", errors="replace").strip() if lock.exists() else ""
             try:
                 held = stack.enter_context(alone_in(folder, f"another run ({holder})"))
                 break
@@ -176,7 +176,7 @@ def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Stand
 
 def _events(folder: Path) -> list[str]:
     path = folder / EVENTS_FILE
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def _has_learned(folder: Path, events: list[str]) -> bool:
@@ -212,7 +212,7 @@ def _made_in(folder: Path) -> list[Path]:
 def _recipe_before(folder: Path) -> str:
     """The recipe that a run was begun with; empty where it was stopped before it was written."""
     path = folder / RECIPE_FILE
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
 
 def _refuse_other_recipe(folder: Path, told_before: str, told_now: str) -> None:

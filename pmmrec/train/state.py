@@ -151,9 +151,9 @@ class StateFolder:
 def read_state(folder: Path) -> State:
     """What a state holds that `newest_whole` has verified. Raises CheckpointError."""
     facts = files.read_json(folder / FACTS_NAME)
-    if facts["format"] != FORMAT:
+    if facts.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder}: format {facts['format']}, but this version reads {FORMAT}; go on with that one"
+            f"{folder}: format {facts.get('format')}, but this version reads {FORMAT}; go on with that one"
         )
     shares = folder / SHARES_FOLDER
     return State(facts, files.read_tensors(folder / TENSORS_NAME), shares=shares if shares.is_dir() else None)

@@ -22,6 +22,21 @@ def test_a_process_alone_is_the_main_one(processes: Processes) -> None:
     assert processes.device == torch.device("cpu")
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "PMMREC_PROCESSES"])
+def test_what_no_launcher_says_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(MachineError, match=rf"{name} is 'x' and must be a number"):
+        Processes(MachineConfig(device="cpu"))
+
+
+def test_half_of_what_a_launcher_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(MachineError, match="LOCAL_RANK is set and RANK, WORLD_SIZE, MASTER_PORT, MASTER_ADDR not"):
+        Processes(MachineConfig(device="cpu"))
+    monkeypatch.setenv("LOCAL_RANK", "-1")
+    assert Processes(MachineConfig(device="cpu")).world == 1
+
+
 @pytest.mark.usefixtures("processes")
 def test_processes_that_were_started_but_not_joined_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -142,6 +142,15 @@ def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Pat
         Run.start(_Recipe(tmp_path / "one", name="two"), resume=True)
 
 
+def test_bytes_that_are_no_text_in_a_lock_or_in_events_end_nothing(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        run.log.event("train", 1)
+    for name in ("lock", "events.jsonl"):
+        (tmp_path / "one" / name).write_bytes(b"\xff\xfe\x00")
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert not run.resumes
+
+
 def test_a_folder_of_runs_that_was_moved_holds_the_same_runs(tmp_path: Path) -> None:
     yaml = "name: one\nruns: {}\n"
     with run_folder.run_folder(tmp_path / "a" / "one", yaml.format("a"), resume=False):
