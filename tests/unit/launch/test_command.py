@@ -161,8 +161,10 @@ def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(
 ) -> None:
     program = _program(
         tmp_path,
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+        "def end(*_):\n"
+        "    for sign in (signal.SIGTERM, signal.SIGUSR1): signal.signal(sign, signal.SIG_IGN)  # as a run does\n"
+        "    sys.exit(75)\n"
+        "for sign in (signal.SIGTERM, signal.SIGUSR1): signal.signal(sign, end)\n"
         "(here / f\"ready-{os.environ['RANK']}\").touch()\n"
         "time.sleep(60)\n",
     )
