@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -253,7 +255,26 @@ class BatchLoader:
             multiprocessing_context=context,
             generator=torch.Generator(),  # its own: the global one must not depend on how batches are loaded
         )
-        return iter(loader)
+        return _from_workers(iter(loader)) if self._workers else iter(loader)
+
+
+def _from_workers(batches: Any) -> Iterator[Batch]:
+    """What the iterator of a DataLoader gives. A worker that was killed leaves nobody waiting for a lock it held."""
+    try:
+        yield from batches
+    except Exception:
+        _abandon(batches)
+        raise
+    finally:
+        if not all(worker.is_alive() for worker in batches._workers):
+            _abandon(batches)
+
+
+def _abandon(batches: Any) -> None:
+    """End all workers; torch's own way sets an event that they share, whose lock a killed one may hold for ever."""
+    for worker in batches._workers:
+        worker.kill()
+    batches._workers_done_event = threading.Event()
 
 
 class _Steps(Dataset[Batch]):
