@@ -30,6 +30,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
+LOCK_S = 5.0  # for a lock that is held for microseconds, unless its holder was killed
 
 
 class DataConfig(Config):
@@ -258,23 +259,27 @@ class BatchLoader:
         return _from_workers(iter(loader)) if self._workers else iter(loader)
 
 
+class _Done:
+    """Tells workers that they are done. The lock of what they share may be held for ever by one that was killed."""
+
+    def __init__(self, shared: Any) -> None:
+        self._shared, self._is_set = shared, False
+
+    def is_set(self) -> bool:
+        return self._is_set  # this process alone sets it
+
+    def set(self) -> None:
+        self._is_set = True
+        telling = threading.Thread(target=self._shared.set, daemon=True)
+        telling.start()
+        telling.join(LOCK_S)
+
+
 def _from_workers(batches: Any) -> Iterator[Batch]:
-    """What the iterator of a DataLoader gives. A worker that was killed leaves nobody waiting for a lock it held."""
-    try:
-        yield from batches
-    except Exception:
-        _abandon(batches)
-        raise
-    finally:
-        if not all(worker.is_alive() for worker in batches._workers):
-            _abandon(batches)
-
-
-def _abandon(batches: Any) -> None:
-    """End all workers; torch's own way sets an event that they share, whose lock a killed one may hold for ever."""
-    for worker in batches._workers:
-        worker.kill()
-    batches._workers_done_event = threading.Event()
+    """The iterator of a DataLoader, which waits for no lock that a killed worker held."""
+    batches._workers_done_event = _Done(batches._workers_done_event)  # torch offers no other way to it
+    own: Iterator[Batch] = batches
+    return own
 
 
 class _Steps(Dataset[Batch]):
