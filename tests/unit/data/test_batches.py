@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pmmrec.contracts import Batch, Modality, Noise, PixelSpec, View
+from pmmrec.data import batches
 from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
 from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.data.items import ItemReader
@@ -371,3 +372,17 @@ def test_a_batch_that_holds_the_catalogue_shows_the_same_windows(shops: Shops) -
         assert len(keys_of(small)) < len(everything)
         assert slots_of(large) == slots_of(small)
         assert noise_of(large) == noise_of(small)
+
+
+def test_a_lock_that_a_killed_worker_held_is_waited_for_by_nobody(
+    shops: Shops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "LOCK_S", 0.1)
+    epoch: Any = BatchLoader(shops.builder(), workers=1).epoch(0)
+    next(epoch)
+    epoch._workers_done_event._shared._cond.acquire()  # as if the worker had held it when it was killed
+    epoch._workers[0].kill()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(epoch)
+    epoch._shutdown_workers()
+    assert not epoch._workers[0].is_alive()
