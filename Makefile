@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 
+# Tests run side by side, and start programs: one thread each.
+test spread torture hosts: export OMP_NUM_THREADS := 1
+
 .PHONY: quickstart test check real evidence evidence-gpu benchmarks large torture spread hosts clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -59,13 +62,13 @@ large: $(VENV)/installed-dev  ## how a platform of 50 million users trains, agai
 	$(BIN)/python tests/benchmarks/large_domain.py
 
 spread: $(VENV)/installed-deepspeed  ## two CPU processes under ZeRO-1, 2 and 3: the curve of one, whole parts, stopped and gone on with
-	$(BIN)/python -m pytest tests/spread tests/unit/launch/test_files.py
+	$(BIN)/python -m pytest --timeout 1800 tests/spread tests/unit/launch/test_files.py
 
 torture: $(VENV)/installed-dev  ## kill a pretraining KILLS times in a row, at random moments; it must end as if nobody had
 	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)
 
 hosts: $(VENV)/installed-deepspeed  ## pretrain on two hosts (network namespaces: needs root and iproute2), and cut one off
-	$(BIN)/python -m pytest -m '' tests/distributed/test_two_hosts.py
+	$(BIN)/python -m pytest --timeout 1800 -m '' tests/distributed/test_two_hosts.py
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean

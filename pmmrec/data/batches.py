@@ -4,18 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pmmrec.contracts import Batch, Corruption, Together, View, Windows
 from pmmrec.data.contents import MAX_UNREADABLE
@@ -30,7 +25,6 @@ from pmmrec.errors import RecipeError
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
-LOCK_S = 5.0  # for a lock that is held for microseconds, unless its holder was killed
 
 
 class DataConfig(Config):
@@ -231,74 +225,6 @@ class BatchBuilder:
     def _user_id(self, window: KeyedWindow) -> str:
         domain = self._domains[window.domain]
         return f"{domain.name}/{domain.sequences.user_id(window.user)}"
-
-
-class BatchLoader:
-    """Batches of an epoch in order, read ahead by `workers` processes; any number of them gives the same batches."""
-
-    def __init__(self, builder: BatchBuilder, workers: int = 0) -> None:
-        self._builder = builder
-        self._workers = workers
-
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from its step `first` on, both counted from 0."""
-        if self._workers and first < self._builder.steps_per_epoch:
-            self._builder.draw(epoch, first)  # before they are forked: they share the order of a large platform
-        # Elsewhere the platform's own way is taken: forking is not safe on every system.
-        context = "fork" if self._workers and sys.platform == "linux" else None
-        loader: DataLoader[Batch] = DataLoader(
-            _Steps(self._builder, epoch),
-            batch_size=None,
-            sampler=range(first, self._builder.steps_per_epoch),
-            num_workers=self._workers,
-            worker_init_fn=_leave_signals_to_the_run if self._workers else None,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size=None it is given one sample
-            multiprocessing_context=context,
-            generator=torch.Generator(),  # its own: the global one must not depend on how batches are loaded
-        )
-        return _from_workers(iter(loader)) if self._workers else iter(loader)
-
-
-class _Done:
-    """Tells workers that they are done. The lock of what they share may be held for ever by one that was killed."""
-
-    def __init__(self, shared: Any) -> None:
-        self._shared, self._is_set = shared, False
-
-    def is_set(self) -> bool:
-        return self._is_set  # this process alone sets it
-
-    def set(self) -> None:
-        self._is_set = True
-        telling = threading.Thread(target=self._shared.set, daemon=True)
-        telling.start()
-        telling.join(LOCK_S)
-
-
-def _from_workers(batches: Any) -> Iterator[Batch]:
-    """The iterator of a DataLoader, which waits for no lock that a killed worker held."""
-    batches._workers_done_event = _Done(batches._workers_done_event)  # torch offers no other way to it
-    own: Iterator[Batch] = batches
-    return own
-
-
-class _Steps(Dataset[Batch]):
-    def __init__(self, builder: BatchBuilder, epoch: int) -> None:
-        self._builder = builder
-        self._epoch = epoch
-
-    def __getitem__(self, step: int) -> Batch:
-        return self._builder.build(self._epoch, step)
-
-
-def _leave_signals_to_the_run(_worker: int) -> None:
-    """A signal to a whole process group asks the run to end in good order, for which it needs its workers."""
-    for sign in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(sign, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
 
 
 def _left_padded(rows: Sequence[Ints], length: int) -> Tensor:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pmmrec.contracts import Batch
+from pmmrec.data.loader import LostWorkerError
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.evaluation.share import Team
 from pmmrec.settings import Config
@@ -30,7 +31,6 @@ from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.watch import Doing
-from pmmrec.train.workers import is_of_lost_worker
 
 
 class TrainConfig(Config):
@@ -146,9 +146,7 @@ class Loop:
         try:
             with self.watched():
                 self._fit()
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if not is_of_lost_worker(error):
-                raise
+        except LostWorkerError as error:
             raise MachineError(self._lost_worker(error)) from error
 
     def watched(self) -> AbstractContextManager[None]:

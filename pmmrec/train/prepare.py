@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pmmrec.contracts import Batch, Modality, Prefix, View, to_device
-from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
+from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
+from pmmrec.data.loader import BatchLoader
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.split import Split

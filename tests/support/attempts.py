@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Container
 from contextlib import nullcontext
@@ -115,6 +116,7 @@ class _Watched(Batches):
         if self.loop.step + 1 == self.lost_worker_at:
             for worker in multiprocessing.active_children():
                 worker.kill()
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the system has told of its end
         return super().to_device(batch, device)
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import random
+import signal
+import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import in_child
 
 from pmmrec.contracts import Batch, Modality, Noise, PixelSpec, View
-from pmmrec.data import batches
-from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
+from pmmrec.data import loader
+from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.data.items import ItemReader
+from pmmrec.data.loader import BatchLoader, LostWorkerError
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.split import Split
 from pmmrec.data.windows import WindowConfig
@@ -374,15 +380,97 @@ def test_a_batch_that_holds_the_catalogue_shows_the_same_windows(shops: Shops) -
         assert noise_of(large) == noise_of(small)
 
 
-def test_a_lock_that_a_killed_worker_held_is_waited_for_by_nobody(
-    shops: Shops, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches, "LOCK_S", 0.1)
-    epoch: Any = BatchLoader(shops.builder(), workers=1).epoch(0)
+def kill_worker() -> None:
+    """Kill the first worker; its signal has reached this process when this returns, and nobody has reaped it."""
+    worker = min(process.pid for process in multiprocessing.active_children() if process.pid)
+    os.kill(worker, signal.SIGKILL)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+
+
+def end_a_program() -> None:
+    """The system tells of it by the signal that also tells of a worker."""
+    subprocess.run(["true"], check=True)
+
+
+def read_on_after_a_loss(builder: BatchBuilder, workers: int) -> None:
+    epoch = BatchLoader(builder, workers).epoch(0)
     next(epoch)
-    epoch._workers_done_event._shared._cond.acquire()  # as if the worker had held it when it was killed
-    epoch._workers[0].kill()
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
+    kill_worker()
+    end_a_program()
+    with pytest.raises(LostWorkerError, match=r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly"):
+        next(epoch)
+    end_a_program()
+    assert not multiprocessing.active_children()
+
+
+def give_up_after_a_loss(builder: BatchBuilder, workers: int) -> None:
+    epoch: Any = BatchLoader(builder, workers).epoch(0)
+    next(epoch)
+    kill_worker()
+    epoch.close()
+    end_a_program()
+    assert not multiprocessing.active_children()
+
+
+def lose_a_worker_while_waiting_for_it(builder: BatchBuilder, workers: int) -> None:
+    build, here = builder.build, os.getpid()
+
+    def deadly(epoch: int, step: int) -> Batch:
+        if step == workers:
+            assert os.getpid() != here
+            os.kill(os.getpid(), signal.SIGKILL)
+        return build(epoch, step)
+
+    builder.build = deadly  # type: ignore[method-assign]
+    with pytest.raises(LostWorkerError, match="DataLoader worker"):
+        list(BatchLoader(builder, workers).epoch(0))
+    end_a_program()
+    assert not multiprocessing.active_children()
+
+
+def lose_a_worker_that_holds_a_lock(builder: BatchBuilder, workers: int) -> None:
+    """With the lock that all workers must take before they can end."""
+    shared: list[Any] = []
+
+    class Done(loader._Done):
+        def __init__(self, event: Any) -> None:
+            super().__init__(event)
+            shared.append(event)
+
+    loader._Done, loader.LOCK_S = Done, 0.1  # type: ignore[misc]
+    epoch = BatchLoader(builder, workers).epoch(0)
+    next(epoch)
+    shared[0]._cond.acquire()
+    kill_worker()
+    with pytest.raises(LostWorkerError):
         list(epoch)
-    epoch._shutdown_workers()
-    assert not epoch._workers[0].is_alive()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "happens",
+    [
+        read_on_after_a_loss,
+        give_up_after_a_loss,
+        lose_a_worker_while_waiting_for_it,
+        lose_a_worker_that_holds_a_lock,
+    ],
+)
+def test_a_lost_worker_is_told_once_and_only_to_who_waits_for_a_batch(
+    shops: Shops, happens: Callable[[BatchBuilder, int], None], workers: int
+) -> None:
+    """The loss happens in a process of its own, for the handler of torch raises wherever the main thread is."""
+    builder = shops.builder()
+    in_child(lambda: happens(builder, workers))
+
+
+def test_an_error_that_a_worker_met_is_no_loss_of_it(shops: Shops, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = shops.builder()
+
+    def broken(epoch: int, step: int) -> Batch:
+        raise EOFError("no more bytes")
+
+    monkeypatch.setattr(builder, "build", broken)
+    with pytest.raises(EOFError, match="no more bytes"):
+        next(BatchLoader(builder, workers=1).epoch(0))

@@ -13,9 +13,10 @@ from kept_states import SEQUENCES, TEXTS, WIDTH, Ladder, assert_same, image_of, 
 
 from pmmrec.contracts import Modality, PixelInputs, PixelSpec, PrefixSlots, TokenInputs
 from pmmrec.data import prefix as prefix_file
-from pmmrec.data.batches import BatchBuilder, BatchLoader, DataConfig
+from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
+from pmmrec.data.loader import BatchLoader
 from pmmrec.data.prefix import DeviceRoom, PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.split import Split
