@@ -20,6 +20,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.data.importers.new_items import import_new_items
 from pmmrec.data.items import ItemReader
+from pmmrec.data.releases import made_by
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
@@ -171,7 +172,8 @@ class System:
             fresh = None if new is None else self._encode(new, share, say)
             offer = Offer.of(self._encode(opened, share, say), fresh)
             asked = f"{weights_name(self.checkpoint)} {self._popularity} {opened.fingerprint} {k} {seen}"
-            name = f"{asked} {'' if new is None else new.fingerprint}"
+            releases = made_by("pixels", "tokens", "vectors")
+            name = f"{asked} {'' if new is None else new.fingerprint} {releases}"
             job = ScoreJob(place, histories, chosen, share=share, name=hashlib.sha256(name.encode()).hexdigest())
             counts = None
             if self._model_for(opened).scorer.reads_counts:

@@ -18,6 +18,7 @@ from pmmrec.contracts import Modality, PixelSpec
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.parallel import in_order
+from pmmrec.data.releases import made_by
 from pmmrec.errors import DataError, MachineError
 from pmmrec.progress import Progress
 
@@ -25,7 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 90
 GREY = 128
-PIXELS_VERSION = 1  # raise it when `pixels` gives other numbers for the same image
+PIXELS_VERSION = 1  # raise it when a change of `pixels` itself gives other numbers for the same image
 NUM_THREADS = 4
 SPARE_BYTES = 100_000_000  # left free on the disk of a cache
 _UPRIGHT = 1
@@ -111,8 +112,13 @@ def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:
     return width, height
 
 
+def pixels_source(domain: Domain, size: int) -> str:
+    """Everything that the pixels of a domain depend on; part of the key of each cache that is made of them."""
+    return f"{domain.info.sha256(IMAGES_FILE)} {size} {PIXELS_VERSION} {made_by('pixels')}"
+
+
 class PixelTable:
-    """Pixels of all images of a domain at one size, decoded once ever: a uint8 memory map in a cache folder."""
+    """Pixels of all images of a domain at one size, decoded once by a release of Pillow: a memory map in a cache."""
 
     def __init__(self, path: Path, has_image: np.ndarray) -> None:
         self.path = path
@@ -127,15 +133,15 @@ class PixelTable:
     def open(cls, domain: Domain, spec: PixelSpec, cache: Path, progress: Progress | None = None) -> PixelTable:
         """The table in `cache`, built first when it is not there.
 
-        The file is named after the images and `spec` and appears whole, so processes may race: the last one wins with
-        the same bytes. Raises MachineError when the disk has no room, DataError when a stored image is broken.
+        The file is named after the images, `spec` and the libraries that decode and resize, and appears whole, so
+        processes may race: the last one wins with the same bytes. Raises MachineError when the disk has no room,
+        DataError when a stored image is broken.
         """
         has_image = domain.has[Modality.IMAGE]
         shape = (int(has_image.sum()), 3, spec.size, spec.size)
         if shape[0] == 0:
             raise DataError(f"{domain.folder}: no item has an image; import it with --images")
-        images = domain.info.sha256(IMAGES_FILE)
-        key = hashlib.sha256(f"{images} {spec.size} {PIXELS_VERSION}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(pixels_source(domain, spec.size).encode()).hexdigest()[:32]
         path = cache / f"pixels-{spec.size}-{key}.npy"
         if not _holds(path, shape):
             _build(domain, spec.size, shape, path, progress)

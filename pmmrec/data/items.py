@@ -28,9 +28,10 @@ from pmmrec.contracts import (
 )
 from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
 from pmmrec.data.domain import Domain
-from pmmrec.data.images import GREY, PIXELS_VERSION, PixelTable
-from pmmrec.data.info import IMAGES_FILE, ITEMS_FILE
+from pmmrec.data.images import GREY, PixelTable, pixels_source
+from pmmrec.data.info import ITEMS_FILE
 from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, Wanted
+from pmmrec.data.releases import made_by
 from pmmrec.data.text import TokenTable
 from pmmrec.progress import Progress
 
@@ -163,11 +164,13 @@ class ItemReader:
 
     def fingerprint(self, domain: int) -> str:
         """Changes whenever an item of one domain, or how it is read, could be another."""
-        info = self._domains[domain].info
-        read = [ITEMS_FILE, IMAGES_FILE] if Modality.IMAGE in self._modalities else [ITEMS_FILE]
-        hashes = [info.sha256(name) for name in read if info.parts(name)]
-        words = [*hashes, *(modality.value for modality in self._modalities), self._tokenizer]
-        return hashlib.sha256(" ".join([*words, str(self._size), str(PIXELS_VERSION)]).encode()).hexdigest()
+        opened = self._domains[domain]
+        words = [opened.info.sha256(ITEMS_FILE), *(modality.value for modality in self._modalities)]
+        if Modality.TEXT in self._modalities:
+            words += [self._tokenizer, made_by("tokens")]
+        if domain in self._pixels:
+            words.append(pixels_source(opened, self._size))
+        return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
     def contents(self, domain: int) -> Contents:
         """Which items of one domain are alike and which can be read; compared at first use, then kept."""
@@ -194,7 +197,7 @@ class ItemReader:
             key = digest.hexdigest()
         else:
             num_rows_R = np.ones(len(distinct), dtype=np.int64)
-            key = f"{self._domains[domain].info.sha256(IMAGES_FILE)} {self._size} {PIXELS_VERSION}"
+            key = pixels_source(self._domains[domain], self._size)
         order = np.argsort(-num_rows_R, kind="stable")
         chunks = partial(self._chunks, domain, modality, distinct, order)
         return Wanted(key, num_rows_R, modality is Modality.TEXT, chunks)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pmmrec.contracts import PixelInputs, Prefix, PrefixInputs, PrefixSlots, TokenInputs
 from pmmrec.data.prefix_room import INCOMPLETE, INDEX, NoRoomError, Say, make_room, mark_used, remove, silent
+from pmmrec.data.releases import made_by
 from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
@@ -99,11 +100,12 @@ class PrefixTable:
     ) -> PrefixTable:
         """The table in `cache`, made first when there is none that is whole and `config` makes any.
 
-        Its folder is named after the frozen weights, the preprocessing, the items and the precision, and appears whole,
-        so runs and processes may share it. `say` is told what is removed for it. Raises NoRoomError when disk or budget
-        are too small, be it that other processes remove the table as fast as it is made, or when none may be made.
+        Its folder is named after the frozen weights, the preprocessing, the items, the precision and the libraries that
+        compute the states, and appears whole, so runs and processes may share it. `say` is told what is removed for it.
+        Raises NoRoomError when disk or budget are too small, be it that other processes remove the table as fast as it
+        is made, or when none may be made.
         """
-        source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision}"
+        source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision} {made_by('states')}"
         folder = cache / f"prefix-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
         for _ in range(ATTEMPTS):
             mark_used(folder)  # first, since reading it through to check it takes a while

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pmmrec.contracts import Modality, Tokenizer
 from pmmrec.data.disk import Parts
 from pmmrec.data.domain import Domain
+from pmmrec.data.releases import made_by
 from pmmrec.errors import DataError, MachineError
 from pmmrec.progress import Progress
 
@@ -49,7 +50,7 @@ class TokenTable:
 
         Raises DataError for a text without any token, MachineError when the disk has no room.
         """
-        source = f"tokens {FORMAT} {domain.fingerprint} {tokenizer.fingerprint}"
+        source = f"tokens {FORMAT} {domain.fingerprint} {tokenizer.fingerprint} {made_by('tokens')}"
         stem = cache / f"tokens-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
         if _load(stem, domain.num_items) is None:
             _save(stem, *_tokenise(domain, tokenizer, progress))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import uuid
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pmmrec.data.items import ItemReader
+from pmmrec.data.releases import made_by
 from pmmrec.errors import MachineError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
 from pmmrec.evaluation.share import Share
@@ -25,7 +25,6 @@ from pmmrec.progress import Progress
 
 FORMAT = 1
 ITEMS_OF_PIECE = 8 * ITEMS_AT_ONCE  # what a killed run loses, at most
-LIBRARIES = ("torch", "transformers", "timm")  # another version may compute other vectors
 VECTORS, DIGEST = "vectors", "sha256"
 
 
@@ -51,8 +50,8 @@ def kept_vectors(
     MachineError when the cache cannot be written.
     """
     rows, contents = reader.in_order(domain_index), reader.contents(domain_index)
-    versions = " ".join(version(name) for name in LIBRARIES)
-    source = f"{FORMAT} {weights} {reader.fingerprint(domain_index)} {device.type} {ITEMS_AT_ONCE} {versions}"
+    what = f"{weights} {reader.fingerprint(domain_index)} {made_by('vectors')}"
+    source = f"{FORMAT} {what} {device.type} {ITEMS_AT_ONCE}"
     folder = cache / f"vectors-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
     pieces = [rows[start : start + ITEMS_OF_PIECE] for start in range(0, len(rows), ITEMS_OF_PIECE)]
     home, vectors_ND, num_done = keep_on or device, torch.zeros(0, 0), 0

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from pmmrec.data import releases
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
+from pmmrec.data.releases import LIBRARIES
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError
 from pmmrec.evaluation import encoded
@@ -141,3 +143,16 @@ def test_a_vector_that_is_not_finite_is_an_error_and_not_kept(
     order = reader.in_order(0)
     place = int(np.flatnonzero(order == 3)[0]) // 4
     assert not list(tmp_path.glob(f"k/vectors-*/{place:06d}.safetensors"))
+
+
+@pytest.mark.parametrize("name", LIBRARIES["vectors"])
+def test_vectors_of_another_release_are_not_taken_up(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    kept(recommender, reader, tmp_path / "k")
+    real = releases.version
+    monkeypatch.setattr(releases, "version", lambda asked: "0.0.1" if asked == name else real(asked))
+    again = Counted(recommender)
+    kept(recommender, reader, tmp_path / "k")
+    assert again.num_items == NUM_ITEMS - 2
+    assert len(list(tmp_path.glob("k/vectors-*"))) == 2
