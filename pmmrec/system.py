@@ -39,7 +39,7 @@ from pmmrec.progress import bars_or_lines
 from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected, weights_name
 from pmmrec.serving.score import Scored, ScoreJob, check_out, chosen_users
-from pmmrec.serving.service import Kind, faiss
+from pmmrec.serving.search import Kind, faiss
 from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.adapters import standing_on

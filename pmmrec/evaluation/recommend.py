@@ -1,4 +1,4 @@
-"""Which k items should each user see next?"""
+"""Lists of the k items that suit each user best."""
 # B users of one chunk, K items of a list, N items of the catalogue, C candidates (alike items are one), D width,
 # H items of the histories in a chunk, P places of lists.
 
@@ -91,6 +91,15 @@ class Candidates:
         is_gone = num_seen == self.size_C[pair % len(self)]
         return pair[is_gone] // len(self), pair[is_gone] % len(self)
 
+    def num_led_by_seen(self, user_H: Ints, item_H: Ints, gone: tuple[Ints, Ints]) -> int:
+        """The largest number, over users, of candidates that are not `gone` though their first member is seen."""
+        if self.are_single:
+            return 0
+        candidate_H = self.of_item_N[item_H]
+        is_led_H = (candidate_H >= 0) & (self.first_C[candidate_H] == item_H)
+        is_led_H &= ~np.isin(user_H * len(self) + candidate_H, gone[0] * len(self) + gone[1])
+        return int(np.bincount(user_H[is_led_H]).max(initial=0))
+
     def members(self, candidate: Ints, most: Ints) -> tuple[Ints, Ints]:
         """Which of `candidate` each member belongs to, and the members, `most` of each at most, by item row."""
         num = np.minimum(self.size_C[candidate], most)
@@ -103,8 +112,8 @@ class ListMaker:
     """Makes the lists of users out of their histories, exactly; of equal scores the first item row wins.
 
     Items are scored in tiles and users in chunks of fixed sizes (see `Scan`), whatever their number. A history is
-    padded to a length that hangs on nothing but its own, so a list does not hang on who else is in the chunk, but for
-    the last digits that a product of matrices rounds by its shape.
+    padded to a length that depends on nothing but its own, so a list does not depend on who else is in the chunk, but
+    for the last digits that a product of matrices rounds by its shape.
     """
 
     def __init__(
@@ -196,10 +205,12 @@ class ListMaker:
         query_BD = states_after(self._recommender.user_encoder, self._vectors_ND, offset_B, item_H, self._device)
         is_finite = float(query_BD.norm(dim=1).max()) * self._largest_key < SAFE
         query_BD = torch.nn.functional.pad(query_BD, (0, self._num_more), value=1.0)
+        gone = self._candidates.gone(seen_user_H, seen_item_H)
         value_BK, column_BK = scan.best(
             query_BD,
-            *self._candidates.gone(seen_user_H, seen_item_H),
+            *gone,
             complain=None if is_finite else self._complaint(first_user),
+            more=self._candidates.num_led_by_seen(seen_user_H, seen_item_H, gone),
         )
         value_BK, column_BK = value_BK.cpu(), column_BK.cpu()
         user_index_B = torch.arange(first_user, first_user + num_users)
@@ -215,14 +226,16 @@ class ListMaker:
     ) -> tuple[NDArray[np.float32], Ints]:
         """Scores and items of the best members of the best candidates.
 
-        The best k items are among the members of the best k candidates: each of these has a member at least as good.
+        Candidates stand in the order of their first members. One whose first member the user has seen may stand too
+        early among equal scores, so there is one candidate more than k for each of these. Then the best k items are
+        among the members of what is there.
         """
-        num_users, k = value_BK.shape
+        num_users, num_candidates = value_BK.shape
         num_items = len(self._vectors_ND)
         is_there = np.isfinite(value_BK).ravel()
-        user_P, value_P = np.repeat(np.arange(num_users), k)[is_there], value_BK.ravel()[is_there]
+        user_P, value_P = np.repeat(np.arange(num_users), num_candidates)[is_there], value_BK.ravel()[is_there]
         num_seen_B = np.bincount(seen_user_H, minlength=num_users)
-        owner, item = self._candidates.members(column_BK.ravel()[is_there], k + num_seen_B[user_P])
+        owner, item = self._candidates.members(column_BK.ravel()[is_there], self._k + num_seen_B[user_P])
         user, value = user_P[owner], value_P[owner]
         is_new = ~np.isin(user * num_items + item, seen_user_H * num_items + seen_item_H)
         user, value, item = user[is_new], value[is_new], item[is_new]
@@ -230,9 +243,9 @@ class ListMaker:
         user, value, item = user[order], value[order], item[order]
         num_B = np.bincount(user, minlength=num_users)
         place = np.arange(len(user)) - np.repeat(np.cumsum(num_B) - num_B, num_B)
-        is_listed = place < k
-        score_BK = np.full((num_users, k), -np.inf, dtype=np.float32)
-        item_BK = np.zeros((num_users, k), dtype=np.int64)
+        is_listed = place < self._k
+        score_BK = np.full((num_users, self._k), -np.inf, dtype=np.float32)
+        item_BK = np.zeros((num_users, self._k), dtype=np.int64)
         where = (user[is_listed], place[is_listed])
         score_BK[where], item_BK[where] = value[is_listed], item[is_listed]
         return score_BK, item_BK

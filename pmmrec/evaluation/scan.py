@@ -1,4 +1,4 @@
-"""Which k of many candidates score highest for each user: exactly, in pieces that fit a cache or a device?"""
+"""Find the k of many candidates that score highest for each user: exactly, in pieces that fit a cache or a device."""
 # B users, C candidates, K of a list, D width of queries and keys; T tiles, G blocks of a tile, M blocks of a piece.
 
 from __future__ import annotations
@@ -62,25 +62,27 @@ class Scan:
         row_H: NDArray[np.int64],
         column_H: NDArray[np.int64],
         complain: Complain | None,
+        more: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """The k highest scores of each user, highest first, and their candidates, `(B, K)`.
+        """The k highest scores of each user, highest first, and their candidates, `(B, K)`; `more` of them where asked.
 
         Candidate `column_H[i]` is none for user `row_H[i]`. Where a user has fewer than k, -inf fills up. `complain`
         makes the error for the first score that is not finite; None: the caller knows that all are.
         """
+        k = self._k + more
         order_H = np.argsort(column_H, kind="stable")
         row_H, column_H = row_H[order_H], column_H[order_H]
         hidden = (torch.from_numpy(row_H), torch.from_numpy(column_H))
-        found = [self._pick(query_BD, tiles, *hidden, complain) for tiles in self._pieces()]
+        found = [self._pick(query_BD, k, tiles, *hidden, complain) for tiles in self._pieces()]
         value, column = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        missing = self._k - value.shape[1]
+        missing = k - value.shape[1]
         if missing > 0:
             value = torch.nn.functional.pad(value, (0, missing), value=-torch.inf)
             column = torch.nn.functional.pad(column, (0, missing))
         if (
             len(found) > 1
         ):  # candidates of earlier pieces stand first, so a stable order keeps the rule for equal scores
-            order_BK = value.argsort(dim=1, descending=True, stable=True)[:, : self._k]
+            order_BK = value.argsort(dim=1, descending=True, stable=True)[:, :k]
             value, column = value.gather(1, order_BK), column.gather(1, order_BK)
         return value, torch.where(value > -torch.inf, column, 0)  # what fills up may stand for no candidate at all
 
@@ -90,7 +92,7 @@ class Scan:
             yield range(start, end, self._width)
 
     def _pick(
-        self, query_BD: Tensor, tiles: range, row_H: Tensor, column_H: Tensor, complain: Complain | None
+        self, query_BD: Tensor, k: int, tiles: range, row_H: Tensor, column_H: Tensor, complain: Complain | None
     ) -> tuple[Tensor, Tensor]:
         """The best of one piece."""
         num_users, num_tiles = len(query_BD), len(tiles)
@@ -107,7 +109,7 @@ class Scan:
                 score_TBW[place].index_put_(where, torch.tensor(-torch.inf, device=self._device))
             torch.amax(blocks[place], dim=2, out=highest_TBG[place])
         highest_BM = highest_TBG.transpose(0, 1).reshape(num_users, -1)
-        value, column, is_sure_B = _best_of_blocks(blocks, highest_BM, self._k)
+        value, column, is_sure_B = _best_of_blocks(blocks, highest_BM, k)
         if not is_sure_B.all():
             unsure = torch.nonzero(~is_sure_B)[:, 0]
             whole = score_TBW[:, unsure].transpose(0, 1).reshape(len(unsure), -1)

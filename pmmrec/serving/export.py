@@ -23,18 +23,15 @@ from pmmrec.evaluation.scan import SAFE, Scan, Sizes, inner_products
 from pmmrec.evaluation.states import states_after
 from pmmrec.models.recommender import Recommender
 from pmmrec.serving.offer import EncodedItems
+from pmmrec.serving.search import Floats, Kind, Search, faiss
 from pmmrec.serving.service import (
     FAISS_FILE,
     FORMAT,
     INDEX_FILE,
     ITEMS_FILE,
     USER_ENCODER,
-    Floats,
     IndexInfo,
-    Kind,
     as_queries,
-    faiss,
-    search_parameters,
 )
 from pmmrec.users import user_encoders
 from pmmrec.zoo import files
@@ -223,7 +220,7 @@ def _recalls(
     nothing = np.empty(0, dtype=np.int64)
     exact = torch.cat([scan.best(some, nothing, nothing, None)[1] for some in torch.split(query_QD, sizes.users)])
     for effort in EFFORTS[kind]:
-        _, found = index.search(query_QD.numpy(), k, params=search_parameters(kind, effort, k))
+        found, _ = Search.of(index, kind, effort, key_CD.numpy()).best(query_QD.numpy(), k)
         recall = float(np.mean([_shared(alike_C, one, other) for one, other in zip(exact.numpy(), found, strict=True)]))
         yield Recall(effort, recall)
         if recall >= GOOD_RECALL:

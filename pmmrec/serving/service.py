@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from pmmrec.errors import CheckpointError, DataError, MachineError, RecipeError
+from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.evaluation.ranking import Seen, check_seen
 from pmmrec.evaluation.states import states_after
+from pmmrec.serving.search import Floats, Kind, Search, faiss
 from pmmrec.settings import Config, validate
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.zoo import files
@@ -30,8 +30,6 @@ from pmmrec.zoo.index import InsidePath, PartEntry, Sha256
 
 FORMAT = 1
 INDEX_FILE, ITEMS_FILE, FAISS_FILE, USER_ENCODER = "index.json", "items.parquet", "items.faiss", "user_encoder"
-Kind = Literal["flat", "hnsw", "ivf"]
-Floats = NDArray[np.float32]
 
 
 class IndexInfo(Config):
@@ -51,14 +49,6 @@ class IndexInfo(Config):
     provenance: dict[str, Any] = {}  # checkpoint, domain, and how well the index finds what exact search finds
 
 
-def faiss() -> Any:
-    """The library, imported when it is needed. MachineError where it is not installed."""
-    try:
-        return importlib.import_module("faiss")
-    except ImportError as error:
-        raise MachineError("faiss is not installed; pip install 'pmmrec[index]'") from error
-
-
 @dataclass(frozen=True)
 class ItemIndex:
     """An index in use. Open one with `load_index`."""
@@ -67,7 +57,7 @@ class ItemIndex:
     item_ids: pa.Array
     vectors_ND: Tensor
     item_of_C: NDArray[np.int64]  # item row of each entry of the index
-    index: Any  # of faiss
+    found_by: Search
     user_encoder: UserEncoder
 
     def encode_user(self, history: Sequence[str]) -> Floats:
@@ -81,7 +71,8 @@ class ItemIndex:
     def recommend(self, history: Sequence[str], k: int = 10, *, seen: Seen = "exclude") -> list[tuple[str, float]]:
         """The best k items after `history` (item ids, oldest first) as (item id, score), best first.
 
-        Fewer where fewer are left. Raises what `encode_user` raises, RecipeError for a k that does not fit.
+        Equal scores by item row, as everywhere. Fewer where fewer are left. Raises what `encode_user` raises, and
+        RecipeError for a k that does not fit.
         """
         check_seen(seen)
         num_items = self.info.num_items
@@ -98,9 +89,11 @@ class ItemIndex:
         return list(zip(ids, scores.tolist(), strict=True))
 
     def search(self, queries: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
-        """Item rows and scores `(Q, k)` for queries of `encode_user`; row -1 where the index finds no more."""
-        k = min(k, self.info.num_candidates)
-        scores, entries = self.index.search(queries, k, params=search_parameters(self.info.kind, self.info.effort, k))
+        """Item rows and scores `(Q, k)` for queries of `encode_user`, best first, equal scores by row.
+
+        Row -1 where the index finds no more.
+        """
+        entries, scores = self.found_by.best(queries, min(k, self.info.num_candidates))
         return np.where(entries >= 0, self.item_of_C[entries], -1), scores
 
     def _rows(self, history: Sequence[str]) -> NDArray[np.int64]:
@@ -134,34 +127,33 @@ def load_index(folder: Path | str) -> ItemIndex:
     if problems:
         raise CheckpointError(f"{folder}: {'; '.join(problems)}; take a whole copy of the index, or write it again")
     table = pq.read_table(folder / ITEMS_FILE)
-    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, info.width)
+    vectors = _matrix(table["vector"], info.width)
     item_of_C = np.flatnonzero(table["is_candidate"].to_numpy())
+    width_of_key = info.width + info.num_more + info.num_even
     index = library.read_index(str(folder / FAISS_FILE))
-    fits = len(table) == info.num_items and index.d == info.width + info.num_more + info.num_even
+    fits = len(table) == info.num_items and index.d == width_of_key
     if not fits or not len(item_of_C) == index.ntotal == info.num_candidates:
         raise CheckpointError(f"{folder}: {ITEMS_FILE} and {FAISS_FILE} do not fit {INDEX_FILE}; write the index again")
+    keys = vectors if width_of_key == info.width else _matrix(table["key"], width_of_key)
     return ItemIndex(
         info=info,
         item_ids=table["item_id"].cast(pa.large_string()).combine_chunks(),
         vectors_ND=torch.from_numpy(vectors.copy()),
         item_of_C=item_of_C,
-        index=index,
+        found_by=Search.of(index, info.kind, info.effort, keys),
         user_encoder=_read_user_encoder(folder, info),
     )
+
+
+def _matrix(column: pa.ChunkedArray, width: int) -> Floats:
+    matrix: Floats = column.combine_chunks().flatten().to_numpy().reshape(-1, width)
+    return matrix
 
 
 def as_queries(state_QD: Tensor, num_more: int, num_even: int) -> Tensor:
     """States with what keys want behind them: a 1 for the prior, a 0 for what makes keys equally long."""
     query_QD = torch.nn.functional.pad(state_QD, (0, num_more), value=1.0)
     return torch.nn.functional.pad(query_QD, (0, num_even))
-
-
-def search_parameters(kind: Kind, effort: int, k: int) -> Any:
-    """How hard an index looks; None for one that looks at everything."""
-    library = faiss()
-    if kind == "hnsw":
-        return library.SearchParametersHNSW(efSearch=max(effort, k))
-    return library.SearchParametersIVF(nprobe=effort) if kind == "ivf" else None
 
 
 def _read_info(folder: Path) -> IndexInfo:

@@ -96,6 +96,22 @@ def test_alike_items_tie_and_stand_in_the_order_of_their_rows(
             assert top.item_index_BK[user, top.is_filled_BK[user]].tolist() == expected
 
 
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+def test_where_all_scores_are_equal_the_first_rows_win_and_shorter_lists_are_heads_of_longer_ones(
+    seen: str, make_recommender: Callable[..., Recommender]
+) -> None:
+    """Also where a user has seen the first of some alike items, and the next of them stands behind other items."""
+    contents = Contents(np.array([0, 1, 0, 3, 1, 0, 6, 7, 1, 9, 0, 3]), np.arange(NUM_ITEMS) != 9)
+    vectors_ND, model = torch.ones(NUM_ITEMS, 8), make_recommender(8)
+    offsets, items = np.cumsum([0, *map(len, SEQUENCES)]), np.concatenate(SEQUENCES)
+    counts = np.ones(NUM_ITEMS, dtype=np.int64)
+    for k in range(1, NUM_ITEMS + 1):
+        (top,) = top_k(model, vectors_ND, offsets, items, k, counts=counts, contents=contents, seen=seen, chunk=9)
+        for user, history in enumerate(SEQUENCES):
+            left = [n for n in range(NUM_ITEMS) if n != 9 and (seen == "include" or n not in history)]
+            assert top.item_index_BK[user, top.is_filled_BK[user]].tolist() == left[:k]
+
+
 class Nearest(Scorer):
     """A score that is no inner product."""
 

@@ -15,10 +15,12 @@ from command_line import Pmmrec
 
 import pmmrec as api
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.errors import CheckpointError, DataError, MachineError, RecipeError
 from pmmrec.models import Scorer
 from pmmrec.serving import export, load_index
 from pmmrec.serving.export import Exported, kind_for
+from pmmrec.serving.search import Search
 from pmmrec.system import System
 
 
@@ -66,6 +68,50 @@ def test_an_exact_index_recommends_what_the_model_does(
         assert [one for _, one in found] == pytest.approx([one for _, one in wanted], rel=1e-5, abs=1e-5)
         assert len({item for item, _ in wanted} & {item for item, _ in found}) >= 7  # near ties may trade places
         assert len({item for item, _ in found}) == 8
+
+
+@pytest.fixture(scope="module")
+def shirts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A domain of 60 items, of which the last 40 are called the same; everybody has seen some of them."""
+    folder = tmp_path_factory.mktemp("shirts")
+    titles = {f"i{row:02d}": "plain shirt" if row >= 20 else f"shoe number {row} blue" for row in range(60)}
+    items = ["item_id,text", *(f"{item},{title}" for item, title in titles.items())]
+    seen = [(f"u{user}", f"i{(7 * user + 11 * step) % 60:02d}", step) for user in range(20) for step in range(6)]
+    rows = ["user_id,item_id,timestamp", *(",".join(map(str, row)) for row in seen)]
+    (folder / "items.csv").write_text("\n".join(items))
+    (folder / "interactions.csv").write_text("\n".join(rows))
+    tables = {"items": folder / "items.csv", "interactions": folder / "interactions.csv"}
+    import_table(TableImport(**tables, name="shirts", out=folder / "shirts", k_core=None))
+    return folder / "shirts"
+
+
+@pytest.mark.parametrize("popularity", [None, 0.7])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_items_that_score_the_same_stand_in_the_order_of_their_rows_in_every_list(
+    small_run: Path, shirts: Path, cache: Path, tmp_path: Path, kind: str, popularity: float | None
+) -> None:
+    system = api.load("small", hub=small_run / "hub", cache=cache, device="cpu", popularity=popularity)
+    told = system.index(shirts, tmp_path / "index", kind=kind, k=60, num_users=5)
+    index = load_index(tmp_path / "index")
+    system.encode_items(shirts)
+    for history in histories(shirts.parent, "shirts")[:4]:
+        for seen in ("exclude", "include"):
+            whole = {name: some.recommend(history, 60, seen=seen) for name, some in (("s", system), ("i", index))}
+            if told.tried[-1].recall == 1:
+                assert [item for item, _ in whole["i"]] == [item for item, _ in whole["s"]]
+            for k in (1, 20, 22, 25, 40, 59):
+                assert [item for item, _ in system.recommend(history, k, seen=seen)] == [i for i, _ in whole["s"]][:k]
+                assert index.recommend(history, k, seen=seen) == whole["i"][:k]
+
+
+def test_lists_on_disk_stand_in_the_same_order(small_run: Path, shirts: Path, cache: Path, tmp_path: Path) -> None:
+    system = api.load("small", hub=small_run / "hub", cache=cache, device="cpu")
+    system.score(shirts, 25, tmp_path / "lists.parquet")
+    lists = pq.read_table(tmp_path / "lists.parquet")
+    system.encode_items(shirts)
+    for user, history in enumerate(histories(shirts.parent, "shirts")):
+        of_user = lists["item_id"].to_pylist()[25 * user : 25 * (user + 1)]
+        assert of_user == [item for item, _ in system.recommend(history, 25)]
 
 
 def test_the_key_of_an_item_times_the_query_of_a_user_is_the_score(
@@ -158,7 +204,7 @@ def test_a_poor_index_looks_harder_until_it_is_good() -> None:
     assert all(one.recall < export.GOOD_RECALL for one in tried[:-1])
     exact = (queries @ keys.T).topk(10, dim=1).indices.numpy()
     for one in tried:
-        _, found = index.search(queries.numpy(), 10, params=export.search_parameters("ivf", one.effort, 10))
+        found, _ = Search.of(index, "ivf", one.effort, keys.numpy()).best(queries.numpy(), 10)
         shares = [len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]
         assert one.recall == pytest.approx(np.mean(shares))
 

@@ -1,0 +1,113 @@
+"""Search an index of faiss in the one order of every list: highest score first, equal scores by entry.
+
+faiss leaves open which of several equal scores it takes, and in which order. Its float32 sums may also differ in the
+last digit for two entries with the same key. So more is asked for than is wanted, what is found is scored anew, each
+entry by itself, and where the cut goes through equal scores more is asked for until it does not.
+"""
+# Q queries, W entries asked for, K of a list, D width of queries and keys.
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmmrec.errors import MachineError
+
+Kind = Literal["flat", "hnsw", "ivf"]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+SPARE = 32  # entries asked for beyond the list, so that equal scores at its end are seen
+GROWTH = 4  # so many times more are asked for where that was not enough
+SEARCHED_AT_ONCE = 64  # queries
+SCORED_AT_ONCE = 4096  # entries whose keys are copied out of the index at once
+ROUNDING = 2.0**-24  # of one float32 operation, relative
+
+
+def faiss() -> Any:
+    """The library, imported when it is needed. MachineError where it is not installed."""
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise MachineError("faiss is not installed; pip install 'pmmrec[index]'") from error
+
+
+@dataclass(frozen=True)
+class Search:
+    """An index of faiss, and how hard it looks."""
+
+    index: Any
+    kind: Kind
+    effort: int  # efSearch of hnsw, nprobe of ivf; of no meaning for flat
+    longest: float  # norm of the longest key
+
+    @classmethod
+    def of(cls, index: Any, kind: Kind, effort: int, keys: Floats) -> Search:
+        """`keys`: all that can be found, `(C, D)`."""
+        if kind == "ivf":
+            index.make_direct_map()  # so that keys can be copied out of it
+        square_C = np.einsum("cd,cd->c", keys, keys)
+        return cls(index, kind, effort, float(np.sqrt(square_C.max(initial=0))))
+
+    def best(self, queries: Floats, k: int) -> tuple[Ints, Floats]:
+        """The best k entries of each query and their scores, `(Q, K)`; entry -1 and -inf where no more are found.
+
+        A shorter list is the head of a longer one: always for flat and ivf, up to `effort` entries for hnsw, whose
+        graph is searched more widely for longer lists.
+        """
+        starts = range(0, max(1, len(queries)), SEARCHED_AT_ONCE)
+        parts = [self._best(queries[start : start + SEARCHED_AT_ONCE], k) for start in starts]
+        entries, scores = zip(*parts, strict=True)
+        return np.concatenate(entries), np.concatenate(scores)
+
+    def _best(self, queries: Floats, k: int) -> tuple[Ints, Floats]:
+        entries = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        margin = queries.shape[1] * ROUNDING * self.longest * np.linalg.norm(queries, axis=1)
+        unsure, wanted = np.arange(len(queries)), k + SPARE
+        while len(unsure):
+            wanted = min(self._pool(wanted), self.index.ntotal)
+            found, least = self._found(queries[unsure], wanted)
+            exact = np.stack([self._scores(*pair) for pair in zip(queries[unsure], found, strict=True)])
+            order = np.lexsort((found, -exact), axis=1)[:, :k]
+            num = order.shape[1]
+            entries[unsure, :num] = np.take_along_axis(found, order, axis=1)
+            scores[unsure, :num] = np.take_along_axis(exact, order, axis=1)
+            if wanted == self.index.ntotal or self.kind == "hnsw":
+                break
+            unsure = unsure[(least > -np.inf) & (scores[unsure, -1] <= least + margin[unsure])]
+            wanted *= GROWTH
+        return entries, scores
+
+    def _pool(self, wanted: int) -> int:
+        """How many entries to ask for: a graph gives all that it looked at, whatever the length of the list."""
+        if self.kind != "hnsw":
+            return wanted
+        pool = self.effort
+        while pool < wanted - SPARE:
+            pool *= 2
+        return pool
+
+    def _found(self, queries: Floats, wanted: int) -> tuple[Ints, Floats]:
+        """Entries `(Q, W)` in any order, and the score that what was not found is not above, `(Q,)`."""
+        library, parameters = faiss(), None
+        if self.kind == "hnsw":
+            parameters = library.SearchParametersHNSW(efSearch=wanted)
+        elif self.kind == "ivf":
+            parameters = library.SearchParametersIVF(nprobe=self.effort)
+        scores, entries = self.index.search(queries, wanted, params=parameters)
+        return entries, np.where(entries[:, -1] < 0, -np.inf, scores[:, -1])
+
+    def _scores(self, query: Floats, entries: Ints) -> Floats:
+        """The inner product of a query with each key, `(W,)`: the same for the same key, wherever it stands."""
+        scores = np.full(len(entries), -np.inf, dtype=np.float32)
+        there = np.flatnonzero(entries >= 0)
+        for start in range(0, len(there), SCORED_AT_ONCE):
+            places = there[start : start + SCORED_AT_ONCE]
+            keys = self.index.reconstruct_batch(entries[places]).astype(np.float64)
+            scores[places] = (keys * query).sum(axis=1)
+        return scores
