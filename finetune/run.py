@@ -86,10 +86,10 @@ def main(
         describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)
         return
 
-    with Run.start(recipe, resume=resume) as run:
+    with Run.start(recipe, model=model, resume=resume) as run:
         train(run, recipe, model, given, sources, folders, checkpoint, origin, base)
         if twin is not None and twin.model is not None:
-            with Run.start(twin, resume=resume, beside=run) as scratch:
+            with Run.start(twin, model=twin.model, resume=resume, beside=run) as scratch:
                 train(scratch, twin, twin.model, {}, sources, twin_folders, None, "none")
             run.log.say(*against_scratch(run.folder, scratch.folder))
 

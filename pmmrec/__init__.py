@@ -8,12 +8,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pmmrec.programs import fit
     from pmmrec.serving.offer import EncodedItems
     from pmmrec.system import System, load
+
+# Threads of OpenMP that wait for one another spin, which takes the processor from them and from everybody else where
+# it is busy: with two threads on a busy machine of two cores, a step took nine times the CPU time. They read this when
+# torch is loaded, so it stands where every program of ours and every notebook comes by first. What is set already wins.
+for _setting, _value in {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}.items():
+    os.environ.setdefault(_setting, _value)
 
 __version__ = "0.1.0"
 __all__ = ["EncodedItems", "System", "fit", "load"]

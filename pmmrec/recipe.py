@@ -40,7 +40,7 @@ _OF_KEPT_STATES = ("prefix_precision", "prefix_budget_gb")
 UNTOLD = (
     *("name", "runs", "hub", "cache", "licence", "publish_as", "replace", "rank_test"),
     *("prefix_cache", "prefix_budget_gb", "train.log_every", "data.sources", "data.workers"),
-    *("machine.device", "machine.trackers", "machine.project"),
+    *("machine.device", "machine.threads", "machine.trackers", "machine.project"),
 )
 
 

@@ -41,6 +41,7 @@ from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected
 from pmmrec.serving.score import Scored, ScoreJob, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
 from pmmrec.settings import expanded
+from pmmrec.train.threads import threads_for
 from pmmrec.zoo import files
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
@@ -113,7 +114,8 @@ class System:
         split = Split(opened)
         queries = scenario_queries(split, scenario)
         model, reader = self._model_for(opened), self._reader_for(opened)
-        evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen)
+        with threads_for(self.checkpoint.model_config):
+            evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen)
         if warning := left_out(split):
             self._warn(warning)
         floors = floors_of(split, seen, queries.holdout)
@@ -269,7 +271,7 @@ class System:
             recommender, reader = self._model_for(domain), self._reader_for(domain, say)
             weights = weights_name(self.checkpoint, list(recommender.item_encoder.parts))
             try:
-                with bars_or_lines(say) as progress:
+                with bars_or_lines(say) as progress, threads_for(self.checkpoint.model_config):
                     vectors_ND = kept_vectors(
                         recommender,
                         reader,

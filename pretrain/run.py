@@ -54,7 +54,7 @@ def main(
         describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()), launched=launched)
         return
 
-    with Run.start(recipe, resume=resume or is_requeued()) as run:
+    with Run.start(recipe, model=recipe.model, resume=resume or is_requeued()) as run:
         if run.is_finished:
             return
         run.watch(step_minutes=recipe.train.step_minutes, phase_hours=recipe.train.phase_hours)

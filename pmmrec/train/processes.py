@@ -18,11 +18,13 @@ from accelerate.utils import (
     gather_object,
     set_seed,
 )
+from pydantic import Field
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pmmrec.errors import MachineError
 from pmmrec.launch import PROCESSES, Spread
 from pmmrec.settings import Config
+from pmmrec.train.threads import Threads
 from pmmrec.train.trackers import Tracker
 from pmmrec.train.watch import Watch, joining
 
@@ -39,6 +41,11 @@ class MachineConfig(Config):
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Precision = "fp32"
+    threads: Threads = Field(
+        "auto",
+        description="That each process computes with. auto: OMP_NUM_THREADS if set, else one for small models, else "
+        "the cores, shared by the processes of the machine.",
+    )
     trackers: tuple[Tracker, ...] = ()
     project: str = "pmmrec"
 

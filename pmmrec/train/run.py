@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -13,6 +14,7 @@ from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import StoppedError
+from pmmrec.models.build import ModelConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.run_folder import (
@@ -25,6 +27,7 @@ from pmmrec.train.run_folder import (
     write_json,
 )
 from pmmrec.train.stop import StopSignals
+from pmmrec.train.threads import choose_threads, using_threads
 from pmmrec.train.trackers import boards
 
 __all__ = ["Run", "Runnable", "is_requeued"]
@@ -63,9 +66,12 @@ class Run:
         self._held, self._watching, self._ends_processes = held, watching, ends_processes
 
     @classmethod
-    def start(cls, recipe: Runnable, *, resume: bool = False, beside: Run | None = None) -> Self:
+    def start(
+        cls, recipe: Runnable, *, model: ModelConfig | None = None, resume: bool = False, beside: Run | None = None
+    ) -> Self:
         """Join the processes, make the folder, write down what was asked and on what machine.
 
+        `model`: what it trains, which decides how many threads are worth starting.
         `resume`: go on with a run of this name, where there is one.
         `beside`: a run that has trained already and ends later. It ends the processes of both; its model is let go.
         """
@@ -76,7 +82,9 @@ class Run:
         processes = Processes(machine)
         if beside is not None:
             processes.watch = beside.processes.watch  # which is open
+        threads = choose_threads(machine.threads, model, os.environ)
         with ExitStack() as watching, ExitStack() as stack:
+            watching.enter_context(using_threads(threads))
             watching.enter_context(processes.watch.open())
             standing = Standing.NEW
             if processes.is_main:
@@ -89,7 +97,7 @@ class Run:
                 write_json(recipe.folder / "environment.json", environment(processes.world, processes.device))
             standing = processes.from_main(standing)
             log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
-            log.say(f"run {recipe.folder}  {processes.world} process(es) on {processes.device}, command: {_command()}")
+            log.say(f"run {recipe.folder}  {_machine(processes, threads)}, command: {_command()}")
             if standing is Standing.FINISHED:
                 log.say(f"run {recipe.folder} is finished: there is nothing to go on with")
             held, watched = stack.pop_all(), watching.pop_all()
@@ -143,6 +151,13 @@ class Run:
         with suppress(RuntimeError):  # whoever is gone is waited for no more
             self.processes.wait()
         self.signals.ignore()
+
+
+def _machine(processes: Processes, threads: int) -> str:
+    """Such as `2 processes on cpu:0, 4 threads each`."""
+    several = "es" if processes.world > 1 else ""
+    each = f"{threads} thread{'s' if threads > 1 else ''}{' each' if several else ''}"
+    return f"{processes.world} process{several} on {processes.device}, {each}"
 
 
 def _command() -> str:

@@ -45,8 +45,9 @@ _BEGUN = (
 FINISHED = "finished"  # the last event of a run that has nothing left to do
 # So long a lock may outlive a run: its data workers hold it for some seconds, a server of NFSv4 for a lease (90 s).
 LOCK_PATIENCE_S = 120.0
-# What may change between a stop and going on: nothing of it changes a weight.
+# What may change between a stop and going on: nothing of it changes what is trained.
 _FREE = (
+    "machine.threads",  # sums are rounded in another order, no more
     "machine.trackers",
     "machine.project",
     "data.workers",

@@ -146,7 +146,7 @@ def test_two_processes_run_a_pretraining_to_its_end(pretrained: tuple[Path, str]
 def test_only_one_process_speaks(pretrained: tuple[Path, str]) -> None:
     home, said = pretrained
     lines = said.splitlines()
-    assert sum(line.startswith("run runs/small  2 process(es)") for line in lines) == 1
+    assert sum(line.startswith("run runs/small  2 processes on cpu:0, 1 thread each, ") for line in lines) == 1
     assert sum(line.startswith("published:") for line in lines) == 1
     spoken = [line.split()[1] for line in lines if line.startswith("step")]
     written = [f"{event['step']}/16" for event in _events(home, "train")]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.train import run_folder
@@ -32,6 +34,28 @@ def test_a_run_starts_with_recipe_and_environment(tmp_path: Path) -> None:
         made = {"recipe.yaml", "environment.json", "events.jsonl", "lock"}
         assert {path.name for path in run.folder.iterdir()} == made
         assert (run.folder / "recipe.yaml").read_text() == "name: one\n"
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, "1 thread"), (2, "2 threads")])
+def test_a_run_says_with_how_many_threads_it_computes_and_gives_them_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], threads: int, told: str
+) -> None:
+    before = torch.get_num_threads()
+    recipe = _Recipe(tmp_path / "one", machine=MachineConfig(device="cpu", threads=threads))
+    with Run.start(recipe):
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == before
+    assert f"1 process on cpu, {told}, command" in capsys.readouterr().out.splitlines()[0]
+    assert json.loads((tmp_path / "one" / "environment.json").read_text())["threads"] == threads
+
+
+def test_a_run_goes_on_with_another_number_of_threads(tmp_path: Path) -> None:
+    begun = "name: one\nmachine: {threads: auto}\n"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "lock").touch()
+    (tmp_path / "one" / "recipe.yaml").write_text(begun)
+    with run_folder.run_folder(tmp_path / "one", begun.replace("auto", "2"), resume=True) as standing:
+        assert standing is run_folder.Standing.NEW  # and not refused
 
 
 def test_a_run_that_fails_before_its_first_event_takes_its_folder_away(tmp_path: Path) -> None:
