@@ -116,10 +116,9 @@ def train(
     standing = None
     if checkpoint is not None:
         report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
-        run.log.say(report.table())
         if recipe.adapters is not None:
             standing = stand_on(checkpoint, recommender, recipe.adapters, report.loaded)
-            run.log.say(*standing.lines())
+        run.log.say(report.table(task.sizes), *(standing.lines() if standing is not None else ()))
 
     reader = open_reader(sources, recommender, recipe, run)
     reader = compute_items(sources, task, reader, recipe, run)

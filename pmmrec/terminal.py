@@ -101,12 +101,10 @@ def named_folders(pairs: Iterable[str]) -> dict[str, Path]:
 
 
 def show(*renderables: Any) -> None:
-    """Print lines and tables; a table that goes to a file is not cut to a terminal's width."""
-    from rich.console import Console
+    """Print lines and tables, which fit the terminal."""
+    from pmmrec.tables import console_for
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200
+    console = console_for(os.environ)
     for renderable in renderables:
         console.print(renderable)
 

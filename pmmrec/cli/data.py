@@ -49,10 +49,9 @@ def import_table_command(
 def stats_command(domains: Annotated[list[Path], Argument(help="Domain folders.")]) -> None:
     """Users, items, actions, lengths, modalities of domains, side by side."""
     from pmmrec.report.domains import statistics_table
-    from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        show(to_rich(statistics_table(domains)))
+        show(statistics_table(domains))
 
 
 @app.command("verify")

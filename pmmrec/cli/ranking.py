@@ -53,7 +53,6 @@ def evaluate(
     cache: CacheFolder = None,
 ) -> None:
     """Rank the targets of a domain, beside the floors; without any training this is zero-shot."""
-    from pmmrec.report.tables import to_rich
     from pmmrec.report.verdict import held_out_tables, outcome_tables, popularity_tables, stratum_notes
     from pmmrec.system import load
 
@@ -63,8 +62,7 @@ def evaluate(
         )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, scenario=scenario.value, seen=seen.value, out=out)
-        more = [*held_out_tables(outcome), *popularity_tables([outcome])]
-        show(*outcome_tables([outcome]), *map(to_rich, more))
+        show(*outcome_tables([outcome]), *held_out_tables(outcome), *popularity_tables([outcome]))
         for note in stratum_notes(outcome):
             warn(note)
 
@@ -79,11 +77,11 @@ def compare(
     """Several systems on the same targets in one table, and in words who beats whom."""
     from pmmrec.report.comparison import compare as compared
     from pmmrec.report.comparison import read_systems
-    from pmmrec.report.tables import to_rich
+    from pmmrec.tables import Sentence
 
     with errors_for_people():
         found = compared(read_systems(runs), against)
-        show(*map(to_rich, found.tables), *found.lines())
+        show(*found.tables, *map(Sentence, found.lines()))
 
 
 @app.command()

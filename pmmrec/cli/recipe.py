@@ -9,7 +9,7 @@ import typer
 from typer import Argument
 
 from pmmrec.errors import MachineError, RecipeError
-from pmmrec.terminal import errors_for_people
+from pmmrec.terminal import errors_for_people, show
 
 app = typer.Typer(help="Find, read, copy and check recipes.", no_args_is_help=True)
 
@@ -18,9 +18,9 @@ app = typer.Typer(help="Find, read, copy and check recipes.", no_args_is_help=Tr
 def recipe_list() -> None:
     """The shipped recipes, each with its first sentence."""
     from pmmrec.shipped import shipped_recipes
+    from pmmrec.tables import Sentence
 
-    for name, path in shipped_recipes().items():
-        typer.echo(f"{name:<28} {_first_sentence(path)}")
+    show(*(Sentence(f"{name:<28} {_first_sentence(path)}", indent=29) for name, path in shipped_recipes().items()))
 
 
 @app.command("show")

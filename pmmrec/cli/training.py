@@ -85,8 +85,8 @@ def tune(
     Each trial is a run of its own, below trials/; the first is the recipe as it stands. No trial ranks test targets or
     is published: run the best.yaml that is left, once, for that. Of all checkpoints the best alone is kept.
     """
-    from pmmrec.report.tables import PlainTable, to_rich
     from pmmrec.settings import validate
+    from pmmrec.tables import PlainTable
     from pmmrec.tuning import require_optuna
 
     with errors_for_people():
@@ -100,7 +100,7 @@ def tune(
         after = prune_after if prune else None
         plan = validate(SearchPlan, {**asked, **where, **how, "prune_after": after}, "arguments")
         found = Search(plan, typer.echo).run()
-        show(to_rich(PlainTable(f"{found.folder}: the best trials, by validation", found.columns, found.rows)))
+        show(PlainTable(f"{found.folder}: the best trials, by validation", found.columns, found.rows))
         for setting, share in found.importances.items():
             typer.echo(f"importance {share:6.1%}  {setting}")
         typer.echo(f"best settings: {found.best}")

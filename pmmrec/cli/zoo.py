@@ -24,20 +24,18 @@ def zoo_list(
 ) -> None:
     """The checkpoints of a folder hub, below a URL, or of somebody on the Hugging Face Hub."""
     from pmmrec.report.checkpoints import hub_table
-    from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        show(to_rich(hub_table(place or hub)))
+        show(hub_table(place or hub))
 
 
 @app.command("show")
 def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
     """The parts of a checkpoint, their sizes, what they were trained on; of another machine no weights are fetched."""
     from pmmrec.report.checkpoints import checkpoint_table
-    from pmmrec.report.tables import to_rich
 
     with errors_for_people():
-        show(to_rich(checkpoint_table(checkpoint, hub, warn)))
+        show(checkpoint_table(checkpoint, hub, warn))
 
 
 @app.command("verify")
@@ -58,12 +56,11 @@ def zoo_diff(
 ) -> None:
     """In what two checkpoints differ: parts, tensors, settings, provenance."""
     from pmmrec.report.differences import differences
-    from pmmrec.report.tables import to_rich
     from pmmrec.zoo.hub import open_checkpoint
 
     with errors_for_people():
         opened = [open_checkpoint(place, hub, parts=(), warn=warn) for place in (first, second)]
-        show(*map(to_rich, differences(opened[0], opened[1])))
+        show(*differences(opened[0], opened[1]))
 
 
 @app.command("push")

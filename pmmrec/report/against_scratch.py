@@ -1,4 +1,4 @@
-"""Did transfer pay? The same model trained from scratch beside it, and the verdict in words."""
+"""Compare a transfer with the same model trained from scratch, and say in words whether it paid."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pmmrec.models.build import ModelConfig
 from pmmrec.recipe import FinetuneRecipe
 from pmmrec.report.comparison import Compared, System, compare, read_systems
 from pmmrec.report.epochs import Best, best_epoch, judged_by, read_epochs
-from pmmrec.report.tables import to_rich
 from pmmrec.settings import validate
+from pmmrec.tables import Sentence
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub import find_weights
@@ -62,10 +62,10 @@ def against_scratch(transfer: Path, scratch: Path) -> list[RenderableType]:
     compared = compare(systems)
     bests = [_best(folder) for folder in (transfer, scratch)]
     return [
-        *map(to_rich, compared.tables),
-        *_epoch_lines(transfer, systems, bests),
-        *compared.lines(),
-        *_verdict(compared, ours, theirs, bests),
+        *compared.tables,
+        *map(Sentence, _epoch_lines(transfer, systems, bests)),
+        *map(Sentence, compared.lines()),
+        *map(Sentence, _verdict(compared, ours, theirs, bests)),
     ]
 
 

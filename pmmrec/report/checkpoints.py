@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 from pmmrec.errors import CheckpointError, PMMRecError, RecipeError
 from pmmrec.evaluation.outcome import Outcome
-from pmmrec.report.tables import Cell, PlainTable
 from pmmrec.report.verdict import write_card
 from pmmrec.settings import read_yaml, validate
+from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo import files
 from pmmrec.zoo.base import place_of
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint, load_recommender

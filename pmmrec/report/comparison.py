@@ -17,8 +17,9 @@ from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, StratumOutcome, read_outcome
 from pmmrec.evaluation.significance import Interval, difference_interval, holm, mean_interval, over_users, sign_flip_p
 from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
-from pmmrec.report.tables import PlainTable, ResultRow, results
+from pmmrec.report.tables import ResultRow, results
 from pmmrec.report.verdict import CUTOFFS_SHOWN, SHOWN, measure_title
+from pmmrec.tables import PlainTable
 
 ALPHA = 0.05
 SAME_MEAN = 1e-9  # two means of the same values in 0..1, summed in another order

@@ -1,4 +1,4 @@
-"""In what do two checkpoints differ?"""
+"""The differences between two checkpoints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmmrec.report.tables import Cell, PlainTable
 from pmmrec.settings import read_yaml
+from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import PART_TENSORS, RECIPE_NAME, Checkpoint
 from pmmrec.zoo.index import PartEntry

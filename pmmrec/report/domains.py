@@ -11,7 +11,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.statistics import COLD_BELOW, DomainStatistics, domain_statistics
 from pmmrec.errors import RecipeError
-from pmmrec.report.tables import Cell, PlainTable
+from pmmrec.tables import Cell, PlainTable
 
 
 def import_lines(domain: Domain) -> list[str]:

@@ -6,23 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from pmmrec.evaluation.metrics import metric_name
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome
 from pmmrec.evaluation.significance import Interval
 from pmmrec.recipe import PretrainRecipe, recipe_class_for
 from pmmrec.report.tables import (
     SHOWN_MEASURES,
-    Cell,
     Percent,
-    PlainTable,
     ResultRow,
-    result_table,
     results,
     to_markdown,
 )
 from pmmrec.settings import parse_yaml
+from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo.card import CardDomain, CardFigure, make_card
 from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint
 from pmmrec.zoo.results import restate
@@ -44,10 +40,10 @@ def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[R
     return list(by_domain.values())
 
 
-def outcome_tables(outcomes: Sequence[Outcome]) -> list[Table]:
+def outcome_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
     """A table for each domain."""
     return [
-        result_table(rows, CUTOFFS_SHOWN, title=measure_title(domain, outcomes[0].scenario))
+        results(rows, CUTOFFS_SHOWN, title=measure_title(domain, outcomes[0].scenario))
         for domain, rows in result_rows(outcomes)
     ]
 

@@ -16,11 +16,13 @@ from pmmrec.data.mixing import StepSampler
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.windows import WindowIndex
 from pmmrec.encoders import Backbone
-from pmmrec.models.build import ModelConfig, build, parameter_table
+from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
+from pmmrec.tables import PlainTable
 from pmmrec.train.accumulate import checkpoint_activations
+from pmmrec.train.cost import Cost
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
@@ -79,10 +81,9 @@ def describe(
         warning = check_readable(domain, recommender.item_encoder.modalities, data.max_unreadable)
         if warning is not None:
             log.warn(warning)
-    transfer = None
+    report = None
     if checkpoint is not None:
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
-        transfer = report.table()
         if adapters is not None:
             stand_on(checkpoint, recommender, adapters, report.loaded)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
@@ -95,10 +96,8 @@ def describe(
 
     log.say(recipe.to_yaml().rstrip())
     log.say("")
-    log.say(f"{'part':<24}{'parameters':>14}{'trainable':>14}")
-    for row in parameter_table({**recommender.parts, "objectives": task.objectives}):
-        log.say(f"{row.part:<24}{row.all:>14,}{row.trainable:>14,}")
-    log.say("", *([transfer, ""] if transfer else []))
+    sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
+    log.say(sizes if report is None else report.table(task.sizes), Cost.of(task).words(), "")
     for name, count, weight in zip(sources.names, counts, sampler.weights, strict=True):
         log.say(f"{name:<24}{count:>14,} windows, {weight:.1%} of each epoch")
     steps = sampler.steps_per_epoch

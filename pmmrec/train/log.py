@@ -14,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import MachineError
+from pmmrec.tables import console_for
 from pmmrec.train.trackers import Aside, Board
 
 
@@ -33,9 +34,7 @@ class RunLog:
         self, folder: Path | None, *, is_main: bool, boards: Mapping[str, Callable[[], Board]] | None = None
     ) -> None:
         self._is_main = is_main
-        self._console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not is_main)
-        if not self._console.is_terminal:
-            self._console.width = 200
+        self._console = console_for(os.environ, quiet=not is_main)
         self._file = (folder / "events.jsonl").open("a", encoding="utf-8") if folder and is_main else None
         self._started_s = time.monotonic()
         self._progress: Progress | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pmmrec.contracts import Batch, ItemInputs, ItemVectors, Term, View, Views
 from pmmrec.errors import RecipeError
+from pmmrec.models.build import ParameterRow, parameter_table
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.train.accumulate import encode_in_parts
@@ -53,6 +54,13 @@ class TrainingTask(nn.Module):
     def heads(self) -> dict[str, nn.Module]:
         """The objectives as modules; some have parameters of their own."""
         return dict(self.objectives.items())
+
+    @property
+    def sizes(self) -> list[ParameterRow]:
+        """Parameters of each part, and of each objective that has some; together all of the task."""
+        heads = {f"objectives/{name}": head for name, head in self.heads.items()}
+        rows = parameter_table({**self.recommender.parts, **heads})
+        return [row for row in rows if row.all or row.part not in heads]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Name -> `(2,)` sum and count: each objective under its name, its metrics as `name/metric`.

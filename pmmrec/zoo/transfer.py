@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,9 +13,10 @@ from typing_extensions import Self
 
 from pmmrec.adapters import Host
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models.build import ModelConfig
+from pmmrec.models.build import ModelConfig, ParameterRow
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import Config, validate
+from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint, fill, misfits, part_paths
 
@@ -122,7 +123,6 @@ class TransferRow:
     action: Action
     tensors: int
     parameters: int
-    trains: bool | None  # None: the part is not in the model
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,13 @@ class TransferReport:
         """The parts of the model that came from the checkpoint."""
         return tuple(row.part for row in self.rows if row.action == "loaded")
 
-    def table(self) -> str:
-        """The rows as aligned lines of plain text."""
-        width = max([len("part"), *(len(row.part) for row in self.rows)])
-        lines = [f"{'part':<{width}}  {'action':<7}  {'tensors':>7}  {'parameters':>13}  learning"]
-        for row in self.rows:
-            learning = {True: "trains", False: "frozen", None: "-"}[row.trains]
-            lines.append(f"{row.part:<{width}}  {row.action:<7}  {row.tensors:>7,}  {row.parameters:>13,}  {learning}")
-        return "\n".join(lines)
+    def table(self, sizes: Sequence[ParameterRow]) -> PlainTable:
+        """The rows beside how many parameters of each part learn, by the `sizes` of the model as it will be trained."""
+        learning = {size.part: size.trainable for size in sizes}
+        rows: list[list[Cell]] = [
+            [*astuple(row), None if row.action == "dropped" else learning.get(row.part, 0)] for row in self.rows
+        ]
+        return PlainTable("", ["part", "action", "tensors", "parameters", "learning"], rows)
 
 
 def model_after(plan: TransferPlan, checkpoint: Checkpoint) -> ModelConfig:
@@ -283,8 +282,7 @@ def _kept(plan: TransferPlan, modules: Mapping[str, nn.Module]) -> list[Transfer
     for name, module in modules.items():
         action: Action = "loaded" if name.split("/")[0] in plan.load else "fresh"
         sizes = [tensor.numel() for tensor in module.state_dict().values()]
-        trains = any(tensor.requires_grad for tensor in module.parameters())
-        rows.append(TransferRow(name, action, len(sizes), sum(sizes), trains))
+        rows.append(TransferRow(name, action, len(sizes), sum(sizes)))
     return rows
 
 
@@ -295,4 +293,4 @@ def _dropped(plan: TransferPlan, checkpoint: Checkpoint) -> list[TransferRow]:
         for name, entry in {**checkpoint.parts, **heads}.items()
         if name.split("/")[0] in plan.drop
     }
-    return [TransferRow(name, "dropped", len(of_part), sum(of_part), None) for name, of_part in sizes.items()]
+    return [TransferRow(name, "dropped", len(of_part), sum(of_part)) for name, of_part in sizes.items()]

@@ -51,9 +51,9 @@ def finetune(pmmrec: Pmmrec, plan: str, start: str, domain: Path, *settings: str
 
 
 def rows(result: Result) -> dict[tuple[str, str], str]:
-    """(part, action) -> what it does from then on, as the table of a transfer says it."""
+    """(part, action) -> how many of its parameters learn, as the table of a transfer says it."""
     assert result.code == 0, result.output
-    words = [line.split() for line in result.output.splitlines()]
+    words = [line.replace("│", " ").split() for line in result.output.splitlines()]
     return {(w[0], w[1]): w[4] for w in words if len(w) == 5 and w[1] in {"loaded", "fresh", "dropped"}}
 
 
@@ -82,7 +82,7 @@ def test_a_plan_moves_its_parts_and_accounts_for_the_rest(
     assert {part for part, action in told if action == "fresh"} == set(fresh)
     left = {*ITEMS, "user_encoder", "objectives/nid"} - set(loaded)
     assert {part for part, action in told if action == "dropped"} == left
-    assert {part for (part, action), learns in told.items() if learns == "frozen"} == set(frozen)
+    assert {part for (part, action), learns in told.items() if learns == "0"} == set(frozen)
     assert set(Checkpoint.open(at_run / "runs" / plan / "checkpoint").parts) == {*loaded, *fresh}
     assert json.loads((at_run / "runs" / plan / "metrics.json").read_text())["domains"]
 
@@ -95,7 +95,7 @@ def test_a_dry_run_shows_the_same_table(at_run: Path, world: Path, pmmrec: Pmmre
 
 def test_a_model_of_both_meets_a_platform_without_pictures(at_run: Path, halves: Path, pmmrec: Pmmrec) -> None:
     full = finetune(pmmrec, "full", "small", halves / "texts", "name=full_texts")
-    assert rows(full)["vision_encoder", "loaded"] == "trains"
+    assert rows(full)["vision_encoder", "loaded"] not in ("0", "-")
     assert "image: no item of texts has one; its encoder learns nothing here" in full.output
     text = finetune(pmmrec, "text", "small", halves / "texts", "name=text_texts")
     assert ("text_encoder", "loaded") in rows(text)

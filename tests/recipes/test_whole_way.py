@@ -74,8 +74,8 @@ def test_full_transfer_accounts_for_every_part_and_is_compared_with_scratch(
     full = pmmrec("finetune", "finetune/full", "--from", "small", *on, *common, "name=full")
     assert full.code == 0, full.output
     for part in ("text_encoder", "vision_encoder", "fusion", "user_encoder"):
-        assert any(line.startswith(part) and "loaded" in line for line in full.output.splitlines()), full.output
-    assert any(line.startswith("objectives") and "dropped" in line for line in full.output.splitlines())
+        assert any(line.startswith(f"│ {part} ") and "loaded" in line for line in full.output.splitlines()), full.output
+    assert any(line.startswith("│ objectives/") and "dropped" in line for line in full.output.splitlines())
     scratch = pmmrec("finetune", "finetune/tiny", "--from", "none", *on, *SMALL, *common, "name=scratch")
     assert scratch.code == 0, scratch.output
     table = pmmrec("compare", "runs/full", "runs/scratch")
@@ -131,7 +131,7 @@ def test_an_id_only_model_trains_and_refuses_another_catalogue(at_run: Path, wor
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(home: Path, world: Path, pmmrec: Pmmrec) -> None:
     result = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), "--dry-run")
     assert result.code == 0, result.output
-    assert "trainable" in result.output
+    assert "learning: " in result.output
     assert "8 steps an epoch, at most" in result.output
     assert list(home.iterdir()) == []
 
@@ -225,7 +225,7 @@ def test_a_dry_run_of_a_transfer_accounts_for_every_tensor(at_run: Path, world: 
     on = ("--on", world / "boutique")
     fits = pmmrec("finetune", "finetune/full", "--from", "small", *on, "name=dry", "--dry-run")
     assert fits.code == 0, fits.output
-    assert any(line.startswith("fusion") and "loaded" in line for line in fits.output.splitlines())
+    assert any(line.startswith("│ fusion ") and "loaded" in line for line in fits.output.splitlines())
     wider = (*SMALL, "model.width=32", "model.item_encoder.fusion.num_heads=2", "name=dry", "--dry-run")
     misfit = pmmrec("finetune", "finetune/tiny", "--from", "small", *on, *wider)
     assert misfit.code == 3
@@ -240,9 +240,9 @@ def test_heads_of_pretraining_can_be_taken_over_and_are_accounted_for(
         "finetune", "finetune/tiny", "--from", "small", *on, *run, "name=kept", "transfer={load: ['*', objectives]}"
     )
     assert kept.code == 0, kept.output
-    assert any(line.startswith("objectives/nid") and "loaded" in line for line in kept.output.splitlines())
+    assert any(line.startswith("│ objectives/nid ") and "loaded" in line for line in kept.output.splitlines())
     fresh = pmmrec("finetune", "finetune/tiny", "--from", "small", *on, *run, "name=fresh")
-    rows = [line.split()[:2] for line in fresh.output.splitlines() if line.startswith("objectives/nid")]
+    rows = [line.split()[1:4:2] for line in fresh.output.splitlines() if line.startswith("│ objectives/nid ")]
     assert sorted(rows) == [["objectives/nid", "dropped"], ["objectives/nid", "fresh"]]
 
 

@@ -22,7 +22,8 @@ from pmmrec.report.evidence.plan import (
     domain_of,
     shown_reference,
 )
-from pmmrec.report.tables import Cell, Percent, PlainTable, markdown
+from pmmrec.report.tables import Percent, markdown
+from pmmrec.tables import Cell, PlainTable
 
 HEADINGS = {
     "users": "users",

@@ -27,9 +27,9 @@ from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for
 from pmmrec.report.html.pictures import Figure, data_uri
 from pmmrec.report.html.view import Histories, View
 from pmmrec.report.ranks import ranks_file
-from pmmrec.report.tables import PlainTable, are_texts, shown
 from pmmrec.report.verdict import popularity_tables, stratum_notes
 from pmmrec.settings import Config, expanded
+from pmmrec.tables import PlainTable, are_texts, shown
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.files import current

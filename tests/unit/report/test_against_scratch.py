@@ -18,6 +18,7 @@ from pmmrec.evaluation.significance import Interval
 from pmmrec.recipe import FinetuneRecipe
 from pmmrec.report.against_scratch import against_scratch, scratch_twin, weights_asked
 from pmmrec.settings import validate
+from pmmrec.tables import Sentence
 from pmmrec.zoo.checkpoint import Checkpoint
 
 NUM_USERS = 40
@@ -40,7 +41,7 @@ def write_run(folder: Path, rank: int, validation: list[float]) -> Path:
 
 
 def lines(transfer: Path, scratch: Path) -> list[str]:
-    return [line for line in against_scratch(transfer, scratch) if isinstance(line, str)]
+    return [word.text for word in against_scratch(transfer, scratch) if isinstance(word, Sentence)]
 
 
 def test_a_transfer_that_paid_is_said_to_have_paid_and_how_soon(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sealing import seal
 
 from pmmrec.report.differences import differences
-from pmmrec.report.tables import PlainTable
+from pmmrec.tables import PlainTable
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
 

@@ -6,10 +6,10 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.tables import Percent, PlainTable, ResultRow, markdown, result_table, results, to_markdown, to_rich
+from pmmrec.report.tables import Percent, ResultRow, markdown, results, to_markdown
+from pmmrec.tables import PlainTable
 
 ROWS = [
     ResultRow("item-kNN", {"hr@10": Interval(0.123, 0.11, 0.136), "ndcg@10": 0.05}),
@@ -17,7 +17,7 @@ ROWS = [
 ]
 
 
-def printed(table: Table) -> str:
+def printed(table: PlainTable) -> str:
     console = Console(file=io.StringIO(), width=200, color_system=None)
     console.print(table)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO of the line above
@@ -38,13 +38,13 @@ def test_columns_that_nobody_fills_are_left_out() -> None:
 
 
 def test_the_terminal_shows_the_same_cells() -> None:
-    text = printed(result_table(ROWS, [10], title="Test"))
+    text = printed(results(ROWS, [10], title="Test"))
     for expected in ("Test", "12.3 [11.0, 13.6]", "20.0 [19.0, 21.0]", "epochs to best", " 12 ", "3.1"):
         assert expected in text
 
 
 def test_markup_in_a_name_is_shown_and_not_obeyed() -> None:
-    text = printed(result_table([ResultRow("[bold]my[/bold] \x1b[31mrun [/]", {})], [10], title="[red]t"))
+    text = printed(results([ResultRow("[bold]my[/bold] \x1b[31mrun [/]", {})], [10], title="[red]t"))
     assert "[bold]my[/bold] [31mrun [/]" in text
     assert "[red]t" in text
     assert "\x1b" not in text
@@ -72,7 +72,7 @@ def test_numbers_of_any_table_are_readable() -> None:
         "| hm | 8,335 | 5.571 | 365,123,456 | 99.3 |",
         r"| none\_yet | 0 | 0 | - | - |",
     ]
-    assert "365,123,456" in printed(to_rich(table))
+    assert "365,123,456" in printed(table)
 
 
 def test_a_row_of_another_width_is_an_error() -> None:

@@ -43,6 +43,15 @@ def test_memory_of_a_process_grows_with_what_it_holds() -> None:
     assert after < 64 * held.nbytes
 
 
+def test_the_sizes_of_a_task_add_up_to_what_its_training_says(workshop: Callable[..., Any]) -> None:
+    task = workshop().task
+    task.recommender.parts["user_encoder"].requires_grad_(requires_grad=False)
+    cost = Cost.of(task)
+    assert sum(size.all for size in task.sizes) == cost.total_parameters
+    assert sum(size.trainable for size in task.sizes) == cost.trainable_parameters < cost.total_parameters
+    assert {size.part: size.trainable for size in task.sizes}["user_encoder"] == 0
+
+
 def test_a_run_tells_what_it_cost(workshop: Callable[..., Any]) -> None:
     shop = workshop()
     loop = shop.loop(epochs=2)
