@@ -1,15 +1,16 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and as the only one who does."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pmmrec.errors import MachineError, PMMRecError
+from pmmrec.errors import MachineError, PMMRecError, RecipeError
 
 _TOLD = re.compile(r"\(os error (\d+)\)")  # so tokenizers and safetensors, written in Rust, tell what the system said
 
@@ -64,19 +65,66 @@ def make_folder(folder: Path, *, exist_ok: bool = True) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def sole_writer(path: Path) -> Iterator[None]:
+    """Be the only one who writes `path`, whose folder exists; RecipeError at once where somebody else writes it.
+
+    The lock is the file `.NAME.lock` beside `path`, which goes when the block ends. The system drops the lock of a
+    process that was killed. A disk that knows no locks is written to without one.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    lock = path.with_name(f".{path.name}.lock")
+    held = _locked(lock, path)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_UN)  # forked processes may have the file open, too
+        os.close(held)
+
+
+def _locked(lock: Path, path: Path) -> int:
+    """The open lock file; whoever held it before may have removed it meanwhile, then another is made."""
+    import fcntl
+
+    while True:
+        held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            raise RecipeError(
+                f"{path}: being written by another process; wait for it, or choose another place"
+            ) from None
+        except OSError:
+            return held
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held), lock.stat()):
+                return held
+        os.close(held)
+
+
+@contextmanager
+def whole_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary name beside `path`, which takes its place when the block ends well and goes when it does not.
 
-    A loss of power leaves the old content or the new. Raises MachineError when the disk is full or the folder cannot be
-    written.
+    A loss of power leaves the old content or the new. Raises RecipeError where another process writes `path`, or where
+    it exists and `replace` is False; MachineError when the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f"{path.name}.incomplete")
     with writing_to(path):
         make_folder(path.parent)
-        try:
-            yield temporary
-            flush(temporary)
-            temporary.replace(path)
-            flush(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with sole_writer(path):
+            if not replace and os.path.lexists(path):
+                raise RecipeError(f"{path}: exists; choose another name or remove it")
+            try:
+                yield temporary
+                flush(temporary)
+                temporary.replace(path)
+                flush(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def recipe_copy(
             raise MachineError(f"{to}: there is no folder {to.parent}; make it first")
         source = find_recipe(name)
         text = yaml.safe_dump(read_extended(source), sort_keys=False, allow_unicode=True)
-        with whole_file(to) as draft:
+        with whole_file(to, replace=False) as draft:
             draft.write_text(f"{_first_comment(source)}{text}", encoding="utf-8")
         typer.echo(f"{to}: copied from {name}")
 

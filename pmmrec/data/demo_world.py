@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import Field
 
 from pmmrec.data.demo_pictures import LOOKS, NO_TOPIC, Subjects, draw
 from pmmrec.data.demo_titles import STYLE_WORDS, TOPIC_WORDS, WORDINGS, write_title
+from pmmrec.data.write import new_folder
 from pmmrec.errors import DataError
 from pmmrec.progress import Progress
 from pmmrec.settings import Config
@@ -85,11 +85,8 @@ def write_demo_world(
         if path.exists():
             raise DataError(f"{path}: exists already; remove it or choose another folder for the demo world")
     for name, path in folders.items():
-        unfinished = folder / f"{name}.incomplete"
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        _write_platform(unfinished, imagine_platform(name, config), config, progress)
-        unfinished.rename(path)
+        with new_folder(path) as (unfinished, _):
+            _write_platform(unfinished, imagine_platform(name, config), config, progress)
     return folders
 
 
@@ -188,7 +185,7 @@ def _walk(
 
 
 def _write_platform(folder: Path, platform: DemoPlatform, config: DemoWorldConfig, progress: Progress | None) -> None:
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
     with (folder / "items.csv").open("w", newline="", encoding="utf-8") as file:
         items = csv.writer(file, lineterminator="\n")
         items.writerow(["item_id", "text"])

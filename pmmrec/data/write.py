@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Literal
 import pyarrow as pa
 from typing_extensions import Self
 
+from pmmrec.atomic import make_folder, sole_writer
 from pmmrec.contracts import Modality
 from pmmrec.data.info import (
     DATA_FILE,
@@ -104,13 +104,14 @@ def new_folder(out: Path) -> Iterator[tuple[Path, bool]]:
     Yields the folder and whether it held the remains of an import that was killed.
     Raises RecipeError when `out` exists or is being written by another process, MachineError when the disk is full.
     """
-    if out.exists() or out.is_symlink():
-        raise RecipeError(f"{out}: exists already; choose another --out or remove it")
+    _refuse_taken(out)
     folder = out.with_name(out.name + INCOMPLETE)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        make_folder(out.parent)
+        with sole_writer(out):
+            _refuse_taken(out)  # once more: it may have been made before the lock was ours
             try:
+                folder.mkdir(exist_ok=True)
                 yield folder, _emptied(folder)
                 folder.rename(out)
             except BaseException:
@@ -122,26 +123,9 @@ def new_folder(out: Path) -> Iterator[tuple[Path, bool]]:
         raise MachineError(f"{out}: cannot be written: {error}") from error
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps two processes from filling one folder; the system drops the lock of a process that was killed."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
-        except BlockingIOError:
-            is_ours = False
-        if not is_ours:
-            raise RecipeError(f"{folder}: being written by another process; choose another --out")
-        yield
-    finally:
-        os.close(handle)
+def _refuse_taken(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise RecipeError(f"{out}: exists already; choose another --out or remove it")
 
 
 def _emptied(folder: Path) -> bool:

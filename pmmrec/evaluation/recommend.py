@@ -306,7 +306,11 @@ def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids
         raise RecipeError(f"{path}: exists; name another file or remove this one")
     num_rows, waiting, num_waiting = 0, [SCHEMA.empty_table()], 0
     # opened here: pyarrow would read `~` in a name in its own way
-    with whole_file(path) as temporary, temporary.open("wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:
+    with (
+        whole_file(path, replace=False) as temporary,
+        temporary.open("wb") as file,
+        pq.ParquetWriter(file, SCHEMA) as writer,
+    ):
         for user_ids, top in lists:
             waiting.append(_rows(top, user_ids, item_ids))
             num_waiting += waiting[-1].num_rows

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pmmrec.atomic import flush, make_folder, writing_to
+from pmmrec.atomic import flush, make_folder, sole_writer, writing_to
 from pmmrec.errors import CheckpointError, RecipeError
 
 INDEX_NAME = "model_index.json"
@@ -57,25 +57,28 @@ def writing(folder: Path, *, replace: bool) -> Iterator[Path]:
     """A place to fill, which becomes `folder` when the block ends well and vanishes when it does not.
 
     At every moment `current(folder)` is the old content or the new, whole. Raises RecipeError for a folder that
-    exists (unless `replace`, and then only a checkpoint is replaced) and MachineError when the disk refuses.
+    exists (unless `replace`, and then only a checkpoint is replaced) or that another process writes, and MachineError
+    when the disk refuses.
     """
     folder = folder.resolve()
     _refuse_taken(folder, replace=replace)
     incomplete, previous = folder.with_name(folder.name + INCOMPLETE), folder.with_name(folder.name + PREVIOUS)
-    try:
-        with writing_to(folder):
+    with writing_to(folder):
+        make_folder(folder.parent)
+        with sole_writer(folder):
+            _refuse_taken(folder, replace=replace)  # once more: it may have been written before the lock was ours
             _settle(folder, incomplete, previous)
-            make_folder(incomplete.parent)
-            incomplete.mkdir()
-            yield incomplete
-            _flush(incomplete)
-            if folder.exists():
-                folder.rename(previous)
-            incomplete.rename(folder)
-            flush(folder.parent)
-            shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
+            try:
+                incomplete.mkdir()
+                yield incomplete
+                _flush(incomplete)
+                if folder.exists():
+                    folder.rename(previous)
+                incomplete.rename(folder)
+                flush(folder.parent)
+                shutil.rmtree(previous, ignore_errors=True)
+            finally:
+                shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def _refuse_taken(folder: Path, *, replace: bool) -> None:

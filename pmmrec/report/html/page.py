@@ -346,6 +346,6 @@ def _add_map(
 
 
 def _write(path: Path, data: bytes) -> Path:
-    with whole_file(path) as draft:
+    with whole_file(path, replace=False) as draft:
         draft.write_bytes(data)
     return path

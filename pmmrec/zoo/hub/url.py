@@ -1,7 +1,7 @@
 """Checkpoints behind a URL that fsspec opens: s3://, gs://, file://, memory:// and others."""
 
 # What stands at a URL, so that a reader finds the old checkpoint or the new one, whole, at every moment:
-#   current.json           {"format": 1, "commit": ...}: written last, in one piece
+#   current.json           {"format": 1, "commit": ..., "push": ...}: written last, in one piece
 #   COMMIT/                the files of a checkpoint; COMMIT is the SHA-256 of its index
 # A folder that was copied there by other means, with its index at the top, is read as well.
 
@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeErro
 from pmmrec.progress import bars
 from pmmrec.zoo import files
 from pmmrec.zoo.hub.place import WAITS_S, OutOfReachError, PushOptions, described, is_of_disk, without_secrets
-from pmmrec.zoo.index import Index
+from pmmrec.zoo.hub.url_push import CHANGES_WITH, POINTER, POINTER_FORMAT, Standing, UrlPush
 
-POINTER, POINTER_FORMAT = "current.json", 1
 MB = 1_000_000
 BLOCK_BYTES = 16 * MB  # that are asked for at a time, and lost when a connection breaks
 _MAX_POINTER_BYTES = 10_000
@@ -87,17 +86,13 @@ class UrlPlace:
             )
         if self.revision is not None:
             raise RecipeError(f"{described(self)}: a commit cannot be pushed to; leave @{self.revision} out")
-        commit = files.sha256_of(folder / files.INDEX_NAME)
         with self._told("written"):
             before = self._current()
             if before is not None and not options.replace:
                 raise RecipeError(f"{self.name}: exists already; choose another place, or let it give way with replace")
-            if before != (commit, f"{self._root}/{commit}"):
-                self._upload(folder, [*names, files.INDEX_NAME], commit)
-                self._point_to(commit)
-        with suppress(Exception):  # the new checkpoint stands; what is left of old ones goes at the next push
-            self._tidy(commit, before)
-        return commit
+            push = UrlPush(self.name, self._fs, self._root, self._current, folder, names)
+            push.run(before)
+        return push.commit
 
     def snapshot(self, home: Path, patterns: Sequence[str]) -> Path:
         """A local copy of the files at the top of the URL that match: weights, which have no index."""
@@ -109,7 +104,7 @@ class UrlPlace:
                 found = []
             entries = {str(entry["name"]).rpartition("/")[2]: entry for entry in found}
             names = [name for name in entries if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-            state = [[name, *(str(entries[name].get(key)) for key in _CHANGES_WITH)] for name in sorted(names)]
+            state = [[name, *(str(entries[name].get(key)) for key in CHANGES_WITH)] for name in sorted(names)]
             folder = home / hashlib.sha256(json.dumps([self.name, state]).encode()).hexdigest()
             if names and not folder.is_dir():
                 with files.writing(folder, replace=False) as draft, bars() as progress:
@@ -185,7 +180,7 @@ class UrlPlace:
     def _root(self) -> str:
         return str(self._fs._strip_protocol(self.name)).rstrip("/")
 
-    def _current(self) -> tuple[str, str] | None:
+    def _current(self) -> Standing | None:
         """The commit that stands here now, and the folder that holds its files; None where there is none."""
         self._fs.invalidate_cache()
         try:
@@ -199,7 +194,7 @@ class UrlPlace:
             raise CheckpointError(f"{self.name}: {POINTER} names no commit that this pmmrec can read")
         return commit, f"{self._root}/{commit}"
 
-    def _unversioned(self) -> tuple[str, str] | None:
+    def _unversioned(self) -> Standing | None:
         try:
             content = self._read(f"{self._root}/{files.INDEX_NAME}", files.MAX_JSON_BYTES)
         except FileNotFoundError:
@@ -222,36 +217,6 @@ class UrlPlace:
     def _bases(self) -> dict[str, str]:
         return {}
 
-    def _upload(self, folder: Path, names: Sequence[str], commit: str) -> None:
-        for name in names:
-            target = f"{self._root}/{commit}/{name}"
-            try:
-                self._fs.put_file(str(folder / name), target)
-            except FileNotFoundError as error:
-                raise RecipeError(
-                    f"{self.name}: cannot be written: its bucket or its parent does not exist; make it first"
-                ) from error
-            self._fs.invalidate_cache()
-            if self._fs.info(target)["size"] != (folder / name).stat().st_size:
-                raise OutOfReachError(f"{self.name}: {name} did not arrive whole; push again")
-
-    def _point_to(self, commit: str) -> None:
-        draft = f"{self._root}/{POINTER}.{commit}"
-        self._fs.pipe_file(draft, json.dumps({"format": POINTER_FORMAT, "commit": commit}).encode())
-        self._fs.mv(draft, f"{self._root}/{POINTER}")
-
-    def _tidy(self, commit: str, before: tuple[str, str] | None) -> None:
-        """Take away what earlier pushes left, and nothing that none of them wrote."""
-        self._fs.invalidate_cache()
-        for entry in self._fs.ls(self._root, detail=True):
-            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            if (_COMMIT.fullmatch(name) and name != commit) or name.startswith(f"{POINTER}."):
-                self._fs.rm(entry["name"], recursive=True)
-        if before is not None and before[1] == self._root:
-            index = Index.model_validate_json(self._read(f"{self._root}/{files.INDEX_NAME}", files.MAX_JSON_BYTES))
-            for name in (files.INDEX_NAME, *index.all_files):
-                self._fs.rm_file(f"{self._root}/{name}")
-
     @contextmanager
     def _told(self, doing: str) -> Iterator[None]:
         """Turn the errors of many libraries, which share no base, into ours."""
@@ -271,9 +236,6 @@ class UrlPlace:
             raise OutOfReachError(
                 f"{self.name}: out of reach ({kind}: {without_secrets(str(error))}); check the URL and the connection"
             ) from error
-
-
-_CHANGES_WITH = ("size", "ETag", "etag", "LastModified", "mtime", "created")
 
 
 def refuse_secrets(url: str) -> None:

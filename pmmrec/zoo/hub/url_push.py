@@ -1,0 +1,214 @@
+"""Publish a checkpoint behind a URL: of several pushes at once one wins, and none takes away what another brought."""
+
+# The file that names the commit decides. The first push creates it, which a store allows once (S3: If-None-Match; a
+# disk: a hard link); where a store knows no such creation, the pointer is looked at right before and after it is set.
+# What a push replaced goes file by file, and only as it was when the push began: others may bring it anew meanwhile.
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pmmrec.errors import RecipeError
+from pmmrec.zoo import files
+from pmmrec.zoo.hub.place import OutOfReachError
+from pmmrec.zoo.index import Index
+
+POINTER, POINTER_FORMAT = "current.json", 1
+ABANDONED_S = 86_400.0  # what an unfinished push left untouched for so long is nobody's work any more
+CHANGES_WITH = ("size", "ETag", "etag", "LastModified", "mtime", "created")
+Standing = tuple[str, str]  # a commit, and the folder that holds its files
+_TIMES = ("LastModified", "mtime", "created")
+_TRIES = 2  # of creating the pointer
+
+
+class UrlPush:
+    """One push of the files of one commit to one URL."""
+
+    def __init__(
+        self,
+        place: str,
+        fs: Any,
+        root: str,
+        current: Callable[[], Standing | None],
+        folder: Path,
+        names: Sequence[str],
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            place: The URL, for messages.
+            fs: The file system of fsspec behind it.
+            root: Its path there.
+            current: Tells what stands there now.
+            folder: The checkpoint here.
+            names: The files of it that its index lists.
+        """
+        self._place, self._fs, self._root, self._current = place, fs, root, current
+        self._folder, self._names = folder, (*names, files.INDEX_NAME)  # the index last
+        self.commit = files.sha256_of(folder / files.INDEX_NAME)
+        self._standing: Standing = (self.commit, f"{root}/{self.commit}")
+        token = uuid.uuid4().hex
+        self._pointer, self._draft = f"{root}/{POINTER}", f"{root}/{POINTER}.{token}"
+        # the token tells this push from another of the same commit
+        self._content = json.dumps({"format": POINTER_FORMAT, "commit": self.commit, "push": token}).encode()
+        self._is_disk = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+    def run(self, before: Standing | None) -> None:
+        """Bring the files, set the pointer, take away what was replaced.
+
+        Raises RecipeError where another push was faster, OutOfReachError where not all files arrived.
+        """
+        if before == self._standing and not self._lacking():
+            return
+        replaced = {} if before is None or before == self._standing else self._states_of(before)
+        with self._drafting():
+            for name in self._names:
+                self._put(self._folder / name, f"{self._standing[1]}/{name}")
+            if lacking := self._lacking():
+                raise OutOfReachError(
+                    f"{self._place}: {lacking[0]} did not arrive whole, or another push took it away; push again"
+                )
+            self._refuse_other(before)
+            if before is not None or not self._create():
+                self._fs.pipe_file(self._draft, self._content)
+                self._fs.mv(self._draft, self._pointer)
+        if not self._is_ours():
+            self._refuse_other(None)
+        with suppress(Exception):  # the checkpoint stands; what is left of old ones goes at a later push
+            self._take_away(replaced)
+            if before is not None and before[1] not in (self._root, self._standing[1]):
+                self._remove_if_empty(before[1])
+            self._sweep()
+
+    @contextmanager
+    def _drafting(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with suppress(Exception):
+                self._fs.rm_file(self._draft)
+
+    def _put(self, source: Path, target: str) -> None:
+        """Bring a file, whole at every moment: stores do so by themselves, a disk by a rename."""
+        try:
+            self._fs.put_file(str(source), self._draft if self._is_disk else target)
+        except FileNotFoundError as error:
+            raise RecipeError(
+                f"{self._place}: cannot be written: its bucket or its parent does not exist; make it first"
+            ) from error
+        if self._is_disk:
+            self._fs.mv(self._draft, target)
+
+    def _lacking(self) -> list[str]:
+        """Names of those of our files that are not there, or not in full."""
+        self._fs.invalidate_cache()
+        found = self._fs.find(self._standing[1], detail=True)
+        sizes = {str(path): entry["size"] for path, entry in found.items()}
+        return [
+            name
+            for name in self._names
+            if sizes.get(f"{self._standing[1]}/{name}") != (self._folder / name).stat().st_size
+        ]
+
+    def _create(self) -> bool:
+        """Make the pointer where there is none; False where the store does not know how to do that once.
+
+        Stores say in many ways that a file exists, and a client that asks again may meet its own file: so whatever
+        failed, what stands there now decides.
+        """
+        for _ in range(_TRIES):
+            try:
+                if self._is_disk:
+                    self._fs.pipe_file(self._draft, self._content)
+                    self._fs.link(self._draft, self._pointer)
+                else:
+                    self._fs.pipe_file(self._pointer, self._content, mode="create")
+            except Exception:  # noqa: BLE001, PERF203 errors of many libraries, which share no base; twice at most
+                if self._is_ours():
+                    return True
+                self._refuse_other(None)
+            else:
+                return True
+        return False
+
+    def _is_ours(self) -> bool:
+        self._fs.invalidate_cache()
+        try:
+            return bytes(self._fs.cat_file(self._pointer)) == self._content
+        except FileNotFoundError:
+            return False
+
+    def _refuse_other(self, expected: Standing | None) -> None:
+        now = self._current()
+        if now == expected:
+            return
+        if now is None:
+            raise RecipeError(f"{self._place}: what stood there was taken away meanwhile; look at it, then push again")
+        raise RecipeError(
+            f"{self._place}: exists already: another push put commit {now[0]} there meanwhile; choose another place, "
+            "or let it give way with replace"
+        )
+
+    def _states_of(self, before: Standing) -> dict[str, tuple[str, ...]]:
+        """The files of a checkpoint that gives way, each with what tells whether it was written anew."""
+        folder = before[1]
+        if folder != self._root:
+            return {str(path): self._state(path) for path in self._fs.find(folder)}
+        try:
+            listed = Index.model_validate_json(bytes(self._fs.cat_file(f"{folder}/{files.INDEX_NAME}"))).all_files
+        except ValueError:  # not an index that we can read: its files stay
+            return {}
+        paths = [f"{folder}/{name}" for name in (files.INDEX_NAME, *listed)]
+        return {path: self._state(path) for path in paths if self._fs.exists(path)}
+
+    def _state(self, path: str) -> tuple[str, ...]:
+        entry = self._fs.info(path)  # listings tell the same in other words
+        return tuple(str(entry.get(key)) for key in CHANGES_WITH)
+
+    def _take_away(self, replaced: Mapping[str, tuple[str, ...]]) -> None:
+        for path, state in replaced.items():
+            if not self._is_ours():  # somebody may have brought the same files anew, and points to them now
+                return
+            if self._state(path) == state:
+                self._fs.rm_file(path)
+
+    def _remove_if_empty(self, folder: str) -> None:
+        self._fs.invalidate_cache()
+        if not self._fs.find(folder):
+            with suppress(FileNotFoundError):  # where there are no folders without files
+                self._fs.rm(folder, recursive=True)
+
+    def _sweep(self) -> None:
+        """Take away what pushes that were killed have left; another that is at work has touched its files lately."""
+        self._fs.invalidate_cache()
+        now_s = _time_s(self._fs.info(self._pointer))
+        for entry in self._fs.ls(self._root, detail=True):
+            path = str(entry["name"]).rstrip("/")
+            name = path.rpartition("/")[2]
+            if name == self.commit or not (_is_commit(name) or name.startswith(f"{POINTER}.")):
+                continue
+            below = self._fs.find(path, detail=True).values() if entry["type"] == "directory" else ()
+            times_s = [time_s for time_s in map(_time_s, (entry, *below)) if time_s is not None]
+            if now_s is not None and times_s and now_s - max(times_s) > ABANDONED_S:
+                self._fs.rm(path, recursive=True)
+
+
+def _is_commit(name: str) -> bool:
+    return len(name) == 64 and not set(name) - set("0123456789abcdef")
+
+
+def _time_s(entry: Mapping[str, Any]) -> float | None:
+    """When a file was written, by the clock of its store; None where that does not tell."""
+    for key in _TIMES:
+        value = entry.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None

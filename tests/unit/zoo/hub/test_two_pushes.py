@@ -1,0 +1,215 @@
+"""Pushes to one URL at the same moment: one wins, and what stands there is whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from url_places import names_at
+
+from pmmrec.errors import PMMRecError, RecipeError
+from pmmrec.zoo.hub import PushOptions, open_checkpoint, push_checkpoint, url_push
+from pmmrec.zoo.hub.url_push import POINTER, UrlPush
+from pmmrec.zoo.origin import Origin
+
+HUB = Path("hub")
+REPLACE = PushOptions(replace=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> str:
+    """An empty place on a disk, where most moments are tried: stores differ in the pointer's creation and in times."""
+    return f"file://{tmp_path}/disk/first"
+
+
+@pytest.fixture
+def third_saved(other: Any, tmp_path: Path) -> Path:
+    """A checkpoint that differs from both others in its index alone."""
+    other.save(tmp_path / "third")
+    index = tmp_path / "third" / "model_index.json"
+    index.write_text(index.read_text().replace("{", "{ ", 1))
+    return tmp_path / "third"
+
+
+def held_at(moment: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object], *, call: int = 1) -> None:
+    """Do `meanwhile` once, right before the `call`-th call of a method of a push."""
+    method, calls = getattr(UrlPush, moment), [0]
+
+    def held(self: UrlPush, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            meanwhile()
+        return method(self, *arguments)
+
+    monkeypatch.setattr(UrlPush, moment, held)
+
+
+def standing(url: str) -> Origin:
+    """What stands there, whole."""
+    checkpoint = open_checkpoint(url, HUB, warn=lambda _: None)
+    assert checkpoint.verify() == []
+    return checkpoint.origin
+
+
+def test_of_two_first_pushes_the_one_that_ends_first_wins(
+    saved: Path, other_saved: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    won: list[Origin] = []
+    held_at("_create", monkeypatch, lambda: won.append(push_checkpoint(other_saved, url, HUB, PushOptions())))
+    with pytest.raises(RecipeError, match=r"exists already: another push put commit \w+ there meanwhile"):
+        push_checkpoint(saved, url, HUB, PushOptions())
+    assert standing(url) == won[0]
+
+
+@pytest.mark.parametrize(("moment", "call"), [("_put", 5), ("_put", 1), ("_lacking", 1)])
+def test_a_push_over_a_slow_line_loses_at_every_moment(
+    saved: Path, other_saved: Path, disk: str, moment: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    won: list[Origin] = []
+    held_at(moment, monkeypatch, lambda: won.append(push_checkpoint(other_saved, disk, HUB, PushOptions())), call=call)
+    with pytest.raises(RecipeError, match="exists already: another push put commit"):
+        push_checkpoint(saved, disk, HUB, PushOptions())
+    assert standing(disk) == won[0]
+
+
+@pytest.mark.parametrize("moment", ["_put", "_create"])
+def test_of_two_first_pushes_of_one_checkpoint_one_wins_and_its_files_stay(
+    saved: Path, disk: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    won: list[Origin] = []
+    held_at(moment, monkeypatch, lambda: won.append(push_checkpoint(saved, disk, HUB, PushOptions())))
+    with pytest.raises(RecipeError, match="exists already: another push"):
+        push_checkpoint(saved, disk, HUB, PushOptions())
+    assert standing(disk) == won[0]
+    assert names_at(disk) == {POINTER, won[0].commit}
+
+
+def test_pushes_in_threads_leave_one_winner(saved: Path, other_saved: Path, disk: str) -> None:
+    ready, won, lost = threading.Barrier(4), list[Origin](), list[RecipeError]()
+
+    def push(folder: Path) -> None:
+        ready.wait()
+        try:
+            won.append(push_checkpoint(folder, disk, HUB, PushOptions()))
+        except RecipeError as error:
+            lost.append(error)
+
+    threads = [threading.Thread(target=push, args=(folder,)) for folder in (saved, other_saved) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [standing(disk)] == won
+    assert len(lost) == 3
+
+
+@pytest.mark.parametrize("moment", ["_put", "_lacking"])
+def test_a_push_that_would_replace_what_it_never_saw_is_refused(
+    saved: Path, other_saved: Path, third_saved: Path, disk: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_checkpoint(saved, disk, HUB, PushOptions())
+    won: list[Origin] = []
+    held_at(moment, monkeypatch, lambda: won.append(push_checkpoint(third_saved, disk, HUB, REPLACE)))
+    with pytest.raises(RecipeError, match="another push put commit"):
+        push_checkpoint(other_saved, disk, HUB, REPLACE)
+    assert standing(disk) == won[0]
+
+
+def test_files_that_are_brought_anew_while_they_are_taken_away_stay(
+    saved: Path, other_saved: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_checkpoint(saved, url, HUB, PushOptions())
+    again: list[Origin] = []
+    held_at("_take_away", monkeypatch, lambda: again.append(push_checkpoint(saved, url, HUB, REPLACE)))
+    push_checkpoint(other_saved, url, HUB, REPLACE)
+    assert standing(url) == again[0]
+
+
+def test_a_push_whose_files_were_taken_away_says_so_and_what_stood_there_stays(
+    saved: Path, other_saved: Path, disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = push_checkpoint(saved, disk, HUB, PushOptions())
+    fs, root = fsspec.core.url_to_fs(disk)
+
+    def tidy_all() -> None:
+        fs.invalidate_cache()
+        for path in fs.ls(root, detail=False):
+            if POINTER not in path and old.commit not in path:
+                fs.rm(path, recursive=True)
+
+    held_at("_lacking", monkeypatch, tidy_all)
+    with pytest.raises(PMMRecError, match="did not arrive whole, or another push took it away; push again"):
+        push_checkpoint(other_saved, disk, HUB, REPLACE)
+    assert standing(disk) == old
+
+
+def test_files_that_are_gone_come_back_with_the_same_push(saved: Path, disk: str) -> None:
+    origin = push_checkpoint(saved, disk, HUB, PushOptions())
+    fs, root = fsspec.core.url_to_fs(disk)
+    fs.rm_file(f"{root}/{origin.commit}/recipe.yaml")
+    assert push_checkpoint(saved, disk, HUB, REPLACE) == origin
+    assert standing(disk) == origin
+
+
+def test_what_killed_pushes_left_goes_after_a_day(
+    saved: Path, other_saved: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_checkpoint(saved, url, HUB, PushOptions())
+    fs, root = fsspec.core.url_to_fs(url)
+    left = {"1" * 64, f"{POINTER}.2"}
+    fs.makedirs(f"{root}/{'1' * 64}", exist_ok=True)
+    fs.pipe_file(f"{root}/{'1' * 64}/part.json", b"{}")
+    fs.pipe_file(f"{root}/{POINTER}.2", b"{}")
+    other = push_checkpoint(other_saved, url, HUB, REPLACE)
+    assert names_at(url) == {POINTER, other.commit} | left
+    monkeypatch.setattr(url_push, "ABANDONED_S", -2.0)  # the times of S3 are whole seconds
+    origin = push_checkpoint(saved, url, HUB, REPLACE)
+    assert names_at(url) == {POINTER, origin.commit}
+
+
+def test_a_disk_without_hard_links_takes_a_push(saved: Path, other_saved: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/stick/first"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "link", refuse)
+        origin = push_checkpoint(saved, url, HUB, PushOptions())
+        with pytest.raises(RecipeError, match="exists already"):
+            push_checkpoint(other_saved, url, HUB, PushOptions())
+    assert standing(url) == origin
+    assert names_at(url) == {POINTER, origin.commit}
+
+
+def test_a_store_that_cannot_create_once_takes_a_push_and_the_later_of_two_stands(
+    saved: Path, other_saved: Path, disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pointer is looked at right before and after it is set; between, the last word is the store's."""
+    monkeypatch.setattr(UrlPush, "_create", lambda _: False)
+    won: list[Origin] = []
+    held_at("_create", monkeypatch, lambda: won.append(push_checkpoint(other_saved, disk, HUB, PushOptions())))
+    later = push_checkpoint(saved, disk, HUB, PushOptions())
+    assert len(won) == 1
+    assert standing(disk) == later
+
+
+def test_a_client_that_meets_its_own_pointer_has_won(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "memory://asked-again/first"
+    fs = fsspec.filesystem("memory")
+    pipe = type(fs).pipe_file
+
+    def twice(self: Any, path: str, value: bytes, **options: Any) -> None:
+        pipe(self, path, value)
+        if options.get("mode") == "create":
+            raise FileExistsError(path)
+
+    monkeypatch.setattr(type(fs), "pipe_file", twice)
+    origin = push_checkpoint(saved, url, HUB, PushOptions())
+    assert standing(url) == origin
