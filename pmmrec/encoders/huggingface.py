@@ -95,20 +95,23 @@ def new_config(architecture: Mapping[str, Any], **fitted: Any) -> Any:
 
 def open_model(backbone: Backbone, config: Any, layout: Layout) -> Any:
     """The backbone without pooler, in float32: its weights from the folder, or drawn fresh; none are read when dry."""
-    from transformers import AutoModel
-
     if backbone.is_pretrained and not is_dry_run():
         return _load(backbone.folder, config, layout)
+    return new_model(config, str(backbone.folder))
+
+
+def new_model(config: Any, where: str) -> Any:
+    """A backbone without pooler whose weights are drawn fresh. RecipeError for a configuration that none can have."""
+    from transformers import AutoModel
+
     num_blocks = getattr(config, "num_hidden_layers", 0)
     if num_blocks > MAX_BLOCKS:
-        raise RecipeError(
-            f"{backbone.folder}: num_hidden_layers: {num_blocks:,} blocks; at most {MAX_BLOCKS:,} are built"
-        )
+        raise RecipeError(f"{where}: num_hidden_layers: {num_blocks:,} blocks; at most {MAX_BLOCKS:,} are built")
     try:
         return AutoModel.from_config(config, dtype=torch.float32, **_without_pooler(config))
     except Exception as error:  # each architecture has its own way to refuse a setting, KeyError among them
         reason = f"{type(error).__name__}: {error}"
-        raise RecipeError(f"{backbone.folder}: no {config.model_type} can be built so: {reason}") from error
+        raise RecipeError(f"{where}: no {config.model_type} can be built so: {reason}") from error
 
 
 def save_model(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from pmmrec.contracts import TokenStates
 from pmmrec.encoders.backbone import BackboneConfig
-from pmmrec.errors import CheckpointError
+from pmmrec.errors import CheckpointError, RecipeError
 
 Channels = tuple[float, float, float]
 NEUTRAL: Channels = (0.5, 0.5, 0.5)
+MAX_NAMED_SIZE = 4096  # no larger size is looked for where one is to be named
+# What libraries raise where windows, patches or stages do not fit a size.
+_MISFITS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, RecipeError)
 
 
 class VisionConfig(BackboneConfig):
@@ -35,6 +38,54 @@ def square_side(size: Any, where: str) -> int:
     if len(sides) != 1:
         raise CheckpointError(f"{where}: images of {size} are not square; choose a backbone that reads squares")
     return int(sides.pop())
+
+
+def check_size(name: str, size: int, step: int, run: Callable[[int], object]) -> None:
+    """Check that a backbone reads images of `size` pixels a side; `run(size)` is a trial on the meta device.
+
+    RecipeError names the nearest multiples of `step` that work.
+    """
+    error = _misfit(size, run)
+    if error is None:
+        return
+    works = [near for near in (_smaller(size, step, run), _larger(size, step, run)) if near is not None]
+    if works:
+        raise RecipeError(
+            f"image_size: {name} cannot read {size} pixels: its windows, patches or stages do not fit them; "
+            f"near sizes that work: {', '.join(map(str, works))}"
+        ) from error
+    if isinstance(error, RecipeError):
+        raise error
+    raise RecipeError(f"image_size: {name} cannot read {size} pixels, nor larger ones: {error}") from error
+
+
+def _misfit(size: int, run: Callable[[int], object]) -> Exception | None:
+    try:
+        run(size)
+    except _MISFITS as error:
+        return error
+    return None
+
+
+def _smaller(size: int, step: int, run: Callable[[int], object]) -> int | None:
+    """The largest multiple below `size` that works, of the next few."""
+    nearest = (size - 1) // step
+    found = (step * count for count in range(nearest, max(0, nearest - 3), -1))
+    return next((near for near in found if _misfit(near, run) is None), None)
+
+
+def _larger(size: int, step: int, run: Callable[[int], object]) -> int | None:
+    """The smallest multiple above `size` that works, if all above one that works do."""
+    fails = size // step
+    works = fails + 1
+    while _misfit(step * works, run) is not None:
+        fails, works = works, 2 * works
+        if step * works > MAX_NAMED_SIZE:
+            return None
+    while works - fails > 1:
+        middle = (fails + works) // 2
+        fails, works = (fails, middle) if _misfit(step * middle, run) is None else (middle, works)
+    return step * works
 
 
 class Normalise(nn.Module):

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pmmrec.adapters import Sites
@@ -18,6 +20,7 @@ from pmmrec.encoders.backbone import make_projection
 from pmmrec.encoders.huggingface import (
     checkpoint_blocks,
     new_config,
+    new_model,
     open_model,
     read_config,
     read_json,
@@ -25,7 +28,7 @@ from pmmrec.encoders.huggingface import (
     save_model,
     write_json,
 )
-from pmmrec.encoders.pixels import NEUTRAL, Normalise, VisionConfig, pooled_states, square_side
+from pmmrec.encoders.pixels import NEUTRAL, Normalise, VisionConfig, check_size, pooled_states, square_side
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
@@ -40,6 +43,7 @@ class VisionLayout(Layout):
 
     num_prefix_tokens: int = 1  # cls first; 0: there is none
     has_registers: bool = False  # more prefix tokens, as many as the configuration says
+    has_windows: bool = False  # windows over maps that shrink from stage to stage do not fit every size
 
 
 def _sites(attention: str, mlp: tuple[str, str], out: str = "o_proj") -> Sites:
@@ -85,6 +89,7 @@ _SWIN = VisionLayout(
     after=r"layernorm",
     unused=r"embeddings\.mask_token",
     num_prefix_tokens=0,
+    has_windows=True,
     sites=_SWIN_SITES,
 )
 LAYOUTS: Mapping[str, VisionLayout] = {
@@ -149,6 +154,9 @@ class HFVision(CanBeCut, VisionEncoder):
         patch = square_side(getattr(self._settings, "patch_size", 1), where)
         if patch > self.pixel_spec.size:
             raise RecipeError(f"image_size: {self.pixel_spec.size} pixels hold no patch of {patch}; take larger images")
+        if self._layout.has_windows:
+            is_fresh = config.architecture is not None and self.pixel_spec.size == own_size
+            _check_windows(self._settings, self.pixel_spec.size, patch, resizes=is_fresh)
         self._mean, self._std = _scale(config, backbone.folder)
         self.backbone = open_model(backbone, self._settings, self._layout)
         self._options: dict[str, bool] = {}
@@ -208,6 +216,21 @@ def _stretch_positions(backbone: Any) -> dict[str, bool]:
     """What makes a backbone read images of another size than its own; DINO does so unasked."""
     takes = inspect.signature(backbone.forward).parameters
     return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+
+
+def _check_windows(settings: Any, size: int, patch: int, *, resizes: bool) -> None:
+    """RecipeError unless windows fit images of `size`; `resizes`: the configuration takes on a size that is tried."""
+
+    def run(tried: int) -> None:
+        trial = copy.deepcopy(settings)
+        if resizes:
+            trial.image_size = tried
+        with torch.device("meta"):
+            backbone = new_model(trial, "architecture").eval()
+            options = {} if tried == square_side(trial.image_size, "image_size") else _stretch_positions(backbone)
+            backbone(pixel_values=torch.zeros(1, settings.num_channels, tried, tried), **options)
+
+    check_size(settings.model_type, size, patch, run)
 
 
 def _scale(config: HFVisionConfig, folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

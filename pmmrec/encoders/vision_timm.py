@@ -21,7 +21,7 @@ from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, 
 from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import is_dry_run, make_projection
 from pmmrec.encoders.huggingface import check_names, read_json, write_json
-from pmmrec.encoders.pixels import NEUTRAL, Channels, Normalise, VisionConfig, pooled_states, square_side
+from pmmrec.encoders.pixels import NEUTRAL, Channels, Normalise, VisionConfig, check_size, pooled_states, square_side
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
@@ -52,6 +52,7 @@ class TimmLayout(Layout):
 
     output: Literal["tokens", "NCHW", "NHWC"] = "NCHW"
     is_size_fixed: bool = False
+    has_windows: bool = False  # windows keep their size when images change theirs
 
 
 # Heads are gone with num_classes=0, but their tensors still stand in checkpoints, and some of their norms in models.
@@ -71,6 +72,7 @@ _SWIN = TimmLayout(
     sites=_SWIN_SITES,
     output="NHWC",
     is_size_fixed=True,
+    has_windows=True,
 )
 LAYOUTS: Mapping[str, TimmLayout] = {
     "ConvNeXt": TimmLayout(blocks=r"stages\.\d+", after=r"norm_pre", unused=_HEADS, block_call="hidden"),
@@ -277,15 +279,34 @@ def _resized(backbone: Any, layout: TimmLayout, found: _Found, config: TimmConfi
     """Make the backbone read the size asked for (positions are interpolated); its settings as they now are."""
     own_size = found.size or int(backbone.pretrained_cfg["input_size"][-1])
     size = config.image_size or own_size
+    check_size(found.architecture, size, _patch(backbone), lambda tried: _try(layout, found, tried))
+    mean, std = config.mean or found.mean or NEUTRAL, config.std or found.std or NEUTRAL
+    return _Settings(found.architecture, _resize(backbone, layout, found, size), size, mean, std)
+
+
+def _try(layout: TimmLayout, found: _Found, size: int) -> None:
+    with torch.device("meta"):
+        backbone = _create(found.architecture, found.model_args, found.architecture).eval()
+        _resize(backbone, layout, found, size)
+        backbone.forward_features(torch.zeros(1, 3, size, size))
+
+
+def _resize(backbone: Any, layout: TimmLayout, found: _Found, size: int) -> dict[str, Any]:
+    """Make the backbone read `size` pixels; the arguments that make one which does from the start."""
     model_args = dict(found.model_args)
     if layout.is_size_fixed and size != model_args.get("img_size", backbone.pretrained_cfg["input_size"][-1]):
-        try:
-            backbone.set_input_size(img_size=size)
-        except (AssertionError, RuntimeError, ValueError) as error:  # its patches or windows do not fit
-            raise RecipeError(f"image_size: {found.architecture} cannot read {size} pixels: {error}") from error
-        model_args["img_size"] = size
-    mean, std = config.mean or found.mean or NEUTRAL, config.std or found.std or NEUTRAL
-    return _Settings(found.architecture, model_args, size, mean, std)
+        windows = {}
+        if layout.has_windows:  # else timm scales them with the image, and a backbone made anew has others
+            windows["window_size"] = model_args.get("window_size", backbone.layers[0].blocks[0].window_size[0])
+        backbone.set_input_size(img_size=size, **windows)
+        model_args |= {"img_size": size, **windows}
+    return model_args
+
+
+def _patch(backbone: Any) -> int:
+    """Pixels a side of a patch; 1 for a backbone that has none."""
+    patches = getattr(backbone, "patch_embed", None)
+    return 1 if patches is None else int(patches.patch_size[0])
 
 
 def _load(backbone: nn.Module, folder: Path, layout: TimmLayout) -> None:
