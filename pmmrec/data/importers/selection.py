@@ -65,7 +65,7 @@ class Selection:
                 WHERE NOT {_is_blank("user_id")} GROUP BY user_id"""
         )
         self._run(
-            f"""CREATE TABLE judged AS SELECT x.row, users.user_key, items.row AS item_key, x.time, CASE
+            f"""CREATE TABLE judged AS SELECT x.row, users.user_key, items.row AS item_key, x.time, x.rest, CASE
                   WHEN {_is_blank("x.user_id")} THEN 'empty user id'
                   WHEN {_is_blank("x.item_id")} THEN 'empty item id'
                   WHEN bare_items.item_id IS NOT NULL THEN 'item with neither text nor image'
@@ -75,7 +75,7 @@ class Selection:
                 FROM raw_interactions x LEFT JOIN users USING (user_id) LEFT JOIN items ON items.item_id = x.item_id
                 LEFT JOIN bare_items ON bare_items.item_id = x.item_id"""
         )
-        self._run("CREATE TABLE live AS SELECT row, user_key, item_key, time FROM judged WHERE reason IS NULL")
+        self._run("CREATE TABLE live AS SELECT row, user_key, item_key, time, rest FROM judged WHERE reason IS NULL")
         self._check_any_left(path, items_path)
         self._reject_interactions("SELECT row, reason FROM judged WHERE reason IS NOT NULL")
         self._run("DROP TABLE judged")

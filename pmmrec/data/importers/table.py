@@ -133,8 +133,9 @@ class _Import:
         columns["stamp"] = stamp.sql if stamp else "0"
         num_interactions = interactions.load("stamped", columns)
         times = time_rule(self._connection, "stamped", stamp, str(interactions.path)) if stamp else None
+        time, rest = (times.sql, times.rest) if times else ("row", "0")
         self._connection.execute(
-            f"""CREATE TABLE raw_interactions AS SELECT row, user_id, item_id, {times.sql if times else "row"} AS time,
+            f"""CREATE TABLE raw_interactions AS SELECT row, user_id, item_id, {time} AS time, {rest} AS rest,
                 stamp IS NOT NULL AND trim(CAST(stamp AS VARCHAR)) <> '' AS has_stamp FROM stamped"""
         )
         return _Sources(items, interactions, attributes, times, num_items, num_interactions)
@@ -144,7 +145,7 @@ class _Import:
         return stream(self._connection, f"SELECT {columns} FROM catalogue ORDER BY item_index")
 
     def _notes(self, sources: _Sources, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
-        notes = [sources.times.note if sources.times else FILE_ORDER]
+        notes = [sources.times.note, *sources.times.warnings] if sources.times else [FILE_ORDER]
         if num_ties:
             notes.append(f"times: {num_ties:,} interactions have the time of the one before; the order of rows stands")
         unused = [c.name for c in sources.interactions.columns if c.name not in ("user_id", "item_id", "timestamp")]
@@ -187,19 +188,18 @@ class _Import:
 
 
 class _Sequences:
-    """`live` as one row a user: users in the order of their first row, items by time, then by row."""
+    """`live` as one row a user: users in the order of their first row, items by exact time, then by row."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, *, has_times: bool) -> None:
         self._connection, self._has_times = connection, has_times
         self.num_ties = 0  # interactions that have the time of the one before
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        query = """SELECT live.user_key, CAST(catalogue.item_index AS INTEGER) AS item, live.time
+        query = """SELECT live.user_key, CAST(catalogue.item_index AS INTEGER) AS item, live.time, live.rest
                    FROM live JOIN catalogue ON catalogue.row = live.item_key
-                   ORDER BY live.user_key, live.time, live.row"""
-        waiting = pa.Table.from_batches(
-            [], pa.schema([("user", pa.int64()), ("item", pa.int32()), ("time", pa.int64())])
-        )
+                   ORDER BY live.user_key, live.time, live.rest, live.row"""
+        names, types = ("user", "item", "time", "rest"), (pa.int64(), pa.int32(), pa.int64(), pa.int64())
+        waiting = pa.Table.from_batches([], pa.schema(list(zip(names, types, strict=True))))
         for batch in stream(self._connection, query):
             named = pa.Table.from_batches([batch]).rename_columns(waiting.column_names)
             waiting = pa.concat_tables([waiting, named.cast(waiting.schema)])
@@ -214,13 +214,13 @@ class _Sequences:
         """The users of whole sequences."""
         if len(rows) == 0:
             return
-        user, item, time = (rows[name].to_numpy() for name in ("user", "item", "time"))
+        user, item, time, rest = (rows[name].to_numpy() for name in ("user", "item", "time", "rest"))
         is_same = user[1:] == user[:-1]
         starts = np.concatenate([[0], np.flatnonzero(~is_same) + 1])
         offsets = pa.array(np.append(starts, len(user)), pa.int64())
         columns = [self._ids(user[starts]), pa.LargeListArray.from_arrays(offsets, pa.array(item, pa.int32()))]
         if self._has_times:
-            self.num_ties += int((is_same & (time[1:] == time[:-1])).sum())
+            self.num_ties += int((is_same & (time[1:] == time[:-1]) & (rest[1:] == rest[:-1])).sum())
             columns.append(pa.LargeListArray.from_arrays(offsets, pa.array(time, pa.int64())))
         yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "times"][: len(columns)])
 

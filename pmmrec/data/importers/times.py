@@ -1,88 +1,128 @@
-"""How the timestamps of a source become int64."""
+"""How the timestamps of a source become int64, and what orders those that become the same."""
 # ruff: noqa: S608  statements are built of our own words only
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 
 from pmmrec.data.importers.source import WHOLE_NUMBERS, Column
+from pmmrec.data.importers.units import check_units
 from pmmrec.errors import DataError
 
 TimeUnit = Literal["as given", "milliseconds"]
 MILLISECONDS_FROM = 1e11  # as seconds this is the year 5138, as milliseconds 1973
+FINER_FROM = 1e14  # as milliseconds this is the year 5138, as microseconds 1973
+FLOAT_DIGITS = 2**24  # beyond, a 32-bit float holds no fraction and not every whole number
+EXACT = "DECIMAL(38, 12)"  # 26 digits before the point
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
-_ISO = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?) ?(Z|[+-]\d{2}(?::?\d{2})?)?)?$"
+_ISO = r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?) ?([Zz]|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
 
 
 @dataclass(frozen=True)
 class TimeRule:
-    """How one column of timestamps is read."""
+    """How one column of timestamps is read. Interactions are in the order of `sql`, then of `rest`."""
 
     sql: str  # BIGINT, NULL where a timestamp cannot be read
     unit: TimeUnit
     note: str
+    rest: str = "0"  # BIGINT: what `sql` leaves out
+    warnings: tuple[str, ...] = ()
 
 
 def time_rule(connection: duckdb.DuckDBPyConnection, table: str, column: Column, where: str) -> TimeRule:
     """The rule for the column `stamp` of `table`, judged by all its rows; `where` stands in messages.
 
     Whole numbers are kept as they are. Fractions of seconds become milliseconds, fractions of milliseconds are rounded
-    off. ISO dates become milliseconds, in UTC where they name no zone. A row that breaks the rule of most has no time.
+    off. ISO dates become milliseconds, in UTC where they name no zone. What that leaves out still orders interactions.
+    A row that breaks the rule of most has no time. Raises DataError for other types and for mixed units.
     """
     kind = column.type
     if kind == "DATE" or kind.startswith("TIMESTAMP"):
-        instant = "TRY_CAST(stamp AS TIMESTAMP)"
-        sql = f"CASE WHEN isfinite({instant}) THEN epoch_ms({instant}) END"
-        return TimeRule(sql, "milliseconds", "times: dates, kept as milliseconds since 1970 (UTC)")
+        return _instants(kind)
     if WHOLE_NUMBERS.fullmatch(kind) or kind == '"NULL"':
-        return TimeRule("TRY_CAST(stamp AS BIGINT)", "as given", "times: whole numbers, kept as given")
-    if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
-        return _number_rule(connection, table, "CAST(NULL AS BIGINT)", _finite("TRY_CAST(stamp AS DOUBLE)"))
+        return _number_rule(connection, table, "TRY_CAST(stamp AS BIGINT)", where)
+    if kind in ("FLOAT", "DOUBLE"):
+        number = "CASE WHEN isfinite(CAST(stamp AS DOUBLE)) THEN CAST(stamp AS DOUBLE) END"
+        return _number_rule(connection, table, number, where, is_short=kind == "FLOAT")
+    if kind.startswith("DECIMAL"):
+        return _number_rule(connection, table, f"TRY_CAST(stamp AS {EXACT})", where)
     if kind != "VARCHAR":
         raise DataError(f"{where}: column 'timestamp' is {kind}; give seconds, milliseconds or ISO dates")
+    return _text_rule(connection, table, where)
+
+
+def _text_rule(connection: duckdb.DuckDBPyConnection, table: str, where: str) -> TimeRule:
+    """Numbers or dates, whichever are more."""
     text = "trim(stamp)"
-    whole = f"CASE WHEN regexp_full_match({text}, '[+-]?[0-9]+') THEN TRY_CAST({text} AS BIGINT) END"
-    number = f"CASE WHEN regexp_full_match({text}, '{_NUMBER}') THEN {_finite(f'TRY_CAST({text} AS DOUBLE)')} END"
-    instant = _iso_milliseconds(text)
-    num_numbers, num_instants = _one_row(connection, f"SELECT count({number}), count({instant}) FROM {table}")
-    if num_instants > num_numbers:
-        return TimeRule(instant, "milliseconds", "times: ISO dates, kept as milliseconds since 1970 (UTC)")
-    return _number_rule(connection, table, whole, number)
+    number = f"CASE WHEN regexp_full_match({text}, '{_NUMBER}') THEN TRY_CAST({text} AS {EXACT}) END"
+    figures = f"count({number}), count(nullif({_part_of_iso('day')}, '')), count(nullif({_part_of_iso('zone')}, ''))"
+    num_numbers, num_dates, num_zoned = _one_row(connection, f"SELECT {figures} FROM {table}")
+    if num_dates <= num_numbers:
+        return _number_rule(connection, table, number, where)
+    warning = f"times: {num_dates - num_zoned:,} of {num_dates:,} dates name no zone and are read as UTC"
+    return _iso_dates((warning,) if 0 < num_zoned < num_dates else ())
 
 
-def _number_rule(connection: duckdb.DuckDBPyConnection, table: str, whole: str, number: str) -> TimeRule:
-    """`whole`: SQL of numbers written without a fraction, exact. `number`: SQL of any number, as DOUBLE."""
-    figures = "count(*) FILTER (n <> trunc(n)), approx_quantile(abs(n), 0.5)"
+def _instants(kind: str) -> TimeRule:
+    """Dates and timestamps of parquet, with or without a zone, floored to milliseconds."""
+    is_fine = kind.endswith("_NS")  # a cast to TIMESTAMP would round to microseconds, or fail where there is a zone
+    instant = f"TRY_CAST(stamp AS {'TIMESTAMP_NS' if is_fine else 'TIMESTAMP'})"
+    units, per_millisecond = (f"epoch_ns({instant})", 1_000_000) if is_fine else (f"epoch_us({instant})", 1000)
+    is_below = f"CAST({units} % {per_millisecond} < 0 AS BIGINT)"  # DuckDB divides towards zero
+    sql = f"CASE WHEN isfinite({instant}) THEN {units} // {per_millisecond} - {is_below} END"
+    rest = f"{units} % {per_millisecond} + {per_millisecond} * {is_below}"
+    return TimeRule(sql, "milliseconds", "times: dates, kept as milliseconds since 1970 (UTC)", rest)
+
+
+def _number_rule(
+    connection: duckdb.DuckDBPyConnection, table: str, number: str, where: str, *, is_short: bool = False
+) -> TimeRule:
+    """`number`: SQL of the numbers, NULL where there is none; `is_short`: they come from floats of 32 bits."""
+    doubtful = check_units(connection, table, number, where)
+    warnings: tuple[str, ...] = () if doubtful is None else (doubtful,)
+    figures = "count(*) FILTER (n <> trunc(n)), approx_quantile(abs(CAST(n AS DOUBLE)), 0.5)"
     num_broken, usual = _one_row(connection, f"SELECT {figures} FROM (SELECT {number} AS n FROM {table})")
+    if is_short and (usual or 0) > FLOAT_DIGITS:
+        warnings += ("times: 32-bit floats, which hold 7 digits: times close to one another have become equal",)
     if num_broken == 0:
-        sql = f"coalesce({whole}, TRY_CAST({number} AS BIGINT))"
-        return TimeRule(sql, "as given", "times: whole numbers, kept as given")
+        sql = f"TRY_CAST({number} AS BIGINT)"
+        return TimeRule(sql, "as given", "times: whole numbers, kept as given", warnings=warnings)
     if usual >= MILLISECONDS_FROM:
-        sql = f"coalesce({whole}, TRY_CAST(round({number}) AS BIGINT))"
-        return TimeRule(sql, "milliseconds", "times: fractions of milliseconds, rounded off")
-    note = "times: fractions of seconds, kept as milliseconds"
-    return TimeRule(f"TRY_CAST(round({number} * 1000) AS BIGINT)", "milliseconds", note)
+        unit: TimeUnit = "milliseconds" if usual < FINER_FROM else "as given"
+        what = "milliseconds" if unit == "milliseconds" else "the unit"
+        rest = f"TRY_CAST(round(({number} - round({number})) * 1000000000) AS BIGINT)"
+        sql = f"TRY_CAST(round({number}) AS BIGINT)"
+        return TimeRule(sql, unit, f"times: fractions of {what}, rounded off", rest, warnings)
+    seconds = f"floor({number})"
+    milliseconds = f"(({number} - {seconds}) * 1000)"
+    rounded = f"CAST(round({milliseconds}) AS HUGEINT)"
+    sql = f"TRY_CAST(CAST(TRY_CAST({seconds} AS BIGINT) AS HUGEINT) * 1000 + {rounded} AS BIGINT)"
+    rest = f"TRY_CAST(round(({milliseconds} - round({milliseconds})) * 1000000000) AS BIGINT)"
+    return TimeRule(sql, "milliseconds", "times: fractions of seconds, kept as milliseconds", rest, warnings)
 
 
-def _finite(number: str) -> str:
-    return f"CASE WHEN isfinite({number}) THEN {number} END"
+def _iso_dates(warnings: tuple[str, ...]) -> TimeRule:
+    """DuckDB's own cast drops the offset from UTC and all below a microsecond, so both are read here."""
+    day, clock, zone = (_part_of_iso(name) for name in ("day", "clock", "zone"))
+    to_the_second = f"coalesce(nullif(split_part({clock}, '.', 1), ''), '00:00')"
+    local = f"epoch_ms(TRY_CAST({day} || ' ' || {to_the_second} AS TIMESTAMP))"
+    nanoseconds = f"CAST(rpad(split_part({clock}, '.', 2), 9, '0') AS BIGINT)"
+    digits = f"rpad(replace(substr({zone}, 2), ':', ''), 4, '0')"
+    minutes = f"(60 * TRY_CAST(substr({digits}, 1, 2) AS BIGINT) + TRY_CAST(substr({digits}, 3, 2) AS BIGINT))"
+    sign = f"(1 - 2 * CAST(starts_with({zone}, '-') AS BIGINT))"
+    offset = f"{sign} * coalesce({minutes}, 0)"  # Z and UTC hold no digits
+    note = "times: ISO dates, kept as milliseconds since 1970 (UTC)"
+    sql = f"{local} - 60000 * {offset} + {nanoseconds} // 1000000"
+    return TimeRule(sql, "milliseconds", note, f"{nanoseconds} % 1000000", warnings)
 
 
-def _iso_milliseconds(text: str) -> str:
-    """SQL of the milliseconds of an ISO date. DuckDB's own cast drops the offset from UTC, so it is taken off here."""
-    parts = f"regexp_extract({text}, '{_ISO}', ['day', 'clock', 'zone'])"
-    clock = f"coalesce(nullif({parts}.clock, ''), '00:00')"
-    local = f"epoch_ms(TRY_CAST({parts}.day || ' ' || {clock} AS TIMESTAMP))"
-    digits = f"rpad(replace(substr({parts}.zone, 2), ':', ''), 4, '0')"
-    minutes = f"(60 * CAST(substr({digits}, 1, 2) AS BIGINT) + CAST(substr({digits}, 3, 2) AS BIGINT))"
-    signed = f"CASE WHEN {parts}.zone[1] = '-' THEN -{minutes} ELSE {minutes} END"
-    offset = f"CASE WHEN {parts}.zone IN ('', 'Z') THEN 0 ELSE {signed} END"
-    return f"CASE WHEN regexp_full_match({text}, '{_ISO}') THEN {local} - 60000 * {offset} END"
+def _part_of_iso(name: str) -> str:
+    """SQL of a part of an ISO date, empty where there is none."""
+    return f"regexp_extract(trim(stamp), '{_ISO}', ['day', 'clock', 'zone']).{name}"
 
 
-def _one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, int]:
-    first, second = connection.execute(query).fetchone() or (0, 0)
-    return first, second
+def _one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    return connection.execute(query).fetchone() or ()

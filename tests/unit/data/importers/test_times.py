@@ -1,9 +1,17 @@
+# ruff: noqa: S608  statements are built of our own words only
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
 
+import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pmmrec.data.importers.source import Source
+from pmmrec.data.importers.times import TimeRule, time_rule
 from pmmrec.errors import DataError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -69,6 +77,10 @@ def test_one_stray_number_does_not_change_the_unit(shop) -> None:
         ("2020-03-01T04:05:06.789123Z", milliseconds(2020, 3, 1, 4, 5, 6, 789_000)),
         ("2020-03-01T04:05:06+02:00", milliseconds(2020, 3, 1, 4, 5, 6, offset_minutes=120)),
         ("2020-03-01 04:05:06 -0530", milliseconds(2020, 3, 1, 4, 5, 6, offset_minutes=-330)),
+        ("2020-03-01 04:05:06 UTC", milliseconds(2020, 3, 1, 4, 5, 6)),
+        ("2020-03-01t04:05:06z", milliseconds(2020, 3, 1, 4, 5, 6)),
+        ("2020-03-01T04:05:06.999999999Z", milliseconds(2020, 3, 1, 4, 5, 6, 999_000)),
+        ("1969-12-31T23:59:59.999999Z", -1),
         ("2020-03-01 04:05:06+09", milliseconds(2020, 3, 1, 4, 5, 6, offset_minutes=540)),
         ("1969-12-31T23:59:59Z", -1000),
     ],
@@ -115,6 +127,142 @@ def test_types_of_parquet_are_read(shop, rejected, stamps: pa.Array, expected: l
     domain = shop.run(interactions=path)
     assert domain.times(0).tolist() == expected
     assert len(rejected(domain)) == 1
+
+
+def written(shop, stamps: pa.Array) -> Path:
+    path = shop.folder / "log.parquet"
+    pq.write_table(
+        pa.table({"user_id": ["u"] * len(stamps), "item_id": ["a"] * len(stamps), "timestamp": stamps}), path
+    )
+    return path
+
+
+def test_nanoseconds_with_a_zone_and_microseconds_make_the_same_domain(shop) -> None:
+    stamps = pa.array([1_700_000_000_300_000, 1_700_000_000_100_000, None], pa.timestamp("us", "UTC"))
+    domains = [
+        shop.run(interactions=written(shop, stamps.cast(pa.timestamp(unit, "UTC"))), out=shop.folder / unit)
+        for unit in ("us", "ns")
+    ]
+    assert domains[0].fingerprint == domains[1].fingerprint
+    for domain in domains:
+        assert domain.times(0).tolist() == [1_700_000_000_100, 1_700_000_000_300]
+        assert domain.info.summary.notes[0] == "times: dates, kept as milliseconds since 1970 (UTC)"
+        assert domain.info.summary.rejected["interaction"] == {"no timestamp": 1}
+
+
+def test_interactions_within_a_millisecond_are_ordered_and_equal_ones_keep_their_rows(shop, sequences) -> None:
+    shop.items.write_text("item_id,text\na,x\nb,x\nc,x\nd,x\n")
+    stamps = {"a": "300", "b": "100", "c": "200", "d": "300"}
+    lines = [f"u,{item},2024-01-01 00:00:00.000{stamp}\n" for item, stamp in stamps.items()]
+    shop.interactions.write_text("user_id,item_id,timestamp\n" + "".join(lines))
+    domain = shop.run()
+    assert sequences(domain) == {"u": ["b", "c", "a", "d"]}
+    assert len(set(domain.times(0).tolist())) == 1
+    assert (
+        domain.info.summary.notes[1]
+        == "times: 1 interactions have the time of the one before; the order of rows stands"
+    )
+
+
+# Below, a column is judged by itself: rows in their order, those that tie together, and what a domain would hold.
+
+
+@dataclass(frozen=True)
+class Judged:
+    groups: list[list[int]]
+    times: list[int]
+    rule: TimeRule
+
+
+def judged(shop, stamps: pa.Array) -> Judged:
+    with duckdb.connect() as connection:
+        source = Source(written(shop, stamps), connection)
+        column = source.required("timestamp")
+        source.load("stamped", {"stamp": column.sql})
+        rule = time_rule(connection, "stamped", column, "log")
+        table = f"SELECT row - 1 AS row, {rule.sql} AS time, {rule.rest} AS rest FROM stamped"
+        types = connection.execute(f"SELECT DISTINCT typeof(time) FROM ({table})").fetchall()
+        assert types == [("BIGINT",)]
+        found = connection.execute(
+            f"""SELECT list(row ORDER BY row), time FROM ({table}) WHERE time IS NOT NULL GROUP BY time, rest
+                ORDER BY time, rest"""
+        ).fetchall()
+    return Judged([rows for rows, _ in found], [time for _, time in found], rule)
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "+05:30"])
+@pytest.mark.parametrize(("unit", "second"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+@pytest.mark.parametrize("start_s", [1_700_000_000, -1_000])
+def test_timestamps_of_every_unit_and_zone_are_ordered_exactly(
+    shop, unit: str, second: int, zone: str | None, start_s: int
+) -> None:
+    start = start_s * second
+    stamps = pa.array([start + 3, start + 1, start + 2, start - second, start + 3, None], pa.int64())
+    found = judged(shop, stamps.cast(pa.timestamp(unit, tz=zone)))
+    assert found.groups == [[3], [1], [2], [0, 4]]
+    assert found.times == [(stamp * 1000) // second for stamp in (start - second, start + 1, start + 2, start + 3)]
+
+
+@pytest.mark.parametrize(
+    ("form", "unit"),
+    [
+        ("2024-01-01 00:00:00.000{}", "milliseconds"),
+        ("2024-01-01T00:00:00.000000{}Z", "milliseconds"),
+        ("2024-01-01T02:00:00.000000{}+02:00", "milliseconds"),
+        ("1969-12-31 23:59:59.123{}", "milliseconds"),
+        ("1570000000.000{}", "milliseconds"),
+        ("1570000000.000000{}", "milliseconds"),
+        ("-1570000000.000{}", "milliseconds"),
+        ("1570000000000.{}", "milliseconds"),
+        ("1570000000000000.{}", "as given"),
+        ("1570000000000{}", "as given"),
+        ("1570000000000000{}", "as given"),
+    ],
+)
+def test_order_below_a_millisecond_is_kept(shop, form: str, unit: str) -> None:
+    found = judged(shop, pa.array([form.format(digits) for digits in ("300", "100", "200", "300")]))
+    assert found.groups == ([[0, 3], [2], [1]] if form.startswith("-") else [[1], [2], [0, 3]])
+    assert found.rule.unit == unit
+    assert found.times == sorted(found.times)
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        pa.array([1.57e9 + 3e-6, 1.57e9 + 1e-6, 1.57e9 + 2e-6, 1.57e9 + 3e-6]),
+        pa.array([Decimal(f"1570000000.0000000{k}") for k in (3, 1, 2, 3)], pa.decimal128(38, 10)),
+        pa.array([Decimal(f"1570000000000.0000000{k}") for k in (3, 1, 2, 3)], pa.decimal128(38, 10)),
+        pa.array([f"1570000000.0000000{k}" for k in (3, 1, 2, 3)]),
+        pa.array([f"1.5700000000000000{k}e9" for k in (3, 1, 2, 3)]),
+        pa.array([2**62 + k for k in (3, 1, 2, 3)], pa.uint64()),
+        pa.array([-(2**62) + k for k in (3, 1, 2, 3)], pa.int64()),
+    ],
+)
+def test_numbers_of_every_type_are_ordered_exactly(shop, stamps: pa.Array) -> None:
+    assert judged(shop, stamps).groups == [[1], [2], [0, 3]]
+
+
+def test_neighbouring_floats_stay_apart(shop) -> None:
+    stamps = [1_570_000_000.1]
+    for _ in range(200):
+        stamps.append(float(np.nextafter(stamps[-1], np.inf)))
+    order = np.random.default_rng(0).permutation(len(stamps))
+    found = judged(shop, pa.array([stamps[place] for place in order]))
+    assert found.groups == [[row] for row in np.argsort(order)]
+
+
+def test_32_bit_floats_of_large_numbers_are_warned_of(shop) -> None:
+    (warning,) = judged(shop, pa.array([1.57e9, 1.58e9], pa.float32())).rule.warnings
+    assert "32-bit floats, which hold 7 digits" in warning
+    assert judged(shop, pa.array([1.5, 2.5], pa.float32())).rule.warnings == ()
+    assert judged(shop, pa.array([1.57e9, 1.58e9], pa.float64())).rule.warnings == ()
+
+
+def test_dates_with_and_without_a_zone_are_said(shop) -> None:
+    found = judged(shop, pa.array(["2020-01-01T00:00Z", "2020-01-01 00:01", "soon"]))
+    assert found.rule.warnings == ("times: 1 of 2 dates name no zone and are read as UTC",)
+    assert judged(shop, pa.array(["2020-01-01T00:00Z", "soon"])).rule.warnings == ()
+    assert judged(shop, pa.array(["2020-01-01", "2020-01-01 00:01"])).rule.warnings == ()
 
 
 @pytest.mark.parametrize("stamps", [pa.array([True, False, True]), pa.array([[1], [2], [3]])])

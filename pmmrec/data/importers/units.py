@@ -1,0 +1,53 @@
+"""Refuse a column of times that holds more than one unit, such as seconds and milliseconds."""
+# ruff: noqa: S608  statements are built of our own words only
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import duckdb
+
+from pmmrec.errors import DataError
+
+# Values of the years 1990 to 2099 in each unit, rising. No two spans touch, and small counts are in none of them.
+SPANS = (
+    ("days as Excel counts them", 32_874, 73_051),
+    ("dates written YYYYMMDD", 19_900_101, 21_000_000),
+    ("seconds", 631_152_000, 4_102_444_800),
+    ("milliseconds", 631_152_000_000, 4_102_444_800_000),
+    ("dates written YYYYMMDDhhmmss", 19_900_101_000_000, 21_000_000_000_000),
+    ("microseconds", 631_152_000_000_000, 4_102_444_800_000_000),
+    ("nanoseconds", 631_152_000_000_000_000, 4_102_444_800_000_000_000),
+)
+LEAST_SHARE_BETWEEN = 0.1
+
+
+def check_units(connection: duckdb.DuckDBPyConnection, table: str, number: str, where: str) -> str | None:
+    """Raise DataError where a column of numbers mixes units; return a warning where some mean no time, perhaps.
+
+    `number` is SQL of the numbers in `table`, which has the columns `row` and `stamp`. Two units are found where values
+    lie in two spans of calendar years and hardly any between them: a count that passes through several spans, such as
+    the number of an event, has values everywhere.
+    """
+    edges = [edge for _, low, high in SPANS for edge in (low, high)]
+    cases = " ".join(f"WHEN n < {edge} THEN {place}" for place, edge in enumerate(edges))
+    found = connection.execute(
+        f"""SELECT place, count(*), min(row), arg_min(CAST(stamp AS VARCHAR), row) FROM (
+              SELECT row, stamp, CASE WHEN n <= 0 THEN -1 {cases} ELSE {len(edges)} END AS place
+              FROM (SELECT row, stamp, {number} AS n FROM {table}) WHERE n IS NOT NULL) GROUP BY place"""
+    ).fetchall()
+    counts = {place: count for place, count, _, _ in found}
+    in_spans = [place for place in sorted(counts) if place % 2 and place > 0]
+    for lower, upper in pairwise(in_spans):
+        num_between = sum(counts.get(place, 0) for place in range(lower + 1, upper))
+        if num_between <= LEAST_SHARE_BETWEEN * max(counts[lower], counts[upper]):
+            first = {place: (row, stamp) for place, _, row, stamp in found}
+            listed = ", ".join(
+                f"{SPANS[place // 2][0]} in {counts[place]:,} rows (row {first[place][0]}: {first[place][1]})"
+                for place in in_spans
+            )
+            raise DataError(f"{where}: column 'timestamp' mixes units: {listed}; bring all rows to one unit")
+    num_none = counts.get(-1, 0)
+    if num_none and 2 * sum(counts[place] for place in in_spans) > sum(counts.values()):
+        return f"times: {num_none:,} are zero or negative and come first; remove these rows if they mean no time"
+    return None
