@@ -1,4 +1,4 @@
-"""The training loop: batches in, updates out, the same however the batch is spread over processes."""
+"""The training loop. It gives the same updates however a batch is spread over processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from pmmrec.evaluation.share import Team
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import Cost, forget_peak
+from pmmrec.train.failures import lost_worker, out_of_memory
 from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
 from pmmrec.train.meter import Meter, added, sizes_of
 from pmmrec.train.nonfinite import Nonfinite, NonfiniteConfig, stop_if_weights_nonfinite
-from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler
+from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, change_num_steps
 from pmmrec.train.processes import Processes
 from pmmrec.train.snapshot import below
 from pmmrec.train.spread import prepare_to_spread, refuse_unfit, spread_out
@@ -109,8 +110,8 @@ class Loop:
         """`states`: where it is kept how to go on after a stop; without them a run that is stopped is lost."""
         self.config, self.task, self.log, self.processes = config, task, log, processes
         self.step = 0
-        self.epoch = 0  # the one it is in; 0 until the model has been judged as it came
-        self._is_trained = False  # whether of that epoch validation alone is left
+        self.epoch = 0  # the one it is in; 0 until the model has been validated once, before training
+        self._is_trained = False  # whether only the validation of that epoch is left
         self.cost = Cost.of(task)
         self.should_stop = False
         self.validation: dict[int, Mapping[str, float]] = {}
@@ -147,7 +148,7 @@ class Loop:
             with self.watched():
                 self._fit()
         except LostWorkerError as error:
-            raise MachineError(self._lost_worker(error)) from error
+            raise MachineError(lost_worker(self.step + 1, error)) from error
 
     def watched(self) -> AbstractContextManager[None]:
         """Around what all processes do together: where one of them is silent for too long, this one ends."""
@@ -164,7 +165,7 @@ class Loop:
             self._states.training_ended(self)
 
     def ending_when_asked(self) -> AbstractContextManager[None]:
-        """Around what is no step: where all hear, before it or amid it, that the run is to end, it ends."""
+        """Run work between steps; stop before or during it if any process was asked to."""
         return nullcontext() if self._states is None else self._states.ending_when_asked(self)
 
     def in_reach(self) -> AbstractContextManager[None]:
@@ -195,6 +196,7 @@ class Loop:
             "validation": {str(epoch): dict(metrics) for epoch, metrics in self.validation.items()},
             "best": self.best,
             "should_stop": self.should_stop,
+            "num_steps": self._num_steps,
             "skipped": self._nonfinite.skipped,
         }
         return dataclasses.replace(state, facts={**state.facts, **facts}, tensors={**state.tensors, **meter})
@@ -202,7 +204,8 @@ class Loop:
     def restore(self, state: State) -> None:
         """Be where `snapshot` was taken. Raises CheckpointError where the state is of another model.
 
-        RecipeError where negatives are those of each process, and there were more or fewer of them.
+        RecipeError where negatives are those of each process, and there were more or fewer of them, or where the run
+        has passed the last of its epochs.
         """
         kept, ours = state.facts["world"], self.processes.world
         if self.config.gather is False and kept != ours:
@@ -220,6 +223,20 @@ class Loop:
         self._epoch_s, self._nonfinite.skipped = facts["epoch_s"], facts["skipped"]
         figures = {name: total.to(device) for name, total in below(state.tensors, "meter").items()}
         self._meter = Meter(figures, time.monotonic() - facts["meter_s"])
+        num_steps = facts.get("num_steps", self._num_steps)
+        if num_steps != self._num_steps:
+            self._change_epochs(num_steps)
+
+    def _change_epochs(self, num_steps: int) -> None:
+        """Go on with other epochs than those that had `num_steps`. RecipeError where the run has passed the last."""
+        before, now = num_steps // self._batches.steps_per_epoch, self.config.epochs
+        begun = self.epoch if self._steps_done else self.epoch - 1
+        if now < begun:
+            raise RecipeError(f"train.epochs: {now}, but the run is in epoch {begun} already; take {begun} or more")
+        told = change_num_steps(self._scheduler, self.config.optimizer, num_steps, self._num_steps)
+        if self.should_stop:
+            told = "training had ended for want of better values (validation.patience), and stays so"
+        self.log.say(f"train.epochs: {before} -> {now}; {told}")
 
     @property
     def _steps_done(self) -> int:
@@ -241,7 +258,8 @@ class Loop:
                     self._log_gradient_norms(moved)
                 self._update(batch, moved)
             except torch.OutOfMemoryError as error:
-                raise MachineError(self._out_of_memory(moved)) from error
+                told = out_of_memory(self.step + 1, moved, self.config.batch_users)
+                raise MachineError(told) from error
             self.log.advance()
             if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
                 self._nonfinite.settle()
@@ -259,20 +277,6 @@ class Loop:
         peak = self.cost.peak_memory_bytes
         self.log.event("epoch", self.step, epoch=self.epoch, seconds=seconds, peak_memory_bytes=peak)
         self._is_trained = True
-
-    def _lost_worker(self, error: Exception) -> str:
-        return (
-            f"step {self.step + 1}: a process that reads data was ended, perhaps for want of memory ({error}); lower "
-            "data.workers, then go on with --resume"
-        )
-
-    def _out_of_memory(self, batch: Batch) -> str:
-        num_users, num_inputs = batch.windows.is_input_BL.shape
-        return (
-            f"step {self.step + 1}: {self.processes.device} is out of memory at {num_users} users, {num_inputs} inputs "
-            f"and {batch.items.num_items} items; lower train.batch_users (now {self.config.batch_users}) or "
-            "data.window.size, train fewer blocks, set machine.precision=bf16, or prefix_cache=off if states are kept"
-        )
 
     def _update(self, batch: Batch, moved: Batch) -> None:
         """`moved`: the batch on the device."""

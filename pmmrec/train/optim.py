@@ -1,4 +1,4 @@
-"""Which parameter learns how fast: AdamW groups by part, warm-up, schedule."""
+"""How fast each parameter learns: AdamW groups by part, warm-up, schedule."""
 
 from __future__ import annotations
 
@@ -89,22 +89,43 @@ def build_optimizer(task: TrainingTask, config: OptimizerConfig) -> Optimizer:
 
 def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, num_steps: int) -> LambdaLR:
     """For each group a linear warm-up, then constant or a cosine to 0 at `num_steps`."""
-
-    def schedule_of(group: GroupConfig) -> Callable[[int], float]:
-        num_warmup = int((config.warmup if group.warmup is None else group.warmup) * num_steps)
-
-        def factor(step: int) -> float:
-            if step < num_warmup:
-                return (step + 1) / (num_warmup + 1)
-            if config.schedule == "constant":
-                return 1.0
-            progress = (step - num_warmup) / max(1, num_steps - num_warmup)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-        return factor
-
     groups = [config.parts.get(group["name"], GroupConfig()) for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [schedule_of(group) for group in groups])
+    return LambdaLR(optimizer, [_factor(config, group, num_steps) for group in groups])
+
+
+def change_num_steps(scheduler: LambdaLR, config: OptimizerConfig, before: int, now: int) -> str:
+    """Bring the rates from a schedule of `before` steps in all to one of `now` steps, for which `scheduler` was made.
+
+    Returns what the other number of steps changes from here on, for people. The rate told is that of the first group.
+    """
+    step, groups = scheduler.last_epoch, scheduler.optimizer.param_groups
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    rates = [float(base * factor(step)) for base, factor in pairs]  # as LambdaLR; get_lr warns of calls from elsewhere
+    old, scheduler._last_lr = float(groups[0]["lr"]), list(rates)
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    warmups = [config.warmup, *(group.warmup for group in config.parts.values() if group.warmup is not None)]
+    ends = [int(max(warmups) * num_steps) for num_steps in (before, now)]
+    changes = [f"warm-up now ends at step {ends[1]} instead of {ends[0]}"] if step < max(ends) else []
+    if config.schedule == "cosine":
+        changes.append(f"cosine now ends at step {now} instead of {before}")
+    if old != rates[0]:
+        changes.append(f"the rate of step {step + 1} goes from {old:.3g} to {rates[0]:.3g}")
+    return "; ".join(changes) or "learning rates stay as they were"
+
+
+def _factor(config: OptimizerConfig, group: GroupConfig, num_steps: int) -> Callable[[int], float]:
+    num_warmup = int((config.warmup if group.warmup is None else group.warmup) * num_steps)
+
+    def factor(step: int) -> float:
+        if step < num_warmup:
+            return (step + 1) / (num_warmup + 1)
+        if config.schedule == "constant":
+            return 1.0
+        progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor
 
 
 def _rates(config: OptimizerConfig, group: GroupConfig) -> Mapping[str, float]:

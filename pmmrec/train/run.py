@@ -18,7 +18,9 @@ from pmmrec.models.build import ModelConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.run_folder import (
+    ENVIRONMENT_FILE,
     EVENTS_FILE,
+    RECIPE_FILE,
     Standing,
     environment,
     is_requeued,
@@ -50,7 +52,7 @@ class Run:
 
     def __init__(
         self,
-        folder: Path,
+        recipe: Runnable,
         processes: Processes,
         log: RunLog,
         standing: Standing,
@@ -59,11 +61,11 @@ class Run:
         *,
         ends_processes: bool = True,
     ) -> None:
-        self.folder, self.processes, self.log = folder, processes, log
+        self.folder, self.processes, self.log = recipe.folder, processes, log
         self.weights: dict[str, str] = {}  # place and commit of pretrained weights from elsewhere, by part
         self.signals = StopSignals()
         self.resumes, self.is_finished = standing is Standing.STOPPED, standing is Standing.FINISHED
-        self._held, self._watching, self._ends_processes = held, watching, ends_processes
+        self._recipe, self._held, self._watching, self._ends_processes = recipe, held, watching, ends_processes
 
     @classmethod
     def start(
@@ -91,23 +93,27 @@ class Run:
                 voice = RunLog(None, is_main=True)  # before there is a folder
                 here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=voice.warn)
                 standing = stack.enter_context(here)
+            if processes.is_main and standing is Standing.NEW:
+                _write_recipe(recipe)
             if processes.is_main and standing is not Standing.FINISHED:
-                with whole_file(recipe.folder / "recipe.yaml") as draft:
-                    draft.write_text(recipe.to_yaml(), encoding="utf-8")
-                write_json(recipe.folder / "environment.json", environment(processes.world, processes.device))
+                write_json(recipe.folder / ENVIRONMENT_FILE, environment(processes.world, processes.device))
             standing = processes.from_main(standing)
             log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
             log.say(f"run {recipe.folder}  {_machine(processes, threads)}, command: {_command()}")
             if standing is Standing.FINISHED:
                 log.say(f"run {recipe.folder} is finished: there is nothing to go on with")
             held, watched = stack.pop_all(), watching.pop_all()
-        run = cls(recipe.folder, processes, log, standing, held, watched, ends_processes=beside is None)
+        run = cls(recipe, processes, log, standing, held, watched, ends_processes=beside is None)
         run.signals.open()
         return run
 
     def watch(self, *, step_minutes: float, phase_hours: float) -> None:
         """So long may steps and silences last, and what lies between steps; until this is said the defaults hold."""
         self.processes.watch.limit(60 * step_minutes, 3600 * phase_hours)
+
+    def write_recipe(self) -> None:
+        """Write the recipe down anew, once it is known that the run can go on with it. For the main process."""
+        _write_recipe(self._recipe)
 
     def before_unlocking(self, work: Callable[[], object]) -> None:
         """Do this when the run is left, however it is, while its folder is still locked."""
@@ -158,6 +164,11 @@ def _machine(processes: Processes, threads: int) -> str:
     several = "es" if processes.world > 1 else ""
     each = f"{threads} thread{'s' if threads > 1 else ''}{' each' if several else ''}"
     return f"{processes.world} process{several} on {processes.device}, {each}"
+
+
+def _write_recipe(recipe: Runnable) -> None:
+    with whole_file(recipe.folder / RECIPE_FILE) as draft:
+        draft.write_text(recipe.to_yaml(), encoding="utf-8")
 
 
 def _command() -> str:

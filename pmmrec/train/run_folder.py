@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -60,6 +60,8 @@ _FREE = (
     "train.phase_hours",
     "train.on_nonfinite",  # such a step changes no weight in any case
 )
+_FREE_BEFORE_TEST = ("train.epochs",)  # a training may be longer or shorter until its test targets are ranked
+_FREE_WITH_STATES = ("data.sources",)  # a domain may lie elsewhere: a state tells whether it is the same
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")
 
 
@@ -105,7 +107,7 @@ def run_folder(
     """
     exists = resume and folder.exists()
     if exists and not (folder / LOCK_FILE).exists() and not _is_empty(folder):  # empty: killed before it was locked
-        raise RecipeError(f"{folder}: was made by no run that can be gone on with; choose another name=...")
+        raise RecipeError(f"{folder}: is not a resumable run; choose another name=...")
     if not exists:
         make_run_folder(folder)
     with _locked(folder, LOCK_PATIENCE_S if exists else 0.0, warn):
@@ -155,17 +157,19 @@ def take_away(folder: Path) -> None:
 def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Standing:
     """What a folder that exists holds; made ready for a beginning where its run kept no state to go on from."""
     events, before = _events(folder), _recipe_before(folder)
+    is_finished = bool(events) and f'"event": "{FINISHED}"' in events[-1]
+    has_states = bool(StateFolder(folder / STATE_FOLDER).found())
     if before:
-        _refuse_other_recipe(folder, before, recipe)
-    if events and f'"event": "{FINISHED}"' in events[-1]:
+        is_ranked = is_finished or (folder / METRICS_NAME).exists()
+        _refuse_other_recipe(folder, before, recipe, has_states=has_states, is_ranked=is_ranked)
+    if is_finished:
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)  # a kill may have left some of it
         return Standing.FINISHED
-    has_states = bool(StateFolder(folder / STATE_FOLDER).found())
     if has_states and not before:
         raise RecipeError(f"{folder}: its {RECIPE_FILE} is gone or empty; put back the one that its states are of")
     if has_states:
         return Standing.STOPPED
-    if (folder / "metrics.json").exists():
+    if (folder / METRICS_NAME).exists():
         raise RecipeError(f"{folder}: holds results and no state to go on from; choose another name=...")
     with writing_to(folder):
         if _has_learned(folder, events):
@@ -216,18 +220,26 @@ def _recipe_before(folder: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
 
-def _refuse_other_recipe(folder: Path, told_before: str, told_now: str) -> None:
+def _refuse_other_recipe(folder: Path, told_before: str, told_now: str, *, has_states: bool, is_ranked: bool) -> None:
+    """RecipeError where something is changed that may not be: it depends on what the run has come to."""
     before = _leaves(parse_yaml(told_before, str(folder / RECIPE_FILE)))
     now = _leaves(parse_yaml(told_now, "recipe"))
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and not _is_free(name)]
-    if changed:
-        told = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed[:5])
-        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise RecipeError(f"{folder}: cannot go on with another recipe: {told}{more}; begin another run for that")
+    free = (*_FREE, *(_FREE_BEFORE_TEST if not is_ranked else ()), *(_FREE_WITH_STATES if has_states else ()))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and not _is_free(name, free)]
+    if not changed:
+        return
+    told = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed[:5])
+    more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+    if all(_is_free(name, _FREE_BEFORE_TEST) for name in changed):
+        raise RecipeError(
+            f"{folder}: is finished, its test targets were ranked: {told}; train on from its weights with `pmmrec "
+            f"finetune RECIPE --from {folder / CHECKPOINT_FOLDER} ...`, or begin another run with another name=..."
+        )
+    raise RecipeError(f"{folder}: cannot go on with another recipe: {told}{more}; begin another run for that")
 
 
-def _is_free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
+def _is_free(name: str, free: Sequence[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in free)
 
 
 def _leaves(tree: Any, path: str = "") -> dict[str, Any]:

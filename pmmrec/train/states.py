@@ -1,4 +1,4 @@
-"""When does a run keep a state, when does it end early, and how does it come back to where it was?"""
+"""Keep states of a run, end it early when it is asked to, and bring it back to where it was."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pmmrec.zoo import files
 
 
 class Resumable(Protocol):
-    """What a training must tell and take back."""
+    """What a training must save and restore."""
 
     step: int
     epoch: int
@@ -34,16 +34,16 @@ class Resumable(Protocol):
         ...
 
     def restore(self, state: State) -> None:
-        """Be where `snapshot` was taken."""
+        """Go back to where `snapshot` was taken."""
         ...
 
 
 class Asked(Exception):  # noqa: N818 - nothing is wrong
-    """The run is to end: raised in all processes alike, amid work that is done again from its beginning."""
+    """The run is to end: raised in all processes alike, during work that is done again from its beginning."""
 
 
 class Team:
-    """The processes, for work that may be left amid: wherever they meet, they hear whether the run is to end."""
+    """The processes, for work that may be abandoned: wherever they meet, they learn whether the run is to end."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -99,6 +99,7 @@ class States:
             restore_best(place, self._run.folder / CHECKPOINT_FOLDER)
             self._folder.drop_newer(place)
             self._run.log.go_back(state.facts["log"])
+            self._run.write_recipe()
         self._run.processes.wait()
         self._run.log.say(f"goes on after step {loop.step}, in epoch {loop.epoch}, from {place}")
         return True
@@ -127,9 +128,9 @@ class States:
 
     @contextmanager
     def ending_when_asked(self, loop: Resumable) -> Iterator[None]:
-        """Around what is no step: where all hear, before it or where its `team` meets, that the run is to end, it ends.
+        """Run work between steps; stop before it, or where its `team` meets, if any process was asked to.
 
-        What was done of it is lost; the state that is kept is that of its beginning.
+        What was done of that work is lost: the state that is kept is the one before it.
         """
         try:
             self.team.hear()
@@ -238,6 +239,11 @@ class States:
             raise RecipeError(
                 f"{self._run.folder}: cannot go on: domain {changed[0]} is not what the run began with; give it the "
                 "domain as it was, or begin another run"
+            )
+        if list(ours) != list(theirs):  # domains are numbered, and batches drawn, in this order
+            raise RecipeError(
+                f"{self._run.folder}: cannot go on: data.sources was {', '.join(theirs)}, is {', '.join(ours)}; name "
+                "the domains in the order that the run began with"
             )
         if self._about["started_from"] != kept["started_from"]:
             raise RecipeError(

@@ -172,7 +172,7 @@ def test_an_error_of_the_main_process_alone_ends_the_other_host_with_its_words(d
     foreign.write_text("of another program", encoding="utf-8")
     job = Job(ddp.net, ddp.home, "foreign", ddp.launch, ddp.settings)
     assert job.wait(job.start()) == [2, 4], "\n".join(job.said)
-    told = r"error: preparation: process 0 of 2 \(on \S+\) ended: runs/foreign: was made by no run that can be gone on"
+    told = r"error: preparation: process 0 of 2 \(on \S+\) ended: runs/foreign: is not a resumable run"
     assert re.search(told, job.said[1]), job.said[1]
 
 

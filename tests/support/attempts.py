@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from brittle import make_brittle
 from torch import Tensor
 
@@ -52,10 +53,13 @@ class Recipe:
     folder: Path
     name: str = "one"
     seed: int = 1
+    epochs: int = 3
+    sources: tuple[str, ...] = ()
     machine: MachineConfig = field(default=MachineConfig(device="cpu"))
 
     def to_yaml(self) -> str:
-        return f"name: {self.name}\nseed: {self.seed}\n"
+        train, data = {"epochs": self.epochs}, {"sources": list(self.sources)}
+        return yaml.safe_dump({"name": self.name, "seed": self.seed, "train": train, "data": data})
 
 
 @dataclass
@@ -138,7 +142,9 @@ def train(
     is_blocked: bool = False,
     workers: int = 0,
     lost_worker_at: int | None = None,
-    domain: str = "boutique",
+    domain: str | tuple[str, ...] = "boutique",
+    epochs: int = 3,
+    optimizer: dict[str, Any] | None = None,
     seed: int = 1,
     patience: int = 9,
     finish: bool = False,
@@ -149,9 +155,11 @@ def train(
 
     `preparing`: it is stopped before it begins; `ranking`: while that catalogue is encoded, counted from 0.
     """
-    sources = Sources.open([world / domain])
-    rules = {"state": {**SETTINGS["state"], **(state or {})}, "on_nonfinite": {"skip": 2}}
-    config = TrainConfig.model_validate({**SETTINGS, **rules})
+    folders = [world / name for name in ((domain,) if isinstance(domain, str) else domain)]
+    sources = Sources.open(folders)
+    rules = {"state": {**SETTINGS["state"], **(state or {})}, "on_nonfinite": {"skip": 2}, "epochs": epochs}
+    config = TrainConfig.model_validate({**SETTINGS, **rules, "optimizer": optimizer or SETTINGS["optimizer"]})
+    recipe = Recipe(home / name, seed=seed, epochs=epochs, sources=tuple(map(str, folders)))
     judge = ValidationConfig(metric="ndcg@10", patience=patience)
     best: dict[str, Tensor] = {}
 
@@ -163,7 +171,7 @@ def train(
         (kept / "model_index.json").unlink(missing_ok=True)  # states share its bytes
         (kept / "model_index.json").write_text(f"epoch {max(loop.validation)}")
 
-    with Run.start(Recipe(home / name, seed=seed), resume=resume) as run:
+    with Run.start(recipe, resume=resume) as run:
         if is_blocked:
             (run.folder / "state").touch()
         run.processes.seed(1, same=True)

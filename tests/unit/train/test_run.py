@@ -219,7 +219,7 @@ def test_a_run_that_was_killed_before_it_was_locked_begins(tmp_path: Path) -> No
 def test_a_folder_that_is_no_run_of_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "thesis.tex").write_text("years of work")
-    with pytest.raises(RecipeError, match="one: was made by no run that can be gone on with"):
+    with pytest.raises(RecipeError, match="one: is not a resumable run"):
         Run.start(_Recipe(tmp_path / "one"), resume=True)
     assert (tmp_path / "one" / "thesis.tex").read_text() == "years of work"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import signal
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from attempts import Attempt, Outcome, Recipe, train
 from command_line import Pmmrec
 from forked import in_child
@@ -226,6 +229,114 @@ def test_another_recipe_is_refused_by_name(attempt: Attempt) -> None:
     told = r"cut: cannot go on with another recipe: seed was 1, is 2; begin another run"
     with pytest.raises(RecipeError, match=told):
         attempt("cut", resume=True, seed=2)
+
+
+CONSTANT = {"learning_rate": 0.02}
+COSINE = {"learning_rate": 0.02, "schedule": "cosine", "warmup": 0.2}
+
+
+def _kept_recipe(folder: Path) -> Any:
+    return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Whole:
+    """Four epochs at one rate, never stopped."""
+    home = tmp_path_factory.mktemp("longer")
+    return Whole(train(home, world, "one", epochs=4, optimizer=CONSTANT), _events(home / "one"))
+
+
+@pytest.mark.parametrize("stop", [{"at_step": 3}, {"ranking": 2}, {}], ids=str)  # {}: training was over, and not ranked
+def test_a_run_that_goes_on_for_more_epochs_is_the_longer_run_that_nobody_stopped(
+    attempt: Attempt, tmp_path: Path, longer: Whole, stop: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = attempt("cut", epochs=2, optimizer=CONSTANT, **stop)
+    capsys.readouterr()
+    last = attempt("cut", epochs=4, optimizer=CONSTANT, resume=True)
+    assert "train.epochs: 2 -> 4; learning rates stay as they were\n" in capsys.readouterr().out
+    _assert_same(last.weights, longer.outcome.weights)
+    assert first.users + last.users == longer.outcome.users
+    assert last.loop.best == longer.outcome.loop.best
+    assert _events(tmp_path / "cut") == longer.events
+    assert _kept_recipe(tmp_path / "cut")["train"]["epochs"] == 4
+
+
+def test_other_epochs_move_the_schedule_and_the_log_says_how(
+    attempt: Attempt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt("cut", epochs=3, optimizer=COSINE, at_step=7)
+    capsys.readouterr()
+    last = attempt("cut", epochs=6, optimizer=COSINE, resume=True)
+    old, new = (0.01 * (1 + math.cos(math.pi * share)) for share in ((8 - 3) / (15 - 3), (8 - 6) / (30 - 6)))
+    told = f"the rate of step 9 goes from {old:.3g} to {new:.3g}\n"
+    assert f"train.epochs: 3 -> 6; cosine now ends at step 30 instead of 15; {told}" in capsys.readouterr().out
+    rates = {event["step"]: event["learning_rate"] for event in _events(tmp_path / "cut") if event["event"] == "train"}
+    expected = [0.01 * (1 + math.cos(math.pi * (step - 1 - 6) / (30 - 6))) for step in (10, 12, 30)]
+    assert [rates[step] for step in (10, 12, 30)] == pytest.approx(expected, rel=1e-12)
+    assert last.loop.step == 30
+
+
+def test_other_epochs_move_the_end_of_warm_up(attempt: Attempt, capsys: pytest.CaptureFixture[str]) -> None:
+    optimizer = {"learning_rate": 0.02, "warmup": 0.2}
+    attempt("cut", epochs=3, optimizer=optimizer, at_step=2)
+    capsys.readouterr()
+    attempt("cut", epochs=6, optimizer=optimizer, resume=True)
+    told = "warm-up now ends at step 6 instead of 3; the rate of step 4 goes from 0.02 to 0.0114"
+    assert f"train.epochs: 3 -> 6; {told}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop", [{"at_step": 6}, {"at_epoch": 2}, {"ranking": 2}], ids=str)
+def test_a_run_may_end_sooner_but_not_before_the_epoch_it_is_in(
+    attempt: Attempt, tmp_path: Path, longer: Whole, stop: dict[str, int]
+) -> None:
+    attempt("cut", epochs=4, optimizer=CONSTANT, **stop)
+    with pytest.raises(RecipeError, match=r"^train\.epochs: 1, but the run is in epoch 2 already; take 2 or more$"):
+        attempt("cut", epochs=1, optimizer=CONSTANT, resume=True)
+    assert _kept_recipe(tmp_path / "cut")["train"]["epochs"] == 4
+    last = attempt("cut", epochs=2, optimizer=CONSTANT, resume=True)
+    assert last.loop.step == 10
+    assert last.loop.validation == {epoch: longer.outcome.loop.validation[epoch] for epoch in range(3)}
+
+
+def test_a_run_that_ended_because_nothing_got_better_does_not_train_on(
+    attempt: Attempt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = attempt("cut", patience=1, optimizer=COSINE)
+    assert max(over.loop.validation) == 2
+    again = attempt("cut", patience=1, optimizer=COSINE, epochs=9, resume=True)
+    assert again.users == []
+    assert "training had ended for want of better values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_a_finished_run_does_not_go_on_for_other_epochs(attempt: Attempt, tmp_path: Path, epochs: int) -> None:
+    attempt("cut", finish=True)
+    told = rf"cut: is finished.*: train.epochs was 3, is {epochs}; .*finetune RECIPE --from .*cut/checkpoint"
+    with pytest.raises(RecipeError, match=told):
+        attempt("cut", epochs=epochs, resume=True)
+    assert _kept_recipe(tmp_path / "cut")["train"]["epochs"] == 3
+
+
+def test_a_run_goes_on_where_its_domains_were_moved(
+    attempt: Attempt, tmp_path: Path, world: Path, whole: Whole
+) -> None:
+    attempt("cut", at_step=7)
+    shutil.copytree(world / "boutique", tmp_path / "moved")
+    last = attempt("cut", domain=str(tmp_path / "moved"), resume=True)
+    _assert_same(last.weights, whole.outcome.weights)
+    assert _kept_recipe(tmp_path / "cut")["data"]["sources"] == [str(tmp_path / "moved")]
+
+
+def test_domains_are_named_in_the_order_that_the_run_began_with(attempt: Attempt) -> None:
+    attempt("cut", domain=("bazaar", "gallery"), at_step=2)
+    with pytest.raises(RecipeError, match=r"data\.sources was bazaar, gallery, is gallery, bazaar; name the domains"):
+        attempt("cut", domain=("gallery", "bazaar"), resume=True)
+
+
+def test_a_finished_run_is_not_passed_off_as_one_on_other_domains(attempt: Attempt) -> None:
+    attempt("cut", finish=True)
+    with pytest.raises(RecipeError, match=r"cannot go on with another recipe: data\.sources was "):
+        attempt("cut", domain="gallery", resume=True)
 
 
 def test_another_domain_is_refused_by_name(attempt: Attempt) -> None:

@@ -1,0 +1,24 @@
+"""What a training says when the machine fails it."""
+
+from __future__ import annotations
+
+from pmmrec.contracts import Batch
+
+
+def lost_worker(step: int, error: Exception) -> str:
+    """For a process that reads data and was ended from outside."""
+    return (
+        f"step {step}: a process that reads data was ended, perhaps for want of memory ({error}); lower data.workers, "
+        "then go on with --resume"
+    )
+
+
+def out_of_memory(step: int, batch: Batch, batch_users: int) -> str:
+    """For a device that is too small for a batch, which lies on it."""
+    is_input_BL = batch.windows.is_input_BL
+    num_users, num_inputs = is_input_BL.shape
+    return (
+        f"step {step}: {is_input_BL.device} is out of memory at {num_users} users, {num_inputs} inputs and "
+        f"{batch.items.num_items} items; lower train.batch_users (now {batch_users}) or data.window.size, train fewer "
+        "blocks, set machine.precision=bf16, or prefix_cache=off if states are kept"
+    )
