@@ -38,7 +38,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars_or_lines
 from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected, weights_name
-from pmmrec.serving.score import Scored, ScoreJob, check_out, chosen_users
+from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
 from pmmrec.settings import expanded
 from pmmrec.train.threads import threads_for
@@ -144,14 +144,14 @@ class System:
         share: Share | None = None,
         say: Callable[[str], None] | None = None,
     ) -> Scored:
-        """Write the best k items of every user, or of some, to Parquet: user_id, rank, item_id, score.
+        """Write the best k items of every user, or of some: user_id, rank, item_id, score.
 
         Sequences are streamed, so memory does not grow with the number of users.
 
         Args:
             domain: Whose users get lists of its items.
             k: Items for each user.
-            out: A file to make; a folder of files where several processes share the work.
+            out: A file to make, .csv, .jsonl or .parquet; where several processes share the work, a folder of .parquet.
             seen: Whether items of a user's history are candidates.
             users: A file with the ids of those who get a list; None: everybody.
             skip_unknown: Leave out users that the domain does not know; else they are an error.
@@ -161,7 +161,7 @@ class System:
             say: Called once a minute with a line that tells how far it has come; None: bars on a terminal.
         """
         share, place = share or Share(), expanded(Path(out))
-        check_out(place)
+        check_lists_out(place, share.count)
         if new_images is not None and new_items is None:
             raise RecipeError("--new-images: has no effect without --new-items; leave it out")
         opened = _opened(domain, streamed=True)

@@ -7,14 +7,14 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from pmmrec.errors import MachineError, PMMRecError, RecipeError
+from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
 
 HANGING = ("voices",)  # threads of our own that ask over the network, and may be left without an answer
 
@@ -109,13 +109,15 @@ def show(*renderables: Any) -> None:
         console.print(renderable)
 
 
-def say_problems(what: Path, problems: list[str]) -> None:
-    """Print problems and leave with exit code 3, or say that there is none."""
-    for problem in problems:
-        typer.echo(f"error: {problem}", err=True)
-    if problems:
-        raise typer.Exit(3)
-    typer.echo(f"{what}: whole")
+def say_problems(found: Mapping[Path, list[str]]) -> None:
+    """Print the problems of each folder, or that it has none; leave with exit code 3 if any has one."""
+    for folder, problems in found.items():
+        for problem in problems:
+            typer.echo(f"error: {problem}", err=True)
+        if not problems:
+            typer.echo(f"{folder}: whole")
+    if any(found.values()):
+        raise typer.Exit(DataError.exit_code)
 
 
 def warn(text: str) -> None:

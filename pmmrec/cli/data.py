@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from pmmrec.cli.options import DomainFolder
 from pmmrec.terminal import errors_for_people, say_problems, show
+
+Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folders.")]
 
 app = typer.Typer(help="Make a domain of a platform's files, describe it, check it.", no_args_is_help=True)
 import_app = typer.Typer(help="Import one platform; each layout of files is one verb.", no_args_is_help=True)
@@ -46,7 +47,7 @@ def import_table_command(
 
 
 @app.command("stats")
-def stats_command(domains: Annotated[list[Path], Argument(help="Domain folders.")]) -> None:
+def stats_command(domains: Domains) -> None:
     """Users, items, actions, lengths, modalities of domains, side by side."""
     from pmmrec.report.domains import statistics_table
 
@@ -55,12 +56,12 @@ def stats_command(domains: Annotated[list[Path], Argument(help="Domain folders."
 
 
 @app.command("verify")
-def verify_domain_command(domain: DomainFolder) -> None:
-    """Check a domain's files against their hashes, and what they hold against the rules of the format."""
+def verify_domain_command(domains: Domains) -> None:
+    """Check domains: their files against their hashes, and what they hold against the rules of the format."""
     from pmmrec.data.verify import verify_domain
 
     with errors_for_people():
-        say_problems(domain, verify_domain(domain))
+        say_problems({domain: verify_domain(domain) for domain in domains})
 
 
 @app.command("demo")

@@ -36,16 +36,18 @@ def recipe_show(
 @app.command("copy")
 def recipe_copy(
     name: Annotated[str, Argument(metavar="RECIPE", help="A shipped recipe.")],
-    to: Annotated[Path, Argument(help="File to write.")],
+    to: Annotated[Path, Argument(metavar="FILE.yaml", help="File to write.")],
 ) -> None:
     """Copy a shipped recipe to change it; what it extends is written into it."""
     import yaml
 
     from pmmrec.atomic import whole_file
+    from pmmrec.naming import suffix_of
     from pmmrec.settings import read_extended
     from pmmrec.shipped import find_recipe
 
     with errors_for_people():
+        suffix_of(to, (".yaml", ".yml"), "argument")
         if to.exists():
             raise RecipeError(f"{to}: exists; choose another file")
         if not to.parent.is_dir():

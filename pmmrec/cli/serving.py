@@ -32,7 +32,12 @@ def score(
     checkpoint: Checkpoint,
     domain: DomainFolder,
     out: Annotated[
-        Path, Option("--out", help="Parquet: user_id, rank, item_id, score; a folder of them with several processes.")
+        Path,
+        Option(
+            "--out",
+            metavar="FILE|FOLDER",
+            help="user_id, rank, item_id, score as .csv, .jsonl or .parquet; several processes: a folder of .parquet.",
+        ),
     ],
     top_k: Annotated[int, Option("--top-k", min=1, help="Items for each user.")] = 10,
     exclude_seen: Annotated[

@@ -45,7 +45,7 @@ def zoo_verify(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
 
     with errors_for_people():
         folder, problems = checkpoint_problems(checkpoint, hub, warn)
-        say_problems(folder, problems)
+        say_problems({folder: problems})
 
 
 @app.command("diff")

@@ -5,20 +5,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pmmrec.atomic import whole_file
 from pmmrec.data.contents import Contents
 from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, RecipeError
@@ -28,16 +24,7 @@ from pmmrec.evaluation.scan import SAFE, Complain, Scan, Sizes, WriteScores, inn
 from pmmrec.evaluation.states import states_after
 from pmmrec.models.recommender import Recommender
 
-SCHEMA = pa.schema(
-    [
-        ("user_id", pa.large_string()),
-        ("rank", pa.int32()),
-        ("item_id", pa.large_string()),
-        ("score", pa.float32()),
-    ]
-)
 CHUNKS_OF_THREAD = 16  # between two moments at which lists come out
-ROWS_OF_GROUP = 100_000  # rows of a Parquet row group, at least, but for the last
 Ints = NDArray[np.int64]
 
 
@@ -296,32 +283,6 @@ def top_k(
     return maker.lists(offsets, items)
 
 
-def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids: pa.Array) -> int:
-    """Stream lists, each with the ids of its users, to Parquet: user_id, rank (from 1), item_id, score.
-
-    The file is whole or absent; row groups hold 100,000 rows or more. Returns the rows written. Raises RecipeError when
-    the file exists, MachineError when the disk is full.
-    """
-    if path.exists():
-        raise RecipeError(f"{path}: exists; name another file or remove this one")
-    num_rows, waiting, num_waiting = 0, [SCHEMA.empty_table()], 0
-    # opened here: pyarrow would read `~` in a name in its own way
-    with (
-        whole_file(path, replace=False) as temporary,
-        temporary.open("wb") as file,
-        pq.ParquetWriter(file, SCHEMA) as writer,
-    ):
-        for user_ids, top in lists:
-            waiting.append(_rows(top, user_ids, item_ids))
-            num_waiting += waiting[-1].num_rows
-            if num_waiting >= ROWS_OF_GROUP:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=num_waiting)
-                num_rows, waiting, num_waiting = num_rows + num_waiting, [], 0
-        if waiting and (num_waiting or not num_rows):
-            writer.write_table(pa.concat_tables(waiting))
-    return num_rows + num_waiting
-
-
 def _scored_by(recommender: Recommender, item_CD: Tensor, count_C: Tensor) -> WriteScores:
     """Scores of a scorer that is no inner product."""
 
@@ -337,15 +298,3 @@ def _distinct(offset_B: Ints, item_H: Ints, num_items: int) -> tuple[Ints, Ints]
     user_H = np.repeat(np.arange(len(offset_B) - 1), np.diff(offset_B))
     pair = np.unique(user_H * num_items + item_H)
     return pair // num_items, pair % num_items
-
-
-def _rows(top: TopItems, user_ids: pa.Array, item_ids: pa.Array) -> pa.Table:
-    is_filled_BK = top.is_filled_BK
-    row, place = torch.nonzero(is_filled_BK, as_tuple=True)
-    columns = [
-        user_ids.take(pa.array(row.numpy())),
-        pa.array((place + 1).numpy(), pa.int32()),
-        item_ids.take(pa.array(top.item_index_BK[is_filled_BK].numpy())),
-        pa.array(top.score_BK[is_filled_BK].numpy(), pa.float32()),
-    ]
-    return pa.table(columns, schema=SCHEMA)

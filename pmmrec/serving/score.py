@@ -1,4 +1,4 @@
-"""Lists for all users of a platform, or for some: streamed to Parquet by one process or by several."""
+"""Lists for all users of a platform, or for some: streamed to a file by one process, or to a folder by several."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from pmmrec.data.histories import Histories
 from pmmrec.data.importers.user_list import read_user_ids
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.evaluation.recommend import ListMaker, NotFiniteError, TopItems, write_lists
+from pmmrec.evaluation.recommend import ListMaker, NotFiniteError, TopItems
 from pmmrec.evaluation.share import Share
+from pmmrec.naming import suffix_of
 from pmmrec.progress import Progress
+from pmmrec.serving.lists import PARQUET, SUFFIXES, write_lists
 
 USERS_AT_ONCE = 8192
 MAX_SHOWN = 5
@@ -58,6 +60,18 @@ def check_out(out: Path) -> None:
         raise MachineError(f"--out {out}: {above} cannot be written to: {error.strerror}") from error
 
 
+def check_lists_out(out: Path, num_processes: int) -> None:
+    """Before any work: whether lists can be written to `out`, a file of one process or a folder of several.
+
+    Raises RecipeError where its suffix names no format of theirs, and what `check_out` raises.
+    """
+    check_out(out)
+    if num_processes == 1:
+        suffix_of(out, SUFFIXES, "--out")
+    elif out.suffix.lower() in SUFFIXES and out.suffix.lower() != PARQUET:
+        raise RecipeError(f"--out {out}: {num_processes} processes write a folder of {PARQUET} files; name a folder")
+
+
 def chosen_users(
     histories: Histories, path: Path | None, warn: Callable[[str], None], *, skip_unknown: bool
 ) -> NDArray[np.int64] | None:
@@ -86,8 +100,8 @@ class ScoreJob:
     def __init__(
         self, out: Path, histories: Histories, users: NDArray[np.int64] | None, *, share: Share, name: str
     ) -> None:
-        """`name` changes whenever other lists are asked for. Raises what `check_out` raises."""
-        check_out(out)
+        """`name` changes whenever other lists are asked for. Raises what `check_lists_out` raises."""
+        check_lists_out(out, share.count)
         self._out, self._histories, self._share = out, histories, share
         span = share.span(histories.num_users if users is None else len(users))
         self._users: Users = span if users is None else users[span]
@@ -99,8 +113,8 @@ class ScoreJob:
     def run(self, maker: ListMaker, item_ids: pa.Array, progress: Progress | None = None) -> Scored:
         """Write this process's share.
 
-        One process writes a file. Several write a folder of part-*.parquet, in the order of users; it appears when the
-        last part is whole, and what a killed run has finished of the same table is kept.
+        One process writes a file, as its suffix says. Several write a folder of part-*.parquet, in the order of users;
+        it appears when the last part is whole, and what a killed run has finished of the same table is kept.
         """
         started_s = time.monotonic()
         if self._share.count == 1:

@@ -34,7 +34,8 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.data.info import Filters, ImportSummary
 from pmmrec.data.write import DomainFolder, new_folder
-from pmmrec.evaluation.recommend import ListMaker, TopItems, write_lists
+from pmmrec.evaluation.recommend import ListMaker, TopItems
+from pmmrec.serving.lists import write_lists
 
 K = 10
 USERS_AT_ONCE = 100_000

@@ -179,6 +179,15 @@ def test_a_copied_recipe_stands_alone_and_means_the_same(home: Path, pmmrec: Pmm
     assert read_recipe(PretrainRecipe, home / "mine.yaml") == shipped
 
 
+@pytest.mark.parametrize("name", ["mine", "mine.json", "mine.yaml.txt"])
+def test_a_copy_is_called_what_it_is(home: Path, pmmrec: Pmmrec, name: str) -> None:
+    result = pmmrec("recipe", "copy", "pretrain/tiny", name)
+    assert result.code == 2
+    assert result.output.startswith(f"error: argument {name}: ")
+    assert result.output.endswith("end the name in .yaml or .yml\n")
+    assert not list(home.iterdir())
+
+
 def test_a_copy_never_overwrites(home: Path, pmmrec: Pmmrec) -> None:
     (home / "mine.yaml").write_text("name: mine\n")
     result = pmmrec("recipe", "copy", "pretrain/tiny", "mine.yaml")
@@ -257,6 +266,19 @@ def test_a_checkpoint_of_a_mistyped_name_is_told_the_nearest(at_run: Path, world
 
 def test_a_sound_domain_is_whole(world: Path, pmmrec: Pmmrec) -> None:
     assert pmmrec("data", "verify", world / "boutique").output == f"{world / 'boutique'}: whole\n"
+
+
+def test_several_domains_are_verified_at_once_and_all_problems_told(world: Path, broken: Path, pmmrec: Pmmrec) -> None:
+    other = Path(shutil.copytree(broken, broken.with_name("other")))
+    _flip_a_byte(broken / "items.arrow")
+    (other / "images.arrow").unlink()
+    result = pmmrec("data", "verify", broken, world / "boutique", other, other.with_name("nowhere"))
+    assert result.code == 3
+    assert f"{broken / 'items.arrow'}: changed after it was written" in result.output
+    assert f"{world / 'boutique'}: whole\n" in result.output
+    assert str(other / "images.arrow") in result.output
+    assert "nowhere: no such folder" in result.output
+    assert pmmrec("data", "verify", world / "boutique", world / "bazaar").output.count(": whole\n") == 2
 
 
 @pytest.mark.parametrize(

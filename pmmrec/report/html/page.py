@@ -17,6 +17,7 @@ from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.scenarios import POPULARITY
+from pmmrec.naming import suffix_of
 from pmmrec.report.comparison import System, compare, read_systems
 from pmmrec.report.epochs import EVENTS_FILE, Epoch, best_epoch, judged_by, read_epochs
 from pmmrec.report.html import require_report
@@ -89,9 +90,11 @@ class Page:
 def write_report(words: Sequence[str], plan: ReportPlan, warn: Callable[[str], None]) -> list[Path]:
     """Read runs (as `compare` names them) and write the page; returns the files. `warn` is told what it lacks.
 
-    Raises RecipeError where the place is taken, and whatever `read_systems` and the domains raise.
+    Raises RecipeError where the place is taken or is called by the name of another format, and whatever `read_systems`
+    and the domains raise.
     """
     require_report()
+    is_file = bool(plan.out.suffix and suffix_of(plan.out, (".html", ".htm"), "--out", ", or name a folder"))
     if plan.out.exists():
         raise RecipeError(f"--out {plan.out}: exists; choose another place or remove it")
     systems = read_systems(words)
@@ -99,7 +102,7 @@ def write_report(words: Sequence[str], plan: ReportPlan, warn: Callable[[str], N
     for note in page.notes:
         warn(note)
     text = render(page)
-    if plan.out.suffix.lower() in (".html", ".htm"):
+    if is_file:
         return [_write(plan.out, text.encode("utf-8"))]
     files = {PAGE_FILE: text.encode("utf-8"), **page.pictures}
     return [_write(plan.out / name, data) for name, data in files.items()]

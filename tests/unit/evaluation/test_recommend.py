@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,7 +15,7 @@ from pmmrec.data.split import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation import recommend
 from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer
-from pmmrec.evaluation.recommend import ListMaker, TopItems, top_k, write_lists
+from pmmrec.evaluation.recommend import ListMaker, top_k
 from pmmrec.evaluation.scan import Sizes, first_largest
 from pmmrec.models import Scorer
 from pmmrec.models.recommender import Recommender
@@ -179,50 +176,6 @@ def test_an_error_in_a_thread_is_told(domain: Domain, recommender: Recommender, 
     maker = ListMaker(recommender, vectors_ND, 4, sizes=sizes, threads=2)
     with pytest.raises(DataError, match=r"user 0: item 11 scores -?(inf|nan)"):
         list(maker.lists(domain.sequence_offsets, domain.sequence_items))
-
-
-def test_lists_reach_the_file_with_ids_and_ranks(
-    domain: Domain,
-    recommender: Recommender,
-    vectors_ND: torch.Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(recommend, "ROWS_OF_GROUP", 6)
-    offsets, items, counts = domain.sequence_offsets, domain.sequence_items, domain.item_counts
-    lists = list(top_k(recommender, vectors_ND, offsets, items, 3, counts=counts, chunk=2))
-    path = tmp_path / "out" / "lists.parquet"
-    user_ids, item_ids = domain.user_ids.combine_chunks(), domain.item_ids.combine_chunks()
-    with_ids = ((user_ids.slice(int(top.user_index_B[0]), len(top.user_index_B)), top) for top in lists)
-    assert write_lists(path, with_ids, item_ids) == 14  # u3 has seen all but two
-    rows = pq.read_table(path).to_pylist()
-    assert [(row["user_id"], row["rank"]) for row in rows] == [
-        (f"u{user}", rank) for user in range(5) for rank in range(1, 4) if (user, rank) != (3, 3)
-    ]
-    assert {row["item_id"] for row in rows if row["user_id"] == "u3"} == {"i10", "i11"}
-    assert rows[0]["item_id"] == f"i{lists[0].item_index_BK[0, 0]}"
-    assert rows[0]["score"] == lists[0].score_BK[0, 0].item()
-    assert pq.ParquetFile(path).num_row_groups == 2  # of six rows or more: chunks have 6, 5 and 3
-    assert [file.name for file in path.parent.iterdir()] == ["lists.parquet"]
-
-
-def test_a_file_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
-    path = tmp_path / "lists.parquet"
-    path.write_text("mine")
-    with pytest.raises(RecipeError, match=r"lists\.parquet: exists"):
-        write_lists(path, iter([]), pa.array(["i"]))
-    assert path.read_text() == "mine"
-
-
-def test_a_run_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
-    def broken() -> Iterator[tuple[pa.Array, TopItems]]:
-        one = torch.zeros(1, 1, dtype=torch.int64)
-        yield pa.array(["u"], pa.large_string()), TopItems(one[0], one, one.float(), one == 0)
-        raise DataError("broken off")
-
-    with pytest.raises(DataError, match="broken off"):
-        write_lists(tmp_path / "lists.parquet", broken(), pa.array(["i"], pa.large_string()))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("k", [0, 13])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,9 +14,10 @@ from command_line import Pmmrec
 import pmmrec as api
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError, MachineError, RecipeError
-from pmmrec.evaluation import recommend
 from pmmrec.evaluation.share import Share
+from pmmrec.serving import lists as lists_module
 from pmmrec.serving import score
+from pmmrec.serving.lists import SCHEMA
 from pmmrec.system import System
 
 K = 4
@@ -207,6 +209,23 @@ def test_what_stands_there_is_refused_before_any_work(
     assert (tmp_path / "top.parquet").read_text() == "mine"
 
 
+def test_a_format_that_cannot_be_written_is_refused_before_any_work(
+    small_run: Path, domain: Path, tmp_path: Path, pmmrec: Pmmrec
+) -> None:
+    asked = (domain, "--out", tmp_path / "top.xlsx", "--hub", small_run / "hub", "--cache", tmp_path / "c")
+    result = pmmrec("score", "small", *asked)
+    told = f"error: --out {tmp_path / 'top.xlsx'}: cannot write .xlsx files; end the name in .csv or .jsonl or .parquet"
+    assert (result.code, result.output.strip()) == (2, told)
+    assert not list(tmp_path.iterdir())
+
+
+def test_csv_is_written_under_the_name_of_csv(system: System, domain: Path, tmp_path: Path) -> None:
+    system.score(domain, K, tmp_path / "top.csv")
+    system.score(domain, K, tmp_path / "top.parquet")
+    rows = pacsv.read_csv(tmp_path / "top.csv", convert_options=pacsv.ConvertOptions(column_types=SCHEMA))
+    assert rows.equals(pq.read_table(tmp_path / "top.parquet"))
+
+
 def test_a_place_that_cannot_be_made_is_refused_before_any_work(
     system: System, domain: Path, tmp_path: Path, cache: Path
 ) -> None:
@@ -271,11 +290,11 @@ def test_an_item_whose_vector_is_no_number_is_named(system: System, domain: Path
 def test_a_full_disk_is_told_and_nothing_stays(
     system: System, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full(recommend.pq.ParquetWriter):
+    class Full(lists_module.pq.ParquetWriter):
         def write_table(self, *_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(recommend.pq, "ParquetWriter", Full)
+    monkeypatch.setattr(lists_module.pq, "ParquetWriter", Full)
     with pytest.raises(MachineError, match=r"top\.parquet: the disk is full"):
         system.score(domain, K, tmp_path / "top.parquet")
     assert not list(tmp_path.iterdir())

@@ -159,6 +159,15 @@ def test_a_place_that_is_taken_is_refused(write: Write, tmp_path: Path) -> None:
     assert (tmp_path / "taken.html").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["page.pdf", "page.md", "page.html.gz"])
+def test_a_page_is_called_what_it_is(write: Write, tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"--out .*: cannot write \.\w+ files; end the name in \.html or \.htm, or name"
+    ):
+        write(out=tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_lists_are_shown_on_the_domain_of_the_run_alone(
     write: Write, world: Path, evaluated: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,96 @@
+"""Write lists of items to a file, row by row: Parquet, csv or JSON lines, as its suffix says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import torch
+
+from pmmrec.atomic import whole_file
+from pmmrec.errors import RecipeError
+from pmmrec.evaluation.recommend import TopItems
+
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.large_string()),
+        ("rank", pa.int32()),
+        ("item_id", pa.large_string()),
+        ("score", pa.float32()),
+    ]
+)
+CSV, JSON_LINES, PARQUET = SUFFIXES = (".csv", ".jsonl", ".parquet")
+ROWS_OF_GROUP = 100_000  # rows that are written at once, at least, but for the last; in Parquet a row group
+
+Write = Callable[[pa.Table], object]
+
+
+def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids: pa.Array) -> int:
+    """Stream lists, each with the ids of its users, to a file: user_id, rank (from 1), item_id, score.
+
+    The file is whole or absent. Returns the rows written. Raises RecipeError when the file exists, MachineError when
+    the disk is full.
+    """
+    if path.exists():
+        raise RecipeError(f"{path}: exists; name another file or remove this one")
+    num_rows, waiting, num_waiting = 0, [SCHEMA.empty_table()], 0
+    # opened here: pyarrow would read `~` in a name in its own way
+    with (
+        whole_file(path, replace=False) as draft,
+        draft.open("wb") as file,
+        _writing(file, path.suffix.lower()) as write,
+    ):
+        for user_ids, top in lists:
+            waiting.append(_rows(top, user_ids, item_ids))
+            num_waiting += waiting[-1].num_rows
+            if num_waiting >= ROWS_OF_GROUP:
+                write(pa.concat_tables(waiting))
+                num_rows, waiting, num_waiting = num_rows + num_waiting, [], 0
+        if waiting and (num_waiting or not num_rows):
+            write(pa.concat_tables(waiting))
+    return num_rows + num_waiting
+
+
+@contextmanager
+def _writing(file: BinaryIO, suffix: str) -> Iterator[Write]:
+    """What writes tables of the schema to an open file."""
+    if suffix == CSV:
+        with pacsv.CSVWriter(file, SCHEMA) as csv:
+            yield csv.write_table
+    elif suffix == JSON_LINES:
+        yield lambda table: file.writelines(_json_lines(table))
+    else:
+        with pq.ParquetWriter(file, SCHEMA) as parquet:
+            yield lambda table: parquet.write_table(table, row_group_size=max(1, len(table)))
+
+
+def _json_lines(table: pa.Table) -> Iterator[bytes]:
+    """An object a line; scores in the fewest digits that tell one float32 from the next, as in csv."""
+    users, ranks, items = (table[name].to_pylist() for name in ("user_id", "rank", "item_id"))
+    scores = pc.cast(table["score"], pa.string()).to_pylist()
+    for user, rank, item, score in zip(users, ranks, items, scores, strict=True):
+        told = f'"user_id": {_quoted(user)}, "rank": {rank}, "item_id": {_quoted(item)}, "score": {score}'
+        yield f"{{{told}}}\n".encode()
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _rows(top: TopItems, user_ids: pa.Array, item_ids: pa.Array) -> pa.Table:
+    is_filled_BK = top.is_filled_BK
+    row, place = torch.nonzero(is_filled_BK, as_tuple=True)
+    columns = [
+        user_ids.take(pa.array(row.numpy())),
+        pa.array((place + 1).numpy(), pa.int32()),
+        item_ids.take(pa.array(top.item_index_BK[is_filled_BK].numpy())),
+        pa.array(top.score_BK[is_filled_BK].numpy(), pa.float32()),
+    ]
+    return pa.table(columns, schema=SCHEMA)
