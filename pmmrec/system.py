@@ -26,7 +26,7 @@ from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
 from pmmrec.evaluation.encoded import kept_vectors
 from pmmrec.evaluation.floors import left_out
-from pmmrec.evaluation.outcome import Outcome, domain_outcome, floors_of, write_outcome
+from pmmrec.evaluation.outcome import Outcome, baseline_columns, domain_outcome, floors_of, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import ListMaker
 from pmmrec.evaluation.scan import Sizes
@@ -124,7 +124,8 @@ class System:
         outcome = Outcome(name=name, kind="evaluate", seen=seen, scenario=scenario, domains=(found,))
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
-                more = None if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
+                place_of = {} if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
+                more = {**place_of, **baseline_columns(floors)}
                 write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids, more)
                 write_whereabouts(place, [opened])
                 write_outcome(place, outcome)

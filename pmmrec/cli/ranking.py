@@ -72,7 +72,7 @@ def compare(
     runs: Annotated[
         list[str], Argument(metavar="RUN...", help="Folders of runs or of `evaluate --out`; NAME=RUN,RUN joins seeds.")
     ],
-    against: Annotated[str | None, Option(metavar="NAME", help="Ask of this system alone; else of every pair.")] = None,
+    against: Annotated[str | None, Option(metavar="NAME", help="Ask of this system or baseline alone.")] = None,
 ) -> None:
     """Several systems on the same targets in one table, and in words who beats whom."""
     from pmmrec.report.comparison import compare as compared

@@ -23,6 +23,7 @@ from pmmrec.evaluation.significance import Interval
 from pmmrec.settings import Config, validate
 
 METRICS_FILE = "metrics.json"
+BASELINE = "baseline:"  # so begins the column of ranks.parquet that holds the ranks of a baseline
 
 
 class StratumOutcome(Config):
@@ -137,6 +138,11 @@ def floors_of(split: Split, seen: Seen = "exclude", holdout: Holdout | None = No
         name: summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
         for name, score in scores.items()
     }
+
+
+def baseline_columns(floors: Mapping[str, Evaluation]) -> dict[str, NDArray[np.int64]]:
+    """What baselines add to ranks.parquet: a column of ranks for each, so that systems can be tested against them."""
+    return {f"{BASELINE}{name}": floor.ranks.rank.numpy() for name, floor in floors.items()}
 
 
 def _stratum(evaluation: Evaluation, floors: Mapping[str, Evaluation], is_in_Q: NDArray[np.bool_]) -> StratumOutcome:

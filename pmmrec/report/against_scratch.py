@@ -59,13 +59,13 @@ def weights_asked(model: ModelConfig, given: Mapping[str, Backbone], weights: Ma
 def against_scratch(transfer: Path, scratch: Path) -> list[RenderableType]:
     """One table, epochs to best, and whether transfer paid, from the folders of two runs."""
     ours, theirs = systems = read_systems([str(transfer), str(scratch)])
-    compared = compare(systems)
+    compared = compare(systems, against=theirs.name)
     bests = [_best(folder) for folder in (transfer, scratch)]
     return [
         *compared.tables,
         *map(Sentence, _epoch_lines(transfer, systems, bests)),
         *map(Sentence, compared.lines()),
-        *map(Sentence, _verdict(compared, ours, theirs, bests)),
+        *map(Sentence, _verdict(compared, ours, theirs)),
     ]
 
 
@@ -92,8 +92,8 @@ def _seconds(outcome: Outcome) -> str:
     return "" if outcome.training_s is None else f", {outcome.training_s:,.0f} s of training"
 
 
-def _verdict(compared: Compared, ours: System, theirs: System, bests: list[Best]) -> list[str]:
-    """Whether transfer paid; a warning where it did harm, or where the comparison is not fair yet."""
+def _verdict(compared: Compared, ours: System, theirs: System) -> list[str]:
+    """Whether transfer paid; a warning where it did harm."""
     shown = [difference for difference in compared.differences if difference.is_shown]
     better = [d.metric.upper() for d in shown if d.interval.mean > 0]
     worse = [d.metric.upper() for d in shown if d.interval.mean < 0]
@@ -107,12 +107,6 @@ def _verdict(compared: Compared, ours: System, theirs: System, bests: list[Best]
         lines.append(f"transfer paid: {ours.name} beats {theirs.name} on {', '.join(better)}")
     if not shown:
         lines.append(f"transfer neither paid nor did harm as far as {_num_users(ours):,} users of one seed can tell")
-    for system, best in zip((ours, theirs), bests, strict=True):
-        if best.is_last:
-            lines.append(
-                f"warning: {system.name} was at its best in its last epoch ({best.last}); with more epochs "
-                "(train.epochs) it may get better, and the comparison another"
-            )
     return lines
 
 

@@ -1,11 +1,11 @@
-"""Does one system beat another? Runs side by side in a table, and each pair in words."""
+"""Compare systems with one another and with the baselines: a table for each domain, and each pair in words."""
 # M seeds of one system, Q users of a domain, V targets (one a user, or several).
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,9 @@ from pmmrec.report.verdict import CUTOFFS_SHOWN, SHOWN, measure_title
 from pmmrec.tables import PlainTable
 
 ALPHA = 0.05
+CHANCE = (
+    "random"  # the baseline that nothing is tested against unless it is asked for: it costs p-values, and tells little
+)
 SAME_MEAN = 1e-9  # two means of the same values in 0..1, summed in another order
 Figures = Mapping[str, NDArray[np.float64]]  # metric -> (M, Q)
 
@@ -78,15 +81,38 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Systems side by side: a table for each domain they share, every pair of them, and what could not be asked."""
+class ComparedDomain:
+    """The systems and baselines that were measured on one domain."""
 
-    tables: tuple[PlainTable, ...]
+    about: DomainOutcome
+    scenario: str
+    baselines: tuple[ResultRow, ...]
+    systems: tuple[ResultRow, ...]
+
+    def table(self) -> PlainTable:
+        """All of them below one another, in %."""
+        title = measure_title(self.about, self.scenario)
+        if self.about.held_out is not None:
+            title += f"; only the {self.about.held_out.num_targets:,} targets that nobody learned from are compared"
+        return results([*self.baselines, *self.systems], CUTOFFS_SHOWN, title=title)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Systems side by side on each domain that they share, what sets them apart, and what a reader must know."""
+
+    domains: tuple[ComparedDomain, ...]
     differences: tuple[Difference, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what could not be asked
+    warnings: tuple[str, ...]  # what may make the comparison unfair
+
+    @property
+    def tables(self) -> tuple[PlainTable, ...]:
+        """A table for each domain."""
+        return tuple(domain.table() for domain in self.domains)
 
     def lines(self) -> list[str]:
-        """The pairs in words, domain by domain, and how they were tested."""
+        """The pairs in words, domain by domain, how they were tested, notes and warnings."""
         domains = dict.fromkeys(difference.domain for difference in self.differences)
         lines = []
         for domain in domains:
@@ -98,7 +124,7 @@ class Compared:
                 f"p: paired sign-flip test over users, two-sided, after Holm for {asked} question(s); intervals: 95 %, "
                 "paired bootstrap over users, and over seeds where a system has several"
             )
-        return [*lines, *(f"note: {note}" for note in self.notes)]
+        return [*lines, *(f"note: {note}" for note in self.notes), *(f"warning: {text}" for text in self.warnings)]
 
 
 def read_systems(words: Sequence[str]) -> list[System]:
@@ -124,32 +150,49 @@ def read_systems(words: Sequence[str]) -> list[System]:
 
 
 def compare(systems: Sequence[System], against: str | None = None) -> Compared:
-    """Every pair of the systems on every domain that both know, or every system against one of them.
+    """Every pair of the systems, and each system against the baselines, on every domain that they were measured on.
 
-    Raises RecipeError where `against` names none of them, DataError where ranks are of other users or targets.
+    `against` names one system, or one baseline, which alone is asked about. Raises RecipeError where it names none of
+    them, DataError where ranks are of other users or targets.
     """
-    if against is not None and against not in [system.name for system in systems]:
-        known = ", ".join(system.name for system in systems)
-        raise RecipeError(f"--against {against!r}: names no system here; there are: {known}")
-    if against is not None and len(systems) == 1:
-        raise RecipeError(f"--against {against}: has no effect on one system alone; name another to compare it with")
-    tables, raw, notes = [], list[Difference](), list[str]()
-    for name, domain in _all_domains(systems).items():
+    _refuse_unknown(systems, against)
+    domains, raw, notes = [], list[Difference](), list[str]()
+    for name, about in _all_domains(systems).items():
         here = [system for system in systems if name in system.domains]
-        figures = _figures(here, name, notes)
-        rows = [ResultRow(floor, metrics) for floor, metrics in _fair(domain).floors.items()]
-        rows += [_row(system, name, figures.get(system.name)) for system in here]
-        title = measure_title(domain, systems[0].outcomes[0].scenario)
-        if domain.held_out is not None:
-            title += f"; only the {domain.held_out.num_targets:,} targets that nobody learned from are compared"
-        tables.append(results(rows, CUTOFFS_SHOWN, title=title))
-        raw += _differences(figures, name, against)
+        figures, baselines = _figures(here, name, notes)
+        rows = [_row(system, name, figures.get(system.name)) for system in here]
+        floors = [ResultRow(floor, metrics) for floor, metrics in _fair(about).floors.items()]
+        domains.append(ComparedDomain(about, systems[0].outcomes[0].scenario, tuple(floors), tuple(rows)))
+        raw += _differences(figures, baselines, name, against)
     adjusted = holm([difference.p for difference in raw])
-    differences = [
-        Difference(d.first, d.second, d.metric, d.domain, d.interval, d.p, p_holm)
-        for d, p_holm in zip(raw, adjusted, strict=True)
-    ]
-    return Compared(tuple(tables), tuple(differences), tuple(notes))
+    differences = [replace(one, p_holm=p_holm) for one, p_holm in zip(raw, adjusted, strict=True)]
+    return Compared(tuple(domains), tuple(differences), tuple(notes), tuple(_cut_off(systems)))
+
+
+def _refuse_unknown(systems: Sequence[System], against: str | None) -> None:
+    """RecipeError where `against` names nothing that stands in a table, or the only system that does."""
+    if against is None:
+        return
+    known = [system.name for system in systems]
+    baselines = dict.fromkeys(floor for about in _all_domains(systems).values() for floor in _fair(about).floors)
+    if against not in (*known, *baselines):
+        raise RecipeError(
+            f"--against {against!r}: names no system or baseline here; there are: {', '.join([*known, *baselines])}"
+        )
+    if known == [against]:
+        raise RecipeError(f"--against {against}: has no effect on one system alone; name another to compare it with")
+
+
+def _cut_off(systems: Sequence[System]) -> Iterator[str]:
+    """A warning for each run that was still getting better when its training ended."""
+    for system in systems:
+        for folder, outcome in zip(system.folders, system.outcomes, strict=True):
+            if outcome.best_epoch and outcome.best_epoch == outcome.num_epochs:
+                name = system.name if len(system.folders) == 1 else f"{system.name} ({folder})"
+                yield (
+                    f"{name} was at its best in its last epoch ({outcome.best_epoch}); with more epochs (train.epochs) "
+                    "it may get better, and the comparison another"
+                )
 
 
 def _system(word: str) -> System:
@@ -202,9 +245,13 @@ def _all_domains(systems: Sequence[System]) -> dict[str, DomainOutcome]:
     return domains
 
 
-def _figures(systems: Sequence[System], domain: str, notes: list[str]) -> dict[str, Figures]:
-    """Values of each system that kept its ranks, user by user, by its name; `notes` is told of those that did not."""
+def _figures(systems: Sequence[System], domain: str, notes: list[str]) -> tuple[dict[str, Figures], dict[str, Figures]]:
+    """Values of each system that kept its ranks, and of each baseline, user by user, by its name.
+
+    `notes` is told of systems and baselines whose ranks were not kept.
+    """
     found: dict[str, Figures] = {}
+    baselines: dict[str, Figures] = {}
     first: tuple[Path, RankedTargets] | None = None
     for system in systems:
         paths = [ranks_file(folder, out, domain) for folder, out in zip(system.folders, system.outcomes, strict=True)]
@@ -214,27 +261,39 @@ def _figures(systems: Sequence[System], domain: str, notes: list[str]) -> dict[s
             continue
         seeds = []
         for path, outcome in zip(paths, system.outcomes, strict=True):
-            ranked = read_ranked(path)
+            ranked, about = read_ranked(path), _found_on(outcome, domain)
             first = first or (path, ranked)
             seeds.append(same_targets(ranked, path, first[1], first[0]))
-            _refuse_other_figures(path, seeds[-1], _found_on(outcome, domain))
-        metrics_MV = user_metrics(torch.from_numpy(np.stack(seeds)), CUTOFFS_SHOWN)
-        found[system.name] = {name: over_users(metrics_MV[name], first[1].user_V) for name in SHOWN} if first else {}
-    return found
+            _refuse_other_figures(path, seeds[-1], about, _fair(about).metrics)
+            for name, rank_V in ranked.baselines.items():
+                _refuse_other_figures(path, rank_V, about, _fair(about).floors.get(name, {}))
+                if name not in baselines:
+                    baselines[name] = _by_user(rank_V[None], ranked.user_V)
+        found[system.name] = _by_user(np.stack(seeds), ranked.user_V)
+    if first is not None and not baselines and any(_fair(system.domains[domain]).floors for system in systems):
+        notes.append(f"no baseline is in a test: {first[0]} does not hold their ranks; measure it again to keep them")
+    return found, baselines
+
+
+def _by_user(rank_MV: NDArray[np.int64], user_V: NDArray[np.int64]) -> Figures:
+    metrics_MV = user_metrics(torch.from_numpy(rank_MV), CUTOFFS_SHOWN)
+    return {name: over_users(metrics_MV[name], user_V) for name in SHOWN}
 
 
 def _found_on(outcome: Outcome, domain: str) -> DomainOutcome:
     return next(found for found in outcome.domains if found.domain == domain)
 
 
-def _refuse_other_figures(path: Path, rank_V: NDArray[np.int64], found: DomainOutcome) -> None:
-    """DataError where ranks are not those that metrics.json was made of: a table and its tests would contradict."""
+def _refuse_other_figures(
+    path: Path, rank_V: NDArray[np.int64], found: DomainOutcome, metrics: Mapping[str, Interval]
+) -> None:
+    """DataError where ranks are not those that `metrics` were made of: a table and its tests would contradict."""
     if rank_V.max() > found.num_items:
         raise DataError(
             f"{path}: a rank is {rank_V.max()}, but {found.domain} has {found.num_items} items; measure the run again"
         )
     metrics_V = user_metrics(torch.from_numpy(rank_V), CUTOFFS_SHOWN)
-    for name, interval in _fair(found).metrics.items():
+    for name, interval in metrics.items():
         if name in metrics_V and abs(float(metrics_V[name].mean()) - interval.mean) > SAME_MEAN:
             raise DataError(
                 f"{path}: its mean {name} is {metrics_V[name].mean():.2%}, but {path.parent / METRICS_FILE} says "
@@ -255,14 +314,17 @@ def _row(system: System, domain: str, figures: Figures | None) -> ResultRow:
     return ResultRow(label, metrics, best_epoch=system.best_epoch)
 
 
-def _differences(figures: Mapping[str, Figures], domain: str, against: str | None) -> list[Difference]:
+def _differences(
+    figures: Mapping[str, Figures], baselines: Mapping[str, Figures], domain: str, against: str | None
+) -> list[Difference]:
     """Every pair on every metric, p-values as they are."""
-    pairs = list(itertools.combinations(figures, 2))
+    pairs = list(itertools.combinations(figures.items(), 2))
+    pairs += itertools.product(figures.items(), [one for one in baselines.items() if one[0] != CHANCE])
     if against is not None:
-        pairs = [(name, against) for name in figures if name != against and against in figures]
+        other = figures if against in figures else baselines
+        pairs = [(one, (against, other[against])) for one in figures.items() if one[0] != against and against in other]
     found = []
-    for (first, second), metric in itertools.product(pairs, SHOWN):
-        a_MQ, b_MQ = figures[first][metric], figures[second][metric]
-        p = sign_flip_p(a_MQ.mean(axis=0) - b_MQ.mean(axis=0))
-        found.append(Difference(first, second, metric, domain, difference_interval(a_MQ, b_MQ), p, p))
+    for ((first, a), (second, b)), metric in itertools.product(pairs, SHOWN):
+        p = sign_flip_p(a[metric].mean(axis=0) - b[metric].mean(axis=0))
+        found.append(Difference(first, second, metric, domain, difference_interval(a[metric], b[metric]), p, p))
     return found

@@ -1,4 +1,4 @@
-"""How did validation go in a run, epoch by epoch?"""
+"""Read the validation of a run, epoch by epoch, from its events."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ class Best:
     epoch: int
     value: float
     last: int  # the last epoch it trained
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it was still getting better when training ended."""
-        return 0 < self.last == self.epoch
 
 
 def read_epochs(folder: Path) -> list[Epoch]:

@@ -1,8 +1,9 @@
-"""On which place did a run put each target, as its ranks.parquet tells?"""
+"""Read the ranks of a run, and those of the baselines beside them, from its ranks.parquet."""
 # V targets (one a user, or several).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pmmrec.errors import DataError
-from pmmrec.evaluation.outcome import Outcome
+from pmmrec.evaluation.outcome import BASELINE, Outcome
 
 RANKS_FILE = "ranks.parquet"
 PLACE = "place"  # of a target in its user's sequence; only where a user has several targets
@@ -28,6 +29,7 @@ class RankedTargets:
     item_ids: pa.ChunkedArray
     user_V: NDArray[np.int64]  # equal for targets of one user
     rank_V: NDArray[np.int64]  # 1 is best, 0 a miss
+    baselines: Mapping[str, NDArray[np.int64]]  # ranks of each baseline; empty where the file holds none
 
 
 def ranks_file(folder: Path, outcome: Outcome, domain: str) -> Path:
@@ -44,9 +46,10 @@ def read_ranked(path: Path) -> RankedTargets:
     for column in ("user_id", "item_id", "rank"):
         if column not in table.column_names:
             raise DataError(f"{path}: has no column {column!r}, so it holds no ranks; measure the run again")
-    if not table.num_rows or any(table[column].null_count for column in ("user_id", "item_id", "rank")):
+    ranked = [name for name in table.column_names if name == "rank" or name.startswith(BASELINE)]
+    if not table.num_rows or any(table[column].null_count for column in ("user_id", "item_id", *ranked)):
         raise DataError(f"{path}: empty, or a rank is missing; measure the run again")
-    _refuse_other_types(path, table)
+    _refuse_other_types(path, table, ranked)
     if HELD_OUT in table.column_names:
         table = table.filter(pc.field(HELD_OUT))
         if not table.num_rows:
@@ -55,27 +58,33 @@ def read_ranked(path: Path) -> RankedTargets:
     table = table.sort_by(keys)
     users, items = (table[name].cast(pa.large_string()) for name in ("user_id", "item_id"))
     user_V = users.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    return RankedTargets(users, items, user_V, table["rank"].to_numpy().astype(np.int64))
+    baselines = {
+        name.removeprefix(BASELINE): table[name].to_numpy().astype(np.int64)
+        for name in table.column_names
+        if name.startswith(BASELINE)
+    }
+    return RankedTargets(users, items, user_V, table["rank"].to_numpy().astype(np.int64), baselines)
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _refuse_other_types(path: Path, table: pa.Table) -> None:
-    """DataError where a column holds something else than it says, or a rank below 0."""
+def _refuse_other_types(path: Path, table: pa.Table, ranked: Sequence[str]) -> None:
+    """DataError where a column holds something else than it says, or a rank below 0 stands in one of those `ranked`."""
     wanted = {
         "user_id": (_is_text, "texts"),
         "item_id": (_is_text, "texts"),
-        "rank": (pa.types.is_integer, "whole numbers"),
+        **dict.fromkeys(ranked, (pa.types.is_integer, "whole numbers")),
         PLACE: (pa.types.is_integer, "whole numbers"),
         HELD_OUT: (pa.types.is_boolean, "true or false"),
     }
     for column, (is_right, words) in wanted.items():
         if column in table.column_names and not is_right(table[column].type):
             raise DataError(f"{path}: {column} is {table[column].type}, not {words}; measure the run again")
-    if pc.min(table["rank"]).as_py() < 0:
-        raise DataError(f"{path}: a rank is {pc.min(table['rank'])}; the best is 1, a miss 0; measure the run again")
+    least = min(pc.min(table[column]).as_py() for column in ranked)
+    if least < 0:
+        raise DataError(f"{path}: a rank is {least}; the best is 1, a miss 0; measure the run again")
 
 
 def same_targets(ranked: RankedTargets, path: Path, first: RankedTargets, first_path: Path) -> NDArray[np.int64]:

@@ -11,7 +11,14 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
 from pmmrec.evaluation.floors import left_out
-from pmmrec.evaluation.outcome import DomainOutcome, Outcome, domain_outcome, floors_of, write_outcome
+from pmmrec.evaluation.outcome import (
+    DomainOutcome,
+    Outcome,
+    baseline_columns,
+    domain_outcome,
+    floors_of,
+    write_outcome,
+)
 from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.evaluation.share import Team
 from pmmrec.evaluation.whereabouts import write_whereabouts
@@ -177,9 +184,10 @@ def _written(
     outcomes, judge = [], recipe.validation
     for domain, split, evaluation in zip(sources.domains, sources.splits, evaluations, strict=True):
         ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"
-        write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids)
         if warning := left_out(split):
             run.log.warn(warning)
         floors = floors_of(split, judge.seen, split.holdout("test", judge.users))
+        more = baseline_columns(floors)
+        write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids, more)
         outcomes.append(domain_outcome(split, evaluation, floors))
     return tuple(outcomes)

@@ -39,13 +39,18 @@ def test_a_scenario_ranks_every_sub_sequence_that_ends_in_such_an_item(
         return
     assert told.code == 0, told.output
     table = pq.read_table(out / "ranks.parquet")
-    assert table.column_names == ["user_id", "item_id", "rank", "seen_target", "place", "held_out"]
+    floors = ["random", "popularity", "last-item Markov", "item-kNN"]
+    ranked = [f"baseline:{name}" for name in floors]
+    assert table.column_names == ["user_id", "item_id", "rank", "seen_target", "place", "held_out", *ranked]
     rows = zip(*(table[name].to_pylist() for name in ("user_id", "place", "held_out")), strict=True)
     assert list(rows) == expected
     outcome = json.loads((out / "metrics.json").read_text())
     found = outcome["domains"][0]
     assert outcome["scenario"] == scenario
-    assert set(found["floors"]) == {"random", "popularity", "last-item Markov", "item-kNN"}
+    assert list(found["floors"]) == floors
+    for name, column in zip(floors, ranked, strict=True):
+        mean = np.isin(table[column].to_numpy(), range(1, 11)).mean()
+        assert found["floors"][name]["hr@10"]["mean"] == pytest.approx(mean, abs=1e-12)
     held_out = [is_held_out for *_, is_held_out in expected]
     hits = np.isin(table["rank"].to_numpy(), range(1, 11))
     assert found["metrics"]["hr@10"]["mean"] == pytest.approx(hits.mean(), abs=1e-12)
@@ -91,6 +96,14 @@ def test_a_transfer_ends_with_its_twin_from_scratch_and_a_verdict(at_run: Path, 
     same = "model:\n" + Path("runs/paid-scratch/recipe.yaml").read_text().partition("model:\n")[2]
     assert "text:" in same
     assert pmmrec("compare", "runs/paid", "runs/paid-scratch", "--against", "paid-scratch").code == 0
+    compared = pmmrec("compare", "runs/paid", "runs/paid-scratch").output
+    for one, metric in (("popularity", "HR@10"), ("last-item Markov", "HR@10"), ("item-kNN", "NDCG@10")):
+        assert any(one in line and f" on {metric}: " in line for line in compared.splitlines()), compared
+    assert "after Holm for 14 question(s)" in compared
+    assert compared.count("was at its best in its last epoch (1)") == sum(
+        json.loads((Path("runs") / name / "metrics.json").read_text())["best_epoch"] == 1
+        for name in ("paid", "paid-scratch")
+    )
     page = pmmrec(
         "report", "runs/paid", "runs/paid-scratch", "--domain", world / "boutique", "--out", "page", "--cache", "c"
     )

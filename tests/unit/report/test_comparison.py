@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         metrics = {key: Interval(float(np.mean(v)), 0.0, 1.0) for key, v in (("hr@10", hits), ("ndcg@10", gains))}
         about = {"fingerprint": "f" * 8, "num_users": len(ranks), "num_items": 99, "seen_target": 0.0}
         found = {"domain": domain, **about, "metrics": metrics, "floors": FLOOR}
-        of_outcome = {key: values.pop(key) for key in ("seen", "scenario", "best_epoch") if key in values}
+        keys = ("seen", "scenario", "best_epoch", "num_epochs")
+        of_outcome = {key: values.pop(key) for key in keys if key in values}
         domains = (DomainOutcome(**{**found, **values}),)
         write_outcome(place, Outcome(name=name, kind="finetune", domains=domains, **of_outcome))
         users = users or [f"u{place}" for place in range(len(ranks))]
@@ -120,11 +122,111 @@ def test_every_pair_is_asked_and_all_questions_are_corrected_together(make_run: 
     assert [d.p_holm for d in found] == pytest.approx([expected[str(place)] for place in range(12)], abs=1e-15)
 
 
+def with_baselines(**rank_V: Sequence[int]) -> dict[str, Any]:
+    """What `make_run` is to be told of baselines: their figures, and the columns of their ranks."""
+    names = {name.replace("_", " "): ranked for name, ranked in rank_V.items()}
+    means = {
+        name: {"hr@10": np.mean([1 <= rank <= 10 for rank in ranked]), "ndcg@10": np.mean(ndcg_by_loops(ranked))}
+        for name, ranked in names.items()
+    }
+    floors = {
+        name: {key: Interval(float(mean), 0.0, 1.0) for key, mean in metrics.items()} for name, metrics in means.items()
+    }
+    return {"floors": floors, "more": {f"baseline:{name}": ranked for name, ranked in names.items()}}
+
+
+def test_systems_are_tested_against_the_baselines_with_all_questions_corrected_together(make_run: MakeRun) -> None:
+    weak, strong = ranks(8), ranks(9, better=True)
+    told = with_baselines(popularity=weak, item_kNN=strong, random=ranks(7))
+    runs = [str(make_run(f"s{seed}", ranks(seed), **told)) for seed in range(2)]
+    found = compare(read_systems(runs)).differences
+    pairs = [("s0", "s1"), *((system, other) for system in ("s0", "s1") for other in ("popularity", "item kNN"))]
+    assert [(d.first, d.second) for d in found] == [pair for pair in pairs for _ in range(2)]
+    gains = found[5]
+    assert (gains.second, gains.metric) == ("item kNN", "ndcg@10")
+    loops = np.array(ndcg_by_loops(ranks(0))) - np.array(ndcg_by_loops(strong))
+    assert gains.interval.mean == pytest.approx(loops.mean(), abs=1e-15)
+    assert gains.is_shown
+    assert gains.words().startswith("item kNN beats s0 on NDCG@10: +")
+    expected = holm_by_loops({str(place): d.p for place, d in enumerate(found)})
+    assert [d.p_holm for d in found] == pytest.approx([expected[str(place)] for place in range(10)], abs=1e-15)
+
+
+def test_one_run_alone_is_tested_against_the_baselines(make_run: MakeRun) -> None:
+    run = str(make_run("alone", ranks(1), **with_baselines(popularity=ranks(2))))
+    assert [(d.first, d.second) for d in compare(read_systems([run])).differences] == 2 * [("alone", "popularity")]
+
+
+@pytest.mark.parametrize(
+    ("against", "asked"),
+    [
+        ("s1", [("s0", "s1")]),
+        ("popularity", [("s0", "popularity"), ("s1", "popularity")]),
+        ("random", [("s0", "random"), ("s1", "random")]),
+    ],
+)
+def test_one_system_or_one_baseline_can_be_asked_about_alone(
+    make_run: MakeRun, against: str, asked: list[tuple[str, str]]
+) -> None:
+    told = with_baselines(popularity=ranks(8), random=ranks(7))
+    runs = [str(make_run(f"s{seed}", ranks(seed), **told)) for seed in range(2)]
+    found = compare(read_systems(runs), against).differences
+    assert [(d.first, d.second) for d in found] == [pair for pair in asked for _ in range(2)]
+
+
+def test_seeds_of_a_system_stand_beside_the_same_baseline(make_run: MakeRun) -> None:
+    told = with_baselines(popularity=ranks(8))
+    folders = [make_run("ours", ranks(seed), folder=f"seed-{seed}", **told) for seed in (1, 2)]
+    hits, _ = compare(read_systems([f"ours={folders[0]},{folders[1]}"])).differences
+    mean = np.mean([[1 <= rank <= 10 for rank in ranks(seed)] for seed in (1, 2)])
+    popular = np.mean([1 <= rank <= 10 for rank in ranks(8)])
+    assert hits.interval.mean == pytest.approx(float(mean - popular), abs=1e-15)
+
+
+def test_ranks_of_a_baseline_that_are_not_those_of_its_figures_are_refused(make_run: MakeRun) -> None:
+    told = with_baselines(popularity=ranks(8))
+    run = make_run("ours", ranks(1), **{**told, "more": {"baseline:popularity": ranks(9, better=True)}})
+    with pytest.raises(DataError, match=r"ours/ranks\.parquet: its mean hr@10 is .* the two are of different"):
+        compare(read_systems([str(run)]))
+
+
+@pytest.mark.parametrize(("wrong", "words"), [([-1], "a rank is -1"), (["x"], "baseline:popularity is string")])
+def test_columns_of_baselines_that_hold_no_ranks_are_refused(
+    make_run: MakeRun, wrong: list[object], words: str
+) -> None:
+    run = make_run("ours", [1], more={"baseline:popularity": wrong})
+    with pytest.raises(DataError, match=rf"ours/ranks\.parquet: {words}"):
+        compare(read_systems([str(run)]))
+
+
+def test_every_run_that_was_cut_off_while_getting_better_is_warned_of(make_run: MakeRun) -> None:
+    cut, done = {"best_epoch": 3, "num_epochs": 3}, {"best_epoch": 3, "num_epochs": 5}
+    seeds = [make_run("ours", ranks(1), folder="one", **cut), make_run("ours", ranks(1), folder="two", **done)]
+    runs = [
+        f"ours={seeds[0]},{seeds[1]}",
+        *(
+            str(make_run(*run, **how))
+            for run, how in (
+                (("last", ranks(2)), cut),
+                (("early", ranks(3)), done),
+                (("untrained", ranks(4)), {"best_epoch": 0, "num_epochs": 0}),
+                (("evaluated", ranks(5)), {}),
+            )
+        ),
+    ]
+    warnings = compare(read_systems(runs)).warnings
+    why = "was at its best in its last epoch (3); with more epochs (train.epochs) it may get better, and the comparison"
+    assert warnings == (f"ours ({seeds[0]}) {why} another", f"last {why} another")
+    assert compare(read_systems(runs)).lines()[-2:] == [f"warning: {warning}" for warning in warnings]
+
+
 def test_one_system_alone_can_be_asked_of(make_run: MakeRun) -> None:
     runs = [str(make_run(f"s{seed}", ranks(seed))) for seed in range(3)]
     found = compare(read_systems(runs), against="s1").differences
     assert {(d.first, d.second) for d in found} == {("s0", "s1"), ("s2", "s1")}
-    with pytest.raises(RecipeError, match="--against 'other': names no system here; there are: s0, s1, s2"):
+    with pytest.raises(
+        RecipeError, match="--against 'other': names no system or baseline here; there are: s0, s1, s2, item-kNN"
+    ):
         compare(read_systems(runs), against="other")
 
 
@@ -196,9 +298,11 @@ def test_runs_without_ranks_stand_in_the_table_and_a_note_says_so(make_run: Make
     compared = compare(read_systems([str(run) for run in runs]))
     assert [row[0] for row in compared.tables[0].rows] == ["item-kNN", "ours", "bare"]
     assert not compared.differences
-    (note,) = compared.lines()
+    note, other = compared.lines()
     assert note.startswith("note: bare is in no test: ")
     assert "bare/ranks.parquet is missing" in note
+    assert other.startswith("note: no baseline is in a test: ")
+    assert "ours/ranks.parquet does not hold their ranks; measure it again" in other
 
 
 @pytest.mark.parametrize(
@@ -274,13 +378,16 @@ def test_a_run_on_several_domains_is_compared_on_those_it_shares(small_run: Path
     outcome = json.loads((run / "metrics.json").read_text())
     gallery = next(found for found in outcome["domains"] if found["domain"] == "gallery")
     users = pq.read_table(run / "ranks-gallery.parquet")
-    perfect = make_run("perfect", [1] * len(users), domain="gallery", fingerprint=gallery["fingerprint"])
+    same = {"fingerprint": gallery["fingerprint"], "floors": gallery["floors"]}
+    perfect = make_run("perfect", [1] * len(users), domain="gallery", **same)
     pq.write_table(users.set_column(2, "rank", pa.array([1] * len(users))), perfect / "ranks.parquet")
     compared = compare(read_systems([str(run), str(perfect)]))
     assert [len(table.rows) for table in compared.tables] == [5, 6]
     share_hit = float(np.isin(users["rank"], range(1, 11)).mean())
-    assert {difference.domain for difference in compared.differences} == {"gallery"}
-    assert compared.differences[0].interval.mean == pytest.approx(share_hit - 1, abs=1e-15)
+    hits, gains = (one for one in compared.differences if one.second == "perfect")
+    assert (hits.first, hits.domain, gains.domain) == ("small", "gallery", "gallery")
+    assert hits.interval.mean == pytest.approx(share_hit - 1, abs=1e-15)
+    assert {one.domain for one in compared.differences if one.second == "item-kNN"} == {"bazaar", "gallery"}
 
 
 def test_runs_that_left_their_test_targets_alone_are_refused(make_run: MakeRun) -> None:

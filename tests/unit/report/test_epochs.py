@@ -56,14 +56,9 @@ def test_a_folder_without_events_or_without_epochs_says_so(tmp_path: Path) -> No
 def test_the_first_of_the_best_epochs_is_the_best(tmp_path: Path) -> None:
     write_events(tmp_path, {0: 0.1, 1: 0.3, 2: 0.3, 3: 0.2})
     best = best_epoch(read_epochs(tmp_path), "ndcg@10")
-    assert (best.epoch, best.value, best.last, best.is_last) == (1, 0.3, 3, False)
+    assert (best.epoch, best.value, best.last) == (1, 0.3, 3)
     with pytest.raises(DataError, match=r"epoch 0: validation has no 'hr@10'; it has ndcg@10"):
         best_epoch(read_epochs(tmp_path), "hr@10")
-
-
-def test_a_run_at_its_best_in_the_last_epoch_was_still_getting_better(tmp_path: Path) -> None:
-    write_events(tmp_path, {0: 0.1, 1: 0.2})
-    assert best_epoch(read_epochs(tmp_path), "ndcg@10").is_last
 
 
 def test_the_metric_is_the_recipes(tmp_path: Path) -> None:
