@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pmmrec.errors import MachineError, PMMRecError, RecipeError
+from pmmrec.errors import OTHER_CACHE, MachineError, PMMRecError, RecipeError
 
 _TOLD = re.compile(r"\(os error (\d+)\)")  # so tokenizers and safetensors, written in Rust, tell what the system said
 
@@ -20,19 +20,39 @@ def writing_to(place: Path) -> Iterator[None]:
     """What the system refuses while the block lasts, and be it a full disk, is a MachineError that names `place`."""
     try:
         yield
-    except OSError as error:
-        raise _refusal(place, error.errno, error.strerror or str(error)) from error
     except Exception as error:
-        told = _TOLD.search(str(error))
-        if told is None or isinstance(error, PMMRecError):
+        refusal = _refusal(error)
+        if refusal is None:
             raise
-        raise _refusal(place, int(told[1]), str(error)) from error
+        number, reason = refusal
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"{place}: the disk is full; free some space or name another place") from error
+        raise MachineError(f"{place}: cannot be written: {reason}") from error
 
 
-def _refusal(place: Path, number: int | None, reason: str) -> MachineError:
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(f"{place}: the disk is full; free some space or name another place")
-    return MachineError(f"{place}: cannot be written: {reason}")
+@contextmanager
+def caching_in(folder: Path, what: str) -> Iterator[None]:
+    """What the system refuses while `what` is kept in a cache folder is a MachineError that says how to name another.
+
+    A folder that is read only serves what it holds; nothing is kept there then.
+    """
+    try:
+        yield
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        raise MachineError(
+            f"{folder}: {what} cannot be kept there: {refusal[1]}; free space or name {OTHER_CACHE}"
+        ) from error
+
+
+def _refusal(error: Exception) -> tuple[int | None, str] | None:
+    """Number and words of what the system refused; None for an error of another kind."""
+    if isinstance(error, OSError):
+        return error.errno, error.strerror or str(error)
+    told = None if isinstance(error, PMMRecError) else _TOLD.search(str(error))
+    return None if told is None else (int(told[1]), str(error))
 
 
 def flush(path: Path) -> None:

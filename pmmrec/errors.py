@@ -1,5 +1,7 @@
 """What can go wrong, for whom, and the exit code that says so."""
 
+OTHER_CACHE = "another cache (--cache FOLDER; cache=FOLDER in a recipe)"  # ends what is told of one that cannot be used
+
 
 class PMMRecError(Exception):
     """An error whose message says where it happened, what was wrong and what would be right."""

@@ -20,7 +20,7 @@ from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
 from pmmrec.objectives import ObjectiveConfig, objectives
-from pmmrec.settings import Config, Tree, expanded, overlay, parse_overrides, read_extended, validate
+from pmmrec.settings import CACHE, Config, Tree, expanded, overlay, parse_overrides, read_extended, validate
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
@@ -95,9 +95,7 @@ class RunRecipe(Config):
     runs: Place = Field(Path("runs"), description="Folder in which run folders are made.")
     hub: Place = Field(Path("hub"), description="Folder hub: where checkpoints are published and looked up by name.")
     licence: Line = Field("other", description="Licence field of the card; the weights are yours to license.")
-    cache: Path = Field(
-        Path("~/.cache/pmmrec"), description="Where tokens, pixels and states of frozen blocks are kept between runs."
-    )
+    cache: Path = Field(CACHE, description="Where tokens, pixels and states of frozen blocks are kept between runs.")
     prefix_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_unquoted_switch)] = Field(
         "auto",
         description="Whether states of frozen blocks are computed once and kept; auto: where they can be.",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pmmrec.atomic import caching_in
 from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
@@ -40,14 +41,13 @@ from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected, weights_name
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
-from pmmrec.settings import expanded
+from pmmrec.settings import CACHE, expanded
 from pmmrec.train.threads import threads_for
 from pmmrec.zoo import files
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import open_checkpoint
 
-CACHE = Path("~/.cache/pmmrec")
 HUB = Path("hub")
 DEVICE_SHARE = 0.2  # of a GPU's free memory, at most, for the vectors of a catalogue; keys may take as much again
 
@@ -236,8 +236,10 @@ class System:
             return
         if not self.checkpoint.model_config.item_encoder.modalities:
             raise RecipeError("--new-items: this model knows items by id, and can say nothing of items it has not met")
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache) as folder:
+        with caching_in(self._cache, "new items"):
+            self._cache.mkdir(parents=True, exist_ok=True)
+            home = tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache)
+        with home as folder:
             with bars_or_lines(say) as progress:
                 new = import_new_items(Path(items), None if images is None else Path(images), Path(folder), progress)
             report_rejected(new, self._warn)

@@ -12,6 +12,7 @@ from command_line import SMALL, Pmmrec, run_pmmrec, sources, working_in
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.pop("XDG_CACHE_HOME", None)  # caches lie below the home folders that tests make
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables fit its width
 
 

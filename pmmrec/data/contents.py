@@ -7,18 +7,18 @@ import hashlib
 import io
 import uuid
 from collections.abc import Hashable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pmmrec.atomic import caching_in
 from pmmrec.contracts import Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.text import TokenTable, first_equal
-from pmmrec.errors import DataError, MachineError
+from pmmrec.errors import DataError
 
 Ints = NDArray[np.int64]
 FORMAT = 1  # part of the key: a change of layout makes a new cache
@@ -141,16 +141,11 @@ def _save(path: Path, same_as_N: Ints) -> None:
     np.save(kept, same_as_N, allow_pickle=False)
     digest = hashlib.sha256(kept.getvalue()).hexdigest()
     unfinished = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
-    try:
+    with caching_in(path.parent, "which images are alike"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for place, content in ((path, kept.getvalue()), (path.with_suffix(DIGEST), digest.encode())):
-            unfinished.write_bytes(content)
-            unfinished.replace(place)
-    except OSError as error:
-        raise MachineError(
-            f"{path.parent}: which images are alike cannot be kept there: {error.strerror or error}; free space or "
-            "name another cache"
-        ) from error
-    finally:
-        with suppress(OSError):  # where the cache is no folder
-            unfinished.unlink()
+        try:
+            for place, content in ((path, kept.getvalue()), (path.with_suffix(DIGEST), digest.encode())):
+                unfinished.write_bytes(content)
+                unfinished.replace(place)
+        finally:
+            unfinished.unlink(missing_ok=True)

@@ -14,12 +14,13 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from pmmrec.atomic import caching_in
 from pmmrec.contracts import Modality, PixelSpec
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.parallel import in_order
 from pmmrec.data.releases import made_by
-from pmmrec.errors import DataError, MachineError
+from pmmrec.errors import OTHER_CACHE, DataError, MachineError
 from pmmrec.progress import Progress
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -168,16 +169,15 @@ def _holds(path: Path, shape: tuple[int, ...]) -> bool:
 def _build(domain: Domain, size: int, shape: tuple[int, ...], path: Path, progress: Progress | None) -> None:
     _check_room(path.parent, int(np.prod(shape)))
     incomplete = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.incomplete")
-    try:
-        with incomplete.open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            _write_pixels(domain, size, file, progress)
-        incomplete.replace(path)
-    except OSError as error:
-        raise MachineError(f"{path.parent}: pixels cannot be written: {error}") from error
-    finally:
-        incomplete.unlink(missing_ok=True)
+    with caching_in(path.parent, "pixels"):
+        try:
+            with incomplete.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                _write_pixels(domain, size, file, progress)
+            incomplete.replace(path)
+        finally:
+            incomplete.unlink(missing_ok=True)
 
 
 def _write_pixels(domain: Domain, size: int, file: IO[bytes], progress: Progress | None) -> None:
@@ -199,10 +199,10 @@ def _write_pixels(domain: Domain, size: int, file: IO[bytes], progress: Progress
 
 
 def _check_room(cache: Path, num_bytes: int) -> None:
-    try:
+    with caching_in(cache, "pixels"):
         cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache).free
-    except OSError as error:
-        raise MachineError(f"{cache}: the cache folder cannot be made: {error}") from error
     if free < num_bytes + SPARE_BYTES:
-        raise MachineError(f"{cache}: pixels need {num_bytes:,} bytes, {free:,} are free; free some or move the cache")
+        raise MachineError(
+            f"{cache}: pixels need {num_bytes:,} bytes, {free:,} are free; free some or name {OTHER_CACHE}"
+        )

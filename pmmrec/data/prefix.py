@@ -26,6 +26,7 @@ from torch import Tensor
 from pmmrec.contracts import PixelInputs, Prefix, PrefixInputs, PrefixSlots, TokenInputs
 from pmmrec.data.prefix_room import INCOMPLETE, INDEX, NoRoomError, Say, make_room, mark_used, remove, silent
 from pmmrec.data.releases import made_by
+from pmmrec.errors import OTHER_CACHE
 from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
@@ -117,7 +118,7 @@ class PrefixTable:
                 except OSError as error:
                     reason = error.strerror or error
                     raise NoRoomError(
-                        f"{cache}: frozen states cannot be kept there: {reason}; name another cache"
+                        f"{cache}: frozen states cannot be kept there: {reason}; name {OTHER_CACHE}"
                     ) from error
             with suppress(FileNotFoundError):  # another process has just removed it
                 return cls(folder)

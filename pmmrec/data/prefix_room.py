@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pmmrec.errors import MachineError
+from pmmrec.errors import OTHER_CACHE, MachineError
 
 Say = Callable[[str], None]
 INDEX = "index.json"  # of a table; its time says when the table was last used
@@ -51,7 +51,7 @@ def make_room(folder: Path, num_bytes: int, budget: int, say: Say) -> None:
     if over_disk > removable:
         raise NoRoomError(
             f"{cache}: frozen states need {num_bytes:,} bytes and {SPARE_BYTES:,} to spare; {free + removable:,} can "
-            "be had: free some, name another cache, or say prefix_cache=off"
+            f"be had: free some, name {OTHER_CACHE}, or say prefix_cache=off"
         )
     freed = 0
     for path in unused:

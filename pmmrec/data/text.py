@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmmrec.atomic import caching_in
 from pmmrec.contracts import Modality, Tokenizer
 from pmmrec.data.disk import Parts
 from pmmrec.data.domain import Domain
 from pmmrec.data.releases import made_by
-from pmmrec.errors import DataError, MachineError
+from pmmrec.errors import DataError
 from pmmrec.progress import Progress
 
 ITEMS_AT_ONCE = 4096
@@ -159,21 +160,18 @@ def _tokenise(
 def _save(stem: Path, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
     unfinished = stem.parent / f".{stem.name}-{uuid.uuid4().hex}.npy"
     checksums = {}
-    try:
+    with caching_in(stem.parent, "token ids"):
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for name, numbers in (("values", values), ("offsets", offsets)):
-            np.save(unfinished, numbers, allow_pickle=False)
-            path = _path(stem, name)
-            checksums[path.name] = _sha256(unfinished)
-            unfinished.replace(path)
-        unfinished.write_text(json.dumps(checksums), encoding="utf-8")
-        unfinished.replace(f"{stem}.json")
-    except OSError as error:
-        raise MachineError(
-            f"{stem.parent}: token ids cannot be kept there: {error.strerror}; free space or name another cache"
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        try:
+            for name, numbers in (("values", values), ("offsets", offsets)):
+                np.save(unfinished, numbers, allow_pickle=False)
+                path = _path(stem, name)
+                checksums[path.name] = _sha256(unfinished)
+                unfinished.replace(path)
+            unfinished.write_text(json.dumps(checksums), encoding="utf-8")
+            unfinished.replace(f"{stem}.json")
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _path(stem: Path, name: str) -> Path:

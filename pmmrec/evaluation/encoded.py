@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pmmrec.atomic import caching_in
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
-from pmmrec.errors import MachineError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
 from pmmrec.evaluation.share import Share
 from pmmrec.models.recommender import Recommender
@@ -92,17 +91,13 @@ def _encode(
 def _write(path: Path, vectors_PD: Tensor) -> None:
     """Whole or not at all; of two processes that write the same piece the last one stays."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
+    with caching_in(path.parent, "item vectors"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({VECTORS: vectors_PD.contiguous()}, temporary, metadata={DIGEST: _digest(vectors_PD)})
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise MachineError(
-            f"{path.parent}: item vectors cannot be kept there: {error}; free space or name another cache"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        try:
+            save_file({VECTORS: vectors_PD.contiguous()}, temporary, metadata={DIGEST: _digest(vectors_PD)})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, num_items: int) -> Tensor | None:

@@ -9,7 +9,17 @@ import pytest
 from pydantic import Field
 
 from pmmrec.errors import RecipeError
-from pmmrec.settings import Config, expanded, overlay, parse_overrides, parse_yaml, read_extended, read_yaml, validate
+from pmmrec.settings import (
+    CACHE,
+    Config,
+    expanded,
+    overlay,
+    parse_overrides,
+    parse_yaml,
+    read_extended,
+    read_yaml,
+    validate,
+)
 
 
 class Inner(Config):
@@ -65,6 +75,16 @@ def test_a_home_that_nobody_has_is_said() -> None:
     assert expanded(Path("~/hub")) == Path.home() / "hub"
     with pytest.raises(RecipeError, match="~nobody-of-this-name is nobody's home folder here"):
         expanded(Path("~nobody-of-this-name/hub"))
+
+
+def test_the_folder_of_caches_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expanded(CACHE) == Path.home() / ".cache" / "pmmrec"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/me")
+    assert expanded(CACHE) == Path("/scratch/me/pmmrec")
+    assert expanded(Path("~/.cache")) == Path("/scratch/me")
+    assert expanded(Path("~/hub")) == Path.home() / "hub"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # which the standard says to ignore
+    assert expanded(CACHE) == Path.home() / ".cache" / "pmmrec"
 
 
 def test_not_a_number_is_no_setting() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 
 import pytest
 import torch
+from read_only import read_only
 
 import pmmrec
 from pmmrec.data.domain import Domain
@@ -165,3 +167,45 @@ def test_fit_trains_as_the_command_line_does(home: Path, world: Path) -> None:
     tiny = ("model.width=16", "train.epochs=1", "cache=c", "machine.device=cpu", "name=fitted")
     pmmrec.fit("finetune/sasrec", *tiny, on=world / "boutique", start_from="none")
     assert (home / "runs" / "fitted" / "checkpoint" / "model_index.json").is_file()
+
+
+def test_a_kept_catalogue_is_used_where_nothing_can_be_written(small_run: Path, world: Path, tmp_path: Path) -> None:
+    def load() -> System:
+        return pmmrec.load("small", hub=small_run / "hub", cache=tmp_path / "cache", device="cpu")
+
+    domain = world / "boutique"
+    expected = load().evaluate(domain, name="small")
+    load().score(domain, 3, tmp_path / "before.parquet")
+    with read_only(small_run / "hub", domain, tmp_path / "cache"):
+        assert load().evaluate(domain, name="small") == expected
+        load().score(domain, 3, tmp_path / "after.parquet")
+    assert (tmp_path / "after.parquet").read_bytes() == (tmp_path / "before.parquet").read_bytes()
+
+
+def test_a_cache_that_cannot_be_written_says_how_to_name_another(
+    small_run: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = r"name another cache \(--cache FOLDER; cache=FOLDER in a recipe\)"
+    new_items = tmp_path / "new.csv"
+    new_items.write_text("item_id,text\nn1,a lamp\n")
+    (tmp_path / "cache").mkdir()
+    system = pmmrec.load("small", hub=small_run / "hub", cache=tmp_path / "cache", device="cpu")
+    with read_only(tmp_path / "cache"):
+        with pytest.raises(MachineError, match=f"cannot be kept there: Permission denied; free space or {named}"):
+            system.encode_items(world / "boutique")
+        with pytest.raises(MachineError, match=f"new items cannot be kept there: Permission denied; .*{named}"):
+            system.score(world / "boutique", 3, tmp_path / "new.parquet", new_items=new_items)
+    monkeypatch.setenv("HOME", "/dev/null")  # as for users whom nobody gave a home
+    with pytest.raises(MachineError, match=f"/dev/null/.*: Not a directory; free space or {named}"):
+        pmmrec.load("small", hub=small_run / "hub", device="cpu").encode_items(world / "boutique")
+
+
+def test_a_user_without_a_home_folder_is_told_of_the_cache(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(RecipeError, match=r"no home folder here; set XDG_CACHE_HOME, or name another cache \(--"):
+        pmmrec.load("small", hub=small_run / "hub", device="cpu")
+    pmmrec.load("small", hub=small_run / "hub", cache="c", device="cpu")

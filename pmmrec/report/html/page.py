@@ -29,7 +29,7 @@ from pmmrec.report.html.pictures import Figure, data_uri
 from pmmrec.report.html.view import Histories, View
 from pmmrec.report.ranks import ranks_file
 from pmmrec.report.verdict import popularity_tables, stratum_notes
-from pmmrec.settings import Config, expanded
+from pmmrec.settings import CACHE, Config, expanded
 from pmmrec.tables import PlainTable, are_texts, shown
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -61,7 +61,7 @@ class ReportPlan(Config):
     seed: int = Field(0, ge=0, lt=2**32, description="Of what is drawn at random, and of the maps.")
     hub: Path = Path("hub")
     base: str | None = None
-    cache: Path = Path("~/.cache/pmmrec")
+    cache: Path = CACHE
 
     @model_validator(mode="after")
     def _shows_what_it_asks_for(self) -> Self:

@@ -7,13 +7,13 @@ import hashlib
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from pmmrec.atomic import whole_file
+from pmmrec.atomic import whole_file, writing_to
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.settings import expanded
 from pmmrec.zoo import files
@@ -26,6 +26,7 @@ from pmmrec.zoo.hub.place import (
     behind,
     described,
     is_of_disk,
+    is_short_for,
     moving,
     refuse_pickles,
 )
@@ -34,7 +35,7 @@ from pmmrec.zoo.origin import CACHE, Origin, record_origin
 from pmmrec.zoo.tensors import Promise, damage
 
 _DRAFTS, _LOCK, _REVISIONS = "incomplete", "lock", "revisions.json"
-_NOW = "now"  # the revision of who names none
+_NOW, _DEFAULT = "now", "main"  # the revision of who names none, and the branch that this is on the Hugging Face Hub
 _KEPT_OF_NAME = 60
 
 
@@ -80,9 +81,10 @@ class Shelf:
 
     def open(self, commit: str) -> Checkpoint:
         """The checkpoint of a commit, of which at least the index and what belongs to no part is here."""
-        with self._locked():
-            if not self._holds(commit):
-                self._fetch_index(commit)
+        if not self._holds(commit):
+            with one_at_a_time(self.home):
+                if not self._holds(commit):
+                    self._fetch_index(commit)
         checkpoint = Checkpoint.open(self.folder(commit))
         self.fetch(commit, checkpoint.index.promises_of(()))
         return checkpoint
@@ -94,7 +96,9 @@ class Shelf:
         place can give the rest of a file, with its next byte.
         """
         folder, sizes = self.folder(commit), []
-        with self._locked():
+        if all((folder / path).is_file() for path in wanted):
+            return 0, 0  # nothing is written then, so that a cache may be read only
+        with one_at_a_time(self.home):
             for path, promise in wanted.items():
                 if not (folder / path).is_file():
                     sizes.append(self._fetch(commit, path, promise, folder / path))
@@ -107,30 +111,41 @@ class Shelf:
         folder = self.folder(commit)
         for path, promise in wanted.items():
             if (folder / path).is_file() and damage(folder / path, promise):
-                (folder / path).unlink()
+                with writing_to(folder / path):
+                    (folder / path).unlink()
 
     def _holds(self, commit: str) -> bool:
         return (self.folder(commit) / files.INDEX_NAME).is_file()
 
     def _last_known(self, error: OutOfReachError, warn: Warn) -> str:
-        revision = self.place.revision or _NOW
-        commit = revision if self.place.is_pinned else self._revisions().get(revision)
+        revision = self._asked
+        commit = revision if self.place.is_pinned else self._revisions().get(revision) or self._in_full(revision)
         if commit is None or not self._holds(commit):
             raise OutOfReachError(f"{error}; no copy of {described(self.place)} is cached here") from error
         warn(behind(error, self.place.name, commit))
         return commit
+
+    @property
+    def _asked(self) -> str:
+        revision = self.place.revision
+        return _NOW if revision is None or revision == _DEFAULT else revision
+
+    def _in_full(self, revision: str) -> str | None:
+        """The commit of a copy that `revision` is short for; None where there is none, or more than one."""
+        found = [path.name for path in self.home.glob("*/") if is_short_for(revision, path.name) and path.is_dir()]
+        return found[0] if len(found) == 1 else None
 
     def _revisions(self) -> dict[str, str]:
         path = self.home / _REVISIONS
         return dict(files.read_json(path)) if path.is_file() else {}
 
     def _remember(self, commit: str) -> None:
-        revision = self.place.revision or _NOW
-        with self._locked():
-            known = self._revisions()
-            if known.get(revision) != commit:
-                with whole_file(self.home / _REVISIONS) as draft:
-                    files.write_json(draft, {**known, revision: commit})
+        """Note what a revision stands for, for times without a network; a cache that is read only goes without."""
+        revision = self._asked
+        if self.place.is_pinned or self._revisions().get(revision) == commit:
+            return
+        with suppress(MachineError), one_at_a_time(self.home), whole_file(self.home / _REVISIONS) as draft:
+            files.write_json(draft, {**self._revisions(), revision: commit})
 
     def _fetch_index(self, commit: str) -> None:
         """The index, once it can be read; with it the folder becomes a checkpoint."""
@@ -183,15 +198,26 @@ class Shelf:
             reason = "the disk is full" if is_of_disk(error) else error.strerror or error
             raise MachineError(f"{self.home}: cannot be written: {reason}") from error
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time: the others of a run find the files when their turn comes."""
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MachineError(f"{self.home}: cannot be made: {error.strerror or error}") from error
-        with FileLock(self.home / _LOCK):
-            yield
+
+@contextmanager
+def one_at_a_time(home: Path) -> Iterator[None]:
+    """Wait for a turn to write below `home`: the other processes of a run find the files when theirs comes.
+
+    Raises MachineError where nothing can be written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home / _LOCK)
+        lock.acquire()
+    except OSError as error:
+        raise MachineError(
+            f"{home}: what is asked for is not cached here, and cannot be: {error.strerror or error}; set "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def pull(place: Place, parts: Collection[str] | None, warn: Warn, *, mend: bool = False) -> Pulled:

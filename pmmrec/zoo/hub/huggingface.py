@@ -23,6 +23,7 @@ from pmmrec.zoo.hub.place import (
     behind,
     described,
     is_of_disk,
+    is_short_for,
     moving,
     without_secrets,
 )
@@ -35,7 +36,6 @@ MAX_WAIT_S = 120.0
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 _OWNER = re.compile(r"[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHORT = 7
 _LOG_IN = "check the name, and log in with `hf auth login` or set HF_TOKEN"
 _BUSY = (408, 429, 500, 502, 503, 504)
 _T = TypeVar("_T")
@@ -45,7 +45,7 @@ class HuggingFacePlace:
     """One model repository."""
 
     def __init__(self, text: str) -> None:
-        found = _REPOSITORY.fullmatch(text.removeprefix(SCHEME))
+        found = _REPOSITORY.fullmatch(text.removeprefix(SCHEME).rstrip("/"))
         if not text.startswith(SCHEME) or found is None:
             raise RecipeError(f"{without_secrets(text)}: must look like hf://user/name or hf://user/name@revision")
         self.repository, self.revision = found[1], found[2]
@@ -66,7 +66,7 @@ class HuggingFacePlace:
         with self._told("read"):
             info = _patiently(lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S))
         commit = str(info.sha)
-        if self.revision is not None and len(self.revision) >= _SHORT and commit.startswith(self.revision):
+        if self.revision is not None and is_short_for(self.revision, commit):
             self.revision = commit  # a commit in short stands for nothing else
         return commit
 
@@ -182,7 +182,7 @@ def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwan
         warn(behind(error, name, folder.name))
         return folder
     folder = found(here=False)
-    if revision is None or len(revision) < _SHORT or not folder.name.startswith(revision):
+    if revision is None or not is_short_for(revision, folder.name):
         warn(moving(asked, name, folder.name))
     return folder
 

@@ -13,6 +13,7 @@ from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.zoo import files
 
 SHORT_COMMIT = 12
+_LEAST_OF_COMMIT = 7  # characters that may stand for a commit
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".py", ".so")
 _SECRETS = (
@@ -76,6 +77,11 @@ class Place(Protocol):
     def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
         """Publish these files and the index, whole or not at all; the commit. `folder` was verified."""
         ...
+
+
+def is_short_for(revision: str, commit: str) -> bool:
+    """Whether a revision is the beginning of a commit, long enough to be meant as one."""
+    return len(revision) >= _LEAST_OF_COMMIT and commit.startswith(revision)
 
 
 def is_of_disk(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,10 @@ class UrlPlace:
             push.run(before)
         return push.commit
 
-    def snapshot(self, home: Path, patterns: Sequence[str]) -> Path:
-        """A local copy of the files at the top of the URL that match: weights, which have no index."""
+    def snapshot(
+        self, home: Path, patterns: Sequence[str], one_at_a_time: Callable[[Path], AbstractContextManager[None]]
+    ) -> Path:
+        """A local copy below `home` of the files at the top of the URL that match: weights, which have no index."""
         with self._told("read"):
             self._fs.invalidate_cache()
             try:
@@ -107,12 +109,17 @@ class UrlPlace:
             state = [[name, *(str(entries[name].get(key)) for key in CHANGES_WITH)] for name in sorted(names)]
             folder = home / hashlib.sha256(json.dumps([self.name, state]).encode()).hexdigest()
             if names and not folder.is_dir():
-                with files.writing(folder, replace=False) as draft, bars() as progress:
-                    for name in names:
-                        self._copy(f"{self._root}/{name}", draft / name, partial(progress, f"{name} (MB)"))
+                with one_at_a_time(home):
+                    if not folder.is_dir():
+                        self._copy_all(names, folder)
         if not names:
             raise MachineError(f"{self.name}: holds none of {', '.join(patterns)}")
         return folder
+
+    def _copy_all(self, names: Sequence[str], folder: Path) -> None:
+        with files.writing(folder, replace=False) as draft, bars() as progress:
+            for name in names:
+                self._copy(f"{self._root}/{name}", draft / name, partial(progress, f"{name} (MB)"))
 
     def children(self) -> list[str]:
         """The URLs of the checkpoints right below this one, or of this one."""

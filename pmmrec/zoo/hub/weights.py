@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from filelock import FileLock
-
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
 from pmmrec.settings import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.hub import huggingface
+from pmmrec.zoo.hub.cache import one_at_a_time
 from pmmrec.zoo.hub.place import OutOfReachError, Warn, behind, moving, without_secrets
 from pmmrec.zoo.hub.url import UrlPlace
 from pmmrec.zoo.origin import WEIGHTS_CACHE, Origin, record_origin, recorded_origin
@@ -85,10 +84,7 @@ def _in_package(name: str) -> Path:
 def _from_url(name: str, warn: Warn) -> Path:
     home = expanded(WEIGHTS_CACHE)
     try:
-        place = UrlPlace(name)
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / "lock"):  # the other processes of a run find the folder when their turn comes
-            return _copy_of(place, home, warn)
+        return _copy_of(UrlPlace(name), home, warn)
     except PMMRecError as error:
         raise type(error)(f"weights {name!r}: {error}; or give a local folder: --weights {name}=FOLDER") from error
 
@@ -98,20 +94,26 @@ def _copy_of(place: UrlPlace, home: Path, warn: Warn) -> Path:
     if place.revision is not None and place.revision in copies:
         return copies[place.revision]
     try:
-        folder = place.snapshot(home, WANTED)
+        folder = place.snapshot(home, WANTED, one_at_a_time)
     except OutOfReachError as error:
         if place.revision is not None or not copies:
             raise
         commit, folder = list(copies.items())[-1]
         warn(behind(error, place.name, commit))
         return folder
-    origin = weights_origin(folder) or Origin(place.name, _commit_of(folder))
-    record_origin(folder, origin)
+    origin = weights_origin(folder) or _recorded(folder, place, home)
     if place.revision is None:
         warn(moving(place.name, place.name, origin.commit))
     elif origin.commit != place.revision:
         raise RecipeError(f"{place.name}: holds other weights now, {origin.commit}, and no longer {place.revision}")
     return folder
+
+
+def _recorded(folder: Path, place: UrlPlace, home: Path) -> Origin:
+    origin = Origin(place.name, _commit_of(folder))
+    with one_at_a_time(home):
+        record_origin(folder, origin)
+    return origin
 
 
 def _copies(place: UrlPlace, home: Path) -> dict[str, Path]:

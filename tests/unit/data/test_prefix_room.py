@@ -177,7 +177,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 ) -> None:
     reader = open_reader(shop)
     monkeypatch.setattr(prefix_room, "SPARE_BYTES", 1 << 60)
-    with pytest.raises(NoRoomError, match="free some, name another cache, or say prefix_cache=off"):
+    with pytest.raises(NoRoomError, match=r"free some, name another cache \(--cache .*\), or say prefix_cache=off"):
         reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
     assert tables(tmp_path / "cache") == []
 
