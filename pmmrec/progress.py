@@ -1,4 +1,4 @@
-"""Show people how far long work has come: by bars on a terminal, elsewhere by a line now and then, or not at all."""
+"""Show people how far long work has come: by bars on a terminal, elsewhere by a line now and then."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Progress(Protocol):
 
 
 class Lines:
-    """Gives `say` a line a minute: how much of a kind of work is done, and how fast it goes."""
+    """Gives `say` a line a minute: how much of a kind of work is done, how fast it goes, and how long it will take."""
 
     def __init__(self, say: Callable[[str], None], every_s: float = LINE_EVERY_S) -> None:
         self._say, self._every_s = say, every_s
@@ -30,8 +30,15 @@ class Lines:
         if now_s - self._said_s < self._every_s:
             return
         self._said_s = now_s
-        pace = f"  {(done - before) / (now_s - started_s):,.0f}/s" if now_s > started_s else ""
-        self._say(f"{stage}: {done:,}/{total:,}{pace}")
+        pace = (done - before) / (now_s - started_s) if now_s > started_s else 0.0
+        told = f"  {pace:,.0f}/s  ETA {duration((total - done) / pace)}" if pace else ""
+        self._say(f"{stage}: {done:,}/{total:,}{told}")
+
+
+def duration(seconds: float) -> str:
+    """Such as `0:00:12` or `27:05:00`, in hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def bars_or_lines(say: Callable[[str], None] | None) -> AbstractContextManager[Progress]:
@@ -40,8 +47,11 @@ def bars_or_lines(say: Callable[[str], None] | None) -> AbstractContextManager[P
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """A function that draws one bar for each kind of work; the bars go when the block ends."""
+def bars(*, is_shown: bool = True) -> Iterator[Progress]:
+    """A function that draws one bar for each kind of work on stderr; the bars go when the block ends.
+
+    Where stderr is no terminal it gets lines. `is_shown`: False in all processes of a run but one.
+    """
     from rich import progress as rich_progress
     from rich.console import Console
     from rich.text import Text
@@ -52,7 +62,10 @@ def bars() -> Iterator[Progress]:
         def render(self, task: rich_progress.Task) -> Text:
             return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=not is_shown)
+    if not console.is_terminal:
+        yield Lines(console.print)
+        return
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
@@ -61,7 +74,7 @@ def bars() -> Iterator[Progress]:
         rich_progress.TimeRemainingColumn(),
     )
     started: dict[str, rich_progress.TaskID] = {}
-    with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with rich_progress.Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in started:

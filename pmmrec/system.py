@@ -36,7 +36,7 @@ from pmmrec.evaluation.share import Share
 from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
-from pmmrec.progress import bars_or_lines
+from pmmrec.progress import bars, bars_or_lines
 from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected, weights_name
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
@@ -114,8 +114,8 @@ class System:
         split = Split(opened)
         queries = scenario_queries(split, scenario)
         model, reader = self._model_for(opened), self._reader_for(opened)
-        with threads_for(self.checkpoint.model_config):
-            evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen)
+        with threads_for(self.checkpoint.model_config), bars() as progress:
+            evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen, progress=progress)
         if warning := left_out(split):
             self._warn(warning)
         floors = floors_of(split, seen, queries.holdout)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
 from pmmrec.evaluation.share import ALONE, Team, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender
+from pmmrec.progress import Progress
 
 ITEMS_AT_ONCE = 256
 ROWS_AT_ONCE = 1 << 18
@@ -42,8 +45,22 @@ class Evaluation:
     """What one model did on one holdout."""
 
     ranks: Ranks
-    metrics: Mapping[str, float]  # means over users, 0..1, and `seen_target`: the share no model can hit
-    intervals: Mapping[str, Interval]  # of the same metrics, over users
+
+    @cached_property
+    def metrics(self) -> Mapping[str, float]:
+        """Means over users, 0..1, and `seen_target`: the share no model can hit."""
+        means = {name: float(values_Q.mean()) for name, values_Q in self._by_user.items()}
+        return means | {"seen_target": self.ranks.seen_share}
+
+    @cached_property
+    def intervals(self) -> Mapping[str, Interval]:
+        """Intervals of the same metrics over users; drawing them takes longer than ranking a small domain."""
+        return {name: mean_interval(values_Q) for name, values_Q in self._by_user.items()}
+
+    @property
+    def _by_user(self) -> dict[str, NDArray[np.float64]]:
+        user_Q = self.ranks.user_index.numpy()
+        return {name: over_users(values, user_Q) for name, values in user_metrics(self.ranks.rank).items()}
 
 
 def evaluate_model(
@@ -57,6 +74,7 @@ def evaluate_model(
     *,
     precision: torch.dtype = torch.float32,
     team: Team = ALONE,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Encode the catalogue once, rank it for every query of the holdout, and take the means with their intervals.
 
@@ -68,22 +86,15 @@ def evaluate_model(
     if not holdout.num_queries:
         folder, name = split.domain.folder, holdout.name
         raise DataError(f"{folder}: nobody has three interactions, so there is no {name} target to rank")
-    vectors_ND = encode_catalogue(
-        recommender, reader, domain_index, num_items, chunk=ITEMS_AT_ONCE, device=device, precision=precision, team=team
-    )
+    rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "precision": precision}
+    vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules, team=team, progress=progress)
     contents = reader.contents(domain_index)
     score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents)
     chunk, is_readable_N = users_at_once(num_items), contents.is_readable_N
-    ranks = rank_targets(holdout, num_items, score, seen=seen, chunk=chunk, is_readable_N=is_readable_N, team=team)
-    return summarise(ranks)
-
-
-def summarise(ranks: Ranks) -> Evaluation:
-    """Means over targets and their intervals over users, of ranks whoever made them."""
-    user_Q = ranks.user_index.numpy()
-    intervals = {name: mean_interval(over_users(values, user_Q)) for name, values in user_metrics(ranks.rank).items()}
-    means = {name: interval.mean for name, interval in intervals.items()}
-    return Evaluation(ranks, means | {"seen_target": ranks.seen_share}, intervals)
+    ranks = rank_targets(
+        *(holdout, num_items, score), seen=seen, chunk=chunk, is_readable_N=is_readable_N, team=team, progress=progress
+    )
+    return Evaluation(ranks)
 
 
 def users_at_once(num_items: int) -> int:
@@ -101,6 +112,7 @@ def encode_catalogue(
     device: torch.device | str,
     precision: torch.dtype = torch.float32,
     team: Team = ALONE,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Fused vectors of all items of a domain, `(N, D)` float32 on `device`, each content encoded once.
 
@@ -126,6 +138,8 @@ def encode_catalogue(
                 vectors_ND = torch.zeros(num_items, fused_UD.shape[1], device=device)
             if is_own:
                 vectors_ND[items.row_U.to(device)] = fused_UD.float()
+            if progress is not None:
+                progress("items encoded", min((place + 1) * chunk, len(rows)), len(rows))
     vectors_ND = team.summed(vectors_ND)  # where one has a vector all others have zeros, so nothing is rounded
     for start in range(0, num_items, ROWS_AT_ONCE):  # in place: the first of those that are alike stays as it is
         end = start + ROWS_AT_ONCE

@@ -15,7 +15,7 @@ from pmmrec.atomic import whole_file
 from pmmrec.data.info import NAME_PATTERN
 from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.catalogue import Evaluation, summarise, users_at_once
+from pmmrec.evaluation.catalogue import Evaluation, users_at_once
 from pmmrec.evaluation.floors import floors_for
 from pmmrec.evaluation.ranking import Seen, rank_targets
 from pmmrec.evaluation.scenarios import Scenario, popularity_masks
@@ -135,7 +135,7 @@ def floors_of(split: Split, seen: Seen = "exclude", holdout: Holdout | None = No
     chunk = users_at_once(num_items)
     scores = {name: floor(split, holdout) for name, floor in floors_for(split).items()}
     return {
-        name: summarise(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
+        name: Evaluation(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
         for name, score in scores.items()
     }
 
@@ -151,6 +151,6 @@ def _stratum(evaluation: Evaluation, floors: Mapping[str, Evaluation], is_in_Q: 
         return StratumOutcome(num_targets=0)
     return StratumOutcome(
         num_targets=int(is_in_Q.sum()),
-        metrics=dict(summarise(evaluation.ranks.where(is_in_Q)).intervals),
-        floors={name: dict(summarise(floor.ranks.where(is_in_Q)).intervals) for name, floor in floors.items()},
+        metrics=dict(Evaluation(evaluation.ranks.where(is_in_Q)).intervals),
+        floors={name: dict(Evaluation(floor.ranks.where(is_in_Q)).intervals) for name, floor in floors.items()},
     )

@@ -21,6 +21,7 @@ from pmmrec.data.split import Holdout
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.ids import ids_at
 from pmmrec.evaluation.share import ALONE, Team, turns
+from pmmrec.progress import Progress
 
 Seen = Literal["exclude", "include"]
 Rows = NDArray[np.int64] | NDArray[np.int32]
@@ -61,6 +62,7 @@ def rank_targets(
     chunk: int,
     is_readable_N: NDArray[np.bool_] | None = None,
     team: Team = ALONE,
+    progress: Progress | None = None,
 ) -> Ranks:
     """Rank each target among all items: 1 + the number of other candidates that score as high or higher.
 
@@ -92,6 +94,8 @@ def rank_targets(
             is_readable = torch.from_numpy(is_readable_N).to(score_qN.device)
             ranks = _rank_chunk(holdout, rows, score_qN, seen, is_readable)
             figures[:, rows] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
+        if progress is not None:
+            progress("users ranked", rows.stop, holdout.num_queries)
     figures = team.summed(figures)
     if failure is not None:
         raise failure

@@ -13,6 +13,7 @@ from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DivergenceError
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
 from pmmrec.evaluation.ranking import Seen
+from pmmrec.progress import bars
 from pmmrec.settings import Config
 from pmmrec.train.loop import Loop
 from pmmrec.train.nonfinite import ADVICE
@@ -56,8 +57,10 @@ class RankEvery:
         for index, (name, split, holdout) in enumerate(asked):
             model, team = loop.task.recommender, loop.team
             try:
-                with loop.in_reach():
-                    evaluation = evaluate_model(model, self._reader, index, split, holdout, device, seen, team=team)
+                with loop.in_reach(), bars(is_shown=loop.processes.is_main) as progress:
+                    evaluation = evaluate_model(
+                        *(model, self._reader, index, split, holdout, device, seen), team=team, progress=progress
+                    )
             except NotFiniteVectorError as error:
                 item = split.domain.item_ids[error.row].as_py()
                 raise DivergenceError(
@@ -93,6 +96,7 @@ class KeepBest:
         if loop.best is None or value > loop.best[1]:
             loop.best = (epoch, value)
             self._save(loop)
-        elif epoch - loop.best[0] >= self._config.patience:
+        loop.may_end_early = loop.best[0] + self._config.patience < loop.config.epochs
+        if epoch - loop.best[0] >= self._config.patience:
             loop.should_stop = True
             loop.log.say(f"epoch {epoch:>3}  no better {self._config.metric} since epoch {loop.best[0]}: training ends")

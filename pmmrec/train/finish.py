@@ -23,6 +23,7 @@ from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.evaluation.share import Team
 from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.models.build import ModelConfig
+from pmmrec.progress import bars
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Sources, open_reader
@@ -171,10 +172,11 @@ def _test(
     reader = open_reader(sources, recommender, recipe, run, makes_states=False)
     device, judge = run.processes.device, recipe.validation
     holdouts = [split.holdout("test", judge.users) for split in sources.splits]
-    return tuple(
-        evaluate_model(recommender, reader, index, split, holdout, device, judge.seen, team=team)
-        for index, (split, holdout) in enumerate(zip(sources.splits, holdouts, strict=True))
-    )
+    with bars(is_shown=run.processes.is_main) as progress:
+        return tuple(
+            evaluate_model(recommender, reader, index, split, holdout, device, judge.seen, team=team, progress=progress)
+            for index, (split, holdout) in enumerate(zip(sources.splits, holdouts, strict=True))
+        )
 
 
 def _written(

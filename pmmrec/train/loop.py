@@ -22,7 +22,7 @@ from pmmrec.train.cost import Cost, forget_peak
 from pmmrec.train.failures import lost_worker, out_of_memory
 from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
-from pmmrec.train.meter import Meter, added, sizes_of
+from pmmrec.train.meter import Forecast, Meter, added, chance, sizes_of
 from pmmrec.train.nonfinite import Nonfinite, NonfiniteConfig, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, change_num_steps
 from pmmrec.train.processes import Processes
@@ -114,6 +114,7 @@ class Loop:
         self._is_trained = False  # whether only the validation of that epoch is left
         self.cost = Cost.of(task)
         self.should_stop = False
+        self.may_end_early = True  # before its last epoch, as far as is known; set by KeepBest
         self.validation: dict[int, Mapping[str, float]] = {}
         self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
         self._batches, self._callbacks, self._states = batches, callbacks, states
@@ -122,6 +123,7 @@ class Loop:
         self._wishes = Late()
         self._heard: Tensor | None = None  # the wishes of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch
+        self._forecast = Forecast(config.epochs, batches.steps_per_epoch)
         refuse_unfit(processes.spread, processes.machine, config.accumulate)
         task.item_parts = config.accumulate.item_parts
         if task.item_parts > 1:
@@ -248,6 +250,9 @@ class Loop:
         self._began_s, self._epoch_s = time.monotonic() - self._epoch_s, 0.0
         self.task.train()
         self.log.begin_progress(f"epoch {self.epoch}", self._batches.steps_per_epoch)
+        self._forecast.begin_epoch(self.step)
+        if not self._meter.figures:
+            self._meter = Meter()  # validation is no part of its time
         done = self._steps_done
         self._watch.step(self.step + 1, Doing.READING)
         for number, batch in enumerate(self._batches.epoch(self.epoch, done), start=done + 1):
@@ -367,11 +372,12 @@ class Loop:
             **sizes,
             learning_rate=self._rate,
         )
-        shown = "  ".join(f"{name} {value:.3f}{_chance(means, name, self.step)}" for name, value in losses.items())
+        shown = "  ".join(f"{name} {value:.3f}{chance(means, name, self.step)}" for name, value in losses.items())
         memory = f"  {_memory_gb(self.processes.device):.1f} GB" if self.processes.device.type == "cuda" else ""
         width = len(str(self._num_steps))
         step = f"step {self.step:>{width}}/{self._num_steps}"
-        self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}")
+        left = self._forecast.words(self.step, is_at_most=self.may_end_early)
+        self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}{left}")
 
     def _end_epoch(self) -> None:
         try:
@@ -386,11 +392,6 @@ class Loop:
         if self._states is not None:
             self._wishes.take()  # of the last step, and spoken of in what follows
             self._states.epoch_ended(self)
-
-
-def _chance(means: Mapping[str, float], name: str, step: int) -> str:
-    """Beside the first loss, what a model that knows nothing would have."""
-    return f" chance {means[f'{name}/chance']:.3f}" if step == 1 and f"{name}/chance" in means else ""
 
 
 def _memory_gb(device: torch.device) -> float:

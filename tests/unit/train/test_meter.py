@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pmmrec.train.meter import sizes_of
+from pmmrec.train import meter
+from pmmrec.train.meter import Forecast, sizes_of
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run
 from pmmrec.train.state import StateConfig
@@ -60,3 +61,44 @@ def test_what_a_process_wants_of_the_run_is_told_on_the_device(tmp_path: Path, m
             wishes = states.wishes(torch.device("cpu"))
     assert built.count == 0
     assert wishes.tolist() == [0.0, float(minutes is not None)]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_forecast_counts_the_steps_and_validations_that_are_left(clock: list[float]) -> None:
+    forecast = Forecast(num_epochs=3, steps_per_epoch=40)
+    forecast.begin_epoch(0)
+    clock[0] += 60.0
+    assert forecast.words(1, is_at_most=True) == ""  # the first step compiles, allocates, reads for the first time
+    clock[0] += 38.0
+    assert forecast.words(20, is_at_most=True) == "  ETA epoch 0:00:40, training at most 0:03:20"
+    clock[0] += 40.0
+    assert forecast.words(40, is_at_most=True) == "  ETA epoch 0:00:00, training at most 0:02:40"
+    clock[0] += 30.0  # validation
+    forecast.begin_epoch(40)
+    clock[0] += 20.0
+    assert (
+        forecast.words(60, is_at_most=False) == "  ETA epoch 0:00:30, training 0:02:30"
+    )  # 60 steps of 1.5 s, 2 x 30 s
+
+
+def test_a_forecast_goes_on_in_the_middle_of_an_epoch(clock: list[float]) -> None:
+    forecast = Forecast(num_epochs=2, steps_per_epoch=10)
+    forecast.begin_epoch(14)
+    clock[0] += 8.0
+    assert forecast.words(18, is_at_most=False) == "  ETA epoch 0:00:04, training 0:00:04"
+
+
+def test_users_a_second_leave_validation_out(workshop: Callable[..., Any]) -> None:
+    class Slow:
+        def epoch_ended(self, loop: Any, epoch: int) -> None:
+            loop._meter.started_s -= 100_000.0  # as if validation had taken so long
+
+    shop = workshop()
+    shop.loop(epochs=2, log_every=1000, callbacks=[Slow()]).fit()
+    assert all(event["users_per_s"] > 1.0 for event in shop.events("train"))
