@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from pmmrec.cli.options import AsJson, show_json
 from pmmrec.terminal import errors_for_people, say_problems, show
 
 Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folders.")]
@@ -47,12 +48,13 @@ def import_table_command(
 
 
 @app.command("stats")
-def stats_command(domains: Domains) -> None:
+def stats_command(domains: Domains, as_json: AsJson = False) -> None:
     """Users, items, actions, lengths, modalities of domains, side by side."""
-    from pmmrec.report.domains import statistics_table
+    from pmmrec.report.domains import Statistics
 
     with errors_for_people():
-        show(statistics_table(domains))
+        found = Statistics.of(domains)
+        show_json(found) if as_json else show(found.table())
 
 
 @app.command("verify")

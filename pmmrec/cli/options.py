@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import typer
 from typer import Argument, Option
 
 Checkpoint = Annotated[
@@ -28,6 +29,10 @@ class Seen(str, Enum):
     INCLUDE = "include"
 
 
+AsJson = Annotated[
+    bool,
+    Option("--json", help="Print one JSON object and nothing else: shares in 0..1, null where there is no figure."),
+]
 Popularity = Annotated[
     float | None, Option(min=0, help="Weight of popularity in the score; the checkpoint's unless given, 0 for none.")
 ]
@@ -35,3 +40,10 @@ MaxUnreadable = Annotated[
     float, Option(min=0, max=1, help="Share of the items that may lack all that the model reads; they are never found.")
 ]
 SeenOption = Annotated[Seen, Option(help="exclude: seen items are no candidates; include: all items are.")]
+
+
+def show_json(record: Any) -> None:
+    """Print a record for machines."""
+    from pmmrec.report.records import to_json
+
+    typer.echo(to_json(record))

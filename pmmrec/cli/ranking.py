@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from pmmrec.cli.options import (
     HUB,
+    AsJson,
     BasePlace,
     CacheFolder,
     Checkpoint,
@@ -20,6 +21,7 @@ from pmmrec.cli.options import (
     Popularity,
     Seen,
     SeenOption,
+    show_json,
 )
 from pmmrec.terminal import errors_for_people, show, warn
 
@@ -51,6 +53,7 @@ def evaluate(
     hub: HubFolder = HUB,
     base: BasePlace = None,
     cache: CacheFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Rank the targets of a domain, beside the floors; without any training this is zero-shot."""
     from pmmrec.report.verdict import held_out_tables, outcome_tables, popularity_tables, stratum_notes
@@ -62,7 +65,10 @@ def evaluate(
         )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, scenario=scenario.value, seen=seen.value, out=out)
-        show(*outcome_tables([outcome]), *held_out_tables(outcome), *popularity_tables([outcome]))
+        if as_json:
+            show_json(outcome)
+        else:
+            show(*outcome_tables([outcome]), *held_out_tables(outcome), *popularity_tables([outcome]))
         for note in stratum_notes(outcome):
             warn(note)
 
@@ -73,6 +79,7 @@ def compare(
         list[str], Argument(metavar="RUN...", help="Folders of runs or of `evaluate --out`; NAME=RUN,RUN joins seeds.")
     ],
     against: Annotated[str | None, Option(metavar="NAME", help="Ask of this system or baseline alone.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Several systems on the same targets in one table, and in words who beats whom."""
     from pmmrec.report.comparison import compare as compared
@@ -81,7 +88,10 @@ def compare(
 
     with errors_for_people():
         found = compared(read_systems(runs), against)
-        show(*found.tables, *map(Sentence, found.lines()))
+        if as_json:
+            show_json(found.record())
+        else:
+            show(*found.tables, *map(Sentence, found.lines()))
 
 
 @app.command()

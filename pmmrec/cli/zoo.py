@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from pmmrec.cli.options import HUB, BasePlace, Checkpoint, HubFolder
+from pmmrec.cli.options import HUB, AsJson, BasePlace, Checkpoint, HubFolder, show_json
 from pmmrec.terminal import errors_for_people, say_problems, show, warn
 
 app = typer.Typer(help="Find, read, check and publish checkpoints.", no_args_is_help=True)
@@ -30,12 +30,13 @@ def zoo_list(
 
 
 @app.command("show")
-def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
+def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB, as_json: AsJson = False) -> None:
     """The parts of a checkpoint, their sizes, what they were trained on; of another machine no weights are fetched."""
-    from pmmrec.report.checkpoints import checkpoint_table
+    from pmmrec.report.checkpoints import CheckpointFacts
 
     with errors_for_people():
-        show(checkpoint_table(checkpoint, hub, warn))
+        facts = CheckpointFacts.read(checkpoint, hub, warn)
+        show_json(facts) if as_json else show(facts.table())
 
 
 @app.command("verify")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,22 +38,68 @@ def hub_table(hub: Path | str) -> PlainTable:
     return PlainTable(str(hub), ["name", "system", "width", "parts", "learned from"], rows)
 
 
-def checkpoint_table(place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> PlainTable:
-    """The parts of one checkpoint, with their tensors and parameters; of another machine no tensor is fetched."""
-    checkpoint = open_checkpoint(place, hub, parts=(), warn=warn)
-    entries = {**checkpoint.held, **{f"objectives/{name}": entry for name, entry in checkpoint.objectives.items()}}
-    rows: list[list[Cell]] = [
-        [name, entry.type, len(checkpoint.sizes(entry)), sum(checkpoint.sizes(entry))]
-        for name, entry in entries.items()
-    ]
-    learned_from = ", ".join(checkpoint.learned_from) or "nothing"
-    title = (
-        f"{checkpoint.origin.pinned}: {checkpoint.system}, width {checkpoint.index.width}, learned from "
-        f"{learned_from}, started from {checkpoint.provenance.get('started_from', 'unknown')}"
-    )
-    if checkpoint.index.base is not None:
-        title += f", stands on {place_of(checkpoint.index.base)} (sha256 {checkpoint.index.base.sha256})"
-    return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
+@dataclass(frozen=True)
+class PartFacts:
+    """A part of a checkpoint, or a head of an objective."""
+
+    name: str
+    family: str
+    type: str
+    num_tensors: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """The checkpoint that adapters stand on."""
+
+    place: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint holds, and where it comes from."""
+
+    place: str
+    system: str
+    width: int
+    learned_from: tuple[str, ...]
+    started_from: str | None  # None: it does not say
+    base: BaseFacts | None  # None: it is whole
+    parts: tuple[PartFacts, ...]
+
+    @classmethod
+    def read(cls, place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> CheckpointFacts:
+        """Those of a checkpoint wherever it is; of another machine no tensor is fetched."""
+        checkpoint = open_checkpoint(place, hub, parts=(), warn=warn)
+        entries = {**checkpoint.held, **{f"objectives/{name}": one for name, one in checkpoint.objectives.items()}}
+        sizes = {name: checkpoint.sizes(entry) for name, entry in entries.items()}
+        base, started_from = checkpoint.index.base, checkpoint.provenance.get("started_from")
+        return cls(
+            place=checkpoint.origin.pinned,
+            system=checkpoint.system,
+            width=checkpoint.index.width,
+            learned_from=tuple(checkpoint.learned_from),
+            started_from=None if started_from is None else str(started_from),
+            base=None if base is None else BaseFacts(str(place_of(base)), base.sha256),
+            parts=tuple(
+                PartFacts(name, entry.family, entry.type, len(sizes[name]), sum(sizes[name]))
+                for name, entry in entries.items()
+            ),
+        )
+
+    def table(self) -> PlainTable:
+        """The parts with their tensors and parameters."""
+        learned_from = ", ".join(self.learned_from) or "nothing"
+        title = (
+            f"{self.place}: {self.system}, width {self.width}, learned from {learned_from}, started from "
+            f"{self.started_from or 'unknown'}"
+        )
+        if self.base is not None:
+            title += f", stands on {self.base.place} (sha256 {self.base.sha256})"
+        rows: list[list[Cell]] = [[one.name, one.type, one.num_tensors, one.num_parameters] for one in self.parts]
+        return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 
 
 def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> tuple[Path, list[str]]:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,21 @@ class ComparedDomain:
             title += f"; only the {self.about.held_out.num_targets:,} targets that nobody learned from are compared"
         return results([*self.baselines, *self.systems], CUTOFFS_SHOWN, title=title)
 
+    def record(self) -> dict[str, Any]:
+        """The same for machines."""
+        about, fair = self.about, _fair(self.about)
+        return {
+            "domain": about.domain,
+            "scenario": self.scenario,
+            "num_users": about.num_users,
+            "num_items": about.num_items,
+            "num_targets": fair.num_targets or about.num_users,
+            "is_held_out_only": about.held_out is not None,
+            "seen_target": about.seen_target,
+            "baselines": [_row_record(row) for row in self.baselines],
+            "systems": [_row_record(row) for row in self.systems],
+        }
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -110,6 +126,15 @@ class Compared:
     def tables(self) -> tuple[PlainTable, ...]:
         """A table for each domain."""
         return tuple(domain.table() for domain in self.domains)
+
+    def record(self) -> dict[str, Any]:
+        """All of it for machines; differences are first minus second."""
+        return {
+            "domains": [domain.record() for domain in self.domains],
+            "differences": [{**vars(one), "is_shown": one.is_shown} for one in self.differences],
+            "notes": self.notes,
+            "warnings": self.warnings,
+        }
 
     def lines(self) -> list[str]:
         """The pairs in words, domain by domain, how they were tested, notes and warnings."""
@@ -310,8 +335,15 @@ def _row(system: System, domain: str, figures: Figures | None) -> ResultRow:
     elif num_seeds > 1:
         each = [_fair(_found_on(outcome, domain)).metrics for outcome in system.outcomes]
         metrics = {name: float(np.mean([one[name].mean for one in each])) for name in SHOWN}
-    label = system.name if num_seeds == 1 else f"{system.name} ({num_seeds} seeds)"
-    return ResultRow(label, metrics, best_epoch=system.best_epoch)
+    return ResultRow(system.name, metrics, best_epoch=system.best_epoch, num_seeds=num_seeds)
+
+
+def _row_record(row: ResultRow) -> dict[str, Any]:
+    metrics = {
+        name: {"mean": at, "low": None, "high": None, "level": None} if isinstance(at, float) else at
+        for name, at in row.metrics.items()
+    }
+    return {"system": row.system, "num_seeds": row.num_seeds, "best_epoch": row.best_epoch, "metrics": metrics}
 
 
 def _differences(

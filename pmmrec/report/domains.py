@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pmmrec.data.demo_world import DemoWorldConfig, write_demo_world
@@ -22,23 +23,33 @@ def import_lines(domain: Domain) -> list[str]:
     return lines
 
 
-def statistics_table(folders: Sequence[Path]) -> PlainTable:
-    """Domains side by side, a fact a line."""
-    found = [domain_statistics(Domain.open(folder)) for folder in folders]
-    facts: dict[str, Callable[[DomainStatistics], Cell]] = {
-        "users": lambda one: one.num_users,
-        "items": lambda one: one.num_items,
-        "interactions": lambda one: one.num_interactions,
-        "mean length": lambda one: round(one.mean_length, 1),
-        "median length": lambda one: one.median_length,
-        "density, %": lambda one: round(100 * one.density, 3),
-        "repeated interactions, %": lambda one: round(100 * one.share_repeated, 1),
-        "items with text": lambda one: one.num_with_text,
-        "items with image": lambda one: one.num_with_image,
-        f"cold items (< {COLD_BELOW} in train)": lambda one: one.num_cold_items,
-    }
-    rows = [[fact, *(figure(one) for one in found)] for fact, figure in facts.items()]
-    return PlainTable("", ["", *(one.name for one in found)], rows)
+@dataclass(frozen=True)
+class Statistics:
+    """The figures of several domains."""
+
+    domains: tuple[DomainStatistics, ...]
+
+    @classmethod
+    def of(cls, folders: Sequence[Path]) -> Statistics:
+        """Those of domain folders. DataError where one is no domain."""
+        return cls(tuple(domain_statistics(Domain.open(folder)) for folder in folders))
+
+    def table(self) -> PlainTable:
+        """Domains side by side, a fact a line."""
+        facts: dict[str, Callable[[DomainStatistics], Cell]] = {
+            "users": lambda one: one.num_users,
+            "items": lambda one: one.num_items,
+            "interactions": lambda one: one.num_interactions,
+            "mean length": lambda one: round(one.mean_length, 1),
+            "median length": lambda one: one.median_length,
+            "density, %": lambda one: round(100 * one.density, 3),
+            "repeated interactions, %": lambda one: round(100 * one.share_repeated, 1),
+            "items with text": lambda one: one.num_with_text,
+            "items with image": lambda one: one.num_with_image,
+            f"cold items (< {COLD_BELOW} in train)": lambda one: one.num_cold_items,
+        }
+        rows = [[fact, *(figure(one) for one in self.domains)] for fact, figure in facts.items()]
+        return PlainTable("", ["", *(one.name for one in self.domains)], rows)
 
 
 def make_demo_world(out: Path, seed: int) -> Iterator[str]:

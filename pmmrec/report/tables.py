@@ -34,7 +34,13 @@ class ResultRow:
     system: str
     metrics: Mapping[str, Interval | float]  # by name (`hr@10`), in 0..1
     best_epoch: float | None = None  # epochs of training up to the best validation; None: nothing was trained
+    num_seeds: int = 1
     seen_target: float | None = None  # share of the users, 0..1, whose target was seen before: nobody can hit these
+
+    @property
+    def label(self) -> str:
+        """The system, and how many seeds its figures are the means of."""
+        return self.system if self.num_seeds == 1 else f"{self.system} ({self.num_seeds} seeds)"
 
 
 def results(
@@ -47,7 +53,7 @@ def results(
     """Results as plain cells. Columns that no row fills (epochs, seen targets) are left out."""
     names = [metric_name(measure, cutoff) for measure in measures for cutoff in cutoffs]
     columns = ["system", *(name.upper() for name in names)]
-    cells: list[list[Cell]] = [[row.system, *(_percent(row.metrics.get(name)) for name in names)] for row in rows]
+    cells: list[list[Cell]] = [[row.label, *(_percent(row.metrics.get(name)) for name in names)] for row in rows]
     optional: dict[str, list[Cell]] = {
         "epochs to best": [row.best_epoch for row in rows],
         "seen targets": [_percent(row.seen_target) for row in rows],

@@ -30,6 +30,7 @@ class Result:
 
     code: int
     output: str
+    stdout: str  # the part of the output that a pipe gets
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def run_pmmrec(*arguments: object) -> Result:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return Result(result.exit_code, result.output)
+    return Result(result.exit_code, result.output, result.stdout)
 
 
 def sources(world: Path) -> tuple[str]:

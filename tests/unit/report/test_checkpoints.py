@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from sealing import edit_tensors, seal
 
-from pmmrec.report.checkpoints import checkpoint_problems, checkpoint_table, hub_table
+from pmmrec.report.checkpoints import CheckpointFacts, checkpoint_problems, hub_table
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def test_a_checkpoint_that_says_nothing_of_use_about_its_sources_is_listed_all_t
     tree["provenance"]["domains"] = domains
     (hub / "first" / "model_index.json").write_text(json.dumps(tree))
     assert hub_table(hub).rows[0][-1] == ""
-    assert "learned from nothing" in checkpoint_table("first", hub).title
+    assert "learned from nothing" in CheckpointFacts.read("first", hub).table().title
 
 
 def test_the_parts_of_a_checkpoint_come_with_all_their_numbers(hub: Path) -> None:
-    rows = {row[0]: row for row in checkpoint_table("first", hub).rows}
+    rows = {row[0]: row for row in CheckpointFacts.read("first", hub).table().rows}
     tensors = load_file(hub / "first" / "user_encoder" / "part.safetensors")
     assert rows["user_encoder"][1:] == ["transformer", len(tensors), sum(t.numel() for t in tensors.values())]
     assert rows["objectives/nid"][1:] == ["noise_detection", 2, 16 * 3 + 3]

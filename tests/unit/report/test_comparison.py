@@ -152,6 +152,16 @@ def test_systems_are_tested_against_the_baselines_with_all_questions_corrected_t
     assert [d.p_holm for d in found] == pytest.approx([expected[str(place)] for place in range(10)], abs=1e-15)
 
 
+def test_a_mean_without_an_interval_has_the_keys_of_one_with(make_run: MakeRun) -> None:
+    folders = [make_run("ours", ranks(seed), folder=f"seed-{seed}", keeps_ranks=False) for seed in (1, 2)]
+    (domain,) = compare(read_systems([f"ours={folders[0]},{folders[1]}"])).record()["domains"]
+    (system,) = domain["systems"]
+    assert (system["system"], system["num_seeds"]) == ("ours", 2)
+    mean = float(np.mean([ndcg_by_loops(ranks(seed)) for seed in (1, 2)]))
+    expected = {"mean": pytest.approx(mean, abs=1e-12), "low": None, "high": None, "level": None}
+    assert system["metrics"]["ndcg@10"] == expected
+
+
 def test_one_run_alone_is_tested_against_the_baselines(make_run: MakeRun) -> None:
     run = str(make_run("alone", ranks(1), **with_baselines(popularity=ranks(2))))
     assert [(d.first, d.second) for d in compare(read_systems([run])).differences] == 2 * [("alone", "popularity")]
