@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -16,11 +15,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pmmrec.data.importers.columns import columns_like, hint
+from pmmrec.data.importers.quoting import Quoting, quoting_of
 from pmmrec.data.info import SourceFile
 from pmmrec.errors import DataError, MachineError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHER_SEPARATORS = ";\t|,"
+UNQUOTED = ".tsv"  # tables of this kind often hold quote marks as text
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 PARQUET = ".parquet"
 WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
 NO_TEXTS = re.compile(r"BLOB|STRUCT|MAP|UNION|.*\]$", re.DOTALL)
@@ -48,11 +51,15 @@ class Source:
             raise DataError(f"{path}: no such file")
         suffix = path.suffix.lower()
         if suffix not in (*SEPARATORS, PARQUET):
-            raise DataError(f"{path}: unknown type {suffix!r}; give .csv, .tsv or .parquet")
+            advice = "unpack it first" if suffix in COMPRESSED else "give .csv, .tsv or .parquet"
+            raise DataError(f"{path}: unknown type {suffix!r}; {advice}")
         if path.stat().st_size == 0:
             raise DataError(f"{path}: is empty; its first line must name the columns")
         self._separator = SEPARATORS.get(suffix)
         self.record = _read_through(path, is_text=self._separator is not None)
+        self._quoting, self._num_rows = Quoting(), 0
+        if self._separator is not None:
+            self._quoting = quoting_of(path, self._separator, is_strict=suffix == UNQUOTED)
         self.columns = self._parquet_columns() if self._separator is None else self._text_columns(self._separator)
 
     def column(self, name: str) -> Column | None:
@@ -60,18 +67,30 @@ class Source:
         return next((column for column in self.columns if column.name == name), None)
 
     def required(self, name: str) -> Column:
-        """The column called exactly `name`. Raises DataError that names those found and the nearest."""
-        column = self.column(name)
-        if column is not None:
-            return column
+        """The column called exactly `name`. Raises what `require` raises."""
+        self.require(name)
+        return next(column for column in self.columns if column.name == name)
+
+    def like(self, name: str) -> list[str]:
+        """Names of columns that may be meant by `name`."""
+        return columns_like(name, [column.name for column in self.columns])
+
+    def require(self, *names: str) -> None:
+        """Raise DataError that names every missing column, the columns found, and those that may be meant."""
+        missing = [name for name in names if self.column(name) is None]
+        if not missing:
+            return
         found = [column.name for column in self.columns]
-        by_lower = {found_name.lower().strip(): found_name for found_name in found}
-        near = difflib.get_close_matches(name, by_lower, n=1, cutoff=0.5)
-        hint = f"; is it {by_lower[near[0]]!r}? Rename it" if near else "; add it"
+        advice = hint(missing, found)
         other = next((sign for sign in OTHER_SEPARATORS if sign in found[0] and sign != self._separator), None)
         if self._separator is not None and len(found) == 1 and other is not None:
-            hint = f"; columns seem to be parted by {other!r}, save them with {self._separator!r}"
-        raise DataError(f"{self.path}: no column {name!r}, found {', '.join(map(repr, found))}{hint}")
+            advice = f"columns seem to be parted by {other!r}, save them with {self._separator!r}"
+        what = f"no column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
+        raise DataError(f"{self.path}: {what}, found {', '.join(map(repr, found))}; {advice}")
+
+    def note(self, role: str) -> str | None:
+        """What a user should know of how the file was read; `role` is what it holds. Call it after `load`."""
+        return self._quoting.note(role, self._num_rows)
 
     def as_id(self, name: str) -> str:
         """SQL of the ids in a column, as text. Raises DataError for types that cannot be ids, such as float."""
@@ -105,15 +124,21 @@ class Source:
         (num_rows,) = self._connection.execute(f"SELECT count(*) FROM {table}_unnumbered").fetchone() or (0,)
         if num_rows == 0:
             raise DataError(f"{self.path}: names its columns but has no row of data")
-        return int(num_rows)
+        self._num_rows, expected = int(num_rows), self._quoting.num_records
+        if expected is not None and num_rows != expected - 1:
+            found = f"{expected - 1:,} rows stand in the file, but {num_rows:,} were read"
+            place = f" from line {self._quoting.first_odd} on" if self._quoting.first_odd else ""
+            raise DataError(f"{self.path}: {found}; check quote marks and line ends{place}, or save it as parquet")
+        return self._num_rows
 
     def _scan(self) -> str:
         if self._separator is None:
             names = ", ".join(column.sql for column in self.columns)
             return f"read_parquet($path, hive_partitioning=false) AS source({names})"
         columns = ", ".join(f"'{column.sql}': 'VARCHAR'" for column in self.columns)
-        dialect = "delim=$separator, quote='\"', escape='\"', header=true, auto_detect=false, compression='none'"
-        return f"read_csv($path, columns={{{columns}}}, {dialect})"
+        quote = '"' if self._quoting.encloses else ""
+        dialect = f"delim=$separator, quote='{quote}', escape='{quote}', header=true, auto_detect=false"
+        return f"read_csv($path, columns={{{columns}}}, {dialect}, compression='none')"
 
     def _parameters(self) -> dict[str, str]:
         plain_path = re.sub(r"([*?\[])", r"[\1]", str(self.path))  # else DuckDB would read all files of a pattern
@@ -123,7 +148,11 @@ class Source:
     def _text_columns(self, separator: str) -> list[Column]:
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
-                names = next(csv.reader(file, delimiter=separator), [])
+                encloses = self._quoting.encloses
+                reader = csv.reader(
+                    file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if encloses else csv.QUOTE_NONE
+                )
+                names = next(reader, [])
         except csv.Error as error:
             raise DataError(f"{self.path}: line 1: {error}; it must name the columns") from error
         return self._checked([(name, "VARCHAR") for name in names])

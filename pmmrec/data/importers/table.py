@@ -122,6 +122,8 @@ class _Import:
     def _load(self) -> _Sources:
         items = Source(self._settings.items, self._connection)
         interactions = Source(self._settings.interactions, self._connection)
+        items.require("item_id", "text")
+        interactions.require("user_id", "item_id")
         attributes = [
             column for column in items.columns if column.name not in ("item_id", "text") and column.name.strip()
         ]
@@ -145,7 +147,9 @@ class _Import:
         return stream(self._connection, f"SELECT {columns} FROM catalogue ORDER BY item_index")
 
     def _notes(self, sources: _Sources, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
-        notes = [sources.times.note, *sources.times.warnings] if sources.times else [FILE_ORDER]
+        notes = [sources.times.note, *sources.times.warnings] if sources.times else [_file_order(sources.interactions)]
+        for role, source in (("items", sources.items), ("interactions", sources.interactions)):
+            notes += filter(None, [source.note(role)])
         if num_ties:
             notes.append(f"times: {num_ties:,} interactions have the time of the one before; the order of rows stands")
         unused = [c.name for c in sources.interactions.columns if c.name not in ("user_id", "item_id", "timestamp")]
@@ -229,6 +233,11 @@ class _Sequences:
         query = f"SELECT user_id FROM users WHERE user_key BETWEEN {first} AND {last} ORDER BY user_key"
         ids = pa.Table.from_batches(stream(self._connection, query))["user_id"]
         return ids.cast(pa.large_string()).combine_chunks()
+
+
+def _file_order(interactions: Source) -> str:
+    near = " or ".join(map(repr, interactions.like("timestamp")))
+    return f"{FILE_ORDER}; is it {near}? Rename it" if near else FILE_ORDER
 
 
 @contextlib.contextmanager

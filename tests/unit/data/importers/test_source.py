@@ -54,7 +54,7 @@ def test_a_missing_column_is_named_with_the_nearest(shop) -> None:
 
 def test_a_wrong_separator_shows_in_the_columns_found(shop) -> None:
     shop.interactions.write_text("user_id;item_id\nu;a\n")
-    assert_refused(shop, r"no column 'user_id', found 'user_id;item_id'")
+    assert_refused(shop, r"no columns 'user_id', 'item_id', found 'user_id;item_id'")
 
 
 @pytest.mark.parametrize("sign", [";", "\t", "|"])

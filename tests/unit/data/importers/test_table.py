@@ -118,7 +118,7 @@ def test_columns_of_interactions_that_are_not_used_are_said(shop) -> None:
     shop.interactions.write_text("user_id,item_id,rating,Timestamp\nu,a,5,1\n")
     notes = shop.run().info.summary.notes
     assert notes == (
-        "times: no column 'timestamp', so the order of rows stands",
+        "times: no column 'timestamp', so the order of rows stands; is it 'Timestamp'? Rename it",
         "interactions: columns not used: rating, Timestamp",
     )
 

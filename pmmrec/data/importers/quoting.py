@@ -1,0 +1,128 @@
+"""Decide whether quote marks in a text file enclose values, and count the rows that it must give."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pmmrec.errors import DataError
+
+MAX_LINE_BYTES = 2_000_000  # of a row that DuckDB reads
+QUOTE = b'"'
+
+
+@dataclass(frozen=True)
+class Quoting:
+    """How the quote marks of a file are read, and how many lines that gives."""
+
+    encloses: bool = True  # whether they enclose values; False: they are text
+    num_lines: int = 0  # with the header, without empty lines
+    num_records: int | None = None  # rows and header; None: only DuckDB can tell
+    first_odd: int = 0  # the first line that breaks RFC 4180 or begins a value that goes on in the next line; 0: none
+
+    def note(self, role: str, num_rows: int) -> str | None:
+        """What a user should know of it, once the rows are read."""
+        if not self.encloses:
+            return f"{role}: read without quoting, since a quote mark in line {self.first_odd} encloses no value"
+        num_inside = self.num_lines - 1 - num_rows
+        if self.num_lines and num_inside > 0:
+            return (
+                f"{role}: {num_inside:,} lines are part of a quoted value that begins in another line, the first from "
+                f"line {self.first_odd} on; if they are rows, a quote mark stands open there"
+            )
+        return None
+
+
+def quoting_of(path: Path, separator: str, *, is_strict: bool) -> Quoting:
+    """Read a file line by line, by the rules of RFC 4180.
+
+    `is_strict` (tsv, often written without quoting): where a line breaks these rules, or a quoted value goes on in the
+    next line, quote marks are text if all lines have as many values as the first. If not, raises DataError where a
+    value would swallow a line that looks like a row.
+    """
+    scan = _Scan(separator)
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 2), b""), start=1):
+            is_too_long = len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
+            if is_too_long or (number == 1 and not line.endswith(b"\n")):
+                return Quoting()  # DuckDB refuses the line, or there is no row, or lines end as on an old Mac
+            scan.take(number, line.removeprefix(codecs.BOM_UTF8 if number == 1 else b""))
+    scan.end()
+    is_plain = scan.follows_rules and not scan.num_inside
+    if not is_strict or is_plain:
+        return Quoting(True, scan.num_lines, scan.num_records if scan.follows_rules else None, scan.first_odd)
+    if scan.has_shape:
+        return Quoting(False, scan.num_lines, scan.num_lines, scan.first_odd)
+    if scan.first_swallowed:
+        raise DataError(
+            f"{path}: line {scan.first_swallowed} looks like a row, but a quote mark that opens in line "
+            f"{scan.first_odd} or later would make it part of a value; close the quote, or quote no value at all"
+        )
+    return Quoting(True, scan.num_lines, scan.num_records if scan.follows_rules else scan.num_lines, scan.first_odd)
+
+
+class _Scan:
+    """What the lines of a file say of its quoting."""
+
+    def __init__(self, separator: str) -> None:
+        self._sign = sign = re.escape(separator.encode())
+        inner = rb'[^"]*(?:""[^"]*)*'
+        self._quoted = re.compile(b'"%b"' % inner)
+        value = rb'(?:"%b"|[^"%b]*)' % (inner, sign)
+        before, after = rb"(?:%b%b)*" % (value, sign), rb"(?:%b%b)*" % (sign, value)
+        self._patterns = {  # by whether a value is open where the line begins, then by whether one is where it ends
+            False: {False: re.compile(value + after), True: re.compile(rb'%b"%b' % (before, inner))},
+            True: {
+                False: re.compile(rb'%b"%b' % (inner, after)),
+                True: re.compile(rb'%b(?:"%b%b"%b)?' % (inner, sign, before, inner)),
+            },
+        }
+        self._separator = separator.encode()
+        self._num_separators, self._ends_in = -1, b""
+        self._is_open = False
+        self.follows_rules = self.has_shape = True
+        self.num_lines = self.num_records = self.num_inside = 0
+        self.first_odd = self.first_swallowed = 0
+
+    def take(self, number: int, line: bytes) -> None:
+        """The next line."""
+        ends_in = b"\r\n" if line.endswith(b"\r\n") else line[-1:] if line.endswith(b"\n") else b""
+        line = line.removesuffix(ends_in)
+        if self._num_separators < 0:
+            self._num_separators, self._ends_in = line.count(self._separator), ends_in
+        if not line and self._num_separators:
+            return  # DuckDB passes over it; the only value of a row may be empty
+        is_row = ends_in in (self._ends_in, b"") and self._has_all_values(line)
+        self.has_shape = self.has_shape and is_row
+        self.num_lines += 1
+        if self._is_open:
+            self.num_inside += 1
+            if is_row and self._num_separators and not self.first_swallowed:
+                self.first_swallowed = number
+        else:
+            self.num_records += 1
+        if self.follows_rules and QUOTE in line:
+            self._take_quotes(number, line)
+
+    def end(self) -> None:
+        """No line is left."""
+        self.follows_rules = self.follows_rules and not self._is_open
+
+    def _take_quotes(self, number: int, line: bytes) -> None:
+        ends = self._patterns[self._is_open]
+        is_open = next((is_open for is_open, pattern in ends.items() if pattern.fullmatch(line)), None)
+        if is_open is False and not self._is_open and not self._has_all_values(self._quoted.sub(b"", line)):
+            is_open = None  # of two quote marks one begins a value and the other ends a later one
+        if is_open is None:
+            self.follows_rules = False
+        if not self.first_odd and is_open is not False:
+            self.first_odd = number
+        self._is_open = bool(is_open)
+
+    def _has_all_values(self, line: bytes) -> bool:
+        """Whether the line has the values of the first line; DuckDB bears a separator after the last of them."""
+        num_more = line.count(self._separator) - self._num_separators
+        return num_more == 0 or (num_more == 1 and line.endswith(self._separator))
