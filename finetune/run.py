@@ -10,6 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from pmmrec.encoders import Backbone
+from pmmrec.launch import launch_help
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.recipe import FinetuneRecipe, read_recipe
 from pmmrec.report.against_scratch import against_scratch, scratch_twin, weights_asked
@@ -44,11 +45,10 @@ Base = Annotated[
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
 Resume = Annotated[bool, Option("--resume", help="Go on where this run was stopped; begin it if it has not begun.")]
-LaunchFile = Annotated[
-    str | None,
-    Option("--launch", metavar="FILE", help="What `pmmrec` starts processes by; in a dry run, their memory."),
+LaunchFile = Annotated[str | None, Option("--launch", metavar="FILE", help=launch_help())]
+NumProcesses = Annotated[
+    int | None, Option("--processes", min=1, metavar="N", help="With --dry-run: so many processes, whatever FILE says.")
 ]
-NumProcesses = Annotated[int | None, Option("--processes", min=1, metavar="N", help="In a dry run: in its place.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
 WithScratch = Annotated[
     bool, Option("--with-scratch", help="Then train the same model from scratch and say whether transfer paid.")

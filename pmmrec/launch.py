@@ -254,6 +254,15 @@ def find_launch_file(name: str) -> Path:
     raise RecipeError(f"--launch {name}: no such file; {hint}")
 
 
+def launch_help() -> str:
+    """What `--launch` means, for the help of a program."""
+    return (
+        f"Let pmmrec start several processes, by a file or by name: {', '.join(shipped_launch_files())}. Beside it: "
+        "--processes-per-node N; --nodes N --node-rank R --rendezvous HOST:PORT; --print-command. With --dry-run: what "
+        "memory they need."
+    )
+
+
 def _cpu_environment(spread: Spread) -> dict[str, str]:
     """Keeps processes off the GPUs of their machine: accelerate alone would not."""
     if spread.is_deepspeed:  # accelerate leaves DeepSpeed out, without a word, where it is told to use the CPU

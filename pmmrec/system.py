@@ -74,6 +74,16 @@ class System:
         self._current: EncodedItems | None = None
         self._maker: tuple[tuple[str, int, str], ListMaker] | None = None
 
+    def __repr__(self) -> str:
+        """Which checkpoint, what it is made of, and which catalogue `recommend` draws from."""
+        parts = ", ".join(self.checkpoint.parts)
+        width, where = self.checkpoint.model_config.width, self.checkpoint.folder
+        chosen = "no catalogue yet"
+        if self._current is not None:
+            domain = self._current.domain
+            chosen = f"catalogue {domain.name} of {domain.num_items:,} items"
+        return f"<pmmrec.System {where}: {parts}; width {width}; on {self.device}; {chosen}>"
+
     def encode_items(self, domain: Domain | Path | str) -> EncodedItems:
         """Vectors of every item of a domain; `recommend` then draws from this catalogue."""
         self._current = self._encode(_opened(domain))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from pmmrec.launch import launch_help
 from pmmrec.models.build import build
 from pmmrec.recipe import PretrainRecipe, read_recipe
 from pmmrec.report.verdict import outcome_tables, write_card
@@ -28,11 +29,10 @@ Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped re
 Overrides = Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that win over the recipe's.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]
 Resume = Annotated[bool, Option("--resume", help="Go on where this run was stopped; begin it if it has not begun.")]
-LaunchFile = Annotated[
-    str | None,
-    Option("--launch", metavar="FILE", help="What `pmmrec` starts processes by; in a dry run, their memory."),
+LaunchFile = Annotated[str | None, Option("--launch", metavar="FILE", help=launch_help())]
+NumProcesses = Annotated[
+    int | None, Option("--processes", min=1, metavar="N", help="With --dry-run: so many processes, whatever FILE says.")
 ]
-NumProcesses = Annotated[int | None, Option("--processes", min=1, metavar="N", help="In a dry run: in its place.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes, print the plan, and exit.")]
 
 

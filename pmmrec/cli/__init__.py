@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
+from pmmrec import __version__
 from pmmrec.cli import data, ranking, recipe, serving, training, zoo
 from pmmrec.terminal import show_any_letter
 
@@ -11,10 +16,28 @@ app = typer.Typer(
     help="Recommenders that transfer: import platforms, pretrain on some, recommend on one never seen.",
     epilog="The four jobs: data import, pretrain, finetune, evaluate or score. Start with: pmmrec recipe list",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.callback()(show_any_letter)
+
+
+def _show_version(asked: bool) -> None:
+    """What to name in a report of a fault; the libraries are looked up, not loaded."""
+    if not asked:
+        return
+    found = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "accelerate"))
+    typer.echo(f"pmmrec {__version__} (Python {sys.version.split()[0]}, {found})")
+    raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    show_any_letter()
+
+
 app.add_typer(training.app)
 app.add_typer(ranking.app)
 app.add_typer(serving.app)
