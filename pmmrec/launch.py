@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from pmmrec.errors import RecipeError, StoppedError
+from pmmrec.homes import expanded
 from pmmrec.settings import Config, read_yaml, validate
 from pmmrec.shipped import shipped_launch_files
 
@@ -242,7 +243,7 @@ def find_launch_file(name: str) -> Path:
 
     RecipeError with the nearest shipped name when there is neither.
     """
-    path = Path(name)
+    path = expanded(Path(name))
     if path.is_file():
         return path
     known = shipped_launch_files()

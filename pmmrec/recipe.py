@@ -18,9 +18,11 @@ from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
+from pmmrec.homes import CACHE
 from pmmrec.models.build import ModelConfig
 from pmmrec.objectives import ObjectiveConfig, objectives
-from pmmrec.settings import CACHE, Config, Tree, expanded, overlay, parse_overrides, read_extended, validate
+from pmmrec.settings import Config, Place, Tree, overlay, parse_overrides, read_extended, validate
+from pmmrec.shipped import shipped_recipe
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.processes import MachineConfig
@@ -52,20 +54,11 @@ def _names_a_module(name: str) -> str:
     return name
 
 
-def _at_home(path: Path) -> Path:
-    """A leading `~` is the home folder; a folder of that name would be a trap for whoever removes it."""
-    try:
-        return expanded(path)
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
-
-
 def _unquoted_switch(value: Any) -> Any:
     """YAML reads `on` and `off` as truth values."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-Place = Annotated[Path, AfterValidator(_at_home)]
 ObjectiveName = Annotated[Name, AfterValidator(_names_a_module)]
 
 
@@ -264,7 +257,7 @@ def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = (
 
 def recipe_tree(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The plain mapping that a recipe is read from."""
-    tree = read_extended(path)
+    tree = read_extended(path, shipped_recipe)
     return overlay(tree, parse_overrides(overrides, tree))
 
 

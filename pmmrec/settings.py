@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 from yaml.reader import ReaderError
 
-from pmmrec.errors import OTHER_CACHE, RecipeError
+from pmmrec.errors import RecipeError
+from pmmrec.homes import expanded
 
-CACHES = Path("~/.cache")
-CACHE = CACHES / "pmmrec"  # unless --cache or cache= names another
 MAX_YAML_BYTES = 1_000_000
 MAX_EXTENDS = 8
 
@@ -33,6 +31,16 @@ PLAIN = {
     "string_type": "must be text; quote it if it looks like something else",
 }
 
+
+def _at_home(path: Path) -> Path:
+    """A leading `~` is the home folder; a folder of that name would be a trap for whoever removes it."""
+    try:
+        return expanded(path)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+Place = Annotated[Path, AfterValidator(_at_home)]  # a file or a folder that a setting names
 Tree = dict[str, Any]
 _C = TypeVar("_C", bound="Config")
 
@@ -153,17 +161,18 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
-def read_extended(path: Path) -> Tree:
-    """The mapping in a YAML file laid over the file that its `extends:` names (relative to itself), and so on."""
+def read_extended(path: Path, shipped: Callable[[str], Path]) -> Tree:
+    """The mapping in a YAML file laid over the file that its `extends:` names, and so on.
+
+    A name is a path relative to the file, or else one that `shipped` knows; RecipeError where it is neither.
+    """
     tree, seen = read_yaml(path), [path.resolve()]
     here = path
     while "extends" in tree:
         base_name = tree.pop("extends")
         if not isinstance(base_name, str):
             raise RecipeError(f"{here}: extends: must name one file, found {_kind(base_name)}")
-        base = here.parent / base_name
-        if not base.is_file():
-            raise RecipeError(f"{here}: extends: no file {base}")
+        base = _base(here, base_name, shipped)
         if base.resolve() in seen:
             raise RecipeError(f"{here}: extends: {base_name} leads back to itself")
         if len(seen) >= MAX_EXTENDS:
@@ -173,22 +182,14 @@ def read_extended(path: Path) -> Tree:
     return tree
 
 
-def expanded(path: Path) -> Path:
-    """`path` with the home folder in the place of a leading `~`. RecipeError when there is no such home.
-
-    `~/.cache` is the folder of caches: XDG_CACHE_HOME names another, here as everywhere on Linux.
-    """
-    is_cached, caches = path.parts[:2] == CACHES.parts, Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if is_cached and caches.is_absolute():
-        return caches.joinpath(*path.parts[2:])
+def _base(here: Path, name: str, shipped: Callable[[str], Path]) -> Path:
+    beside = here.parent / expanded(Path(name))
+    if beside.is_file():
+        return beside
     try:
-        return path.expanduser()
-    except RuntimeError as error:
-        if is_cached:
-            raise RecipeError(
-                f"{path}: there is no home folder here; set XDG_CACHE_HOME, or name {OTHER_CACHE}"
-            ) from error
-        raise RecipeError(f"{path}: {path.parts[0]} is nobody's home folder here; write the whole path") from error
+        return shipped(name)
+    except RecipeError as error:
+        raise RecipeError(f"{here}: extends: no file {beside}; {error}") from error
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:

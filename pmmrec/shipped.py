@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pmmrec.errors import RecipeError
+from pmmrec.homes import expanded
 
 Room = Literal["pretrain", "finetune", "zoo", "launch"]
 ROOMS: tuple[Room, ...] = ("pretrain", "finetune", "zoo", "launch")
@@ -51,11 +52,14 @@ def find_recipe(name: str) -> Path:
 
     RecipeError with the nearest shipped name when there is neither.
     """
+    path = expanded(Path(name))
+    return path if path.is_file() else shipped_recipe(name)
+
+
+def shipped_recipe(name: str) -> Path:
+    """A shipped recipe by its name, with or without `.yaml`. RecipeError with the nearest name when there is none."""
     import difflib
 
-    path = Path(name)
-    if path.is_file():
-        return path
     known = shipped_recipes()
     key = name.removesuffix(".yaml")
     if key in known:

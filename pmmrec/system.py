@@ -34,6 +34,7 @@ from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
 from pmmrec.evaluation.whereabouts import write_whereabouts
+from pmmrec.homes import CACHE, expanded
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
@@ -41,7 +42,6 @@ from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected, weights_name
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
-from pmmrec.settings import CACHE, expanded
 from pmmrec.train.threads import threads_for
 from pmmrec.zoo import files
 from pmmrec.zoo.adapters import standing_on
@@ -118,7 +118,7 @@ class System:
         out: Path | str | None = None,
     ) -> Outcome:
         """Rank the targets of a scenario beside the floors; with `out`, write metrics.json and ranks.parquet."""
-        if out is not None and Path(out).exists():
+        if out is not None and expanded(Path(out)).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
         split = Split(opened)
@@ -177,7 +177,8 @@ class System:
             raise RecipeError("--new-images: has no effect without --new-items; leave it out")
         opened = _opened(domain, streamed=True)
         histories = Histories(opened)
-        chosen = chosen_users(histories, None if users is None else Path(users), self._warn, skip_unknown=skip_unknown)
+        named = None if users is None else expanded(Path(users))
+        chosen = chosen_users(histories, named, self._warn, skip_unknown=skip_unknown)
         with self._new_items(new_items, new_images, opened, say) as new:
             num_items = opened.num_items + (0 if new is None else new.num_items)
             if k > num_items:
@@ -251,7 +252,8 @@ class System:
             home = tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache)
         with home as folder:
             with bars_or_lines(say) as progress:
-                new = import_new_items(Path(items), None if images is None else Path(images), Path(folder), progress)
+                pictures = None if images is None else expanded(Path(images))
+                new = import_new_items(expanded(Path(items)), pictures, Path(folder), progress)
             report_rejected(new, self._warn)
             check_new(new, known)
             yield new

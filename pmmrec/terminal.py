@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
+from pmmrec.homes import expanded
 
 HANGING = ("voices",)  # threads of our own that ask over the network, and may be left without an answer
 
@@ -93,10 +94,11 @@ def named_folders(pairs: Iterable[str]) -> dict[str, Path]:
     """`["NAME=FOLDER", ...]` as a mapping. RecipeError when a folder is not there."""
     folders: dict[str, Path] = {}
     for pair in pairs:
-        name, equals, folder = pair.partition("=")
-        if not equals or not name or not Path(folder).is_dir():
+        name, equals, text = pair.partition("=")
+        folder = expanded(Path(text))
+        if not equals or not name or not folder.is_dir():
             raise RecipeError(f"--weights {pair}: must be NAME=FOLDER with a folder that exists")
-        folders[name] = Path(folder)
+        folders[name] = folder
     return folders
 
 

@@ -42,18 +42,20 @@ def recipe_copy(
     import yaml
 
     from pmmrec.atomic import whole_file
+    from pmmrec.homes import expanded
     from pmmrec.naming import suffix_of
     from pmmrec.settings import read_extended
-    from pmmrec.shipped import find_recipe
+    from pmmrec.shipped import find_recipe, shipped_recipe
 
     with errors_for_people():
+        to = expanded(to)
         suffix_of(to, (".yaml", ".yml"), "argument")
         if to.exists():
             raise RecipeError(f"{to}: exists; choose another file")
         if not to.parent.is_dir():
             raise MachineError(f"{to}: there is no folder {to.parent}; make it first")
         source = find_recipe(name)
-        text = yaml.safe_dump(read_extended(source), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(read_extended(source, shipped_recipe), sort_keys=False, allow_unicode=True)
         with whole_file(to, replace=False) as draft:
             draft.write_text(f"{_first_comment(source)}{text}", encoding="utf-8")
         typer.echo(f"{to}: copied from {name}")

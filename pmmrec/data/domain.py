@@ -26,6 +26,7 @@ from pmmrec.data.info import (
 )
 from pmmrec.data.sequences import Sequences
 from pmmrec.errors import DataError
+from pmmrec.homes import expanded
 
 
 class Domain:
@@ -52,7 +53,7 @@ class Domain:
         `streamed`: sequences are not checked now, which takes a pass over all users; for those who read them in order,
         which checks them on the way.
         """
-        folder = Path(folder)
+        folder = expanded(Path(folder))
         info = read_info(folder)
         for name, record in info.files.items():
             _check_size(folder / name, record)

@@ -17,6 +17,7 @@ from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, StratumOutcome, read_outcome
 from pmmrec.evaluation.significance import Interval, difference_interval, holm, mean_interval, over_users, sign_flip_p
+from pmmrec.homes import expanded
 from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
 from pmmrec.report.tables import ResultRow, results
 from pmmrec.report.verdict import CUTOFFS_SHOWN, SHOWN, measure_title
@@ -222,10 +223,11 @@ def _cut_off(systems: Sequence[System]) -> Iterator[str]:
 
 def _system(word: str) -> System:
     name, equals, listed = word.partition("=")
-    if word and ((not equals and "," not in word) or Path(word).exists()):
-        outcome = read_outcome(Path(word))
-        return System(outcome.name, (Path(word),), (outcome,))
-    folders = tuple(map(Path, listed.split(",")))
+    whole = expanded(Path(word))
+    if word and ((not equals and "," not in word) or whole.exists()):
+        outcome = read_outcome(whole)
+        return System(outcome.name, (whole,), (outcome,))
+    folders = tuple(expanded(Path(folder)) for folder in listed.split(","))
     if not name or not all(listed.split(",")):
         raise RecipeError(f"argument {word!r}: name a run folder, or seeds of one system as NAME=RUN,RUN")
     return System(name, folders, tuple(read_outcome(folder) for folder in folders))

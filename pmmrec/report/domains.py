@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmmrec.atomic import make_folder, writing_to
 from pmmrec.data.demo_world import DemoWorldConfig, write_demo_world
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.statistics import COLD_BELOW, DomainStatistics, domain_statistics
-from pmmrec.errors import RecipeError
+from pmmrec.errors import MachineError, RecipeError
+from pmmrec.homes import expanded
 from pmmrec.tables import Cell, PlainTable
 
 
@@ -54,8 +56,14 @@ class Statistics:
 
 def make_demo_world(out: Path, seed: int) -> Iterator[str]:
     """Make three small platforms below `out`, import each, and tell of it line by line."""
-    if out.exists():
-        raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
+    out = expanded(out)
+    try:
+        with writing_to(out):
+            make_folder(out, exist_ok=False)
+    except MachineError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        raise RecipeError(f"--out {out}: exists; choose another folder or remove it") from error
     try:
         yield from _platforms(out, seed)
     except BaseException:

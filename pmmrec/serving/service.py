@@ -21,6 +21,7 @@ from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.evaluation.ranking import Seen, check_seen
 from pmmrec.evaluation.states import states_after
+from pmmrec.homes import expanded
 from pmmrec.serving.search import Floats, Kind, Search, faiss
 from pmmrec.settings import Config, validate
 from pmmrec.users import UserEncoder, user_encoders
@@ -120,7 +121,7 @@ def load_index(folder: Path | str) -> ItemIndex:
 
     Raises CheckpointError where a file is missing, changed or does not fit the others, MachineError without faiss.
     """
-    folder = Path(folder)
+    folder = expanded(Path(folder))
     library = faiss()
     info = _read_info(folder)
     problems = files.changes(folder, {**info.files, **_below(info.user_encoder)})

@@ -27,12 +27,12 @@ from pmmrec.data.windows import WindowConfig
 from pmmrec.encoders import Backbone, text_encoders, vision_encoders
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue
+from pmmrec.homes import expanded
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
-from pmmrec.settings import expanded
 from pmmrec.train.accumulate import AccumulateConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pmmrec.data.domain import Domain
 from pmmrec.errors import RecipeError
+from pmmrec.homes import expanded
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe
 from pmmrec.settings import Tree
 from pmmrec.zoo.adapters import NONE
@@ -62,5 +63,5 @@ def ground_of(asked: Asked, recipe: FinetuneRecipe | PretrainRecipe, say: Say) -
 
 def _hashes(wanted: set[str], pairs: Iterable[str], say: Say) -> dict[str, str]:
     """Of the weights that people name, since a trial may ask for them, and of those that the recipe asks for."""
-    named = {name: Path(folder) for name, _, folder in (pair.partition("=") for pair in pairs)}
+    named = {name: expanded(Path(folder)) for name, _, folder in (pair.partition("=") for pair in pairs)}
     return {name: weights_hash(find_weights(name, named, warn=say)) for name in sorted(wanted | named.keys())}

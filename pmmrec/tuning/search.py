@@ -16,7 +16,7 @@ from pydantic import Field
 from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
 from pmmrec.processes import alone_in, end_all, signals_as_interrupts
 from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, read_recipe, recipe_class_for, recipe_tree
-from pmmrec.settings import Config, Tree, overlay, validate
+from pmmrec.settings import Config, Place, Tree, overlay, validate
 from pmmrec.shipped import find_recipe, shipped_file
 from pmmrec.tuning import results
 from pmmrec.tuning.ground import ground_of
@@ -34,12 +34,12 @@ class SearchPlan(Config):
 
     recipe: str
     overrides: tuple[str, ...] = ()
-    space: Path
+    space: Place
     trials: int = Field(ge=1, description="In all, those of earlier starts included.")
     start_from: str | None = None
-    on: Path | None = None
+    on: Place | None = None
     name: Name | None = None
-    runs: Path | None = None
+    runs: Place | None = None
     timeout_min: float | None = Field(None, gt=0, description="No trial starts after so many minutes.")
     jobs: int = Field(1, ge=1)
     seed: int = Field(1, ge=0)

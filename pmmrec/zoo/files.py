@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pmmrec.atomic import flush, make_folder, sole_writer, writing_to
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.homes import expanded
 
 INDEX_NAME = "model_index.json"
 MAX_JSON_BYTES = 64_000_000
@@ -60,7 +61,7 @@ def writing(folder: Path, *, replace: bool) -> Iterator[Path]:
     exists (unless `replace`, and then only a checkpoint is replaced) or that another process writes, and MachineError
     when the disk refuses.
     """
-    folder = folder.resolve()
+    folder = expanded(folder).resolve()
     _refuse_taken(folder, replace=replace)
     incomplete, previous = folder.with_name(folder.name + INCOMPLETE), folder.with_name(folder.name + PREVIOUS)
     with writing_to(folder):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmmrec import settings
+from pmmrec import homes
 from pmmrec.zoo import files
 
-CACHE = settings.CACHE / "checkpoints"
-WEIGHTS_CACHE = settings.CACHE / "weights"
+CACHE = homes.CACHE / "checkpoints"
+WEIGHTS_CACHE = homes.CACHE / "weights"
 _RECORD = ".origin.json"
 
 
@@ -47,7 +47,7 @@ def origin_of(folder: Path) -> Origin:
 def recorded_origin(folder: Path, cache: Path) -> Origin | None:
     """What was recorded of a folder in a cache; None outside, where a record could be anybody's."""
     record = _record_of(folder)
-    if not record.is_file() or not folder.resolve().is_relative_to(settings.expanded(cache).resolve()):
+    if not record.is_file() or not folder.resolve().is_relative_to(homes.expanded(cache).resolve()):
         return None
     tree = files.read_json(record)
     return Origin(str(tree["place"]), str(tree["commit"]))

@@ -10,9 +10,7 @@ from pydantic import Field
 
 from pmmrec.errors import RecipeError
 from pmmrec.settings import (
-    CACHE,
     Config,
-    expanded,
     overlay,
     parse_overrides,
     parse_yaml,
@@ -20,6 +18,7 @@ from pmmrec.settings import (
     read_yaml,
     validate,
 )
+from pmmrec.shipped import shipped_recipe
 
 
 class Inner(Config):
@@ -71,22 +70,6 @@ def test_a_value_that_yaml_itself_cannot_read_is_named(text: str, problem: str) 
         parse_yaml(text, "f")
 
 
-def test_a_home_that_nobody_has_is_said() -> None:
-    assert expanded(Path("~/hub")) == Path.home() / "hub"
-    with pytest.raises(RecipeError, match="~nobody-of-this-name is nobody's home folder here"):
-        expanded(Path("~nobody-of-this-name/hub"))
-
-
-def test_the_folder_of_caches_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert expanded(CACHE) == Path.home() / ".cache" / "pmmrec"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/me")
-    assert expanded(CACHE) == Path("/scratch/me/pmmrec")
-    assert expanded(Path("~/.cache")) == Path("/scratch/me")
-    assert expanded(Path("~/hub")) == Path.home() / "hub"
-    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # which the standard says to ignore
-    assert expanded(CACHE) == Path.home() / ".cache" / "pmmrec"
-
-
 def test_not_a_number_is_no_setting() -> None:
     with pytest.raises(RecipeError, match="finite"):
         validate(Inner, {"epochs": 1, "learning_rate": float("nan")}, "f")
@@ -127,14 +110,36 @@ def test_extends_lays_a_file_over_another_relative_to_itself(home: Path) -> None
     (home / "below").mkdir()
     (home / "base.yaml").write_text("a: {x: 1, y: 2}\nb: 3")
     (home / "below" / "mine.yaml").write_text("extends: ../base.yaml\na: {y: 5}")
-    assert read_extended(home / "below" / "mine.yaml") == {"a": {"x": 1, "y": 5}, "b": 3}
+    assert read_extended(home / "below" / "mine.yaml", shipped_recipe) == {"a": {"x": 1, "y": 5}, "b": 3}
 
 
 def test_a_circle_of_extends_is_refused(home: Path) -> None:
     (home / "a.yaml").write_text("extends: b.yaml")
     (home / "b.yaml").write_text("extends: a.yaml")
     with pytest.raises(RecipeError, match="leads back to itself"):
-        read_extended(home / "a.yaml")
+        read_extended(home / "a.yaml", shipped_recipe)
+
+
+def test_extends_takes_a_shipped_name_where_no_file_lies_beside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "mine.yaml").write_text("extends: pretrain/tiny\nname: mine")
+    tiny = read_extended(shipped_recipe("pretrain/tiny"), shipped_recipe)
+    assert read_extended(home / "mine.yaml", shipped_recipe) == {**tiny, "name": "mine"}
+    (home / "mine.yaml").write_text("extends: pretrain/tiny.yaml")
+    assert read_extended(home / "mine.yaml", shipped_recipe) == tiny
+    (home / "pretrain").mkdir()
+    (home / "pretrain" / "tiny.yaml").write_text("name: beside")
+    assert read_extended(home / "mine.yaml", shipped_recipe) == {"name": "beside"}
+    monkeypatch.setenv("HOME", str(home))
+    (home / "mine.yaml").write_text("extends: ~/pretrain/tiny.yaml")
+    assert read_extended(home / "mine.yaml", shipped_recipe) == {"name": "beside"}
+
+
+def test_extends_of_nothing_says_where_it_looked_and_what_is_near(home: Path) -> None:
+    (home / "mine.yaml").write_text("extends: pretrain/tny")
+    with pytest.raises(
+        RecipeError, match=r"mine\.yaml: extends: no file .*/pretrain/tny; .*did you mean 'pretrain/tiny'"
+    ):
+        read_extended(home / "mine.yaml", shipped_recipe)
 
 
 def test_another_type_replaces_a_part_whole() -> None:

@@ -27,7 +27,7 @@ from pmmrec.data.info import NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.errors import MachineError
 from pmmrec.progress import Progress
-from pmmrec.settings import Config
+from pmmrec.settings import Config, Place
 
 SEQUENCE_BATCH = 1_000_000  # interactions gathered before they are cut into users
 FILE_ORDER = "times: no column 'timestamp', so the order of rows stands"
@@ -36,11 +36,11 @@ FILE_ORDER = "times: no column 'timestamp', so the order of rows stands"
 class TableImport(Config):
     """Settings of one import."""
 
-    items: Path = Field(description="csv, tsv or parquet: item_id, text, and any further columns as attributes.")
-    interactions: Path = Field(description="csv, tsv or parquet: user_id, item_id, and timestamp if there is one.")
-    images: Path | None = Field(None, description="Folder of <item_id>.jpg, .jpeg, .png or .webp.")
+    items: Place = Field(description="csv, tsv or parquet: item_id, text, and any further columns as attributes.")
+    interactions: Place = Field(description="csv, tsv or parquet: user_id, item_id, and timestamp if there is one.")
+    images: Place | None = Field(None, description="Folder of <item_id>.jpg, .jpeg, .png or .webp.")
     name: str = Field(pattern=NAME_PATTERN, description="What reports call the domain.")
-    out: Path = Field(description="Folder of the new domain; must not exist.")
+    out: Place = Field(description="Folder of the new domain; must not exist.")
     k_core: int | None = Field(5, ge=1, lt=2**31, description="Least interactions of each user and item. None: any.")
     image_side: int = Field(256, ge=16, le=4096, description="Shortest side of a stored image in pixels, at most.")
     memory_gb: float = Field(2.0, ge=0.25, description="Memory of the database; the rest goes to disk beside `out`.")

@@ -15,7 +15,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.evaluation.floors import FLOORS
 from pmmrec.evaluation.metrics import CUTOFFS, MEASURES, metric_name
 from pmmrec.evaluation.scenarios import Stratum
-from pmmrec.settings import Config, read_yaml, validate
+from pmmrec.settings import Config, Place, read_yaml, validate
 
 METRICS = tuple(metric_name(measure, cutoff) for measure in MEASURES for cutoff in CUTOFFS)
 TIMES = ("best_epoch", "cpu", "wall")
@@ -55,8 +55,8 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_l
 class PlannedDomain(Config):
     """How a domain is imported; paths are relative to the folder of the data."""
 
-    folder: Path = Field(description="Holds items.parquet and interactions.parquet.")
-    images: Path | None = None
+    folder: Place = Field(description="Holds items.parquet and interactions.parquet.")
+    images: Place | None = None
     k_core: int | None = Field(None, ge=1)
     cut: UserCut | None = Field(None, description="Half of the users; null: all of them.")
 

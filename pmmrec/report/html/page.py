@@ -17,6 +17,7 @@ from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.scenarios import POPULARITY
+from pmmrec.homes import CACHE, expanded
 from pmmrec.naming import suffix_of
 from pmmrec.report.comparison import System, compare, read_systems
 from pmmrec.report.epochs import EVENTS_FILE, Epoch, best_epoch, judged_by, read_epochs
@@ -29,7 +30,7 @@ from pmmrec.report.html.pictures import Figure, data_uri
 from pmmrec.report.html.view import Histories, View
 from pmmrec.report.ranks import ranks_file
 from pmmrec.report.verdict import popularity_tables, stratum_notes
-from pmmrec.settings import CACHE, Config, expanded
+from pmmrec.settings import Config, Place
 from pmmrec.tables import PlainTable, are_texts, shown
 from pmmrec.zoo.adapters import standing_on
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -46,8 +47,8 @@ LENGTHS = {"1 item": 1, "2-4 items": 2, "5-9 items": 5, "10-19 items": 10, "20 i
 class ReportPlan(Config):
     """What a page is to show, and where it goes."""
 
-    out: Path = Field(description="A folder to make, or a file that ends in .html.")
-    domains: tuple[Path, ...] = Field(
+    out: Place = Field(description="A folder to make, or a file that ends in .html.")
+    domains: tuple[Place, ...] = Field(
         (), description="Domain folders, for maps and cases; empty: where the runs read them. `none`: neither."
     )
     checkpoint: str | None = Field(None, description="Whose vectors are shown; null: of the first run that kept one.")
@@ -59,7 +60,7 @@ class ReportPlan(Config):
         1000, ge=LEAST_POINTS, le=20_000, description="Items, and users, on a map; drawn at random."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Of what is drawn at random, and of the maps.")
-    hub: Path = Path("hub")
+    hub: Place = Path("hub")
     base: str | None = None
     cache: Path = CACHE
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub.cache import Pulled, Shelf, entries_of, files_of, pull, refuse_code
@@ -57,7 +58,7 @@ def place_at(text: str, hub: Path) -> Place:
         raise RecipeError("a checkpoint is asked for by an empty name; give a folder, a name in the hub, or a URL")
     if text.startswith(SCHEME):
         return HuggingFacePlace(text)
-    return UrlPlace(text) if "://" in text else FolderPlace(text, hub)
+    return UrlPlace(text) if "://" in text else FolderPlace(text, expanded(hub))
 
 
 def find_checkpoint(place: str, hub: Path, parts: Collection[str] | None = None, *, warn: Warn = warnings.warn) -> Path:
@@ -107,6 +108,7 @@ def pull_checkpoint(
     source = Checkpoint.open(pulled.folder)
     refuse_code(source, parts)
     wanted = files_of(source.index, parts, place)
+    out = expanded(out)
     with files.writing(out, replace=False) as draft:
         for path in (*wanted, files.INDEX_NAME):
             files.link_or_copy(source.folder / path, draft / path)
@@ -149,4 +151,5 @@ def list_places(prefix: str) -> list[str]:
         return list_repositories(prefix.removeprefix(SCHEME).rstrip("/"))
     if "://" in prefix:
         return UrlPlace(prefix).children()
-    return [str(Path(prefix) / name) for name in list_checkpoints(Path(prefix))]
+    folder = expanded(Path(prefix))
+    return [str(folder / name) for name in list_checkpoints(folder)]

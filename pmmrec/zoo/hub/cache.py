@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from pmmrec.atomic import whole_file, writing_to
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
-from pmmrec.settings import expanded
+from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.settings import expanded
+from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub.place import PushOptions

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
-from pmmrec.settings import expanded
+from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.hub import huggingface
 from pmmrec.zoo.hub.cache import one_at_a_time

@@ -14,13 +14,13 @@ import torch
 from pmmrec.models.build import ModelConfig
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe
 from pmmrec.settings import read_extended, validate
-from pmmrec.shipped import find_recipe
+from pmmrec.shipped import find_recipe, shipped_recipe
 from pmmrec.train import threads
 from pmmrec.train.threads import choose_threads, is_small, threads_for, usable_cores, using_threads
 
 
 def _model(recipe: str, **changes: Any) -> ModelConfig:
-    return validate(ModelConfig, {**read_extended(find_recipe(recipe))["model"], **changes}, recipe)
+    return validate(ModelConfig, {**read_extended(find_recipe(recipe), shipped_recipe)["model"], **changes}, recipe)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_models_that_start_narrow_are_small_and_pretrained_encoders_are_not(reci
 def test_a_wide_layer_anywhere_makes_a_model_large() -> None:
     assert is_small(_model("zoo/sasrec", width=128))
     assert not is_small(_model("zoo/sasrec", width=192))
-    tree = read_extended(find_recipe("zoo/tiny"))["model"]
+    tree = read_extended(find_recipe("zoo/tiny"), shipped_recipe)["model"]
     tree["item_encoder"]["vision"]["architecture"]["hidden_size"] = 256
     assert not is_small(validate(ModelConfig, tree, "tree"))
     del tree["item_encoder"]["vision"]["architecture"]["hidden_size"]  # transformers makes it 768
