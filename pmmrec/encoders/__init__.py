@@ -35,6 +35,8 @@ class Encoder(nn.Module, ABC):
     All tensors of the backbone stand under `backbone.`; the projection to the common width is ours.
     """
 
+    warnings: tuple[str, ...] = ()  # where the folder of the backbone and what is done here differ
+
     @property
     def prefix(self) -> Prefix | None:
         """The part below the lowest trainable block, whose states may be kept; None where there is none."""

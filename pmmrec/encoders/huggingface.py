@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from pmmrec.encoders import Backbone
 from pmmrec.encoders.backbone import is_dry_run
+from pmmrec.encoders.pins import settle
 from pmmrec.encoders.trainable import Layout
+from pmmrec.encoders.weights import refuse_broken_numbers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
 
 MAX_JSON_BYTES = 10_000_000
@@ -25,6 +27,7 @@ MAX_BLOCKS = 1000
 BUILT_IN_ATTENTION = (None, "eager", "sdpa")
 # Keys that can make transformers fetch or run what is not in the folder.
 RUNS_CODE = ("auto_map", "custom_pipelines", "quantization_config")
+BOOKKEEPING = "relative_position_index"  # in older files of weights, and computed since
 CHOOSES_KERNEL = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
@@ -53,17 +56,22 @@ def write_json(path: Path, tree: Mapping[str, Any]) -> None:
 def read_config(folder: Path, halves: Mapping[str, str] | None = None) -> Any:
     """The configuration in `folder`; `halves` names the part of a two-sided model that is wanted (clip -> its vision).
 
-    Raises CheckpointError for a configuration that is broken, unknown or would run code.
+    Raises CheckpointError for a configuration that is broken, unknown, would run code, or is refused (`pins`).
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    tree = read_json(folder / "config.json")
+    path = folder / "config.json"
+    tree = read_json(path)
+    if "configuration_files" in tree:
+        raise CheckpointError(f"{path}: configuration_files: names other files, which are never read; remove the key")
     half = (halves or {}).get(str(tree.get("model_type")))
     config_class = AutoConfig if half is None else CONFIG_MAPPING[half]
     try:
-        return config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # hub, validation and key errors alike: the file is at fault
-        raise CheckpointError(f"{folder / 'config.json'}: not a configuration of transformers: {error}") from error
+        raise CheckpointError(f"{path}: not a configuration of transformers: {in_one_line(error)}") from error
+    settle(config, str(path), CheckpointError)
+    return config
 
 
 def new_config(architecture: Mapping[str, Any], **fitted: Any) -> Any:
@@ -88,15 +96,29 @@ def new_config(architecture: Mapping[str, Any], **fitted: Any) -> Any:
             raise RecipeError(f"architecture.{key}: {model_type} has no such setting; {hint}")
     settable = {key: value for key, value in fitted.items() if key in names}
     try:
-        return AutoConfig.for_model(model_type, **tree, **settable)
+        config = AutoConfig.for_model(model_type, **tree, **settable)
     except Exception as error:  # each version of the library has its own kind of validation error
-        raise RecipeError(f"architecture: {model_type} cannot be configured so: {error}") from error
+        raise RecipeError(f"architecture: {model_type} cannot be configured so: {in_one_line(error)}") from error
+    settle(config, "architecture", RecipeError)
+    return config
 
 
-def open_model(backbone: Backbone, config: Any, layout: Layout) -> Any:
-    """The backbone without pooler, in float32: its weights from the folder, or drawn fresh; none are read when dry."""
+def open_model(backbone: Backbone, config: Any, layout: Layout, warn: Callable[[str], object]) -> Any:
+    """The backbone without pooler, in float32: its weights from the folder, or drawn fresh; none are read when dry.
+
+    `warn` hears of tensors in the blocks of the folder that the backbone does not have.
+    """
+    if backbone.is_pretrained:
+        refuse_leftovers(backbone.folder)
     if backbone.is_pretrained and not is_dry_run():
-        return _load(backbone.folder, config, layout)
+        model, unused = _load(backbone.folder, config, layout)
+        if unused:
+            warn(
+                f"{backbone.folder}: {len(unused)} tensors of its blocks are not used, such as {unused[0]}: they were "
+                f"trained with something that {type(model).__name__} does not compute"
+            )
+        refuse_broken_numbers(model, backbone.folder)
+        return model
     return new_model(config, str(backbone.folder))
 
 
@@ -110,7 +132,7 @@ def new_model(config: Any, where: str) -> Any:
     try:
         return AutoModel.from_config(config, dtype=torch.float32, **_without_pooler(config))
     except Exception as error:  # each architecture has its own way to refuse a setting, KeyError among them
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise RecipeError(f"{where}: no {config.model_type} can be built so: {reason}") from error
 
 
@@ -124,7 +146,7 @@ def save_model(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
 def read_state(folder: Path, config: Any, layout: Layout, model: nn.Module) -> dict[str, Tensor]:
     """The tensors in `folder`, by the names that `model` has for them."""
     with torch.device("cpu"):
-        state: dict[str, Tensor] = _load(folder, config, layout).state_dict()
+        state: dict[str, Tensor] = _load(folder, config, layout)[0].state_dict()
     check_names(model, state, folder)
     return state
 
@@ -145,6 +167,11 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def in_one_line(error: Exception) -> str:
+    """What a library says, as a part of a message."""
+    return " ".join(str(error).split())
+
+
 def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     """CheckpointError unless `state` has exactly the tensors of `model`."""
     differing = sorted(set(state) ^ set(model.state_dict()))
@@ -152,7 +179,8 @@ def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
         raise CheckpointError(f"{folder}: {len(differing)} tensors do not fit the backbone, such as {differing[0]}")
 
 
-def _load(folder: Path, config: Any, layout: Layout) -> Any:
+def _load(folder: Path, config: Any, layout: Layout) -> tuple[Any, list[str]]:
+    """The backbone with its weights, and the tensors of blocks in the folder that it does not have."""
     from transformers import AutoModel
 
     try:
@@ -168,11 +196,12 @@ def _load(folder: Path, config: Any, layout: Layout) -> Any:
                 **_without_pooler(config),
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: its model.safetensors cannot be opened: {error}") from error
+        raise CheckpointError(f"{folder}: its model.safetensors cannot be opened: {in_one_line(error)}") from error
     missing = sorted(name for name in info["missing_keys"] if not re.fullmatch(layout.unused, name))
     if missing:
         raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}")
-    return model
+    in_block = re.compile(rf"(?:{re.escape(model.base_model_prefix)}\.)?(?:{layout.blocks})\.(?!.*{BOOKKEEPING}$)")
+    return model, sorted(name for name in info["unexpected_keys"] if in_block.match(name))
 
 
 def _without_pooler(config: Any) -> dict[str, bool]:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from pmmrec.contracts import TokenStates
 from pmmrec.encoders.backbone import BackboneConfig
@@ -16,6 +18,7 @@ from pmmrec.errors import CheckpointError, RecipeError
 
 Channels = tuple[float, float, float]
 NEUTRAL: Channels = (0.5, 0.5, 0.5)
+RESAMPLING = "bicubic"  # how the data room resizes
 MAX_NAMED_SIZE = 4096  # no larger size is looked for where one is to be named
 # What libraries raise where windows, patches or stages do not fit a size.
 _MISFITS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, RecipeError)
@@ -30,6 +33,53 @@ class VisionConfig(BackboneConfig):
     pool: Literal["cls", "mean"] = Field(
         default="cls", description="The whole image: the cls token, or the mean of all patches."
     )
+
+    @model_validator(mode="after")
+    def _deviations_are_above_zero(self) -> Self:
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std: {list(self.std)} must hold 3 numbers above 0, since pixels are divided by them")
+        return self
+
+
+def read_channels(tree: Mapping[str, Any], key: str, where: str) -> Channels | None:
+    """Three finite numbers that stand at `key`, above 0 where the key is of a deviation; None where there is none."""
+    values = tree.get(key)
+    if values is None:
+        return None
+    is_numbers = isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
+    if not is_numbers or len(values) != 3:
+        raise CheckpointError(f"{where}: {key} must hold 3 numbers, found {values}")
+    if key.endswith("std") and min(values) <= 0:
+        raise CheckpointError(f"{where}: {key} must hold 3 numbers above 0, found {values}: pixels are divided by it")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def chosen_scale(config: VisionConfig, of_folder: tuple[Channels | None, Channels | None]) -> tuple[Channels, Channels]:
+    """Mean and standard deviation: of the settings, else of the folder, else 0.5."""
+    mean, std = of_folder
+    return config.mean or mean or NEUTRAL, config.std or std or NEUTRAL
+
+
+def say_scale(
+    config: VisionConfig,
+    of_folder: tuple[Channels | None, Channels | None],
+    where: str,
+    warn: Callable[[str], object],
+) -> None:
+    """A warning for a pretrained folder that says no mean or deviation, or others than the settings."""
+    for key, asked, said in (("mean", config.mean, of_folder[0]), ("std", config.std, of_folder[1])):
+        if asked is None and said is None:
+            warn(f"{where}: says no {key} of pixels; 0.5 is taken. Say which it was trained with: {key}: [R, G, B]")
+        elif asked is not None and said is not None and asked != said:
+            warn(f"{key}: the recipe says {list(asked)}, {where} {list(said)}; the recipe counts")
+
+
+def say_resampling(resampling: str, where: str, warn: Callable[[str], object]) -> None:
+    """A warning for a backbone whose images were resized by another filter than those of the data room."""
+    if resampling != RESAMPLING:
+        warn(f"{where}: its images were resized with {resampling}, here it is {RESAMPLING}: pixels differ a little")
 
 
 def square_side(size: Any, where: str) -> int:

@@ -149,7 +149,9 @@ class HFText(CanBeCut, TextEncoder):
                 f"{backbone.folder}: its tokenizer has {self._tokenizer.num_ids} ids but its embedding "
                 f"{self._settings.vocab_size} rows; the two do not belong together"
             )
-        self.backbone = open_model(backbone, self._settings, self._layout)
+        warnings: list[str] = []
+        self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
+        self.warnings = tuple(warnings)
         self.projection = make_projection(getattr(self._settings, self._layout.width_name), width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 

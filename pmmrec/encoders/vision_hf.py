@@ -23,17 +23,15 @@ from pmmrec.encoders.huggingface import (
     new_model,
     open_model,
     read_config,
-    read_json,
     read_state,
     save_model,
-    write_json,
 )
-from pmmrec.encoders.pixels import NEUTRAL, Normalise, VisionConfig, check_size, pooled_states, square_side
+from pmmrec.encoders.pixels import Normalise, VisionConfig, check_size, pooled_states, square_side
 from pmmrec.encoders.prefix import CanBeCut
+from pmmrec.encoders.preprocessor import read_scale, write_preprocessor
 from pmmrec.encoders.trainable import Layout, find_layout
-from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.errors import RecipeError
 
-PREPROCESSOR = "preprocessor_config.json"
 HALVES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
@@ -143,7 +141,7 @@ class HFVision(CanBeCut, VisionEncoder):
 
     def __init__(self, config: HFVisionConfig, width: int, backbone: Backbone) -> None:
         super().__init__()
-        where = str(backbone.folder)
+        where, warnings = str(backbone.folder), list[str]()
         self._settings = read_config(backbone.folder, HALVES)
         self._layout = find_layout(LAYOUTS, self._settings.model_type, where)
         self._pool, self._num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
@@ -157,8 +155,13 @@ class HFVision(CanBeCut, VisionEncoder):
         if self._layout.has_windows:
             is_fresh = config.architecture is not None and self.pixel_spec.size == own_size
             _check_windows(self._settings, self.pixel_spec.size, patch, resizes=is_fresh)
-        self._mean, self._std = _scale(config, backbone.folder)
-        self.backbone = open_model(backbone, self._settings, self._layout)
+        self._mean, self._std = read_scale(config, backbone, self.pixel_spec.size, warnings.append)
+        if backbone.is_pretrained and config.pool == "cls" and getattr(self._settings, "use_mean_pooling", False):
+            warnings.append(
+                f"{where}: use_mean_pooling: true: its images were pooled by the mean of patches; pool: mean"
+            )
+        self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
+        self.warnings = tuple(warnings)
         self._options: dict[str, bool] = {}
         if self.pixel_spec.size != own_size:
             self._options = _stretch_positions(self.backbone)
@@ -176,7 +179,7 @@ class HFVision(CanBeCut, VisionEncoder):
         find_layout(LAYOUTS, settings.model_type, "architecture.model_type")
         settings.save_pretrained(folder)
         size = square_side(settings.image_size, "architecture.image_size")
-        _write_preprocessor(folder, size, config.mean or NEUTRAL, config.std or NEUTRAL)
+        write_preprocessor(folder, size, config.mean, config.std)
 
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
@@ -201,7 +204,7 @@ class HFVision(CanBeCut, VisionEncoder):
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write what `AutoModel` and `AutoImageProcessor` read."""
         save_model(self.backbone, folder, state)
-        _write_preprocessor(folder, self.pixel_spec.size, self._mean, self._std)
+        write_preprocessor(folder, self.pixel_spec.size, self._mean, self._std)
 
     def read_backbone(self, folder: Path) -> dict[str, Tensor]:
         """The tensors that `save_backbone` wrote, by the same names."""
@@ -231,37 +234,3 @@ def _check_windows(settings: Any, size: int, patch: int, *, resizes: bool) -> No
             backbone(pixel_values=torch.zeros(1, settings.num_channels, tried, tried), **options)
 
     check_size(settings.model_type, size, patch, run)
-
-
-def _scale(config: HFVisionConfig, folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: of the settings, else of the folder, else 0.5."""
-    path = folder / PREPROCESSOR
-    tree = read_json(path) if path.is_file() else {}
-    scales = []
-    for given, key in ((config.mean, "image_mean"), (config.std, "image_std")):
-        values = given or tree.get(key) or NEUTRAL
-        if (
-            not isinstance(values, list | tuple)
-            or len(values) != 3
-            or not all(isinstance(value, int | float) for value in values)
-        ):
-            raise CheckpointError(f"{path}: {key} must hold 3 numbers, found {values}")
-        scales.append(tuple(float(value) for value in values))
-    return scales[0], scales[1]
-
-
-def _write_preprocessor(folder: Path, size: int, mean: Iterable[float], std: Iterable[float]) -> None:
-    """ViTImageProcessor is the one that squeezes to a square without a crop, as the data room does."""
-    tree = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
-    write_json(folder / PREPROCESSOR, tree)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +20,24 @@ from pmmrec.adapters import Sites
 from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import is_dry_run, make_projection
-from pmmrec.encoders.huggingface import check_names, read_json, write_json
-from pmmrec.encoders.pixels import NEUTRAL, Channels, Normalise, VisionConfig, check_size, pooled_states, square_side
+from pmmrec.encoders.huggingface import check_names, in_one_line, read_json, write_json
+from pmmrec.encoders.pixels import (
+    Channels,
+    Normalise,
+    VisionConfig,
+    check_size,
+    chosen_scale,
+    pooled_states,
+    read_channels,
+    say_resampling,
+    say_scale,
+    square_side,
+)
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.trainable import Layout, find_layout
+from pmmrec.encoders.weights import WEIGHTS, refuse_broken_numbers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
 
-WEIGHTS = "model.safetensors"
 # Arguments of timm.create_model that would read other files than the folder's, or change what comes out.
 NOT_OURS = frozenset(
     {
@@ -102,6 +113,8 @@ class _Found:
     size: int | None = None
     mean: Channels | None = None
     std: Channels | None = None
+    interpolation: Any = None
+    global_pool: Any = None
 
     @classmethod
     def read(cls, folder: Path) -> _Found:
@@ -123,7 +136,17 @@ class _Found:
             args["img_size"] = square_side(args["img_size"], f"{path}: model_args.img_size")
         input_size = pretrained.get("input_size")
         size = square_side(input_size[-2:], f"{path}: input_size") if input_size else None
-        return cls(name, args, size, _channels(pretrained, "mean", path), _channels(pretrained, "std", path))
+        scale = read_channels(pretrained, "mean", str(path)), read_channels(pretrained, "std", str(path))
+        pool = args.get("global_pool", tree.get("global_pool", pretrained.get("global_pool")))
+        return cls(name, args, size, *scale, pretrained.get("interpolation"), pool)
+
+    def compare(self, config: TimmConfig, where: str, warn: Callable[[str], object]) -> None:
+        """Say what the backbone met otherwise in its training."""
+        say_scale(config, (self.mean, self.std), where, warn)
+        if self.interpolation is not None:
+            say_resampling(str(self.interpolation), where, warn)
+        if config.pool == "cls" and str(self.global_pool).startswith("avg"):
+            warn(f"{where}: global_pool: {self.global_pool}: its images were pooled by the mean of patches; pool: mean")
 
 
 @dataclass(frozen=True)
@@ -195,9 +218,16 @@ class TimmVision(CanBeCut, VisionEncoder):
             self._num_prefix_tokens = self.backbone.num_prefix_tokens
         if config.pool == "cls" and not (self._layout.output == "tokens" and self.backbone.has_class_token):
             raise RecipeError(f"pool: {found.architecture} has no cls token; use mean")
+        if backbone.is_pretrained:
+            refuse_leftovers(backbone.folder)
         if backbone.is_pretrained and not is_dry_run():
             _load(self.backbone, backbone.folder, self._layout)
+            refuse_broken_numbers(self.backbone, backbone.folder)
+        warnings: list[str] = []
+        if backbone.is_pretrained:
+            found.compare(config, f"{where}/config.json", warnings.append)
         self._settings = _resized(self.backbone, self._layout, found, config)
+        self.warnings = tuple(warnings)
         self.pixel_spec = PixelSpec(self._settings.size)
         self.normalise = Normalise(self._settings.mean, self._settings.std)
         self.projection = make_projection(self.backbone.num_features, width)
@@ -272,7 +302,7 @@ def _create(name: str, model_args: Mapping[str, Any], where: str) -> Any:
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **model_args)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
-        raise RecipeError(f"{where}: {name} cannot be built with {dict(model_args)}: {error}") from error
+        raise RecipeError(f"{where}: {name} cannot be built with {dict(model_args)}: {in_one_line(error)}") from error
 
 
 def _resized(backbone: Any, layout: TimmLayout, found: _Found, config: TimmConfig) -> _Settings:
@@ -280,7 +310,7 @@ def _resized(backbone: Any, layout: TimmLayout, found: _Found, config: TimmConfi
     own_size = found.size or int(backbone.pretrained_cfg["input_size"][-1])
     size = config.image_size or own_size
     check_size(found.architecture, size, _patch(backbone), lambda tried: _try(layout, found, tried))
-    mean, std = config.mean or found.mean or NEUTRAL, config.std or found.std or NEUTRAL
+    mean, std = chosen_scale(config, (found.mean, found.std))
     return _Settings(found.architecture, _resize(backbone, layout, found, size), size, mean, std)
 
 
@@ -313,7 +343,7 @@ def _load(backbone: nn.Module, folder: Path, layout: TimmLayout) -> None:
     try:
         missing, unexpected = backbone.load_state_dict(_read_tensors(folder), strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: does not fit its config.json: {error}") from error
+        raise CheckpointError(f"{folder / WEIGHTS}: does not fit its config.json: {in_one_line(error)}") from error
     differing = missing + [name for name in unexpected if not re.fullmatch(layout.unused, name)]
     if differing:
         raise CheckpointError(f"{folder / WEIGHTS}: {len(differing)} tensors do not fit, such as {differing[0]}")
@@ -326,12 +356,3 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be opened: {error}; only safetensors are read") from error
     return tensors
-
-
-def _channels(tree: Mapping[str, Any], key: str, path: Path) -> Channels | None:
-    values = tree.get(key)
-    if values is None:
-        return None
-    if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
-        raise CheckpointError(f"{path}: {key} must hold 3 numbers, found {values}")
-    return float(values[0]), float(values[1]), float(values[2])

@@ -68,6 +68,11 @@ class ItemEncoder(nn.Module, ABC):
         """The encoders with a backbone, by what they read."""
         return {}
 
+    @property
+    def warnings(self) -> list[str]:
+        """Where the folders of its backbones and what is done here differ."""
+        return [warning for encoder in self.encoders.values() for warning in encoder.warnings]
+
     @abstractmethod
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, each encoded once."""

@@ -77,6 +77,8 @@ def describe(
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
             check_window(data.window, recommender, log)
             _check_shapes(recommender, data.window.size)
+    for odd in recommender.item_encoder.warnings:
+        log.warn(odd)
     for domain in sources.domains:
         warning = check_readable(domain, recommender.item_encoder.modalities, data.max_unreadable)
         if warning is not None:

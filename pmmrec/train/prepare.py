@@ -160,6 +160,8 @@ def open_reader(
     sources: Sources, recommender: Recommender, recipe: Readable, run: Run, *, makes_states: bool = True
 ) -> ItemReader:
     """`read_items` in every process; the main process fills the caches first. Every process must call it."""
+    for warning in recommender.item_encoder.warnings:
+        run.log.warn(warning)
     _say_unread(sources, recommender, run.log)
     read = partial(read_items, sources, recommender, recipe, run, makes_states=makes_states)
     reader = read() if run.processes.is_main else None

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pmmrec.encoders import Backbone, Encoder
+from pmmrec.encoders.weights import is_finite
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
@@ -22,7 +23,7 @@ from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import Origin, origin_of
-from pmmrec.zoo.tensors import SUFFIX, damages, is_finite, not_finite, promises_of
+from pmmrec.zoo.tensors import SUFFIX, damages, not_finite, promises_of
 
 PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
 RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"

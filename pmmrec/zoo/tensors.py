@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from torch import Tensor
 
+from pmmrec.encoders.weights import is_finite
 from pmmrec.errors import CheckpointError
 from pmmrec.zoo import files
 
@@ -159,18 +159,6 @@ def differences(found: Tensors, promised: Tensors) -> list[str]:
         },
     }
     return [f"{what}: {files.listed(names)}" for what, names in words.items() if names]
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity.
-
-    A sum takes a tenth of the time that the SHA-256 took, so every load can afford it; one that overflows proves
-    nothing, and only then each number is looked at.
-    """
-    if not tensor.is_floating_point():
-        return True
-    numbers = tensor if tensor.element_size() > 1 else tensor.float()  # nobody adds numbers of 8 bits
-    return bool(numbers.sum().isfinite()) or bool(numbers.isfinite().all())
 
 
 def not_finite(path: Path) -> list[str]:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from sealing import edit_tensors, seal
 from torch import Tensor
 
+from pmmrec.encoders.weights import is_finite
 from pmmrec.errors import CheckpointError
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
-from pmmrec.zoo.tensors import TensorEntry, damage, differences, is_finite, parse, promises_of
+from pmmrec.zoo.tensors import TensorEntry, damage, differences, parse, promises_of
 
 Change = Callable[[dict[str, Tensor]], object]
 FUSION, TEXT = "fusion/part.safetensors", "text_encoder/model.safetensors"
