@@ -33,7 +33,7 @@ $(VENV)/installed-deepspeed: $(VENV)/installed-dev
 quickstart: $(VENV)/installed  ## the whole way on the demo world: import, pretrain, publish, transfer, rank
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./launch/quickstart.sh
 
-test: $(VENV)/installed-dev  ## all tests but the long ones
+test: $(VENV)/installed-dev  ## all tests but the long ones, which `make torture`, `make hosts` and `make spread` run
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed-dev  ## lint, format, types, boundaries between rooms, spelling
@@ -64,7 +64,8 @@ large: $(VENV)/installed-dev  ## how a platform of 50 million users trains, agai
 spread: $(VENV)/installed-deepspeed  ## two CPU processes under ZeRO-1, 2 and 3: the curve of one, whole parts, stopped and gone on with
 	$(BIN)/python -m pytest --timeout 1800 tests/spread tests/unit/launch/test_files.py
 
-torture: $(VENV)/installed-dev  ## kill a pretraining KILLS times in a row, at random moments; it must end as if nobody had
+torture: $(VENV)/installed-dev  ## what kills, stops, hangs or fills disks; then kill a pretraining KILLS times at random: it must end as if nobody had
+	$(BIN)/python -m pytest --timeout 1800 -m long tests/torture
 	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)
 
 hosts: $(VENV)/installed-deepspeed  ## pretrain on two hosts (network namespaces: needs root and iproute2), and cut one off

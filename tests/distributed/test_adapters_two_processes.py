@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Pmmrec, working_in
 from safetensors.torch import load_file
+from together import run_together
 from torch import Tensor
 
 from pmmrec.shipped import shipped_file
@@ -25,6 +23,7 @@ SETTINGS = (
     *("objectives.dap=null", "objectives.ce.type=catalogue_ce"),
 )
 ALL = ("text_encoder", "vision_encoder", "user_encoder")
+PROGRAM = shipped_file("finetune/run.py")
 KINDS = {"lora": {"type": "lora", "r": 2}, "houlsby": {"type": "houlsby", "width": 3}}
 
 
@@ -40,18 +39,6 @@ def arguments(world: Path, kind: str, name: str) -> list[object]:
     plan: dict[str, Any] = {**dict.fromkeys(ALL, KINDS[kind]), "train": ["text_encoder.projection"]}
     where = ("--from", "small", "--on", world / "boutique")
     return ["finetune/adapter", *where, *SETTINGS, f"adapters={json.dumps(plan)}", f"name={name}"]
-
-
-def torchrun(home: Path, *words: object) -> str:
-    """Fine-tune with two CPU processes."""
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    command = [str(word) for word in (*launch, shipped_file("finetune/run.py"), *words)]
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def events(home: Path, name: str, kind: str) -> list[dict[str, Any]]:
@@ -70,7 +57,7 @@ def learned(home: Path, name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_learn_the_adapters_that_one_learns(home: Path, world: Path, pmmrec: Pmmrec, kind: str) -> None:
-    said = torchrun(home, *arguments(world, kind, f"two-{kind}"))
+    said = run_together(2, PROGRAM, *arguments(world, kind, f"two-{kind}"), folder=home).well()
     assert said.count(f"user_encoder learns: {kind} in") == 1
     with working_in(home):
         alone = pmmrec("finetune", *arguments(world, kind, f"one-{kind}"))

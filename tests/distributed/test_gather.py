@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 import torch
 import train_together
 from safetensors.torch import load_file
+from together import run_together
 from torch import Tensor
 
 from pmmrec.contracts import Modality
@@ -57,11 +55,7 @@ def trained(home: Path) -> Trained:
     processes = Processes(MachineConfig(device="cpu"))
     for kind in train_together.KINDS:
         train_together.train(home, home / "one" / kind, kind, processes)
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    words = (*launch, train_together.__file__, str(home), str(home / "two"))
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_together(2, train_together.__file__, home, home / "two").well()
     return Trained(home / "one", home / "two")
 
 

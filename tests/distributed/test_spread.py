@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import train_spread
 import train_together
 from command_line import SMALL, Pmmrec, sources, working_in
 from safetensors.torch import load_file
+from together import FSDP2, Ended, run_together
 from torch import Tensor
-from torchrun import FSDP2, torchrun
 
 from pmmrec.evaluation.share import ALONE
 from pmmrec.shipped import shipped_file
@@ -35,12 +34,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processes = Processes(MachineConfig(device="cpu"))
     for kind in train_together.KINDS:
         train_together.train(folder, folder / "one" / kind, kind, processes)
-    ended(torchrun(2, train_spread.__file__, folder, folder / "two", spread=FSDP2))
+    run_together(2, train_spread.__file__, folder, folder / "two", spread=FSDP2).well()
     return folder
-
-
-def ended(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def widest(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -106,10 +101,10 @@ def test_without_the_gather_something_else_is_trained(home: Path) -> None:
     assert widest(load_file(home / "one" / "paper" / name), load_file(home / "two" / "apart" / name)) > 1e-3
 
 
-def launched(home: Path, out: Path, *asked: object) -> subprocess.CompletedProcess[str]:
+def launched(home: Path, out: Path, *asked: object) -> Ended:
     """Train as two processes, until the end or until something ends it."""
     out.mkdir(exist_ok=True)
-    return torchrun(2, stop_spread.__file__, home, out, *asked, spread=FSDP2)
+    return run_together(2, stop_spread.__file__, home, out, *asked, spread=FSDP2)
 
 
 def alone(home: Path, out: Path, *asked: object) -> None:
@@ -124,10 +119,10 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(home: Path, tmp_path: Path) -> None:
     dropout = ("--dropout", 0.2)
-    ended(launched(home, tmp_path / "undisturbed", *dropout))
+    launched(home, tmp_path / "undisturbed", *dropout).well()
     done = launched(home, tmp_path / "stopped", "--signal-at", 5, *dropout)
-    assert "exitcode  : 75" in done.stderr, done.stdout + done.stderr
-    ended(launched(home, tmp_path / "stopped", *dropout))
+    assert done.code == 75, done.said
+    launched(home, tmp_path / "stopped", *dropout).well()
     expected, found = weights(tmp_path / "undisturbed"), weights(tmp_path / "stopped")
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
@@ -138,13 +133,13 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(home: Path, tmp_pat
 def test_one_process_goes_on_where_two_that_shared_out_stopped(home: Path, tmp_path: Path) -> None:
     alone(home, tmp_path / "undisturbed")
     done = launched(home, tmp_path / "stopped", "--signal-at", 4)
-    assert "exitcode  : 75" in done.stderr, done.stdout + done.stderr
+    assert done.code == 75, done.said
     alone(home, tmp_path / "stopped")
     assert widest(weights(tmp_path / "undisturbed"), weights(tmp_path / "stopped")) < ATOL
 
 
 def test_a_step_whose_loss_breaks_in_one_process_changes_no_share(home: Path, tmp_path: Path) -> None:
-    ended(launched(home, tmp_path / "two", "--break-at", 4))
+    launched(home, tmp_path / "two", "--break-at", 4).well()
     alone(home, tmp_path / "one", "--break-at", 4)
     assert widest(weights(tmp_path / "one"), weights(tmp_path / "two")) < ATOL
     assert [event["step"] for event in events(tmp_path / "two" / "run", "nonfinite")] == [4]
@@ -188,15 +183,15 @@ def test_a_launched_pretraining_keeps_whole_parts_and_ranks_as_one_process_does(
 
 @pytest.mark.parametrize("way", ["frozen", "adapter"])
 def test_what_is_frozen_is_shared_out_too(
-    tmp_path: Path, world: Path, small_run: Path, pmmrec: Pmmrec, launch_file: Path, way: str
+    tmp_path: Path, world: Path, small_run: Path, pmmrec: Pmmrec, way: str
 ) -> None:
     shutil.copytree(small_run / "hub", tmp_path / "hub")
     settings = ("train.epochs=1", "train.batch_users=16", "train.log_every=1", "cache=c", "machine.device=cpu")
-    asked = (f"finetune/{way}", "--from", "small", "--on", world / "boutique", *settings)
+    asked = ("finetune", f"finetune/{way}", "--from", "small", "--on", world / "boutique", *settings)
     with working_in(tmp_path):
-        for name, more in (("two", ("--launch", launch_file)), ("one", ())):
-            done = pmmrec("finetune", *asked, f"name={name}", *more)
-            assert done.code == 0, done.output
+        run_together(2, shipped_file("finetune/run.py"), *asked[1:], "name=two", spread=FSDP2).well()
+        done = pmmrec(*asked, "name=one")
+        assert done.code == 0, done.output
     one, two = (events(tmp_path / "runs" / name, "train") for name in ("one", "two"))
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.01)  # dropout differs
     assert len(one) == len(two) == 3

@@ -1,6 +1,6 @@
 """One pretraining on two hosts that a cable joins: what one process trains; and the cable may be pulled.
 
-The hosts are network namespaces, so this needs root. What is marked `long` is left to `make hosts`.
+The hosts are network namespaces, so this needs root.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from two_hosts import NoHostsError, TwoHosts, two_hosts
 
 from pmmrec.shipped import shipped_launch_files
 from pmmrec.zoo.files import hashes_of
+
+pytestmark = pytest.mark.long
 
 PORT = 29500  # the same again for every run: a host has its own ports
 PATIENCE_S = 600.0  # DeepSpeed builds an operation when it is first used
@@ -197,7 +199,6 @@ def zero2(net: TwoHosts, home: Path, world: Path) -> Job:
     return job
 
 
-@pytest.mark.long
 def test_two_hosts_under_zero_2_train_what_one_process_would(zero2: Job) -> None:
     two, one = _steps(zero2.home, "zero2"), _steps(zero2.home, "alone")
     assert [step["users"] for step in two] == [step["users"] for step in one]
@@ -205,7 +206,6 @@ def test_two_hosts_under_zero_2_train_what_one_process_would(zero2: Job) -> None
     assert _widest(zero2.home, "zero2", "alone") < 1e-6  # float32, weights near 1; measured 1.2e-7
 
 
-@pytest.mark.long
 def test_a_host_cut_off_under_zero_2_ends_both_and_the_same_command_goes_on(zero2: Job) -> None:
     job = Job(zero2.net, zero2.home, "zero2-cut", zero2.launch, zero2.settings)
     _cut_after(job, 5)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 import train_shares
 from command_line import SMALL, Pmmrec, sources, working_in
 from safetensors.torch import load_file
+from together import run_together
 from torch import Tensor
 
 from pmmrec.contracts import Term
@@ -23,23 +21,14 @@ from pmmrec.train.prepare import Sources
 
 Share = dict[str, Term]
 
-
-def _torchrun(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    """Start a program as two CPU processes; both write to the same pipes."""
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    words = [str(word) for word in (*launch, *command)]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+PROGRAM = shipped_file("pretrain/run.py")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     """What `train_shares.py` left when two processes ran it."""
     out = tmp_path_factory.mktemp("shares")
-    done = _torchrun(out, train_shares.__file__, world / "boutique", out)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_together(2, train_shares.__file__, world / "boutique", out).well()
     return out
 
 
@@ -125,9 +114,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, world: Path) -> tuple[P
     """The run of the `small_run` fixture once more, by two processes: its folder and what was said."""
     home = tmp_path_factory.mktemp("two")
     settings = (*SMALL, *sources(world), "name=small", "train.epochs=2", "cache=c", "machine.device=cpu")
-    done = _torchrun(home, shipped_file("pretrain/run.py"), "pretrain/tiny", *settings)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return home, done.stdout
+    return home, run_together(2, PROGRAM, "pretrain/tiny", *settings, folder=home).well()
 
 
 def _events(home: Path, kind: str, name: str = "small") -> list[dict]:
@@ -171,8 +158,7 @@ def test_two_processes_start_from_the_weights_of_one(pretrained: tuple[Path, str
 def test_two_processes_train_from_the_states_that_one_computed(tmp_path: Path, world: Path, pmmrec: Pmmrec) -> None:
     frozen = tuple(f"model.item_encoder.{encoder}.trainable_blocks=0" for encoder in ("text", "vision"))
     settings = (*SMALL, *sources(world), *frozen, "train.epochs=1", "cache=c", "machine.device=cpu")
-    done = _torchrun(tmp_path, shipped_file("pretrain/run.py"), "pretrain/tiny", *settings, "name=small")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_together(2, PROGRAM, "pretrain/tiny", *settings, "name=small", folder=tmp_path).well()
     assert len(list((tmp_path / "c").glob("*prefix-*"))) == 4  # texts and images of two platforms
     with working_in(tmp_path):
         alone = pmmrec("pretrain", "pretrain/tiny", *settings, "name=alone", "prefix_cache=off")
@@ -198,9 +184,8 @@ def test_batch_statistics_that_processes_would_share_out_are_refused(
         planned = pmmrec("pretrain", *recipe(1), "--dry-run", "--launch", "two_cpu")
     assert planned.code == 2
     assert told in planned.output
-    done = _torchrun(tmp_path, shipped_file("pretrain/run.py"), *recipe(1))
-    assert done.returncode != 0
-    assert f"error: launch with DDP {told}" in done.stderr, done.stdout + done.stderr
-    assert "or train in one process" in done.stderr
-    frozen = _torchrun(tmp_path, shipped_file("pretrain/run.py"), *recipe(0), "name=frozen")
-    assert frozen.returncode == 0, frozen.stdout + frozen.stderr
+    done = run_together(2, PROGRAM, *recipe(1), folder=tmp_path)
+    assert done.code == 2, done.said
+    assert f"error: launch with DDP {told}" in done.said
+    assert "or train in one process" in done.said
+    run_together(2, PROGRAM, *recipe(0), "name=frozen", folder=tmp_path).well()

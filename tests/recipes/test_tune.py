@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
 from command_line import SMALL, Pmmrec, Result, run_pmmrec, sources, working_in
-from optuna.trial import TrialState
+from searches import SEED, SPACE, TINY
+from searches import command as _command
+from searches import study as _study
+from searches import trials as _trials
 
 from pmmrec.tuning.record import Ending, Record
 from pmmrec.tuning.search import Search, SearchPlan
 from pmmrec.tuning.space import read_space
-
-SEED = 13  # proposes 0.01, then 1e30, which leaves the finite numbers
-TINY = ("train.batch_users=16", "model.width=16", "cache=c", "machine.device=cpu")
-SPACE = """
-train.optimizer.learning_rate: {choice: [1e-3, 1e-2, 1e30]}
-model.user_encoder.num_layers: {int: [1, 2]}
-"""
-
-
-def _command(world: Path, *more: object, space: str = SPACE, trials: int = 2) -> list[str]:
-    Path("space.yaml").write_text(space, encoding="utf-8")
-    on = ("--from", "none", "--on", world / "boutique")
-    asked = ("tune", "finetune/sasrec", "--space", "space.yaml", "--trials", trials, "--seed", SEED, *on, *TINY, *more)
-    return [str(word) for word in asked]
-
-
-def _trials(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _study(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
 
 
 @pytest.fixture(scope="module")
@@ -162,53 +137,6 @@ def test_another_search_of_the_same_name_is_refused(search: Path, world: Path, p
     assert again.code == 0
     assert "trial 000" not in again.output
     assert _trials(search) == before
-
-
-def test_a_search_that_was_stopped_ends_its_trial_tries_it_again_and_prunes_it(
-    home: Path, world: Path, pmmrec: Pmmrec
-) -> None:
-    endless = ("train.epochs=100000", "validation.patience=100000", "--prune-after", 1)
-    command = _command(world, *endless, trials=6)
-    search = home / "runs" / "sasrec-tune"
-    events = search / "trials" / "0000" / "events.jsonl"
-
-    is_over = threading.Event()
-
-    def stop_us_when_it_trains() -> None:
-        while not is_over.wait(0.05):
-            if events.is_file() and "validation" in events.read_text():
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    waiting = threading.Thread(target=stop_us_when_it_trains)
-    waiting.start()
-    result = pmmrec(*command)
-    is_over.set()
-    waiting.join()
-    assert (result.code, result.output) == (130, "stopped\n")
-    (stopped,) = _study(search).get_trials(states=(TrialState.FAIL,))
-    size = events.stat().st_size
-
-    # Five trials that were better at every epoch, so that a median stands against the next.
-    distributions = stopped.distributions
-    for _ in range(5):
-        values = dict.fromkeys(range(2000), 0.99)
-        ending = {"best": 0.99, "best_epoch": 1, "num_epochs": 1999, "seconds": 1.0, "message": ""}
-        params = {"train.optimizer.learning_rate": "0.01", "model.user_encoder.num_layers": 1}
-        trial = optuna.trial.create_trial(
-            value=0.99, params=params, distributions=distributions, intermediate_values=values
-        )
-        trial.set_user_attr("ending", ending)
-        _study(search).add_trial(trial)
-    result = pmmrec(*command)
-    assert result.code == 0, result.output
-    assert events.stat().st_size == size  # nobody wrote after the stop
-    pruned = _trials(search)[0]
-    assert (pruned["trial"], pruned["state"]) == ("0001", "pruned")
-    assert int(pruned["epochs"]) >= 1
-    assert "(ended early)" in result.output
-    assert "the recipe as it stands" in result.output
-    assert not list(search.rglob("checkpoint"))
 
 
 def test_a_wrong_recipe_ends_the_search_and_leaves_its_name_free(home: Path, world: Path, pmmrec: Pmmrec) -> None:

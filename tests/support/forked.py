@@ -10,8 +10,8 @@ from collections.abc import Callable
 WITHIN_S = 200  # below the limit of a test
 
 
-def in_child(work: Callable[[], object]) -> None:
-    """Run `work` in a forked copy of this process; where it fails, so does this, with its traceback."""
+def in_child(work: Callable[[], object], code: int = 0) -> None:
+    """Run `work` in a forked copy of this process; where that does not end with `code`, fail with its traceback."""
     reading, writing = os.pipe()
     child = multiprocessing.get_context("fork").Process(target=_tell, args=(work, writing))
     child.start()
@@ -21,7 +21,7 @@ def in_child(work: Callable[[], object]) -> None:
         if child.exitcode is None:
             child.kill()
             child.join()
-        assert child.exitcode == 0, f"exit code {child.exitcode}\n{told.read()}"
+        assert child.exitcode == code, f"exit code {child.exitcode}\n{told.read()}"
 
 
 def _tell(work: Callable[[], object], writing: int) -> None:

@@ -7,7 +7,7 @@ import copy
 import os
 import signal
 import threading
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pmmrec.contracts import Batch
 from pmmrec.data.batches import DataConfig
 from pmmrec.errors import DivergenceError, MachineError, StoppedError
 from pmmrec.models.recommender import Recommender
+from pmmrec.train import stop
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
 from pmmrec.train.loop import Loop, TrainConfig
 from pmmrec.train.prepare import Batches, Sources
@@ -29,7 +30,6 @@ from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run
 from pmmrec.train.state import State
 from pmmrec.train.states import States
-from pmmrec.train.stop import SAME_S
 from pmmrec.zoo import files
 
 SETTINGS: dict[str, Any] = {
@@ -63,13 +63,16 @@ class Disturbance:
     at: int | None  # the count, in this attempt, of that part
     signals: tuple[signal.Signals, ...]  # none: it hangs
     count: int = 0
+    settle: Callable[[], object] = bool  # what must have come to an end before a second signal
 
     def comes(self, where: str) -> None:
         self.count += where == self.where
         if where != self.where or self.count != self.at:
             return
         for number, sign in enumerate(self.signals):
-            time.sleep((SAME_S + 0.5) * min(number, 1))
+            if number:
+                self.settle()
+                stop.SAME_S = 0.0  # what comes now is no part of the first
             os.kill(os.getpid(), sign)
         if not self.signals:
             threading.Event().wait()
@@ -166,6 +169,7 @@ def main() -> None:
             run.processes.wait()
 
         states = States.of(run, config.state, sources, started_from="none")
+        disturbance.settle = lambda: states._thread.submit(bool).result()  # states before it are written
         callbacks = [RankSingle(judge, reader, sources.splits, sources.names), KeepBest(judge, save)]
         loop = DisturbedLoop(config, task, batches, run.processes, run.log, callbacks, states)
         loop.disturbance = batches.disturbance = disturbance

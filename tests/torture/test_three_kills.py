@@ -1,10 +1,14 @@
-"""The torture of `make torture`, short enough for every day."""
+"""A pretraining that is killed a few times at random moments; `make torture` kills it more often."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.long
 
 
 def test_a_pretraining_killed_three_times_ends_as_one_that_was_left_alone() -> None:

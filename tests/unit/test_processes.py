@@ -6,13 +6,14 @@ import fcntl
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pmmrec import processes as processes_file
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.processes import ChildProcess, alone_in, complaint, end_all, signals_as_interrupts
 
@@ -26,37 +27,29 @@ def lock_of(path: Path) -> Iterator[int]:
     os.close(lock)
 
 
-def is_free(path: Path, within_s: float = 0.0) -> bool:
-    until_s = time.monotonic() + within_s
-    while True:
-        with path.open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until_s:
-                    return False
-                time.sleep(0.02)
-            else:
-                return True
+def wait_until_free(path: Path) -> None:
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def shell(words: str, folder: Path, kept_open: int | None = None) -> ChildProcess:
     return ChildProcess(["sh", "-c", words], folder / "a.log", kept_open=kept_open)
 
 
-def said(process: ChildProcess, word: str) -> ChildProcess:
-    """The process once it has said a word."""
-    until_s = time.monotonic() + 10
-    while word not in process.log.read_text() and time.monotonic() < until_s:
-        time.sleep(0.01)
-    return process
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """What opens it waits for whoever opens its other end."""
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
 
 
-def test_an_exit_code_is_none_before_the_end_and_the_same_ever_after(tmp_path: Path) -> None:
-    process = shell("sleep 0.2; exit 3", tmp_path)
+def test_an_exit_code_is_none_before_the_end_and_the_same_ever_after(tmp_path: Path, fifo: Path) -> None:
+    process = shell(f"read _ < {fifo}; exit 3", tmp_path)
     assert process.exit_code() is None
+    before_s = process.seconds
+    fifo.write_text("end\n")
     assert [process.wait(), process.wait(), process.exit_code()] == [3, 3, 3]
-    assert process.seconds >= 0.2
+    assert process.seconds > before_s > 0
 
 
 def test_the_cpu_seconds_of_children_that_ended_count(tmp_path: Path) -> None:
@@ -75,28 +68,38 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     with lock_of(tmp_path / "lock") as lock:
         process = shell("sleep 100 & exit 1", tmp_path, lock)
     assert process.wait() == 1
-    assert is_free(tmp_path / "lock", within_s=5)
+    wait_until_free(tmp_path / "lock")
 
 
-def test_being_ended_ends_what_it_started_too_also_what_does_not_listen(tmp_path: Path) -> None:
+def test_being_ended_ends_what_it_started_too_also_what_does_not_listen(tmp_path: Path, fifo: Path) -> None:
     with lock_of(tmp_path / "lock") as lock:
-        process = shell("(trap '' TERM; echo deaf; while :; do sleep 0.1; done) & wait", tmp_path, lock)
-    end_all([said(process, "deaf")])
+        process = shell(f"(trap '' TERM; echo deaf > {fifo}; while :; do sleep 0.1; done) & wait", tmp_path, lock)
+    assert fifo.read_text() == "deaf\n"
+    end_all([process])
     assert process.exit_code() == -signal.SIGTERM
-    assert is_free(tmp_path / "lock", within_s=5)
+    wait_until_free(tmp_path / "lock")
 
 
-def test_a_process_that_does_not_listen_is_forced_after_a_while_that_all_share(tmp_path: Path) -> None:
-    deaf = [
-        ChildProcess(["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"], tmp_path / f"{place}.log")
-        for place in range(3)
-    ]
-    for process in deaf:
-        said(process, "deaf")
-    started_s = time.monotonic()
-    end_all(deaf, grace_s=0.3)
+def test_a_process_that_does_not_listen_is_forced_after_a_while_that_all_share(
+    tmp_path: Path, fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = []
+    for place in range(3):
+        words = f"trap '' TERM; echo deaf > {fifo}; while :; do sleep 0.1; done"
+        deaf.append(ChildProcess(["sh", "-c", words], tmp_path / f"{place}.log"))
+        assert fifo.read_text() == "deaf\n"
+    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+
+    def sleep(seconds: float) -> None:
+        if clock.now_s < 10:
+            assert [process.exit_code() for process in deaf] == [None] * 3
+        clock.now_s += seconds
+
+    clock.sleep = sleep
+    monkeypatch.setattr(processes_file, "time", clock)
+    end_all(deaf, grace_s=10)
     assert [process.exit_code() for process in deaf] == [-signal.SIGKILL] * 3
-    assert 0.3 <= time.monotonic() - started_s < 3
+    assert clock.now_s >= 10
 
 
 def test_a_process_that_ended_well_is_not_ended_again(tmp_path: Path) -> None:

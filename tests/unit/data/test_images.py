@@ -135,10 +135,10 @@ def test_what_cannot_be_read_says_why(data: bytes, reason: str) -> None:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [7_100, 10_000, 100_000])
 def test_a_bomb_is_refused_by_its_header(side: int) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(PictureError, match="more than 50,000,000 pixels"):
         stored_jpeg(png_of(side, side), 64)
-    assert time.perf_counter() - start < 0.5  # measured 0.001 s; decoding 100 megapixels takes seconds
+    assert time.process_time() - start < 0.5  # measured 0.001 s; decoding 100 megapixels takes seconds
 
 
 def test_pixels_squeeze_the_whole_picture_without_a_crop() -> None:

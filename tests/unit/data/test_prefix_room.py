@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -324,51 +323,24 @@ def test_a_table_larger_than_the_memory_is_opened(tmp_path: Path) -> None:
     assert torch.equal(state_RH, torch.zeros(2, width))
 
 
-MAKE = """
-import hashlib, json, sys, time
-from pathlib import Path
-import numpy as np
-from kept_states import Network, read, text_of
-from pmmrec.contracts import Modality
-from pmmrec.data.domain import Domain
-from pmmrec.data.items import ItemReader
-from pmmrec.data.prefix import PrefixConfig
-domain, cache, here, mine, other = sys.argv[1:]
-sys.path.insert(0, here)
-from conftest import WordTokenizer
-
-class Meeting(Network):
-    def states(self, inputs):
-        Path(mine).touch()
-        deadline_s = time.monotonic() + 100
-        while not Path(other).exists():
-            assert time.monotonic() < deadline_s, "the other process never came"
-            time.sleep(0.01)
-        return super().states(inputs)
-
-network = Meeting()
-reader = ItemReader([Domain.open(Path(domain))], frozenset({Modality.TEXT}), WordTokenizer(), None, Path(cache))
-reader.keep_states(Modality.TEXT, network, PrefixConfig())
-state = text_of(read(reader, [0] * 600, list(range(600)))).state_R
-print(json.dumps([network.num_rows, hashlib.sha256(state.numpy().tobytes()).hexdigest()]))
-"""
-
-
 def test_two_processes_that_make_the_same_table_at_once_leave_one_whole_table(
     make_domain: MakeDomain, tokenizer_class: type, tmp_path: Path
 ) -> None:
-    here, cache = Path(__file__).parent, tmp_path / "cache"
+    cache, forked = tmp_path / "cache", multiprocessing.get_context("fork")
     texts = [" ".join(["w" * (1 + row % 25), "w" * (1 + row // 25), *["v"] * (row % 5)]) for row in range(600)]
     domain = make_domain([list(range(600))], texts=texts)
-    given = [sys.executable, "-c", MAKE, str(domain.folder), str(cache), str(here)]
-    meet = [str(tmp_path / "one"), str(tmp_path / "other")]
-    environment = {**os.environ, "PYTHONPATH": str(here.parents[1] / "support")}
-    started = [
-        subprocess.Popen([*given, *order], stdout=subprocess.PIPE, text=True, env=environment)
-        for order in (meet, meet[::-1])
-    ]
-    said = [json.loads(process.communicate(timeout=120)[0]) for process in started]
-    assert [path.name for path in cache.glob("*prefix-*")] == [tables(cache)[0].name]  # and nothing half-made beside it
+    meeting, told = forked.Barrier(2), forked.SimpleQueue()
+
+    class Meeting(Network):
+        def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
+            if self.num_rows == 0:
+                meeting.wait()
+            return super().states(inputs)
+
+    def make() -> None:
+        network = Meeting()
+        state_RH = state_of(network)
+        told.put([network.num_rows, hashlib.sha256(state_RH.numpy().tobytes()).hexdigest()])
 
     def state_of(network: Network | None) -> torch.Tensor:
         reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, cache)
@@ -379,6 +351,13 @@ def test_two_processes_that_make_the_same_table_at_once_leave_one_whole_table(
         reader.keep_states(Modality.TEXT, network, PrefixConfig())
         return text_of(read(reader, [0] * 600, list(range(600)))).state_R
 
+    started = [forked.Process(target=make) for _ in range(2)]
+    for process in started:
+        process.start()
+    said = [told.get() for _ in started]
+    for process in started:
+        process.join()
+    assert [path.name for path in cache.glob("*prefix-*")] == [tables(cache)[0].name]  # and nothing half-made beside it
     late = Network()
     found = state_of(late)
     assert late.num_rows == 0

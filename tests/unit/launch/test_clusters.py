@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
-import socket
 import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from command_line import SMALL, sources
+from slurm import HOSTS, job, log_of, slurm_in
 
 from pmmrec.launch import find_launch_file
 from pmmrec.shipped import shipped_file
 
-HOSTS = ("gpu-3", "gpu-7")
-SRUN = """#!{python}
-# A task on each machine with what Slurm tells it. The first that fails ends the others; the highest code is its own.
-import os, subprocess, sys, time
-
-log, words = os.environ["LOG"], sys.argv[2:]
-tasks = []
-for rank in "01":
-    with open(f"{{log}}-{{rank}}", "w") as said:
-        environment = {{**os.environ, "SLURM_NODEID": rank}}
-        tasks.append(subprocess.Popen(words, env=environment, stdout=said, stderr=subprocess.STDOUT))
-with open(log, "a") as file:
-    file.write(f"srun {{sys.argv[1]}}\\n")
-    file.write("".join(f"task {{task.pid}}\\n" for task in tasks))
-since_s = None
-while left := [task for task in tasks if task.poll() is None]:
-    if since_s is None and any(task.returncode for task in tasks):
-        since_s = time.monotonic()
-        for task in left:
-            task.terminate()
-    if since_s is not None and time.monotonic() - since_s > 30:
-        for task in left:
-            task.kill()
-    time.sleep(0.01)
-for rank in "01":
-    with open(f"{{log}}-{{rank}}") as said:
-        print(said.read(), end="")
-sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode for task in tasks))
-"""
 # What stands in for a run that ends on both machines: no signal takes its exit code.
 ENDS = """#!/usr/bin/env bash
 trap '' TERM
@@ -56,51 +21,16 @@ touch "$LOG-here-$SLURM_NODEID"
 until [ -e "$LOG-here-0" ] && [ -e "$LOG-here-1" ]; do sleep 0.01; done
 exit {code}
 """
-SCONTROL = """#!/usr/bin/env bash
-if [ "$1" = show ]; then printf "$HOSTS"; else echo "scontrol $*" >> "$LOG"; fi
-"""
-# What a tracker does that is long in closing, as over a slow network.
-SLOW_WANDB = """
-import time
-
-def init(**_settings):
-    return Run()
-
-class Run:
-    def log(self, values, step=None, **_more): ...
-    def finish(self):
-        time.sleep(5)
-"""
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Path:
-    """A folder that stands in for Slurm: its commands, and `pmmrec` as it is installed."""
-    pmmrec = f'#!/usr/bin/env bash\nexec {sys.executable} -c "from pmmrec.cli import app; app()" "$@"\n'
-    srun = SRUN.format(python=sys.executable)
-    for name, text in {"srun": srun, "scontrol": SCONTROL, "pmmrec": pmmrec}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+    slurm_in(tmp_path)
     return tmp_path
 
 
-def _job(cluster: Path, *arguments: str, hosts: tuple[str, str] = HOSTS, **environment: str) -> dict[str, Any]:
-    """What runs the script as Slurm would."""
-    slurm = {"SLURM_JOB_NODELIST": "gpu-[3,7]", "SLURM_JOB_ID": "123456", "LOG": str(cluster / "log")}
-    path = {"PATH": f"{cluster}:{os.environ['PATH']}", "HOSTS": "".join(f"{host}\\n" for host in hosts)}
-    words = ["bash", str(shipped_file("launch/slurm.sh")), *arguments]
-    return {"args": words, "env": {**os.environ, **slurm, **path, **environment}, "text": True}
-
-
 def _sbatch(cluster: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(**_job(cluster, *arguments, **environment), capture_output=True, check=False)
-
-
-def _log(cluster: Path, what: str) -> list[str]:
-    """What was noted of calls of Slurm's commands, or of `srun` its tasks."""
-    path = cluster / "log"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line.removeprefix(f"{what} ") for line in lines if line.startswith(f"{what} ")]
+    return subprocess.run(**job(cluster, *arguments, **environment), capture_output=True, check=False)
 
 
 def test_slurm_starts_every_machine_with_its_rank_and_one_rendezvous(cluster: Path) -> None:
@@ -115,7 +45,7 @@ def test_slurm_starts_every_machine_with_its_rank_and_one_rendezvous(cluster: Pa
         assert (told["--main_process_ip"], told["--main_process_port"]) == (HOSTS[0], "23456")
         assert words[-4:] == [str(shipped_file("pretrain/run.py")), "pretrain/tiny", "name=a b", "--resume"]
     assert len(lines) == len(HOSTS)
-    assert _log(cluster, "srun") == ["--kill-on-bad-exit=1"]
+    assert log_of(cluster, "srun") == ["--kill-on-bad-exit=1"]
 
 
 @pytest.mark.parametrize(("code", "is_requeued"), [(75, True), (2, False), (0, False)])
@@ -124,47 +54,7 @@ def test_slurm_is_asked_back_where_a_run_was_ended_early_and_only_there(
 ) -> None:
     (cluster / "pmmrec").write_text(ENDS.format(code=code))
     assert _sbatch(cluster, "pretrain/tiny").returncode == code
-    assert _log(cluster, "scontrol") == ["requeue 123456"] * is_requeued
-
-
-def _free_job() -> str:
-    """The number of a job whose port nobody has."""
-    for number in range(os.getpid() % 5_000, 10_000):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", 20_000 + number))
-            return str(number)
-    raise AssertionError("no port is free")
-
-
-def test_a_run_that_one_machine_was_told_to_end_is_asked_back_though_the_other_still_closes_its_trackers(
-    cluster: Path, world: Path
-) -> None:
-    (cluster / "wandb.py").write_text(SLOW_WANDB)
-    home = [f"{place}={cluster / place}" for place in ("runs", "hub", "cache")]
-    settings = (*SMALL, *sources(world), *home, "name=told", "train.epochs=1000", "machine.trackers=[wandb]")
-    path = f"{cluster}:{os.environ.get('PYTHONPATH', '')}"
-    words = ("pretrain/tiny", *settings, "--processes-per-node", "1")
-    told = {"LAUNCH": "two_cpu", "SLURM_JOB_ID": _free_job(), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    with (cluster / "said").open("w") as said:
-        job = subprocess.Popen(
-            **_job(cluster, *words, hosts=("127.0.0.1", "127.0.0.1"), **told), stdout=said, stderr=subprocess.STDOUT
-        )
-    try:
-        events, until_s = cluster / "runs/told/events.jsonl", time.monotonic() + 300
-        while not (events.exists() and '"train"' in events.read_text()):
-            assert job.poll() is None, (cluster / "said").read_text()
-            assert time.monotonic() < until_s
-            time.sleep(0.05)
-        os.kill(int(_log(cluster, "task")[1]), signal.SIGUSR1)
-        assert job.wait(timeout=120) == 75, (cluster / "said").read_text()
-    finally:
-        for task in map(int, _log(cluster, "task")):
-            with suppress(ProcessLookupError):
-                os.kill(task, signal.SIGINT)
-        job.kill()
-        job.wait()
-    assert _log(cluster, "scontrol") == [f"requeue {told['SLURM_JOB_ID']}"]
-    assert list((cluster / "runs/told/state").glob("step-*"))
+    assert log_of(cluster, "scontrol") == ["requeue 123456"] * is_requeued
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "quickstart.sh"])

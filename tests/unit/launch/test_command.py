@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from launched import a_program
 
 from pmmrec.errors import RecipeError
 from pmmrec.launch import LaunchCommand, LaunchFile, Node
@@ -121,74 +118,40 @@ def test_the_interface_that_the_user_named_is_left_alone() -> None:
         assert "GLOO_SOCKET_IFNAME" not in command.to_shell({"GLOO_SOCKET_IFNAME": "mine"})
 
 
-def _program(folder: Path, text: str) -> Path:
-    path = folder / "program.py"
-    path.write_text(f"import os, signal, sys, time\nfrom pathlib import Path\nhere = Path({str(folder)!r})\n{text}")
-    return path
-
-
 def test_the_exit_code_of_a_program_goes_through_and_each_process_is_told_how_many_there_are(tmp_path: Path) -> None:
-    program = _program(
+    os.mkfifo(tmp_path / "fifo")
+    program = a_program(
         tmp_path,
         "told = os.environ['PMMREC_PROCESSES'], os.environ['WORLD_SIZE'], os.environ['ACCELERATE_USE_CPU']\n"
         "(here / os.environ['RANK']).write_text(' '.join([*told, *sys.argv[1:]]))\n"
-        "sys.exit(75 if os.environ['RANK'] == '1' else time.sleep(30))\n",
+        "if os.environ['RANK'] == '1':\n"
+        "    (here / 'fifo').read_text()\n"
+        "    sys.exit(75)\n"
+        "(here / 'fifo').write_text('told')\n"
+        "signal.pause()\n",
     )
     assert _command("two_cpu", program, "a=b c").run(STARTER, os.environ) == 75
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 2 true a=b c"] * 2
 
 
 def test_of_processes_that_fail_together_one_that_lost_no_other_says_why(tmp_path: Path) -> None:
-    program = _program(
+    os.mkfifo(tmp_path / "fifo")
+    program = a_program(
         tmp_path,
         "import psutil\n"
         "if os.environ['RANK'] == '1':\n"
-        "    (here / 'draft').write_text(str(os.getpid()))\n"
-        "    (here / 'draft').rename(here / 'other')\n"
+        "    (here / 'fifo').write_text(str(os.getpid()))\n"
         "    sys.exit(2)\n"
-        "while not (here / 'other').exists(): time.sleep(0.001)\n"
-        "other = psutil.Process(int((here / 'other').read_text()))\n"
+        "other = psutil.Process(int((here / 'fifo').read_text()))\n"
+        # Of the end of a process that is no child of its own, a process is told by nobody.
         "while other.is_running() and other.status() != 'zombie': time.sleep(0.001)\n"
         "os._exit(4)\n",
     )
     assert _command("two_cpu", program).run(STARTER, os.environ) == 2
 
 
-@pytest.mark.parametrize("asked_are", ["front", "launcher", "all"])
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(
-    sign: signal.Signals, asked_are: str, tmp_path: Path
-) -> None:
-    program = _program(
-        tmp_path,
-        "def end(*_):\n"
-        "    for sign in (signal.SIGTERM, signal.SIGUSR1): signal.signal(sign, signal.SIG_IGN)  # as a run does\n"
-        "    sys.exit(75)\n"
-        "for sign in (signal.SIGTERM, signal.SIGUSR1): signal.signal(sign, end)\n"
-        "(here / f\"ready-{os.environ['RANK']}\").touch()\n"
-        "time.sleep(60)\n",
-    )
-    command = _command("two_cpu", program)
-    call = f"LaunchCommand({command.words!r}, {command.environment!r}).run({STARTER!r}, os.environ)"
-    asked = f"import os, sys; from pmmrec.launch import LaunchCommand; sys.exit({call})"
-    launching = subprocess.Popen([sys.executable, "-c", asked])
-    waiting_s = time.monotonic()
-    while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() - waiting_s < 120:
-        time.sleep(0.05)
-    front = psutil.Process(launching.pid)
-    (launcher,) = front.children()
-    for process in {"front": [front], "launcher": [launcher], "all": [front, *front.children(recursive=True)]}[
-        asked_are
-    ]:
-        process.send_signal(sign)
-    watchdog = threading.Timer(60, launching.kill)
-    watchdog.start()
-    assert launching.wait() == 75
-    watchdog.cancel()
-
-
 def test_more_gpus_than_there_are_end_with_what_would_be_right(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    assert _command("ddp", _program(tmp_path, ""), per_node=1000).run(STARTER, os.environ) == 4
+    assert _command("ddp", a_program(tmp_path, ""), per_node=1000).run(STARTER, os.environ) == 4
     said = capfd.readouterr().err
     assert "ddp.yaml: wants 1000 GPU(s) on this machine, which has " in said
     assert said.rstrip().endswith("start fewer with --processes-per-node, or choose another file (two_cpu needs none)")
@@ -198,6 +161,6 @@ def test_a_key_that_accelerate_does_not_know_ends_with_its_name(tmp_path: Path, 
     (tmp_path / "mine.yaml").write_text(
         "distributed_type: MULTI_GPU\nnum_processes: 2\nuse_cpu: true\nnum_process: 2\n"
     )
-    assert _command(str(tmp_path / "mine.yaml"), _program(tmp_path, "")).run(STARTER, os.environ) == 2
+    assert _command(str(tmp_path / "mine.yaml"), a_program(tmp_path, "")).run(STARTER, os.environ) == 2
     assert "mine.yaml: accelerate refuses it: " in (said := capfd.readouterr().err)
     assert "num_process'" in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -101,14 +100,13 @@ def test_a_tracker_that_hangs_holds_nothing_up(tmp_path: Path, capsys: pytest.Ca
 
     class Hung(_Board):
         def show(self, numbers: Mapping[str, float], step: int) -> None:
-            never.wait(60)
+            never.wait()
 
-    began_s, complaints = time.monotonic(), []
+    complaints: list[str] = []
     aside = Aside("hung", Hung, complaints.append)
     for step in range(3):
         aside.show({"loss": 1.0}, step)
     aside.close(patience_s=0.2)
-    assert time.monotonic() - began_s < 30
     assert complaints == ["it did not close within 0.2 s"]
     never.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from pmmrec.contracts import Term, Views
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.objectives import Objective
+from pmmrec.train import loop as loop_file
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
 from pmmrec.train.loop import Loop, TrainConfig
 from pmmrec.train.optim import build_optimizer, build_scheduler
@@ -173,12 +175,14 @@ def test_training_ends_after_patience_epochs_without_a_better_value(workshop) ->
     assert [event["epoch"] for event in shop.events("validation")] == [0, 1, 2]
 
 
-def test_time_in_training_leaves_validation_out(workshop) -> None:
-    rest_s = 1.0
+def test_time_in_training_leaves_validation_out(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    rest_s = 1e6
+    clock = SimpleNamespace(rested_s=0.0, monotonic=lambda: time.monotonic() + clock.rested_s)
+    monkeypatch.setattr(loop_file, "time", clock)
 
     class Slow:
         def epoch_ended(self, loop: Loop, epoch: int) -> None:
-            time.sleep(rest_s)
+            clock.rested_s += rest_s
 
     loop = workshop().loop(callbacks=[Slow()], epochs=1)
     loop.fit()

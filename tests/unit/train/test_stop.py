@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
-import time
 
-from pmmrec.train.stop import SAME_S, StopSignals
+from forked import in_child
+
+from pmmrec.train import stop
+from pmmrec.train.stop import StopSignals
 
 
 def test_a_signal_is_heard_by_its_name_and_handlers_come_back() -> None:
@@ -34,19 +34,11 @@ def test_outside_the_main_thread_nothing_is_heard_and_nothing_breaks() -> None:
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    program = (
-        "import time; from pmmrec.train.stop import StopSignals; s = StopSignals(); s.open(); print('up', flush=True)\n"
-        "while True: time.sleep(0.05)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        time.sleep(SAME_S + 0.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGUSR1)
-        assert process.wait(timeout=20) == 75
-    finally:
-        process.kill()
-        process.wait()
+    def asked_twice() -> None:
+        StopSignals().open()
+        signal.raise_signal(signal.SIGTERM)
+        stop.SAME_S = 0.0  # so that what comes now is no part of the first
+        signal.raise_signal(signal.SIGUSR1)
+        raise AssertionError("it goes on")
+
+    in_child(asked_twice, code=75)

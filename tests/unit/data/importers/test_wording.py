@@ -34,6 +34,6 @@ def test_long_texts_are_cut() -> None:
 
 
 def test_a_hostile_run_of_accents_takes_no_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(cleaned("a" + "\u0301\u0327" * 500_000) or "") <= MAX_CHARACTERS
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pmmrec.errors import MachineError
+from pmmrec.processes import ChildProcess
 from pmmrec.report.evidence.identity import Identity
 from pmmrec.report.evidence.runs import Processes, Run, training_of
 
@@ -89,7 +89,9 @@ def test_a_run_that_fails_says_why_and_leaves_no_stamp(tmp_path: Path) -> None:
     assert not run.folder.exists()
 
 
-def test_processes_end_when_they_are_asked_to_and_none_begins_after(tmp_path: Path) -> None:
+def test_processes_end_when_they_are_asked_to_and_none_begins_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     processes, failures = Processes(ENVIRONMENT), list[str]()
     waiting = run_of(tmp_path, "data", "demo", "--out", str(tmp_path / "demo"))
 
@@ -99,15 +101,18 @@ def test_processes_end_when_they_are_asked_to_and_none_begins_after(tmp_path: Pa
         except MachineError as error:
             failures.append(str(error))
 
+    is_waited_for, wait = threading.Event(), ChildProcess.wait
+
+    def wait_and_tell(process: ChildProcess) -> int:
+        is_waited_for.set()
+        return wait(process)
+
+    monkeypatch.setattr(ChildProcess, "wait", wait_and_tell)
     thread = threading.Thread(target=work)
     thread.start()
-    deadline_s = time.monotonic() + 10
-    while not waiting.log.is_file() and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    time.sleep(0.2)  # the log is opened just before the process is started
+    is_waited_for.wait()
     processes.end()
-    thread.join(timeout=10)
-    assert not thread.is_alive()
+    thread.join()
     assert failures[0].startswith("a run: ended by SIGTERM")
     with pytest.raises(MachineError, match="stopped"):
         processes.work(run_of(tmp_path / "later", "recipe", "list"))

@@ -14,6 +14,8 @@ from command_line import SMALL, Pmmrec, Result, sources, working_in
 
 from pmmrec.zoo.files import hashes_of
 
+pytestmark = pytest.mark.long
+
 PLACES = ("runs", "hub", "cache")
 TIMES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")  # not even two undisturbed runs share these
 STEPWISE = ("train.log_every=1", "train.epochs=2", "train.state.every_steps=1")
