@@ -111,9 +111,10 @@ def report(
         ),
     ] = None,
     checkpoint: Annotated[
-        str | None,
+        list[str] | None,
         Option(
-            metavar="[NAME=]PLACE", help="Whose vectors are shown: of system NAME; else the first run's that kept one."
+            metavar="[NAME=]PLACE",
+            help="Whose maps and lists are shown: of system NAME, may be repeated; else of every system that kept one.",
         ),
     ] = None,
     metric: Annotated[
@@ -131,7 +132,7 @@ def report(
     from pmmrec.settings import validate
 
     with errors_for_people():
-        shown = {"out": out, "domains": domain or (), "checkpoint": checkpoint, "metric": metric}
+        shown = {"out": out, "domains": domain or (), "checkpoints": checkpoint or (), "metric": metric}
         how = {"attribute": attribute, "num_users": users, "seed": seed, "hub": hub, "base": base}
         where = {} if cache is None else {"cache": cache}
         for path in write_report(runs, validate(ReportPlan, {**shown, **how, **where}, "arguments"), warn):

@@ -1,15 +1,16 @@
-"""What would a model show some users, and was it what they took next?"""
+"""Show what some users did, what they took next, and what each system would have shown them."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pmmrec.data.domain import Domain
+from pmmrec.data.split import Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.report.html.maps import sampled
@@ -40,14 +41,11 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One user: what came before, what the model shows, what was taken next (NineRec, figure 9)."""
+class SystemList:
+    """What one system shows a user."""
 
-    user_id: str
-    num_before: int  # items of the history, of which the last few are shown
-    history: list[ItemCard]  # oldest first
+    system: str
     shown: list[Shown]
-    target: ItemCard
     rank: int  # place of the target among all candidates, from ranks.parquet; 0: it was none
 
     @property
@@ -55,39 +53,56 @@ class Case:
         return any(one.is_target for one in self.shown)
 
 
-def sample_cases(view: View, ranks: Path, num_users: int, k: int, seen: Seen, seed: int) -> list[Case]:
-    """Users drawn at random from those that were ranked, with the ranks that the run kept.
+@dataclass(frozen=True)
+class Case:
+    """One user: what came before, what was taken next, and what each system shows (NineRec, figure 9)."""
 
-    Raises DataError where the ranks are of users or targets that the domain does not have.
+    user_id: str
+    query: int  # of the holdout
+    num_before: int  # items of the history, of which the last few are shown
+    history: list[ItemCard]  # oldest first
+    target: ItemCard
+    lists: list[SystemList] = field(default_factory=list)
+
+
+def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[Case]:
+    """Users drawn at random from those that a run ranked; nobody shows them anything yet.
+
+    Raises DataError where the ranks are of users that the domain does not have.
     """
-    ranked, holdout, domain = read_ranked(ranks), view.split.holdout("test"), view.domain
+    ranked, holdout, domain = read_ranked(ranks), split.holdout("test"), split.domain
     query_of = {domain.user_ids[int(user)].as_py(): place for place, user in enumerate(holdout.user_index)}
-    chosen = sampled(len(ranked.rank_V), num_users, seed).tolist()
-    users = [ranked.user_ids[row].as_py() for row in chosen]
+    users = [ranked.user_ids[row].as_py() for row in sampled(len(ranked.rank_V), num_users, seed).tolist()]
     unknown = [user for user in users if user not in query_of]
     if unknown:
         raise DataError(f"{ranks}: user {unknown[0]!r} has no test target in {domain.folder}; name the run's domain")
-    queries = [query_of[user] for user in users]
-    histories = Histories.of([holdout.history(query) for query in queries])
-    lists = view.best(histories, k, seen)
     cases = []
-    for row, user, query, best in zip(chosen, users, queries, lists, strict=True):
-        target = int(holdout.target[query])
-        if domain.item_ids[target].as_py() != ranked.item_ids[row].as_py():
-            raise DataError(f"{ranks}: another target for user {user!r} than in {domain.folder}; name the run's domain")
+    for user in users:
+        query = query_of[user]
         before = holdout.history(query)
-        places = enumerate(zip(best, item_cards(domain, best), strict=True), start=1)
-        cases.append(
-            Case(
-                user_id=user,
-                num_before=len(before),
-                history=item_cards(domain, before[-HISTORY_SHOWN:].tolist()),
-                shown=[Shown(place, card, item == target) for place, (item, card) in places],
-                target=item_cards(domain, [target])[0],
-                rank=int(ranked.rank_V[row]),
-            )
-        )
+        history = item_cards(domain, before[-HISTORY_SHOWN:].tolist())
+        (target,) = item_cards(domain, [int(holdout.target[query])])
+        cases.append(Case(user, query, len(before), history, target))
     return cases
+
+
+def add_lists(cases: Sequence[Case], view: View, system: str, ranks: Path, k: int, seen: Seen) -> None:
+    """Show every user of the cases what a system would, with the ranks that its run kept.
+
+    Raises DataError where the ranks are of other users or targets than the domain's.
+    """
+    ranked, holdout, domain = read_ranked(ranks), view.split.holdout("test"), view.domain
+    row_of = {user: row for row, user in enumerate(ranked.user_ids.to_pylist())}
+    lists = view.best(Histories.of([holdout.history(case.query) for case in cases]), k, seen)
+    for case, best in zip(cases, lists, strict=True):
+        row, target = row_of.get(case.user_id), int(holdout.target[case.query])
+        if row is None or domain.item_ids[target].as_py() != ranked.item_ids[row].as_py():
+            raise DataError(
+                f"{ranks}: another target for user {case.user_id!r} than in {domain.folder}; name the run's domain"
+            )
+        places = enumerate(zip(best, item_cards(domain, best), strict=True), start=1)
+        shown = [Shown(place, card, item == target) for place, (item, card) in places]
+        case.lists.append(SystemList(system, shown, int(ranked.rank_V[row])))
 
 
 def item_cards(domain: Domain, rows: Sequence[int]) -> list[ItemCard]:

@@ -1,4 +1,4 @@
-"""How do runs become one page that stands alone?"""
+"""Make one page that stands alone of runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing_extensions import Self
 from pmmrec.atomic import whole_file
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.outcome import Outcome
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.scenarios import POPULARITY
 from pmmrec.homes import CACHE, expanded
@@ -22,25 +21,22 @@ from pmmrec.naming import suffix_of
 from pmmrec.report.comparison import System, compare, read_systems
 from pmmrec.report.epochs import EVENTS_FILE, Epoch, best_epoch, judged_by, read_epochs
 from pmmrec.report.html import require_report
-from pmmrec.report.html.cases import Case, sample_cases
+from pmmrec.report.html.cases import Case, add_lists, sample_cases
 from pmmrec.report.html.domains import domains_read
 from pmmrec.report.html.drawing import draw_curves, draw_map
 from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for, project, sampled
+from pmmrec.report.html.owners import Measured, Owner, owners
 from pmmrec.report.html.pictures import Figure, data_uri
 from pmmrec.report.html.view import Histories, View
 from pmmrec.report.ranks import ranks_file
 from pmmrec.report.verdict import popularity_tables, stratum_notes
 from pmmrec.settings import Config, Place
 from pmmrec.tables import PlainTable, are_texts, shown
-from pmmrec.zoo.adapters import standing_on
-from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.files import current
-from pmmrec.zoo.hub import find_checkpoint
 
 NO_DOMAIN = Path("none")
 PAGE_FILE = "report.html"
 TEMPLATE = "page.html.j2"
-CHECKPOINT_FOLDER = "checkpoint"
+MOST_LISTS = 4  # systems whose lists are shown
 LENGTHS = {"1 item": 1, "2-4 items": 2, "5-9 items": 5, "10-19 items": 10, "20 items or more": 20}
 
 
@@ -51,7 +47,9 @@ class ReportPlan(Config):
     domains: tuple[Place, ...] = Field(
         (), description="Domain folders, for maps and cases; empty: where the runs read them. `none`: neither."
     )
-    checkpoint: str | None = Field(None, description="Whose vectors are shown; null: of the first run that kept one.")
+    checkpoints: tuple[str, ...] = Field(
+        (), description="[NAME=]PLACE of those that are shown; empty: one of each system that kept one, the best first."
+    )
     metric: str | None = Field(None, description="Of the curves; null: what the first run judged its epochs by.")
     attribute: str | None = Field(None, description="Attribute of items that the map tells apart.")
     num_users: int = Field(6, ge=0, le=100, description="Users whose lists are shown.")
@@ -66,8 +64,8 @@ class ReportPlan(Config):
 
     @model_validator(mode="after")
     def _shows_what_it_asks_for(self) -> Self:
-        for option, value in (("checkpoint", self.checkpoint), ("attribute", self.attribute), ("base", self.base)):
-            if self.domains == (NO_DOMAIN,) and value is not None:
+        for option, value in (("checkpoint", self.checkpoints), ("attribute", self.attribute), ("base", self.base)):
+            if self.domains == (NO_DOMAIN,) and value:
                 raise ValueError(f"{option}: has no effect with `--domain none`; leave one of the two out")
         return self
 
@@ -138,15 +136,15 @@ def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
     if plan.domains == (NO_DOMAIN,):
         return page
     given = _opened(plan.domains)
-    checkpoint, owner = _checkpoint(systems, plan)
-    if checkpoint is None:
+    found = owners(systems, plan.checkpoints, plan.base, plan.hub)
+    if not found:
         page.notes.append("no maps and no lists of users: no run here kept a checkpoint; give --checkpoint PLACE")
         return page
     domains = given or domains_read(systems)
     if not domains:
         page.notes.append("no maps and no lists of users: they need the items, so give --domain FOLDER")
         return page
-    _add_views(page, checkpoint, owner, domains, plan)
+    _add_views(page, found, domains, plan)
     return page
 
 
@@ -214,79 +212,88 @@ def _judged(folder: Path, metric: str, asked: str | None) -> list[Epoch]:
     return epochs
 
 
-@dataclass(frozen=True)
-class _Owner:
-    """The run whose checkpoint is shown."""
-
-    name: str
-    folder: Path
-    outcome: Outcome
-
-
-def _checkpoint(systems: Sequence[System], plan: ReportPlan) -> tuple[Checkpoint | None, _Owner | None]:
-    """The checkpoint to show, and the run that it belongs to if it is one of these."""
-    runs = [
-        _Owner(system.name, folder, outcome)
-        for system in systems
-        for folder, outcome in zip(system.folders, system.outcomes, strict=True)
-    ]
-    kept = [run for run in runs if current(run.folder / CHECKPOINT_FOLDER).is_dir()]
-    if plan.checkpoint is not None:
-        owner = next((run for run in runs if plan.checkpoint.startswith(f"{run.name}=")), None)
-        place = find_checkpoint(plan.checkpoint.removeprefix(f"{owner.name}=" if owner else ""), plan.hub)
-        own = (run for run in kept if (run.folder / CHECKPOINT_FOLDER).resolve() == place.resolve())
-        owner = owner or next(own, None)
-    elif kept:
-        place, owner = kept[0].folder / CHECKPOINT_FOLDER, kept[0]
-    else:
-        return None, None
-    return standing_on(Checkpoint.open(place), plan.base, plan.hub), owner
+def _add_views(page: Page, found: Sequence[Owner], domains: list[Domain], plan: ReportPlan) -> None:
+    """Maps of items and users of all domains as the first of the owners sees them, and lists for users of all."""
+    views = [_view(found[0], domain, plan) for domain in _known_to(found[0], domains)]
+    _add_item_map(page, views, plan, found[0].name)
+    _add_user_map(page, views, plan, found[0].name)
+    if plan.num_users:
+        _add_cases(page, found, views, plan)
 
 
-def _add_views(
-    page: Page, checkpoint: Checkpoint, owner: _Owner | None, domains: list[Domain], plan: ReportPlan
-) -> None:
-    """Maps of items and users of all domains, and lists for users of the first that the owner was measured on."""
+def _known_to(owner: Owner, domains: list[Domain]) -> list[Domain]:
+    """The domains that a checkpoint can be shown on: one that knows items by id knows those of its run alone."""
+    if owner.checkpoint.model_config.item_encoder.modalities or owner.run is None:
+        return domains
+    measured = {found.domain for found in owner.run.outcome.domains}
+    return [domain for domain in domains if domain.name in measured] or domains
+
+
+def _view(owner: Owner, domain: Domain, plan: ReportPlan) -> View:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cache = expanded(plan.cache)
-    views = [View.open(checkpoint, domain, cache, device) for domain in domains]
-    whose = owner.name if owner is not None else str(plan.checkpoint)
-    _add_item_map(page, views, plan, whose)
-    _add_user_map(page, views, plan, whose)
-    if not plan.num_users:
-        return
-    if owner is None:
+    return View.open(owner.checkpoint, domain, expanded(plan.cache), device)
+
+
+def _add_cases(page: Page, found: Sequence[Owner], views: list[View], plan: ReportPlan) -> None:
+    """What users of one domain would be shown: by each owner whose run was measured there."""
+    chosen: View | None = None
+    for owner in found[:MOST_LISTS]:
+        if owner.run is None:
+            page.notes.append(
+                f"no lists of {owner.name}: it is the checkpoint of no run here; say NAME=PLACE if it made the ranks "
+                "of NAME"
+            )
+            continue
+        view = chosen or _measured_view(page, owner.run, views)
+        if view is None or (ranks := _ranks_of(page, owner.run, view.domain.name)) is None:
+            continue
+        if chosen is None:
+            page.cases = sample_cases(view.split, ranks, plan.num_users, plan.seed)
+        view = view if owner is found[0] else _view(owner, view.domain, plan)
+        seen: Seen = "include" if owner.run.outcome.seen == "include" else "exclude"
+        add_lists(page.cases, view, owner.name, ranks, plan.top_k, seen)
+        chosen = chosen or view
+    if len(found) > MOST_LISTS:
+        left = ", ".join(owner.name for owner in found[MOST_LISTS:])
         page.notes.append(
-            f"no lists of users: {whose} is the checkpoint of no run here; say NAME=PLACE if it made the ranks of NAME"
+            f"no lists of {left}: lists of {MOST_LISTS} are shown; name others with --checkpoint NAME=PLACE"
         )
-        return
-    _add_cases(page, views, owner, plan)
+    if chosen is not None:
+        names = dict.fromkeys(one.system for case in page.cases for one in case.lists)
+        page.cases_of = f"{', '.join(names)} on {chosen.domain.name}"
 
 
-def _add_cases(page: Page, views: list[View], owner: _Owner, plan: ReportPlan) -> None:
-    measured = {found.domain: found.fingerprint for found in owner.outcome.domains}
+def _measured_view(page: Page, run: Measured, views: list[View]) -> View | None:
+    """The first of the views whose domain a run was measured on. DataError where a domain has another content."""
+    measured = {found.domain: found.fingerprint for found in run.outcome.domains}
     for view in views:
         domain = view.domain
         if domain.name in measured and measured[domain.name] != domain.fingerprint:
             raise DataError(
-                f"{domain.folder}: is not the {domain.name} that {owner.folder} was measured on, its content differs; "
+                f"{domain.folder}: is not the {domain.name} that {run.folder} was measured on, its content differs; "
                 "name the folder that the run read"
             )
     here = [view for view in views if view.domain.name in measured]
-    if not here or owner.outcome.scenario != "regular":
+    if not here or run.outcome.scenario != "regular":
         known = ", ".join(measured)
         page.notes.append(
-            f"no lists of users: {owner.name} was measured on {owner.outcome.scenario} targets of {known}; they need "
+            f"no lists of users: {run.name} was measured on {run.outcome.scenario} targets of {known}; they need "
             "regular ones, and that domain"
         )
-        return
-    ranks = ranks_file(owner.folder, owner.outcome, here[0].domain.name)
+        return None
+    return here[0]
+
+
+def _ranks_of(page: Page, run: Measured, domain: str) -> Path | None:
+    """The ranks that a run kept of a domain."""
+    if domain not in [found.domain for found in run.outcome.domains]:
+        page.notes.append(f"no lists of {run.name}: it was not measured on {domain}")
+        return None
+    ranks = ranks_file(run.folder, run.outcome, domain)
     if not ranks.is_file():
-        page.notes.append(f"no lists of users: {ranks} is missing; measure the run again to keep its ranks")
-        return
-    seen: Seen = "include" if owner.outcome.seen == "include" else "exclude"
-    page.cases = sample_cases(here[0], ranks, plan.num_users, plan.top_k, seen, plan.seed)
-    page.cases_of = f"{owner.name} on {here[0].domain.name}"
+        page.notes.append(f"no lists of {run.name}: {ranks} is missing; measure the run again to keep its ranks")
+        return None
+    return ranks
 
 
 def _add_item_map(page: Page, views: list[View], plan: ReportPlan, whose: str) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError
-from pmmrec.report.html.cases import LETTERS_SHOWN, item_cards, sample_cases
+from pmmrec.evaluation.ranking import Seen
+from pmmrec.report.html.cases import LETTERS_SHOWN, Case, add_lists, item_cards, sample_cases
 from pmmrec.report.html.view import Histories, View
 from pmmrec.zoo.checkpoint import Checkpoint
 
@@ -21,32 +22,51 @@ def view(checkpoint: Path, hostile_domain: Domain, tmp_path: Path) -> View:
     return View.open(Checkpoint.open(checkpoint), hostile_domain, tmp_path / "c", torch.device("cpu"))
 
 
+def shown_to(view: View, ranks: Path, num_users: int, k: int, seen: Seen, seed: int = 0) -> list[Case]:
+    """Users with the list of one system."""
+    cases = sample_cases(view.split, ranks, num_users, seed)
+    add_lists(cases, view, "ours", ranks, k, seen)
+    return cases
+
+
 def test_lists_and_ranks_tell_the_same_story(view: View, evaluated: Path) -> None:
-    cases = sample_cases(view, evaluated / "ranks.parquet", 12, 10, "exclude", seed=0)
+    cases = shown_to(view, evaluated / "ranks.parquet", 12, 10, "exclude")
     table = pq.read_table(evaluated / "ranks.parquet")
     ranks = dict(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
+    targets = dict(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
     assert len(cases) == 12
-    assert {case.user_id: case.rank for case in cases} == ranks
+    assert {case.user_id: case.target.item_id for case in cases} == targets
     for case in cases:
-        hits = [one.place for one in case.shown if one.is_target]
-        assert [one.place for one in case.shown] == list(range(1, len(case.shown) + 1))
-        assert not {one.card.item_id for one in case.shown} & {item.item_id for item in case.history}
-        assert bool(hits) == case.is_hit
+        (found,) = case.lists
+        assert (found.system, found.rank) == ("ours", ranks[case.user_id])
+        hits = [one.place for one in found.shown if one.is_target]
+        assert [one.place for one in found.shown] == list(range(1, len(found.shown) + 1))
+        assert not {one.card.item_id for one in found.shown} & {item.item_id for item in case.history}
+        assert bool(hits) == found.is_hit
         if hits:
-            assert hits[0] <= case.rank  # ties count against the target in ranks, and by row in lists
+            assert hits[0] <= found.rank  # ties count against the target in ranks, and by row in lists
         else:
-            assert case.rank == 0 or case.rank > len(case.shown)
-    assert any(case.is_hit for case in cases)
+            assert found.rank == 0 or found.rank > len(found.shown)
+    assert any(found.is_hit for case in cases for found in case.lists)
+
+
+def test_systems_stand_side_by_side_for_the_same_users(view: View, evaluated: Path) -> None:
+    ranks = evaluated / "ranks.parquet"
+    cases = shown_to(view, ranks, 3, 5, "exclude")
+    add_lists(cases, view, "theirs", ranks, 4, "exclude")
+    assert [[(one.system, len(one.shown)) for one in case.lists] for case in cases] == 3 * [
+        [("ours", 5), ("theirs", 4)]
+    ]
 
 
 def test_seen_items_may_be_shown_again_where_the_run_ranked_them(view: View, evaluated: Path) -> None:
-    cases = sample_cases(view, evaluated / "ranks.parquet", 12, 16, "include", seed=0)
-    assert all(len(case.shown) == 16 for case in cases)
+    cases = shown_to(view, evaluated / "ranks.parquet", 12, 16, "include")
+    assert all(len(case.lists[0].shown) == 16 for case in cases)
 
 
 def test_a_sample_of_users_is_drawn_by_its_seed(view: View, evaluated: Path) -> None:
     ranks = evaluated / "ranks.parquet"
-    first, again, other = ([c.user_id for c in sample_cases(view, ranks, 3, 5, "exclude", seed)] for seed in (0, 0, 1))
+    first, again, other = ([c.user_id for c in sample_cases(view.split, ranks, 3, seed)] for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -68,7 +88,7 @@ def test_ranks_of_another_domain_are_refused(
     elsewhere = table.set_column(column, name, pa.array([f"x{row}" for row in range(len(table))]))
     pq.write_table(elsewhere, tmp_path / "ranks.parquet")
     with pytest.raises(DataError, match=words):
-        sample_cases(view, tmp_path / "ranks.parquet", 3, 5, "exclude", seed=0)
+        shown_to(view, tmp_path / "ranks.parquet", 3, 5, "exclude")
 
 
 def test_long_texts_are_cut_and_missing_pictures_are_none(hostile_domain: Domain) -> None:

@@ -62,7 +62,7 @@ def write(evaluated: Path, hostile: Path, checkpoint: Path, system_name: str, tm
     def page(run: Path = evaluated, **values: Any) -> tuple[Path, list[str]]:
         warned: list[str] = []
         given = {"out": tmp_path / "page.html", "domains": (hostile,), "cache": tmp_path / "c", "num_points": 50}
-        plan = ReportPlan(**{**given, "checkpoint": f"{system_name}={checkpoint}", **values})
+        plan = ReportPlan(**{**given, "checkpoints": (f"{system_name}={checkpoint}",), **values})
         return write_report([str(run)], plan, warned.append)[0], warned
 
     return page
@@ -135,6 +135,52 @@ def test_several_domains_stand_on_one_map(small_run: Path, world: Path, tmp_path
     assert "What 6 users would be shown: small on bazaar" in "".join(read(page).text)
 
 
+@pytest.fixture
+def two_runs(small_run: Path, tmp_path: Path) -> list[str]:
+    """Two trainings on the same domains: the second was the better one on validation, and keeps other lists."""
+    runs = [Path(shutil.copytree(small_run / "runs" / "small", tmp_path / name)) for name in ("worse", "better")]
+    for place, run in enumerate(runs):
+        metrics = json.loads((run / "metrics.json").read_text())
+        better = {name: value + place for name, value in metrics["validation"].items()}
+        (run / "metrics.json").write_text(json.dumps({**metrics, "name": run.name, "validation": better}))
+    return [str(run) for run in runs]
+
+
+def test_every_system_that_kept_a_checkpoint_shows_its_lists_the_best_first(
+    two_runs: list[str], world: Path, tmp_path: Path
+) -> None:
+    given = {"cache": tmp_path / "c", "num_points": 20, "num_users": 2}
+    (page,) = write_report(two_runs, ReportPlan(out=tmp_path / "page.html", **given), lambda _: None)
+    said = " ".join("".join(read(page).text).split())
+    assert "What 2 users would be shown: better, worse on bazaar" in said
+    assert re.findall(r"(\w+) shows, best first:", said) == 2 * ["better", "worse"]
+    assert "as better sees them" in said
+    assert said.count("Taken next") == 2
+    named = ReportPlan(out=tmp_path / "named.html", checkpoints=(f"worse={two_runs[0]}/checkpoint",), **given)
+    (page,) = write_report(two_runs, named, lambda _: None)
+    assert "What 2 users would be shown: worse on bazaar" in "".join(read(page).text)
+
+
+def test_lists_of_as_many_systems_as_fit_are_shown_and_the_others_are_named(
+    two_runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmmrec.report.html.page.MOST_LISTS", 1)
+    plan = ReportPlan(out=tmp_path / "page.html", cache=tmp_path / "c", num_points=20, num_users=1)
+    warned: list[str] = []
+    (page,) = write_report(two_runs, plan, warned.append)
+    assert "What 1 user would be shown: better on bazaar" in "".join(read(page).text)
+    assert "no lists of worse: lists of 1 are shown; name others with --checkpoint NAME=PLACE" in warned
+
+
+def test_a_system_whose_ranks_are_gone_shows_no_lists_and_the_others_do(two_runs: list[str], tmp_path: Path) -> None:
+    (Path(two_runs[1]) / "ranks-bazaar.parquet").unlink()
+    plan = ReportPlan(out=tmp_path / "page.html", cache=tmp_path / "c", num_points=20, num_users=1)
+    warned: list[str] = []
+    (page,) = write_report(two_runs, plan, warned.append)
+    assert "What 1 user would be shown: worse on bazaar" in "".join(read(page).text)
+    assert any(note.startswith("no lists of better: ") and "measure the run again" in note for note in warned)
+
+
 def test_items_can_be_told_apart_by_an_attribute(write: Write, tmp_path: Path) -> None:
     page, _ = write(attribute="kind", num_users=0)
     alts = [attributes["alt"] or "" for tag, attributes in read(page).found if tag == "img"]
@@ -144,7 +190,7 @@ def test_items_can_be_told_apart_by_an_attribute(write: Write, tmp_path: Path) -
 
 
 def test_what_is_lacking_is_said_on_the_page_and_aloud(write: Write, checkpoint: Path) -> None:
-    page, warned = write(checkpoint=str(checkpoint))
+    page, warned = write(checkpoints=(str(checkpoint),))
     said = "".join(read(page).text)
     assert len(warned) == 2
     assert "has no events.jsonl" in warned[0]
@@ -233,11 +279,11 @@ def test_seeds_are_those_that_a_map_can_be_drawn_with() -> None:
 
 
 def test_a_page_without_items_can_be_asked_for(write: Write, tmp_path: Path) -> None:
-    page, warned = write(domains=(Path("none"),), checkpoint=None)
+    page, warned = write(domains=(Path("none"),), checkpoints=())
     assert "Items and users" not in page.read_text()
     assert len(warned) == 1
     with pytest.raises(ValueError, match="attribute: has no effect with `--domain none`"):
-        write(domains=(Path("none"),), checkpoint=None, attribute="kind", out=tmp_path / "other.html")
+        write(domains=(Path("none"),), checkpoints=(), attribute="kind", out=tmp_path / "other.html")
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +309,7 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_it(write: Write, tmp_path:
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     shot = tmp_path / "shot.png"
     common = (str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", profile)
-    size = ("--window-size=1200,4000", f"--screenshot={shot}")
+    size = ("--window-size=1200,6000", f"--screenshot={shot}")
     subprocess.run([*common, *size, page.as_uri()], check=True, capture_output=True, timeout=120)
     pixels = np.asarray(Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")).astype(int)
     is_magenta = (abs(pixels - (255, 0, 255)) < 12).all(axis=-1)

@@ -1,0 +1,73 @@
+"""Choose whose checkpoints a page shows: those that people name, else those that the runs kept, the best first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmmrec.evaluation.outcome import Outcome
+from pmmrec.report.comparison import System
+from pmmrec.report.epochs import judged_by
+from pmmrec.zoo.adapters import AdapterCheckpoint, standing_on
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.files import current
+from pmmrec.zoo.hub import find_checkpoint
+
+CHECKPOINT_FOLDER = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run of a system, and what it found."""
+
+    name: str  # of the system
+    folder: Path
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A checkpoint that is shown, and the run that made its ranks, if it is one of the page's."""
+
+    name: str
+    checkpoint: Checkpoint
+    run: Measured | None
+
+
+def owners(systems: Sequence[System], places: Sequence[str], base: str | None, hub: Path) -> list[Owner]:
+    """The checkpoints to show, in the order of `places` ([NAME=]PLACE); none given: one of each system, best first.
+
+    Best is what validation says, by the metric that the first of the runs judged its epochs by. `base`: what adapters
+    stand on. Raises RecipeError where a place or a base makes no sense, CheckpointError for broken checkpoints.
+    """
+    runs = [
+        Measured(system.name, folder, outcome)
+        for system in systems
+        for folder, outcome in zip(system.folders, system.outcomes, strict=True)
+    ]
+    found = [_named(place, runs, hub) for place in places] if places else _kept(runs)
+    carry = [isinstance(owner.checkpoint, AdapterCheckpoint) for owner in found]
+    for owner, is_adapter in zip(found, carry, strict=True):
+        standing_on(owner.checkpoint, base if is_adapter or not any(carry) else None, hub)
+    return found
+
+
+def _named(word: str, runs: Sequence[Measured], hub: Path) -> Owner:
+    run = next((run for run in runs if word.startswith(f"{run.name}=")), None)
+    place = find_checkpoint(word.removeprefix(f"{run.name}=" if run else ""), hub)
+    if run is None:
+        run = next((run for run in runs if _place(run).resolve() == place.resolve()), None)
+    return Owner(word if run is None else run.name, Checkpoint.open(place), run)
+
+
+def _kept(runs: Sequence[Measured]) -> list[Owner]:
+    kept = {run.name: run for run in reversed(runs) if current(_place(run)).is_dir()}  # the first of each system
+    firsts = [run for run in runs if kept.get(run.name) is run]
+    metric = judged_by(firsts[0].folder) if firsts else ""
+    firsts.sort(key=lambda run: -run.outcome.validation.get(metric, 0.0))
+    return [Owner(run.name, Checkpoint.open(_place(run)), run) for run in firsts]
+
+
+def _place(run: Measured) -> Path:
+    return run.folder / CHECKPOINT_FOLDER
