@@ -137,10 +137,10 @@ def _boxed(table: PlainTable, widths: Sequence[int], *, has_edge: bool) -> Table
     view = Table(show_edge=has_edge, pad_edge=has_edge)
     for column, is_text, width in zip(table.columns, are_texts(table), widths, strict=True):
         view.add_column(Text(visible(column)), justify="left" if is_text else "right", width=width, overflow="fold")
-    for row in table.rows:
-        cells = [_pieces(cell) for cell in row]
-        fits = [cell_len(" ".join(pieces)) <= width for pieces, width in zip(cells, widths, strict=True)]
-        view.add_row(*(Text((" " if fit else "\n").join(pieces)) for pieces, fit in zip(cells, fits, strict=True)))
+    rows = [[_pieces(cell) for cell in row] for row in table.rows]
+    wide = [any(cell_len(" ".join(row[place])) > width for row in rows) for place, width in enumerate(widths)]
+    for row in rows:
+        view.add_row(*(Text(("\n" if is_wide else " ").join(cell)) for cell, is_wide in zip(row, wide, strict=True)))
     return view
 
 

@@ -100,8 +100,10 @@ def describe(
     log.say("")
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
     log.say(sizes if report is None else report.table(task.sizes), Cost.of(task).words(), "")
-    for name, count, weight in zip(sources.names, counts, sampler.weights, strict=True):
-        log.say(f"{name:<24}{count:>14,} windows, {weight:.1%} of each epoch")
+    shares = [100 * weight for weight in sampler.weights]
+    log.say(
+        PlainTable("", ["domain", "windows", "of each epoch, %"], [*zip(sources.names, counts, shares, strict=True)])
+    )
     steps = sampler.steps_per_epoch
     log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
     if launched is not None:

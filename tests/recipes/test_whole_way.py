@@ -132,6 +132,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(home: Path, world: Path, p
     result = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), "--dry-run")
     assert result.code == 0, result.output
     assert "learning: " in result.output
+    assert "windows ┃ of each epoch, % ┃" in result.output
     assert "8 steps an epoch, at most" in result.output
     assert list(home.iterdir()) == []
 

@@ -38,6 +38,11 @@ TABLES = {
     "long words": PlainTable(
         "", [SETTING, "first", "second"], [[SETTING, "1.2345e-05", "hf://someone/else@0123456789"]] * 7
     ),
+    "trials": PlainTable(
+        "runs/search: the best trials, by validation",
+        ["trial", "ndcg@10", "best epoch", "learning_rate", "weight_decay", "user_encoder.num_layers"],
+        [[f"{n:04d} (as it stands)", "12.34%", n, "0.001234", "null", "2"] for n in range(10)],
+    ),
     "nothing": PlainTable("An empty table", ["name", "system"], []),
     "no numbers": PlainTable("", ["", "a"], [["users", None], ["items", "日本語の名前"]]),
 }
