@@ -24,7 +24,7 @@ def import_table_command(
     interactions: Annotated[Path, Option(help="csv, tsv or parquet with user_id, item_id and, if known, timestamp.")],
     name: Annotated[str, Option(help="Name of the platform; runs and reports use it.")],
     out: Annotated[Path, Option(help="Folder to make.")],
-    images: Annotated[Path | None, Option(help="Folder of pictures named ITEM_ID.jpg, .png or .webp.")] = None,
+    images: Annotated[Path | None, Option(help="Folder of ITEM_ID.jpg, .png, .webp, .gif or .bmp.")] = None,
     k_core: Annotated[str, Option(help="Keep users and items with at least so many interactions; none: all.")] = "5",
     image_side: Annotated[
         int | None, Option(help="Shortest side, in pixels, at which pictures are kept; 256 unless given.")

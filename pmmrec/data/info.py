@@ -60,7 +60,7 @@ class ImportSummary(Config):
     num_interactions_read: int = Field(ge=0)
     kept: dict[str, int]  # items, users, interactions, texts, images
     rejected: dict[str, dict[str, int]]  # kind (item, interaction, image, user) -> reason -> how many
-    num_pictures_ignored: int = Field(ge=0)  # files that belong to no item, or are an item's second picture
+    num_pictures_ignored: int = Field(ge=0)  # files that belong to no item
     notes: tuple[str, ...] = ()  # what was done to times and the like
 
     def lines(self) -> list[str]:

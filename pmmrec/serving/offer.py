@@ -77,6 +77,9 @@ def report_rejected(new: Domain, warn: Callable[[str], None]) -> None:
     for kind in ("item", "image"):
         for reason, count in new.info.summary.rejected.get(kind, {}).items():
             warn(f"--new-items: {count:,} x {kind} left out: {reason}")
+    for note in new.info.summary.notes:
+        if note.startswith(("items:", "images:")):
+            warn(f"--new-items: {note}")
 
 
 def weights_name(checkpoint: Checkpoint, parts: list[str] | None = None) -> str:

@@ -6,16 +6,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from pmmrec.data.images import PictureError, stored_jpeg
+from pmmrec.data.importers.picture_column import PictureColumn
+from pmmrec.data.importers.picture_folder import SUFFIXES, PictureFolder
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import stream
 from pmmrec.data.info import IMAGES_SCHEMA
@@ -23,14 +25,11 @@ from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError
 from pmmrec.progress import Progress
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of two pictures of an item the one earlier in this order is taken
 MAX_PICTURE_BYTES = 200_000_000
-LIST_BATCH = 100_000
 IMAGE_BATCH = 256
+NUM_EXAMPLES = 3
+SECOND = "second picture of an item"
 _DIGEST_BYTES = 32
-_LISTED = pa.schema(
-    [("stem", pa.string()), ("file_name", pa.string()), ("choice", pa.int32()), ("is_outside", pa.bool_())]
-)
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class _Job:
     row: int
     item_id: str
     file_name: str | None
+    data: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -50,51 +50,115 @@ class _Picture:
 
 
 class Pictures:
-    """The pictures of one import: `item_pictures` in DuckDB says whose they are, `work` keeps those decoded early."""
+    """The pictures of one import: `item_pictures` in DuckDB says whose they are, `work` keeps those decoded early.
+
+    They come from a folder, or from the column `image` of the items.
+    """
 
     def __init__(
         self, folder: Path | None, work: Path, connection: duckdb.DuckDBPyConnection, *, side: int, num_threads: int
     ) -> None:
         self._folder, self._work, self._connection = folder, work, connection
+        self._column: PictureColumn | None = None
         self._side, self._num_threads = side, num_threads
-        self.num_ignored = 0
+        self._notes: list[str] = []
+        self.num_ignored = 0  # files of a folder that belong to no item
+        self.is_given = folder is not None
 
-    def match(self, selection: Selection) -> None:
-        """Fill `item_pictures`. Raises DataError when the folder is missing or holds no picture of any item.
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of pictures that are not read."""
+        return tuple(self._notes)
+
+    def match(self, selection: Selection, column: PictureColumn | None) -> None:
+        """Fill `item_pictures`, and reject pictures of items that cannot be read or are second ones.
+
+        `column` is given where `items` says in `has_bytes` and `has_path_alone` which of them have a picture. Raises
+        DataError when the folder is missing or holds no picture of any item.
 
         The folder is listed and its names compared with ids: an id such as `../x` never becomes a path.
         """
-        run = self._connection.execute
-        run("CREATE TABLE pictures (stem VARCHAR, file_name VARCHAR, choice INTEGER, is_outside BOOLEAN)")
         if self._folder is not None:
-            for batch in _listed(self._folder):
-                self._connection.register("listed", batch)
-                run("INSERT INTO pictures SELECT * FROM listed")
-                self._connection.unregister("listed")
-        run(
+            self._match_folder(PictureFolder(self._folder), selection)
+        else:
+            has_bytes = "has_bytes" if column is not None else "false"
+            self._run(
+                f"""CREATE TABLE item_pictures AS SELECT row, CAST(NULL AS VARCHAR) AS file_name, false AS is_outside,
+                    item_id FROM items WHERE {has_bytes}"""
+            )
+        if column is not None:
+            self._column, self.is_given = column, bool(self._rows("SELECT count(*) FROM item_pictures")[0][0])
+            selection.reject_all_images(
+                "SELECT item_id, 'a path without bytes' FROM items WHERE has_path_alone ORDER BY row"
+            )
+
+    def _match_folder(self, folder: PictureFolder, selection: Selection) -> None:
+        self._run(
+            """CREATE TABLE pictures (stem VARCHAR, file_name VARCHAR, suffix VARCHAR, choice INTEGER,
+               is_outside BOOLEAN)"""
+        )
+        for batch in folder.batches():
+            self._connection.register("listed", batch)
+            self._run("INSERT INTO pictures SELECT * FROM listed")
+            self._connection.unregister("listed")
+        self._run(
             """CREATE TABLE item_pictures AS SELECT items.row, first.file_name, first.is_outside, items.item_id
-               FROM items JOIN (SELECT stem, file_name, is_outside FROM pictures
+               FROM items JOIN (SELECT stem, file_name, is_outside FROM pictures WHERE choice IS NOT NULL
                  QUALIFY row_number() OVER (PARTITION BY stem ORDER BY choice, file_name) = 1) AS first
                ON first.stem = items.item_id"""
         )
-        ((num_pictures, num_matched),) = run(
-            "SELECT (SELECT count(*) FROM pictures), (SELECT count(*) FROM item_pictures)"
-        ).fetchall()
-        self.num_ignored = num_pictures - num_matched
-        if self._folder is not None and num_matched == 0:
-            raise DataError(
-                f"{self._folder}: none of its {num_pictures:,} pictures belongs to an item; name them "
-                f"<item_id>{', '.join(SUFFIXES)}"
-            )
-        outside = run("SELECT item_id FROM item_pictures WHERE is_outside ORDER BY row").fetchall()
-        selection.reject_images([(item_id, "link out of the folder") for (item_id,) in outside])
-        run("DELETE FROM item_pictures WHERE is_outside")
+        self._run(
+            f"""CREATE TABLE other_pictures AS SELECT items.row, item_id, pictures.file_name, CASE
+                  WHEN choice IS NULL THEN 'format not read: ' || suffix ELSE '{SECOND}' END AS reason
+                FROM pictures JOIN items ON stem = item_id
+                WHERE pictures.file_name NOT IN (SELECT file_name FROM item_pictures)"""
+        )
+        ((num_pictures, num_matched, num_others),) = self._rows(
+            """SELECT (SELECT count(*) FROM pictures), (SELECT count(*) FROM item_pictures),
+               (SELECT count(*) FROM other_pictures)"""
+        )
+        self.num_ignored = num_pictures - num_matched - num_others
+        self._note_others(folder)
+        if num_matched == 0:
+            what = "can be read" if num_others else "belongs to an item"
+            found = f"{folder.path}: none of its {num_pictures:,} pictures {what}"
+            raise DataError("; ".join([f"{found}; name them <item_id>{', '.join(SUFFIXES)}", *self._notes]))
+        selection.reject_all_images("SELECT item_id, reason FROM other_pictures ORDER BY row, file_name")
+        selection.reject_all_images(
+            "SELECT item_id, 'link out of the folder' FROM item_pictures WHERE is_outside ORDER BY row"
+        )
+        self._run("DELETE FROM item_pictures WHERE is_outside")
+
+    def _note_others(self, folder: PictureFolder) -> None:
+        """Note the kinds of pictures that are passed over, each with the first names."""
+        cased = """SELECT file_name FROM pictures WHERE stem NOT IN (SELECT item_id FROM items)
+                   AND lower(stem) IN (SELECT lower(item_id) FROM items)"""
+        for query, what in (
+            (
+                f"SELECT file_name FROM other_pictures WHERE reason = '{SECOND}'",
+                f"pictures are second ones of their item; the first in the order {', '.join(SUFFIXES)} is taken",
+            ),
+            (
+                f"SELECT file_name FROM other_pictures WHERE reason <> '{SECOND}'",
+                "pictures of items are in formats that are not read; save them as jpg, png or webp",
+            ),
+            (cased, "pictures are named after an item but for upper and lower case; names must be equal"),
+        ):
+            ((count,),) = self._rows(f"SELECT count(*) FROM ({query})")
+            names = [name for (name,) in self._rows(f"{query} ORDER BY file_name LIMIT {NUM_EXAMPLES}")]
+            self._note(count, what, names)
+        what = "folders below it are not looked into; put all pictures into one"
+        self._note(len(folder.folders), what, sorted(folder.folders)[:NUM_EXAMPLES])
+
+    def _note(self, count: int, what: str, names: list[str]) -> None:
+        if count:
+            self._notes.append(f"images: {count:,} {what} ({', '.join(names)}{', ...' if count > len(names) else ''})")
 
     def decode_of_textless(self, selection: Selection, progress: Progress | None) -> None:
         """Decode the pictures that alone decide whether an item can stand; those that fail leave `item_pictures`."""
         chosen = "item_pictures WHERE row IN (SELECT row FROM items WHERE text IS NULL)"
         ((total,),) = self._connection.execute(f"SELECT count(*) FROM {chosen}").fetchall()
-        jobs = self._jobs(f"SELECT row, item_id, file_name FROM {chosen} ORDER BY row")
+        jobs = self._jobs(f"SELECT row, item_id, file_name, true FROM {chosen} ORDER BY row")
         failed = []
         for picture in self._decoded(jobs, total, progress, "images of items without text"):
             if picture.jpeg is None or picture.sha256 is None:
@@ -108,7 +172,7 @@ class Pictures:
     def batches(self, selection: Selection, num_items: int, progress: Progress | None) -> Iterator[pa.RecordBatch]:
         """Rows of `IMAGES_SCHEMA` for all items of `catalogue`, in order; a picture that cannot be read is noted."""
         jobs = self._jobs(
-            """SELECT catalogue.row, catalogue.item_id, item_pictures.file_name
+            """SELECT catalogue.row, catalogue.item_id, item_pictures.file_name, item_pictures.row IS NOT NULL
                FROM catalogue LEFT JOIN item_pictures USING (row) ORDER BY catalogue.row"""
         )
         decoded = self._decoded(jobs, num_items, progress, "images")
@@ -118,9 +182,20 @@ class Pictures:
             yield pa.record_batch(columns, schema=IMAGES_SCHEMA)
 
     def _jobs(self, query: str) -> Iterator[_Job]:
-        for batch in stream(self._connection, query):
-            for row, item_id, file_name in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield _Job(row, item_id, file_name)
+        """`query`: row, item id and file name, by row; the last two columns are empty where there is no picture."""
+        rows = (
+            row
+            for batch in stream(self._connection, query)
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        )
+        if self._column is None:
+            yield from (_Job(row, item_id, file_name) for row, item_id, file_name, _ in rows)
+            return
+        here, ahead = itertools.tee(rows)
+        wanted = (row for row, _, _, has_picture in ahead if has_picture)
+        held = self._column.read(wanted)
+        for row, item_id, _, has_picture in here:
+            yield _Job(row, item_id, None, next(held) if has_picture else None)
 
     def _decoded(self, jobs: Iterable[_Job], total: int, progress: Progress | None, stage: str) -> Iterator[_Picture]:
         for done, picture in enumerate(in_order(self._decode, jobs, self._num_threads), start=1):
@@ -130,15 +205,14 @@ class Pictures:
 
     def _decode(self, job: _Job) -> _Picture:
         found = _Picture(job.row, job.item_id)
-        if job.file_name is None or self._folder is None:
+        if job.file_name is None and job.data is None:
             return found
         kept = self._kept(job.row)
         if kept.exists():
             data = kept.read_bytes()
             return dataclasses.replace(found, jpeg=data[_DIGEST_BYTES:], sha256=data[:_DIGEST_BYTES])
-        path = self._folder / job.file_name
         try:
-            data = _content(path)
+            data = self._content(job)
             jpeg = stored_jpeg(data, self._side)
             return dataclasses.replace(found, jpeg=jpeg, sha256=hashlib.sha256(data).digest())
         except OSError as error:
@@ -146,48 +220,27 @@ class Pictures:
         except PictureError as error:
             return dataclasses.replace(found, reason=str(error))
 
+    def _content(self, job: _Job) -> bytes:
+        """A picture as it came. PictureError for folders, pipes (which might never end) and too much of it."""
+        if self._folder is None or job.file_name is None:
+            data = job.data or b""
+            if len(data) > MAX_PICTURE_BYTES:
+                raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
+            return data
+        path = self._folder / job.file_name
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("not a file")
+        if status.st_size > MAX_PICTURE_BYTES:
+            raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
+        return path.read_bytes()
+
     def _kept(self, row: int) -> Path:
         return self._work / f"{row}.picture"
 
+    def _run(self, statement: str) -> None:
+        self._connection.execute(statement)
 
-def _listed(folder: Path) -> Iterator[pa.Table]:
-    """Names of the pictures in a folder, not of those in folders below it."""
-    inside = folder.resolve()
-    rows: list[tuple[str, str, int, bool]] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122  a Path for each name is slow
-                if suffix.lower() not in SUFFIXES or not _is_utf8(stem) or not (entry.is_symlink() or entry.is_file()):
-                    continue
-                target = Path(os.path.realpath(entry.path))  # resolve() may raise for links that lead in a circle
-                is_outside = entry.is_symlink() and not target.is_relative_to(inside)
-                rows.append((stem, entry.name, SUFFIXES.index(suffix.lower()), is_outside))
-                if len(rows) == LIST_BATCH:
-                    yield _as_table(rows)
-                    rows = []
-    except OSError as error:
-        raise DataError(f"{folder}: pictures cannot be listed: {error.strerror}") from error
-    yield _as_table(rows)
-
-
-def _content(path: Path) -> bytes:
-    """A picture as it stands on disk. PictureError for folders, pipes (which might never end) and too large files."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise PictureError("not a file")
-    if status.st_size > MAX_PICTURE_BYTES:
-        raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
-    return path.read_bytes()
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes that are no text: no id is equal to them
-        return False
-    return True
-
-
-def _as_table(rows: list[tuple[str, str, int, bool]]) -> pa.Table:
-    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[], [], [], []], schema=_LISTED)
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = self._connection.execute(query).fetchall()
+        return rows

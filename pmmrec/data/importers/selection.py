@@ -47,6 +47,10 @@ class Selection:
         for item_id, reason in item_ids_and_reasons:
             self._run("INSERT INTO rejected VALUES ('image', ?, NULL, ?)", [item_id, reason])
 
+    def reject_all_images(self, query: str) -> None:
+        """Note all pictures of a query that gives an item id and a reason for each."""
+        self._run(f"INSERT INTO rejected SELECT 'image', item_id, NULL, reason FROM ({query}) AS lost(item_id, reason)")
+
     def reject_bare_items(self) -> None:
         """Items with neither text nor picture leave `items`."""
         bare = "text IS NULL AND row NOT IN (SELECT row FROM item_pictures)"

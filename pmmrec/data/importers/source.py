@@ -39,6 +39,11 @@ class Column:
     sql: str
     type: str  # of DuckDB
 
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether values are bytes, or have bytes in them."""
+        return re.search(r"\bBLOB\b", self.type) is not None
+
 
 class Source:
     """A file of a user: its columns, its hash, and its rows as a table."""

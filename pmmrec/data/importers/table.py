@@ -19,26 +19,30 @@ from typing_extensions import Self
 
 from pmmrec.contracts import Modality
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.picture_column import COLUMN, PictureColumn
 from pmmrec.data.importers.pictures import Pictures
 from pmmrec.data.importers.selection import Selection
-from pmmrec.data.importers.source import Column, Source, is_of_machine, stream
+from pmmrec.data.importers.source import PARQUET, Column, Source, is_of_machine, stream
 from pmmrec.data.importers.times import TimeRule, TimeUnit, time_rule
 from pmmrec.data.info import NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary, SourceFile
 from pmmrec.data.write import DomainFolder, new_folder
-from pmmrec.errors import MachineError
+from pmmrec.errors import MachineError, RecipeError
 from pmmrec.progress import Progress
 from pmmrec.settings import Config, Place
 
 SEQUENCE_BATCH = 1_000_000  # interactions gathered before they are cut into users
+NO_EFFECT = "image_side has no effect without images; leave it out or give images"
 FILE_ORDER = "times: no column 'timestamp', so the order of rows stands"
 
 
 class TableImport(Config):
     """Settings of one import."""
 
-    items: Place = Field(description="csv, tsv or parquet: item_id, text, and any further columns as attributes.")
+    items: Place = Field(
+        description="csv, tsv or parquet: item_id, text, and any further columns as attributes; `image` holds pictures."
+    )
     interactions: Place = Field(description="csv, tsv or parquet: user_id, item_id, and timestamp if there is one.")
-    images: Place | None = Field(None, description="Folder of <item_id>.jpg, .jpeg, .png or .webp.")
+    images: Place | None = Field(None, description="Folder of <item_id>.jpg, .png, .webp, .gif or .bmp.")
     name: str = Field(pattern=NAME_PATTERN, description="What reports call the domain.")
     out: Place = Field(description="Folder of the new domain; must not exist.")
     k_core: int | None = Field(5, ge=1, lt=2**31, description="Least interactions of each user and item. None: any.")
@@ -48,8 +52,9 @@ class TableImport(Config):
 
     @model_validator(mode="after")
     def _image_side_needs_images(self) -> Self:
-        if self.images is None and "image_side" in self.model_fields_set:
-            raise ValueError("image_side has no effect without images; leave it out or give images")
+        may_hold_images = self.items.suffix.lower() == PARQUET  # the import looks into it
+        if self.images is None and "image_side" in self.model_fields_set and not may_hold_images:
+            raise ValueError(NO_EFFECT)
         return self
 
 
@@ -60,6 +65,7 @@ class _Sources:
     items: Source
     interactions: Source
     attributes: list[Column]
+    pictures: PictureColumn | None
     times: TimeRule | None
     num_items: int
     num_interactions: int
@@ -103,7 +109,9 @@ class _Import:
         sources = self._load()
         self._say("rows read", 1)
         selection.take_items(settings.items)
-        pictures.match(selection)
+        pictures.match(selection, sources.pictures)
+        if "image_side" in settings.model_fields_set and not pictures.is_given:
+            raise RecipeError(NO_EFFECT)
         pictures.decode_of_textless(selection, self._progress)
         selection.reject_bare_items()
         selection.take_interactions(settings.interactions, settings.items)
@@ -112,7 +120,7 @@ class _Import:
         num_items = selection.number_items()
         self._say("rows chosen", 2)
         self._domain.write_items(self._item_batches(sources), [column.name for column in sources.attributes])
-        if settings.images is not None:
+        if pictures.is_given:
             self._domain.write_images(pictures.batches(selection, num_items, self._progress))
         sequences = _Sequences(self._connection, has_times=sources.times is not None)
         self._domain.write_sequences(sequences.batches(), has_times=sources.times is not None)
@@ -124,10 +132,18 @@ class _Import:
         interactions = Source(self._settings.interactions, self._connection)
         items.require("item_id", "text")
         interactions.require("user_id", "item_id")
+        pictures = PictureColumn.of(items)
+        if pictures is not None and self._settings.images is not None:
+            found = f"{items.path}: column {COLUMN!r} holds pictures, and a folder of pictures is given too"
+            raise RecipeError(f"{found}; leave one of them out")
         attributes = [
-            column for column in items.columns if column.name not in ("item_id", "text") and column.name.strip()
+            column
+            for column in items.columns
+            if column.name not in ("item_id", "text") and column.name.strip() and not column.holds_bytes
         ]
         columns = {"item_id": items.as_id("item_id"), "text": items.as_text("text")}
+        if pictures is not None:
+            columns |= {"has_bytes": pictures.has_bytes, "has_path_alone": pictures.has_path_alone}
         columns |= {column.sql: f"CAST({column.sql} AS VARCHAR)" for column in attributes}
         num_items = items.load("raw_items", columns)
         columns = {"user_id": interactions.as_id("user_id"), "item_id": interactions.as_id("item_id")}
@@ -140,7 +156,7 @@ class _Import:
             f"""CREATE TABLE raw_interactions AS SELECT row, user_id, item_id, {time} AS time, {rest} AS rest,
                 stamp IS NOT NULL AND trim(CAST(stamp AS VARCHAR)) <> '' AS has_stamp FROM stamped"""
         )
-        return _Sources(items, interactions, attributes, times, num_items, num_interactions)
+        return _Sources(items, interactions, attributes, pictures, times, num_items, num_interactions)
 
     def _item_batches(self, sources: _Sources) -> Iterator[pa.RecordBatch]:
         columns = ", ".join(["item_id", "text", *(column.sql for column in sources.attributes)])
@@ -150,6 +166,7 @@ class _Import:
         notes = [sources.times.note, *sources.times.warnings] if sources.times else [_file_order(sources.interactions)]
         for role, source in (("items", sources.items), ("interactions", sources.interactions)):
             notes += filter(None, [source.note(role)])
+        notes += [*_about_images(sources.items, sources.pictures), *self._pictures.notes]
         if num_ties:
             notes.append(f"times: {num_ties:,} interactions have the time of the one before; the order of rows stands")
         unused = [c.name for c in sources.interactions.columns if c.name not in ("user_id", "item_id", "timestamp")]
@@ -173,7 +190,7 @@ class _Import:
         domain.seal(
             settings.name,
             filters=Filters(k_core=settings.k_core),
-            image_side=settings.image_side if settings.images is not None else None,
+            image_side=settings.image_side if self._pictures.is_given else None,
             time_unit=unit,
             sources=records,
             summary=ImportSummary(
@@ -233,6 +250,18 @@ class _Sequences:
         query = f"SELECT user_id FROM users WHERE user_key BETWEEN {first} AND {last} ORDER BY user_key"
         ids = pa.Table.from_batches(stream(self._connection, query))["user_id"]
         return ids.cast(pa.large_string()).combine_chunks()
+
+
+def _about_images(items: Source, pictures: PictureColumn | None) -> list[str]:
+    """Columns that may be meant as pictures and are not read as such."""
+    notes, column = [], items.column(COLUMN)
+    unread = [one.name for one in items.columns if one.holds_bytes and (one.name != COLUMN or pictures is None)]
+    if unread:
+        notes.append(f"items: columns of bytes not used: {', '.join(unread)}; pictures are read from {COLUMN!r} alone")
+    if column is not None and not column.holds_bytes:
+        kept = f"items: column {COLUMN!r} is {column.type} and kept as text"
+        notes.append(f"{kept}; pictures come from its bytes in a parquet file, or from a folder")
+    return notes
 
 
 def _file_order(interactions: Source) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pmmrec.contracts import Modality
 from pmmrec.data.images import pixels
-from pmmrec.data.importers import pictures
+from pmmrec.data.importers import picture_folder, pictures
 from pmmrec.errors import DataError
 
 ROWS = np.arange(3)
@@ -61,12 +61,95 @@ def test_pictures_of_nobody_are_ignored_and_counted(shop, rejected) -> None:
     assert rejected(domain) == []
 
 
-def test_of_two_pictures_of_an_item_the_jpeg_is_taken(shop) -> None:
+def test_of_two_pictures_of_an_item_the_jpeg_is_taken(shop, rejected) -> None:
     shop.paint("a.png", 200)
     shop.paint("a.jpg", 50)
     domain = shop.run(images=shop.folder / "pictures")
     assert shades(domain)[0] == 50
-    assert domain.info.summary.num_pictures_ignored == 1
+    assert domain.info.summary.num_pictures_ignored == 0
+    assert rejected(domain) == [("image", "a", None, "second picture of an item")]
+    assert domain.info.summary.notes[-1] == (
+        "images: 1 pictures are second ones of their item; the first in the order .jpg, .jpeg, .jfif, .png, .webp, "
+        ".gif, .bmp is taken (a.png)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.jfif", "JPEG"), ("a.Png", "PNG"), ("a.gif", "GIF"), ("a.BMP", "BMP")],
+)
+def test_formats_are_read_whatever_the_case_of_the_suffix(shop, rejected, name: str, form: str) -> None:
+    stored = io.BytesIO()
+    Image.new("RGB", (32, 32), (90,) * 3).save(stored, format=form)
+    shop.write(f"pictures/{name}", stored.getvalue())
+    domain = shop.run(images=shop.folder / "pictures")
+    assert shades(domain) == [90, None, None]
+    assert rejected(domain) == []
+    assert len(domain.info.summary.notes) == 1
+
+
+def test_every_picture_that_is_passed_over_is_said_with_its_name_and_reason(shop, rejected) -> None:
+    picture = shop.paint("a.png").read_bytes()
+    for name in ("a.PNG", "a.webp", "a.tif", "b.tiff", "c.HEIC", "stranger.avif", "C.png", "notes.txt", ".DS_Store"):
+        shop.write(f"pictures/{name}", picture)
+    for name in ("010", "011", ".hidden"):
+        (shop.folder / "pictures" / name).mkdir()
+        (shop.folder / "pictures" / name / "c.png").write_bytes(picture)
+    domain = shop.run(images=shop.folder / "pictures")
+    assert shades(domain) == [100, None, None]
+    assert rejected(domain) == [
+        ("image", "a", None, "format not read: .tif"),
+        ("image", "a", None, "second picture of an item"),
+        ("image", "a", None, "second picture of an item"),
+        ("image", "b", None, "format not read: .tiff"),
+        ("image", "c", None, "format not read: .heic"),
+    ]
+    assert domain.info.summary.num_pictures_ignored == 2
+    unread, case, folders = domain.info.summary.notes[2:]
+    assert "2 pictures are second ones of their item" in domain.info.summary.notes[1]
+    assert domain.info.summary.notes[1].endswith("(a.png, a.webp)")  # a.PNG is taken: upper case sorts first
+    assert unread == (
+        "images: 3 pictures of items are in formats that are not read; save them as jpg, png or webp "
+        "(a.tif, b.tiff, c.HEIC)"
+    )
+    assert case == (
+        "images: 1 pictures are named after an item but for upper and lower case; names must be equal (C.png)"
+    )
+    assert folders == "images: 2 folders below it are not looked into; put all pictures into one (010, 011)"
+
+
+def test_only_the_first_names_are_shown(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_folder, "LIST_BATCH", 2)
+    for name in ("a.png", "b.png", "c.png", "a.gif", "b.gif", "c.gif", "a.bmp"):
+        shop.paint(name)
+    domain = shop.run(images=shop.folder / "pictures")
+    assert domain.info.summary.notes[1].endswith("is taken (a.bmp, a.gif, b.gif, ...)")
+    assert domain.info.summary.rejected == {"image": {"second picture of an item": 4}}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["a.tiff"],
+            "none of its 1 pictures can be read; .*; images: 1 pictures of items are in formats that are not read",
+        ),
+        (
+            ["A.png"],
+            r"none of its 1 pictures belongs to an item; .* upper and lower case; names must be equal \(A.png\)",
+        ),
+        (
+            ["010/a.png"],
+            r"none of its 0 pictures belongs to an item; .*1 folders below it are not looked into; .* \(010\)",
+        ),
+    ],
+)
+def test_a_folder_of_no_use_says_what_it_holds(shop, names: list[str], message: str) -> None:
+    for name in names:
+        (shop.folder / "pictures" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(shop.folder / "pictures" / name)
+    with pytest.raises(DataError, match=message):
+        shop.run(images=shop.folder / "pictures")
 
 
 def test_an_id_never_becomes_a_path(shop, rejected) -> None:
