@@ -1,5 +1,7 @@
 """What can go wrong, for whom, and the exit code that says so."""
 
+from collections.abc import Sequence
+
 OTHER_CACHE = "another cache (--cache FOLDER; cache=FOLDER in a recipe)"  # ends what is told of one that cannot be used
 
 
@@ -39,3 +41,13 @@ class StoppedError(PMMRecError):
     """A run was asked to end before it was over; it goes on from the state it kept. EX_TEMPFAIL: try again."""
 
     exit_code = 75
+
+
+def not_installed(what: str, packages: Sequence[str], extra: str) -> MachineError:
+    """The error of `what` where packages are missing that `extra` of this project installs."""
+    verb = "is" if len(packages) == 1 else "are"
+    names = " and ".join(packages)
+    return MachineError(
+        f"{what}: {names} {verb} not installed; pip install -e '.[{extra}]' in the checkout of pmmrec, elsewhere "
+        f"pip install {' '.join(packages)}"
+    )

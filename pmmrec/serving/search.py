@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.errors import MachineError
+from pmmrec.errors import not_installed
 
 Kind = Literal["flat", "hnsw", "ivf"]
 Floats = NDArray[np.float32]
@@ -33,7 +33,7 @@ def faiss() -> Any:
     try:
         return importlib.import_module("faiss")
     except ImportError as error:
-        raise MachineError("faiss is not installed; pip install 'pmmrec[index]'") from error
+        raise not_installed("index", ["faiss-cpu"], "index") from error
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import psutil
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from pmmrec.errors import MachineError
+from pmmrec.errors import not_installed
 
 Tracker = Literal["wandb", "tensorboard"]
 
@@ -47,7 +47,7 @@ def boards(
     """
     for tracker in trackers:
         if find_spec(tracker) is None:
-            raise MachineError(f"machine.trackers: {tracker} is not installed; pip install 'pmmrec[{tracker}]'")
+            raise not_installed("machine.trackers", [tracker], tracker)
     makers: dict[Tracker, Callable[[], GeneralTracker]] = {
         "wandb": partial(WandBTracker, project, name=name, dir=str(folder), config={"recipe": recipe}),
         "tensorboard": partial(TensorBoardTracker, "tensorboard", logging_dir=str(folder)),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from pmmrec.errors import MachineError
+from pmmrec.errors import not_installed
 
 
 def require_optuna() -> None:
     """MachineError where the package that proposes settings is not installed."""
     if find_spec("optuna") is None:
-        raise MachineError("tune needs optuna, which is not installed; pip install 'pmmrec[tune]'")
+        raise not_installed("tune", ["optuna"], "tune")

@@ -191,7 +191,7 @@ def test_a_host_cut_off_ends_both_and_the_same_command_goes_on_to_the_same_bits(
 def zero2(net: TwoHosts, home: Path, world: Path) -> Job:
     """The same under ZeRO-2, on the CPU."""
     if find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed (pmmrec[deepspeed])")
+        pytest.skip("DeepSpeed is not installed (the extra deepspeed)")
     launch = home / "zero2.yaml"
     launch.write_text(shipped_launch_files()["zero2"].read_text(encoding="utf-8") + "use_cpu: true\n", encoding="utf-8")
     job = Job(net, home, "zero2", str(launch), (*SETTINGS, *sources(world), "train.state.every_steps=1"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pmmrec.atomic import whole_file
-from pmmrec.errors import MachineError
+from pmmrec.errors import not_installed
 from pmmrec.report.evidence.cells import Training
 
 SIZE_IN = (7.0, 3.2)  # inches, width and height
@@ -37,7 +37,7 @@ def draw(path: Path, curves: Sequence[Curve]) -> None:
     MachineError where matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise MachineError("learning curves need matplotlib, which is not installed; pip install 'pmmrec[report]'")
+        raise not_installed("learning curves", ["matplotlib"], "report")
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from pmmrec.errors import MachineError
+from pmmrec.errors import not_installed
 
 NEEDED = {"jinja2": "jinja2", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 
@@ -13,5 +13,4 @@ def require_report() -> None:
     """MachineError where a package that draws or lays out is not installed."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
-        names = " and ".join(missing)
-        raise MachineError(f"report needs {names}, which is not installed; pip install 'pmmrec[report]'")
+        raise not_installed("report", missing, "report")

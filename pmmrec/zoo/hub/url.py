@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
+from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError, not_installed
 from pmmrec.progress import bars
 from pmmrec.zoo import files
 from pmmrec.zoo.hub.place import WAITS_S, OutOfReachError, PushOptions, described, is_of_disk, without_secrets
@@ -30,7 +30,7 @@ BLOCK_BYTES = 16 * MB  # that are asked for at a time, and lost when a connectio
 _MAX_POINTER_BYTES = 10_000
 _PINNED = re.compile(r"(.+)@([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{64}")
-_EXTRAS = {"s3": "pmmrec[s3]", "s3a": "pmmrec[s3]"}
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}  # the package that opens them, and the extra that installs it
 _CREDENTIALS = "credentials are looked for where its client keeps them (S3: AWS_ACCESS_KEY_ID, ~/.aws), never in a URL"
 
 
@@ -175,8 +175,10 @@ class UrlPlace:
         try:
             return url_to_fs(self.name, **options)[0]
         except ImportError as error:
-            extra = _EXTRAS.get(protocol)
-            how = f"pip install '{extra}'" if extra else without_secrets(str(error))
+            if protocol in _EXTRAS:
+                package, extra = _EXTRAS[protocol]
+                raise not_installed(f"{self.name}: {protocol}://", [package], extra) from error
+            how = without_secrets(str(error))
             raise MachineError(f"{self.name}: {protocol}:// needs a package that is not installed: {how}") from error
         except ValueError as error:
             raise RecipeError(

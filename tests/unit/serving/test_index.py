@@ -287,7 +287,7 @@ def test_without_faiss_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     for ask in (lambda: system.index(world / "boutique", tmp_path / "index"), lambda: load_index(whole)):
-        with pytest.raises(MachineError, match=r"faiss is not installed; pip install 'pmmrec\[index\]'"):
+        with pytest.raises(MachineError, match=r"faiss-cpu is not installed; pip install -e '\.\[index\]'"):
             ask()
     assert not list(tmp_path.iterdir())
 

@@ -56,7 +56,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_a_run_is_made(
     home: Path, world: Path, pmmrec: Pmmrec, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
     monkeypatch.setitem(sys.modules, tracker, None)  # what Python notes of a module that cannot be imported
-    told = rf"{tracker} is not installed; pip install 'pmmrec\[{tracker}\]'"
+    told = rf"{tracker} is not installed; pip install -e '\.\[{tracker}\]'"
     with pytest.raises(MachineError, match=told):
         boards((tracker,), home, "project", "name", "")
     on = ("--from", "none", "--on", world / "boutique")

@@ -120,5 +120,5 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "optuna", raising=False)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "path_importer_cache", {})
-    with pytest.raises(MachineError, match=r"pip install 'pmmrec\[tune\]'"):
+    with pytest.raises(MachineError, match=r"tune: optuna is not installed; pip install -e '\.\[tune\]'"):
         require_optuna()

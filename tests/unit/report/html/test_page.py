@@ -288,7 +288,9 @@ def test_a_page_without_items_can_be_asked_for(write: Write, tmp_path: Path) -> 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pmmrec.report.html.find_spec", lambda name: None if name in ("jinja2", "sklearn") else name)
-    with pytest.raises(MachineError, match=r"report needs jinja2 and scikit-learn.*pip install 'pmmrec\[report\]'"):
+    with pytest.raises(
+        MachineError, match=r"report: jinja2 and scikit-learn are not installed; pip install -e '\.\[report\]'"
+    ):
         require_report()
 
 

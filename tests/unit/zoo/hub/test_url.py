@@ -265,7 +265,7 @@ def test_a_url_with_a_secret_is_refused_without_repeating_it(url: str) -> None:
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(registered, "s3", raising=False)
-    with pytest.raises(MachineError, match=r"pip install 'pmmrec\[s3\]'"):
+    with pytest.raises(MachineError, match=r"s3fs is not installed; pip install -e '\.\[s3\]'"):
         find_checkpoint("s3://bucket/x", HUB)
 
 

