@@ -9,6 +9,7 @@ class PMMRecError(Exception):
     """An error whose message says where it happened, what was wrong and what would be right."""
 
     exit_code = 1
+    met_by = ""  # the process that met it, where several work together and the others did not
 
 
 class RecipeError(PMMRecError):
@@ -31,6 +32,10 @@ class MachineError(PMMRecError):
     """The machine cannot do what was asked: a missing package, device, process or free space."""
 
     exit_code = 4
+
+
+class LostProcessError(MachineError):
+    """Another process of the run has ended or is out of reach. It has said why, if it could."""
 
 
 class DivergenceError(PMMRecError):

@@ -14,8 +14,9 @@ from typing import Any
 
 import typer
 
-from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
+from pmmrec.errors import DataError, LostProcessError, MachineError, PMMRecError, RecipeError
 from pmmrec.homes import expanded
+from pmmrec.train.said import is_anything_said, is_first_to_say
 
 HANGING = ("voices",)  # threads of our own that ask over the network, and may be left without an answer
 
@@ -26,25 +27,34 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except PMMRecError as error:
-        typer.echo(f"error: {error}", err=True)
+        if not (isinstance(error, LostProcessError) and is_anything_said()):
+            _say(f"{error.met_by}: {error}" if error.met_by else str(error))
         raise typer.Exit(error.exit_code) from error
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
             told = "not enough memory; lower train.batch_users or the model's width"
         elif _is_of_another_process(error):
-            told = f"another process of this run has ended, or its machine is gone; it may have said why: {error}"
+            told = f"another process of this run has ended, or its machine is gone: {error}"
         else:
             raise
-        typer.echo(f"error: {told}", err=True)
+        if not (_is_of_another_process(error) and is_anything_said()):
+            _say(told)
         raise typer.Exit(MachineError.exit_code) from error
     except BrokenPipeError:
         raise  # who read our output has gone; typer knows what to do
     except OSError as error:
-        typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+        _say(f"{error.filename or 'system'}: {error.strerror or error}")
         raise typer.Exit(MachineError.exit_code) from error
     except KeyboardInterrupt as error:
-        typer.echo("stopped", err=True)
+        if is_first_to_say("stopped"):
+            typer.echo("stopped", err=True)
         raise typer.Exit(130) from error
+
+
+def _say(told: str) -> None:
+    """Say an error on stderr, unless another process of the same launch has."""
+    if is_first_to_say(told):
+        typer.echo(f"error: {told}", err=True)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.prefix import PrefixConfig
@@ -91,24 +93,25 @@ def save_best(
 
     write = save_checkpoint if standing is None else partial(save_adapters, standing=standing)
 
+    def write_best(loop: Loop, state: Mapping[str, Tensor]) -> None:
+        epoch = max(loop.validation)
+        write(
+            run.folder / CHECKPOINT_FOLDER,
+            system=recipe.system,
+            model_config=model,
+            recommender=loop.task.recommender,
+            objectives=loop.task.heads,
+            state=state,
+            recipe=recipe.to_public_yaml(),
+            metrics={"epoch": epoch, "validation": dict(loop.validation[epoch])},
+            card="",
+            provenance=provenance,
+            replace=True,
+        )
+
     def save(loop: Loop) -> None:
         state = loop.state_dict()
-        if run.processes.is_main:
-            epoch = max(loop.validation)
-            write(
-                run.folder / CHECKPOINT_FOLDER,
-                system=recipe.system,
-                model_config=model,
-                recommender=loop.task.recommender,
-                objectives=loop.task.heads,
-                state=state,
-                recipe=recipe.to_public_yaml(),
-                metrics={"epoch": epoch, "validation": dict(loop.validation[epoch])},
-                card="",
-                provenance=provenance,
-                replace=True,
-            )
-        run.processes.wait()
+        run.by_main(lambda: write_best(loop, state))
 
     return save
 
@@ -121,29 +124,10 @@ def rank_test_targets(
     None also where the recipe leaves the test targets alone: metrics.json then holds the validation figures only.
     `base`: where adapters find what they stand on, besides where that was.
     """
-    outcome = None
     kept = run.folder / CHECKPOINT_FOLDER
     with loop.watched(), loop.ending_when_asked():
         evaluations = _test(run, recipe, kept, sources, base, loop.team) if recipe.rank_test else ()
-    if run.processes.is_main:
-        best_epoch, _ = loop.best or (0, 0.0)
-        outcome = Outcome(
-            name=recipe.name,
-            kind=kind,
-            seen=recipe.validation.seen,
-            domains=_written(run, recipe, sources, evaluations) if recipe.rank_test else (),
-            best_epoch=best_epoch,
-            num_epochs=max(loop.validation),
-            training_s=round(loop.training_s, 1),
-            seconds_per_epoch=loop.cost.seconds_per_epoch,
-            trainable_parameters=loop.cost.trainable_parameters,
-            total_parameters=loop.cost.total_parameters,
-            peak_memory_bytes=loop.cost.peak_memory_bytes,
-            validation=dict(loop.validation[best_epoch]),
-        )
-        write_whereabouts(run.folder, sources.domains)
-        write_outcome(run.folder, outcome)
-    run.processes.wait()
+    outcome = run.by_main(lambda: _written_outcome(run, recipe, loop, sources, kind, evaluations))
     if not recipe.rank_test:
         run.log.say("test targets left alone (rank_test: false); nothing is published")
         return None
@@ -177,6 +161,30 @@ def _test(
             evaluate_model(recommender, reader, index, split, holdout, device, judge.seen, team=team, progress=progress)
             for index, (split, holdout) in enumerate(zip(sources.splits, holdouts, strict=True))
         )
+
+
+def _written_outcome(
+    run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, evaluations: Sequence[Evaluation]
+) -> Outcome:
+    """What came of a run, as a value and in its folder."""
+    best_epoch, _ = loop.best or (0, 0.0)
+    outcome = Outcome(
+        name=recipe.name,
+        kind=kind,
+        seen=recipe.validation.seen,
+        domains=_written(run, recipe, sources, evaluations) if recipe.rank_test else (),
+        best_epoch=best_epoch,
+        num_epochs=max(loop.validation),
+        training_s=round(loop.training_s, 1),
+        seconds_per_epoch=loop.cost.seconds_per_epoch,
+        trainable_parameters=loop.cost.trainable_parameters,
+        total_parameters=loop.cost.total_parameters,
+        peak_memory_bytes=loop.cost.peak_memory_bytes,
+        validation=dict(loop.validation[best_epoch]),
+    )
+    write_whereabouts(run.folder, sources.domains)
+    write_outcome(run.folder, outcome)
+    return outcome
 
 
 def _written(

@@ -96,9 +96,7 @@ def open_backbones(
     The main process starts them, the others wait and read.
     """
     folder = run.folder / BACKBONES_FOLDER
-    if run.processes.is_main:
-        start_backbones(config, folder, texts, given)
-    run.processes.wait()
+    run.by_main(lambda: start_backbones(config, folder, texts, given))
     backbones = find_backbones(config, folder, weights, given, warn=run.log.warn)
     origins = {part: weights_origin(backbone.folder) for part, backbone in backbones.items() if backbone.is_pretrained}
     run.weights = {part: origin.pinned for part, origin in origins.items() if origin is not None}
@@ -164,9 +162,7 @@ def open_reader(
         run.log.warn(warning)
     _say_unread(sources, recommender, run.log)
     read = partial(read_items, sources, recommender, recipe, run, makes_states=makes_states)
-    reader = read() if run.processes.is_main else None
-    run.processes.wait()
-    return reader or read()
+    return run.by_main(read) or read()
 
 
 def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
-from pmmrec.errors import StoppedError
+from pmmrec.errors import PMMRecError, StoppedError
 from pmmrec.models.build import ModelConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
@@ -33,6 +33,8 @@ from pmmrec.train.threads import choose_threads, using_threads
 from pmmrec.train.trackers import boards
 
 __all__ = ["Run", "Runnable", "is_requeued"]
+
+Done = TypeVar("Done")
 
 
 class Runnable(Protocol):
@@ -88,16 +90,7 @@ class Run:
         with ExitStack() as watching, ExitStack() as stack:
             watching.enter_context(using_threads(threads))
             watching.enter_context(processes.watch.open())
-            standing = Standing.NEW
-            if processes.is_main:
-                voice = RunLog(None, is_main=True)  # before there is a folder
-                here = run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=voice.warn)
-                standing = stack.enter_context(here)
-            if processes.is_main and standing is Standing.NEW:
-                _write_recipe(recipe)
-            if processes.is_main and standing is not Standing.FINISHED:
-                write_json(recipe.folder / ENVIRONMENT_FILE, environment(processes.world, processes.device))
-            standing = processes.from_main(standing)
+            standing = processes.from_main(by_main(processes, lambda: _opened(recipe, processes, stack, resume=resume)))
             log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
             log.say(f"run {recipe.folder}  {_machine(processes, threads)}, command: {_command()}")
             if standing is Standing.FINISHED:
@@ -114,6 +107,10 @@ class Run:
     def write_recipe(self) -> None:
         """Write the recipe down anew, once it is known that the run can go on with it. For the main process."""
         _write_recipe(self._recipe)
+
+    def by_main(self, work: Callable[[], Done]) -> Done | None:
+        """Do what the main process alone is to do; None in the others. Its error is raised in all alike."""
+        return by_main(self.processes, work)
 
     def before_unlocking(self, work: Callable[[], object]) -> None:
         """Do this when the run is left, however it is, while its folder is still locked."""
@@ -164,6 +161,37 @@ def _machine(processes: Processes, threads: int) -> str:
     several = "es" if processes.world > 1 else ""
     each = f"{threads} thread{'s' if threads > 1 else ''}{' each' if several else ''}"
     return f"{processes.world} process{several} on {processes.device}, {each}"
+
+
+def by_main(processes: Processes, work: Callable[[], Done]) -> Done | None:
+    """Do what the main process alone is to do; what came of it there, None in the others. Every process must call it.
+
+    An error of ours is raised in all alike, so that it is said once, and nobody takes the main process for lost.
+    """
+    done, error = None, None
+    if processes.is_main:
+        try:
+            done = work()
+        except PMMRecError as met:
+            error = met
+    kind = next((one for one in type(error).__mro__ if one.__module__ == PMMRecError.__module__), None)
+    kind, told = processes.from_main((kind, str(error)))
+    if error is not None:
+        raise error
+    if kind is not None:
+        raise kind(told)
+    return done
+
+
+def _opened(recipe: Runnable, processes: Processes, stack: ExitStack, *, resume: bool) -> Standing:
+    """The folder of a run, open for as long as `stack` is."""
+    voice = RunLog(None, is_main=True)  # before there is a folder
+    standing = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=voice.warn))
+    if standing is Standing.NEW:
+        _write_recipe(recipe)
+    if standing is not Standing.FINISHED:
+        write_json(recipe.folder / ENVIRONMENT_FILE, environment(processes.world, processes.device))
+    return standing
 
 
 def _write_recipe(recipe: Runnable) -> None:

@@ -95,14 +95,16 @@ class States:
         self._refuse_other(state.facts["about"])
         loop.restore(state)
         self._kept_step = loop.step
-        if self._run.processes.is_main:
-            restore_best(place, self._run.folder / CHECKPOINT_FOLDER)
-            self._folder.drop_newer(place)
-            self._run.log.go_back(state.facts["log"])
-            self._run.write_recipe()
-        self._run.processes.wait()
+        self._run.by_main(lambda: self._go_back(place, state))
         self._run.log.say(f"goes on after step {loop.step}, in epoch {loop.epoch}, from {place}")
         return True
+
+    def _go_back(self, place: Path, state: State) -> None:
+        """Bring the folder of the run to where it was when a state was kept."""
+        restore_best(place, self._run.folder / CHECKPOINT_FOLDER)
+        self._folder.drop_newer(place)
+        self._run.log.go_back(state.facts["log"])
+        self._run.write_recipe()
 
     def wishes(self, device: torch.device) -> Tensor:
         """`(2,)` what this process wants: that the run ends, that a state is kept. The sum over all counts."""
@@ -142,8 +144,8 @@ class States:
         """Keep a state and end: StoppedError, or MachineError where it could not be kept."""
         self._keep(loop)
         problem = self._run.processes.from_main(self._settle())  # so that all end with one exit code
-        self._run.processes.wait()  # a launcher that sees one process end may kill the others
-        why = self._run.signals.heard or "a signal to another process"
+        heard = self._run.processes.gathered([self._run.signals.heard])  # a launcher may kill who is slower than others
+        why = next(name for name in heard if name is not None)
         if problem is not None:
             raise MachineError(f"step {loop.step}: ended by {why} and could not keep its state: {problem}")
         raise StoppedError(f"step {loop.step}: ended by {why}; its state is kept, --resume goes on from there")
@@ -219,16 +221,10 @@ class States:
         return None
 
     def _agreed_place(self) -> Path:
-        place: Path | None = None
-        problem: str | None = None
-        if self._run.processes.is_main:
-            try:
-                place = self._folder.newest_whole(self._run.log.warn)
-            except CheckpointError as error:
-                problem = str(error)
-        place, problem = self._run.processes.from_main((place, problem))
+        newest = self._run.by_main(lambda: self._folder.newest_whole(self._run.log.warn))
+        place: Path | None = self._run.processes.from_main(newest)
         if place is None:
-            raise CheckpointError(problem or f"{self._folder.folder}: its states have gone since the run was opened")
+            raise CheckpointError(f"{self._folder.folder}: its states have gone since the run was opened")
         return place
 
     def _refuse_other(self, kept: Mapping[str, Any]) -> None:

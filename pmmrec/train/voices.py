@@ -1,4 +1,4 @@
-"""Which of the other processes still speak, and what did each say last? A thread asks, so that nobody waits."""
+"""Heartbeats between processes: a thread tells the others where this process is, and hears where they are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # it is public; its export is not declared
+
+_LEAVING_BEAT_S = 0.05  # of a process that has left and hears whether others do
 
 
 class Doing(IntEnum):
@@ -83,6 +85,7 @@ class Voices:
         self._heard_s = time.monotonic()
         self._beat, self._opening = 0, 0  # which opening this is, as all count; 0: not yet asked for
         self._gone: str | None = ""  # None while it speaks
+        self._hears_until_s = 0.0  # after it has left
         self._wake, self._answered = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -113,23 +116,32 @@ class Voices:
         if self._thread is not None and self._thread.is_alive():
             self._answered.wait(patience_s)
 
-    def leave(self, why: str, patience_s: float) -> None:
-        """Tell the others that no more will be heard, and why; empty where this process came to its end."""
+    def leave(self, why: str, patience_s: float, hears_s: float = 0.0) -> None:
+        """Tell the others that no more will be heard, and why; empty where this process came to its end.
+
+        Then hear for up to `hears_s` whether they leave as well.
+        """
+        self._hears_until_s = time.monotonic() + hears_s
         self._gone = why
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(patience_s)
+            self._thread.join(patience_s + hears_s)
 
     def _talk(self) -> None:
         is_last = False
         while not is_last:
-            is_last = self._gone is not None
+            is_last = self._gone is not None and self._has_heard()
             with contextlib.suppress(RuntimeError):  # the store has gone: others will tell why, or `unreached_s`
                 self._exchange()
                 self._answered.set()
             if not is_last:
-                self._wake.wait(self.beat_s)
+                self._wake.wait(self.beat_s if self._gone is None else _LEAVING_BEAT_S)
                 self._wake.clear()
+
+    def _has_heard(self) -> bool:
+        """Whether it has left and nothing more is to be heard."""
+        is_over = time.monotonic() >= self._hears_until_s
+        return is_over or all(voice.gone is not None for voice in self.others.values())
 
     def _exchange(self) -> None:
         if self._store is None:

@@ -1,4 +1,4 @@
-"""Which process hangs or is gone, and where? A thread of each sees to it that no step and no silence lasts for ever."""
+"""A watchdog in each process, so that no step lasts for ever and nobody waits for a process that hangs or is gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch.distributed import Store, distributed_c10d  # type: ignore[attr-defined]  # as in voices
 from torch.nn.parallel import distributed
 
-from pmmrec.errors import MachineError, PMMRecError
+from pmmrec.errors import LostProcessError, MachineError, PMMRecError
+from pmmrec.train.said import is_first_to_say
 from pmmrec.train.voices import Doing, Place, Voice, Voices
 
 __all__ = ["Doing", "Place", "Watch", "joining"]
@@ -57,15 +58,16 @@ class Watch:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Watch as long as the block lasts. MachineError where it lost the connection to another process.
+        """Watch as long as the block lasts. LostProcessError where it lost the connection to another process.
 
-        Where it is open already, what lies between two steps begins anew.
+        An error of ours that this process alone has met is marked with its name. Where the watch is open already, what
+        lies between two steps begins anew.
         """
         self.rest()
         if self._is_open:
             yield
             return
-        ended, why = threading.Event(), ""
+        ended, why, own = threading.Event(), "", None
         thread = threading.Thread(target=self._follow, args=(ended,), name="watch", daemon=True)
         self._voices = Voices(self._store or _meeting_place(), self._rank, self._world, self._beat_s, self._place)
         self._voices.open()
@@ -77,14 +79,17 @@ class Watch:
             told = self._lost(error)
             why = told or (str(error) if isinstance(error, PMMRecError) else type(error).__name__)
             if told is not None:
-                raise MachineError(told) from error
+                raise LostProcessError(told) from error
+            own = error if isinstance(error, PMMRecError) else None
             raise
         finally:
             self.rest()
             self._is_open = False
             ended.set()
             thread.join()
-            self._voices.leave(why, _PATIENCE_S if why else _LEAVE_S)
+            self._voices.leave(why, _PATIENCE_S if why else _LEAVE_S, hears_s=0.0 if own is None else _PATIENCE_S)
+            if own is not None and any(voice.gone != why for voice in self._voices.others.values()):
+                own.met_by = self._named([self._rank])
 
     def step(self, step: int, doing: Doing) -> None:
         """The thread that says so is at this part of this step."""
@@ -143,7 +148,8 @@ class Watch:
 
     def _end(self, words: str, *, shows_stacks: bool) -> NoReturn:
         """Say who hangs, show what this process is at, and end it: what it waits for cannot be interrupted."""
-        sys.stderr.write(f"error: {words}\n")
+        if is_first_to_say(words):
+            sys.stderr.write(f"error: {words}\n")
         sys.stderr.flush()
         if shows_stacks:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
@@ -245,7 +251,7 @@ def _exchanges() -> int:
 
 @contextmanager
 def joining(within_s: float = JOIN_S) -> Iterator[None]:
-    """Meet the other processes in this block. What lasts longer ends the process; MachineError where they cannot."""
+    """Meet the other processes in this block. If that lasts longer, the process ends; LostProcessError if it fails."""
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     who = f"launch: process {rank} of {world} cannot reach the others"
     right = (
@@ -266,6 +272,6 @@ def joining(within_s: float = JOIN_S) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "Gloo" not in str(error):
             raise
-        raise MachineError(f"{who}: {str(error).splitlines()[0]}; {right}") from error
+        raise LostProcessError(f"{who}: {str(error).splitlines()[0]}; {right}") from error
     finally:
         timer.cancel()

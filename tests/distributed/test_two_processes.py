@@ -155,6 +155,13 @@ def test_two_processes_start_from_the_weights_of_one(pretrained: tuple[Path, str
     assert [event["epoch"] for event in two] == [0, 1, 2]
 
 
+def test_with_dropout_two_processes_train_with_other_masks(pretrained: tuple[Path, str], small_run: Path) -> None:
+    """Without it they train what one process does (above); with as many processes masks are the same (test_spread)."""
+    two, one = _events(pretrained[0], "train")[0], _events(small_run, "train")[0]
+    assert two["loss"] != one["loss"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.02)  # as with another seed
+
+
 def test_two_processes_train_from_the_states_that_one_computed(tmp_path: Path, world: Path, pmmrec: Pmmrec) -> None:
     frozen = tuple(f"model.item_encoder.{encoder}.trainable_blocks=0" for encoder in ("text", "vision"))
     settings = (*SMALL, *sources(world), *frozen, "train.epochs=1", "cache=c", "machine.device=cpu")
@@ -187,5 +194,9 @@ def test_batch_statistics_that_processes_would_share_out_are_refused(
     done = run_together(2, PROGRAM, *recipe(1), folder=tmp_path)
     assert done.code == 2, done.said
     assert f"error: launch with DDP {told}" in done.said
-    assert "or train in one process" in done.said
+    assert done.said.count("or train in one process") == 1  # both processes met it, one says it
     run_together(2, PROGRAM, *recipe(0), "name=frozen", folder=tmp_path).well()
+    again = run_together(2, PROGRAM, *recipe(0), "name=frozen", folder=tmp_path)
+    assert again.code == 2, again.said
+    assert again.said.count("error: runs/frozen: this run exists; choose another name") == 1  # the main process met it
+    assert again.said.count("error: ") == 1

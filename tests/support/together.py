@@ -63,7 +63,10 @@ def run_together(
         started = []
         for rank in range(processes):
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            own = Path(place) / "launch" / str(rank)  # as torchrun makes for each
+            own.mkdir(parents=True)
             environment = {**common, **{name: str(value) for name, value in ranks.items()}}
+            environment["TORCHELASTIC_ERROR_FILE"] = str(own / "error.json")
             given = (words, environment, folder or Path.cwd(), Path(place) / str(rank))
             started.append(_server.Process(target=_run, args=given))
         for process in started:

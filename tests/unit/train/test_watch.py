@@ -9,7 +9,7 @@ import pytest
 from speaking import speaking
 from torch.distributed import HashStore
 
-from pmmrec.errors import MachineError
+from pmmrec.errors import DataError, MachineError
 from pmmrec.train import voices as voices_file
 from pmmrec.train import watch as watch_file
 from pmmrec.train.voices import Doing, Place, Voices
@@ -100,3 +100,31 @@ def test_an_error_that_is_no_exchange_stays_what_it_is() -> None:
 def test_processes_that_cannot_meet_say_what_may_be_in_the_way() -> None:
     with pytest.raises(MachineError, match=r"cannot reach the others: Gloo .*refused; .*GLOO_SOCKET_IFNAME"), joining():
         raise RuntimeError("Gloo connectFullMesh failed with timed out connecting: Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("others", "met_by"),
+    [
+        ({0: "row 7 is bad", 2: "row 7 is bad"}, ""),
+        ({0: "row 7 is bad", 2: "lost the connection"}, "process 1 of 3"),
+        ({0: "row 7 is bad", 2: ""}, "process 1 of 3"),
+    ],
+)
+def test_an_error_names_the_process_unless_all_have_met_it(others: dict[int, str], met_by: str) -> None:
+    store = HashStore()
+    for rank, why in others.items():
+        voice = Voices(store, rank, 3, 0.05, lambda: Place(0, Doing.BETWEEN))
+        voice.open()
+        voice.leave(why, 10)
+    with pytest.raises(DataError) as raised, Watch(1, 3, store).open():
+        raise DataError("row 7 is bad")
+    assert (str(raised.value), raised.value.met_by) == ("row 7 is bad", met_by)
+
+
+def test_an_error_of_one_process_is_told_though_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    monkeypatch.setattr(watch_file, "_PATIENCE_S", 0.2)
+    with speaking(store, {0: Place(6, Doing.BETWEEN)}), pytest.raises(DataError) as raised:  # noqa: SIM117
+        with Watch(1, 4, store).open():
+            raise DataError("row 7 is bad")
+    assert raised.value.met_by == "process 1 of 4"
