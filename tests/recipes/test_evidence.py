@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.csv as pc
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from command_line import SMALL, working_in
+from quick_programs import quick_programs
 
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.processes import alone_in
@@ -80,6 +82,12 @@ class Place:
     def page(self) -> bytes:
         Page(self.plan(), self.folder, self.results, ()).write(self.folder / "RESULTS.md")
         return (self.folder / "RESULTS.md").read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_programs() -> Iterator[None]:
+    with quick_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

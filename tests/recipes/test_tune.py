@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import SMALL, Pmmrec, Result, run_pmmrec, sources, working_in
+from quick_programs import quick_programs
 from searches import SEED, SPACE, TINY
 from searches import command as _command
 from searches import study as _study
@@ -19,6 +20,12 @@ from searches import trials as _trials
 from pmmrec.tuning.record import Ending, Record
 from pmmrec.tuning.search import Search, SearchPlan
 from pmmrec.tuning.space import read_space
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_programs() -> Iterator[None]:
+    with quick_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

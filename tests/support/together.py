@@ -32,8 +32,8 @@ IMPORTED = (
     *(f"pmmrec.encoders.{name}" for name in ("text", "vision_hf", "vision_timm")),
 )
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([*IMPORTED])  # what cannot be imported there is imported where it is used
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([*IMPORTED])  # what cannot be imported there is imported where it is used
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_together(
             environment = {**common, **{name: str(value) for name, value in ranks.items()}}
             environment["TORCHELASTIC_ERROR_FILE"] = str(own / "error.json")
             given = (words, environment, folder or Path.cwd(), Path(place) / str(rank))
-            started.append(_server.Process(target=_run, args=given))
+            started.append(SERVER.Process(target=_run, args=given))
         for process in started:
             process.start()
         try:
