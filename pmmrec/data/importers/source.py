@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ class Column:
     name: str
     sql: str
     type: str  # of DuckDB
+    in_nanoseconds: bool = False  # whether a parquet file holds times as fine as that
 
     @property
     def holds_bytes(self) -> bool:
@@ -166,10 +168,12 @@ class Source:
         statement = "DESCRIBE SELECT * FROM read_parquet($path, hive_partitioning=false)"
         try:
             described = self._connection.execute(statement, self._parameters()).fetchall()
-            names = pq.read_schema(self.path).names  # as they stand: DuckDB renames a column that stands twice
+            schema = pq.read_schema(self.path)  # names as they stand: DuckDB renames a column that stands twice
         except (duckdb.Error, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot be read as parquet: {_explain(str(error))}") from error
-        return self._checked([(name, str(row[1])) for name, row in zip(names, described, strict=True)])
+        fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
+        columns = self._checked([(name, str(row[1])) for name, row in zip(schema.names, described, strict=True)])
+        return [dataclasses.replace(column, in_nanoseconds=column.name in fine) for column in columns]
 
     def _checked(self, named: list[tuple[str, str]]) -> list[Column]:
         names = [name for name, _ in named]

@@ -41,7 +41,7 @@ def time_rule(connection: duckdb.DuckDBPyConnection, table: str, column: Column,
     """
     kind = column.type
     if kind == "DATE" or kind.startswith("TIMESTAMP"):
-        return _instants(kind)
+        return _instants(column)
     if WHOLE_NUMBERS.fullmatch(kind) or kind == '"NULL"':
         return _number_rule(connection, table, "TRY_CAST(stamp AS BIGINT)", where)
     if kind in ("FLOAT", "DOUBLE"):
@@ -66,15 +66,19 @@ def _text_rule(connection: duckdb.DuckDBPyConnection, table: str, where: str) ->
     return _iso_dates((warning,) if 0 < num_zoned < num_dates else ())
 
 
-def _instants(kind: str) -> TimeRule:
+def _instants(column: Column) -> TimeRule:
     """Dates and timestamps of parquet, with or without a zone, floored to milliseconds."""
-    is_fine = kind.endswith("_NS")  # a cast to TIMESTAMP would round to microseconds, or fail where there is a zone
+    is_fine = column.type.endswith(
+        "_NS"
+    )  # a cast to TIMESTAMP would round to microseconds, or fail where there is a zone
     instant = f"TRY_CAST(stamp AS {'TIMESTAMP_NS' if is_fine else 'TIMESTAMP'})"
     units, per_millisecond = (f"epoch_ns({instant})", 1_000_000) if is_fine else (f"epoch_us({instant})", 1000)
     is_below = f"CAST({units} % {per_millisecond} < 0 AS BIGINT)"  # DuckDB divides towards zero
     sql = f"CASE WHEN isfinite({instant}) THEN {units} // {per_millisecond} - {is_below} END"
     rest = f"{units} % {per_millisecond} + {per_millisecond} * {is_below}"
-    return TimeRule(sql, "milliseconds", "times: dates, kept as milliseconds since 1970 (UTC)", rest)
+    blunt = ("times: this DuckDB reads them to the microsecond; rows that are closer keep the order of the file",)
+    note = "times: dates, kept as milliseconds since 1970 (UTC)"
+    return TimeRule(sql, "milliseconds", note, rest, blunt if column.in_nanoseconds and not is_fine else ())
 
 
 def _number_rule(

@@ -203,6 +203,16 @@ def test_timestamps_of_every_unit_and_zone_are_ordered_exactly(
     assert found.times == [(stamp * 1000) // second for stamp in (start - second, start + 1, start + 2, start + 3)]
 
 
+def test_nanoseconds_that_are_not_read_are_warned_of(shop) -> None:
+    stamps = pa.array([1_700_000_000_000_001_000, 1_700_000_000_000_000_000], pa.timestamp("ns"))
+    assert judged(shop, stamps).rule.warnings == ()
+    pq.write_table(pa.table({"timestamp": stamps}), shop.folder / "int96.parquet", use_deprecated_int96_timestamps=True)
+    with duckdb.connect() as connection:
+        column = Source(shop.folder / "int96.parquet", connection).required("timestamp")
+        (warning,) = time_rule(connection, "unused", column, "log").warnings
+    assert warning.startswith("times: this DuckDB reads them to the microsecond")
+
+
 @pytest.mark.parametrize(
     ("form", "unit"),
     [
