@@ -1,0 +1,57 @@
+"""A quickstart that is killed amid a training goes on when called again, and shows the comparison each time after."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import SMALL
+
+from pmmrec.shipped import shipped_file
+
+pytestmark = pytest.mark.long
+
+SETTINGS = [word for word in SMALL if not word.startswith("train.log_every")]
+SETTINGS += ["cache=c", "train.epochs=2", "train.log_every=1", "train.state.every_steps=1"]
+
+
+def _started(folder: Path, said: Path) -> subprocess.Popen[bytes]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "HOME": str(folder)}
+    command = [shipped_file("launch/quickstart.sh"), *SETTINGS]
+    with said.open("wb") as output:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_a_quickstart_that_is_stopped_goes_on_and_a_finished_one_compares_again(
+    tmp_path: Path, world: Path, sign: signal.Signals
+) -> None:
+    shutil.copytree(world, tmp_path / "demo")
+    first = _started(tmp_path, tmp_path / "first.txt")
+    events = tmp_path / "runs" / "tiny" / "events.jsonl"
+    while first.poll() is None and not (events.exists() and '"step": 4,' in events.read_text()):
+        time.sleep(0.05)  # until it trains
+    os.killpg(first.pid, sign)
+    assert first.wait() != 0
+
+    assert _started(tmp_path, tmp_path / "second.txt").wait() == 0, (tmp_path / "second.txt").read_text()
+    second = (tmp_path / "second.txt").read_text()
+    assert "runs/tiny: begun earlier, goes on" in second
+    assert "goes on after step" in second
+    assert "transfer - scratch" in second
+
+    assert _started(tmp_path, tmp_path / "third.txt").wait() == 0
+    third = (tmp_path / "third.txt").read_text()
+    for folder in ("runs/tiny", "runs/scratch", "runs/transfer"):
+        assert f"{folder}: finished earlier, left as it is" in third
+    assert "transfer - scratch" in third
+    assert "`make clean` takes them away, and the next `make quickstart` begins anew" in third
