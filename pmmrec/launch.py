@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,9 +229,9 @@ class LaunchCommand:
         environment = {**environment, **self._interface(environment), **self.environment, **AGENT_SIGNALS}
         # In a session of its own, so that a signal to our whole group is passed on once, and to the program alone.
         launcher = subprocess.Popen(words, env=environment, start_new_session=True)  # noqa: S603 - our own words
-        with _signals_passed_on(launcher.pid):
+        with _signals_passed_on(launcher.pid) as were_asked:
             code = launcher.wait()
-        return code if code >= 0 else 128 - code
+        return as_stopped(code if code >= 0 else 128 - code, is_asked=bool(were_asked))
 
     def _interface(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Where processes on the CPU meet those of other machines, unless the user has said it."""
@@ -272,8 +273,8 @@ def _cpu_environment(spread: Spread) -> dict[str, str]:
 
 
 @contextmanager
-def _signals_passed_on(launcher: int) -> Iterator[None]:
-    """Being asked to end is passed to the program, which keeps its state first; Ctrl-C to the launcher."""
+def _signals_passed_on(launcher: int) -> Iterator[list[int]]:
+    """Pass being asked to end to the program, which keeps its state first, and Ctrl-C to the launcher."""
     were_asked: list[int] = []  # asked once more after it has ended, the launcher would tell of that and not of its end
 
     def to_program(number: int, _frame: FrameType | None) -> None:
@@ -290,14 +291,40 @@ def _signals_passed_on(launcher: int) -> Iterator[None]:
     before = {sign: signal.signal(sign, to_program) for sign in PROGRAM_SIGNALS}
     before |= {sign: signal.signal(sign, to_launcher) for sign in LAUNCHER_SIGNALS}
     try:
+        yield were_asked
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def as_stopped(code: int, *, is_asked: bool) -> int:
+    """The exit code of a program; 75 where the signal that was passed on ended it before it could answer.
+
+    That is while it is being imported. It has begun nothing, and the same command with --resume begins it.
+    """
+    ended_by_it = code in [128 + sign for sign in PROGRAM_SIGNALS]
+    return StoppedError.exit_code if is_asked and ended_by_it else code
+
+
+@contextmanager
+def asked_before_it_begins() -> Iterator[None]:
+    """In the block, until a run answers signals itself, being asked to end ends this process with 75 at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sign: signal.signal(sign, lambda *_: os._exit(StoppedError.exit_code)) for sign in PROGRAM_SIGNALS}
+    try:
         yield
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
 
 
-def leave_signals_to_the_program() -> None:
-    """For the launcher itself: who asks it to end asks the program that it started; before there is one, it ends."""
+def leave_signals_to_the_program() -> list[int]:
+    """For the launcher itself: who asks it to end asks the program that it started; before there is one, it ends.
+
+    Returns a list that grows by the processes that were asked.
+    """
     were_asked: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -311,6 +338,7 @@ def leave_signals_to_the_program() -> None:
 
     for sign in PROGRAM_SIGNALS:
         signal.signal(sign, pass_on)
+    return were_asked
 
 
 def ignore_when_stopped(code: int) -> None:

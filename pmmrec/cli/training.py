@@ -119,6 +119,7 @@ def _start(
     program: str, arguments: list[str], launch: str | None, machines: _Machines, *, print_command: bool = False
 ) -> None:
     from pmmrec.errors import RecipeError
+    from pmmrec.launch import asked_before_it_begins
     from pmmrec.shipped import shipped_file
 
     is_plan = "--dry-run" in arguments or {"--help", "-h"} & {*arguments}
@@ -136,9 +137,10 @@ def _start(
             raise typer.Exit(_launch(path, arguments, launch, machines, print_command=print_command))
         if launch is not None:
             arguments = [*arguments, "--launch", launch, *_processes_of(launch, machines)]
-    story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
-    sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # what its usage and the log of its run call it
-    run_program(story["main"])
+    with asked_before_it_begins():
+        story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
+        sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # what its usage and the log of its run call it
+        run_program(story["main"])
 
 
 def _processes_of(launch: str, machines: _Machines) -> list[str]:

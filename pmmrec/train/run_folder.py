@@ -158,12 +158,13 @@ def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Stand
     """What a folder that exists holds; made ready for a beginning where its run kept no state to go on from."""
     events, before = _events(folder), _recipe_before(folder)
     is_finished = bool(events) and f'"event": "{FINISHED}"' in events[-1]
-    has_states = bool(StateFolder(folder / STATE_FOLDER).found())
+    states = StateFolder(folder / STATE_FOLDER)
+    has_states = bool(states.found())
     if before:
         is_ranked = is_finished or (folder / METRICS_NAME).exists()
         _refuse_other_recipe(folder, before, recipe, has_states=has_states, is_ranked=is_ranked)
     if is_finished:
-        shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)  # a kill may have left some of it
+        states.clear()  # a kill may have left some of them
         return Standing.FINISHED
     if has_states and not before:
         raise RecipeError(f"{folder}: its {RECIPE_FILE} is gone or empty; put back the one that its states are of")

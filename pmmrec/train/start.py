@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
-from pmmrec.launch import ignore_when_stopped, leave_signals_to_the_program
+from pmmrec.launch import as_stopped, ignore_when_stopped, leave_signals_to_the_program
 
 
 def start(words: Sequence[str]) -> int:
@@ -66,12 +66,13 @@ def _as_shell(code: int) -> int:
 
 def main() -> None:
     """As a program: one line for an error of ours, and its exit code."""
-    leave_signals_to_the_program()
+    were_asked = leave_signals_to_the_program()
     try:
         code = start(sys.argv[1:])
     except PMMRecError as error:
         sys.stderr.write(f"error: {error}\n")
         code = error.exit_code
+    code = as_stopped(code, is_asked=bool(were_asked))
     ignore_when_stopped(code)
     sys.exit(code)
 

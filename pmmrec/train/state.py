@@ -1,4 +1,4 @@
-"""Where does a stopped training go on? At the newest of its states that is whole, kept below `state/` of its run."""
+"""States of a training, kept below `state/` of its run. A stopped training goes on from the newest that is whole."""
 
 from __future__ import annotations
 
@@ -140,6 +140,12 @@ class StateFolder:
                 "the folder of the run to begin anew"
             )
         return None
+
+    def clear(self) -> None:
+        """Take all states away. Where the folder is a link to another disk, the link stays."""
+        for path in self.folder.iterdir() if self.folder.is_symlink() and self.folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)  # which leaves links alone
 
     def drop_newer(self, than: Path) -> None:
         """Take away states newer than one: they could not be read, and their places will be written again."""

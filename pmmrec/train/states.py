@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -160,7 +159,7 @@ class States:
             self._settle()
             self._run.log.event(FINISHED, max(0, self._kept_step))
             self._run.log.mark()  # on the disk before the states go
-            shutil.rmtree(self._folder.folder, ignore_errors=True)
+            self._folder.clear()
         self._thread.shutdown()
 
     def _act(self, loop: Resumable, *, ends: bool, keeps: bool) -> None:

@@ -12,11 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NoReturn
 
+import psutil
 import torch.distributed as dist
 from torch.distributed import Store, distributed_c10d  # type: ignore[attr-defined]  # as in voices
 from torch.nn.parallel import distributed
 
 from pmmrec.errors import LostProcessError, MachineError, PMMRecError
+from pmmrec.launch import INTERFACE
 from pmmrec.train.said import is_first_to_say
 from pmmrec.train.voices import Doing, Place, Voice, Voices
 
@@ -270,6 +272,10 @@ def joining(within_s: float = JOIN_S) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "Unable to find address for" in str(error):  # gloo's words for an interface that is not there
+            found = ", ".join(sorted(psutil.net_if_addrs()))
+            told = f"launch: {INTERFACE} is {os.environ.get(INTERFACE)!r}, and no network interface with an address is"
+            raise MachineError(f"{told} called so; this machine has {found}; name one of them, or unset it") from error
         if not isinstance(error, dist.DistError) and "Gloo" not in str(error):
             raise
         raise LostProcessError(f"{who}: {str(error).splitlines()[0]}; {right}") from error

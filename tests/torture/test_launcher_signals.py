@@ -49,3 +49,21 @@ def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(
     watchdog.start()
     assert launching.wait() == 75
     watchdog.cancel()
+
+
+@pytest.mark.parametrize("asked_is", ["front", "launcher"])
+def test_a_program_that_a_signal_ends_while_it_is_imported_has_been_stopped(asked_is: str, tmp_path: Path) -> None:
+    program = a_program(tmp_path, "(here / f\"ready-{os.environ['RANK']}\").touch()\ntime.sleep(60)\n")
+    command = LaunchCommand.of(LaunchFile.read("two_cpu"), program, ())
+    call = f"LaunchCommand({command.words!r}, {command.environment!r}).run('pmmrec.train.start', os.environ)"
+    asked = f"import os, sys; from pmmrec.launch import LaunchCommand; sys.exit({call})"
+    launching = subprocess.Popen([sys.executable, "-c", asked])
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        assert launching.poll() is None
+        time.sleep(0.05)
+    front = psutil.Process(launching.pid)
+    {"front": front, "launcher": front.children()[0]}[asked_is].send_signal(signal.SIGTERM)
+    watchdog = threading.Timer(60, launching.kill)
+    watchdog.start()
+    assert launching.wait() == 75
+    watchdog.cancel()

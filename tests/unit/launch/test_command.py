@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from forked import in_child
 from launched import a_program
 
-from pmmrec.errors import RecipeError
-from pmmrec.launch import LaunchCommand, LaunchFile, Node
+from pmmrec.errors import RecipeError, StoppedError
+from pmmrec.launch import LaunchCommand, LaunchFile, Node, as_stopped, asked_before_it_begins
 
 STARTER = "pmmrec.train.start"
 
@@ -148,6 +150,19 @@ def test_of_processes_that_fail_together_one_that_lost_no_other_says_why(tmp_pat
         "os._exit(4)\n",
     )
     assert _command("two_cpu", program).run(STARTER, os.environ) == 2
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_program_that_is_asked_to_end_before_it_can_answer_has_been_stopped(sign: signal.Signals) -> None:
+    def asked() -> None:
+        with asked_before_it_begins():
+            signal.raise_signal(sign)
+
+    in_child(asked, StoppedError.exit_code)
+    assert signal.getsignal(sign) == signal.SIG_DFL
+    assert as_stopped(128 + sign, is_asked=True) == 75
+    assert [as_stopped(code, is_asked=True) for code in (0, 2, 4, 75, 128 + signal.SIGKILL)] == [0, 2, 4, 75, 137]
+    assert as_stopped(128 + sign, is_asked=False) == 128 + sign  # by another hand
 
 
 def test_more_gpus_than_there_are_end_with_what_would_be_right(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

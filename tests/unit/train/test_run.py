@@ -239,6 +239,20 @@ def test_the_end_of_a_run_is_on_the_disk_before_its_states_go(tmp_path: Path, mo
     assert not state.exists()
 
 
+def test_states_that_lie_on_another_disk_are_cleared_at_the_end(tmp_path: Path) -> None:
+    kept = tmp_path / "scratch" / "step-00000001-epoch-0001"
+    kept.mkdir(parents=True)
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        (run.folder / "state").symlink_to(tmp_path / "scratch")
+        States(run, StateConfig(), {}).finish()
+    assert not kept.exists()
+    assert (tmp_path / "one" / "state").is_symlink()
+    kept.mkdir()  # as a kill amid its last steps may leave it
+    with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
+        assert run.is_finished
+    assert not kept.exists()
+
+
 def test_results_without_a_state_are_left_alone(tmp_path: Path) -> None:
     with Run.start(_Recipe(tmp_path / "one")) as run:
         (run.folder / "metrics.json").write_text("{}")

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import torch.distributed as dist
 from speaking import speaking
 from torch.distributed import HashStore
 
@@ -128,3 +129,10 @@ def test_an_error_of_one_process_is_told_though_the_others_stay(monkeypatch: pyt
         with Watch(1, 4, store).open():
             raise DataError("row 7 is bad")
     assert raised.value.met_by == "process 1 of 4"
+
+
+def test_an_interface_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
+    told = r"^launch: GLOO_SOCKET_IFNAME is 'nope0', and no .* is called so; this machine has (.*, )?lo(, .*)?; name"
+    with pytest.raises(MachineError, match=told), joining():
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
