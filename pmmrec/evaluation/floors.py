@@ -1,4 +1,4 @@
-"""What must any model beat? Random, popularity, last-item Markov and item-kNN, all counted in train only."""
+"""Baselines that any model must beat: random, popularity, last-item Markov and item-kNN, counted in train only."""
 # Q queries, q queries of one chunk, N items, V users of the domain.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""On which place does each user's next item stand, among the whole catalogue?"""
+"""Rank each user's next item among the whole catalogue."""
 # Q queries (users of a holdout), q queries of one chunk, N items of the catalogue, H items of the histories in a chunk.
 
 from __future__ import annotations

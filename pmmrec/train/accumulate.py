@@ -1,4 +1,4 @@
-"""How does a step train whose batch is too large for the device? In parts, one after another."""
+"""Train steps whose batch is too large for the device, in parts one after another."""
 # Shapes: U distinct items, R rows given to one encoder.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How do the processes of a step see each other's items and users? By a gather that gradients flow through."""
+"""Gather items and users of all processes of a step, so that gradients flow back through the gather."""
 # Shapes: U distinct items of all processes, M rows a process gives, W processes, B users, D width.
 
 from __future__ import annotations

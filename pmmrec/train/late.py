@@ -1,4 +1,4 @@
-"""How are a few numbers of every step read without making the device wait? A step late."""
+"""Read a few numbers of every step one step late, so that nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Late:
-    """Hands back the numbers of the step before; by then the device has long had the next step to work on."""
+    """Returns the numbers of the step before. By then the device has the next step to work on, so nothing waits."""
 
     def __init__(self) -> None:
         self._before: tuple[Tensor, torch.cuda.Event | None] | None = None

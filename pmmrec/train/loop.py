@@ -119,7 +119,7 @@ class Loop:
         self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
         self._batches, self._callbacks, self._states = batches, callbacks, states
         self._meter, self._began_s, self._epoch_s = Meter(), time.monotonic(), 0.0  # `_epoch_s`: before it was stopped
-        self.team: Team = processes if states is None else states.team  # for what may be left amid
+        self.team: Team = processes if states is None else states.team  # for work that a stop may abandon
         self._wishes = Late()
         self._heard: Tensor | None = None  # the wishes of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch

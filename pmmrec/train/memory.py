@@ -1,4 +1,4 @@
-"""How much memory will a process need?"""
+"""Estimate how much memory a process will need."""
 # Shapes: B users, S window positions, U distinct items.
 
 from __future__ import annotations

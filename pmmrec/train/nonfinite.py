@@ -1,4 +1,4 @@
-"""What comes of a step whose loss or gradient is no number? It updates nothing, and what caused it is named."""
+"""Leave out a step whose loss or gradient is not finite, and name what caused it."""
 # Shapes: K losses, B users, L inputs of a window, U distinct items, D width.
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Nonfinite:
         if self._own_K is not None:
             self._step = _Step(step, batch, self._own_K)
         self._verdict.exchange(is_broken)
-        if self._is_deepspeed:  # it has waited for the device, and makes its next update amid the way back
+        if self._is_deepspeed:  # it has waited for the device, and makes its next update during backward
             self.settle()
         return is_held
 

@@ -181,7 +181,7 @@ def read_items(
     """A reader of items as the model wants them, in this process alone.
 
     States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off;
-    without `makes_states`, for whoever reads every item once, those are read that are kept already.
+    without `makes_states`, for a caller that reads every item once, only those that are kept already are read.
     """
     config = recipe.prefix.model_copy(update={"makes": makes_states})
     encoder = recommender.item_encoder

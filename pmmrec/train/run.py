@@ -151,7 +151,7 @@ class Run:
         if self.processes.world == 1:
             self.signals.close()
             return
-        with suppress(RuntimeError):  # whoever is gone is waited for no more
+        with suppress(RuntimeError):  # do not wait for processes that have gone
             self.processes.wait()
         self.signals.ignore()
 

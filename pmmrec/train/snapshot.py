@@ -1,4 +1,4 @@
-"""What of model, optimiser and global generators must be kept, so that training goes on as if never stopped?"""
+"""Save and restore model, optimiser, schedule and global generators, so that training goes on as if never stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do the processes of a training hold its weights and take its steps: as copies of all, or each with a share?"""
+"""How the processes of a training hold its weights: each a copy of all, or each a share."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Shards(Spreading):
         scheduler: LambdaLR,
         clip_norm: float | None,
     ) -> None:
-        """`task` after `shard`, `optimizer` made of its parameters thereafter."""
+        """`task` after `shard`, `optimizer` made of its parameters afterwards."""
         if not isinstance(task, FSDPModule):
             raise TypeError("task: is not sharded; the optimiser must be made of its shards")
         self._task, self._root, self._processes, self._clip_norm = task, task, processes, clip_norm

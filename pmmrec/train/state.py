@@ -191,7 +191,7 @@ def _problem(path: Path) -> str | None:
 
 
 def _take_away(path: Path) -> None:
-    """Under another name first, so that a kill amid the removal leaves nothing that looks like a state."""
+    """Under another name first, so that a kill during the removal leaves nothing that looks like a state."""
     doomed = path.with_name(path.name + files.INCOMPLETE)
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)

@@ -1,4 +1,4 @@
-"""Who asks a run to end, and how often? A first signal is heard at the next boundary, a later one ends at once."""
+"""Stop signals: the first one stops the run at the next boundary, a later one at once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SAME_S = 2.0  # launchers pass a signal on that came to their whole group: what 
 
 
 class StopSignals:
-    """Hears SIGTERM and SIGUSR1 while it is open. In a thread that is not the main one it hears nothing.
+    """Notes SIGTERM and SIGUSR1 while it is open; only in the main thread.
 
-    A signal within `SAME_S` of the first says nothing new, whichever it is: which of two came from whom, none tells.
+    A signal within `SAME_S` of the first counts as the same request, whichever signal it is.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class StopSignals:
         self._before = {}
 
     def ignore(self) -> None:
-        """Hear nothing any more, nor let anybody: for a process that has done what it was asked, and ends."""
+        """Ignore these signals from now on: this process has done what it was asked to, and ends."""
         for sign in self._before:
             signal.signal(sign, signal.SIG_IGN)
         self._before = {}

@@ -1,4 +1,4 @@
-"""What would a step hold in memory? A trial of it on the meta device, where tensors have shapes and no numbers."""
+"""Try a step on the meta device, where tensors have shapes and no numbers, and count the bytes it holds."""
 # Shapes: B users, S window positions, L = S - 1, U distinct items, R rows given to one encoder, T tokens.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How does a training run under DeepSpeed, which shares out the states of its optimiser, gradients and weights?"""
+"""Training under DeepSpeed, which shares out optimiser states, gradients and weights."""
 
 from __future__ import annotations
 
