@@ -1,4 +1,4 @@
-"""How does a program of ours run in a process of its own: started, followed, ended with all it started, understood?"""
+"""Run programs in processes of their own: start and follow them, end all they started, tell why they failed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,21 @@ from pmmrec.errors import MachineError, RecipeError
 
 GRACE_S = 10.0  # between being asked to end and being ended
 POLL_S = 0.05
+# Waits for the end of a pipe that only the owner of a process holds open, so also for `kill -9` of the owner.
+_GUARD = """
+read group || exit
+cat > /dev/null
+kill -s TERM -- "-$group" || exit
+for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 1; kill -s 0 -- "-$group" || exit; done
+kill -s KILL -- "-$group"
+"""
 
 
 class ChildProcess:
-    """A command at work in a session of its own: what it starts ends with it, and Ctrl-C reaches us alone."""
+    """A command at work in a session of its own: what it starts ends with it, and Ctrl-C reaches us alone.
+
+    It does not outlive us: a small shell beside it ends it where we are killed before it is over.
+    """
 
     def __init__(
         self,
@@ -44,6 +55,7 @@ class ChildProcess:
         """
         self.log, self.cpu_s = log, 0.0  # CPU seconds once it has ended, those of its own ended children among them
         self._reaping, self._started_s = threading.Lock(), time.monotonic()
+        self._guard = _guard(log)
         try:
             with log.open("wb") as said:
                 self._process = subprocess.Popen(  # noqa: S603 - our own program, no shell
@@ -55,7 +67,9 @@ class ChildProcess:
                     start_new_session=True,
                     pass_fds=() if kept_open is None else (kept_open,),
                 )
+            self._guard_of(self._process.pid)
         except OSError as error:
+            self._dismiss_guard()
             raise MachineError(f"{log}: its process cannot be started: {error}") from error
 
     @property
@@ -72,6 +86,7 @@ class ChildProcess:
                     self._process.returncode = os.waitstatus_to_exitcode(status)
                     self.cpu_s = usage.ru_utime + usage.ru_stime
                     self._signal(signal.SIGKILL)  # to what it started and left behind
+                    self._dismiss_guard()
             return self._process.returncode
 
     def wait(self) -> int:
@@ -93,9 +108,32 @@ class ChildProcess:
         """Why it failed, in one line: its own error message, the signal that ended it, or its last words."""
         return complaint(self.log, self.wait())
 
+    def _guard_of(self, group: int) -> None:
+        pipe = self._guard.stdin
+        assert pipe is not None  # noqa: S101 - asked for
+        pipe.write(f"{group}\n".encode())
+        pipe.flush()
+
+    def _dismiss_guard(self) -> None:
+        self._guard.kill()
+        self._guard.communicate()  # closes the pipe
+
     def _signal(self, sign: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, sign)
+
+
+def _guard(log: Path) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603 - fixed words
+            ["/bin/sh", "-c", _GUARD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise MachineError(f"{log}: its process cannot be guarded: {error}") from error
 
 
 def end_all(processes: Collection[ChildProcess], grace_s: float = GRACE_S) -> None:

@@ -47,7 +47,7 @@ class MachineConfig(Config):
         "the cores, shared by the processes of the machine.",
     )
     trackers: tuple[Tracker, ...] = ()
-    project: str = "pmmrec"
+    project: str | None = Field(None, description="Of Weights & Biases; null: WANDB_PROJECT, or pmmrec.")
 
 
 class Processes:

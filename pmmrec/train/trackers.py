@@ -1,7 +1,8 @@
-"""Which of Accelerate's trackers mirror a run, and how is none of them ever waited for?"""
+"""Mirror a run in Accelerate's trackers, none of which is ever waited for."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pmmrec.errors import not_installed
 Tracker = Literal["wandb", "tensorboard"]
 
 
+PROJECT = "pmmrec"
 MAX_WAITING = 10_000  # lines that a tracker may be behind
 CLOSING_S = 60.0  # for what it has not sent at the end
 
@@ -39,17 +41,23 @@ def end_services(tracker: str) -> None:
 
 
 def boards(
-    trackers: Sequence[Tracker], folder: Path, project: str, name: str, recipe: str
+    trackers: Sequence[Tracker], folder: Path, project: str | None, name: str, recipe: str
 ) -> dict[str, Callable[[], Board]]:
-    """What opens each tracker; all write below `folder`. MachineError where one is not installed.
+    """What opens each tracker; MachineError where one is not installed.
+
+    All write below `folder`, and Weights & Biases goes by its own variables where they say otherwise: WANDB_DIR,
+    WANDB_NAME, and WANDB_PROJECT where `project` is None.
 
     Each is opened by itself rather than by `Accelerator.init_trackers`, where one that fails takes the others along.
     """
     for tracker in trackers:
         if find_spec(tracker) is None:
             raise not_installed("machine.trackers", [tracker], tracker)
+    told = {"dir": ("WANDB_DIR", str(folder)), "name": ("WANDB_NAME", name)}
+    ours = {key: value for key, (variable, value) in told.items() if not os.environ.get(variable)}
+    project = project or os.environ.get("WANDB_PROJECT") or PROJECT
     makers: dict[Tracker, Callable[[], GeneralTracker]] = {
-        "wandb": partial(WandBTracker, project, name=name, dir=str(folder), config={"recipe": recipe}),
+        "wandb": partial(WandBTracker, project, config={"recipe": recipe}, **ours),
         "tensorboard": partial(TensorBoardTracker, "tensorboard", logging_dir=str(folder)),
     }
     return {tracker: partial(_Mirror, makers[tracker]) for tracker in trackers}

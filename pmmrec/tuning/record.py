@@ -22,6 +22,7 @@ from pmmrec.tuning.space import Dimension, Space
 STUDY_FILE = "study.db"
 ADVICE = "put a whole copy back, or choose another --name"
 OWN = "own"  # attribute of the trial that is the recipe as it stands
+SAMPLER_DRAWS = 20  # of settings that were tried, before any others are taken
 PRUNE_AFTER_TRIALS = 5  # a median of fewer says little
 LEAST_FOR_IMPORTANCE = 20
 
@@ -103,14 +104,42 @@ class Record:
         is_whole = values.keys() == self._space.dimensions.keys()
         self._study.enqueue_trial(encoded, user_attrs={OWN: is_whole})
 
-    def propose(self) -> tuple[int, dict[str, Any]]:
-        """The number of a new trial, and what to try in it."""
-        place = len(self._study.get_trials(deepcopy=False))
-        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    def propose(self) -> tuple[int, dict[str, Any]] | None:
+        """The number of a new trial, and what to try in it, which no trial tried; None where nothing is left."""
+        if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            values = self._untried()
+            if values is None:
+                return None
+            self._study.enqueue_trial(values)
+        self._study.sampler = self._sampler(0)  # for what is missing in settings that wait
         trial = self._study.ask(self._distributions)
         self._open[trial.number] = trial
         return trial.number, self._decoded(trial.params)
+
+    def _untried(self) -> dict[str, Any] | None:
+        """What the sampler proposes, drawn again while it was tried; then any point that was not."""
+        trials = self._study.get_trials(deepcopy=False)
+        tried = [trial.params for trial in trials if trial.state == TrialState.RUNNING or "ending" in trial.user_attrs]
+        num_points = self._space.num_points
+        if num_points is not None and len(tried) >= num_points:
+            return None
+        draft = optuna.create_study(direction="maximize")  # where it costs no trial to ask
+        draft.add_trials([trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)])
+        for draw in range(SAMPLER_DRAWS):
+            draft.sampler = self._sampler(draw)
+            values = draft.ask(self._distributions).params
+            if values not in tried:
+                return values
+        random = np.random.default_rng((self._seed, len(trials)))
+        points = {path: dimension.points or () for path, dimension in self._space.dimensions.items()}
+        while values in tried:
+            values = {path: some[int(random.integers(len(some)))] for path, some in points.items()}
+        return values
+
+    def _sampler(self, draw: int) -> optuna.samplers.BaseSampler:
+        place = len(self._study.get_trials(deepcopy=False))
+        seed = int(np.random.SeedSequence((self._seed, place, draw)).generate_state(1)[0])
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the value of an epoch; returns whether the trial is to end early."""

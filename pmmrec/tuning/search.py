@@ -132,13 +132,14 @@ class Search:
         self._record.begin_with(own)
 
     def _work(self, lock: int) -> None:
-        started_s = time.monotonic()
+        started_s, is_exhausted = time.monotonic(), False
         while True:
             limit_s = (self._plan.timeout_min or 0) * 60
             is_late = bool(limit_s) and time.monotonic() - started_s >= limit_s
             num_trials = len(self._record.endings()) + len(self._active)
-            if not is_late and num_trials < self._plan.trials and len(self._active) < self._plan.jobs:
-                self._start(lock)
+            is_wanted = num_trials < self._plan.trials and not (is_late or is_exhausted)
+            if is_wanted and len(self._active) < self._plan.jobs:
+                is_exhausted = not self._start(lock)
                 continue
             if not self._active:
                 return
@@ -146,8 +147,13 @@ class Search:
                 self._follow(number)
             time.sleep(POLL_S)
 
-    def _start(self, lock: int) -> None:
-        number, values = self._record.propose()
+    def _start(self, lock: int) -> bool:
+        """Start another trial; False where every point of the space was tried."""
+        proposed = self._record.propose()
+        if proposed is None:
+            self._say(f"{self._space.source}: all of its {self._space.num_points} points were tried; no further trial")
+            return False
+        number, values = proposed
         self._values[number], self._seen[number] = values, {}
         name = results.folder_name(number)
         path, tree = self.folder / "trials" / f"{name}.yaml", self._trial_tree(name, values)
@@ -155,11 +161,12 @@ class Search:
             validate(type(self._recipe), tree, str(path))
         except RecipeError as error:  # each value is valid alone, these together are not
             self._close(number, "failed", 0.0, "; ".join(line.strip() for line in str(error).splitlines()))
-            return
+            return True
         results.write_recipe(path, tree, [f"Trial {name} of {self.folder}."])
         program = shipped_file("finetune/run.py" if self._is_finetune else "pretrain/run.py")
         command = [sys.executable, "-u", str(program), str(path), *self._options()]
         self._active[number] = TrialProcess(self.folder / "trials" / name, command, lock)
+        return True
 
     def _trial_tree(self, name: str, values: Mapping[str, Any]) -> Tree:
         place: Tree = {"name": name, "runs": str(self.folder / "trials"), "rank_test": False}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,6 +82,13 @@ class Dimension(Config):
         return [json.dumps(value, default=str) for value in self.choice or ()]
 
     @property
+    def points(self) -> Sequence[Any] | None:
+        """Every value, as it is kept; None where there are too many to count: between two numbers lies another."""
+        if self.int is not None:
+            return range(self.int[0], self.int[1] + 1)
+        return self.choice_texts or None
+
+    @property
     def probes(self) -> tuple[Any, ...]:
         """The values that must be valid for all to be: both ends and one between, or every choice."""
         if self.range is not None and self.int is None:
@@ -106,6 +114,12 @@ class Space:
 
     source: Path
     dimensions: Mapping[str, Dimension]
+
+    @property
+    def num_points(self) -> int | None:
+        """How many trials can differ; None: any number."""
+        points = [dimension.points for dimension in self.dimensions.values()]
+        return None if any(some is None for some in points) else math.prod(len(some or ()) for some in points)
 
     def tree(self, values: Mapping[str, Any]) -> Tree:
         """Values by path as a mapping to lay over a recipe."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from command_line import Pmmrec
 
 from pmmrec.errors import MachineError
+from pmmrec.train import trackers
 from pmmrec.train.trackers import boards
 
 
@@ -49,6 +51,37 @@ def test_tensorboard_holds_every_number_below_the_run(home: Path, world: Path, p
     assert [value.step for value in written.Scalars("validation/mean.ndcg@10")] == [0, 1]
     assert {path.name for path in home.iterdir()} <= {"runs", "c"}
     _assert_events_are_complete(run)
+
+
+@pytest.mark.parametrize(
+    ("variables", "project", "expected"),
+    [
+        ({}, None, {"project": "pmmrec", "name": "watched", "dir": "runs/watched"}),
+        ({}, "mine", {"project": "mine", "name": "watched", "dir": "runs/watched"}),
+        ({"WANDB_DIR": "/logs"}, None, {"project": "pmmrec", "name": "watched"}),
+        ({"WANDB_DIR": ""}, None, {"project": "pmmrec", "name": "watched", "dir": "runs/watched"}),
+        ({"WANDB_PROJECT": "theirs"}, None, {"project": "theirs", "name": "watched", "dir": "runs/watched"}),
+        ({"WANDB_PROJECT": "theirs"}, "mine", {"project": "mine", "name": "watched", "dir": "runs/watched"}),
+        (
+            {"WANDB_NAME": "a", "WANDB_DIR": "b", "WANDB_MODE": "offline"},
+            None,
+            {"project": "pmmrec"},
+        ),
+    ],
+)
+def test_wandb_goes_by_its_own_variables_where_they_are_set(
+    variables: dict[str, str], project: str | None, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DIR", "NAME", "PROJECT"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    tracker = Mock()
+    monkeypatch.setattr(trackers, "WandBTracker", tracker)
+    boards(("wandb",), Path("runs/watched"), project, "watched", "recipe")["wandb"]()
+    asked = {key: value for key, value in expected.items() if key != "project"}
+    tracker.assert_called_once_with(expected["project"], **asked, config={"recipe": "recipe"})
+    tracker.return_value.start.assert_called_once_with()
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])

@@ -7,6 +7,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import optuna
 import pytest
 
 from pmmrec.errors import DataError, MachineError, RecipeError
@@ -85,6 +86,56 @@ def test_a_search_that_was_stopped_proposes_what_one_that_was_not_would(tmp_path
             record = _open(folder) if name == "stopped" and place % 5 == 4 else record
     assert proposed["whole"] == proposed["stopped"]
     assert len({tried["a.x"] for tried in proposed["whole"]}) == 12
+
+
+FEW = Space(Path("few.yaml"), {"a.n": Dimension(int=(1, 3)), "a.kind": Dimension(choice=("w", [1, 2]))})
+
+
+def _few(folder: Path) -> Record:
+    return Record.open(folder, FEW, {}, seed=3, prune_after=None)
+
+
+def test_no_settings_are_tried_twice_and_a_space_of_few_points_ends(tmp_path: Path) -> None:
+    record, tried = _few(tmp_path), list[dict]()
+    record.begin_with({"a.n": 2, "a.kind": "w"})
+    while (proposed := record.propose()) is not None:
+        number, values = proposed
+        assert values not in tried
+        tried.append(values)
+        record.end(_ended(number, 0.1 * values["a.n"], ("complete", "pruned", "failed")[number % 3]))
+        record = _few(tmp_path) if number == 3 else record
+    assert tried[0] == {"a.n": 2, "a.kind": "w"}
+    assert len(tried) == FEW.num_points == 6
+    assert _few(tmp_path).propose() is None
+
+
+def test_settings_of_trials_at_work_are_not_proposed_and_those_of_interrupted_ones_are(tmp_path: Path) -> None:
+    record = _few(tmp_path)
+    at_work = [record.propose() for _ in range(6)]
+    assert record.propose() is None
+    record.give_up(at_work[4][0])
+    number, values = record.propose()
+    assert (number, values) == (6, at_work[4][1])
+    assert record.propose() is None
+
+
+def test_a_sampler_that_insists_is_left_for_a_point_that_was_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the sampler does once one point is far better than the others."""
+    monkeypatch.setattr(Record, "_sampler", lambda *_: optuna.samplers.RandomSampler(seed=1))
+    record, tried = _few(tmp_path), list[dict]()
+    for _ in range(6):
+        number, values = record.propose()
+        tried.append(values)
+        record.end(_ended(number, 0.5))
+    assert len({str(values) for values in tried}) == 6
+
+
+def test_a_space_has_as_many_points_as_its_dimensions_give(tmp_path: Path) -> None:
+    assert SPACE.num_points is None
+    assert Space(Path("s"), {"a": Dimension(int=(0, 9)), "b": Dimension(choice=(1, 2, 3))}).num_points == 30
+    assert Space(Path("s"), {"a": Dimension(int=(0, 9)), "b": Dimension(log=(1, 2))}).num_points is None
 
 
 def test_another_recipe_or_space_is_refused_under_the_same_name(tmp_path: Path) -> None:
