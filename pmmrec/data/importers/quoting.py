@@ -92,7 +92,7 @@ class _Scan:
         ends_in = b"\r\n" if line.endswith(b"\r\n") else line[-1:] if line.endswith(b"\n") else b""
         line = line.removesuffix(ends_in)
         if self._num_separators < 0:
-            self._num_separators, self._ends_in = line.count(self._separator), ends_in
+            self._num_separators, self._ends_in = self._quoted.sub(b"", line).count(self._separator), ends_in
         if not line and self._num_separators:
             return  # DuckDB passes over it; the only value of a row may be empty
         is_row = ends_in in (self._ends_in, b"") and self._has_all_values(line)

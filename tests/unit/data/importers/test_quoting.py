@@ -91,6 +91,7 @@ def test_quote_marks_of_a_tsv_without_quoting_are_text(read, tmp_path: Path, con
     [
         ('a\tb\n1\t"x"\n2\t"say ""hi"""\n', [("1", "x"), ("2", 'say "hi"')]),
         ('"a"\t"b"\n"1"\t"x\ty"\n', [("1", "x\ty")]),
+        ('"a"\t"b\tc"\n1\t"x\ty"\n2\tz\n', [("1", "x\ty"), ("2", "z")]),
         ('\ufeff"a"\t"b"\r\n1\t"x"\r\n', [("1", "x")]),
         ("a\tb\n1\tx\n\n\n2\ty", [("1", "x"), ("2", "y")]),
         ("a\tb\r1\tx\r2\ty\r", [("1", "x"), ("2", "y")]),
