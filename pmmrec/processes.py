@@ -18,6 +18,7 @@ from pmmrec.errors import MachineError, RecipeError
 
 GRACE_S = 10.0  # between being asked to end and being ended
 POLL_S = 0.05
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Waits for the end of a pipe that only the owner of a process holds open, so also for `kill -9` of the owner.
 _GUARD = """
 read group || exit
@@ -187,15 +188,22 @@ def alone_in(folder: Path, who: str) -> Iterator[int]:
 
 
 @contextmanager
-def signals_as_interrupts() -> Iterator[None]:
-    """Being asked to end, or losing the terminal, is what Ctrl-C is: processes at work are ended too."""
+def signals_as_interrupts() -> Iterator[threading.Event]:
+    """Turn SIGTERM and SIGHUP into what Ctrl-C is, so that processes at work are ended too.
+
+    The event is set as well: Python drops a KeyboardInterrupt that is raised in a finalizer, and a loop that looks at
+    the event ends all the same. Signals that are ignored, as under `nohup`, stay so.
+    """
+    asked = threading.Event()
 
     def interrupt(_number: int, _frame: object) -> None:
+        asked.set()
         raise KeyboardInterrupt
 
-    before = {sign: signal.signal(sign, interrupt) for sign in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [sign for sign in INTERRUPTS if signal.getsignal(sign) is not signal.SIG_IGN]
+    before = {sign: signal.signal(sign, interrupt) for sign in heard}
     try:
-        yield
+        yield asked
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)

@@ -93,7 +93,10 @@ class Search:
             PMMRecError: Where no trial reached its end.
         """
         self._make_folder()
-        with alone_in(self.folder, "a search, or a trial that it left,") as lock, signals_as_interrupts():
+        with (
+            alone_in(self.folder, "a search, or a trial that it left,") as lock,
+            signals_as_interrupts() as self._asked,
+        ):
             prune_after = self._plan.prune_after
             self._record = Record.open(self.folder, self._space, self.about, self._plan.seed, prune_after)
             if self._record.is_new:
@@ -179,6 +182,8 @@ class Search:
         return [*start, *(word for pair in self._plan.weights for word in ("--weights", pair))]
 
     def _follow(self, number: int) -> None:
+        if self._asked.is_set():
+            raise KeyboardInterrupt
         process = self._active[number]
         code = process.exit_code()  # before the events, so that none is written after they were read
         for epoch, value in process.new_epochs(self._metric):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from searches import trials as _trials
 from pmmrec.tuning.record import Ending, Record
 from pmmrec.tuning.search import Search, SearchPlan
 from pmmrec.tuning.space import read_space
+from pmmrec.tuning.trial import TrialProcess
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,6 +147,22 @@ def test_another_search_of_the_same_name_is_refused(search: Path, world: Path, p
     assert again.code == 0
     assert "trial 000" not in again.output
     assert _trials(search) == before
+
+
+def test_an_interrupt_that_was_dropped_ends_the_search_all_the_same(
+    home: Path, world: Path, pmmrec: Pmmrec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_epochs = TrialProcess.new_epochs
+
+    def interrupted(self: TrialProcess, metric: str) -> list[tuple[int, float]]:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return new_epochs(self, metric)
+
+    monkeypatch.setattr(TrialProcess, "new_epochs", interrupted)
+    result = pmmrec(*_command(world, "train.epochs=100000", "validation.patience=100000"))
+    assert (result.code, result.output) == (130, "stopped\n")
+    assert not list((home / "runs").rglob("checkpoint"))
 
 
 def test_a_wrong_recipe_ends_the_search_and_leaves_its_name_free(home: Path, world: Path, pmmrec: Pmmrec) -> None:

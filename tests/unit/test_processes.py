@@ -163,9 +163,31 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_being_asked_to_end_is_what_ctrl_c_is_and_only_inside(sign: signal.Signals) -> None:
     before = signal.getsignal(sign)
     with signals_as_interrupts(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(sign)
     assert signal.getsignal(sign) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_is_remembered() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with signals_as_interrupts() as asked:
+        Finalized()
+        assert asked.is_set()
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_as_interrupts() as asked:
+            signal.raise_signal(signal.SIGHUP)
+        assert not asked.is_set()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
