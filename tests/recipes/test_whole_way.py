@@ -29,7 +29,8 @@ def test_a_pretraining_leaves_everything_that_a_run_folder_holds(small_run: Path
     for name in ("recipe.yaml", "events.jsonl", "metrics.json", "environment.json", "checkpoint/model_index.json"):
         assert (run / name).is_file(), name
     ranks = pq.read_table(run / "ranks-bazaar.parquet")
-    assert ranks.column_names == ["user_id", "item_id", "rank", "seen_target"]
+    baselines = [f"baseline:{name}" for name in ("random", "popularity", "last-item Markov", "item-kNN")]
+    assert ranks.column_names == ["user_id", "item_id", "rank", "seen_target", *baselines]
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     first = next(event for event in events if event["event"] == "train")
     for objective in ("dap", "nicl", "nid", "rcl"):
