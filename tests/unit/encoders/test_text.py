@@ -279,3 +279,31 @@ def test_a_vocabulary_for_a_pretrained_backbone_is_an_error() -> None:
 def test_settings_survive_a_round_trip(bert: dict[str, Any]) -> None:
     for config in (HFTextConfig(weights="minilm"), HFTextConfig(architecture=bert, trainable_blocks="all")):
         assert HFTextConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def saved_without_cls(fresh_text: Fresh, folder: Path, **settings: Any) -> Backbone:
+    encoder = fresh_text(**settings)
+    encoder.save_backbone(folder, encoder.backbone.state_dict())
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    return Backbone(folder, is_pretrained=True)
+
+
+def test_a_first_word_is_never_taken_for_the_whole_text(fresh_text: Fresh, tmp_path: Path) -> None:
+    backbone = saved_without_cls(fresh_text, tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"puts no special token before a text.*or use pool: mean"):
+        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, backbone)
+    pooled = HFText(HFTextConfig(weights="saved", max_tokens=20, pool="mean"), 6, backbone)
+    assert any("the first word is none of the item's tokens" in warning for warning in pooled.warnings)
+
+
+@pytest.mark.parametrize(("said", "message"), [(None, "pad_token_id: null, but roberta"), (3, "pads with id 0, but")])
+def test_positions_are_counted_from_the_padding_of_the_tokenizer(
+    fresh_text: Fresh, tmp_path: Path, bert: dict[str, Any], said: int | None, message: str
+) -> None:
+    encoder = fresh_text({**bert, "model_type": "roberta"})
+    encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
+    path = tmp_path / "saved" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": said}))
+    with pytest.raises(CheckpointError, match=message):
+        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.errors import CheckpointError, RecipeError
@@ -128,3 +128,129 @@ def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {}}')
     with pytest.raises(CheckpointError, match="tokenizer cannot be opened"):
         FolderTokenizer(folder, 50, lowercase=False)
+
+
+def without_post_processor(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+
+
+def rewritten(folder: Path, **keys: object) -> FolderTokenizer:
+    """The tokenizer of a folder whose tokenizer_config.json says more."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+    return FolderTokenizer(folder, 6, lowercase=False)
+
+
+def test_the_token_before_every_text_is_known(folder: Path) -> None:
+    assert FolderTokenizer(folder, 50, lowercase=False).first_token == special_token_ids()["cls_token_id"]
+    without_post_processor(folder)
+    assert FolderTokenizer(folder, 50, lowercase=False).first_token is None
+
+
+def test_a_token_after_every_text_is_none_before_it(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["post_processor"]["single"] = tree["post_processor"]["single"][1:]  # $A <sep>
+    path.write_text(json.dumps(tree))
+    tokenizer = FolderTokenizer(folder, 50, lowercase=False)
+    assert tokenizer.encode([""]) == [[special_token_ids()["sep_token_id"]]]
+    assert tokenizer.first_token is None
+
+
+def test_the_side_that_is_cut_is_the_folders_and_is_part_of_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    right = FolderTokenizer(folder, 6, lowercase=False)
+    left = rewritten(folder, truncation_side="left")
+    texts = ["Red shoes for running in blue"]
+    assert left.encode(texts) != right.encode(texts)
+    assert (left.encode(texts)[0][0], len(left.encode(texts)[0])) == (1, 6)  # cls stays
+    assert left.fingerprint != right.fingerprint
+    left.save(tmp_path / "saved")
+    again = FolderTokenizer(tmp_path / "saved", 6, lowercase=False)
+    assert (again.encode(texts), again.fingerprint) == (left.encode(texts), left.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"padding_side": "left"}, {"model_max_length": 3}, {"clean_up_tokenization_spaces": True}]
+)
+def test_settings_that_change_no_token_here_change_none(folder: Path, keys: dict[str, object]) -> None:
+    before = FolderTokenizer(folder, 6, lowercase=False)
+    texts = ["Red", "Red shoes for running in blue"]
+    assert rewritten(folder, **keys).encode(texts) == before.encode(texts)
+
+
+def test_special_tokens_in_a_text_are_read_as_the_folder_says(folder: Path) -> None:
+    whole = FolderTokenizer(folder, 6, lowercase=False)
+    split = rewritten(folder, split_special_tokens=True)
+    assert whole.encode(["<sep>"]) != split.encode(["<sep>"])
+    assert whole.fingerprint != split.fingerprint
+
+
+def test_a_tokenizer_that_draws_its_tokens_gives_the_same_ones_each_time(folder: Path) -> None:
+    expected = FolderTokenizer(folder, 50, lowercase=False)
+    path = folder / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["model"]["dropout"] = 0.9
+    path.write_text(json.dumps(tree))
+    tokenizer = FolderTokenizer(folder, 50, lowercase=False)
+    texts = ["Red shoes for running"] * 20
+    assert tokenizer.encode(texts) == expected.encode(texts)
+    assert tokenizer.fingerprint == expected.fingerprint
+
+
+def bert_tokenizer(folder: Path, *, lowercase: bool) -> Path:
+    """As BertTokenizer of transformers writes it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "Red", "shoes", "Shoes", "no", "."]
+    BertTokenizer(vocab={word: place for place, word in enumerate(words)}, do_lower_case=lowercase).save_pretrained(
+        folder
+    )
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    return folder
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_tokens_that_differ_from_the_folders_own_are_told_of(tmp_path: Path, lowercase: bool) -> None:
+    told: list[str] = []
+    FolderTokenizer(bert_tokenizer(tmp_path, lowercase=lowercase), 50, lowercase=False).say_differences(told.append)
+    assert told == []
+    path = tmp_path / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "do_lower_case"}
+    path.write_text(json.dumps(kept))  # transformers takes true then, whatever tokenizer.json says
+    FolderTokenizer(tmp_path, 50, lowercase=False).say_differences(told.append)
+    assert len(told) == (not lowercase)
+    assert all("tokenizer_config.json must say the same (do_lower_case" in line for line in told)
+
+
+def test_a_real_tokenizer_makes_its_own_tokens(minilm: Path) -> None:
+    told: list[str] = []
+    FolderTokenizer(minilm, 50, lowercase=False).say_differences(told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [("deberta-v2", "spm.model"), ("albert", "spiece.model"), ("xlm-roberta", "sentencepiece.bpe.model")],
+)
+def test_a_model_of_sentencepiece_alone_says_what_it_needs(tmp_path: Path, model_type: str, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / name).write_bytes(b"not a model")
+    needs = rf"{name} alone is read only where the package sentencepiece is installed"
+    with pytest.raises(CheckpointError, match=needs):
+        FolderTokenizer(tmp_path, 50, lowercase=False)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("deberta-v2", "spiece.model"), ("roberta", "vocab.txt"), ("bert", "spm.model")]
+)
+def test_a_vocabulary_of_another_tokenizer_is_never_taken_for_an_empty_one(
+    tmp_path: Path, model_type: str, name: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / name).write_text("red")
+    with pytest.raises(CheckpointError, match=rf"holds {name}, but \w+ reads .*tokenizer\.json"):
+        FolderTokenizer(tmp_path, 50, lowercase=False)
+
+
+def test_a_tokenizer_that_names_other_files_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="fast_tokenizer_files: names other files"):
+        rewritten(folder, fast_tokenizer_files=["tokenizer.4.0.0.json"])

@@ -274,6 +274,17 @@ def test_an_unknown_scheme_is_an_error_of_the_arguments() -> None:
         find_checkpoint("nosuch://x", HUB)
 
 
+def test_weights_behind_a_url_bring_how_texts_are_pooled(url: str) -> None:
+    with fsspec.open(f"{url}/config.json", "w", auto_mkdir=True) as file:
+        file.write("{}")
+    for name in ("model.safetensors", "1_Pooling/config.json", "onnx/config.json", "1_Pooling/deeper/config.json"):
+        with fsspec.open(f"{url}/{name}", "w", auto_mkdir=True) as file:
+            file.write("{}")
+    folder = find_weights(url, {}, warn=lambda _: None)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"config.json", "model.safetensors", "1_Pooling/config.json"} == found - {"origin.json"}
+
+
 def test_weights_behind_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
     fs, root = fsspec.core.url_to_fs(url)
     fs.makedirs(root, exist_ok=True)

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.shipped import shipped_recipes
-from pmmrec.zoo.hub import find_weights, weights_origin
+from pmmrec.zoo.hub import find_weights, weights_hash, weights_origin
 from pmmrec.zoo.hub.weights import ENCODERS
 from pmmrec.zoo.origin import Origin
 
@@ -156,3 +156,31 @@ def _packages_of(extra: str) -> list[str]:
     line = re.search(rf"^{extra} = \[(.*)\]$", asked, re.MULTILINE)
     assert line is not None
     return re.findall(r'"([\w-]+)', line[1])
+
+
+POOLING = "1_Pooling/config.json"
+BESIDE = (
+    "onnx/config.json",
+    "0_Other/model.safetensors",
+    "0_Other/vocab.txt",
+    "1_Pooling/spm.model",
+    "pytorch_model.bin",
+)
+
+
+def test_how_texts_are_pooled_is_fetched_with_the_weights_and_nothing_else_below(server: HubServer) -> None:
+    repository = server.repositories["alice/sentences"] = Repository(private=False)
+    kept = {"config.json": b"{}", "model.safetensors": b"1", "modules.json": b"[]", POOLING: b"{}"}
+    repository.add("main", {**kept, **dict.fromkeys(BESIDE, b"2")})
+    folder = find_weights("alice/sentences", {}, warn=lambda _: None)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(kept)
+
+
+def test_weights_are_told_apart_by_how_texts_are_pooled(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    without = weights_hash(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / POOLING).write_text("{}")
+    pooled = weights_hash(tmp_path)
+    (tmp_path / "1_Pooling" / "notes.bin").write_text("no part of it")
+    assert without != pooled == weights_hash(tmp_path)
