@@ -60,7 +60,10 @@ class FolderTokenizer:
         return first if not firsts and first in self._tokenizer.all_special_ids else None
 
     def say_differences(self, warn: Callable[[str], object]) -> None:
-        """Tell `warn` where transformers makes other tokens than the folder's own tokenizer.json says."""
+        """Tell `warn` of token types, which no encoder is given here, and of tokens that tokenizer.json has not."""
+        types = self._tokenizer(list(PROBES), return_token_type_ids=True)["token_type_ids"]
+        if any(map(any, types)):
+            warn(f"{self._folder}: its tokenizer gives texts token types other than 0; encoders are given 0 here")
         path = self._folder / "tokenizer.json"
         if not path.is_file():
             return

@@ -221,6 +221,18 @@ def test_tokens_that_differ_from_the_folders_own_are_told_of(tmp_path: Path, low
     assert all("tokenizer_config.json must say the same (do_lower_case" in line for line in told)
 
 
+def test_token_types_that_no_encoder_is_given_are_told_of(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["post_processor"]["single"][1]["Sequence"]["type_id"] = 1
+    path.write_text(json.dumps(tree))
+    told: list[str] = []
+    FolderTokenizer(folder, 50, lowercase=False).say_differences(told.append)
+    assert [line.partition(": ")[2] for line in told] == [
+        "its tokenizer gives texts token types other than 0; encoders are given 0 here"
+    ]
+
+
 def test_a_real_tokenizer_makes_its_own_tokens(minilm: Path) -> None:
     told: list[str] = []
     FolderTokenizer(minilm, 50, lowercase=False).say_differences(told.append)

@@ -236,6 +236,19 @@ def test_a_pickle_beside_the_configuration_is_not_read(fresh: Fresh, tmp_path: P
         TimmVision(TimmConfig(weights="pickle", pool="mean"), 6, Backbone(tmp_path / "fresh", is_pretrained=True))
 
 
+def test_weights_that_are_no_numbers_and_adapters_beside_them_are_refused(fresh: Fresh, tmp_path: Path) -> None:
+    encoder = fresh(RESNET)
+    state = dict(encoder.backbone.state_dict())
+    state["layer4.0.conv1.weight"] = torch.full_like(state["layer4.0.conv1.weight"], float("nan"))
+    encoder.save_backbone(tmp_path / "fresh", state)
+    backbone = Backbone(tmp_path / "fresh", is_pretrained=True)
+    with pytest.raises(CheckpointError, match=r"1 tensors hold NaN .*model\.safetensors: layer4\.0\.conv1\.weight"):
+        TimmVision(TimmConfig(weights="fresh", pool="mean"), 6, backbone)
+    (tmp_path / "fresh" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: adapters beside whole weights"):
+        TimmVision(TimmConfig(weights="fresh", pool="mean"), 6, backbone)
+
+
 def test_a_dry_build_reads_no_weights(fresh: Fresh, tmp_path: Path) -> None:
     fresh(SWIN)
     with torch.device("meta"):

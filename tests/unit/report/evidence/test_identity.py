@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pmmrec.report.evidence.identity import SEED, Identities, Identity, settings
 from pmmrec.report.evidence.plan import read_plan
 from pmmrec.shipped import find_recipe
 
+REPOSITORY = Path(__file__).resolve().parents[4]
 IDS, FULL, UNSEEN = "t/shop/ids", "t/shop/full", "t/shop/unseen"
 
 
@@ -139,3 +141,15 @@ def test_a_recipe_with_a_mistake_says_whose_it_is(tmp_path: Path) -> None:
         RecipeError, match=r"(?s)cells\.t/shop/ids: .*train\.epoch: unknown key; did you mean 'epochs'?"
     ):
         identities(tmp_path, ids=("train.epoch=3",)).cell(IDS)
+
+
+def test_no_default_that_has_changed_makes_the_committed_results_stale() -> None:
+    plan = read_plan(REPOSITORY / "zoo" / "evidence.yaml")
+    now, found = Identities(plan, {}), 0
+    for cell_id in plan.measured:
+        path = REPOSITORY / "zoo" / "results" / f"{cell_id}.json"
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))["identity"]
+            assert now.cell(cell_id).changes_since(stored) == [], cell_id
+            found += 1
+    assert found > 50
