@@ -11,8 +11,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=pmmrec-%j.log
-# Ten minutes before the time is over the run is told; it keeps its state and ends with 75. They must exceed whatever it
-# cannot be stopped amid: preparing (tokens, pixels, kept states), encoding the items of a domain or ranking its users,
+# Ten minutes before the time is over the run gets a signal; it keeps its state and ends with 75. They must exceed whatever
+# cannot be interrupted: preparing (tokens, pixels, kept states), encoding the items of a domain or ranking its users,
 # saving, publishing. Where one of these is longer, raise the 600: a job whose time is over comes back no more.
 #SBATCH --signal=USR1@600
 set -euo pipefail

@@ -17,7 +17,7 @@ _TOLD = re.compile(r"\(os error (\d+)\)")  # so tokenizers and safetensors, writ
 
 @contextmanager
 def writing_to(place: Path) -> Iterator[None]:
-    """What the system refuses while the block lasts, and be it a full disk, is a MachineError that names `place`."""
+    """What the system refuses while the block lasts, such as a full disk, becomes a MachineError that names `place`."""
     try:
         yield
     except Exception as error:
@@ -32,7 +32,7 @@ def writing_to(place: Path) -> Iterator[None]:
 
 @contextmanager
 def caching_in(folder: Path, what: str) -> Iterator[None]:
-    """What the system refuses while `what` is kept in a cache folder is a MachineError that says how to name another.
+    """What the system refuses while `what` is kept in a cache becomes a MachineError that says how to name another.
 
     A folder that is read only serves what it holds; nothing is kept there then.
     """

@@ -1,4 +1,4 @@
-"""On how many processes does a run start, how are they spread, and which command starts them?"""
+"""Launch files: how many processes a run has, how they are spread, and the command that starts them."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = (
     if recipe_class_for(tree) is not recipe_class:
         verb, found = ("finetune", "names") if recipe_class is FinetuneRecipe else ("pretrain", "does not name")
         raise RecipeError(
-            f"{path}: {found} data.sources, so it is no recipe for `pmmrec {verb}`; "
+            f"{path}: {found} data.sources, so it is not a recipe for `pmmrec {verb}`; "
             "a pretraining has sources, a fine-tuning takes its domain from --on"
         )
     return validate(recipe_class, tree, str(path))

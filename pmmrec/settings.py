@@ -147,7 +147,7 @@ def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file, as written, `extends:` included."""
     try:
         if path.exists() and not path.is_file():  # a device or a pipe may have no end
-            raise RecipeError(f"{path}: is no file; name one that holds `key: value` lines")
+            raise RecipeError(f"{path}: is not a file; name one that holds `key: value` lines")
         if path.stat().st_size > MAX_YAML_BYTES:
             raise RecipeError(f"{path}: larger than {MAX_YAML_BYTES:,} bytes; a recipe is a short text")
         text = path.read_text(encoding="utf-8")

@@ -101,7 +101,7 @@ class System:
         unknown = [item for item, row in zip(history, rows, strict=True) if row < 0]
         if unknown:
             raise DataError(
-                f"recommend: {unknown[0]!r} is no item of {domain.name}; ids are strings, exactly as imported"
+                f"recommend: {unknown[0]!r} is not an item of {domain.name}; ids are strings, exactly as imported"
             )
         best = next(self._maker_for(self._current, k, seen).lists(np.array([0, len(rows)]), rows))
         is_filled_K = best.is_filled_BK[0]

@@ -93,7 +93,7 @@ def run_program(main: Callable[..., None]) -> None:
 
 
 def _end_before_threads(code: str | int | None) -> None:
-    """End at once where a thread still waits for a machine that is gone: amid torch it would abort the interpreter."""
+    """End at once if a thread still waits for a machine that is gone: inside torch it would abort the interpreter."""
     if any(thread.name in HANGING for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""How are rows of Arrow files read without holding the files in memory?"""
+"""Read rows of Arrow files without holding the files in memory."""
 # A table may lie in several files, each of which is a list of record batches.
 
 from __future__ import annotations

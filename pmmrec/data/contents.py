@@ -1,4 +1,4 @@
-"""Which items of a domain say the same to a model, and which say nothing?"""
+"""Find the items of a domain that say the same to a model, and those that say nothing."""
 # N items of a domain.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does noised item detection do to a window?"""
+"""Corrupt windows for noised item detection: shuffle some inputs and replace others."""
 # l inputs of one window, without padding. A key names an item of the whole run: two domains never share one.
 
 from __future__ import annotations

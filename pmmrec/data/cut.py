@@ -1,4 +1,4 @@
-"""How is a platform cut into two that share no user?"""
+"""Cut a platform into two that share no user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do images look like on the three platforms of the demo world?"""
+"""Draw the images of the three platforms of the demo world."""
 # N images, C colour channels, H height, W breadth. Colours and places are fractions: 0..1, and -1..1 from edge to edge.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What do titles say on the three platforms of the demo world?"""
+"""Write the titles of the three platforms of the demo world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a small world of three platforms made, to try everything on without any data?"""
+"""Make a small world of three platforms, to try everything on without any data."""
 # B users, N items of a platform, K topics, G styles.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How is a part of a large file read without mapping it, also by several processes that share it?"""
+"""Read parts of a large file without mapping it, also in several processes that share it."""
 
 from __future__ import annotations
 

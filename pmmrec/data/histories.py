@@ -1,4 +1,4 @@
-"""What did each user of a domain do, read in order and a few users at a time?"""
+"""Read what each user of a domain did, in order and a few users at a time."""
 # B users of one chunk, H items of their histories, Q users asked for.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does `domain.json` say of its domain?"""
+"""What `domain.json` says of its domain."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class _Workers:
 
 
 class _Done:
-    """Tells workers that they are done. The lock of what they share may be held for ever by one that was killed."""
+    """Tells workers that they are done. A killed worker may never release the lock of the event that they share."""
 
     def __init__(self, shared: Any) -> None:
         self._shared, self._is_set = shared, False

@@ -1,4 +1,4 @@
-"""Which windows of which domains make up one step?"""
+"""Choose the windows of the domains that make up one step."""
 # B users of the global batch, over all processes.
 
 from __future__ import annotations

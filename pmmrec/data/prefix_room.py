@@ -1,4 +1,4 @@
-"""Which tables of frozen states give way to another where budget or disk are too small for all?"""
+"""Make room for tables of frozen states: where budget or disk are too small, those unused for longest go."""
 
 from __future__ import annotations
 

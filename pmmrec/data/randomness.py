@@ -1,4 +1,4 @@
-"""Which stream of random numbers belongs to one place of a run?"""
+"""A stream of random numbers of its own for each place of a run."""
 
 from __future__ import annotations
 

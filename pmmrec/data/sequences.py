@@ -1,4 +1,4 @@
-"""What did each user of a domain do? Asked of one user at a time, or of all in order, and never held whole."""
+"""What each user of a domain did, for one user at a time or for all in order; never held whole."""
 # B users of one stretch, H items of their histories, N items of the domain.
 
 from __future__ import annotations

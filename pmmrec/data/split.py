@@ -1,4 +1,4 @@
-"""Which interactions are for training, which for validation, which for the test (leave-one-out)?"""
+"""Split interactions into training, validation and test (leave-one-out)."""
 # Q queries: the users with a held-out item. N items of the domain. B users of one stretch, H items of their histories.
 
 from __future__ import annotations

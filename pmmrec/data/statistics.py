@@ -1,4 +1,4 @@
-"""How large, how dense and how complete is a domain?"""
+"""Figures of a domain: its size, its density, and how complete it is."""
 
 from __future__ import annotations
 

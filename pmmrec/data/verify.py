@@ -1,4 +1,4 @@
-"""Is a domain still what its import wrote, and does it keep the rules of its format?"""
+"""Check that a domain is what its import wrote, and that it keeps the rules of its format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stretches of the users' histories does training see?"""
+"""Choose the windows of the users' histories that training sees."""
 # S window positions.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well does a model rank the whole catalogue for the users of a holdout?"""
+"""Measure how well a model ranks the whole catalogue for the users of a holdout."""
 # Q queries, q queries of one chunk, N items of the catalogue, U items of one chunk, L inputs, D width.
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCORES_AT_ONCE = 1 << 25  # users x items of one chunk: 128 MB of float32
 
 
 class NotFiniteVectorError(DataError):
-    """The vector of an item holds something that is no number."""
+    """The vector of an item holds NaN or infinity."""
 
     def __init__(self, row: int, where: str, item: str | None = None) -> None:
         """`item`: its id, where that is known."""
@@ -177,7 +177,7 @@ def history_scorer(
 ) -> Score:
     """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
 
-    Every chunk is padded to one length, so that a user's scores do not hang on who else is in the chunk. `counts`: how
+    Every chunk is padded to one length, so that a user's scores do not depend on who else is in it. `counts`: how
     often each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly: a product of
     matrices may round equal columns differently.
     """

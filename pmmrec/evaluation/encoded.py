@@ -45,7 +45,7 @@ def kept_vectors(
 
     `weights` names the weights of the item encoder: the pieces of other weights, items, devices or libraries are
     others. A run that was killed goes on where it was. Each process of a `share` encodes its own pieces, then those
-    that others have not finished, and reads the rest. Raises NotFiniteVectorError where a vector is no number,
+    that others have not finished, and reads the rest. Raises NotFiniteVectorError where a vector is not finite,
     MachineError when the cache cannot be written.
     """
     rows, contents = reader.in_order(domain_index), reader.contents(domain_index)

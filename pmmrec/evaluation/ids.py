@@ -1,4 +1,4 @@
-"""Which ids stand behind rows, in a table that is to be written?"""
+"""Look up the ids of rows, for a table that is to be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good are the ranks? HR, NDCG and MRR at a cut-off, for each user and on average."""
+"""HR, NDCG and MRR at a cut-off, for each user and on average."""
 
 from __future__ import annotations
 

@@ -106,9 +106,9 @@ def rank_targets(
 
 
 def check_seen(seen: str) -> None:
-    """RecipeError for a word that is no rule: it would quietly count as the other one."""
+    """RecipeError for a word that is not a rule: it would quietly count as the other one."""
     if seen not in get_args(Seen):
-        raise RecipeError(f"seen: {seen!r} is no rule; choose {' or '.join(get_args(Seen))}")
+        raise RecipeError(f"seen: {seen!r} is not a rule; choose {' or '.join(get_args(Seen))}")
 
 
 def check_scores(score_qN: Tensor, user_index_q: Rows, num_items: int, name: str) -> None:

@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 
 
 class NotFiniteError(DataError):
-    """A score that is no number."""
+    """A score is NaN or infinite."""
 
     def __init__(self, user: int | str, item: int | str, score: float) -> None:
         """Users and items by row, or by id where they are known."""
@@ -155,7 +155,7 @@ class ListMaker:
     def lists(self, offsets: Rows, items: Rows, first_user: int = 0) -> Iterator[TopItems]:
         """Lists in order; the i-th user's history is items[offsets[i]:offsets[i+1]], and none is empty.
 
-        In the lists users are numbered from `first_user` on. Raises NotFiniteError for a score that is no number.
+        In the lists users are numbered from `first_user` on. Raises NotFiniteError for a score that is not finite.
         """
         free: SimpleQueue[Scan] = SimpleQueue()
         for scan in self._scans:
@@ -284,7 +284,7 @@ def top_k(
 
 
 def _scored_by(recommender: Recommender, item_CD: Tensor, count_C: Tensor) -> WriteScores:
-    """Scores of a scorer that is no inner product."""
+    """Scores of a scorer that is not an inner product."""
 
     def write(query_BD: Tensor, columns: slice, score_Bc: Tensor) -> None:
         items, counts = item_CD[columns].to(query_BD.device), count_C[columns].to(query_BD.device)

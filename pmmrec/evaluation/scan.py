@@ -79,9 +79,7 @@ class Scan:
         if missing > 0:
             value = torch.nn.functional.pad(value, (0, missing), value=-torch.inf)
             column = torch.nn.functional.pad(column, (0, missing))
-        if (
-            len(found) > 1
-        ):  # candidates of earlier pieces stand first, so a stable order keeps the rule for equal scores
+        if len(found) > 1:  # earlier pieces stand first, so a stable order keeps the rule for equal scores
             order_BK = value.argsort(dim=1, descending=True, stable=True)[:, :k]
             value, column = value.gather(1, order_BK), column.gather(1, order_BK)
         return value, torch.where(value > -torch.inf, column, 0)  # what fills up may stand for no candidate at all

@@ -1,4 +1,4 @@
-"""Which targets are ranked: everybody's last item, items that are cold, or items that are new to the platform?"""
+"""Scenarios of targets: everybody's last item, cold items, or items that are new to the platform."""
 # Q queries, H interactions of all users, one after another.
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which part of some work is this process's, when several do it together?"""
+"""Share work out over the processes that do it together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure is a mean over users, or the difference between two systems?"""
+"""Confidence intervals of means over users, and tests of the difference between two systems."""
 # Q users, M seeds of training, K distinct rows of values, R bootstrap draws, V values of a target each.
 
 from __future__ import annotations

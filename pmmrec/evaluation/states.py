@@ -1,4 +1,4 @@
-"""What does each user want, after what they did?"""
+"""Compute the states of users after their histories."""
 # B users, L inputs of some of them, H items of all histories, N items of the catalogue, D width.
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def states_after(
     """Hidden states after the histories item_H[offset_B[i]:offset_B[i+1]], none of them empty; `(B, D)` on `device`.
 
     A history is cut to the encoder's most recent inputs and padded to a power of two (or to all inputs): short ones
-    cost little, and a state does not hang on who else is asked for. Vectors may lie on another device. The encoder is
+    cost little, and a state does not depend on the other users. Vectors may lie on another device. The encoder is
     used as it is: put it into eval mode, and call without gradients.
     """
     length_B = np.minimum(np.diff(offset_B), user_encoder.max_inputs)

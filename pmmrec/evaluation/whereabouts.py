@@ -1,4 +1,4 @@
-"""Where did the domains lie that figures were measured on? Kept beside the figures, and never published."""
+"""Where the domains lay that figures were measured on; kept beside the figures, and never published."""
 
 from __future__ import annotations
 

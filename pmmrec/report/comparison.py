@@ -24,9 +24,7 @@ from pmmrec.report.verdict import CUTOFFS_SHOWN, SHOWN, measure_title
 from pmmrec.tables import PlainTable
 
 ALPHA = 0.05
-CHANCE = (
-    "random"  # the baseline that nothing is tested against unless it is asked for: it costs p-values, and tells little
-)
+CHANCE = "random"  # tested against only if it is asked for: a question costs p-values, and this one tells little
 SAME_MEAN = 1e-9  # two means of the same values in 0..1, summed in another order
 Figures = Mapping[str, NDArray[np.float64]]  # metric -> (M, Q)
 

@@ -108,7 +108,7 @@ def write_index(
     The inner product of a user's state (and a 1) with an item's key is the model's score, popularity included, so the
     index ranks as the model does. Recall is measured on the states of users drawn from the domain.
 
-    Raises RecipeError where `out` exists or the model's score is no inner product, DataError where a score is not
+    Raises RecipeError where `out` exists or the model's score is not an inner product, DataError where a score is not
     finite, MachineError without faiss.
     """
     faiss()
@@ -123,7 +123,7 @@ def write_index(
     key_ND = recommender.scorer.keys(vectors_ND, torch.from_numpy(counts))
     if key_ND is None:
         name = checkpoint.model_config.scorer.type
-        raise RecipeError(f"scorer {name!r}: its scores are no inner products, which an index needs; use score instead")
+        raise RecipeError(f"scorer {name!r}: its scores are not inner products, as an index needs; use score instead")
     num_more, num_even = key_ND.shape[1] - vectors_ND.shape[1], int(kind != "flat")
     if num_even:
         key_ND = equally_long(key_ND)

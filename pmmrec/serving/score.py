@@ -87,7 +87,7 @@ def chosen_users(
     if len(unknown):
         shown = ", ".join(map(repr, unknown.slice(0, MAX_SHOWN).to_pylist()))
         more = ", ..." if len(unknown) > MAX_SHOWN else ""
-        found = f"--users {path}: {len(unknown):,} of {len(user_ids):,} are no users of the domain: {shown}{more}"
+        found = f"--users {path}: {len(unknown):,} of {len(user_ids):,} are not users of the domain: {shown}{more}"
         if not skip_unknown or not len(rows):
             raise DataError(f"{found}; ids are text, exactly as imported. --skip-unknown leaves such users out")
         warn(f"{found}; they are left out")

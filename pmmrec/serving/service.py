@@ -104,7 +104,7 @@ class ItemIndex:
         found = pc.index_in(pa.array(texts, pa.large_string()), value_set=self.item_ids)
         if found.null_count:
             unknown = next(item for item, row in zip(history, found.to_pylist(), strict=True) if row is None)
-            raise DataError(f"history: {unknown!r} is no item of this index; ids are strings, exactly as imported")
+            raise DataError(f"history: {unknown!r} is not an item of this index; ids are strings, exactly as imported")
         rows: NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
         return rows
 

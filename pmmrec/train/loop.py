@@ -331,7 +331,7 @@ class Loop:
         return {} if self._states is None else {_WISHES: self._states.wishes(self.processes.device)}
 
     def _hear(self, totals: dict[str, Tensor]) -> None:
-        """Take the wishes of all out of the totals; those of the step before are heard now."""
+        """Take the wishes of all processes out of the totals; those of the step before are acted on now."""
         if _WISHES in totals:
             self._heard = self._wishes.exchange(totals.pop(_WISHES))
 

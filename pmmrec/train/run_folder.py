@@ -100,8 +100,8 @@ def run_folder(
 ) -> Iterator[Standing]:
     """The folder of a run, locked against other runs; made where it is new.
 
-    `resume`: one that was stopped is gone on with. One that was stopped before it kept a state is begun anew; what it
-    had come to by then, if anything, is put aside, and `warn` hears of it. Raises RecipeError where the folder is
+    `resume`: go on with a run that was stopped. If it was stopped before it kept a state, it begins anew; what it had
+    learned by then, if anything, is put aside, and `warn` is told. Raises RecipeError where the folder is
     another run's, or the recipe is another, MachineError where it cannot be made, or where another run works there
     for longer than a dead one could seem to: a scheduler may then try again.
     """

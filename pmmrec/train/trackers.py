@@ -33,7 +33,7 @@ class Board(Protocol):
 
 
 def end_services(tracker: str) -> None:
-    """End the processes that a tracker has started and speaks through, lest this one waits for them as it ends."""
+    """End the processes that a tracker started and talks to, so that this process does not wait for them at its end."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if child.name().startswith(f"{tracker}-"):

@@ -154,7 +154,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped 
         return None
 
     def _placed(self, func: Any, args: Any) -> Any:
-        """Places in the stead of masks, whose count nobody knows on the meta device."""
+        """Replace masks, whose count is unknown on the meta device, by indices."""
         if func not in _INDEXED or not args[0].is_meta:
             return args
         places: list[Tensor | None] = []

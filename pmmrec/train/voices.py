@@ -95,7 +95,7 @@ class Voices:
         return time.monotonic() - self._heard_s if self._gone is None else 0.0
 
     def open(self) -> None:
-        """Speak and hear from now on, until `leave`. What was said until the last one is heard no more."""
+        """Start the heartbeat; `leave` ends it. Heartbeats from before are ignored."""
         self._opening = 0
         self._heard_s = time.monotonic()
         self.others = {other: Voice() for other in self.others}
@@ -105,7 +105,7 @@ class Voices:
             self._thread.start()
 
     def beat(self, beat_s: float) -> None:
-        """Speak and hear so often from now on."""
+        """Change the seconds between heartbeats."""
         self.beat_s = beat_s
         self._wake.set()
 

@@ -1,4 +1,4 @@
-"""A watchdog in each process, so that no step lasts for ever and nobody waits for a process that hangs or is gone."""
+"""A watchdog in each process: it ends a step that takes too long, and the wait for a process that hangs or is gone."""
 
 from __future__ import annotations
 

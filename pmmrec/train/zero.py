@@ -116,8 +116,8 @@ class ZeroMemory(Memory):
 class _Disk:
     """DeepSpeed's way to files while it saves. What the disk refuses is kept for later instead of raised.
 
-    Saving exchanges between processes after it has written, more or less so from stage to stage: whoever left amid
-    would make the others wait for ever.
+    Saving exchanges between processes after it has written, by an amount that depends on the stage. A process that left
+    before the end would make the others wait without end.
     """
 
     def __init__(self, way: Any) -> None:

@@ -1,4 +1,4 @@
-"""What do all trials of a search stand on: which settings, data, checkpoint and weights?"""
+"""What all trials of a search have in common: settings, data, checkpoint and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which trials were there, and what to try next? The study of Optuna, on disk in study.db."""
+"""Keep the trials of a search in Optuna's study on disk (study.db), and propose the next."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Record:
             )
             known, trials = study.user_attrs.get("about"), study.get_trials(deepcopy=False)
         except (SQLAlchemyError, OptunaError, KeyError) as error:
-            raise DataError(f"{folder / STUDY_FILE}: is no record of a search, or was changed: {ADVICE}") from error
+            raise DataError(f"{folder / STUDY_FILE}: is not a record of a search, or was changed: {ADVICE}") from error
         if known is None:
             if trials:
                 raise DataError(f"{folder / STUDY_FILE}: does not say what was searched: {ADVICE}")

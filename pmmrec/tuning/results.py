@@ -1,4 +1,4 @@
-"""What came out of a search? A line a trial, trials.csv, best.yaml, and the table at its end."""
+"""Write the results of a search: a line for each trial, trials.csv, best.yaml, and the table at its end."""
 
 from __future__ import annotations
 

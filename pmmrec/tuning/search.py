@@ -1,4 +1,4 @@
-"""How does a search go? Propose settings, run them as trials of their own, end the bad ones early, keep the best."""
+"""Search for settings: propose some, run them as trials, end bad ones early, keep the best."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Search:
         trials = self.folder / "trials"
         is_search = trials.is_dir() or (self.folder / STUDY_FILE).is_file()
         if self.folder.exists() and not is_search:
-            raise RecipeError(f"{self.folder}: exists and is no search; choose another --name")
+            raise RecipeError(f"{self.folder}: exists and is not a search; choose another --name")
         try:
             trials.mkdir(parents=True, exist_ok=True)
         except OSError as error:

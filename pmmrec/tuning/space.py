@@ -1,4 +1,4 @@
-"""What does a search try? A space file, read and held against the recipe before anything runs."""
+"""The space of a search: a file that is read and checked against the recipe before anything runs."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def keys_of(path: str) -> list[str]:
     matches = list(_KEY.finditer(path))
     covered = "".join(match.group() for match in matches)
     if not matches or covered != path or path.endswith("."):
-        raise ValueError('is no path of a setting; write a.b.c, and a."b.c".d for a key that holds dots itself')
+        raise ValueError('is not the path of a setting; write a.b.c, and a."b.c".d for a key that holds dots itself')
     return [match.group(1) or match.group(2) for match in matches]
 
 

@@ -1,4 +1,4 @@
-"""How is one trial followed? Through the events of its run folder, while its process is at work."""
+"""Follow one trial through the events of its run folder while its process is at work."""
 
 from __future__ import annotations
 

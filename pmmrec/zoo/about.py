@@ -1,4 +1,4 @@
-"""What does `part.json` say of each part, so that one that travels alone explains itself?"""
+"""What `part.json` says of each part, so that a part that travels alone explains itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where does the checkpoint stand that adapters stand on?"""
+"""Locate the base checkpoint of an adapter checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where did a checkpoint come from, and as which commit?"""
+"""Where a checkpoint came from, and as which commit."""
 
 from __future__ import annotations
 

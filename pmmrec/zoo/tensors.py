@@ -1,4 +1,4 @@
-"""What is each tensor of a file, and in what does a file differ from what its index promises of each?"""
+"""Describe the tensors of a file, and compare them with what its index promises."""
 
 from __future__ import annotations
 

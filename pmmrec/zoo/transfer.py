@@ -240,7 +240,7 @@ def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: list[st
         if name not in {*known, *groups}:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
-            raise RecipeError(f"transfer.{field}: {name!r} is no part of {owner}; {hint}")
+            raise RecipeError(f"transfer.{field}: {name!r} is not a part of {owner}; {hint}")
 
 
 def _parts_of(names: Names, known: Iterable[str]) -> Names:

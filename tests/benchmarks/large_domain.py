@@ -1,4 +1,4 @@
-"""Does a platform that is larger than memory train as a small one does?
+"""Measure whether a platform that is larger than memory trains as a small one does.
 
     python tests/benchmarks/large_domain.py [--users 50000000] [--items 10000000] [--home runs/benchmarks]
 

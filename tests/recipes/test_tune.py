@@ -235,7 +235,7 @@ def test_a_pretraining_is_searched_without_publishing_and_settings_that_do_not_g
         (("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "--name", "a/b"), "name"),
         (
             ("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "--name", "taken"),
-            "taken: exists and is no search",
+            "taken: exists and is not a search",
         ),
         (("pretrain/tiny", "--on", "BOUTIQUE", "data.sources=[BOUTIQUE]"), "a pretraining takes neither --from nor"),
     ],

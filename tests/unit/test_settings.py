@@ -102,7 +102,7 @@ def test_a_file_that_is_no_mapping_or_no_text_is_refused(home: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         read_yaml(home / "absent.yaml")
     for endless in (Path("/dev/zero"), home):
-        with pytest.raises(RecipeError, match=rf"{endless}: is no file"):
+        with pytest.raises(RecipeError, match=rf"{endless}: is not a file"):
             read_yaml(endless)
 
 

@@ -83,7 +83,7 @@ def test_recommending_without_a_catalogue_says_what_to_do(system: System) -> Non
 
 def test_an_unknown_item_and_an_empty_history_are_refused(system: System, world: Path) -> None:
     domain = system.encode_items(world / "boutique").domain
-    with pytest.raises(DataError, match="'no-such-item' is no item of boutique"):
+    with pytest.raises(DataError, match="'no-such-item' is not an item of boutique"):
         system.recommend([*_history(domain, 0), "no-such-item"])
     with pytest.raises(RecipeError, match="the history is empty"):
         system.recommend([])
@@ -94,15 +94,15 @@ def test_an_unknown_item_and_an_empty_history_are_refused(system: System, world:
 @pytest.mark.parametrize("item", [7, None, b"i1", ["i1"]])
 def test_what_is_no_text_is_no_item(system: System, world: Path, item: object) -> None:
     system.encode_items(world / "boutique")
-    with pytest.raises(DataError, match="is no item of boutique; ids are strings"):
+    with pytest.raises(DataError, match="is not an item of boutique; ids are strings"):
         system.recommend([item])
 
 
 def test_a_rule_for_seen_items_that_there_is_not_is_refused(system: System, world: Path) -> None:
     domain = system.encode_items(world / "boutique").domain
-    with pytest.raises(RecipeError, match="seen: 'included' is no rule; choose exclude or include"):
+    with pytest.raises(RecipeError, match="seen: 'included' is not a rule; choose exclude or include"):
         system.recommend(_history(domain, 0), k=1, seen="included")
-    with pytest.raises(RecipeError, match="seen: 'included' is no rule"):
+    with pytest.raises(RecipeError, match="seen: 'included' is not a rule"):
         system.evaluate(domain, name="small", seen="included")
 
 

@@ -55,7 +55,7 @@ class PictureFolder:
 
 
 def _row(entry: os.DirEntry[str], inside: Path) -> _Row | None:
-    """None for what is no picture by its name."""
+    """None unless the name is that of a picture."""
     stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122  a Path for each name is slow
     suffix = suffix.lower()
     is_read = suffix in SUFFIXES

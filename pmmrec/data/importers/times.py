@@ -68,9 +68,8 @@ def _text_rule(connection: duckdb.DuckDBPyConnection, table: str, where: str) ->
 
 def _instants(column: Column) -> TimeRule:
     """Dates and timestamps of parquet, with or without a zone, floored to milliseconds."""
-    is_fine = column.type.endswith(
-        "_NS"
-    )  # a cast to TIMESTAMP would round to microseconds, or fail where there is a zone
+    # Of nanoseconds a cast to TIMESTAMP would round to microseconds, or fail where there is a zone.
+    is_fine = column.type.endswith("_NS")
     instant = f"TRY_CAST(stamp AS {'TIMESTAMP_NS' if is_fine else 'TIMESTAMP'})"
     units, per_millisecond = (f"epoch_ns({instant})", 1_000_000) if is_fine else (f"epoch_us({instant})", 1000)
     is_below = f"CAST({units} % {per_millisecond} < 0 AS BIGINT)"  # DuckDB divides towards zero

@@ -1,4 +1,4 @@
-"""Which users does a file name?"""
+"""Read the ids of users from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does validation go, epoch by epoch, drawn so that the same figures give the same file?"""
+"""Draw validation epoch by epoch, so that the same figures give the same file."""
 
 from __future__ import annotations
 

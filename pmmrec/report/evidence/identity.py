@@ -1,4 +1,4 @@
-"""What makes a measurement what it is, and what of it has changed since?"""
+"""What identifies a measurement, and what of that has changed since."""
 
 from __future__ import annotations
 

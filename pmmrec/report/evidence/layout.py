@@ -1,4 +1,4 @@
-"""Where does everything lie that measuring makes, and which runs does a cell need?"""
+"""Where everything lies that measuring makes, and which runs a cell needs."""
 
 from __future__ import annotations
 

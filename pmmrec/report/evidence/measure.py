@@ -1,4 +1,4 @@
-"""How do the ranks of several seeds become figures with intervals, by stratum?"""
+"""Turn the ranks of several seeds into figures with intervals, by stratum."""
 # M seeds, Q queries of a holdout.
 
 from __future__ import annotations

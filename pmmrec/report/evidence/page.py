@@ -1,4 +1,4 @@
-"""How does one page show everything that was measured?"""
+"""Show everything that was measured on one page."""
 
 from __future__ import annotations
 

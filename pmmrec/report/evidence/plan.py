@@ -1,4 +1,4 @@
-"""What is to be measured, on what, and how is it shown?"""
+"""The plan: what is measured, on what, and how it is shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FLOOR_NAMES = {slug(name): name for name in FLOORS}
 
 def _is_column(name: str) -> str:
     if name not in COLUMNS:
-        raise ValueError(f"{name!r} is no column; {_hint(name, COLUMNS)}")
+        raise ValueError(f"{name!r} is not a column; {_hint(name, COLUMNS)}")
     return name
 
 

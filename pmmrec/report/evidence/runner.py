@@ -1,4 +1,4 @@
-"""How is a plan carried out: what is missing is run, what is there is kept, what fails stops nothing else?"""
+"""Carry out a plan: run what is missing and keep what is there; a failure stops nothing else."""
 
 from __future__ import annotations
 

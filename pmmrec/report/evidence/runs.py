@@ -1,4 +1,4 @@
-"""How does one run of the plan go: in a process of its own, kept when whole, begun again when not?"""
+"""Carry out one run of the plan in a process of its own; a whole run is kept, any other begins again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the domains that runs were measured on still lie where they lay?"""
+"""Find the domains that runs were measured on where they lay then."""
 
 from __future__ import annotations
 

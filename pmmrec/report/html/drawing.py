@@ -1,4 +1,4 @@
-"""How are curves and maps drawn, so that the same figures give the same picture, with or without colours?"""
+"""Draw curves and maps. The same figures give the same picture, and it can be read without colours."""
 # N points.
 
 from __future__ import annotations

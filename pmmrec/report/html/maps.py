@@ -1,4 +1,4 @@
-"""Which items, and which users, does a model hold to be alike? A map of their vectors (t-SNE)."""
+"""Map the vectors of items and of users, so that those that a model finds alike lie together (t-SNE)."""
 # N points, D width.
 
 from __future__ import annotations

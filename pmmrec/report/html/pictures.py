@@ -1,4 +1,4 @@
-"""How do pictures get into a page that loads nothing from elsewhere?"""
+"""Put pictures into a page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 

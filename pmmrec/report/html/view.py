@@ -1,4 +1,4 @@
-"""What does a checkpoint make of the items and users of one domain?"""
+"""The items and users of one domain as a checkpoint sees them."""
 # Q histories, N items of the catalogue, D width.
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def refuse_taken_name(hub: Path, name: str, *, replace: bool) -> None:
     if not _NAME.fullmatch(name) or files.is_leftover(Path(name)):
         raise RecipeError(f"name {name!r}: a name in a hub is made of letters, digits, '.', '_' and '-'")
     if hub.exists() and not hub.is_dir():
-        raise RecipeError(f"{hub}: is no folder, so it is no hub; choose another hub=...")
+        raise RecipeError(f"{hub}: is not a folder, so it cannot be a hub; choose another hub=...")
     if (hub / name).exists() and not replace:
         raise RecipeError(f"{hub / name}: exists already; choose another name, or let it give way with replace")
 

@@ -236,13 +236,13 @@ def test_what_cannot_be_asked_is_refused(whole: Path, world: Path) -> None:
     index, history = load_index(whole), histories(world)[0]
     with pytest.raises(RecipeError, match="history: is empty"):
         index.recommend([])
-    with pytest.raises(DataError, match="'nothing' is no item of this index"):
+    with pytest.raises(DataError, match="'nothing' is not an item of this index"):
         index.recommend([*history, "nothing"])
-    with pytest.raises(DataError, match="7 is no item"):
+    with pytest.raises(DataError, match="7 is not an item"):
         index.recommend([7])
     with pytest.raises(RecipeError, match="k: 37 items cannot be recommended from a catalogue of 36"):
         index.recommend(history, 37)
-    with pytest.raises(RecipeError, match="seen: 'never' is no rule"):
+    with pytest.raises(RecipeError, match="seen: 'never' is not a rule"):
         index.recommend(history, seen="never")
     assert len(index.recommend(history, 36)) == 36 - len(set(history))
 
@@ -304,7 +304,7 @@ class Nearest(Scorer):
 def test_a_score_that_is_no_inner_product_has_no_index(system: System, world: Path, tmp_path: Path) -> None:
     system.encode_items(world / "boutique")
     system._recommender.scorer = Nearest()
-    with pytest.raises(RecipeError, match="its scores are no inner products, which an index needs"):
+    with pytest.raises(RecipeError, match="its scores are not inner products, as an index needs"):
         system.index(world / "boutique", tmp_path / "index")
     assert not list(tmp_path.iterdir())
 

@@ -92,14 +92,14 @@ def test_unknown_users_are_an_error_unless_they_are_skipped(
     known = _users(domain)[0]
     (tmp_path / "users.csv").write_text(f"user_id\nstranger\n{known}\nother\n")
     asked = {"users": tmp_path / "users.csv"}
-    with pytest.raises(DataError, match="2 of 3 are no users of the domain: 'stranger', 'other'; ids are text"):
+    with pytest.raises(DataError, match="2 of 3 are not users of the domain: 'stranger', 'other'; ids are text"):
         system.score(domain, K, tmp_path / "top.parquet", **asked)
     assert not (tmp_path / "top.parquet").exists()
     system.score(domain, K, tmp_path / "top.parquet", **asked, skip_unknown=True)
     assert list(lists(tmp_path / "top.parquet")) == [known]
     assert any("'stranger', 'other'; they are left out" in line for line in warned)
     (tmp_path / "users.csv").write_text("user_id\nstranger\n")
-    with pytest.raises(DataError, match="1 of 1 are no users"):
+    with pytest.raises(DataError, match="1 of 1 are not users"):
         system.score(domain, K, tmp_path / "none.parquet", **asked, skip_unknown=True)
 
 

@@ -60,7 +60,8 @@ def test_a_trial_whose_search_was_killed_counts_for_nothing_and_is_tried_again(t
 @pytest.mark.parametrize("content", [b"x" * 5000, b"SQLite format 3\0" + bytes(4000)])
 def test_a_record_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "study.db").write_bytes(content)
-    with pytest.raises(DataError, match=r"study\.db: is no record of a search, or was changed: put a whole copy back"):
+    told = r"study\.db: is not a record of a search, or was changed: put a whole copy back"
+    with pytest.raises(DataError, match=told):
         _open(tmp_path)
 
 

@@ -113,10 +113,10 @@ def test_the_plan_for_all_that_both_have_is_spelled_out(
     ("plan", "message"),
     [
         (TransferPlan(load=("user_encodr",)), r"transfer\.load: 'user_encodr' .*did you mean 'user_encoder'\?"),
-        (TransferPlan(load=("*",), fresh=("zzz",)), r"transfer\.fresh: 'zzz' is no part of the model; there are"),
-        (TransferPlan(load=("*",), drop=("zzz",)), r"transfer\.drop: 'zzz' is no part of the checkpoint"),
-        (TransferPlan(load=("*",), train=("objectives",)), r"transfer\.train: 'objectives' is no part of the model"),
-        (TransferPlan(load=("*", "objectives")), r"'objectives' is no part of checkpoint and model"),
+        (TransferPlan(load=("*",), fresh=("zzz",)), r"transfer\.fresh: 'zzz' is not a part of the model; there are"),
+        (TransferPlan(load=("*",), drop=("zzz",)), r"transfer\.drop: 'zzz' is not a part of the checkpoint"),
+        (TransferPlan(load=("*",), train=("objectives",)), r"transfer\.train: 'objectives' is not a part of the model"),
+        (TransferPlan(load=("*", "objectives")), r"'objectives' is not a part of checkpoint and model"),
     ],
 )
 def test_parts_that_are_not_there_are_refused(other: Any, saved: Path, plan: TransferPlan, message: str) -> None:

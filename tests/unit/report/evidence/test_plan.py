@@ -127,7 +127,7 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ),
         ("tables.t.rows.0.label", "x", r"tables.t.rows\[0\].label: each floor has a label of its own"),
         ("tables.t.rows.1.label", None, r"tables.t.rows\[1\].label: missing"),
-        ("tables.t.columns", ["hr@11"], r"tables.t.columns\[0\]: 'hr@11' is no column; did you mean 'hr@10'?"),
+        ("tables.t.columns", ["hr@11"], r"tables.t.columns\[0\]: 'hr@11' is not a column; did you mean 'hr@10'?"),
         ("tables.t.stratum", "warm", "tables.t.stratum: .*'cold'"),
         ("tables.t.include", "words.md", "tables.t.include: no file .*words.md"),
         ("include", "words.md", "include: no file .*words.md"),
