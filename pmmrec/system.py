@@ -189,19 +189,7 @@ class System:
             releases = made_by("pixels", "tokens", "vectors")
             name = f"{asked} {'' if new is None else new.fingerprint} {releases}"
             job = ScoreJob(place, histories, chosen, share=share, name=hashlib.sha256(name.encode()).hexdigest())
-            counts = None
-            if self._model_for(opened).scorer.reads_counts:
-                counts = np.concatenate([opened.item_counts, np.zeros(num_items - opened.num_items, np.int64)])
-            maker = ListMaker(
-                self._model_for(opened),
-                offer.vectors_ND,
-                k,
-                counts=counts,
-                contents=offer.contents,
-                seen=seen,
-                device=self.device,
-                threads=torch.get_num_threads(),
-            )
+            maker = self._maker_of(offer, opened, k, seen)
             with bars_or_lines(say) as progress:
                 return job.run(maker, offer.item_ids, progress)
 
@@ -258,6 +246,23 @@ class System:
             check_new(new, known)
             yield new
             self._encoded.pop(new.fingerprint, None)
+
+    def _maker_of(self, offer: Offer, domain: Domain, k: int, seen: Seen) -> ListMaker:
+        """What makes the lists of many users, from all that is offered to those of a domain."""
+        model, counts = self._model_for(domain), None
+        if model.scorer.reads_counts:
+            num_new = len(offer.item_ids) - domain.num_items
+            counts = np.concatenate([domain.item_counts, np.zeros(num_new, np.int64)])
+        return ListMaker(
+            model,
+            offer.vectors_ND,
+            k,
+            counts=counts,
+            contents=offer.contents,
+            seen=seen,
+            device=self.device,
+            threads=torch.get_num_threads(),
+        )
 
     def _maker_for(self, encoded: EncodedItems, k: int, seen: Seen) -> ListMaker:
         """What makes lists one at a time; the last one is kept."""

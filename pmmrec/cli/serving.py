@@ -26,19 +26,21 @@ from pmmrec.terminal import errors_for_people, warn
 
 app = typer.Typer()
 
+ListsOut = Annotated[
+    Path,
+    Option(
+        "--out",
+        metavar="FILE|FOLDER",
+        help="user_id, rank, item_id, score as .csv, .jsonl or .parquet; several processes: a folder of .parquet.",
+    ),
+]
+
 
 @app.command()
 def score(
     checkpoint: Checkpoint,
     domain: DomainFolder,
-    out: Annotated[
-        Path,
-        Option(
-            "--out",
-            metavar="FILE|FOLDER",
-            help="user_id, rank, item_id, score as .csv, .jsonl or .parquet; several processes: a folder of .parquet.",
-        ),
-    ],
+    out: ListsOut,
     top_k: Annotated[int, Option("--top-k", min=1, help="Items for each user.")] = 10,
     exclude_seen: Annotated[
         bool, Option("--exclude-seen/--include-seen", help="Whether items of a user's history may be in the list.")

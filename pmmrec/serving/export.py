@@ -116,27 +116,20 @@ def write_index(
     kind = kind or kind_for(len(readable))
     if len(readable) < k:
         raise RecipeError(f"--k {k}: {encoded.domain.name} has only {len(readable)} items; choose k up to that")
-    counts = (
-        encoded.domain.item_counts if recommender.scorer.reads_counts else np.zeros(len(encoded.vectors_ND), np.int64)
-    )
+    counts = encoded.domain.item_counts if recommender.scorer.reads_counts else None
     vectors_ND = encoded.vectors_ND.cpu()
-    key_ND = recommender.scorer.keys(vectors_ND, torch.from_numpy(counts))
-    if key_ND is None:
-        name = checkpoint.model_config.scorer.type
-        raise RecipeError(f"scorer {name!r}: its scores are not inner products, as an index needs; use score instead")
+    key_ND = _keys(checkpoint, recommender, vectors_ND, counts)
     num_more, num_even = key_ND.shape[1] - vectors_ND.shape[1], int(kind != "flat")
     if num_even:
         key_ND = equally_long(key_ND)
     key_CD = key_ND[torch.from_numpy(readable)].contiguous()
     query_QD = as_queries(_states(recommender, encoded, histories, num_users, seed), num_more, num_even)
     _check_finite(encoded.domain.folder, query_QD, key_CD)
-    alike_C = alike_items(encoded.contents, counts if recommender.scorer.reads_counts else None)[readable]
     index = _built(kind, key_CD.numpy())
-    tried = tuple(_recalls(index, kind, query_QD, key_CD, alike_C, k))
+    tried = tuple(_recalls(index, kind, query_QD, key_CD, alike_items(encoded.contents, counts)[readable], k))
     with files.writing(out, replace=False) as place:
         _write_items(place / ITEMS_FILE, encoded, vectors_ND, key_ND if num_more + num_even else None)
         faiss().write_index(index, str(place / FAISS_FILE))
-        entry = _write_user_encoder(place, checkpoint)
         info = IndexInfo(
             format=FORMAT,
             kind=kind,
@@ -146,7 +139,7 @@ def write_index(
             effort=tried[-1].effort,
             num_items=len(vectors_ND),
             num_candidates=len(readable),
-            user_encoder=entry,
+            user_encoder=_write_user_encoder(place, checkpoint),
             settings=checkpoint.model_config.user_encoder.model_dump(mode="json"),
             files={name: files.sha256_of(place / name) for name in (ITEMS_FILE, FAISS_FILE)},
             provenance={
@@ -158,6 +151,21 @@ def write_index(
         )
         files.write_json(place / INDEX_FILE, info.model_dump(mode="json"))
     return Exported(out, kind, k, len(readable), len(query_QD), tried)
+
+
+def _keys(
+    checkpoint: Checkpoint, recommender: Recommender, vectors_ND: Tensor, counts: NDArray[np.int64] | None
+) -> Tensor:
+    """Keys `(N, D + more)` whose inner products with states are scores. RecipeError for a scorer that has none.
+
+    `counts`: interactions of each item, None for a scorer that does not read them.
+    """
+    count_N = np.zeros(len(vectors_ND), np.int64) if counts is None else counts
+    key_ND = recommender.scorer.keys(vectors_ND, torch.from_numpy(count_N))
+    if key_ND is None:
+        name = checkpoint.model_config.scorer.type
+        raise RecipeError(f"scorer {name!r}: its scores are not inner products, as an index needs; use score instead")
+    return key_ND
 
 
 def equally_long(key_ND: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from kept_states import SEQUENCES, TEXTS, Ladder
 from PIL import Image
+from shops import Shops
 
 from pmmrec.contracts import Modality, PixelSpec
 from pmmrec.data.domain import Domain
@@ -142,3 +143,13 @@ def keep(open_reader: Callable[..., ItemReader]) -> Callable[..., ItemReader]:
         return reader
 
     return make
+
+
+@pytest.fixture(scope="module")
+def shops(
+    domain_maker: Callable[[Path], MakeDomain],
+    tokenizer_class: type[WordTokenizer],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Shops:
+    folder = tmp_path_factory.mktemp("shops")
+    return Shops(domain_maker(folder), tokenizer_class(), folder / "cache")

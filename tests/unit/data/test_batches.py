@@ -3,90 +3,25 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import random
-import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from forked import in_child
+from shops import BOTH, Shops, epoch_of, tensors_of
 
-from pmmrec.contracts import Batch, Modality, Noise, PixelSpec, View
-from pmmrec.data import loader
+from pmmrec.contracts import Batch, Modality, Noise, View
 from pmmrec.data.batches import BatchBuilder, DataConfig
-from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.data.items import ItemReader
-from pmmrec.data.loader import BatchLoader, LostWorkerError
+from pmmrec.data.loader import BatchLoader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.split import Split
 from pmmrec.data.windows import WindowConfig
 from pmmrec.errors import RecipeError
 
-BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
-NOISY = CorruptionConfig(shuffle=0.5, replace=0.3)
-
 Slot = tuple[int, int]  # domain, row
-
-
-class Shops:
-    """Two domains whose items have equal ids, and everything that a builder needs of them."""
-
-    def __init__(self, make_domain: Any, tokenizer: Any, cache: Path) -> None:
-        draw = random.Random(0)
-        self.sequences = [
-            [draw.choices(range(9), k=draw.randint(4, 10)) for _ in range(count)] + [list(range(9))]
-            for count in (13, 6)
-        ]
-        texts = [*(" ".join(["word"] * (1 + row)) for row in range(8)), None]
-        self.domains = [
-            make_domain(sequences, name, texts=texts, images=[1, 4, 8])
-            for name, sequences in zip(("first", "second"), self.sequences, strict=True)
-        ]
-        self.splits = [Split(domain) for domain in self.domains]
-        self.reader = ItemReader(self.domains, BOTH, tokenizer, PixelSpec(size=8), cache)
-
-    def builder(
-        self,
-        *views: View,
-        window: WindowConfig | None = None,
-        mixing: MixingConfig | None = None,
-        batch_users: int = 6,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        gather: bool = False,
-    ) -> BatchBuilder:
-        return BatchBuilder(
-            self.domains,
-            self.splits,
-            self.reader,
-            window or WindowConfig(size=5),
-            mixing or MixingConfig(),
-            NOISY,
-            batch_users,
-            seed,
-            frozenset(views),
-            rank,
-            world,
-            gather,
-        )
-
-
-@pytest.fixture(scope="module")
-def shops(domain_maker: Any, tokenizer_class: Any, tmp_path_factory: pytest.TempPathFactory) -> Shops:
-    folder = tmp_path_factory.mktemp("shops")
-    return Shops(domain_maker(folder), tokenizer_class(), folder / "cache")
-
-
-def epoch_of(builder: BatchBuilder, epoch: int = 0) -> list[Batch]:
-    return [builder.build(epoch, step) for step in range(builder.steps_per_epoch)]
 
 
 def keys_of(batch: Batch) -> list[Slot]:
@@ -110,25 +45,6 @@ def noise_of(batch: Batch) -> list[list[tuple[Slot, int]]]:
         [(keys[i], label) for i, label, is_input in zip(*row, strict=True) if is_input]
         for row in zip(index, noise, valid, strict=True)
     ]
-
-
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for entry in value.values():
-            yield from tensors_of(entry)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from tensors_of(getattr(value, name))
-
-
-def assert_same(left: Batch, right: Batch) -> None:
-    assert left.user_id == right.user_id
-    pairs = list(zip(tensors_of(left), tensors_of(right), strict=True))
-    assert len(pairs) >= 10
-    for one, other in pairs:
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_every_user_is_seen_exactly_once_an_epoch(shops: Shops) -> None:
@@ -334,17 +250,6 @@ def test_without_the_views_nothing_extra_is_made(shops: Shops) -> None:
     assert batch.windows.corruption is None
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_batches(shops: Shops, workers: int) -> None:
-    builder = shops.builder(View.CORRUPTED, View.POPULARITY)
-    state = torch.get_rng_state()
-    loaded = list(BatchLoader(builder, workers).epoch(1))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(loaded) == builder.steps_per_epoch == 4
-    for found, expected in zip(loaded, epoch_of(builder, 1), strict=True):
-        assert_same(found, expected)
-
-
 def test_more_processes_than_users_of_a_batch_are_refused(shops: Shops) -> None:
     with pytest.raises(RecipeError, match="a batch of 5 users leaves some of 6 processes without any"):
         shops.builder(batch_users=6, world=6)
@@ -378,99 +283,3 @@ def test_a_batch_that_holds_the_catalogue_shows_the_same_windows(shops: Shops) -
         assert len(keys_of(small)) < len(everything)
         assert slots_of(large) == slots_of(small)
         assert noise_of(large) == noise_of(small)
-
-
-def kill_worker() -> None:
-    """Kill the first worker; its signal has reached this process when this returns, and nobody has reaped it."""
-    worker = min(process.pid for process in multiprocessing.active_children() if process.pid)
-    os.kill(worker, signal.SIGKILL)
-    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
-
-
-def end_a_program() -> None:
-    """The system tells of it by the signal that also tells of a worker."""
-    subprocess.run(["true"], check=True)
-
-
-def read_on_after_a_loss(builder: BatchBuilder, workers: int) -> None:
-    epoch = BatchLoader(builder, workers).epoch(0)
-    next(epoch)
-    kill_worker()
-    end_a_program()
-    with pytest.raises(LostWorkerError, match=r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly"):
-        next(epoch)
-    end_a_program()
-    assert not multiprocessing.active_children()
-
-
-def give_up_after_a_loss(builder: BatchBuilder, workers: int) -> None:
-    epoch: Any = BatchLoader(builder, workers).epoch(0)
-    next(epoch)
-    kill_worker()
-    epoch.close()
-    end_a_program()
-    assert not multiprocessing.active_children()
-
-
-def lose_a_worker_while_waiting_for_it(builder: BatchBuilder, workers: int) -> None:
-    build, here = builder.build, os.getpid()
-
-    def deadly(epoch: int, step: int) -> Batch:
-        if step == workers:
-            assert os.getpid() != here
-            os.kill(os.getpid(), signal.SIGKILL)
-        return build(epoch, step)
-
-    builder.build = deadly  # type: ignore[method-assign]
-    with pytest.raises(LostWorkerError, match="DataLoader worker"):
-        list(BatchLoader(builder, workers).epoch(0))
-    end_a_program()
-    assert not multiprocessing.active_children()
-
-
-def lose_a_worker_that_holds_a_lock(builder: BatchBuilder, workers: int) -> None:
-    """With the lock that all workers must take before they can end."""
-    shared: list[Any] = []
-
-    class Done(loader._Done):
-        def __init__(self, event: Any) -> None:
-            super().__init__(event)
-            shared.append(event)
-
-    loader._Done, loader.LOCK_S = Done, 0.1  # type: ignore[misc]
-    epoch = BatchLoader(builder, workers).epoch(0)
-    next(epoch)
-    shared[0]._cond.acquire()
-    kill_worker()
-    with pytest.raises(LostWorkerError):
-        list(epoch)
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    "happens",
-    [
-        read_on_after_a_loss,
-        give_up_after_a_loss,
-        lose_a_worker_while_waiting_for_it,
-        lose_a_worker_that_holds_a_lock,
-    ],
-)
-def test_a_lost_worker_is_told_once_and_only_to_who_waits_for_a_batch(
-    shops: Shops, happens: Callable[[BatchBuilder, int], None], workers: int
-) -> None:
-    """The loss happens in a process of its own, for the handler of torch raises wherever the main thread is."""
-    builder = shops.builder()
-    in_child(lambda: happens(builder, workers))
-
-
-def test_an_error_that_a_worker_met_is_no_loss_of_it(shops: Shops, monkeypatch: pytest.MonkeyPatch) -> None:
-    builder = shops.builder()
-
-    def broken(epoch: int, step: int) -> Batch:
-        raise EOFError("no more bytes")
-
-    monkeypatch.setattr(builder, "build", broken)
-    with pytest.raises(EOFError, match="no more bytes"):
-        next(BatchLoader(builder, workers=1).epoch(0))

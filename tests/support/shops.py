@@ -1,0 +1,88 @@
+"""Two domains whose items have equal ids, for tests of batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pmmrec.contracts import Batch, Modality, PixelSpec, View
+from pmmrec.data.batches import BatchBuilder
+from pmmrec.data.corruption import CorruptionConfig
+from pmmrec.data.items import ItemReader
+from pmmrec.data.mixing import MixingConfig
+from pmmrec.data.split import Split
+from pmmrec.data.windows import WindowConfig
+
+BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
+NOISY = CorruptionConfig(shuffle=0.5, replace=0.3)
+
+
+class Shops:
+    """Two domains whose items have equal ids, and everything that a builder needs of them."""
+
+    def __init__(self, make_domain: Any, tokenizer: Any, cache: Path) -> None:
+        draw = random.Random(0)
+        self.sequences = [
+            [draw.choices(range(9), k=draw.randint(4, 10)) for _ in range(count)] + [list(range(9))]
+            for count in (13, 6)
+        ]
+        texts = [*(" ".join(["word"] * (1 + row)) for row in range(8)), None]
+        self.domains = [
+            make_domain(sequences, name, texts=texts, images=[1, 4, 8])
+            for name, sequences in zip(("first", "second"), self.sequences, strict=True)
+        ]
+        self.splits = [Split(domain) for domain in self.domains]
+        self.reader = ItemReader(self.domains, BOTH, tokenizer, PixelSpec(size=8), cache)
+
+    def builder(
+        self,
+        *views: View,
+        window: WindowConfig | None = None,
+        mixing: MixingConfig | None = None,
+        batch_users: int = 6,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        gather: bool = False,
+    ) -> BatchBuilder:
+        return BatchBuilder(
+            self.domains,
+            self.splits,
+            self.reader,
+            window or WindowConfig(size=5),
+            mixing or MixingConfig(),
+            NOISY,
+            batch_users,
+            seed,
+            frozenset(views),
+            rank,
+            world,
+            gather,
+        )
+
+
+def epoch_of(builder: BatchBuilder, epoch: int = 0) -> list[Batch]:
+    return [builder.build(epoch, step) for step in range(builder.steps_per_epoch)]
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from tensors_of(entry)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors_of(getattr(value, name))
+
+
+def assert_same(left: Batch, right: Batch) -> None:
+    assert left.user_id == right.user_id
+    pairs = list(zip(tensors_of(left), tensors_of(right), strict=True))
+    assert len(pairs) >= 10
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -1,0 +1,127 @@
+"""Worker processes that read batches ahead give the same batches, and any of them may be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from forked import in_child
+from shops import Shops, assert_same, epoch_of
+
+from pmmrec.contracts import Batch, View
+from pmmrec.data import loader
+from pmmrec.data.batches import BatchBuilder
+from pmmrec.data.loader import BatchLoader, LostWorkerError
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_batches(shops: Shops, workers: int) -> None:
+    builder = shops.builder(View.CORRUPTED, View.POPULARITY)
+    state = torch.get_rng_state()
+    loaded = list(BatchLoader(builder, workers).epoch(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(loaded) == builder.steps_per_epoch == 4
+    for found, expected in zip(loaded, epoch_of(builder, 1), strict=True):
+        assert_same(found, expected)
+
+
+def kill_worker() -> None:
+    """Kill the first worker; its signal has reached this process when this returns, and nobody has reaped it."""
+    worker = min(process.pid for process in multiprocessing.active_children() if process.pid)
+    os.kill(worker, signal.SIGKILL)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+
+
+def end_a_program() -> None:
+    """The system tells of it by the signal that also tells of a worker."""
+    subprocess.run(["true"], check=True)
+
+
+def read_on_after_a_loss(builder: BatchBuilder, workers: int) -> None:
+    epoch = BatchLoader(builder, workers).epoch(0)
+    next(epoch)
+    kill_worker()
+    end_a_program()
+    with pytest.raises(LostWorkerError, match=r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly"):
+        next(epoch)
+    end_a_program()
+    assert not multiprocessing.active_children()
+
+
+def give_up_after_a_loss(builder: BatchBuilder, workers: int) -> None:
+    epoch: Any = BatchLoader(builder, workers).epoch(0)
+    next(epoch)
+    kill_worker()
+    epoch.close()
+    end_a_program()
+    assert not multiprocessing.active_children()
+
+
+def lose_a_worker_while_waiting_for_it(builder: BatchBuilder, workers: int) -> None:
+    build, here = builder.build, os.getpid()
+
+    def deadly(epoch: int, step: int) -> Batch:
+        if step == workers:
+            assert os.getpid() != here
+            os.kill(os.getpid(), signal.SIGKILL)
+        return build(epoch, step)
+
+    builder.build = deadly  # type: ignore[method-assign]
+    with pytest.raises(LostWorkerError, match="DataLoader worker"):
+        list(BatchLoader(builder, workers).epoch(0))
+    end_a_program()
+    assert not multiprocessing.active_children()
+
+
+def lose_a_worker_that_holds_a_lock(builder: BatchBuilder, workers: int) -> None:
+    """With the lock that all workers must take before they can end."""
+    shared: list[Any] = []
+
+    class Done(loader._Done):
+        def __init__(self, event: Any) -> None:
+            super().__init__(event)
+            shared.append(event)
+
+    loader._Done, loader.LOCK_S = Done, 0.1  # type: ignore[misc]
+    epoch = BatchLoader(builder, workers).epoch(0)
+    next(epoch)
+    shared[0]._cond.acquire()
+    kill_worker()
+    with pytest.raises(LostWorkerError):
+        list(epoch)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "happens",
+    [
+        read_on_after_a_loss,
+        give_up_after_a_loss,
+        lose_a_worker_while_waiting_for_it,
+        lose_a_worker_that_holds_a_lock,
+    ],
+)
+def test_a_lost_worker_is_told_once_and_only_to_who_waits_for_a_batch(
+    shops: Shops, happens: Callable[[BatchBuilder, int], None], workers: int
+) -> None:
+    """The loss happens in a process of its own, for the handler of torch raises wherever the main thread is."""
+    builder = shops.builder()
+    in_child(lambda: happens(builder, workers))
+
+
+def test_an_error_that_a_worker_met_is_no_loss_of_it(shops: Shops, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = shops.builder()
+
+    def broken(epoch: int, step: int) -> Batch:
+        raise EOFError("no more bytes")
+
+    monkeypatch.setattr(builder, "build", broken)
+    with pytest.raises(EOFError, match="no more bytes"):
+        next(BatchLoader(builder, workers=1).epoch(0))
