@@ -3,10 +3,18 @@
 # was stopped, and shows the comparison where nothing is left to do. Arguments A.B=C are settings of all trainings;
 # `clean` takes away what it made.
 set -euo pipefail
-made=(demo runs/tiny runs/transfer runs/scratch runs/zero-shot hub/tiny)
+marker=demo.incomplete # is there while the demo world is made
+made=(demo "$marker" runs/tiny runs/transfer runs/scratch runs/zero-shot hub/tiny)
 if [ "${1:-}" = clean ]; then
   rm -rf "${made[@]}"
   exit 0
+fi
+has_demo() {
+  [ -f demo/bazaar/domain.json ] && [ -f demo/gallery/domain.json ] && [ -f demo/boutique/domain.json ]
+}
+if [ -e demo ] && [ ! -e "$marker" ] && ! has_demo; then
+  echo "error: demo: exists and was not made by the quickstart; move it elsewhere, or remove it" >&2
+  exit 2
 fi
 settings=(train.state.every_minutes=0.5 "$@")
 
@@ -31,11 +39,13 @@ train() { # the folder of the run, then the command
   "$@" --resume "${settings[@]}"
 }
 
-if [ -f demo/bazaar/domain.json ] && [ -f demo/gallery/domain.json ] && [ -f demo/boutique/domain.json ]; then
+if [ ! -e "$marker" ] && has_demo; then
   echo "demo: made earlier, left as it is"
 else
+  touch "$marker"
   rm -rf demo # what a stop may have left of it
   pmmrec data demo --out demo
+  rm "$marker"
   pmmrec data stats demo/bazaar demo/gallery demo/boutique
 fi
 train runs/tiny pmmrec pretrain pretrain/tiny
