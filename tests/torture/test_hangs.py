@@ -158,8 +158,10 @@ rank = 0 if os.fork() else 1
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 store = dist.TCPStore("127.0.0.1", int(sys.argv[2]), is_master=rank == 0, wait_for_workers=False)
 model, watch = DistributedDataParallel(torch.nn.Linear(3, 3)), Watch(rank, 2, store)
-watch.limit(2.0)
+watch.limit(4.0)
 with watch.open():
+    if rank == 1:
+        time.sleep(3)  # so that its own watch does not end it first
     watch.step(3, Doing.READING)
     watch.step(3, Doing.COMPUTING)
     out = model(torch.ones(2, 3, requires_grad=True))
@@ -191,7 +193,7 @@ with watch.open():
 def test_a_process_that_hangs_on_the_way_back_is_told_from_those_that_wait_for_its_gradients(tmp_path: object) -> None:
     done = _run(HANGS_ON_THE_WAY_BACK, f"{tmp_path}/store", free_port())
     assert done.returncode == 4
-    told = "error: step 3: process 1 of 2: computing in step 3 for more than 2 s; process 0 is waiting in step 3; "
+    told = "error: step 3: process 1 of 2: computing in step 3 for more than 4 s; process 0 is waiting in step 3; "
     assert told in done.stderr
     assert "process 0 of 2" not in done.stderr
     assert "processes 0, 1" not in done.stderr
