@@ -23,7 +23,6 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         if is_cached:
-            raise RecipeError(
-                f"{path}: there is no home folder here; set XDG_CACHE_HOME, or name {OTHER_CACHE}"
-            ) from error
+            other = f", or name {OTHER_CACHE}" if path == CACHE else ""  # copies of checkpoints lie nowhere else
+            raise RecipeError(f"{path}: there is no home folder here; set XDG_CACHE_HOME{other}") from error
         raise RecipeError(f"{path}: {path.parts[0]} is nobody's home folder here; write the whole path") from error

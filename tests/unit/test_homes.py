@@ -38,6 +38,22 @@ def test_the_folder_of_caches_is_where_the_environment_says(monkeypatch: pytest.
     assert expanded(CACHE) == Path.home() / ".cache" / "pmmrec"
 
 
+def test_without_a_home_folder_only_what_helps_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--cache` says where tokens and pixels are kept, and nothing of copies of checkpoints."""
+
+    def nobody(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    missing = r"there is no home folder here; set XDG_CACHE_HOME"
+    with pytest.raises(RecipeError, match=rf"^~/\.cache/pmmrec: {missing}, or name another cache \(--cache FOLDER"):
+        expanded(CACHE)
+    for folder in (CACHE / "checkpoints", CACHE / "weights"):
+        with pytest.raises(RecipeError, match=rf"^{folder}: {missing}$"):
+            expanded(folder)
+
+
 @pytest.fixture
 def own(home: Path, monkeypatch: pytest.MonkeyPatch, small_run: Path, world: Path) -> Path:
     """A home folder that leads to a world and what was trained on it; the work goes on elsewhere."""
