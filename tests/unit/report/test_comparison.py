@@ -1,10 +1,10 @@
-"""Systems side by side: who beats whom, against loops and scipy, and what is refused."""
+"""Systems side by side: who beats whom, against loops and scipy, and which runs are refused."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ranked_runs import FLOOR, MakeRun, ranks
 from scipy import stats
 
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome, write_outcome
+from pmmrec.evaluation.outcome import Outcome, StratumOutcome, write_outcome
 from pmmrec.evaluation.significance import Interval
 from pmmrec.report.comparison import Difference, compare, read_systems
 from pmmrec.report.tables import Percent
-
-MakeRun = Callable[..., Path]
-FLOOR = {"item-kNN": {"hr@10": Interval(0.2, 0.1, 0.3), "ndcg@10": Interval(0.1, 0.0, 0.2)}}
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """A run folder with these ranks, one user each unless `users` says otherwise."""
-
-    def make(
-        name: str,
-        ranks: Sequence[int],
-        *,
-        folder: str | None = None,
-        domain: str = "shop",
-        users: Sequence[str] | None = None,
-        more: dict[str, Sequence[object]] | None = None,
-        keeps_ranks: bool = True,
-        **values: object,
-    ) -> Path:
-        place = tmp_path / (folder or name)
-        place.mkdir()
-        hits = [float(1 <= rank <= 10) for rank in ranks]
-        gains = [hit / math.log2(rank + 1) if hit else 0.0 for hit, rank in zip(hits, ranks, strict=True)]
-        metrics = {key: Interval(float(np.mean(v)), 0.0, 1.0) for key, v in (("hr@10", hits), ("ndcg@10", gains))}
-        about = {"fingerprint": "f" * 8, "num_users": len(ranks), "num_items": 99, "seen_target": 0.0}
-        found = {"domain": domain, **about, "metrics": metrics, "floors": FLOOR}
-        keys = ("seen", "scenario", "best_epoch", "num_epochs")
-        of_outcome = {key: values.pop(key) for key in keys if key in values}
-        domains = (DomainOutcome(**{**found, **values}),)
-        write_outcome(place, Outcome(name=name, kind="finetune", domains=domains, **of_outcome))
-        users = users or [f"u{place}" for place in range(len(ranks))]
-        columns = {"user_id": users, "item_id": [f"i-{user}" for user in users], "rank": list(ranks)}
-        if keeps_ranks:
-            pq.write_table(pa.table({**columns, **(more or {})}), place / "ranks.parquet")
-        return place
-
-    return make
-
-
-def ranks(seed: int, num_users: int = 300, *, better: bool = False) -> list[int]:
-    drawn = np.random.default_rng(seed).integers(1, 12 if better else 40, size=num_users)
-    return drawn.tolist()
 
 
 def ndcg_by_loops(rank_Q: Sequence[int]) -> list[float]:
@@ -282,27 +240,6 @@ def test_targets_of_the_training_part_decide_nothing(make_run: MakeRun) -> None:
     assert "only the 2 targets that nobody learned from are compared" in compared.tables[0].title
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"domain": "elsewhere"}, {"fingerprint": "another"}, {"seen": "include"}, {"scenario": "new"}],
-    ids=["domain", "content", "seen", "scenario"],
-)
-def test_runs_on_other_data_or_by_other_rules_are_refused_by_name(make_run: MakeRun, other: dict[str, str]) -> None:
-    runs = [make_run("ours", ranks(1)), make_run("theirs", ranks(2), **other)]
-    with pytest.raises(DataError, match=r"theirs: measured on .*only figures on the same users and rules compare"):
-        read_systems([str(run) for run in runs])
-
-
-def test_ranks_of_other_users_or_targets_are_refused_by_name(make_run: MakeRun) -> None:
-    ours, others = make_run("ours", [1, 2]), make_run("others", [1, 2], users=["u0", "u7"])
-    with pytest.raises(DataError, match=r"others/ranks\.parquet: ranks other users than .*ours"):
-        compare(read_systems([str(ours), str(others)]))
-    table = pq.read_table(ours / "ranks.parquet").set_column(1, "item_id", pa.array(["x", "y"]))
-    pq.write_table(table, others / "ranks.parquet")
-    with pytest.raises(DataError, match=r"others/ranks\.parquet: ranks other targets than .*ours"):
-        compare(read_systems([str(ours), str(others)]))
-
-
 def test_runs_without_ranks_stand_in_the_table_and_a_note_says_so(make_run: MakeRun) -> None:
     runs = [make_run("ours", ranks(1)), make_run("bare", ranks(2), keeps_ranks=False)]
     compared = compare(read_systems([str(run) for run in runs]))
@@ -313,50 +250,6 @@ def test_runs_without_ranks_stand_in_the_table_and_a_note_says_so(make_run: Make
     assert "bare/ranks.parquet is missing" in note
     assert other.startswith("note: no baseline is in a test: ")
     assert "ours/ranks.parquet does not hold their ranks; measure it again" in other
-
-
-@pytest.mark.parametrize(
-    ("columns", "words"),
-    [({"user_id": ["u0"], "rank": [1]}, "no column 'item_id'"), ({"user_id": [], "item_id": [], "rank": []}, "empty")],
-)
-def test_files_that_hold_no_ranks_are_refused(make_run: MakeRun, columns: dict[str, list[object]], words: str) -> None:
-    runs = [make_run("ours", [1]), make_run("theirs", [1])]
-    pq.write_table(pa.table(columns), runs[1] / "ranks.parquet")
-    with pytest.raises(DataError, match=words):
-        compare(read_systems([str(run) for run in runs]))
-    (runs[1] / "ranks.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="cannot be read as ranks"):
-        compare(read_systems([str(run) for run in runs]))
-
-
-WRONG_COLUMNS = [
-    ({"rank": [-1]}, "a rank is -1; the best is 1, a miss 0"),
-    ({"rank": [100]}, "a rank is 100, but shop has 99 items"),
-    ({"user_id": [["u0"]]}, "user_id is list"),
-    ({"place": ["x"]}, "place is string, not whole numbers"),
-    ({"held_out": ["x"]}, "held_out is string, not true or false"),
-    ({"held_out": [False]}, "all its targets lie in the training part"),
-    ({"rank": [2]}, r"its mean ndcg@10 is 63\.09%, but .*broken/metrics\.json says 100\.00%"),
-]
-
-
-@pytest.mark.parametrize(("columns", "words"), WRONG_COLUMNS)
-def test_ranks_that_cannot_be_those_of_the_run_are_refused(
-    make_run: MakeRun, columns: dict[str, list[object]], words: str
-) -> None:
-    ours, broken = make_run("ours", [1]), make_run("broken", [1])
-    whole = {"user_id": ["u0"], "item_id": ["i-u0"], "rank": [1]}
-    pq.write_table(pa.table({**whole, **columns}), broken / "ranks.parquet")
-    with pytest.raises(DataError, match=rf"broken/ranks\.parquet: .*{words}"):
-        compare(read_systems([str(ours), str(broken)]))
-
-
-def test_a_domain_told_of_twice_is_refused(make_run: MakeRun) -> None:
-    run = make_run("ours", [1])
-    told = json.loads((run / "metrics.json").read_text())
-    (run / "metrics.json").write_text(json.dumps({**told, "domains": 2 * told["domains"]}))
-    with pytest.raises(DataError, match="tells of one twice"):
-        read_systems([str(run)])
 
 
 def test_one_system_alone_is_compared_with_nobody(make_run: MakeRun) -> None:
