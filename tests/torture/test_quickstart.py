@@ -31,7 +31,7 @@ def _started(folder: Path, said: Path) -> subprocess.Popen[bytes]:
         )
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_a_quickstart_that_is_stopped_goes_on_and_a_finished_one_compares_again(
     tmp_path: Path, world: Path, sign: signal.Signals
 ) -> None:
