@@ -215,7 +215,7 @@ def _cut_off(systems: Sequence[System]) -> Iterator[str]:
                 name = system.name if len(system.folders) == 1 else f"{system.name} ({folder})"
                 yield (
                     f"{name} was at its best in its last epoch ({outcome.best_epoch}); with more epochs (train.epochs) "
-                    "it may get better, and the comparison another"
+                    "it may get better, and the comparison may change"
                 )
 
 
