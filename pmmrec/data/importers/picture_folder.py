@@ -12,7 +12,25 @@ from pmmrec.errors import DataError
 
 # Of two pictures of an item the one earlier in this order is taken.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp")
-UNREAD_SUFFIXES = (".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".ico", ".psd", ".tga", ".dng")
+UNREAD_SUFFIXES = (
+    *(
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".svg",
+        ".ico",
+        ".psd",
+        ".tga",
+        ".dng",
+    ),
+    *(".jpe", ".jif", ".pjpeg", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".cr2", ".nef", ".arw", ".raw"),
+)
 LIST_BATCH = 100_000
 SCHEMA = pa.schema(
     [

@@ -131,8 +131,9 @@ class Pictures:
 
     def _note_others(self, folder: PictureFolder) -> None:
         """Note the kinds of pictures that are passed over, each with the first names."""
-        cased = """SELECT file_name FROM pictures WHERE stem NOT IN (SELECT item_id FROM items)
-                   AND lower(stem) IN (SELECT lower(item_id) FROM items)"""
+        nobody_s = "SELECT file_name FROM pictures WHERE stem NOT IN (SELECT item_id FROM items)"
+        cased = f"{nobody_s} AND lower(stem) IN (SELECT lower(item_id) FROM items)"
+        composed = f"{nobody_s} AND nfc_normalize(stem) IN (SELECT nfc_normalize(item_id) FROM items)"
         for query, what in (
             (
                 f"SELECT file_name FROM other_pictures WHERE reason = '{SECOND}'",
@@ -143,6 +144,7 @@ class Pictures:
                 "pictures of items are in formats that are not read; save them as jpg, png or webp",
             ),
             (cased, "pictures are named after an item but for upper and lower case; names must be equal"),
+            (composed, "pictures are named after an item but for the Unicode form of accents; save both as NFC"),
         ):
             ((count,),) = self._rows(f"SELECT count(*) FROM ({query})")
             names = [name for (name,) in self._rows(f"{query} ORDER BY file_name LIMIT {NUM_EXAMPLES}")]

@@ -27,6 +27,14 @@ UNQUOTED = ".tsv"  # tables of this kind often hold quote marks as text
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 PARQUET = ".parquet"
 WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
+# The first bytes of files that are no text, whatever their name ends in.
+SIGNATURES = (
+    (b"\x1f\x8b", "a gzip file; unpack it first"),
+    (b"PK\x03\x04", "a zip file or a workbook (xlsx); unpack it, or save the sheet as csv"),
+    (b"PAR1", "a parquet file; end its name in .parquet"),
+    (codecs.BOM_UTF16_LE, "UTF-16 text; save the file as UTF-8"),
+    (codecs.BOM_UTF16_BE, "UTF-16 text; save the file as UTF-8"),
+)
 NO_TEXTS = re.compile(r"BLOB|STRUCT|MAP|UNION|.*\]$", re.DOTALL)
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_REASON = re.compile(r"^(Expected Number of Columns.*|Value with unterminated quote.*|Maximum line size.*)", re.M)
@@ -185,6 +193,13 @@ class Source:
         return [Column(name, f"column_{place}", kind) for place, (name, kind) in enumerate(named)]
 
 
+def _refuse_other_kinds(path: Path, begin: bytes) -> None:
+    """DataError for a file of another kind under the name of a text."""
+    for signature, kind in SIGNATURES:
+        if begin.startswith(signature):
+            raise DataError(f"{path}: is {kind}")
+
+
 def _read_through(path: Path, *, is_text: bool) -> SourceFile:
     """Size and sha256; of a text also whether it is UTF-8, which an import must know before it decides anything."""
     digest, num_bytes, num_lines = hashlib.sha256(), 0, 0
@@ -192,6 +207,8 @@ def _read_through(path: Path, *, is_text: bool) -> SourceFile:
     try:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
+                if is_text and num_bytes == 0:
+                    _refuse_other_kinds(path, block)
                 digest.update(block)
                 num_bytes += len(block)
                 if is_text:

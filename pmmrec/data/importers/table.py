@@ -169,7 +169,8 @@ class _Import:
         notes += [*_about_images(sources.items, sources.pictures), *self._pictures.notes]
         if num_ties:
             notes.append(f"times: {num_ties:,} interactions have the time of the one before; the order of rows stands")
-        unused = [c.name for c in sources.interactions.columns if c.name not in ("user_id", "item_id", "timestamp")]
+        named = [column.name for column in sources.interactions.columns if column.name.strip()]
+        unused = [name for name in named if name not in ("user_id", "item_id", "timestamp")]
         if unused:
             notes.append(f"interactions: columns not used: {', '.join(unused)}")
         if was_stale:

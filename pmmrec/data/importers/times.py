@@ -18,7 +18,8 @@ FINER_FROM = 1e14  # as milliseconds this is the year 5138, as microseconds 1973
 FLOAT_DIGITS = 2**24  # beyond, a 32-bit float holds no fraction and not every whole number
 EXACT = "DECIMAL(38, 12)"  # 26 digits before the point
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
-_ISO = r"^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?) ?([Zz]|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
+_ZONE = r"[Zz]|UTC|[+-](?:0\d|1[0-8])(?::?[0-5]\d)?"  # Java's widest offset is 18 hours, the widest in use 14
+_ISO = rf"^(\d{{4}}-\d{{2}}-\d{{2}})(?:[Tt ](\d{{2}}:\d{{2}}(?::\d{{2}}(?:\.\d{{1,9}})?)?) ?({_ZONE})?)?$"
 
 
 @dataclass(frozen=True)

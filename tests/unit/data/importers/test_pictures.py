@@ -118,6 +118,27 @@ def test_every_picture_that_is_passed_over_is_said_with_its_name_and_reason(shop
     assert folders == "images: 2 folders below it are not looked into; put all pictures into one (010, 011)"
 
 
+@pytest.mark.parametrize("suffix", [".jpe", ".pjpeg", ".apng", ".ppm", ".NEF", ".j2k"])
+def test_a_picture_of_an_item_under_a_suffix_that_is_not_read_is_said(shop, rejected, suffix: str) -> None:
+    picture = shop.paint("a.png").read_bytes()
+    shop.write(f"pictures/b{suffix}", picture)
+    domain = shop.run(images=shop.folder / "pictures")
+    assert rejected(domain) == [("image", "b", None, f"format not read: {suffix.lower()}")]
+    assert domain.info.summary.notes[1].endswith(f"(b{suffix})")
+
+
+def test_a_name_that_is_equal_but_for_the_form_of_its_accents_is_said(shop) -> None:
+    shop.items.write_text("item_id,text\na,red\ncaf\u00e9,blue\n", encoding="utf-8")
+    shop.interactions.write_text("user_id,item_id\nu,a\nu,caf\u00e9\n", encoding="utf-8")
+    shop.paint("a.png")
+    shop.paint("cafe\u0301.png")
+    domain = shop.run(images=shop.folder / "pictures")
+    assert domain.info.summary.kept["images"] == 1
+    assert domain.info.summary.notes[1].startswith(
+        "images: 1 pictures are named after an item but for the Unicode form"
+    )
+
+
 def test_only_the_first_names_are_shown(shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture_folder, "LIST_BATCH", 2)
     for name in ("a.png", "b.png", "c.png", "a.gif", "b.gif", "c.gif", "a.bmp"):

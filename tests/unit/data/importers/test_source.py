@@ -37,6 +37,25 @@ def test_line_ends_marks_and_quotes_make_no_difference(shop, content: str) -> No
     assert domain.texts(ROWS) == ["red", "blue", "hat"]
 
 
+@pytest.mark.parametrize(
+    ("begin", "kind"),
+    [
+        (b"\x1f\x8b\x08", "is a gzip file; unpack it first"),
+        (b"PK\x03\x04", r"is a zip file or a workbook \(xlsx\)"),
+        (b"PAR1", r"is a parquet file; end its name in \.parquet"),
+        ("item_id".encode("utf-16"), "is UTF-16 text; save the file as UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_under_the_name_of_a_text_is_named(shop, begin: bytes, kind: str) -> None:
+    shop.items.write_bytes(begin + b"\x00\xff\n")
+    assert_refused(shop, rf"items\.csv: {kind}")
+
+
+def test_a_column_without_a_name_is_not_told_of(shop) -> None:
+    shop.interactions.write_text("user_id,item_id,timestamp,\nu,a,1,\nu,b,2,\n")
+    assert not any("not used" in note for note in shop.run().info.summary.notes)
+
+
 def test_quoted_separators_quotes_and_line_ends_belong_to_the_text(shop) -> None:
     shop.items.write_bytes(b'item_id,text\r\na,"red,\r\n""new"" shirt"\r\nb,12" vinyl\r\nc,#hat\r\n')
     assert shop.run().texts(ROWS) == ['red, "new" shirt', '12" vinyl', "#hat"]

@@ -97,7 +97,20 @@ def test_a_number_that_is_none_is_rejected(shop, rejected, stamp: str) -> None:
     assert rejected(shop.run()) == [("interaction", "u/b", 2, "unreadable timestamp")]
 
 
-@pytest.mark.parametrize("stamp", ["2020-02-30", "2020-01-01T25:00", "epoch", "infinity", "01/02/2020", "1600000000"])
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        "2020-02-30",
+        "2020-01-01T25:00",
+        "2020-01-01T00:00+19:00",
+        "2020-01-01T00:00+99:99",
+        "2020-01-01T00:00-01:60",
+        "epoch",
+        "infinity",
+        "01/02/2020",
+        "1600000000",
+    ],
+)
 def test_a_date_that_is_none_is_rejected(shop, rejected, stamp: str) -> None:
     shop.interactions.write_text(f"user_id,item_id,timestamp\nu,a,2020-01-01\nu,b,{stamp}\nu,c,2020-01-02\n")
     assert rejected(shop.run()) == [("interaction", "u/b", 2, "unreadable timestamp")]
