@@ -113,6 +113,7 @@ def open_model(backbone: Backbone, config: Any, layout: Layout, warn: Callable[[
 
     `warn` hears of tensors in the blocks of the folder that the backbone does not have.
     """
+    _refuse_many_blocks(config, str(backbone.folder))
     if backbone.is_pretrained:
         refuse_leftovers(backbone.folder)
     if backbone.is_pretrained and not is_dry_run():
@@ -131,14 +132,18 @@ def new_model(config: Any, where: str) -> Any:
     """A backbone without pooler whose weights are drawn fresh. RecipeError for a configuration that none can have."""
     from transformers import AutoModel
 
-    num_blocks = getattr(config, "num_hidden_layers", 0)
-    if num_blocks > MAX_BLOCKS:
-        raise RecipeError(f"{where}: num_hidden_layers: {num_blocks:,} blocks; at most {MAX_BLOCKS:,} are built")
+    _refuse_many_blocks(config, where)
     try:
         return AutoModel.from_config(config, dtype=torch.float32, **_without_pooler(config))
     except Exception as error:  # each architecture has its own way to refuse a setting, KeyError among them
         reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise RecipeError(f"{where}: no {config.model_type} can be built so: {reason}") from error
+
+
+def _refuse_many_blocks(config: Any, where: str) -> None:
+    num_blocks = getattr(config, "num_hidden_layers", 0)
+    if num_blocks > MAX_BLOCKS:
+        raise RecipeError(f"{where}: num_hidden_layers: {num_blocks:,} blocks; at most {MAX_BLOCKS:,} are built")
 
 
 def save_model(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -202,6 +207,15 @@ def _load(folder: Path, config: Any, layout: Layout) -> tuple[Any, list[str]]:
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: its model.safetensors cannot be opened: {in_one_line(error)}") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+    ) as error:  # of a setting that no model can have
+        told = f"{type(error).__name__}: {in_one_line(error)}"
+        raise CheckpointError(f"{folder}/config.json: no {config.model_type} can be built so: {told}") from error
     missing = sorted(name for name in info["missing_keys"] if not re.fullmatch(layout.unused, name))
     if missing:
         raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}")

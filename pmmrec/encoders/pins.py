@@ -31,6 +31,11 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "pruned_heads": (({},), "transformers 5 builds every head; choose a backbone that was not pruned"),
     "transformers_weights": ((), "weights are read from model.safetensors; rename the file and remove the key"),
 }
+# Sizes, of which transformers accepts any number.
+ABOVE_ZERO = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "max_position_embeddings"),
+    *("image_size", "patch_size", "num_channels", "window_size", "embed_dim"),
+)
 
 
 def settle(config: Any, where: str, error: type[PMMRecError]) -> None:
@@ -39,6 +44,10 @@ def settle(config: Any, where: str, error: type[PMMRecError]) -> None:
         value = getattr(config, key, None)
         if value is not None and value not in accepted:
             raise error(f"{where}: {key}: {json.dumps(value, default=str)}: {reason}")
+    for key in ABOVE_ZERO:
+        size = getattr(config, key, None)
+        if isinstance(size, int) and size < 1:
+            raise error(f"{where}: {key}: {size}: must be above 0")
     for key, value in PINNED.items():
         if hasattr(config, key):
             setattr(config, key, value)

@@ -98,6 +98,6 @@ def _resampling(value: Any) -> str:
 def _side(tree: Mapping[str, Any]) -> int | None:
     """Pixels a side of an image that leaves the processor; None where it does not say."""
     size = tree.get("crop_size") if tree.get("do_center_crop") else tree.get("size")
-    sides = set(size.values()) if isinstance(size, Mapping) else {size}
-    side = sides.pop() if len(sides) == 1 else None
-    return side if isinstance(side, int) else None
+    sides = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size]
+    is_known = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+    return sides[0] if is_known and len(set(sides)) == 1 else None

@@ -120,7 +120,7 @@ def _pool(path: Path, asked: Pool | None, warn: Callable[[str], object]) -> Pool
         return None
     tree = read_json(path)
     modes = tree.get("pooling_mode", [mode for switch, mode in _SWITCHES.items() if tree.get(switch)] or "mean")
-    found = [modes] if isinstance(modes, str) else list(modes)
+    found = modes if isinstance(modes, list) else [modes]
     if len(found) == 1 and found[0] in _POOLS:
         return cast("Pool", found[0])
     if asked is None:

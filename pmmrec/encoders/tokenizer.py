@@ -177,4 +177,7 @@ def _open(folder: Path) -> Any:
         )
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: needs a tokenizer.json; a tokenizer of Python code is not read")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise CheckpointError(f"{folder}/tokenizer_config.json: model_max_length: {longest!r}: must be a number")
     return tokenizer

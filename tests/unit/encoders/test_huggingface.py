@@ -94,6 +94,27 @@ def test_a_setting_that_no_model_can_have_is_an_error(
         fresh_text({**bert, **wrong})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hidden_act": "gelo"}, r"config\.json: no bert can be built so: KeyError: 'gelo'"),
+        ({"pad_token_id": 5000}, r"config\.json: no bert can be built so: AssertionError: Padding_idx"),
+        ({"hidden_size": 0}, r"config\.json: hidden_size: 0: must be above 0"),
+        ({"num_attention_heads": -1}, r"config\.json: num_attention_heads: -1: must be above 0"),
+        ({"num_hidden_layers": 10**5}, "num_hidden_layers: 100,000 blocks; at most 1,000 are built"),
+    ],
+)
+def test_a_setting_of_a_folder_that_no_model_can_have_is_an_error(
+    fresh_text: Callable[..., HFText], tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    encoder, folder = fresh_text(), tmp_path / "saved"
+    encoder.save_backbone(folder, encoder.backbone.state_dict())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **wrong}))
+    with pytest.raises((CheckpointError, RecipeError), match=message):
+        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(folder, is_pretrained=True))
+
+
 def test_an_architecture_that_is_not_for_text_is_an_error(tmp_path: Path) -> None:
     config = HFTextConfig(architecture={"model_type": "vit"})
     with pytest.raises(RecipeError, match="'vit' is not known here; known: albert, bert"):

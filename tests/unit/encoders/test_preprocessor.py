@@ -119,6 +119,7 @@ def test_a_recipe_that_contradicts_the_folder_wins_and_is_told_so(saved: Path) -
     [
         ({"resample": 2}, "resized with bilinear, here it is bicubic"),
         ({"resample": 9}, "resized with 9, here"),
+        ({"size": [48, 48]}, "its images are of 48 pixels, and 32 are read.*image_size: 48"),
         ({"size": {"height": 48, "width": 48}}, "its images are of 48 pixels, and 32 are read.*image_size: 48"),
         ({"size": {"shortest_edge": 36}, "do_center_crop": True, "crop_size": 24}, "of 24 pixels"),
     ],
@@ -133,6 +134,8 @@ def test_what_the_backbone_met_otherwise_is_told(saved: Path, keys: dict[str, An
     "keys",
     [
         {"size": 32},
+        {"size": [32, 32]},
+        *({"size": size} for size in (-1, 0, True, "wide", [], [1.5, 1.5], {})),  # no size at all
         {"size": {"height": 32, "width": 32}},
         {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
     ],

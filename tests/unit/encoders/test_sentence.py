@@ -126,6 +126,8 @@ def test_a_recipe_that_says_the_same_is_not_told_of(saved: Path) -> None:
         ({"pooling_mode": "lasttoken"}, "lasttoken"),
         ({**SWITCHES, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls and mean"),
         ({"pooling_mode": ["cls", "max"]}, "cls and max"),
+        ({"pooling_mode": 5}, "5"),
+        ({"pooling_mode": None}, "None"),
     ],
 )
 def test_a_pooling_that_is_not_done_here_is_refused_unless_the_recipe_chooses(

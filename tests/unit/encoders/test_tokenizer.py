@@ -142,6 +142,12 @@ def rewritten(folder: Path, **keys: object) -> FolderTokenizer:
     return FolderTokenizer(folder, 6, lowercase=False)
 
 
+@pytest.mark.parametrize("longest", ["512", [512], {}])
+def test_a_length_that_is_no_number_is_refused(folder: Path, longest: object) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: model_max_length: .*: must be a number"):
+        rewritten(folder, model_max_length=longest)
+
+
 def test_the_token_before_every_text_is_known(folder: Path) -> None:
     assert FolderTokenizer(folder, 50, lowercase=False).first_token == special_token_ids()["cls_token_id"]
     without_post_processor(folder)
