@@ -98,8 +98,11 @@ def _pieces(cell: Cell) -> tuple[str, ...]:
 
 def console_for(environment: Mapping[str, str], *, quiet: bool = False) -> Console:
     """A console on stdout, as wide as its terminal or as `COLUMNS` says; a file gets tables as wide as they are."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
-    if not console.is_terminal and not environment.get("COLUMNS", "").isdigit():
+    said = environment.get("COLUMNS", "")
+    if said.isdigit() and int(said) == 0:  # a terminal that does not know its width; rich would print nothing
+        environment, said = {name: value for name, value in environment.items() if name != "COLUMNS"}, ""
+    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet, _environ=environment)
+    if not console.is_terminal and not said.isdigit():
         console.width = FILE_WIDTH
     return console
 

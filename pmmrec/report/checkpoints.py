@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from pmmrec.errors import CheckpointError, PMMRecError, RecipeError
 from pmmrec.evaluation.outcome import Outcome
+from pmmrec.homes import expanded
 from pmmrec.report.verdict import write_card
 from pmmrec.settings import read_yaml, validate
 from pmmrec.tables import Cell, PlainTable
@@ -23,9 +24,13 @@ _PREFIX = "://"
 
 
 def hub_table(hub: Path | str) -> PlainTable:
-    """The checkpoints of a folder hub, below a URL or of `hf://user`: system, width, parts, what they learned from."""
+    """The checkpoints of a folder hub, below a URL or of `hf://user`: system, width, parts, what they learned from.
+
+    A `Path` is a hub, which need not be there yet. RecipeError for another folder that is not there.
+    """
     rows: list[list[Cell]] = []
-    for place in list_places(str(hub)):
+    is_yet_to_come = isinstance(hub, Path) and not expanded(hub).exists()
+    for place in () if is_yet_to_come else list_places(str(hub)):
         name = place if _PREFIX in place else Path(place).name
         try:
             checkpoint = open_checkpoint(place, Path(), parts=(), warn=lambda _: None)

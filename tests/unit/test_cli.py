@@ -182,6 +182,14 @@ def test_a_hub_that_is_not_there_yet_is_empty(home: Path, pmmrec: Pmmrec) -> Non
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["hubb", "file", "file/below"])
+def test_a_place_that_is_no_folder_is_not_listed_as_an_empty_one(home: Path, pmmrec: Pmmrec, place: str) -> None:
+    (home / "file").write_text("")
+    result = pmmrec("zoo", "list", place)
+    assert result.code == 2
+    assert result.output.startswith(f"error: {place}: no such folder")
+
+
 def test_a_checkpoint_that_was_changed_is_refused_everywhere(
     small_run: Path, world: Path, home: Path, pmmrec: Pmmrec
 ) -> None:

@@ -110,6 +110,12 @@ def test_a_file_gets_tables_as_wide_as_they_are(monkeypatch: pytest.MonkeyPatch)
     assert console_for(os.environ).width >= 1000
 
 
+@pytest.mark.parametrize("columns", ["0", "00", "-5", "wide", ""])
+def test_a_width_that_is_none_hides_no_table(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert console_for(os.environ).width >= 1000
+
+
 def test_every_table_of_every_verb_fits_sixty_columns(
     small_run: Path, world: Path, tmp_path: Path, pmmrec: Pmmrec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

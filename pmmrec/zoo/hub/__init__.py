@@ -146,10 +146,14 @@ def fetch_entry(checkpoint: Checkpoint, entry: PartEntry) -> None:
 
 
 def list_places(prefix: str) -> list[str]:
-    """Places of the checkpoints below a folder hub, a URL, or `hf://user`."""
+    """Places of the checkpoints below a folder hub, a URL, or `hf://user`. RecipeError for a folder that is none."""
     if prefix.startswith(SCHEME):
         return list_repositories(prefix.removeprefix(SCHEME).rstrip("/"))
     if "://" in prefix:
         return UrlPlace(prefix).children()
     folder = expanded(Path(prefix))
+    if not folder.is_dir():
+        raise RecipeError(
+            f"{prefix}: no such folder, so it holds no checkpoints; name one that does, a URL or hf://user"
+        )
     return [str(folder / name) for name in list_checkpoints(folder)]

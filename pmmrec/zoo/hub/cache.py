@@ -79,13 +79,24 @@ class Shelf:
             warn(moving(described(place), place.name, commit))
         return commit
 
-    def open(self, commit: str) -> Checkpoint:
-        """The checkpoint of a commit, of which at least the index and what belongs to no part is here."""
+    def open(self, commit: str, *, mend: bool = False) -> Checkpoint:
+        """The checkpoint of a commit, of which at least the index and what belongs to no part is here.
+
+        `mend`: an index that cannot be read is fetched again.
+        """
         if not self._holds(commit):
             with one_at_a_time(self.home):
                 if not self._holds(commit):
                     self._fetch_index(commit)
-        checkpoint = Checkpoint.open(self.folder(commit))
+        try:
+            checkpoint = Checkpoint.open(self.folder(commit))
+        except CheckpointError as error:
+            if not mend:
+                again = f"`pmmrec zoo pull {described(self.place)}` fetches it again"
+                raise CheckpointError(f"{error}; {again}") from error
+            with one_at_a_time(self.home):
+                self._fetch_index(commit)
+            checkpoint = Checkpoint.open(self.folder(commit))
         self.fetch(commit, checkpoint.index.promises_of(()))
         return checkpoint
 
@@ -136,8 +147,14 @@ class Shelf:
         return found[0] if len(found) == 1 else None
 
     def _revisions(self) -> dict[str, str]:
+        """What is noted of revisions. Notes that are broken are none: they are written anew at the next answer."""
         path = self.home / _REVISIONS
-        return dict(files.read_json(path)) if path.is_file() else {}
+        try:
+            noted = files.read_json(path) if path.is_file() else {}
+        except CheckpointError:
+            return {}
+        pairs = noted.items() if isinstance(noted, dict) else ()
+        return {revision: commit for revision, commit in pairs if isinstance(commit, str)}
 
     def _remember(self, commit: str) -> None:
         """Note what a revision stands for, for times without a network; a cache that is read only goes without."""
@@ -224,7 +241,7 @@ def pull(place: Place, parts: Collection[str] | None, warn: Warn, *, mend: bool 
     """A cached copy of a checkpoint that holds at least `parts`; None: all. `mend`: read again what is here already."""
     shelf = Shelf(place)
     commit = shelf.resolve(warn)
-    checkpoint = shelf.open(commit)
+    checkpoint = shelf.open(commit, mend=mend)
     wanted = files_of(checkpoint.index, parts, place.name)
     if mend:
         shelf.mend(commit, wanted)

@@ -41,6 +41,10 @@ class UrlPlace:
         pinned = _PINNED.fullmatch(text)
         self.name = (pinned[1] if pinned else text).rstrip("/")
         self.revision: str | None = pinned[2] if pinned else None
+        if not self.name.partition("://")[2]:
+            raise RecipeError(
+                f"{text}: names no place; write what follows ://, as in s3://bucket/name or file:///folder"
+            )
         refuse_secrets(self.name)
 
     @property
@@ -252,6 +256,8 @@ class UrlPlace:
         except Exception as error:
             if is_of_disk(error):
                 raise
+            if isinstance(error, NotADirectoryError):
+                raise RecipeError(f"{self.name}: a file stands there or above it; choose another place") from error
             kind = type(error).__name__
             if isinstance(error, PermissionError) or "Credentials" in kind:
                 raise RecipeError(

@@ -69,7 +69,7 @@ def test_publishing_refuses_names_that_are_no_names(saved: Path, tmp_path: Path,
 
 def test_a_hub_that_is_no_folder_is_refused(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "hub").touch()
-    with pytest.raises(RecipeError, match="hub: is no folder"):
+    with pytest.raises(RecipeError, match="hub: is not a folder, so it cannot be a hub"):
         publish(saved, tmp_path / "hub", "tiny")
 
 

@@ -25,6 +25,7 @@ from pmmrec.zoo.hub import (
     find_weights,
     list_places,
     open_checkpoint,
+    pull_checkpoint,
     push_checkpoint,
     weights_origin,
 )
@@ -238,6 +239,42 @@ def test_a_disk_that_is_gone_leaves_the_cached_copy(
         assert open_checkpoint(url, HUB).verify() == []
     with pytest.raises(OutOfReachError, match="no copy of memory://never is cached here"):
         find_checkpoint("memory://never", HUB)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"now": 5}'])
+def test_broken_notes_of_revisions_are_written_anew(saved: Path, tmp_path: Path, content: str) -> None:
+    url = f"file://{tmp_path}/first"
+    origin = push_checkpoint(saved, url, HUB, PushOptions())
+    notes = find_checkpoint(url, HUB, warn=lambda _: None).parent / "revisions.json"
+    notes.write_text(content)
+    assert open_checkpoint(url, HUB, warn=lambda _: None).verify() == []
+    assert json.loads(notes.read_text()) == {"now": origin.commit}
+
+
+def test_a_pull_mends_an_index_that_cannot_be_read(saved: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/first"
+    push_checkpoint(saved, url, HUB, PushOptions())
+    copy = find_checkpoint(url, HUB, warn=lambda _: None)
+    (copy / files.INDEX_NAME).write_text("{")
+    with pytest.raises(CheckpointError, match=f"not valid JSON.*; `pmmrec zoo pull {url}` fetches it again"):
+        open_checkpoint(url, HUB, warn=lambda _: None)
+    pull_checkpoint(url, HUB, warn=lambda _: None)
+    assert open_checkpoint(url, HUB, warn=lambda _: None).verify() == []
+
+
+@pytest.mark.parametrize("url", ["file://", "file:///", "s3://", "s3:////", "memory://"])
+def test_a_url_that_names_no_place_is_not_the_current_folder(saved: Path, url: str) -> None:
+    for ask in (list_places, lambda place: push_checkpoint(saved, place, HUB, PushOptions())):
+        with pytest.raises(RecipeError, match="names no place"):
+            ask(url)
+
+
+@pytest.mark.parametrize("below", ["", "/first"])
+def test_a_file_in_the_way_of_a_push_is_told(saved: Path, tmp_path: Path, below: str) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(RecipeError, match="a file stands there or above it"):
+        push_checkpoint(saved, f"file://{tmp_path}/taken{below}", HUB, PushOptions())
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_options_of_the_hub_are_refused_elsewhere(saved: Path, tmp_path: Path) -> None:
