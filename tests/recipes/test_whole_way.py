@@ -251,7 +251,7 @@ def test_heads_of_pretraining_can_be_taken_over_and_are_accounted_for(
 def test_a_recipe_of_the_other_verb_is_told(home: Path, world: Path, pmmrec: Pmmrec) -> None:
     result = pmmrec("finetune", "pretrain/tiny", "--from", "none", "--on", world / "boutique")
     assert result.code == 2
-    assert "no recipe for `pmmrec finetune`" in result.output
+    assert "not a recipe for `pmmrec finetune`" in result.output
 
 
 def test_windows_longer_than_the_user_encoder_reads_are_refused_and_shorter_ones_warned_of(
