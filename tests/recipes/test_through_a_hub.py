@@ -95,7 +95,8 @@ def test_the_commit_of_pretrained_weights_is_recorded_and_a_moving_name_warns(
     hub: HubServer, small_run: Path, pmmrec: Pmmrec, world: Path
 ) -> None:
     source = small_run / "hub" / "small" / "text_encoder"
-    content = {path.name: path.read_bytes() for path in source.iterdir() if not path.name.startswith("part.")}
+    paths = [path for path in source.rglob("*") if path.is_file() and not path.name.startswith("part.")]
+    content = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
     hub.repositories["alice/words"] = Repository(private=False)
     words = hub.repositories["alice/words"].add("main", content)
     text = f"{{weights: alice/words, architecture: null, vocab_size: {DEFAULT_VOCAB_SIZE}}}"

@@ -163,7 +163,16 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         pass
 
 
+@pytest.fixture
+def heeded(sign: signal.Signals) -> Iterator[None]:
+    """A signal that is not ignored, as it is where tests run under `nohup` or in the background."""
+    before = signal.signal(sign, signal.SIG_DFL)
+    yield
+    signal.signal(sign, before)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("heeded")
 def test_being_asked_to_end_is_what_ctrl_c_is_and_only_inside(sign: signal.Signals) -> None:
     before = signal.getsignal(sign)
     with signals_as_interrupts(), pytest.raises(KeyboardInterrupt):
