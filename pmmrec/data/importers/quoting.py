@@ -30,8 +30,8 @@ class Quoting:
         num_inside = self.num_lines - 1 - num_rows
         if self.num_lines and num_inside > 0:
             return (
-                f"{role}: {num_inside:,} lines are part of a quoted value that begins in another line, the first from "
-                f"line {self.first_odd} on; if they are rows, a quote mark stands open there"
+                f"{role}: lines that continue a quoted value: {num_inside:,}, the first after line {self.first_odd}; "
+                "if they are rows, a quote mark stands open there"
             )
         return None
 

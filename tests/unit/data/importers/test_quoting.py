@@ -54,8 +54,8 @@ def test_lines_inside_a_value_of_a_csv_are_counted(shop) -> None:
     summary = shop.run().info.summary
     assert summary.num_items_read == 3
     assert summary.notes[1] == (
-        "items: 1 lines are part of a quoted value that begins in another line, the first from line 3 on; if they are "
-        "rows, a quote mark stands open there"
+        "items: lines that continue a quoted value: 1, the first after line 3; if they are rows, a quote mark "
+        "stands open there"
     )
 
 
@@ -109,9 +109,7 @@ def test_descriptions_of_several_lines_in_a_quoted_tsv_are_read_and_counted(read
     (tmp_path / "x.tsv").write_text('a\tb\tc\n1\t"red\nsmall\n\nnew"\tx\n2\ty\tz\n')
     rows, note = read(tmp_path / "x.tsv")
     assert rows == [("1", "red\nsmall\n\nnew", "x"), ("2", "y", "z")]
-    assert str(note).startswith(
-        "items: 2 lines are part of a quoted value that begins in another line, the first from line 2 on"
-    )
+    assert str(note).startswith("items: lines that continue a quoted value: 2, the first after line 2; ")
 
 
 @pytest.mark.parametrize(
