@@ -40,6 +40,11 @@ def test_a_pretraining_leaves_everything_that_a_run_folder_holds(small_run: Path
     assert [event["epoch"] for event in events if event["event"] == "validation"] == [0, 1, 2]
 
 
+def test_the_tiny_world_teaches_something(small_run: Path) -> None:
+    """Else the many tests that use this checkpoint would compare weights that nobody trained."""
+    assert json.loads((small_run / "runs/small/metrics.json").read_text())["best_epoch"] > 0
+
+
 def test_distinct_items_are_fewer_than_slots(small_run: Path) -> None:
     events = [json.loads(line) for line in (small_run / "runs/small/events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "train"]
