@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,9 @@ def test_a_checkpoint_is_known_by_what_it_holds(about: About, small_run: Path, t
     shutil.copytree(here, there)
     assert about("finetune/full", (), start_from=str(there)) == before
     index = here / "model_index.json"
-    index.write_text(index.read_text().replace('"seed": 1', '"seed": 2'))  # another pretraining, at the same place
+    tree = json.loads(index.read_text())
+    tree["provenance"]["seed"] += 1  # another pretraining, at the same place
+    index.write_text(json.dumps(tree))
     after = about("finetune/full", (), start_from=str(here))
     assert [word for word in after if after[word] != before[word]] == ["checkpoint"]
 
