@@ -16,6 +16,7 @@ from launched import a_program
 
 from pmmrec.errors import RecipeError, StoppedError
 from pmmrec.launch import LaunchCommand, LaunchFile, Node, as_stopped, asked_before_it_begins
+from pmmrec.train import start
 
 STARTER = "pmmrec.train.start"
 
@@ -165,8 +166,16 @@ def test_a_program_that_is_asked_to_end_before_it_can_answer_has_been_stopped(si
     assert as_stopped(128 + sign, is_asked=False) == 128 + sign  # by another hand
 
 
+def _start(command: LaunchCommand) -> None:
+    """What the process of `command` does, in this one."""
+    os.environ.update(command.environment)
+    sys.argv = [STARTER, *command.words]
+    start.main()
+
+
 def test_more_gpus_than_there_are_end_with_what_would_be_right(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    assert _command("ddp", a_program(tmp_path, ""), per_node=1000).run(STARTER, os.environ) == 4
+    command = _command("ddp", a_program(tmp_path, ""), per_node=1000)
+    in_child(lambda: _start(command), code=4)
     said = capfd.readouterr().err
     assert "ddp.yaml: wants 1000 GPU(s) on this machine, which has " in said
     assert said.rstrip().endswith("start fewer with --processes-per-node, or choose another file (two_cpu needs none)")
@@ -176,6 +185,7 @@ def test_a_key_that_accelerate_does_not_know_ends_with_its_name(tmp_path: Path, 
     (tmp_path / "mine.yaml").write_text(
         "distributed_type: MULTI_GPU\nnum_processes: 2\nuse_cpu: true\nnum_process: 2\n"
     )
-    assert _command(str(tmp_path / "mine.yaml"), a_program(tmp_path, "")).run(STARTER, os.environ) == 2
+    command = _command(str(tmp_path / "mine.yaml"), a_program(tmp_path, ""))
+    in_child(lambda: _start(command), code=2)
     assert "mine.yaml: accelerate refuses it: " in (said := capfd.readouterr().err)
     assert "num_process'" in said
