@@ -24,10 +24,10 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
+from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
 from pmmrec.evaluation.encoded import kept_vectors
-from pmmrec.evaluation.floors import left_out
-from pmmrec.evaluation.outcome import Outcome, baseline_columns, domain_outcome, floors_of, write_outcome
+from pmmrec.evaluation.outcome import Outcome, baseline_columns, domain_outcome, rank_baselines, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import ListMaker
 from pmmrec.evaluation.scan import Sizes
@@ -117,7 +117,7 @@ class System:
         seen: Seen = "exclude",
         out: Path | str | None = None,
     ) -> Outcome:
-        """Rank the targets of a scenario beside the floors; with `out`, write metrics.json and ranks.parquet."""
+        """Rank the targets of a scenario beside the baselines; with `out`, write metrics.json and ranks.parquet."""
         if out is not None and expanded(Path(out)).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
@@ -128,14 +128,14 @@ class System:
             evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen, progress=progress)
         if warning := left_out(split):
             self._warn(warning)
-        floors = floors_of(split, seen, queries.holdout)
+        baselines = rank_baselines(split, seen, queries.holdout)
         is_held_out, learned = queries.is_held_out_Q, self._learned_from(opened)
-        found = domain_outcome(split, evaluation, floors, is_held_out_Q=is_held_out, learned_here=learned)
+        found = domain_outcome(split, evaluation, baselines, is_held_out_Q=is_held_out, learned_here=learned)
         outcome = Outcome(name=name, kind="evaluate", seen=seen, scenario=scenario, domains=(found,))
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
                 place_of = {} if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
-                more = {**place_of, **baseline_columns(floors)}
+                more = {**place_of, **baseline_columns(baselines)}
                 write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids, more)
                 write_whereabouts(place, [opened])
                 write_outcome(place, outcome)

@@ -39,16 +39,16 @@ class Queries:
 def scenario_queries(split: Split, scenario: str) -> Queries:
     """The queries of a scenario; each target is ranked among the whole catalogue, new items included.
 
-    `regular`: the last item of each user who has three or more, after all before it (leave-one-out).
+    `regular`: the last item of each user with three or more items, after all items before it (leave-one-out).
 
-    `cold`: all sub-sequences that end in a cold item, one that occurs fewer than 10 times in train (PMMRec, section
-    IV-F; MoRec). Every place of every user but the first counts, not the last alone, and the history of a target is all
-    that came before it. Many of these steps lie in the training part: a model that was trained on this domain was shown
-    them, and so were the floors, which count there. `is_held_out_Q` tells them apart, so that figures can be given for
-    all, as the paper has it, and for those that nobody learned from: the last two items of users with three or more.
-    The last but one was used to choose the epoch, no more. For a model that never saw the domain both are fair.
+    `cold`: all sub-sequences that end in a cold item, which occurs fewer than 10 times in training (PMMRec, section
+    IV-F; MoRec). Every position of a user but the first counts, and the history of a target is everything before it.
+    Many of these steps lie in the training part: a model trained on this domain has seen them, and the baselines count
+    them. `is_held_out_Q` marks the others, the last two items of users with three or more, so that figures can be
+    given for all targets, as in the paper, and for those that nobody learned from. The last item but one was only used
+    to choose the epoch. For a model that never saw the domain both sets are fair.
 
-    `new`: all sub-sequences that end in an item that never occurs in train (MoRec). No such step can be a training one.
+    `new`: all sub-sequences that end in an item that never occurs in training (MoRec). None is a training step.
 
     Raises RecipeError for a word that is no scenario, DataError where a domain has no target of the kind.
     """

@@ -185,8 +185,8 @@ def compare(systems: Sequence[System], against: str | None = None) -> Compared:
         here = [system for system in systems if name in system.domains]
         figures, baselines = _figures(here, name, notes)
         rows = [_row(system, name, figures.get(system.name)) for system in here]
-        floors = [ResultRow(floor, metrics) for floor, metrics in _fair(about).floors.items()]
-        domains.append(ComparedDomain(about, systems[0].outcomes[0].scenario, tuple(floors), tuple(rows)))
+        baseline_rows = [ResultRow(baseline, metrics) for baseline, metrics in _fair(about).baselines.items()]
+        domains.append(ComparedDomain(about, systems[0].outcomes[0].scenario, tuple(baseline_rows), tuple(rows)))
         raw += _differences(figures, baselines, name, against)
     adjusted = holm([difference.p for difference in raw])
     differences = [replace(one, p_holm=p_holm) for one, p_holm in zip(raw, adjusted, strict=True)]
@@ -198,7 +198,7 @@ def _refuse_unknown(systems: Sequence[System], against: str | None) -> None:
     if against is None:
         return
     known = [system.name for system in systems]
-    baselines = dict.fromkeys(floor for about in _all_domains(systems).values() for floor in _fair(about).floors)
+    baselines = dict.fromkeys(name for about in _all_domains(systems).values() for name in _fair(about).baselines)
     if against not in (*known, *baselines):
         raise RecipeError(
             f"--against {against!r}: names no system or baseline here; there are: {', '.join([*known, *baselines])}"
@@ -258,7 +258,7 @@ def _measured_on(outcome: Outcome) -> str:
 
 
 def _fair(found: DomainOutcome) -> DomainOutcome | StratumOutcome:
-    """The figures on targets that no system and no floor learned from."""
+    """The figures on targets that no system and no baseline learned from."""
     return found if found.held_out is None else found.held_out
 
 
@@ -291,11 +291,11 @@ def _figures(systems: Sequence[System], domain: str, notes: list[str]) -> tuple[
             seeds.append(same_targets(ranked, path, first[1], first[0]))
             _refuse_other_figures(path, seeds[-1], about, _fair(about).metrics)
             for name, rank_V in ranked.baselines.items():
-                _refuse_other_figures(path, rank_V, about, _fair(about).floors.get(name, {}))
+                _refuse_other_figures(path, rank_V, about, _fair(about).baselines.get(name, {}))
                 if name not in baselines:
                     baselines[name] = _by_user(rank_V[None], ranked.user_V)
         found[system.name] = _by_user(np.stack(seeds), ranked.user_V)
-    if first is not None and not baselines and any(_fair(system.domains[domain]).floors for system in systems):
+    if first is not None and not baselines and any(_fair(system.domains[domain]).baselines for system in systems):
         notes.append(f"no baseline is in a test: {first[0]} does not hold their ranks; measure it again to keep them")
     return found, baselines
 

@@ -28,13 +28,13 @@ SHOWN = tuple(metric_name(measure, cutoff) for measure in SHOWN_MEASURES for cut
 
 
 def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[ResultRow]]]:
-    """For each domain its floors and what every outcome reached on it."""
+    """For each domain its baselines and what every outcome reached on it."""
     by_domain: dict[str, tuple[DomainOutcome, list[ResultRow]]] = {}
     for outcome in outcomes:
         for found in outcome.domains:
             if found.domain not in by_domain:
-                floors = [ResultRow(name, metrics) for name, metrics in found.floors.items()]
-                by_domain[found.domain] = (found, floors)
+                baselines = [ResultRow(name, metrics) for name, metrics in found.baselines.items()]
+                by_domain[found.domain] = (found, baselines)
             row = ResultRow(outcome.name, found.metrics, best_epoch=outcome.best_epoch)
             by_domain[found.domain][1].append(row)
     return list(by_domain.values())
@@ -55,14 +55,14 @@ def held_out_tables(outcome: Outcome) -> list[PlainTable]:
         if found.held_out is not None:
             num_targets = found.held_out.num_targets
             title = f"{found.domain}: the {num_targets:,} {outcome.scenario} targets that nobody learned from, in %"
-            rows = [ResultRow(name, metrics) for name, metrics in found.held_out.floors.items()]
+            rows = [ResultRow(name, metrics) for name, metrics in found.held_out.baselines.items()]
             rows.append(ResultRow(outcome.name, found.held_out.metrics))
             tables.append(results(rows, CUTOFFS_SHOWN, title=title))
     return tables
 
 
 def popularity_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
-    """For each domain NDCG@10 by how often the target's item occurs in training: floors, then systems side by side."""
+    """For each domain NDCG@10 by how often the target's item occurs in training: baselines, then systems."""
     by_domain: dict[str, dict[str, DomainOutcome]] = {}
     for outcome in outcomes:
         for found in outcome.domains:
@@ -79,9 +79,9 @@ def stratum_notes(outcome: Outcome) -> list[str]:
             continue
         num_targets = found.num_targets or found.num_users
         num_learned = num_targets - found.held_out.num_targets
-        who = f"{outcome.name} was trained on this domain and the floors count there, so both"
+        who = f"{outcome.name} was trained on this domain and the baselines count there, so both"
         if not found.learned_here:
-            who = f"{outcome.name} was not trained on this domain, but the floors count there and"
+            who = f"{outcome.name} was not trained on this domain, but the baselines count there and"
         notes.append(
             f"{found.domain}: {num_learned:,} of the {num_targets:,} {outcome.scenario} targets lie in the training "
             f"part (the papers count them): {who} have seen them; the table of held-out targets is free of them"
@@ -161,17 +161,17 @@ def _popularity_table(domain: str, systems: Mapping[str, DomainOutcome]) -> Plai
     metric, (first, *_) = SHOWN[-1], systems.values()
     rows: list[list[Cell]] = []
     for name, stratum in first.popularity.items():
-        floors = [stratum.floors.get(floor, {}).get(metric) for floor in first.floors]
+        baselines = [stratum.baselines.get(baseline, {}).get(metric) for baseline in first.baselines]
         ours = [
             found.popularity[name].metrics.get(metric) if name in found.popularity else None
             for found in systems.values()
         ]
         cells: list[Cell] = [name, stratum.num_targets]
-        cells += [_percent(interval and interval.mean) for interval in floors]
+        cells += [_percent(interval and interval.mean) for interval in baselines]
         cells += [_percent(interval) for interval in ours]
         rows.append(cells)
     title = f"{domain}: {metric.upper()} by how often the target's item occurs in training, in %"
-    return PlainTable(title, ["occurrences", "targets", *first.floors, *systems], rows)
+    return PlainTable(title, ["occurrences", "targets", *first.baselines, *systems], rows)
 
 
 def _percent(share: Interval | float | None) -> Percent | None:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.prefix import PrefixConfig
+from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
-from pmmrec.evaluation.floors import left_out
 from pmmrec.evaluation.outcome import (
     DomainOutcome,
     Outcome,
     baseline_columns,
     domain_outcome,
-    floors_of,
+    rank_baselines,
     write_outcome,
 )
 from pmmrec.evaluation.ranking import write_ranks
@@ -190,14 +190,14 @@ def _written_outcome(
 def _written(
     run: Run, recipe: Finishable, sources: Sources, evaluations: Sequence[Evaluation]
 ) -> tuple[DomainOutcome, ...]:
-    """The ranks of every domain as a file, and what they come to, beside the floors."""
+    """The ranks of every domain as a file, and what they come to, beside the baselines."""
     outcomes, judge = [], recipe.validation
     for domain, split, evaluation in zip(sources.domains, sources.splits, evaluations, strict=True):
         ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"
         if warning := left_out(split):
             run.log.warn(warning)
-        floors = floors_of(split, judge.seen, split.holdout("test", judge.users))
-        more = baseline_columns(floors)
+        baselines = rank_baselines(split, judge.seen, split.holdout("test", judge.users))
+        more = baseline_columns(baselines)
         write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids, more)
-        outcomes.append(domain_outcome(split, evaluation, floors))
+        outcomes.append(domain_outcome(split, evaluation, baselines))
     return tuple(outcomes)

@@ -39,18 +39,18 @@ def test_a_scenario_ranks_every_sub_sequence_that_ends_in_such_an_item(
         return
     assert told.code == 0, told.output
     table = pq.read_table(out / "ranks.parquet")
-    floors = ["random", "popularity", "last-item Markov", "item-kNN"]
-    ranked = [f"baseline:{name}" for name in floors]
+    baselines = ["random", "popularity", "last-item Markov", "item-kNN"]
+    ranked = [f"baseline:{name}" for name in baselines]
     assert table.column_names == ["user_id", "item_id", "rank", "seen_target", "place", "held_out", *ranked]
     rows = zip(*(table[name].to_pylist() for name in ("user_id", "place", "held_out")), strict=True)
     assert list(rows) == expected
     outcome = json.loads((out / "metrics.json").read_text())
     found = outcome["domains"][0]
     assert outcome["scenario"] == scenario
-    assert list(found["floors"]) == floors
-    for name, column in zip(floors, ranked, strict=True):
+    assert list(found["baselines"]) == baselines
+    for name, column in zip(baselines, ranked, strict=True):
         mean = np.isin(table[column].to_numpy(), range(1, 11)).mean()
-        assert found["floors"][name]["hr@10"]["mean"] == pytest.approx(mean, abs=1e-12)
+        assert found["baselines"][name]["hr@10"]["mean"] == pytest.approx(mean, abs=1e-12)
     held_out = [is_held_out for *_, is_held_out in expected]
     hits = np.isin(table["rank"].to_numpy(), range(1, 11))
     assert found["metrics"]["hr@10"]["mean"] == pytest.approx(hits.mean(), abs=1e-12)
@@ -65,7 +65,7 @@ def test_a_checkpoint_is_told_that_it_learned_from_the_cold_targets_of_its_own_d
 ) -> None:
     told = pmmrec("evaluate", "small", world / "bazaar", "--scenario", "cold", "--cache", "c")
     assert told.code == 0, told.output
-    assert "small was trained on this domain and the floors count there, so both have seen them" in told.output
+    assert "small was trained on this domain and the baselines count there, so both have seen them" in told.output
 
 
 def test_other_scenarios_do_not_compare(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:

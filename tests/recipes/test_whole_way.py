@@ -59,7 +59,9 @@ def test_the_published_parts_open_alone(small_run: Path) -> None:
     assert torch.isfinite(states).all()
 
 
-def test_zero_shot_on_an_unseen_platform_prints_floors_and_figures(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
+def test_zero_shot_on_an_unseen_platform_prints_baselines_and_figures(
+    at_run: Path, world: Path, pmmrec: Pmmrec
+) -> None:
     result = pmmrec("evaluate", "small", world / "boutique", "--out", "zero", "--cache", "c")
     assert result.code == 0, result.output
     for word in ("random", "popularity", "item-kNN", "small", "HR@10", "NDCG@10"):

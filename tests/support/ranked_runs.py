@@ -14,7 +14,7 @@ from pmmrec.evaluation.outcome import DomainOutcome, Outcome, write_outcome
 from pmmrec.evaluation.significance import Interval
 
 MakeRun = Callable[..., Path]
-FLOOR = {"item-kNN": {"hr@10": Interval(0.2, 0.1, 0.3), "ndcg@10": Interval(0.1, 0.0, 0.2)}}
+BASELINE_FIGURES = {"item-kNN": {"hr@10": Interval(0.2, 0.1, 0.3), "ndcg@10": Interval(0.1, 0.0, 0.2)}}
 
 
 def ranks(seed: int, num_users: int = 300, *, better: bool = False) -> list[int]:
@@ -42,7 +42,7 @@ def runs_in(home: Path) -> MakeRun:
         gains = [hit / math.log2(rank + 1) if hit else 0.0 for hit, rank in zip(hits, ranks, strict=True)]
         metrics = {key: Interval(float(np.mean(v)), 0.0, 1.0) for key, v in (("hr@10", hits), ("ndcg@10", gains))}
         about = {"fingerprint": "f" * 8, "num_users": len(ranks), "num_items": 99, "seen_target": 0.0}
-        found = {"domain": domain, **about, "metrics": metrics, "floors": FLOOR}
+        found = {"domain": domain, **about, "metrics": metrics, "baselines": BASELINE_FIGURES}
         keys = ("seen", "scenario", "best_epoch", "num_epochs")
         of_outcome = {key: values.pop(key) for key in keys if key in values}
         domains = (DomainOutcome(**{**found, **values}),)

@@ -80,7 +80,7 @@ def test_a_comparison(at_run: Path, pmmrec: Pmmrec) -> None:
         assert (system["system"], system["num_seeds"]) == ("small", 1)
         assert system["best_epoch"] == metrics["best_epoch"]
         assert system["metrics"] == measured["metrics"]
-        assert {row["system"]: row["metrics"] for row in found["baselines"]} == measured["floors"]
+        assert {row["system"]: row["metrics"] for row in found["baselines"]} == measured["baselines"]
         assert (found["num_users"], found["num_targets"]) == (measured["num_users"], measured["num_users"])
         assert found["is_held_out_only"] is False
     assert len(tree["differences"]) == 2 * 3 * 2

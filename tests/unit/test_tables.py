@@ -24,7 +24,7 @@ def interval(mean: float) -> Percent:
     return Percent(Interval(mean, mean - 0.0123, mean + 0.0456))
 
 
-FLOORS = ["random", "popularity", "last-item Markov", "item-kNN"]
+BASELINES = ["random", "popularity", "last-item Markov", "item-kNN"]
 SETTING = "recipe.train.optimizer.parts.text_encoder.backbone.learning_rate"
 SYSTEMS: list[list[Cell]] = [["transfer with a long name (3 seeds)", interval(0.134), interval(0.1), 43, 12_345_678]]
 TABLES = {
@@ -32,9 +32,9 @@ TABLES = {
         "A title of several words: 1,234 users", ["system", "HR@10", "NDCG@10", "epochs", "n"], SYSTEMS
     ),
     "many columns": PlainTable(
-        "", ["occurrences", "targets", *FLOORS], [[n, 1234, *map(interval, (0.1, 0.2, 0.3, 0.4))] for n in "abcd"]
+        "", ["occurrences", "targets", *BASELINES], [[n, 1234, *map(interval, (0.1, 0.2, 0.3, 0.4))] for n in "abcd"]
     ),
-    "many rows": PlainTable("", ["fact", *FLOORS], [[f"fact {n}", *[123_456_789 + n] * 4] for n in range(12)]),
+    "many rows": PlainTable("", ["fact", *BASELINES], [[f"fact {n}", *[123_456_789 + n] * 4] for n in range(12)]),
     "long words": PlainTable(
         "", [SETTING, "first", "second"], [[SETTING, "1.2345e-05", "hf://someone/else@0123456789"]] * 7
     ),
@@ -87,7 +87,7 @@ def test_an_interval_goes_below_its_figure_before_anything_is_turned() -> None:
 
 
 def test_a_table_of_few_rows_is_turned_on_its_side() -> None:
-    table = PlainTable("", ["occurrences", "targets", *FLOORS], [["0", 7, *[0.5] * 4], ["1-9", 8, *[0.25] * 4]])
+    table = PlainTable("", ["occurrences", "targets", *BASELINES], [["0", 7, *[0.5] * 4], ["1-9", 8, *[0.25] * 4]])
     lines = [line.split("│") for line in printed(table, 40).splitlines() if "│" in line]
     assert [cell.strip() for cell in lines[0][1:4]] == ["targets", "7", "8"]
     assert [cell.strip() for cell in lines[-1][1:4]] == ["item-kNN", "0.5", "0.25"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pmmrec.data.split import Split
+from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.catalogue import users_at_once
-from pmmrec.evaluation.floors import FLOORS
 from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
 from pmmrec.evaluation.scenarios import STRATA, stratum_mask
@@ -51,7 +51,7 @@ class Targets:
     def write_floors(self, folder: Path) -> dict[str, Path]:
         """Rank with every floor; floor -> the file of its ranks below `folder`."""
         domain, files = self._split.domain, {}
-        for name, floor in FLOORS.items():
+        for name, floor in BASELINES.items():
             score = floor(self._split, self._holdout)
             ranks = rank_targets(self._holdout, domain.num_items, score, chunk=users_at_once(domain.num_items))
             files[slug(name)] = folder / slug(name) / "ranks.parquet"

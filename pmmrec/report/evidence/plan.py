@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StringCon
 
 from pmmrec.data.cut import UserCut
 from pmmrec.errors import RecipeError
-from pmmrec.evaluation.floors import FLOORS
+from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.metrics import CUTOFFS, MEASURES, metric_name
 from pmmrec.evaluation.scenarios import Stratum
 from pmmrec.settings import Config, Place, read_yaml, validate
@@ -34,7 +34,7 @@ def slug(floor: str) -> str:
     return floor.lower().replace(" ", "-")
 
 
-FLOOR_NAMES = {slug(name): name for name in FLOORS}
+FLOOR_NAMES = {slug(name): name for name in BASELINES}
 
 
 def _is_column(name: str) -> str:

@@ -13,9 +13,9 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.split import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.catalogue import evaluate_model
-from pmmrec.evaluation.floors import FLOORS
-from pmmrec.evaluation.outcome import StratumOutcome, domain_outcome, floors_of
+from pmmrec.evaluation.outcome import StratumOutcome, domain_outcome, rank_baselines
 from pmmrec.evaluation.scenarios import STRATA, popularity_masks, scenario_queries, stratum_mask
 from pmmrec.models.recommender import Recommender
 
@@ -166,8 +166,8 @@ def test_figures_of_strata_and_of_held_out_targets_are_means_over_them(
     split = make_split([[0, 1, 2, 3, 4], [5, 1, 6], [2, 5, 3, 0]], 8)
     queries = scenario_queries(split, "cold")
     evaluation = evaluate_model(recommender, make_reader(split.domain), 0, split, queries.holdout, "cpu")
-    floors = floors_of(split, holdout=queries.holdout)
-    found = domain_outcome(split, evaluation, floors, is_held_out_Q=queries.is_held_out_Q, learned_here=True)
+    baselines = rank_baselines(split, holdout=queries.holdout)
+    found = domain_outcome(split, evaluation, baselines, is_held_out_Q=queries.is_held_out_Q, learned_here=True)
     place_Q = evaluation.ranks.rank.clamp(min=1).double()
     gain_Q = (1 / torch.log2(place_Q + 1) * (evaluation.ranks.rank > 0)).numpy()
     assert (found.num_users, found.num_targets) == (3, queries.num_queries)
@@ -175,7 +175,7 @@ def test_figures_of_strata_and_of_held_out_targets_are_means_over_them(
     assert found.held_out is not None
     assert found.held_out.num_targets == queries.is_held_out_Q.sum() == 6
     assert found.held_out.metrics["ndcg@10"].mean == pytest.approx(gain_Q[queries.is_held_out_Q].mean(), abs=1e-15)
-    assert set(found.held_out.floors) == set(found.floors) == set(FLOORS)
+    assert set(found.held_out.baselines) == set(found.baselines) == set(BASELINES)
     is_new_Q = split.train_counts[queries.holdout.target] == 0
     assert found.popularity["0"].num_targets == is_new_Q.sum() > 0
     assert found.popularity["0"].metrics["ndcg@10"].mean == pytest.approx(gain_Q[is_new_Q].mean(), abs=1e-15)

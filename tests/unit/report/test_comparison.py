@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ranked_runs import FLOOR, MakeRun, ranks
+from ranked_runs import BASELINE_FIGURES, MakeRun, ranks
 from scipy import stats
 
 from pmmrec.errors import DataError, RecipeError
@@ -87,10 +87,10 @@ def with_baselines(**rank_V: Sequence[int]) -> dict[str, Any]:
         name: {"hr@10": np.mean([1 <= rank <= 10 for rank in ranked]), "ndcg@10": np.mean(ndcg_by_loops(ranked))}
         for name, ranked in names.items()
     }
-    floors = {
+    baselines = {
         name: {key: Interval(float(mean), 0.0, 1.0) for key, mean in metrics.items()} for name, metrics in means.items()
     }
-    return {"floors": floors, "more": {f"baseline:{name}": ranked for name, ranked in names.items()}}
+    return {"baselines": baselines, "more": {f"baseline:{name}": ranked for name, ranked in names.items()}}
 
 
 def test_systems_are_tested_against_the_baselines_with_all_questions_corrected_together(make_run: MakeRun) -> None:
@@ -232,7 +232,7 @@ def test_several_targets_of_a_user_count_as_one_draw(make_run: MakeRun) -> None:
 
 def test_targets_of_the_training_part_decide_nothing(make_run: MakeRun) -> None:
     users, more = ["a", "a", "b", "b"], {"place": [1, 2, 1, 2], "held_out": [False, True, False, True]}
-    fair = StratumOutcome(num_targets=2, metrics={"hr@10": Interval(0.0, 0.0, 0.0)}, floors=FLOOR)
+    fair = StratumOutcome(num_targets=2, metrics={"hr@10": Interval(0.0, 0.0, 0.0)}, baselines=BASELINE_FIGURES)
     cold = {"users": users, "more": more, "scenario": "cold", "held_out": fair, "num_targets": 4}
     memory, honest = make_run("memory", [1, 0, 1, 0], **cold), make_run("honest", [0, 0, 0, 0], **cold)
     compared = compare(read_systems([str(memory), str(honest)]))
@@ -281,7 +281,7 @@ def test_a_run_on_several_domains_is_compared_on_those_it_shares(small_run: Path
     outcome = json.loads((run / "metrics.json").read_text())
     gallery = next(found for found in outcome["domains"] if found["domain"] == "gallery")
     users = pq.read_table(run / "ranks-gallery.parquet")
-    same = {"fingerprint": gallery["fingerprint"], "floors": gallery["floors"]}
+    same = {"fingerprint": gallery["fingerprint"], "baselines": gallery["baselines"]}
     perfect = make_run("perfect", [1] * len(users), domain="gallery", **same)
     pq.write_table(users.set_column(2, "rank", pa.array([1] * len(users))), perfect / "ranks.parquet")
     compared = compare(read_systems([str(run), str(perfect)]))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pmmrec.evaluation.floors import FLOORS
-from pmmrec.evaluation.outcome import DomainOutcome, Outcome, StratumOutcome, read_outcome
+from pmmrec.evaluation.baselines import BASELINES
+from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, StratumOutcome, read_outcome, write_outcome
 from pmmrec.evaluation.significance import Interval
 from pmmrec.report.tables import Percent
 from pmmrec.report.verdict import held_out_tables, popularity_tables, result_rows, stratum_notes, write_card
@@ -33,12 +33,12 @@ def _change(folder: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_floors_stand_first_and_once_for_each_domain(folders: tuple[Path, Path]) -> None:
+def test_baselines_stand_first_and_once_for_each_domain(folders: tuple[Path, Path]) -> None:
     _change(folders[1], name="other")
     found = result_rows([read_outcome(folder) for folder in folders])
     assert [domain.domain for domain, _ in found] == ["bazaar", "gallery"]
     for _, rows in found:
-        assert [row.system for row in rows] == [*FLOORS, "small", "other"]
+        assert [row.system for row in rows] == [*BASELINES, "small", "other"]
         assert [row.best_epoch is None for row in rows[:4]] == [True] * 4
 
 
@@ -49,14 +49,29 @@ def interval(mean: float) -> Interval:
 def cold_outcome(*, learned_here: bool) -> Outcome:
     """Ten cold targets, of which three were held out and none is popular."""
     figures = {"hr@10": interval(0.5), "ndcg@10": interval(0.25)}
-    floors = {"popularity": {"hr@10": interval(0.1), "ndcg@10": interval(0.05)}}
-    some = StratumOutcome(num_targets=3, metrics=figures, floors=floors)
+    baselines = {"popularity": {"hr@10": interval(0.1), "ndcg@10": interval(0.05)}}
+    some = StratumOutcome(num_targets=3, metrics=figures, baselines=baselines)
     measured = {"num_users": 6, "num_items": 20, "num_targets": 10, "seen_target": 0.0, "learned_here": learned_here}
     strata = {"0": some, "1-9": some, "10-99": StratumOutcome(num_targets=0), "100+": StratumOutcome(num_targets=0)}
     found = DomainOutcome(
-        domain="shop", fingerprint="f", metrics=figures, floors=floors, popularity=strata, held_out=some, **measured
+        domain="shop",
+        fingerprint="f",
+        metrics=figures,
+        baselines=baselines,
+        popularity=strata,
+        held_out=some,
+        **measured,
     )
     return Outcome(name="ours", kind="evaluate", scenario="cold", domains=(found,))
+
+
+def test_the_baselines_of_an_older_metrics_file_are_read_under_their_old_key(tmp_path: Path) -> None:
+    outcome = cold_outcome(learned_here=True)
+    write_outcome(tmp_path, outcome)
+    text = (tmp_path / METRICS_FILE).read_text()
+    assert text.count('"baselines"') == 6  # of the domain, its four strata and its held-out targets
+    (tmp_path / METRICS_FILE).write_text(text.replace('"baselines"', '"floors"'))
+    assert read_outcome(tmp_path) == outcome
 
 
 def test_targets_by_popularity_stand_in_one_table_empty_strata_too() -> None:
@@ -74,8 +89,8 @@ def test_a_reader_is_told_who_has_seen_targets_of_the_training_part() -> None:
     (trained,) = stratum_notes(cold_outcome(learned_here=True))
     (zero_shot,) = stratum_notes(cold_outcome(learned_here=False))
     assert "7 of the 10 cold targets lie in the training part" in trained
-    assert "ours was trained on this domain and the floors count there, so both have seen them" in trained
-    assert "ours was not trained on this domain, but the floors count there" in zero_shot
+    assert "ours was trained on this domain and the baselines count there, so both have seen them" in trained
+    assert "ours was not trained on this domain, but the baselines count there" in zero_shot
 
 
 def test_the_card_tells_origin_data_figures_and_licence_and_the_checkpoint_stays_whole(

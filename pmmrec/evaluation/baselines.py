@@ -14,10 +14,10 @@ from torch import Tensor
 from pmmrec.data.split import Holdout, Split
 from pmmrec.evaluation.ranking import Rows, Score
 
-Floor = Callable[[Split, Holdout], Score]
+Baseline = Callable[[Split, Holdout], Score]
 
 
-def random_floor(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # noqa: ARG001 - all floors are called alike
+def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # noqa: ARG001 - all baselines are called alike
     """A score for each user and item out of thin air; the same whatever the chunk. Its HR@k is k / N give or take."""
     num_items = split.domain.num_items
 
@@ -28,8 +28,8 @@ def random_floor(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # 
     return score
 
 
-def popularity_floor(split: Split, holdout: Holdout) -> Score:  # noqa: ARG001 - all floors are called alike
-    """How often an item occurs in train. Ties count against the target, so equal counts make it a low floor."""
+def popularity_baseline(split: Split, holdout: Holdout) -> Score:  # noqa: ARG001 - all baselines are called alike
+    """How often an item occurs in train. Ties count against the target, so equal counts make it a low baseline."""
     count_N = torch.from_numpy(split.train_counts.astype(np.float64))
 
     def score(rows: slice) -> Tensor:
@@ -38,7 +38,7 @@ def popularity_floor(split: Split, holdout: Holdout) -> Score:  # noqa: ARG001 -
     return score
 
 
-def markov_floor(split: Split, holdout: Holdout) -> Score:
+def markov_baseline(split: Split, holdout: Holdout) -> Score:
     """How often an item came right after the last item of the history, in train."""
     num_items, items = split.domain.num_items, split.train_items.astype(np.int64)
     is_last = np.zeros(len(items), dtype=bool)
@@ -53,13 +53,13 @@ def markov_floor(split: Split, holdout: Holdout) -> Score:
     return score
 
 
-def item_knn_floor(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> Score:
+def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> Score:
     """Sum of the cosines between an item and the items of the history, recent ones counting more.
 
-    Cosines are between columns of the binary user-item matrix of train: c_ij / (sqrt(c_i c_j) + shrinkage), an item is
-    no neighbour of itself, every other item is a neighbour. `shrinkage` takes weight from pairs seen in few users; the
-    history's item before the last weighs `decay`, the one before it `decay` squared. Without both (0 and 1) the floor
-    is the textbook's, and much lower.
+    Cosines are between columns of the binary user-item matrix of train: c_ij / (sqrt(c_i c_j) + shrinkage). An item is
+    not a neighbour of itself; every other item is. `shrinkage` lowers the weight of pairs that few users share. The
+    history's last item weighs 1, the one before it `decay`, the one before that `decay` squared. With shrinkage 0 and
+    decay 1 this is the textbook's item-kNN, and much weaker.
     """
     num_users, num_items = len(split.train_offsets) - 1, split.domain.num_items
     user = np.repeat(np.arange(num_users), np.diff(split.train_offsets))
@@ -75,25 +75,25 @@ def item_knn_floor(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, d
     return score
 
 
-MAX_HELD = 200_000_000  # training items of all users that a floor may hold in memory at once, some 30 bytes each
+MAX_HELD = 200_000_000  # training items of all users that a baseline may hold in memory at once, some 30 bytes each
 
-FLOORS: Mapping[str, Floor] = {
-    "random": random_floor,
-    "popularity": popularity_floor,
-    "last-item Markov": markov_floor,
-    "item-kNN": item_knn_floor,
+BASELINES: Mapping[str, Baseline] = {
+    "random": random_baseline,
+    "popularity": popularity_baseline,
+    "last-item Markov": markov_baseline,
+    "item-kNN": item_knn_baseline,
 }
 
 
-def floors_for(split: Split) -> dict[str, Floor]:
-    """The floors that a domain is small enough for: of a very large one, those that count items alone."""
+def baselines_for(split: Split) -> dict[str, Baseline]:
+    """The baselines that a domain is small enough for: of a very large one, those that count items alone."""
     holds_all = {"last-item Markov", "item-kNN"} if split.domain.num_interactions > MAX_HELD else set()
-    return {name: floor for name, floor in FLOORS.items() if name not in holds_all}
+    return {name: baseline for name, baseline in BASELINES.items() if name not in holds_all}
 
 
 def left_out(split: Split) -> str | None:
-    """A warning that names the floors a domain is too large for."""
-    names = [name for name in FLOORS if name not in floors_for(split)]
+    """A warning that names the baselines a domain is too large for."""
+    names = [name for name in BASELINES if name not in baselines_for(split)]
     if not names:
         return None
     num = split.domain.num_interactions
