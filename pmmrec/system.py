@@ -26,6 +26,7 @@ from pmmrec.data.split import Split
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
+from pmmrec.evaluation.domain_paths import write_domain_paths
 from pmmrec.evaluation.encoded import kept_vectors
 from pmmrec.evaluation.outcome import Outcome, baseline_columns, domain_outcome, rank_baselines, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
@@ -33,7 +34,6 @@ from pmmrec.evaluation.recommend import ListMaker
 from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
-from pmmrec.evaluation.whereabouts import write_whereabouts
 from pmmrec.homes import CACHE, expanded
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
@@ -137,7 +137,7 @@ class System:
                 place_of = {} if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
                 more = {**place_of, **baseline_columns(baselines)}
                 write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids, more)
-                write_whereabouts(place, [opened])
+                write_domain_paths(place, [opened])
                 write_outcome(place, outcome)
         return outcome
 

@@ -20,7 +20,7 @@ from pmmrec.data.split import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
-from pmmrec.evaluation.share import ALONE, Team, turns
+from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress
@@ -73,12 +73,12 @@ def evaluate_model(
     seen: Seen = "exclude",
     *,
     precision: torch.dtype = torch.float32,
-    team: Team = ALONE,
+    group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Encode the catalogue once, rank it for every query of the holdout, and take the means with their intervals.
 
-    A `team` shares the work, chunk by chunk as one process would cut it: every process calls this, and gets to the bit
+    A `group` shares the work, chunk by chunk as one process would cut it: every process calls this, and gets to the bit
     what one process alone would.
     """
     holdout = which if isinstance(which, Holdout) else split.holdout(which)
@@ -87,12 +87,17 @@ def evaluate_model(
         folder, name = split.domain.folder, holdout.name
         raise DataError(f"{folder}: nobody has three interactions, so there is no {name} target to rank")
     rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "precision": precision}
-    vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules, team=team, progress=progress)
+    vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules, group=group, progress=progress)
     contents = reader.contents(domain_index)
     score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents)
     chunk, is_readable_N = users_at_once(num_items), contents.is_readable_N
     ranks = rank_targets(
-        *(holdout, num_items, score), seen=seen, chunk=chunk, is_readable_N=is_readable_N, team=team, progress=progress
+        *(holdout, num_items, score),
+        seen=seen,
+        chunk=chunk,
+        is_readable_N=is_readable_N,
+        group=group,
+        progress=progress,
     )
     return Evaluation(ranks)
 
@@ -111,15 +116,15 @@ def encode_catalogue(
     chunk: int,
     device: torch.device | str,
     precision: torch.dtype = torch.float32,
-    team: Team = ALONE,
+    group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Tensor:
     """Fused vectors of all items of a domain, `(N, D)` float32 on `device`, each content encoded once.
 
     Items that are alike have the very same vector, whatever chunk and padding they would have met; those with nothing
     to read have zeros. `precision`: bfloat16 or float16 run the encoders under autocast. Modes of the model are as
-    before afterwards. A `team` shares the chunks; all of it must call this, and gets all vectors. Raises DataError when
-    the reader knows another number of items or a vector is not finite.
+    before afterwards. A `group` shares the chunks; all of it must call this, and gets all vectors. Raises DataError
+    when the reader knows another number of items or a vector is not finite.
     """
     contents = reader.contents(domain_index)
     if len(contents.same_as_N) != num_items:
@@ -130,7 +135,7 @@ def encode_catalogue(
     vectors_ND, rows = torch.empty(0), reader.in_order(domain_index)
     autocast = torch.autocast(torch.device(device).type, dtype=precision, enabled=precision != torch.float32)
     with evaluating(recommender), autocast:
-        for place, is_own in turns(-(-len(rows) // chunk), team):
+        for place, is_own in turns(-(-len(rows) // chunk), group):
             some = rows[place * chunk : (place + 1) * chunk]
             items = reader.read(np.full(len(some), domain_index), some)
             fused_UD = recommender.item_encoder(reader.to_device(items, device)).fused_UD
@@ -140,7 +145,7 @@ def encode_catalogue(
                 vectors_ND[items.row_U.to(device)] = fused_UD.float()
             if progress is not None:
                 progress("items encoded", min((place + 1) * chunk, len(rows)), len(rows))
-    vectors_ND = team.summed(vectors_ND)  # where one has a vector all others have zeros, so nothing is rounded
+    vectors_ND = group.summed(vectors_ND)  # where one has a vector all others have zeros, so nothing is rounded
     for start in range(0, num_items, ROWS_AT_ONCE):  # in place: the first of those that are alike stays as it is
         end = start + ROWS_AT_ONCE
         vectors_ND[start:end] = vectors_ND[torch.from_numpy(contents.same_as_N[start:end]).to(device)]

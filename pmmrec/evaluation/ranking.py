@@ -20,7 +20,7 @@ from pmmrec.atomic import whole_file
 from pmmrec.data.split import Holdout
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.ids import ids_at
-from pmmrec.evaluation.share import ALONE, Team, turns
+from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.progress import Progress
 
 Seen = Literal["exclude", "include"]
@@ -61,7 +61,7 @@ def rank_targets(
     seen: Seen = "exclude",
     chunk: int,
     is_readable_N: NDArray[np.bool_] | None = None,
-    team: Team = ALONE,
+    group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Ranks:
     """Rank each target among all items: 1 + the number of other candidates that score as high or higher.
@@ -69,9 +69,9 @@ def rank_targets(
     Ties count against the target, in the dtype of the scores. `exclude`: items of the history are no candidates, and a
     target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items that are not in
     `is_readable_N` are treated like seen ones: the model knows nothing of them, so their scores mean nothing. The work
-    is done where the scores are. A `team` shares the chunks; all of it must call this, and gets all ranks.
+    is done where the scores are. A `group` shares the chunks; all of it must call this, and gets all ranks.
 
-    Raises DataError when there is no query, or a score is not finite, in every process of the team.
+    Raises DataError when there is no query, or a score is not finite, in every process of the group.
     """
     check_seen(seen)
     if not holdout.num_queries:
@@ -80,13 +80,13 @@ def rank_targets(
         is_readable_N = np.ones(num_items, dtype=bool)
     figures = torch.zeros(len(fields(Ranks)), holdout.num_queries + 1, dtype=torch.int64)  # the last: who failed
     failure: DataError | None = None
-    for place, is_own in turns(-(-holdout.num_queries // chunk), team):
+    for place, is_own in turns(-(-holdout.num_queries // chunk), group):
         rows = slice(place * chunk, min((place + 1) * chunk, holdout.num_queries))
         score_qN = score(rows)
         try:
             check_scores(score_qN, holdout.user_index[rows], num_items, holdout.name)
         except DataError as error:
-            if team.world == 1:
+            if group.world == 1:
                 raise
             failure, figures[:, -1] = error, 1  # the others are still at work: all of them stop together
             continue
@@ -96,7 +96,7 @@ def rank_targets(
             figures[:, rows] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
         if progress is not None:
             progress("users ranked", rows.stop, holdout.num_queries)
-    figures = team.summed(figures)
+    figures = group.summed(figures)
     if failure is not None:
         raise failure
     if figures[0, -1]:

@@ -1,4 +1,4 @@
-"""Share work out over the processes that do it together."""
+"""Divide work among several processes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from pmmrec.errors import RecipeError
 
 @dataclass(frozen=True)
 class Share:
-    """This process is number `index` of `count`. They meet in a folder that all of them see, and nowhere else."""
+    """This process is number `index` of `count`; they share a folder and exchange nothing else."""
 
     index: int = 0
     count: int = 1
-    on_machine: int = 0  # its number among the processes of this machine: which GPU is its own
+    on_machine: int = 0  # its number among the processes of this machine, which chooses its GPU
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
-        """What torchrun or `accelerate launch` says; alone where they say nothing. RecipeError for nonsense."""
+        """Read what torchrun or `accelerate launch` set; without them this process is the only one.
+
+        Raises RecipeError for values that make no sense.
+        """
         words = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         if words["WORLD_SIZE"] is None:
             return cls()
@@ -37,27 +40,27 @@ class Share:
 
     @property
     def device(self) -> str | None:
-        """Its GPU where several processes share a machine that has them; None: whatever one process would take."""
+        """The GPU of this process where several share a machine with GPUs; None: choose as a single process does."""
         if self.count == 1 or not torch.cuda.is_available():
             return None
         return f"cuda:{self.on_machine % torch.cuda.device_count()}"
 
     def span(self, total: int) -> slice:
-        """Its part of `total` things in a row; the parts of all processes are as equal as can be."""
+        """The consecutive part of `total` things that is its own; parts differ in size by one at most."""
         return slice(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     def order(self, total: int) -> list[int]:
-        """All of `total` pieces of work: its own first, then those of others from the end.
+        """The order in which to try all `total` pieces of work: its own first, then those of others from the end.
 
-        A process that skips what is done already helps whoever is slow, or has died, and waits for nobody.
+        A process that skips finished pieces thereby helps those that are slow or have died, and never waits.
         """
         own = self.span(total)
         others = [place for place in range(total) if not own.start <= place < own.stop]
         return [*range(own.start, own.stop), *reversed(others)]
 
 
-class Team(Protocol):
-    """Processes that do some work at the same time and wait for each other, seen from one of them."""
+class WorkerGroup(Protocol):
+    """Processes that do one piece of work together, as seen by one of them."""
 
     @property
     def rank(self) -> int: ...
@@ -65,13 +68,13 @@ class Team(Protocol):
     def world(self) -> int: ...
 
     def summed(self, own: Tensor) -> Tensor:
-        """The sum over all processes, where `own` lies. All must call it."""
+        """The sum of `own` over all processes, on its device. All processes must call it."""
         ...
 
 
 @dataclass(frozen=True)
-class Alone:
-    """A team of one."""
+class SingleProcess:
+    """A worker group of one."""
 
     rank: int = 0
     world: int = 1
@@ -80,15 +83,15 @@ class Alone:
         return own
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-def turns(total: int, team: Team) -> Iterator[tuple[int, bool]]:
-    """The pieces of `total` that this process does, and whether it is for their sake.
+def turns(total: int, group: WorkerGroup) -> Iterator[tuple[int, bool]]:
+    """The pieces of `total` that this process does, and whether it keeps the outcome.
 
-    All processes have as many turns, since each calls the same modules, and those may exchange weights: who has fewer
-    pieces does one more, whose outcome is thrown away.
+    All processes get the same number of turns, because the modules they call may exchange weights. A process with
+    fewer pieces repeats the last one and discards the outcome.
     """
-    for first in range(0, total, team.world):
-        place = first + team.rank
+    for first in range(0, total, group.world):
+        place = first + group.rank
         yield min(place, total - 1), place < total

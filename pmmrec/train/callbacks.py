@@ -55,11 +55,11 @@ class RankEvery:
         device, seen = loop.processes.device, self._config.seen
         asked = zip(self._names, self._splits, self._holdouts, strict=True)
         for index, (name, split, holdout) in enumerate(asked):
-            model, team = loop.task.recommender, loop.team
+            model, group = loop.task.recommender, loop.group
             try:
                 with loop.in_reach(), bars(is_shown=loop.processes.is_main) as progress:
                     evaluation = evaluate_model(
-                        *(model, self._reader, index, split, holdout, device, seen), team=team, progress=progress
+                        *(model, self._reader, index, split, holdout, device, seen), group=group, progress=progress
                     )
             except NotFiniteVectorError as error:
                 item = split.domain.item_ids[error.row].as_py()

@@ -13,6 +13,7 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
+from pmmrec.evaluation.domain_paths import write_domain_paths
 from pmmrec.evaluation.outcome import (
     DomainOutcome,
     Outcome,
@@ -22,8 +23,7 @@ from pmmrec.evaluation.outcome import (
     write_outcome,
 )
 from pmmrec.evaluation.ranking import write_ranks
-from pmmrec.evaluation.share import Team
-from pmmrec.evaluation.whereabouts import write_whereabouts
+from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.models.build import ModelConfig
 from pmmrec.progress import bars
 from pmmrec.train.callbacks import ValidationConfig
@@ -126,7 +126,7 @@ def rank_test_targets(
     """
     kept = run.folder / CHECKPOINT_FOLDER
     with loop.watched(), loop.ending_when_asked():
-        evaluations = _test(run, recipe, kept, sources, base, loop.team) if recipe.rank_test else ()
+        evaluations = _test(run, recipe, kept, sources, base, loop.group) if recipe.rank_test else ()
     outcome = run.by_main(lambda: _written_outcome(run, recipe, loop, sources, kind, evaluations))
     if not recipe.rank_test:
         run.log.say("test targets left alone (rank_test: false); nothing is published")
@@ -146,7 +146,7 @@ def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
 
 
 def _test(
-    run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, team: Team
+    run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, group: WorkerGroup
 ) -> tuple[Evaluation, ...]:
     """The test targets of every domain, ranked by all processes together."""
     checkpoint = Checkpoint.open(folder)
@@ -158,7 +158,9 @@ def _test(
     holdouts = [split.holdout("test", judge.users) for split in sources.splits]
     with bars(is_shown=run.processes.is_main) as progress:
         return tuple(
-            evaluate_model(recommender, reader, index, split, holdout, device, judge.seen, team=team, progress=progress)
+            evaluate_model(
+                recommender, reader, index, split, holdout, device, judge.seen, group=group, progress=progress
+            )
             for index, (split, holdout) in enumerate(zip(sources.splits, holdouts, strict=True))
         )
 
@@ -182,7 +184,7 @@ def _written_outcome(
         peak_memory_bytes=loop.cost.peak_memory_bytes,
         validation=dict(loop.validation[best_epoch]),
     )
-    write_whereabouts(run.folder, sources.domains)
+    write_domain_paths(run.folder, sources.domains)
     write_outcome(run.folder, outcome)
     return outcome
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pmmrec.contracts import Batch
 from pmmrec.data.loader import LostWorkerError
 from pmmrec.errors import MachineError, RecipeError
-from pmmrec.evaluation.share import Team
+from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import Cost, forget_peak
@@ -119,7 +119,7 @@ class Loop:
         self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
         self._batches, self._callbacks, self._states = batches, callbacks, states
         self._meter, self._began_s, self._epoch_s = Meter(), time.monotonic(), 0.0  # `_epoch_s`: before it was stopped
-        self.team: Team = processes if states is None else states.team  # for work that a stop may abandon
+        self.group: WorkerGroup = processes if states is None else states.team  # for work that a stop may abandon
         self._wishes = Late()
         self._heard: Tensor | None = None  # the wishes of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch

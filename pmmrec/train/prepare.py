@@ -217,7 +217,7 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
         return reader
     device, started_s = run.processes.device, time.monotonic()
     recommender.to(device)
-    rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "team": run.processes}
+    rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "group": run.processes}
     vectors_ND = [
         encode_catalogue(recommender, reader, place, domain.num_items, **rules)
         for place, domain in enumerate(sources.domains)

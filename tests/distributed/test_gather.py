@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pmmrec.contracts import Modality
 from pmmrec.data.batches import BatchBuilder, DataConfig
-from pmmrec.evaluation.share import ALONE
+from pmmrec.evaluation.share import SINGLE_PROCESS
 from pmmrec.train.processes import MachineConfig, Processes
 
 ATOL = 1e-12  # float64, values near 1; measured at most 2e-15
@@ -96,7 +96,7 @@ def test_both_processes_call_every_encoder_as_often_as_the_other(trained: Traine
 def test_ranks_of_both_are_those_of_one_to_the_bit(trained: Trained, home: Path) -> None:
     task = train_together.task_of(home, train_together.PAPER, train_together.sources_of(home))
     task.load_state_dict(load_file(trained.two / "plain" / "weights-0.safetensors"))
-    alone = train_together.ranks_of(home, task.float(), ALONE)
+    alone = train_together.ranks_of(home, task.float(), SINGLE_PROCESS)
     for rank in (0, 1):
         found = load_file(trained.two / f"ranks-{rank}.safetensors")
         assert all(torch.equal(found[name], value) for name, value in alone.items())

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from together import FSDP2, Ended, run_together
 from torch import Tensor
 
-from pmmrec.evaluation.share import ALONE
+from pmmrec.evaluation.share import SINGLE_PROCESS
 from pmmrec.shipped import shipped_file
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ def test_both_call_every_encoder_as_often_as_the_other(home: Path) -> None:
 
 def test_ranks_of_both_are_those_of_one_to_the_bit(home: Path) -> None:
     task = train_together.task_of(home, train_together.PAPER, train_together.sources_of(home)).float()
-    alone = train_together.ranks_of(home, task, ALONE)
+    alone = train_together.ranks_of(home, task, SINGLE_PROCESS)
     for rank in (0, 1):
         found = load_file(home / "two" / f"ranks-{rank}.safetensors")
         assert all(torch.equal(found[name], value) for name, value in alone.items())

@@ -20,7 +20,7 @@ from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
 from pmmrec.evaluation.catalogue import encode_catalogue, model_scorer
 from pmmrec.evaluation.ranking import rank_targets
-from pmmrec.evaluation.share import Team
+from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.launch import Spread
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
@@ -175,14 +175,14 @@ def counted_calls(task: TrainingTask) -> dict[str, int]:
     return calls
 
 
-def ranks_of(home: Path, task: TrainingTask, team: Team) -> dict[str, torch.Tensor]:
+def ranks_of(home: Path, task: TrainingTask, group: WorkerGroup) -> dict[str, torch.Tensor]:
     """Ranks of the validation targets of `shop`, in small pieces; of a task in float32, as ranking is."""
     sources = sources_of(home)
     reader, split = reader_of(home, task, sources), sources.splits[0]
     holdout, num_items = split.holdout("validation"), split.domain.num_items
-    vectors_ND = encode_catalogue(task.recommender, reader, 0, num_items, chunk=5, device="cpu", team=team)
+    vectors_ND = encode_catalogue(task.recommender, reader, 0, num_items, chunk=5, device="cpu", group=group)
     score = model_scorer(task.recommender, vectors_ND, holdout, split.train_counts, "cpu")
-    ranks = rank_targets(holdout, num_items, score, chunk=5, team=team)
+    ranks = rank_targets(holdout, num_items, score, chunk=5, group=group)
     return {"rank": ranks.rank, "user": ranks.user_index, "vectors": vectors_ND}
 
 

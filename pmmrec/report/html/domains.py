@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError
-from pmmrec.evaluation.whereabouts import read_whereabouts
+from pmmrec.evaluation.domain_paths import read_domain_paths
 from pmmrec.report.comparison import System
 
 
@@ -18,7 +18,7 @@ def domains_read(systems: Sequence[System]) -> list[Domain]:
     """
     told: dict[str, list[tuple[Path, Path]]] = {}  # name -> run, folder of the domain
     for folder in (folder for system in systems for folder in system.folders):
-        for name, place in read_whereabouts(folder).items():
+        for name, place in read_domain_paths(folder).items():
             told.setdefault(name, []).append((folder, place))
     measured = {found.domain: found.fingerprint for system in systems for found in system.domains.values()}
     return [_first_sound(name, measured[name], places) for name, places in told.items() if name in measured]

@@ -19,7 +19,7 @@ from pmmrec.errors import DataError
 from pmmrec.evaluation import catalogue
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
 from pmmrec.evaluation.ranking import Ranks
-from pmmrec.evaluation.share import ALONE, Team, turns
+from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.models.recommender import Recommender
 
 NUM_ITEMS = 30
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Member:
-    """One thread of a team."""
+    """One thread of a group."""
 
     rank: int
     world: int
@@ -61,7 +61,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "users_at_once", lambda _num_items: 3)
 
 
-def by_threads(world: int, work: Callable[[Team], Any]) -> list[Any]:
+def by_threads(world: int, work: Callable[[WorkerGroup], Any]) -> list[Any]:
     table = Table(world)
     with ThreadPoolExecutor(world) as pool:
         return list(pool.map(lambda rank: work(Member(rank, world, table)), range(world)))
@@ -75,14 +75,14 @@ def test_a_team_ranks_as_one_process_does(
     reader = make_reader(split.domain)
     calls: list[list[int]] = []
 
-    def work(team: Team) -> Evaluation:
+    def work(group: WorkerGroup) -> Evaluation:
         own, counts = copy.deepcopy(recommender), [0, 0]
         calls.append(counts)
         for place, module in enumerate((own.item_encoder, own.user_encoder)):
             module.register_forward_pre_hook(lambda *_, place=place: counts.__setitem__(place, counts[place] + 1))
-        return evaluate_model(own, reader, 0, split, "test", "cpu", team=team)
+        return evaluate_model(own, reader, 0, split, "test", "cpu", group=group)
 
-    alone = work(ALONE)
+    alone = work(SINGLE_PROCESS)
     calls.clear()
     for found in by_threads(world, work):
         assert found.metrics == alone.metrics
@@ -97,19 +97,19 @@ def test_all_of_a_team_stop_where_one_meets_a_broken_score(
     reader = make_reader(split.domain)
     broken_user = int(split.holdout("test").user_index[3])  # the first of the second piece: of the second process
 
-    def work(team: Team) -> str:
+    def work(group: WorkerGroup) -> str:
         own = copy.deepcopy(recommender)
         plain = own.scorer.forward
 
         def forward(hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:
             score_BN = plain(hidden_BD, items_ND, count_N)
             forward.calls += 1
-            return score_BN / 0 if team.rank == 1 and forward.calls == 1 else score_BN
+            return score_BN / 0 if group.rank == 1 and forward.calls == 1 else score_BN
 
         forward.calls = 0
         own.scorer.forward = forward
         with pytest.raises(DataError) as told:
-            evaluate_model(own, reader, 0, split, "test", "cpu", team=team)
+            evaluate_model(own, reader, 0, split, "test", "cpu", group=group)
         return str(told.value)
 
     first, second, third = by_threads(3, work)
