@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pmmrec.programs import fit
-    from pmmrec.serving.offer import EncodedItems
+    from pmmrec.serving.candidates import EncodedItems
     from pmmrec.system import System, load
 
 # Threads of OpenMP that wait for one another spin, which takes the processor from them and from everybody else where

@@ -38,8 +38,8 @@ from pmmrec.homes import CACHE, expanded
 from pmmrec.models import Catalogue, Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
+from pmmrec.serving.candidates import Candidates, EncodedItems, check_new, report_rejected, weights_name
 from pmmrec.serving.export import Exported, write_index
-from pmmrec.serving.offer import EncodedItems, Offer, check_new, report_rejected, weights_name
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
 from pmmrec.train.threads import threads_for
@@ -184,14 +184,14 @@ class System:
             if k > num_items:
                 raise RecipeError(f"--top-k {k}: {opened.name} has only {num_items} items; choose k up to that")
             fresh = None if new is None else self._encode(new, share, say)
-            offer = Offer.of(self._encode(opened, share, say), fresh)
+            candidates = Candidates.of(self._encode(opened, share, say), fresh)
             asked = f"{weights_name(self.checkpoint)} {self._popularity} {opened.fingerprint} {k} {seen}"
             releases = made_by("pixels", "tokens", "vectors")
             name = f"{asked} {'' if new is None else new.fingerprint} {releases}"
             job = ScoreJob(place, histories, chosen, share=share, name=hashlib.sha256(name.encode()).hexdigest())
-            maker = self._maker_of(offer, opened, k, seen)
+            maker = self._maker_of(candidates, opened, k, seen)
             with bars_or_lines(say) as progress:
-                return job.run(maker, offer.item_ids, progress)
+                return job.run(maker, candidates.item_ids, progress)
 
     def index(
         self,
@@ -247,18 +247,18 @@ class System:
             yield new
             self._encoded.pop(new.fingerprint, None)
 
-    def _maker_of(self, offer: Offer, domain: Domain, k: int, seen: Seen) -> ListMaker:
+    def _maker_of(self, candidates: Candidates, domain: Domain, k: int, seen: Seen) -> ListMaker:
         """What makes the lists of many users, from all that is offered to those of a domain."""
         model, counts = self._model_for(domain), None
         if model.scorer.reads_counts:
-            num_new = len(offer.item_ids) - domain.num_items
+            num_new = len(candidates.item_ids) - domain.num_items
             counts = np.concatenate([domain.item_counts, np.zeros(num_new, np.int64)])
         return ListMaker(
             model,
-            offer.vectors_ND,
+            candidates.vectors_ND,
             k,
             counts=counts,
-            contents=offer.contents,
+            contents=candidates.contents,
             seen=seen,
             device=self.device,
             threads=torch.get_num_threads(),

@@ -12,7 +12,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.models.build import ModelConfig
 from pmmrec.recipe import FinetuneRecipe
-from pmmrec.report.comparison import Compared, System, compare, read_systems
+from pmmrec.report.comparison import Compared, ComparedSystem, compare, read_systems
 from pmmrec.report.epochs import Best, best_epoch, judged_by, read_epochs
 from pmmrec.settings import validate
 from pmmrec.tables import Sentence
@@ -73,7 +73,7 @@ def _best(folder: Path) -> Best:
     return best_epoch(read_epochs(folder), judged_by(folder))
 
 
-def _epoch_lines(transfer: Path, systems: list[System], bests: list[Best]) -> list[str]:
+def _epoch_lines(transfer: Path, systems: list[ComparedSystem], bests: list[Best]) -> list[str]:
     metric = judged_by(transfer)
     lines = []
     for system, best in zip(systems, bests, strict=True):
@@ -92,7 +92,7 @@ def _seconds(outcome: Outcome) -> str:
     return "" if outcome.training_s is None else f", {outcome.training_s:,.0f} s of training"
 
 
-def _verdict(compared: Compared, ours: System, theirs: System) -> list[str]:
+def _verdict(compared: Compared, ours: ComparedSystem, theirs: ComparedSystem) -> list[str]:
     """Whether transfer paid; a warning where it did harm."""
     shown = [difference for difference in compared.differences if difference.is_shown]
     better = [d.metric.upper() for d in shown if d.interval.mean > 0]
@@ -110,5 +110,5 @@ def _verdict(compared: Compared, ours: System, theirs: System) -> list[str]:
     return lines
 
 
-def _num_users(system: System) -> int:
+def _num_users(system: ComparedSystem) -> int:
     return max(found.num_users for found in system.domains.values())

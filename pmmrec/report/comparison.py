@@ -30,7 +30,7 @@ Figures = Mapping[str, NDArray[np.float64]]  # metric -> (M, Q)
 
 
 @dataclass(frozen=True)
-class System:
+class ComparedSystem:
     """Runs of one system, one for each seed it was trained with."""
 
     name: str
@@ -53,7 +53,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """What sets one system apart from another on one metric: first minus second, paired over users."""
 
     first: str
@@ -117,7 +117,7 @@ class Compared:
     """Systems side by side on each domain that they share, what sets them apart, and what a reader must know."""
 
     domains: tuple[ComparedDomain, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[PairedDifference, ...]
     notes: tuple[str, ...]  # what could not be asked
     warnings: tuple[str, ...]  # what may make the comparison unfair
 
@@ -151,7 +151,7 @@ class Compared:
         return [*lines, *(f"note: {note}" for note in self.notes), *(f"warning: {text}" for text in self.warnings)]
 
 
-def read_systems(words: Sequence[str]) -> list[System]:
+def read_systems(words: Sequence[str]) -> list[ComparedSystem]:
     """Systems from `RUN` or `NAME=RUN,RUN,...` (seeds of one system). Two of one name are called by their folders.
 
     Raises RecipeError for words that make no sense, DataError for folders that hold no figures, and for systems that
@@ -162,7 +162,7 @@ def read_systems(words: Sequence[str]) -> list[System]:
     systems = [
         system
         if names.count(system.name) == 1
-        else System(", ".join(map(str, system.folders)), system.folders, system.outcomes)
+        else ComparedSystem(", ".join(map(str, system.folders)), system.folders, system.outcomes)
         for system in systems
     ]
     folders = [folder.resolve() for system in systems for folder in system.folders]
@@ -173,14 +173,14 @@ def read_systems(words: Sequence[str]) -> list[System]:
     return systems
 
 
-def compare(systems: Sequence[System], against: str | None = None) -> Compared:
+def compare(systems: Sequence[ComparedSystem], against: str | None = None) -> Compared:
     """Every pair of the systems, and each system against the baselines, on every domain that they were measured on.
 
     `against` names one system, or one baseline, which alone is asked about. Raises RecipeError where it names none of
     them, DataError where ranks are of other users or targets.
     """
     _refuse_unknown(systems, against)
-    domains, raw, notes = [], list[Difference](), list[str]()
+    domains, raw, notes = [], list[PairedDifference](), list[str]()
     for name, about in _all_domains(systems).items():
         here = [system for system in systems if name in system.domains]
         figures, baselines = _figures(here, name, notes)
@@ -193,7 +193,7 @@ def compare(systems: Sequence[System], against: str | None = None) -> Compared:
     return Compared(tuple(domains), tuple(differences), tuple(notes), tuple(_cut_off(systems)))
 
 
-def _refuse_unknown(systems: Sequence[System], against: str | None) -> None:
+def _refuse_unknown(systems: Sequence[ComparedSystem], against: str | None) -> None:
     """RecipeError where `against` names nothing that stands in a table, or the only system that does."""
     if against is None:
         return
@@ -207,7 +207,7 @@ def _refuse_unknown(systems: Sequence[System], against: str | None) -> None:
         raise RecipeError(f"--against {against}: has no effect on one system alone; name another to compare it with")
 
 
-def _cut_off(systems: Sequence[System]) -> Iterator[str]:
+def _cut_off(systems: Sequence[ComparedSystem]) -> Iterator[str]:
     """A warning for each run that was still getting better when its training ended."""
     for system in systems:
         for folder, outcome in zip(system.folders, system.outcomes, strict=True):
@@ -219,16 +219,16 @@ def _cut_off(systems: Sequence[System]) -> Iterator[str]:
                 )
 
 
-def _system(word: str) -> System:
+def _system(word: str) -> ComparedSystem:
     name, equals, listed = word.partition("=")
     whole = expanded(Path(word))
     if word and ((not equals and "," not in word) or whole.exists()):
         outcome = read_outcome(whole)
-        return System(outcome.name, (whole,), (outcome,))
+        return ComparedSystem(outcome.name, (whole,), (outcome,))
     folders = tuple(expanded(Path(folder)) for folder in listed.split(","))
     if not name or not all(listed.split(",")):
         raise RecipeError(f"argument {word!r}: name a run folder, or seeds of one system as NAME=RUN,RUN")
-    return System(name, folders, tuple(read_outcome(folder) for folder in folders))
+    return ComparedSystem(name, folders, tuple(read_outcome(folder) for folder in folders))
 
 
 def _refuse_other_measures(runs: Sequence[tuple[Path, Outcome]]) -> None:
@@ -262,7 +262,7 @@ def _fair(found: DomainOutcome) -> DomainOutcome | StratumOutcome:
     return found if found.held_out is None else found.held_out
 
 
-def _all_domains(systems: Sequence[System]) -> dict[str, DomainOutcome]:
+def _all_domains(systems: Sequence[ComparedSystem]) -> dict[str, DomainOutcome]:
     domains: dict[str, DomainOutcome] = {}
     for system in systems:
         for name, found in system.domains.items():
@@ -270,7 +270,9 @@ def _all_domains(systems: Sequence[System]) -> dict[str, DomainOutcome]:
     return domains
 
 
-def _figures(systems: Sequence[System], domain: str, notes: list[str]) -> tuple[dict[str, Figures], dict[str, Figures]]:
+def _figures(
+    systems: Sequence[ComparedSystem], domain: str, notes: list[str]
+) -> tuple[dict[str, Figures], dict[str, Figures]]:
     """Values of each system that kept its ranks, and of each baseline, user by user, by its name.
 
     `notes` is told of systems and baselines whose ranks were not kept.
@@ -326,7 +328,7 @@ def _refuse_other_figures(
             )
 
 
-def _row(system: System, domain: str, figures: Figures | None) -> ResultRow:
+def _row(system: ComparedSystem, domain: str, figures: Figures | None) -> ResultRow:
     """The line of a system: means over its seeds; without ranks there is no interval over several."""
     metrics: Mapping[str, Interval | float] = _fair(system.domains[domain]).metrics
     num_seeds = len(system.folders)
@@ -348,7 +350,7 @@ def _row_record(row: ResultRow) -> dict[str, Any]:
 
 def _differences(
     figures: Mapping[str, Figures], baselines: Mapping[str, Figures], domain: str, against: str | None
-) -> list[Difference]:
+) -> list[PairedDifference]:
     """Every pair on every metric, p-values as they are."""
     pairs = list(itertools.combinations(figures.items(), 2))
     pairs += itertools.product(figures.items(), [one for one in baselines.items() if one[0] != CHANCE])
@@ -358,5 +360,5 @@ def _differences(
     found = []
     for ((first, a), (second, b)), metric in itertools.product(pairs, SHOWN):
         p = sign_flip_p(a[metric].mean(axis=0) - b[metric].mean(axis=0))
-        found.append(Difference(first, second, metric, domain, difference_interval(a[metric], b[metric]), p, p))
+        found.append(PairedDifference(first, second, metric, domain, difference_interval(a[metric], b[metric]), p, p))
     return found

@@ -22,8 +22,8 @@ from pmmrec.evaluation.catalogue import alike_items, evaluating
 from pmmrec.evaluation.scan import SAFE, Scan, Sizes, inner_products
 from pmmrec.evaluation.states import states_after
 from pmmrec.models.recommender import Recommender
-from pmmrec.serving.offer import EncodedItems
-from pmmrec.serving.search import Floats, Kind, Search, faiss
+from pmmrec.serving.candidates import EncodedItems
+from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
 from pmmrec.serving.service import (
     FAISS_FILE,
     FORMAT,
@@ -228,7 +228,7 @@ def _recalls(
     nothing = np.empty(0, dtype=np.int64)
     exact = torch.cat([scan.best(some, nothing, nothing, None)[1] for some in torch.split(query_QD, sizes.users)])
     for effort in EFFORTS[kind]:
-        found, _ = Search.of(index, kind, effort, key_CD.numpy()).best(query_QD.numpy(), k)
+        found, _ = IndexSearch.of(index, kind, effort, key_CD.numpy()).best(query_QD.numpy(), k)
         recall = float(np.mean([_shared(alike_C, one, other) for one, other in zip(exact.numpy(), found, strict=True)]))
         yield Recall(effort, recall)
         if recall >= GOOD_RECALL:

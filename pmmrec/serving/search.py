@@ -37,7 +37,7 @@ def faiss() -> Any:
 
 
 @dataclass(frozen=True)
-class Search:
+class IndexSearch:
     """An index of faiss, and how hard it looks."""
 
     index: Any
@@ -46,7 +46,7 @@ class Search:
     longest: float  # norm of the longest key
 
     @classmethod
-    def of(cls, index: Any, kind: Kind, effort: int, keys: Floats) -> Search:
+    def of(cls, index: Any, kind: Kind, effort: int, keys: Floats) -> IndexSearch:
         """`keys`: all that can be found, `(C, D)`."""
         if kind == "ivf":
             index.make_direct_map()  # so that keys can be copied out of it

@@ -22,7 +22,7 @@ from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.evaluation.ranking import Seen, check_seen
 from pmmrec.evaluation.states import states_after
 from pmmrec.homes import expanded
-from pmmrec.serving.search import Floats, Kind, Search, faiss
+from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
 from pmmrec.settings import Config, validate
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.zoo import files
@@ -58,7 +58,7 @@ class ItemIndex:
     item_ids: pa.Array
     vectors_ND: Tensor
     item_of_C: NDArray[np.int64]  # item row of each entry of the index
-    found_by: Search
+    found_by: IndexSearch
     user_encoder: UserEncoder
 
     def encode_user(self, history: Sequence[str]) -> Floats:
@@ -141,7 +141,7 @@ def load_index(folder: Path | str) -> ItemIndex:
         item_ids=table["item_id"].cast(pa.large_string()).combine_chunks(),
         vectors_ND=torch.from_numpy(vectors.copy()),
         item_of_C=item_of_C,
-        found_by=Search.of(index, info.kind, info.effort, keys),
+        found_by=IndexSearch.of(index, info.kind, info.effort, keys),
         user_encoder=_read_user_encoder(folder, info),
     )
 

@@ -19,7 +19,7 @@ from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, read_recipe, rec
 from pmmrec.settings import Config, Place, Tree, overlay, validate
 from pmmrec.shipped import find_recipe, shipped_file
 from pmmrec.tuning import results
-from pmmrec.tuning.ground import ground_of
+from pmmrec.tuning.inputs import search_inputs
 from pmmrec.tuning.record import STUDY_FILE, Ending, Record, best_first
 from pmmrec.tuning.space import read_space
 from pmmrec.tuning.trial import TrialProcess
@@ -72,14 +72,14 @@ class Search:
             if self._is_finetune
             else read_recipe(PretrainRecipe, path, plan.overrides)
         )
-        ground = ground_of(plan, self._recipe, say)
+        inputs = search_inputs(plan, self._recipe, say)
         self._space = read_space(plan.space)
         self._space.refuse_invalid(self._recipe, self._tree)
         self._short = results.short_names(list(self._space.dimensions))
         self._metric = self._recipe.validation.metric
         self.folder = (plan.runs or self._recipe.runs) / (plan.name or f"{self._recipe.name}-tune")
         dimensions = self._space.dimensions.items()
-        self.about = {**ground, "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in dimensions}}
+        self.about = {**inputs, "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in dimensions}}
         self._active: dict[int, TrialProcess] = {}
         self._values: dict[int, Mapping[str, Any]] = {}
         self._seen: dict[int, dict[int, float]] = {}  # value of every epoch, by trial

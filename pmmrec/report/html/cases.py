@@ -13,9 +13,9 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.ranking import Seen
+from pmmrec.report.html.encoded_domain import EncodedDomain, UserHistories
 from pmmrec.report.html.maps import sampled
 from pmmrec.report.html.pictures import thumbnail
-from pmmrec.report.html.view import Histories, View
 from pmmrec.report.ranks import read_ranked
 
 HISTORY_SHOWN = 8
@@ -86,14 +86,14 @@ def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[C
     return cases
 
 
-def add_lists(cases: Sequence[Case], view: View, system: str, ranks: Path, k: int, seen: Seen) -> None:
+def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks: Path, k: int, seen: Seen) -> None:
     """Show every user of the cases what a system would, with the ranks that its run kept.
 
     Raises DataError where the ranks are of other users or targets than the domain's.
     """
-    ranked, holdout, domain = read_ranked(ranks), view.split.holdout("test"), view.domain
+    ranked, holdout, domain = read_ranked(ranks), encoded.split.holdout("test"), encoded.domain
     row_of = {user: row for row, user in enumerate(ranked.user_ids.to_pylist())}
-    lists = view.best(Histories.of([holdout.history(case.query) for case in cases]), k, seen)
+    lists = encoded.best(UserHistories.of([holdout.history(case.query) for case in cases]), k, seen)
     for case, best in zip(cases, lists, strict=True):
         row, target = row_of.get(case.user_id), int(holdout.target[case.query])
         if row is None or domain.item_ids[target].as_py() != ranked.item_ids[row].as_py():

@@ -8,10 +8,10 @@ from pathlib import Path
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError
 from pmmrec.evaluation.domain_paths import read_domain_paths
-from pmmrec.report.comparison import System
+from pmmrec.report.comparison import ComparedSystem
 
 
-def domains_read(systems: Sequence[System]) -> list[Domain]:
+def domains_read(systems: Sequence[ComparedSystem]) -> list[Domain]:
     """The domains that the runs were measured on, each from the first place told of that still holds it.
 
     Empty where no run tells of places. Raises DataError where every place of a domain is gone or holds something else.

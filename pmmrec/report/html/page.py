@@ -18,16 +18,16 @@ from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.scenarios import POPULARITY
 from pmmrec.homes import CACHE, expanded
 from pmmrec.naming import suffix_of
-from pmmrec.report.comparison import System, compare, read_systems
+from pmmrec.report.comparison import ComparedSystem, compare, read_systems
 from pmmrec.report.epochs import EVENTS_FILE, Epoch, best_epoch, judged_by, read_epochs
 from pmmrec.report.html import require_report
 from pmmrec.report.html.cases import Case, add_lists, sample_cases
+from pmmrec.report.html.checkpoints import MeasuredRun, ShownCheckpoint, shown_checkpoints
 from pmmrec.report.html.domains import domains_read
 from pmmrec.report.html.drawing import draw_curves, draw_map
+from pmmrec.report.html.encoded_domain import EncodedDomain, UserHistories
 from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for, project, sampled
-from pmmrec.report.html.owners import Measured, Owner, owners
-from pmmrec.report.html.pictures import Figure, data_uri
-from pmmrec.report.html.view import Histories, View
+from pmmrec.report.html.pictures import PageImage, data_uri
 from pmmrec.report.ranks import ranks_file
 from pmmrec.report.verdict import popularity_tables, stratum_notes
 from pmmrec.settings import Config, Place
@@ -71,15 +71,15 @@ class ReportPlan(Config):
 
 
 @dataclass
-class Page:
+class ReportPage:
     """All that the template lays out, and pictures that go beside it by file name."""
 
     title: str
     tables: list[PlainTable]
     words: list[str]
     runs: PlainTable
-    curves: Figure | None = None
-    maps: list[Figure] = field(default_factory=list)
+    curves: PageImage | None = None
+    maps: list[PageImage] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
     cases_of: str = ""
     notes: list[str] = field(default_factory=list)
@@ -107,7 +107,7 @@ def write_report(words: Sequence[str], plan: ReportPlan, warn: Callable[[str], N
     return [_write(plan.out / name, data) for name, data in files.items()]
 
 
-def render(page: Page) -> str:
+def render(page: ReportPage) -> str:
     """The page as HTML that loads nothing and runs nothing. Every text of a user is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -120,10 +120,10 @@ def render(page: Page) -> str:
     return html
 
 
-def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
+def _page(systems: Sequence[ComparedSystem], plan: ReportPlan) -> ReportPage:
     compared = compare(systems)
     names = [system.name for system in systems]
-    page = Page(
+    page = ReportPage(
         title=f"{', '.join(names)} on {_on(systems)}",
         tables=list(compared.tables),
         words=compared.lines(),
@@ -136,7 +136,7 @@ def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
     if plan.domains == (NO_DOMAIN,):
         return page
     given = _opened(plan.domains)
-    found = owners(systems, plan.checkpoints, plan.base, plan.hub)
+    found = shown_checkpoints(systems, plan.checkpoints, plan.base, plan.hub)
     if not found:
         page.notes.append("no maps and no lists of users: no run here kept a checkpoint; give --checkpoint PLACE")
         return page
@@ -144,7 +144,7 @@ def _page(systems: Sequence[System], plan: ReportPlan) -> Page:
     if not domains:
         page.notes.append("no maps and no lists of users: they need the items, so give --domain FOLDER")
         return page
-    _add_views(page, found, domains, plan)
+    _add_domains(page, found, domains, plan)
     return page
 
 
@@ -157,15 +157,15 @@ def _opened(folders: Sequence[Path]) -> list[Domain]:
     return list(domains.values())
 
 
-def _first_seed(system: System) -> str:
+def _first_seed(system: ComparedSystem) -> str:
     return system.name if len(system.folders) == 1 else f"{system.name} (first seed)"
 
 
-def _on(systems: Sequence[System]) -> str:
+def _on(systems: Sequence[ComparedSystem]) -> str:
     return ", ".join(dict.fromkeys(name for system in systems for name in system.domains))
 
 
-def _runs_table(systems: Sequence[System]) -> PlainTable:
+def _runs_table(systems: Sequence[ComparedSystem]) -> PlainTable:
     """Where each figure comes from: a line for each run."""
     rows: list[list[Any]] = []
     for system in systems:
@@ -176,7 +176,7 @@ def _runs_table(systems: Sequence[System]) -> PlainTable:
     return PlainTable("the runs", columns, rows)
 
 
-def _add_curves(page: Page, systems: Sequence[System], plan: ReportPlan) -> None:
+def _add_curves(page: ReportPage, systems: Sequence[ComparedSystem], plan: ReportPlan) -> None:
     """Validation by epoch of every system whose runs kept their events (PMMRec, figure 3)."""
     trained: dict[str, list[list[Epoch]]] = {}
     metric = plan.metric
@@ -197,7 +197,7 @@ def _add_curves(page: Page, systems: Sequence[System], plan: ReportPlan) -> None
     page.pictures["curves.png"] = png = draw_curves(trained, metric)
     several = " One line for each seed." if any(len(seeds) > 1 for seeds in trained.values()) else ""
     caption = f"Validation {metric.upper()} by epoch. A mark stands at the epoch whose weights were kept.{several}"
-    page.curves = Figure(
+    page.curves = PageImage(
         data_uri(png, "png"), f"Line chart of validation {metric.upper()}. {'; '.join(told)}.", caption
     )
 
@@ -212,49 +212,51 @@ def _judged(folder: Path, metric: str, asked: str | None) -> list[Epoch]:
     return epochs
 
 
-def _add_views(page: Page, found: Sequence[Owner], domains: list[Domain], plan: ReportPlan) -> None:
-    """Maps of items and users of all domains as the first of the owners sees them, and lists for users of all."""
-    views = [_view(found[0], domain, plan) for domain in _known_to(found[0], domains)]
-    _add_item_map(page, views, plan, found[0].name)
-    _add_user_map(page, views, plan, found[0].name)
+def _add_domains(page: ReportPage, found: Sequence[ShownCheckpoint], domains: list[Domain], plan: ReportPlan) -> None:
+    """Maps of items and users of all domains as the first checkpoint sees them, and lists for users of all."""
+    all_encoded = [_encode(found[0], domain, plan) for domain in _known_to(found[0], domains)]
+    _add_item_map(page, all_encoded, plan, found[0].name)
+    _add_user_map(page, all_encoded, plan, found[0].name)
     if plan.num_users:
-        _add_cases(page, found, views, plan)
+        _add_cases(page, found, all_encoded, plan)
 
 
-def _known_to(owner: Owner, domains: list[Domain]) -> list[Domain]:
+def _known_to(entry: ShownCheckpoint, domains: list[Domain]) -> list[Domain]:
     """The domains that a checkpoint can be shown on: one that knows items by id knows those of its run alone."""
-    if owner.checkpoint.model_config.item_encoder.modalities or owner.run is None:
+    if entry.checkpoint.model_config.item_encoder.modalities or entry.run is None:
         return domains
-    measured = {found.domain for found in owner.run.outcome.domains}
+    measured = {found.domain for found in entry.run.outcome.domains}
     return [domain for domain in domains if domain.name in measured] or domains
 
 
-def _view(owner: Owner, domain: Domain, plan: ReportPlan) -> View:
+def _encode(entry: ShownCheckpoint, domain: Domain, plan: ReportPlan) -> EncodedDomain:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return View.open(owner.checkpoint, domain, expanded(plan.cache), device)
+    return EncodedDomain.open(entry.checkpoint, domain, expanded(plan.cache), device)
 
 
-def _add_cases(page: Page, found: Sequence[Owner], views: list[View], plan: ReportPlan) -> None:
-    """What users of one domain would be shown: by each owner whose run was measured there."""
-    chosen: View | None = None
-    for owner in found[:MOST_LISTS]:
-        if owner.run is None:
+def _add_cases(
+    page: ReportPage, found: Sequence[ShownCheckpoint], all_encoded: list[EncodedDomain], plan: ReportPlan
+) -> None:
+    """What users of one domain would be shown: by each entry whose run was measured there."""
+    chosen: EncodedDomain | None = None
+    for entry in found[:MOST_LISTS]:
+        if entry.run is None:
             page.notes.append(
-                f"no lists of {owner.name}: it is the checkpoint of no run here; say NAME=PLACE if it made the ranks "
+                f"no lists of {entry.name}: it is the checkpoint of no run here; say NAME=PLACE if it made the ranks "
                 "of NAME"
             )
             continue
-        view = chosen or _measured_view(page, owner.run, views)
-        if view is None or (ranks := _ranks_of(page, owner.run, view.domain.name)) is None:
+        encoded = chosen or _measured_domain(page, entry.run, all_encoded)
+        if encoded is None or (ranks := _ranks_of(page, entry.run, encoded.domain.name)) is None:
             continue
         if chosen is None:
-            page.cases = sample_cases(view.split, ranks, plan.num_users, plan.seed)
-        view = view if owner is found[0] else _view(owner, view.domain, plan)
-        seen: Seen = "include" if owner.run.outcome.seen == "include" else "exclude"
-        add_lists(page.cases, view, owner.name, ranks, plan.top_k, seen)
-        chosen = chosen or view
+            page.cases = sample_cases(encoded.split, ranks, plan.num_users, plan.seed)
+        encoded = encoded if entry is found[0] else _encode(entry, encoded.domain, plan)
+        seen: Seen = "include" if entry.run.outcome.seen == "include" else "exclude"
+        add_lists(page.cases, encoded, entry.name, ranks, plan.top_k, seen)
+        chosen = chosen or encoded
     if len(found) > MOST_LISTS:
-        left = ", ".join(owner.name for owner in found[MOST_LISTS:])
+        left = ", ".join(entry.name for entry in found[MOST_LISTS:])
         page.notes.append(
             f"no lists of {left}: lists of {MOST_LISTS} are shown; name others with --checkpoint NAME=PLACE"
         )
@@ -263,17 +265,17 @@ def _add_cases(page: Page, found: Sequence[Owner], views: list[View], plan: Repo
         page.cases_of = f"{', '.join(names)} on {chosen.domain.name}"
 
 
-def _measured_view(page: Page, run: Measured, views: list[View]) -> View | None:
-    """The first of the views whose domain a run was measured on. DataError where a domain has another content."""
+def _measured_domain(page: ReportPage, run: MeasuredRun, all_encoded: list[EncodedDomain]) -> EncodedDomain | None:
+    """The first encoded domain that a run was measured on. DataError where its content differs."""
     measured = {found.domain: found.fingerprint for found in run.outcome.domains}
-    for view in views:
-        domain = view.domain
+    for encoded in all_encoded:
+        domain = encoded.domain
         if domain.name in measured and measured[domain.name] != domain.fingerprint:
             raise DataError(
                 f"{domain.folder}: is not the {domain.name} that {run.folder} was measured on, its content differs; "
                 "name the folder that the run read"
             )
-    here = [view for view in views if view.domain.name in measured]
+    here = [encoded for encoded in all_encoded if encoded.domain.name in measured]
     if not here or run.outcome.scenario != "regular":
         known = ", ".join(measured)
         page.notes.append(
@@ -284,7 +286,7 @@ def _measured_view(page: Page, run: Measured, views: list[View]) -> View | None:
     return here[0]
 
 
-def _ranks_of(page: Page, run: Measured, domain: str) -> Path | None:
+def _ranks_of(page: ReportPage, run: MeasuredRun, domain: str) -> Path | None:
     """The ranks that a run kept of a domain."""
     if domain not in [found.domain for found in run.outcome.domains]:
         page.notes.append(f"no lists of {run.name}: it was not measured on {domain}")
@@ -296,25 +298,25 @@ def _ranks_of(page: Page, run: Measured, domain: str) -> Path | None:
     return ranks
 
 
-def _add_item_map(page: Page, views: list[View], plan: ReportPlan, whose: str) -> None:
+def _add_item_map(page: ReportPage, all_encoded: list[EncodedDomain], plan: ReportPlan, whose: str) -> None:
     vectors, groups = [], list[str]()
-    for view in views:
-        rows = sampled(view.domain.num_items, plan.num_points // len(views), plan.seed)
-        rows = rows[view.contents.is_readable_N[rows]]
-        vectors.append(view.item_vectors(rows))
-        groups += _item_groups(view, rows.tolist(), plan, several=len(views) > 1)
-    by = "domain" if len(views) > 1 else plan.attribute or "occurrences in training"
+    for encoded in all_encoded:
+        rows = sampled(encoded.domain.num_items, plan.num_points // len(all_encoded), plan.seed)
+        rows = rows[encoded.contents.is_readable_N[rows]]
+        vectors.append(encoded.item_vectors(rows))
+        groups += _item_groups(encoded, rows.tolist(), plan, several=len(all_encoded) > 1)
+    by = "domain" if len(all_encoded) > 1 else plan.attribute or "occurrences in training"
     _add_map(page, "items", torch.cat([torch.from_numpy(v) for v in vectors]), groups, plan, f"by {by}", whose)
 
 
-def _item_groups(view: View, rows: list[int], plan: ReportPlan, *, several: bool) -> list[str]:
+def _item_groups(encoded: EncodedDomain, rows: list[int], plan: ReportPlan, *, several: bool) -> list[str]:
     """What tells points apart: the domain, an attribute, or how popular an item is."""
     if plan.attribute is not None and not several:
-        values = view.domain.attribute(plan.attribute)
+        values = encoded.domain.attribute(plan.attribute)
         return largest_groups([values[row] for row in rows])
     if several:
-        return [view.domain.name] * len(rows)
-    counts = view.split.train_counts
+        return [encoded.domain.name] * len(rows)
+    counts = encoded.split.train_counts
     return [_step(POPULARITY, int(counts[row])) for row in rows]
 
 
@@ -323,22 +325,22 @@ def _step(steps: Mapping[str, int], count: int) -> str:
     return [name for name, least in steps.items() if count >= least][-1]
 
 
-def _add_user_map(page: Page, views: list[View], plan: ReportPlan, whose: str) -> None:
+def _add_user_map(page: ReportPage, all_encoded: list[EncodedDomain], plan: ReportPlan, whose: str) -> None:
     vectors, groups = [], list[str]()
-    for view in views:
-        users = sampled(view.domain.num_users, plan.num_points // len(views), plan.seed).tolist()
-        each = [view.domain.sequence(user) for user in users]
-        vectors.append(view.user_vectors(Histories.of(each)))
-        if len(views) > 1:
-            groups += [view.domain.name] * len(users)
+    for encoded in all_encoded:
+        users = sampled(encoded.domain.num_users, plan.num_points // len(all_encoded), plan.seed).tolist()
+        each = [encoded.domain.sequence(user) for user in users]
+        vectors.append(encoded.user_vectors(UserHistories.of(each)))
+        if len(all_encoded) > 1:
+            groups += [encoded.domain.name] * len(users)
         else:
             groups += [_step(LENGTHS, len(one)) for one in each]
-    by = "domain" if len(views) > 1 else "length of history"
+    by = "domain" if len(all_encoded) > 1 else "length of history"
     _add_map(page, "users", torch.cat([torch.from_numpy(v) for v in vectors]), groups, plan, f"by {by}", whose)
 
 
 def _add_map(
-    page: Page, what: str, vectors_ND: torch.Tensor, groups: list[str], plan: ReportPlan, by: str, whose: str
+    page: ReportPage, what: str, vectors_ND: torch.Tensor, groups: list[str], plan: ReportPlan, by: str, whose: str
 ) -> None:
     num_points = len(vectors_ND)
     if num_points < LEAST_POINTS:
@@ -353,7 +355,7 @@ def _add_map(
         f"{num_points:,} {what} as {whose} sees them, {by} (t-SNE, perplexity {perplexity_for(num_points):.0f}, seed "
         f"{plan.seed}). Near means alike; distances between far groups and the axes mean nothing."
     )
-    page.maps.append(Figure(data_uri(png, "png"), f"Map of {num_points} {what}, {by}. {counted}.", caption))
+    page.maps.append(PageImage(data_uri(png, "png"), f"Map of {num_points} {what}, {by}. {counted}.", caption))
 
 
 def _write(path: Path, data: bytes) -> Path:

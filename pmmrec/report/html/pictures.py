@@ -13,7 +13,7 @@ JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
-class Figure:
+class PageImage:
     """A picture of the page, as a data URI, and what it shows for those who cannot see it."""
 
     source: str

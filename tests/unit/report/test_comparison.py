@@ -18,7 +18,7 @@ from scipy import stats
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.outcome import Outcome, StratumOutcome, write_outcome
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.comparison import Difference, compare, read_systems
+from pmmrec.report.comparison import PairedDifference, compare, read_systems
 from pmmrec.report.tables import Percent
 
 
@@ -65,8 +65,8 @@ def test_equal_systems_are_not_told_apart(make_run: MakeRun) -> None:
 
 
 def test_an_interval_that_holds_zero_shows_nothing_whatever_p_says() -> None:
-    across = Difference("a", "b", "hr@10", "shop", Interval(0.01, -0.001, 0.02), 0.001, 0.002)
-    apart = Difference("a", "b", "hr@10", "shop", Interval(0.01, 0.001, 0.02), 0.001, 0.06)
+    across = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, -0.001, 0.02), 0.001, 0.002)
+    apart = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, 0.001, 0.02), 0.001, 0.06)
     assert not across.is_shown
     assert not apart.is_shown
     assert apart.words() == "no difference shown between a and b on HR@10: +1.00 points [0.10, 2.00], p=0.060 (Holm)"

@@ -20,7 +20,7 @@ from pmmrec.errors import CheckpointError, DataError, MachineError, RecipeError
 from pmmrec.models import Scorer
 from pmmrec.serving import export, load_index
 from pmmrec.serving.export import Exported, kind_for
-from pmmrec.serving.search import Search
+from pmmrec.serving.search import IndexSearch
 from pmmrec.system import System
 
 
@@ -204,7 +204,7 @@ def test_a_poor_index_looks_harder_until_it_is_good() -> None:
     assert all(one.recall < export.GOOD_RECALL for one in tried[:-1])
     exact = (queries @ keys.T).topk(10, dim=1).indices.numpy()
     for one in tried:
-        found, _ = Search.of(index, "ivf", one.effort, keys.numpy()).best(queries.numpy(), 10)
+        found, _ = IndexSearch.of(index, "ivf", one.effort, keys.numpy()).best(queries.numpy(), 10)
         shares = [len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)]
         assert one.recall == pytest.approx(np.mean(shares))
 

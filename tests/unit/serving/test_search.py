@@ -9,7 +9,7 @@ import pytest
 
 from pmmrec.serving import search
 from pmmrec.serving.export import _built
-from pmmrec.serving.search import Floats, Search
+from pmmrec.serving.search import Floats, IndexSearch
 
 WIDTH = 8
 
@@ -28,7 +28,7 @@ def sorted_by_hand(query: Floats, keys: Floats, among: Any, k: int) -> list[int]
 @pytest.mark.parametrize("most", [0, 1, 3])  # 0: all scores are equal
 def test_a_flat_index_lists_what_sorting_all_scores_does(most: int, num_queries: int) -> None:
     keys, queries = whole_numbers(1, 600, most), whole_numbers(2, num_queries, 2)
-    index = Search.of(_built("flat", keys), "flat", 1, keys)
+    index = IndexSearch.of(_built("flat", keys), "flat", 1, keys)
     for k in (1, 2, 20, 21, 599, 600):
         entries, scores = index.best(queries, k)
         for query, found, score in zip(queries, entries, scores, strict=True):
@@ -41,14 +41,14 @@ def test_the_same_key_scores_the_same_wherever_it_stands(num_queries: int) -> No
     generator = np.random.default_rng(0)
     keys = generator.normal(size=(1, 33)).astype(np.float32).repeat(501, axis=0)
     queries = generator.normal(size=(num_queries, 33)).astype(np.float32)
-    entries, scores = Search.of(_built("flat", keys), "flat", 1, keys).best(queries, 7)
+    entries, scores = IndexSearch.of(_built("flat", keys), "flat", 1, keys).best(queries, 7)
     assert (entries == np.arange(7)).all()
     assert (scores == scores[:, :1]).all()
 
 
 def test_a_list_of_an_ivf_index_is_the_head_of_a_longer_one_in_the_order_of_all_lists() -> None:
     keys, queries = whole_numbers(3, 900, 1), whole_numbers(4, 25, 1)
-    index = Search.of(_built("ivf", keys), "ivf", 2, keys)
+    index = IndexSearch.of(_built("ivf", keys), "ivf", 2, keys)
     whole, _ = index.best(queries, 900)
     for query, found in zip(queries, whole, strict=True):
         there = found[found >= 0]
@@ -60,7 +60,7 @@ def test_a_list_of_an_ivf_index_is_the_head_of_a_longer_one_in_the_order_of_all_
 
 def test_a_list_of_an_hnsw_index_is_the_head_of_a_longer_one_up_to_its_effort() -> None:
     keys, queries = whole_numbers(5, 900, 1), whole_numbers(6, 25, 1)
-    index = Search.of(_built("hnsw", keys), "hnsw", 64, keys)
+    index = IndexSearch.of(_built("hnsw", keys), "hnsw", 64, keys)
     whole, _ = index.best(queries, 64)
     for query, found in zip(queries, whole, strict=True):
         assert found.tolist() == sorted_by_hand(query, keys, found, 64)
@@ -72,7 +72,7 @@ def test_a_list_of_an_hnsw_index_is_the_head_of_a_longer_one_up_to_its_effort() 
 
 def test_what_cannot_be_found_is_minus_one() -> None:
     keys = whole_numbers(7, 40, 1)
-    index = Search.of(_built("flat", keys), "flat", 1, keys)
+    index = IndexSearch.of(_built("flat", keys), "flat", 1, keys)
     entries, scores = index.best(whole_numbers(8, 2, 1), 50)
     assert (entries[:, 40:] == -1).all()
     assert np.isneginf(scores[:, 40:]).all()
@@ -82,16 +82,16 @@ def test_what_cannot_be_found_is_minus_one() -> None:
 def test_more_is_asked_for_only_where_the_cut_may_go_through_equal_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def noted(self: Search, queries: Floats, wanted: int) -> Any:
+    def noted(self: IndexSearch, queries: Floats, wanted: int) -> Any:
         asked.append((len(queries), wanted))
         return found(self, queries, wanted)
 
-    found = Search._found
-    monkeypatch.setattr(search.Search, "_found", noted)
+    found = IndexSearch._found
+    monkeypatch.setattr(search.IndexSearch, "_found", noted)
     keys = np.zeros((1000, WIDTH), np.float32)
     keys[:, 0], keys[100:, 1] = -np.arange(1000), 1
     queries = np.zeros((2, WIDTH), np.float32)
     queries[0, 0], queries[1, 1] = 1, 1  # all scores of the first differ, of the second all but 100 are equal
-    entries, _ = Search.of(_built("flat", keys), "flat", 1, keys).best(queries, 3)
+    entries, _ = IndexSearch.of(_built("flat", keys), "flat", 1, keys).best(queries, 3)
     assert entries.tolist() == [[0, 1, 2], [100, 101, 102]]
     assert asked == [(2, 35), (1, 140), (1, 560), (1, 1000)]

@@ -13,24 +13,24 @@ from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.report.html.cases import LETTERS_SHOWN, Case, add_lists, item_cards, sample_cases
-from pmmrec.report.html.view import Histories, View
+from pmmrec.report.html.encoded_domain import EncodedDomain, UserHistories
 from pmmrec.zoo.checkpoint import Checkpoint
 
 
 @pytest.fixture
-def view(checkpoint: Path, hostile_domain: Domain, tmp_path: Path) -> View:
-    return View.open(Checkpoint.open(checkpoint), hostile_domain, tmp_path / "c", torch.device("cpu"))
+def encoded(checkpoint: Path, hostile_domain: Domain, tmp_path: Path) -> EncodedDomain:
+    return EncodedDomain.open(Checkpoint.open(checkpoint), hostile_domain, tmp_path / "c", torch.device("cpu"))
 
 
-def shown_to(view: View, ranks: Path, num_users: int, k: int, seen: Seen, seed: int = 0) -> list[Case]:
+def shown_to(encoded: EncodedDomain, ranks: Path, num_users: int, k: int, seen: Seen, seed: int = 0) -> list[Case]:
     """Users with the list of one system."""
-    cases = sample_cases(view.split, ranks, num_users, seed)
-    add_lists(cases, view, "ours", ranks, k, seen)
+    cases = sample_cases(encoded.split, ranks, num_users, seed)
+    add_lists(cases, encoded, "ours", ranks, k, seen)
     return cases
 
 
-def test_lists_and_ranks_tell_the_same_story(view: View, evaluated: Path) -> None:
-    cases = shown_to(view, evaluated / "ranks.parquet", 12, 10, "exclude")
+def test_lists_and_ranks_tell_the_same_story(encoded: EncodedDomain, evaluated: Path) -> None:
+    cases = shown_to(encoded, evaluated / "ranks.parquet", 12, 10, "exclude")
     table = pq.read_table(evaluated / "ranks.parquet")
     ranks = dict(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
     targets = dict(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
@@ -50,45 +50,45 @@ def test_lists_and_ranks_tell_the_same_story(view: View, evaluated: Path) -> Non
     assert any(found.is_hit for case in cases for found in case.lists)
 
 
-def test_systems_stand_side_by_side_for_the_same_users(view: View, evaluated: Path) -> None:
+def test_systems_stand_side_by_side_for_the_same_users(encoded: EncodedDomain, evaluated: Path) -> None:
     ranks = evaluated / "ranks.parquet"
-    cases = shown_to(view, ranks, 3, 5, "exclude")
-    add_lists(cases, view, "theirs", ranks, 4, "exclude")
+    cases = shown_to(encoded, ranks, 3, 5, "exclude")
+    add_lists(cases, encoded, "theirs", ranks, 4, "exclude")
     assert [[(one.system, len(one.shown)) for one in case.lists] for case in cases] == 3 * [
         [("ours", 5), ("theirs", 4)]
     ]
 
 
-def test_seen_items_may_be_shown_again_where_the_run_ranked_them(view: View, evaluated: Path) -> None:
-    cases = shown_to(view, evaluated / "ranks.parquet", 12, 16, "include")
+def test_seen_items_may_be_shown_again_where_the_run_ranked_them(encoded: EncodedDomain, evaluated: Path) -> None:
+    cases = shown_to(encoded, evaluated / "ranks.parquet", 12, 16, "include")
     assert all(len(case.lists[0].shown) == 16 for case in cases)
 
 
-def test_a_sample_of_users_is_drawn_by_its_seed(view: View, evaluated: Path) -> None:
+def test_a_sample_of_users_is_drawn_by_its_seed(encoded: EncodedDomain, evaluated: Path) -> None:
     ranks = evaluated / "ranks.parquet"
-    first, again, other = ([c.user_id for c in sample_cases(view.split, ranks, 3, seed)] for seed in (0, 0, 1))
+    first, again, other = ([c.user_id for c in sample_cases(encoded.split, ranks, 3, seed)] for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_users_are_read_as_the_ranking_read_them(view: View) -> None:
+def test_users_are_read_as_the_ranking_read_them(encoded: EncodedDomain) -> None:
     """Whoever else is asked for, a user's vector is the same."""
-    users = [view.domain.sequence(user) for user in range(4)]
-    together = view.user_vectors(Histories.of(users))
+    users = [encoded.domain.sequence(user) for user in range(4)]
+    together = encoded.user_vectors(UserHistories.of(users))
     for place, items in enumerate(users):
         # another padding changes the order of sums in float32; measured 9.5e-7 of 4.6
-        assert view.user_vectors(Histories.of([items]))[0] == pytest.approx(together[place], abs=2e-6)
+        assert encoded.user_vectors(UserHistories.of([items]))[0] == pytest.approx(together[place], abs=2e-6)
 
 
 @pytest.mark.parametrize(("column", "words"), [(0, "has no test target in"), (1, "another target for user")])
 def test_ranks_of_another_domain_are_refused(
-    view: View, evaluated: Path, tmp_path: Path, column: int, words: str
+    encoded: EncodedDomain, evaluated: Path, tmp_path: Path, column: int, words: str
 ) -> None:
     table = pq.read_table(evaluated / "ranks.parquet")
     name = table.column_names[column]
     elsewhere = table.set_column(column, name, pa.array([f"x{row}" for row in range(len(table))]))
     pq.write_table(elsewhere, tmp_path / "ranks.parquet")
     with pytest.raises(DataError, match=words):
-        shown_to(view, tmp_path / "ranks.parquet", 3, 5, "exclude")
+        shown_to(encoded, tmp_path / "ranks.parquet", 3, 5, "exclude")
 
 
 def test_long_texts_are_cut_and_missing_pictures_are_none(hostile_domain: Domain) -> None:

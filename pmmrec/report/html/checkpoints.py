@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmmrec.evaluation.outcome import Outcome
-from pmmrec.report.comparison import System
+from pmmrec.report.comparison import ComparedSystem
 from pmmrec.report.epochs import judged_by
 from pmmrec.zoo.adapters import AdapterCheckpoint, standing_on
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ CHECKPOINT_FOLDER = "checkpoint"
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A run of a system, and what it found."""
 
     name: str  # of the system
@@ -27,47 +27,49 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Owner:
+class ShownCheckpoint:
     """A checkpoint that is shown, and the run that made its ranks, if it is one of the page's."""
 
     name: str
     checkpoint: Checkpoint
-    run: Measured | None
+    run: MeasuredRun | None
 
 
-def owners(systems: Sequence[System], places: Sequence[str], base: str | None, hub: Path) -> list[Owner]:
+def shown_checkpoints(
+    systems: Sequence[ComparedSystem], places: Sequence[str], base: str | None, hub: Path
+) -> list[ShownCheckpoint]:
     """The checkpoints to show, in the order of `places` ([NAME=]PLACE); none given: one of each system, best first.
 
     Best is what validation says, by the metric that the first of the runs judged its epochs by. `base`: what adapters
     stand on. Raises RecipeError where a place or a base makes no sense, CheckpointError for broken checkpoints.
     """
     runs = [
-        Measured(system.name, folder, outcome)
+        MeasuredRun(system.name, folder, outcome)
         for system in systems
         for folder, outcome in zip(system.folders, system.outcomes, strict=True)
     ]
     found = [_named(place, runs, hub) for place in places] if places else _kept(runs)
-    carry = [isinstance(owner.checkpoint, AdapterCheckpoint) for owner in found]
-    for owner, is_adapter in zip(found, carry, strict=True):
-        standing_on(owner.checkpoint, base if is_adapter or not any(carry) else None, hub)
+    carry = [isinstance(entry.checkpoint, AdapterCheckpoint) for entry in found]
+    for entry, is_adapter in zip(found, carry, strict=True):
+        standing_on(entry.checkpoint, base if is_adapter or not any(carry) else None, hub)
     return found
 
 
-def _named(word: str, runs: Sequence[Measured], hub: Path) -> Owner:
+def _named(word: str, runs: Sequence[MeasuredRun], hub: Path) -> ShownCheckpoint:
     run = next((run for run in runs if word.startswith(f"{run.name}=")), None)
     place = find_checkpoint(word.removeprefix(f"{run.name}=" if run else ""), hub)
     if run is None:
         run = next((run for run in runs if _place(run).resolve() == place.resolve()), None)
-    return Owner(word if run is None else run.name, Checkpoint.open(place), run)
+    return ShownCheckpoint(word if run is None else run.name, Checkpoint.open(place), run)
 
 
-def _kept(runs: Sequence[Measured]) -> list[Owner]:
+def _kept(runs: Sequence[MeasuredRun]) -> list[ShownCheckpoint]:
     kept = {run.name: run for run in reversed(runs) if current(_place(run)).is_dir()}  # the first of each system
     firsts = [run for run in runs if kept.get(run.name) is run]
     metric = judged_by(firsts[0].folder) if firsts else ""
     firsts.sort(key=lambda run: -run.outcome.validation.get(metric, 0.0))
-    return [Owner(run.name, Checkpoint.open(_place(run)), run) for run in firsts]
+    return [ShownCheckpoint(run.name, Checkpoint.open(_place(run)), run) for run in firsts]
 
 
-def _place(run: Measured) -> Path:
+def _place(run: MeasuredRun) -> Path:
     return run.folder / CHECKPOINT_FOLDER

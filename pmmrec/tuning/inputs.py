@@ -19,7 +19,7 @@ from pmmrec.zoo.transfer import FULL, Names
 Say = Callable[[str], object]
 
 
-class Asked(Protocol):
+class SearchArguments(Protocol):
     """What must be known of the arguments of a search."""
 
     @property
@@ -32,7 +32,7 @@ class Asked(Protocol):
     def weights(self) -> tuple[str, ...]: ...
 
 
-def ground_of(asked: Asked, recipe: FinetuneRecipe | PretrainRecipe, say: Say) -> Tree:
+def search_inputs(asked: SearchArguments, recipe: FinetuneRecipe | PretrainRecipe, say: Say) -> Tree:
     """What makes trials comparable besides the space, by a word for people; told by content, so that it may move.
 
     All of it is opened, so that what is wrong is told now. Raises RecipeError where the arguments do not fit the

@@ -37,7 +37,7 @@ class EncodedItems:
 
 
 @dataclass(frozen=True)
-class Offer:
+class Candidates:
     """Items in the order of a domain, new ones behind them."""
 
     item_ids: pa.Array
@@ -45,7 +45,7 @@ class Offer:
     contents: Contents
 
     @classmethod
-    def of(cls, known: EncodedItems, new: EncodedItems | None = None) -> Offer:
+    def of(cls, known: EncodedItems, new: EncodedItems | None = None) -> Candidates:
         """The items of a domain, and of a table of new ones, none of which stands in both (see `check_new`).
 
         A new item that says the same as a known one is scored on its own: the two may differ in the last digits.
