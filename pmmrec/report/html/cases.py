@@ -13,7 +13,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.ranking import Seen
-from pmmrec.report.html.encoded_domain import EncodedDomain, UserHistories
+from pmmrec.report.html.encoded_domain import EncodedDomain, SampledHistories
 from pmmrec.report.html.maps import sampled
 from pmmrec.report.html.pictures import thumbnail
 from pmmrec.report.ranks import read_ranked
@@ -93,7 +93,7 @@ def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks:
     """
     ranked, holdout, domain = read_ranked(ranks), encoded.split.holdout("test"), encoded.domain
     row_of = {user: row for row, user in enumerate(ranked.user_ids.to_pylist())}
-    lists = encoded.best(UserHistories.of([holdout.history(case.query) for case in cases]), k, seen)
+    lists = encoded.best(SampledHistories.of([holdout.history(case.query) for case in cases]), k, seen)
     for case, best in zip(cases, lists, strict=True):
         row, target = row_of.get(case.user_id), int(holdout.target[case.query])
         if row is None or domain.item_ids[target].as_py() != ranked.item_ids[row].as_py():

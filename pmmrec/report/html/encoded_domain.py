@@ -25,14 +25,14 @@ from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 
 @dataclass(frozen=True)
-class UserHistories:
+class SampledHistories:
     """What some users did, oldest first: user i's items are items[offsets[i]:offsets[i+1]]."""
 
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
 
     @classmethod
-    def of(cls, each: list[NDArray[np.int32]]) -> UserHistories:
+    def of(cls, each: list[NDArray[np.int32]]) -> SampledHistories:
         """From one array for each user; none is empty."""
         offsets = np.concatenate([[0], np.cumsum([len(items) for items in each])]).astype(np.int64)
         return cls(offsets, np.concatenate(each).astype(np.int32))
@@ -68,7 +68,7 @@ class EncodedDomain:
         vectors: NDArray[np.float32] = self.vectors_ND[torch.from_numpy(rows).to(self.vectors_ND.device)].cpu().numpy()
         return vectors
 
-    def user_vectors(self, histories: UserHistories) -> NDArray[np.float32]:
+    def user_vectors(self, histories: SampledHistories) -> NDArray[np.float32]:
         """The state of each user after their history, `(Q, D)`."""
         chunk, parts = users_at_once(self.domain.num_items), []
         longest = int(np.diff(histories.offsets).max())
@@ -81,7 +81,7 @@ class EncodedDomain:
             parts.append(states[:, -1].float().cpu().numpy())
         return np.concatenate(parts)
 
-    def best(self, histories: UserHistories, k: int, seen: Seen) -> list[list[int]]:
+    def best(self, histories: SampledHistories, k: int, seen: Seen) -> list[list[int]]:
         """The item rows that a model would show each user, best first, ranked as its test targets were."""
         counts, chunk = self.split.train_counts, users_at_once(self.domain.num_items)
         offsets, items = histories.offsets, histories.items

@@ -25,7 +25,7 @@ from pmmrec.report.html.cases import Case, add_lists, sample_cases
 from pmmrec.report.html.checkpoints import MeasuredRun, ShownCheckpoint, shown_checkpoints
 from pmmrec.report.html.domains import domains_read
 from pmmrec.report.html.drawing import draw_curves, draw_map
-from pmmrec.report.html.encoded_domain import EncodedDomain, UserHistories
+from pmmrec.report.html.encoded_domain import EncodedDomain, SampledHistories
 from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for, project, sampled
 from pmmrec.report.html.pictures import PageImage, data_uri
 from pmmrec.report.ranks import ranks_file
@@ -330,7 +330,7 @@ def _add_user_map(page: ReportPage, all_encoded: list[EncodedDomain], plan: Repo
     for encoded in all_encoded:
         users = sampled(encoded.domain.num_users, plan.num_points // len(all_encoded), plan.seed).tolist()
         each = [encoded.domain.sequence(user) for user in users]
-        vectors.append(encoded.user_vectors(UserHistories.of(each)))
+        vectors.append(encoded.user_vectors(SampledHistories.of(each)))
         if len(all_encoded) > 1:
             groups += [encoded.domain.name] * len(users)
         else:

@@ -13,7 +13,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.report.html.cases import LETTERS_SHOWN, Case, add_lists, item_cards, sample_cases
-from pmmrec.report.html.encoded_domain import EncodedDomain, UserHistories
+from pmmrec.report.html.encoded_domain import EncodedDomain, SampledHistories
 from pmmrec.zoo.checkpoint import Checkpoint
 
 
@@ -73,10 +73,10 @@ def test_a_sample_of_users_is_drawn_by_its_seed(encoded: EncodedDomain, evaluate
 def test_users_are_read_as_the_ranking_read_them(encoded: EncodedDomain) -> None:
     """Whoever else is asked for, a user's vector is the same."""
     users = [encoded.domain.sequence(user) for user in range(4)]
-    together = encoded.user_vectors(UserHistories.of(users))
+    together = encoded.user_vectors(SampledHistories.of(users))
     for place, items in enumerate(users):
         # another padding changes the order of sums in float32; measured 9.5e-7 of 4.6
-        assert encoded.user_vectors(UserHistories.of([items]))[0] == pytest.approx(together[place], abs=2e-6)
+        assert encoded.user_vectors(SampledHistories.of([items]))[0] == pytest.approx(together[place], abs=2e-6)
 
 
 @pytest.mark.parametrize(("column", "words"), [(0, "has no test target in"), (1, "another target for user")])
