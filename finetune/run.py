@@ -26,7 +26,7 @@ from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.adapters import stand_on, starting_point
+from pmmrec.zoo.adapters import insert_adapters, starting_point
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import apply, plan_full
 
@@ -113,18 +113,18 @@ def train(
     run.processes.seed(recipe.seed, same=True)
     recommender = build(model, backbones, sources.catalogues)
     task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
-    standing = None
+    setup = None
     if checkpoint is not None:
         report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         if recipe.adapters is not None:
-            standing = stand_on(checkpoint, recommender, recipe.adapters, report.loaded)
-        run.log.say(report.table(task.sizes), *(standing.lines() if standing is not None else ()))
+            setup = insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
+        run.log.say(report.table(task.sizes), *(setup.lines() if setup is not None else ()))
 
     reader = open_reader(sources, recommender, recipe, run)
     reader = compute_items(sources, task, reader, recipe, run)
     batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
     rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
-    keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, standing))
+    keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, setup))
 
     run.processes.seed(recipe.seed, same=False)
     states = States.of(run, recipe.train.state, sources, started_from=origin)

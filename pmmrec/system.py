@@ -44,7 +44,7 @@ from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, c
 from pmmrec.serving.search import Kind, faiss
 from pmmrec.train.threads import threads_for
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import standing_on
+from pmmrec.zoo.adapters import with_base
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import open_checkpoint
 
@@ -378,7 +378,7 @@ def load(
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
     opened = open_checkpoint(str(checkpoint), Path(hub), parts=(), warn=warn)
-    return System(standing_on(opened, base, Path(hub)), Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
+    return System(with_base(opened, base, Path(hub)), Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
 
 
 def _scorer_with(checkpoint: Checkpoint, popularity: float) -> Scorer:

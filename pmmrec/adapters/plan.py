@@ -50,7 +50,7 @@ class AdapterPlan(Config):
 
 
 @dataclass(frozen=True)
-class Carrier:
+class AdaptedPart:
     """A part that stands on learned weights and learns only beside them: adapters, some modules whole, or both."""
 
     part: nn.Module
@@ -84,42 +84,42 @@ class Carrier:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedModel:
     """What learns of a model that carries adapters; all else is frozen and in eval mode."""
 
-    carriers: Mapping[str, Carrier]  # by part
+    parts: Mapping[str, AdaptedPart]  # by name
     whole: tuple[str, ...]  # parts that learn as they were built to
 
 
-def adapt(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Collection[str] = ()) -> Adapted:
+def adapt(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Collection[str] = ()) -> AdaptedModel:
     """Insert fresh adapters, in place, and freeze all but them, what the plan trains and the `fresh` parts.
 
     Until something learns, the model computes what it did. RecipeError where the plan does not suit the model.
     """
     _refuse_unfit(parts, plan, fresh)
     whole = tuple(name for name in parts if name in fresh or name in plan.train)
-    carriers: dict[str, Carrier] = {}
+    adapted_parts: dict[str, AdaptedPart] = {}
     for name, part in parts.items():
         if name in whole:
             continue
-        carrier = carry(name, part, plan)
-        if carrier.learners:
-            carriers[name] = carrier
-        hold_still(part, carrier.learners)
-    return Adapted(carriers, whole)
+        adapted_part = adapt_part(name, part, plan)
+        if adapted_part.learners:
+            adapted_parts[name] = adapted_part
+        keep_in_eval(part, adapted_part.learners)
+    return AdaptedModel(adapted_parts, whole)
 
 
-def carry(name: str, part: nn.Module, plan: AdapterPlan) -> Carrier:
+def adapt_part(name: str, part: nn.Module, plan: AdapterPlan) -> AdaptedPart:
     """Insert the fresh adapters of one part; they and what the plan trains of it learn, all else of it is frozen."""
     heads = _heads(name, part, plan)
-    carrier = _insert(name, part, plan.by_part.get(name), heads)
-    _refuse_overlap(name, carrier)
+    adapted_part = _insert(name, part, plan.by_part.get(name), heads)
+    _refuse_overlap(name, adapted_part)
     for head in heads:
         part.get_submodule(head).requires_grad_(requires_grad=True)
-    return carrier
+    return adapted_part
 
 
-def hold_still(part: nn.Module, learners: Sequence[str]) -> None:
+def keep_in_eval(part: nn.Module, learners: Sequence[str]) -> None:
     """Keep a part in eval mode but for its modules `learners`, whatever `train()` is called on around it."""
     _settle(learners, part)
     part.register_forward_pre_hook(partial(_settle, tuple(learners)))
@@ -132,13 +132,13 @@ def _settle(learners: Sequence[str], part: nn.Module, *_: Any) -> None:
             part.get_submodule(name).train()
 
 
-def _insert(name: str, part: nn.Module, config: AdapterConfig | None, heads: tuple[str, ...]) -> Carrier:
+def _insert(name: str, part: nn.Module, config: AdapterConfig | None, heads: tuple[str, ...]) -> AdaptedPart:
     host: Host | None = getattr(part, "host", None)
     if config is None:
         if host is not None:
             host.learns_from_top(0)
         part.requires_grad_(requires_grad=False)
-        return Carrier(part, host, None, (), heads)
+        return AdaptedPart(part, host, None, (), heads)
     where = f"adapters.{name}"
     if host is None:
         raise RecipeError(f"{where}: {type(part).__name__} cannot carry adapters; leave it out")
@@ -151,7 +151,7 @@ def _insert(name: str, part: nn.Module, config: AdapterConfig | None, heads: tup
     learned = set(adapter_tensors(host, holders))
     for key, parameter in host.module.named_parameters():
         parameter.requires_grad_(key in learned)
-    return Carrier(part, host, adapter, holders, heads)
+    return AdaptedPart(part, host, adapter, holders, heads)
 
 
 def _heads(name: str, part: nn.Module, plan: AdapterPlan) -> tuple[str, ...]:
@@ -183,11 +183,11 @@ def _refuse_unfit(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Coll
             raise RecipeError(f"adapters.train: {name}: its part starts fresh and learns whole; leave the name out")
 
 
-def _refuse_overlap(name: str, carrier: Carrier) -> None:
+def _refuse_overlap(name: str, adapted_part: AdaptedPart) -> None:
     """RecipeError where a module that learns whole holds adapters, lies in another, or lies in the frozen backbone."""
-    backbone = f"{carrier.host.path}." if carrier.host is not None and carrier.host.path else None
-    for head in carrier.heads:
-        others = [learner for learner in carrier.learners if learner != head]
+    backbone = f"{adapted_part.host.path}." if adapted_part.host is not None and adapted_part.host.path else None
+    for head in adapted_part.heads:
+        others = [learner for learner in adapted_part.learners if learner != head]
         inside = backbone is not None and f"{head}.".startswith(backbone)
         if inside or any(head.startswith(f"{o}.") or f"{o}.".startswith(f"{head}.") for o in others):
             raise RecipeError(

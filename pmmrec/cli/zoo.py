@@ -119,9 +119,9 @@ def zoo_merge(
     hub: HubFolder = HUB,
 ) -> None:
     """Merge adapters into the checkpoint they stand on: a whole one that computes the same."""
-    from pmmrec.zoo.adapters import merge_adapters, standing_on
+    from pmmrec.zoo.adapters import merge_adapters, with_base
     from pmmrec.zoo.hub import open_checkpoint
 
     with errors_for_people():
-        merge_adapters(standing_on(open_checkpoint(checkpoint, hub, warn=warn), base, hub), out)
+        merge_adapters(with_base(open_checkpoint(checkpoint, hub, warn=warn), base, hub), out)
         typer.echo(f"{out}: a whole checkpoint, without adapters")

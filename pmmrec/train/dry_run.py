@@ -33,7 +33,7 @@ from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.trial import item_inputs
-from pmmrec.zoo.adapters import stand_on
+from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import TransferPlan, apply, plan_full
 
@@ -87,7 +87,7 @@ def describe(
     if checkpoint is not None:
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         if adapters is not None:
-            stand_on(checkpoint, recommender, adapters, report.loaded)
+            insert_adapters(checkpoint, recommender, adapters, report.loaded)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer)
     if launched is not None:

@@ -32,7 +32,7 @@ from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import CHECKPOINT_FOLDER, package_version
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import AdapterCheckpoint, Standing, save_adapters
+from pmmrec.zoo.adapters import AdapterCheckpoint, AdapterSetup, save_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 from pmmrec.zoo.hub import publish
 
@@ -67,7 +67,7 @@ def save_best(
     model: ModelConfig,
     sources: Sources,
     origin: str,
-    standing: Standing | None = None,
+    setup: AdapterSetup | None = None,
 ) -> Callable[[Loop], None]:
     """For `KeepBest`: writes `checkpoint/` of the run, of a model that stands on another what it learned alone.
 
@@ -91,7 +91,7 @@ def save_best(
         },
     }
 
-    write = save_checkpoint if standing is None else partial(save_adapters, standing=standing)
+    write = save_checkpoint if setup is None else partial(save_adapters, setup=setup)
 
     def write_best(loop: Loop, state: Mapping[str, Tensor]) -> None:
         epoch = max(loop.validation)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.adapters import adapters
-from pmmrec.adapters.plan import Adapted, AdapterPlan, Carrier, adapt, carry
+from pmmrec.adapters.plan import AdaptedModel, AdaptedPart, AdapterPlan, adapt, adapt_part
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
@@ -22,14 +22,14 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
-from pmmrec.zoo.base import Base, base_entry, index_hash, places_of
+from pmmrec.zoo.base import AdapterBase, base_entry, index_hash, places_of
 from pmmrec.zoo.checkpoint import (
     CARD_NAME,
     PART_SETTINGS,
     PART_TENSORS,
     RECIPE_NAME,
     Checkpoint,
-    Owner,
+    TensorOwner,
     describe,
     fill,
     misfits,
@@ -50,25 +50,27 @@ NONE = "none"  # what people write to start from no checkpoint
 
 
 @dataclass(frozen=True)
-class Standing:
+class AdapterSetup:
     """A model that learns beside the parts of a base checkpoint."""
 
     plan: AdapterPlan
-    adapted: Adapted
+    adapted: AdaptedModel
     base: BaseEntry
 
     def lines(self) -> list[str]:
         """What learns of each part, for people."""
         told = dict.fromkeys(self.adapted.whole, "whole")
-        for name, carrier in self.adapted.carriers.items():
+        for name, adapted_part in self.adapted.parts.items():
             config = self.plan.by_part.get(name)
-            kinds = [] if config is None else [f"{config.type} in {len(carrier.holders)} places"]
-            told[name] = ", ".join([*kinds, *(f"{head} whole" for head in carrier.heads)])
+            kinds = [] if config is None else [f"{config.type} in {len(adapted_part.holders)} places"]
+            told[name] = ", ".join([*kinds, *(f"{head} whole" for head in adapted_part.heads)])
         frozen = [name for name in self.base.parts if name not in told]
         return [f"{name} learns: {words}" for name, words in told.items()] + [f"{name} is frozen" for name in frozen]
 
 
-def stand_on(checkpoint: Checkpoint, recommender: Recommender, plan: AdapterPlan, loaded: Collection[str]) -> Standing:
+def insert_adapters(
+    checkpoint: Checkpoint, recommender: Recommender, plan: AdapterPlan, loaded: Collection[str]
+) -> AdapterSetup:
     """Insert adapters into a recommender whose parts `loaded` come from a checkpoint.
 
     All other parts start fresh and learn whole. RecipeError where the plan does not suit the model.
@@ -76,13 +78,13 @@ def stand_on(checkpoint: Checkpoint, recommender: Recommender, plan: AdapterPlan
     fresh = [name for name in recommender.parts if name not in loaded]
     adapted = adapt(recommender.parts, plan, fresh)
     frozen = [name for name in recommender.parts if name not in adapted.whole]
-    return Standing(plan, adapted, base_entry(checkpoint, frozen))
+    return AdapterSetup(plan, adapted, base_entry(checkpoint, frozen))
 
 
 def save_adapters(
     folder: Path,
     *,
-    standing: Standing,
+    setup: AdapterSetup,
     system: str,
     model_config: ModelConfig,
     recommender: Recommender,
@@ -99,10 +101,10 @@ def save_adapters(
     Tensors of the base are left out; they are frozen, so those that `state` holds are those of the base.
     """
     prefixes = {name: f"recommender.{path}." for name, path in part_paths(recommender).items()}
-    whole = standing.adapted.whole
-    owners = {name: Owner(prefixes[name], recommender.parts[name]) for name in whole}
+    whole = setup.adapted.whole
+    owners = {name: TensorOwner(prefixes[name], recommender.parts[name]) for name in whole}
     heads = {name: head for name, head in objectives.items() if head.state_dict()}
-    owners |= {f"{OBJECTIVES}/{name}": Owner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
+    owners |= {f"{OBJECTIVES}/{name}": TensorOwner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
     on_base = tuple(prefix for name, prefix in prefixes.items() if name not in whole)
     states = owned_tensors({key: tensor for key, tensor in state.items() if not key.startswith(on_base)}, owners)
     about = about_parts(model_config, {name: recommender.parts[name] for name in whole})
@@ -110,8 +112,8 @@ def save_adapters(
     with files.writing(folder, replace=replace) as place:
         entries = {name: write_part(place, name, owners[name].module, states[name], about[name]) for name in owners}
         adapted = {
-            name: _write_carrier(place, name, carrier, standing.plan, state, prefixes[name])
-            for name, carrier in standing.adapted.carriers.items()
+            name: _write_adapted_part(place, name, adapted_part, setup.plan, state, prefixes[name])
+            for name, adapted_part in setup.adapted.parts.items()
         }
         index = Index(
             format=FORMAT,
@@ -122,8 +124,8 @@ def save_adapters(
             objectives={name: entries[f"{OBJECTIVES}/{name}"] for name in heads},
             files=write_papers(place, recipe, metrics, card),
             provenance=dict(provenance),
-            base=standing.base,
-            adapters=standing.plan.model_dump(mode="json"),
+            base=setup.base,
+            adapters=setup.plan.model_dump(mode="json"),
             adapted=adapted,
         )
         files.write_json(place / files.INDEX_NAME, index.written())
@@ -132,7 +134,7 @@ def save_adapters(
 class AdapterCheckpoint(Checkpoint):
     """A checkpoint that holds what was learned beside a base, and finds the rest there."""
 
-    _said_place: str | None = None
+    _given_place: str | None = None
     _hub = HUB
 
     def look_for_base(self, place: str | None, hub: Path) -> None:
@@ -140,7 +142,7 @@ class AdapterCheckpoint(Checkpoint):
 
         Where its base is adapters too, all this holds of what those stand on.
         """
-        self._said_place, self._hub = place, hub
+        self._given_place, self._hub = place, hub
 
     @property
     def parts(self) -> Mapping[str, PartEntry]:
@@ -155,7 +157,7 @@ class AdapterCheckpoint(Checkpoint):
         except RecipeError as error:
             raise CheckpointError(str(error)) from error
 
-    def standing_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+    def base_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a part that learned whole, else those of the base."""
         if name in self.index.parts:
             return super().part_state(name, module)
@@ -167,29 +169,29 @@ class AdapterCheckpoint(Checkpoint):
             adapted = adapt(recommender.parts, self.plan, fresh=self.index.parts)
         except RecipeError as error:
             raise CheckpointError(f"{self.folder}: its adapters do not suit its model: {error}") from error
-        if set(adapted.carriers) != set(self.index.adapted):
+        if set(adapted.parts) != set(self.index.adapted):
             raise CheckpointError(
                 f"{self.folder}: holds what {files.listed(self.index.adapted)} learned, its plan adapts "
-                f"{files.listed(adapted.carriers)}"
+                f"{files.listed(adapted.parts)}"
             )
-        for name, carrier in adapted.carriers.items():
-            self._fill(name, carrier)
+        for name, adapted_part in adapted.parts.items():
+            self._fill(name, adapted_part)
 
     def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a part as one without adapters, into which they are merged.
 
         Raises RecipeError for adapters that cannot be merged, CheckpointError as `Checkpoint.part_state` does.
         """
-        state = self.standing_state(name, module)
+        state = self.base_state(name, module)
         is_dry = any(tensor.is_meta for tensor in module.state_dict().values())
         if name not in self.index.adapted or is_dry or misfits(name, state, module):
             return state
         merged = copy.deepcopy(module)
         fill(merged, state)
-        carrier = carry(name, merged, self.plan)
-        self._fill(name, carrier)
+        adapted_part = adapt_part(name, merged, self.plan)
+        self._fill(name, adapted_part)
         try:
-            carrier.merge()
+            adapted_part.merge()
         except RecipeError as error:
             raise RecipeError(f"{self.folder}: {name}: {error}") from error
         return merged.state_dict()
@@ -207,15 +209,15 @@ class AdapterCheckpoint(Checkpoint):
         return super().sound_folder(entry)
 
     @cached_property
-    def _base(self) -> Base:
-        said = [] if self._said_place is None else [self._said_place]
+    def _base(self) -> AdapterBase:
+        said = [] if self._given_place is None else [self._given_place]
         places = dict.fromkeys([*said, *places_of(self._base_entry, self)])
-        return Base(self._base_entry, self.folder, list(places), self._open_base)
+        return AdapterBase(self._base_entry, self.folder, list(places), self._open_base)
 
     def _open_base(self, place: str) -> Checkpoint:
         opened = open_checkpoint(place, self._hub, parts=(), warn=_unheard)
         if isinstance(opened, AdapterCheckpoint):
-            opened.look_for_base(self._said_place, self._hub)
+            opened.look_for_base(self._given_place, self._hub)
         return opened
 
     def _is_of_base(self, entry: PartEntry) -> bool:
@@ -228,13 +230,13 @@ class AdapterCheckpoint(Checkpoint):
             raise CheckpointError(f"{self.folder}: names no base")
         return self.index.base
 
-    def _fill(self, name: str, carrier: Carrier) -> None:
+    def _fill(self, name: str, adapted_part: AdaptedPart) -> None:
         """Copy what was learned of a part, every tensor of it, into the part."""
         folder = super().sound_folder(self.index.adapted[name])
-        own = carrier.part.state_dict()
+        own = adapted_part.part.state_dict()
         wanted = {
-            ADAPTER_TENSORS: {on_disk: own[key] for key, on_disk in carrier.adapter_names.items()},
-            PART_TENSORS: {key: own[key] for key in carrier.head_names},
+            ADAPTER_TENSORS: {on_disk: own[key] for key, on_disk in adapted_part.adapter_names.items()},
+            PART_TENSORS: {key: own[key] for key in adapted_part.head_names},
         }
         for file, targets in wanted.items():
             found = files.read_tensors(folder / file) if (folder / file).is_file() else {}
@@ -244,16 +246,16 @@ class AdapterCheckpoint(Checkpoint):
 def starting_point(place: str, base: str | None, hub: Path, warn: Callable[[str], object]) -> Checkpoint | None:
     """The checkpoint that a training starts from, of adapters with their base; None for `none`.
 
-    Raises what `open_checkpoint` and `standing_on` raise.
+    Raises what `open_checkpoint` and `with_base` raise.
     """
     if place != NONE:
-        return standing_on(open_checkpoint(place, hub, parts=(), warn=warn), base, hub)
+        return with_base(open_checkpoint(place, hub, parts=(), warn=warn), base, hub)
     if base is not None:
         raise RecipeError(f"--base {base}: has no effect with `--from none`; leave it out")
     return None
 
 
-def standing_on(checkpoint: Checkpoint, base: str | None, hub: Path) -> Checkpoint:
+def with_base(checkpoint: Checkpoint, base: str | None, hub: Path) -> Checkpoint:
     """The same checkpoint, told where its base is. RecipeError for a base where the checkpoint is whole."""
     if isinstance(checkpoint, AdapterCheckpoint):
         checkpoint.look_for_base(base, hub)
@@ -309,27 +311,27 @@ def _catalogues_of(checkpoint: Checkpoint) -> list[Catalogue]:
     return catalogues_in(saved)
 
 
-def _write_carrier(
-    place: Path, name: str, carrier: Carrier, plan: AdapterPlan, state: Mapping[str, Tensor], prefix: str
+def _write_adapted_part(
+    place: Path, name: str, adapted_part: AdaptedPart, plan: AdapterPlan, state: Mapping[str, Tensor], prefix: str
 ) -> PartEntry:
     """Write what one part learned beside its base."""
     folder_name = f"{ADAPTERS}/{name}"
     folder = place / folder_name
     folder.mkdir(parents=True)
-    names = [*carrier.adapter_names, *carrier.head_names]
+    names = [*adapted_part.adapter_names, *adapted_part.head_names]
     if missing := [key for key in names if prefix + key not in state]:
         raise CheckpointError(f"{name}: the state to save lacks {files.listed(missing)}")
-    if carrier.adapter is not None and carrier.host is not None:
-        learned = {disk: files.standalone(state[prefix + key]) for key, disk in carrier.adapter_names.items()}
+    if adapted_part.adapter is not None and adapted_part.host is not None:
+        learned = {disk: files.standalone(state[prefix + key]) for key, disk in adapted_part.adapter_names.items()}
         files.write_tensors(folder / ADAPTER_TENSORS, learned)
-        carrier.adapter.write_settings(carrier.host, folder)
-    if carrier.heads:
-        kept = {key: files.standalone(state[prefix + key]) for key in carrier.head_names}
+        adapted_part.adapter.write_settings(adapted_part.host, folder)
+    if adapted_part.heads:
+        kept = {key: files.standalone(state[prefix + key]) for key in adapted_part.head_names}
         files.write_tensors(folder / PART_TENSORS, kept)
     config = plan.by_part.get(name)
     kind = HEADS_ALONE if config is None else config.type
     settings = {} if config is None else config.model_dump(mode="json")
-    about = {"family": adapters.name, "type": kind, "settings": settings, "learns": list(carrier.heads)}
+    about = {"family": adapters.name, "type": kind, "settings": settings, "learns": list(adapted_part.heads)}
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
     return describe(place, folder_name, about)
 

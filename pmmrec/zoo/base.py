@@ -16,7 +16,7 @@ from pmmrec.zoo.origin import Origin
 _T = TypeVar("_T")
 
 
-class Base:
+class AdapterBase:
     """The base of adapters, looked for in place after place, in each of them once."""
 
     def __init__(

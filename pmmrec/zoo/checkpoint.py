@@ -31,7 +31,7 @@ BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
-class Owner:
+class TensorOwner:
     """Who owns the tensors of a state dict that start with `prefix`."""
 
     prefix: str
@@ -60,10 +60,11 @@ def save_checkpoint(
     part or share memory, MachineError where the disk refuses.
     """
     owners = {
-        name: Owner(f"recommender.{path}.", recommender.parts[name]) for name, path in part_paths(recommender).items()
+        name: TensorOwner(f"recommender.{path}.", recommender.parts[name])
+        for name, path in part_paths(recommender).items()
     }
     heads = {name: head for name, head in objectives.items() if head.state_dict()}
-    owners |= {f"{OBJECTIVES}/{name}": Owner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
+    owners |= {f"{OBJECTIVES}/{name}": TensorOwner(f"{OBJECTIVES}.{name}.", head) for name, head in heads.items()}
     states = owned_tensors(state, owners)
     about = about_parts(model_config, recommender.parts) | about_heads(model_config, heads)
     with files.writing(folder, replace=replace) as place:
@@ -102,7 +103,7 @@ def part_paths(recommender: Recommender) -> dict[str, str]:
     return paths
 
 
-def owned_tensors(state: Mapping[str, Tensor], owners: Mapping[str, Owner]) -> dict[str, dict[str, Tensor]]:
+def owned_tensors(state: Mapping[str, Tensor], owners: Mapping[str, TensorOwner]) -> dict[str, dict[str, Tensor]]:
     """The tensors of each owner by the names that its module gives them; each tensor of the state has one owner."""
     split: dict[str, dict[str, Tensor]] = {}
     owned: set[str] = set()
@@ -257,12 +258,12 @@ class Checkpoint:
         """
         return read_part(self.sound_folder(self._entry(name)), module)
 
-    def standing_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+    def base_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a part that `complete` goes on from."""
         return self.part_state(name, module)
 
     def complete(self, recommender: Recommender) -> None:
-        """Put what is more than tensors of its parts into a recommender that holds those of `standing_state`."""
+        """Put what is more than tensors of its parts into a recommender that holds those of `base_state`."""
 
     def objective_state(self, name: str) -> dict[str, Tensor]:
         """The tensors of an objective's head. Raises CheckpointError as `part_state` does."""
@@ -335,7 +336,7 @@ def load_recommender(checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = (
             f"{checkpoint.folder}: holds the parts {files.listed(checkpoint.parts)}, "
             f"its model has {files.listed(recommender.parts)}"
         )
-    states = {name: checkpoint.standing_state(name, part) for name, part in recommender.parts.items()}
+    states = {name: checkpoint.base_state(name, part) for name, part in recommender.parts.items()}
     problems = [line for name, part in recommender.parts.items() for line in misfits(name, states[name], part)]
     if problems:
         raise CheckpointError("\n".join([f"{checkpoint.folder}: does not fit its own model", *problems]))

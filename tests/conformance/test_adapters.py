@@ -132,7 +132,7 @@ def test_adapters_change_nothing_until_they_learn_and_then_learn_alone(tmp_path:
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6 if kind == "dora" else 0)
     (after * torch.randn(after.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     learned = {key for key, parameter in part.named_parameters() if parameter.requires_grad}
-    assert learned == set(adapted.carriers[place].adapter_names)
+    assert learned == set(adapted.parts[place].adapter_names)
     touched = {key for key, parameter in part.named_parameters() if parameter.grad is not None}
     assert touched == learned
     ends = {"lora": "lora_B.default.weight", "dora": "lora_B.default.weight", "ia3": "ia3_l.default"}
@@ -157,7 +157,7 @@ def test_merged_weights_compute_what_the_part_computed_with_adapters(tmp_path: P
             parameter.data += 0.3 * torch.randn(parameter.shape)
     before = call()
     assert (before - plain).abs().max() > 1e-3
-    adapted.carriers[place].merge()
+    adapted.parts[place].merge()
     assert set(part.state_dict()) == names
     torch.testing.assert_close(call(), before, rtol=0, atol=1e-12)  # float64; measured 1e-14
 

@@ -145,7 +145,7 @@ def test_merged_weights_compute_the_same(kind: str) -> None:
             parameter.data = torch.randn(parameter.shape, dtype=torch.float64)
     names, x_RI = set(Stack().state_dict()), torch.randn(3, 4, dtype=torch.float64)
     before_RI = stack(x_RI)
-    adapted.carriers["user_encoder"].merge()
+    adapted.parts["user_encoder"].merge()
     assert set(stack.state_dict()) == names
     torch.testing.assert_close(stack(x_RI), before_RI, rtol=0, atol=ATOL)
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.report.comparison import ComparedSystem
 from pmmrec.report.epochs import judged_by
-from pmmrec.zoo.adapters import AdapterCheckpoint, standing_on
+from pmmrec.zoo.adapters import AdapterCheckpoint, with_base
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.files import current
 from pmmrec.zoo.hub import find_checkpoint
@@ -51,7 +51,7 @@ def shown_checkpoints(
     found = [_named(place, runs, hub) for place in places] if places else _kept(runs)
     carry = [isinstance(entry.checkpoint, AdapterCheckpoint) for entry in found]
     for entry, is_adapter in zip(found, carry, strict=True):
-        standing_on(entry.checkpoint, base if is_adapter or not any(carry) else None, hub)
+        with_base(entry.checkpoint, base if is_adapter or not any(carry) else None, hub)
     return found
 
 

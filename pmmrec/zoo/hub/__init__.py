@@ -14,25 +14,25 @@ from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.cache import Pulled, Shelf, entries_of, files_of, pull, refuse_code
+from pmmrec.zoo.hub.cache import LocalCache, Pulled, entries_of, files_of, pull, refuse_code
 from pmmrec.zoo.hub.folder import (
-    FolderPlace,
+    FolderLocation,
     list_checkpoints,
     publish,
     refuse_taken_name,
     refuse_unsound,
 )
-from pmmrec.zoo.hub.huggingface import SCHEME, HuggingFacePlace, list_repositories
-from pmmrec.zoo.hub.place import OutOfReachError, Place, PushOptions, Warn, refuse_pickles
-from pmmrec.zoo.hub.url import UrlPlace
+from pmmrec.zoo.hub.huggingface import SCHEME, HuggingFaceLocation, list_repositories
+from pmmrec.zoo.hub.location import CheckpointLocation, OutOfReachError, PushOptions, Warn, refuse_pickles
+from pmmrec.zoo.hub.url import UrlLocation
 from pmmrec.zoo.hub.weights import find_weights, weights_hash, weights_origin
 from pmmrec.zoo.index import PartEntry
 from pmmrec.zoo.origin import Origin
 from pmmrec.zoo.tensors import damages
 
 __all__ = [
+    "CheckpointLocation",
     "OutOfReachError",
-    "Place",
     "Pulled",
     "PushOptions",
     "fetch_entry",
@@ -40,8 +40,8 @@ __all__ = [
     "find_weights",
     "list_checkpoints",
     "list_places",
+    "location_of",
     "open_checkpoint",
-    "place_at",
     "publish",
     "pull_checkpoint",
     "push_checkpoint",
@@ -52,13 +52,13 @@ __all__ = [
 ]
 
 
-def place_at(text: str, hub: Path) -> Place:
+def location_of(text: str, hub: Path) -> CheckpointLocation:
     """The place that people name by `text`. RecipeError where it looks like none."""
     if not text.strip():
         raise RecipeError("a checkpoint is asked for by an empty name; give a folder, a name in the hub, or a URL")
     if text.startswith(SCHEME):
-        return HuggingFacePlace(text)
-    return UrlPlace(text) if "://" in text else FolderPlace(text, expanded(hub))
+        return HuggingFaceLocation(text)
+    return UrlLocation(text) if "://" in text else FolderLocation(text, expanded(hub))
 
 
 def find_checkpoint(place: str, hub: Path, parts: Collection[str] | None = None, *, warn: Warn = warnings.warn) -> Path:
@@ -69,8 +69,8 @@ def find_checkpoint(place: str, hub: Path, parts: Collection[str] | None = None,
     no checkpoint or it is not what its index says, RecipeError for an unknown place or part, MachineError where
     nobody answers and no copy is cached. `warn` hears of a moving revision and of a copy that may be behind.
     """
-    found = place_at(place, hub)
-    if not isinstance(found, FolderPlace):
+    found = location_of(place, hub)
+    if not isinstance(found, FolderLocation):
         return pull(found, parts, warn).folder
     if parts:
         entries_of(Checkpoint.open(found.folder).index, parts, place)
@@ -96,8 +96,8 @@ def pull_checkpoint(
 
     A copy of some parts holds the whole index and says what it lacks when that is asked for.
     """
-    found = place_at(place, hub)
-    if isinstance(found, FolderPlace):
+    found = location_of(place, hub)
+    if isinstance(found, FolderLocation):
         if out is None:
             raise RecipeError(f"{place}: is a folder here already; say where a copy should go with --out")
         pulled = Pulled(found.folder, Checkpoint.open(found.folder).origin, 0, 0)
@@ -123,7 +123,7 @@ def push_checkpoint(folder: Path, place: str, hub: Path, options: PushOptions) -
     Only files that its index lists travel. Raises CheckpointError for a checkpoint that is not what its index says,
     RecipeError for a taken place, MachineError where the place cannot be written.
     """
-    target = place_at(place, hub)
+    target = location_of(place, hub)
     source = Checkpoint.open(folder)
     listed = source.index.promises
     refuse_pickles(str(folder), listed)
@@ -134,10 +134,10 @@ def push_checkpoint(folder: Path, place: str, hub: Path, options: PushOptions) -
 def fetch_entry(checkpoint: Checkpoint, entry: PartEntry) -> None:
     """Fetch one part of a checkpoint that was pulled without it. Raises errors that name the part."""
     origin = checkpoint.origin
-    shelf = Shelf(place_at(origin.pinned, Path()))
+    cache = LocalCache(location_of(origin.pinned, Path()))
     wanted = {f"{entry.folder}/{name}": promise for name, promise in entry.promises.items()}
     try:
-        shelf.fetch(origin.commit, wanted)
+        cache.fetch(origin.commit, wanted)
     except OutOfReachError as error:
         raise OutOfReachError(
             f"{entry.folder}: of {origin.place} this part is not here yet (pmmrec zoo pull {origin.pinned} --parts "
@@ -150,7 +150,7 @@ def list_places(prefix: str) -> list[str]:
     if prefix.startswith(SCHEME):
         return list_repositories(prefix.removeprefix(SCHEME).rstrip("/"))
     if "://" in prefix:
-        return UrlPlace(prefix).children()
+        return UrlLocation(prefix).children()
     folder = expanded(Path(prefix))
     if not folder.is_dir():
         raise RecipeError(

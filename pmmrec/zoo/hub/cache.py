@@ -19,9 +19,9 @@ from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.about import OBJECTIVES
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import (
+from pmmrec.zoo.hub.location import (
+    CheckpointLocation,
     OutOfReachError,
-    Place,
     Warn,
     behind,
     described,
@@ -49,10 +49,10 @@ class Pulled:
     num_bytes: int
 
 
-class Shelf:
+class LocalCache:
     """The cached copies of one place: a folder for each commit, in which a checkpoint may stand in part."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: CheckpointLocation) -> None:
         self.place = place
         plain = re.sub(r"[^\w.-]+", "-", place.name).strip("-.")[-_KEPT_OF_NAME:]
         digest = hashlib.sha256(place.key.encode()).hexdigest()
@@ -237,15 +237,15 @@ def one_at_a_time(home: Path) -> Iterator[None]:
         lock.release()
 
 
-def pull(place: Place, parts: Collection[str] | None, warn: Warn, *, mend: bool = False) -> Pulled:
+def pull(place: CheckpointLocation, parts: Collection[str] | None, warn: Warn, *, mend: bool = False) -> Pulled:
     """A cached copy of a checkpoint that holds at least `parts`; None: all. `mend`: read again what is here already."""
-    shelf = Shelf(place)
-    commit = shelf.resolve(warn)
-    checkpoint = shelf.open(commit, mend=mend)
+    cache = LocalCache(place)
+    commit = cache.resolve(warn)
+    checkpoint = cache.open(commit, mend=mend)
     wanted = files_of(checkpoint.index, parts, place.name)
     if mend:
-        shelf.mend(commit, wanted)
-    num_files, num_bytes = shelf.fetch(commit, wanted)
+        cache.mend(commit, wanted)
+    num_files, num_bytes = cache.fetch(commit, wanted)
     refuse_code(checkpoint, parts)
     return Pulled(checkpoint.folder, checkpoint.origin, num_files, num_bytes)
 

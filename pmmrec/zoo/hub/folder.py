@@ -12,7 +12,7 @@ from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import PushOptions
+from pmmrec.zoo.hub.location import PushOptions
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -76,7 +76,7 @@ def refuse_unsound(folder: Path, problems: Sequence[str]) -> None:
         raise CheckpointError(f"{folder}: cannot be published: {'; '.join(problems)}")
 
 
-class FolderPlace:
+class FolderLocation:
     """A folder, or a name in a folder hub. It is read where it stands, so it never needs a copy."""
 
     revision = None

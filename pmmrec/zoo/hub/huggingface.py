@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub.place import (
+from pmmrec.zoo.hub.location import (
     WAITS_S,
     OutOfReachError,
     PushOptions,
@@ -41,7 +41,7 @@ _BUSY = (408, 429, 500, 502, 503, 504)
 _T = TypeVar("_T")
 
 
-class HuggingFacePlace:
+class HuggingFaceLocation:
     """One model repository."""
 
     def __init__(self, text: str) -> None:

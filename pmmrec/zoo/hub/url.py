@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError, not_installed
 from pmmrec.progress import bars
 from pmmrec.zoo import files
-from pmmrec.zoo.hub.place import WAITS_S, OutOfReachError, PushOptions, described, is_of_disk, without_secrets
-from pmmrec.zoo.hub.url_push import CHANGES_WITH, POINTER, POINTER_FORMAT, Standing, UrlPush
+from pmmrec.zoo.hub.location import WAITS_S, OutOfReachError, PushOptions, described, is_of_disk, without_secrets
+from pmmrec.zoo.hub.url_push import CHANGES_WITH, POINTER, POINTER_FORMAT, PublishedCommit, UrlPush
 
 MB = 1_000_000
 BLOCK_BYTES = 16 * MB  # that are asked for at a time, and lost when a connection breaks
@@ -34,7 +34,7 @@ _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}  # the package that open
 _CREDENTIALS = "credentials are looked for where its client keeps them (S3: AWS_ACCESS_KEY_ID, ~/.aws), never in a URL"
 
 
-class UrlPlace:
+class UrlLocation:
     """One checkpoint below a URL."""
 
     def __init__(self, text: str) -> None:
@@ -60,12 +60,12 @@ class UrlPlace:
             found = self._current()
         if found is None:
             raise CheckpointError(f"{self.name}: not a checkpoint: it holds neither {POINTER} nor {files.INDEX_NAME}")
-        if self.revision not in (None, found[0]):
+        if self.revision not in (None, found.commit):
             raise RecipeError(
-                f"{self.name}: holds commit {found[0]} now and no longer {self.revision}; ask for what is there, or "
-                "for a copy elsewhere"
+                f"{self.name}: holds commit {found.commit} now and no longer {self.revision}; ask for what is "
+                "there, or for a copy elsewhere"
             )
-        return found[0]
+        return found.commit
 
     def fetch(self, commit: str, path: str, target: Path) -> None:
         with self._told("read"), bars() as progress:
@@ -151,7 +151,7 @@ class UrlPlace:
             except FileNotFoundError:
                 return []
             names = sorted(str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in below)
-            places = [UrlPlace(f"{self.name}/{name}") for name in names]
+            places = [UrlLocation(f"{self.name}/{name}") for name in names]
             return [place.name for place in places if place._current() is not None]
 
     def _copy(self, source: str, target: Path, progress: Callable[[int, int], None]) -> None:
@@ -209,7 +209,7 @@ class UrlPlace:
     def _root(self) -> str:
         return str(self._fs._strip_protocol(self.name)).rstrip("/")
 
-    def _current(self) -> Standing | None:
+    def _current(self) -> PublishedCommit | None:
         """The commit that stands here now, and the folder that holds its files; None where there is none."""
         self._fs.invalidate_cache()
         try:
@@ -221,14 +221,14 @@ class UrlPlace:
         commit = tree.get("commit") if isinstance(tree, dict) and tree.get("format") == POINTER_FORMAT else None
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise CheckpointError(f"{self.name}: {POINTER} names no commit that this pmmrec can read")
-        return commit, f"{self._root}/{commit}"
+        return PublishedCommit(commit, f"{self._root}/{commit}")
 
-    def _unversioned(self) -> Standing | None:
+    def _unversioned(self) -> PublishedCommit | None:
         try:
             content = self._read(f"{self._root}/{files.INDEX_NAME}", files.MAX_JSON_BYTES)
         except FileNotFoundError:
             return None
-        return hashlib.sha256(content).hexdigest(), self._root
+        return PublishedCommit(hashlib.sha256(content).hexdigest(), self._root)
 
     def _read(self, path: str, max_bytes: int) -> bytes:
         if self._fs.info(path)["size"] > max_bytes:
@@ -239,7 +239,7 @@ class UrlPlace:
         if self._bases.get(commit) is None:
             versioned = f"{self._root}/{commit}"
             found = self._current()
-            self._bases[commit] = found[1] if found is not None and found[0] == commit else versioned
+            self._bases[commit] = found.folder if found is not None and found.commit == commit else versioned
         return self._bases[commit]
 
     @cached_property

@@ -12,19 +12,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmmrec.errors import RecipeError
 from pmmrec.zoo import files
-from pmmrec.zoo.hub.place import OutOfReachError
+from pmmrec.zoo.hub.location import OutOfReachError
 from pmmrec.zoo.index import Index
 
 POINTER, POINTER_FORMAT = "current.json", 1
 ABANDONED_S = 86_400.0  # what an unfinished push left untouched for so long is nobody's work any more
 CHANGES_WITH = ("size", "ETag", "etag", "LastModified", "mtime", "created")
-Standing = tuple[str, str]  # a commit, and the folder that holds its files
 _TIMES = ("LastModified", "mtime", "created")
 _TRIES = 2  # of creating the pointer
+
+
+class PublishedCommit(NamedTuple):
+    """A commit at a URL and the folder that holds its files."""
+
+    commit: str
+    folder: str
 
 
 class UrlPush:
@@ -35,7 +41,7 @@ class UrlPush:
         place: str,
         fs: Any,
         root: str,
-        current: Callable[[], Standing | None],
+        current: Callable[[], PublishedCommit | None],
         folder: Path,
         names: Sequence[str],
     ) -> None:
@@ -52,24 +58,24 @@ class UrlPush:
         self._place, self._fs, self._root, self._current = place, fs, root, current
         self._folder, self._names = folder, (*names, files.INDEX_NAME)  # the index last
         self.commit = files.sha256_of(folder / files.INDEX_NAME)
-        self._standing: Standing = (self.commit, f"{root}/{self.commit}")
+        self._target = PublishedCommit(self.commit, f"{root}/{self.commit}")
         token = uuid.uuid4().hex
         self._pointer, self._draft = f"{root}/{POINTER}", f"{root}/{POINTER}.{token}"
         # the token tells this push from another of the same commit
         self._content = json.dumps({"format": POINTER_FORMAT, "commit": self.commit, "push": token}).encode()
         self._is_disk = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
-    def run(self, before: Standing | None) -> None:
+    def run(self, before: PublishedCommit | None) -> None:
         """Bring the files, set the pointer, take away what was replaced.
 
         Raises RecipeError where another push was faster, OutOfReachError where not all files arrived.
         """
-        if before == self._standing and not self._lacking():
+        if before == self._target and not self._lacking():
             return
-        replaced = {} if before is None or before == self._standing else self._states_of(before)
+        replaced = {} if before is None or before == self._target else self._states_of(before)
         with self._drafting():
             for name in self._names:
-                self._put(self._folder / name, f"{self._standing[1]}/{name}")
+                self._put(self._folder / name, f"{self._target.folder}/{name}")
             if lacking := self._lacking():
                 raise OutOfReachError(
                     f"{self._place}: {lacking[0]} did not arrive whole, or another push took it away; push again"
@@ -82,8 +88,8 @@ class UrlPush:
             self._refuse_other(None)
         with suppress(Exception):  # the checkpoint stands; what is left of old ones goes at a later push
             self._take_away(replaced)
-            if before is not None and before[1] not in (self._root, self._standing[1]):
-                self._remove_if_empty(before[1])
+            if before is not None and before.folder not in (self._root, self._target.folder):
+                self._remove_if_empty(before.folder)
             self._sweep()
 
     @contextmanager
@@ -108,12 +114,12 @@ class UrlPush:
     def _lacking(self) -> list[str]:
         """Names of those of our files that are not there, or not in full."""
         self._fs.invalidate_cache()
-        found = self._fs.find(self._standing[1], detail=True)
+        found = self._fs.find(self._target.folder, detail=True)
         sizes = {str(path): entry["size"] for path, entry in found.items()}
         return [
             name
             for name in self._names
-            if sizes.get(f"{self._standing[1]}/{name}") != (self._folder / name).stat().st_size
+            if sizes.get(f"{self._target.folder}/{name}") != (self._folder / name).stat().st_size
         ]
 
     def _create(self) -> bool:
@@ -144,20 +150,20 @@ class UrlPush:
         except FileNotFoundError:
             return False
 
-    def _refuse_other(self, expected: Standing | None) -> None:
+    def _refuse_other(self, expected: PublishedCommit | None) -> None:
         now = self._current()
         if now == expected:
             return
         if now is None:
             raise RecipeError(f"{self._place}: what stood there was taken away meanwhile; look at it, then push again")
         raise RecipeError(
-            f"{self._place}: exists already: another push put commit {now[0]} there meanwhile; choose another place, "
-            "or let it give way with replace"
+            f"{self._place}: exists already: another push put commit {now.commit} there meanwhile; choose another "
+            "place, or let it give way with replace"
         )
 
-    def _states_of(self, before: Standing) -> dict[str, tuple[str, ...]]:
+    def _states_of(self, before: PublishedCommit) -> dict[str, tuple[str, ...]]:
         """The files of a checkpoint that gives way, each with what tells whether it was written anew."""
-        folder = before[1]
+        folder = before.folder
         if folder != self._root:
             return {str(path): self._state(path) for path in self._fs.find(folder)}
         try:

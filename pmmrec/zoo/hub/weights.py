@@ -15,8 +15,8 @@ from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.hub import huggingface
 from pmmrec.zoo.hub.cache import one_at_a_time
-from pmmrec.zoo.hub.place import OutOfReachError, Warn, behind, moving, without_secrets
-from pmmrec.zoo.hub.url import UrlPlace
+from pmmrec.zoo.hub.location import OutOfReachError, Warn, behind, moving, without_secrets
+from pmmrec.zoo.hub.url import UrlLocation
 from pmmrec.zoo.origin import WEIGHTS_CACHE, Origin, record_origin, recorded_origin
 
 PACKAGE = "package:"
@@ -90,12 +90,12 @@ def _in_package(name: str) -> Path:
 def _from_url(name: str, warn: Warn) -> Path:
     home = expanded(WEIGHTS_CACHE)
     try:
-        return _copy_of(UrlPlace(name), home, warn)
+        return _copy_of(UrlLocation(name), home, warn)
     except PMMRecError as error:
         raise type(error)(f"weights {name!r}: {error}; or give a local folder: --weights {name}=FOLDER") from error
 
 
-def _copy_of(place: UrlPlace, home: Path, warn: Warn) -> Path:
+def _copy_of(place: UrlLocation, home: Path, warn: Warn) -> Path:
     copies = _copies(place, home)
     if place.revision is not None and place.revision in copies:
         return copies[place.revision]
@@ -115,14 +115,14 @@ def _copy_of(place: UrlPlace, home: Path, warn: Warn) -> Path:
     return folder
 
 
-def _recorded(folder: Path, place: UrlPlace, home: Path) -> Origin:
+def _recorded(folder: Path, place: UrlLocation, home: Path) -> Origin:
     origin = Origin(place.name, _commit_of(folder))
     with one_at_a_time(home):
         record_origin(folder, origin)
     return origin
 
 
-def _copies(place: UrlPlace, home: Path) -> dict[str, Path]:
+def _copies(place: UrlLocation, home: Path) -> dict[str, Path]:
     """Cached copies of the weights of a place by their commit, the latest last."""
     folders = sorted((path for path in home.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
     origins = {folder: weights_origin(folder) for folder in folders}

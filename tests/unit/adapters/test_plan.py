@@ -73,7 +73,7 @@ def drawn(part: nn.Module) -> None:
 def test_parts_that_a_plan_does_not_name_are_frozen(text: HFText, users: TransformerUserEncoder) -> None:
     adapted = adapt({"text_encoder": text, "user_encoder": users}, plan(user_encoder={"type": "pfeiffer", "width": 3}))
     assert learning(text) == set()
-    assert set(adapted.carriers) == {"user_encoder"}
+    assert set(adapted.parts) == {"user_encoder"}
     assert learning(users) == {
         f"blocks.{b}.contract.adapter.{n}.{k}" for b in (0, 1) for n in ("down", "up") for k in ("weight", "bias")
     }
@@ -87,7 +87,7 @@ def test_named_modules_and_fresh_parts_learn_beside(text: HFText, users: Transfo
     assert adapted.whole == ("user_encoder",)
     assert learning(users) == set(dict(users.named_parameters()))
     assert learning(fusion) == set()
-    assert adapted.carriers["text_encoder"].head_names == ["projection.weight", "projection.bias"]
+    assert adapted.parts["text_encoder"].head_names == ["projection.weight", "projection.bias"]
     assert {name for name in learning(text) if "lora" not in name} == {"projection.weight", "projection.bias"}
 
 
@@ -151,7 +151,7 @@ def test_the_cut_lies_below_the_lowest_adapter_and_nowhere_else(text: HFText) ->
     assert whole is not None
     top_two = whole.fingerprint  # as built, the top two blocks learn
     adapted = adapt({"text_encoder": text}, plan(text_encoder={**LORA, "blocks": 2}))
-    assert {name.split(".")[2] for name in adapted.carriers["text_encoder"].holders} == {"1", "2"}
+    assert {name.split(".")[2] for name in adapted.parts["text_encoder"].holders} == {"1", "2"}
     assert text.prefix is not None
     assert text.prefix.fingerprint == top_two  # the same frozen blocks, so the same kept states serve
 
@@ -166,7 +166,7 @@ def test_targets_can_be_named(text: HFText) -> None:
     tree = {**LORA, "targets": ["key", "intermediate.dense"], "blocks": 1}
     adapted = adapt({"text_encoder": text}, plan(text_encoder=tree))
     top = "encoder.layer.2"
-    assert adapted.carriers["text_encoder"].holders == (f"{top}.attention.self.key", f"{top}.intermediate.dense")
+    assert adapted.parts["text_encoder"].holders == (f"{top}.attention.self.key", f"{top}.intermediate.dense")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_plan_survives_being_written(text: HFText) -> None:
 
 def test_tensors_are_called_on_disk_as_peft_calls_them(text: HFText) -> None:
     adapted = adapt({"text_encoder": text}, plan(text_encoder={"type": "ia3", "blocks": 1}))
-    assert set(adapted.carriers["text_encoder"].adapter_names.values()) == {
+    assert set(adapted.parts["text_encoder"].adapter_names.values()) == {
         f"base_model.model.encoder.layer.2.{name}.ia3_l"
         for name in ("attention.self.key", "attention.self.value", "output.dense")
     }

@@ -14,9 +14,9 @@ from typing import Any
 import peft
 import pytest
 import torch
+from adapter_runs import save, train_adapters
 from safetensors.torch import load_file, save_file
 from sealing import seal
-from standing import save, stand
 from torch import Tensor
 from transformers import AutoModel
 
@@ -27,7 +27,7 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import merge_adapters, stand_on, standing_on
+from pmmrec.zoo.adapters import insert_adapters, merge_adapters, with_base
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
 from pmmrec.zoo.hub import publish
 from pmmrec.zoo.results import restate
@@ -48,7 +48,7 @@ MIXED = {"text_encoder": LORA, "user_encoder": {"type": "houlsby", "width": 3}}
 @pytest.fixture
 def adapted(saved_copy: Path, other: Any, tmp_path: Path) -> Path:
     """A checkpoint of adapters that cannot all be merged; its base is `saved_copy`."""
-    stand(saved_copy, other, MIXED, tmp_path / "adapted")
+    train_adapters(saved_copy, other, MIXED, tmp_path / "adapted")
     return tmp_path / "adapted"
 
 
@@ -56,7 +56,7 @@ def adapted(saved_copy: Path, other: Any, tmp_path: Path) -> Path:
 def test_what_was_saved_is_what_is_loaded(
     saved: Path, other: Any, score: Score, tmp_path: Path, trees: dict[str, Any]
 ) -> None:
-    stand(saved, other, trees, tmp_path / "adapted")
+    train_adapters(saved, other, trees, tmp_path / "adapted")
     loaded = load_recommender(Checkpoint.open(tmp_path / "adapted"))
     assert not loaded.training
     torch.testing.assert_close(score(loaded), score(other.recommender), rtol=0, atol=0)
@@ -79,7 +79,7 @@ def test_tensors_of_the_base_are_not_saved(adapted: Path) -> None:
 
 
 def test_training_leaves_the_base_as_it_is(saved: Path, other: Any, tmp_path: Path) -> None:
-    stand(saved, other, MIXED, tmp_path / "adapted")
+    train_adapters(saved, other, MIXED, tmp_path / "adapted")
     base = load_recommender(Checkpoint.open(saved)).state_dict()
     ours = {name.replace(".base_layer", ""): tensor for name, tensor in other.recommender.state_dict().items()}
     for name, tensor in base.items():
@@ -87,7 +87,7 @@ def test_training_leaves_the_base_as_it_is(saved: Path, other: Any, tmp_path: Pa
 
 
 def test_peft_reads_the_adapters_of_an_encoder(saved: Path, other: Any, tmp_path: Path) -> None:
-    stand(saved, other, {**MERGEABLE, "text_encoder": LORA}, tmp_path / "adapted")
+    train_adapters(saved, other, {**MERGEABLE, "text_encoder": LORA}, tmp_path / "adapted")
     for part, inputs in (
         ("text_encoder", {"input_ids": torch.tensor([[2, 9, 11, 3]])}),
         ("vision_encoder", {"pixel_values": torch.rand(1, 3, 8, 8)}),
@@ -102,7 +102,7 @@ def test_peft_reads_the_adapters_of_an_encoder(saved: Path, other: Any, tmp_path
 
 
 def test_merged_weights_score_the_same_without_adapters(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:
-    stand(saved, other, MERGEABLE, tmp_path / "adapted")
+    train_adapters(saved, other, MERGEABLE, tmp_path / "adapted")
     merge_adapters(Checkpoint.open(tmp_path / "adapted"), tmp_path / "merged")
     merged = Checkpoint.open(tmp_path / "merged")
     assert type(merged) is Checkpoint
@@ -152,10 +152,10 @@ def test_a_base_is_found_by_its_place_beside_the_adapters_or_where_one_says(
     beside = saved_copy.rename(tmp_path / "hub" / saved_copy.name)
     published = publish(adapted, tmp_path / "hub", "mine")
     torch.testing.assert_close(score(load_recommender(Checkpoint.open(published))), wanted, rtol=0, atol=0)
-    in_hub = standing_on(Checkpoint.open(adapted), None, tmp_path / "hub")
+    in_hub = with_base(Checkpoint.open(adapted), None, tmp_path / "hub")
     torch.testing.assert_close(score(load_recommender(in_hub)), wanted, rtol=0, atol=0)
     said = beside.rename(tmp_path / "elsewhere")
-    told = standing_on(Checkpoint.open(published), str(said), tmp_path / "hub")
+    told = with_base(Checkpoint.open(published), str(said), tmp_path / "hub")
     torch.testing.assert_close(score(load_recommender(told)), wanted, rtol=0, atol=0)
     with pytest.raises(CheckpointError, match="not found at"):
         load_recommender(Checkpoint.open(published))
@@ -163,7 +163,7 @@ def test_a_base_is_found_by_its_place_beside_the_adapters_or_where_one_says(
 
 def test_a_base_for_a_whole_checkpoint_is_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--base x: has no effect"):
-        standing_on(Checkpoint.open(saved), "x", tmp_path)
+        with_base(Checkpoint.open(saved), "x", tmp_path)
 
 
 def test_a_new_card_makes_no_new_base(adapted: Path, saved_copy: Path) -> None:
@@ -238,21 +238,21 @@ def test_an_index_that_makes_no_sense_is_refused(adapted: Path, change: dict[str
 
 
 def test_a_state_without_a_learned_tensor_is_not_saved(saved: Path, other: Any, tmp_path: Path) -> None:
-    standing = stand(saved, other, {"user_encoder": LORA}, tmp_path / "adapted")
+    setup = train_adapters(saved, other, {"user_encoder": LORA}, tmp_path / "adapted")
     state = {
         name: tensor
         for name, tensor in other.state.items()
         if not name.endswith("0.attention.qkv.lora_A.default.weight")
     }
     with pytest.raises(CheckpointError, match=r"user_encoder: the state to save lacks blocks.0.attention.qkv.lora_A"):
-        save(tmp_path / "less", other, standing, state)
+        save(tmp_path / "less", other, setup, state)
     assert not (tmp_path / "less").exists()
 
 
 def test_the_next_model_takes_over_what_adapters_computed(
     saved: Path, other: Any, score: Score, tmp_path: Path
 ) -> None:
-    stand(saved, other, MERGEABLE, tmp_path / "adapted")
+    train_adapters(saved, other, MERGEABLE, tmp_path / "adapted")
     heir = load_recommender(Checkpoint.open(saved))
     apply(FULL, Checkpoint.open(tmp_path / "adapted"), heir)
     torch.testing.assert_close(score(heir), score(other.recommender), rtol=0, atol=1e-5)  # measured 5e-7
@@ -265,16 +265,18 @@ def test_bottlenecks_cannot_be_taken_over_as_weights(adapted: Path, saved: Path)
 
 
 def test_adapters_stand_on_adapters(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:
-    stand(saved, other, MERGEABLE, tmp_path / "first")
+    train_adapters(saved, other, MERGEABLE, tmp_path / "first")
     again = replace(other, recommender=load_recommender(Checkpoint.open(saved)))
-    stand(tmp_path / "first", again, {"user_encoder": {"type": "pfeiffer"}}, tmp_path / "second")
+    train_adapters(tmp_path / "first", again, {"user_encoder": {"type": "pfeiffer"}}, tmp_path / "second")
     loaded = load_recommender(Checkpoint.open(tmp_path / "second"))
     torch.testing.assert_close(score(loaded), score(again.recommender), rtol=0, atol=0)
     assert (score(loaded) - score(other.recommender)).abs().max() > 1e-3
     restate(tmp_path / "first", metrics={"hr": 1.0}, card="# better told\n")
     load_recommender(Checkpoint.open(tmp_path / "second"))
     shutil.rmtree(tmp_path / "first")
-    stand(saved, replace(other, recommender=load_recommender(Checkpoint.open(saved))), LESS, tmp_path / "first")
+    train_adapters(
+        saved, replace(other, recommender=load_recommender(Checkpoint.open(saved))), LESS, tmp_path / "first"
+    )
     with pytest.raises(CheckpointError, match="first is another"):
         load_recommender(Checkpoint.open(tmp_path / "second"))
 
@@ -300,9 +302,9 @@ def test_adapters_on_a_sentence_encoder_take_less_than_a_megabyte(tmp_path: Path
     checkpoint, heir = Checkpoint.open(tmp_path / "base"), run()
     loaded = apply(FULL, checkpoint, heir.recommender).loaded
     plan = AdapterPlan.model_validate({"text_encoder": {"type": "lora"}, "user_encoder": {"type": "houlsby"}})
-    standing = stand_on(checkpoint, heir.recommender, plan, loaded)
+    setup = insert_adapters(checkpoint, heir.recommender, plan, loaded)
     heir.state = {f"recommender.{name}": tensor for name, tensor in heir.recommender.state_dict().items()}
-    save(tmp_path / "adapted", heir, standing)
+    save(tmp_path / "adapted", heir, setup)
     sizes = {
         name: sum(p.stat().st_size for p in (tmp_path / name).rglob("*") if p.is_file()) for name in ("base", "adapted")
     }

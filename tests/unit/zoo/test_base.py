@@ -10,14 +10,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from adapter_runs import train_adapters
 from hub_client import point_client_at
 from hub_server import HubServer, serving
-from standing import stand
 from torch import Tensor
 
 from pmmrec.errors import CheckpointError
 from pmmrec.models.recommender import Recommender
-from pmmrec.zoo.adapters import merge_adapters, standing_on
+from pmmrec.zoo.adapters import merge_adapters, with_base
 from pmmrec.zoo.base import place_of
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 from pmmrec.zoo.hub import PushOptions, open_checkpoint, push_checkpoint
@@ -57,7 +57,7 @@ def origin(saved: Path, server: HubServer) -> Origin:
 @pytest.fixture
 def adapted(origin: Origin, other: Any, tmp_path: Path) -> Path:
     """Adapters that were trained from it."""
-    stand(open_checkpoint(PLACE, Path("hub"), parts=(), warn=lambda _: None), other, PLAN, tmp_path / "mine")
+    train_adapters(open_checkpoint(PLACE, Path("hub"), parts=(), warn=lambda _: None), other, PLAN, tmp_path / "mine")
     return tmp_path / "mine"
 
 
@@ -71,7 +71,7 @@ def forget(home: Path, *, all_but_the_index: bool = False) -> None:
 
 
 def loads(folder: Path, hub: Path = Path("hub")) -> Recommender:
-    return load_recommender(standing_on(Checkpoint.open(folder), None, hub))
+    return load_recommender(with_base(Checkpoint.open(folder), None, hub))
 
 
 def test_adapters_name_the_place_and_the_commit_of_a_base_on_another_machine(adapted: Path, origin: Origin) -> None:
@@ -82,7 +82,7 @@ def test_adapters_name_the_place_and_the_commit_of_a_base_on_another_machine(ada
 
 
 def test_a_base_in_a_folder_has_no_commit(saved: Path, other: Any, tmp_path: Path) -> None:
-    stand(saved, other, PLAN, tmp_path / "mine")
+    train_adapters(saved, other, PLAN, tmp_path / "mine")
     base = Checkpoint.open(tmp_path / "mine").index.base
     assert base is not None
     assert (base.place, base.revision, place_of(base)) == (str(saved), None, str(saved))
@@ -105,7 +105,7 @@ def test_a_url_may_hold_the_base_under_a_newer_card(
 ) -> None:
     url = f"file://{tmp_path}/bucket/tiny"
     old = push_checkpoint(saved_copy, url, Path("hub"), PushOptions())
-    stand(open_checkpoint(old.pinned, Path("hub"), parts=()), other, PLAN, tmp_path / "mine")
+    train_adapters(open_checkpoint(old.pinned, Path("hub"), parts=()), other, PLAN, tmp_path / "mine")
     restate(saved_copy, metrics={"hr": 1.0}, card="# better told\n")
     assert push_checkpoint(saved_copy, url, Path("hub"), REPLACE) != old
     forget(home)
@@ -141,10 +141,10 @@ def test_the_base_is_taken_from_the_folder_hub_when_nobody_answers(
 def test_a_base_that_lies_beside_the_adapters_on_the_hub_is_found_there(
     saved: Path, other: Any, origin: Origin, home: Path, score: Score, tmp_path: Path
 ) -> None:
-    stand(Path(shutil.copytree(saved, tmp_path / "tiny")), other, PLAN, tmp_path / "mine")
+    train_adapters(Path(shutil.copytree(saved, tmp_path / "tiny")), other, PLAN, tmp_path / "mine")
     place = push_checkpoint(tmp_path / "mine", "hf://alice/mine", Path("hub"), PushOptions()).pinned
     shutil.rmtree(tmp_path / "tiny")
-    far = standing_on(open_checkpoint(place, Path("hub")), None, Path("hub"))
+    far = with_base(open_checkpoint(place, Path("hub")), None, Path("hub"))
     torch.testing.assert_close(score(load_recommender(far)), score(other.recommender), rtol=0, atol=0)
 
 

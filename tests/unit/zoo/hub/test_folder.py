@@ -7,7 +7,7 @@ import pytest
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_checkpoints, place_at, publish, push_checkpoint
+from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_checkpoints, location_of, publish, push_checkpoint
 from pmmrec.zoo.origin import Origin
 
 
@@ -32,7 +32,7 @@ def test_a_checkpoint_is_pushed_to_a_name_or_to_a_folder(saved: Path, tmp_path: 
 
 
 def test_a_folder_answers_as_every_place_does(saved: Path, tmp_path: Path) -> None:
-    place = place_at(str(saved), tmp_path)
+    place = location_of(str(saved), tmp_path)
     place.fetch(place.commit(), "metrics.json", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == (saved / "metrics.json").read_bytes()
     with pytest.raises(CheckpointError, match="holds no nothing"):
@@ -129,4 +129,4 @@ def test_what_others_are_told_of_a_folder_is_no_path(folder: str, name: str) -> 
 @pytest.mark.parametrize("nothing", ["", " "])
 def test_an_empty_name_is_no_place(tmp_path: Path, nothing: str) -> None:
     with pytest.raises(RecipeError, match="by an empty name"):
-        place_at(nothing, tmp_path)
+        location_of(nothing, tmp_path)

@@ -32,52 +32,52 @@ def quiet(_: str) -> None:
 
 
 @pytest.fixture
-def shelf(saved: Path, tmp_path: Path) -> Origin:
+def remote(saved: Path, tmp_path: Path) -> Origin:
     """A checkpoint behind a URL."""
-    return push_checkpoint(saved, f"file://{tmp_path}/shelf/tiny", HUB, PushOptions())
+    return push_checkpoint(saved, f"file://{tmp_path}/remote/tiny", HUB, PushOptions())
 
 
-def test_a_whole_copy_is_read_by_each_of_its_names(shelf: Origin, fresh_home: Path, tmp_path: Path) -> None:
-    folder = pull_checkpoint(shelf.place, HUB, warn=quiet).folder
+def test_a_whole_copy_is_read_by_each_of_its_names(remote: Origin, fresh_home: Path, tmp_path: Path) -> None:
+    folder = pull_checkpoint(remote.place, HUB, warn=quiet).folder
     with read_only(fresh_home):
-        for name in (shelf.place, f"{shelf.place}/", shelf.pinned, f"{shelf.place}/@{shelf.commit}"):
+        for name in (remote.place, f"{remote.place}/", remote.pinned, f"{remote.place}/@{remote.commit}"):
             assert find_checkpoint(name, HUB, warn=quiet) == folder
             assert pull_checkpoint(name, HUB, warn=quiet).num_files == 0
-        assert open_checkpoint(shelf.pinned, HUB).origin == shelf
-        copied = pull_checkpoint(shelf.pinned, HUB, out=tmp_path / "copy").folder
+        assert open_checkpoint(remote.pinned, HUB).origin == remote
+        copied = pull_checkpoint(remote.pinned, HUB, out=tmp_path / "copy").folder
     assert (copied / "model_index.json").is_file()
 
 
-def test_a_part_that_is_not_there_says_what_cannot_be_written(shelf: Origin, fresh_home: Path) -> None:
-    checkpoint = open_checkpoint(shelf.pinned, HUB, parts=["fusion"])
+def test_a_part_that_is_not_there_says_what_cannot_be_written(remote: Origin, fresh_home: Path) -> None:
+    checkpoint = open_checkpoint(remote.pinned, HUB, parts=["fusion"])
     with read_only(fresh_home):
-        assert find_checkpoint(shelf.pinned, HUB, parts=["fusion"]) == checkpoint.folder
+        assert find_checkpoint(remote.pinned, HUB, parts=["fusion"]) == checkpoint.folder
         with pytest.raises(MachineError, match=r"cannot be: Permission denied; set XDG_CACHE_HOME to a folder"):
-            find_checkpoint(shelf.pinned, HUB, parts=["user_encoder"])
+            find_checkpoint(remote.pinned, HUB, parts=["user_encoder"])
         with pytest.raises(MachineError, match="set XDG_CACHE_HOME"):
             checkpoint.sound_folder(checkpoint.parts["user_encoder"])
 
 
-def test_an_empty_cache_that_is_read_only_says_so(shelf: Origin, fresh_home: Path) -> None:
+def test_an_empty_cache_that_is_read_only_says_so(remote: Origin, fresh_home: Path) -> None:
     with read_only(fresh_home), pytest.raises(MachineError, match=r"\.cache/.*: Permission denied; set XDG_CACHE_HOME"):
-        find_checkpoint(shelf.place, HUB, warn=quiet)
+        find_checkpoint(remote.place, HUB, warn=quiet)
 
 
-def test_a_damaged_copy_on_a_read_only_disk_is_an_error_of_the_machine(shelf: Origin, fresh_home: Path) -> None:
-    folder = pull_checkpoint(shelf.pinned, HUB).folder
+def test_a_damaged_copy_on_a_read_only_disk_is_an_error_of_the_machine(remote: Origin, fresh_home: Path) -> None:
+    folder = pull_checkpoint(remote.pinned, HUB).folder
     (folder / "fusion" / "part.safetensors").write_bytes(b"x")
     with read_only(fresh_home), pytest.raises(MachineError, match=r"part\.safetensors: cannot be written"):
-        pull_checkpoint(shelf.pinned, HUB)
+        pull_checkpoint(remote.pinned, HUB)
 
 
 def test_a_cache_elsewhere_is_named_by_the_environment(
-    shelf: Origin, fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: Origin, fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     with read_only(fresh_home):
-        folder = find_checkpoint(shelf.pinned, HUB)
+        folder = find_checkpoint(remote.pinned, HUB)
     assert folder.is_relative_to(tmp_path / "caches" / "pmmrec" / "checkpoints")
-    assert open_checkpoint(shelf.pinned, HUB).origin == shelf
+    assert open_checkpoint(remote.pinned, HUB).origin == remote
 
 
 def test_a_folder_hub_that_is_read_only_is_read(saved: Path, tmp_path: Path) -> None:

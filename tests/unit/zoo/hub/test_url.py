@@ -29,7 +29,7 @@ from pmmrec.zoo.hub import (
     push_checkpoint,
     weights_origin,
 )
-from pmmrec.zoo.hub.url import POINTER, UrlPlace
+from pmmrec.zoo.hub.url import POINTER, UrlLocation
 from pmmrec.zoo.origin import Origin
 
 HUB = Path("hub")
@@ -139,15 +139,15 @@ def test_a_cut_download_goes_on_with_the_block_that_was_cut(web: str, server: Hu
 def test_the_next_pull_goes_on_where_the_connection_broke_for_good(
     web: str, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, left = UrlPlace._read_block, [10]
+    read, left = UrlLocation._read_block, [10]
 
-    def break_down(self: UrlPlace, source: str, start: int, end: int) -> bytes:
+    def break_down(self: UrlLocation, source: str, start: int, end: int) -> bytes:
         left[0] -= source.endswith(LARGE)
         if left[0] == 0:
             server.cut(LARGE, times=3, after=500)
         return read(self, source, start, end)
 
-    monkeypatch.setattr(UrlPlace, "_read_block", break_down)
+    monkeypatch.setattr(UrlLocation, "_read_block", break_down)
     with pytest.raises(OutOfReachError, match="out of reach"):
         pull(web)
     assert starts(server) == [*range(0, 9000, 1000), 9000, 9000, 9000]

@@ -40,7 +40,7 @@ class PushOptions:
 Warn = Callable[[str], object]
 
 
-class Place(Protocol):
+class CheckpointLocation(Protocol):
     """Somewhere that holds one checkpoint, and can be asked for one file of it."""
 
     @property
@@ -89,7 +89,7 @@ def is_of_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def described(place: Place) -> str:
+def described(place: CheckpointLocation) -> str:
     """The place with the revision that was asked for."""
     return place.name if place.revision is None else f"{place.name}@{place.revision}"
 

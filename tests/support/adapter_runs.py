@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.models.recommender import Recommender
-from pmmrec.zoo.adapters import Standing, save_adapters, stand_on
+from pmmrec.zoo.adapters import AdapterSetup, insert_adapters, save_adapters
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import FULL, apply
 
@@ -24,23 +24,23 @@ def learn(recommender: Recommender, seed: int = 5) -> None:
             parameter.data += 0.3 * torch.randn(parameter.shape)
 
 
-def stand(base: Path | Checkpoint, other: Any, trees: Mapping[str, Any], folder: Path) -> Standing:
+def train_adapters(base: Path | Checkpoint, other: Any, trees: Mapping[str, Any], folder: Path) -> AdapterSetup:
     """Train `other`, a run with weights of its own, from `base` by adapters, and save it."""
     checkpoint = Checkpoint.open(base) if isinstance(base, Path) else base
     recommender = other.recommender
     loaded = apply(FULL, checkpoint, recommender).loaded
-    standing = stand_on(checkpoint, recommender, AdapterPlan.model_validate(trees), loaded)
+    setup = insert_adapters(checkpoint, recommender, AdapterPlan.model_validate(trees), loaded)
     learn(recommender)
     recommender.eval()
-    save(folder, other, standing)
-    return standing
+    save(folder, other, setup)
+    return setup
 
 
-def save(folder: Path, run: Any, standing: Standing, state: Mapping[str, Tensor] | None = None) -> None:
+def save(folder: Path, run: Any, setup: AdapterSetup, state: Mapping[str, Tensor] | None = None) -> None:
     """Save a run that stands on a base; `state`: of another moment than now."""
     save_adapters(
         folder,
-        standing=standing,
+        setup=setup,
         system="pmmrec",
         model_config=run.model_config,
         recommender=run.recommender,
