@@ -108,7 +108,7 @@ def train(
     """One training from its backbones to its test figures; the run folder holds what came out."""
     if run.is_finished:
         return
-    run.watch(step_minutes=recipe.train.step_minutes, phase_hours=recipe.train.phase_hours)
+    run.limit_time(step_minutes=recipe.train.step_minutes, phase_hours=recipe.train.phase_hours)
     backbones = open_backbones(model, run, sources.train_texts, weights, given)
     run.processes.seed(recipe.seed, same=True)
     recommender = build(model, backbones, sources.catalogues)

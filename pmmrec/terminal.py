@@ -16,9 +16,9 @@ import typer
 
 from pmmrec.errors import DataError, LostProcessError, MachineError, PMMRecError, RecipeError
 from pmmrec.homes import expanded
-from pmmrec.train.said import is_anything_said, is_first_to_say
+from pmmrec.train.reported import is_first_report, was_any_reported
 
-HANGING = ("voices",)  # threads of our own that ask over the network, and may be left without an answer
+HANGING = ("heartbeat",)  # threads of our own that ask over the network, and may be left without an answer
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except PMMRecError as error:
-        if not (isinstance(error, LostProcessError) and is_anything_said()):
+        if not (isinstance(error, LostProcessError) and was_any_reported()):
             _say(f"{error.met_by}: {error}" if error.met_by else str(error))
         raise typer.Exit(error.exit_code) from error
     except (MemoryError, RuntimeError) as error:
@@ -37,7 +37,7 @@ def errors_for_people() -> Iterator[None]:
             told = f"another process of this run has ended, or its machine is gone: {error}"
         else:
             raise
-        if not (_is_of_another_process(error) and is_anything_said()):
+        if not (_is_of_another_process(error) and was_any_reported()):
             _say(told)
         raise typer.Exit(MachineError.exit_code) from error
     except BrokenPipeError:
@@ -46,14 +46,14 @@ def errors_for_people() -> Iterator[None]:
         _say(f"{error.filename or 'system'}: {error.strerror or error}")
         raise typer.Exit(MachineError.exit_code) from error
     except KeyboardInterrupt as error:
-        if is_first_to_say("stopped"):
+        if is_first_report("stopped"):
             typer.echo("stopped", err=True)
         raise typer.Exit(130) from error
 
 
 def _say(told: str) -> None:
     """Say an error on stderr, unless another process of the same launch has."""
-    if is_first_to_say(told):
+    if is_first_report(told):
         typer.echo(f"error: {told}", err=True)
 
 

@@ -57,7 +57,7 @@ def main(
     with Run.start(recipe, model=recipe.model, resume=resume or is_requeued()) as run:
         if run.is_finished:
             return
-        run.watch(step_minutes=recipe.train.step_minutes, phase_hours=recipe.train.phase_hours)
+        run.limit_time(step_minutes=recipe.train.step_minutes, phase_hours=recipe.train.phase_hours)
         if not run.resumes:
             refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
         backbones = open_backbones(recipe.model, run, sources.train_texts, named_folders(weights or ()))

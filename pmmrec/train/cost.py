@@ -10,7 +10,7 @@ from torch import nn
 
 
 @dataclass
-class Cost:
+class TrainingCost:
     """Of one training, without its validation. Sizes are of this process."""
 
     trainable_parameters: int
@@ -20,7 +20,7 @@ class Cost:
     num_epochs: int = 0
 
     @classmethod
-    def of(cls, task: nn.Module) -> Cost:
+    def of(cls, task: nn.Module) -> TrainingCost:
         """The sizes of a task that is about to train."""
         sizes = [(tensor.numel(), tensor.requires_grad) for tensor in task.parameters()]
         return cls(sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes))

@@ -22,7 +22,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
 from pmmrec.tables import PlainTable
 from pmmrec.train.accumulate import checkpoint_activations
-from pmmrec.train.cost import Cost
+from pmmrec.train.cost import TrainingCost
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
@@ -99,7 +99,7 @@ def describe(
     log.say(recipe.to_yaml().rstrip())
     log.say("")
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
-    log.say(sizes if report is None else report.table(task.sizes), Cost.of(task).words(), "")
+    log.say(sizes if report is None else report.table(task.sizes), TrainingCost.of(task).words(), "")
     shares = [100 * weight for weight in sampler.weights]
     log.say(
         PlainTable("", ["domain", "windows", "of each epoch, %"], [*zip(sources.names, counts, shares, strict=True)])

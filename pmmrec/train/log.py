@@ -21,17 +21,17 @@ from typing_extensions import Self
 from pmmrec.atomic import whole_file
 from pmmrec.errors import MachineError
 from pmmrec.tables import console_for
-from pmmrec.train.trackers import Aside, Board
+from pmmrec.train.trackers import BackgroundTracker, OpenTracker
 
 
 class RunLog:
     """The voice of one process; all but the main one are silent.
 
-    `boards` opens each tracker. One that fails or hangs is left out with a warning: the run goes on.
+    `trackers` opens each tracker. One that fails or hangs is left out with a warning: the run goes on.
     """
 
     def __init__(
-        self, folder: Path | None, *, is_main: bool, boards: Mapping[str, Callable[[], Board]] | None = None
+        self, folder: Path | None, *, is_main: bool, trackers: Mapping[str, Callable[[], OpenTracker]] | None = None
     ) -> None:
         self._is_main = is_main
         self._console = console_for(os.environ, quiet=not is_main)
@@ -40,9 +40,9 @@ class RunLog:
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
         self._warned: set[str] = set()
-        self._boards = {
-            name: Aside(name, opener, partial(self._leave_out, name))
-            for name, opener in ((boards or {}) if is_main else {}).items()
+        self._trackers = {
+            name: BackgroundTracker(name, opener, partial(self._leave_out, name))
+            for name, opener in ((trackers or {}) if is_main else {}).items()
         }
 
     def __enter__(self) -> Self:
@@ -55,8 +55,8 @@ class RunLog:
         if self._file is not None:
             with contextlib.suppress(OSError):  # what could not be written has been told of
                 self._file.close()
-        for board in self._boards.values():
-            board.close()
+        for tracker in self._trackers.values():
+            tracker.close()
 
     def event(self, kind: str, step: int, **figures: Any) -> None:
         """Append one line to events.jsonl and pass the numbers on to the trackers."""
@@ -68,8 +68,8 @@ class RunLog:
                 self._file.write(json.dumps(_json_safe(record)) + "\n")
                 self._file.flush()
         numbers = {f"{kind}/{name}": float(value) for name, value in flat(figures).items()}
-        for board in self._boards.values():
-            board.show(numbers, step)
+        for tracker in self._trackers.values():
+            tracker.show(numbers, step)
 
     def leave(self, name: str, record: Mapping[str, Any]) -> str | None:
         """Write a file beside events.jsonl; its path, or None and a warning where it cannot be written."""

@@ -18,9 +18,9 @@ from pmmrec.errors import MachineError, RecipeError
 from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
-from pmmrec.train.cost import Cost, forget_peak
+from pmmrec.train.cost import TrainingCost, forget_peak
+from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.failures import lost_worker, out_of_memory
-from pmmrec.train.late import Late
 from pmmrec.train.log import RunLog
 from pmmrec.train.meter import Forecast, Meter, added, chance, sizes_of
 from pmmrec.train.nonfinite import Nonfinite, NonfiniteConfig, stop_if_weights_nonfinite
@@ -31,7 +31,7 @@ from pmmrec.train.spread import prepare_to_spread, refuse_unfit, spread_out
 from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-from pmmrec.train.watch import Doing
+from pmmrec.train.watchdog import StepPhase
 
 
 class TrainConfig(Config):
@@ -66,7 +66,7 @@ class TrainConfig(Config):
     )
 
 
-class Batches(Protocol):
+class BatchSource(Protocol):
     """Where batches come from: this process's share of each step."""
 
     @property
@@ -91,7 +91,7 @@ class Callback(Protocol):
     def epoch_ended(self, loop: Loop, epoch: int) -> None: ...
 
 
-_WISHES = "wishes"  # what processes want of the run travels with the figures of a step
+_STOP_FLAGS = "stop_flags"  # summed over all processes, together with the figures of a step
 
 
 class Loop:
@@ -101,7 +101,7 @@ class Loop:
         self,
         config: TrainConfig,
         task: TrainingTask,
-        batches: Batches,
+        batches: BatchSource,
         processes: Processes,
         log: RunLog,
         callbacks: Sequence[Callback] = (),
@@ -112,16 +112,16 @@ class Loop:
         self.step = 0
         self.epoch = 0  # the one it is in; 0 until the model has been validated once, before training
         self._is_trained = False  # whether only the validation of that epoch is left
-        self.cost = Cost.of(task)
+        self.cost = TrainingCost.of(task)
         self.should_stop = False
         self.may_end_early = True  # before its last epoch, as far as is known; set by KeepBest
         self.validation: dict[int, Mapping[str, float]] = {}
         self.best: tuple[int, float] | None = None  # epoch and value, set by KeepBest
         self._batches, self._callbacks, self._states = batches, callbacks, states
         self._meter, self._began_s, self._epoch_s = Meter(), time.monotonic(), 0.0  # `_epoch_s`: before it was stopped
-        self.group: WorkerGroup = processes if states is None else states.team  # for work that a stop may abandon
-        self._wishes = Late()
-        self._heard: Tensor | None = None  # the wishes of the step before
+        self.group: WorkerGroup = processes if states is None else states.group  # for work that a stop may abandon
+        self._flags = DelayedRead()
+        self._heard: Tensor | None = None  # the stop flags of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch
         self._forecast = Forecast(config.epochs, batches.steps_per_epoch)
         refuse_unfit(processes.spread, processes.machine, config.accumulate)
@@ -136,8 +136,8 @@ class Loop:
         self._rate = 0.0  # of the latest step, in the first group
         self._spread = spread_out(processes, task, optimizer, self._scheduler, config.clip_norm)
         self._nonfinite = Nonfinite(config.on_nonfinite, task, self._spread, batches, processes, log)
-        self._watch = processes.watch
-        self._watch.limit(60 * config.step_minutes, 3600 * config.phase_hours)
+        self._watchdog = processes.watchdog
+        self._watchdog.limit(60 * config.step_minutes, 3600 * config.phase_hours)
 
     def fit(self) -> None:
         """Train until the epochs are over or a callback stops it. StoppedError where the run is asked to end."""
@@ -154,7 +154,7 @@ class Loop:
 
     def watched(self) -> AbstractContextManager[None]:
         """Around what all processes do together: where one of them is silent for too long, this one ends."""
-        return self._watch.open()
+        return self._watchdog.open()
 
     def _fit(self) -> None:
         if self.epoch == 0:
@@ -186,7 +186,7 @@ class Loop:
     def snapshot(self) -> State:
         """All that is needed to go on from here; tensors on the main process alone. Every process must call it."""
         self._nonfinite.settle()
-        state = self._spread.memory.take()
+        state = self._spread.trainer_state.capture()
         meter = {f"meter/{name}": total.to("cpu", copy=True) for name, total in self._meter.figures.items()}
         facts: dict[str, Any] = {
             "step": self.step,
@@ -215,12 +215,12 @@ class Loop:
                 f"train.gather: false makes a user's negatives those of its process, and the run was begun on {kept}, "
                 f"not {ours}: go on with {kept}, or begin another run"
             )
-        self._spread.memory.put_back(state)
+        self._spread.trainer_state.restore(state)
         facts, device = state.facts, self.processes.device
         self.step, self.epoch, self.should_stop = facts["step"], facts["epoch"], facts["should_stop"]
         self.validation = {int(epoch): metrics for epoch, metrics in facts["validation"].items()}
         self.best = None if facts["best"] is None else (facts["best"][0], facts["best"][1])
-        self.cost = Cost(**facts["cost"])
+        self.cost = TrainingCost(**facts["cost"])
         self._is_trained = facts.get("is_trained", False)
         self._epoch_s, self._nonfinite.skipped = facts["epoch_s"], facts["skipped"]
         figures = {name: total.to(device) for name, total in below(state.tensors, "meter").items()}
@@ -254,9 +254,9 @@ class Loop:
         if not self._meter.figures:
             self._meter = Meter()  # validation is no part of its time
         done = self._steps_done
-        self._watch.step(self.step + 1, Doing.READING)
+        self._watchdog.step(self.step + 1, StepPhase.READING)
         for number, batch in enumerate(self._batches.epoch(self.epoch, done), start=done + 1):
-            self._watch.step(self.step + 1, Doing.COMPUTING)
+            self._watchdog.step(self.step + 1, StepPhase.COMPUTING)
             moved = self._batches.to_device(batch, self.processes.device)
             try:
                 if self.step == 0:
@@ -270,11 +270,11 @@ class Loop:
                 self._nonfinite.settle()
                 self._log_step(self._meter)
                 self._meter = Meter()
-            self._watch.rest()
+            self._watchdog.rest()
             if self._states is not None:
                 self._states.step_ended(self, self._heard)
-            self._watch.step(self.step + 1, Doing.READING)
-        self._watch.rest()
+            self._watchdog.step(self.step + 1, StepPhase.READING)
+        self._watchdog.rest()
         self.log.end_progress()
         stop_if_weights_nonfinite(self.task, self.processes, self.step)
         seconds = time.monotonic() - self._began_s
@@ -298,7 +298,7 @@ class Loop:
     def _at_once(self, batch: Batch) -> dict[str, Tensor]:
         """Forward and backward of a step; its sums and counts over all processes."""
         figures = self._spread.forward(batch)
-        totals = self._totals({**figures, **sizes_of(batch), **self._own_wishes()})
+        totals = self._totals({**figures, **sizes_of(batch), **self._own_flags()})
         self._hear(totals)
         self._spread.backward(self._loss(figures, totals))
         return totals
@@ -312,8 +312,8 @@ class Loop:
         for number, part in enumerate(parts, start=1):
             with self._spread.part(is_last=number == len(parts)):
                 figures = self._spread.forward(part)
-                wishes = self._own_wishes() if number == len(parts) else {}
-                done.append(self._totals({**figures, **sizes_of(part), **wishes}))
+                stop_flags = self._own_flags() if number == len(parts) else {}
+                done.append(self._totals({**figures, **sizes_of(part), **stop_flags}))
                 self._spread.backward(self._loss(figures, counts))
         totals = added(done)
         self._hear(totals)
@@ -327,13 +327,13 @@ class Loop:
         ]
         return self._nonfinite.watched(torch.stack(terms).sum(), figures)
 
-    def _own_wishes(self) -> dict[str, Tensor]:
-        return {} if self._states is None else {_WISHES: self._states.wishes(self.processes.device)}
+    def _own_flags(self) -> dict[str, Tensor]:
+        return {} if self._states is None else {_STOP_FLAGS: self._states.stop_flags(self.processes.device)}
 
     def _hear(self, totals: dict[str, Tensor]) -> None:
-        """Take the wishes of all processes out of the totals; those of the step before are acted on now."""
-        if _WISHES in totals:
-            self._heard = self._wishes.exchange(totals.pop(_WISHES))
+        """Take the stop_flags of all processes out of the totals; those of the step before are acted on now."""
+        if _STOP_FLAGS in totals:
+            self._heard = self._flags.exchange(totals.pop(_STOP_FLAGS))
 
     def _totals(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums and counts over all processes, in one exchange."""
@@ -342,7 +342,7 @@ class Loop:
         return dict(zip(names, self.processes.accelerator.reduce(stacked_K2, "sum"), strict=True))
 
     def _log_gradient_norms(self, batch: Batch) -> None:
-        if not self._spread.differentiates_again:
+        if not self._spread.can_differentiate_twice:
             self.log.say(f"gradient at the item vectors: not measured under {self.processes.spread.value}")
             return
         self.task.eval()  # so that neither dropout nor batch statistics know of this extra pass
@@ -390,7 +390,7 @@ class Loop:
             raise MachineError(f"{error}; --resume goes on from the last state") from error
         self.epoch, self._is_trained = self.epoch + 1, False
         if self._states is not None:
-            self._wishes.take()  # of the last step, and spoken of in what follows
+            self._flags.take()  # of the last step, and spoken of in what follows
             self._states.epoch_ended(self)
 
 

@@ -19,10 +19,10 @@ from pmmrec.contracts import Batch
 from pmmrec.errors import DivergenceError
 from pmmrec.launch import Spread
 from pmmrec.settings import Config
-from pmmrec.train.late import Late
+from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes, joined
-from pmmrec.train.spread import Spreading
+from pmmrec.train.spread import Strategy
 from pmmrec.train.task import TrainingTask
 
 ADVICE = "Lower train.optimizer.learning_rate, or train in fp32 or bf16"
@@ -36,7 +36,7 @@ class NonfiniteConfig(Config):
     )
 
 
-class Readable(Protocol):
+class BatchReader(Protocol):
     """What must be known of batches to name what is in them."""
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch: ...
@@ -68,8 +68,8 @@ class Nonfinite:
         self,
         config: NonfiniteConfig,
         task: TrainingTask,
-        spread: Spreading,
-        batches: Readable,
+        spread: Strategy,
+        batches: BatchReader,
         processes: Processes,
         log: RunLog,
     ) -> None:
@@ -83,7 +83,7 @@ class Nonfinite:
         self._statistics = [b for m in task.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
         self._before: list[Tensor] = []  # the statistics as the step found them
         self._own_K: Tensor | None = None
-        self._verdict = Late()
+        self._verdict = DelayedRead()
         self._step: _Step | None = None
         zero = self._optimizer.optimizer
         if self._is_deepspeed and hasattr(zero, "check_grad_overflow"):

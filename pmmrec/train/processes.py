@@ -26,7 +26,7 @@ from pmmrec.launch import PROCESSES, Spread
 from pmmrec.settings import Config
 from pmmrec.train.threads import Threads
 from pmmrec.train.trackers import Tracker
-from pmmrec.train.watch import Watch, joining
+from pmmrec.train.watchdog import Watchdog, joining
 
 Precision = Literal["fp32", "bf16", "fp16"]
 FSDP = "ACCELERATE_USE_FSDP"
@@ -77,7 +77,7 @@ class Processes:
             unset_hf_deepspeed_config()  # else, under ZeRO-3, transformers draws weights in shares, and other ones
         self._refuse_other_processes()
         self._refuse_other_spread()
-        self.watch = Watch(self.rank, self.world)  # opened by the run
+        self.watchdog = Watchdog(self.rank, self.world)  # opened by the run
 
     def _refuse_other_processes(self) -> None:
         """MachineError where fewer processes joined than were started, or fewer were started than were asked for."""

@@ -21,7 +21,7 @@ from pmmrec.train.run_folder import (
     ENVIRONMENT_FILE,
     EVENTS_FILE,
     RECIPE_FILE,
-    Standing,
+    RunStatus,
     environment,
     is_requeued,
     run_folder,
@@ -30,7 +30,7 @@ from pmmrec.train.run_folder import (
 )
 from pmmrec.train.stop import StopSignals
 from pmmrec.train.threads import choose_threads, using_threads
-from pmmrec.train.trackers import boards
+from pmmrec.train.trackers import tracker_openers
 
 __all__ = ["Run", "Runnable", "is_requeued"]
 
@@ -57,7 +57,7 @@ class Run:
         recipe: Runnable,
         processes: Processes,
         log: RunLog,
-        standing: Standing,
+        status: RunStatus,
         held: ExitStack,
         watching: ExitStack,
         *,
@@ -66,7 +66,7 @@ class Run:
         self.folder, self.processes, self.log = recipe.folder, processes, log
         self.weights: dict[str, str] = {}  # place and commit of pretrained weights from elsewhere, by part
         self.signals = StopSignals()
-        self.resumes, self.is_finished = standing is Standing.STOPPED, standing is Standing.FINISHED
+        self.resumes, self.is_finished = status is RunStatus.STOPPED, status is RunStatus.FINISHED
         self._recipe, self._held, self._watching, self._ends_processes = recipe, held, watching, ends_processes
 
     @classmethod
@@ -82,27 +82,27 @@ class Run:
         machine = recipe.machine
         if beside is not None:
             beside.processes.let_go()
-        openers = boards(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
+        openers = tracker_openers(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
         processes = Processes(machine)
         if beside is not None:
-            processes.watch = beside.processes.watch  # which is open
+            processes.watchdog = beside.processes.watchdog  # which is open
         threads = choose_threads(machine.threads, model, os.environ)
         with ExitStack() as watching, ExitStack() as stack:
             watching.enter_context(using_threads(threads))
-            watching.enter_context(processes.watch.open())
-            standing = processes.from_main(by_main(processes, lambda: _opened(recipe, processes, stack, resume=resume)))
-            log = RunLog(recipe.folder, is_main=processes.is_main, boards=openers)
+            watching.enter_context(processes.watchdog.open())
+            status = processes.from_main(by_main(processes, lambda: _opened(recipe, processes, stack, resume=resume)))
+            log = RunLog(recipe.folder, is_main=processes.is_main, trackers=openers)
             log.say(f"run {recipe.folder}  {_machine(processes, threads)}, command: {_command()}")
-            if standing is Standing.FINISHED:
+            if status is RunStatus.FINISHED:
                 log.say(f"run {recipe.folder} is finished: there is nothing to go on with")
             held, watched = stack.pop_all(), watching.pop_all()
-        run = cls(recipe, processes, log, standing, held, watched, ends_processes=beside is None)
+        run = cls(recipe, processes, log, status, held, watched, ends_processes=beside is None)
         run.signals.open()
         return run
 
-    def watch(self, *, step_minutes: float, phase_hours: float) -> None:
+    def limit_time(self, *, step_minutes: float, phase_hours: float) -> None:
         """So long may steps and silences last, and what lies between steps; until this is said the defaults hold."""
-        self.processes.watch.limit(60 * step_minutes, 3600 * phase_hours)
+        self.processes.watchdog.limit(60 * step_minutes, 3600 * phase_hours)
 
     def write_recipe(self) -> None:
         """Write the recipe down anew, once it is known that the run can go on with it. For the main process."""
@@ -183,15 +183,15 @@ def by_main(processes: Processes, work: Callable[[], Done]) -> Done | None:
     return done
 
 
-def _opened(recipe: Runnable, processes: Processes, stack: ExitStack, *, resume: bool) -> Standing:
+def _opened(recipe: Runnable, processes: Processes, stack: ExitStack, *, resume: bool) -> RunStatus:
     """The folder of a run, open for as long as `stack` is."""
     voice = RunLog(None, is_main=True)  # before there is a folder
-    standing = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=voice.warn))
-    if standing is Standing.NEW:
+    status = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=voice.warn))
+    if status is RunStatus.NEW:
         _write_recipe(recipe)
-    if standing is not Standing.FINISHED:
+    if status is not RunStatus.FINISHED:
         write_json(recipe.folder / ENVIRONMENT_FILE, environment(processes.world, processes.device))
-    return standing
+    return status
 
 
 def _write_recipe(recipe: Runnable) -> None:

@@ -86,7 +86,7 @@ def make_run_folder(folder: Path) -> Path:
     return folder
 
 
-class Standing(str, Enum):
+class RunStatus(str, Enum):
     """What a run finds in its folder."""
 
     NEW = "new"
@@ -97,7 +97,7 @@ class Standing(str, Enum):
 @contextmanager
 def run_folder(
     folder: Path, recipe: str, *, resume: bool, warn: Callable[[str], object] = warnings.warn
-) -> Iterator[Standing]:
+) -> Iterator[RunStatus]:
     """The folder of a run, locked against other runs; made where it is new.
 
     `resume`: go on with a run that was stopped. If it was stopped before it kept a state, it begins anew; what it had
@@ -111,7 +111,7 @@ def run_folder(
     if not exists:
         make_run_folder(folder)
     with _locked(folder, LOCK_PATIENCE_S if exists else 0.0, warn):
-        yield _standing(folder, recipe, warn) if exists else Standing.NEW
+        yield _status(folder, recipe, warn) if exists else RunStatus.NEW
 
 
 def _is_empty(folder: Path) -> bool:
@@ -154,7 +154,7 @@ def take_away(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Standing:
+def _status(folder: Path, recipe: str, warn: Callable[[str], object]) -> RunStatus:
     """What a folder that exists holds; made ready for a beginning where its run kept no state to go on from."""
     events, before = _events(folder), _recipe_before(folder)
     is_finished = bool(events) and f'"event": "{FINISHED}"' in events[-1]
@@ -165,11 +165,11 @@ def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Stand
         _refuse_other_recipe(folder, before, recipe, has_states=has_states, is_ranked=is_ranked)
     if is_finished:
         states.clear()  # a kill may have left some of them
-        return Standing.FINISHED
+        return RunStatus.FINISHED
     if has_states and not before:
         raise RecipeError(f"{folder}: its {RECIPE_FILE} is gone or empty; put back the one that its states are of")
     if has_states:
-        return Standing.STOPPED
+        return RunStatus.STOPPED
     if (folder / METRICS_NAME).exists():
         raise RecipeError(f"{folder}: holds results and no state to go on from; choose another name=...")
     with writing_to(folder):
@@ -177,7 +177,7 @@ def _standing(folder: Path, recipe: str, warn: Callable[[str], object]) -> Stand
             aside = _put_aside(folder)
             warn(f"{folder}: its run kept no state to go on from and begins anew; what it had learned is in {aside}")
         _clear(folder)
-    return Standing.NEW
+    return RunStatus.NEW
 
 
 def _events(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from pmmrec.train.state import State
 Tensors = dict[str, Tensor]
 
 
-class Memory:
+class TrainerState:
     """What of a training remembers, besides its loop: model, optimiser, schedule, scaler, random numbers."""
 
     def __init__(self, processes: Processes, model: nn.Module, optimizer: Optimizer, scheduler: LambdaLR) -> None:
@@ -30,7 +30,7 @@ class Memory:
         self._model: nn.Module = processes.accelerator.unwrap_model(model)
         self._optimizer = optimizer
 
-    def take(self) -> State:
+    def capture(self) -> State:
         """A copy on the CPU of the main process, whole where it was sharded. Every process must call it."""
         tensors = self._tensors()
         of_processes: list[Tensors] = gather_object([random_tensors(self._processes.device)])
@@ -50,7 +50,7 @@ class Memory:
         """The state dict of the model, as `take`."""
         return dict(self._whole(model_tensors(self._model)))
 
-    def put_back(self, state: State) -> None:
+    def restore(self, state: State) -> None:
         """Every process must call it. Another number of processes shares the model out anew.
 
         Random numbers of dropout then differ from those of the run that was not stopped: they belong to processes.
@@ -60,7 +60,7 @@ class Memory:
         if facts.get("kept_as") != self._kept_as:
             kept, ours = facts.get("kept_as") or "whole tensors", self._kept_as or "whole tensors"
             raise CheckpointError(f"state: kept as {kept}, and this launch reads {ours}; go on with the first launch")
-        self._put_back_tensors(state)
+        self._restore_tensors(state)
         for group, rate in zip(self._optimizer.param_groups, facts["rates"], strict=True):
             group["lr"] = rate
         self._scheduler.load_state_dict(facts["scheduler"])
@@ -68,7 +68,7 @@ class Memory:
         if scaler is not None and facts["scaler"] is not None:
             scaler.load_state_dict(facts["scaler"])
         if facts["world"] == processes.world:
-            put_back_random(below(state.tensors, f"random/{processes.rank}"), processes.device)
+            restore_random(below(state.tensors, f"random/{processes.rank}"), processes.device)
         else:
             processes.seed((torch.initial_seed() + facts["step"]) % 2**31, same=True)  # initial seeds differ already
 
@@ -82,9 +82,9 @@ class Memory:
         optimizer = optimizer_tensors(self._model, self._optimizer)
         return tensors | {f"optimizer/{name}": tensor for name, tensor in self._whole(optimizer)}
 
-    def _put_back_tensors(self, state: State) -> None:
-        put_back_model(self._model, below(state.tensors, "model"))
-        put_back_optimizer(self._model, self._optimizer, below(state.tensors, "optimizer"))
+    def _restore_tensors(self, state: State) -> None:
+        restore_model(self._model, below(state.tensors, "model"))
+        restore_optimizer(self._model, self._optimizer, below(state.tensors, "optimizer"))
 
     def _whole(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Whole copies, one at a time; all processes take part in gathering, the main one alone keeps them."""
@@ -106,7 +106,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[
             yield f"{name}:{figure}", value
 
 
-def put_back_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy whole tensors into a model, sharded or not. Raises CheckpointError where names or shapes differ."""
     own = model.state_dict()
     if own.keys() != tensors.keys():
@@ -117,7 +117,7 @@ def put_back_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             tensor.copy_(_like(tensors[name], tensor, name))
 
 
-def put_back_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Give an optimiser its memory back; an empty one where it had not stepped. Raises CheckpointError."""
     remembered: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -150,7 +150,7 @@ def random_tensors(device: torch.device) -> Tensors:
     return {**tensors, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else tensors
 
 
-def put_back_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+def restore_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     """Set the global generators of this process. A GPU's is left alone where the state comes from a CPU."""
     gauss = tensors["python_gauss"].tolist()
     random.setstate((3, tuple(tensors["python"].tolist()), gauss[0] if gauss else None))

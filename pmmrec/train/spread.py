@@ -23,22 +23,22 @@ from pmmrec.launch import Spread
 from pmmrec.models.recommender import Recommender
 from pmmrec.train.accumulate import AccumulateConfig, refuse_batch_statistics
 from pmmrec.train.processes import MachineConfig, Processes
-from pmmrec.train.snapshot import Memory
+from pmmrec.train.snapshot import TrainerState
 from pmmrec.train.task import TrainingTask
 from pmmrec.users import UserEncoder
 
 WHOLE = (Spread.ONE, Spread.DDP)  # every process holds all weights
 
 
-class Spreading(ABC):
+class Strategy(ABC):
     """A task on all processes. Every process must call each method, with the same arguments but for batch and loss.
 
     Gradients are means over processes, whatever the spread.
     """
 
-    memory: Memory
+    trainer_state: TrainerState
     optimizer: Any  # as Accelerate prepared it
-    differentiates_again = True  # whether gradients can be taken twice of one forward
+    can_differentiate_twice = True  # whether gradients can be taken twice of one forward
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class Spreading(ABC):
         return nullcontext()
 
 
-class Copies(Spreading):
+class Replicated(Strategy):
     """Every process holds all of it: one process, and DDP."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Copies(Spreading):
     ) -> None:
         self._processes, self._accelerator, self._clip_norm = processes, processes.accelerator, clip_norm
         self._module, self.optimizer = self._accelerator.prepare(task, optimizer)
-        self.memory = Memory(processes, self._module, optimizer, scheduler)
+        self.trainer_state = TrainerState(processes, self._module, optimizer, scheduler)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         figures: dict[str, Tensor] = self._module(batch)  # in the precision that Accelerate gave it
@@ -112,7 +112,7 @@ class Copies(Spreading):
         return precision
 
 
-class Shards(Spreading):
+class Sharded(Strategy):
     """Every process holds a share of each tensor (FSDP2): torch's own `fully_shard`, on GPUs and on CPUs alike.
 
     Accelerate's way to it starts plain DDP on the CPU without a word, and shards what it finds by names of classes.
@@ -132,7 +132,7 @@ class Shards(Spreading):
             raise TypeError("task: is not sharded; the optimiser must be made of its shards")
         self._task, self._root, self._processes, self._clip_norm = task, task, processes, clip_norm
         self.optimizer = processes.accelerator.prepare_optimizer(optimizer)
-        self.memory = Memory(processes, task, optimizer, scheduler)
+        self.trainer_state = TrainerState(processes, task, optimizer, scheduler)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with self.autocast():
@@ -152,7 +152,7 @@ class Shards(Spreading):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def whole_state(self) -> dict[str, Tensor]:
-        return self.memory.whole_model()
+        return self.trainer_state.whole_model()
 
     def autocast(self) -> AbstractContextManager[None]:
         precision: AbstractContextManager[None] = self._processes.accelerator.autocast()
@@ -233,11 +233,11 @@ def prepare_to_spread(processes: Processes, task: TrainingTask) -> None:
 
 def spread_out(
     processes: Processes, task: TrainingTask, optimizer: Optimizer, scheduler: LambdaLR, clip_norm: float | None
-) -> Spreading:
+) -> Strategy:
     """The task on all processes, its optimiser made of what `prepare_to_spread` left of its parameters."""
     if processes.spread.is_deepspeed:
         from pmmrec.train.zero import Zero
 
         return Zero(processes, task, optimizer, scheduler, clip_norm)
-    way = Shards if processes.spread is Spread.FSDP2 else Copies
+    way = Sharded if processes.spread is Spread.FSDP2 else Replicated
     return way(processes, task, optimizer, scheduler, clip_norm)

@@ -37,11 +37,11 @@ class Resumable(Protocol):
         ...
 
 
-class Asked(Exception):  # noqa: N818 - nothing is wrong
+class StopRequested(Exception):  # noqa: N818 - nothing is wrong
     """The run is to end: raised in all processes alike, during work that is done again from its beginning."""
 
 
-class Team:
+class StoppableGroup:
     """The processes, for work that may be abandoned: wherever they meet, they learn whether the run is to end."""
 
     def __init__(self, run: Run) -> None:
@@ -49,15 +49,15 @@ class Team:
         self.rank, self.world = run.processes.rank, run.processes.world
 
     def summed(self, own: Tensor) -> Tensor:
-        """The sum over all processes, where `own` lies. All must call it; raises Asked."""
+        """The sum over all processes, where `own` lies. All must call it; raises StopRequested."""
         self.hear()
         return self._run.processes.summed(own)
 
     def hear(self) -> None:
-        """All processes must call it; raises Asked in all where one has got a signal."""
+        """All processes must call it; raises StopRequested in all where one has got a signal."""
         asked = torch.tensor(float(self._run.signals.heard is not None))
         if self._run.processes.summed(asked) > 0:
-            raise Asked
+            raise StopRequested
 
 
 class States:
@@ -69,7 +69,7 @@ class States:
 
     def __init__(self, run: Run, config: StateConfig, about: Mapping[str, Any]) -> None:
         self._run, self._config, self._about = run, config, dict(about)
-        self.team = Team(run)
+        self.group = StoppableGroup(run)
         self._folder = StateFolder(run.folder / STATE_FOLDER)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         run.before_unlocking(self._thread.shutdown)  # which waits for a state that is being written
@@ -105,38 +105,38 @@ class States:
         self._run.log.go_back(state.facts["log"])
         self._run.write_recipe()
 
-    def wishes(self, device: torch.device) -> Tensor:
+    def stop_flags(self, device: torch.device) -> Tensor:
         """`(2,)` what this process wants: that the run ends, that a state is kept. The sum over all counts."""
         minutes = self._config.every_minutes if self._run.processes.is_main else None
         is_due = minutes is not None and time.monotonic() - self._kept_s > 60 * minutes
-        wishes = (self._run.signals.heard is not None, is_due)
+        stop_flags = (self._run.signals.heard is not None, is_due)
         # Filled on the device: for a copy from here to a GPU the program would wait.
-        return torch.stack([torch.full((), float(wish), device=device) for wish in wishes])
+        return torch.stack([torch.full((), float(flag), device=device) for flag in stop_flags])
 
     def step_ended(self, loop: Resumable, heard: Tensor | None) -> None:
-        """Act on the wishes of a step that all have heard. StoppedError where the run is to end."""
+        """Act on the stop_flags of a step that all have heard. StoppedError where the run is to end."""
         asked, due = (False, False) if heard is None else (heard > 0).tolist()
-        # The wishes of the step before last were uttered before a state of the last step was kept.
+        # The stop_flags of the step before last were uttered before a state of the last step was kept.
         by_clock = due and loop.step > self._kept_step + 1
         by_steps = self._config.every_steps is not None and loop.step % self._config.every_steps == 0
         self._act(loop, ends=asked, keeps=by_clock or by_steps)
 
     def epoch_ended(self, loop: Resumable) -> None:
         """As `step_ended`, after validation: signals that came meanwhile are heard here."""
-        wishes = self.wishes(self._run.processes.device)
-        ends, keeps = (self._run.processes.accelerator.reduce(wishes, "sum") > 0).tolist()
+        stop_flags = self.stop_flags(self._run.processes.device)
+        ends, keeps = (self._run.processes.accelerator.reduce(stop_flags, "sum") > 0).tolist()
         self._act(loop, ends=ends, keeps=keeps)
 
     @contextmanager
     def ending_when_asked(self, loop: Resumable) -> Iterator[None]:
-        """Run work between steps; stop before it, or where its `team` meets, if any process was asked to.
+        """Run work between steps; stop before it, or where its `group` meets, if any process was asked to.
 
         What was done of that work is lost: the state that is kept is the one before it.
         """
         try:
-            self.team.hear()
+            self.group.hear()
             yield
-        except Asked:
+        except StopRequested:
             self._end(loop)
 
     def _end(self, loop: Resumable) -> NoReturn:

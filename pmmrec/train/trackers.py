@@ -25,7 +25,7 @@ MAX_WAITING = 10_000  # lines that a tracker may be behind
 CLOSING_S = 60.0  # for what it has not sent at the end
 
 
-class Board(Protocol):
+class OpenTracker(Protocol):
     """An open tracker. Any of its methods may raise or hang: the run goes on without it."""
 
     def show(self, numbers: Mapping[str, float], step: int) -> None: ...
@@ -40,9 +40,9 @@ def end_services(tracker: str) -> None:
                 child.kill()
 
 
-def boards(
+def tracker_openers(
     trackers: Sequence[Tracker], folder: Path, project: str | None, name: str, recipe: str
-) -> dict[str, Callable[[], Board]]:
+) -> dict[str, Callable[[], OpenTracker]]:
     """What opens each tracker; MachineError where one is not installed.
 
     All write below `folder`, and Weights & Biases goes by its own variables where they say otherwise: WANDB_DIR,
@@ -60,15 +60,15 @@ def boards(
         "wandb": partial(WandBTracker, project, config={"recipe": recipe}, **ours),
         "tensorboard": partial(TensorBoardTracker, "tensorboard", logging_dir=str(folder)),
     }
-    return {tracker: partial(_Mirror, makers[tracker]) for tracker in trackers}
+    return {tracker: partial(_AccelerateTracker, makers[tracker]) for tracker in trackers}
 
 
-class Aside:
+class BackgroundTracker:
     """A tracker at work in a thread of its own, from its opening to its closing: one that hangs holds nothing up."""
 
-    def __init__(self, name: str, open_board: Callable[[], Board], complain: Callable[[str], None]) -> None:
+    def __init__(self, name: str, opener: Callable[[], OpenTracker], complain: Callable[[str], None]) -> None:
         """`complain` hears, once, why the tracker is left out; it may be called from the thread."""
-        self._name, self._open, self._complain = name, open_board, complain
+        self._name, self._open, self._complain = name, opener, complain
         self._waiting: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(MAX_WAITING)
         self._is_out = False
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
@@ -89,10 +89,10 @@ class Aside:
 
     def _work(self) -> None:
         try:
-            board = self._open()
+            tracker = self._open()
             while (shown := self._waiting.get()) is not None:
-                board.show(*shown)
-            board.close()
+                tracker.show(*shown)
+            tracker.close()
         except Exception as error:  # noqa: BLE001 - a tracker of any make may fail in any way; the run goes on
             self._leave_out(str(error))
 
@@ -110,7 +110,7 @@ class Aside:
             self._complain(why)
 
 
-class _Mirror:
+class _AccelerateTracker:
     def __init__(self, make: Callable[[], GeneralTracker]) -> None:
         self._tracker: Any = make()
         self._tracker.start()

@@ -18,15 +18,15 @@ from pmmrec.contracts import Batch
 from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.launch import Spread
 from pmmrec.train.processes import Processes
-from pmmrec.train.snapshot import Memory, Tensors
-from pmmrec.train.spread import Spreading
+from pmmrec.train.snapshot import Tensors, TrainerState
+from pmmrec.train.spread import Strategy
 from pmmrec.train.state import State
 from pmmrec.train.task import TrainingTask
 
 TAG = "zero"
 
 
-class Zero(Spreading):
+class Zero(Strategy):
     """ZeRO-1, 2 and 3. Weights stay in float32; bf16 is autocast, as under DDP.
 
     A step whose gradients are not finite is left out by DeepSpeed itself, in all processes.
@@ -41,13 +41,13 @@ class Zero(Spreading):
         clip_norm: float | None,
     ) -> None:
         self._processes = processes
-        self.differentiates_again = processes.spread is not Spread.ZERO3  # its weights are let go on the way back
+        self.can_differentiate_twice = processes.spread is not Spread.ZERO3  # its weights are let go on the way back
         accelerator = processes.accelerator
         config: dict[str, Any] = accelerator.state.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = clip_norm or 0.0
         config["train_micro_batch_size_per_gpu"] = 1  # it wants to know; our losses are sums divided by their counts
         self._engine, self.optimizer = accelerator.prepare(task, optimizer)
-        self.memory = ZeroMemory(processes, self._engine, optimizer, scheduler)
+        self.trainer_state = ZeroTrainerState(processes, self._engine, optimizer, scheduler)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with self.autocast():
@@ -78,7 +78,7 @@ class Zero(Spreading):
         return torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.machine.precision == "bf16")
 
 
-class ZeroMemory(Memory):
+class ZeroTrainerState(TrainerState):
     """Model and optimiser as DeepSpeed keeps them: a file for each process, which as many processes alone can read.
 
     Its files are pickles, and reading a pickle can run what stands in it. They are read from the state folder of the
@@ -96,11 +96,11 @@ class ZeroMemory(Memory):
     def _tensors(self) -> Tensors:
         return {}
 
-    def take(self) -> State:
-        state = super().take()
+    def capture(self) -> State:
+        state = super().capture()
         return State(state.facts, state.tensors, write_shares=partial(_write, self._processes, self._engine))
 
-    def _put_back_tensors(self, state: State) -> None:
+    def _restore_tensors(self, state: State) -> None:
         if state.facts["world"] != self._processes.world:
             raise CheckpointError(
                 f"state: {state.facts['kept_as']} kept it on {state.facts['world']} processes, and as many alone can "

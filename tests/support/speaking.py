@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from torch.distributed import HashStore
 
-from pmmrec.train.voices import Place, Voices
+from pmmrec.train.heartbeat import Activity, HeartbeatMonitor
 
 
 @contextmanager
-def speaking(store: HashStore, places: dict[int, Place]) -> Iterator[None]:
+def speaking(store: HashStore, places: dict[int, Activity]) -> Iterator[None]:
     """Other processes, of four, that are there."""
-    others = [Voices(store, rank, 4, 0.05, lambda place=place: place) for rank, place in places.items()]
+    others = [HeartbeatMonitor(store, rank, 4, 0.05, lambda place=place: place) for rank, place in places.items()]
     for other in others:
         other.open()
     yield

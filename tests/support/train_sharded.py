@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from pmmrec.train.processes import MachineConfig, Processes
-from pmmrec.train.snapshot import Memory
+from pmmrec.train.snapshot import TrainerState
 from pmmrec.train.state import Position, StateFolder, read_state
 
 
@@ -30,20 +30,20 @@ def main(out: Path) -> None:
         fully_shard(model, mesh=mesh)
     optimizer = AdamW(model.parameters(), lr=0.1)
     scheduler = LambdaLR(optimizer, lambda step: 0.9**step)
-    memory = Memory(processes, model, optimizer, scheduler)
+    memory = TrainerState(processes, model, optimizer, scheduler)
     states, done = StateFolder(out / "state"), 0
     processes.wait()
     if found := states.found():
         state = read_state(found[0])
         done = state.facts["step"]
-        memory.put_back(state)
+        memory.restore(state)
     for step in range(done, done + 3):
         x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
         model(x).square().mean().backward()
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    state = memory.take()
+    state = memory.capture()
     if processes.is_main:
         facts = {**state.facts, "step": done + 3}
         states.save(Position(done + 3, 1), type(state)(facts, state.tensors), None)

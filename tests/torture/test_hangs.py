@@ -1,4 +1,4 @@
-"""Processes that hang, fall silent or are gone: in real time, the watch tells of them and ends the run."""
+"""Processes that hang, fall silent or are gone: in real time, the watchdog tells of them and ends the run."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from speaking import speaking
 from together import run_together
 from torch.distributed import HashStore
 
-from pmmrec.train.voices import Doing, Place
-from pmmrec.train.watch import Watch
+from pmmrec.train.heartbeat import Activity, StepPhase
+from pmmrec.train.watchdog import Watchdog
 
 pytestmark = pytest.mark.long
 
 HANGS = """
 import sys, time
-from pmmrec.train.watch import Doing, Watch
-watch = Watch(0, 1)
-watch.limit(0.5, float(sys.argv[1]))
-with watch.open():
+from pmmrec.train.watchdog import StepPhase, Watchdog
+watchdog = Watchdog(0, 1)
+watchdog.limit(0.5, float(sys.argv[1]))
+with watchdog.open():
     for step in (1, 2, 3):
-        watch.step(step, Doing.READING)
+        watchdog.step(step, StepPhase.READING)
         time.sleep(0.2)
-    watch.rest()
+    watchdog.rest()
     time.sleep(1.5)
-    watch.step(4, Doing.COMPUTING)
+    watchdog.step(4, StepPhase.COMPUTING)
     def stuck(): time.sleep(60)
-    watch.step(4, Doing.READING)
+    watchdog.step(4, StepPhase.READING)
     stuck()
 """
 
@@ -42,14 +42,14 @@ with watch.open():
 FALLS_SILENT = """
 import sys, time
 from torch.distributed import HashStore
-from pmmrec.train.voices import Doing, Place, Voices
-from pmmrec.train.watch import Watch
+from pmmrec.train.heartbeat import StepPhase, Activity, HeartbeatMonitor
+from pmmrec.train.watchdog import Watchdog
 store = HashStore()
-other = Voices(store, 1, 2, 1000, lambda: Place(3, Doing.COMPUTING))
+other = HeartbeatMonitor(store, 1, 2, 1000, lambda: Activity(3, StepPhase.COMPUTING))
 other.open()
-watch = Watch(0, 2, store)
-watch.limit(0.5)
-with watch.open():
+watchdog = Watchdog(0, 2, store)
+watchdog.limit(0.5)
+with watchdog.open():
     if sys.argv[1] == "leaving":
         other.leave("", 5)
     time.sleep(3)
@@ -61,12 +61,12 @@ import os, sys, time
 import torch
 import torch.distributed as dist
 from pmmrec.errors import DataError, PMMRecError
-from pmmrec.train.watch import Doing, Watch
+from pmmrec.train.watchdog import StepPhase, Watchdog
 rank = 0 if os.fork() else 1
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 store = dist.TCPStore("127.0.0.1", int(sys.argv[3]), is_master=rank == 0, wait_for_workers=False)
 try:
-    with Watch(rank, 2, store).open():
+    with Watchdog(rank, 2, store).open():
         dist.barrier()
         if rank == 1 and sys.argv[1] == "raises":
             raise DataError("row 7 is not what it seems")
@@ -89,7 +89,7 @@ recipe = SimpleNamespace(
     folder=Path(sys.argv[1]), machine=MachineConfig(device="cpu"), name="one", to_yaml=lambda: "name: one\\n"
 )
 with Run.start(recipe) as run:
-    run.watch(step_minutes=0.01, phase_hours=1 / 3600)
+    run.watchdog(step_minutes=0.01, phase_hours=1 / 3600)
     time.sleep(60)
 """
 
@@ -122,17 +122,17 @@ def test_a_run_that_hangs_before_its_first_step_is_ended_as_well(tmp_path: objec
 
 def test_steps_and_rests_that_end_in_time_end_nothing() -> None:
     def work() -> None:
-        watch = Watch(0, 1)
-        watch.limit(0.3)
-        with watch.open():
+        watchdog = Watchdog(0, 1)
+        watchdog.limit(0.3)
+        with watchdog.open():
             for step in range(5):
-                watch.step(step, Doing.READING)
-                watch.step(step, Doing.COMPUTING)
+                watchdog.step(step, StepPhase.READING)
+                watchdog.step(step, StepPhase.COMPUTING)
                 time.sleep(0.1)
-            watch.rest()
+            watchdog.rest()
             time.sleep(0.8)
 
-    in_child(work)  # which the watch would end
+    in_child(work)  # which the watchdog would end
 
 
 def test_a_process_that_falls_silent_is_named_and_ends_the_others_also_between_steps() -> None:
@@ -147,23 +147,23 @@ def test_a_process_that_came_to_its_end_may_be_silent() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Two processes whose gradients DDP exchanges in C++; the second never comes to that, and the first waits.
+# Two processes whose gradients DDP collectives in C++; the second never comes to that, and the first waits.
 HANGS_ON_THE_WAY_BACK = """
 import os, sys, time
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from pmmrec.train.watch import Doing, Watch
+from pmmrec.train.watchdog import StepPhase, Watchdog
 rank = 0 if os.fork() else 1
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 store = dist.TCPStore("127.0.0.1", int(sys.argv[2]), is_master=rank == 0, wait_for_workers=False)
-model, watch = DistributedDataParallel(torch.nn.Linear(3, 3)), Watch(rank, 2, store)
-watch.limit(4.0)
-with watch.open():
+model, watchdog = DistributedDataParallel(torch.nn.Linear(3, 3)), Watchdog(rank, 2, store)
+watchdog.limit(4.0)
+with watchdog.open():
     if rank == 1:
-        time.sleep(3)  # so that its own watch does not end it first
-    watch.step(3, Doing.READING)
-    watch.step(3, Doing.COMPUTING)
+        time.sleep(3)  # so that its own watchdog does not end it first
+    watchdog.step(3, StepPhase.READING)
+    watchdog.step(3, StepPhase.COMPUTING)
     out = model(torch.ones(2, 3, requires_grad=True))
     if rank == 1:
         out.register_hook(lambda _: time.sleep(60))
@@ -174,18 +174,18 @@ with watch.open():
 LEFT_BEHIND = """
 import sys, time
 from torch.distributed import HashStore
-from pmmrec.train import watch as watching
-from pmmrec.train.voices import Doing, Place, Voices
-from pmmrec.train.watch import Watch
+from pmmrec.train import watchdog as watching
+from pmmrec.train.heartbeat import StepPhase, Activity, HeartbeatMonitor
+from pmmrec.train.watchdog import Watchdog
 store = HashStore()
-other = Voices(store, 1, 2, 0.05, lambda: Place(0, Doing.BETWEEN))
+other = HeartbeatMonitor(store, 1, 2, 0.05, lambda: Activity(0, StepPhase.BETWEEN))
 other.open()
-watch = Watch(0, 2, store)
-watch.limit(0.5)
-with watch.open():
+watchdog = Watchdog(0, 2, store)
+watchdog.limit(0.5)
+with watchdog.open():
     other.leave("runs/x: no space left on the device", 5)
     if sys.argv[1] == "waits":
-        exec(compile("time.sleep(60)", next(iter(watching._EXCHANGES)), "exec"))
+        exec(compile("time.sleep(60)", next(iter(watching._COLLECTIVE_FILES)), "exec"))
     time.sleep(2)
 """
 
@@ -214,14 +214,14 @@ def test_whoever_has_work_of_its_own_is_not_ended_by_the_end_of_another() -> Non
 def test_a_step_waits_for_a_process_that_is_between_two_steps() -> None:
     def work() -> None:
         store = HashStore()
-        watch = Watch(1, 4, store)
-        watch.limit(0.3)
-        computing = Place(7, Doing.COMPUTING)
-        with speaking(store, {0: Place(6, Doing.BETWEEN), 2: computing, 3: computing}), watch.open():
-            watch.step(7, Doing.READING)
-            watch.step(7, Doing.COMPUTING)
+        watchdog = Watchdog(1, 4, store)
+        watchdog.limit(0.3)
+        computing = Activity(7, StepPhase.COMPUTING)
+        with speaking(store, {0: Activity(6, StepPhase.BETWEEN), 2: computing, 3: computing}), watchdog.open():
+            watchdog.step(7, StepPhase.READING)
+            watchdog.step(7, StepPhase.COMPUTING)
             time.sleep(1.5)
-            watch.rest()
+            watchdog.rest()
 
     in_child(work)
 
@@ -240,7 +240,7 @@ def test_a_process_that_waits_for_one_that_ended_says_so_at_once(end: str, told:
 
 
 def test_processes_that_do_not_meet_in_time_end_and_say_what_may_be_in_the_way() -> None:
-    done = _run("import time\nfrom pmmrec.train.watch import joining\nwith joining(0.3): time.sleep(60)")
+    done = _run("import time\nfrom pmmrec.train.watchdog import joining\nwith joining(0.3): time.sleep(60)")
     assert done.returncode == 4
     assert "error: launch: process 0 of 1 cannot reach the others for 0.3 s; they talk over ports" in done.stderr
 

@@ -19,7 +19,7 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 from pmmrec.terminal import run_program
 from pmmrec.train.processes import MachineConfig, Processes
-from pmmrec.train.trackers import Aside, boards
+from pmmrec.train.trackers import BackgroundTracker, tracker_openers
 
 DISTURBANCE = signal.Signals[sys.argv.pop()]
 
@@ -29,8 +29,8 @@ def service():
 
 def main() -> None:
     folder, _processes = Path.cwd(), Processes(MachineConfig(device="cpu"))
-    opener = boards(("wandb",), folder, "project", "name", "")["wandb"]
-    aside = Aside("wandb", opener, lambda why: print("left out:", why, flush=True))
+    opener = tracker_openers(("wandb",), folder, "project", "name", "")["wandb"]
+    aside = BackgroundTracker("wandb", opener, lambda why: print("left out:", why, flush=True))
     aside.show({"loss": 1.0}, 1)
     until_s = time.monotonic() + 60
     while not (service() and list(folder.glob("wandb/offline-run-*/run-*.wandb"))) and time.monotonic() < until_s:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pmmrec.train.cost import Cost, peak_memory_bytes
+from pmmrec.train.cost import TrainingCost, peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -18,13 +18,13 @@ CPU = torch.device("cpu")
 def test_frozen_parameters_count_in_the_total_alone() -> None:
     task = nn.ModuleDict({"frozen": nn.Linear(4, 5), "learning": nn.Linear(5, 2)})
     task["frozen"].requires_grad_(requires_grad=False)
-    cost = Cost.of(task)
+    cost = TrainingCost.of(task)
     assert (cost.trainable_parameters, cost.total_parameters) == (12, 37)
     assert cost.words() == "learning: 12 of 37 parameters (32.43%)"
 
 
 def test_epochs_are_averaged() -> None:
-    cost = Cost(1, 2)
+    cost = TrainingCost(1, 2)
     assert cost.seconds_per_epoch is None
     cost.add_epoch(1.0, CPU)
     cost.add_epoch(2.0, CPU)
@@ -46,7 +46,7 @@ def test_memory_of_a_process_grows_with_what_it_holds() -> None:
 def test_the_sizes_of_a_task_add_up_to_what_its_training_says(workshop: Callable[..., Any]) -> None:
     task = workshop().task
     task.recommender.parts["user_encoder"].requires_grad_(requires_grad=False)
-    cost = Cost.of(task)
+    cost = TrainingCost.of(task)
     assert sum(size.all for size in task.sizes) == cost.total_parameters
     assert sum(size.trainable for size in task.sizes) == cost.trainable_parameters < cost.total_parameters
     assert {size.part: size.trainable for size in task.sizes}["user_encoder"] == 0

@@ -12,7 +12,7 @@ import pytest
 
 from pmmrec.errors import MachineError
 from pmmrec.train.log import RunLog, flat
-from pmmrec.train.trackers import Aside
+from pmmrec.train.trackers import BackgroundTracker
 
 
 def _events(folder: Path) -> list[dict]:
@@ -62,7 +62,7 @@ def test_figures_that_are_not_finite_stay_readable_json(tmp_path: Path) -> None:
 
 def test_all_processes_but_the_main_one_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     opened = []
-    with RunLog(tmp_path, is_main=False, boards={"a": lambda: opened.append(1)}) as log:
+    with RunLog(tmp_path, is_main=False, trackers={"a": lambda: opened.append(1)}) as log:
         log.event("train", 1, loss=1.0)
         log.say("line")
         log.warn("careful")
@@ -72,11 +72,11 @@ def test_all_processes_but_the_main_one_are_silent(tmp_path: Path, capfd: pytest
 
 
 def test_trackers_are_shown_flat_numbers_by_kind_and_closed(tmp_path: Path) -> None:
-    board = _Board()
-    with RunLog(tmp_path, is_main=True, boards={"good": lambda: board}) as log:
+    tracker = _Board()
+    with RunLog(tmp_path, is_main=True, trackers={"good": lambda: tracker}) as log:
         log.event("validation", 7, epoch=2, mean={"hr@10": 0.25}, note="words", is_best=True)
-    assert board.shown == [({"validation/epoch": 2.0, "validation/mean.hr@10": 0.25}, 7)]
-    assert board.is_closed
+    assert tracker.shown == [({"validation/epoch": 2.0, "validation/mean.hr@10": 0.25}, 7)]
+    assert tracker.is_closed
 
 
 @pytest.mark.parametrize("moment", ["open", "show", "close"])
@@ -84,7 +84,7 @@ def test_a_tracker_that_raises_is_left_out_with_one_warning_and_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
     good = _Board()
-    with RunLog(tmp_path, is_main=True, boards={"bad": lambda: _Board(moment), "good": lambda: good}) as log:
+    with RunLog(tmp_path, is_main=True, trackers={"bad": lambda: _Board(moment), "good": lambda: good}) as log:
         for step in (1, 2, 3):
             log.event("train", step, loss=1.0)
     assert capsys.readouterr().err == (
@@ -103,7 +103,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(tmp_path: Path, capsys: pytest.Ca
             never.wait()
 
     complaints: list[str] = []
-    aside = Aside("hung", Hung, complaints.append)
+    aside = BackgroundTracker("hung", Hung, complaints.append)
     for step in range(3):
         aside.show({"loss": 1.0}, step)
     aside.close(patience_s=0.2)
@@ -142,10 +142,10 @@ def test_events_that_have_gone_are_told_of(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_trackers_are_closed_when_a_run_fails(tmp_path: Path) -> None:
-    board = _Board()
-    with pytest.raises(KeyError), RunLog(tmp_path, is_main=True, boards={"good": lambda: board}):
+    tracker = _Board()
+    with pytest.raises(KeyError), RunLog(tmp_path, is_main=True, trackers={"good": lambda: tracker}):
         raise KeyError
-    assert board.is_closed
+    assert tracker.is_closed
 
 
 def test_a_warning_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:

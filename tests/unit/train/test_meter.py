@@ -58,9 +58,9 @@ def test_what_a_process_wants_of_the_run_is_told_on_the_device(tmp_path: Path, m
     with Run.start(recipe) as run:
         states = States(run, StateConfig(every_minutes=minutes), {})
         with _Built() as built:
-            wishes = states.wishes(torch.device("cpu"))
+            stop_flags = states.stop_flags(torch.device("cpu"))
     assert built.count == 0
-    assert wishes.tolist() == [0.0, float(minutes is not None)]
+    assert stop_flags.tolist() == [0.0, float(minutes is not None)]
 
 
 @pytest.fixture

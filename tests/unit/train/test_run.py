@@ -54,8 +54,8 @@ def test_a_run_goes_on_with_another_number_of_threads(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "lock").touch()
     (tmp_path / "one" / "recipe.yaml").write_text(begun)
-    with run_folder.run_folder(tmp_path / "one", begun.replace("auto", "2"), resume=True) as standing:
-        assert standing is run_folder.Standing.NEW  # and not refused
+    with run_folder.run_folder(tmp_path / "one", begun.replace("auto", "2"), resume=True) as status:
+        assert status is run_folder.RunStatus.NEW  # and not refused
 
 
 def test_a_run_that_fails_before_its_first_event_takes_its_folder_away(tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_a_folder_of_runs_that_was_moved_holds_the_same_runs(tmp_path: Path) -> 
         (tmp_path / "a" / "one" / "recipe.yaml").write_text(yaml.format("a"))
         (tmp_path / "a" / "one" / "events.jsonl").write_text('{"event": "finished"}\n')
     (tmp_path / "a").rename(tmp_path / "b")
-    with run_folder.run_folder(tmp_path / "b" / "one", yaml.format("b"), resume=True) as standing:
-        assert standing is run_folder.Standing.FINISHED
+    with run_folder.run_folder(tmp_path / "b" / "one", yaml.format("b"), resume=True) as status:
+        assert status is run_folder.RunStatus.FINISHED
 
 
 def test_notes_and_what_tells_of_a_step_that_was_not_finite_outlive_a_new_beginning(tmp_path: Path) -> None:

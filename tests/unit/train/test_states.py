@@ -171,7 +171,7 @@ def test_states_are_kept_by_steps_and_the_oldest_give_way(attempt: Attempt, tmp_
 
 def test_states_are_kept_by_the_clock(attempt: Attempt, tmp_path: Path) -> None:
     attempt("cut", at_step=9, state={"every_minutes": 1e-9, "keep": 99})
-    # Heard a step late, and not again of a wish from before the last state; each epoch ends with one.
+    # Heard a step late, and not again of a flag from before the last state; each epoch ends with one.
     assert _steps(tmp_path) == [0, 2, 4, 5, 7, 9, 10]
 
 

@@ -12,7 +12,7 @@ from command_line import Pmmrec
 
 from pmmrec.errors import MachineError
 from pmmrec.train import trackers
-from pmmrec.train.trackers import boards
+from pmmrec.train.trackers import tracker_openers
 
 
 def _sasrec(pmmrec: Pmmrec, world: Path, *settings: str) -> None:
@@ -78,7 +78,7 @@ def test_wandb_goes_by_its_own_variables_where_they_are_set(
         monkeypatch.setenv(name, value)
     tracker = Mock()
     monkeypatch.setattr(trackers, "WandBTracker", tracker)
-    boards(("wandb",), Path("runs/watched"), project, "watched", "recipe")["wandb"]()
+    tracker_openers(("wandb",), Path("runs/watched"), project, "watched", "recipe")["wandb"]()
     asked = {key: value for key, value in expected.items() if key != "project"}
     tracker.assert_called_once_with(expected["project"], **asked, config={"recipe": "recipe"})
     tracker.return_value.start.assert_called_once_with()
@@ -91,7 +91,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_a_run_is_made(
     monkeypatch.setitem(sys.modules, tracker, None)  # what Python notes of a module that cannot be imported
     told = rf"{tracker} is not installed; pip install -e '\.\[{tracker}\]'"
     with pytest.raises(MachineError, match=told):
-        boards((tracker,), home, "project", "name", "")
+        tracker_openers((tracker,), home, "project", "name", "")
     on = ("--from", "none", "--on", world / "boutique")
     result = pmmrec("finetune", "finetune/sasrec", *on, f"machine.trackers=[{tracker}]", "cache=c")
     assert result.code == 4

@@ -9,7 +9,7 @@ import typer
 
 from pmmrec.errors import DataError, LostProcessError, PMMRecError, StoppedError
 from pmmrec.terminal import errors_for_people
-from pmmrec.train.said import OWN_FILE
+from pmmrec.train.reported import OWN_FILE
 
 
 def _said(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -11,10 +11,10 @@ from speaking import speaking
 from torch.distributed import HashStore
 
 from pmmrec.errors import DataError, MachineError
-from pmmrec.train import voices as voices_file
-from pmmrec.train import watch as watch_file
-from pmmrec.train.voices import Doing, Place, Voices
-from pmmrec.train.watch import Watch, joining
+from pmmrec.train import heartbeat as heartbeat_file
+from pmmrec.train import watchdog as watchdog_file
+from pmmrec.train.heartbeat import Activity, HeartbeatMonitor, StepPhase
+from pmmrec.train.watchdog import Watchdog, joining
 
 
 @dataclass
@@ -29,72 +29,75 @@ class _Clock:
 
 def test_a_step_has_one_limit_and_what_lies_between_two_another(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
-    monkeypatch.setattr(watch_file, "time", clock)
-    watch = Watch(0, 1)
-    watch.limit(10, 100)
-    watch.step(3, Doing.READING)
+    monkeypatch.setattr(watchdog_file, "time", clock)
+    watchdog = Watchdog(0, 1)
+    watchdog.limit(10, 100)
+    watchdog.step(3, StepPhase.READING)
     clock.now_s += 9
-    watch.step(3, Doing.COMPUTING)
-    assert not watch._is_late()
+    watchdog.step(3, StepPhase.COMPUTING)
+    assert not watchdog._is_over_limit()
     clock.now_s += 2  # of one step, read and computed
-    assert watch._is_late()
-    told = watch.verdict(watch._place())
+    assert watchdog._is_over_limit()
+    told = watchdog.diagnosis(watchdog._place())
     assert told.startswith("step 3: process 0 of 1: computing in step 3 for more than 10 s; --resume goes on")
-    watch.rest()
+    watchdog.rest()
     clock.now_s += 99
-    assert not watch._is_late()
+    assert not watchdog._is_over_limit()
     clock.now_s += 2
-    assert watch._is_late()
-    told = watch.verdict(watch._place())
+    assert watchdog._is_over_limit()
+    told = watchdog.diagnosis(watchdog._place())
     assert told.startswith("after step 3: process 0 of 1: busy after step 3 for more than 100 s; --resume goes on")
 
 
 def test_who_ended_between_two_openings_is_silent_in_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
-    here, other = (Voices(store, rank, 2, 0.05, lambda: Place(0, Doing.BETWEEN)) for rank in (0, 1))
-    for voices in (here, other):
-        voices.open()
-    for voices in (here, other):
-        voices.leave("", 10)
+    here, other = (HeartbeatMonitor(store, rank, 2, 0.05, lambda: Activity(0, StepPhase.BETWEEN)) for rank in (0, 1))
+    for heartbeats in (here, other):
+        heartbeats.open()
+    for heartbeats in (here, other):
+        heartbeats.leave("", 10)
     here.open()
     here.ask(10)
     heard = here.others[1]
     here.leave("", 10)
-    assert heard.gone is None
-    monkeypatch.setattr(voices_file, "time", _Clock(time.monotonic() + 100))
+    assert heard.end_reason is None
+    monkeypatch.setattr(heartbeat_file, "time", _Clock(time.monotonic() + 100))
     assert heard.silent_s > 99
 
 
-def _verdict(here: Place, others: dict[int, Place]) -> str:
+def _verdict(here: Activity, others: dict[int, Activity]) -> str:
     """What process 1 says of itself and the others."""
     store = HashStore()
-    watch = Watch(1, 4, store)
-    watch.limit(60)
-    with speaking(store, others), watch.open():
-        while any(voice.place is None for voice in watch._voices.others.values()):
-            watch._voices.ask(1)
-        return watch.verdict(here)
+    watchdog = Watchdog(1, 4, store)
+    watchdog.limit(60)
+    with speaking(store, others), watchdog.open():
+        while any(heartbeat.place is None for heartbeat in watchdog._heartbeats.others.values()):
+            watchdog._heartbeats.ask(1)
+        return watchdog.diagnosis(here)
 
 
 def test_the_one_that_is_behind_is_named_by_those_that_wait() -> None:
-    waiting, behind = Place(7, Doing.WAITING), Place(7, Doing.READING)
+    waiting, behind = Activity(7, StepPhase.WAITING), Activity(7, StepPhase.READING)
     told = _verdict(waiting, {0: waiting, 2: behind, 3: waiting})
     assert told.startswith("step 7: process 2 of 4: reading in step 7 for more than 60 s; process 1 is waiting")
-    several = _verdict(waiting, {0: waiting, 2: Place(6, Doing.WAITING), 3: Place(6, Doing.WAITING)})
+    several = _verdict(waiting, {0: waiting, 2: Activity(6, StepPhase.WAITING), 3: Activity(6, StepPhase.WAITING)})
     assert several.startswith("step 6: processes 2, 3 of 4: waiting in step 6")
 
 
 def test_the_one_that_entered_fewer_exchanges_is_named_wherever_the_others_wait() -> None:
-    ahead, behind = Place(7, Doing.COMPUTING, 90), Place(7, Doing.COMPUTING, 89)  # in C++, which no frame tells
+    ahead, behind = (
+        Activity(7, StepPhase.COMPUTING, 90),
+        Activity(7, StepPhase.COMPUTING, 89),
+    )  # in C++, which no frame tells
     told = _verdict(ahead, {0: ahead, 2: behind, 3: ahead})
     assert told.startswith("step 7: process 2 of 4: computing in step 7 for more than 60 s; process 1 is waiting in")
-    between = Place(7, Doing.BETWEEN, 88)
+    between = Activity(7, StepPhase.BETWEEN, 88)
     told = _verdict(behind, {0: behind, 2: between, 3: behind})
     assert told.startswith("after step 7: process 2 of 4: busy after step 7 for more than 86400 s; process 1 is waitin")
 
 
 def test_an_error_that_is_no_exchange_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"), Watch(0, 1).open():
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"), Watchdog(0, 1).open():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
@@ -114,19 +117,19 @@ def test_processes_that_cannot_meet_say_what_may_be_in_the_way() -> None:
 def test_an_error_names_the_process_unless_all_have_met_it(others: dict[int, str], met_by: str) -> None:
     store = HashStore()
     for rank, why in others.items():
-        voice = Voices(store, rank, 3, 0.05, lambda: Place(0, Doing.BETWEEN))
-        voice.open()
-        voice.leave(why, 10)
-    with pytest.raises(DataError) as raised, Watch(1, 3, store).open():
+        heartbeat = HeartbeatMonitor(store, rank, 3, 0.05, lambda: Activity(0, StepPhase.BETWEEN))
+        heartbeat.open()
+        heartbeat.leave(why, 10)
+    with pytest.raises(DataError) as raised, Watchdog(1, 3, store).open():
         raise DataError("row 7 is bad")
     assert (str(raised.value), raised.value.met_by) == ("row 7 is bad", met_by)
 
 
 def test_an_error_of_one_process_is_told_though_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
-    monkeypatch.setattr(watch_file, "_PATIENCE_S", 0.2)
-    with speaking(store, {0: Place(6, Doing.BETWEEN)}), pytest.raises(DataError) as raised:  # noqa: SIM117
-        with Watch(1, 4, store).open():
+    monkeypatch.setattr(watchdog_file, "_PATIENCE_S", 0.2)
+    with speaking(store, {0: Activity(6, StepPhase.BETWEEN)}), pytest.raises(DataError) as raised:  # noqa: SIM117
+        with Watchdog(1, 4, store).open():
             raise DataError("row 7 is bad")
     assert raised.value.met_by == "process 1 of 4"
 

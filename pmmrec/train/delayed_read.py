@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Late:
+class DelayedRead:
     """Returns the numbers of the step before. By then the device has the next step to work on, so nothing waits."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 OWN_FILE = "TORCHELASTIC_ERROR_FILE"  # set by the launcher; lies in a folder of this process, in one of the launch
 
 
-def is_first_to_say(told: str) -> bool:
+def is_first_report(told: str) -> bool:
     """Whether no other process of this launch and machine has said the same; from now on this one has."""
     folder = _folder()
     if folder is None:
@@ -27,7 +27,7 @@ def is_first_to_say(told: str) -> bool:
     return True
 
 
-def is_anything_said() -> bool:
+def was_any_reported() -> bool:
     """Whether a process of this launch and machine has said an error: what follows from its end is not worth a line."""
     folder = _folder()
     return folder is not None and any(folder.glob("said-*"))
