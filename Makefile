@@ -47,7 +47,7 @@ real: $(VENV)/installed-dev  ## the whole way on real data in $(DATA); skips whe
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/real/transfer.py $(DATA)
 
 evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures what is missing: CELL='TABLE/DOMAIN/*' STALE=1 FRESH=1 JOBS=2
-	$(BIN)/python tests/real/evidence.py "$(DATA)" --plan $(PLAN) --jobs $(JOBS) \
+	$(BIN)/python -m tests.real.evidence "$(DATA)" --plan $(PLAN) --jobs $(JOBS) \
 		--results $(RESULTS) --page $(TO) --home $(RUNS) \
 		$(if $(CELL),--cells '$(CELL)') $(if $(STALE),--stale) $(if $(FRESH),--fresh) $(if $(PAGE),--page-only)
 

@@ -58,6 +58,10 @@ def test_the_wheel_installs_one_import_name(names: list[str]) -> None:
     assert len(tops) == 2
 
 
+def test_the_wheel_leaves_out_the_tools_that_measure_the_shipped_results(names: list[str]) -> None:
+    assert not [name for name in names if "evidence" in name and name.endswith(".py")]
+
+
 def test_the_wheel_carries_every_shipped_file_of_the_checkout(names: list[str]) -> None:
     listed = subprocess.run(
         ["git", "-C", str(CHECKOUT), "ls-files", "--cached", "--others", "--exclude-standard", *ROOMS],

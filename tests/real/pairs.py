@@ -1,7 +1,7 @@
-"""Which hits go to targets that somebody in training had together with an item of the user's history?
+"""Split the hits of systems by whether the training part pairs the target with an item of the user's history.
 
-The paragraph on item-kNN in zoo/RESULTS.md rests on it. Takes a domain, and the folder of each system's runs:
-pairs.py runs/evidence/domains/hm_ladies_source PMMRec=runs/evidence/cells/in_domain/hm_ladies_source/pmmrec
+The paragraph on item-kNN in zoo/RESULTS.md rests on these figures. Takes a domain and the run folder of each system:
+python -m tests.real.pairs runs/evidence/domains/hm_week PMMRec=runs/evidence/cells/in_domain/hm_week/pmmrec
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from scipy import sparse
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
-from pmmrec.report.evidence.measure import Targets
+from tests.real.evidence.measure import Targets
 
 
 def is_known_pair(split: Split) -> torch.Tensor:
-    """`(Q,)`: whether the training part of one person's history holds the target and an item of this user's history."""
+    """`(Q,)`: whether one user's training part holds both the target and an item of this query's history."""
     offsets, num_items = split.train_offsets, split.domain.num_items
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     ones = np.ones(len(user), dtype=np.float32)

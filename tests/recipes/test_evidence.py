@@ -17,11 +17,11 @@ from quick_programs import quick_programs
 
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.processes import alone_in
-from pmmrec.report.evidence.cells import Results
-from pmmrec.report.evidence.layout import Layout
-from pmmrec.report.evidence.page import Page
-from pmmrec.report.evidence.plan import EvidencePlan, read_plan
-from pmmrec.report.evidence.runner import Runner, Wanted
+from tests.real.evidence.cells import Results
+from tests.real.evidence.layout import Layout
+from tests.real.evidence.page import Page
+from tests.real.evidence.plan import EvidencePlan, read_plan
+from tests.real.evidence.runner import Runner, Wanted
 
 IDS = ["model.width=8", "train.epochs=1", "train.batch_users=16", "machine.device=cpu"]
 KNOWN, UNSEEN = "tiny/boutique/ids", "tiny/boutique/unseen"

@@ -11,12 +11,12 @@ import yaml
 
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import UNTOLD, FinetuneRecipe, read_recipe
-from pmmrec.report.evidence import identity
-from pmmrec.report.evidence.identity import SEED, Identities, Identity, settings_of
-from pmmrec.report.evidence.plan import read_plan
 from pmmrec.shipped import find_recipe
+from tests.real.evidence import identity
+from tests.real.evidence.identity import SEED, Identities, Identity, settings_of
+from tests.real.evidence.plan import read_plan
 
-REPOSITORY = Path(__file__).resolve().parents[4]
+REPOSITORY = Path(__file__).resolve().parents[3]
 IDS, FULL, UNSEEN = "t/shop/ids", "t/shop/full", "t/shop/unseen"
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pmmrec.report.evidence.layout import Layout
-from pmmrec.report.evidence.plan import read_plan
+from tests.real.evidence.layout import Layout
+from tests.real.evidence.plan import read_plan
 
 PLAIN, CUT = "shop", "shop_a"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import not_installed
-from pmmrec.report.evidence.cells import Training
+from tests.real.evidence.cells import Training
 
 SIZE_IN = (7.0, 3.2)  # inches, width and height
 STYLE: dict[Any, Any] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from pmmrec.report.evidence.cells import Hardware, Point, Training
-from pmmrec.report.evidence.curves import Curve, draw
+from tests.real.evidence.cells import Hardware, Point, Training
+from tests.real.evidence.curves import Curve, draw
 
 MACHINE = Hardware(cpu="cpu", cores=2, threads=1, device="cpu", torch="2.8.0")
 

@@ -17,11 +17,11 @@ from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.outcome import METRICS_FILE, Outcome, read_outcome
 from pmmrec.processes import ChildProcess, end_all
-from pmmrec.report.evidence.cells import Cost, Hardware, Point, Training
-from pmmrec.report.evidence.identity import Identity
 from pmmrec.settings import Config, validate
 from pmmrec.train.run_folder import package_version
 from pmmrec.zoo import files
+from tests.real.evidence.cells import Cost, Hardware, Point, Training
+from tests.real.evidence.identity import Identity
 
 STAMP = "evidence.json"  # in a run folder that is whole: what it was, and what it cost
 PMMREC = (sys.executable, "-c", "from pmmrec.cli import app; app()")

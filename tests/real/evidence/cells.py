@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 from pmmrec.atomic import whole_file
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.evidence.plan import MODEL, EvidencePlan, shown_reference
 from pmmrec.settings import Config, validate
+from tests.real.evidence.plan import MODEL, EvidencePlan, shown_reference
 
 DIFFERENCES = "differences"  # their folder among those of the cells
 DECIMALS = 6

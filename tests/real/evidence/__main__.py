@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pmmrec.errors import PMMRecError
 from pmmrec.processes import signals_as_interrupts
-from pmmrec.report.evidence.cells import Results
-from pmmrec.report.evidence.layout import Layout
-from pmmrec.report.evidence.page import Page
-from pmmrec.report.evidence.plan import read_plan
-from pmmrec.report.evidence.runner import Runner, Wanted
+from tests.real.evidence.cells import Results
+from tests.real.evidence.layout import Layout
+from tests.real.evidence.page import Page
+from tests.real.evidence.plan import read_plan
+from tests.real.evidence.runner import Runner, Wanted
 
 
 def arguments() -> argparse.Namespace:

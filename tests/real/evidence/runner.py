@@ -15,12 +15,12 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, PMMRecError, RecipeError
 from pmmrec.processes import alone_in
-from pmmrec.report.evidence.cells import CellResult, DifferenceResult, Results, Training, digest_of
-from pmmrec.report.evidence.identity import Identities
-from pmmrec.report.evidence.layout import Layout
-from pmmrec.report.evidence.measure import Targets
-from pmmrec.report.evidence.plan import FLOOR_NAMES, MODEL, SCRATCH, EvidencePlan, domain_of, shown_reference
-from pmmrec.report.evidence.runs import Processes, Run, Stamp, checkpoint_hash, training_of
+from tests.real.evidence.cells import CellResult, DifferenceResult, Results, Training, digest_of
+from tests.real.evidence.identity import Identities
+from tests.real.evidence.layout import Layout
+from tests.real.evidence.measure import Targets
+from tests.real.evidence.plan import FLOOR_NAMES, MODEL, SCRATCH, EvidencePlan, domain_of, shown_reference
+from tests.real.evidence.runs import Processes, Run, Stamp, checkpoint_hash, training_of
 
 Say = Callable[[str], None]
 RANKS_FILE = "ranks.parquet"

@@ -16,8 +16,8 @@ from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
 from pmmrec.evaluation.scenarios import STRATA, stratum_mask
 from pmmrec.evaluation.significance import difference_interval, mean_interval
-from pmmrec.report.evidence.cells import Figures, digest_of
-from pmmrec.report.evidence.plan import slug
+from tests.real.evidence.cells import Figures, digest_of
+from tests.real.evidence.plan import slug
 
 
 class Targets:

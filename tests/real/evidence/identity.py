@@ -12,9 +12,9 @@ from typing import Any
 
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, RunRecipe, read_recipe
-from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
+from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 
 SEED = "seed"  # the seeds of a cell are listed apart
 FINGERPRINT = "fingerprint"

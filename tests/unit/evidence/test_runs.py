@@ -12,8 +12,8 @@ import pytest
 
 from pmmrec.errors import MachineError
 from pmmrec.processes import ChildProcess
-from pmmrec.report.evidence.identity import Identity
-from pmmrec.report.evidence.runs import Processes, Run, training_of
+from tests.real.evidence.identity import Identity
+from tests.real.evidence.runs import Processes, Run, training_of
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

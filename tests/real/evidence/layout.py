@@ -16,11 +16,11 @@ from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.info import DOMAIN_FILE
 from pmmrec.data.write import record_of
 from pmmrec.errors import DataError
-from pmmrec.report.evidence.identity import Identities
-from pmmrec.report.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
-from pmmrec.report.evidence.runs import Run
 from pmmrec.settings import Tree
 from pmmrec.train.finish import CHECKPOINT_FOLDER
+from tests.real.evidence.identity import Identities
+from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
+from tests.real.evidence.runs import Run
 
 TABLES = ("items.parquet", "interactions.parquet")
 

@@ -12,7 +12,7 @@ import yaml
 from pmmrec.errors import DataError
 from pmmrec.evaluation.scenarios import STRATA
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.evidence.cells import (
+from tests.real.evidence.cells import (
     CellResult,
     Cost,
     DifferenceResult,
@@ -23,8 +23,8 @@ from pmmrec.report.evidence.cells import (
     Training,
     digest_of,
 )
-from pmmrec.report.evidence.page import Page
-from pmmrec.report.evidence.plan import METRICS, EvidencePlan, read_plan
+from tests.real.evidence.page import Page
+from tests.real.evidence.plan import METRICS, EvidencePlan, read_plan
 
 FLOORS, IDS, FULL = "t/shop/floors", "t/shop/ids", "t/shop/full"
 TREE: dict[str, Any] = {

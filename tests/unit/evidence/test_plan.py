@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from pmmrec.errors import RecipeError
-from pmmrec.report.evidence.identity import Identities
-from pmmrec.report.evidence.plan import EvidencePlan, FloorsCell, read_plan
 from pmmrec.shipped import shipped_root
+from tests.real.evidence.identity import Identities
+from tests.real.evidence.plan import EvidencePlan, FloorsCell, read_plan
 
 Tree = dict[str, Any]
 TREE: Tree = {

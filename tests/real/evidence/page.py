@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pmmrec.atomic import whole_file
 from pmmrec.evaluation.scenarios import COLD_BELOW
-from pmmrec.report.evidence.cells import CellResult, Cost, Results, Training
-from pmmrec.report.evidence.curves import Curve, draw
-from pmmrec.report.evidence.plan import (
+from pmmrec.report.tables import Percent, markdown
+from pmmrec.tables import Cell, PlainTable
+from tests.real.evidence.cells import CellResult, Cost, Results, Training
+from tests.real.evidence.curves import Curve, draw
+from tests.real.evidence.plan import (
     COSTS,
     FLOOR_NAMES,
     METRICS,
@@ -22,8 +24,6 @@ from pmmrec.report.evidence.plan import (
     domain_of,
     shown_reference,
 )
-from pmmrec.report.tables import Percent, markdown
-from pmmrec.tables import Cell, PlainTable
 
 HEADINGS = {
     "users": "users",

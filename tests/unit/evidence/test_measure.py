@@ -12,8 +12,8 @@ import torch
 from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.evaluation.ranking import Ranks, write_ranks
-from pmmrec.report.evidence.cells import digest_of
-from pmmrec.report.evidence.measure import Targets
+from tests.real.evidence.cells import digest_of
+from tests.real.evidence.measure import Targets
 
 
 @pytest.fixture(scope="module")
