@@ -36,7 +36,7 @@ PLAN = {
         "bazaar": {"recipe": "pretrain/tiny", "sources": ["bazaar_a"], "overrides": [*SMALL, "train.epochs=1"]}
     },
     "cells": {
-        "tiny/boutique/floors": {"kind": "floors"},
+        "tiny/boutique/baselines": {"kind": "baselines"},
         KNOWN: {
             "kind": "finetune",
             "recipe": "finetune/sasrec",
@@ -47,12 +47,12 @@ PLAN = {
         },
         UNSEEN: {"kind": "zero_shot", "from": "bazaar", "tuning": "none"},
     },
-    "differences": [{"a": UNSEEN, "b": KNOWN}, {"a": KNOWN, "b": "tiny/boutique/floors@popularity"}],
+    "differences": [{"a": UNSEEN, "b": KNOWN}, {"a": KNOWN, "b": "tiny/boutique/baselines@popularity"}],
     "tables": {
         "tiny": {
             "title": "A tiny world",
             "rows": [
-                {"cell": "tiny/boutique/floors"},
+                {"cell": "tiny/boutique/baselines"},
                 {"label": "ids", "cell": KNOWN},
                 {"label": "unseen", "cell": UNSEEN},
             ],
@@ -117,19 +117,19 @@ def place(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Place:
 def test_every_cell_and_every_difference_has_its_file(place: Place) -> None:
     cells = {cell_id: place.results.cell(cell_id) for cell_id in PLAN["cells"]}
     assert {cell_id for cell_id, cell in cells.items() if cell is None} == set()
-    ids, unseen, floors = cells[KNOWN], cells[UNSEEN], cells["tiny/boutique/floors"]
+    ids, unseen, baselines = cells[KNOWN], cells[UNSEEN], cells["tiny/boutique/baselines"]
     assert [training.seed for training in ids.trainings] == [1]
     assert [point.epoch for point in ids.trainings[0].validation] == [0, 1]
     assert ids.trainings[0].cpu_s > 0
     assert ids.trainings[0].hardware.threads == 1
-    assert set(floors.systems) == {"random", "popularity", "last-item-markov", "item-knn"}
+    assert set(baselines.systems) == {"random", "popularity", "last-item-markov", "item-knn"}
     assert unseen.pretraining.num_epochs == 1
     strata = ids.systems["model"]
     assert strata["regular"].num_users + strata["cold"].num_users == strata["all"].num_users == 40
     difference = place.results.difference(UNSEEN, KNOWN).strata["all"].intervals["hr@10"].mean
     means = [cell.systems["model"]["all"].intervals["hr@10"].mean for cell in (unseen, ids)]
     assert difference == pytest.approx(means[0] - means[1], abs=2e-6)  # figures are kept to six decimals
-    assert place.results.difference(KNOWN, "tiny/boutique/floors@popularity") is not None
+    assert place.results.difference(KNOWN, "tiny/boutique/baselines@popularity") is not None
 
 
 def test_what_is_measured_is_the_run_it_is_said_to_be(place: Place) -> None:
@@ -175,10 +175,10 @@ def test_another_setting_makes_a_cell_stale_and_a_cell_that_fails_stops_no_other
     tree["cells"][KNOWN]["overrides"] = [*IDS, "train.batch_users=10"]
     assert place.runner(tree).stale() == {KNOWN: ["recipe.train.batch_users"]}
     tree["cells"]["tiny/boutique/broken"] = tree["cells"][KNOWN] | {"overrides": [*IDS, "data.window.size=40"]}
-    failures = place.runner(tree).measure(Wanted(cells=("tiny/boutique/broken", "*/floors")), jobs=1)
+    failures = place.runner(tree).measure(Wanted(cells=("tiny/boutique/broken", "*/baselines")), jobs=1)
     assert list(failures) == ["tiny/boutique/broken seed 1"]
     assert "gives 39 inputs" in failures["tiny/boutique/broken seed 1"]
-    assert f"wrote {place.results.cell_path('tiny/boutique/floors')}" in place.said
+    assert f"wrote {place.results.cell_path('tiny/boutique/baselines')}" in place.said
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_changed_data_is_imported_again_and_makes_stale_what_was_measured_on_it(
     assert copy.runner().measure(Wanted(), jobs=1) == {}
     assert copy.said == ["imported boutique"]
     changes = ["domain.fingerprint"]
-    assert copy.runner().stale() == dict.fromkeys(("tiny/boutique/floors", KNOWN, UNSEEN), changes)
+    assert copy.runner().stale() == dict.fromkeys(("tiny/boutique/baselines", KNOWN, UNSEEN), changes)
 
 
 def test_two_do_not_measure_in_the_same_folder(place: Place) -> None:
@@ -268,14 +268,14 @@ def test_two_do_not_measure_in_the_same_folder(place: Place) -> None:
 def test_whatever_goes_wrong_with_a_run_is_noted_and_stops_no_other(copy: Place) -> None:
     tree = json.loads(json.dumps(PLAN))
     tree["cells"]["full/boutique/ids"] = tree["cells"][KNOWN]
-    tree["cells"]["later/boutique/floors"] = {"kind": "floors"}
+    tree["cells"]["later/boutique/baselines"] = {"kind": "baselines"}
     (copy.folder / "home" / "cells" / "full").touch()  # no folder can be made there
     failures = copy.runner(tree).measure(Wanted(), jobs=1)
     assert list(failures) == ["full/boutique/ids seed 1"]
     assert "NotADirectoryError" in failures["full/boutique/ids seed 1"]
     assert "(runs.py:" not in failures["full/boutique/ids seed 1"]  # the place where it was raised, not where we called
     assert any(line.startswith("[1/1] full/boutique/ids seed 1: FAILED: NotADirectoryError") for line in copy.said)
-    assert copy.results.cell("later/boutique/floors") is not None
+    assert copy.results.cell("later/boutique/baselines") is not None
 
 
 def test_an_interrupt_stops_all_and_leaves_no_process(copy: Place) -> None:

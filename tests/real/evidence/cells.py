@@ -79,11 +79,11 @@ class Training(Config):
 
 
 class CellResult(Config):
-    """One cell: figures of each system in it (one, or the floors), by stratum."""
+    """One cell: figures of each system in it (one, or the baselines), by stratum."""
 
     schema_version: Literal[1] = 1
     cell: str
-    kind: Literal["floors", "finetune", "zero_shot"]
+    kind: Literal["baselines", "finetune", "zero_shot"]
     hash: str  # of `identity`
     num_items: int
     tuning: str = ""
@@ -133,7 +133,7 @@ class Results:
         return self.folder / f"{cell_id}.json"
 
     def difference_path(self, a: str, b: str) -> Path:
-        """`a` and `b`: resolved references, `CELL` or `CELL@FLOOR`."""
+        """`a` and `b`: resolved references, `CELL` or `CELL@BASELINE`."""
         return self.folder / DIFFERENCES / f"{a.replace('/', '.')}--{b.replace('/', '.')}.json"
 
     def cell(self, cell_id: str) -> CellResult | None:

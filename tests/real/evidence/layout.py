@@ -95,7 +95,7 @@ class Layout:
         )
 
     def runs(self, cell_id: str, identities: Identities) -> dict[int | None, Run]:
-        """The runs of a cell by seed: none for floors, one without a seed for zero-shot."""
+        """The runs of a cell by seed: none for baselines, one without a seed for zero-shot."""
         cell = self._plan.measured[cell_id]
         if isinstance(cell, FinetuneCell):
             return {seed: self._finetuning(cell_id, cell, seed, identities) for seed in cell.seeds}

@@ -48,11 +48,11 @@ class Targets:
         a, b = user_metrics(rank_a_MQ), user_metrics(rank_b_MQ)
         return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
-    def write_floors(self, folder: Path) -> dict[str, Path]:
-        """Rank with every floor; floor -> the file of its ranks below `folder`."""
+    def write_baselines(self, folder: Path) -> dict[str, Path]:
+        """Rank with every baseline; baseline -> the file of its ranks below `folder`."""
         domain, files = self._split.domain, {}
-        for name, floor in BASELINES.items():
-            score = floor(self._split, self._holdout)
+        for name, baseline in BASELINES.items():
+            score = baseline(self._split, self._holdout)
             ranks = rank_targets(self._holdout, domain.num_items, score, chunk=users_at_once(domain.num_items))
             files[slug(name)] = folder / slug(name) / "ranks.parquet"
             write_ranks(files[slug(name)], ranks, domain.user_ids, domain.item_ids)

@@ -14,12 +14,12 @@ from pmmrec.tables import Cell, PlainTable
 from tests.real.evidence.cells import CellResult, Cost, Results, Training
 from tests.real.evidence.curves import Curve, draw
 from tests.real.evidence.plan import (
+    BASELINE_NAMES,
     COSTS,
-    FLOOR_NAMES,
     METRICS,
     MODEL,
+    BaselinesCell,
     EvidencePlan,
-    FloorsCell,
     PlannedTable,
     domain_of,
     shown_reference,
@@ -106,10 +106,10 @@ class Page:
         for row in table.rows:
             cell_id, system = self._plan.resolve(row.cell)
             cell, result = self._plan.measured[cell_id], self._results.cell(cell_id)
-            is_floors = isinstance(cell, FloorsCell)
-            systems = list(FLOOR_NAMES) if is_floors and system == MODEL else [system]
+            is_baselines = isinstance(cell, BaselinesCell)
+            systems = list(BASELINE_NAMES) if is_baselines and system == MODEL else [system]
             for one in systems:
-                label = row.label or FLOOR_NAMES[one]
+                label = row.label or BASELINE_NAMES[one]
                 yield Line(label, cell_id, one, result, cell_id in self._stale, self._plan.tuning_of(cell_id))
 
     def _differences(self, table: PlannedTable, lines: Sequence[Line]) -> PlainTable:
@@ -193,9 +193,9 @@ def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
 
 
 def _note(line: Line) -> str:
-    """Seeds, tuning, pretraining and machine of a line; nothing for floors."""
+    """Seeds, tuning, pretraining and machine of a line; nothing for baselines."""
     result = line.result
-    if result is None or result.kind == "floors":
+    if result is None or result.kind == "baselines":
         return ""
     facts = [f"Seeds {', '.join(map(str, result.seeds))}." if len(result.seeds) > 1 else ""]
     facts += [f"Seed {seed}." for seed in result.seeds if len(result.seeds) == 1]

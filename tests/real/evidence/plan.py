@@ -22,19 +22,19 @@ TIMES = ("best_epoch", "cpu", "wall")
 COSTS = ("trainable", "share", "memory", "epoch")
 COLUMNS = ("users", *METRICS, *TIMES, *COSTS)
 SCRATCH = "none"
-MODEL = "model"  # the one system of a cell that is no cell of floors
+MODEL = "model"  # the one system of a cell that is no cell of baselines
 
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
 CellId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*){2}$", max_length=150)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-def slug(floor: str) -> str:
-    """`last-item-markov`: the word for a floor in references and file names."""
-    return floor.lower().replace(" ", "-")
+def slug(baseline: str) -> str:
+    """`last-item-markov`: the word for a baseline in references and file names."""
+    return baseline.lower().replace(" ", "-")
 
 
-FLOOR_NAMES = {slug(name): name for name in BASELINES}
+BASELINE_NAMES = {slug(name): name for name in BASELINES}
 
 
 def _is_column(name: str) -> str:
@@ -70,10 +70,10 @@ class Pretraining(Config):
     seed: int = Field(1, ge=0, lt=2**31)
 
 
-class FloorsCell(Config):
+class BaselinesCell(Config):
     """Random, popularity, last-item Markov and item-kNN: nothing is trained."""
 
-    kind: Literal["floors"]
+    kind: Literal["baselines"]
 
 
 class _StartingCell(Config):
@@ -105,7 +105,7 @@ class SameCell(Config):
     same_as: CellId
 
 
-MeasuredCell: TypeAlias = FloorsCell | FinetuneCell | ZeroShotCell
+MeasuredCell: TypeAlias = BaselinesCell | FinetuneCell | ZeroShotCell
 
 
 def _kind_of(value: Any) -> str | None:
@@ -115,27 +115,27 @@ def _kind_of(value: Any) -> str | None:
 
 
 AnyCell: TypeAlias = Annotated[
-    Annotated[FloorsCell, Tag("floors")]
+    Annotated[BaselinesCell, Tag("baselines")]
     | Annotated[FinetuneCell, Tag("finetune")]
     | Annotated[ZeroShotCell, Tag("zero_shot")]
     | Annotated[SameCell, Tag("same_as")],
     Discriminator(
         _kind_of,
         custom_error_type="kind",
-        custom_error_message="must have kind: floors, finetune or zero_shot, or same_as: CELL",
+        custom_error_message="must have kind: baselines, finetune or zero_shot, or same_as: CELL",
     ),
 ]
 
 
 class Difference(Config):
-    """System a minus system b, paired over users and seeds. `CELL`, or `CELL@FLOOR` for one of a cell of floors."""
+    """System a minus system b, paired over users and seeds: each a `CELL`, or `CELL@BASELINE` for one baseline."""
 
     a: Text
     b: Text
 
 
 class Row(Config):
-    """One line of a table; a cell of floors without `@FLOOR` gives a line for each floor."""
+    """One line of a table; a cell of baselines without `@BASELINE` gives a line for each baseline."""
 
     cell: Text
     label: str | None = None
@@ -171,13 +171,13 @@ class EvidencePlan(Config):
         return {cell_id: cell for cell_id, cell in self.cells.items() if not isinstance(cell, SameCell)}
 
     def resolve(self, reference: str) -> tuple[str, str]:
-        """`CELL` or `CELL@FLOOR` -> the measured cell's id and the system in it."""
+        """`CELL` or `CELL@BASELINE` -> the measured cell's id and the system in it."""
         cell_id, _, system = reference.partition("@")
         cell = self.cells[cell_id]
         return (cell.same_as if isinstance(cell, SameCell) else cell_id), system or MODEL
 
     def tuning_of(self, cell_id: str) -> str:
-        """How the settings of a measured cell were found; empty for floors, which have none."""
+        """How the settings of a measured cell were found; empty for baselines, which have none."""
         cell = self.cells[cell_id]
         return self.tunings[cell.tuning] if isinstance(cell, _StartingCell) else ""
 
@@ -195,7 +195,7 @@ def domain_of(cell_id: str) -> str:
 
 
 def shown_reference(cell_id: str, system: str) -> str:
-    """`CELL`, or `CELL@FLOOR`."""
+    """`CELL`, or `CELL@BASELINE`."""
     return cell_id if system == MODEL else f"{cell_id}@{system}"
 
 
@@ -272,10 +272,10 @@ def _of_tables(plan: EvidencePlan) -> Iterator[str]:
                 yield f"{place}.cell: {problem}"
                 continue
             cell_id, system = plan.resolve(row.cell)
-            is_floors = isinstance(plan.cells[cell_id], FloorsCell)
-            if is_floors and system == MODEL and row.label is not None:
-                yield f"{place}.label: each floor has a label of its own; leave it out"
-            elif not is_floors and row.label is None:
+            is_baselines = isinstance(plan.cells[cell_id], BaselinesCell)
+            if is_baselines and system == MODEL and row.label is not None:
+                yield f"{place}.label: each baseline has a label of its own; leave it out"
+            elif not is_baselines and row.label is None:
                 yield f"{place}.label: missing; what is this row called?"
 
 
@@ -284,8 +284,12 @@ def _of_differences(plan: EvidencePlan) -> Iterator[str]:
         place, is_broken = f"differences[{index}]", False
         for side, reference in (("a", difference.a), ("b", difference.b)):
             problem = _of_reference(plan, reference)
-            if not problem and "@" not in reference and isinstance(plan.cells[plan.resolve(reference)[0]], FloorsCell):
-                problem = f"{reference!r} holds several floors; name one: {reference}@{next(iter(FLOOR_NAMES))}"
+            if (
+                not problem
+                and "@" not in reference
+                and isinstance(plan.cells[plan.resolve(reference)[0]], BaselinesCell)
+            ):
+                problem = f"{reference!r} holds several baselines; name one: {reference}@{next(iter(BASELINE_NAMES))}"
             if problem:
                 is_broken = True
                 yield f"{place}.{side}: {problem}"
@@ -314,9 +318,9 @@ def _of_reference(plan: EvidencePlan, reference: str) -> str | None:
         return f"{cell_id!r} is the same as {measured!r}, which measures nothing"
     if not at:
         return None
-    if not isinstance(plan.cells[measured], FloorsCell):
+    if not isinstance(plan.cells[measured], BaselinesCell):
         return f"{cell_id!r} holds one system; leave @{system} out"
-    return None if system in FLOOR_NAMES else f"no floor {system!r}; {_hint(system, FLOOR_NAMES)}"
+    return None if system in BASELINE_NAMES else f"no baseline {system!r}; {_hint(system, BASELINE_NAMES)}"
 
 
 def _of_files(plan: EvidencePlan, beside: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from tests.real.evidence.cells import CellResult, DifferenceResult, Results, Tra
 from tests.real.evidence.identity import Identities
 from tests.real.evidence.layout import Layout
 from tests.real.evidence.measure import Targets
-from tests.real.evidence.plan import FLOOR_NAMES, MODEL, SCRATCH, EvidencePlan, domain_of, shown_reference
+from tests.real.evidence.plan import BASELINE_NAMES, MODEL, SCRATCH, EvidencePlan, domain_of, shown_reference
 from tests.real.evidence.runs import Processes, Run, Stamp, checkpoint_hash, training_of
 
 Say = Callable[[str], None]
@@ -240,11 +240,11 @@ class Runner:
         targets, runs = Targets(split), self._layout.runs(cell_id, identities)
         if not runs:
             shutil.rmtree(self._layout.cell(cell_id), ignore_errors=True)
-            targets.write_floors(self._layout.cell(cell_id))
+            targets.write_baselines(self._layout.cell(cell_id))
         stamps = {seed: stamp for seed, run in runs.items() if (stamp := run.stamp()) is not None}
         seeds = tuple(seed for seed in runs if seed is not None)
         checkpoints = {stamp.checkpoint for stamp in stamps.values()}
-        ranks = self._rank_files(cell_id, list(FLOOR_NAMES) if not runs else [MODEL], identities)
+        ranks = self._rank_files(cell_id, list(BASELINE_NAMES) if not runs else [MODEL], identities)
         return CellResult(
             cell=cell_id,
             kind=cell.kind,

@@ -39,8 +39,8 @@ def layout_of(data: Path, **more: Any) -> Layout:
     tree = {
         "title": "T",
         "domains": {PLAIN: {"folder": "shop", **more}, CUT: {"folder": "shop", "cut": {"salt": "s", "half": "a"}}},
-        "cells": {f"t/{PLAIN}/floors": {"kind": "floors"}},
-        "tables": {"t": {"title": "T", "rows": [{"cell": f"t/{PLAIN}/floors"}]}},
+        "cells": {f"t/{PLAIN}/baselines": {"kind": "baselines"}},
+        "tables": {"t": {"title": "T", "rows": [{"cell": f"t/{PLAIN}/baselines"}]}},
     }
     path = data.parent / "plan.yaml"
     path.write_text(yaml.safe_dump(tree))

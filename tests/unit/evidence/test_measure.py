@@ -58,14 +58,14 @@ def test_a_difference_is_paired_and_what_is_not_trained_stands_beside_every_seed
     split: Split, rank_MQ: torch.Tensor
 ) -> None:
     targets = Targets(split)
-    floor_1Q = rank_MQ[:1].flip(1)
-    found = targets.difference(rank_MQ, floor_1Q)["all"]
-    a, b = targets.figures(rank_MQ)["all"], targets.figures(floor_1Q)["all"]
+    baseline_1Q = rank_MQ[:1].flip(1)
+    found = targets.difference(rank_MQ, baseline_1Q)["all"]
+    a, b = targets.figures(rank_MQ)["all"], targets.figures(baseline_1Q)["all"]
     expected = [value - b.by_seed["hr@10"][0] for value in a.by_seed["hr@10"]]
     assert found.by_seed["hr@10"] == pytest.approx(expected, abs=1e-12)
-    other_way = targets.difference(floor_1Q, rank_MQ)["all"]
+    other_way = targets.difference(baseline_1Q, rank_MQ)["all"]
     assert other_way.intervals["hr@10"].mean == pytest.approx(-found.intervals["hr@10"].mean, abs=1e-12)
-    itself = targets.difference(floor_1Q, floor_1Q)["all"].intervals["hr@10"]
+    itself = targets.difference(baseline_1Q, baseline_1Q)["all"].intervals["hr@10"]
     assert (itself.low, itself.mean, itself.high) == (0, 0, 0)
 
 

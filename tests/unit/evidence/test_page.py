@@ -26,7 +26,7 @@ from tests.real.evidence.cells import (
 from tests.real.evidence.page import Page
 from tests.real.evidence.plan import METRICS, EvidencePlan, read_plan
 
-FLOORS, IDS, FULL = "t/shop/floors", "t/shop/ids", "t/shop/full"
+BASELINES, IDS, FULL = "t/shop/baselines", "t/shop/ids", "t/shop/full"
 TREE: dict[str, Any] = {
     "title": "Results",
     "include": "reading.md",
@@ -34,25 +34,25 @@ TREE: dict[str, Any] = {
     "domains": {"shop": {"folder": "shop"}, "films": {"folder": "films"}},
     "pretrainings": {"films": {"recipe": "pretrain/tiny", "sources": ["films"]}},
     "cells": {
-        FLOORS: {"kind": "floors"},
+        BASELINES: {"kind": "baselines"},
         IDS: {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "trials"},
         FULL: {"kind": "finetune", "recipe": "finetune/full", "from": "films", "tuning": "shipped"},
         "u/shop/base": {"same_as": IDS},
     },
-    "differences": [{"a": FULL, "b": "u/shop/base"}, {"a": FULL, "b": f"{FLOORS}@item-knn"}],
+    "differences": [{"a": FULL, "b": "u/shop/base"}, {"a": FULL, "b": f"{BASELINES}@item-knn"}],
     "tables": {
         "first": {
             "title": "On shop",
             "text": "Some words.",
             "include": "more.md",
-            "rows": [{"cell": FLOORS}, {"cell": IDS, "label": "ids"}, {"cell": FULL, "label": "full"}],
+            "rows": [{"cell": BASELINES}, {"cell": IDS, "label": "ids"}, {"cell": FULL, "label": "full"}],
         },
         "new": {
             "title": "New",
             "stratum": "new",
             "columns": ["users", "hr@10"],
             "curves": False,
-            "rows": [{"cell": f"{FLOORS}@item-knn", "label": "kNN"}, {"cell": "u/shop/base", "label": "base"}],
+            "rows": [{"cell": f"{BASELINES}@item-knn", "label": "kNN"}, {"cell": "u/shop/base", "label": "base"}],
         },
     },
 }
@@ -94,11 +94,11 @@ def plan(tmp_path: Path) -> EvidencePlan:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    """The floors, the id-only row and their like; `full` was not measured."""
+    """The baselines, the id-only row and their like; `full` was not measured."""
     results = Results(tmp_path / "results")
     names = ("random", "popularity", "last-item-markov", "item-knn")
-    floors = {name: strata(0.1 + 0.01 * place) for place, name in enumerate(names)}
-    results.write(cell(FLOORS, 0, kind="floors", systems=floors, trainings=(), seeds=()))
+    baselines = {name: strata(0.1 + 0.01 * place) for place, name in enumerate(names)}
+    results.write(cell(BASELINES, 0, kind="baselines", systems=baselines, trainings=(), seeds=()))
     results.write(cell(IDS, 0.25))
     return results
 
@@ -192,7 +192,7 @@ def difference(results: Results, a: str, b: str, **more: Any) -> DifferenceResul
 def test_a_stale_row_is_marked_and_so_are_its_differences(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
     results.write(cell(FULL, 0.3))
     results.write(difference(results, FULL, IDS))
-    results.write(difference(results, FULL, f"{FLOORS}@item-knn", hashes=(FULL, "of another measurement")))
+    results.write(difference(results, FULL, f"{BASELINES}@item-knn", hashes=(FULL, "of another measurement")))
     fresh = page(plan, tmp_path, results)
     assert "| full - ids | 5.0 [4.0, 6.0] | 5.0 [4.0, 6.0] |" in fresh
     assert "| full - item-kNN (stale) | 5.0 [4.0, 6.0] |" in fresh
@@ -207,7 +207,7 @@ def test_a_difference_is_stale_when_a_side_measured_again_has_other_figures(
 ) -> None:
     results.write(cell(FULL, 0.3))
     results.write(difference(results, FULL, IDS))
-    results.write(difference(results, FULL, f"{FLOORS}@item-knn"))
+    results.write(difference(results, FULL, f"{BASELINES}@item-knn"))
     assert "(stale)" not in page(plan, tmp_path, results)
     results.write(cell(IDS, 0.26))
     again = page(plan, tmp_path, results)

@@ -13,7 +13,7 @@ import yaml
 from pmmrec.errors import RecipeError
 from pmmrec.shipped import shipped_root
 from tests.real.evidence.identity import Identities
-from tests.real.evidence.plan import EvidencePlan, FloorsCell, read_plan
+from tests.real.evidence.plan import BaselinesCell, EvidencePlan, read_plan
 
 Tree = dict[str, Any]
 TREE: Tree = {
@@ -26,7 +26,7 @@ TREE: Tree = {
     },
     "pretrainings": {"both": {"recipe": "pretrain/tiny", "sources": ["films_a", "shop"]}},
     "cells": {
-        "t/films_b/floors": {"kind": "floors"},
+        "t/films_b/baselines": {"kind": "baselines"},
         "t/films_b/ids": {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "none"},
         "t/films_b/full": {"kind": "finetune", "recipe": "finetune/full", "from": "both", "tuning": "none"},
         "t/films_b/unseen": {"kind": "zero_shot", "from": "both", "tuning": "none"},
@@ -34,9 +34,11 @@ TREE: Tree = {
     },
     "differences": [
         {"a": "t/films_b/full", "b": "u/films_b/base"},
-        {"a": "t/films_b/ids", "b": "t/films_b/floors@item-knn"},
+        {"a": "t/films_b/ids", "b": "t/films_b/baselines@item-knn"},
     ],
-    "tables": {"t": {"title": "T", "rows": [{"cell": "t/films_b/floors"}, {"cell": "u/films_b/base", "label": "ids"}]}},
+    "tables": {
+        "t": {"title": "T", "rows": [{"cell": "t/films_b/baselines"}, {"cell": "u/films_b/base", "label": "ids"}]}
+    },
 }
 
 
@@ -65,11 +67,11 @@ def changed(path: str, value: object) -> Tree:
 
 def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
     plan = read(TREE)
-    assert list(plan.measured) == ["t/films_b/floors", "t/films_b/ids", "t/films_b/full", "t/films_b/unseen"]
+    assert list(plan.measured) == ["t/films_b/baselines", "t/films_b/ids", "t/films_b/full", "t/films_b/unseen"]
     assert plan.resolve("u/films_b/base") == ("t/films_b/ids", "model")
-    assert plan.resolve("t/films_b/floors@item-knn") == ("t/films_b/floors", "item-knn")
+    assert plan.resolve("t/films_b/baselines@item-knn") == ("t/films_b/baselines", "item-knn")
     assert plan.tuning_of("t/films_b/full") == "not tuned"
-    assert plan.tuning_of("t/films_b/floors") == ""
+    assert plan.tuning_of("t/films_b/baselines") == ""
     assert plan.domains_of("t/films_b/full") == ("films_b", "films_a", "shop")
     assert plan.measured["t/films_b/ids"].seeds == (1, 2, 3)  # type: ignore[union-attr]  # it is a fine-tuning
 
@@ -86,7 +88,7 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("domains.films_c", TREE["domains"]["films_a"], "domains.films_c: the same as 'films_a'"),
         ("pretrainings.both.sources", ["shoe"], "pretrainings.both.sources: no domain 'shoe'; did you mean 'shop'?"),
         ("pretrainings.none", TREE["pretrainings"]["both"], "pretrainings.none: 'none' means from scratch"),
-        ("cells.t/films_b/ids.kind", "train", "cells.t/films_b/ids: must have kind: floors, finetune or zero_shot"),
+        ("cells.t/films_b/ids.kind", "train", "cells.t/films_b/ids: must have kind: baselines, finetune or zero_shot"),
         ("cells.t/films_b/ids.recipe", None, "cells.t/films_b/ids.recipe: field required"),
         ("cells.t/films_b/ids.tuning", None, "cells.t/films_b/ids.tuning: field required"),
         ("cells.t/films_b/ids.tuning", "nine", "cells.t/films_b/ids.tuning: no tuning 'nine'; did you mean 'none'?"),
@@ -98,8 +100,8 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("cells.t/films_b/ids.seeds", [], "cells.t/films_b/ids.seeds: "),
         ("cells.t/films_b/full.from", "bath", "cells.t/films_b/full.from: no pretraining 'bath'; did you mean 'both'?"),
         ("cells.t/films_b/unseen.from", "none", "cells.t/films_b/unseen.from: zero-shot needs a pretraining"),
-        ("cells.t/films/floors", {"kind": "floors"}, "cells.t/films/floors: no domain 'films'; did you mean"),
-        ("cells.t/films_b", {"kind": "floors"}, "cells.*t/films_b"),
+        ("cells.t/films/baselines", {"kind": "baselines"}, "cells.t/films/baselines: no domain 'films'; did you mean"),
+        ("cells.t/films_b", {"kind": "baselines"}, "cells.*t/films_b"),
         (
             "cells.u/films_b/base.same_as",
             "t/films_b/id",
@@ -115,8 +117,8 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("domains.films_b.cut.salt", "t", "cells.t/films_b/unseen.from: 'both' has seen users of 'films_b'"),
         ("domains.films_b.cut", None, "cells.t/films_b/full.from: 'both' has seen users of 'films_b'"),
         ("differences.0.a", "t/films_b/fool", r"differences\[0\].a: no cell 't/films_b/fool'; did you mean"),
-        ("differences.1.b", "t/films_b/floors", r"differences\[1\].b: .*holds several floors; name one"),
-        ("differences.1.b", "t/films_b/floors@knn", r"differences\[1\].b: no floor 'knn'; .*item-knn"),
+        ("differences.1.b", "t/films_b/baselines", r"differences\[1\].b: .*holds several baselines; name one"),
+        ("differences.1.b", "t/films_b/baselines@knn", r"differences\[1\].b: no baseline 'knn'; .*item-knn"),
         ("differences.1.b", "t/films_b/full@random", r"differences\[1\].b: 't/films_b/full' holds one system"),
         ("differences.0.a", "t/films_b/ids", r"differences\[0\]: both sides are the same measurement"),
         ("cells.t/films_b/full.seeds", [4, 5], r"differences\[0\]: seeds \[4, 5\] and \[1, 2, 3\]"),
@@ -125,7 +127,7 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
             "t/films_b/flors",
             r"tables.t.rows\[0\].cell: no cell 't/films_b/flors'; did you mean",
         ),
-        ("tables.t.rows.0.label", "x", r"tables.t.rows\[0\].label: each floor has a label of its own"),
+        ("tables.t.rows.0.label", "x", r"tables.t.rows\[0\].label: each baseline has a label of its own"),
         ("tables.t.rows.1.label", None, r"tables.t.rows\[1\].label: missing"),
         ("tables.t.columns", ["hr@11"], r"tables.t.columns\[0\]: 'hr@11' is not a column; did you mean 'hr@10'?"),
         ("tables.t.stratum", "warm", "tables.t.stratum: .*'cold'"),
@@ -189,5 +191,5 @@ def test_what_the_shipped_plan_compares_differs_in_the_recipe_the_domain_or_the_
 
 
 def test_every_tuning_of_the_shipped_plan_is_that_of_some_cell(shipped: EvidencePlan) -> None:
-    named = {cell.tuning for cell in shipped.measured.values() if not isinstance(cell, FloorsCell)}
+    named = {cell.tuning for cell in shipped.measured.values() if not isinstance(cell, BaselinesCell)}
     assert set(shipped.tunings) == named
