@@ -44,9 +44,7 @@ from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, c
 from pmmrec.serving.search import Kind, faiss
 from pmmrec.train.threads import threads_for
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import with_base
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
-from pmmrec.zoo.hub import open_checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint, with_base
 
 HUB = Path("hub")
 DEVICE_SHARE = 0.2  # of a GPU's free memory, at most, for the vectors of a catalogue; keys may take as much again

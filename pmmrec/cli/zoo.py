@@ -57,7 +57,7 @@ def zoo_diff(
 ) -> None:
     """In what two checkpoints differ: parts, tensors, settings, provenance."""
     from pmmrec.report.differences import differences
-    from pmmrec.zoo.hub import open_checkpoint
+    from pmmrec.zoo.checkpoint import open_checkpoint
 
     with errors_for_people():
         opened = [open_checkpoint(place, hub, parts=(), warn=warn) for place in (first, second)]
@@ -119,8 +119,8 @@ def zoo_merge(
     hub: HubFolder = HUB,
 ) -> None:
     """Merge adapters into the checkpoint they stand on: a whole one that computes the same."""
-    from pmmrec.zoo.adapters import merge_adapters, with_base
-    from pmmrec.zoo.hub import open_checkpoint
+    from pmmrec.zoo.adapters import merge_adapters
+    from pmmrec.zoo.checkpoint import open_checkpoint, with_base
 
     with errors_for_people():
         merge_adapters(with_base(open_checkpoint(checkpoint, hub, warn=warn), base, hub), out)

@@ -16,8 +16,9 @@ from pmmrec.settings import read_yaml, validate
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo import files
 from pmmrec.zoo.base import place_of
-from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint, load_recommender
-from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_places, open_checkpoint, push_checkpoint, refuse_unsound
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint
+from pmmrec.zoo.folder import RECIPE_NAME
+from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_places, push_checkpoint, refuse_unsound
 from pmmrec.zoo.origin import Origin
 
 _PREFIX = "://"

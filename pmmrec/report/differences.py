@@ -11,7 +11,8 @@ from torch import Tensor
 from pmmrec.settings import read_yaml
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import PART_TENSORS, RECIPE_NAME, Checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.folder import PART_TENSORS, RECIPE_NAME
 from pmmrec.zoo.index import PartEntry
 
 MAX_TENSORS = 20  # of one part are told, those that differ most

@@ -20,7 +20,8 @@ from pmmrec.report.tables import (
 from pmmrec.settings import parse_yaml
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo.card import CardDomain, CardFigure, make_card
-from pmmrec.zoo.checkpoint import RECIPE_NAME, Checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.folder import RECIPE_NAME
 from pmmrec.zoo.results import restate
 
 CUTOFFS_SHOWN = (10,)

@@ -36,7 +36,8 @@ from pmmrec.serving.service import (
 from pmmrec.users import user_encoders
 from pmmrec.zoo import files
 from pmmrec.zoo.about import about_parts
-from pmmrec.zoo.checkpoint import Checkpoint, write_part
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.parts import write_part
 
 FLAT_UP_TO, HNSW_UP_TO = 200_000, 2_000_000  # items; beyond, exact search is slow, and a graph large
 HNSW_LINKS, HNSW_BUILD = 32, 200

@@ -26,8 +26,8 @@ from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
 from pmmrec.settings import Config, validate
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import fill, misfits, read_part
 from pmmrec.zoo.index import InsidePath, PartEntry, Sha256
+from pmmrec.zoo.parts import fill, misfits, read_part
 
 FORMAT = 1
 INDEX_FILE, ITEMS_FILE, FAISS_FILE, USER_ENCODER = "index.json", "items.parquet", "items.faiss", "user_encoder"

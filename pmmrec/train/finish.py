@@ -32,9 +32,10 @@ from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import CHECKPOINT_FOLDER, package_version
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import AdapterCheckpoint, AdapterSetup, save_adapters
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
+from pmmrec.zoo.adapters import AdapterSetup, save_adapters
+from pmmrec.zoo.checkpoint import AdapterCheckpoint, Checkpoint, load_recommender
 from pmmrec.zoo.hub import publish
+from pmmrec.zoo.save import save_checkpoint
 
 __all__ = ["CHECKPOINT_FOLDER", "publish_best", "rank_test_targets", "save_best"]
 

@@ -26,7 +26,7 @@ from pmmrec.processes import alone_in
 from pmmrec.settings import parse_yaml
 from pmmrec.train.state import StateFolder
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import METRICS_NAME
+from pmmrec.zoo.folder import METRICS_NAME
 
 CHECKPOINT_FOLDER, STATE_FOLDER, EVENTS_FILE, LOCK_FILE = "checkpoint", "state", "events.jsonl", "lock"
 RECIPE_FILE, ENVIRONMENT_FILE, PUT_ASIDE = "recipe.yaml", "environment.json", "before"

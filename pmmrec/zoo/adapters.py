@@ -1,51 +1,33 @@
-"""Keep adapters on disk without the checkpoint they stand on, and stand them on it again."""
+"""Save a model trained with adapters, and merge adapters into a whole checkpoint."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pmmrec.adapters import adapters
-from pmmrec.adapters.plan import AdaptedModel, AdaptedPart, AdapterPlan, adapt, adapt_part
+from pmmrec.adapters.plan import AdaptedModel, AdaptedPart, AdapterPlan, adapt
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.ids import catalogues_in
 from pmmrec.models.recommender import Recommender
-from pmmrec.settings import validate
 from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, OBJECTIVES, about_heads, about_parts
-from pmmrec.zoo.base import AdapterBase, base_entry, index_hash, places_of
-from pmmrec.zoo.checkpoint import (
-    CARD_NAME,
-    PART_SETTINGS,
-    PART_TENSORS,
-    RECIPE_NAME,
-    Checkpoint,
-    TensorOwner,
-    describe,
-    fill,
-    misfits,
-    owned_tensors,
-    part_paths,
-    write_papers,
-    write_part,
-)
-from pmmrec.zoo.hub import open_checkpoint
+from pmmrec.zoo.base import base_entry, index_hash
+from pmmrec.zoo.card import ITEM_TABLE
+from pmmrec.zoo.checkpoint import ADAPTER_TENSORS, AdapterCheckpoint, Checkpoint, open_checkpoint, with_base
+from pmmrec.zoo.folder import CARD_NAME, PART_SETTINGS, PART_TENSORS, RECIPE_NAME
 from pmmrec.zoo.index import BaseEntry, Index, PartEntry
+from pmmrec.zoo.parts import TensorOwner, describe, misfits, owned_tensors, part_paths, write_part
+from pmmrec.zoo.save import write_documents
 
 ADAPTERS = "adapters"
-ADAPTER_TENSORS = "adapter_model.safetensors"  # the name that peft looks for
 HEADS_ALONE = "heads"  # type of a part that learned beside its base without adapters
-HUB = Path("hub")
-ITEM_TABLE = "item_table"  # the part of a model that knows items by id
 NONE = "none"  # what people write to start from no checkpoint
 
 
@@ -122,125 +104,13 @@ def save_adapters(
             model=model_config.model_dump(mode="json"),
             parts={name: entries[name] for name in whole},
             objectives={name: entries[f"{OBJECTIVES}/{name}"] for name in heads},
-            files=write_papers(place, recipe, metrics, card),
+            files=write_documents(place, recipe, metrics, card),
             provenance=dict(provenance),
             base=setup.base,
             adapters=setup.plan.model_dump(mode="json"),
             adapted=adapted,
         )
         files.write_json(place / files.INDEX_NAME, index.written())
-
-
-class AdapterCheckpoint(Checkpoint):
-    """A checkpoint that holds what was learned beside a base, and finds the rest there."""
-
-    _given_place: str | None = None
-    _hub = HUB
-
-    def look_for_base(self, place: str | None, hub: Path) -> None:
-        """Where its base is to be found: at `place`, where it was, beside this checkpoint, or in `hub`.
-
-        Where its base is adapters too, all this holds of what those stand on.
-        """
-        self._given_place, self._hub = place, hub
-
-    @property
-    def parts(self) -> Mapping[str, PartEntry]:
-        """All parts of its model: those of the base as they stand there, and those that learned whole."""
-        return {**self._base_entry.parts, **self.index.parts}
-
-    @cached_property
-    def plan(self) -> AdapterPlan:
-        """Which parts carry which adapters. Raises CheckpointError where the index makes no sense."""
-        try:
-            return validate(AdapterPlan, self.index.adapters, f"{self.folder / files.INDEX_NAME}: adapters")
-        except RecipeError as error:
-            raise CheckpointError(str(error)) from error
-
-    def base_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
-        """The tensors of a part that learned whole, else those of the base."""
-        if name in self.index.parts:
-            return super().part_state(name, module)
-        return self._base.take(lambda base: base.part_state(name, module))
-
-    def complete(self, recommender: Recommender) -> None:
-        """Insert the adapters, and put in all that was learned. Raises CheckpointError."""
-        try:
-            adapted = adapt(recommender.parts, self.plan, fresh=self.index.parts)
-        except RecipeError as error:
-            raise CheckpointError(f"{self.folder}: its adapters do not suit its model: {error}") from error
-        if set(adapted.parts) != set(self.index.adapted):
-            raise CheckpointError(
-                f"{self.folder}: holds what {files.listed(self.index.adapted)} learned, its plan adapts "
-                f"{files.listed(adapted.parts)}"
-            )
-        for name, adapted_part in adapted.parts.items():
-            self._fill(name, adapted_part)
-
-    def part_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
-        """The tensors of a part as one without adapters, into which they are merged.
-
-        Raises RecipeError for adapters that cannot be merged, CheckpointError as `Checkpoint.part_state` does.
-        """
-        state = self.base_state(name, module)
-        is_dry = any(tensor.is_meta for tensor in module.state_dict().values())
-        if name not in self.index.adapted or is_dry or misfits(name, state, module):
-            return state
-        merged = copy.deepcopy(module)
-        fill(merged, state)
-        adapted_part = adapt_part(name, merged, self.plan)
-        self._fill(name, adapted_part)
-        try:
-            adapted_part.merge()
-        except RecipeError as error:
-            raise RecipeError(f"{self.folder}: {name}: {error}") from error
-        return merged.state_dict()
-
-    def folder_of(self, entry: PartEntry) -> Path:
-        """Where the files of a part or head stand: here or in the base."""
-        if self._is_of_base(entry):
-            return self._base.take(lambda base: base.folder_of(entry))
-        return super().folder_of(entry)
-
-    def sound_folder(self, entry: PartEntry) -> Path:
-        """The folder of a part or head after its files were verified, here or in the base."""
-        if self._is_of_base(entry):
-            return self._base.take(lambda base: base.sound_folder(entry))
-        return super().sound_folder(entry)
-
-    @cached_property
-    def _base(self) -> AdapterBase:
-        said = [] if self._given_place is None else [self._given_place]
-        places = dict.fromkeys([*said, *places_of(self._base_entry, self)])
-        return AdapterBase(self._base_entry, self.folder, list(places), self._open_base)
-
-    def _open_base(self, place: str) -> Checkpoint:
-        opened = open_checkpoint(place, self._hub, parts=(), warn=_unheard)
-        if isinstance(opened, AdapterCheckpoint):
-            opened.look_for_base(self._given_place, self._hub)
-        return opened
-
-    def _is_of_base(self, entry: PartEntry) -> bool:
-        own = (*self.index.parts.values(), *self.index.objectives.values(), *self.index.adapted.values())
-        return entry not in own and entry in self._base_entry.parts.values()
-
-    @property
-    def _base_entry(self) -> BaseEntry:
-        if self.index.base is None:
-            raise CheckpointError(f"{self.folder}: names no base")
-        return self.index.base
-
-    def _fill(self, name: str, adapted_part: AdaptedPart) -> None:
-        """Copy what was learned of a part, every tensor of it, into the part."""
-        folder = super().sound_folder(self.index.adapted[name])
-        own = adapted_part.part.state_dict()
-        wanted = {
-            ADAPTER_TENSORS: {on_disk: own[key] for key, on_disk in adapted_part.adapter_names.items()},
-            PART_TENSORS: {key: own[key] for key in adapted_part.head_names},
-        }
-        for file, targets in wanted.items():
-            found = files.read_tensors(folder / file) if (folder / file).is_file() else {}
-            _copy(found, targets, folder / file)
 
 
 def starting_point(place: str, base: str | None, hub: Path, warn: Callable[[str], object]) -> Checkpoint | None:
@@ -253,15 +123,6 @@ def starting_point(place: str, base: str | None, hub: Path, warn: Callable[[str]
     if base is not None:
         raise RecipeError(f"--base {base}: has no effect with `--from none`; leave it out")
     return None
-
-
-def with_base(checkpoint: Checkpoint, base: str | None, hub: Path) -> Checkpoint:
-    """The same checkpoint, told where its base is. RecipeError for a base where the checkpoint is whole."""
-    if isinstance(checkpoint, AdapterCheckpoint):
-        checkpoint.look_for_base(base, hub)
-    elif base is not None:
-        raise RecipeError(f"--base {base}: has no effect, {checkpoint.folder} carries no adapters; leave it out")
-    return checkpoint
 
 
 def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
@@ -293,7 +154,7 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
             model=index.model,
             parts={name: merged.get(name, entry) for name, entry in checkpoint.parts.items()},
             objectives=dict(checkpoint.objectives),
-            files=write_papers(place, papers[RECIPE_NAME], checkpoint.metrics, papers[CARD_NAME]),
+            files=write_documents(place, papers[RECIPE_NAME], checkpoint.metrics, papers[CARD_NAME]),
             provenance={**index.provenance, "merged_from": index_hash(checkpoint)},
         )
         files.write_json(place / files.INDEX_NAME, whole.written())
@@ -334,25 +195,3 @@ def _write_adapted_part(
     about = {"family": adapters.name, "type": kind, "settings": settings, "learns": list(adapted_part.heads)}
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
     return describe(place, folder_name, about)
-
-
-def _copy(found: Mapping[str, Tensor], targets: Mapping[str, Tensor], where: Path) -> None:
-    """Copy tensors that are exactly those wanted. Raises CheckpointError."""
-    reshaped = [
-        f"{key} {tuple(found[key].shape)} for {tuple(target.shape)}"
-        for key, target in targets.items()
-        if key in found and found[key].shape != target.shape
-    ]
-    problems = {"missing": set(targets) - set(found), "unknown to the model": set(found) - set(targets)}
-    problems["of another shape"] = set(reshaped)
-    told = [f"{what}: {files.listed(names)}" for what, names in problems.items() if names]
-    if told:
-        raise CheckpointError(f"{where}: does not fit the model: {'; '.join(told)}")
-    with torch.no_grad():
-        for key, target in targets.items():
-            target.copy_(found[key])
-
-
-def _unheard(told: str) -> None:
-    """A base is known by its hash, so no place of it can have moved."""
-    del told

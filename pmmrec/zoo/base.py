@@ -4,64 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.hub import OutOfReachError
+from pmmrec.zoo.folder import CheckpointFolder
+from pmmrec.zoo.hub.location import OutOfReachError
 from pmmrec.zoo.index import BaseEntry, PartEntry
 from pmmrec.zoo.origin import Origin
 
+_Opened = TypeVar("_Opened", bound=CheckpointFolder)
 _T = TypeVar("_T")
 
 
-class AdapterBase:
-    """The base of adapters, looked for in place after place, in each of them once."""
+class AdapterBase(Generic[_Opened]):
+    """The base checkpoint of adapters, searched for in several places; each place is opened at most once."""
 
     def __init__(
-        self, wanted: BaseEntry, adapters: Path, places: Sequence[str], open_at: Callable[[str], Checkpoint]
+        self, wanted: BaseEntry, adapters: Path, places: Sequence[str], open_at: Callable[[str], _Opened]
     ) -> None:
-        """`adapters`: their folder. `places`: the first in reach that holds the base serves; opened by `open_at`."""
+        """Set up the search; nothing is opened yet.
+
+        Args:
+            wanted: The base as the adapters' index describes it.
+            adapters: Folder of the adapters, for messages.
+            places: Where to look, in this order.
+            open_at: Opens the checkpoint at a place.
+        """
         self._wanted, self._adapters, self._places, self._open_at = wanted, adapters, places, open_at
-        self._found: dict[str, Checkpoint] = {}  # by place
-        self._unfit: dict[str, str] = {}  # place -> why what is there does not serve; empty where nothing is
+        self._found: dict[str, _Opened] = {}  # by place
+        self._rejected: dict[str, str] = {}  # place -> reason; empty where there is no checkpoint
 
-    def take(self, take: Callable[[Checkpoint], _T]) -> _T:
-        """What `take` finds in the base. Raises what it raises.
+    def read(self, read: Callable[[_Opened], _T]) -> _T:
+        """Call `read` with the first base that is found and can be read. Raises what `read` raises.
 
-        Raises CheckpointError that tells of every place where the base is in none of them.
+        Raises CheckpointError that lists all places where none of them holds the base.
         """
         for place in self._places:
             found = self._at(place)
             if found is not None:
                 try:
-                    return take(found)
-                except OutOfReachError as error:  # of a part that was not pulled before the connection broke
-                    self._unfit[place] = str(error)
+                    return read(found)
+                except OutOfReachError as error:  # a part was not cached before the connection broke
+                    self._rejected[place] = str(error)
         raise CheckpointError(
-            f"{self._adapters}: its adapters stand on {place_of(self._wanted)} (sha256 of its {files.INDEX_NAME}: "
-            f"{self._wanted.sha256}), which was not found at {', '.join(self._places)}"
-            f"{''.join(f'; {why}' for why in self._unfit.values() if why)}; say where it is with --base PLACE"
+            f"{self._adapters}: the base of its adapters, {place_of(self._wanted)} (sha256 of its {files.INDEX_NAME}: "
+            f"{self._wanted.sha256}), was not found at {', '.join(self._places)}"
+            f"{''.join(f'; {reason}' for reason in self._rejected.values() if reason)}; say where it is with "
+            "--base PLACE"
         )
 
-    def _at(self, place: str) -> Checkpoint | None:
-        if place not in self._found and place not in self._unfit:
+    def _at(self, place: str) -> _Opened | None:
+        if place not in self._found and place not in self._rejected:
             try:
                 opened = self._open_at(place)
             except (CheckpointError, RecipeError, MachineError) as error:
                 is_empty = isinstance(error, RecipeError) and "://" not in place
-                self._unfit[place] = "" if is_empty else str(error)
+                self._rejected[place] = "" if is_empty else str(error)
                 return None
             if _is_base(opened, self._wanted):
                 self._found[place] = opened
             else:
-                self._unfit[place] = f"{place} is another (sha256 {index_hash(opened)})"
-        return None if place in self._unfit else self._found[place]
+                self._rejected[place] = f"{place} is another (sha256 {index_hash(opened)})"
+        return None if place in self._rejected else self._found[place]
 
 
-def base_entry(checkpoint: Checkpoint, parts: Sequence[str]) -> BaseEntry:
-    """What adapters keep of a checkpoint that they stand on, of whose parts they need `parts`."""
+def base_entry(checkpoint: CheckpointFolder, parts: Sequence[str]) -> BaseEntry:
+    """What the index of adapters records about their base, of whose parts they need `parts`."""
     origin = checkpoint.origin
     return BaseEntry(
         place=origin.place if origin.is_remote else str(checkpoint.folder.resolve()),
@@ -73,14 +82,14 @@ def base_entry(checkpoint: Checkpoint, parts: Sequence[str]) -> BaseEntry:
 
 
 def place_of(base: BaseEntry) -> str:
-    """What names a base wherever a checkpoint is asked for; where it has a commit, the same for good."""
+    """The place of a base as people write it, with its commit if it has one."""
     return base.place if base.revision is None else Origin(base.place, base.revision).pinned
 
 
-def places_of(base: BaseEntry, adapters: Checkpoint) -> list[str]:
-    """Where to look for the base of `adapters`: where it was, beside them, in the hub.
+def places_of(base: BaseEntry, adapters: CheckpointFolder) -> list[str]:
+    """Where to look for the base of `adapters`: its recorded place, beside the adapters, in the hub.
 
-    A URL that forgot the commit may hold the same parts under a newer card.
+    The place is tried without its commit too: the same parts may be there under a newer card.
     """
     name = base.place.rstrip("/").rpartition("/")[2]
     origin = adapters.origin
@@ -88,13 +97,13 @@ def places_of(base: BaseEntry, adapters: Checkpoint) -> list[str]:
     return list(dict.fromkeys([place_of(base), base.place, f"{beside}/{name}", name]))
 
 
-def index_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256 of the index of a checkpoint, which tells that of every file."""
+def index_hash(checkpoint: CheckpointFolder) -> str:
+    """SHA-256 of the index of a checkpoint, which holds the SHA-256 of every other file."""
     return files.sha256_of(checkpoint.folder / files.INDEX_NAME)
 
 
-def _is_base(found: Checkpoint, wanted: BaseEntry) -> bool:
-    """Whether it is the same checkpoint, or one whose needed parts are the same file by file under a newer card."""
+def _is_base(found: CheckpointFolder, wanted: BaseEntry) -> bool:
+    """Whether it is the same checkpoint, or holds the needed parts file by file under a newer card."""
     if index_hash(found) == wanted.sha256:
         return True
     adapted = {name: entry for name, entry in found.index.adapted.items() if name in wanted.parts}
@@ -106,5 +115,5 @@ def _is_base(found: Checkpoint, wanted: BaseEntry) -> bool:
 
 
 def _is_same(found: PartEntry | None, wanted: PartEntry) -> bool:
-    """Whether a part is the same file by file; one index may tell more of it than another."""
+    """Whether two parts have the same files; the descriptions of their tensors may differ."""
     return found is not None and (found.folder, found.files) == (wanted.folder, wanted.files)

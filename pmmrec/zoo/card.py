@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from pmmrec.zoo.folder import PART_TENSORS
+
 LIBRARY = "pmmrec"
 TASK = {"type": "recommendation", "name": "Sequential recommendation"}
-PART_TENSORS = "part.safetensors"
 ITEM_TABLE = "item_table"  # the part of a model that knows items by id
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _UNPLAIN = re.compile(r"[^\w./:@-]+")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import CARD_NAME, METRICS_NAME, Checkpoint
+from pmmrec.zoo.folder import CARD_NAME, METRICS_NAME, CheckpointFolder
 
 
 def restate(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
@@ -16,9 +16,9 @@ def restate(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
     Tensors are linked, not copied. Raises CheckpointError where `folder` is no checkpoint, MachineError where the
     disk refuses.
     """
-    Checkpoint.open(folder)
+    CheckpointFolder.open(folder)
     with files.writing(folder, replace=True) as place:
-        old = Checkpoint.open(folder)  # again: what a killed save left may have been moved back to `folder`
+        old = CheckpointFolder.open(folder)  # again: what a killed save left may have been moved back to `folder`
         for name in set(old.index.all_files) - {METRICS_NAME, CARD_NAME}:
             files.link_or_copy(old.folder / name, place / name)
         files.write_json(place / METRICS_NAME, metrics)

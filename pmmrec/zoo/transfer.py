@@ -18,7 +18,8 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.settings import Config, validate
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo.about import OBJECTIVES
-from pmmrec.zoo.checkpoint import Checkpoint, fill, misfits, part_paths
+from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.parts import fill, misfits, part_paths
 
 EVERY = "*"
 ITEMS = "item_encoder"

@@ -19,7 +19,8 @@ from pmmrec.report.html.page import ReportPlan
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders
 from pmmrec.tuning.search import SearchPlan
-from pmmrec.zoo.hub import list_places, open_checkpoint, pull_checkpoint
+from pmmrec.zoo.checkpoint import open_checkpoint
+from pmmrec.zoo.hub import list_places, pull_checkpoint
 
 
 def test_a_home_that_nobody_has_is_said() -> None:

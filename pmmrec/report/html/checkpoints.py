@@ -9,8 +9,7 @@ from pathlib import Path
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.report.comparison import ComparedSystem
 from pmmrec.report.epochs import judged_by
-from pmmrec.zoo.adapters import AdapterCheckpoint, with_base
-from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.checkpoint import AdapterCheckpoint, Checkpoint, with_base
 from pmmrec.zoo.files import current
 from pmmrec.zoo.hub import find_checkpoint
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.folder import CheckpointFolder
 from pmmrec.zoo.hub.cache import LocalCache, Pulled, entries_of, files_of, pull, refuse_code
 from pmmrec.zoo.hub.folder import (
     FolderLocation,
@@ -41,7 +41,6 @@ __all__ = [
     "list_checkpoints",
     "list_places",
     "location_of",
-    "open_checkpoint",
     "publish",
     "pull_checkpoint",
     "push_checkpoint",
@@ -73,15 +72,8 @@ def find_checkpoint(place: str, hub: Path, parts: Collection[str] | None = None,
     if not isinstance(found, FolderLocation):
         return pull(found, parts, warn).folder
     if parts:
-        entries_of(Checkpoint.open(found.folder).index, parts, place)
+        entries_of(CheckpointFolder.open(found.folder).index, parts, place)
     return found.folder
-
-
-def open_checkpoint(
-    place: str, hub: Path, parts: Collection[str] | None = None, *, warn: Warn = warnings.warn
-) -> Checkpoint:
-    """The checkpoint that `find_checkpoint` finds; its `origin` tells place and commit."""
-    return Checkpoint.open(find_checkpoint(place, hub, parts, warn=warn))
 
 
 def pull_checkpoint(
@@ -100,12 +92,12 @@ def pull_checkpoint(
     if isinstance(found, FolderLocation):
         if out is None:
             raise RecipeError(f"{place}: is a folder here already; say where a copy should go with --out")
-        pulled = Pulled(found.folder, Checkpoint.open(found.folder).origin, 0, 0)
+        pulled = Pulled(found.folder, CheckpointFolder.open(found.folder).origin, 0, 0)
     else:
         pulled = pull(found, parts, warn, mend=True)
     if out is None:
         return pulled
-    source = Checkpoint.open(pulled.folder)
+    source = CheckpointFolder.open(pulled.folder)
     refuse_code(source, parts)
     wanted = files_of(source.index, parts, place)
     out = expanded(out)
@@ -124,16 +116,15 @@ def push_checkpoint(folder: Path, place: str, hub: Path, options: PushOptions) -
     RecipeError for a taken place, MachineError where the place cannot be written.
     """
     target = location_of(place, hub)
-    source = Checkpoint.open(folder)
+    source = CheckpointFolder.open(folder)
     listed = source.index.promises
     refuse_pickles(str(folder), listed)
     refuse_unsound(folder, files.absent(source.folder, listed) or damages(source.folder, listed))
     return Origin(target.name, target.push(source.folder, list(listed), options))
 
 
-def fetch_entry(checkpoint: Checkpoint, entry: PartEntry) -> None:
+def fetch_entry(origin: Origin, entry: PartEntry) -> None:
     """Fetch one part of a checkpoint that was pulled without it. Raises errors that name the part."""
-    origin = checkpoint.origin
     cache = LocalCache(location_of(origin.pinned, Path()))
     wanted = {f"{entry.folder}/{name}": promise for name, promise in entry.promises.items()}
     try:

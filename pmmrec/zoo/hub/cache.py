@@ -18,7 +18,7 @@ from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.about import OBJECTIVES
-from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.folder import CheckpointFolder
 from pmmrec.zoo.hub.location import (
     CheckpointLocation,
     OutOfReachError,
@@ -79,7 +79,7 @@ class LocalCache:
             warn(moving(described(place), place.name, commit))
         return commit
 
-    def open(self, commit: str, *, mend: bool = False) -> Checkpoint:
+    def open(self, commit: str, *, mend: bool = False) -> CheckpointFolder:
         """The checkpoint of a commit, of which at least the index and what belongs to no part is here.
 
         `mend`: an index that cannot be read is fetched again.
@@ -89,14 +89,14 @@ class LocalCache:
                 if not self._holds(commit):
                     self._fetch_index(commit)
         try:
-            checkpoint = Checkpoint.open(self.folder(commit))
+            checkpoint = CheckpointFolder.open(self.folder(commit))
         except CheckpointError as error:
             if not mend:
                 again = f"`pmmrec zoo pull {described(self.place)}` fetches it again"
                 raise CheckpointError(f"{error}; {again}") from error
             with one_at_a_time(self.home):
                 self._fetch_index(commit)
-            checkpoint = Checkpoint.open(self.folder(commit))
+            checkpoint = CheckpointFolder.open(self.folder(commit))
         self.fetch(commit, checkpoint.index.promises_of(()))
         return checkpoint
 
@@ -172,7 +172,7 @@ class LocalCache:
             draft.mkdir()
             self.place.fetch(commit, files.INDEX_NAME, draft / files.INDEX_NAME)
             try:
-                index = Checkpoint.open(draft).index
+                index = CheckpointFolder.open(draft).index
             except CheckpointError as error:
                 told = str(error).replace(f"{draft}/", f"{self.place.name}/").replace(str(draft), self.place.name)
                 raise CheckpointError(told) from error
@@ -250,7 +250,7 @@ def pull(place: CheckpointLocation, parts: Collection[str] | None, warn: Warn, *
     return Pulled(checkpoint.folder, checkpoint.origin, num_files, num_bytes)
 
 
-def refuse_code(checkpoint: Checkpoint, parts: Collection[str] | None) -> None:
+def refuse_code(checkpoint: CheckpointFolder, parts: Collection[str] | None) -> None:
     """CheckpointError where a library's configuration in one of the parts asks for code from elsewhere."""
     for entry in entries_of(checkpoint.index, parts, checkpoint.origin.place):
         files.refuse_code(checkpoint.folder / entry.folder, entry.files)

@@ -11,7 +11,7 @@ from pathlib import Path
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.folder import CheckpointFolder
 from pmmrec.zoo.hub.location import PushOptions
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -60,13 +60,13 @@ def publish(checkpoint_folder: Path, hub: Path, name: str, *, replace: bool = Fa
     Raises RecipeError for an unfit or a taken name, CheckpointError where the copy is not what the index promises.
     """
     refuse_taken_name(hub, name, replace=replace)
-    source = Checkpoint.open(checkpoint_folder)
+    source = CheckpointFolder.open(checkpoint_folder)
     refuse_unsound(checkpoint_folder, files.absent(source.folder, source.index.all_files))
     with files.writing(hub / name, replace=replace) as place:
         for path in (*source.index.all_files, files.INDEX_NAME):
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / path, place / path)
-        refuse_unsound(checkpoint_folder, Checkpoint.open(place).verify())
+        refuse_unsound(checkpoint_folder, CheckpointFolder.open(place).verify())
     return hub / name
 
 

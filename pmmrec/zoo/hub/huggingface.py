@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.folder import CheckpointFolder
 from pmmrec.zoo.hub.location import (
     WAITS_S,
     OutOfReachError,
@@ -129,7 +129,7 @@ class HuggingFaceLocation:
         with TemporaryDirectory() as home:
             self.fetch(str(commit), files.INDEX_NAME, Path(home) / files.INDEX_NAME)
             try:
-                return set(Checkpoint.open(Path(home)).index.all_files)
+                return set(CheckpointFolder.open(Path(home)).index.all_files)
             except CheckpointError:
                 return set()
 

@@ -16,7 +16,7 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import objectives as objective_family
 from pmmrec.settings import validate
-from pmmrec.zoo.checkpoint import save_checkpoint
+from pmmrec.zoo.save import save_checkpoint
 
 WIDTH = 8
 TITLES = ["red shoe", "blue hat", "green coat"]

@@ -27,10 +27,11 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import insert_adapters, merge_adapters, with_base
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
+from pmmrec.zoo.adapters import insert_adapters, merge_adapters
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, with_base
 from pmmrec.zoo.hub import publish
 from pmmrec.zoo.results import restate
+from pmmrec.zoo.save import save_checkpoint
 from pmmrec.zoo.transfer import FULL, apply
 
 LORA = {"type": "lora", "r": 2}
@@ -139,7 +140,8 @@ def test_another_base_is_refused_by_its_hash(adapted: Path, saved_copy: Path, ot
 def test_a_base_that_is_gone_is_asked_for(adapted: Path, saved_copy: Path) -> None:
     shutil.rmtree(saved_copy)
     with pytest.raises(
-        CheckpointError, match=rf"stand on {saved_copy} .* not found at .*; say where it is with --base"
+        CheckpointError,
+        match=rf"the base of its adapters, {saved_copy} .* not found at .*; say where it is with --base",
     ):
         load_recommender(Checkpoint.open(adapted))
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pmmrec.errors import CheckpointError
 from pmmrec.models.recommender import Recommender
-from pmmrec.zoo.adapters import merge_adapters, with_base
+from pmmrec.zoo.adapters import merge_adapters
 from pmmrec.zoo.base import place_of
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
-from pmmrec.zoo.hub import PushOptions, open_checkpoint, push_checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint, with_base
+from pmmrec.zoo.hub import PushOptions, push_checkpoint
 from pmmrec.zoo.origin import Origin
 from pmmrec.zoo.results import restate
 
@@ -159,9 +159,8 @@ def test_every_place_that_was_tried_is_told_and_why(
     wanted = Checkpoint.open(adapted).index.base
     assert wanted is not None
     words = str(told.value)
-    assert (
-        f"{adapted}: its adapters stand on {origin.pinned} (sha256 of its model_index.json: {wanted.sha256})" in words
-    )
+    base = f"{origin.pinned} (sha256 of its model_index.json: {wanted.sha256})"
+    assert f"{adapted}: the base of its adapters, {base}, was not" in words
     assert f"was not found at {origin.pinned}, {PLACE}, {tmp_path}/tiny, tiny; " in words
     assert "out of reach" in words
     assert f"{tmp_path}/tiny is another (sha256 " in words

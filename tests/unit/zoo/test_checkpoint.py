@@ -17,7 +17,8 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, save_checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
+from pmmrec.zoo.save import save_checkpoint
 
 Score = Callable[[Recommender], Tensor]
 FUSION, TEXT = "fusion/part.safetensors", "text_encoder/model.safetensors"

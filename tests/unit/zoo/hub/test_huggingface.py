@@ -19,16 +19,8 @@ from huggingface_hub import constants
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.models.recommender import Recommender
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
-from pmmrec.zoo.hub import (
-    OutOfReachError,
-    PushOptions,
-    find_checkpoint,
-    list_places,
-    open_checkpoint,
-    pull_checkpoint,
-    push_checkpoint,
-)
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint
+from pmmrec.zoo.hub import OutOfReachError, PushOptions, find_checkpoint, list_places, pull_checkpoint, push_checkpoint
 from pmmrec.zoo.origin import Origin
 from pmmrec.zoo.results import restate
 

@@ -12,11 +12,11 @@ from huggingface_hub import constants
 from read_only import read_only
 
 from pmmrec.errors import MachineError
+from pmmrec.zoo.checkpoint import open_checkpoint
 from pmmrec.zoo.hub import (
     PushOptions,
     find_checkpoint,
     find_weights,
-    open_checkpoint,
     publish,
     pull_checkpoint,
     push_checkpoint,

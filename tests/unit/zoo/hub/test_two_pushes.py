@@ -14,7 +14,8 @@ import pytest
 from url_places import names_at
 
 from pmmrec.errors import PMMRecError, RecipeError
-from pmmrec.zoo.hub import PushOptions, open_checkpoint, push_checkpoint, url_push
+from pmmrec.zoo.checkpoint import open_checkpoint
+from pmmrec.zoo.hub import PushOptions, push_checkpoint, url_push
 from pmmrec.zoo.hub.url_push import POINTER, UrlPush
 from pmmrec.zoo.origin import Origin
 

@@ -17,14 +17,13 @@ from url_places import names_at
 
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
 from pmmrec.zoo import files
-from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.checkpoint import Checkpoint, open_checkpoint
 from pmmrec.zoo.hub import (
     OutOfReachError,
     PushOptions,
     find_checkpoint,
     find_weights,
     list_places,
-    open_checkpoint,
     pull_checkpoint,
     push_checkpoint,
     weights_origin,

@@ -1,0 +1,125 @@
+"""A checkpoint folder on this machine: its index, its files, and whether they are intact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.build import ModelConfig
+from pmmrec.settings import validate
+from pmmrec.zoo import files
+from pmmrec.zoo.about import FORMAT
+from pmmrec.zoo.index import Index, PartEntry
+from pmmrec.zoo.origin import Origin, origin_of
+from pmmrec.zoo.tensors import SUFFIX, damages, not_finite
+
+PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
+RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"
+
+
+class CheckpointFolder:
+    """A folder with a valid index. Its files may be incomplete or damaged; `verify` tells."""
+
+    def __init__(self, folder: Path, index: Index, model_config: ModelConfig) -> None:
+        self.folder, self.index, self.model_config = folder, index, model_config
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read and check the index. Raises what `read_index` raises."""
+        return cls(*read_index(folder))
+
+    @property
+    def system(self) -> str:
+        """Name of the recommender system."""
+        return self.index.system
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What the run that made the checkpoint recorded about itself."""
+        return self.index.provenance
+
+    @property
+    def learned_from(self) -> list[str]:
+        """Names of the domains it was trained on; empty where the index does not say."""
+        domains = self.provenance.get("domains")
+        return [str(name) for name in domains] if isinstance(domains, Mapping) else []
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The figures stored with the checkpoint."""
+        metrics: Mapping[str, Any] = files.read_json(self.folder / METRICS_NAME)
+        return metrics
+
+    @property
+    def parts(self) -> Mapping[str, PartEntry]:
+        """The parts of the model, by name."""
+        return self.index.parts
+
+    @property
+    def objectives(self) -> Mapping[str, PartEntry]:
+        """The objectives whose heads were saved, by name."""
+        return self.index.objectives
+
+    @property
+    def held(self) -> Mapping[str, PartEntry]:
+        """The parts and adapters stored in this folder, by subfolder."""
+        return {**self.index.parts, **{entry.folder: entry for entry in self.index.adapted.values()}}
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Where a cached copy was fetched from, and its commit; for any other folder, the folder and its index hash."""
+        return origin_of(self.folder)
+
+    def verify(self) -> list[str]:
+        """Problems with the files, one per line; empty if all listed files are intact and there are no others."""
+        expected = self.index.promises
+        extra = set(files.files_below(self.folder)) - {*expected, files.INDEX_NAME}
+        problems = damages(self.folder, expected)
+        problems += [f"{name} is not in {files.INDEX_NAME}" for name in sorted(extra)]
+        return problems or self._mislabelled()
+
+    def _mislabelled(self) -> list[str]:
+        """Parts whose own part.json contradicts the index."""
+        problems = []
+        for entry in (*self.index.parts.values(), *self.index.objectives.values(), *self.index.adapted.values()):
+            about = files.read_json(self.folder / entry.folder / PART_SETTINGS)
+            found = (about.get("family"), about.get("type")) if isinstance(about, dict) else about
+            if found != (entry.family, entry.type):
+                said = f"{entry.family} {entry.type!r} in {files.INDEX_NAME}"
+                problems.append(f"{entry.folder}/{PART_SETTINGS} says {found}, which is {said}")
+        return problems
+
+    def broken_numbers(self) -> list[str]:
+        """Tensors that hold NaN or infinity, one line per file; a diverged training leaves such."""
+        tensors = [path for path in self.index.all_files if path.endswith(SUFFIX)]
+        broken = {path: not_finite(self.folder / path) for path in tensors}
+        return [f"{path} holds NaN or infinity in {files.listed(names)}" for path, names in broken.items() if names]
+
+
+def read_index(folder: Path) -> tuple[Path, Index, ModelConfig]:
+    """Read and check the index of a checkpoint: the folder it is in now, the index, the settings of its model.
+
+    Raises CheckpointError where the index is missing, has another format or lists paths outside the folder.
+    """
+    here = files.current(folder)
+    path = here / files.INDEX_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: not a checkpoint: it holds no {files.INDEX_NAME}")
+    tree = files.read_json(path)
+    if not isinstance(tree, dict) or "format" not in tree:
+        raise CheckpointError(f"{path}: not the index of a pmmrec checkpoint: it states no format")
+    if tree["format"] != FORMAT:
+        raise CheckpointError(f"{path}: format {tree['format']!r} is not known; this pmmrec reads format {FORMAT}")
+    try:
+        index = validate(Index, tree, str(path))
+        model_config = validate(ModelConfig, index.model, f"{path}: model")
+    except RecipeError as error:
+        raise CheckpointError(str(error)) from error
+    if index.width != model_config.width:
+        raise CheckpointError(f"{path}: width {index.width} is not the width of its model, {model_config.width}")
+    return here, index, model_config
