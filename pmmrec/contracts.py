@@ -14,14 +14,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pmmrec.modality import Modality as Modality  # noqa: PLC0414 - these two are contracts as well
+from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
+
 _T = TypeVar("_T")
-
-
-class Modality(str, Enum):
-    """What an item can be read by."""
-
-    TEXT = "text"
-    IMAGE = "image"
 
 
 class View(str, Enum):
@@ -53,13 +49,6 @@ def to_device(value: _T, device: torch.device | str) -> _T:
         moved = dataclasses.replace(value, **entries)
     result: _T = moved
     return result
-
-
-@dataclass(frozen=True)
-class PixelSpec:
-    """How an image must look when it reaches a vision encoder: RGB, squeezed to `size` x `size`, no crop."""
-
-    size: int
 
 
 class Tokenizer(Protocol):

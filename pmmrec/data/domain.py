@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pmmrec.contracts import Modality
 from pmmrec.data.arrow import ArrowTable, Cells
 from pmmrec.data.info import (
     DOMAIN_FILE,
@@ -27,6 +26,7 @@ from pmmrec.data.info import (
 from pmmrec.data.sequences import Sequences
 from pmmrec.errors import DataError
 from pmmrec.homes import expanded
+from pmmrec.modality import Modality
 
 
 class Domain:

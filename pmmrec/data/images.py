@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pmmrec.atomic import caching_in
-from pmmrec.contracts import Modality, PixelSpec
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.parallel import in_order
 from pmmrec.data.releases import made_by
 from pmmrec.errors import OTHER_CACHE, DataError, MachineError
+from pmmrec.modality import Modality, PixelSpec
 from pmmrec.progress import Progress
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

@@ -12,8 +12,8 @@ import pyarrow as pa
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from pmmrec.contracts import Modality
 from pmmrec.errors import DataError
+from pmmrec.modality import Modality
 from pmmrec.settings import Config
 
 FORMAT = "pmmrec-domain"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pmmrec.contracts import Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
+from pmmrec.modality import Modality
 
 COLD_BELOW = 10  # train occurrences; MoRec (arXiv 2303.13835) and PMMRec count cold items so
 USER_BATCH = 100_000

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pmmrec.contracts import Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import PictureError, pixels
 from pmmrec.data.info import DOMAIN_FILE, IMAGES_FILE, ITEMS_FILE, REJECTED_FILE, SEQUENCES_FILE
 from pmmrec.data.parallel import in_order
 from pmmrec.data.write import fingerprint_of, ids_as_bytes, record_of
 from pmmrec.errors import DataError
+from pmmrec.modality import Modality
 
 MAX_SHOWN = 5
 NUM_THREADS = 4

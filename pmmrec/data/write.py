@@ -17,7 +17,6 @@ import pyarrow as pa
 from typing_extensions import Self
 
 from pmmrec.atomic import make_folder, sole_writer
-from pmmrec.contracts import Modality
 from pmmrec.data.info import (
     DATA_FILE,
     DOMAIN_FILE,
@@ -38,6 +37,7 @@ from pmmrec.data.info import (
     part_name,
 )
 from pmmrec.errors import MachineError, RecipeError
+from pmmrec.modality import Modality
 
 MAX_BATCH_BYTES = 64_000_000
 MAX_FILE_BYTES = 4_000_000_000  # of one part; a larger table goes on in the next

@@ -38,6 +38,12 @@ def test_help_version_and_lists_load_no_torch(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", _WITHOUT_TORCH, *words], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("verb", ["stats", "verify"])
+def test_a_domain_is_described_and_checked_without_torch(verb: str, world: Path) -> None:
+    words = ["data", verb, str(world / "boutique")]
+    subprocess.run([sys.executable, "-c", _WITHOUT_TORCH, *words], check=True, capture_output=True)
+
+
 def test_the_module_is_the_program() -> None:
     result = subprocess.run([sys.executable, "-m", "pmmrec", "--help"], check=True, capture_output=True, text=True)
     assert "Usage: pmmrec [OPTIONS] COMMAND" in result.stdout

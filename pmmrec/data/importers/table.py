@@ -17,7 +17,6 @@ from PIL import Image
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from pmmrec.contracts import Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.picture_column import COLUMN, PictureColumn
 from pmmrec.data.importers.pictures import Pictures
@@ -27,6 +26,7 @@ from pmmrec.data.importers.times import TimeRule, TimeUnit, time_rule
 from pmmrec.data.info import NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary, SourceFile
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.errors import MachineError, RecipeError
+from pmmrec.modality import Modality
 from pmmrec.progress import Progress
 from pmmrec.settings import Config, Place
 
