@@ -57,7 +57,7 @@ class RankEvery:
         for index, (name, split, holdout) in enumerate(asked):
             model, group = loop.task.recommender, loop.group
             try:
-                with loop.in_reach(), bars(is_shown=loop.processes.is_main) as progress:
+                with loop.gathered_parameters(), bars(is_shown=loop.processes.is_main) as progress:
                     evaluation = evaluate_model(
                         *(model, self._reader, index, split, holdout, device, seen), group=group, progress=progress
                     )

@@ -23,11 +23,11 @@ from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.failures import lost_worker, out_of_memory
 from pmmrec.train.log import RunLog
 from pmmrec.train.meter import Forecast, Meter, added, chance, sizes_of
-from pmmrec.train.nonfinite import Nonfinite, NonfiniteConfig, stop_if_weights_nonfinite
+from pmmrec.train.nonfinite import NonfiniteConfig, NonfiniteGuard, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, change_num_steps
 from pmmrec.train.processes import Processes
 from pmmrec.train.snapshot import below
-from pmmrec.train.spread import prepare_to_spread, refuse_unfit, spread_out
+from pmmrec.train.spread import build_strategy, prepare_task, refuse_unfit
 from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
@@ -130,12 +130,13 @@ class Loop:
             refuse_batch_statistics(task.recommender.item_encoder, "train.accumulate")
         if config.checkpoint_activations:
             checkpoint_activations(task.recommender.item_encoder)
-        prepare_to_spread(processes, task)
+        prepare_task(processes, task)
         optimizer = build_optimizer(task, config.optimizer)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
         self._rate = 0.0  # of the latest step, in the first group
-        self._spread = spread_out(processes, task, optimizer, self._scheduler, config.clip_norm)
-        self._nonfinite = Nonfinite(config.on_nonfinite, task, self._spread, batches, processes, log)
+        self._strategy = build_strategy(processes, task, optimizer, self._scheduler, config.clip_norm)
+        self._optimizer = self._strategy.optimizer
+        self._guard = NonfiniteGuard(config.on_nonfinite, task, self._strategy, batches, processes, log)
         self._watchdog = processes.watchdog
         self._watchdog.limit(60 * config.step_minutes, 3600 * config.phase_hours)
 
@@ -170,9 +171,9 @@ class Loop:
         """Run work between steps; stop before or during it if any process was asked to."""
         return nullcontext() if self._states is None else self._states.ending_when_asked(self)
 
-    def in_reach(self) -> AbstractContextManager[None]:
-        """Around whatever calls parts of the model: some of its weights may be gathered for it."""
-        return self._spread.in_reach()
+    def gathered_parameters(self) -> AbstractContextManager[None]:
+        """Wrap calls to parts of the model, some of whose weights may have to be gathered for them."""
+        return self._strategy.gathered_parameters()
 
     @property
     def training_s(self) -> float:
@@ -181,12 +182,12 @@ class Loop:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state on the CPU; complete on the main process. Every process must call it."""
-        return self._spread.whole_state()
+        return self._strategy.whole_state()
 
     def snapshot(self) -> State:
         """All that is needed to go on from here; tensors on the main process alone. Every process must call it."""
-        self._nonfinite.settle()
-        state = self._spread.trainer_state.capture()
+        self._guard.settle()
+        state = self._strategy.trainer_state.capture()
         meter = {f"meter/{name}": total.to("cpu", copy=True) for name, total in self._meter.figures.items()}
         facts: dict[str, Any] = {
             "step": self.step,
@@ -199,7 +200,7 @@ class Loop:
             "best": self.best,
             "should_stop": self.should_stop,
             "num_steps": self._num_steps,
-            "skipped": self._nonfinite.skipped,
+            "skipped": self._guard.skipped,
         }
         return dataclasses.replace(state, facts={**state.facts, **facts}, tensors={**state.tensors, **meter})
 
@@ -215,14 +216,14 @@ class Loop:
                 f"train.gather: false makes a user's negatives those of its process, and the run was begun on {kept}, "
                 f"not {ours}: go on with {kept}, or begin another run"
             )
-        self._spread.trainer_state.restore(state)
+        self._strategy.trainer_state.restore(state)
         facts, device = state.facts, self.processes.device
         self.step, self.epoch, self.should_stop = facts["step"], facts["epoch"], facts["should_stop"]
         self.validation = {int(epoch): metrics for epoch, metrics in facts["validation"].items()}
         self.best = None if facts["best"] is None else (facts["best"][0], facts["best"][1])
         self.cost = TrainingCost(**facts["cost"])
         self._is_trained = facts.get("is_trained", False)
-        self._epoch_s, self._nonfinite.skipped = facts["epoch_s"], facts["skipped"]
+        self._epoch_s, self._guard.skipped = facts["epoch_s"], facts["skipped"]
         figures = {name: total.to(device) for name, total in below(state.tensors, "meter").items()}
         self._meter = Meter(figures, time.monotonic() - facts["meter_s"])
         num_steps = facts.get("num_steps", self._num_steps)
@@ -261,13 +262,13 @@ class Loop:
             try:
                 if self.step == 0:
                     self._log_gradient_norms(moved)
-                self._update(batch, moved)
+                self._train_step(batch, moved)
             except torch.OutOfMemoryError as error:
                 told = out_of_memory(self.step + 1, moved, self.config.batch_users)
                 raise MachineError(told) from error
             self.log.advance()
             if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
-                self._nonfinite.settle()
+                self._guard.settle()
                 self._log_step(self._meter)
                 self._meter = Meter()
             self._watchdog.rest()
@@ -283,41 +284,34 @@ class Loop:
         self.log.event("epoch", self.step, epoch=self.epoch, seconds=seconds, peak_memory_bytes=peak)
         self._is_trained = True
 
-    def _update(self, batch: Batch, moved: Batch) -> None:
-        """`moved`: the batch on the device."""
-        self._nonfinite.begin()
-        totals = self._in_parts(moved) if moved.more else self._at_once(moved)
-        norm = self._spread.clip()
-        is_held = self._nonfinite.update(self.step + 1, batch, totals, norm)
+    def _train_step(self, batch: Batch, moved: Batch) -> None:
+        """Make one update. `batch`: as it was read; `moved`: the same on the device, its users in one or more parts."""
+        parts = (moved, *moved.more)
+        counts = self._counts(parts) if moved.more else None  # what the losses of all parts are divided by
+        done: list[dict[str, Tensor]] = []
+        self._guard.begin_step()
+        for part in parts:
+            is_last = part is parts[-1]
+            with self._strategy.gradient_sync(is_last=is_last):
+                figures = self._strategy.forward(part)
+                done.append(self._totals({**figures, **sizes_of(part), **(self._own_flags() if is_last else {})}))
+                self._strategy.backward(self._loss(figures, counts or done[-1]))
+        totals = added(done)
+        self._read_flags(totals)
+        norm = self._strategy.clip_gradients()
+        self._guard.before_update(totals, norm)
+        self._optimizer.step()
+        is_held = self._guard.after_update(self.step + 1, batch)
         self._rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
-        self._spread.optimizer.zero_grad()
+        self._optimizer.zero_grad()
         self.step += 1
         self._meter.add(totals, is_held)
 
-    def _at_once(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward and backward of a step; its sums and counts over all processes."""
-        figures = self._spread.forward(batch)
-        totals = self._totals({**figures, **sizes_of(batch), **self._own_flags()})
-        self._hear(totals)
-        self._spread.backward(self._loss(figures, totals))
-        return totals
-
-    def _in_parts(self, batch: Batch) -> dict[str, Tensor]:
-        """As `_at_once`, one part of the users after another; what their losses are divided by is known before."""
-        parts = (batch, *batch.more)
-        with self._spread.in_reach():
-            counts = self._totals(added([self.task.counts(part) for part in parts]))
-        done: list[dict[str, Tensor]] = []
-        for number, part in enumerate(parts, start=1):
-            with self._spread.part(is_last=number == len(parts)):
-                figures = self._spread.forward(part)
-                stop_flags = self._own_flags() if number == len(parts) else {}
-                done.append(self._totals({**figures, **sizes_of(part), **stop_flags}))
-                self._spread.backward(self._loss(figures, counts))
-        totals = added(done)
-        self._hear(totals)
-        return totals
+    def _counts(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """What the losses of a step in parts are divided by, over all parts and processes."""
+        with self._strategy.gathered_parameters():
+            return self._totals(added([self.task.counts(part) for part in parts]))
 
     def _loss(self, figures: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> Tensor:
         """What this process adds to the step's loss, the sum over all users divided by the count of all."""
@@ -325,13 +319,13 @@ class Loop:
             weight * self.processes.world * figures[name][0] / totals[name][1].clamp(min=1)  # DDP averages gradients
             for name, weight in self.task.weights.items()
         ]
-        return self._nonfinite.watched(torch.stack(terms).sum(), figures)
+        return self._guard.check_loss(torch.stack(terms).sum(), figures)
 
     def _own_flags(self) -> dict[str, Tensor]:
         return {} if self._states is None else {_STOP_FLAGS: self._states.stop_flags(self.processes.device)}
 
-    def _hear(self, totals: dict[str, Tensor]) -> None:
-        """Take the stop_flags of all processes out of the totals; those of the step before are acted on now."""
+    def _read_flags(self, totals: dict[str, Tensor]) -> None:
+        """Take the stop flags of all processes out of the totals; those of the step before are read now."""
         if _STOP_FLAGS in totals:
             self._heard = self._flags.exchange(totals.pop(_STOP_FLAGS))
 
@@ -342,11 +336,11 @@ class Loop:
         return dict(zip(names, self.processes.accelerator.reduce(stacked_K2, "sum"), strict=True))
 
     def _log_gradient_norms(self, batch: Batch) -> None:
-        if not self._spread.can_differentiate_twice:
+        if not self._strategy.can_differentiate_twice:
             self.log.say(f"gradient at the item vectors: not measured under {self.processes.spread.value}")
             return
         self.task.eval()  # so that neither dropout nor batch statistics know of this extra pass
-        with self._spread.in_reach(), self._spread.autocast():
+        with self._strategy.gathered_parameters(), self._strategy.autocast():
             norms = self.task.gradient_norms(batch)
         self.task.train()
         if not norms:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import DistributedType
 from pydantic import Field
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -22,22 +21,22 @@ from pmmrec.settings import Config
 from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes, joined
-from pmmrec.train.spread import Strategy
+from pmmrec.train.strategy import Strategy
 from pmmrec.train.task import TrainingTask
 
 ADVICE = "Lower train.optimizer.learning_rate, or train in fp32 or bf16"
 
 
 class NonfiniteConfig(Config):
-    """What comes of a step whose loss or gradient is not finite; it updates nothing, in no process."""
+    """What to do about a step whose loss or gradient is not finite. Such a step never updates anything."""
 
     skip: int = Field(
-        0, ge=0, description="So many such steps of a run are left out, one more ends it; 0: the first one does."
+        0, ge=0, description="How many such steps a run may leave out; one more ends it. 0: the first one ends it."
     )
 
 
 class BatchReader(Protocol):
-    """What must be known of batches to name what is in them."""
+    """A source of batches that can name their items."""
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch: ...
     def item_names(self, domain_U: Tensor, row_U: Tensor) -> list[str]: ...
@@ -45,94 +44,96 @@ class BatchReader(Protocol):
 
 @dataclass(frozen=True)
 class _Step:
-    """One whose verdict is still on the device."""
+    """A step whose flags are still on the device."""
 
     number: int
     batch: Batch  # as it was read, on the CPU
     own_K: Tensor  # the sums of this process's losses
 
 
-class Nonfinite:
-    """Lets a step update nothing where a loss or the gradient is not finite, without waiting for the device.
+class NonfiniteGuard:
+    """Keeps the optimizer from updating anything where a loss or a gradient is not finite, without a device sync.
 
-    The verdict is made of sums over all processes, so it is the same in each, and AdamW's kernel obeys it where it is:
-    weights, moments and counts of steps stay as they are. It is read when the next step is about to update, by when
-    the device is busy with that step. Weights are till then those the step saw: what broke can be looked for. The
-    schedule and the order of the data go on, as functions of the step.
+    The flag is computed from sums over all processes, so it is the same in each, and AdamW's kernel reads it on the
+    device (`found_inf`): weights, moments and step counts stay as they are. The host reads it before the next update,
+    while the device is busy with the next step; until then the weights are those of the broken step, so its cause can
+    be found. The schedule and the order of the data go on, as functions of the step.
 
-    A scaler (fp16) and DeepSpeed decide themselves whether a step updates, by its gradient: a process whose loss is
-    not finite makes its gradient NaN throughout. That a gradient overflows in fp16 is no matter for words there.
+    The scaler of fp16 and DeepSpeed decide themselves from the gradient whether a step updates, so a process with a
+    loss that is not finite makes its whole gradient NaN. A gradient that overflows in fp16 is normal and not reported.
     """
 
     def __init__(
         self,
         config: NonfiniteConfig,
         task: TrainingTask,
-        spread: Strategy,
+        strategy: Strategy,
         batches: BatchReader,
         processes: Processes,
         log: RunLog,
     ) -> None:
         self.skipped = 0  # steps that were left out so far
-        self._config, self._task, self._spread, self._optimizer = config, task, spread, spread.optimizer
+        self._config, self._task, self._strategy, self._optimizer = config, task, strategy, strategy.optimizer
         self._batches, self._processes, self._log = batches, processes, log
         self._names = tuple(task.weights)
-        accelerator = processes.accelerator
-        self._is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self._is_fp16 = accelerator.mixed_precision == "fp16"
+        self._is_deepspeed = processes.spread.is_deepspeed
+        self._optimizer_checks = self._is_deepspeed or processes.accelerator.mixed_precision == "fp16"
         self._statistics = [b for m in task.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
-        self._before: list[Tensor] = []  # the statistics as the step found them
+        self._statistics_before: list[Tensor] = []  # copies from before the step
         self._own_K: Tensor | None = None
-        self._verdict = DelayedRead()
+        self._is_broken = torch.zeros(len(self._names) + 1, dtype=torch.bool)  # each loss, then the gradient
+        self._flags = DelayedRead()
         self._step: _Step | None = None
-        zero = self._optimizer.optimizer
-        if self._is_deepspeed and hasattr(zero, "check_grad_overflow"):
-            zero.check_grad_overflow = True  # which it does not do in fp32 of itself
 
-    def begin(self) -> None:
-        """Before the first forward of a step."""
-        self._own_K, self._before = None, [buffer.clone() for buffer in self._statistics]
+    def begin_step(self) -> None:
+        """Call before the first forward of a step."""
+        self._own_K, self._statistics_before = None, [buffer.clone() for buffer in self._statistics]
 
-    def watched(self, loss: Tensor, figures: Mapping[str, Tensor]) -> Tensor:
-        """The loss of this process, or of a part of its users, from which gradients are about to be taken."""
+    def check_loss(self, loss: Tensor, figures: Mapping[str, Tensor]) -> Tensor:
+        """Note the loss of this process, or of a part of its users; call it before backward, on what it returns."""
         own_K = torch.stack([figures[name].detach()[0] for name in self._names])
         self._own_K = own_K if self._own_K is None else self._own_K + own_K
-        if not (self._is_fp16 or self._is_deepspeed):
+        if not self._optimizer_checks:
             return loss
         return loss * torch.where(own_K.isfinite().all(), 1.0, math.nan)
 
-    def update(self, step: int, batch: Batch, totals: Mapping[str, Tensor], norm: Tensor | float | None) -> Tensor:
-        """Let the optimiser take a step unless something is not finite.
+    def before_update(self, totals: Mapping[str, Tensor], norm: Tensor | float | None) -> None:
+        """Call before `optimizer.step()`, which then updates nothing if something is not finite.
 
-        `batch`: as it was read; `totals`: sums and counts over all processes; `norm`: of all gradients together.
-        Returns a 0-dim bool on the device, whether the step was held back. Every process must call it. Raises as
-        `settle`, of the step before.
+        `totals`: sums and counts over all processes; `norm`: of all gradients together. Every process must call it.
+        Raises as `settle`, for the step before.
         """
         self.settle()
         is_broken = torch.stack([~totals[name].isfinite().all() for name in self._names])
-        is_broken = torch.cat((is_broken, self._is_gradient_broken(norm, is_broken.device)))
-        is_held = is_broken.any()
-        if self._is_fp16 or self._is_deepspeed:
-            self._optimizer.step()
-        else:
-            self._optimizer.optimizer.found_inf = is_held.float()  # the name by which torch's own scaler tells it
-            self._optimizer.step()
+        self._is_broken = torch.cat((is_broken, self._is_gradient_broken(norm, is_broken.device)))
+        if not self._optimizer_checks:
+            self._optimizer.optimizer.found_inf = self._is_broken.any().float()  # as torch's own scaler passes it
+
+    def after_update(self, step: int, batch: Batch) -> Tensor:
+        """Call after `optimizer.step()`; returns a 0-dim bool on the device, whether the update was held back.
+
+        `batch`: as it was read, on the CPU. Every process must call it.
+        """
+        if not self._optimizer_checks:
             del self._optimizer.optimizer.found_inf
-        for buffer, before in zip(self._statistics, self._before, strict=True):
+        elif self._is_deepspeed:
+            self._is_broken[-1] = self._optimizer.step_was_skipped
+        is_held = self._is_broken.any()
+        for buffer, before in zip(self._statistics, self._statistics_before, strict=True):
             buffer.copy_(torch.where(is_held, before, buffer))
         if self._own_K is not None:
             self._step = _Step(step, batch, self._own_K)
-        self._verdict.exchange(is_broken)
-        if self._is_deepspeed:  # it has waited for the device, and makes its next update during backward
+        self._flags.exchange(self._is_broken)
+        if self._is_deepspeed:  # which has waited for the device already
             self.settle()
         return is_held
 
     def settle(self) -> None:
-        """Read what the last step came to, unless that is known. Every process must call it.
+        """Read whether the last step was held back, unless that is known. Every process must call it.
 
         Raises DivergenceError where it was held back and no more steps may be left out.
         """
-        is_broken, step, self._step = self._verdict.take(), self._step, None
+        is_broken, step, self._step = self._flags.take(), self._step, None
         if is_broken is None or step is None or not is_broken.any():
             return
         losses = [name for name, broken in zip(self._names, is_broken.tolist(), strict=False) if broken]
@@ -150,15 +151,14 @@ class Nonfinite:
         self._log.warn(f"{words}; it is left out, {self.skipped} of at most {self._config.skip}{where}")
 
     def _is_gradient_broken(self, norm: Tensor | float | None, device: torch.device) -> Tensor:
-        """`(1,)` on the device."""
-        if self._is_fp16 or self._is_deepspeed:
-            is_told = self._is_deepspeed and not self._is_fp16 and self._optimizer.step_was_skipped
-            return torch.full((1,), is_told, device=device)
+        """`(1,)` on the device; False where the optimizer checks gradients itself."""
+        if self._optimizer_checks:
+            return torch.zeros(1, dtype=torch.bool, device=device)
         whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm, device=device)
         return ~whole.isfinite().reshape(1)
 
     def _account(self, step: _Step) -> dict[str, Any]:
-        """What this process knows of a step that was held back."""
+        """What this process knows about a step that was held back."""
         parts = (step.batch, *step.batch.more)
         broken_items, broken_users = self._culprits(step.batch)
         return {
@@ -172,11 +172,11 @@ class Nonfinite:
 
     @torch.no_grad()
     def _culprits(self, batch: Batch) -> tuple[list[str], list[str]]:
-        """Items whose vectors, users whose states are not finite; all processes look, for they may share items out."""
+        """Items whose vectors and users whose states are not finite. All processes look: they may share the items."""
         items, users = [], []
         moved = self._batches.to_device(batch, self._processes.device)
-        self._task.eval()  # so that neither dropout nor batch statistics know of this extra pass
-        with self._spread.in_reach(), self._spread.autocast():
+        self._task.eval()  # this extra pass must change neither dropout nor batch statistics
+        with self._strategy.gathered_parameters(), self._strategy.autocast():
             for part in (moved, *moved.more):
                 views = self._task.views(part)
                 own = self._task.recommender.item_encoder(part.items)  # the views may hold items of other processes
@@ -198,7 +198,7 @@ class Nonfinite:
 
 
 def _words(losses: Sequence[str], told: Sequence[Mapping[str, Any]]) -> str:
-    """What was not finite, and where that is first seen."""
+    """Which losses were not finite, and where that was seen first."""
     if not losses:
         return "a gradient is not finite, every loss is"
     items, users = _broken(told, "items"), _broken(told, "users")
@@ -218,24 +218,24 @@ def _broken(told: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
 
 
 def stop_if_weights_nonfinite(task: TrainingTask, processes: Processes, step: int) -> None:
-    """DivergenceError when the last update made a weight NaN or infinite, which no loss has met yet.
+    """DivergenceError if the last update made a weight NaN or infinite, before any loss has shown it.
 
-    Every process must call it: each may hold a part of the weights.
+    Every process must call it: each may hold a shard of the weights.
     """
     names, weights = zip(*task.named_parameters(), strict=True)
-    shares = [_share(weight, processes) for weight in weights]
-    counts = processes.summed(torch.stack([(~share.isfinite().all()).float() for share in shares]))
+    shards = [_shard_of(weight, processes) for weight in weights]
+    counts = processes.summed(torch.stack([(~shard.isfinite().all()).float() for shard in shards]))
     broken = [name for name, count in zip(names, counts.tolist(), strict=True) if count]
     if broken:
         raise DivergenceError(f"step {step}: its update left {joined(broken)} not finite. {ADVICE}")
 
 
-def _share(weight: Any, processes: Processes) -> Tensor:
-    """What this process holds of a weight. ZeRO-3 keeps it beside an empty one, at its end padded with anything."""
+def _shard_of(weight: Any, processes: Processes) -> Tensor:
+    """This process's shard of a weight. ZeRO-3 keeps it in `ds_tensor`, with arbitrary padding at the end."""
     if isinstance(weight, DTensor):
         return weight.to_local()
     if processes.spread is not Spread.ZERO3:
         whole: Tensor = weight
         return whole
-    share: Tensor = weight.ds_tensor
-    return share[: max(0, weight.ds_numel - processes.rank * share.numel())]
+    shard: Tensor = weight.ds_tensor
+    return shard[: max(0, weight.ds_numel - processes.rank * shard.numel())]

@@ -1,9 +1,8 @@
-"""How the processes of a training hold its weights: each a copy of all, or each a share."""
+"""Distribute a task over processes: replicated (one process, DDP), sharded (FSDP2), or by DeepSpeed."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -24,56 +23,16 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.train.accumulate import AccumulateConfig, refuse_batch_statistics
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.snapshot import TrainerState
+from pmmrec.train.strategy import Strategy
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.zero import Zero
 from pmmrec.users import UserEncoder
 
 WHOLE = (Spread.ONE, Spread.DDP)  # every process holds all weights
 
 
-class Strategy(ABC):
-    """A task on all processes. Every process must call each method, with the same arguments but for batch and loss.
-
-    Gradients are means over processes, whatever the spread.
-    """
-
-    trainer_state: TrainerState
-    optimizer: Any  # as Accelerate prepared it
-    can_differentiate_twice = True  # whether gradients can be taken twice of one forward
-
-    @abstractmethod
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """What the task says of this process's batch; in the precision of the run."""
-
-    @abstractmethod
-    def part(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one part of a step: gradients are exchanged with the last."""
-
-    @abstractmethod
-    def backward(self, loss: Tensor) -> None:
-        """Add this process's gradients."""
-
-    @abstractmethod
-    def clip(self) -> Tensor | float:
-        """The norm of all gradients together, which are made as short as the recipe says. Once before each step.
-
-        DeepSpeed takes the step here, unless the norm is not finite.
-        """
-
-    @abstractmethod
-    def whole_state(self) -> dict[str, Tensor]:
-        """The state dict of the task on the CPU of the main process; empty in the others."""
-
-    @abstractmethod
-    def autocast(self) -> AbstractContextManager[None]:
-        """The precision of the run, for what is computed outside of `forward`."""
-
-    def in_reach(self) -> AbstractContextManager[None]:
-        """Around whatever calls parts of the task otherwise than by `forward`, such as validation."""
-        return nullcontext()
-
-
 class Replicated(Strategy):
-    """Every process holds all of it: one process, and DDP."""
+    """Every process holds all weights: one process, and DDP."""
 
     def __init__(
         self,
@@ -91,19 +50,19 @@ class Replicated(Strategy):
         figures: dict[str, Tensor] = self._module(batch)  # in the precision that Accelerate gave it
         return figures
 
-    def part(self, *, is_last: bool) -> AbstractContextManager[None]:
+    def gradient_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext() if is_last else self._accelerator.no_sync(self._module)
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
 
-    def clip(self) -> Tensor | float:
+    def clip_gradients(self) -> Tensor | float | None:
         norm: Tensor = self._accelerator.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf)
         return norm
 
     def whole_state(self) -> dict[str, Tensor]:
         if not self._processes.is_main:
-            return {}  # which holds the same
+            return {}  # it holds the same weights as the main process
         state: dict[str, Any] = self._accelerator.get_state_dict(self._module)
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
@@ -113,10 +72,10 @@ class Replicated(Strategy):
 
 
 class Sharded(Strategy):
-    """Every process holds a share of each tensor (FSDP2): torch's own `fully_shard`, on GPUs and on CPUs alike.
+    """Every process holds a shard of each tensor (FSDP2), by torch's `fully_shard`, on GPUs and CPUs.
 
-    Accelerate's way to it starts plain DDP on the CPU without a word, and shards what it finds by names of classes.
-    Weights stay in float32; bf16 is autocast, as under DDP, so that both train the same.
+    Accelerate is not used: on the CPU it silently starts plain DDP, and it chooses what to shard by class name.
+    Weights stay in float32; bf16 is autocast, as under DDP, so that both train alike.
     """
 
     def __init__(
@@ -127,10 +86,11 @@ class Sharded(Strategy):
         scheduler: LambdaLR,
         clip_norm: float | None,
     ) -> None:
-        """`task` after `shard`, `optimizer` made of its parameters afterwards."""
+        """`task` is sharded by `shard`, and `optimizer` is built from its parameters afterwards."""
         if not isinstance(task, FSDPModule):
-            raise TypeError("task: is not sharded; the optimiser must be made of its shards")
+            raise TypeError("task: is not sharded; build the optimizer from its shards")
         self._task, self._root, self._processes, self._clip_norm = task, task, processes, clip_norm
+        self._is_synced = True  # whether a backward exchanges gradients
         self.optimizer = processes.accelerator.prepare_optimizer(optimizer)
         self.trainer_state = TrainerState(processes, task, optimizer, scheduler)
 
@@ -140,14 +100,16 @@ class Sharded(Strategy):
         return figures
 
     @contextmanager
-    def part(self, *, is_last: bool) -> Iterator[None]:
-        self._root.set_requires_gradient_sync(is_last)
+    def gradient_sync(self, *, is_last: bool) -> Iterator[None]:
+        if is_last is not self._is_synced:  # the call visits every module
+            self._root.set_requires_gradient_sync(is_last)
+            self._is_synced = is_last
         yield
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
 
-    def clip(self) -> Tensor | float:
+    def clip_gradients(self) -> Tensor | float | None:
         norm = nn.utils.clip_grad_norm_(self._task.parameters(), self._clip_norm or math.inf)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -159,8 +121,8 @@ class Sharded(Strategy):
         return precision
 
     @contextmanager
-    def in_reach(self) -> Iterator[None]:
-        """What is no block is gathered for as long as this lasts; blocks gather themselves when they are called."""
+    def gathered_parameters(self) -> Iterator[None]:
+        """Keep the parameters outside blocks gathered; blocks gather their own when they are called."""
         self._root.set_reshard_after_backward(False, recurse=False)
         self._task.awake()
         try:
@@ -171,10 +133,10 @@ class Sharded(Strategy):
 
 
 def shard(task: TrainingTask, processes: Processes) -> None:
-    """Cut the weights of a task into as many shares as there are processes, in place; each keeps its own.
+    """Shard the weights of a task over all processes, in place.
 
-    Each block of encoders, fusion and user encoder is gathered when it is called, what is outside of blocks for all of
-    a step.
+    The blocks of encoders, fusion and user encoder are gathered when they are called; weights outside blocks stay
+    gathered for the whole step.
     """
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     for block in blocks_of(task.recommender):
@@ -184,7 +146,7 @@ def shard(task: TrainingTask, processes: Processes) -> None:
 
 
 def blocks_of(recommender: Recommender) -> list[nn.Module]:
-    """The blocks of all parts that hold weights: those that may carry adapters, and every block of our own."""
+    """The blocks with weights of all parts: those that may carry adapters, and every `TransformerBlock`."""
     found: dict[int, nn.Module] = {}
     for part in recommender.parts.values():
         host = part.host if isinstance(part, Encoder | UserEncoder) else None
@@ -195,7 +157,7 @@ def blocks_of(recommender: Recommender) -> list[nn.Module]:
 
 
 def refuse_unfit(spread: Spread, machine: MachineConfig, accumulate: AccumulateConfig) -> None:
-    """RecipeError for settings that weights in shares do not train with."""
+    """RecipeError for settings that do not work with sharded weights."""
     if spread in WHOLE:
         return
     if machine.precision == "fp16":
@@ -211,19 +173,19 @@ def refuse_unfit(spread: Spread, machine: MachineConfig, accumulate: AccumulateC
 
 
 def refuse_shared_batches(task: TrainingTask, spread: Spread, world: int) -> None:
-    """RecipeError where a layer that learns keeps statistics of batches: no process would hear of those of another.
+    """RecipeError if a trainable layer keeps batch statistics, which each process would compute from its own batch.
 
-    torch's SyncBatchNorm, which would, knows no CPU.
+    torch's SyncBatchNorm, which exchanges them, does not run on CPUs.
     """
     if world > 1 or spread not in WHOLE:
         launch = f"launch with {spread.value} on {world} processes"
         refuse_batch_statistics(task.recommender.item_encoder, launch, "train in one process")
 
 
-def prepare_to_spread(processes: Processes, task: TrainingTask) -> None:
-    """Before the optimiser is made: the task on its device, and in shares where the optimiser is to know of those.
+def prepare_task(processes: Processes, task: TrainingTask) -> None:
+    """Move the task to its device and shard it where the strategy does; call it before the optimizer is built.
 
-    Raises RecipeError where a layer keeps statistics of batches, which processes would share out.
+    Raises RecipeError if a layer keeps batch statistics and there are several processes.
     """
     task.to(processes.device)
     refuse_shared_batches(task, processes.spread, processes.world)
@@ -231,13 +193,11 @@ def prepare_to_spread(processes: Processes, task: TrainingTask) -> None:
         shard(task, processes)
 
 
-def spread_out(
+def build_strategy(
     processes: Processes, task: TrainingTask, optimizer: Optimizer, scheduler: LambdaLR, clip_norm: float | None
 ) -> Strategy:
-    """The task on all processes, its optimiser made of what `prepare_to_spread` left of its parameters."""
+    """The strategy of this launch, for an optimizer built from the parameters that `prepare_task` left."""
     if processes.spread.is_deepspeed:
-        from pmmrec.train.zero import Zero
-
         return Zero(processes, task, optimizer, scheduler, clip_norm)
-    way = Sharded if processes.spread is Spread.FSDP2 else Replicated
-    return way(processes, task, optimizer, scheduler, clip_norm)
+    strategy = Sharded if processes.spread is Spread.FSDP2 else Replicated
+    return strategy(processes, task, optimizer, scheduler, clip_norm)

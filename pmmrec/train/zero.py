@@ -1,8 +1,7 @@
-"""Training under DeepSpeed, which shares out optimiser states, gradients and weights."""
+"""Train under DeepSpeed, which shards optimizer states (ZeRO-1), gradients (ZeRO-2) and weights (ZeRO-3)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -19,17 +18,36 @@ from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.launch import Spread
 from pmmrec.train.processes import Processes
 from pmmrec.train.snapshot import Tensors, TrainerState
-from pmmrec.train.spread import Strategy
 from pmmrec.train.state import State
+from pmmrec.train.strategy import StepOptimizer, Strategy
 from pmmrec.train.task import TrainingTask
 
 TAG = "zero"
 
 
+class EngineOptimizer:
+    """The optimizer of a DeepSpeed engine under the usual names, which Accelerate makes do nothing."""
+
+    def __init__(self, engine: Any, prepared: StepOptimizer) -> None:
+        """`prepared`: as Accelerate made it."""
+        self._engine, self._prepared, self.optimizer = engine, prepared, prepared.optimizer
+
+    @property
+    def step_was_skipped(self) -> bool:
+        return self._prepared.step_was_skipped
+
+    def step(self) -> None:
+        """Clip the gradients, update the weights and clear the gradients, unless one of them is not finite."""
+        self._engine.step()
+
+    def zero_grad(self) -> None:
+        """Nothing: the engine has cleared the gradients in its step."""
+
+
 class Zero(Strategy):
     """ZeRO-1, 2 and 3. Weights stay in float32; bf16 is autocast, as under DDP.
 
-    A step whose gradients are not finite is left out by DeepSpeed itself, in all processes.
+    DeepSpeed itself leaves out a step whose gradients are not finite, in all processes.
     """
 
     def __init__(
@@ -41,12 +59,15 @@ class Zero(Strategy):
         clip_norm: float | None,
     ) -> None:
         self._processes = processes
-        self.can_differentiate_twice = processes.spread is not Spread.ZERO3  # its weights are let go on the way back
+        self.can_differentiate_twice = processes.spread is not Spread.ZERO3  # it releases weights during backward
         accelerator = processes.accelerator
         config: dict[str, Any] = accelerator.state.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = clip_norm or 0.0
-        config["train_micro_batch_size_per_gpu"] = 1  # it wants to know; our losses are sums divided by their counts
-        self._engine, self.optimizer = accelerator.prepare(task, optimizer)
+        config["train_micro_batch_size_per_gpu"] = 1  # required; our losses, sums divided by counts, do not use it
+        self._engine, prepared = accelerator.prepare(task, optimizer)
+        if hasattr(prepared.optimizer, "check_grad_overflow"):
+            prepared.optimizer.check_grad_overflow = True  # in fp32 it would not check
+        self.optimizer = EngineOptimizer(self._engine, prepared)
         self.trainer_state = ZeroTrainerState(processes, self._engine, optimizer, scheduler)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -55,23 +76,21 @@ class Zero(Strategy):
         return figures
 
     @contextmanager
-    def part(self, *, is_last: bool) -> Iterator[None]:
+    def gradient_sync(self, *, is_last: bool) -> Iterator[None]:
         self._engine.set_gradient_accumulation_boundary(is_last)
         yield
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
-    def clip(self) -> Tensor | float:
-        self._engine.step()
-        norm: Tensor | float = self._engine.get_global_grad_norm()
-        return math.inf if self.optimizer.step_was_skipped else norm
+    def clip_gradients(self) -> None:
+        """Nothing: the engine clips in its step, by `gradient_clipping`."""
 
     def whole_state(self) -> dict[str, Tensor]:
-        if not self._processes.is_main and self._processes.spread is not Spread.ZERO3:  # there all gather
+        if not self._processes.is_main and self._processes.spread is not Spread.ZERO3:  # under ZeRO-3 all must gather
             return {}
         state: dict[str, Tensor] | None = self._processes.accelerator.get_state_dict(self._engine)
-        return {name: tensor.detach().cpu() for name, tensor in (state or {}).items()}  # ZeRO-3: None but on the main
+        return {name: tensor.detach().cpu() for name, tensor in (state or {}).items()}  # None outside the main process
 
     def autocast(self) -> AbstractContextManager[None]:
         processes = self._processes
@@ -79,10 +98,10 @@ class Zero(Strategy):
 
 
 class ZeroTrainerState(TrainerState):
-    """Model and optimiser as DeepSpeed keeps them: a file for each process, which as many processes alone can read.
+    """Model and optimizer in DeepSpeed's own files: one for each process, readable only by as many processes.
 
-    Its files are pickles, and reading a pickle can run what stands in it. They are read from the state folder of the
-    user's own run and nowhere else, and only after their checksums were found to be those that were written.
+    These files are pickles, and reading a pickle can run code that it contains. They are read only from the state
+    folder of the user's own run, and only after their checksums have been verified.
     """
 
     def __init__(self, processes: Processes, engine: Any, optimizer: Optimizer, scheduler: LambdaLR) -> None:
@@ -103,7 +122,7 @@ class ZeroTrainerState(TrainerState):
     def _restore_tensors(self, state: State) -> None:
         if state.facts["world"] != self._processes.world:
             raise CheckpointError(
-                f"state: {state.facts['kept_as']} kept it on {state.facts['world']} processes, and as many alone can "
+                f"state: {state.facts['kept_as']} saved it on {state.facts['world']} processes, and only as many can "
                 f"read it, not {self._processes.world}; start {state.facts['world']}"
             )
         if state.shares is None:
@@ -113,47 +132,47 @@ class ZeroTrainerState(TrainerState):
             raise CheckpointError(f"{state.shares}: DeepSpeed finds nothing of its own there")
 
 
-class _Disk:
-    """DeepSpeed's way to files while it saves. What the disk refuses is kept for later instead of raised.
+class _TolerantCheckpointEngine:
+    """DeepSpeed's checkpoint engine during a save; it remembers a write error instead of raising it.
 
-    Saving exchanges between processes after it has written, by an amount that depends on the stage. A process that left
-    before the end would make the others wait without end.
+    After writing, a save runs collectives, how many depends on the stage. A process that raised before their end would
+    make the others wait forever.
     """
 
-    def __init__(self, way: Any) -> None:
-        self._way = way
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
         self.problem: Exception | None = None
         self.written: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._way, name)
+        return getattr(self._engine, name)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        self._try(self._way.makedirs, path, exist_ok=exist_ok)
+        self._try(self._engine.makedirs, path, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
         self._try(self._save, state_dict, path)
 
     def _save(self, state_dict: Any, path: str) -> None:
-        self._way.save(state_dict, path)
+        self._engine.save(state_dict, path)
         self.written.append(path)
 
     def _try(self, write: Callable[..., None], *what: Any, **how: Any) -> None:
         try:
             write(*what, **how)
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             self.problem = self.problem or error
 
 
 def _write(processes: Processes, engine: Any, folder: Path) -> None:
     """Write this process's files.
 
-    Raises MachineError, once all have saved, when the disk refuses it to this one, and in the main process where the
-    files of another are not found.
+    Raises MachineError, after all processes have saved, if this process could not write, and in the main process if
+    it does not find the files of another.
     """
-    own, disk = engine.checkpoint_engine, _Disk(engine.checkpoint_engine)
+    own, disk = engine.checkpoint_engine, _TolerantCheckpointEngine(engine.checkpoint_engine)
     engine.checkpoint_engine = disk
-    engine._copy_recovery_script = _leave_out  # programs beside our data, which nobody runs and a full disk refuses
+    engine._copy_recovery_script = _copy_nothing  # scripts that nobody runs, and a full disk refuses
     try:
         engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
     finally:
@@ -169,5 +188,5 @@ def _write(processes: Processes, engine: Any, folder: Path) -> None:
         )
 
 
-def _leave_out(save_path: str) -> None:
+def _copy_nothing(save_path: str) -> None:
     """Copy nothing."""

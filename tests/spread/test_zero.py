@@ -136,7 +136,7 @@ def stopped(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("stage", "processes", "told"),
     [
-        (2, 1, "ZeRO-2 kept it on 2 processes, and as many alone can read it, not 1; start 2"),
+        (2, 1, "ZeRO-2 saved it on 2 processes, and only as many can read it, not 1; start 2"),
         (3, 2, "kept as ZeRO-2, and this launch reads ZeRO-3; go on with the first launch"),
     ],
 )

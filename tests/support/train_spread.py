@@ -56,7 +56,7 @@ def main(home: Path, out: Path) -> None:
     loop = untrained(home, processes)
     (out / f"held-{processes.rank}.json").write_text(json.dumps(held(loop)))
     calls = counted_calls(loop.task)
-    with loop.in_reach():
+    with loop.gathered_parameters():
         ranks = ranks_of(home, loop.task, processes)
     save_file(ranks, out / f"ranks-{processes.rank}.safetensors")
     (out / f"calls-{processes.rank}.json").write_text(json.dumps(calls))
