@@ -14,7 +14,8 @@ from pmmrec.launch import launch_help
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.recipe import FinetuneRecipe, read_recipe
 from pmmrec.report.against_scratch import against_scratch, scratch_twin, weights_asked
-from pmmrec.report.verdict import outcome_tables, write_card
+from pmmrec.report.outcomes import outcome_tables
+from pmmrec.report.publishing import write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program, warn
 from pmmrec.train.callbacks import KeepBest, RankEvery

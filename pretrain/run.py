@@ -11,7 +11,8 @@ from typer import Argument, Option
 from pmmrec.launch import launch_help
 from pmmrec.models.build import build
 from pmmrec.recipe import PretrainRecipe, read_recipe
-from pmmrec.report.verdict import outcome_tables, write_card
+from pmmrec.report.outcomes import outcome_tables
+from pmmrec.report.publishing import write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program
 from pmmrec.train.callbacks import KeepBest, RankEvery

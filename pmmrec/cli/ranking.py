@@ -56,7 +56,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Rank the targets of a domain, beside the baselines; without any training this is zero-shot."""
-    from pmmrec.report.verdict import held_out_tables, outcome_tables, popularity_tables, stratum_notes
+    from pmmrec.report.outcomes import held_out_tables, outcome_tables, popularity_tables, stratum_notes
     from pmmrec.system import load
 
     with errors_for_people():

@@ -76,7 +76,7 @@ def zoo_push(
     hub: HubFolder = HUB,
 ) -> None:
     """Publish a checkpoint, whole or not at all, under a card that says how to load it from there."""
-    from pmmrec.report.checkpoints import push
+    from pmmrec.report.publishing import push
     from pmmrec.zoo.hub import PushOptions, find_checkpoint
 
     with errors_for_people():

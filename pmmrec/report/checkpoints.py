@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from pmmrec.errors import CheckpointError, PMMRecError, RecipeError
-from pmmrec.evaluation.outcome import Outcome
+from pmmrec.errors import CheckpointError, PMMRecError
 from pmmrec.homes import expanded
-from pmmrec.report.verdict import write_card
-from pmmrec.settings import read_yaml, validate
 from pmmrec.tables import Cell, PlainTable
-from pmmrec.zoo import files
 from pmmrec.zoo.base import place_of
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint
-from pmmrec.zoo.folder import RECIPE_NAME
-from pmmrec.zoo.hub import PushOptions, find_checkpoint, list_places, push_checkpoint, refuse_unsound
-from pmmrec.zoo.origin import Origin
+from pmmrec.zoo.hub import find_checkpoint, list_places
 
 _PREFIX = "://"
 
@@ -121,37 +113,3 @@ def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lam
         except CheckpointError as error:
             problems = str(error).splitlines()
     return checkpoint.folder, problems
-
-
-def push(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
-    """Publish a checkpoint under a card that names the place; where it is then, and as which commit.
-
-    The checkpoint itself stays as it is. One that does not tell what it learned from keeps its card.
-    """
-    checkpoint = Checkpoint.open(folder)
-    if not _is_told(checkpoint):
-        return push_checkpoint(folder, place, hub, options)
-    licence = str(read_yaml(checkpoint.folder / RECIPE_NAME).get("licence", "other"))
-    refuse_unsound(folder, files.absent(checkpoint.folder, checkpoint.index.all_files))
-    refuse_unsound(folder, files.changes(checkpoint.folder, checkpoint.index.files))  # the new index would bless them
-    beside = checkpoint.folder.resolve().parent  # where files can be linked, not copied
-    with TemporaryDirectory(prefix="push-", dir=beside if os.access(beside, os.W_OK) else None) as scratch:
-        draft = Path(scratch) / "checkpoint"
-        for name in (*checkpoint.index.all_files, files.INDEX_NAME):
-            files.link_or_copy(checkpoint.folder / name, draft / name)
-        write_card(draft, _outcome_of(checkpoint), licence, place=place)
-        return push_checkpoint(draft, place, hub, options)
-
-
-def _is_told(checkpoint: Checkpoint) -> bool:
-    domains = checkpoint.provenance.get("domains")
-    is_told = isinstance(domains, dict) and all(isinstance(about, dict) for about in domains.values())
-    return is_told and "started_from" in checkpoint.provenance
-
-
-def _outcome_of(checkpoint: Checkpoint) -> Outcome | None:
-    """The figures of the run that made it, where it ranked the test targets."""
-    try:
-        return validate(Outcome, checkpoint.metrics, "metrics.json")
-    except (CheckpointError, RecipeError):
-        return None

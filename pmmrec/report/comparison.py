@@ -18,9 +18,9 @@ from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, StratumOutcome, read_outcome
 from pmmrec.evaluation.significance import Interval, difference_interval, holm, mean_interval, over_users, sign_flip_p
 from pmmrec.homes import expanded
+from pmmrec.report.outcomes import CUTOFFS_SHOWN, SHOWN, measure_title
 from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
 from pmmrec.report.tables import ResultRow, results
-from pmmrec.report.verdict import CUTOFFS_SHOWN, SHOWN, measure_title
 from pmmrec.tables import PlainTable
 
 ALPHA = 0.05

@@ -26,7 +26,7 @@ FSDP2 = {**ON_CPU, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 IMPORTED = (
     *("accelerate", "pandas", "timm", "torch._dynamo", "torch.distributed.fsdp", "peft"),
     *("transformers.models.bert.modeling_bert", "transformers.models.clip.modeling_clip"),
-    *(f"pmmrec.{name}" for name in ("cli", "train.finish", "train.dry_run", "report.verdict", "serving.score")),
+    *(f"pmmrec.{name}" for name in ("cli", "train.finish", "train.dry_run", "report.publishing", "serving.score")),
     *(f"pmmrec.{name}" for name in ("models.ids", "models.towers", "users.transformer", "fusion.attentive")),
     *(f"pmmrec.objectives.{name}" for name in ("next_item", "catalogue_ce", "alignment", "denoising")),
     *(f"pmmrec.encoders.{name}" for name in ("text", "vision_hf", "vision_timm")),

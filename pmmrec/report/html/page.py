@@ -28,8 +28,8 @@ from pmmrec.report.html.drawing import draw_curves, draw_map
 from pmmrec.report.html.encoded_domain import EncodedDomain, SampledHistories
 from pmmrec.report.html.maps import LEAST_POINTS, largest_groups, perplexity_for, project, sampled
 from pmmrec.report.html.pictures import PageImage, data_uri
+from pmmrec.report.outcomes import popularity_tables, stratum_notes
 from pmmrec.report.ranks import ranks_file
-from pmmrec.report.verdict import popularity_tables, stratum_notes
 from pmmrec.settings import Config, Place
 from pmmrec.tables import PlainTable, are_texts, shown
 

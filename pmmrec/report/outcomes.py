@@ -1,28 +1,14 @@
-"""What came out of runs: one table, and the card of the checkpoint they left."""
+"""Tables of what runs reached on their test targets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from pmmrec.evaluation.metrics import metric_name
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome
 from pmmrec.evaluation.significance import Interval
-from pmmrec.recipe import PretrainRecipe, recipe_class_for
-from pmmrec.report.tables import (
-    SHOWN_MEASURES,
-    Percent,
-    ResultRow,
-    results,
-    to_markdown,
-)
-from pmmrec.settings import parse_yaml
+from pmmrec.report.tables import SHOWN_MEASURES, Percent, ResultRow, results
 from pmmrec.tables import Cell, PlainTable
-from pmmrec.zoo.card import CardDomain, CardFigure, make_card
-from pmmrec.zoo.checkpoint import Checkpoint
-from pmmrec.zoo.folder import RECIPE_NAME
-from pmmrec.zoo.results import restate
 
 CUTOFFS_SHOWN = (10,)
 SHOWN = tuple(metric_name(measure, cutoff) for measure in SHOWN_MEASURES for cutoff in CUTOFFS_SHOWN)
@@ -88,62 +74,6 @@ def stratum_notes(outcome: Outcome) -> list[str]:
             f"part (the papers count them): {who} have seen them; the table of held-out targets is free of them"
         )
     return notes
-
-
-def write_card(folder: Path, outcome: Outcome | None, licence: str, place: str) -> None:
-    """Put the figures and a card made of them into a checkpoint, which people will load as `place`.
-
-    Where no test targets were ranked (`outcome` None) the card tells the validation figures.
-    """
-    checkpoint = Checkpoint.open(folder)
-    domains = checkpoint.provenance["domains"]
-    origin = checkpoint.provenance["started_from"]
-    recipe = (checkpoint.folder / RECIPE_NAME).read_text(encoding="utf-8")
-    is_pretrained = recipe_class_for(parse_yaml(recipe, RECIPE_NAME)) is PretrainRecipe
-    untransferred = "pretrained" if is_pretrained else "trained from scratch"
-    tested = () if outcome is None else outcome.domains
-    start = untransferred if origin == "none" else f"fine-tuned from {origin}"
-    card = make_card(
-        name=place,
-        system=checkpoint.system,
-        summary=f"A {checkpoint.system} model of width {checkpoint.index.width}, {start} on {', '.join(domains)}.",
-        parts={name: entry.type for name, entry in checkpoint.held.items()},
-        domains=[
-            CardDomain(name, about["users"], about["items"], about["interactions"], tuple(about["modalities"]))
-            for name, about in domains.items()
-        ],
-        recipe=recipe,
-        results=_validated(checkpoint.metrics) if outcome is None else _tested(outcome),
-        licence=licence,
-        figures=[
-            CardFigure(found.domain, name, at.mean, at.low, at.high, at.level, found.num_users)
-            for found in tested
-            for name, at in found.metrics.items()
-            if name in SHOWN
-        ],
-        base_model=_repository(origin),
-        commands=[
-            f"pmmrec evaluate {place} DOMAIN",
-            f"pmmrec finetune finetune/full --from {place} --on DOMAIN",
-        ],
-    )
-    restate(folder, metrics=checkpoint.metrics if outcome is None else outcome.model_dump(mode="json"), card=card)
-
-
-def _tested(outcome: Outcome) -> str:
-    return "\n".join(to_markdown(rows, title=measure_title(domain)) for domain, rows in result_rows([outcome]))
-
-
-def _validated(metrics: Mapping[str, Any]) -> str:
-    found = metrics.get("validation")
-    shares = {name: found.get(name) for name in SHOWN} if isinstance(found, Mapping) else {}
-    told = [f"{name.upper()} {share:.1%}" for name, share in shares.items() if isinstance(share, float)]
-    return f"No test targets were ranked. On validation: {', '.join(told)}." if told else ""
-
-
-def _repository(origin: str) -> str | None:
-    """The name on the Hub of what a checkpoint was fine-tuned from, where it is there."""
-    return origin.removeprefix("hf://").partition("@")[0] if origin.startswith("hf://") else None
 
 
 def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
