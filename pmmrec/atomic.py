@@ -31,18 +31,15 @@ def writing_to(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def caching_in(folder: Path, what: str) -> Iterator[None]:
-    """What the system refuses while `what` is kept in a cache becomes a MachineError that says how to name another.
-
-    A folder that is read only serves what it holds; nothing is kept there then.
-    """
+def caching_in(folder: Path, what: str, error_class: type[MachineError] = MachineError) -> Iterator[None]:
+    """Turn what the system refuses while `what` is written to a cache into an error that says how to name another."""
     try:
         yield
     except Exception as error:
         refusal = _refusal(error)
         if refusal is None:
             raise
-        raise MachineError(
+        raise error_class(
             f"{folder}: {what} cannot be kept there: {refusal[1]}; free space or name {OTHER_CACHE}"
         ) from error
 

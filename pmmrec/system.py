@@ -300,6 +300,7 @@ class System:
                         keep_on=self._home_of(domain.num_items),
                         share=share,
                         progress=progress,
+                        say=self._warn,
                     )
             except NotFiniteVectorError as error:
                 raise NotFiniteVectorError(error.row, str(domain.folder), domain.item_ids[error.row].as_py()) from error
@@ -337,7 +338,7 @@ class System:
         encoder = self._model_for(domain).item_encoder
         reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
         with bars_or_lines(say) as progress:
-            reader = ItemReader([domain], *reads, self._cache, progress, self._max_unreadable)
+            reader = ItemReader([domain], *reads, self._cache, progress, self._max_unreadable, self._warn)
         for warning in reader.warnings:
             if warning not in self._warned:
                 self._warn(warning)

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import uuid
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.atomic import caching_in
 from pmmrec.contracts import Modality
+from pmmrec.data.cache import ContentCache
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.text import TokenTable, first_equal
 from pmmrec.errors import DataError
 
 Ints = NDArray[np.int64]
-FORMAT = 1  # part of the key: a change of layout makes a new cache
-DIGEST = ".sha256"  # suffix of the file beside an array that says whether it is what was written
+SAME_AS = "same_as.npy"
 IMAGES_AT_ONCE = 256
 MAX_UNREADABLE = 0.05  # share of a domain's items
 
@@ -41,7 +38,9 @@ class Contents:
         return np.flatnonzero(is_first_N & self.is_readable_N)
 
 
-def contents_of(domain: Domain, modalities: frozenset[Modality], tokens: TokenTable | None, cache: Path) -> Contents:
+def contents_of(
+    domain: Domain, modalities: frozenset[Modality], tokens: TokenTable | None, cache: ContentCache
+) -> Contents:
     """Compare items by their token ids and stored image bytes, as far as a model reads them.
 
     `tokens` is given where texts are read. Images are compared once ever: `cache` holds which are alike. MachineError
@@ -100,20 +99,17 @@ def _first_alike(rows: Ints, keys: Iterable[Hashable]) -> Ints:
     return np.array([first.setdefault(key, int(row)) for row, key in zip(rows, keys, strict=True)], dtype=np.int64)
 
 
-def _same_images(domain: Domain, cache: Path) -> Ints:
-    """First row with the same stored image, `(N,)`, from `cache`; compared now, in one pass, where it holds none.
-
-    The file is named after the images and appears whole, so processes may race: the last one wins with the same bytes.
-    """
+def _same_images(domain: Domain, cache: ContentCache) -> Ints:
+    """The first row with the same stored image, `(N,)`; compared now, in one pass, if `cache` does not hold it."""
     rows = np.arange(domain.num_items)
     if not domain.info.parts(IMAGES_FILE):
         return np.zeros_like(rows)
-    key = hashlib.sha256(f"{FORMAT} {domain.info.sha256(IMAGES_FILE)}".encode()).hexdigest()[:32]
-    path = cache / f"same-images-{key}.npy"
-    same_as_N = _load(path, domain.num_items)
-    if same_as_N is None:
-        same_as_N = _first_alike(rows, _image_hashes(domain, rows))
-        _save(path, same_as_N)
+
+    def make(folder: Path) -> None:
+        np.save(folder / SAME_AS, _first_alike(rows, _image_hashes(domain, rows)), allow_pickle=False)
+
+    entry = cache.entry("same-images", "image comparisons", {"images": domain.info.sha256(IMAGES_FILE)})
+    same_as_N: Ints = entry.open(make, lambda folder: np.load(folder / SAME_AS, allow_pickle=False))
     return same_as_N
 
 
@@ -121,31 +117,3 @@ def _image_hashes(domain: Domain, rows: Ints) -> Iterable[bytes | None]:
     for start in range(0, len(rows), IMAGES_AT_ONCE):
         for jpeg in domain.jpegs(rows[start : start + IMAGES_AT_ONCE]):
             yield None if jpeg is None else hashlib.sha256(jpeg).digest()
-
-
-def _load(path: Path, num_items: int) -> Ints | None:
-    """What was kept; None where there is nothing, or no longer what its digest was taken of."""
-    try:
-        kept = path.read_bytes()
-        if path.with_suffix(DIGEST).read_text(encoding="utf-8") != hashlib.sha256(kept).hexdigest():
-            return None
-        same_as_N: Ints = np.load(io.BytesIO(kept), allow_pickle=False)
-    except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
-        return None
-    return same_as_N if same_as_N.dtype == np.int64 and same_as_N.shape == (num_items,) else None
-
-
-def _save(path: Path, same_as_N: Ints) -> None:
-    """The array, then its digest, each whole; others who write the same two at once write the same bytes."""
-    kept = io.BytesIO()
-    np.save(kept, same_as_N, allow_pickle=False)
-    digest = hashlib.sha256(kept.getvalue()).hexdigest()
-    unfinished = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
-    with caching_in(path.parent, "which images are alike"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            for place, content in ((path, kept.getvalue()), (path.with_suffix(DIGEST), digest.encode())):
-                unfinished.write_bytes(content)
-                unfinished.replace(place)
-        finally:
-            unfinished.unlink(missing_ok=True)

@@ -1,20 +1,17 @@
-"""How pictures of users become stored images, and stored images the pixels that encoders read."""
+"""Turn pictures of users into stored images, and stored images into the pixels that encoders read."""
 # R rows given to one encoder, C = 3 colour channels, H = W = size.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from pmmrec.atomic import caching_in
+from pmmrec.data.cache import SPARE_BYTES, ContentCache
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.parallel import in_order
@@ -29,7 +26,7 @@ JPEG_QUALITY = 90
 GREY = 128
 PIXELS_VERSION = 1  # raise it when a change of `pixels` itself gives other numbers for the same image
 NUM_THREADS = 4
-SPARE_BYTES = 100_000_000  # left free on the disk of a cache
+PIXELS = "pixels.npy"
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
 
@@ -114,12 +111,12 @@ def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def pixels_source(domain: Domain, size: int) -> str:
-    """Everything that the pixels of a domain depend on; part of the key of each cache that is made of them."""
+    """Everything that the pixels of a domain depend on; part of the key of each cache entry made from them."""
     return f"{domain.info.sha256(IMAGES_FILE)} {size} {PIXELS_VERSION} {made_by('pixels')}"
 
 
 class PixelTable:
-    """Pixels of all images of a domain at one size, decoded once by a release of Pillow: a memory map in a cache."""
+    """Pixels of all images of a domain at one size, decoded once and kept in a cache as a memory map."""
 
     def __init__(self, path: Path, has_image: np.ndarray) -> None:
         self.path = path
@@ -131,22 +128,25 @@ class PixelTable:
         return PixelTable, (self.path, self._has_image)  # a worker process maps the file again
 
     @classmethod
-    def open(cls, domain: Domain, spec: PixelSpec, cache: Path, progress: Progress | None = None) -> PixelTable:
-        """The table in `cache`, built first when it is not there.
+    def open(cls, domain: Domain, spec: PixelSpec, cache: ContentCache, progress: Progress | None = None) -> PixelTable:
+        """The table of `domain` at the size of `spec`, made now if `cache` does not hold it.
 
-        The file is named after the images, `spec` and the libraries that decode and resize, and appears whole, so
-        processes may race: the last one wins with the same bytes. Raises MachineError when the disk has no room,
-        DataError when a stored image is broken.
+        Raises MachineError where the cache cannot be written, DataError when a stored image is broken.
         """
         has_image = domain.has[Modality.IMAGE]
-        shape = (int(has_image.sum()), 3, spec.size, spec.size)
-        if shape[0] == 0:
+        if not has_image.any():
             raise DataError(f"{domain.folder}: no item has an image; import it with --images")
-        key = hashlib.sha256(pixels_source(domain, spec.size).encode()).hexdigest()[:32]
-        path = cache / f"pixels-{spec.size}-{key}.npy"
-        if not _holds(path, shape):
-            _build(domain, spec.size, shape, path, progress)
-        return cls(path, has_image)
+
+        def make(folder: Path) -> None:
+            shape = (int(has_image.sum()), 3, spec.size, spec.size)
+            _check_room(cache.folder, int(np.prod(shape)))
+            with (folder / PIXELS).open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                _write_pixels(domain, spec.size, file, progress)
+
+        entry = cache.entry("pixels", "pixels", {"source": pixels_source(domain, spec.size)})
+        return entry.open(make, lambda folder: cls(folder / PIXELS, has_image))
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """uint8 `(R, 3, H, W)` of the items `rows`, each of which must have an image."""
@@ -156,28 +156,6 @@ class PixelTable:
             raise DataError(f"{self.path}: items {lacking} have no image; ask only for rows of has[Modality.IMAGE]")
         taken: np.ndarray = self._pixels[self._slot[rows]]
         return taken
-
-
-def _holds(path: Path, shape: tuple[int, ...]) -> bool:
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # EOFError: an empty file
-        return False
-    return bool(found.shape == shape and found.dtype == np.uint8)
-
-
-def _build(domain: Domain, size: int, shape: tuple[int, ...], path: Path, progress: Progress | None) -> None:
-    _check_room(path.parent, int(np.prod(shape)))
-    incomplete = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.incomplete")
-    with caching_in(path.parent, "pixels"):
-        try:
-            with incomplete.open("wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                _write_pixels(domain, size, file, progress)
-            incomplete.replace(path)
-        finally:
-            incomplete.unlink(missing_ok=True)
 
 
 def _write_pixels(domain: Domain, size: int, file: IO[bytes], progress: Progress | None) -> None:
@@ -199,9 +177,7 @@ def _write_pixels(domain: Domain, size: int, file: IO[bytes], progress: Progress
 
 
 def _check_room(cache: Path, num_bytes: int) -> None:
-    with caching_in(cache, "pixels"):
-        cache.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(cache).free
+    free = shutil.disk_usage(cache).free
     if free < num_bytes + SPARE_BYTES:
         raise MachineError(
             f"{cache}: pixels need {num_bytes:,} bytes, {free:,} are free; free some or name {OTHER_CACHE}"

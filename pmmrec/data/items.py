@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from pmmrec.contracts import (
     Tokenizer,
     to_device,
 )
+from pmmrec.data.cache import ContentCache, Say, silent
 from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import GREY, PixelTable, pixels_source
 from pmmrec.data.info import ITEMS_FILE
-from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, Wanted
+from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, TableRequest
 from pmmrec.data.releases import made_by
 from pmmrec.data.text import TokenTable
 from pmmrec.progress import Progress
@@ -57,6 +58,7 @@ class ItemReader:
         cache: Path,
         progress: Progress | None = None,
         max_unreadable: float = MAX_UNREADABLE,
+        say: Say = silent,
     ) -> None:
         for modality, reader in ((Modality.TEXT, tokenizer), (Modality.IMAGE, pixel_spec)):
             if (modality in modalities) != (reader is not None):
@@ -68,7 +70,7 @@ class ItemReader:
         self._kept: dict[Modality, PrefixTables] = {}
         self._room = DeviceRoom()
         self._fetches = True
-        self._cache = cache
+        self._cache = ContentCache(cache, say)
         self._modalities = sorted(modalities)
         self._tokenizer = "" if tokenizer is None else tokenizer.fingerprint
         self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
@@ -76,25 +78,20 @@ class ItemReader:
         self._tokens: list[TokenTable] = []
         self._pixels: dict[int, PixelTable] = {}
         if tokenizer is not None:
-            self._tokens = [TokenTable.open(domain, tokenizer, cache, progress) for domain in domains]
+            self._tokens = [TokenTable.open(domain, tokenizer, self._cache, progress) for domain in domains]
         if pixel_spec is not None:
             for place, domain in enumerate(domains):
                 if domain.has[Modality.IMAGE].any():
-                    self._pixels[place] = PixelTable.open(domain, pixel_spec, cache, progress)
+                    self._pixels[place] = PixelTable.open(domain, pixel_spec, self._cache, progress)
 
     def keep_states(
-        self,
-        modality: Modality,
-        prefix: Prefix,
-        config: PrefixConfig,
-        progress: Progress | None = None,
-        say: Callable[[str], None] = lambda _line: None,
+        self, modality: Modality, prefix: Prefix, config: PrefixConfig, progress: Progress | None = None
     ) -> PrefixTables:
         """Read states of the frozen part of an encoder in place of token ids or pixels from now on.
 
-        They are computed now where the cache has none, and `say` is told what was removed for them; NoRoomError when
-        they do not fit. Items as they come from `read` name their states, and `to_device` fetches them. This holds
-        because an item is the same whenever it is read: whoever adds augmentation must refuse kept states here.
+        They are computed now where the cache has none; NoRoomError when they do not fit. Items that `read` returns
+        name their states, and `to_device` fetches them. This relies on an item being the same whenever it is read:
+        augmentation would have to refuse kept states here.
         """
         tables: list[PrefixTable | None] = []
         slots: list[Ints] = []
@@ -104,8 +101,8 @@ class ItemReader:
             slots.append(np.searchsorted(contents.distinct, contents.same_as_N))
             table = None
             if len(contents.distinct):
-                wanted = self._wanted(domain, modality, contents.distinct)
-                table = PrefixTable.open(prefix, wanted, config, self._cache, progress, say)
+                request = self._table_request(domain, modality, contents.distinct)
+                table = PrefixTable.open(prefix, request, config, self._cache, progress)
             tables.append(table)
         kept = PrefixTables(tables, slots, self._room)
         if any(tables):
@@ -186,8 +183,8 @@ class ItemReader:
             has_U[places] = self._domains[domain].has[modality][row_U[places]]
         return has_U
 
-    def _wanted(self, domain: int, modality: Modality, distinct: Ints) -> Wanted:
-        """What a table of frozen states of one domain holds: each distinct content once, the longest first."""
+    def _table_request(self, domain: int, modality: Modality, distinct: Ints) -> TableRequest:
+        """The table of frozen states of one domain: each distinct content once."""
         if modality is Modality.TEXT:
             num_rows_R = self._tokens[domain].num_tokens[distinct]
             digest = hashlib.sha256()
@@ -200,7 +197,7 @@ class ItemReader:
             key = pixels_source(self._domains[domain], self._size)
         order = np.argsort(-num_rows_R, kind="stable")
         chunks = partial(self._chunks, domain, modality, distinct, order)
-        return Wanted(key, num_rows_R, modality is Modality.TEXT, chunks)
+        return TableRequest(key, num_rows_R, modality is Modality.TEXT, chunks)
 
     def _chunks(self, domain: int, modality: Modality, distinct: Ints, order: Ints) -> Iterator[Chunk]:
         for start in range(0, len(order), STATES_AT_ONCE):

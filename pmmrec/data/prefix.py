@@ -1,18 +1,14 @@
-"""What the frozen part of an encoder says of each item: computed once, kept on disk, fetched by row."""
+"""Compute the states of an encoder's frozen part once for each item, keep them on disk, and fetch them by row."""
 # R rows fetched, T tokens of the longest of them, H width of the backbone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import shutil
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -24,18 +20,15 @@ from pydantic import Field
 from torch import Tensor
 
 from pmmrec.contracts import PixelInputs, Prefix, PrefixInputs, PrefixSlots, TokenInputs
-from pmmrec.data.prefix_room import INCOMPLETE, INDEX, NoRoomError, Say, make_room, mark_used, remove, silent
+from pmmrec.data.cache import CacheEntry, ContentCache, mark_used
+from pmmrec.data.prefix_room import NoRoomError, make_room
 from pmmrec.data.releases import made_by
-from pmmrec.errors import OTHER_CACHE
 from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
-FORMAT = 1
-STATES, ENDS = "states.bin", "ends.npy"
-VERIFIED_BYTES = 4_000_000_000  # larger tables are checked by their size alone: reading them would take minutes
-MARK_EVERY_S = 600  # how often a table in use says so
-ATTEMPTS = 3  # at a table that other processes take away meanwhile
+STATES, ENDS, LAYOUT = "states.bin", "ends.npy", "layout.json"
+MARK_EVERY_S = 600  # how often a table in use is marked as used
 DEVICE_SHARE = 0.25  # of a GPU's free memory, at most, for all tables of a run
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -46,40 +39,40 @@ class PrefixConfig(Config):
     use: Literal["auto", "on", "off"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     budget_gb: float = Field(50.0, gt=0)
-    makes: bool = True  # False: tables that are there are read, none is made
+    makes: bool = True  # False: only tables that exist are read
 
     @property
     def insists(self) -> bool:
-        """Whether it is an error where nothing can be kept."""
+        """Whether it is an error where states cannot be kept."""
         return self.use == "on" and self.makes
 
 
 class Chunk(NamedTuple):
-    """Some items on their way through a frozen part: where they go, and what they are."""
+    """Some items that pass the frozen part together, and their slots in the table."""
 
     slot_R: Ints
     inputs: TokenInputs | PixelInputs
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A table that is wanted: what it holds, and how it is made."""
+class TableRequest:
+    """Which states a table holds, and the inputs from which they are computed."""
 
     key: str  # of the contents of the items, as the encoder reads them
     num_rows_R: Ints  # tokens of each distinct text; ones for images
-    is_ragged: bool  # texts are; images all have one shape
+    is_ragged: bool  # True for texts; all images have one shape
     chunks: Callable[[], Iterator[Chunk]]  # the most expensive first; called when the table must be made
 
 
 class PrefixTable:
-    """States of distinct contents, valid tokens only, as one memory-mapped file; `open` is the way to one."""
+    """States of distinct contents, valid tokens only, as one memory-mapped file; call `open` to get one."""
 
     def __init__(self, folder: Path) -> None:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        layout = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
         self.folder, self._marked_s = folder, -math.inf
-        self.is_ragged: bool = index["is_ragged"]
+        self.is_ragged: bool = layout["is_ragged"]
         self._ends: Ints = np.load(folder / ENDS, mmap_mode="r", allow_pickle=False)
-        self._states = _mapped(folder / STATES).view(DTYPES[index["dtype"]]).view(index["shape"])
+        self._states = _mapped(folder / STATES).view(DTYPES[layout["dtype"]]).view(layout["shape"])
         self._mark_used()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -93,49 +86,35 @@ class PrefixTable:
     def open(
         cls,
         prefix: Prefix,
-        wanted: Wanted,
+        request: TableRequest,
         config: PrefixConfig,
-        cache: Path,
+        cache: ContentCache,
         progress: Progress | None = None,
-        say: Say = silent,
     ) -> PrefixTable:
-        """The table in `cache`, made first when there is none that is whole and `config` makes any.
+        """The table in `cache`, made first where it is missing and `config` allows making it.
 
-        Its folder is named after the frozen weights, the preprocessing, the items, the precision and the libraries that
-        compute the states, and appears whole, so runs and processes may share it. `say` is told what is removed for it.
-        Raises NoRoomError when disk or budget are too small, be it that other processes remove the table as fast as it
-        is made, or when none may be made.
+        Its key depends on the frozen weights, the preprocessing, the items, the precision and the libraries that
+        compute the states. `cache.say` is told which tables were removed to make room. Raises NoRoomError when the
+        disk or the budget is too small, when other processes remove the table as fast as it is made, or when it is
+        missing and may not be made.
         """
-        source = f"prefix {FORMAT} {prefix.fingerprint} {wanted.key} {config.precision} {made_by('states')}"
-        folder = cache / f"prefix-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
-        for _ in range(ATTEMPTS):
-            mark_used(folder)  # first, since reading it through to check it takes a while
-            if not _is_whole(folder):
-                if not config.makes:
-                    raise NoRoomError(f"{folder}: no frozen states are kept there, and none are made now")
-                try:
-                    _make(folder, prefix, wanted, config, progress, say)
-                except OSError as error:
-                    reason = error.strerror or error
-                    raise NoRoomError(
-                        f"{cache}: frozen states cannot be kept there: {reason}; name {OTHER_CACHE}"
-                    ) from error
-            with suppress(FileNotFoundError):  # another process has just removed it
-                return cls(folder)
-        raise NoRoomError(
-            f"{folder}: other processes removed these frozen states {ATTEMPTS} times while they were opened; raise "
-            "prefix_budget_gb, or say prefix_cache=off"
-        )
+        inputs = {"prefix": prefix.fingerprint, "items": request.key, "precision": config.precision}
+        entry = cache.entry("prefix", "frozen states", {**inputs, "releases": made_by("states")}, NoRoomError)
+
+        def make(folder: Path) -> None:
+            _make(folder, entry, prefix, request, config, progress)
+
+        return entry.open(make if config.makes else None, cls)
 
     def move_to(self, device: torch.device, room: DeviceRoom) -> None:
-        """Keep a copy in the memory of a GPU where there is room; on the CPU the map is as good."""
+        """Copy the table to the memory of a GPU where there is room; for the CPU the map is as good."""
         if device.type == "cuda" and self._states.device != device and room.grants(device, self.num_bytes):
             self._states = self._states.to(device)
 
     def fetch(self, slot_R: Ints) -> tuple[Tensor, Tensor]:
         """States of these contents, `(R, T, H)` or `(R, ...)`, and which tokens are valid, `(R, T)` or `(R, 0)`.
 
-        As they are stored, on the device where the table is; right-padded with zeros.
+        States have the stored precision, on the device of the table, right-padded with zeros.
         """
         self._mark_used()
         device = self._states.device
@@ -150,28 +129,28 @@ class PrefixTable:
         return torch.where(is_valid_RT.to(device)[:, :, None], state_RTH, 0.0), is_valid_RT
 
     def _mark_used(self) -> None:
-        """Now and then, so that long runs keep their tables."""
+        """Mark the table as used now and then, so that long runs keep theirs."""
         if time.monotonic() - self._marked_s > MARK_EVERY_S:
             self._marked_s = time.monotonic()
             mark_used(self.folder)
 
 
 def _mapped(path: Path) -> Tensor:
-    """The bytes of a file, never written to. Mapped for reading alone: a writable map may not exceed the memory."""
+    """The bytes of a file, mapped read-only: a writable map may not be larger than the memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 class DeviceRoom:
-    """What all tables of a run may take of a GPU's memory: a share of what is free when the first of them asks."""
+    """How much GPU memory all tables of a run may take: a share of what is free at the first request."""
 
     def __init__(self, free_bytes: Callable[[torch.device], int] | None = None) -> None:
         self._free_bytes = free_bytes or _free_bytes
         self._left: dict[torch.device, float] = {}
 
     def grants(self, device: torch.device, num_bytes: int) -> bool:
-        """Whether so much may be taken; if so, it is."""
+        """Take `num_bytes` if they fit; says whether they did."""
         if device not in self._left:
             self._left[device] = DEVICE_SHARE * self._free_bytes(device)
         fits = num_bytes <= self._left[device]
@@ -196,7 +175,7 @@ class PrefixTables:
         return sum(table.num_bytes for table in self._tables if table is not None)
 
     def slots(self, domain_R: Ints, row_R: Ints, item_index_R: Ints) -> PrefixSlots:
-        """Where the states of these items lie; slot -1 stands in where there are none."""
+        """Where the states of these items lie; one slot -1 where there are no items."""
         if not len(row_R):
             zero = torch.zeros(1, dtype=torch.int64)
             return PrefixSlots(zero, zero - 1, zero)
@@ -208,25 +187,25 @@ class PrefixTables:
         )
 
     def fetch(self, slots: PrefixSlots, device: torch.device) -> PrefixInputs:
-        """The states themselves, float32 on `device`. Call it where the model is, not where batches are read ahead."""
+        """The states themselves, float32 on `device`. Call it in the process of the model, not in a data worker."""
         domain_R, slot_R = slots.domain_R.numpy(), slots.slot_R.numpy()
-        stands_in = bool(slot_R[0] < 0)
+        is_empty = bool(slot_R[0] < 0)
         groups = []
         for domain in np.unique(domain_R):
             places, table = np.flatnonzero(domain_R == domain), self._tables[domain]
-            if table is None and stands_in:
+            if table is None and is_empty:
                 table = next(other for other in self._tables if other is not None)
-            assert table is not None  # noqa: S101  slots are given for rows that have states
+            assert table is not None  # noqa: S101  slots exist only for rows that have states
             table.move_to(device, self._room)
             groups.append((places, *table.fetch(np.maximum(slot_R[places], 0))))
         state_R, is_valid_RT = groups[0][1:] if len(groups) == 1 else _joined(groups, len(slot_R))
         state_R = state_R.to(device).float()
-        state_R = torch.zeros_like(state_R) if stands_in else state_R
+        state_R = torch.zeros_like(state_R) if is_empty else state_R
         return PrefixInputs(state_R, is_valid_RT.to(device), slots.item_index_R.to(device))
 
 
 def _joined(groups: list[tuple[Ints, Tensor, Tensor]], num_rows: int) -> tuple[Tensor, Tensor]:
-    """States and validity of several tables as one, each row in its place."""
+    """Join states and validity of several tables, each row in its place."""
     _, first, _ = groups[0]
     longest = max(is_valid.shape[1] for _, _, is_valid in groups)
     shape = (longest, *first.shape[2:]) if longest else first.shape[1:]
@@ -241,45 +220,42 @@ def _joined(groups: list[tuple[Ints, Tensor, Tensor]], num_rows: int) -> tuple[T
 
 
 def _make(
-    folder: Path, prefix: Prefix, wanted: Wanted, config: PrefixConfig, progress: Progress | None, say: Say
+    folder: Path,
+    entry: CacheEntry,
+    prefix: Prefix,
+    request: TableRequest,
+    config: PrefixConfig,
+    progress: Progress | None,
 ) -> None:
-    """Compute the states and write them below a temporary name, then rename the folder."""
-    dtype, chunks = DTYPES[config.precision], wanted.chunks()
+    """Compute the states and write the files of a table to `folder`."""
+    dtype, chunks = DTYPES[config.precision], request.chunks()
     chunk = next(chunks)
     states_R = prefix.states(chunk.inputs)
-    ends = np.cumsum(wanted.num_rows_R)
-    shape = (int(ends[-1]), *states_R.shape[2 if wanted.is_ragged else 1 :])
+    ends = np.cumsum(request.num_rows_R)
+    shape = (int(ends[-1]), *states_R.shape[2 if request.is_ragged else 1 :])
     num_bytes = math.prod(shape) * dtype.itemsize
-    incomplete = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{INCOMPLETE}")
-    try:
-        incomplete.mkdir(parents=True)
-        with (incomplete / STATES).open("wb") as file:
-            file.truncate(num_bytes)  # first, so that whoever looks for room at once counts it
-            make_room(folder, num_bytes, int(config.budget_gb * 1e9), say)
-            _reserve(file, num_bytes)
-        flat = torch.from_file(str(incomplete / STATES), shared=True, size=math.prod(shape), dtype=dtype)
-        table, num_done = flat.view(shape), 0
-        while True:
-            _write(table, ends, chunk.slot_R, states_R, chunk.inputs)
-            num_done += len(chunk.slot_R)
-            if progress is not None:
-                progress("frozen states", num_done, len(ends))
-            following = next(chunks, None)
-            if following is None:
-                break
-            chunk, states_R = following, prefix.states(following.inputs)
-        del table, flat
-        np.save(incomplete / ENDS, ends, allow_pickle=False)
-        index = {"format": FORMAT, "dtype": config.precision, "shape": list(shape), "is_ragged": wanted.is_ragged}
-        checksums = {name: _sha256(incomplete / name) for name in (STATES, ENDS)}
-        (incomplete / INDEX).write_text(json.dumps({**index, "sha256": checksums}), encoding="utf-8")
-        _put_in_place(incomplete, folder)
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
+    with (folder / STATES).open("wb") as file:
+        file.truncate(num_bytes)  # first, so that processes that look for room at the same time count it
+        make_room(entry.folder, num_bytes, int(config.budget_gb * 1e9), entry.say)
+        _reserve(file, num_bytes)
+    flat = torch.from_file(str(folder / STATES), shared=True, size=math.prod(shape), dtype=dtype)
+    table, num_done = flat.view(shape), 0
+    while True:
+        _write(table, ends, chunk.slot_R, states_R, chunk.inputs)
+        num_done += len(chunk.slot_R)
+        if progress is not None:
+            progress("frozen states", num_done, len(ends))
+        following = next(chunks, None)
+        if following is None:
+            break
+        chunk, states_R = following, prefix.states(following.inputs)
+    np.save(folder / ENDS, ends, allow_pickle=False)
+    layout = {"dtype": config.precision, "shape": list(shape), "is_ragged": request.is_ragged}
+    (folder / LAYOUT).write_text(json.dumps(layout), encoding="utf-8")
 
 
 def _reserve(file: IO[bytes], num_bytes: int) -> None:
-    """Have the blocks of a file be there: a full disk is told now, and not by a signal while it is written."""
+    """Allocate the blocks of a file: a full disk is an error now, not a signal while the file is written."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, num_bytes)
 
@@ -292,36 +268,3 @@ def _write(table: Tensor, ends: Ints, slot_R: Ints, states_R: Tensor, inputs: To
     for slot, state_TH, is_valid_T in zip(slot_R.tolist(), states_R, inputs.is_valid_RT.cpu(), strict=True):
         rows_TH = state_TH[is_valid_T]
         table[int(ends[slot]) - len(rows_TH) : int(ends[slot])] = rows_TH
-
-
-def _put_in_place(incomplete: Path, folder: Path) -> None:
-    """Rename; a broken table gives way, a whole one of another process that was faster holds the same and stays."""
-    for _ in range(ATTEMPTS):
-        with suppress(OSError):
-            incomplete.rename(folder)
-            return
-        if _is_whole(folder):
-            return
-        remove(folder)
-    incomplete.rename(folder)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        checksums: dict[str, str] = index["sha256"]
-        num_bytes = DTYPES[index["dtype"]].itemsize * math.prod(index["shape"])
-        if (folder / STATES).stat().st_size != num_bytes:
-            return False
-        checked = (ENDS, STATES) if num_bytes <= VERIFIED_BYTES else (ENDS,)
-        return all(_sha256(folder / name) == checksums[name] for name in checked)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

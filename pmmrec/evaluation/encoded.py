@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pmmrec.atomic import caching_in
+from pmmrec.data.cache import ContentCache, Say, silent
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
@@ -22,9 +20,8 @@ from pmmrec.evaluation.share import Share
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress
 
-FORMAT = 1
 ITEMS_OF_PIECE = 8 * ITEMS_AT_ONCE  # what a killed run loses, at most
-VECTORS, DIGEST = "vectors", "sha256"
+VECTORS = "vectors.npy"
 
 
 def kept_vectors(
@@ -38,6 +35,7 @@ def kept_vectors(
     keep_on: torch.device | None = None,
     share: Share | None = None,
     progress: Progress | None = None,
+    say: Say = silent,
 ) -> Tensor:
     """What `encode_catalogue` gives, `(N, D)` float32, out of pieces that are kept in `cache`.
 
@@ -49,17 +47,14 @@ def kept_vectors(
     MachineError when the cache cannot be written.
     """
     rows, contents = reader.in_order(domain_index), reader.contents(domain_index)
-    what = f"{weights} {reader.fingerprint(domain_index)} {made_by('vectors')}"
-    source = f"{FORMAT} {what} {device.type} {ITEMS_AT_ONCE}"
-    folder = cache / f"vectors-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+    inputs = {"weights": weights, "items": reader.fingerprint(domain_index), "releases": made_by("vectors")}
+    sizes = {"items_at_once": ITEMS_AT_ONCE, "items_of_piece": ITEMS_OF_PIECE}
+    entry = ContentCache(cache, say).entry("vectors", "item vectors", {**inputs, **sizes, "device": device.type})
     pieces = [rows[start : start + ITEMS_OF_PIECE] for start in range(0, len(rows), ITEMS_OF_PIECE)]
     home, vectors_ND, num_done = keep_on or device, torch.zeros(0, 0), 0
     for place in (share or Share()).order(len(pieces)):
-        path = folder / f"{place:06d}.safetensors"
-        vectors_PD = _read(path, len(pieces[place]))
-        if vectors_PD is None:
-            vectors_PD = _encode(recommender, reader, domain_index, pieces[place], device)
-            _write(path, vectors_PD)
+        encode = partial(_encode, recommender, reader, domain_index, pieces[place], device)
+        vectors_PD = entry.piece(place).open(partial(_save, encode), _load)
         if not len(vectors_ND):
             vectors_ND = torch.zeros(len(contents.same_as_N), vectors_PD.shape[1], device=home)
         vectors_ND[torch.from_numpy(pieces[place]).to(home)] = vectors_PD.to(home)
@@ -88,29 +83,9 @@ def _encode(
     return vectors_PD
 
 
-def _write(path: Path, vectors_PD: Tensor) -> None:
-    """Whole or not at all; of two processes that write the same piece the last one stays."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    with caching_in(path.parent, "item vectors"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({VECTORS: vectors_PD.contiguous()}, temporary, metadata={DIGEST: _digest(vectors_PD)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+def _save(encode: Callable[[], Tensor], folder: Path) -> None:
+    np.save(folder / VECTORS, encode().numpy(), allow_pickle=False)
 
 
-def _read(path: Path, num_items: int) -> Tensor | None:
-    """The vectors of a piece; None where there is no such piece, or it was cut short or changed."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            vectors_PD: Tensor = file.get_tensor(VECTORS)
-            digest = (file.metadata() or {}).get(DIGEST)
-    except (OSError, SafetensorError):
-        return None
-    is_whole = vectors_PD.ndim == 2 and len(vectors_PD) == num_items and vectors_PD.dtype == torch.float32
-    return vectors_PD if is_whole and digest == _digest(vectors_PD) else None
-
-
-def _digest(vectors_PD: Tensor) -> str:
-    return hashlib.sha256(vectors_PD.contiguous().numpy().tobytes()).hexdigest()
+def _load(folder: Path) -> Tensor:
+    return torch.from_numpy(np.load(folder / VECTORS, allow_pickle=False))

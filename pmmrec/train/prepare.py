@@ -190,7 +190,7 @@ def read_items(
     prefixes = find_prefixes(recommender, config, run.log) if learns else {}  # else nothing is read twice
     with bars() as progress:
         reader = ItemReader(
-            sources.domains, *reads, expanded(recipe.cache), progress, max_unreadable=recipe.data.max_unreadable
+            sources.domains, *reads, expanded(recipe.cache), progress, recipe.data.max_unreadable, run.log.say
         )
         if prefixes:
             recommender.to(run.processes.device)
@@ -258,7 +258,7 @@ def _keep_states(
     """Keep the states of one encoder; under `auto`, where there is room. Says so where they may be made."""
     started_s = time.monotonic()
     try:
-        tables = reader.keep_states(modality, prefix, config, progress, log.say)
+        tables = reader.keep_states(modality, prefix, config, progress)
     except NoRoomError as error:
         if config.insists:
             raise

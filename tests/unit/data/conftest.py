@@ -15,6 +15,7 @@ from PIL import Image
 from shops import Shops
 
 from pmmrec.contracts import Modality, PixelSpec
+from pmmrec.data.cache import Say, silent
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
@@ -123,11 +124,9 @@ def films(make_domain: MakeDomain) -> Domain:
 
 @pytest.fixture
 def open_reader(tmp_path: Path, tokenizer_class: type) -> Callable[..., ItemReader]:
-    def make(*domains: Domain, **settings: int) -> ItemReader:
-        both = frozenset(Modality)
-        return ItemReader(
-            domains, both, tokenizer_class(**settings), PixelSpec(8), tmp_path / "cache", max_unreadable=1
-        )
+    def make(*domains: Domain, say: Say = silent, **settings: int) -> ItemReader:
+        reads = (frozenset(Modality), tokenizer_class(**settings), PixelSpec(8), tmp_path / "cache")
+        return ItemReader(domains, *reads, max_unreadable=1, say=say)
 
     return make
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pmmrec.contracts import Modality
+from pmmrec.data.cache import ContentCache
 from pmmrec.data.contents import contents_of
 from pmmrec.data.domain import Domain
 from pmmrec.data.text import TokenTable
@@ -39,24 +40,24 @@ def domain(make_domain: Callable[..., Domain], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def tokens(domain: Domain, tokenizer: Any, tmp_path: Path) -> TokenTable:
-    return TokenTable.open(domain, tokenizer, tmp_path / "cache")
+    return TokenTable.open(domain, tokenizer, ContentCache(tmp_path / "cache"))
 
 
 def test_texts_are_alike_where_their_tokens_are(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
-    contents = contents_of(domain, TEXT, tokens, tmp_path)
+    contents = contents_of(domain, TEXT, tokens, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 0, 0, 0, 4, 5, 4, 0]
     assert contents.is_readable_N.tolist() == [True] * 4 + [False, True, False, True]
     assert contents.distinct.tolist() == [0, 5]
 
 
 def test_images_are_alike_where_their_bytes_are(domain: Domain, tmp_path: Path) -> None:
-    contents = contents_of(domain, IMAGE, None, tmp_path)
+    contents = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
     assert contents.distinct.tolist() == [1, 2, 4]
 
 
 def test_with_both_modalities_both_must_be_alike(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
-    contents = contents_of(domain, BOTH, tokens, tmp_path)
+    contents = contents_of(domain, BOTH, tokens, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 5, 4, 0]
     assert contents.is_readable_N.all()
     assert contents.distinct.tolist() == [0, 1, 2, 4, 5]
@@ -74,24 +75,25 @@ def rows_read(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_images_are_read_once_ever_to_be_compared(
     domain: Domain, tokens: TokenTable, rows_read: list[int], tmp_path: Path
 ) -> None:
-    first = contents_of(domain, BOTH, tokens, tmp_path)
+    first = contents_of(domain, BOTH, tokens, ContentCache(tmp_path))
     assert rows_read == list(range(8))
-    again, alone = contents_of(domain, BOTH, tokens, tmp_path), contents_of(domain, IMAGE, None, tmp_path)
+    again = contents_of(domain, BOTH, tokens, ContentCache(tmp_path))
+    alone = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
     assert rows_read == list(range(8))
     assert np.array_equal(again.same_as_N, first.same_as_N)
     assert alone.same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
 
 
 def test_texts_alone_read_no_image(domain: Domain, tokens: TokenTable, rows_read: list[int], tmp_path: Path) -> None:
-    contents_of(domain, TEXT, tokens, tmp_path)
+    contents_of(domain, TEXT, tokens, ContentCache(tmp_path))
     assert rows_read == []
 
 
 def test_other_images_are_compared_anew(domain: Domain, make_domain: Callable[..., Domain], tmp_path: Path) -> None:
-    contents_of(domain, IMAGE, None, tmp_path)
+    contents_of(domain, IMAGE, None, ContentCache(tmp_path))
     other = make_domain([list(range(8))], name="other", images=[0, 1, 2])
-    assert contents_of(other, IMAGE, None, tmp_path).same_as_N.tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
-    assert contents_of(domain, IMAGE, None, tmp_path).same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
+    assert contents_of(other, IMAGE, None, ContentCache(tmp_path)).same_as_N.tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert contents_of(domain, IMAGE, None, ContentCache(tmp_path)).same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
 
 
 def _empty(kept: Path) -> None:
@@ -115,17 +117,17 @@ def _lose_its_pages(kept: Path) -> None:
     np.save(kept, np.zeros(8, dtype=np.int64))
 
 
-def _lose_its_digest(kept: Path) -> None:
-    kept.with_suffix(".sha256").unlink()
+def _lose_its_index(kept: Path) -> None:
+    (kept.parent / "index.json").unlink()
 
 
-def _harm_its_digest(kept: Path) -> None:
-    kept.with_suffix(".sha256").write_bytes(b"\xff")
+def _harm_its_index(kept: Path) -> None:
+    (kept.parent / "index.json").write_bytes(b"\xff")
 
 
 HARMS = [
     *(_empty, _cut_short, _lose_a_row, _change_one_entry),
-    *(_lose_its_pages, _lose_its_digest, _harm_its_digest),
+    *(_lose_its_pages, _lose_its_index, _harm_its_index),
 ]
 
 
@@ -133,22 +135,22 @@ HARMS = [
 def test_what_was_kept_and_harmed_is_compared_again(
     domain: Domain, rows_read: list[int], tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    first = contents_of(domain, IMAGE, None, tmp_path)
-    (kept,) = tmp_path.glob("same-images-*.npy")
+    first = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
+    (kept,) = tmp_path.glob("same-images-*/same_as.npy")
     harm(kept)
     rows_read.clear()
-    assert np.array_equal(contents_of(domain, IMAGE, None, tmp_path).same_as_N, first.same_as_N)
+    assert np.array_equal(contents_of(domain, IMAGE, None, ContentCache(tmp_path)).same_as_N, first.same_as_N)
     assert rows_read == list(range(8))
     assert np.array_equal(np.load(kept), first.same_as_N)
 
 
 def test_a_cache_that_cannot_be_written_is_named(domain: Domain, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MachineError, match=r"file: which images are alike cannot be kept there: .*name another cache"):
-        contents_of(domain, IMAGE, None, tmp_path / "file")
+    with pytest.raises(MachineError, match=r"file: image comparisons cannot be kept there: .*name another cache"):
+        contents_of(domain, IMAGE, None, ContentCache(tmp_path / "file"))
 
 
 def test_a_model_that_knows_ids_tells_all_items_apart(domain: Domain, tmp_path: Path) -> None:
-    contents = contents_of(domain, frozenset(), None, tmp_path)
+    contents = contents_of(domain, frozenset(), None, ContentCache(tmp_path))
     assert np.array_equal(contents.same_as_N, np.arange(8))
     assert np.array_equal(contents.distinct, np.arange(8))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pmmrec.contracts import PixelSpec
 from pmmrec.data import images
+from pmmrec.data.cache import ContentCache
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import PictureError, PixelTable, pixels, stored_jpeg
 from pmmrec.errors import DataError, MachineError
@@ -158,7 +159,7 @@ def domain(make_domain: Callable[..., Domain]) -> Domain:
 
 
 def test_a_table_holds_what_pixels_gives(domain: Domain, tmp_path: Path) -> None:
-    table = PixelTable.open(domain, PixelSpec(8), tmp_path / "cache")
+    table = PixelTable.open(domain, PixelSpec(8), ContentCache(tmp_path / "cache"))
     rows = np.array([4, 1, 4, 2])
     expected = np.stack([pixels(jpeg, 8) for jpeg in domain.jpegs(rows)])
     np.testing.assert_array_equal(table.read(rows), expected)
@@ -167,45 +168,46 @@ def test_a_table_holds_what_pixels_gives(domain: Domain, tmp_path: Path) -> None
 
 def test_a_table_is_built_once(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int, int]] = []
-    PixelTable.open(domain, PixelSpec(8), tmp_path / "cache", lambda *call: calls.append(call))
+    PixelTable.open(domain, PixelSpec(8), ContentCache(tmp_path / "cache"), lambda *call: calls.append(call))
     assert calls == [("pixels", 3, 3)]
-    PixelTable.open(domain, PixelSpec(8), tmp_path / "cache", lambda *call: calls.append(call))
+    PixelTable.open(domain, PixelSpec(8), ContentCache(tmp_path / "cache"), lambda *call: calls.append(call))
     assert len(calls) == 1
-    PixelTable.open(domain, PixelSpec(4), tmp_path / "cache", lambda *call: calls.append(call))
+    PixelTable.open(domain, PixelSpec(4), ContentCache(tmp_path / "cache"), lambda *call: calls.append(call))
     assert len(calls) == 2
 
 
 def test_tables_of_other_images_are_other_files(make_domain: Callable[..., Domain], tmp_path: Path) -> None:
     for name, rows in (("one", [0]), ("two", [1]), ("one_again", [0])):
-        PixelTable.open(make_domain([[0, 1]], name=name, images=rows), PixelSpec(4), tmp_path / "cache")
+        PixelTable.open(make_domain([[0, 1]], name=name, images=rows), PixelSpec(4), ContentCache(tmp_path / "cache"))
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_items_without_image_have_no_pixels(domain: Domain, tmp_path: Path) -> None:
-    table = PixelTable.open(domain, PixelSpec(4), tmp_path / "cache")
+    table = PixelTable.open(domain, PixelSpec(4), ContentCache(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"items \[0\] have no image"):
         table.read(np.array([0, 1]))
 
 
 def test_a_domain_without_images_has_no_table(make_domain: Callable[..., Domain], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no item has an image"):
-        PixelTable.open(make_domain([[0, 1]]), PixelSpec(4), tmp_path / "cache")
+        PixelTable.open(make_domain([[0, 1]]), PixelSpec(4), ContentCache(tmp_path / "cache"))
 
 
 def test_lack_of_room_is_said_before_the_work(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(images.shutil, "disk_usage", lambda _: free)
     with pytest.raises(MachineError, match=r"pixels need 144 bytes, 1,000 are free"):
-        PixelTable.open(domain, PixelSpec(4), tmp_path / "cache")
+        PixelTable.open(domain, PixelSpec(4), ContentCache(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_racing_builders_end_with_one_whole_table(domain: Domain, tmp_path: Path) -> None:
-    start, tables = threading.Barrier(4), []
+def test_threads_that_open_one_table_at_once_decode_it_once(domain: Domain, tmp_path: Path) -> None:
+    start, tables, calls = threading.Barrier(4), [], []
 
     def build() -> None:
         start.wait()
-        tables.append(PixelTable.open(domain, PixelSpec(32), tmp_path / "cache"))
+        cache = ContentCache(tmp_path / "cache")
+        tables.append(PixelTable.open(domain, PixelSpec(32), cache, lambda *call: calls.append(call)))
 
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
@@ -215,24 +217,18 @@ def test_racing_builders_end_with_one_whole_table(domain: Domain, tmp_path: Path
     rows = np.array([1, 2, 4])
     expected = np.stack([pixels(jpeg, 32) for jpeg in domain.jpegs(rows)])
     assert len(tables) == 4
+    assert calls == [("pixels", 3, 3)]
     for table in tables:
         np.testing.assert_array_equal(table.read(rows), expected)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_torn_table_is_built_again(domain: Domain, tmp_path: Path) -> None:
-    path = PixelTable.open(domain, PixelSpec(8), tmp_path / "cache").path
+@pytest.mark.parametrize("harm", [lambda data: data[:-5], lambda data: data[:-1] + b"x", lambda _: b""])
+def test_a_damaged_table_is_built_again(domain: Domain, tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
+    path = PixelTable.open(domain, PixelSpec(8), ContentCache(tmp_path / "cache")).path
     whole = path.read_bytes()
-    path.write_bytes(whole[:-5])
-    PixelTable.open(domain, PixelSpec(8), tmp_path / "cache")
-    assert path.read_bytes() == whole
-
-
-def test_an_empty_table_is_built_again(domain: Domain, tmp_path: Path) -> None:
-    path = PixelTable.open(domain, PixelSpec(8), tmp_path / "cache").path
-    whole = path.read_bytes()
-    path.write_bytes(b"")
-    PixelTable.open(domain, PixelSpec(8), tmp_path / "cache")
+    path.write_bytes(harm(whole))
+    PixelTable.open(domain, PixelSpec(8), ContentCache(tmp_path / "cache"))
     assert path.read_bytes() == whole
 
 
@@ -241,5 +237,5 @@ def test_a_broken_stored_image_names_its_item_and_leaves_no_table(domain: Domain
     stored = domain.jpegs(np.array([2]))[0]
     path.write_bytes(path.read_bytes().replace(stored, b"\0" * len(stored)))
     with pytest.raises(DataError, match="image of item 2: not a picture"):
-        PixelTable.open(Domain.open(domain.folder), PixelSpec(4), tmp_path / "cache")
+        PixelTable.open(Domain.open(domain.folder), PixelSpec(4), ContentCache(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kept_states import SEQUENCES, TEXTS, WIDTH, Ladder, assert_same, image_of, read, tables, text_of
 
-from pmmrec.contracts import Modality, PixelInputs, PixelSpec, PrefixSlots, TokenInputs
+from pmmrec.contracts import Modality, PixelInputs, PixelSpec, PrefixSlots
 from pmmrec.data import prefix as prefix_file
 from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.domain import Domain
@@ -169,20 +169,6 @@ def test_a_broken_table_is_made_again(
     assert ladder.num_rows == 11
     assert torch.equal(again, expected)
     assert tables(tmp_path / "cache") == made
-
-
-def test_a_faster_process_with_the_same_states_wins(
-    shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
-) -> None:
-    class Overtaken(Ladder):
-        def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
-            open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig())
-            return super().states(inputs)
-
-    reader = open_reader(shop)
-    reader.keep_states(Modality.TEXT, Overtaken(), PrefixConfig())
-    assert text_of(read(reader, [0], [6])).state_R.any()
-    assert [path.name for path in (tmp_path / "cache").glob("*prefix-*")] == [tables(tmp_path / "cache")[0].name]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

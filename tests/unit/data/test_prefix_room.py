@@ -18,6 +18,7 @@ import torch
 from kept_states import Ladder, Network, read, tables, text_of
 
 from pmmrec.contracts import Modality, PixelInputs, TokenInputs
+from pmmrec.data import cache as content_cache
 from pmmrec.data import prefix, prefix_room
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -42,7 +43,7 @@ def _sizes(folders: list[Path]) -> int:
 def test_a_half_made_folder_is_never_used(shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path) -> None:
     keep(shop)
     for folder in tables(tmp_path / "cache"):
-        folder.rename(folder.with_name(f".{folder.name}.0{prefix_room.INCOMPLETE}"))
+        folder.rename(folder.with_name(f".{folder.name}.0{content_cache.INCOMPLETE}"))
     ladder = Ladder()
     keep(shop, prefix=ladder)
     assert ladder.num_rows == 11
@@ -63,11 +64,11 @@ def test_a_table_that_fails_halfway_leaves_nothing(
 def test_what_killed_processes_left_is_swept_and_what_others_are_making_is_not(
     shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
-    left, others = (tmp_path / "cache" / f".prefix-{name}{prefix_room.INCOMPLETE}" for name in ("left", "others"))
+    left, others = (tmp_path / "cache" / f".prefix-{name}{content_cache.INCOMPLETE}" for name in ("left", "others"))
     for folder in (left, others):
         folder.mkdir(parents=True)
         (folder / "states.bin").write_bytes(b"half")
-    _aged(left, prefix_room.ABANDONED_S + 60)
+    _aged(left, content_cache.ABANDONED_S + 60)
     keep(shop)
     assert not left.exists()
     assert others.exists()
@@ -85,7 +86,6 @@ def test_two_that_make_tables_at_once_share_one_budget(
         with pytest.raises(NoRoomError, match=rf"need {num_bytes} bytes beside {num_bytes} of tables in use") as raised:
             open_reader(shop).keep_states(Modality.IMAGE, Ladder("second"), config)
         refused.append(str(raised.value))
-        open_reader(shop).keep_states(Modality.IMAGE, Ladder("first"), config)  # the same table, of which one stays
         reserve(*before)
 
     monkeypatch.setattr(prefix, "_reserve", let_another_begin)  # not a byte of the first is written then
@@ -97,7 +97,7 @@ def test_two_that_make_tables_at_once_share_one_budget(
 def test_what_somebody_was_making_long_ago_takes_no_room_of_others(
     shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
-    left = tmp_path / "cache" / f".prefix-left.0{prefix_room.INCOMPLETE}"
+    left = tmp_path / "cache" / f".prefix-left.0{content_cache.INCOMPLETE}"
     left.mkdir(parents=True)
     (left / "states.bin").write_bytes(bytes(1000))
     config = PrefixConfig(budget_gb=1000 / 1e9)
@@ -117,8 +117,7 @@ def test_the_tables_unused_for_longest_make_room_and_are_named(
     said: list[str] = []
     held = _sizes(tables(tmp_path / "cache"))
     config = PrefixConfig(budget_gb=(held + 20) / 1e9)
-    reader = open_reader(shop)
-    made = reader.keep_states(Modality.IMAGE, Ladder("new"), config, say=said.append)
+    made = open_reader(shop, say=said.append).keep_states(Modality.IMAGE, Ladder("new"), config)
     assert made.num_bytes > 20
     assert not older.exists()
     assert old.exists()
@@ -188,7 +187,9 @@ def test_a_disk_that_fills_up_is_told_before_a_signal_ends_the_run(
     reader, before = open_reader(shop), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        with pytest.raises(NoRoomError, match="frozen states cannot be kept there: File too large; name another cache"):
+        with pytest.raises(
+            NoRoomError, match="frozen states cannot be kept there: File too large; free space or name another cache"
+        ):
             reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -207,7 +208,7 @@ def test_a_table_that_somebody_begins_to_use_in_time_stays(
     def wake_the_other(_line: str) -> None:
         os.utime(held[0] / "index.json")
 
-    open_reader(shop).keep_states(Modality.IMAGE, Ladder("new"), config, say=wake_the_other)
+    open_reader(shop, say=wake_the_other).keep_states(Modality.IMAGE, Ladder("new"), config)
     assert not held[1].exists()
     assert held[0].exists()
 
@@ -220,17 +221,17 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[OnCheck], None]:
     """Let others act between the check of a table and its opening; what they open themselves they do alone."""
 
     def let(act: OnCheck) -> None:
-        is_whole, acting = prefix._is_whole, [False]
+        is_whole, acting = content_cache.is_whole, [False]
 
         def check(folder: Path) -> bool:
             found = is_whole(folder)
-            if not acting[0]:
+            if folder.name.startswith("prefix-") and not acting[0]:
                 acting[0] = True
                 act(folder, found)
                 acting[0] = False
             return found
 
-        monkeypatch.setattr(prefix, "_is_whole", check)
+        monkeypatch.setattr(content_cache, "is_whole", check)
 
     return let
 
@@ -271,7 +272,7 @@ def test_a_table_that_gives_way_to_another_while_it_is_opened_is_made_again(
     def take_its_room(folder: Path, found: bool) -> None:
         if found:
             config = PrefixConfig(budget_gb=_sizes([_aged(folder, 10_000)]) / 1e9)
-            open_reader(shop).keep_states(Modality.TEXT, Ladder("other"), config, say=removed.append)
+            open_reader(shop, say=removed.append).keep_states(Modality.TEXT, Ladder("other"), config)
 
     meanwhile(take_its_room)
     reader, ladder = open_reader(shop), Ladder()
@@ -282,7 +283,7 @@ def test_a_table_that_gives_way_to_another_while_it_is_opened_is_made_again(
     assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 2
 
 
-@pytest.mark.parametrize("first", ["index.json", "ends.npy", "states.bin"])
+@pytest.mark.parametrize("first", ["layout.json", "ends.npy", "states.bin"])
 def test_whichever_file_of_a_table_vanishes_while_it_is_opened_it_is_made_again(
     shop: Domain, open_reader: Callable[..., ItemReader], meanwhile: Callable[..., None], tmp_path: Path, first: str
 ) -> None:
@@ -295,35 +296,19 @@ def test_whichever_file_of_a_table_vanishes_while_it_is_opened_it_is_made_again(
     assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 1
 
 
-def test_a_table_that_others_remove_as_fast_as_it_is_made_is_given_up(
-    shop: Domain, open_reader: Callable[..., ItemReader], meanwhile: Callable[..., None]
-) -> None:
-    def make_or_remove(folder: Path, found: bool) -> None:
-        if found:
-            shutil.rmtree(folder)
-        else:
-            open_reader(shop).keep_states(Modality.TEXT, Ladder(), PrefixConfig())
-
-    meanwhile(make_or_remove)
-    ladder = Ladder()
-    with pytest.raises(NoRoomError, match="removed these frozen states 3 times while they were opened; raise"):
-        open_reader(shop).keep_states(Modality.TEXT, ladder, PrefixConfig())
-    assert ladder.num_rows == 3 * 6
-
-
 def test_a_table_larger_than_the_memory_is_opened(tmp_path: Path) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     num_rows, width = 4 * memory // 4096, 1024
     (tmp_path / "states.bin").touch()
     os.truncate(tmp_path / "states.bin", 4 * num_rows * width)  # takes no room: nothing is written
-    index = {"dtype": "float32", "shape": [num_rows, width], "is_ragged": False}
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    layout = {"dtype": "float32", "shape": [num_rows, width], "is_ragged": False}
+    (tmp_path / "layout.json").write_text(json.dumps(layout))
     np.save(tmp_path / "ends.npy", np.array([1, num_rows]))
     state_RH, _ = prefix.PrefixTable(tmp_path).fetch(np.array([0, 1]))
     assert torch.equal(state_RH, torch.zeros(2, width))
 
 
-def test_two_processes_that_make_the_same_table_at_once_leave_one_whole_table(
+def test_of_two_processes_that_want_the_same_table_one_makes_it_and_the_other_waits(
     make_domain: MakeDomain, tokenizer_class: type, tmp_path: Path
 ) -> None:
     cache, forked = tmp_path / "cache", multiprocessing.get_context("fork")
@@ -331,14 +316,9 @@ def test_two_processes_that_make_the_same_table_at_once_leave_one_whole_table(
     domain = make_domain([list(range(600))], texts=texts)
     meeting, told = forked.Barrier(2), forked.SimpleQueue()
 
-    class Meeting(Network):
-        def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
-            if self.num_rows == 0:
-                meeting.wait()
-            return super().states(inputs)
-
     def make() -> None:
-        network = Meeting()
+        network = Network()
+        meeting.wait()
         state_RH = state_of(network)
         told.put([network.num_rows, hashlib.sha256(state_RH.numpy().tobytes()).hexdigest()])
 
@@ -354,12 +334,13 @@ def test_two_processes_that_make_the_same_table_at_once_leave_one_whole_table(
     started = [forked.Process(target=make) for _ in range(2)]
     for process in started:
         process.start()
-    said = [told.get() for _ in started]
+    said = sorted(told.get() for _ in started)
     for process in started:
         process.join()
-    assert [path.name for path in cache.glob("*prefix-*")] == [tables(cache)[0].name]  # and nothing half-made beside it
+    assert [path.name for path in cache.glob("*prefix-*")] == [tables(cache)[0].name]  # and nothing unfinished
     late = Network()
     found = state_of(late)
     assert late.num_rows == 0
     torch.testing.assert_close(found, state_of(None), rtol=0, atol=1e-6)
-    assert said == [[600, hashlib.sha256(found.numpy().tobytes()).hexdigest()]] * 2
+    digest = hashlib.sha256(found.numpy().tobytes()).hexdigest()
+    assert said == [[0, digest], [600, digest]]

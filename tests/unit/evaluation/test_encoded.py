@@ -94,11 +94,13 @@ def test_a_damaged_piece_is_encoded_again(
     recommender: Recommender, reader: ItemReader, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     fresh = kept(recommender, reader, tmp_path / "k")
-    piece = sorted(tmp_path.glob("k/vectors-*/*.safetensors"))[1]
+    piece = sorted(tmp_path.glob("k/vectors-*/*/vectors.npy"))[1]
     piece.write_bytes(damage(piece.read_bytes()))
     again = Counted(recommender)
-    assert torch.equal(kept(recommender, reader, tmp_path / "k"), fresh)
+    said: list[str] = []
+    assert torch.equal(kept(recommender, reader, tmp_path / "k", say=said.append), fresh)
     assert again.num_items == 4
+    assert said == [f"{piece.parent}: was damaged; item vectors are made again"]
 
 
 def test_other_weights_have_other_vectors(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_processes_encode_their_own_pieces_and_then_what_is_missing(
     Counted(recommender, fail_after=8)  # the second of two dies after two of its three pieces
     with pytest.raises(KeyboardInterrupt):
         kept(recommender, reader, tmp_path / "k", share=Share(1, 2))
-    assert {path.name[:6] for path in tmp_path.glob("k/vectors-*/*")} == {"000003", "000004"}
+    assert {path.name for path in tmp_path.glob("k/vectors-*/*")} == {"000003", "000004"}
     first = Counted(recommender)
     assert torch.equal(kept(recommender, reader, tmp_path / "k", share=Share(0, 2)), fresh)
     assert first.num_items == NUM_ITEMS - 2 - 8
@@ -124,8 +126,8 @@ def test_processes_encode_their_own_pieces_and_then_what_is_missing(
 
 def test_no_temporary_file_stays(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
     kept(recommender, reader, tmp_path / "k")
-    assert all(path.name.endswith(".safetensors") for path in tmp_path.glob("k/vectors-*/*"))
-    assert not list(tmp_path.glob("k/vectors-*/.*"))
+    assert {path.name for path in tmp_path.glob("k/vectors-*/*")} == {f"{place:06d}" for place in range(6)}
+    assert {path.name for path in tmp_path.glob("k/vectors-*/*/*")} == {"vectors.npy", "index.json"}
 
 
 def test_a_cache_that_cannot_be_written_is_said(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_a_vector_that_is_not_finite_is_an_error_and_not_kept(
         kept(recommender, reader, tmp_path / "k")
     order = reader.in_order(0)
     place = int(np.flatnonzero(order == 3)[0]) // 4
-    assert not list(tmp_path.glob(f"k/vectors-*/{place:06d}.safetensors"))
+    assert not list(tmp_path.glob(f"k/vectors-*/{place:06d}"))
 
 
 @pytest.mark.parametrize("name", LIBRARIES["vectors"])
