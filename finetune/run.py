@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone
 from pmmrec.launch import launch_help
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.recipe import FinetuneRecipe, read_recipe

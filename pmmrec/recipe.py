@@ -12,11 +12,11 @@ from torch import nn
 from typing_extensions import Self
 
 from pmmrec.adapters.plan import AdapterPlan
+from pmmrec.context import Backbone
 from pmmrec.contracts import View
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.data.prefix import PrefixConfig
-from pmmrec.encoders import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.homes import CACHE
 from pmmrec.models.build import ModelConfig

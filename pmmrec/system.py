@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pmmrec.atomic import caching_in
+from pmmrec.context import BuildContext, Catalogue
 from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
@@ -35,7 +36,7 @@ from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
 from pmmrec.homes import CACHE, expanded
-from pmmrec.models import Catalogue, Scorer, scorers
+from pmmrec.models import Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
 from pmmrec.serving.candidates import Candidates, EncodedItems, check_new, report_rejected, weights_name
@@ -387,7 +388,7 @@ def _scorer_with(checkpoint: Checkpoint, popularity: float) -> Scorer:
     if not popularity:
         tree.pop("temperature", None)  # without popularity it changes no ranking
     part_class: Any = scorers.part_class(scorers.config(tree))
-    scorer: Scorer = part_class(scorers.config(tree), config.width)
+    scorer: Scorer = part_class(scorers.config(tree), BuildContext(config.width))
     return scorer
 
 

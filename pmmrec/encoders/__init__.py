@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,16 +20,8 @@ class EncoderConfig(PartConfig):
     weights: str | None = None  # name or folder of a pretrained backbone; None: it starts from a configuration
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """Where an encoder finds its backbone: always a local folder."""
-
-    folder: Path
-    is_pretrained: bool  # False: only configuration and tokenizer are read, weights are drawn fresh
-
-
 class Encoder(nn.Module, ABC):
-    """An encoder around a backbone of some library. Built as `part_class(config, width, backbone)`.
+    """An encoder around a backbone of some library. Built as `part_class(config, context)`, with `context.backbone`.
 
     All tensors of the backbone stand under `backbone.`; the projection to the common width is ours.
     """

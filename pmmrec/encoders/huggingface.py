@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone
 from pmmrec.encoders.backbone import is_dry_run
 from pmmrec.encoders.pins import settle
 from pmmrec.encoders.trainable import Layout

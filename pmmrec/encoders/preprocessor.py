@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone
 from pmmrec.encoders.huggingface import read_json, write_json
 from pmmrec.encoders.pixels import (
     NEUTRAL,

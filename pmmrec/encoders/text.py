@@ -14,8 +14,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from pmmrec.adapters import Sites
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
-from pmmrec.encoders import Backbone, TextEncoder, text_encoders
+from pmmrec.encoders import TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_projection
 from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
 from pmmrec.encoders.prefix import CanBeCut
@@ -151,8 +152,9 @@ class HFText(CanBeCut, TextEncoder):
 
     layouts = LAYOUTS
 
-    def __init__(self, config: HFTextConfig, width: int, backbone: Backbone) -> None:
+    def __init__(self, config: HFTextConfig, context: BuildContext) -> None:
         super().__init__()
+        backbone = context.backbone
         self._settings = read_config(backbone.folder, HALVES)
         warnings: list[str] = []
         self._pool, lowercase = _settled(config, backbone, warnings.append)
@@ -164,7 +166,7 @@ class HFText(CanBeCut, TextEncoder):
         _check_tokens(self._tokenizer, self._settings, self._layout, self._pool, backbone.folder, warnings.append)
         self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
         self.warnings = tuple(warnings)
-        self.projection = make_projection(getattr(self._settings, self._layout.width_name), width)
+        self.projection = make_projection(getattr(self._settings, self._layout.width_name), context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
     @classmethod

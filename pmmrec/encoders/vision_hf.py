@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pmmrec.adapters import Sites
+from pmmrec.context import BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
-from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
+from pmmrec.encoders import VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import make_projection
 from pmmrec.encoders.huggingface import (
     checkpoint_blocks,
@@ -139,8 +140,9 @@ class HFVision(CanBeCut, VisionEncoder):
 
     layouts = LAYOUTS
 
-    def __init__(self, config: HFVisionConfig, width: int, backbone: Backbone) -> None:
+    def __init__(self, config: HFVisionConfig, context: BuildContext) -> None:
         super().__init__()
+        backbone = context.backbone
         where, warnings = str(backbone.folder), list[str]()
         self._settings = read_config(backbone.folder, HALVES)
         self._layout = find_layout(LAYOUTS, self._settings.model_type, where)
@@ -166,7 +168,7 @@ class HFVision(CanBeCut, VisionEncoder):
         if self.pixel_spec.size != own_size:
             self._options = _stretch_positions(self.backbone)
         self.normalise = Normalise(self._mean, self._std)
-        self.projection = make_projection(self._settings.hidden_size, width)
+        self.projection = make_projection(self._settings.hidden_size, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
     @classmethod

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pmmrec.adapters import Sites
+from pmmrec.context import BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
-from pmmrec.encoders import Backbone, VisionEncoder, vision_encoders
+from pmmrec.encoders import VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import is_dry_run, make_projection
 from pmmrec.encoders.huggingface import check_names, in_one_line, read_json, write_json
 from pmmrec.encoders.pixels import (
@@ -207,8 +208,9 @@ class TimmVision(CanBeCut, VisionEncoder):
     backbone: Any  # timm's models share methods, not a type
     _layout: TimmLayout
 
-    def __init__(self, config: TimmConfig, width: int, backbone: Backbone) -> None:
+    def __init__(self, config: TimmConfig, context: BuildContext) -> None:
         super().__init__()
+        backbone = context.backbone
         where = str(backbone.folder)
         found = _Found.read(backbone.folder)
         self.backbone = _create(found.architecture, found.model_args, where)
@@ -230,7 +232,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         self.warnings = tuple(warnings)
         self.pixel_spec = PixelSpec(self._settings.size)
         self.normalise = Normalise(self._settings.mean, self._settings.std)
-        self.projection = make_projection(self.backbone.num_features, width)
+        self.projection = make_projection(self.backbone.num_features, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
     @classmethod

@@ -12,7 +12,7 @@ from pmmrec.family import Family
 
 
 class Fusion(nn.Module, ABC):
-    """Built as `part_class(config, width)`."""
+    """Built as `part_class(config, context)`."""
 
     @abstractmethod
     def forward(self, states: Mapping[Modality, TokenStates]) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pmmrec.blocks import TransformerBlock, attention_allowed
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Modality, TokenStates
 from pmmrec.errors import RecipeError
 from pmmrec.fusion import Fusion, fusions
@@ -43,8 +44,9 @@ class MergeAttention(Fusion):
     same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
     """
 
-    def __init__(self, config: MergeAttentionConfig, width: int) -> None:
+    def __init__(self, config: MergeAttentionConfig, context: BuildContext) -> None:
         super().__init__()
+        width = context.width
         if width % config.num_heads:
             raise RecipeError(f"fusion.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor")
         self.pool, self.modality_dropout = config.pool, config.modality_dropout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -13,15 +12,6 @@ from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Token
 from pmmrec.encoders import Encoder, EncoderConfig
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """What an item encoder that knows items by id must know of a domain."""
-
-    name: str
-    num_items: int
-    fingerprint: str  # of the item ids in order
 
 
 class ItemEncoderConfig(PartConfig):
@@ -44,7 +34,7 @@ class ItemEncoderConfig(PartConfig):
 
 
 class ItemEncoder(nn.Module, ABC):
-    """What an item is, as vectors. Built as `part_class(config, width, backbones, catalogues)`."""
+    """What an item is, as vectors. Built as `part_class(config, context)`."""
 
     modalities: frozenset[Modality]  # what it reads
 
@@ -79,7 +69,7 @@ class ItemEncoder(nn.Module, ABC):
 
 
 class Scorer(nn.Module, ABC):
-    """How much a user in a state would like an item. Built as `part_class(config, width)`."""
+    """How much a user in a state would like an item. Built as `part_class(config, context)`."""
 
     reads_counts: bool = True  # False: items with the same vector score the same, however often they were touched
 

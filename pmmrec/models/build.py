@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from pydantic import Field
 from torch import nn
 
-from pmmrec.encoders import Backbone
-from pmmrec.models import Catalogue, ItemEncoderConfig, item_encoders, scorers
+from pmmrec.context import Backbone, BuildContext, Catalogue
+from pmmrec.models import ItemEncoderConfig, item_encoders, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import Config, PartConfig
 from pmmrec.users import user_encoders
@@ -40,13 +40,14 @@ def build(config: ModelConfig, backbones: Mapping[str, Backbone], catalogues: Se
         RecipeError: settings that do not fit one another or a backbone.
         CheckpointError: a backbone's folder that is incomplete or unsafe.
     """
+    context = BuildContext(config.width, backbones, catalogues)
     item_encoder_class: Any = item_encoders.part_class(config.item_encoder)
     user_encoder_class: Any = user_encoders.part_class(config.user_encoder)
     scorer_class: Any = scorers.part_class(config.scorer)
     return Recommender(
-        item_encoder_class(config.item_encoder, config.width, backbones, catalogues),
-        user_encoder_class(config.user_encoder, config.width),
-        scorer_class(config.scorer, config.width),
+        item_encoder_class(config.item_encoder, context),
+        user_encoder_class(config.user_encoder, context),
+        scorer_class(config.scorer, context),
     )
 
 

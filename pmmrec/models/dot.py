@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
+from pmmrec.context import BuildContext
 from pmmrec.models import Scorer, scorers
 from pmmrec.settings import PartConfig
 
@@ -42,10 +43,10 @@ class Dot(Scorer):
     p(item | user). With `logq` or `catalogue_ce` nothing is missing and `popularity` stays 0.
     """
 
-    def __init__(self, config: DotConfig, width: int) -> None:
+    def __init__(self, config: DotConfig, context: BuildContext) -> None:
         super().__init__()
         self.popularity, self.reads_counts = config.popularity, config.popularity > 0
-        self.temperature = math.sqrt(width) if isinstance(config.temperature, str) else config.temperature
+        self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 
     def forward(self, hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:
         """Scores `(B, N)`; larger is better. ValueError when popularity is wanted and no counts are given."""

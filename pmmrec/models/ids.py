@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pmmrec.context import BuildContext, Catalogue
 from pmmrec.contracts import ItemInputs, ItemVectors
-from pmmrec.encoders import Backbone
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models import Catalogue, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 
 
 class IdsConfig(ItemEncoderConfig):
@@ -62,13 +62,10 @@ class ItemTable(nn.Module):
 class Ids(ItemEncoder):
     """One learned vector for each item: the id-only twin of every system, which cannot be carried elsewhere."""
 
-    def __init__(
-        self, config: IdsConfig, width: int, backbones: Mapping[str, Backbone], catalogues: Sequence[Catalogue]
-    ) -> None:
+    def __init__(self, config: IdsConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
-        del config, backbones  # nothing to set, and nothing pretrained
         self.modalities = frozenset()
-        self.item_table = ItemTable(catalogues, width)
+        self.item_table = ItemTable(context.catalogues, context.width)
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:

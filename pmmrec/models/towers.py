@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, PrefixSlots, Tokenizer, TokenStates
-from pmmrec.encoders import Backbone, Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
-from pmmrec.errors import RecipeError
+from pmmrec.encoders import Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
 from pmmrec.fusion import Fusion, fusions
-from pmmrec.models import Catalogue, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.settings import PartConfig
 
 if TYPE_CHECKING:
@@ -77,11 +77,8 @@ class Towers(ItemEncoder):
     process uses every parameter.
     """
 
-    def __init__(
-        self, config: TowersConfig, width: int, backbones: Mapping[str, Backbone], catalogues: Sequence[Catalogue]
-    ) -> None:
+    def __init__(self, config: TowersConfig, context: BuildContext) -> None:
         super().__init__()
-        del catalogues  # items are known by what they are, in any catalogue
         self.modalities = config.modalities
         self._is_normalized = config.normalize == "layer_norm"
         self.text_encoder: TextEncoder | None = None
@@ -89,13 +86,13 @@ class Towers(ItemEncoder):
         self.fusion: Fusion | None = None
         if config.text is not None:
             text_class: Any = text_encoders.part_class(config.text)
-            self.text_encoder = text_class(config.text, width, _backbone(backbones, "text_encoder"))
+            self.text_encoder = text_class(config.text, context.at("text_encoder"))
         if config.vision is not None:
             vision_class: Any = vision_encoders.part_class(config.vision)
-            self.vision_encoder = vision_class(config.vision, width, _backbone(backbones, "vision_encoder"))
+            self.vision_encoder = vision_class(config.vision, context.at("vision_encoder"))
         if config.fusion is not None:
             fusion_class: Any = fusions.part_class(config.fusion)
-            self.fusion = fusion_class(config.fusion, width)
+            self.fusion = fusion_class(config.fusion, context)
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -158,9 +155,3 @@ def place_rows(rows: TokenStates, item_index_R: Tensor, has_U: Tensor) -> TokenS
 def _spread(rows: Tensor, item_index_R: Tensor, has_U: Tensor) -> Tensor:
     laid_out = rows.new_zeros((has_U.shape[0], *rows.shape[1:])).index_copy(0, item_index_R, rows)
     return torch.where(has_U.view(-1, *[1] * (rows.dim() - 1)), laid_out, laid_out.new_zeros(()))
-
-
-def _backbone(backbones: Mapping[str, Backbone], part: str) -> Backbone:
-    if part not in backbones:
-        raise RecipeError(f"item_encoder: no backbone folder for {part}; there are: {', '.join(backbones) or 'none'}")
-    return backbones[part]

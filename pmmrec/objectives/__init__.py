@@ -19,7 +19,7 @@ class ObjectiveConfig(PartConfig):
 
 
 class Objective(nn.Module, ABC):
-    """Built as `part_class(config, width)`; its parameters, if any, are used in pretraining only.
+    """Built as `part_class(config, context)`; its parameters, if any, are used in pretraining only.
 
     A term's metrics may hold `chance`: the loss of a model that knows nothing, logged beside the first loss.
     """

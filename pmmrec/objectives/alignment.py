@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Modality, Term, View, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.negatives import Columns, NegativeRule
@@ -100,7 +101,7 @@ class Alignment(Objective):
 
     needs = frozenset({View.MODALITIES})
 
-    def __init__(self, config: AlignmentConfig, width: int) -> None:  # noqa: ARG002  # every objective is built so
+    def __init__(self, config: AlignmentConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()
         self.config = config
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Term, View, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.precision import outside_autocast, widened
@@ -47,10 +48,10 @@ class CatalogueCE(Objective):
 
     needs = frozenset({View.CATALOGUE})
 
-    def __init__(self, config: CatalogueCEConfig, width: int) -> None:
+    def __init__(self, config: CatalogueCEConfig, context: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.temperature = math.sqrt(width) if isinstance(config.temperature, str) else config.temperature
+        self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 
     def forward(self, views: Views) -> Term:
         """Sum over positions with a next item."""

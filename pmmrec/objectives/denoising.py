@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Noise, Peers, Term, View, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.precision import outside_autocast, widened
@@ -51,10 +52,10 @@ class NoiseDetection(Objective):
 
     needs = frozenset({View.CORRUPTED})
 
-    def __init__(self, config: NoiseDetectionConfig, width: int) -> None:
+    def __init__(self, config: NoiseDetectionConfig, context: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.head = WideLinear(width, len(Noise))
+        self.head = WideLinear(context.width, len(Noise))
 
     def forward(self, views: Views) -> Term:
         """Sum over valid inputs. ValueError when the views hold no corrupted pass."""
@@ -92,7 +93,7 @@ class Robustness(Objective):
 
     needs = frozenset({View.CORRUPTED})
 
-    def __init__(self, config: RobustnessConfig, width: int) -> None:  # noqa: ARG002  # every objective is built so
+    def __init__(self, config: RobustnessConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()
         self.config = config
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Term, View, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.negatives import Columns, NegativeRule, Negatives
@@ -47,10 +48,10 @@ class NextItem(Objective):
     log q correction, strictly above every negative (under `other_users` a copy of it ties, and so fails it).
     """
 
-    def __init__(self, config: NextItemConfig, width: int) -> None:
+    def __init__(self, config: NextItemConfig, context: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.temperature = math.sqrt(width) if isinstance(config.temperature, str) else config.temperature
+        self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
         self.needs = frozenset() if config.logq == "none" else frozenset({View.POPULARITY})
 
     def forward(self, views: Views) -> Term:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.models.build import ModelConfig

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pmmrec.context import BuildContext
 from pmmrec.data.histories import Histories
 from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import alike_items, evaluating
@@ -259,7 +260,7 @@ def _write_user_encoder(place: Path, checkpoint: Checkpoint) -> Any:
     """The user encoder as a part that travels alone; adapters are merged into it."""
     config = checkpoint.model_config
     part_class: Any = user_encoders.part_class(config.user_encoder)
-    part = part_class(config.user_encoder, config.width)
+    part = part_class(config.user_encoder, BuildContext(config.width))
     if USER_ENCODER not in checkpoint.parts:
         raise CheckpointError(f"{checkpoint.folder}: holds no {USER_ENCODER}")
     state = checkpoint.part_state(USER_ENCODER, part)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from pmmrec.context import BuildContext
 from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.evaluation.ranking import Seen, check_seen
@@ -177,7 +178,7 @@ def _below(entry: PartEntry) -> dict[str, str]:
 
 def _read_user_encoder(folder: Path, info: IndexInfo) -> UserEncoder:
     part_class: Any = user_encoders.part_class(config := user_encoders.config(info.settings))
-    encoder: UserEncoder = part_class(config, info.width)
+    encoder: UserEncoder = part_class(config, BuildContext(info.width))
     state = read_part(folder / info.user_encoder.folder, encoder)
     if problems := misfits(USER_ENCODER, state, encoder):
         raise CheckpointError("\n".join([f"{folder}: the user encoder does not fit its settings", *problems]))

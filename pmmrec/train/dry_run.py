@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 
 from pmmrec.adapters.plan import AdapterPlan
+from pmmrec.context import Backbone
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.contents import check_readable
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.windows import WindowIndex
-from pmmrec.encoders import Backbone
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender

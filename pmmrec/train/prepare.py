@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pmmrec.context import Backbone, Catalogue
 from pmmrec.contracts import Batch, Modality, Prefix, View, to_device
 from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.domain import Domain
@@ -24,11 +25,10 @@ from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.split import Split
 from pmmrec.data.windows import WindowConfig
-from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue
 from pmmrec.homes import expanded
-from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Batch, ItemInputs, ItemVectors, Term, View, Views
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ParameterRow, parameter_table
@@ -34,7 +35,7 @@ class TrainingTask(nn.Module):
     @classmethod
     def of(cls, recommender: Recommender, configs: Mapping[str, ObjectiveConfig], width: int) -> TrainingTask:
         """The task that minimises the objectives of a recipe."""
-        terms = {name: objectives.part_class(config)(config, width) for name, config in configs.items()}
+        terms = {name: objectives.part_class(config)(config, BuildContext(width)) for name, config in configs.items()}
         modalities = recommender.item_encoder.modalities
         blind = [name for name, term in terms.items() if View.MODALITIES in term.needs and len(modalities) < 2]
         if blind:

@@ -11,7 +11,7 @@ from pmmrec.family import Family
 
 
 class UserEncoder(nn.Module, ABC):
-    """Built as `part_class(config, width)`. `max_inputs` is the longest history it can read."""
+    """Built as `part_class(config, context)`. `max_inputs` is the longest history it can read."""
 
     max_inputs: int
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pmmrec.adapters import Host, Sites
 from pmmrec.blocks import Activation, TransformerBlock, attention_allowed
+from pmmrec.context import BuildContext
 from pmmrec.errors import RecipeError
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
@@ -47,8 +48,9 @@ class TransformerUserEncoder(UserEncoder):
     nothing. Weights start as torch's (uniform, 0.02 wide at width 768), positions as normal(0.02).
     """
 
-    def __init__(self, config: TransformerConfig, width: int) -> None:
+    def __init__(self, config: TransformerConfig, context: BuildContext) -> None:
         super().__init__()
+        width = context.width
         if width % config.num_heads:
             raise RecipeError(
                 f"user_encoder.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor"

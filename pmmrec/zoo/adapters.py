@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pmmrec.adapters import adapters
 from pmmrec.adapters.plan import AdaptedModel, AdaptedPart, AdapterPlan, adapt
+from pmmrec.context import Catalogue
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.ids import catalogues_in
 from pmmrec.models.recommender import Recommender

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.adapters.plan import AdaptedPart, AdapterPlan, adapt, adapt_part
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone, Catalogue
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate

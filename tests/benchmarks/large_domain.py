@@ -102,7 +102,7 @@ def measure(platforms: list[Path], home: Path) -> None:
 
 def started(home: Path) -> dict[str, Any]:
     """The text encoder that the first process started: whoever pretrains has one, and learns no vocabulary."""
-    from pmmrec.encoders import Backbone
+    from pmmrec.context import Backbone
 
     kept = home / "backbone"
     return {"text_encoder": Backbone(kept, is_pretrained=False)} if kept.exists() else {}

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pmmrec.adapters import adapters
 from pmmrec.adapters.plan import AdapterPlan, adapt
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, TokenInputs
-from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.encoders.text import LAYOUTS as TEXT_LAYOUTS
 from pmmrec.encoders.vision_hf import LAYOUTS as VISION_LAYOUTS
 from pmmrec.users import user_encoders
@@ -79,7 +80,7 @@ def _started(part_class: Any, config: Any, folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
     part_class.start(config, folder, ["red shoe", "blue hat"])
     torch.manual_seed(0)
-    return part_class(config, WIDTH, Backbone(folder, is_pretrained=False))
+    return part_class(config, BuildContext(WIDTH, {"": Backbone(folder, is_pretrained=False)}))
 
 
 def make(folder: Path, name: str) -> Use:
@@ -102,7 +103,7 @@ def make(folder: Path, name: str) -> Use:
     settings: Any = user_encoders.config({"type": "transformer", "max_inputs": 4})
     part_class: Any = user_encoders.part_class(settings)
     torch.manual_seed(0)
-    users = part_class(settings, WIDTH)
+    users = part_class(settings, BuildContext(WIDTH))
     inputs_BLD = torch.randn(2, 4, WIDTH)
     is_valid_BL = torch.tensor([[False, True, True, True], [True] * 4])
     return users, "user_encoder", lambda: users(inputs_BLD.to(next(users.parameters())), is_valid_BL)[:, 1:]

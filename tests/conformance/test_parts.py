@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pmmrec.context import Backbone, BuildContext, Catalogue
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelInputs, TokenInputs, TokenStates
-from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
-from pmmrec.models import Catalogue, item_encoders, scorers
+from pmmrec.models import item_encoders, scorers
 from pmmrec.settings import validate
 from pmmrec.users import user_encoders
 
@@ -160,7 +161,11 @@ def example(registration: tuple[str, Entry[Any]], tmp_path: Path) -> Example:
     if family in ("text encoder", "vision encoder"):
         folder = start(entry, config, tmp_path / "backbone")
         return Example(
-            family, entry.name, lambda: entry.part_class(config, WIDTH, Backbone(folder, False)), RUNS[family], folder
+            family,
+            entry.name,
+            lambda: entry.part_class(config, BuildContext(WIDTH, {"": Backbone(folder, False)})),
+            RUNS[family],
+            folder,
         )
     if family == "item encoder":
         backbones = {}
@@ -169,9 +174,13 @@ def example(registration: tuple[str, Entry[Any]], tmp_path: Path) -> Example:
             backbones[name] = Backbone(start(home[encoder.type], encoder, tmp_path / name), False)
         catalogues = [Catalogue("books", 3, "aa")]
         return Example(
-            family, entry.name, lambda: entry.part_class(config, WIDTH, backbones, catalogues), RUNS[family], None
+            family,
+            entry.name,
+            lambda: entry.part_class(config, BuildContext(WIDTH, backbones, catalogues)),
+            RUNS[family],
+            None,
         )
-    return Example(family, entry.name, lambda: entry.part_class(config, WIDTH), RUNS[family], None)
+    return Example(family, entry.name, lambda: entry.part_class(config, BuildContext(WIDTH)), RUNS[family], None)
 
 
 @pytest.fixture
@@ -279,7 +288,7 @@ def test_a_saved_encoder_opens_as_a_pretrained_one(example: Example, part: Any, 
     entry = FAMILIES[example.family][example.name]
     tree = {**EXAMPLES[example.family][example.name], "architecture": None, "weights": "saved"}
     config = validate(entry.config_class, {k: v for k, v in tree.items() if k != "vocab_size"}, "example")
-    opened = entry.part_class(config, WIDTH, Backbone(tmp_path / "saved", is_pretrained=True))
+    opened = entry.part_class(config, BuildContext(WIDTH, {"": Backbone(tmp_path / "saved", is_pretrained=True)}))
     opened.projection.load_state_dict(part.projection.state_dict())
     for first, second in zip(example.run(part.eval()), example.run(opened.eval()), strict=True):
         assert torch.equal(first, second)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Modality, Views, Windows
 from pmmrec.objectives.alignment import Alignment, AlignmentConfig
 
@@ -103,7 +104,7 @@ def test_sum_over_items_equals_sum_over_slots(
     for seed in range(8):
         batch = tiny_batch(seed=seed, no_text=[1], no_image=[4])
         expected = alignment_by_loops(batch.views, config)
-        assert_twins(Alignment(config, 5)(batch.views), expected, batch, ATOL)
+        assert_twins(Alignment(config, BuildContext(5))(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -119,13 +120,13 @@ def test_odd_batches_equal_their_loops(
     negatives: Any,
 ) -> None:
     config, batch = AlignmentConfig(negatives=negatives, **variant), tiny_batch(**case)
-    assert_twins(Alignment(config, 5)(batch.views), alignment_by_loops(batch.views, config), batch, ATOL)
+    assert_twins(Alignment(config, BuildContext(5))(batch.views), alignment_by_loops(batch.views, config), batch, ATOL)
 
 
 @pytest.mark.parametrize("case", ["one_user", "no_item_with_both"])
 def test_nothing_to_count_gives_zero_with_a_gradient_of_zero(tiny_batch: Callable[..., Any], case: str) -> None:
     views = tiny_batch(**CASES[case]).views
-    term = Alignment(AlignmentConfig(), 5)(views)
+    term = Alignment(AlignmentConfig(), BuildContext(5))(views)
     term.mean.backward()
     assert (term.sum.item(), term.count.item()) == (0, 0)
     assert all(cls_UD.grad is not None and not cls_UD.grad.any() for cls_UD in views.items.cls_UD.values())
@@ -133,13 +134,16 @@ def test_nothing_to_count_gives_zero_with_a_gradient_of_zero(tiny_batch: Callabl
 
 def test_a_position_without_a_negative_image_counts_in_icl_but_not_in_vcl(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(**CASES["negatives_without_an_image"]).views
-    counts = {name: Alignment(AlignmentConfig(**VARIANTS[name]), 5)(views).count.item() for name in ("icl", "vcl")}
+    counts = {
+        name: Alignment(AlignmentConfig(**VARIANTS[name]), BuildContext(5))(views).count.item()
+        for name in ("icl", "vcl")
+    }
     assert counts == {"icl": 2, "vcl": 0}  # of user 0; user 1 has no item with both
 
 
 def test_absent_vectors_get_no_gradient(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(**CASES["items_without_an_image"]).views
-    Alignment(AlignmentConfig(), 5)(views).sum.backward()
+    Alignment(AlignmentConfig(), BuildContext(5))(views).sum.backward()
     gradient = views.items.cls_UD[Modality.IMAGE].grad
     assert not gradient[[1, 3]].any()
     assert gradient[[0, 2]].any(dim=1).all()
@@ -157,14 +161,16 @@ def test_equal_items_of_two_domains_are_two_items(tiny_batch: Callable[..., Any]
     text = torch.log(1 + (own + torch.exp(text_UD[0] @ image_UD[2])) / own)
     image = torch.log(1 + (own + torch.exp(image_UD[0] @ text_UD[2])) / own)
     config = AlignmentConfig(**VARIANTS["vcl"])
-    torch.testing.assert_close(Alignment(config, 5)(views).sum, first + (text + image) / 2, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        Alignment(config, BuildContext(5))(views).sum, first + (text + image) / 2, rtol=0, atol=1e-13
+    )
 
 
 def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(**CASES["padding"]).views
     order = torch.tensor([2, 0, 1])
     moved = Windows(views.windows.item_index_BS[order], views.windows.is_valid_BS[order])
-    objective = Alignment(AlignmentConfig(), 5)
+    objective = Alignment(AlignmentConfig(), BuildContext(5))
     expected = objective(views).sum
     torch.testing.assert_close(objective(dataclasses.replace(views, windows=moved)).sum, expected, rtol=0, atol=1e-13)
 
@@ -177,7 +183,7 @@ def test_chance_is_the_loss_where_all_similarities_are_equal(
     # each present vector is the same, so that every similarity is 1
     cls_UD = {m: views.items.has_U[m][:, None].double().expand(-1, 5) for m in Modality}
     views = dataclasses.replace(views, items=ItemVectors(views.items.fused_UD, cls_UD, views.items.has_U))
-    term = Alignment(AlignmentConfig(**variant), 5)(views)
+    term = Alignment(AlignmentConfig(**variant), BuildContext(5))(views)
     assert term.count.item() == 3  # followed by an item without text, by one without image, by one with both
     torch.testing.assert_close(term.metrics["chance"], torch.stack((term.sum, term.count)), rtol=0, atol=1e-12)
 
@@ -197,7 +203,7 @@ def pull_to_own_image(num_negative_slots: int) -> float:
     is_valid = [[True, True], *([False, True] for _ in range(num_negative_slots))]  # negatives have no next item
     hidden_BLD = torch.zeros(len(rows), 1, 2, dtype=torch.float64)
     items = ItemVectors(cls_UD[Modality.TEXT], cls_UD, has_U)
-    term = Alignment(AlignmentConfig(), 2)(
+    term = Alignment(AlignmentConfig(), BuildContext(2))(
         Views(items, Windows(torch.tensor(rows), torch.tensor(is_valid)), hidden_BLD)
     )
     assert term.count.item() == 1
@@ -217,7 +223,7 @@ def test_loss_and_gradients_are_finite_in_float32(tiny_batch: Callable[..., Any]
     opposite = dataclasses.replace(views.items, cls_UD={Modality.TEXT: text_UD, Modality.IMAGE: -text_UD})
     config = AlignmentConfig(temperature=temperature, positives_in_denominator=True)
     for items in (views.items, opposite):  # opposite: own similarities of exactly -1
-        term = Alignment(config, 768)(dataclasses.replace(views, items=items))
+        term = Alignment(config, BuildContext(768))(dataclasses.replace(views, items=items))
         (gradient,) = torch.autograd.grad(term.sum, text_UD)
         assert term.sum.isfinite()
         assert gradient.isfinite().all()
@@ -225,7 +231,7 @@ def test_loss_and_gradients_are_finite_in_float32(tiny_batch: Callable[..., Any]
 
 def test_half_precision_inputs_give_float32_terms_inside_autocast(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(**CASES["items_without_an_image"], dtype=torch.bfloat16).views
-    objective = Alignment(AlignmentConfig(), 5)
+    objective = Alignment(AlignmentConfig(), BuildContext(5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         term = objective(views)
     cls_UD = {modality: vectors_UD.double() for modality, vectors_UD in views.items.cls_UD.items()}
@@ -239,4 +245,4 @@ def test_views_without_images_are_refused(tiny_batch: Callable[..., Any]) -> Non
     views = tiny_batch().views
     only_text = dataclasses.replace(views.items, cls_UD={Modality.TEXT: views.items.cls_UD[Modality.TEXT]})
     with pytest.raises(ValueError, match="items have no image vectors"):
-        Alignment(AlignmentConfig(), 5)(dataclasses.replace(views, items=only_text))
+        Alignment(AlignmentConfig(), BuildContext(5))(dataclasses.replace(views, items=only_text))

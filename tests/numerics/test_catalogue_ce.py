@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Views
 from pmmrec.objectives.catalogue_ce import CatalogueCE, CatalogueCEConfig
 
@@ -51,7 +52,7 @@ def test_the_sum_equals_its_loops_however_it_is_chunked(
     for seed in range(8):
         batch = tiny_batch(seed=seed)
         expected = cross_entropy_by_loops(batch.views, divisor)
-        assert_twins(CatalogueCE(config, 5)(batch.views), expected, batch, ATOL)
+        assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -65,7 +66,7 @@ def test_items_with_nothing_to_read_are_neither_candidates_nor_targets(
         batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
         expected = cross_entropy_by_loops(batch.views, 1.0)
         config = CatalogueCEConfig(temperature=1.0, scores_at_once=scores_at_once)
-        assert_twins(CatalogueCE(config, 5)(batch.views), expected, batch, ATOL)
+        assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL)
         left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
     assert left_out > 5
 
@@ -73,13 +74,13 @@ def test_items_with_nothing_to_read_are_neither_candidates_nor_targets(
 def test_items_known_by_id_are_all_candidates(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(seed=1).views
     by_id = replace(views, items=ItemVectors(views.items.fused_UD))
-    objective = CatalogueCE(CatalogueCEConfig(), 5)
+    objective = CatalogueCE(CatalogueCEConfig(), BuildContext(5))
     assert objective(by_id).sum.item() == objective(views).sum.item()
 
 
 def test_nobody_with_a_next_item_gives_nothing_and_a_gradient_of_zero(tiny_batch: Callable[..., Any]) -> None:
     batch = tiny_batch([[0], []], num_positions=3)
-    term = CatalogueCE(CatalogueCEConfig(), 5)(batch.views)
+    term = CatalogueCE(CatalogueCEConfig(), BuildContext(5))(batch.views)
     term.sum.backward()
     assert (term.sum.item(), term.count.item()) == (0, 0)
     assert not batch.views.items.fused_UD.grad.any()
@@ -88,7 +89,7 @@ def test_nobody_with_a_next_item_gives_nothing_and_a_gradient_of_zero(tiny_batch
 def test_metrics_say_chance_and_how_often_the_next_item_is_alone_at_the_top(tiny_batch: Callable[..., Any]) -> None:
     batch = tiny_batch(seed=3)
     views, config = batch.views, CatalogueCEConfig(scores_at_once=7)
-    metrics = CatalogueCE(config, 5)(views).metrics
+    metrics = CatalogueCE(config, BuildContext(5))(views).metrics
     scores = views.hidden_BLD @ views.items.fused_UD.T
     following = views.windows.item_index_BS[:, 1:]
     right = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Corruption, Noise, Views, Windows
 from pmmrec.objectives.denoising import NoiseDetection, NoiseDetectionConfig, Robustness, RobustnessConfig
 
@@ -74,7 +75,7 @@ def rcl_of_user(b: int, anchors: dict[int, Tensor], keys: dict[int, Tensor], con
 
 def detector(relu: bool = True) -> NoiseDetection:
     torch.manual_seed(0)
-    return NoiseDetection(NoiseDetectionConfig(relu=relu), 5).double()
+    return NoiseDetection(NoiseDetectionConfig(relu=relu), BuildContext(5)).double()
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -103,7 +104,7 @@ def test_robustness_equals_its_loops(
         tiny_batch(rows, num_positions=4) for rows in ROWS.values()
     ]
     for batch in batches:
-        assert_twins(Robustness(config, 5)(batch.views), rcl_by_loops(batch.views, config), batch, ATOL)
+        assert_twins(Robustness(config, BuildContext(5))(batch.views), rcl_by_loops(batch.views, config), batch, ATOL)
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 2]], [[0], [1, 2, 3]], [[], []]])
@@ -111,7 +112,7 @@ def test_robustness_of_a_user_alone_is_zero_with_a_gradient_of_zero(
     tiny_batch: Callable[..., Any], rows: list[list[int]]
 ) -> None:
     views = tiny_batch(rows, num_positions=4).views
-    term = Robustness(RobustnessConfig(symmetric=True), 5)(views)
+    term = Robustness(RobustnessConfig(symmetric=True), BuildContext(5))(views)
     term.mean.backward()
     assert (term.sum.item(), term.count.item()) == (0, 0)
     assert not views.hidden_BLD.grad.any()
@@ -135,7 +136,7 @@ def test_states_of_padding_never_matter_even_when_they_are_not_numbers(tiny_batc
         hidden_BLD=views.hidden_BLD.masked_fill(is_padding_BL1, torch.nan),
         corrupted_hidden_BLD=views.corrupted_hidden_BLD.masked_fill(is_padding_BL1, torch.nan),
     )
-    for objective in (detector(), Robustness(RobustnessConfig(), 5)):
+    for objective in (detector(), Robustness(RobustnessConfig(), BuildContext(5))):
         torch.testing.assert_close(objective(spoilt).sum, objective(views).sum, rtol=0, atol=0)
 
 
@@ -153,7 +154,7 @@ def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
         hidden_BLD=views.hidden_BLD[order],
         corrupted_hidden_BLD=views.corrupted_hidden_BLD[order],
     )
-    for objective in (detector(), Robustness(RobustnessConfig(symmetric=True), 5)):
+    for objective in (detector(), Robustness(RobustnessConfig(symmetric=True), BuildContext(5))):
         torch.testing.assert_close(objective(moved).sum, objective(views).sum, rtol=0, atol=1e-13)
 
 
@@ -163,7 +164,7 @@ def test_chance_is_the_loss_of_a_model_whose_states_are_all_alike(tiny_batch: Ca
     views = dataclasses.replace(views, hidden_BLD=zeros_BLD, corrupted_hidden_BLD=zeros_BLD)
     objective = detector()
     torch.nn.init.zeros_(objective.head.bias)
-    for part, chance in ((objective, math.log(3)), (Robustness(RobustnessConfig(), 5), math.log(2))):
+    for part, chance in ((objective, math.log(3)), (Robustness(RobustnessConfig(), BuildContext(5)), math.log(2))):
         term = part(views)
         torch.testing.assert_close(term.metrics["chance"], torch.stack((term.sum, term.count)), rtol=0, atol=1e-13)
         assert term.mean.item() == pytest.approx(chance, abs=1e-13)
@@ -193,14 +194,14 @@ def test_robustness_accuracy_counts_own_windows_strictly_nearest(tiny_batch: Cal
     corrupted_BLD = clean_BLD.clone()
     corrupted_BLD[1] = corrupted_BLD[2]  # user 1 meets nobody, user 2 meets two alike
     views = dataclasses.replace(views, hidden_BLD=clean_BLD, corrupted_hidden_BLD=corrupted_BLD)
-    assert Robustness(RobustnessConfig(), 5)(views).metrics["accuracy"].tolist() == [1, 3]
+    assert Robustness(RobustnessConfig(), BuildContext(5))(views).metrics["accuracy"].tolist() == [1, 3]
 
 
 def test_loss_and_gradients_are_finite_at_width_768(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch([[b, b + 1, b + 2] for b in range(16)], num_items=18, width=768, dtype=torch.float32).views
     hidden_BLD = F.layer_norm(views.hidden_BLD, (768,))
     flipped = dataclasses.replace(views, hidden_BLD=hidden_BLD, corrupted_hidden_BLD=-hidden_BLD)  # r.r' near -384
-    term = Robustness(RobustnessConfig(), 768)(flipped)
+    term = Robustness(RobustnessConfig(), BuildContext(768))(flipped)
     (gradient,) = torch.autograd.grad(term.sum, views.hidden_BLD)
     assert term.sum.item() > 1000
     assert term.sum.isfinite()
@@ -212,7 +213,7 @@ def test_half_precision_inputs_and_head_give_float32_terms_inside_autocast(tiny_
     exact = dataclasses.replace(
         views, hidden_BLD=views.hidden_BLD.double(), corrupted_hidden_BLD=views.corrupted_hidden_BLD.double()
     )
-    for objective in (detector().bfloat16(), Robustness(RobustnessConfig(), 5)):
+    for objective in (detector().bfloat16(), Robustness(RobustnessConfig(), BuildContext(5))):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             term = objective(views)
         assert term.sum.dtype == term.count.dtype == torch.float32
@@ -222,6 +223,9 @@ def test_half_precision_inputs_and_head_give_float32_terms_inside_autocast(tiny_
 
 def test_views_without_a_corrupted_pass_are_refused(tiny_batch: Callable[..., Any]) -> None:
     views = dataclasses.replace(tiny_batch().views, corrupted_hidden_BLD=None)
-    for objective, name in ((detector(), "noise_detection"), (Robustness(RobustnessConfig(), 5), "robustness")):
+    for objective, name in (
+        (detector(), "noise_detection"),
+        (Robustness(RobustnessConfig(), BuildContext(5)), "robustness"),
+    ):
         with pytest.raises(ValueError, match=f"{name}: views.corrupted_hidden_BLD is None"):
             objective(views)

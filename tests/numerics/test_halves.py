@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Corruption, Term, Views, Windows
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns
@@ -91,7 +92,7 @@ def test_shares_add_up_to_the_whole(
 ) -> None:
     config = objectives.config(tree)
     torch.manual_seed(0)
-    objective = objectives.part_class(config)(config, 5).double()
+    objective = objectives.part_class(config)(config, BuildContext(5)).double()
     batch = tiny_batch(ROWS[name], num_positions=4, no_text=[3], no_image=[4])
     whole = objective(batch.views)
     num_users = len(ROWS[name])
@@ -104,7 +105,10 @@ def test_shares_add_up_to_the_whole(
 
 def test_a_share_alone_is_something_else(tiny_batch: Callable[..., Any]) -> None:
     config = objectives.config({"type": "robustness"})
-    objective, batch = objectives.part_class(config)(config, 5), tiny_batch(ROWS["shared_items"], num_positions=4)
+    objective, batch = (
+        objectives.part_class(config)(config, BuildContext(5)),
+        tiny_batch(ROWS["shared_items"], num_positions=4),
+    )
     alone = [dataclasses.replace(share, num_slots_U=None, peers=None) for share in shares_of(batch.views, [3, 2])]
     whole, parts = objective(batch.views), [objective(share) for share in alone]
     assert sum(part.count for part in parts) == whole.count

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Views, Windows
 from pmmrec.objectives.next_item import NextItem, NextItemConfig
 
@@ -78,7 +79,7 @@ def test_sum_over_items_equals_sum_over_slots(
     for seed in range(8):
         batch = tiny_batch(seed=seed)
         expected = dap_by_loops(batch.views, config, 5)
-        assert_twins(NextItem(config, 5)(batch.views), expected, batch, ATOL)
+        assert_twins(NextItem(config, BuildContext(5))(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -89,7 +90,7 @@ def test_odd_batches_equal_their_loops(
     tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], rows: list[list[int]], negatives: Any
 ) -> None:
     config, batch = NextItemConfig(negatives=negatives), tiny_batch(rows)
-    assert_twins(NextItem(config, 5)(batch.views), dap_by_loops(batch.views, config, 5), batch, ATOL)
+    assert_twins(NextItem(config, BuildContext(5))(batch.views), dap_by_loops(batch.views, config, 5), batch, ATOL)
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 2]], [[0], [1], [2]], [[0, 1, 2], [2, 1, 0]]])
@@ -97,7 +98,7 @@ def test_nothing_to_count_gives_zero_with_a_gradient_of_zero(
     tiny_batch: Callable[..., Any], rows: list[list[int]]
 ) -> None:
     views = tiny_batch(rows, num_positions=3).views
-    term = NextItem(NextItemConfig(), 5)(views)
+    term = NextItem(NextItemConfig(), BuildContext(5))(views)
     term.mean.backward()
     assert (term.sum.item(), term.count.item()) == (0, 0)
     assert views.hidden_BLD.grad is not None
@@ -116,7 +117,9 @@ def test_the_next_item_weighs_one_however_often_it_stands_in_the_batch(tiny_batc
     state = views.hidden_BLD[1, 2]
     own, other = items[3] @ state, items[1] @ state
     second = torch.stack((own, other, other)).logsumexp(0) - own
-    torch.testing.assert_close(NextItem(NextItemConfig(), 5)(only_last).sum, first + second, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        NextItem(NextItemConfig(), BuildContext(5))(only_last).sum, first + second, rtol=0, atol=1e-12
+    )
 
 
 def test_equal_items_of_two_domains_are_two_items(tiny_batch: Callable[..., Any]) -> None:
@@ -128,7 +131,7 @@ def test_equal_items_of_two_domains_are_two_items(tiny_batch: Callable[..., Any]
     expected = torch.stack((scores[0], scores[1], scores[3])).logsumexp(0) - scores[0]
     scores = views.hidden_BLD[1, 0] @ fused_UD.T
     expected = expected + torch.stack((scores[1], scores[0], scores[2])).logsumexp(0) - scores[1]
-    torch.testing.assert_close(NextItem(NextItemConfig(), 5)(views).sum, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(NextItem(NextItemConfig(), BuildContext(5))(views).sum, expected, rtol=0, atol=1e-12)
 
 
 def test_items_that_only_replaced_others_are_no_negatives_even_with_log_q_of_minus_infinity(
@@ -137,7 +140,7 @@ def test_items_that_only_replaced_others_are_no_negatives_even_with_log_q_of_min
     views = tiny_batch([[0, 1], [2, 3]]).views
     log_q_U = views.log_q_U.clone()
     log_q_U[4:] = -math.inf
-    objective = NextItem(NextItemConfig(logq="all_columns"), 5)
+    objective = NextItem(NextItemConfig(logq="all_columns"), BuildContext(5))
     actual = objective(dataclasses.replace(views, log_q_U=log_q_U)).sum
     torch.testing.assert_close(actual, objective(views).sum, rtol=0, atol=0)
 
@@ -150,7 +153,7 @@ def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
         windows=Windows(views.windows.item_index_BS[order], views.windows.is_valid_BS[order]),
         hidden_BLD=views.hidden_BLD[order],
     )
-    objective = NextItem(NextItemConfig(), 5)
+    objective = NextItem(NextItemConfig(), BuildContext(5))
     torch.testing.assert_close(objective(moved).sum, objective(views).sum, rtol=0, atol=1e-13)
 
 
@@ -162,13 +165,13 @@ def test_accuracy_counts_next_items_strictly_above_every_negative(tiny_batch: Ca
     fused_UD[3, 1], fused_UD[0, 1] = 1.0, 1.0  # a tie is no win
     fused_UD[5, 2], fused_UD[4, 2] = 1.0, 9.0  # item 4 stands in the user's own window
     views = dataclasses.replace(views, hidden_BLD=hidden_BLD, items=dataclasses.replace(views.items, fused_UD=fused_UD))
-    assert NextItem(NextItemConfig(), 5)(views).metrics["accuracy"].tolist() == [2, 3]
+    assert NextItem(NextItemConfig(), BuildContext(5))(views).metrics["accuracy"].tolist() == [2, 3]
 
 
 def test_chance_is_the_loss_of_a_model_that_scores_all_items_alike(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(CASES["padding"]).views
     views = dataclasses.replace(views, hidden_BLD=torch.zeros_like(views.hidden_BLD))
-    term = NextItem(NextItemConfig(), 5)(views)
+    term = NextItem(NextItemConfig(), BuildContext(5))(views)
     torch.testing.assert_close(term.metrics["chance"], torch.stack((term.sum, term.count)), rtol=0, atol=1e-13)
 
 
@@ -184,8 +187,8 @@ def test_sqrt_width_starts_near_the_log_of_the_number_of_columns_and_the_literal
     tiny_batch: Callable[..., Any],
 ) -> None:
     views = layer_normed_views(tiny_batch, 1300)
-    scaled = NextItem(NextItemConfig(temperature="sqrt_width"), 768)(views)
-    literal = NextItem(NextItemConfig(), 768)(views)
+    scaled = NextItem(NextItemConfig(temperature="sqrt_width"), BuildContext(768))(views)
+    literal = NextItem(NextItemConfig(), BuildContext(768))(views)
     chance, count = scaled.metrics["chance"].tolist()
     assert chance / count == pytest.approx(math.log(1 + 1290), abs=1e-3)  # 7.2
     assert 7.2 < scaled.mean.item() < 8.2  # the scores' variance of 1 adds half a nat
@@ -195,7 +198,7 @@ def test_sqrt_width_starts_near_the_log_of_the_number_of_columns_and_the_literal
 def test_loss_and_gradients_are_finite_at_width_768_and_temperature_one(tiny_batch: Callable[..., Any]) -> None:
     views = layer_normed_views(tiny_batch, 200)
     views = dataclasses.replace(views, hidden_BLD=views.items.fused_UD[views.windows.item_index_BS[:, 1:]])  # s = 768
-    term = NextItem(NextItemConfig(), 768)(views)
+    term = NextItem(NextItemConfig(), BuildContext(768))(views)
     found = torch.autograd.grad(term.sum, [views.items.fused_UD, views.hidden_BLD])
     assert term.sum.isfinite()
     assert all(gradient.isfinite().all() for gradient in found)
@@ -203,7 +206,7 @@ def test_loss_and_gradients_are_finite_at_width_768_and_temperature_one(tiny_bat
 
 def test_half_precision_inputs_give_float32_terms_inside_autocast(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(CASES["padding"], dtype=torch.bfloat16).views
-    objective = NextItem(NextItemConfig(logq="all_columns"), 5)
+    objective = NextItem(NextItemConfig(logq="all_columns"), BuildContext(5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         term = objective(views)
     exact = dataclasses.replace(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pmmrec.context import Catalogue
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -18,7 +19,6 @@ from pmmrec.data.split import Split
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluating, latest_inputs, users_at_once
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.recommend import top_k
-from pmmrec.models import Catalogue
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pmmrec.adapters.plan import AdapterPlan, adapt
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
@@ -33,7 +33,7 @@ def started(part_class: Any, config: Any, folder: Path) -> Any:
     folder.mkdir()
     part_class.start(config, folder, ["red shoe", "blue hat"])
     torch.manual_seed(0)
-    return part_class(config, WIDTH, Backbone(folder, is_pretrained=False))
+    return part_class(config, BuildContext(WIDTH, {"": Backbone(folder, is_pretrained=False)}))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def vision(tmp_path: Path) -> HFVision:
 @pytest.fixture
 def users() -> TransformerUserEncoder:
     torch.manual_seed(0)
-    return TransformerUserEncoder(TransformerConfig(max_inputs=4), WIDTH)
+    return TransformerUserEncoder(TransformerConfig(max_inputs=4), BuildContext(WIDTH))
 
 
 def plan(**trees: Any) -> AdapterPlan:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 
@@ -68,7 +68,7 @@ def fresh_text(tmp_path: Path) -> Callable[..., HFText]:
         (tmp_path / folder).mkdir()
         HFText.start(config, tmp_path / folder, TEXTS)
         torch.manual_seed(0)
-        return HFText(config, 6, Backbone(tmp_path / folder, is_pretrained=False))
+        return HFText(config, BuildContext(6, {"": Backbone(tmp_path / folder, is_pretrained=False)}))
 
     return build
 
@@ -82,7 +82,7 @@ def fresh_vision(tmp_path: Path) -> Callable[..., HFVision]:
         (tmp_path / folder).mkdir()
         HFVision.start(config, tmp_path / folder, [])
         torch.manual_seed(0)
-        return HFVision(config, 6, Backbone(tmp_path / folder, is_pretrained=False))
+        return HFVision(config, BuildContext(6, {"": Backbone(tmp_path / folder, is_pretrained=False)}))
 
     return build
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 
 TIMM: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ def fresh_timm(folder: Path, name: str, **settings: Any) -> TimmVision:
     config = TimmConfig(architecture=TIMM[name], image_size=32, pool="mean", **settings)
     TimmVision.start(config, folder, [])
     torch.manual_seed(0)
-    return TimmVision(config, 6, Backbone(folder, is_pretrained=False))
+    return TimmVision(config, BuildContext(6, {"": Backbone(folder, is_pretrained=False)}))
 
 
 def step(encoder: Any, inputs: Any) -> tuple[Tensor, dict[str, Tensor], int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.encoders.huggingface import new_config, read_config
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.errors import CheckpointError, RecipeError
@@ -112,7 +112,9 @@ def test_a_setting_of_a_folder_that_no_model_can_have_is_an_error(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **wrong}))
     with pytest.raises((CheckpointError, RecipeError), match=message):
-        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(folder, is_pretrained=True))
+        HFText(
+            HFTextConfig(weights="saved", max_tokens=20), BuildContext(6, {"": Backbone(folder, is_pretrained=True)})
+        )
 
 
 def test_an_architecture_that_is_not_for_text_is_an_error(tmp_path: Path) -> None:
@@ -132,4 +134,7 @@ def test_a_truncated_weights_file_is_refused(fresh_text: Callable[..., HFText], 
     path = tmp_path / "saved" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"its model\.safetensors cannot be opened"):
-        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+        HFText(
+            HFTextConfig(weights="saved", max_tokens=20),
+            BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}),
+        )

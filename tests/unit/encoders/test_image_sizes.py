@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
@@ -47,7 +47,7 @@ def runs(architecture: dict[str, Any]) -> bool:
 def opened(architecture: dict[str, Any], folder: Path) -> HFVision:
     config = HFVisionConfig(architecture=architecture, pool="mean", trainable_blocks=0)
     HFVision.start(config, folder, [])
-    return HFVision(config, 4, Backbone(folder, is_pretrained=False))
+    return HFVision(config, BuildContext(4, {"": Backbone(folder, is_pretrained=False)}))
 
 
 def images(size: int) -> PixelInputs:
@@ -90,8 +90,10 @@ def test_a_pretrained_swin_is_asked_for_its_recipes_size(tmp_path: Path) -> None
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     backbone = Backbone(tmp_path / "saved", is_pretrained=True)
     with pytest.raises(RecipeError, match=r"image_size: swin cannot read 8 pixels: .*: 10"):
-        HFVision(HFVisionConfig(weights="saved", pool="mean", image_size=8), 4, backbone)
-    smaller = HFVision(HFVisionConfig(weights="saved", pool="mean", image_size=10), 4, backbone).eval()
+        HFVision(HFVisionConfig(weights="saved", pool="mean", image_size=8), BuildContext(4, {"": backbone}))
+    smaller = HFVision(
+        HFVisionConfig(weights="saved", pool="mean", image_size=10), BuildContext(4, {"": backbone})
+    ).eval()
     assert smaller(images(10)).cls_RD.isfinite().all()
 
 
@@ -107,7 +109,7 @@ TIMM: dict[str, dict[str, Any]] = {
 def timm_opened(name: str, size: int, folder: Path) -> TimmVision:
     config = TimmConfig(architecture=TIMM[name], pool="mean", image_size=size, trainable_blocks=0)
     TimmVision.start(config, folder, [])
-    return TimmVision(config, 4, Backbone(folder, is_pretrained=False))
+    return TimmVision(config, BuildContext(4, {"": Backbone(folder, is_pretrained=False)}))
 
 
 @pytest.mark.parametrize("name", sorted(TIMM))
@@ -136,10 +138,10 @@ def test_windows_stay_when_images_change_their_size_and_the_saved_backbone_says_
     first = timm_opened(name, 56, tmp_path / "first")
     first.save_backbone(tmp_path / "first", first.backbone.state_dict())
     config = TimmConfig(weights="first", pool="mean", image_size=size)
-    encoder = TimmVision(config, 4, Backbone(tmp_path / "first", is_pretrained=True)).eval()
+    encoder = TimmVision(config, BuildContext(4, {"": Backbone(tmp_path / "first", is_pretrained=True)})).eval()
     (tmp_path / "saved").mkdir()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
-    again = TimmVision(config, 4, Backbone(tmp_path / "saved", is_pretrained=True)).eval()
+    again = TimmVision(config, BuildContext(4, {"": Backbone(tmp_path / "saved", is_pretrained=True)})).eval()
     again.projection.load_state_dict(encoder.projection.state_dict())
     pixels = torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     rows = PixelInputs(pixels, torch.arange(2))

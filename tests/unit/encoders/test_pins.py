@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import TokenInputs
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.huggingface import read_config
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.errors import CheckpointError, RecipeError
@@ -36,7 +36,9 @@ def say(folder: Path, **more: Any) -> None:
 
 
 def opened(folder: Path) -> HFText:
-    return HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(folder, is_pretrained=True)).eval()
+    return HFText(
+        HFTextConfig(weights="saved", max_tokens=20), BuildContext(6, {"": Backbone(folder, is_pretrained=True)})
+    ).eval()
 
 
 def hidden(encoder: HFText) -> torch.Tensor:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
-from pmmrec.encoders import Backbone, text, vision_hf, vision_timm
+from pmmrec.encoders import text, vision_hf, vision_timm
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
@@ -52,7 +53,7 @@ def fresh_timm(tmp_path: Path) -> Fresh:
         (tmp_path / folder).mkdir()
         TimmVision.start(config, tmp_path / folder, [])
         torch.manual_seed(0)
-        return TimmVision(config, 6, Backbone(tmp_path / folder, is_pretrained=False))
+        return TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / folder, is_pretrained=False)}))
 
     return build
 
@@ -138,7 +139,9 @@ def test_a_backbone_of_timm_entered_at_its_cut_trains_the_same_to_the_bit(
 
 
 def test_real_weights_entered_below_their_top_blocks_train_the_same_to_the_bit(minilm: Path, texts: list[str]) -> None:
-    encoder = HFText(HFTextConfig(weights="minilm", trainable_blocks=2), 16, Backbone(minilm, is_pretrained=True))
+    encoder = HFText(
+        HFTextConfig(weights="minilm", trainable_blocks=2), BuildContext(16, {"": Backbone(minilm, is_pretrained=True)})
+    )
     assert_same_step(encoder, token_inputs(encoder, texts))
 
 
@@ -207,6 +210,6 @@ def test_an_encoder_that_was_saved_and_opened_has_the_same_fingerprint(fresh_tex
     (tmp_path / "saved").mkdir()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     config = HFTextConfig(weights="saved", max_tokens=20, trainable_blocks=1)
-    again = HFText(config, 6, Backbone(tmp_path / "saved", is_pretrained=True))
+    again = HFText(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}))
     assert again.prefix is not None
     assert again.prefix.fingerprint == encoder.prefix.fingerprint

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from timm.models import save_for_hf
 from transformers import AutoImageProcessor, CLIPImageProcessor
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import CheckpointError
@@ -34,7 +34,9 @@ def saved(fresh_vision: Callable[..., HFVision], tmp_path: Path) -> Path:
 
 
 def opened(folder: Path, **settings: Any) -> HFVision:
-    return HFVision(HFVisionConfig(weights="saved", **settings), 6, Backbone(folder, is_pretrained=True)).eval()
+    return HFVision(
+        HFVisionConfig(weights="saved", **settings), BuildContext(6, {"": Backbone(folder, is_pretrained=True)})
+    ).eval()
 
 
 def say(folder: Path, name: str = "preprocessor_config.json", **keys: Any) -> None:
@@ -204,7 +206,7 @@ def timm_saved(folder: Path, pool: str = "token", **pretrained: Any) -> Path:
 )
 def test_what_timm_met_otherwise_is_told(tmp_path: Path, pretrained: dict[str, Any], told: list[str]) -> None:
     backbone = Backbone(timm_saved(tmp_path, **pretrained), is_pretrained=True)
-    warnings = TimmVision(TimmConfig(weights="saved"), 6, backbone).warnings
+    warnings = TimmVision(TimmConfig(weights="saved"), BuildContext(6, {"": backbone})).warnings
     assert len(warnings) == len(told)
     assert all(words in warning for words, warning in zip(told, warnings, strict=True))
 
@@ -212,11 +214,11 @@ def test_what_timm_met_otherwise_is_told(tmp_path: Path, pretrained: dict[str, A
 def test_a_deviation_of_zero_is_refused_in_timms_words_too(tmp_path: Path) -> None:
     backbone = Backbone(timm_saved(tmp_path, std=[0.0, 1.0, 1.0]), is_pretrained=True)
     with pytest.raises(CheckpointError, match=r"config\.json: std must hold 3 numbers above 0"):
-        TimmVision(TimmConfig(weights="saved"), 6, backbone)
+        TimmVision(TimmConfig(weights="saved"), BuildContext(6, {"": backbone}))
 
 
 def test_a_vit_of_timm_that_was_pooled_by_its_mean_is_told_of(tmp_path: Path) -> None:
     backbone = Backbone(timm_saved(tmp_path, pool="avg"), is_pretrained=True)
-    (warning,) = TimmVision(TimmConfig(weights="saved"), 6, backbone).warnings
+    (warning,) = TimmVision(TimmConfig(weights="saved"), BuildContext(6, {"": backbone})).warnings
     assert warning.endswith("pooled by the mean of patches; pool: mean")
-    assert TimmVision(TimmConfig(weights="saved", pool="mean"), 6, backbone).warnings == ()
+    assert TimmVision(TimmConfig(weights="saved", pool="mean"), BuildContext(6, {"": backbone})).warnings == ()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import TokenInputs, TokenStates
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.errors import CheckpointError
 
@@ -45,7 +45,7 @@ def saved(fresh_text: Callable[..., HFText], tmp_path: Path) -> Path:
 def opened(folder: Path, *, is_pretrained: bool = True, **settings: Any) -> HFText:
     config = HFTextConfig(weights="saved", **{"max_tokens": 20, **settings})
     torch.manual_seed(0)
-    return HFText(config, 6, Backbone(folder, is_pretrained)).eval()
+    return HFText(config, BuildContext(6, {"": Backbone(folder, is_pretrained)})).eval()
 
 
 def states(encoder: HFText, texts: list[str] = TEXTS) -> TokenStates:

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPModel
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import TokenInputs
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.text import LAYOUTS, HFText, HFTextConfig
 from pmmrec.errors import CheckpointError, RecipeError
 
@@ -123,7 +123,7 @@ def test_a_saved_backbone_opens_with_plain_transformers_and_says_the_same(
 
 def test_a_real_pretrained_encoder_says_what_plain_transformers_says(minilm: Path, tmp_path: Path) -> None:
     config = HFTextConfig(weights="minilm", trainable_blocks=2)
-    encoder = HFText(config, 384, Backbone(minilm, is_pretrained=True)).eval()
+    encoder = HFText(config, BuildContext(384, {"": Backbone(minilm, is_pretrained=True)})).eval()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     titles = ["Red shoes for running", "a cast-iron pan"]
     token_id_RT, is_valid_RT = token_rows(encoder, titles)
@@ -136,7 +136,9 @@ def test_a_real_pretrained_encoder_says_what_plain_transformers_says(minilm: Pat
 
 
 def test_a_pretrained_encoder_brings_meaning(minilm: Path) -> None:
-    encoder = HFText(HFTextConfig(weights="minilm"), 384, Backbone(minilm, is_pretrained=True)).eval()
+    encoder = HFText(
+        HFTextConfig(weights="minilm"), BuildContext(384, {"": Backbone(minilm, is_pretrained=True)})
+    ).eval()
     titles = ["red running shoes", "crimson sneakers for jogging", "a cast-iron frying pan"]
     token_id_RT, is_valid_RT = token_rows(encoder, titles)
     hidden_RTD = encoder.backbone(token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
@@ -167,7 +169,7 @@ def test_a_dry_build_reads_no_weights(minilm: Path, tmp_path: Path) -> None:
     folder = tmp_path / "no_weights"
     shutil.copytree(minilm, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     with torch.device("meta"):
-        encoder = HFText(HFTextConfig(weights="minilm"), 8, Backbone(folder, is_pretrained=True))
+        encoder = HFText(HFTextConfig(weights="minilm"), BuildContext(8, {"": Backbone(folder, is_pretrained=True)}))
     assert all(parameter.is_meta for parameter in encoder.parameters())
     assert sum(parameter.numel() for parameter in encoder.backbone.parameters()) == 22_565_376
 
@@ -176,7 +178,10 @@ def test_weights_load_in_float32_whatever_they_were_saved_in(fresh_text: Fresh, 
     encoder = fresh_text()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     AutoModel.from_pretrained(tmp_path / "saved").to(torch.bfloat16).save_pretrained(tmp_path / "saved")
-    again = HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+    again = HFText(
+        HFTextConfig(weights="saved", max_tokens=20),
+        BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}),
+    )
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
@@ -211,7 +216,10 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(fresh_text: Fresh, tmp_pa
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     shutil.copy(minilm / "tokenizer.json", tmp_path / "saved" / "tokenizer.json")
     with pytest.raises(CheckpointError, match="its tokenizer has 30527 ids but its embedding"):
-        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+        HFText(
+            HFTextConfig(weights="saved", max_tokens=20),
+            BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}),
+        )
 
 
 def test_cls_of_a_causal_backbone_is_an_error(fresh_text: Fresh) -> None:
@@ -225,7 +233,10 @@ def test_pickled_weights_are_never_read(fresh_text: Fresh, tmp_path: Path) -> No
     torch.save(encoder.backbone.state_dict(), tmp_path / "saved" / "pytorch_model.bin")
     (tmp_path / "saved" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"its model\.safetensors cannot be opened"):
-        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+        HFText(
+            HFTextConfig(weights="saved", max_tokens=20),
+            BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}),
+        )
 
 
 def test_weights_of_another_size_are_refused(fresh_text: Fresh, bert: dict[str, Any], tmp_path: Path) -> None:
@@ -234,7 +245,10 @@ def test_weights_of_another_size_are_refused(fresh_text: Fresh, bert: dict[str, 
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     (tmp_path / "saved" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(CheckpointError, match=r"16 tensors are missing, such as encoder\.layer\.2\."):
-        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+        HFText(
+            HFTextConfig(weights="saved", max_tokens=20),
+            BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}),
+        )
 
 
 def test_a_checkpoint_with_heads_gives_its_encoder(tmp_path: Path, fresh_text: Fresh, bert: dict[str, Any]) -> None:
@@ -242,7 +256,10 @@ def test_a_checkpoint_with_heads_gives_its_encoder(tmp_path: Path, fresh_text: F
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     with_pooler = BertModel(BertConfig.from_pretrained(tmp_path / "saved"))
     with_pooler.save_pretrained(tmp_path / "saved")
-    again = HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+    again = HFText(
+        HFTextConfig(weights="saved", max_tokens=20),
+        BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}),
+    )
     assert not any("pooler" in name for name, _ in again.named_parameters())
     assert torch.equal(again.backbone.embeddings.word_embeddings.weight, with_pooler.embeddings.word_embeddings.weight)
 
@@ -257,7 +274,7 @@ def test_the_text_half_of_a_clip_checkpoint_is_read(tmp_path: Path, fresh_text: 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tmp_path / "fresh" / name, tmp_path / "clip" / name)
     config = HFTextConfig(weights="clip", pool="mean", max_tokens=20)
-    encoder = HFText(config, 6, Backbone(tmp_path / "clip", is_pretrained=True)).eval()
+    encoder = HFText(config, BuildContext(6, {"": Backbone(tmp_path / "clip", is_pretrained=True)})).eval()
     token_id_RT, is_valid_RT = token_rows(encoder, texts)
     theirs = clip.text_model(input_ids=token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
     assert torch.equal(encoder.hidden(rows_of(token_id_RT, is_valid_RT)), theirs)
@@ -292,8 +309,8 @@ def saved_without_cls(fresh_text: Fresh, folder: Path, **settings: Any) -> Backb
 def test_a_first_word_is_never_taken_for_the_whole_text(fresh_text: Fresh, tmp_path: Path) -> None:
     backbone = saved_without_cls(fresh_text, tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"puts no special token before a text.*or use pool: mean"):
-        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, backbone)
-    pooled = HFText(HFTextConfig(weights="saved", max_tokens=20, pool="mean"), 6, backbone)
+        HFText(HFTextConfig(weights="saved", max_tokens=20), BuildContext(6, {"": backbone}))
+    pooled = HFText(HFTextConfig(weights="saved", max_tokens=20, pool="mean"), BuildContext(6, {"": backbone}))
     assert any("the first word is none of the item's tokens" in warning for warning in pooled.warnings)
 
 
@@ -306,4 +323,7 @@ def test_positions_are_counted_from_the_padding_of_the_tokenizer(
     path = tmp_path / "saved" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": said}))
     with pytest.raises(CheckpointError, match=message):
-        HFText(HFTextConfig(weights="saved", max_tokens=20), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+        HFText(
+            HFTextConfig(weights="saved", max_tokens=20),
+            BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}),
+        )

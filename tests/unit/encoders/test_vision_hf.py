@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel, CLIPVisionModel
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.vision_hf import LAYOUTS, HFVision, HFVisionConfig
 from pmmrec.errors import CheckpointError, RecipeError
 
@@ -119,9 +119,9 @@ def test_the_scale_of_a_pretrained_folder_is_kept_unless_told_otherwise(fresh_vi
     first = fresh_vision(mean=(0.4, 0.5, 0.6))
     first.save_backbone(tmp_path / "saved", first.backbone.state_dict())
     backbone = Backbone(tmp_path / "saved", is_pretrained=True)
-    kept = HFVision(HFVisionConfig(weights="saved"), 6, backbone)
+    kept = HFVision(HFVisionConfig(weights="saved"), BuildContext(6, {"": backbone}))
     torch.testing.assert_close(kept.normalise.mean_C11.flatten(), torch.tensor([0.4, 0.5, 0.6]))
-    told = HFVision(HFVisionConfig(weights="saved", mean=(0.1, 0.1, 0.1)), 6, backbone)
+    told = HFVision(HFVisionConfig(weights="saved", mean=(0.1, 0.1, 0.1)), BuildContext(6, {"": backbone}))
     torch.testing.assert_close(told.normalise.mean_C11.flatten(), torch.tensor([0.1, 0.1, 0.1]))
 
 
@@ -154,7 +154,9 @@ def test_the_vision_half_of_a_clip_checkpoint_is_read(pixels: Tensor, tmp_path: 
     text = {**SIZES, "vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 2, "bos_token_id": 1}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=SIZES, projection_dim=4)).eval()
     clip.save_pretrained(tmp_path / "clip")
-    encoder = HFVision(HFVisionConfig(weights="clip"), 6, Backbone(tmp_path / "clip", is_pretrained=True)).eval()
+    encoder = HFVision(
+        HFVisionConfig(weights="clip"), BuildContext(6, {"": Backbone(tmp_path / "clip", is_pretrained=True)})
+    ).eval()
     assert isinstance(encoder.backbone, CLIPVisionModel)
     normal = encoder.normalise(pixels, torch.float32)
     theirs = clip.vision_model(normal).last_hidden_state
@@ -169,7 +171,7 @@ def test_images_of_another_size_stretch_the_positions(fresh_vision: Fresh, tmp_p
     first = fresh_vision(architecture(model_type), pool=pool_of(model_type))
     first.save_backbone(tmp_path / "saved", first.backbone.state_dict())
     config = HFVisionConfig(weights="saved", image_size=48, pool=pool_of(model_type))
-    encoder = HFVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True))
+    encoder = HFVision(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}))
     assert encoder.pixel_spec == PixelSpec(48)
     assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).tokens_RTD.shape == (1, 36, 6)
 
@@ -190,14 +192,16 @@ def test_the_size_is_given_once(fresh_vision: Fresh, vit: dict[str, Any]) -> Non
 def test_a_dry_build_reads_no_weights(fresh_vision: Fresh, tmp_path: Path) -> None:
     fresh_vision()
     with torch.device("meta"):
-        encoder = HFVision(HFVisionConfig(weights="dry"), 6, Backbone(tmp_path / "fresh", is_pretrained=True))
+        encoder = HFVision(
+            HFVisionConfig(weights="dry"), BuildContext(6, {"": Backbone(tmp_path / "fresh", is_pretrained=True)})
+        )
     assert all(parameter.is_meta for parameter in encoder.parameters())
 
 
 def test_missing_weights_are_an_error(fresh_vision: Fresh, tmp_path: Path) -> None:
     fresh_vision()
     with pytest.raises(CheckpointError, match=r"its model\.safetensors cannot be opened"):
-        HFVision(HFVisionConfig(weights="dry"), 6, Backbone(tmp_path / "fresh", is_pretrained=True))
+        HFVision(HFVisionConfig(weights="dry"), BuildContext(6, {"": Backbone(tmp_path / "fresh", is_pretrained=True)}))
 
 
 def test_an_architecture_that_is_not_known_is_an_error_that_lists_the_known(fresh_vision: Fresh) -> None:
@@ -217,7 +221,9 @@ def test_a_scale_that_is_not_three_numbers_is_refused(fresh_vision: Fresh, tmp_p
     path = tmp_path / "saved" / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": scale}))
     with pytest.raises(CheckpointError, match=r"image_mean must hold 3 numbers, found \[?0.5"):
-        HFVision(HFVisionConfig(weights="saved"), 6, Backbone(tmp_path / "saved", is_pretrained=True))
+        HFVision(
+            HFVisionConfig(weights="saved"), BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)})
+        )
 
 
 def test_a_negative_depth_is_an_error(vit: dict[str, Any]) -> None:

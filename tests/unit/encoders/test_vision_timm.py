@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec
-from pmmrec.encoders import Backbone
 from pmmrec.encoders.vision_timm import LAYOUTS, TimmConfig, TimmVision
 from pmmrec.errors import CheckpointError, RecipeError
 
@@ -41,7 +41,7 @@ def fresh(tmp_path: Path) -> Fresh:
         (tmp_path / folder).mkdir()
         TimmVision.start(config, tmp_path / folder, [])
         torch.manual_seed(0)
-        return TimmVision(config, 6, Backbone(tmp_path / folder, is_pretrained=False))
+        return TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / folder, is_pretrained=False)}))
 
     return build
 
@@ -92,7 +92,7 @@ def test_a_saved_backbone_opens_here_and_says_the_same(
     (tmp_path / "saved").mkdir()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     config = TimmConfig(weights="saved", pool="mean")
-    again = TimmVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True)).eval()
+    again = TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)})).eval()
     again.projection.load_state_dict(encoder.projection.state_dict())
     assert again.pixel_spec == encoder.pixel_spec == PixelSpec(32)
     assert torch.equal(again(images_of(pixels)).tokens_RTD, encoder(images_of(pixels)).tokens_RTD)
@@ -149,11 +149,13 @@ def test_another_size_stretches_the_positions_and_is_saved(fresh: Fresh, tmp_pat
     (tmp_path / "saved").mkdir()
     first.save_backbone(tmp_path / "saved", first.backbone.state_dict())
     config = TimmConfig(weights="saved", image_size=48)
-    encoder = TimmVision(config, 6, Backbone(tmp_path / "saved", is_pretrained=True))
+    encoder = TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}))
     assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).tokens_RTD.shape == (1, 36, 6)
     (tmp_path / "larger").mkdir()
     encoder.save_backbone(tmp_path / "larger", encoder.backbone.state_dict())
-    again = TimmVision(TimmConfig(weights="larger"), 6, Backbone(tmp_path / "larger", is_pretrained=True))
+    again = TimmVision(
+        TimmConfig(weights="larger"), BuildContext(6, {"": Backbone(tmp_path / "larger", is_pretrained=True)})
+    )
     assert again.pixel_spec == PixelSpec(48)
 
 
@@ -166,7 +168,7 @@ def test_a_checkpoint_with_a_classifier_gives_its_backbone(
     plain = timm.create_model(example["name"], num_classes=10, **_arguments(example), **size).eval()
     save_for_hf(plain, str(tmp_path), model_args={**_arguments(example), **size}, safe_serialization=True)
     config = TimmConfig(weights="classifier", image_size=32, pool="mean")
-    encoder = TimmVision(config, 6, Backbone(tmp_path, is_pretrained=True)).eval()
+    encoder = TimmVision(config, BuildContext(6, {"": Backbone(tmp_path, is_pretrained=True)})).eval()
     normal = encoder.normalise(pixels, torch.float32)
     assert torch.equal(encoder.backbone.forward_features(normal), plain.forward_features(normal))
     torch.testing.assert_close(encoder.normalise.mean_C11.flatten(), torch.tensor(plain.pretrained_cfg["mean"]))
@@ -177,7 +179,9 @@ def test_a_backbone_of_grey_images_is_refused(tmp_path: Path) -> None:
     args = {**_arguments(RESNET), "in_chans": 1}
     save_for_hf(plain, str(tmp_path), model_args=args, safe_serialization=True)
     with pytest.raises(CheckpointError, match="only backbones that read RGB are opened"):
-        TimmVision(TimmConfig(weights="grey", pool="mean"), 6, Backbone(tmp_path, is_pretrained=True))
+        TimmVision(
+            TimmConfig(weights="grey", pool="mean"), BuildContext(6, {"": Backbone(tmp_path, is_pretrained=True)})
+        )
 
 
 def test_cls_of_a_backbone_without_one_is_an_error(fresh: Fresh) -> None:
@@ -218,7 +222,7 @@ def test_a_folder_that_points_at_other_files_is_refused(fresh: Fresh, tmp_path: 
     tree = json.loads(path.read_text())
     path.write_text(json.dumps({**tree, "model_args": {"checkpoint_path": "/evil.pth"}}))
     with pytest.raises(CheckpointError, match=r"model_args\.checkpoint_path is never taken from a file"):
-        TimmVision(TimmConfig(weights="evil"), 6, Backbone(tmp_path / "fresh", is_pretrained=False))
+        TimmVision(TimmConfig(weights="evil"), BuildContext(6, {"": Backbone(tmp_path / "fresh", is_pretrained=False)}))
 
 
 def test_missing_tensors_are_an_error(fresh: Fresh, tmp_path: Path) -> None:
@@ -233,7 +237,10 @@ def test_a_pickle_beside_the_configuration_is_not_read(fresh: Fresh, tmp_path: P
     encoder = fresh(RESNET)
     torch.save(encoder.backbone.state_dict(), tmp_path / "fresh" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be opened"):
-        TimmVision(TimmConfig(weights="pickle", pool="mean"), 6, Backbone(tmp_path / "fresh", is_pretrained=True))
+        TimmVision(
+            TimmConfig(weights="pickle", pool="mean"),
+            BuildContext(6, {"": Backbone(tmp_path / "fresh", is_pretrained=True)}),
+        )
 
 
 def test_weights_that_are_no_numbers_and_adapters_beside_them_are_refused(fresh: Fresh, tmp_path: Path) -> None:
@@ -243,15 +250,15 @@ def test_weights_that_are_no_numbers_and_adapters_beside_them_are_refused(fresh:
     encoder.save_backbone(tmp_path / "fresh", state)
     backbone = Backbone(tmp_path / "fresh", is_pretrained=True)
     with pytest.raises(CheckpointError, match=r"1 tensors hold NaN .*model\.safetensors: layer4\.0\.conv1\.weight"):
-        TimmVision(TimmConfig(weights="fresh", pool="mean"), 6, backbone)
+        TimmVision(TimmConfig(weights="fresh", pool="mean"), BuildContext(6, {"": backbone}))
     (tmp_path / "fresh" / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: adapters beside whole weights"):
-        TimmVision(TimmConfig(weights="fresh", pool="mean"), 6, backbone)
+        TimmVision(TimmConfig(weights="fresh", pool="mean"), BuildContext(6, {"": backbone}))
 
 
 def test_a_dry_build_reads_no_weights(fresh: Fresh, tmp_path: Path) -> None:
     fresh(SWIN)
     with torch.device("meta"):
         config = TimmConfig(weights="dry", pool="mean", image_size=64)
-        encoder = TimmVision(config, 6, Backbone(tmp_path / "fresh", is_pretrained=True))
+        encoder = TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / "fresh", is_pretrained=True)}))
     assert all(parameter.is_meta for parameter in encoder.parameters())

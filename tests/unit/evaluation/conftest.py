@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemInputs, ItemVectors, Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import Filters, ImportSummary
@@ -63,9 +64,9 @@ def make_recommender() -> Callable[..., Recommender]:
     def make(width: int, **dot_settings: float) -> Recommender:
         torch.manual_seed(0)
         config = user_encoders.config({"type": "transformer", "max_inputs": 4})
-        user_encoder = user_encoders.part_class(config)(config, width)
+        user_encoder = user_encoders.part_class(config)(config, BuildContext(width))
         dot = scorers.config({"type": "dot", **dot_settings})
-        return Recommender(MeanOfLetters(width), user_encoder, scorers.part_class(dot)(dot, width))
+        return Recommender(MeanOfLetters(width), user_encoder, scorers.part_class(dot)(dot, BuildContext(width)))
 
     return make
 

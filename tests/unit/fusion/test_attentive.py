@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.blocks import TransformerBlock
+from pmmrec.context import BuildContext
 from pmmrec.contracts import Modality, TokenStates
 from pmmrec.errors import RecipeError
 from pmmrec.fusion.attentive import MergeAttention, MergeAttentionConfig
@@ -20,7 +21,7 @@ torch.set_num_threads(1)
 
 def fresh(**settings: object) -> MergeAttention:
     torch.manual_seed(0)
-    return MergeAttention(MergeAttentionConfig(**{"num_heads": 3, **settings}), WIDTH).double()
+    return MergeAttention(MergeAttentionConfig(**{"num_heads": 3, **settings}), BuildContext(WIDTH)).double()
 
 
 def states_of(lengths: list[int], num_tokens: int, seed: int) -> TokenStates:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmmrec.context import Backbone
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
-from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone, Catalogue
 from pmmrec.errors import RecipeError
-from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, ParameterRow, build, parameter_table
 from pmmrec.settings import validate
 

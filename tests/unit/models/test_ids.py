@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pmmrec.context import BuildContext, Catalogue
 from pmmrec.contracts import ItemInputs
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models import Catalogue
 from pmmrec.models.ids import Ids, IdsConfig, ItemTable
 
 BOOKS, FILMS = Catalogue("books", 3, "aa"), Catalogue("films", 2, "bb")
@@ -20,7 +20,7 @@ def fresh(*catalogues: Catalogue) -> ItemTable:
 
 
 def test_each_row_of_each_domain_has_its_own_vector() -> None:
-    encoder = Ids(IdsConfig(), 4, {}, [BOOKS, FILMS])
+    encoder = Ids(IdsConfig(), BuildContext(4, catalogues=[BOOKS, FILMS]))
     domain_U, row_U = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
     vectors = encoder(ItemInputs(domain_U, row_U, {}))
     assert torch.equal(vectors.fused_UD, encoder.item_table.vector.weight)
@@ -28,7 +28,7 @@ def test_each_row_of_each_domain_has_its_own_vector() -> None:
 
 
 def test_ids_read_no_modality_and_are_one_part() -> None:
-    encoder = Ids(IdsConfig(), 4, {}, [BOOKS])
+    encoder = Ids(IdsConfig(), BuildContext(4, catalogues=[BOOKS]))
     assert encoder.modalities == frozenset()
     assert list(encoder.parts) == ["item_table"]
     assert IdsConfig().modalities == frozenset()
@@ -59,9 +59,9 @@ def test_another_catalogue_is_refused_in_clear_words(others: list[Catalogue]) ->
 
 
 def test_it_is_refused_inside_a_larger_model_too() -> None:
-    state = Ids(IdsConfig(), 4, {}, [BOOKS]).state_dict()
+    state = Ids(IdsConfig(), BuildContext(4, catalogues=[BOOKS])).state_dict()
     with pytest.raises(CheckpointError, match="an id means nothing elsewhere"):
-        Ids(IdsConfig(), 4, {}, [FILMS]).load_state_dict(state)
+        Ids(IdsConfig(), BuildContext(4, catalogues=[FILMS])).load_state_dict(state)
 
 
 def test_a_catalogue_may_change_its_name() -> None:
@@ -75,7 +75,7 @@ def test_a_state_that_says_nothing_is_refused() -> None:
 
 def test_no_catalogue_is_an_error() -> None:
     with pytest.raises(RecipeError, match="ids need the catalogues of a run"):
-        Ids(IdsConfig(), 4, {}, [])
+        Ids(IdsConfig(), BuildContext(4, catalogues=[]))
 
 
 def test_another_catalogue_is_refused_by_a_table_without_memory() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pmmrec.context import BuildContext
 from pmmrec.errors import RecipeError
 from pmmrec.models import scorers
 from pmmrec.models.dot import Dot, DotConfig
@@ -58,14 +59,14 @@ def test_the_dot_scorer_is_a_dot_product() -> None:
     torch.manual_seed(0)
     hidden_BD, items_ND = torch.randn(2, 3), torch.randn(4, 3)
     expected = [[sum(h * i for h, i in zip(hidden, item, strict=True)) for item in items_ND] for hidden in hidden_BD]
-    actual = Dot(DotConfig(), 3)(hidden_BD, items_ND)
+    actual = Dot(DotConfig(), BuildContext(3))(hidden_BD, items_ND)
     torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=1e-6)  # float32; measured 0
 
 
 def test_popularity_adds_its_log_to_the_dot_product() -> None:
     torch.manual_seed(0)
     hidden_BD, items_ND, count_N = torch.randn(2, 4), torch.randn(3, 4), torch.tensor([0, 1, 9])
-    actual = Dot(DotConfig(popularity=0.5, temperature="sqrt_width"), 4)(hidden_BD, items_ND, count_N)
+    actual = Dot(DotConfig(popularity=0.5, temperature="sqrt_width"), BuildContext(4))(hidden_BD, items_ND, count_N)
     for b in range(2):
         for n in range(3):
             expected = float(hidden_BD[b] @ items_ND[n]) / 2 + 0.5 * math.log(1 + int(count_N[n]))
@@ -74,7 +75,7 @@ def test_popularity_adds_its_log_to_the_dot_product() -> None:
 
 def test_popularity_without_counts_is_an_error() -> None:
     with pytest.raises(ValueError, match="how often each item was touched"):
-        Dot(DotConfig(popularity=1.0), 3)(torch.zeros(1, 3), torch.zeros(2, 3))
+        Dot(DotConfig(popularity=1.0), BuildContext(3))(torch.zeros(1, 3), torch.zeros(2, 3))
 
 
 def test_a_temperature_that_cannot_change_a_ranking_is_refused() -> None:

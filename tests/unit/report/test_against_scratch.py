@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome, write_outcome
 from pmmrec.evaluation.significance import Interval

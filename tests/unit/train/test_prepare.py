@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pmmrec.context import Backbone
 from pmmrec.data.importers.table import TableImport, import_table
-from pmmrec.encoders import Backbone
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe
 from pmmrec.shipped import find_recipe

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.blocks import TransformerBlock
+from pmmrec.context import BuildContext
 from pmmrec.errors import RecipeError
 from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
 
@@ -18,7 +19,9 @@ torch.set_num_threads(1)
 
 def fresh(**settings: object) -> TransformerUserEncoder:
     torch.manual_seed(0)
-    return TransformerUserEncoder(TransformerConfig(**{"max_inputs": 7, **settings}), WIDTH).double().eval()
+    return (
+        TransformerUserEncoder(TransformerConfig(**{"max_inputs": 7, **settings}), BuildContext(WIDTH)).double().eval()
+    )
 
 
 def histories(lengths: list[int], num_places: int = LENGTH) -> tuple[Tensor, Tensor]:
@@ -132,7 +135,7 @@ def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
 
 
 def test_the_defaults_are_those_of_the_released_code() -> None:
-    encoder = TransformerUserEncoder(TransformerConfig(), 768)
+    encoder = TransformerUserEncoder(TransformerConfig(), BuildContext(768))
     assert encoder.max_inputs == 20
     assert len(encoder.blocks) == 2
     assert encoder.blocks[0].attention.num_heads == 2

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
-from pmmrec.encoders import Backbone, text_encoders, vision_encoders
+from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import objectives as objective_family
@@ -96,7 +97,7 @@ def make_run(config: ModelConfig, backbones: Mapping[str, Backbone], seed: int) 
     heads = {}
     for tree in ({"type": "noise_detection"}, {"type": "next_item"}):
         settings = objective_family.config(tree)
-        heads[tree["type"]] = objective_family.part_class(settings)(settings, WIDTH)  # type: ignore[call-arg]
+        heads[tree["type"]] = objective_family.part_class(settings)(settings, BuildContext(WIDTH))  # type: ignore[call-arg]
     return Run(config, build(config, backbones), heads)
 
 

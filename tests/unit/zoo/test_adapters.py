@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from pmmrec.adapters.plan import AdapterPlan
-from pmmrec.encoders import Backbone
+from pmmrec.context import Backbone
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender

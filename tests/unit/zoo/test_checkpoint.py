@@ -11,8 +11,8 @@ import torch
 from sealing import edit_tensors, seal
 from torch import Tensor
 
+from pmmrec.context import Catalogue
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models import Catalogue
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate

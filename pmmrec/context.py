@@ -1,0 +1,58 @@
+"""What a part of a model is built with, beside its own settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pmmrec.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where an encoder finds its backbone: always a local folder."""
+
+    folder: Path
+    is_pretrained: bool  # False: only configuration and tokenizer are read, weights are drawn fresh
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items of a domain, as a part must know them that has a row for each item."""
+
+    name: str
+    num_items: int
+    fingerprint: str  # of the item ids in order
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What parts may know of the model and the domains that they are built for.
+
+    Every part is built as `part_class(config, context)`, and takes from the context what it needs.
+
+    Args:
+        width: Length D of item vectors and hidden states.
+        backbones: The backbone folder of each encoder, by the name of its part in a checkpoint.
+        catalogues: The domains of the run, in their order; empty where a model must serve any catalogue.
+        part: Name of the part that is being built, where one class builds several parts (see `at`).
+    """
+
+    width: int
+    backbones: Mapping[str, Backbone] = field(default_factory=dict)
+    catalogues: Sequence[Catalogue] = ()
+    part: str = ""
+
+    def at(self, part: str) -> BuildContext:
+        """The same context for the part of this name."""
+        return dataclasses.replace(self, part=part)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone of the part that is being built. RecipeError where it has none."""
+        if self.part not in self.backbones:
+            there = ", ".join(self.backbones) or "none"
+            raise RecipeError(f"item_encoder: no backbone folder for {self.part}; there are: {there}")
+        return self.backbones[self.part]
