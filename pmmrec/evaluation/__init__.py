@@ -1,1 +1,1 @@
-"""Evaluation: full ranking, its metrics, and the baselines that any model must pass."""
+"""Evaluation: full ranking, its metrics, and the baselines that every model should beat."""

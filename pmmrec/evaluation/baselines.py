@@ -1,4 +1,7 @@
-"""Baselines that any model must beat: random, popularity, last-item Markov and item-kNN, counted in train only."""
+"""Baselines that every model should beat: random, popularity, last-item Markov and item-kNN.
+
+They count interactions of the training part only.
+"""
 # Q queries, q queries of one chunk, N items, V users of the domain.
 
 from __future__ import annotations
@@ -18,18 +21,18 @@ Baseline = Callable[[Split, Holdout], Score]
 
 
 def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # noqa: ARG001 - all baselines are called alike
-    """A score for each user and item out of thin air; the same whatever the chunk. Its HR@k is k / N give or take."""
+    """Score each user and item by a random number that does not depend on the chunk. Its HR@k is about k / N."""
     num_items = split.domain.num_items
 
     def score(rows: slice) -> Tensor:
-        drawn = np.random.Generator(np.random.PCG64(seed).advance(rows.start * num_items))  # one draw a number
+        drawn = np.random.Generator(np.random.PCG64(seed).advance(rows.start * num_items))  # one draw for each number
         return torch.from_numpy(drawn.random((_length(rows), num_items)))
 
     return score
 
 
-def popularity_baseline(split: Split, holdout: Holdout) -> Score:  # noqa: ARG001 - all baselines are called alike
-    """How often an item occurs in train. Ties count against the target, so equal counts make it a low baseline."""
+def popularity_baseline(split: Split, holdout: Holdout) -> Score:  # noqa: ARG001 - all baselines share one signature
+    """Score an item by how often it occurs in training. Ties count against the target, which lowers its metrics."""
     count_N = torch.from_numpy(split.train_counts.astype(np.float64))
 
     def score(rows: slice) -> Tensor:
@@ -39,7 +42,7 @@ def popularity_baseline(split: Split, holdout: Holdout) -> Score:  # noqa: ARG00
 
 
 def markov_baseline(split: Split, holdout: Holdout) -> Score:
-    """How often an item came right after the last item of the history, in train."""
+    """Score an item by how often it directly followed the last item of the history, in training."""
     num_items, items = split.domain.num_items, split.train_items.astype(np.int64)
     is_last = np.zeros(len(items), dtype=bool)
     is_last[split.train_offsets[1:] - 1] = True
@@ -54,10 +57,10 @@ def markov_baseline(split: Split, holdout: Holdout) -> Score:
 
 
 def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> Score:
-    """Sum of the cosines between an item and the items of the history, recent ones counting more.
+    """Score an item by the sum of its cosines with the items of the history, recent ones weighing more.
 
-    Cosines are between columns of the binary user-item matrix of train: c_ij / (sqrt(c_i c_j) + shrinkage). An item is
-    not a neighbour of itself; every other item is. `shrinkage` lowers the weight of pairs that few users share. The
+    Cosines are between columns of the binary user-item matrix of training, c_ij / (sqrt(c_i c_j) + shrinkage). An item
+    is not a neighbour of itself; every other item is. `shrinkage` lowers the weight of pairs that few users share. The
     history's last item weighs 1, the one before it `decay`, the one before that `decay` squared. With shrinkage 0 and
     decay 1 this is the textbook's item-kNN, and much weaker.
     """
@@ -75,7 +78,7 @@ def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0
     return score
 
 
-MAX_HELD = 200_000_000  # training items of all users that a baseline may hold in memory at once, some 30 bytes each
+MAX_HELD = 200_000_000  # interactions that a baseline may hold in memory at once, about 30 bytes each
 
 BASELINES: Mapping[str, Baseline] = {
     "random": random_baseline,
@@ -86,13 +89,13 @@ BASELINES: Mapping[str, Baseline] = {
 
 
 def baselines_for(split: Split) -> dict[str, Baseline]:
-    """The baselines that a domain is small enough for: of a very large one, those that count items alone."""
+    """The baselines that fit in memory for this domain; of a very large one, those that only count items."""
     holds_all = {"last-item Markov", "item-kNN"} if split.domain.num_interactions > MAX_HELD else set()
     return {name: baseline for name, baseline in BASELINES.items() if name not in holds_all}
 
 
 def left_out(split: Split) -> str | None:
-    """A warning that names the baselines a domain is too large for."""
+    """A warning that names the baselines that do not fit in memory for this domain; None if all fit."""
     names = [name for name in BASELINES if name not in baselines_for(split)]
     if not names:
         return None
@@ -110,14 +113,14 @@ def _cosines(is_in_VN: sparse.csr_array, shrinkage: float) -> sparse.csr_array:
 
 
 def _incidence(row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_array:
-    """1 wherever a pair occurs, however often."""
+    """A binary matrix: 1 at each pair that occurs, however often."""
     matrix = _sums(np.ones(len(row)), row, column, shape)
     matrix.data[:] = 1.0
     return matrix
 
 
 def _sums(value: NDArray[np.float64], row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_array:
-    """Values at their pairs; those of one pair are added up."""
+    """A matrix of values at their pairs; values of the same pair are added."""
     matrix = sparse.csr_array((value, (row, column)), shape=shape)
     matrix.sum_duplicates()
     return matrix

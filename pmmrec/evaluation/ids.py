@@ -1,4 +1,4 @@
-"""Look up the ids of rows, for a table that is to be written."""
+"""Look up the ids of rows, to write them into a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ids_at(ids: pa.ChunkedArray, index: Tensor) -> pa.Array:
         raise IndexError(f"rows must lie in 0..{starts[-1] - 1}, found {rows.min()}..{rows.max()}")
     chunks = np.searchsorted(starts, rows, side="right") - 1
     order = np.argsort(chunks, kind="stable")
-    # Chunk by chunk: `ChunkedArray.take` joins all of them first.
+    # Take chunk by chunk, because `ChunkedArray.take` first joins all chunks.
     taken = [
         ids.chunk(int(chunk)).take(pa.array(rows[order[chunks[order] == chunk]] - starts[chunk]))
         for chunk in np.unique(chunks)

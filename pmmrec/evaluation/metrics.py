@@ -1,4 +1,4 @@
-"""HR, NDCG and MRR at a cut-off, for each user and on average."""
+"""Compute HR, NDCG and MRR at a cut-off, for each user and on average."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MEASURES = ("hr", "ndcg", "mrr")
 
 
 def metric_name(measure: str, cutoff: int) -> str:
-    """`hr@10`: the key of a metric in logs, files and recipes."""
+    """The name of a metric in logs, files and recipes, such as `hr@10`."""
     return f"{measure}@{cutoff}"
 
 
 def user_metrics(rank_Q: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, Tensor]:
     """Each metric of each query, `(Q,)` float64 in 0..1, from ranks (1 is best, 0 a miss).
 
-    There is one relevant item, so the ideal DCG is 1, NDCG@k = 1 / log2(rank + 1) and MRR@k = 1 / rank within the
-    first k places, 0 beyond.
+    Each query has one relevant item, so the ideal DCG is 1. Within the first k ranks NDCG@k = 1 / log2(rank + 1)
+    and MRR@k = 1 / rank; beyond them both are 0.
     """
     place_Q = rank_Q.double().clamp(min=1)
     gains_Q = {"hr": torch.ones_like(place_Q), "ndcg": 1 / torch.log2(place_Q + 1), "mrr": 1 / place_Q}
@@ -33,5 +33,5 @@ def user_metrics(rank_Q: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, 
 
 
 def mean_metrics(rank_Q: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-    """Each metric's mean over the queries, in 0..1."""
+    """The mean of each metric over the queries, in 0..1."""
     return {name: values_Q.mean().item() for name, values_Q in user_metrics(rank_Q, cutoffs).items()}

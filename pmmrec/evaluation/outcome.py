@@ -1,4 +1,4 @@
-"""The figures of one run on its domains, as metrics.json keeps them."""
+"""The metrics of one run on its domains, as metrics.json stores them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pmmrec.evaluation.significance import Interval
 from pmmrec.settings import Config, validate
 
 METRICS_FILE = "metrics.json"
-OLD_KEY = "floors"  # of the baselines in metrics.json, before they were called so
-BASELINE = "baseline:"  # so begins the column of ranks.parquet that holds the ranks of a baseline
+OLD_KEY = "floors"  # the key of `baselines` in metrics.json of older versions
+BASELINE = "baseline:"  # prefix of the columns of ranks.parquet that hold the ranks of baselines
 
 
 class _WithBaselines(Config):
@@ -40,7 +40,7 @@ class _WithBaselines(Config):
 
 
 class StratumOutcome(_WithBaselines):
-    """Figures on some of the targets, means over them in 0..1; no figures where there are none."""
+    """Metrics on some of the targets, means in 0..1; empty if there are no such targets."""
 
     num_targets: int = Field(ge=0)
     metrics: dict[str, Interval] = {}
@@ -48,7 +48,7 @@ class StratumOutcome(_WithBaselines):
 
 
 class DomainOutcome(_WithBaselines):
-    """Test figures on one domain, means over targets in 0..1, and those of the baselines where they were computed."""
+    """Test metrics on one domain, means over targets in 0..1, and those of the baselines if they were computed."""
 
     domain: str = Field(pattern=NAME_PATTERN)  # files of a run are named after it
     fingerprint: str  # of the domain's content
@@ -57,14 +57,14 @@ class DomainOutcome(_WithBaselines):
     seen_target: float
     metrics: dict[str, Interval]
     baselines: dict[str, dict[str, Interval]] = {}
-    num_targets: int | None = None  # None: one for each user
-    popularity: dict[str, StratumOutcome] = {}  # by how often the target's item occurs in training
-    held_out: StratumOutcome | None = None  # where some targets lie in the training part: those that do not
-    learned_here: bool = False  # whether the checkpoint was trained on this domain; its baselines always were
+    num_targets: int | None = None  # None: one per user
+    popularity: dict[str, StratumOutcome] = {}  # by how often the target occurs in training
+    held_out: StratumOutcome | None = None  # the targets outside the training part, if some lie inside it
+    learned_here: bool = False  # whether the checkpoint was trained on this domain, as baselines always are
 
 
 class Outcome(Config):
-    """What a run or an evaluation found."""
+    """All that a run or an evaluation measured."""
 
     name: str
     kind: str
@@ -74,28 +74,28 @@ class Outcome(Config):
     best_epoch: int | None = Field(None, ge=0)
     num_epochs: int | None = Field(None, ge=0)
     training_s: float | None = None
-    seconds_per_epoch: float | None = None  # as the next three: of the training, without its validation
+    seconds_per_epoch: float | None = None  # this and the next three: of training, without validation
     trainable_parameters: int | None = None
     total_parameters: int | None = None
-    peak_memory_bytes: int | None = None  # of the device; without a GPU, of the process since its start
+    peak_memory_bytes: int | None = None  # of the GPU; without one, of the process since its start
     validation: dict[str, float] = {}
 
     @model_validator(mode="after")
-    def _tells_of_each_domain_once(self) -> Self:
+    def _names_each_domain_once(self) -> Self:
         names = [found.domain for found in self.domains]
         if len(set(names)) < len(names):
-            raise ValueError("domains: tells of one twice; measure the run again")
+            raise ValueError("domains: one is listed twice; measure the run again")
         return self
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write metrics.json below `folder`, whole or not at all."""
+    """Write metrics.json into `folder`, whole or not at all."""
     with whole_file(folder / METRICS_FILE) as draft:
         draft.write_text(outcome.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """The outcome that a run or `evaluate --out` left in `folder`."""
+    """Read the metrics.json that a run or `evaluate --out` wrote. DataError if it is missing or invalid."""
     path = folder / METRICS_FILE
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -117,9 +117,9 @@ def domain_outcome(
     is_held_out_Q: NDArray[np.bool_] | None = None,
     learned_here: bool = False,
 ) -> DomainOutcome:
-    """Figures of one evaluation, with those of baselines beside them, and both by how popular the targets are.
+    """Metrics of an evaluation and of baselines on the same targets, also by how popular the targets are.
 
-    `is_held_out_Q` tells which targets lie outside the training part; None: all.
+    `is_held_out_Q` says which targets lie outside the training part; None: all of them.
     """
     ranks, baselines = evaluation.ranks, baselines or {}
     num_users = len(np.unique(ranks.user_index.numpy()))
@@ -143,7 +143,7 @@ def domain_outcome(
 
 
 def rank_baselines(split: Split, seen: Seen = "exclude", holdout: Holdout | None = None) -> dict[str, Evaluation]:
-    """Every baseline that can be had, on the test targets or on those of `holdout`; they know the train part only."""
+    """Evaluate every baseline that fits in memory, on the test targets or on those of `holdout`."""
     holdout, num_items = holdout or split.holdout("test"), split.domain.num_items
     chunk = users_at_once(num_items)
     scores = {name: baseline(split, holdout) for name, baseline in baselines_for(split).items()}
@@ -154,12 +154,12 @@ def rank_baselines(split: Split, seen: Seen = "exclude", holdout: Holdout | None
 
 
 def baseline_columns(baselines: Mapping[str, Evaluation]) -> dict[str, NDArray[np.int64]]:
-    """What baselines add to ranks.parquet: a column of ranks for each, so that systems can be tested against them."""
+    """The columns of baselines in ranks.parquet: one of ranks for each, so that systems can be tested against them."""
     return {f"{BASELINE}{name}": baseline.ranks.rank.numpy() for name, baseline in baselines.items()}
 
 
 def _stratum(evaluation: Evaluation, baselines: Mapping[str, Evaluation], is_in_Q: NDArray[np.bool_]) -> StratumOutcome:
-    """Figures of a model and of the baselines on the same part of their targets."""
+    """Metrics of a model and of the baselines on the same part of the targets."""
     if not is_in_Q.any():
         return StratumOutcome(num_targets=0)
     return StratumOutcome(

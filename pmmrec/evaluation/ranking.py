@@ -1,4 +1,4 @@
-"""Rank each user's next item among the whole catalogue."""
+"""Rank the next item of each user among the whole catalogue."""
 # Q queries (users of a holdout), q queries of one chunk, N items of the catalogue, H items of the histories in a chunk.
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pmmrec.progress import Progress
 
 Seen = Literal["exclude", "include"]
 Rows = NDArray[np.int64] | NDArray[np.int32]
-Score = Callable[[slice], Tensor]  # a slice of the queries -> their scores of all items (q, N); larger is better
+Score = Callable[[slice], Tensor]  # a slice of the queries -> scores of all items (q, N); larger is better
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of each query's target; all tensors `(Q,)` on the CPU."""
+    """The rank of the target of each query; all tensors are `(Q,)` on the CPU."""
 
     user_index: Tensor  # int64, user of the domain
     target: Tensor  # int64, item row
-    rank: Tensor  # int64, 1 is best; 0: a miss, the target was no candidate
-    num_candidates: Tensor  # int64, items that were ranked, the target among them unless it is a miss
-    seen_target: Tensor  # bool, the target already stands in the user's history
+    rank: Tensor  # int64, 1 is best; 0: a miss, the target was not a candidate
+    num_candidates: Tensor  # int64, items that were ranked, including the target unless it is a miss
+    seen_target: Tensor  # bool, the target is already in the history
 
     @property
     def num_queries(self) -> int:
@@ -44,11 +44,11 @@ class Ranks:
 
     @property
     def seen_share(self) -> float:
-        """Share of the queries whose target the user had seen: with `exclude` no model can hit these."""
+        """Share of the queries whose target the user had seen before: with `exclude` no model can hit it."""
         return self.seen_target.double().mean().item()
 
     def where(self, is_in_Q: NDArray[np.bool_]) -> Ranks:
-        """Some of the queries, in their order."""
+        """The selected queries, in their order."""
         chosen_Q = torch.from_numpy(is_in_Q)
         return Ranks(**{f.name: getattr(self, f.name)[chosen_Q] for f in fields(Ranks)})
 
@@ -66,19 +66,19 @@ def rank_targets(
 ) -> Ranks:
     """Rank each target among all items: 1 + the number of other candidates that score as high or higher.
 
-    Ties count against the target, in the dtype of the scores. `exclude`: items of the history are no candidates, and a
-    target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items that are not in
-    `is_readable_N` are treated like seen ones: the model knows nothing of them, so their scores mean nothing. The work
-    is done where the scores are. A `group` shares the chunks; all of it must call this, and gets all ranks.
+    Ties count against the target, in the dtype of the scores. `exclude`: items of the history are not candidates, and
+    a target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items outside
+    `is_readable_N` are never candidates, because the model can read nothing of them. Ranks are computed on the device
+    of the scores. Processes of a `group` share the chunks: all must call this, and all get every rank.
 
-    Raises DataError when there is no query, or a score is not finite, in every process of the group.
+    Raises DataError, in every process of the group, if there is no query or a score is not finite.
     """
     check_seen(seen)
     if not holdout.num_queries:
         raise DataError(f"{holdout.name}: there is no user to rank for; a user needs at least three interactions")
     if is_readable_N is None:
         is_readable_N = np.ones(num_items, dtype=bool)
-    figures = torch.zeros(len(fields(Ranks)), holdout.num_queries + 1, dtype=torch.int64)  # the last: who failed
+    figures = torch.zeros(len(fields(Ranks)), holdout.num_queries + 1, dtype=torch.int64)  # the last column: who failed
     failure: DataError | None = None
     for place, is_own in turns(-(-holdout.num_queries // chunk), group):
         rows = slice(place * chunk, min((place + 1) * chunk, holdout.num_queries))
@@ -88,7 +88,7 @@ def rank_targets(
         except DataError as error:
             if group.world == 1:
                 raise
-            failure, figures[:, -1] = error, 1  # the others are still at work: all of them stop together
+            failure, figures[:, -1] = error, 1  # the others are still working, and all stop together
             continue
         if is_own:
             is_readable = torch.from_numpy(is_readable_N).to(score_qN.device)
@@ -106,13 +106,13 @@ def rank_targets(
 
 
 def check_seen(seen: str) -> None:
-    """RecipeError for a word that is not a rule: it would quietly count as the other one."""
+    """RecipeError unless `seen` is one of the two rules."""
     if seen not in get_args(Seen):
         raise RecipeError(f"seen: {seen!r} is not a rule; choose {' or '.join(get_args(Seen))}")
 
 
 def check_scores(score_qN: Tensor, user_index_q: Rows, num_items: int, name: str) -> None:
-    """DataError unless the scores are finite, and one for each of the users and items."""
+    """DataError unless there is a finite score for each user and item."""
     if score_qN.shape != (len(user_index_q), num_items):
         expected = f"({len(user_index_q)}, {num_items})"
         raise DataError(f"{name}: scores have shape {tuple(score_qN.shape)}; {expected} is users x items")
@@ -125,7 +125,7 @@ def check_scores(score_qN: Tensor, user_index_q: Rows, num_items: int, name: str
 
 
 def seen_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device: torch.device) -> Tensor:
-    """Which items stand in the histories `rows`: `(q, N)` bool. History i is items[offsets[i]:offsets[i+1]]."""
+    """Which items are in the histories `rows`, `(q, N)` bool. History i is items[offsets[i]:offsets[i+1]]."""
     offset = torch.tensor(offsets[rows.start : rows.stop + 1], dtype=torch.int64)
     item_H = torch.tensor(items[int(offset[0]) : int(offset[-1])], dtype=torch.int64)
     query_H = torch.repeat_interleave(offset.diff())
@@ -141,7 +141,7 @@ def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_
     is_seen_qN = seen_items(holdout.history_offsets, holdout.history_items, rows, score_qN.shape[1], device)
     seen_target_q = is_seen_qN.gather(1, target_q1)[:, 0]
     is_candidate_qN = is_readable_N & ~is_seen_qN if seen == "exclude" else is_readable_N.expand_as(is_seen_qN)
-    is_ahead_qN = is_candidate_qN & (score_qN >= score_qN.gather(1, target_q1))  # the target is its own first
+    is_ahead_qN = is_candidate_qN & (score_qN >= score_qN.gather(1, target_q1))  # the target counts itself
     is_miss_q = ~is_candidate_qN.gather(1, target_q1)[:, 0]
     return Ranks(
         user_index=torch.tensor(holdout.user_index[rows], dtype=torch.int64),
@@ -159,9 +159,9 @@ def write_ranks(
     item_ids: pa.ChunkedArray,
     more: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """One row a query: user_id, item_id (the target), rank (0: a miss), seen_target. Whole or not at all.
+    """Write one row per query: user_id, item_id (the target), rank (0: a miss), seen_target. Whole or not at all.
 
-    `user_ids` and `item_ids` are those of the domain, `more` further columns `(Q,)`. An older file is replaced.
+    `user_ids` and `item_ids` are those of the domain, `more` holds further columns `(Q,)`. An older file is replaced.
     """
     columns = {
         "user_id": ids_at(user_ids, ranks.user_index),
@@ -175,9 +175,9 @@ def write_ranks(
 
 
 def read_ranks(path: Path, holdout: Holdout, user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> Tensor:
-    """The rank of each query of `holdout`, `(Q,)` int64, from a file that `write_ranks` wrote for the same domain.
+    """Read the rank of each query of `holdout`, `(Q,)` int64, from a file of `write_ranks` for the same domain.
 
-    Raises DataError where the file cannot be read or speaks of other users or targets.
+    Raises DataError if the file cannot be read or holds other users or targets.
     """
     try:
         table = pq.read_table(path, columns=["user_id", "item_id", "rank"])

@@ -1,5 +1,5 @@
-"""Find the k of many candidates that score highest for each user: exactly, in pieces that fit a cache or a device."""
-# B users, C candidates, K of a list, D width of queries and keys; T tiles, G blocks of a tile, M blocks of a piece.
+"""Find the k highest-scoring candidates of each user exactly, in pieces that fit a cache or a device."""
+# B users, C candidates, K entries of a list, D width of queries and keys; T tiles, G blocks of a tile, M of a piece.
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from torch import Tensor
 
 from pmmrec.errors import DataError
 
-BLOCK = 32  # candidates whose highest score stands for them until the best blocks are known
-SPARE = 6  # blocks and candidates looked at beyond k, so that equal scores at the end of a list are seen
-SAFE = 1e38  # products of norms below it: no score can overflow float32
+BLOCK = 32  # candidates that are represented by their highest score until the best blocks are known
+SPARE = 6  # blocks and candidates examined beyond k, to see equal scores at the end of a list
+SAFE = 1e38  # if the product of norms is below it, no score can overflow float32
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is scored at once. The lists are the same for all sizes."""
+    """How much is scored at once. It affects speed and memory, never the lists."""
 
     users: int
-    tile: int  # candidates of one product of matrices; its scores should fit the cache of a core
-    piece_bytes: int  # of scores that are kept until the best of them are picked
+    tile: int  # candidates of one matrix product; its scores should fit the cache of a core
+    piece_bytes: int  # size of the scores that are kept until their best are picked
 
     @classmethod
     def on(cls, device: torch.device) -> Sizes:
-        """What was found to be fast."""
+        """Sizes that measured fast on such a device."""
         if device.type == "cpu":
             return cls(users=256, tile=4096, piece_bytes=1 << 27)
         return cls(users=2048, tile=1 << 16, piece_bytes=1 << 30)
 
 
-WriteScores = Callable[[Tensor, slice, Tensor], None]  # queries (B, D), which candidates, where their scores (B, c) go
+WriteScores = Callable[[Tensor, slice, Tensor], None]  # queries (B, D), candidates, output of their scores (B, c)
 Complain = Callable[[int, int, float], DataError]  # user, candidate and score
 
 
 class Scan:
-    """Goes over all candidates for some users at a time and keeps the best; of equal scores the first candidate wins.
+    """Scores all candidates for a batch of users and keeps the best; of equal scores the first candidate wins.
 
-    Candidates are scored tile by tile. Of each block of 32 only the highest score is looked at: the best k lie in the
-    k blocks with the highest. A piece holds the tiles whose scores are kept at once; the best of several pieces are
-    merged. torch.topk leaves open which of several equal scores it takes, so where scores are equal at the end of a
-    list more than `SPARE` deep, all scores of that user are compared.
+    Candidates are scored tile by tile. Each block of 32 is represented by its highest score: the best k candidates
+    lie in the k blocks with the highest maxima. A piece is the set of tiles whose scores are kept at once; the best of
+    several pieces are merged. torch.topk does not define which of several equal scores it returns. If more than
+    `SPARE` scores are equal at the end of a list, all scores of that user are compared.
     """
 
     def __init__(self, write: WriteScores, num_candidates: int, k: int, sizes: Sizes, device: torch.device) -> None:
@@ -64,10 +64,11 @@ class Scan:
         complain: Complain | None,
         more: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """The k highest scores of each user, highest first, and their candidates, `(B, K)`; `more` of them where asked.
+        """The k (plus `more`) highest scores of each user, highest first, and their candidates, `(B, K)`.
 
-        Candidate `column_H[i]` is none for user `row_H[i]`. Where a user has fewer than k, -inf fills up. `complain`
-        makes the error for the first score that is not finite; None: the caller knows that all are.
+        Candidate `column_H[i]` is excluded for user `row_H[i]`. A user with fewer than k candidates gets -inf in the
+        remaining places. `complain` makes the error for the first score that is not finite; None: all are known to be
+        finite.
         """
         k = self._k + more
         order_H = np.argsort(column_H, kind="stable")
@@ -79,10 +80,10 @@ class Scan:
         if missing > 0:
             value = torch.nn.functional.pad(value, (0, missing), value=-torch.inf)
             column = torch.nn.functional.pad(column, (0, missing))
-        if len(found) > 1:  # earlier pieces stand first, so a stable order keeps the rule for equal scores
+        if len(found) > 1:  # pieces are in order, so a stable sort keeps the rule for equal scores
             order_BK = value.argsort(dim=1, descending=True, stable=True)[:, :k]
             value, column = value.gather(1, order_BK), column.gather(1, order_BK)
-        return value, torch.where(value > -torch.inf, column, 0)  # what fills up may stand for no candidate at all
+        return value, torch.where(value > -torch.inf, column, 0)  # -inf may belong to padding, which is not a candidate
 
     def _pieces(self) -> Iterator[range]:
         for start in range(0, self._num_candidates, self._tiles_of_piece * self._width):
@@ -92,7 +93,7 @@ class Scan:
     def _pick(
         self, query_BD: Tensor, k: int, tiles: range, row_H: Tensor, column_H: Tensor, complain: Complain | None
     ) -> tuple[Tensor, Tensor]:
-        """The best of one piece."""
+        """The best scores and candidates of one piece."""
         num_users, num_tiles = len(query_BD), len(tiles)
         score_TBW = self._score[: num_tiles * num_users * self._width].view(num_tiles, num_users, self._width)
         blocks = score_TBW.view(num_tiles, num_users, -1, BLOCK)
@@ -127,14 +128,14 @@ class Scan:
 
 
 def _best_of_blocks(blocks: Tensor, highest_BM: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores and columns of the best, and for whom that is sure: no equal score may lie where nobody looked.
+    """Scores and columns of the best, and for which users no equal score can lie in a block that was not examined.
 
     `blocks`: scores `(T, B, G, 32)`; `highest_BM`: the highest of each block, `(B, T * G)`.
     """
     _, num_users, num_groups, _ = blocks.shape
     num_blocks = highest_BM.shape[1]
     height, block = highest_BM.topk(min(k + SPARE, num_blocks), dim=1)
-    block = block.sort(dim=1).values  # columns rise from left to right
+    block = block.sort(dim=1).values  # so that columns rise from left to right
     user_B1 = torch.arange(num_users, device=block.device)[:, None]
     row = (block // num_groups * num_users + user_B1) * num_groups + block % num_groups
     score = blocks.view(-1, BLOCK)[row.view(-1)].view(num_users, -1)
@@ -156,7 +157,7 @@ def _best_of_blocks(blocks: Tensor, highest_BM: Tensor, k: int) -> tuple[Tensor,
 def first_largest(score_BN: Tensor, k: int) -> Tensor:
     """Columns of the k largest of each row, `(B, K)`, largest first; of equal scores the first column wins.
 
-    By passes over all scores: what `Scan` does where it must, and what it is tested against.
+    It passes over all scores: the fallback of `Scan`, and the reference in its tests.
     """
     least_B1 = score_BN.topk(k, dim=1).values[:, -1:]
     is_above_BN, is_tied_BN = score_BN > least_B1, score_BN == least_B1

@@ -1,4 +1,4 @@
-"""Scenarios of targets: everybody's last item, cold items, or items that are new to the platform."""
+"""Choose which targets are ranked: the last item of each user, cold items, or items new to the platform."""
 # Q queries, H interactions of all users, one after another.
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ STRATA: tuple[Stratum, ...] = get_args(Stratum)
 Scenario = Literal["regular", "cold", "new"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
-COLD_BELOW = 10  # occurrences in train; PMMRec (section IV-F) calls items with fewer cold
-POPULARITY: Mapping[str, int] = {"0": 0, "1-9": 1, "10-99": 10, "100+": 100}  # stratum -> least occurrences in train
+COLD_BELOW = 10  # occurrences in training; PMMRec (section IV-F) calls an item with fewer cold
+POPULARITY: Mapping[str, int] = {"0": 0, "1-9": 1, "10-99": 10, "100+": 100}  # stratum -> fewest occurrences
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What a scenario asks: histories and the item that came next, several for some users."""
+    """Histories and the item that followed each; a user may have several."""
 
     scenario: Scenario
-    holdout: Holdout  # ordered by user and place
+    holdout: Holdout  # ordered by user and position
     place_Q: NDArray[np.int64]  # of the target in its user's sequence, from 0
     is_held_out_Q: NDArray[np.bool_]  # False: the step to the target lies in the training part
 
@@ -37,7 +37,7 @@ class Queries:
 
 
 def scenario_queries(split: Split, scenario: str) -> Queries:
-    """The queries of a scenario; each target is ranked among the whole catalogue, new items included.
+    """The queries of a scenario. Each target is ranked among the whole catalogue, including new items.
 
     `regular`: the last item of each user with three or more items, after all items before it (leave-one-out).
 
@@ -50,7 +50,7 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
 
     `new`: all sub-sequences that end in an item that never occurs in training (MoRec). None is a training step.
 
-    Raises RecipeError for a word that is no scenario, DataError where a domain has no target of the kind.
+    Raises RecipeError for an unknown scenario, DataError if the domain has no such target.
     """
     if scenario == "regular":
         holdout = split.holdout("test")
@@ -71,7 +71,7 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
 
 
 def _ending_in(split: Split, scenario: Literal["cold", "new"]) -> Queries:
-    """Every sub-sequence of a user's items that ends in an item of the kind."""
+    """Every sub-sequence of a user's items that ends in a cold or a new item."""
     below = {"cold": COLD_BELOW, "new": 1}[scenario]
     offsets, items_H = split.domain.sequence_offsets.astype(np.int64), np.asarray(split.domain.sequence_items)
     lengths = np.diff(offsets)
@@ -90,17 +90,17 @@ def _ending_in(split: Split, scenario: Literal["cold", "new"]) -> Queries:
 
 
 def popularity_masks(split: Split, target_Q: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """Stratum -> which targets' items occur so often in train, `(Q,)`: never, 1 to 9 times, 10 to 99, 100 and more."""
+    """For each stratum of POPULARITY, which targets occur that often in training, `(Q,)`."""
     least = list(POPULARITY.values())
     stratum_Q = np.searchsorted(least, split.train_counts[target_Q], side="right") - 1
     return {name: np.asarray(stratum_Q == place) for place, name in enumerate(POPULARITY)}
 
 
 def stratum_mask(split: Split, holdout: Holdout, stratum: str) -> NDArray[np.bool_]:
-    """Which queries belong to a stratum, `(Q,)`, by how often the target's item occurs in train.
+    """Which queries belong to a stratum, `(Q,)`, by how often the target occurs in training.
 
-    `regular`: at least 10 times; `cold`: fewer than 10; `new`: never, which is a part of cold. The history stays whole,
-    only whose target counts differs. RecipeError for a word that is no stratum.
+    `regular`: at least 10 times; `cold`: fewer than 10; `new`: never, a part of cold. Histories stay whole; strata
+    only select targets. RecipeError for an unknown stratum.
     """
     count_Q = split.train_counts[holdout.target]
     if stratum == "all":

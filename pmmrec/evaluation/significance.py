@@ -1,5 +1,5 @@
-"""Confidence intervals of means over users, and tests of the difference between two systems."""
-# Q users, M seeds of training, K distinct rows of values, R bootstrap draws, V values of a target each.
+"""Estimate confidence intervals of means over users, and test the difference between two systems."""
+# Q users, M training seeds, K distinct rows of values, R bootstrap draws, V values of one target each.
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Values = Tensor | npt.NDArray[np.float64] | Sequence[float] | Sequence[Sequence[
 
 NUM_DRAWS = 2000
 NUM_FLIPS = 10_000
-MAX_OUTCOMES = 1 << 16  # a test with so many or fewer is exact
-CELLS_AT_ONCE = 1 << 22  # counts of one chunk of draws: 32 MB
+MAX_OUTCOMES = 1 << 16  # a test with at most this many outcomes is exact
+CELLS_AT_ONCE = 1 << 22  # counts in one chunk of draws, 32 MB
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the percentile bootstrap interval around it."""
+    """A mean and its percentile bootstrap interval."""
 
     mean: float
     low: float
@@ -37,10 +37,10 @@ class Interval:
 def mean_interval(values: Values, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> Interval:
     """Interval of the mean of one value per user, `(Q,)`, or per seed and user, `(M, Q)`.
 
-    Users are drawn with replacement, and so are the seeds where there are several. A few seeds tell little of the
-    spread between seeds: with fewer than about five the interval is too narrow, never too wide.
+    Users are resampled with replacement, and so are seeds if there are several. With fewer than about five seeds the
+    interval is too narrow, never too wide, because a few seeds say little about the spread between seeds.
 
-    Raises DataError for no users and for values that are not finite.
+    Raises DataError if there are no users or a value is not finite.
     """
     values_MQ = _by_seed(values)
     means_R = _bootstrap([values_MQ], num_draws, np.random.default_rng(seed))
@@ -51,10 +51,11 @@ def mean_interval(values: Values, *, level: float = 0.95, num_draws: int = NUM_D
 def difference_interval(
     a: Values, b: Values, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> Interval:
-    """Interval of mean(a) - mean(b), paired over users, while seeds of a and of b are drawn apart.
+    """Interval of mean(a) - mean(b), paired over users; seeds of a and of b are resampled independently.
 
-    `a` is `(M, Q)` and `b` `(M', Q)` for the same users: the third seed of one system has nothing to do with the third
-    of another. Raises DataError where the users differ in number, for no users and for values that are not finite.
+    `a` is `(M, Q)` and `b` is `(M', Q)` for the same users. Seeds are not paired, because the third seed of one system
+    is unrelated to the third seed of the other. Raises DataError if the numbers of users differ, there are no users,
+    or a value is not finite.
     """
     a_MQ, b_MQ = _by_seed(a), _by_seed(b)
     if a_MQ.shape[1] != b_MQ.shape[1]:
@@ -65,12 +66,12 @@ def difference_interval(
 
 
 def over_users(values: Values, user_index: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """One value for each user out of several for some: `(V,)` or `(M, V)` -> `(Q,)` or `(M, Q)`, of the same mean.
+    """Turn values per target into one value per user with the same mean: `(V,)` or `(M, V)` -> `(Q,)` or `(M, Q)`.
 
-    A user's targets hang together, so users are what is drawn. The mean over all targets is a ratio of two sums over
-    users, how much and how many; these are the values whose plain mean it is, to first order also when users are drawn
-    (linearisation, Woodruff 1971). Where everybody has one target they are the values as they came, in the order of
-    users.
+    Targets of one user are dependent, so users are resampled. The mean over all targets is a ratio of two sums over
+    users, the total and the number of targets. The values returned have this mean, and under resampling of users they
+    equal the ratio to first order (linearisation, Woodruff 1971). If each user has one target, they are the values
+    themselves, in the order of users.
     """
     values_V = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
     _, user_V, count_Q = np.unique(user_index, return_inverse=True, return_counts=True)
@@ -83,17 +84,17 @@ def over_users(values: Values, user_index: npt.NDArray[np.int64]) -> npt.NDArray
 
 
 def sign_flip_p(differences: Values, *, num_draws: int = NUM_FLIPS, seed: int = 0) -> float:
-    """How often chance alone would set two systems at least so far apart: a paired permutation test, two-sided.
+    """The p-value of a two-sided paired sign-flip permutation test of the mean difference.
 
-    Under the null hypothesis it is arbitrary which system a user's difference `(Q,)` favours, so signs are flipped at
-    random. Exact where there are few outcomes (for hits it is then McNemar's test); else `num_draws` draws, the
-    observed one counted among them, so that p is never 0 (Phipson and Smyth 2010). Differences of several seeds are
-    averaged for each user before: p speaks of users, for the seeds that were trained.
+    Under the null hypothesis the sign of each user's difference `(Q,)` is arbitrary, so signs are flipped at random.
+    The test is exact if there are few outcomes (for hits it is then McNemar's test). Otherwise it uses `num_draws`
+    draws and counts the observed outcome among them, so that p is never 0 (Phipson and Smyth 2010). Differences of
+    several seeds are averaged per user first: p is about users, given the trained seeds.
     """
     difference_Q = _by_seed(differences).mean(axis=0)
     size_K, count_K = np.unique(np.abs(difference_Q[difference_Q != 0]), return_counts=True)
     observed = abs(difference_Q.sum())
-    least = observed - 1e-12 * max(1.0, float((size_K * count_K).sum()))  # sums in another order are the same sums
+    least = observed - 1e-12 * max(1.0, float((size_K * count_K).sum()))  # tolerance for sums taken in another order
     if np.prod(count_K + 1.0) <= MAX_OUTCOMES:
         outcomes, weights = _flipped_sums(size_K, count_K)
         return float(min(1.0, weights[np.abs(outcomes) >= least].sum()))
@@ -107,9 +108,10 @@ def sign_flip_p(differences: Values, *, num_draws: int = NUM_FLIPS, seed: int = 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values that account for how many questions were asked, in their order (Holm 1979).
+    """Adjust p-values for the number of tests, keeping their order (Holm 1979).
 
-    The smallest is multiplied by the number of questions, the next by one less, and so on; none falls below one before.
+    The smallest is multiplied by the number of tests, the next by one less, and so on; an adjusted value is never
+    smaller than the one before it.
     """
     adjusted, highest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
@@ -121,7 +123,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _flipped_sums(
     size_K: npt.NDArray[np.float64], count_K: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Every sum of sizes with signs, and its probability; alike sizes are flipped together."""
+    """Every sum of signed sizes and its probability; equal sizes are handled together."""
     outcomes, weights = np.zeros(1), np.ones(1)
     for size, count in zip(size_K, count_K, strict=True):
         heads = np.arange(count + 1)
@@ -131,7 +133,7 @@ def _flipped_sums(
 
 
 def _chances_of_heads(num_coins: int) -> npt.NDArray[np.float64]:
-    """How likely 0, 1, ... `num_coins` heads are; scipy.stats knows it too and takes a third of a second to import."""
+    """Probability of 0, 1, ... `num_coins` heads. scipy.stats has it too, but takes a third of a second to import."""
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, num_coins + 1)))])
     chances: npt.NDArray[np.float64] = np.exp(
         log_factorial[-1] - log_factorial - log_factorial[::-1] - num_coins * np.log(2)
@@ -151,9 +153,10 @@ def _by_seed(values: Values) -> npt.NDArray[np.float64]:
 def _bootstrap(
     groups: Sequence[npt.NDArray[np.float64]], num_draws: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Sums, over groups `(M, Q)` of the same users, of the means of `num_draws` resamples.
+    """For `num_draws` resamples, the sum over groups `(M, Q)` of the mean of each group.
 
-    Users are drawn for all groups at once, those with the same values by one multinomial count; seeds for each group.
+    Users are resampled once for all groups, users with equal values by one multinomial count; seeds are resampled for
+    each group.
     """
     distinct_MK, count_K = np.unique(np.concatenate(groups), axis=1, return_counts=True)
     ends = np.cumsum([len(values_MQ) for values_MQ in groups])

@@ -74,5 +74,5 @@ def test_a_domain_told_of_twice_is_refused(make_run: MakeRun) -> None:
     run = make_run("ours", [1])
     told = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**told, "domains": 2 * told["domains"]}))
-    with pytest.raises(DataError, match="tells of one twice"):
+    with pytest.raises(DataError, match="one is listed twice"):
         read_systems([str(run)])
