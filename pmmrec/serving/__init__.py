@@ -1,8 +1,8 @@
-"""Serving: lists for all users of a platform, and an index of its items that a service can load.
+"""Serving: write top-k lists for the users of a platform, or export an index of its items for a service.
 
 >>> from pmmrec.serving import load_index
->>> index = load_index("DIR")                    # what `pmmrec index CHECKPOINT DOMAIN --out DIR` wrote
->>> index.recommend(["item-7", "item-3"], k=5)   # (item id, score), best first
+>>> index = load_index("DIR")                    # the output of `pmmrec index CHECKPOINT DOMAIN --out DIR`
+>>> index.recommend(["item-7", "item-3"], k=5)   # pairs of item id and score, best first
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ItemIndex", "load_index"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and the rest when something is first asked for."""
+    """Import the service, and torch with it, on first use."""
     if name in __all__:
         from pmmrec.serving import service
 

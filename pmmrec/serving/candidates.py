@@ -1,4 +1,4 @@
-"""What can be recommended on a platform: the items of its domain, and those that nobody has touched yet."""
+"""Collect the candidates of a platform: the items of its domain, and new items without interactions."""
 # N items of the catalogue, D width.
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class EncodedItems:
-    """A catalogue as the model sees it."""
+    """A catalogue and its item vectors."""
 
     domain: Domain
     vectors_ND: Tensor  # float32, row i is item `domain.item_ids[i]`
-    contents: Contents  # which items are alike, and which have nothing that the model reads (their vectors are zeros)
+    contents: Contents  # which items are equal, and which the model cannot read (their vectors are zeros)
 
     @property
     def item_ids(self) -> list[str]:
@@ -38,7 +38,7 @@ class EncodedItems:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Items in the order of a domain, new ones behind them."""
+    """The items that may be recommended: those of a domain in its order, then new ones."""
 
     item_ids: pa.Array
     vectors_ND: Tensor
@@ -46,9 +46,9 @@ class Candidates:
 
     @classmethod
     def of(cls, known: EncodedItems, new: EncodedItems | None = None) -> Candidates:
-        """The items of a domain, and of a table of new ones, none of which stands in both (see `check_new`).
+        """The items of a domain and of a table of new items; the two must be disjoint (see `check_new`).
 
-        A new item that says the same as a known one is scored on its own: the two may differ in the last digits.
+        A new item with the same content as a known one is scored separately: the two may differ in the last digits.
         """
         ids = known.domain.item_ids
         if new is None:
@@ -63,17 +63,17 @@ class Candidates:
 
 
 def check_new(new: Domain, known: Domain) -> None:
-    """Before anything is encoded: DataError where a new item is an item of the domain already."""
+    """DataError if a new item is already an item of the domain. Call it before anything is encoded."""
     both = new.item_ids.filter(pc.is_in(new.item_ids, value_set=known.item_ids))
     if len(both):
         raise DataError(
-            f"--new-items: {len(both):,} of {len(new.item_ids):,} items are items of {known.name} already: "
-            f"{', '.join(map(repr, both.slice(0, MAX_SHOWN).to_pylist()))}; leave them out, they are candidates"
+            f"--new-items: {len(both):,} of {len(new.item_ids):,} items are already items of {known.name}: "
+            f"{', '.join(map(repr, both.slice(0, MAX_SHOWN).to_pylist()))}; leave them out, they are candidates anyway"
         )
 
 
 def report_rejected(new: Domain, warn: Callable[[str], None]) -> None:
-    """Say which rows and pictures of a table of new items were left out, and why."""
+    """Warn about the rows and images of a table of new items that were rejected, with the reasons."""
     for kind in ("item", "image"):
         for reason, count in new.info.summary.rejected.get(kind, {}).items():
             warn(f"--new-items: {count:,} x {kind} left out: {reason}")
@@ -83,7 +83,7 @@ def report_rejected(new: Domain, warn: Callable[[str], None]) -> None:
 
 
 def weights_name(checkpoint: Checkpoint, parts: list[str] | None = None) -> str:
-    """Changes whenever a file of these parts (of all: None), or a setting of the model, does."""
+    """A hash that changes with any file of these parts (None: all parts) and any setting of the model."""
     names = sorted(checkpoint.parts if parts is None else parts)
     index = checkpoint.index
     tree = {

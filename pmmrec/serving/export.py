@@ -1,4 +1,4 @@
-"""Write an index of a platform's items that a service can load, and measure how well it finds what is best."""
+"""Export an index of the items of a platform, and measure its recall against exact search."""
 # N items of the catalogue, C candidates, Q users of the sample, D width.
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pmmrec.zoo.about import about_parts
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.parts import write_part
 
-FLAT_UP_TO, HNSW_UP_TO = 200_000, 2_000_000  # items; beyond, exact search is slow, and a graph large
+FLAT_UP_TO, HNSW_UP_TO = 200_000, 2_000_000  # items; beyond, exact search is slow and a graph is large
 HNSW_LINKS, HNSW_BUILD = 32, 200
 EFFORTS: dict[Kind, tuple[int, ...]] = {
     "flat": (1,),
@@ -53,7 +53,7 @@ ROWS_OF_GROUP = 10_000
 
 @dataclass(frozen=True)
 class Recall:
-    """How much of what exact search finds an index finds, at one effort."""
+    """The recall of an index against exact search, at one effort."""
 
     effort: int
     recall: float
@@ -61,18 +61,18 @@ class Recall:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """A written index and its recall."""
 
     folder: Path
     kind: Kind
     k: int
     num_candidates: int
     num_users: int
-    tried: tuple[Recall, ...]  # the last one stands in the index
+    tried: tuple[Recall, ...]  # the last one is the setting of the index
 
     @property
     def is_poor(self) -> bool:
-        """Whether even the hardest look missed more than it should."""
+        """Whether recall is below the target even at the highest effort."""
         return self.tried[-1].recall < GOOD_RECALL
 
     def lines(self) -> list[str]:
@@ -87,7 +87,7 @@ class Exported:
 
 
 def kind_for(num_candidates: int) -> Kind:
-    """The kind of index that suits so many items."""
+    """The kind of index that suits this number of items."""
     if num_candidates <= FLAT_UP_TO:
         return "flat"
     return "hnsw" if num_candidates <= HNSW_UP_TO else "ivf"
@@ -105,12 +105,12 @@ def write_index(
     num_users: int,
     seed: int,
 ) -> Exported:
-    """Write `out` whole or not at all.
+    """Write an index to `out`, whole or not at all.
 
-    The inner product of a user's state (and a 1) with an item's key is the model's score, popularity included, so the
-    index ranks as the model does. Recall is measured on the states of users drawn from the domain.
+    The inner product of a user's state (and a 1) with an item's key is the score of the model, including popularity,
+    so the index ranks as the model does. Recall is measured on users drawn at random from the domain.
 
-    Raises RecipeError where `out` exists or the model's score is not an inner product, DataError where a score is not
+    Raises RecipeError if `out` exists or the score of the model is not an inner product, DataError if a score is not
     finite, MachineError without faiss.
     """
     faiss()
@@ -158,9 +158,9 @@ def write_index(
 def _keys(
     checkpoint: Checkpoint, recommender: Recommender, vectors_ND: Tensor, counts: NDArray[np.int64] | None
 ) -> Tensor:
-    """Keys `(N, D + more)` whose inner products with states are scores. RecipeError for a scorer that has none.
+    """Keys `(N, D + more)` whose inner products with states are the scores. RecipeError for a scorer without keys.
 
-    `counts`: interactions of each item, None for a scorer that does not read them.
+    `counts`: interactions of each item; None for a scorer that does not use them.
     """
     count_N = np.zeros(len(vectors_ND), np.int64) if counts is None else counts
     key_ND = recommender.scorer.keys(vectors_ND, torch.from_numpy(count_N))
@@ -171,12 +171,12 @@ def _keys(
 
 
 def equally_long(key_ND: Tensor) -> Tensor:
-    """Keys with one more entry each, which makes all as long as the longest: `(N, D + 1)`.
+    """Append an entry to each key so that all norms equal the largest one: `(N, D + 1)`.
 
-    Graphs and lists are built on how near keys are to one another. Where lengths differ, as they do with popularity, a
-    graph by inner product leads to the long keys alone, and no effort finds the others; of equally long keys the
-    nearest are those of the largest inner product. Scores stay, for the new entry of a query is 0. The reduction is
-    that of Bachrach et al. (RecSys 2014), section 4.
+    Graphs and inverted lists are built on distances between keys. If norms differ, as they do with popularity, a graph
+    by inner product only leads to the long keys, and no effort finds the others. With equal norms the nearest keys are
+    those with the largest inner product. Scores do not change, because the matching entry of a query is 0. This is the
+    reduction of Bachrach et al. (RecSys 2014), section 4.
     """
     square_N1 = torch.linalg.vector_norm(key_ND, dim=1, keepdim=True).square()
     return torch.cat((key_ND, (square_N1.max() - square_N1).sqrt()), dim=1)
@@ -189,7 +189,7 @@ def _check_finite(domain: Path, query_QD: Tensor, key_CD: Tensor) -> None:
 
 
 def _states(recommender: Recommender, encoded: EncodedItems, histories: Histories, num_users: int, seed: int) -> Tensor:
-    """Hidden states of users of the domain, drawn at random; on the CPU."""
+    """Hidden states of users drawn at random from the domain; on the CPU."""
     num_users = min(num_users, histories.num_users)
     drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
     parts, device = [], next(recommender.user_encoder.parameters()).device
@@ -210,7 +210,7 @@ def _built(kind: Kind, keys: Floats) -> Any:
         index = library.IndexHNSWFlat(width, HNSW_LINKS, library.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = HNSW_BUILD
     else:
-        num_lists = max(1, min(num_keys // 39, int(4 * math.sqrt(num_keys))))  # faiss wants 39 points a list
+        num_lists = max(1, min(num_keys // 39, int(4 * math.sqrt(num_keys))))  # FAISS asks for 39 points per list
         coarse = library.IndexFlatIP(width)
         index = library.IndexIVFFlat(coarse, width, num_lists, library.METRIC_INNER_PRODUCT)
         index.train(keys)
@@ -221,9 +221,9 @@ def _built(kind: Kind, keys: Floats) -> Any:
 def _recalls(
     index: Any, kind: Kind, query_QD: Tensor, key_CD: Tensor, alike_C: NDArray[np.int64], k: int
 ) -> Iterator[Recall]:
-    """Recall at rising effort, until it is good or nothing more can be done.
+    """Recall at rising effort, until it is good or the efforts are exhausted.
 
-    Items that are alike score the same, so either of them will do.
+    Equal items have equal scores, so either of them counts as found.
     """
     sizes = Sizes.on(key_CD.device)
     scan = Scan(inner_products(key_CD), len(key_CD), k, sizes, key_CD.device)
@@ -238,7 +238,7 @@ def _recalls(
 
 
 def _shared(alike_C: NDArray[np.int64], exact: NDArray[np.int64], found: NDArray[np.int64]) -> float:
-    """Share of an exact list that another list has, kind by kind."""
+    """Share of an exact list that another list contains, where equal items stand for one another."""
     kinds, wanted = np.unique(alike_C[exact], return_counts=True)
     given = np.array([(alike_C[found[found >= 0]] == one).sum() for one in kinds])
     return float(np.minimum(wanted, given).sum() / len(exact))
@@ -257,7 +257,7 @@ def _lists(vectors_ND: Tensor) -> pa.FixedSizeListArray:
 
 
 def _write_user_encoder(place: Path, checkpoint: Checkpoint) -> Any:
-    """The user encoder as a part that travels alone; adapters are merged into it."""
+    """Write the user encoder as a part of its own, with adapters merged."""
     config = checkpoint.model_config
     part_class: Any = user_encoders.part_class(config.user_encoder)
     part = part_class(config.user_encoder, BuildContext(config.width))

@@ -1,4 +1,4 @@
-"""Write lists of items to a file, row by row: Parquet, csv or JSON lines, as its suffix says."""
+"""Stream top-k lists to a Parquet, csv or JSON lines file; the suffix chooses the format."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ SCHEMA = pa.schema(
     ]
 )
 CSV, JSON_LINES, PARQUET = SUFFIXES = (".csv", ".jsonl", ".parquet")
-ROWS_OF_GROUP = 100_000  # rows that are written at once, at least, but for the last; in Parquet a row group
+ROWS_OF_GROUP = 100_000  # least number of rows written at once, except for the last; a row group of Parquet
 
 Write = Callable[[pa.Table], object]
 
 
 def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids: pa.Array) -> int:
-    """Stream lists, each with the ids of its users, to a file: user_id, rank (from 1), item_id, score.
+    """Stream lists, each with the ids of its users, to a file with columns user_id, rank (from 1), item_id, score.
 
-    The file is whole or absent. Returns the rows written. Raises RecipeError when the file exists, MachineError when
-    the disk is full.
+    The file is whole or absent. Returns the number of rows. Raises RecipeError if the file exists, MachineError if the
+    disk is full.
     """
     if path.exists():
         raise RecipeError(f"{path}: exists; name another file or remove this one")
     num_rows, waiting, num_waiting = 0, [SCHEMA.empty_table()], 0
-    # opened here: pyarrow would read `~` in a name in its own way
+    # Opened here, because pyarrow expands `~` in a name differently.
     with (
         whole_file(path, replace=False) as draft,
         draft.open("wb") as file,
@@ -60,7 +60,7 @@ def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids
 
 @contextmanager
 def _writing(file: BinaryIO, suffix: str) -> Iterator[Write]:
-    """What writes tables of the schema to an open file."""
+    """A function that writes tables of the schema to an open file."""
     if suffix == CSV:
         with pacsv.CSVWriter(file, SCHEMA) as csv:
             yield csv.write_table
@@ -72,7 +72,7 @@ def _writing(file: BinaryIO, suffix: str) -> Iterator[Write]:
 
 
 def _json_lines(table: pa.Table) -> Iterator[bytes]:
-    """An object a line; scores in the fewest digits that tell one float32 from the next, as in csv."""
+    """One object per line; scores have the fewest digits that identify a float32, as in csv."""
     users, ranks, items = (table[name].to_pylist() for name in ("user_id", "rank", "item_id"))
     scores = pc.cast(table["score"], pa.string()).to_pylist()
     for user, rank, item, score in zip(users, ranks, items, scores, strict=True):

@@ -1,4 +1,4 @@
-"""Lists for all users of a platform, or for some: streamed to a file by one process, or to a folder by several."""
+"""Score users of a platform: one process writes a file of top-k lists, several processes write a folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Users = slice | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scored:
-    """What was written, and how fast."""
+    """The result of scoring: what was written, and how long it took."""
 
     path: Path
     num_users: int
@@ -47,12 +47,12 @@ class Scored:
 
 
 def check_out(out: Path) -> None:
-    """Before any work: whether `out` can be made. Raises RecipeError where it exists, MachineError where it cannot."""
+    """Check before any work that `out` can be made. RecipeError if it exists, MachineError if it cannot be made."""
     if out.exists():
         raise RecipeError(f"--out {out}: exists; choose another name or remove it")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise MachineError(f"--out {out}: {above} is a file, and nothing can lie in it; choose another name")
+        raise MachineError(f"--out {out}: {above} is a file, not a folder; choose another name")
     try:
         with tempfile.TemporaryFile(dir=above):
             pass
@@ -61,9 +61,9 @@ def check_out(out: Path) -> None:
 
 
 def check_lists_out(out: Path, num_processes: int) -> None:
-    """Before any work: whether lists can be written to `out`, a file of one process or a folder of several.
+    """Check before any work that lists can be written to `out`: a file of one process, or a folder of several.
 
-    Raises RecipeError where its suffix names no format of theirs, and what `check_out` raises.
+    Raises RecipeError if the suffix is not a supported format, and what `check_out` raises.
     """
     check_out(out)
     if num_processes == 1:
@@ -75,10 +75,10 @@ def check_lists_out(out: Path, num_processes: int) -> None:
 def chosen_users(
     histories: Histories, path: Path | None, warn: Callable[[str], None], *, skip_unknown: bool
 ) -> NDArray[np.int64] | None:
-    """Rows of the users that a file names, rising; None: all users.
+    """Rows of the users listed in a file, in rising order; None: all users.
 
-    Raises DataError where the file names users that the domain does not know, unless they are to be skipped, and where
-    it knows none of them.
+    Raises DataError if the file lists users that the domain lacks, unless they may be skipped, and if it lacks all of
+    them.
     """
     if path is None:
         return None
@@ -95,12 +95,12 @@ def chosen_users(
 
 
 class ScoreJob:
-    """One table of lists: who gets them, and where they go."""
+    """A table of top-k lists that one or several processes write."""
 
     def __init__(
         self, out: Path, histories: Histories, users: NDArray[np.int64] | None, *, share: Share, name: str
     ) -> None:
-        """`name` changes whenever other lists are asked for. Raises what `check_lists_out` raises."""
+        """`name` identifies the lists: it changes with all that affects them. Raises what `check_lists_out` raises."""
         check_lists_out(out, share.count)
         self._out, self._histories, self._share = out, histories, share
         span = share.span(histories.num_users if users is None else len(users))
@@ -111,10 +111,11 @@ class ScoreJob:
         self._unfinished = out.with_name(f"{out.name}-{digest}{INCOMPLETE}")
 
     def run(self, maker: ListMaker, item_ids: pa.Array, progress: Progress | None = None) -> Scored:
-        """Write this process's share.
+        """Write the share of this process.
 
-        One process writes a file, as its suffix says. Several write a folder of part-*.parquet, in the order of users;
-        it appears when the last part is whole, and what a killed run has finished of the same table is kept.
+        One process writes a file in the format of its suffix. Several write a folder of part-*.parquet in the order of
+        users. The folder gets its name when the last part is complete. Parts of a killed run of the same table are
+        reused.
         """
         started_s = time.monotonic()
         if self._share.count == 1:
@@ -145,7 +146,7 @@ class ScoreJob:
         return f"part-{index:05d}-of-{self._share.count:05d}.parquet"
 
     def _finish(self) -> None:
-        """Whoever finds all parts there gives the folder its name; a second one finds that done."""
+        """Give the folder its name once all parts are there; another process may have done so already."""
         if not all((self._unfinished / self._part(index)).exists() for index in range(self._share.count)):
             return
         try:
@@ -159,7 +160,7 @@ class ScoreJob:
 
 
 def _named(lists: Iterator[TopItems], user_ids: pa.Array, item_ids: pa.Array) -> Iterator[TopItems]:
-    """The same lists; an error names users and items by their ids."""
+    """The same lists, with errors that name users and items by id."""
     try:
         yield from lists
     except NotFiniteError as error:
@@ -168,5 +169,5 @@ def _named(lists: Iterator[TopItems], user_ids: pa.Array, item_ids: pa.Array) ->
 
 
 def _num_rows(path: Path) -> int | None:
-    """Rows of a part that a run before has finished."""
+    """Number of rows of a part that an earlier run finished; None if there is none."""
     return int(pq.read_metadata(path).num_rows) if path.exists() else None

@@ -1,10 +1,10 @@
-"""Search an index of faiss in the one order of every list: highest score first, equal scores by entry.
+"""Search a FAISS index in a defined order: highest score first, equal scores by entry.
 
-faiss leaves open which of several equal scores it takes, and in which order. Its float32 sums may also differ in the
-last digit for two entries with the same key. So more is asked for than is wanted, what is found is scored anew, each
-entry by itself, and where the cut goes through equal scores more is asked for until it does not.
+FAISS does not define which of several equal scores it returns, nor their order, and its float32 sums may differ in the
+last digit for equal keys. The search therefore requests more entries than needed, scores each of them again on its
+own, and requests more while the end of the list cuts through equal scores.
 """
-# Q queries, W entries asked for, K of a list, D width of queries and keys.
+# Q queries, W entries requested, K entries of a list, D width of queries and keys.
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Kind = Literal["flat", "hnsw", "ivf"]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-SPARE = 32  # entries asked for beyond the list, so that equal scores at its end are seen
-GROWTH = 4  # so many times more are asked for where that was not enough
+SPARE = 32  # entries requested beyond the list, to see equal scores at its end
+GROWTH = 4  # factor by which the request grows while it is not enough
 SEARCHED_AT_ONCE = 64  # queries
-SCORED_AT_ONCE = 4096  # entries whose keys are copied out of the index at once
-ROUNDING = 2.0**-24  # of one float32 operation, relative
+SCORED_AT_ONCE = 4096  # entries whose keys are copied from the index at once
+ROUNDING = 2.0**-24  # relative error of one float32 operation
 
 
 def faiss() -> Any:
-    """The library, imported when it is needed. MachineError where it is not installed."""
+    """Import faiss. MachineError if it is not installed."""
     try:
         return importlib.import_module("faiss")
     except ImportError as error:
@@ -38,25 +38,25 @@ def faiss() -> Any:
 
 @dataclass(frozen=True)
 class IndexSearch:
-    """An index of faiss, and how hard it looks."""
+    """A FAISS index and its search effort."""
 
     index: Any
     kind: Kind
-    effort: int  # efSearch of hnsw, nprobe of ivf; of no meaning for flat
+    effort: int  # efSearch of hnsw, nprobe of ivf; unused by flat
     longest: float  # norm of the longest key
 
     @classmethod
     def of(cls, index: Any, kind: Kind, effort: int, keys: Floats) -> IndexSearch:
-        """`keys`: all that can be found, `(C, D)`."""
+        """Prepare an index for search. `keys`: those of all its entries, `(C, D)`."""
         if kind == "ivf":
-            index.make_direct_map()  # so that keys can be copied out of it
+            index.make_direct_map()  # so that keys can be copied from it
         square_C = np.einsum("cd,cd->c", keys, keys)
         return cls(index, kind, effort, float(np.sqrt(square_C.max(initial=0))))
 
     def best(self, queries: Floats, k: int) -> tuple[Ints, Floats]:
-        """The best k entries of each query and their scores, `(Q, K)`; entry -1 and -inf where no more are found.
+        """The best k entries of each query and their scores, `(Q, K)`; -1 and -inf if fewer are found.
 
-        A shorter list is the head of a longer one: always for flat and ivf, up to `effort` entries for hnsw, whose
+        A shorter list is a prefix of a longer one: always for flat and ivf, up to `effort` entries for hnsw, whose
         graph is searched more widely for longer lists.
         """
         starts = range(0, max(1, len(queries)), SEARCHED_AT_ONCE)
@@ -84,7 +84,7 @@ class IndexSearch:
         return entries, scores
 
     def _pool(self, wanted: int) -> int:
-        """How many entries to ask for: a graph gives all that it looked at, whatever the length of the list."""
+        """How many entries to request: a graph returns all entries it visited, whatever the length of the list."""
         if self.kind != "hnsw":
             return wanted
         pool = self.effort
@@ -93,7 +93,7 @@ class IndexSearch:
         return pool
 
     def _found(self, queries: Floats, wanted: int) -> tuple[Ints, Floats]:
-        """Entries `(Q, W)` in any order, and the score that what was not found is not above, `(Q,)`."""
+        """Entries `(Q, W)` in any order, and an upper bound of the scores of all other entries, `(Q,)`."""
         library, parameters = faiss(), None
         if self.kind == "hnsw":
             parameters = library.SearchParametersHNSW(efSearch=wanted)
@@ -103,7 +103,7 @@ class IndexSearch:
         return entries, np.where(entries[:, -1] < 0, -np.inf, scores[:, -1])
 
     def _scores(self, query: Floats, entries: Ints) -> Floats:
-        """The inner product of a query with each key, `(W,)`: the same for the same key, wherever it stands."""
+        """The inner product of a query with the key of each entry, `(W,)`; equal keys get equal scores."""
         scores = np.full(len(entries), -np.inf, dtype=np.float32)
         there = np.flatnonzero(entries >= 0)
         for start in range(0, len(there), SCORED_AT_ONCE):

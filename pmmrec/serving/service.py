@@ -1,4 +1,4 @@
-"""Recommend to one user at a time, from an index of items on disk; no item encoder is needed."""
+"""Recommend to one user at a time from an exported index of items; no item encoder is needed."""
 # N items of the catalogue, C candidates in the index, D width, H items of a history.
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ INDEX_FILE, ITEMS_FILE, FAISS_FILE, USER_ENCODER = "index.json", "items.parquet"
 
 
 class IndexInfo(Config):
-    """What `index.json` says."""
+    """The content of `index.json`."""
 
     format: Literal[1]
     kind: Kind
     width: int = Field(gt=0)  # of item vectors and user states
-    num_more: int = Field(ge=0, le=1)  # 1: a key holds a prior behind the vector, and a query a 1 behind the state
-    num_even: int = Field(0, ge=0, le=1)  # 1: behind that what makes all keys as long as the longest, and a query's 0
+    num_more: int = Field(ge=0, le=1)  # 1: a key ends in a prior, and a query in a 1
+    num_even: int = Field(0, ge=0, le=1)  # 1: then an entry that makes all key norms equal, and a 0 in a query
     effort: int = Field(ge=1)  # efSearch of hnsw, nprobe of ivf; 1 for flat
     num_items: int = Field(ge=1)
-    num_candidates: int = Field(ge=1)  # items that the model can read
+    num_candidates: int = Field(ge=1)  # the items that the model can read
     user_encoder: PartEntry
     settings: dict[str, Any]  # of the user encoder
     files: dict[InsidePath, Sha256]
-    provenance: dict[str, Any] = {}  # checkpoint, domain, and how well the index finds what exact search finds
+    provenance: dict[str, Any] = {}  # checkpoint, domain, and recall against exact search
 
 
 @dataclass(frozen=True)
 class ItemIndex:
-    """An index in use. Open one with `load_index`."""
+    """An index that recommends items. Open one with `load_index`."""
 
     info: IndexInfo
     item_ids: pa.Array
@@ -63,18 +63,18 @@ class ItemIndex:
     user_encoder: UserEncoder
 
     def encode_user(self, history: Sequence[str]) -> Floats:
-        """What to search for after `history` (item ids, oldest first), by inner product with the keys: `(D,)`.
+        """The query vector of `history` (item ids, oldest first), to compare with keys by inner product: `(D,)`.
 
-        One longer where popularity is part of the score, and where the index is not flat. Raises DataError for an item
-        that the index does not know, RecipeError for an empty history.
+        It is longer by one if popularity is part of the score, and by one if the index is not flat. Raises DataError
+        for an item that the index lacks, RecipeError for an empty history.
         """
         return self._query(self._rows(history))
 
     def recommend(self, history: Sequence[str], k: int = 10, *, seen: Seen = "exclude") -> list[tuple[str, float]]:
         """The best k items after `history` (item ids, oldest first) as (item id, score), best first.
 
-        Equal scores by item row, as everywhere. Fewer where fewer are left. Raises what `encode_user` raises, and
-        RecipeError for a k that does not fit.
+        Equal scores are ordered by item row. The list is shorter if fewer candidates are left. Raises what
+        `encode_user` raises, and RecipeError if k is out of range.
         """
         check_seen(seen)
         num_items = self.info.num_items
@@ -93,7 +93,7 @@ class ItemIndex:
     def search(self, queries: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
         """Item rows and scores `(Q, k)` for queries of `encode_user`, best first, equal scores by row.
 
-        Row -1 where the index finds no more.
+        The row is -1 if the index finds no more.
         """
         entries, scores = self.found_by.best(queries, min(k, self.info.num_candidates))
         return np.where(entries >= 0, self.item_of_C[entries], -1), scores
@@ -118,9 +118,9 @@ class ItemIndex:
 
 
 def load_index(folder: Path | str) -> ItemIndex:
-    """Open what `pmmrec index` wrote, on the CPU; every file is checked against its hash.
+    """Open an index written by `pmmrec index`, on the CPU; every file is checked against its hash.
 
-    Raises CheckpointError where a file is missing, changed or does not fit the others, MachineError without faiss.
+    Raises CheckpointError if a file is missing, changed or inconsistent with the others, MachineError without faiss.
     """
     folder = expanded(Path(folder))
     library = faiss()
@@ -153,7 +153,7 @@ def _matrix(column: pa.ChunkedArray, width: int) -> Floats:
 
 
 def as_queries(state_QD: Tensor, num_more: int, num_even: int) -> Tensor:
-    """States with what keys want behind them: a 1 for the prior, a 0 for what makes keys equally long."""
+    """Extend states to match the keys: a 1 for the prior, a 0 for the entry that makes key norms equal."""
     query_QD = torch.nn.functional.pad(state_QD, (0, num_more), value=1.0)
     return torch.nn.functional.pad(query_QD, (0, num_even))
 

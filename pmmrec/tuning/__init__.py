@@ -1,4 +1,4 @@
-"""Search for settings, judged by validation alone."""
+"""Search for the best settings of a recipe by validation metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pmmrec.errors import not_installed
 
 
 def require_optuna() -> None:
-    """MachineError where the package that proposes settings is not installed."""
+    """MachineError if Optuna is not installed."""
     if find_spec("optuna") is None:
         raise not_installed("tune", ["optuna"], "tune")

@@ -1,4 +1,4 @@
-"""What all trials of a search have in common: settings, data, checkpoint and weights."""
+"""Collect the inputs that all trials of a search share: recipe, data, checkpoint and weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Say = Callable[[str], object]
 
 
 class SearchArguments(Protocol):
-    """What must be known of the arguments of a search."""
+    """The arguments of a search that decide which inputs it uses."""
 
     @property
     def recipe(self) -> str: ...
@@ -34,10 +34,10 @@ class SearchArguments(Protocol):
 
 
 def search_inputs(asked: SearchArguments, recipe: FinetuneRecipe | PretrainRecipe, say: Say) -> Tree:
-    """What makes trials comparable besides the space, by a word for people; told by content, so that it may move.
+    """The inputs that must be equal for trials to be comparable, by a name for people.
 
-    All of it is opened, so that what is wrong is told now. Raises RecipeError where the arguments do not fit the
-    recipe, and what opening raises.
+    Inputs are identified by content, so they may move. All are opened here, so that errors appear before any trial.
+    Raises RecipeError if the arguments do not fit the recipe, and what opening raises.
     """
     checkpoint, loaded = None, Names()
     if isinstance(recipe, FinetuneRecipe):
@@ -63,6 +63,6 @@ def search_inputs(asked: SearchArguments, recipe: FinetuneRecipe | PretrainRecip
 
 
 def _hashes(wanted: set[str], pairs: Iterable[str], say: Say) -> dict[str, str]:
-    """Of the weights that people name, since a trial may ask for them, and of those that the recipe asks for."""
+    """Hashes of the weights that the user named, which a trial may use, and of those that the recipe uses."""
     named = {name: expanded(Path(folder)) for name, _, folder in (pair.partition("=") for pair in pairs)}
     return {name: weights_hash(find_weights(name, named, warn=say)) for name in sorted(wanted | named.keys())}

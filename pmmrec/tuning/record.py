@@ -1,4 +1,4 @@
-"""Keep the trials of a search in Optuna's study on disk (study.db), and propose the next."""
+"""Record the trials of a search in an Optuna study on disk (study.db), and propose the next one."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pmmrec.tuning.space import Dimension, Space
 
 STUDY_FILE = "study.db"
 ADVICE = "put a whole copy back, or choose another --name"
-OWN = "own"  # attribute of the trial that is the recipe as it stands
-SAMPLER_DRAWS = 20  # of settings that were tried, before any others are taken
-PRUNE_AFTER_TRIALS = 5  # a median of fewer says little
+OWN = "own"  # attribute of the trial with the recipe's own values
+SAMPLER_DRAWS = 20  # draws of settings already tried, before random new ones are taken
+PRUNE_AFTER_TRIALS = 5  # a median of fewer trials says little
 LEAST_FOR_IMPORTANCE = 20
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one trial ended."""
+    """The result of one trial that ended."""
 
     number: int
     state: str  # complete, pruned, failed
-    values: Mapping[str, Any]  # what was tried, by the path of the setting
+    values: Mapping[str, Any]  # the settings tried, by path
     is_own: bool  # whether these are the recipe's own values
-    value: float | None = None  # of the metric, at the best epoch
+    value: float | None = None  # the metric at the best epoch
     best_epoch: int | None = None
     num_epochs: int | None = None
     seconds: float | None = None
@@ -43,7 +43,7 @@ class Ending:
 
 
 class Record:
-    """The trials of one search. Interrupted ones are no trials: their settings are tried again."""
+    """The trials of one search. Interrupted trials do not count: their settings are tried again."""
 
     def __init__(self, study: optuna.Study, space: Space, seed: int) -> None:
         self._study, self._space, self._seed = study, space, seed
@@ -52,18 +52,18 @@ class Record:
 
     @classmethod
     def open(cls, folder: Path, space: Space, about: Mapping[str, Any], seed: int, prune_after: int | None) -> Self:
-        """Begin a search in `folder`, or go on with the one that is there.
+        """Start a search in `folder`, or resume the one that is there.
 
         Args:
             folder: Holds study.db.
-            space: What is tried.
-            about: What must be the same for trials to be comparable, by a word for people.
-            seed: Of what is proposed; a trial's proposal is a function of it, its number and the trials before.
-            prune_after: Epochs that every trial gets; None ends no trial early.
+            space: The settings to search.
+            about: The inputs that must be equal for trials to be comparable, by a name for people.
+            seed: A proposal is a function of this seed, the number of the trial and the trials before it.
+            prune_after: Epochs that every trial gets; None: no trial ends early.
 
         Raises:
-            RecipeError: Where the search that is there differs in `about`.
-            DataError: Where the record that is there cannot be read.
+            RecipeError: The existing search has other inputs.
+            DataError: The existing record cannot be read.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         pruner = (
@@ -90,40 +90,40 @@ class Record:
             _refuse_other(folder, known, about)
         record = cls(study, space, seed)
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            record._try_again(left)  # whoever ran it is gone: a search is alone in its folder
+            record._try_again(left)  # its process has ended, because a search locks its folder
         return record
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was ever tried or planned."""
+        """Whether the record holds no trial yet."""
         return not self._study.get_trials(deepcopy=False)
 
     def begin_with(self, values: Mapping[str, Any]) -> None:
-        """Try these first: the recipe's own values; what is missing is drawn."""
+        """Try the recipe's own values first; missing ones are drawn."""
         encoded = {path: _encoded(self._space.dimensions[path], value) for path, value in values.items()}
         is_whole = values.keys() == self._space.dimensions.keys()
         self._study.enqueue_trial(encoded, user_attrs={OWN: is_whole})
 
     def propose(self) -> tuple[int, dict[str, Any]] | None:
-        """The number of a new trial, and what to try in it, which no trial tried; None where nothing is left."""
+        """The number and the untried settings of a new trial; None if all points of the space were tried."""
         if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             values = self._untried()
             if values is None:
                 return None
             self._study.enqueue_trial(values)
-        self._study.sampler = self._sampler(0)  # for what is missing in settings that wait
+        self._study.sampler = self._sampler(0)  # draws what is missing in queued settings
         trial = self._study.ask(self._distributions)
         self._open[trial.number] = trial
         return trial.number, self._decoded(trial.params)
 
     def _untried(self) -> dict[str, Any] | None:
-        """What the sampler proposes, drawn again while it was tried; then any point that was not."""
+        """Untried settings: a draw of the sampler, repeated if already tried, or else a random untried point."""
         trials = self._study.get_trials(deepcopy=False)
         tried = [trial.params for trial in trials if trial.state == TrialState.RUNNING or "ending" in trial.user_attrs]
         num_points = self._space.num_points
         if num_points is not None and len(tried) >= num_points:
             return None
-        draft = optuna.create_study(direction="maximize")  # where it costs no trial to ask
+        draft = optuna.create_study(direction="maximize")  # asking a draft creates no trial
         draft.add_trials([trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)])
         for draw in range(SAMPLER_DRAWS):
             draft.sampler = self._sampler(draw)
@@ -142,13 +142,13 @@ class Record:
         return optuna.samplers.TPESampler(seed=seed, multivariate=True)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Note the value of an epoch; returns whether the trial is to end early."""
+        """Record the value of an epoch; returns whether the trial should end early."""
         trial = self._open[number]
         trial.report(value, epoch)
         return trial.should_prune()
 
     def end(self, ending: Ending) -> None:
-        """Note how a trial ended."""
+        """Record the result of a trial."""
         trial = self._open.pop(ending.number)
         about = {
             "best": ending.value,
@@ -162,17 +162,17 @@ class Record:
         self._study.tell(trial, ending.value if ending.state == "complete" else None, state=state)
 
     def give_up(self, number: int) -> None:
-        """Take back a trial that was interrupted through no fault of its own: it is tried again."""
+        """Discard a trial that was interrupted; its settings are tried again."""
         trial = self._open.pop(number)
         self._try_again(self._study.get_trials(deepcopy=False)[trial.number])
 
     def endings(self) -> list[Ending]:
-        """Every trial that came to an end, in their order."""
+        """The trials that ended, in order."""
         trials = self._study.get_trials(deepcopy=False)
         return [self._ending(trial) for trial in trials if "ending" in trial.user_attrs and trial.state.is_finished()]
 
     def importances(self) -> dict[str, float]:
-        """The share of each setting in what tells good trials from others; empty where too few trials would say it."""
+        """The importance of each setting, as a share of all; empty if there are too few trials."""
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         is_flat = len({trial.value for trial in complete}) < 2
         if len(complete) < LEAST_FOR_IMPORTANCE or len(self._distributions) < 2 or is_flat:
@@ -210,13 +210,13 @@ class Record:
 
 
 def best_first(endings: Iterable[Ending]) -> list[Ending]:
-    """The complete trials, the best first; of equals the earlier."""
+    """The complete trials, best first; of equal ones the earlier first."""
     complete = [ending for ending in endings if ending.state == "complete"]
     return sorted(complete, key=lambda ending: (-(ending.value or 0.0), ending.number))
 
 
 def _refuse_other(folder: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    # Through JSON, as what is known came.
+    # Through JSON, as the stored values were.
     asked = json.loads(json.dumps(dict(about)))
     differing = [word for word, value in asked.items() if known.get(word) != value]
     if differing:

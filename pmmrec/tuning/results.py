@@ -1,4 +1,4 @@
-"""Write the results of a search: a line for each trial, trials.csv, best.yaml, and the table at its end."""
+"""Write the results of a search: a line per trial, trials.csv, best.yaml and the final table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder_name(number: int) -> str:
 
 
 def trial_line(ending: Ending, endings: Sequence[Ending], metric: str, short: Mapping[str, str]) -> str:
-    """One line about a trial that ended: its value, the best so far, its settings, its epochs and seconds."""
+    """One line about a trial that ended: its value, the best so far, epochs, seconds and settings."""
     best = best_first(endings)
     shown = f"{metric} {ending.value:.2%}" if ending.value is not None else ending.state
     early = " (ended early)" if ending.state == "pruned" else ""
@@ -44,7 +44,7 @@ def trial_line(ending: Ending, endings: Sequence[Ending], metric: str, short: Ma
 
 
 def best_rows(endings: Sequence[Ending], short: Mapping[str, str], metric: str) -> tuple[list[str], list[Row]]:
-    """Columns and rows of the best trials, and of the recipe as it stands where it is not among them."""
+    """Columns and rows of the best trials, and of the recipe's own values if they are not among them."""
     ranked = best_first(endings)
     shown = [*ranked[:NUM_SHOWN], *(ending for ending in ranked[NUM_SHOWN:] if ending.is_own)]
     rows: list[Row] = [
@@ -60,7 +60,7 @@ def best_rows(endings: Sequence[Ending], short: Mapping[str, str], metric: str) 
 
 
 def write_trials(folder: Path, endings: Sequence[Ending], paths: Sequence[str]) -> None:
-    """trials.csv: every trial that ended, with the whole paths of its settings."""
+    """Write trials.csv: every trial that ended, with full paths of its settings."""
     header = ["trial", "state", "value", "best_epoch", "epochs", "seconds", *paths, "message"]
     with whole_file(folder / TRIALS_FILE) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
@@ -72,7 +72,7 @@ def write_trials(folder: Path, endings: Sequence[Ending], paths: Sequence[str]) 
 
 
 def write_recipe(path: Path, tree: Tree, comment: Sequence[str]) -> None:
-    """A recipe that stands alone: what it extends is written into it."""
+    """Write a self-contained recipe: what it extends is written out."""
     first = "".join(f"# {line}\n" for line in comment)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     with whole_file(path) as draft:
@@ -80,7 +80,7 @@ def write_recipe(path: Path, tree: Tree, comment: Sequence[str]) -> None:
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest end of each path that no other path has: `learning_rate` for most."""
+    """The shortest suffix of each path that is unique among them, such as `learning_rate`."""
     keys = {path: keys_of(path) for path in paths}
     short: dict[str, str] = {}
     for path, parts in keys.items():

@@ -1,4 +1,4 @@
-"""Search for settings: propose some, run them as trials, end bad ones early, keep the best."""
+"""Search for settings: propose settings, run trials, end poor ones early, and keep the best."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from pmmrec.tuning.space import read_space
 from pmmrec.tuning.trial import TrialProcess
 
 POLL_S = 0.2
-# What a first trial may find wrong with the recipe or the data. Once one reached its end, it is a trial's own settings.
+# Errors that end the search while no trial is complete; later they are due to the settings of one trial.
 _FATAL = {RecipeError.exit_code: RecipeError, DataError.exit_code: DataError}
 
 
 class SearchPlan(Config):
-    """What was asked of a search."""
+    """The arguments of a search."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
     space: Place
-    trials: int = Field(ge=1, description="In all, those of earlier starts included.")
+    trials: int = Field(ge=1, description="Total, including those of earlier starts.")
     start_from: str | None = None
     on: Place | None = None
     name: Name | None = None
     runs: Place | None = None
-    timeout_min: float | None = Field(None, gt=0, description="No trial starts after so many minutes.")
+    timeout_min: float | None = Field(None, gt=0, description="No trial starts after this many minutes.")
     jobs: int = Field(1, ge=1)
     seed: int = Field(1, ge=0)
-    prune_after: int | None = Field(3, ge=0, description="Epochs that every trial gets; None: all of them.")
+    prune_after: int | None = Field(3, ge=0, description="Epochs that every trial gets; None: no trial ends early.")
     keep_checkpoints: bool = False
     weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: the table of its best trials, and what to run next."""
+    """The result of a search: a table of its best trials, and the recipe to run next."""
 
     folder: Path
     columns: list[str]
@@ -60,7 +60,7 @@ class Found:
 
 
 class Search:
-    """A search whose recipe, space and data were found to be in order."""
+    """A search. Creating one checks its recipe, space and data."""
 
     def __init__(self, plan: SearchPlan, say: Callable[[str], None]) -> None:
         self._plan, self._say = plan, say
@@ -82,15 +82,15 @@ class Search:
         self.about = {**inputs, "space": {name: d.model_dump(mode="json", exclude_none=True) for name, d in dimensions}}
         self._active: dict[int, TrialProcess] = {}
         self._values: dict[int, Mapping[str, Any]] = {}
-        self._seen: dict[int, dict[int, float]] = {}  # value of every epoch, by trial
+        self._seen: dict[int, dict[int, float]] = {}  # value of each epoch, by trial
 
     def run(self) -> Found:
-        """Search until there are as many trials as were asked for; what is there already counts.
+        """Run trials until the requested number is reached; earlier trials of the search count.
 
         Raises:
-            RecipeError: Where the folder holds another search, or something else; where the recipe proves wrong.
-            DataError: Where data or checkpoint prove broken.
-            PMMRecError: Where no trial reached its end.
+            RecipeError: The folder holds another search or something else, or the recipe is wrong.
+            DataError: The data or the checkpoint are broken.
+            PMMRecError: No trial completed.
         """
         self._make_folder()
         with (
@@ -119,11 +119,11 @@ class Search:
             raise MachineError(f"{self.folder}: cannot be made: {error.strerror}") from error
 
     def _refuse_trials_of_no_record(self) -> None:
-        """What the folder holds is someone's work; a new search would stumble over it, and might take it away."""
+        """Refuse trials without a record: a new search would collide with them and might delete them."""
         left = sorted(path.name for path in (self.folder / "trials").iterdir())
         if left:
             raise DataError(
-                f"{self.folder / 'trials'}: holds {left[0]}, but {STUDY_FILE} knows of no trial; put the record back, "
+                f"{self.folder / 'trials'}: holds {left[0]}, but {STUDY_FILE} lists no trial; put the record back, "
                 "or choose another --name"
             )
 
@@ -131,7 +131,7 @@ class Search:
         own = self._space.own_values(self._recipe, self._tree)
         missing = [path for path in self._space.dimensions if path not in own]
         for path in missing:
-            self._say(f"{path}: the recipe's own value lies outside the space; the first trial draws one")
+            self._say(f"{path}: the recipe's own value is outside the space; the first trial draws one")
         self._record.begin_with(own)
 
     def _work(self, lock: int) -> None:
@@ -151,7 +151,7 @@ class Search:
             time.sleep(POLL_S)
 
     def _start(self, lock: int) -> bool:
-        """Start another trial; False where every point of the space was tried."""
+        """Start another trial; False if every point of the space was tried."""
         proposed = self._record.propose()
         if proposed is None:
             self._say(f"{self._space.source}: all of its {self._space.num_points} points were tried; no further trial")
@@ -162,7 +162,7 @@ class Search:
         path, tree = self.folder / "trials" / f"{name}.yaml", self._trial_tree(name, values)
         try:
             validate(type(self._recipe), tree, str(path))
-        except RecipeError as error:  # each value is valid alone, these together are not
+        except RecipeError as error:  # each value is valid alone, but not together
             self._close(number, "failed", 0.0, "; ".join(line.strip() for line in str(error).splitlines()))
             return True
         results.write_recipe(path, tree, [f"Trial {name} of {self.folder}."])
@@ -174,7 +174,10 @@ class Search:
     def _trial_tree(self, name: str, values: Mapping[str, Any]) -> Tree:
         place: Tree = {"name": name, "runs": str(self.folder / "trials"), "rank_test": False}
         if not self._is_finetune:
-            place |= {"publish_as": None, "hub": str(self.folder / "hub")}  # never made, and so no name is taken there
+            place |= {
+                "publish_as": None,
+                "hub": str(self.folder / "hub"),
+            }  # never created: no name can be taken
         return overlay(overlay(self._tree, self._space.tree(values)), place)
 
     def _options(self) -> list[str]:
@@ -185,7 +188,7 @@ class Search:
         if self._asked.is_set():
             raise KeyboardInterrupt
         process = self._active[number]
-        code = process.exit_code()  # before the events, so that none is written after they were read
+        code = process.exit_code()  # read before the events, so that none is missed
         for epoch, value in process.new_epochs(self._metric):
             self._seen[number][epoch] = value
             is_poor = self._record.report(number, epoch, value)
@@ -202,7 +205,7 @@ class Search:
         self._close(number, "failed", process.seconds, complaint)
         endings = self._record.endings()
         if code in _FATAL and not best_first(endings):
-            if len(endings) == 1:  # others are records of trials, perhaps of an earlier start, and stay
+            if len(endings) == 1:  # other trials, perhaps of an earlier start, are kept
                 self._leave_nothing()
             raise _FATAL[code](f"trial {results.folder_name(number)}: {complaint}")
 
@@ -260,7 +263,7 @@ class Search:
             shutil.rmtree(self._run_folder(number) / "checkpoint", ignore_errors=True)
 
     def _leave_nothing(self) -> None:
-        """So that a mended recipe or space can be searched under the same name."""
+        """Remove the search, so that a corrected recipe or space can use the same name."""
         end_all(self._active.values())
         self._active.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -268,10 +271,10 @@ class Search:
     def _found(self) -> Found:
         endings = self._record.endings()
         if not best_first(endings):
-            last = endings[-1].message if endings else "the time was over before one ended"
-            raise PMMRecError(f"{self.folder}: no trial reached its end; the last: {last}")
-        results.write_trials(self.folder, endings, list(self._space.dimensions))  # a start that was killed, or a user,
-        self._write_best(best_first(endings)[0])  # may have left both behind the record
+            last = endings[-1].message if endings else "the time ran out before one ended"
+            raise PMMRecError(f"{self.folder}: no trial completed; the last: {last}")
+        results.write_trials(self.folder, endings, list(self._space.dimensions))  # rewritten, because a killed start
+        self._write_best(best_first(endings)[0])  # may have left both out of date
         columns, rows = results.best_rows(endings, self._short, self._metric)
         shares = {self._short[path]: share for path, share in self._record.importances().items()}
         return Found(self.folder, columns, rows, shares, self.folder / results.BEST_FILE)

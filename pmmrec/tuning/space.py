@@ -1,4 +1,4 @@
-"""The space of a search: a file that is read and checked against the recipe before anything runs."""
+"""Read the search space from a file and check it against the recipe before anything runs."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from pmmrec.settings import Config, Tree, overlay, read_yaml, validate
 
 Real = Annotated[float, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
-MOST = 2**53  # what is proposed is kept as a float, which tells whole numbers apart up to here
+MOST = 2**53  # proposals are stored as floats, which represent every whole number up to here
 Whole = Annotated[int, Field(strict=True, ge=-MOST, le=MOST)]
 PositiveRange = tuple[Positive, Positive]
 RealRange = tuple[Real, Real]
 WholeRange = tuple[Whole, Whole]
 
-SOMEWHERE = 0.3819660112501051  # no whole number, however whole both ends are: where a setting wants those, it shows
+SOMEWHERE = 0.3819660112501051  # not whole between whole ends: reveals settings that need whole numbers
 
 _KEY = re.compile(r'"([^"]+)"(?:\.|$)|([^."]+)(?:\.|$)')
 _KINDS = ("log", "uniform", "int", "choice")
 _FIXED = {
-    "name": "every trial has a name of its own",
-    "runs": "trials lie below the search",
+    "name": "every trial has its own name",
+    "runs": "trials are written below the search",
     "hub": "it changes nothing that is learned",
     "cache": "it changes nothing that is learned",
     "licence": "it changes nothing that is learned",
     "system": "it changes nothing that is learned",
     "publish_as": "trials are not published",
     "replace": "trials are not published",
-    "rank_test": "trials leave the test targets alone",
-    "seed": "the best of several seeds is luck, which does not come again",
-    "validation.metric": "trials must be judged by one measure",
-    "validation.seen": "trials must be judged by one measure",
+    "rank_test": "trials do not rank test targets",
+    "seed": "the best of several seeds is luck that does not repeat",
+    "validation.metric": "trials must be judged by the same metric",
+    "validation.seen": "trials must be judged by the same metric",
     "data.sources": "trials must be judged on the same users",
 }
 
 
 class Dimension(Config):
-    """What is tried for one setting: exactly one of these."""
+    """The values to try for one setting: exactly one of these fields."""
 
-    log: PositiveRange | None = Field(None, description="From, to: every order of magnitude alike.")
+    log: PositiveRange | None = Field(None, description="From, to; uniform in the logarithm.")
     uniform: RealRange | None = Field(None, description="From, to.")
-    int: WholeRange | None = Field(None, description="From, to, both included.")
+    int: WholeRange | None = Field(None, description="From, to, both inclusive.")
     choice: tuple[Any, ...] | None = Field(None, min_length=2, description="These values.")
 
     @model_validator(mode="after")
@@ -64,33 +64,33 @@ class Dimension(Config):
     @model_validator(mode="after")
     def _holds_more_than_one_value(self) -> Self:
         if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError(f"the first end must lie below the second, found {list(self.range)}")
+            raise ValueError(f"the first end must be below the second, found {list(self.range)}")
         texts, same = self.choice_texts, [(type(value) is bool, value) for value in self.choice or ()]  # True == 1
         doubled = [text for place, text in enumerate(texts) if text in texts[:place] or same[place] in same[:place]]
         if doubled:
-            raise ValueError(f"choice: {doubled[0]} stands twice; keep one")
+            raise ValueError(f"choice: {doubled[0]} is listed twice; keep one")
         return self
 
     @property
     def range(self) -> RealRange | WholeRange | None:
-        """Both ends; None where there are choices."""
+        """Both ends; None for choices."""
         return self.log or self.uniform or self.int
 
     @property
     def choice_texts(self) -> list[str]:
-        """The choices as JSON, under which they are kept: a choice may be a list or a mapping."""
+        """The choices as JSON, which is how they are stored: a choice may be a list or a mapping."""
         return [json.dumps(value, default=str) for value in self.choice or ()]
 
     @property
     def points(self) -> Sequence[Any] | None:
-        """Every value, as it is kept; None where there are too many to count: between two numbers lies another."""
+        """Every value, as stored; None for a continuous range."""
         if self.int is not None:
             return range(self.int[0], self.int[1] + 1)
         return self.choice_texts or None
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """The values that must be valid for all to be: both ends and one between, or every choice."""
+        """Values to check against the recipe: both ends and one between, or every choice."""
         if self.range is not None and self.int is None:
             low, high = self.range
             return (low, low + (high - low) * SOMEWHERE, high)
@@ -98,7 +98,7 @@ class Dimension(Config):
 
 
 class _SpaceFile(Config):
-    """Any keys, each with what is tried for it."""
+    """A space file: any keys, each with a dimension."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Dimension] = Field(init=False)
@@ -110,26 +110,26 @@ class _SpaceFile(Config):
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions of a search by the path of their setting."""
+    """The dimensions of a search, by the path of their setting."""
 
     source: Path
     dimensions: Mapping[str, Dimension]
 
     @property
     def num_points(self) -> int | None:
-        """How many trials can differ; None: any number."""
+        """Number of different trials; None: unlimited."""
         points = [dimension.points for dimension in self.dimensions.values()]
         return None if any(some is None for some in points) else math.prod(len(some or ()) for some in points)
 
     def tree(self, values: Mapping[str, Any]) -> Tree:
-        """Values by path as a mapping to lay over a recipe."""
+        """Turn values by path into a mapping that overlays a recipe."""
         tree: Tree = {}
         for path, value in values.items():
             tree = overlay(tree, _nested(path, value))
         return tree
 
     def own_values(self, recipe: RunRecipe, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """The recipe's own values, of those dimensions in which they lie. `tree`: what the recipe was read from."""
+        """The recipe's own values where they lie in their dimension. `tree`: what the recipe was read from."""
         written = recipe.model_dump(mode="json")
         found: dict[str, Any] = {}
         for path, dimension in self.dimensions.items():
@@ -145,7 +145,7 @@ class Space:
         return found
 
     def refuse_invalid(self, recipe: RunRecipe, tree: Mapping[str, Any]) -> None:
-        """Lay both ends, or every choice, of each dimension over the recipe. RecipeError that lists every problem."""
+        """Try the ends or choices of each dimension in the recipe. RecipeError that lists every problem."""
         tried = [(path, value) for path, dimension in self.dimensions.items() for value in dimension.probes]
         problems = [problem for path, value in tried for problem in self._problems(recipe, tree, path, value)]
         _refuse(self.source, list(dict.fromkeys(problems)))
@@ -162,7 +162,7 @@ class Space:
 
 
 def read_space(source: Path) -> Space:
-    """A space file. RecipeError that lists every problem of it."""
+    """Read a space file. RecipeError that lists every problem."""
     tree = read_yaml(source)
     strange = [key for key in tree if not isinstance(key, str)]
     if strange or not tree:
@@ -176,11 +176,11 @@ def read_space(source: Path) -> Space:
 
 
 def keys_of(path: str) -> list[str]:
-    """The keys of a setting's path: `a.b` is two, `a."b.c"` too. ValueError where it is no path."""
+    """The keys of the path of a setting: two for `a.b` and for `a."b.c"`. ValueError if it is not a path."""
     matches = list(_KEY.finditer(path))
     covered = "".join(match.group() for match in matches)
     if not matches or covered != path or path.endswith("."):
-        raise ValueError('is not the path of a setting; write a.b.c, and a."b.c".d for a key that holds dots itself')
+        raise ValueError('is not the path of a setting; write a.b.c, and a."b.c".d for a key that contains dots')
     return [match.group(1) or match.group(2) for match in matches]
 
 
@@ -195,16 +195,16 @@ def _problems_of_path(path: str, others: list[str]) -> Iterator[str]:
             yield f"{path}: {fixed} cannot be searched: {reason}"
     for other in others[others.index(path) + 1 :]:
         if _overlap(keys, _keys_if_any(other)):
-            yield f"{path}: overlaps with {other}; a value of one would undo the other's"
+            yield f"{path}: overlaps with {other}; a value of one would overwrite that of the other"
 
 
 def _told_of(path: str, value: Any, problem: str) -> str:
-    """A recipe's problem, with the value that raised it where the problem does not name the setting itself."""
+    """A problem of a recipe, with the value that caused it if the problem does not name the setting."""
     plain, where = path.replace('"', ""), problem.partition(":")[0]
     if plain == where:
         return problem
     if plain.startswith(f"{where}."):
-        hint = ' (a key that holds dots itself is written in quotes: a."b.c".d)' if "unknown key" in problem else ""
+        hint = ' (a key that contains dots is written in quotes: a."b.c".d)' if "unknown key" in problem else ""
         return f"{problem}{hint}"
     return f"{path}={value}: {problem}"
 

@@ -1,4 +1,4 @@
-"""Follow one trial through the events of its run folder while its process is at work."""
+"""Follow a running trial by the events in its run folder."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pmmrec.processes import ChildProcess
 
 
 class TrialProcess(ChildProcess):
-    """One run of a program, whose failure is no one else's."""
+    """The process of one trial; its failure does not affect others."""
 
     def __init__(self, folder: Path, command: Sequence[str], kept_open: int) -> None:
         """Start it.
 
         Args:
-            folder: The run folder that the program makes; what it says goes beside it, to `NAME.log`.
+            folder: The run folder that the program makes; its output goes to `NAME.log` beside it.
             command: The program and its arguments.
-            kept_open: The lock of the search, held while any process of the trial lives.
+            kept_open: The lock of the search, held while any process of the trial is alive.
         """
         super().__init__(command, folder.with_suffix(".log"), kept_open=kept_open)
         self.folder, self._events, self._offset = folder, folder / "events.jsonl", 0
@@ -33,13 +33,13 @@ class TrialProcess(ChildProcess):
         with self._events.open("rb") as events:
             events.seek(self._offset)
             text = events.read()
-        whole = text[: text.rfind(b"\n") + 1]  # the last line may be half written
+        whole = text[: text.rfind(b"\n") + 1]  # the last line may be incomplete
         self._offset += len(whole)
         found = [json.loads(line) for line in whole.splitlines()]
         return [_epoch_of(event, metric) for event in found if event["event"] == "validation"]
 
     def outcome(self) -> Outcome | None:
-        """What the run says it found; None where it says nothing."""
+        """The outcome of the run; None if it wrote none."""
         try:
             return read_outcome(self.folder)
         except DataError:

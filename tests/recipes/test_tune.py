@@ -128,7 +128,7 @@ def test_trials_whose_record_was_lost_are_left_alone(search: Path, world: Path, 
     (copy / "study.db").unlink()
     result = pmmrec(*_command(world, "train.epochs=2", "--name", "lost"))
     assert result.code == 3
-    assert "lost/trials: holds 0000, but study.db knows of no trial; put the record back" in result.output
+    assert "lost/trials: holds 0000, but study.db lists no trial; put the record back" in result.output
     assert (copy / "trials" / "0001" / "metrics.json").is_file()
 
 

@@ -150,7 +150,7 @@ def test_a_new_item_that_the_domain_has_is_refused(system: System, domain: Path,
     (tmp_path / "new.csv").write_text(f"item_id,text\nfresh,a\n{known},b\n")
     calls: list[int] = []
     system._model_for(Domain.open(domain)).item_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    with pytest.raises(DataError, match=f"1 of 2 items are items of boutique already: '{known}'; leave them out"):
+    with pytest.raises(DataError, match=f"1 of 2 items are already items of boutique: '{known}'; leave them out"):
         system.score(domain, K, tmp_path / "top.parquet", new_items=tmp_path / "new.csv")
     assert not calls  # before anything is encoded
     with pytest.raises(RecipeError, match="--new-images: has no effect without --new-items"):
@@ -232,7 +232,7 @@ def test_a_place_that_cannot_be_made_is_refused_before_any_work(
     (tmp_path / "file").write_text("mine")
     before = set(cache.iterdir())
     for ask in (lambda out: system.score(domain, K, out), lambda out: system.index(domain, out)):
-        with pytest.raises(MachineError, match=r"file is a file, and nothing can lie in it"):
+        with pytest.raises(MachineError, match=r"file is a file, not a folder"):
             ask(tmp_path / "file" / "lists" / "top.parquet")
         with pytest.raises(MachineError, match=r"--out /proc/top: /proc cannot be written to: "):
             ask("/proc/top")

@@ -100,16 +100,16 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
         "a.a.lgo: unknown key; did you mean 'log'?",
         "a.b.log[0]: input should be greater than 0 (found 0)",
         "a.c.uniform[1]: input should be a valid number (found '2')",
-        "a.d: the first end must lie below the second, found [3, 2]",
+        "a.d: the first end must be below the second, found [3, 2]",
         "a.e.int[1]: input should be a valid integer (found 2.5)",
         "a.f.uniform[0]: input should be a valid number (found True)",
         "a.g.choice: tuple should have at least 2 items after validation, not 1 (found [3])",
-        "a.h: choice: 3 stands twice; keep one",
+        "a.h: choice: 3 is listed twice; keep one",
         "a.i: give one of log, uniform, int, choice; found log and int",
         "a.j: give one of log, uniform, int, choice; found none",
         "a.k: must be a mapping, such as {key: value} (found 3)",
         "a.l.uniform[1]: input should be a finite number (found inf)",
-        "a.m: choice: 1.0 stands twice; keep one",
+        "a.m: choice: 1.0 is listed twice; keep one",
         "a.n.int[1]: input should be less than or equal to 9007199254740992 (found 99999999999999999999)",
     ]
 
@@ -155,7 +155,7 @@ def test_every_end_and_choice_is_held_against_the_recipe(tmp_path: Path) -> None
         "train.optimizer.weight_decay: input should be greater than or equal to 0 (found -0.01)",
         "model.user_encoder.num_layers: input should be greater than or equal to 1 (found 0)",
         "train.optimizer.parts.a.b: unknown key; known here: learning_rate, warmup, weight_decay "
-        '(a key that holds dots itself is written in quotes: a."b.c".d)',
+        '(a key that contains dots is written in quotes: a."b.c".d)',
     ]
 
 
