@@ -12,38 +12,46 @@ from pmmrec.errors import DataError
 
 MAX_LINE_BYTES = 2_000_000  # of a row that DuckDB reads
 QUOTE = b'"'
+_Patterns = dict[bool, dict[bool, re.Pattern[bytes]]]
 
 
 @dataclass(frozen=True)
 class Quoting:
-    """How the quote marks of a file are read, and how many lines that gives."""
+    """How the quote marks of a file are read, and how many lines and rows that gives."""
 
     encloses: bool = True  # whether they enclose values; False: they are text
     num_lines: int = 0  # with the header, without empty lines
     num_records: int | None = None  # rows and header; None: only DuckDB can tell
     first_odd: int = 0  # the first line that breaks RFC 4180 or begins a value that goes on in the next line; 0: none
+    num_padded: int = 0  # lines with blanks around a quoted value, which DuckDB drops
+    first_padded: int = 0
 
-    def note(self, role: str, num_rows: int) -> str | None:
-        """What a user should know of it, once the rows are read."""
+    def notes(self, role: str, num_rows: int) -> list[str]:
+        """What a user should know about the quoting, once the rows are read; `role` says what the file holds."""
         if not self.encloses:
-            return f"{role}: read without quoting, since a quote mark in line {self.first_odd} encloses no value"
-        num_inside = self.num_lines - 1 - num_rows
+            return [f"{role}: read without quoting, since a quote mark in line {self.first_odd} encloses no value"]
+        notes, num_inside = [], self.num_lines - 1 - num_rows
         if self.num_lines and num_inside > 0:
-            return (
+            notes.append(
                 f"{role}: lines that continue a quoted value: {num_inside:,}, the first after line {self.first_odd}; "
                 "if they are rows, a quote mark stands open there"
             )
-        return None
+        if self.num_padded:
+            notes.append(
+                f"{role}: lines with blanks around a quoted value, which are dropped: {self.num_padded:,}, the first "
+                f"is line {self.first_padded}; write blanks that belong to a value inside the quotes"
+            )
+        return notes
 
 
 def quoting_of(path: Path, separator: str, *, is_strict: bool) -> Quoting:
-    """Read a file line by line, by the rules of RFC 4180.
+    """Read a file line by line, by the rules of RFC 4180; blanks around quoted values are allowed unless `is_strict`.
 
     `is_strict` (tsv, often written without quoting): where a line breaks these rules, or a quoted value goes on in the
     next line, quote marks are text if all lines have as many values as the first. If not, raises DataError where a
     value would swallow a line that looks like a row.
     """
-    scan = _Scan(separator)
+    scan = _Scan(separator, allows_blanks=not is_strict)
     with path.open("rb") as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 2), b""), start=1):
             is_too_long = len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
@@ -51,9 +59,9 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool) -> Quoting:
                 return Quoting()  # DuckDB refuses the line, or there is no row, or lines end as on an old Mac
             scan.take(number, line.removeprefix(codecs.BOM_UTF8 if number == 1 else b""))
     scan.end()
-    is_plain = scan.follows_rules and not scan.num_inside
-    if not is_strict or is_plain:
-        return Quoting(True, scan.num_lines, scan.num_records if scan.follows_rules else None, scan.first_odd)
+    num_records = scan.num_records if scan.follows_rules else None
+    if not is_strict or (scan.follows_rules and not scan.num_inside):
+        return Quoting(True, scan.num_lines, num_records, scan.first_odd, scan.num_padded, scan.first_padded)
     if scan.has_shape:
         return Quoting(False, scan.num_lines, scan.num_lines, scan.first_odd)
     if scan.first_swallowed:
@@ -64,37 +72,49 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool) -> Quoting:
     return Quoting(True, scan.num_lines, scan.num_records if scan.follows_rules else scan.num_lines, scan.first_odd)
 
 
-class _Scan:
-    """What the lines of a file say of its quoting."""
+def _line_patterns(sign: bytes, lead: bytes = b"", trail: bytes = b"") -> _Patterns:
+    """Lines that follow the rules, by whether a value is open where the line begins, then where it ends.
 
-    def __init__(self, separator: str) -> None:
-        self._sign = sign = re.escape(separator.encode())
-        inner = rb'[^"]*(?:""[^"]*)*'
-        self._quoted = re.compile(b'"%b"' % inner)
-        value = rb'(?:"%b"|[^"%b]*)' % (inner, sign)
-        before, after = rb"(?:%b%b)*" % (value, sign), rb"(?:%b%b)*" % (sign, value)
-        self._patterns = {  # by whether a value is open where the line begins, then by whether one is where it ends
-            False: {False: re.compile(value + after), True: re.compile(rb'%b"%b' % (before, inner))},
-            True: {
-                False: re.compile(rb'%b"%b' % (inner, after)),
-                True: re.compile(rb'%b(?:"%b%b"%b)?' % (inner, sign, before, inner)),
-            },
-        }
+    `sign` is the escaped separator; `lead` and `trail` match what may stand before and after a quoted value.
+    """
+    inner = rb'[^"]*(?:""[^"]*)*'
+    value = rb'(?:%b"%b"%b|[^"%b]*)' % (lead, inner, trail, sign)
+    before, after = rb"(?:%b%b)*" % (value, sign), rb"%b(?:%b%b)*" % (trail, sign, value)
+    return {
+        False: {
+            False: re.compile(rb"%b(?:%b%b)*" % (value, sign, value)),
+            True: re.compile(rb'%b%b"%b' % (before, lead, inner)),
+        },
+        True: {
+            False: re.compile(rb'%b"%b' % (inner, after)),
+            True: re.compile(rb'%b(?:"%b%b%b%b"%b)?' % (inner, trail, sign, before, lead, inner)),
+        },
+    }
+
+
+class _Scan:
+    """What the lines of a file say about its quoting."""
+
+    def __init__(self, separator: str, *, allows_blanks: bool) -> None:
+        sign = re.escape(separator.encode())
+        self._quoted = re.compile(rb'"[^"]*(?:""[^"]*)*"')
+        self._strict = _line_patterns(sign)
+        self._lenient = _line_patterns(sign, rb" ?", rb" *") if allows_blanks else None  # as DuckDB reads blanks
         self._separator = separator.encode()
         self._num_separators, self._ends_in = -1, b""
         self._is_open = False
         self.follows_rules = self.has_shape = True
-        self.num_lines = self.num_records = self.num_inside = 0
-        self.first_odd = self.first_swallowed = 0
+        self.num_lines = self.num_records = self.num_inside = self.num_padded = 0
+        self.first_odd = self.first_swallowed = self.first_padded = 0
 
     def take(self, number: int, line: bytes) -> None:
-        """The next line."""
+        """Read the next line."""
         ends_in = b"\r\n" if line.endswith(b"\r\n") else line[-1:] if line.endswith(b"\n") else b""
         line = line.removesuffix(ends_in)
         if self._num_separators < 0:
             self._num_separators, self._ends_in = self._quoted.sub(b"", line).count(self._separator), ends_in
         if not line and self._num_separators:
-            return  # DuckDB passes over it; the only value of a row may be empty
+            return  # DuckDB skips it; the only value of a row may be empty
         is_row = ends_in in (self._ends_in, b"") and self._has_all_values(line)
         self.has_shape = self.has_shape and is_row
         self.num_lines += 1
@@ -108,21 +128,31 @@ class _Scan:
             self._take_quotes(number, line)
 
     def end(self) -> None:
-        """No line is left."""
+        """Say that no line is left."""
         self.follows_rules = self.follows_rules and not self._is_open
 
     def _take_quotes(self, number: int, line: bytes) -> None:
-        ends = self._patterns[self._is_open]
-        is_open = next((is_open for is_open, pattern in ends.items() if pattern.fullmatch(line)), None)
-        if is_open is False and not self._is_open and not self._has_all_values(self._quoted.sub(b"", line)):
-            is_open = None  # of two quote marks one begins a value and the other ends a later one
+        is_open = self._ends_open(self._strict, line)
+        if is_open is None and self._lenient is not None:
+            is_open = self._ends_open(self._lenient, line)
+            if is_open is not None:
+                self.num_padded += 1
+                self.first_padded = self.first_padded or number
         if is_open is None:
             self.follows_rules = False
         if not self.first_odd and is_open is not False:
             self.first_odd = number
         self._is_open = bool(is_open)
 
+    def _ends_open(self, patterns: _Patterns, line: bytes) -> bool | None:
+        """Whether a quoted value is open at the end of a line; None: the line follows none of the patterns."""
+        ends = patterns[self._is_open]
+        is_open = next((is_open for is_open, pattern in ends.items() if pattern.fullmatch(line)), None)
+        if is_open is False and not self._is_open and not self._has_all_values(self._quoted.sub(b"", line)):
+            return None  # of two quote marks one begins a value and the other ends a later one
+        return is_open
+
     def _has_all_values(self, line: bytes) -> bool:
-        """Whether the line has the values of the first line; DuckDB bears a separator after the last of them."""
+        """Whether the line has as many values as the first; DuckDB allows a separator after the last of them."""
         num_more = line.count(self._separator) - self._num_separators
         return num_more == 0 or (num_more == 1 and line.endswith(self._separator))

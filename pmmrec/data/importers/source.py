@@ -103,9 +103,9 @@ class Source:
         what = f"no column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
         raise DataError(f"{self.path}: {what}, found {', '.join(map(repr, found))}; {advice}")
 
-    def note(self, role: str) -> str | None:
-        """What a user should know of how the file was read; `role` is what it holds. Call it after `load`."""
-        return self._quoting.note(role, self._num_rows)
+    def notes(self, role: str) -> list[str]:
+        """What a user should know about how the file was read; `role` says what it holds. Call it after `load`."""
+        return self._quoting.notes(role, self._num_rows)
 
     def as_id(self, name: str) -> str:
         """SQL of the ids in a column, as text. Raises DataError for types that cannot be ids, such as float."""
@@ -244,6 +244,11 @@ def _explain(message: str) -> str:
         return f"line {line[1]}: {reason[1].rstrip('.')}; cut the text, or close a quote that stands open"
     if line and reason:
         return f"line {line[1]}: {reason[1]}; quote fields that hold separators, quotes or line ends"
+    if "Could not convert Timestamp" in message:
+        return (
+            f"{message.splitlines()[0]}: a time lies outside the years -290308 to 294247; mend or remove that row, or "
+            "store the times as whole numbers"
+        )
     if "CSV" in message:
         return "rows do not follow one csv format; check quotes, and that all lines end in the same way"
     return message.splitlines()[0]

@@ -165,7 +165,7 @@ class _Import:
     def _notes(self, sources: _Sources, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
         notes = [sources.times.note, *sources.times.warnings] if sources.times else [_file_order(sources.interactions)]
         for role, source in (("items", sources.items), ("interactions", sources.interactions)):
-            notes += filter(None, [source.note(role)])
+            notes += source.notes(role)
         notes += [*_about_images(sources.items, sources.pictures), *self._pictures.notes]
         if num_ties:
             notes.append(f"times: {num_ties:,} interactions have the time of the one before; the order of rows stands")

@@ -1,4 +1,4 @@
-"""No row of a text file is swallowed, split or fused without a word, however it is quoted."""
+"""No row of a text file is lost, split or joined silently, whatever its quoting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read() -> Iterator[Callable[[Path], tuple[list[tuple], str | None]]]:
             opened, name = Source(path, connection), next(names)
             opened.load(name, {column.sql: column.sql for column in opened.columns})
             rows = connection.execute(f"SELECT * EXCLUDE row FROM {name} ORDER BY row").fetchall()  # noqa: S608  ours
-            return rows, opened.note("items")
+            return rows, "; ".join(opened.notes("items")) or None
 
         yield rows_of
 
@@ -128,6 +128,39 @@ def test_a_tsv_of_which_a_row_would_be_lost_is_refused(read, tmp_path: Path, con
     (tmp_path / "x.tsv").write_text(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / "x.tsv")
+
+
+PADDED = [
+    ('a,b\n1, "x y"\n2,z\n', [("1", "x y"), ("2", "z")], 1, 2),
+    ('a,b\n1,"x"\n "2" ,"z"  \n3, "w, v"\n', [("1", "x"), ("2", "z"), ("3", "w, v")], 2, 3),
+    ('a,b\n1, "x\ny" \n2,z\n', [("1", "x\ny"), ("2", "z")], 2, 2),
+]
+
+
+@pytest.mark.parametrize(("content", "rows", "num_lines", "first"), PADDED)
+def test_blanks_around_a_quoted_value_of_a_csv_are_dropped_with_a_note(
+    read, tmp_path: Path, content: str, rows: list[tuple], num_lines: int, first: int
+) -> None:
+    (tmp_path / "x.csv").write_text(content)
+    found, note = read(tmp_path / "x.csv")
+    assert found == rows
+    assert (
+        f"lines with blanks around a quoted value, which are dropped: {num_lines}, the first is line {first};" in note
+    )
+
+
+@pytest.mark.parametrize("value", [" x", "x ", '  "x"', '\t"x"', '"a, "', '" x "', '"a ""b"" , c"', 'x "y"'])
+def test_blanks_that_belong_to_a_value_of_a_csv_are_kept_and_not_noted(read, tmp_path: Path, value: str) -> None:
+    (tmp_path / "x.csv").write_text(f"a,b\n1,{value}\n")
+    expected = value[1:-1].replace('""', '"') if value.startswith('"') else value
+    assert read(tmp_path / "x.csv") == ([("1", expected)], None)
+
+
+def test_a_quoted_value_after_a_blank_is_text_in_a_tsv(read, tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text('a\tb\n1\t "x"\n')
+    found, note = read(tmp_path / "x.tsv")
+    assert found == [("1", ' "x"')]
+    assert "read without quoting" in str(note)
 
 
 def draw_rows(draw: random.Random, letters: str) -> list[tuple[str, ...]]:

@@ -301,3 +301,15 @@ def test_a_column_of_nothing_is_refused(shop) -> None:
     pq.write_table(pa.table({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": pa.nulls(3)}), path)
     with pytest.raises(DataError, match="3 of 3 timestamps cannot be read"):
         shop.run(interactions=path)
+
+
+@pytest.mark.parametrize("unit", ["ms", "s"])
+def test_a_parquet_time_that_duckdb_cannot_hold_is_refused_with_a_remedy(shop, unit: str) -> None:
+    path, stamps = shop.folder / "log.parquet", pa.array([1, 2, 93_000_000_000_000], pa.timestamp("s"))
+    pq.write_table(
+        pa.table({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": stamps.cast(pa.timestamp(unit))}), path
+    )
+    with pytest.raises(
+        DataError, match="years -290308 to 294247; mend or remove that row, or store the times as whole"
+    ):
+        shop.run(interactions=path)
