@@ -1,1 +1,1 @@
-"""Reports: what a run found, for people."""
+"""Reports: present the results of runs to people."""

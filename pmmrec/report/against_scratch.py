@@ -1,4 +1,4 @@
-"""Compare a transfer with the same model trained from scratch, and say in words whether it paid."""
+"""Compare a transfer with the same model trained from scratch, and say whether transfer helped."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pmmrec.zoo.hub import find_weights
 def scratch_twin(
     recipe: FinetuneRecipe, checkpoint: Checkpoint | None, weights: Mapping[str, Path], *, resume: bool = False
 ) -> FinetuneRecipe:
-    """The recipe that trains the same model from scratch, with the same seed; its run is called NAME-scratch.
+    """The recipe that trains the same model from scratch with the same seed; its run is called NAME-scratch.
 
-    Every part learns, without adapters. Backbones that name pretrained weights start from those. Raises RecipeError,
-    before anything is trained, where there is no transfer to compare with, or the twin could not be run; with `resume`
-    it may have begun already.
+    All parts are trained, without adapters. Backbones that name pretrained weights start from those. Raises
+    RecipeError, before any training, if there is no transfer to compare with or the twin cannot run. With `resume` its
+    run folder may exist already.
     """
     if checkpoint is None:
         raise RecipeError("--with-scratch: has no effect with `--from none`, which is from scratch; name a checkpoint")
@@ -41,7 +41,7 @@ def scratch_twin(
             asked = ", ".join(sorted(named)) or "none"
             raise RecipeError(f"--weights {name}: has no effect, no encoder asks for these weights; asked for: {asked}")
     for name in sorted(named):
-        find_weights(name, weights, warn=lambda _: None)  # the run itself says it
+        find_weights(name, weights, warn=lambda _: None)  # the run itself warns
     tree = recipe.model_dump(mode="json") | {"name": f"{recipe.name}-scratch", "transfer": None, "adapters": None}
     twin = validate(FinetuneRecipe, tree | {"model": model.model_dump(mode="json")}, f"{recipe.name}, from scratch")
     if not resume:
@@ -50,14 +50,14 @@ def scratch_twin(
 
 
 def weights_asked(model: ModelConfig, given: Mapping[str, Backbone], weights: Mapping[str, Path]) -> dict[str, Path]:
-    """Those weights that the transfer run asks for itself; its twin may ask for more."""
+    """The weights that the transfer run itself uses; its twin may use more."""
     encoders = model.item_encoder.encoders.items()
     asked = {encoder.weights for part, encoder in encoders if part not in given}
     return {name: folder for name, folder in weights.items() if name in asked}
 
 
 def against_scratch(transfer: Path, scratch: Path) -> list[RenderableType]:
-    """One table, epochs to best, and whether transfer paid, from the folders of two runs."""
+    """Compare two run folders: a table, the epochs to the best, and whether transfer helped."""
     ours, theirs = systems = read_systems([str(transfer), str(scratch)])
     compared = compare(systems, against=theirs.name)
     bests = [_best(folder) for folder in (transfer, scratch)]
@@ -93,7 +93,7 @@ def _seconds(outcome: Outcome) -> str:
 
 
 def _verdict(compared: Compared, ours: ComparedSystem, theirs: ComparedSystem) -> list[str]:
-    """Whether transfer paid; a warning where it did harm."""
+    """Say whether transfer helped; warn if it did harm."""
     shown = [difference for difference in compared.differences if difference.is_shown]
     better = [d.metric.upper() for d in shown if d.interval.mean > 0]
     worse = [d.metric.upper() for d in shown if d.interval.mean < 0]

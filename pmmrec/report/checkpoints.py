@@ -1,4 +1,4 @@
-"""What checkpoints hold, laid out for people, and how they are given away."""
+"""Describe and check checkpoints."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PREFIX = "://"
 
 
 def hub_table(hub: Path | str) -> PlainTable:
-    """The checkpoints of a folder hub, below a URL or of `hf://user`: system, width, parts, what they learned from.
+    """The checkpoints of a folder hub, below a URL or of `hf://user`: system, width, parts, source domains.
 
-    A `Path` is a hub, which need not be there yet. RecipeError for another folder that is not there.
+    A `Path` is a hub, which need not exist yet. RecipeError for any other folder that does not exist.
     """
     rows: list[list[Cell]] = []
     is_yet_to_come = isinstance(hub, Path) and not expanded(hub).exists()
@@ -38,7 +38,7 @@ def hub_table(hub: Path | str) -> PlainTable:
 
 @dataclass(frozen=True)
 class PartFacts:
-    """A part of a checkpoint, or a head of an objective."""
+    """A part of a checkpoint, or the head of an objective."""
 
     name: str
     family: str
@@ -49,7 +49,7 @@ class PartFacts:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The checkpoint that adapters stand on."""
+    """The base checkpoint of adapters."""
 
     place: str
     sha256: str
@@ -57,19 +57,19 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checkpoint holds, and where it comes from."""
+    """The parts of a checkpoint and its provenance."""
 
     place: str
     system: str
     width: int
     learned_from: tuple[str, ...]
-    started_from: str | None  # None: it does not say
-    base: BaseFacts | None  # None: it is whole
+    started_from: str | None  # None: unknown
+    base: BaseFacts | None  # None: it has no adapters
     parts: tuple[PartFacts, ...]
 
     @classmethod
     def read(cls, place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> CheckpointFacts:
-        """Those of a checkpoint wherever it is; of another machine no tensor is fetched."""
+        """Read the facts of a local or remote checkpoint; no tensor is downloaded."""
         checkpoint = open_checkpoint(place, hub, parts=(), warn=warn)
         entries = {**checkpoint.held, **{f"objectives/{name}": one for name, one in checkpoint.objectives.items()}}
         sizes = {name: checkpoint.sizes(entry) for name, entry in entries.items()}
@@ -88,7 +88,7 @@ class CheckpointFacts:
         )
 
     def table(self) -> PlainTable:
-        """The parts with their tensors and parameters."""
+        """A table of the parts with their numbers of tensors and parameters."""
         learned_from = ", ".join(self.learned_from) or "nothing"
         title = (
             f"{self.place}: {self.system}, width {self.width}, learned from {learned_from}, started from "
@@ -101,9 +101,9 @@ class CheckpointFacts:
 
 
 def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> tuple[Path, list[str]]:
-    """What is wrong with the files of a checkpoint, or with its tensors where all files are sound.
+    """The folder of a checkpoint and the problems of its files, or of its tensors if all files are sound.
 
-    A model that knows items by id is built for its catalogue alone, so there the files are all that is checked.
+    A model with item ids can only be built for its own catalogue, so for it only the files are checked.
     """
     checkpoint = Checkpoint.open(find_checkpoint(place, hub, warn=warn))
     problems = checkpoint.verify() or checkpoint.broken_numbers()

@@ -1,5 +1,5 @@
-"""Compare systems with one another and with the baselines: a table for each domain, and each pair in words."""
-# M seeds of one system, Q users of a domain, V targets (one a user, or several).
+"""Compare systems with one another and with baselines: a table per domain, and a sentence per pair."""
+# M seeds of one system, Q users of a domain, V targets (one or several per user).
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pmmrec.report.tables import ResultRow, results
 from pmmrec.tables import PlainTable
 
 ALPHA = 0.05
-CHANCE = "random"  # tested against only if it is asked for: a question costs p-values, and this one tells little
-SAME_MEAN = 1e-9  # two means of the same values in 0..1, summed in another order
+CHANCE = "random"  # tested only on request: each test raises the adjusted p-values, and this one says little
+SAME_MEAN = 1e-9  # tolerance between means of the same values, summed in another order
 Figures = Mapping[str, NDArray[np.float64]]  # metric -> (M, Q)
 
 
 @dataclass(frozen=True)
 class ComparedSystem:
-    """Runs of one system, one for each seed it was trained with."""
+    """The runs of one system, one per training seed."""
 
     name: str
     folders: tuple[Path, ...]
@@ -39,13 +39,13 @@ class ComparedSystem:
 
     @property
     def domains(self) -> dict[str, DomainOutcome]:
-        """The domains that all its runs were measured on, by name."""
+        """The domains that all of its runs were measured on, by name."""
         shared = set.intersection(*({found.domain for found in outcome.domains} for outcome in self.outcomes))
         return {found.domain: found for found in self.outcomes[0].domains if found.domain in shared}
 
     @property
     def best_epoch(self) -> float | None:
-        """Epochs to the best validation, the mean over seeds; None where nothing was trained."""
+        """Epochs to the best validation, averaged over seeds; None if nothing was trained."""
         epochs = [outcome.best_epoch for outcome in self.outcomes if outcome.best_epoch is not None]
         if not epochs or len(epochs) < len(self.outcomes):
             return None
@@ -54,7 +54,7 @@ class ComparedSystem:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """What sets one system apart from another on one metric: first minus second, paired over users."""
+    """The difference of two systems on one metric: first minus second, paired over users."""
 
     first: str
     second: str
@@ -62,15 +62,15 @@ class PairedDifference:
     domain: str
     interval: Interval
     p: float
-    p_holm: float  # after Holm, over all that is asked at once
+    p_holm: float  # adjusted by Holm over all tests of the comparison
 
     @property
     def is_shown(self) -> bool:
-        """Whether the test and the interval, which also knows of seeds, both tell the systems apart."""
+        """Whether both the test and the interval, which includes seeds, separate the systems."""
         return self.p_holm < ALPHA and self.interval.excludes_zero
 
     def words(self) -> str:
-        """One sentence that says who beats whom, and by how much."""
+        """A sentence that says which system is better, and by how much."""
         mean, low, high = (100 * x for x in (self.interval.mean, self.interval.low, self.interval.high))
         first, second = self.first, self.second
         if self.is_shown and mean < 0:
@@ -90,14 +90,14 @@ class ComparedDomain:
     systems: tuple[ResultRow, ...]
 
     def table(self) -> PlainTable:
-        """All of them below one another, in %."""
+        """A table of baselines and systems, in %."""
         title = measure_title(self.about, self.scenario)
         if self.about.held_out is not None:
             title += f"; only the {self.about.held_out.num_targets:,} targets that nobody learned from are compared"
         return results([*self.baselines, *self.systems], CUTOFFS_SHOWN, title=title)
 
     def record(self) -> dict[str, Any]:
-        """The same for machines."""
+        """The same figures for JSON output."""
         about, fair = self.about, _fair(self.about)
         return {
             "domain": about.domain,
@@ -114,20 +114,20 @@ class ComparedDomain:
 
 @dataclass(frozen=True)
 class Compared:
-    """Systems side by side on each domain that they share, what sets them apart, and what a reader must know."""
+    """A comparison: tables by domain, paired differences, notes and warnings."""
 
     domains: tuple[ComparedDomain, ...]
     differences: tuple[PairedDifference, ...]
-    notes: tuple[str, ...]  # what could not be asked
+    notes: tuple[str, ...]  # what could not be tested
     warnings: tuple[str, ...]  # what may make the comparison unfair
 
     @property
     def tables(self) -> tuple[PlainTable, ...]:
-        """A table for each domain."""
+        """One table per domain."""
         return tuple(domain.table() for domain in self.domains)
 
     def record(self) -> dict[str, Any]:
-        """All of it for machines; differences are first minus second."""
+        """The whole comparison for JSON output; differences are first minus second."""
         return {
             "domains": [domain.record() for domain in self.domains],
             "differences": [{**vars(one), "is_shown": one.is_shown} for one in self.differences],
@@ -136,7 +136,7 @@ class Compared:
         }
 
     def lines(self) -> list[str]:
-        """The pairs in words, domain by domain, how they were tested, notes and warnings."""
+        """Sentences about the pairs, by domain, then the method, notes and warnings."""
         domains = dict.fromkeys(difference.domain for difference in self.differences)
         lines = []
         for domain in domains:
@@ -145,17 +145,17 @@ class Compared:
         if self.differences:
             asked = len(self.differences)
             lines.append(
-                f"p: paired sign-flip test over users, two-sided, after Holm for {asked} question(s); intervals: 95 %, "
-                "paired bootstrap over users, and over seeds where a system has several"
+                f"p: paired sign-flip test over users, two-sided, adjusted by Holm for {asked} test(s); intervals: "
+                "95 %, paired bootstrap over users, and over seeds if a system has several"
             )
         return [*lines, *(f"note: {note}" for note in self.notes), *(f"warning: {text}" for text in self.warnings)]
 
 
 def read_systems(words: Sequence[str]) -> list[ComparedSystem]:
-    """Systems from `RUN` or `NAME=RUN,RUN,...` (seeds of one system). Two of one name are called by their folders.
+    """Read systems given as `RUN` or `NAME=RUN,RUN,...` (seeds of one system).
 
-    Raises RecipeError for words that make no sense, DataError for folders that hold no figures, and for systems that
-    were not measured on the same domain by the same rules.
+    Systems with the same name are renamed to their folders. Raises RecipeError for invalid arguments, DataError for
+    folders without metrics and for systems that were not measured on the same domain by the same rules.
     """
     systems = [_system(word) for word in words]
     names = [system.name for system in systems]
@@ -174,10 +174,10 @@ def read_systems(words: Sequence[str]) -> list[ComparedSystem]:
 
 
 def compare(systems: Sequence[ComparedSystem], against: str | None = None) -> Compared:
-    """Every pair of the systems, and each system against the baselines, on every domain that they were measured on.
+    """Compare every pair of systems, and every system with the baselines, on each domain they were measured on.
 
-    `against` names one system, or one baseline, which alone is asked about. Raises RecipeError where it names none of
-    them, DataError where ranks are of other users or targets.
+    `against` restricts the tests to one system or baseline. Raises RecipeError if it is unknown, DataError if ranks are
+    of other users or targets.
     """
     _refuse_unknown(systems, against)
     domains, raw, notes = [], list[PairedDifference](), list[str]()
@@ -194,21 +194,21 @@ def compare(systems: Sequence[ComparedSystem], against: str | None = None) -> Co
 
 
 def _refuse_unknown(systems: Sequence[ComparedSystem], against: str | None) -> None:
-    """RecipeError where `against` names nothing that stands in a table, or the only system that does."""
+    """RecipeError if `against` is unknown, or is the only system."""
     if against is None:
         return
     known = [system.name for system in systems]
     baselines = dict.fromkeys(name for about in _all_domains(systems).values() for name in _fair(about).baselines)
     if against not in (*known, *baselines):
         raise RecipeError(
-            f"--against {against!r}: names no system or baseline here; there are: {', '.join([*known, *baselines])}"
+            f"--against {against!r}: is not a system or baseline here; there are: {', '.join([*known, *baselines])}"
         )
     if known == [against]:
         raise RecipeError(f"--against {against}: has no effect on one system alone; name another to compare it with")
 
 
 def _cut_off(systems: Sequence[ComparedSystem]) -> Iterator[str]:
-    """A warning for each run that was still getting better when its training ended."""
+    """A warning for each run whose best epoch was its last."""
     for system in systems:
         for folder, outcome in zip(system.folders, system.outcomes, strict=True):
             if outcome.best_epoch and outcome.best_epoch == outcome.num_epochs:
@@ -232,11 +232,11 @@ def _system(word: str) -> ComparedSystem:
 
 
 def _refuse_other_measures(runs: Sequence[tuple[Path, Outcome]]) -> None:
-    """DataError unless every run was measured on a domain of the first one, by the same rules."""
+    """DataError unless every run shares a domain with the first one and was measured by the same rules."""
     first_folder, first = runs[0]
     for folder, outcome in runs:
         if not outcome.domains:
-            raise DataError(f"{folder}: its test targets were left alone (rank_test: false), so it has no test figures")
+            raise DataError(f"{folder}: its test targets were not ranked (rank_test: false), so it has no test metrics")
     for folder, outcome in runs[1:]:
         ours, theirs = _measure(first), _measure(outcome)
         shared = ours.keys() & theirs.keys()
@@ -258,7 +258,7 @@ def _measured_on(outcome: Outcome) -> str:
 
 
 def _fair(found: DomainOutcome) -> DomainOutcome | StratumOutcome:
-    """The figures on targets that no system and no baseline learned from."""
+    """The metrics on targets that no system and no baseline has learned from."""
     return found if found.held_out is None else found.held_out
 
 
@@ -273,9 +273,9 @@ def _all_domains(systems: Sequence[ComparedSystem]) -> dict[str, DomainOutcome]:
 def _figures(
     systems: Sequence[ComparedSystem], domain: str, notes: list[str]
 ) -> tuple[dict[str, Figures], dict[str, Figures]]:
-    """Values of each system that kept its ranks, and of each baseline, user by user, by its name.
+    """Values per user of each system and each baseline whose ranks were kept, by name.
 
-    `notes` is told of systems and baselines whose ranks were not kept.
+    Adds a note for systems and baselines without ranks to `notes`.
     """
     found: dict[str, Figures] = {}
     baselines: dict[str, Figures] = {}
@@ -314,7 +314,7 @@ def _found_on(outcome: Outcome, domain: str) -> DomainOutcome:
 def _refuse_other_figures(
     path: Path, rank_V: NDArray[np.int64], found: DomainOutcome, metrics: Mapping[str, Interval]
 ) -> None:
-    """DataError where ranks are not those that `metrics` were made of: a table and its tests would contradict."""
+    """DataError if `metrics` were not computed from these ranks: the table would contradict the tests."""
     if rank_V.max() > found.num_items:
         raise DataError(
             f"{path}: a rank is {rank_V.max()}, but {found.domain} has {found.num_items} items; measure the run again"
@@ -329,7 +329,7 @@ def _refuse_other_figures(
 
 
 def _row(system: ComparedSystem, domain: str, figures: Figures | None) -> ResultRow:
-    """The line of a system: means over its seeds; without ranks there is no interval over several."""
+    """The table row of a system: means over seeds; several seeds without ranks have no interval."""
     metrics: Mapping[str, Interval | float] = _fair(system.domains[domain]).metrics
     num_seeds = len(system.folders)
     if num_seeds > 1 and figures is not None:
@@ -351,7 +351,7 @@ def _row_record(row: ResultRow) -> dict[str, Any]:
 def _differences(
     figures: Mapping[str, Figures], baselines: Mapping[str, Figures], domain: str, against: str | None
 ) -> list[PairedDifference]:
-    """Every pair on every metric, p-values as they are."""
+    """Every pair on every metric, with unadjusted p-values."""
     pairs = list(itertools.combinations(figures.items(), 2))
     pairs += itertools.product(figures.items(), [one for one in baselines.items() if one[0] != CHANCE])
     if against is not None:

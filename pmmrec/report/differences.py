@@ -1,4 +1,4 @@
-"""The differences between two checkpoints."""
+"""List the differences between two checkpoints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.folder import PART_TENSORS, RECIPE_NAME
 from pmmrec.zoo.index import PartEntry
 
-MAX_TENSORS = 20  # of one part are told, those that differ most
+MAX_TENSORS = 20  # listed per part: those that differ most
 _SAME = "the same"
 
 
 def differences(first: Checkpoint, second: Checkpoint) -> list[PlainTable]:
-    """Tables of the parts, tensors, settings and provenance; but for that of the parts, those that have rows.
+    """Tables of the differences in parts, tensors, settings and provenance; empty tables after the first are left out.
 
-    Parts whose files are the same by their SHA-256 are not read, nor fetched from where they are.
+    Parts whose files have equal SHA-256 are neither read nor downloaded.
     """
     parts, tensors = _parts(first, second)
     names = [first.origin.pinned, second.origin.pinned]
@@ -66,7 +66,7 @@ def _entries(checkpoint: Checkpoint) -> dict[str, PartEntry]:
 
 
 def _tensors(checkpoint: Checkpoint, entry: PartEntry) -> dict[str, Tensor]:
-    """The tensors of a part, those of a library's own files under `backbone.`; however many files hold them."""
+    """The tensors of a part from all of its files; those in files of a library get the prefix `backbone.`."""
     folder = checkpoint.sound_folder(entry)
     found: dict[str, Tensor] = {}
     for name in entry.files:
@@ -79,7 +79,7 @@ def _tensors(checkpoint: Checkpoint, entry: PartEntry) -> dict[str, Tensor]:
 def _unlike_tensors(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, float | None]]:
-    """Name, in what it differs, and by how much, of each tensor that is not the same."""
+    """For each tensor that differs: its name, how it differs, and by how much."""
     for name in dict.fromkeys([*first, *second]):
         if name not in first or name not in second:
             yield name, f"only in the {'first' if name in first else 'second'}", None
@@ -105,14 +105,14 @@ def _unlike_files(mine: PartEntry, other: PartEntry) -> list[str]:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, str]:
-    """System, model and recipe, by path."""
+    """The settings of system, model and recipe, by path."""
     recipe = read_yaml(checkpoint.folder / RECIPE_NAME)
     tree = {"system": checkpoint.system, "model": checkpoint.index.model}
     return _flat(tree) | _flat({"recipe": {key: value for key, value in recipe.items() if key != "model"}})
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:
-    """Each value of a tree as text, by its path."""
+    """The values of a tree as text, by path."""
     if isinstance(tree, Mapping) and tree:
         below = [_flat(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
         return {key: value for flat in below for key, value in flat.items()}

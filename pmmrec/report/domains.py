@@ -1,4 +1,4 @@
-"""What domains hold, laid out for people; and the demo world, made and imported."""
+"""Describe domains, and make and import the demo world."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pmmrec.tables import Cell, PlainTable
 
 
 def import_lines(domain: Domain) -> list[str]:
-    """What an import read, kept and rejected."""
+    """Lines about what an import read, kept and rejected."""
     lines = [f"{domain.folder}: domain {domain.name!r}", *domain.info.summary.lines()]
     if domain.info.summary.rejected:
         lines.append(f"each rejected row, with its reason: {domain.folder / 'rejected.parquet'}")
@@ -27,17 +27,17 @@ def import_lines(domain: Domain) -> list[str]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The figures of several domains."""
+    """The statistics of several domains."""
 
     domains: tuple[DomainStatistics, ...]
 
     @classmethod
     def of(cls, folders: Sequence[Path]) -> Statistics:
-        """Those of domain folders. DataError where one is no domain."""
+        """Compute the statistics of domain folders. DataError if one is not a domain."""
         return cls(tuple(domain_statistics(Domain.open(folder)) for folder in folders))
 
     def table(self) -> PlainTable:
-        """Domains side by side, a fact a line."""
+        """A table with one column per domain."""
         facts: dict[str, Callable[[DomainStatistics], Cell]] = {
             "users": lambda one: one.num_users,
             "items": lambda one: one.num_items,
@@ -55,7 +55,7 @@ class Statistics:
 
 
 def make_demo_world(out: Path, seed: int) -> Iterator[str]:
-    """Make three small platforms below `out`, import each, and tell of it line by line."""
+    """Make three small platforms below `out` and import each; yields lines of progress."""
     out = expanded(out)
     try:
         with writing_to(out):
@@ -67,7 +67,7 @@ def make_demo_world(out: Path, seed: int) -> Iterator[str]:
     try:
         yield from _platforms(out, seed)
     except BaseException:
-        shutil.rmtree(out, ignore_errors=True)  # half a world would only stand in the way of a whole one
+        shutil.rmtree(out, ignore_errors=True)  # an incomplete world would block the next attempt
         raise
 
 

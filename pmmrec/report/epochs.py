@@ -1,4 +1,4 @@
-"""Read the validation of a run, epoch by epoch, from its events."""
+"""Read the validation metrics of a run by epoch from its events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_METRIC = "ndcg@10"
 
 @dataclass(frozen=True)
 class Epoch:
-    """Validation after one epoch, means over users (and domains) in 0..1. Epoch 0 stands before all training."""
+    """Validation after one epoch: means over users and domains, in 0..1. Epoch 0 is before any training."""
 
     epoch: int
     metrics: Mapping[str, float]
@@ -25,35 +25,33 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch of a run by one metric, among all that it trained."""
+    """The best epoch of a run by one metric."""
 
     epoch: int
     value: float
-    last: int  # the last epoch it trained
+    last: int  # the last epoch that was trained
 
 
 def read_epochs(folder: Path) -> list[Epoch]:
-    """The epochs that events.jsonl tells of, in order. Raises DataError where it is missing or broken."""
+    """The epochs in events.jsonl, in order. DataError if the file is missing or broken."""
     path = folder / EVENTS_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read: {error}; only the folder of a training tells of its epochs"
-        ) from error
+        raise DataError(f"{path}: cannot be read: {error}; only a training run records epochs") from error
     found: dict[int, Epoch] = {}
-    whole, _, _ = text.rpartition("\n")  # a run that is being written, or was killed, may end within a line
+    whole, _, _ = text.rpartition("\n")  # the last line of a running or killed run may be incomplete
     for place, line in enumerate(whole.splitlines(), start=1):
         epoch = _validation(line, f"{path}: line {place}")
         if epoch is not None:
             found[epoch.epoch] = epoch
     if not found:
-        raise DataError(f"{path}: tells of no validation, so the run has no epoch yet")
+        raise DataError(f"{path}: has no validation event, so the run has no epoch yet")
     return [found[epoch] for epoch in sorted(found)]
 
 
 def _validation(line: str, where: str) -> Epoch | None:
-    """The validation that a line of events tells of, if it does."""
+    """The validation event in a line; None for any other event."""
     try:
         event = json.loads(line)
         if event["event"] != "validation":
@@ -67,7 +65,7 @@ def _validation(line: str, where: str) -> Epoch | None:
 
 
 def judged_by(folder: Path) -> str:
-    """The metric that a run judged its epochs by, from its recipe."""
+    """The metric by which a run chose its best epoch, from its recipe."""
     path = folder / RECIPE_FILE
     validation = read_yaml(path).get("validation") if path.is_file() else None
     metric = validation.get("metric") if isinstance(validation, Mapping) else None
@@ -75,7 +73,7 @@ def judged_by(folder: Path) -> str:
 
 
 def best_epoch(epochs: list[Epoch], metric: str) -> Best:
-    """The first epoch with the highest value. Raises DataError where an epoch lacks the metric."""
+    """The first epoch with the highest value. DataError if an epoch lacks the metric."""
     lacking = [epoch.epoch for epoch in epochs if metric not in epoch.metrics]
     if lacking:
         raise DataError(f"epoch {lacking[0]}: validation has no {metric!r}; it has {', '.join(epochs[0].metrics)}")

@@ -1,4 +1,4 @@
-"""Tables of what runs reached on their test targets."""
+"""Lay out the test metrics of runs as tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = tuple(metric_name(measure, cutoff) for measure in SHOWN_MEASURES for cut
 
 
 def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[ResultRow]]]:
-    """For each domain its baselines and what every outcome reached on it."""
+    """For each domain, the rows of its baselines and of every outcome."""
     by_domain: dict[str, tuple[DomainOutcome, list[ResultRow]]] = {}
     for outcome in outcomes:
         for found in outcome.domains:
@@ -28,7 +28,7 @@ def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[R
 
 
 def outcome_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
-    """A table for each domain."""
+    """One table per domain."""
     return [
         results(rows, CUTOFFS_SHOWN, title=measure_title(domain, outcomes[0].scenario))
         for domain, rows in result_rows(outcomes)
@@ -36,7 +36,7 @@ def outcome_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
 
 
 def held_out_tables(outcome: Outcome) -> list[PlainTable]:
-    """Figures on the targets that nobody learned from, where a scenario has others too."""
+    """Tables of the targets outside the training part, for scenarios that also have targets inside it."""
     tables = []
     for found in outcome.domains:
         if found.held_out is not None:
@@ -49,7 +49,7 @@ def held_out_tables(outcome: Outcome) -> list[PlainTable]:
 
 
 def popularity_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
-    """For each domain NDCG@10 by how often the target's item occurs in training: baselines, then systems."""
+    """For each domain, NDCG@10 by how often the target occurs in training: baselines, then systems."""
     by_domain: dict[str, dict[str, DomainOutcome]] = {}
     for outcome in outcomes:
         for found in outcome.domains:
@@ -59,7 +59,7 @@ def popularity_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
 
 
 def stratum_notes(outcome: Outcome) -> list[str]:
-    """What a reader must know of targets that lie in the training part."""
+    """Notes about targets that lie in the training part."""
     notes = []
     for found in outcome.domains:
         if found.held_out is None:
@@ -77,7 +77,7 @@ def stratum_notes(outcome: Outcome) -> list[str]:
 
 
 def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
-    """What a table of figures was measured on."""
+    """The title of a table: what was measured on which targets."""
     of_users = f"{found.num_users:,} users"
     if found.num_targets is not None:
         of_users = f"{of_users} ({found.num_targets:,} sub-sequences that end in one)"

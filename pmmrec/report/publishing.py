@@ -24,17 +24,17 @@ from pmmrec.zoo.results import restate
 
 
 def push(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
-    """Publish a checkpoint under a card that names the place; where it is then, and as which commit.
+    """Publish a checkpoint under a card that names `place`; returns its location and commit.
 
-    The checkpoint itself stays as it is. One that does not tell what it learned from keeps its card.
+    The checkpoint itself is not changed. One without provenance keeps its card.
     """
     checkpoint = Checkpoint.open(folder)
     if not _is_told(checkpoint):
         return push_checkpoint(folder, place, hub, options)
     licence = str(read_yaml(checkpoint.folder / RECIPE_NAME).get("licence", "other"))
     refuse_unsound(folder, files.absent(checkpoint.folder, checkpoint.index.all_files))
-    refuse_unsound(folder, files.changes(checkpoint.folder, checkpoint.index.files))  # the new index would bless them
-    beside = checkpoint.folder.resolve().parent  # where files can be linked, not copied
+    refuse_unsound(folder, files.changes(checkpoint.folder, checkpoint.index.files))  # the new index would accept them
+    beside = checkpoint.folder.resolve().parent  # on the same file system, so that files can be linked
     with TemporaryDirectory(prefix="push-", dir=beside if os.access(beside, os.W_OK) else None) as scratch:
         draft = Path(scratch) / "checkpoint"
         for name in (*checkpoint.index.all_files, files.INDEX_NAME):
@@ -44,9 +44,9 @@ def push(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
 
 
 def write_card(folder: Path, outcome: Outcome | None, licence: str, place: str) -> None:
-    """Put the figures and a card made of them into a checkpoint, which people will load as `place`.
+    """Write metrics and a card into a checkpoint that people will load as `place`.
 
-    Where no test targets were ranked (`outcome` None) the card tells the validation figures.
+    If no test targets were ranked (`outcome` None) the card shows the validation metrics.
     """
     checkpoint = Checkpoint.open(folder)
     domains = checkpoint.provenance["domains"]
@@ -90,7 +90,7 @@ def _is_told(checkpoint: Checkpoint) -> bool:
 
 
 def _outcome_of(checkpoint: Checkpoint) -> Outcome | None:
-    """The figures of the run that made it, where it ranked the test targets."""
+    """The outcome of the run that made the checkpoint; None if it ranked no test targets."""
     try:
         return validate(Outcome, checkpoint.metrics, "metrics.json")
     except (CheckpointError, RecipeError):
@@ -109,5 +109,5 @@ def _validated(metrics: Mapping[str, Any]) -> str:
 
 
 def _repository(origin: str) -> str | None:
-    """The name on the Hub of what a checkpoint was fine-tuned from, where it is there."""
+    """The name on the Hugging Face Hub of the checkpoint that training started from, if it is there."""
     return origin.removeprefix("hf://").partition("@")[0] if origin.startswith("hf://") else None

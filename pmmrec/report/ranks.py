@@ -1,5 +1,5 @@
-"""Read the ranks of a run, and those of the baselines beside them, from its ranks.parquet."""
-# V targets (one a user, or several).
+"""Read the ranks of a run and of the baselines from its ranks.parquet."""
+# V targets (one or several per user).
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from pmmrec.errors import DataError
 from pmmrec.evaluation.outcome import BASELINE, Outcome
 
 RANKS_FILE = "ranks.parquet"
-PLACE = "place"  # of a target in its user's sequence; only where a user has several targets
-HELD_OUT = "held_out"  # whether the step to the target lies outside the training part; only where some do not
+PLACE = "place"  # position of a target in the sequence of its user; only if a user has several targets
+HELD_OUT = "held_out"  # whether a target lies outside the training part; only if some lie inside it
 
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """The targets of a file, in the order of (user, place)."""
+    """The targets in a file, ordered by user and position."""
 
     user_ids: pa.ChunkedArray
     item_ids: pa.ChunkedArray
     user_V: NDArray[np.int64]  # equal for targets of one user
     rank_V: NDArray[np.int64]  # 1 is best, 0 a miss
-    baselines: Mapping[str, NDArray[np.int64]]  # ranks of each baseline; empty where the file holds none
+    baselines: Mapping[str, NDArray[np.int64]]  # ranks of each baseline; empty if the file has none
 
 
 def ranks_file(folder: Path, outcome: Outcome, domain: str) -> Path:
-    """Where a run keeps the ranks of a domain."""
+    """The file in which a run keeps the ranks of a domain."""
     return folder / (RANKS_FILE if len(outcome.domains) == 1 else f"ranks-{domain}.parquet")
 
 
 def read_ranked(path: Path) -> RankedTargets:
-    """The ranks of held-out targets in a file. Raises DataError where it cannot be read or is no such file."""
+    """Read the ranks of held-out targets. DataError if the file cannot be read or does not hold ranks."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -71,7 +71,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _refuse_other_types(path: Path, table: pa.Table, ranked: Sequence[str]) -> None:
-    """DataError where a column holds something else than it says, or a rank below 0 stands in one of those `ranked`."""
+    """DataError if a column has the wrong type, or a column in `ranked` holds a negative rank."""
     wanted = {
         "user_id": (_is_text, "texts"),
         "item_id": (_is_text, "texts"),
@@ -88,7 +88,7 @@ def _refuse_other_types(path: Path, table: pa.Table, ranked: Sequence[str]) -> N
 
 
 def same_targets(ranked: RankedTargets, path: Path, first: RankedTargets, first_path: Path) -> NDArray[np.int64]:
-    """The ranks of `ranked`, once they are known to be of the targets of `first`. DataError where they are not."""
+    """The ranks of `ranked` after checking that their targets are those of `first`. DataError if they are not."""
     for what, ours, theirs in (
         ("users", ranked.user_ids, first.user_ids),
         ("targets", ranked.item_ids, first.item_ids),

@@ -1,4 +1,4 @@
-"""What verbs print for machines under --json: one object of plain values."""
+"""Convert records to the JSON that commands print with --json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 
 def to_json(record: Any) -> str:
-    """A record as valid JSON in ASCII: the fields of dataclasses and settings by name, null for what is not finite."""
+    """A record as JSON in ASCII: fields of dataclasses and settings by name, null for values that are not finite."""
     return json.dumps(_plain(record), indent=2, allow_nan=False)
 
 

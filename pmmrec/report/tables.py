@@ -1,4 +1,4 @@
-"""Lay out results, parameters and statistics for people, in a terminal and in Markdown."""
+"""Lay out results as tables for a terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class ResultRow:
 
     system: str
     metrics: Mapping[str, Interval | float]  # by name (`hr@10`), in 0..1
-    best_epoch: float | None = None  # epochs of training up to the best validation; None: nothing was trained
+    best_epoch: float | None = None  # epochs to the best validation; None: nothing was trained
     num_seeds: int = 1
-    seen_target: float | None = None  # share of the users, 0..1, whose target was seen before: nobody can hit these
+    seen_target: float | None = None  # share of users, in 0..1, whose target was seen before and cannot be hit
 
     @property
     def label(self) -> str:
-        """The system, and how many seeds its figures are the means of."""
+        """The system, and the number of seeds that were averaged."""
         return self.system if self.num_seeds == 1 else f"{self.system} ({self.num_seeds} seeds)"
 
 
@@ -50,7 +50,7 @@ def results(
     measures: Sequence[str] = SHOWN_MEASURES,
     title: str = "",
 ) -> PlainTable:
-    """Results as plain cells. Columns that no row fills (epochs, seen targets) are left out."""
+    """A table of results. Optional columns (epochs, seen targets) are left out if empty."""
     names = [metric_name(measure, cutoff) for measure in measures for cutoff in cutoffs]
     columns = ["system", *(name.upper() for name in names)]
     cells: list[list[Cell]] = [[row.label, *(_percent(row.metrics.get(name)) for name in names)] for row in rows]
@@ -66,12 +66,12 @@ def results(
 
 
 def to_markdown(rows: Sequence[ResultRow], cutoffs: Sequence[int] = CUTOFFS, *, title: str = "") -> str:
-    """Results for a README or a card: a table of pipes, metrics in %."""
+    """A Markdown table of results for a README or a card, in %."""
     return markdown(results(rows, cutoffs, title=title))
 
 
 def markdown(table: PlainTable) -> str:
-    """The table with pipes, under its title if it has one. Signs that Markdown or HTML would obey are escaped."""
+    """A Markdown table under its title. Signs with a meaning in Markdown or HTML are escaped."""
     lines = [f"**{_escaped(table.title)}**", ""] if table.title else []
     lines.append(_piped(_escaped(column) for column in table.columns))
     lines.append(_piped(":--" if is_text else "--:" for is_text in are_texts(table)))

@@ -82,7 +82,7 @@ def test_the_checkpoint_of_the_best_trial_alone_is_kept(search: Path) -> None:
 def test_runs_without_test_figures_are_not_compared(search: Path, pmmrec: Pmmrec) -> None:
     result = pmmrec("compare", search / "trials" / "0000", search / "trials" / "0001")
     assert result.code == 3
-    assert "its test targets were left alone (rank_test: false)" in result.output
+    assert "its test targets were not ranked (rank_test: false)" in result.output
 
 
 def test_the_best_settings_are_a_recipe_that_gives_the_same_again(search: Path, world: Path, pmmrec: Pmmrec) -> None:

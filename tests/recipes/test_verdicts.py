@@ -99,7 +99,7 @@ def test_a_transfer_ends_with_its_twin_from_scratch_and_a_verdict(at_run: Path, 
     compared = pmmrec("compare", "runs/paid", "runs/paid-scratch").output
     for one, metric in (("popularity", "HR@10"), ("last-item Markov", "HR@10"), ("item-kNN", "NDCG@10")):
         assert any(one in line and f" on {metric}: " in line for line in compared.splitlines()), compared
-    assert "after Holm for 14 question(s)" in compared
+    assert "adjusted by Holm for 14 test(s)" in compared
     assert compared.count("was at its best in its last epoch (1)") == sum(
         json.loads((Path("runs") / name / "metrics.json").read_text())["best_epoch"] == 1
         for name in ("paid", "paid-scratch")

@@ -1,4 +1,4 @@
-"""One page out of runs: tables, curves, maps of items and users, and what some users would be shown."""
+"""Build an HTML report of runs: tables, curves, maps of items and users, and lists for sample users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEEDED = {"jinja2": "jinja2", "matplotlib": "matplotlib", "sklearn": "scikit-lea
 
 
 def require_report() -> None:
-    """MachineError where a package that draws or lays out is not installed."""
+    """MachineError if a package that the report needs is not installed."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise not_installed("report", missing, "report")

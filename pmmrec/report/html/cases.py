@@ -1,4 +1,4 @@
-"""Show what some users did, what they took next, and what each system would have shown them."""
+"""Show the history of sample users, their next item, and the list of each system."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LETTERS_SHOWN = 90
 
 @dataclass(frozen=True)
 class ItemCard:
-    """An item as people see it."""
+    """An item with its text and picture."""
 
     item_id: str
     text: str | None
@@ -33,7 +33,7 @@ class ItemCard:
 
 @dataclass(frozen=True)
 class Shown:
-    """An item on a place of a user's list."""
+    """An item at one position of a list."""
 
     place: int
     card: ItemCard
@@ -42,11 +42,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class SystemList:
-    """What one system shows a user."""
+    """The list of one system for a user."""
 
     system: str
     shown: list[Shown]
-    rank: int  # place of the target among all candidates, from ranks.parquet; 0: it was none
+    rank: int  # rank of the target among all candidates, from ranks.parquet; 0: a miss
 
     @property
     def is_hit(self) -> bool:
@@ -55,20 +55,20 @@ class SystemList:
 
 @dataclass(frozen=True)
 class Case:
-    """One user: what came before, what was taken next, and what each system shows (NineRec, figure 9)."""
+    """A user with history, next item, and the list of each system (NineRec, figure 9)."""
 
     user_id: str
-    query: int  # of the holdout
-    num_before: int  # items of the history, of which the last few are shown
+    query: int  # row in the holdout
+    num_before: int  # length of the history; only its last items are shown
     history: list[ItemCard]  # oldest first
     target: ItemCard
     lists: list[SystemList] = field(default_factory=list)
 
 
 def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[Case]:
-    """Users drawn at random from those that a run ranked; nobody shows them anything yet.
+    """Draw users at random from those that a run ranked; their lists are empty.
 
-    Raises DataError where the ranks are of users that the domain does not have.
+    Raises DataError if the ranks are of users that the domain lacks.
     """
     ranked, holdout, domain = read_ranked(ranks), split.holdout("test"), split.domain
     query_of = {domain.user_ids[int(user)].as_py(): place for place, user in enumerate(holdout.user_index)}
@@ -87,9 +87,9 @@ def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[C
 
 
 def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks: Path, k: int, seen: Seen) -> None:
-    """Show every user of the cases what a system would, with the ranks that its run kept.
+    """Add the list of a system to every case, with the ranks of its run.
 
-    Raises DataError where the ranks are of other users or targets than the domain's.
+    Raises DataError if the ranks are of other users or targets than those of the domain.
     """
     ranked, holdout, domain = read_ranked(ranks), encoded.split.holdout("test"), encoded.domain
     row_of = {user: row for row, user in enumerate(ranked.user_ids.to_pylist())}
@@ -106,7 +106,7 @@ def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks:
 
 
 def item_cards(domain: Domain, rows: Sequence[int]) -> list[ItemCard]:
-    """Id, text and picture of items; a text is cut where it would not fit."""
+    """Id, text and picture of items; long texts are cut."""
     index = np.asarray(rows, dtype=np.int64)
     ids = [domain.item_ids[int(row)].as_py() for row in rows]
     texts = [_cut(text) for text in domain.texts(index)]

@@ -1,4 +1,4 @@
-"""Choose whose checkpoints a page shows: those that people name, else those that the runs kept, the best first."""
+"""Choose the checkpoints of a report: those named by the user, or those that the runs kept, best first."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ CHECKPOINT_FOLDER = "checkpoint"
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run of a system, and what it found."""
+    """A run of a system and its outcome."""
 
-    name: str  # of the system
+    name: str  # name of the system
     folder: Path
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class ShownCheckpoint:
-    """A checkpoint that is shown, and the run that made its ranks, if it is one of the page's."""
+    """A checkpoint in the report, and its run if the report includes it."""
 
     name: str
     checkpoint: Checkpoint
@@ -37,10 +37,10 @@ class ShownCheckpoint:
 def shown_checkpoints(
     systems: Sequence[ComparedSystem], places: Sequence[str], base: str | None, hub: Path
 ) -> list[ShownCheckpoint]:
-    """The checkpoints to show, in the order of `places` ([NAME=]PLACE); none given: one of each system, best first.
+    """The checkpoints in the order of `places` ([NAME=]PLACE); if none is given, one per system, best first.
 
-    Best is what validation says, by the metric that the first of the runs judged its epochs by. `base`: what adapters
-    stand on. Raises RecipeError where a place or a base makes no sense, CheckpointError for broken checkpoints.
+    The best is chosen by validation, on the metric of the first run. `base`: the base checkpoint of adapters. Raises
+    RecipeError for an invalid place or base, CheckpointError for broken checkpoints.
     """
     runs = [
         MeasuredRun(system.name, folder, outcome)
@@ -63,7 +63,7 @@ def _named(word: str, runs: Sequence[MeasuredRun], hub: Path) -> ShownCheckpoint
 
 
 def _kept(runs: Sequence[MeasuredRun]) -> list[ShownCheckpoint]:
-    kept = {run.name: run for run in reversed(runs) if current(_place(run)).is_dir()}  # the first of each system
+    kept = {run.name: run for run in reversed(runs) if current(_place(run)).is_dir()}  # the first run of each system
     firsts = [run for run in runs if kept.get(run.name) is run]
     metric = judged_by(firsts[0].folder) if firsts else ""
     firsts.sort(key=lambda run: -run.outcome.validation.get(metric, 0.0))

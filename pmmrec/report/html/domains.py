@@ -1,4 +1,4 @@
-"""Find the domains that runs were measured on where they lay then."""
+"""Find the domains that runs were measured on, at their recorded paths."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pmmrec.report.comparison import ComparedSystem
 
 
 def domains_read(systems: Sequence[ComparedSystem]) -> list[Domain]:
-    """The domains that the runs were measured on, each from the first place told of that still holds it.
+    """The domains that the runs were measured on, each from the first recorded path that still holds it.
 
-    Empty where no run tells of places. Raises DataError where every place of a domain is gone or holds something else.
+    Empty if no run recorded paths. Raises DataError if a domain is at none of its recorded paths.
     """
     told: dict[str, list[tuple[Path, Path]]] = {}  # name -> run, folder of the domain
     for folder in (folder for system in systems for folder in system.folders):

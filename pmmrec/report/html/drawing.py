@@ -1,4 +1,4 @@
-"""Draw curves and maps. The same figures give the same picture, and it can be read without colours."""
+"""Draw learning curves and maps. Pictures are deterministic and readable without colours."""
 # N points.
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pmmrec.report.epochs import Epoch, best_epoch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours of Okabe and Ito, which people with any colour vision tell apart; lines and marks differ too.
+# The palette of Okabe and Ito, safe for any colour vision; lines and markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -26,9 +26,9 @@ LETTERS_SHOWN = 40
 
 
 def draw_curves(systems: Mapping[str, Sequence[Sequence[Epoch]]], metric: str) -> bytes:
-    """PNG of a validation metric by epoch: a kind of line for each system, one line for each of its seeds.
+    """PNG of a validation metric by epoch: a line style per system, a line per seed (PMMRec, figure 3).
 
-    A mark stands at the epoch whose weights were kept. PMMRec, figure 3.
+    A marker shows the epoch whose weights were kept.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -59,7 +59,7 @@ def draw_curves(systems: Mapping[str, Sequence[Sequence[Epoch]]], metric: str) -
 
 
 def draw_map(point_N2: NDArray[np.float64], groups: Sequence[str]) -> bytes:
-    """PNG of points in the plane; those of each group have their own colour and mark, in order of first mention."""
+    """PNG of points in the plane; each group has its own colour and marker, in order of first occurrence."""
     with _figure((7.0, 4.6)) as (axes, out):
         for place, group in enumerate(dict.fromkeys(groups)):
             is_in_N = np.array([one == group for one in groups])
@@ -68,7 +68,7 @@ def draw_map(point_N2: NDArray[np.float64], groups: Sequence[str]) -> bytes:
             axes.scatter(
                 x, y, s=14, c=color, marker=mark, alpha=0.75, linewidths=0, label=f"{_short(group)} ({is_in_N.sum()})"
             )
-        axes.set_xticks([])  # places in such a map mean something to one another only
+        axes.set_xticks([])  # only distances between points have a meaning
         axes.set_yticks([])
         axes.set_aspect("equal", adjustable="datalim")
         _legend(axes)
@@ -77,13 +77,13 @@ def draw_map(point_N2: NDArray[np.float64], groups: Sequence[str]) -> bytes:
 
 @contextmanager
 def _figure(size_in: tuple[float, float]) -> Iterator[tuple[Axes, io.BytesIO]]:
-    """Axes to draw on, and where the PNG stands after the block."""
+    """Axes to draw on, and a buffer that holds the PNG after the block."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     out = io.BytesIO()
     with mpl.rc_context():
-        mpl.rcdefaults()  # a style of the user's own would change the picture
+        mpl.rcdefaults()  # a style of the user would change the picture
         mpl.rcParams.update(STYLE)
         figure = Figure(figsize=size_in, layout="constrained")
         yield figure.add_subplot(), out

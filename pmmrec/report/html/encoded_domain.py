@@ -1,4 +1,4 @@
-"""The items and users of one domain as a checkpoint sees them."""
+"""Encode the items and users of one domain with a checkpoint."""
 # Q histories, N items of the catalogue, D width.
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 @dataclass(frozen=True)
 class SampledHistories:
-    """What some users did, oldest first: user i's items are items[offsets[i]:offsets[i+1]]."""
+    """Histories of some users, oldest first: the items of user i are items[offsets[i]:offsets[i+1]]."""
 
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
 
     @classmethod
     def of(cls, each: list[NDArray[np.int32]]) -> SampledHistories:
-        """From one array for each user; none is empty."""
+        """Join one array per user; none may be empty."""
         offsets = np.concatenate([[0], np.cumsum([len(items) for items in each])]).astype(np.int64)
         return cls(offsets, np.concatenate(each).astype(np.int32))
 
@@ -43,7 +43,7 @@ class SampledHistories:
 
 @dataclass(frozen=True)
 class EncodedDomain:
-    """A checkpoint's model, and the vectors that it gives to the items of a domain."""
+    """The model of a checkpoint and its vectors of the items of a domain."""
 
     domain: Domain
     split: Split
@@ -53,7 +53,7 @@ class EncodedDomain:
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, domain: Domain, cache: Path, device: torch.device) -> EncodedDomain:
-        """Encode the whole catalogue once."""
+        """Load the model and encode the whole catalogue."""
         catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
         recommender = load_recommender(checkpoint, [catalogue]).to(device)
         encoder = recommender.item_encoder
@@ -64,12 +64,12 @@ class EncodedDomain:
         return cls(domain, Split(domain), recommender, vectors_ND, reader.contents(0))
 
     def item_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Vectors of these items."""
+        """Vectors of the items in `rows`, `(R, D)`."""
         vectors: NDArray[np.float32] = self.vectors_ND[torch.from_numpy(rows).to(self.vectors_ND.device)].cpu().numpy()
         return vectors
 
     def user_vectors(self, histories: SampledHistories) -> NDArray[np.float32]:
-        """The state of each user after their history, `(Q, D)`."""
+        """The state of each user after the history, `(Q, D)`."""
         chunk, parts = users_at_once(self.domain.num_items), []
         longest = int(np.diff(histories.offsets).max())
         num_inputs, device = min(self.recommender.user_encoder.max_inputs, longest), self.vectors_ND.device
@@ -82,7 +82,7 @@ class EncodedDomain:
         return np.concatenate(parts)
 
     def best(self, histories: SampledHistories, k: int, seen: Seen) -> list[list[int]]:
-        """The item rows that a model would show each user, best first, ranked as its test targets were."""
+        """The top-k item rows of each user, best first, ranked by the rules of the test."""
         counts, chunk = self.split.train_counts, users_at_once(self.domain.num_items)
         offsets, items = histories.offsets, histories.items
         model, k = self.recommender, min(k, self.domain.num_items)

@@ -1,4 +1,4 @@
-"""Make one page that stands alone of runs."""
+"""Build a self-contained HTML page from runs."""
 
 from __future__ import annotations
 
@@ -36,34 +36,35 @@ from pmmrec.tables import PlainTable, are_texts, shown
 NO_DOMAIN = Path("none")
 PAGE_FILE = "report.html"
 TEMPLATE = "page.html.j2"
-MOST_LISTS = 4  # systems whose lists are shown
+MOST_LISTS = 4  # systems with lists on the page
 LENGTHS = {"1 item": 1, "2-4 items": 2, "5-9 items": 5, "10-19 items": 10, "20 items or more": 20}
 
 
 class ReportPlan(Config):
-    """What a page is to show, and where it goes."""
+    """The content of a page, and where it is written."""
 
-    out: Place = Field(description="A folder to make, or a file that ends in .html.")
+    out: Place = Field(description="A folder to make, or an .html file.")
     domains: tuple[Place, ...] = Field(
-        (), description="Domain folders, for maps and cases; empty: where the runs read them. `none`: neither."
+        (),
+        description="Domain folders for maps and lists; empty: those that the runs read; `none`: no maps or lists.",
     )
     checkpoints: tuple[str, ...] = Field(
-        (), description="[NAME=]PLACE of those that are shown; empty: one of each system that kept one, the best first."
+        (), description="[NAME=]PLACE of each checkpoint; empty: one of each system that kept one, best first."
     )
-    metric: str | None = Field(None, description="Of the curves; null: what the first run judged its epochs by.")
-    attribute: str | None = Field(None, description="Attribute of items that the map tells apart.")
-    num_users: int = Field(6, ge=0, le=100, description="Users whose lists are shown.")
-    top_k: int = Field(10, ge=1, le=50, description="Items of a list.")
+    metric: str | None = Field(None, description="Metric of the curves; null: the validation metric of the first run.")
+    attribute: str | None = Field(None, description="Item attribute that colours the map.")
+    num_users: int = Field(6, ge=0, le=100, description="Number of users with lists.")
+    top_k: int = Field(10, ge=1, le=50, description="Length of a list.")
     num_points: int = Field(
-        1000, ge=LEAST_POINTS, le=20_000, description="Items, and users, on a map; drawn at random."
+        1000, ge=LEAST_POINTS, le=20_000, description="Number of items, and of users, on a map; drawn at random."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Of what is drawn at random, and of the maps.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of random draws and of the maps.")
     hub: Place = Path("hub")
     base: str | None = None
     cache: Path = CACHE
 
     @model_validator(mode="after")
-    def _shows_what_it_asks_for(self) -> Self:
+    def _options_have_an_effect(self) -> Self:
         for option, value in (("checkpoint", self.checkpoints), ("attribute", self.attribute), ("base", self.base)):
             if self.domains == (NO_DOMAIN,) and value:
                 raise ValueError(f"{option}: has no effect with `--domain none`; leave one of the two out")
@@ -72,7 +73,7 @@ class ReportPlan(Config):
 
 @dataclass
 class ReportPage:
-    """All that the template lays out, and pictures that go beside it by file name."""
+    """The input of the template, and pictures to write beside the page by file name."""
 
     title: str
     tables: list[PlainTable]
@@ -87,10 +88,10 @@ class ReportPage:
 
 
 def write_report(words: Sequence[str], plan: ReportPlan, warn: Callable[[str], None]) -> list[Path]:
-    """Read runs (as `compare` names them) and write the page; returns the files. `warn` is told what it lacks.
+    """Read runs (named as in `compare`) and write the page; returns the files. `warn` gets a note on each gap.
 
-    Raises RecipeError where the place is taken or is called by the name of another format, and whatever `read_systems`
-    and the domains raise.
+    Raises RecipeError if the output exists or has the suffix of another format, and what `read_systems` and opening
+    domains raise.
     """
     require_report()
     is_file = bool(plan.out.suffix and suffix_of(plan.out, (".html", ".htm"), "--out", ", or name a folder"))
@@ -108,7 +109,7 @@ def write_report(words: Sequence[str], plan: ReportPlan, warn: Callable[[str], N
 
 
 def render(page: ReportPage) -> str:
-    """The page as HTML that loads nothing and runs nothing. Every text of a user is escaped."""
+    """The page as HTML without scripts or external resources. All text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
@@ -166,7 +167,7 @@ def _on(systems: Sequence[ComparedSystem]) -> str:
 
 
 def _runs_table(systems: Sequence[ComparedSystem]) -> PlainTable:
-    """Where each figure comes from: a line for each run."""
+    """A table of the runs, one row each."""
     rows: list[list[Any]] = []
     for system in systems:
         for folder, outcome in zip(system.folders, system.outcomes, strict=True):
@@ -177,13 +178,13 @@ def _runs_table(systems: Sequence[ComparedSystem]) -> PlainTable:
 
 
 def _add_curves(page: ReportPage, systems: Sequence[ComparedSystem], plan: ReportPlan) -> None:
-    """Validation by epoch of every system whose runs kept their events (PMMRec, figure 3)."""
+    """Add validation by epoch of every system whose runs kept their events (PMMRec, figure 3)."""
     trained: dict[str, list[list[Epoch]]] = {}
     metric = plan.metric
     for system in systems:
         folders = [folder for folder in system.folders if (folder / EVENTS_FILE).is_file()]
         if len(folders) < len(system.folders):
-            page.notes.append(f"{system.name}: no curve, since it has no {EVENTS_FILE}: nothing was trained there")
+            page.notes.append(f"{system.name}: no curve, because it has no {EVENTS_FILE}: nothing was trained")
         if folders:
             metric = metric or judged_by(folders[0])
             trained[system.name] = [_judged(folder, metric, plan.metric) for folder in folders]
@@ -196,14 +197,14 @@ def _add_curves(page: ReportPage, systems: Sequence[ComparedSystem], plan: Repor
     ]
     page.pictures["curves.png"] = png = draw_curves(trained, metric)
     several = " One line for each seed." if any(len(seeds) > 1 for seeds in trained.values()) else ""
-    caption = f"Validation {metric.upper()} by epoch. A mark stands at the epoch whose weights were kept.{several}"
+    caption = f"Validation {metric.upper()} by epoch. A marker shows the epoch whose weights were kept.{several}"
     page.curves = PageImage(
         data_uri(png, "png"), f"Line chart of validation {metric.upper()}. {'; '.join(told)}.", caption
     )
 
 
 def _judged(folder: Path, metric: str, asked: str | None) -> list[Epoch]:
-    """The epochs of a run, once each is known to have the metric."""
+    """The epochs of a run, after checking that each has the metric."""
     epochs = read_epochs(folder)
     for epoch in epochs:
         if metric not in epoch.metrics:
@@ -213,7 +214,7 @@ def _judged(folder: Path, metric: str, asked: str | None) -> list[Epoch]:
 
 
 def _add_domains(page: ReportPage, found: Sequence[ShownCheckpoint], domains: list[Domain], plan: ReportPlan) -> None:
-    """Maps of items and users of all domains as the first checkpoint sees them, and lists for users of all."""
+    """Add maps of the items and users of all domains by the first checkpoint, and lists of sample users."""
     all_encoded = [_encode(found[0], domain, plan) for domain in _known_to(found[0], domains)]
     _add_item_map(page, all_encoded, plan, found[0].name)
     _add_user_map(page, all_encoded, plan, found[0].name)
@@ -222,7 +223,7 @@ def _add_domains(page: ReportPage, found: Sequence[ShownCheckpoint], domains: li
 
 
 def _known_to(entry: ShownCheckpoint, domains: list[Domain]) -> list[Domain]:
-    """The domains that a checkpoint can be shown on: one that knows items by id knows those of its run alone."""
+    """The domains that a checkpoint can encode: a model with item ids only knows those of its run."""
     if entry.checkpoint.model_config.item_encoder.modalities or entry.run is None:
         return domains
     measured = {found.domain for found in entry.run.outcome.domains}
@@ -237,13 +238,13 @@ def _encode(entry: ShownCheckpoint, domain: Domain, plan: ReportPlan) -> Encoded
 def _add_cases(
     page: ReportPage, found: Sequence[ShownCheckpoint], all_encoded: list[EncodedDomain], plan: ReportPlan
 ) -> None:
-    """What users of one domain would be shown: by each entry whose run was measured there."""
+    """Add lists for users of one domain by each checkpoint whose run was measured there."""
     chosen: EncodedDomain | None = None
     for entry in found[:MOST_LISTS]:
         if entry.run is None:
             page.notes.append(
-                f"no lists of {entry.name}: it is the checkpoint of no run here; say NAME=PLACE if it made the ranks "
-                "of NAME"
+                f"no lists of {entry.name}: it is not the checkpoint of a run here; say NAME=PLACE if it made the "
+                "ranks of NAME"
             )
             continue
         encoded = chosen or _measured_domain(page, entry.run, all_encoded)
@@ -287,7 +288,7 @@ def _measured_domain(page: ReportPage, run: MeasuredRun, all_encoded: list[Encod
 
 
 def _ranks_of(page: ReportPage, run: MeasuredRun, domain: str) -> Path | None:
-    """The ranks that a run kept of a domain."""
+    """The file of ranks that a run kept of a domain; None with a note if there is none."""
     if domain not in [found.domain for found in run.outcome.domains]:
         page.notes.append(f"no lists of {run.name}: it was not measured on {domain}")
         return None
@@ -310,7 +311,7 @@ def _add_item_map(page: ReportPage, all_encoded: list[EncodedDomain], plan: Repo
 
 
 def _item_groups(encoded: EncodedDomain, rows: list[int], plan: ReportPlan, *, several: bool) -> list[str]:
-    """What tells points apart: the domain, an attribute, or how popular an item is."""
+    """The group of each item: its domain, an attribute, or how often it occurs in training."""
     if plan.attribute is not None and not several:
         values = encoded.domain.attribute(plan.attribute)
         return largest_groups([values[row] for row in rows])
@@ -321,7 +322,7 @@ def _item_groups(encoded: EncodedDomain, rows: list[int], plan: ReportPlan, *, s
 
 
 def _step(steps: Mapping[str, int], count: int) -> str:
-    """The highest step that a count reaches."""
+    """The highest step whose threshold the count reaches."""
     return [name for name, least in steps.items() if count >= least][-1]
 
 
@@ -344,16 +345,16 @@ def _add_map(
 ) -> None:
     num_points = len(vectors_ND)
     if num_points < LEAST_POINTS:
-        page.notes.append(f"no map of {what}: {num_points} of them make none; it takes {LEAST_POINTS}")
+        page.notes.append(f"no map of {what}: {num_points} are too few; it takes {LEAST_POINTS}")
         return
-    order = [*POPULARITY, *LENGTHS]  # legends go from little to much; names that have no order stay as they came
+    order = [*POPULARITY, *LENGTHS]  # legends go from few to many; other names keep their order
     ranked = sorted(range(num_points), key=lambda row: order.index(groups[row]) if groups[row] in order else 0)
     point_N2 = project(vectors_ND.numpy(), plan.seed)
     page.pictures[f"{what}.png"] = png = draw_map(point_N2[ranked], [groups[row] for row in ranked])
     counted = ", ".join(f"{group}: {groups.count(group)}" for group in dict.fromkeys(groups[row] for row in ranked))
     caption = (
         f"{num_points:,} {what} as {whose} sees them, {by} (t-SNE, perplexity {perplexity_for(num_points):.0f}, seed "
-        f"{plan.seed}). Near means alike; distances between far groups and the axes mean nothing."
+        f"{plan.seed}). Close points are similar; distances between far groups and the axes have no meaning."
     )
     page.maps.append(PageImage(data_uri(png, "png"), f"Map of {num_points} {what}, {by}. {counted}.", caption))
 

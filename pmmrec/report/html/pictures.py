@@ -1,4 +1,4 @@
-"""Put pictures into a page that loads nothing from elsewhere."""
+"""Embed pictures in a page as data URIs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-THUMBNAIL_SIDE = 160  # pixels; shown at half of it, so that it is sharp on paper and on dense screens
+THUMBNAIL_SIDE = 160  # pixels; shown at half the size, to be sharp in print and on dense screens
 JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
 class PageImage:
-    """A picture of the page, as a data URI, and what it shows for those who cannot see it."""
+    """A picture as a data URI, with a text alternative and a caption."""
 
     source: str
     alt: str
@@ -22,12 +22,12 @@ class PageImage:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Bytes of an image (`png`, `jpeg`) as an address that holds them."""
+    """The bytes of an image (`png` or `jpeg`) as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def thumbnail(jpeg: bytes | None) -> str | None:
-    """A small copy of a stored image as a data URI; None where there is none or it cannot be read."""
+    """A small copy of a stored image as a data URI; None if there is none or it cannot be read."""
     if jpeg is None:
         return None
     small = io.BytesIO()

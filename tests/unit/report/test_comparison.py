@@ -55,7 +55,7 @@ def test_the_winner_stands_first_in_words(make_run: MakeRun) -> None:
     assert words[0].startswith("strong beats weak on HR@10: +")
     assert words[0].endswith("p<0.001 (Holm)")
     assert words[1].startswith("strong beats weak on NDCG@10: +")
-    assert "after Holm for 2 question(s)" in words[2]
+    assert "adjusted by Holm for 2 test(s)" in words[2]
 
 
 def test_equal_systems_are_not_told_apart(make_run: MakeRun) -> None:
@@ -193,7 +193,7 @@ def test_one_system_alone_can_be_asked_of(make_run: MakeRun) -> None:
     found = compare(read_systems(runs), against="s1").differences
     assert {(d.first, d.second) for d in found} == {("s0", "s1"), ("s2", "s1")}
     with pytest.raises(
-        RecipeError, match="--against 'other': names no system or baseline here; there are: s0, s1, s2, item-kNN"
+        RecipeError, match="--against 'other': is not a system or baseline here; there are: s0, s1, s2, item-kNN"
     ):
         compare(read_systems(runs), against="other")
 
@@ -296,7 +296,7 @@ def test_a_run_on_several_domains_is_compared_on_those_it_shares(small_run: Path
 def test_runs_that_left_their_test_targets_alone_are_refused(make_run: MakeRun) -> None:
     ours, untested = make_run("ours", [1]), make_run("untested", [1])
     write_outcome(untested, Outcome(name="untested", kind="finetune", domains=()))
-    with pytest.raises(DataError, match="its test targets were left alone"):
+    with pytest.raises(DataError, match="its test targets were not ranked"):
         read_systems([str(ours), str(untested)])
 
 

@@ -46,10 +46,10 @@ def test_figures_that_no_validation_gives_are_refused(tmp_path: Path, epoch: int
 
 
 def test_a_folder_without_events_or_without_epochs_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="only the folder of a training tells of its epochs"):
+    with pytest.raises(DataError, match="only a training run records epochs"):
         read_epochs(tmp_path)
     write_events(tmp_path, {})
-    with pytest.raises(DataError, match="tells of no validation"):
+    with pytest.raises(DataError, match="has no validation event"):
         read_epochs(tmp_path)
 
 

@@ -39,7 +39,7 @@ def test_vectors_that_are_all_alike_make_a_map_too() -> None:
 
 
 def test_too_few_points_are_refused() -> None:
-    with pytest.raises(ValueError, match="make no map"):
+    with pytest.raises(ValueError, match="too few for a map"):
         project(np.ones((LEAST_POINTS - 1, 3), dtype=np.float32), seed=0)
 
 

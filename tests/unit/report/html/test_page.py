@@ -107,7 +107,7 @@ def test_items_without_picture_show_their_text_and_the_next_item_is_marked_in_wo
     said = "".join(read(path).text)
     assert "no picture" in said
     assert "✓ next" in said
-    assert re.search(r"the next item is in the list, on place\s+\d", said)
+    assert re.search(r"the next item is in the list, at rank\s+\d", said)
 
 
 def test_a_folder_gets_the_pictures_beside_the_page(write: Write, small_run: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_what_is_lacking_is_said_on_the_page_and_aloud(write: Write, checkpoint:
     said = "".join(read(page).text)
     assert len(warned) == 2
     assert "has no events.jsonl" in warned[0]
-    assert "is the checkpoint of no run here" in warned[1]
+    assert "is not the checkpoint of a run here" in warned[1]
     assert all(f"Note: {note}" in said for note in warned)
 
 
