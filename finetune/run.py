@@ -41,7 +41,7 @@ From = Annotated[
 ]
 Base = Annotated[
     str | None,
-    Option("--base", metavar="CHECKPOINT", help="For adapters in --from: what they stand on, where it is not found."),
+    Option("--base", metavar="CHECKPOINT", help="For adapters in --from: their base checkpoint, if it is not found."),
 ]
 On = Annotated[Path, Option("--on", metavar="DOMAIN", help="A folder made by `pmmrec data import`.")]
 Weights = Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="Where the pretrained backbone NAME lies.")]

@@ -1,4 +1,4 @@
-"""The verbs of the command line, one file for each room of them. Nothing heavy is imported before a verb needs it."""
+"""The command line. Each file holds a group of commands, and heavy modules are imported inside a command only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pmmrec.cli import data, ranking, recipe, serving, training, zoo
 from pmmrec.terminal import show_any_letter
 
 app = typer.Typer(
-    help="Recommenders that transfer: import platforms, pretrain on some, recommend on one never seen.",
+    help="Recommenders that transfer: import platforms, pretrain on some, recommend on an unseen one.",
     epilog="The four jobs: data import, pretrain, finetune, evaluate or score. Start with: pmmrec recipe list",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -21,7 +21,7 @@ app = typer.Typer(
 
 
 def _show_version(asked: bool) -> None:
-    """What to name in a report of a fault; the libraries are looked up, not loaded."""
+    """Print the versions to include in a bug report; the libraries are not loaded."""
     if not asked:
         return
     found = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "accelerate"))

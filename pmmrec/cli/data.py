@@ -1,4 +1,4 @@
-"""Verbs that make domains: data import, stats, verify, demo."""
+"""Commands for domains: data import, stats, verify, demo."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from pmmrec.terminal import errors_for_people, say_problems, show
 
 Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folders.")]
 
-app = typer.Typer(help="Make a domain of a platform's files, describe it, check it.", no_args_is_help=True)
-import_app = typer.Typer(help="Import one platform; each layout of files is one verb.", no_args_is_help=True)
+app = typer.Typer(help="Import the files of a platform as a domain; describe and check domains.", no_args_is_help=True)
+import_app = typer.Typer(help="Import one platform; each file layout has its own command.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 
 
 @import_app.command("table")
 def import_table_command(
-    items: Annotated[Path, Option(help="csv, tsv or parquet with item_id, text and any further columns.")],
+    items: Annotated[Path, Option(help="csv, tsv or parquet with item_id, text and any other columns.")],
     interactions: Annotated[Path, Option(help="csv, tsv or parquet with user_id, item_id and, if known, timestamp.")],
     name: Annotated[str, Option(help="Name of the platform; runs and reports use it.")],
     out: Annotated[Path, Option(help="Folder to make.")],
     images: Annotated[Path | None, Option(help="Folder of ITEM_ID.jpg, .png, .webp, .gif or .bmp.")] = None,
-    k_core: Annotated[str, Option(help="Keep users and items with at least so many interactions; none: all.")] = "5",
-    image_side: Annotated[
-        int | None, Option(help="Shortest side, in pixels, at which pictures are kept; 256 unless given.")
-    ] = None,
+    k_core: Annotated[str, Option(help="Keep users and items with at least this many interactions; none: all.")] = "5",
+    image_side: Annotated[int | None, Option(help="Shortest side of stored pictures in pixels; default 256.")] = None,
 ) -> None:
     """Import a platform from two tables and a folder of pictures."""
     from pmmrec.data.importers.table import TableImport, import_table
@@ -49,7 +47,7 @@ def import_table_command(
 
 @app.command("stats")
 def stats_command(domains: Domains, as_json: AsJson = False) -> None:
-    """Users, items, actions, lengths, modalities of domains, side by side."""
+    """Show users, items, interactions, lengths and modalities of domains side by side."""
     from pmmrec.report.domains import Statistics
 
     with errors_for_people():
@@ -59,7 +57,7 @@ def stats_command(domains: Domains, as_json: AsJson = False) -> None:
 
 @app.command("verify")
 def verify_domain_command(domains: Domains) -> None:
-    """Check domains: their files against their hashes, and what they hold against the rules of the format."""
+    """Check the files of domains against their hashes and against the rules of the format."""
     from pmmrec.data.verify import verify_domain
 
     with errors_for_people():
@@ -68,10 +66,10 @@ def verify_domain_command(domains: Domains) -> None:
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, Option(help="Folder to make; holds one domain for each platform.")],
-    seed: Annotated[int, Option(min=0, help="Another seed, another world.")] = 1,
+    out: Annotated[Path, Option(help="Folder to make; it holds one domain for each platform.")],
+    seed: Annotated[int, Option(min=0, help="Seed of the world.")] = 1,
 ) -> None:
-    """Make the demo world: three small platforms with texts, pictures and users, and import them."""
+    """Make and import the demo world: three small platforms with texts, pictures and users."""
     from pmmrec.report.domains import make_demo_world
 
     with errors_for_people():

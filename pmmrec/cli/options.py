@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Checkpoint = Annotated[
 ]
 DomainFolder = Annotated[Path, Argument(metavar="DOMAIN", help="A domain folder.")]
 HubFolder = Annotated[Path, Option("--hub", help="The folder hub in which names are looked up.")]
-CacheFolder = Annotated[Path | None, Option("--cache", help="Where tokens and pixels are kept between runs.")]
+CacheFolder = Annotated[Path | None, Option("--cache", help="Folder that caches tokens and pixels between runs.")]
 BasePlace = Annotated[
     str | None,
-    Option("--base", metavar="CHECKPOINT", help="For adapters: the checkpoint they stand on, where it is not found."),
+    Option("--base", metavar="CHECKPOINT", help="For adapters: their base checkpoint, if it is not found."),
 ]
 HUB = Path("hub")
 
 
 class Seen(str, Enum):
-    """What happens to the items that a user has touched already."""
+    """Whether items of the history may be recommended."""
 
     EXCLUDE = "exclude"
     INCLUDE = "include"
@@ -31,19 +31,20 @@ class Seen(str, Enum):
 
 AsJson = Annotated[
     bool,
-    Option("--json", help="Print one JSON object and nothing else: shares in 0..1, null where there is no figure."),
+    Option("--json", help="Print one JSON object and nothing else: shares in 0..1, null for missing values."),
 ]
 Popularity = Annotated[
-    float | None, Option(min=0, help="Weight of popularity in the score; the checkpoint's unless given, 0 for none.")
+    float | None, Option(min=0, help="Weight of popularity in the score; default: that of the checkpoint; 0: none.")
 ]
 MaxUnreadable = Annotated[
-    float, Option(min=0, max=1, help="Share of the items that may lack all that the model reads; they are never found.")
+    float,
+    Option(min=0, max=1, help="Share of items that may be unreadable for the model; they are never recommended."),
 ]
-SeenOption = Annotated[Seen, Option(help="exclude: seen items are no candidates; include: all items are.")]
+SeenOption = Annotated[Seen, Option(help="exclude: seen items are not candidates; include: all items are.")]
 
 
 def show_json(record: Any) -> None:
-    """Print a record for machines."""
+    """Print a record as JSON."""
     from pmmrec.report.records import to_json
 
     typer.echo(to_json(record))

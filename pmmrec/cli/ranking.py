@@ -1,4 +1,4 @@
-"""Verbs that tell how well something ranks: evaluate, compare, report."""
+"""Commands that measure and compare rankings: evaluate, compare, report."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pmmrec.terminal import errors_for_people, show, warn
 
 app = typer.Typer()
 SCENARIO_HELP = (
-    "regular: everybody's last item. cold: all sub-sequences that end in an item with fewer than 10 occurrences in "
-    "training. new: those that end in an item that never occurs there."
+    "regular: the last item of each user. cold: all sub-sequences that end in an item with fewer than 10 occurrences "
+    "in training. new: all that end in an item that never occurs in training."
 )
 
 
@@ -45,7 +45,7 @@ def evaluate(
     checkpoint: Checkpoint,
     domain: DomainFolder,
     out: Annotated[Path | None, Option("--out", help="Folder for metrics.json and ranks.parquet.")] = None,
-    name: Annotated[str | None, Option(help="What the row is called; the run that made it otherwise.")] = None,
+    name: Annotated[str | None, Option(help="Name of the row; default: the run that made the checkpoint.")] = None,
     scenario: Annotated[Scenario, Option(help=SCENARIO_HELP)] = Scenario.REGULAR,
     seen: SeenOption = Seen.EXCLUDE,
     popularity: Popularity = None,
@@ -55,7 +55,7 @@ def evaluate(
     cache: CacheFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the targets of a domain, beside the baselines; without any training this is zero-shot."""
+    """Rank the targets of a domain and compare with baselines; without training this is zero-shot."""
     from pmmrec.report.outcomes import held_out_tables, outcome_tables, popularity_tables, stratum_notes
     from pmmrec.system import load
 
@@ -78,10 +78,10 @@ def compare(
     runs: Annotated[
         list[str], Argument(metavar="RUN...", help="Folders of runs or of `evaluate --out`; NAME=RUN,RUN joins seeds.")
     ],
-    against: Annotated[str | None, Option(metavar="NAME", help="Ask of this system or baseline alone.")] = None,
+    against: Annotated[str | None, Option(metavar="NAME", help="Compare with this system or baseline only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Several systems on the same targets in one table, and in words who beats whom."""
+    """Compare systems on the same targets in a table, with a sentence for each pair."""
     from pmmrec.report.comparison import compare as compared
     from pmmrec.report.comparison import read_systems
     from pmmrec.tables import Sentence
@@ -100,34 +100,35 @@ def report(
         list[str], Argument(metavar="RUN...", help="As in compare: folders of runs, NAME=RUN,RUN joins seeds.")
     ],
     out: Annotated[
-        Path, Option("--out", metavar="FOLDER|FILE.html", help="Where the page goes; a folder gets the pictures too.")
+        Path,
+        Option("--out", metavar="FOLDER|FILE.html", help="Where to write the page; a folder gets the pictures too."),
     ],
     domain: Annotated[
         list[Path] | None,
         Option(
             "--domain",
             metavar="DOMAIN",
-            help="For maps and lists of users, may be repeated; where the runs read it unless given. none: neither.",
+            help="Domain for maps and lists, repeatable; default: those that the runs read; none: no maps or lists.",
         ),
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
         Option(
             metavar="[NAME=]PLACE",
-            help="Whose maps and lists are shown: of system NAME, may be repeated; else of every system that kept one.",
+            help="Checkpoint for maps and lists, repeatable; default: one of each system that kept one.",
         ),
     ] = None,
     metric: Annotated[
-        str | None, Option(help="Of the curves, such as hr@10; what the first run was judged by.")
+        str | None, Option(help="Metric of the curves, such as hr@10; default: the validation metric of the first run.")
     ] = None,
-    attribute: Annotated[str | None, Option(help="Attribute of items that their map tells apart.")] = None,
-    users: Annotated[int, Option(min=0, max=100, help="Users whose lists are shown.")] = 6,
-    seed: Annotated[int, Option(min=0, help="Of what is drawn at random, and of the maps.")] = 0,
-    base: Annotated[str | None, Option(help="For adapters, the checkpoint they stand on.")] = None,
+    attribute: Annotated[str | None, Option(help="Item attribute that colours the map.")] = None,
+    users: Annotated[int, Option(min=0, max=100, help="Number of users with lists.")] = 6,
+    seed: Annotated[int, Option(min=0, help="Seed of random draws and of the maps.")] = 0,
+    base: Annotated[str | None, Option(help="For adapters: their base checkpoint.")] = None,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
 ) -> None:
-    """One page that stands alone: tables, learning curves, maps of items and users, and what users would be shown."""
+    """Write a self-contained page: tables, learning curves, maps of items and users, and lists of sample users."""
     from pmmrec.report.html.page import ReportPlan, write_report
     from pmmrec.settings import validate
 

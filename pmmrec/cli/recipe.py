@@ -1,4 +1,4 @@
-"""Verbs for recipes: list, show, copy, validate."""
+"""Commands for recipes: list, show, copy, validate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = typer.Typer(help="Find, read, copy and check recipes.", no_args_is_help=Tr
 
 @app.command("list")
 def recipe_list() -> None:
-    """The shipped recipes, each with its first sentence."""
+    """List the shipped recipes, each with its first sentence."""
     from pmmrec.shipped import shipped_recipes
     from pmmrec.tables import Sentence
 
@@ -28,7 +28,7 @@ def recipe_show(
     name: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe.")],
     overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...")] = None,
 ) -> None:
-    """A recipe with everything it extends and every default written out."""
+    """Print a recipe with all that it extends and every default."""
     with errors_for_people():
         typer.echo(_read(name, overrides).to_yaml())
 
@@ -38,7 +38,7 @@ def recipe_copy(
     name: Annotated[str, Argument(metavar="RECIPE", help="A shipped recipe.")],
     to: Annotated[Path, Argument(metavar="FILE.yaml", help="File to write.")],
 ) -> None:
-    """Copy a shipped recipe to change it; what it extends is written into it."""
+    """Copy a shipped recipe to edit it; what it extends is included."""
     import yaml
 
     from pmmrec.atomic import whole_file
@@ -53,7 +53,7 @@ def recipe_copy(
         if to.exists():
             raise RecipeError(f"{to}: exists; choose another file")
         if not to.parent.is_dir():
-            raise MachineError(f"{to}: there is no folder {to.parent}; make it first")
+            raise MachineError(f"{to}: folder {to.parent} does not exist; make it first")
         source = find_recipe(name)
         text = yaml.safe_dump(read_extended(source, shipped_recipe), sort_keys=False, allow_unicode=True)
         with whole_file(to, replace=False) as draft:
@@ -66,7 +66,7 @@ def recipe_validate(
     name: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe.")],
     overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...")] = None,
 ) -> None:
-    """Report every problem of a recipe at once, or say that there is none."""
+    """Report all problems of a recipe, or that it is valid."""
     with errors_for_people():
         recipe = _read(name, overrides)
         typer.echo(f"{name}: valid, a recipe for `pmmrec {type(recipe).__name__.removesuffix('Recipe').lower()}`")

@@ -1,4 +1,4 @@
-"""Verbs that put a checkpoint to use on a platform: score, index."""
+"""Commands that use a checkpoint on a platform: score, index."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ def score(
     out: ListsOut,
     top_k: Annotated[int, Option("--top-k", min=1, help="Items for each user.")] = 10,
     exclude_seen: Annotated[
-        bool, Option("--exclude-seen/--include-seen", help="Whether items of a user's history may be in the list.")
+        bool, Option("--exclude-seen/--include-seen", help="Whether items of the history may be in the list.")
     ] = True,
     users: Annotated[
-        Path | None, Option(metavar="FILE", help="Who gets a list: user_id in csv, tsv or parquet, or lines of a txt.")
+        Path | None,
+        Option(metavar="FILE", help="Users to score: csv, tsv or parquet with user_id, or a txt; default: all."),
     ] = None,
-    skip_unknown: Annotated[bool, Option("--skip-unknown", help="Leave out users that the domain lacks.")] = False,
+    skip_unknown: Annotated[bool, Option("--skip-unknown", help="Skip users that the domain lacks.")] = False,
     new_items: Annotated[
-        Path | None, Option(metavar="FILE", help="Items nobody has touched: csv, tsv or parquet with item_id, text.")
+        Path | None, Option(metavar="FILE", help="Items without interactions: csv, tsv or parquet with item_id, text.")
     ] = None,
     new_images: Annotated[Path | None, Option(metavar="FOLDER", help="Pictures of new items: ITEM_ID.jpg, ...")] = None,
     popularity: Popularity = None,
@@ -59,9 +60,9 @@ def score(
     base: BasePlace = None,
     cache: CacheFolder = None,
 ) -> None:
-    """Recommend to every user of a domain what they may touch next.
+    """Write the top-k items of every user of a domain.
 
-    Started by torchrun or accelerate launch, processes share the work through the cache and the folder of --out.
+    Processes started by torchrun or accelerate launch share the work through the cache and the --out folder.
     """
     from pmmrec.evaluation.share import Share
     from pmmrec.system import load
@@ -94,7 +95,7 @@ def score(
 
 
 class Kind(str, Enum):
-    """How an index finds items."""
+    """The kind of a FAISS index."""
 
     AUTO = "auto"
     FLAT = "flat"
@@ -110,16 +111,16 @@ def index(
     kind: Annotated[
         Kind, Option(help="flat: exact. hnsw: a graph. ivf: lists. auto: flat up to 200,000 items, ivf from 2 million.")
     ] = Kind.AUTO,
-    k: Annotated[int, Option("--k", min=1, help="Recall is measured on lists of so many items.")] = 10,
-    users: Annotated[int, Option("--users", min=1, help="Users of the domain on whom recall is measured.")] = 1000,
-    seed: Annotated[int, Option(min=0, help="Of the draw of these users.")] = 0,
+    k: Annotated[int, Option("--k", min=1, help="Length of the lists on which recall is measured.")] = 10,
+    users: Annotated[int, Option("--users", min=1, help="Number of users on which recall is measured.")] = 1000,
+    seed: Annotated[int, Option(min=0, help="Seed of the draw of these users.")] = 0,
     popularity: Popularity = None,
     max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
     base: BasePlace = None,
     cache: CacheFolder = None,
 ) -> None:
-    """Export item vectors, a FAISS index of them and the user encoder; recall against exact search is printed."""
+    """Export item vectors, their FAISS index and the user encoder; print recall against exact search."""
     from pmmrec.system import load
 
     with errors_for_people():
@@ -135,7 +136,7 @@ def index(
 
 
 def _line_sayer() -> Callable[[str], None] | None:
-    """What says lines where no bar can be drawn."""
+    """A function that prints progress lines if no bar can be drawn."""
     return None if sys.stderr.isatty() else _say
 
 
@@ -144,4 +145,4 @@ def _say(line: str) -> None:
 
 
 def _silent(_line: str) -> None:
-    """Another process says it."""
+    """Print nothing: process 0 prints it."""

@@ -1,4 +1,4 @@
-"""Verbs that train: pretrain, finetune, tune."""
+"""Commands that train: pretrain, finetune, tune."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 Launch = Annotated[str | None, Option(metavar="FILE", help="Start several processes: a file, or a name such as zero2.")]
-PerNode = Annotated[int | None, Option("--processes-per-node", min=1, metavar="N", help="In the place of the file's.")]
-Nodes = Annotated[int | None, Option(min=1, metavar="N", help="Machines in all; in the place of the file's.")]
-NodeRank = Annotated[int | None, Option(min=0, metavar="R", help="Which of them this is, from 0.")]
-Rendezvous = Annotated[str | None, Option(metavar="HOST:PORT", help="Of machine 0, where they meet.")]
-PrintCommand = Annotated[bool, Option("--print-command", help="Show what --launch would start, and start nothing.")]
+PerNode = Annotated[int | None, Option("--processes-per-node", min=1, metavar="N", help="Overrides that of the file.")]
+Nodes = Annotated[int | None, Option(min=1, metavar="N", help="Number of machines; overrides the file.")]
+NodeRank = Annotated[int | None, Option(min=0, metavar="R", help="Number of this machine, from 0.")]
+Rendezvous = Annotated[str | None, Option(metavar="HOST:PORT", help="Address of machine 0, where machines connect.")]
+PrintCommand = Annotated[bool, Option("--print-command", help="Print the command of --launch without running it.")]
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
@@ -52,7 +52,7 @@ def finetune(
 ) -> None:
     """Train on one domain: RECIPE --from CHECKPOINT|none --on DOMAIN \\[a.b=c ...] \\[--dry-run] \\[--launch FILE].
 
-    Adapters in --from take \\[--base CHECKPOINT]: what they stand on, where it is not found.
+    For adapters in --from, \\[--base CHECKPOINT] names their base checkpoint if it is not found.
     """
     machines = _Machines(processes_per_node, nodes, node_rank, rendezvous)
     _start("finetune/run.py", context.args, launch, machines, print_command=print_command)
@@ -60,30 +60,32 @@ def finetune(
 
 @app.command()
 def tune(
-    recipe: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe, of either verb.")],
-    space: Annotated[Path, Option(help="YAML file: what is tried for each setting.")],
-    trials: Annotated[int, Option(min=1, help="Trials in all, those of earlier starts included.")],
-    overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings that all trials share.")] = None,
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A file or a shipped recipe of pretrain or finetune.")],
+    space: Annotated[Path, Option(help="YAML file with the values to try for each setting.")],
+    trials: Annotated[int, Option(min=1, help="Total number of trials, including those of earlier starts.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings shared by all trials.")] = None,
     start_from: Annotated[
-        str | None, Option("--from", metavar="CHECKPOINT", help="For a fine-tuning: as there; none: from scratch.")
+        str | None, Option("--from", metavar="CHECKPOINT", help="As in finetune; none: from scratch.")
     ] = None,
-    on: Annotated[Path | None, Option(metavar="DOMAIN", help="For a fine-tuning: as there.")] = None,
-    name: Annotated[str | None, Option(help="Folder of the search below --runs; the recipe's name with -tune.")] = None,
-    runs: Annotated[Path | None, Option(help="Where it is made; the recipe's runs.")] = None,
-    timeout: Annotated[float | None, Option(metavar="MINUTES", help="Start no further trial after so long.")] = None,
-    jobs: Annotated[int, Option(min=1, help="Trials at a time; they share the machine and its GPU.")] = 1,
-    seed: Annotated[int, Option(min=0, help="Of what is proposed; the runs keep the recipe's seed.")] = 1,
-    prune: Annotated[bool, Option(help="End trials early that stay below the median of five or more.")] = True,
+    on: Annotated[Path | None, Option(metavar="DOMAIN", help="As in finetune.")] = None,
+    name: Annotated[
+        str | None, Option(help="Folder of the search below --runs; default: NAME-tune of the recipe.")
+    ] = None,
+    runs: Annotated[Path | None, Option(help="Folder of the searches; default: that of the recipe.")] = None,
+    timeout: Annotated[float | None, Option(metavar="MINUTES", help="Start no trial after this time.")] = None,
+    jobs: Annotated[int, Option(min=1, help="Number of parallel trials; they share the machine and its GPU.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Seed of the proposals; runs keep the seed of the recipe.")] = 1,
+    prune: Annotated[bool, Option(help="End trials early that are below the median of five or more.")] = True,
     prune_after: Annotated[int, Option(min=0, metavar="EPOCHS", help="Epochs that every trial gets.")] = 3,
     keep_checkpoints: Annotated[
-        bool, Option("--keep-checkpoints", help="Keep the weights of all trials, not of the best alone.")
+        bool, Option("--keep-checkpoints", help="Keep the weights of all trials, not only of the best.")
     ] = False,
     weights: Annotated[list[str] | None, Option(metavar="NAME=FOLDER", help="As in pretrain and finetune.")] = None,
 ) -> None:
-    """Search for settings on validation alone; the same command again goes on where it was stopped.
+    """Search for settings by validation metrics; run the same command again to resume.
 
-    Each trial is a run of its own, below trials/; the first is the recipe as it stands. No trial ranks test targets or
-    is published: run the best.yaml that is left, once, for that. Of all checkpoints the best alone is kept.
+    Each trial is a run below trials/; the first uses the recipe's own values. Trials neither rank test targets nor
+    publish; run the resulting best.yaml once for that. Only the best checkpoint is kept.
     """
     from pmmrec.settings import validate
     from pmmrec.tables import PlainTable
@@ -107,7 +109,7 @@ def tune(
 
 
 class _Machines(NamedTuple):
-    """What of a launch the command line says, in the place of the file."""
+    """Options of a launch that override its file."""
 
     per_node: int | None
     num_nodes: int | None
@@ -131,7 +133,7 @@ def _start(
             )
         if is_plan and (print_command or machines.node_rank is not None or machines.rendezvous is not None):
             raise RecipeError(
-                "--node-rank, --rendezvous, --print-command: need a launch, and this is none; leave them out"
+                "--node-rank, --rendezvous, --print-command: need a launch, but this only plans; leave them out"
             )
         if launch is not None and not is_plan:
             raise typer.Exit(_launch(path, arguments, launch, machines, print_command=print_command))
@@ -139,12 +141,12 @@ def _start(
             arguments = [*arguments, "--launch", launch, *_processes_of(launch, machines)]
     with asked_before_it_begins():
         story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
-        sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # what its usage and the log of its run call it
+        sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # the name in its usage text and in the log of its run
         run_program(story["main"])
 
 
 def _processes_of(launch: str, machines: _Machines) -> list[str]:
-    """What a program that plans must be told of how many processes there will be; nothing where the file says it."""
+    """The option that tells a dry run the number of processes; empty if the launch file says it."""
     from pmmrec.launch import LaunchFile
 
     if machines.per_node is None and machines.num_nodes is None:
@@ -154,7 +156,7 @@ def _processes_of(launch: str, machines: _Machines) -> list[str]:
 
 
 def _launch(program: Path, arguments: list[str], launch: str, machines: _Machines, *, print_command: bool) -> int:
-    """Start processes of a program, or show the command that would; the exit code."""
+    """Start the processes of a program, or print the command; returns the exit code."""
     from pmmrec.launch import LaunchCommand, LaunchFile, ignore_when_stopped
 
     command = LaunchCommand.of(LaunchFile.read(launch), program, arguments, **machines._asdict())

@@ -1,4 +1,4 @@
-"""Verbs for checkpoints: zoo list, show, verify, diff, push, pull, merge."""
+"""Commands for checkpoints: zoo list, show, verify, diff, push, pull, merge."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MB = 1_000_000
 @app.command("list")
 def zoo_list(
     place: Annotated[
-        str | None, Argument(metavar="PLACE", help="A folder, a URL below which some are, or hf://user; else --hub.")
+        str | None, Argument(metavar="PLACE", help="A folder, a URL prefix, or hf://user; default: --hub.")
     ] = None,
     hub: HubFolder = HUB,
 ) -> None:
-    """The checkpoints of a folder hub, below a URL, or of somebody on the Hugging Face Hub."""
+    """List the checkpoints of a folder hub, below a URL, or of a user of the Hugging Face Hub."""
     from pmmrec.report.checkpoints import hub_table
 
     with errors_for_people():
@@ -31,7 +31,7 @@ def zoo_list(
 
 @app.command("show")
 def zoo_show(checkpoint: Checkpoint, hub: HubFolder = HUB, as_json: AsJson = False) -> None:
-    """The parts of a checkpoint, their sizes, what they were trained on; of another machine no weights are fetched."""
+    """Show the parts of a checkpoint, their sizes and training domains; no weights are downloaded."""
     from pmmrec.report.checkpoints import CheckpointFacts
 
     with errors_for_people():
@@ -51,11 +51,11 @@ def zoo_verify(checkpoint: Checkpoint, hub: HubFolder = HUB) -> None:
 
 @app.command("diff")
 def zoo_diff(
-    first: Annotated[str, Argument(metavar="FIRST", help="A checkpoint, wherever it is.")],
+    first: Annotated[str, Argument(metavar="FIRST", help="A local or remote checkpoint.")],
     second: Annotated[str, Argument(metavar="SECOND", help="Another.")],
     hub: HubFolder = HUB,
 ) -> None:
-    """In what two checkpoints differ: parts, tensors, settings, provenance."""
+    """Show the differences of two checkpoints: parts, tensors, settings, provenance."""
     from pmmrec.report.differences import differences
     from pmmrec.zoo.checkpoint import open_checkpoint
 
@@ -70,12 +70,12 @@ def zoo_push(
     place: Annotated[
         str, Argument(metavar="PLACE", help="A name in the hub, a folder, s3://bucket/name, or hf://user/name.")
     ],
-    private: Annotated[bool, Option("--private", help="On the Hugging Face Hub: make a private repository.")] = False,
-    replace: Annotated[bool, Option("--replace", help="A checkpoint that stands there gives way.")] = False,
-    message: Annotated[str | None, Option(help="On the Hugging Face Hub: of the commit.")] = None,
+    private: Annotated[bool, Option("--private", help="On the Hugging Face Hub: create a private repository.")] = False,
+    replace: Annotated[bool, Option("--replace", help="Replace a checkpoint that exists there.")] = False,
+    message: Annotated[str | None, Option(help="On the Hugging Face Hub: the commit message.")] = None,
     hub: HubFolder = HUB,
 ) -> None:
-    """Publish a checkpoint, whole or not at all, under a card that says how to load it from there."""
+    """Publish a checkpoint, whole or not at all, with a card that says how to load it."""
     from pmmrec.report.publishing import push
     from pmmrec.zoo.hub import PushOptions, find_checkpoint
 
@@ -84,21 +84,20 @@ def zoo_push(
         origin = push(folder, place, hub, PushOptions(replace=replace, private=private, message=message))
         typer.echo(f"published: {origin.place}, commit {origin.commit}")
         if origin.is_remote:
-            typer.echo(f"the same for good: {origin.pinned}")
+            typer.echo(f"pinned to this commit: {origin.pinned}")
 
 
 @app.command("pull")
 def zoo_pull(
     place: Annotated[str, Argument(metavar="PLACE", help="s3://bucket/name, hf://user/name@revision, any URL.")],
     parts: Annotated[
-        str | None, Option(metavar="PART,PART", help="Only these, such as text_encoder,user_encoder; else all.")
+        str | None,
+        Option(metavar="PART,PART", help="Only these parts, such as text_encoder,user_encoder; default: all."),
     ] = None,
-    out: Annotated[
-        Path | None, Option("--out", help="Folder to make; else the cache, where it is found again.")
-    ] = None,
+    out: Annotated[Path | None, Option("--out", help="Folder to make; default: the cache.")] = None,
     hub: HubFolder = HUB,
 ) -> None:
-    """Fetch a checkpoint, or some of its parts and no byte of the others; each file is checked against the index."""
+    """Download a checkpoint, or only some of its parts; each file is checked against the index."""
     from pmmrec.zoo.hub import pull_checkpoint
 
     with errors_for_people():
@@ -118,10 +117,10 @@ def zoo_merge(
     base: BasePlace = None,
     hub: HubFolder = HUB,
 ) -> None:
-    """Merge adapters into the checkpoint they stand on: a whole one that computes the same."""
+    """Merge adapters into their base checkpoint: a full checkpoint that computes the same."""
     from pmmrec.zoo.adapters import merge_adapters
     from pmmrec.zoo.checkpoint import open_checkpoint, with_base
 
     with errors_for_people():
         merge_adapters(with_base(open_checkpoint(checkpoint, hub, warn=warn), base, hub), out)
-        typer.echo(f"{out}: a whole checkpoint, without adapters")
+        typer.echo(f"{out}: a full checkpoint, without adapters")

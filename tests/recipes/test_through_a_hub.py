@@ -34,7 +34,7 @@ def hub(small_run: Path, tmp_path_factory: pytest.TempPathFactory, pmmrec: Pmmre
         point_client_at(server.url, patch, home)
         pushed = done(pmmrec("zoo", "push", "small", PLACE, "--message", "The first"))
         assert f"published: {PLACE}, commit {commit(server)}\n" in pushed
-        assert f"the same for good: {PLACE}@{commit(server)}" in pushed
+        assert f"pinned to this commit: {PLACE}@{commit(server)}" in pushed
         yield server
         huggingface_hub.close_session()
 

@@ -109,7 +109,7 @@ def test_wrong_arguments_end_with_2_and_leave_nothing(home: Path, pmmrec: Pmmrec
         (("--launch", "ddp", "--nodes", "2"), "--nodes 2: each machine needs --node-rank"),
         (("--nodes", "2"), "--print-command: need --launch FILE"),
         (("--print-command",), "--print-command: need --launch FILE"),
-        (("--dry-run", "--launch", "ddp", "--rendezvous", "a:1"), "need a launch, and this is none; leave them out"),
+        (("--dry-run", "--launch", "ddp", "--rendezvous", "a:1"), "need a launch, but this only plans; leave them out"),
         (("--dry-run", "--nodes", "2"), "--print-command: need --launch FILE"),
         (("--dry-run", "--launch", "one_gpu", "--nodes", "2"), "is for one process, not 2"),
     ],
