@@ -1,4 +1,4 @@
-"""Launch files: how many processes a run has, how they are spread, and the command that starts them."""
+"""Launch files, and the command that starts the processes of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import psutil
 from pydantic import ConfigDict, Field, model_validator
@@ -29,16 +28,16 @@ from pmmrec.homes import expanded
 from pmmrec.settings import Config, read_yaml, validate
 from pmmrec.shipped import shipped_launch_files
 
-PROCESSES = "PMMREC_PROCESSES"  # tells the program how many were asked for, since accelerate may start fewer
-INTERFACE = "GLOO_SOCKET_IFNAME"  # by itself, gloo takes the address of the machine's name: on Debian that is 127.0.1.1
+PROCESSES = "PMMREC_PROCESSES"  # tells the program how many were asked for: accelerate may start fewer
+INTERFACE = "GLOO_SOCKET_IFNAME"  # by default gloo takes the address of the host name, which on Debian is 127.0.1.1
 LAUNCHER = "accelerate.commands.launch"
-PROGRAM_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # the program's to answer: it keeps its state and ends
-AGENT_SIGNALS = {"PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}  # what torch's launcher answers; the rest is ours
-LAUNCHER_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # the launcher's: it ends the program
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # for the program, which saves its state and ends with 75
+# torchrun would answer SIGTERM by killing the program after 30 s, and end with 143 whether its state is saved or not.
+AGENT_SIGNALS = {"PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
 
 
 class Spread(str, Enum):
-    """What the processes of a run share out, besides the users of a step."""
+    """How the processes of a run hold the model: replicated (one process, DDP) or sharded."""
 
     ONE = "one process"
     DDP = "DDP"
@@ -53,36 +52,36 @@ class Spread(str, Enum):
 
 
 class _Keys(Config):
-    """Of keys that accelerate reads as well, those that we must know; it checks the others."""
+    """The keys of accelerate that matter here; accelerate checks the others."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class _DeepspeedKeys(_Keys):
     zero_stage: Literal[1, 2, 3]
-    zero3_init_flag: Literal[False] = Field(description="The model is built whole, then shared out.")
+    zero3_init_flag: Literal[False] = Field(description="The model is built whole, then sharded.")
     zero3_save_16bit_model: bool = Field(True, description="ZeRO-3 gathers whole parts for a checkpoint.")
     deepspeed_multinode_launcher: Literal["standard"] = Field(description="Each machine starts its own processes.")
     gradient_accumulation_steps: Literal[1] = 1
-    gradient_clipping: None = Field(None, description="The recipe says it: train.clip_norm.")
-    deepspeed_config_file: None = Field(None, description="A second file; its keys may stand here.")
+    gradient_clipping: None = Field(None, description="Set in the recipe: train.clip_norm.")
+    deepspeed_config_file: None = Field(None, description="Its keys may be written here instead.")
 
     @model_validator(mode="after")
     def _saves_whole_parts(self) -> Self:
         if self.zero_stage == 3 and not self.zero3_save_16bit_model:
-            raise ValueError("zero3_save_16bit_model: true, or no process has the whole parts that are saved")
+            raise ValueError("zero3_save_16bit_model: must be true, or no process has whole parts to save")
         return self
 
 
 class _FsdpKeys(_Keys):
     fsdp_version: Literal[2]
-    fsdp_cpu_ram_efficient_loading: Literal[False] = Field(description="The model is built whole, then shared out.")
-    fsdp_offload_params: Literal[False] = Field(False, description="Shares stay on their device.")
+    fsdp_cpu_ram_efficient_loading: Literal[False] = Field(description="The model is built whole, then sharded.")
+    fsdp_offload_params: Literal[False] = Field(False, description="Shards stay on their device.")
     fsdp_activation_checkpointing: Literal[False] = Field(
-        False, description="The recipe says it: train.checkpoint_activations."
+        False, description="Set in the recipe: train.checkpoint_activations."
     )
-    fsdp_auto_wrap_policy: None = Field(None, description="The model says what its blocks are.")
-    fsdp_transformer_layer_cls_to_wrap: None = Field(None, description="The model says what its blocks are.")
+    fsdp_auto_wrap_policy: None = Field(None, description="The model knows its blocks.")
+    fsdp_transformer_layer_cls_to_wrap: None = Field(None, description="The model knows its blocks.")
 
 
 class _LaunchKeys(_Keys):
@@ -90,18 +89,18 @@ class _LaunchKeys(_Keys):
     num_processes: int = Field(ge=1)
     num_machines: int = Field(1, ge=1)
     use_cpu: bool = False
-    mixed_precision: Literal["no"] | None = Field(None, description="The recipe says it: machine.precision.")
+    mixed_precision: Literal["no"] | None = Field(None, description="Set in the recipe: machine.precision.")
     deepspeed_config: _DeepspeedKeys | None = None
     fsdp_config: _FsdpKeys | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if self.distributed_type == "DEEPSPEED" and self.deepspeed_config is None:
-            raise ValueError("deepspeed_config: missing, and it says which stage")
+            raise ValueError("deepspeed_config: is missing; it names the ZeRO stage")
         if self.distributed_type == "FSDP" and self.fsdp_config is None:
-            raise ValueError("fsdp_config: missing, and it says which version")
+            raise ValueError("fsdp_config: is missing; it names the version")
         if self.num_processes % self.num_machines:
-            raise ValueError(f"num_processes: {self.num_processes} do not share out over {self.num_machines} machines")
+            raise ValueError(f"num_processes: {self.num_processes} cannot be divided by {self.num_machines} machines")
         if self.distributed_type == "NO" and self.num_processes > 1:
             raise ValueError("distributed_type: NO starts one process; MULTI_GPU starts several, also with use_cpu")
         return self
@@ -115,7 +114,7 @@ class _LaunchKeys(_Keys):
 
 @dataclass(frozen=True)
 class LaunchFile:
-    """A configuration file of accelerate, as far as a run must know it."""
+    """The parts of an accelerate configuration file that a run needs."""
 
     path: Path
     spread: Spread
@@ -125,7 +124,7 @@ class LaunchFile:
 
     @classmethod
     def read(cls, name: str) -> Self:
-        """A path, or the name of a shipped file such as `zero2`. RecipeError where a run could not start from it."""
+        """Read a path, or a shipped file by name such as `zero2`. RecipeError if no run could start from it."""
         path = find_launch_file(name)
         keys = validate(_LaunchKeys, read_yaml(path), str(path))
         return cls(path, keys.spread, keys.num_processes // keys.num_machines, keys.num_machines, keys.use_cpu)
@@ -133,7 +132,7 @@ class LaunchFile:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of several, and where they meet."""
+    """One machine of several, and the address where they meet."""
 
     rank: int
     host: str
@@ -141,7 +140,7 @@ class Node:
 
     @classmethod
     def of(cls, num_nodes: int, rank: int | None, rendezvous: str | None) -> Self | None:
-        """None for a machine that meets no other. RecipeError where something is missing or out of place."""
+        """None for a machine on its own. RecipeError for options that are missing or contradict each other."""
         if num_nodes == 1:
             rank = rank or 0
             if rank > 0:
@@ -163,13 +162,13 @@ class Node:
 
     @property
     def interface(self) -> str | None:
-        """The network interface of this machine that leads to machine 0; None where that cannot be told."""
+        """The network interface of this machine that reaches machine 0; None if unknown."""
         with contextlib.suppress(OSError):
             family, _, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_DGRAM)[0]
             with socket.socket(family, socket.SOCK_DGRAM) as unsent:
-                unsent.connect(address)  # finds the way and sends nothing
+                unsent.connect(address)  # looks up the route and sends nothing
                 own = unsent.getsockname()[0]
-            if not ipaddress.ip_address(own).is_loopback:  # its own name may lead machine 0 there, and no other
+            if not ipaddress.ip_address(own).is_loopback:  # machine 0 may resolve its own name to it
                 addresses = psutil.net_if_addrs().items()
                 return next((name for name, found in addresses if own in (entry.address for entry in found)), None)
         return None
@@ -177,10 +176,10 @@ class Node:
 
 @dataclass(frozen=True)
 class LaunchCommand:
-    """What starts the processes of one machine."""
+    """The command that starts the processes of one machine."""
 
     words: tuple[str, ...]  # arguments of `accelerate launch`
-    environment: dict[str, str]  # what is set beside the environment that is there
+    environment: dict[str, str]  # variables to set in addition to the current ones
     node: Node | None = None
 
     @classmethod
@@ -195,9 +194,9 @@ class LaunchCommand:
         node_rank: int | None = None,
         rendezvous: str | None = None,
     ) -> Self:
-        """The command that starts `program` with `arguments`; what is None is as the file says.
+        """The command that starts `program` with `arguments`; None takes the value of the file.
 
-        Raises RecipeError where the machines are not told apart, or one process is asked to be several.
+        Raises RecipeError for machines without rank or rendezvous, or several processes of a one-process file.
         """
         per_node, num_nodes = per_node or file.per_node, num_nodes or file.num_nodes
         num_processes = per_node * num_nodes
@@ -210,39 +209,37 @@ class LaunchCommand:
         words += ["--num_machines", str(num_nodes)]
         if node is not None:
             words += ["--machine_rank", str(node.rank), "--main_process_ip", node.host]
-        words += ["--main_process_port", str(node.port if node else 0)]  # 0: any that is free
+        words += ["--main_process_port", str(node.port if node else 0)]  # 0: any free port
         environment = {PROCESSES: str(num_processes), **(_cpu_environment(file.spread) if file.on_cpu else {})}
         return cls((*words, str(program), *arguments), environment, node)
 
     def to_shell(self, environment: Mapping[str, str]) -> str:
-        """The command line, to be copied into a shell of this machine whose environment is the one given."""
+        """The command line for a shell of this machine that has the given environment."""
         own = {**self._interface(environment), **self.environment}
         assigned = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
         return " ".join([*assigned, shlex.join([sys.executable, "-m", LAUNCHER, *self.words])])
 
-    def run(self, starter: str, environment: Mapping[str, str]) -> int:
-        """Start it, pass signals on, wait; the exit code of the program that failed first, else 0.
+    def start(self, starter: str, environment: Mapping[str, str]) -> NoReturn:
+        """Replace this process by the launcher; it ends with the exit code of the program that failed first, else 0.
 
-        `starter`: a module that does what `accelerate launch` does. `environment`: the one that is there.
+        `starter`: a module that does what `accelerate launch` does. `environment`: the current one.
         """
         words = [sys.executable, "-m", starter, *self.words]
         environment = {**environment, **self._interface(environment), **self.environment, **AGENT_SIGNALS}
-        # In a session of its own, so that a signal to our whole group is passed on once, and to the program alone.
-        launcher = subprocess.Popen(words, env=environment, start_new_session=True)  # noqa: S603 - our own words
-        with _signals_passed_on(launcher.pid) as were_asked:
-            code = launcher.wait()
-        return as_stopped(code if code >= 0 else 128 - code, is_asked=bool(were_asked))
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher is able to answer them
+        sys.stdout.flush()
+        os.execve(sys.executable, words, environment)  # noqa: S606 - our own words, no shell
 
     def _interface(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Where processes on the CPU meet those of other machines, unless the user has said it."""
+        """The interface over which CPU processes reach other machines, unless the user has set it."""
         name = None if self.node is None or environment.get(INTERFACE) else self.node.interface
         return {} if name is None else {INTERFACE: name}
 
 
 def find_launch_file(name: str) -> Path:
-    """A launch file: a path of the user's, or the name of a shipped one, with or without `launch/` and `.yaml`.
+    """A launch file: a path, or the name of a shipped file with or without `launch/` and `.yaml`.
 
-    RecipeError with the nearest shipped name when there is neither.
+    RecipeError with the nearest shipped name if there is neither.
     """
     path = expanded(Path(name))
     if path.is_file():
@@ -257,62 +254,28 @@ def find_launch_file(name: str) -> Path:
 
 
 def launch_help() -> str:
-    """What `--launch` means, for the help of a program."""
+    """The help text of `--launch`."""
     return (
-        f"Let pmmrec start several processes, by a file or by name: {', '.join(shipped_launch_files())}. Beside it: "
-        "--processes-per-node N; --nodes N --node-rank R --rendezvous HOST:PORT; --print-command. With --dry-run: what "
-        "memory they need."
+        f"Start several processes, by a file or by name: {', '.join(shipped_launch_files())}. Goes with: "
+        "--processes-per-node N; --nodes N --node-rank R --rendezvous HOST:PORT; --print-command. With --dry-run: the "
+        "memory that they need."
     )
 
 
 def _cpu_environment(spread: Spread) -> dict[str, str]:
-    """Keeps processes off the GPUs of their machine: accelerate alone would not."""
-    if spread.is_deepspeed:  # accelerate leaves DeepSpeed out, without a word, where it is told to use the CPU
+    """Variables that keep processes off GPUs, which accelerate alone does not."""
+    if spread.is_deepspeed:  # told to use the CPU, accelerate silently leaves DeepSpeed out
         return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 
 
 @contextmanager
-def _signals_passed_on(launcher: int) -> Iterator[list[int]]:
-    """Pass being asked to end to the program, which keeps its state first, and Ctrl-C to the launcher."""
-    were_asked: list[int] = []  # asked once more after it has ended, the launcher would tell of that and not of its end
-
-    def to_program(number: int, _frame: FrameType | None) -> None:
-        program = _children(launcher)
-        were_asked.extend(program)
-        for process in program or ([] if were_asked else [launcher]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
-
-    def to_launcher(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(launcher, number)
-
-    before = {sign: signal.signal(sign, to_program) for sign in PROGRAM_SIGNALS}
-    before |= {sign: signal.signal(sign, to_launcher) for sign in LAUNCHER_SIGNALS}
-    try:
-        yield were_asked
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
-
-
-def as_stopped(code: int, *, is_asked: bool) -> int:
-    """The exit code of a program; 75 where the signal that was passed on ended it before it could answer.
-
-    That is while it is being imported. It has begun nothing, and the same command with --resume begins it.
-    """
-    ended_by_it = code in [128 + sign for sign in PROGRAM_SIGNALS]
-    return StoppedError.exit_code if is_asked and ended_by_it else code
-
-
-@contextmanager
-def asked_before_it_begins() -> Iterator[None]:
-    """In the block, until a run answers signals itself, being asked to end ends this process with 75 at once."""
+def stopped_before_run() -> Iterator[None]:
+    """In the block, a stop signal ends this process at once with 75, until a run handles signals itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {sign: signal.signal(sign, lambda *_: os._exit(StoppedError.exit_code)) for sign in PROGRAM_SIGNALS}
+    before = {sign: signal.signal(sign, lambda *_: os._exit(StoppedError.exit_code)) for sign in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -320,38 +283,39 @@ def asked_before_it_begins() -> Iterator[None]:
             signal.signal(sign, handler)
 
 
-def leave_signals_to_the_program() -> list[int]:
-    """For the launcher itself: who asks it to end asks the program that it started; before there is one, it ends.
+def forward_stop_signals() -> list[int]:
+    """For the launcher: pass stop signals on to the program; before it is started, end with 75.
 
-    Returns a list that grows by the processes that were asked.
+    Returns a list to which the ids of the processes that got a signal are added.
     """
-    were_asked: list[int] = []
+    signalled: list[int] = []
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        program = _children(os.getpid())
-        were_asked.extend(program)
-        if not were_asked:
+    def forward(number: int, _frame: FrameType | None) -> None:
+        program = psutil.Process().children()
+        signalled.extend(process.pid for process in program)
+        if not signalled:
             os._exit(StoppedError.exit_code)
         for process in program:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
-    for sign in PROGRAM_SIGNALS:
-        signal.signal(sign, pass_on)
-    return were_asked
+    for sign in STOP_SIGNALS:
+        signal.signal(sign, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    return signalled
 
 
-def ignore_when_stopped(code: int) -> None:
-    """A program that was asked to end has: no signal that comes late may take the exit code that says so."""
+def exit_code_after(code: int, *, is_signalled: bool) -> int:
+    """The exit code of a program; 75 if a forwarded stop signal ended it before it could handle signals.
+
+    It was still being imported and has begun nothing, so the same command with --resume begins it.
+    """
+    was_ended_by_it = code in [128 + sign for sign in STOP_SIGNALS]
+    return StoppedError.exit_code if is_signalled and was_ended_by_it else code
+
+
+def ignore_stop_signals_after(code: int) -> None:
+    """After a stop, let no later signal change the exit code that reports it."""
     if code == StoppedError.exit_code:
-        for sign in PROGRAM_SIGNALS:
+        for sign in STOP_SIGNALS:
             signal.signal(sign, signal.SIG_IGN)
-
-
-def _children(process: int) -> list[int]:
-    """What a process has started and not lost; empty where the system does not say."""
-    children: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            children += [int(word) for word in (thread / "children").read_text(encoding="ascii").split()]
-    return children

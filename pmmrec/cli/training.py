@@ -121,7 +121,7 @@ def _start(
     program: str, arguments: list[str], launch: str | None, machines: _Machines, *, print_command: bool = False
 ) -> None:
     from pmmrec.errors import RecipeError
-    from pmmrec.launch import asked_before_it_begins
+    from pmmrec.launch import stopped_before_run
     from pmmrec.shipped import shipped_file
 
     is_plan = "--dry-run" in arguments or {"--help", "-h"} & {*arguments}
@@ -136,10 +136,11 @@ def _start(
                 "--node-rank, --rendezvous, --print-command: need a launch, but this only plans; leave them out"
             )
         if launch is not None and not is_plan:
-            raise typer.Exit(_launch(path, arguments, launch, machines, print_command=print_command))
+            _launch(path, arguments, launch, machines, print_command=print_command)
+            return
         if launch is not None:
             arguments = [*arguments, "--launch", launch, *_processes_of(launch, machines)]
-    with asked_before_it_begins():
+    with stopped_before_run():
         story = runpy.run_path(str(path), run_name=f"pmmrec_{path.parent.name}_run")
         sys.argv = [f"pmmrec {path.parent.name}", *arguments]  # the name in its usage text and in the log of its run
         run_program(story["main"])
@@ -155,14 +156,12 @@ def _processes_of(launch: str, machines: _Machines) -> list[str]:
     return ["--processes", str((machines.per_node or file.per_node) * (machines.num_nodes or file.num_nodes))]
 
 
-def _launch(program: Path, arguments: list[str], launch: str, machines: _Machines, *, print_command: bool) -> int:
-    """Start the processes of a program, or print the command; returns the exit code."""
-    from pmmrec.launch import LaunchCommand, LaunchFile, ignore_when_stopped
+def _launch(program: Path, arguments: list[str], launch: str, machines: _Machines, *, print_command: bool) -> None:
+    """Become the launcher of a program, or show the command that would start it."""
+    from pmmrec.launch import LaunchCommand, LaunchFile
 
     command = LaunchCommand.of(LaunchFile.read(launch), program, arguments, **machines._asdict())
     if print_command:
         typer.echo(command.to_shell(os.environ))
-        return 0
-    code = command.run("pmmrec.train.start", os.environ)
-    ignore_when_stopped(code)
-    return code
+    else:
+        command.start("pmmrec.train.start", os.environ)

@@ -1,11 +1,13 @@
-"""Do what `accelerate launch` does, and end with the exit code of the program: `python -m pmmrec.train.start ...`."""
+"""Do what `accelerate launch` does, with the exit code of the program: `python -m pmmrec.train.start ...`."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
+import psutil
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -13,16 +15,16 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pmmrec.errors import MachineError, PMMRecError, RecipeError
-from pmmrec.launch import as_stopped, ignore_when_stopped, leave_signals_to_the_program
+from pmmrec.launch import exit_code_after, forward_stop_signals, ignore_stop_signals_after
 
 
 def start(words: Sequence[str]) -> int:
     """Start the processes of this machine and wait for them; the exit code of the one that failed, else 0.
 
-    Where several failed within a tenth of a second, that of one which did not merely lose the others.
+    If several failed within a tenth of a second, the code of one that did not merely lose the others.
 
-    Raises RecipeError where accelerate refuses the file, MachineError where the machine has too few GPUs, the port is
-    taken or DeepSpeed is missing.
+    Raises RecipeError if accelerate refuses the file, MachineError if the machine has too few GPUs, the port is taken
+    or DeepSpeed is missing.
     """
     asked = launch_command_parser().parse_args(list(words))
     try:
@@ -40,6 +42,9 @@ def start(words: Sequence[str]) -> int:
         return _as_shell(error.returncode)
     except SignalException as error:
         return 128 + int(error.sigval)
+    except KeyboardInterrupt:  # Ctrl-C reaches a program of one process as well, and accelerate does not wait for it
+        psutil.wait_procs(psutil.Process().children())
+        return 128 + signal.SIGINT
     except (ConnectionError, ImportError) as error:
         raise MachineError(f"launch: {error}") from error
     return 0
@@ -55,25 +60,25 @@ def _refuse_few_gpus(file: str, wanted: int) -> None:
 
 
 def _is_consequence(code: int) -> int:
-    """How likely a process ended because another did: 4 is also said of a lost connection, signals come from here."""
+    """Rank how likely a process ended because another did: 4 may mean a lost connection, a signal came from here."""
     return (code == MachineError.exit_code) + 2 * (code < 0)
 
 
 def _as_shell(code: int) -> int:
-    """A process that a signal ended, as shells tell it."""
+    """An exit code as shells report it: 128 + N for a process that signal N ended."""
     return code if code >= 0 else 128 - code
 
 
 def main() -> None:
-    """As a program: one line for an error of ours, and its exit code."""
-    were_asked = leave_signals_to_the_program()
+    """Run as a program: a PMMRecError becomes one line and its exit code."""
+    signalled = forward_stop_signals()
     try:
         code = start(sys.argv[1:])
     except PMMRecError as error:
         sys.stderr.write(f"error: {error}\n")
         code = error.exit_code
-    code = as_stopped(code, is_asked=bool(were_asked))
-    ignore_when_stopped(code)
+    code = exit_code_after(code, is_signalled=bool(signalled))
+    ignore_stop_signals_after(code)
     sys.exit(code)
 
 

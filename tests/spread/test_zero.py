@@ -13,7 +13,7 @@ import stop_spread
 import torch
 import train_spread
 import train_together
-from command_line import SMALL, Pmmrec, sources, working_in
+from command_line import SMALL, Pmmrec, launch_pmmrec, sources, working_in
 from safetensors.torch import load_file
 from torch import Tensor
 from torchrun import torchrun, zero
@@ -202,7 +202,7 @@ def test_a_launched_pretraining_keeps_whole_parts(tmp_path: Path, world: Path, p
     steady = ("train.epochs=1", "train.optimizer.eps=1e-3", "cache=c", "machine.device=cpu")
     settings = (*SMALL, *sources(world), *quiet, *steady)
     with working_in(tmp_path):
-        done = pmmrec("pretrain", "pretrain/tiny", *settings, "name=two", "--launch", tmp_path / "zero.yaml")
+        done = launch_pmmrec("pretrain", "pretrain/tiny", *settings, "name=two", "--launch", tmp_path / "zero.yaml")
         assert done.code == 0, done.output
         done = pmmrec("pretrain", "pretrain/tiny", *settings, "name=one")
         assert done.code == 0, done.output

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +59,13 @@ def run_pmmrec(*arguments: object) -> Result:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Result(result.exit_code, result.output, result.stdout)
+
+
+def launch_pmmrec(*arguments: object) -> Result:
+    """Run the command line in a process of its own: with `--launch` it becomes the launcher."""
+    words = [sys.executable, "-m", "pmmrec", *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1200, check=False)
+    return Result(done.returncode, done.stdout + done.stderr, done.stdout)
 
 
 def sources(world: Path) -> tuple[str]:

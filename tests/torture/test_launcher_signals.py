@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,11 +17,28 @@ from pmmrec.launch import LaunchCommand, LaunchFile
 
 pytestmark = pytest.mark.long
 
+WITHIN_S = 120
+READY = "(here / f\"ready-{os.environ.get('RANK', '0')}\").touch()\n"
 
-@pytest.mark.parametrize("asked_are", ["front", "launcher", "all"])
+
+def _launcher(program: Path, launch: str = "two_cpu") -> subprocess.Popen[str]:
+    """A process that becomes the launcher of a program, in a process group of its own."""
+    command = LaunchCommand.of(LaunchFile.read(launch), program, ())
+    call = f"LaunchCommand({command.words!r}, {command.environment!r}).start('pmmrec.train.start', os.environ)"
+    words = [sys.executable, "-c", f"import os; from pmmrec.launch import LaunchCommand; {call}"]
+    return subprocess.Popen(words, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_until_ready(launcher: subprocess.Popen[str], folder: Path, processes: int) -> None:
+    while len(list(folder.glob("ready-*"))) < processes:
+        assert launcher.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signalled", ["launcher", "all"])
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(
-    sign: signal.Signals, asked_are: str, tmp_path: Path
+def test_a_program_ends_itself_when_its_launcher_gets_a_stop_signal(
+    sign: signal.Signals, signalled: str, tmp_path: Path
 ) -> None:
     program = a_program(
         tmp_path,
@@ -29,41 +46,43 @@ def test_a_program_is_left_to_end_itself_when_its_launcher_is_asked_to(
         "    for sign in (signal.SIGTERM, signal.SIGUSR1): signal.signal(sign, signal.SIG_IGN)  # as a run does\n"
         "    sys.exit(75)\n"
         "for sign in (signal.SIGTERM, signal.SIGUSR1): signal.signal(sign, end)\n"
-        "(here / f\"ready-{os.environ['RANK']}\").touch()\n"
-        "time.sleep(60)\n",
+        f"{READY}time.sleep(60)\n",
     )
-    command = LaunchCommand.of(LaunchFile.read("two_cpu"), program, ())
-    call = f"LaunchCommand({command.words!r}, {command.environment!r}).run('pmmrec.train.start', os.environ)"
-    asked = f"import os, sys; from pmmrec.launch import LaunchCommand; sys.exit({call})"
-    launching = subprocess.Popen([sys.executable, "-c", asked])
-    while len(list(tmp_path.glob("ready-*"))) < 2:
-        assert launching.poll() is None
-        time.sleep(0.05)
-    front = psutil.Process(launching.pid)
-    (launcher,) = front.children()
-    for process in {"front": [front], "launcher": [launcher], "all": [front, *front.children(recursive=True)]}[
-        asked_are
-    ]:
+    launcher = _launcher(program)
+    _wait_until_ready(launcher, tmp_path, 2)
+    own = psutil.Process(launcher.pid)
+    for process in [own] if signalled == "launcher" else [own, *own.children(recursive=True)]:
         process.send_signal(sign)
-    watchdog = threading.Timer(60, launching.kill)
-    watchdog.start()
-    assert launching.wait() == 75
-    watchdog.cancel()
+    assert launcher.wait(WITHIN_S) == 75
 
 
-@pytest.mark.parametrize("asked_is", ["front", "launcher"])
-def test_a_program_that_a_signal_ends_while_it_is_imported_has_been_stopped(asked_is: str, tmp_path: Path) -> None:
-    program = a_program(tmp_path, "(here / f\"ready-{os.environ['RANK']}\").touch()\ntime.sleep(60)\n")
-    command = LaunchCommand.of(LaunchFile.read("two_cpu"), program, ())
-    call = f"LaunchCommand({command.words!r}, {command.environment!r}).run('pmmrec.train.start', os.environ)"
-    asked = f"import os, sys; from pmmrec.launch import LaunchCommand; sys.exit({call})"
-    launching = subprocess.Popen([sys.executable, "-c", asked])
-    while len(list(tmp_path.glob("ready-*"))) < 2:
-        assert launching.poll() is None
-        time.sleep(0.05)
-    front = psutil.Process(launching.pid)
-    {"front": front, "launcher": front.children()[0]}[asked_is].send_signal(signal.SIGTERM)
-    watchdog = threading.Timer(60, launching.kill)
-    watchdog.start()
-    assert launching.wait() == 75
-    watchdog.cancel()
+def test_a_program_that_a_signal_ends_while_it_is_imported_has_been_stopped(tmp_path: Path) -> None:
+    launcher = _launcher(a_program(tmp_path, f"{READY}time.sleep(60)\n"))
+    _wait_until_ready(launcher, tmp_path, 2)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(WITHIN_S) == 75
+
+
+def test_a_launcher_that_gets_a_stop_signal_while_it_is_imported_has_been_stopped(tmp_path: Path) -> None:
+    launcher = _launcher(a_program(tmp_path, "time.sleep(60)\n"))
+    while "pmmrec.train.start" not in psutil.Process(launcher.pid).cmdline():
+        assert launcher.poll() is None
+        time.sleep(0.01)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(WITHIN_S) == 75
+
+
+def test_ctrl_c_ends_a_program_of_one_process_and_its_launcher_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
+    program = a_program(
+        tmp_path,
+        f"{READY}try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(2)\n    (here / 'ended').touch()\n    sys.exit(130)\n",
+    )
+    launcher = _launcher(program, str(tmp_path / "one.yaml"))
+    _wait_until_ready(launcher, tmp_path, 1)
+    os.killpg(launcher.pid, signal.SIGINT)
+    _, said = launcher.communicate(timeout=WITHIN_S)
+    assert launcher.returncode == 130
+    assert (tmp_path / "ended").exists()
+    assert "Traceback" not in said

@@ -1,4 +1,4 @@
-"""The command of a launch: its words, the machines it names, its exit code, and the signals it passes on."""
+"""The command of a launch: its words, the machines it names, its exit code, and stop signals before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forked import in_child
 from launched import a_program
 
 from pmmrec.errors import RecipeError, StoppedError
-from pmmrec.launch import LaunchCommand, LaunchFile, Node, as_stopped, asked_before_it_begins
+from pmmrec.launch import LaunchCommand, LaunchFile, Node, exit_code_after, stopped_before_run
 from pmmrec.train import start
 
 STARTER = "pmmrec.train.start"
@@ -133,7 +133,8 @@ def test_the_exit_code_of_a_program_goes_through_and_each_process_is_told_how_ma
         "(here / 'fifo').write_text('told')\n"
         "signal.pause()\n",
     )
-    assert _command("two_cpu", program, "a=b c").run(STARTER, os.environ) == 75
+    command = _command("two_cpu", program, "a=b c")
+    in_child(lambda: command.start(STARTER, os.environ), code=75)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 2 true a=b c"] * 2
 
 
@@ -150,24 +151,30 @@ def test_of_processes_that_fail_together_one_that_lost_no_other_says_why(tmp_pat
         "while other.is_running() and other.status() != 'zombie': time.sleep(0.001)\n"
         "os._exit(4)\n",
     )
-    assert _command("two_cpu", program).run(STARTER, os.environ) == 2
+    in_child(lambda: _command("two_cpu", program).start(STARTER, os.environ), code=2)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_program_that_is_asked_to_end_before_it_can_answer_has_been_stopped(sign: signal.Signals) -> None:
     def asked() -> None:
-        with asked_before_it_begins():
+        with stopped_before_run():
             signal.raise_signal(sign)
 
     in_child(asked, StoppedError.exit_code)
     assert signal.getsignal(sign) == signal.SIG_DFL
-    assert as_stopped(128 + sign, is_asked=True) == 75
-    assert [as_stopped(code, is_asked=True) for code in (0, 2, 4, 75, 128 + signal.SIGKILL)] == [0, 2, 4, 75, 137]
-    assert as_stopped(128 + sign, is_asked=False) == 128 + sign  # by another hand
+    assert exit_code_after(128 + sign, is_signalled=True) == 75
+    assert [exit_code_after(code, is_signalled=True) for code in (0, 2, 4, 75, 128 + signal.SIGKILL)] == [
+        0,
+        2,
+        4,
+        75,
+        137,
+    ]
+    assert exit_code_after(128 + sign, is_signalled=False) == 128 + sign  # by another hand
 
 
 def _start(command: LaunchCommand) -> None:
-    """What the process of `command` does, in this one."""
+    """Do in this process what the launcher of `command` does."""
     os.environ.update(command.environment)
     sys.argv = [STARTER, *command.words]
     start.main()

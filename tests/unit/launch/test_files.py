@@ -110,10 +110,10 @@ def test_a_file_that_is_not_there_is_told_with_what_is(name: str, told: str) -> 
     [
         ("distributed_type: MULTI_CPU\nnum_processes: 2\n", "distributed_type: .*'MULTI_GPU'.* .found 'MULTI_CPU'"),
         ("distributed_type: 'NO'\nnum_processes: 2\n", "NO starts one process; MULTI_GPU starts several"),
-        ("distributed_type: MULTI_GPU\nnum_processes: 3\nnum_machines: 2\n", "3 do not share out over 2 machines"),
+        ("distributed_type: MULTI_GPU\nnum_processes: 3\nnum_machines: 2\n", "3 cannot be divided by 2 machines"),
         ("distributed_type: MULTI_GPU\n", "num_processes: field required"),
-        ("distributed_type: DEEPSPEED\nnum_processes: 2\n", "deepspeed_config: missing"),
-        ("distributed_type: FSDP\nnum_processes: 2\n", "fsdp_config: missing"),
+        ("distributed_type: DEEPSPEED\nnum_processes: 2\n", "deepspeed_config: is missing"),
+        ("distributed_type: FSDP\nnum_processes: 2\n", "fsdp_config: is missing"),
         (SHARDED.replace("version: 2", "version: 1"), "fsdp_config.fsdp_version"),
         (SHARDED.replace("loading: false", "loading: true"), "fsdp_config.fsdp_cpu_ram_efficient_loading"),
         (SHARDED.replace("{", "{fsdp_auto_wrap_policy: SIZE_BASED_WRAP, "), "fsdp_config.fsdp_auto_wrap_policy"),
