@@ -21,6 +21,7 @@ from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, re
 from pmmrec.train.cost import TrainingCost, forget_peak
 from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.failures import lost_worker, out_of_memory
+from pmmrec.train.heartbeat import StepPhase
 from pmmrec.train.log import RunLog
 from pmmrec.train.meter import Forecast, Meter, added, chance, sizes_of
 from pmmrec.train.nonfinite import NonfiniteConfig, NonfiniteGuard, stop_if_weights_nonfinite
@@ -31,7 +32,6 @@ from pmmrec.train.spread import build_strategy, prepare_task, refuse_unfit
 from pmmrec.train.state import State, StateConfig
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-from pmmrec.train.watchdog import StepPhase
 
 
 class TrainConfig(Config):
@@ -138,7 +138,7 @@ class Loop:
         self._optimizer = self._strategy.optimizer
         self._guard = NonfiniteGuard(config.on_nonfinite, task, self._strategy, batches, processes, log)
         self._watchdog = processes.watchdog
-        self._watchdog.limit(60 * config.step_minutes, 3600 * config.phase_hours)
+        self._watchdog.set_limits(60 * config.step_minutes, 3600 * config.phase_hours)
 
     def fit(self) -> None:
         """Train until the epochs are over or a callback stops it. StoppedError where the run is asked to end."""
@@ -271,11 +271,11 @@ class Loop:
                 self._guard.settle()
                 self._log_step(self._meter)
                 self._meter = Meter()
-            self._watchdog.rest()
+            self._watchdog.between_steps()
             if self._states is not None:
                 self._states.step_ended(self, self._heard)
             self._watchdog.step(self.step + 1, StepPhase.READING)
-        self._watchdog.rest()
+        self._watchdog.between_steps()
         self.log.end_progress()
         stop_if_weights_nonfinite(self.task, self.processes, self.step)
         seconds = time.monotonic() - self._began_s

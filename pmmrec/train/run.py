@@ -102,7 +102,7 @@ class Run:
 
     def limit_time(self, *, step_minutes: float, phase_hours: float) -> None:
         """So long may steps and silences last, and what lies between steps; until this is said the defaults hold."""
-        self.processes.watchdog.limit(60 * step_minutes, 3600 * phase_hours)
+        self.processes.watchdog.set_limits(60 * step_minutes, 3600 * phase_hours)
 
     def write_recipe(self) -> None:
         """Write the recipe down anew, once it is known that the run can go on with it. For the main process."""

@@ -1,4 +1,4 @@
-"""Processes of a training that only say where they are."""
+"""Processes of a training that only send heartbeats."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pmmrec.train.heartbeat import Activity, HeartbeatMonitor
 
 
 @contextmanager
-def speaking(store: HashStore, places: dict[int, Activity]) -> Iterator[None]:
-    """Other processes, of four, that are there."""
-    others = [HeartbeatMonitor(store, rank, 4, 0.05, lambda place=place: place) for rank, place in places.items()]
+def speaking(store: HashStore, activities: dict[int, Activity]) -> Iterator[None]:
+    """Send heartbeats of other processes, by rank, of four."""
+    others = [HeartbeatMonitor(store, rank, 4, 0.05, lambda now=now: now) for rank, now in activities.items()]
     for other in others:
-        other.open()
+        other.start()
     yield
     for other in others:
-        other.leave("", 10)
+        other.stop("", 10)

@@ -23,14 +23,15 @@ pytestmark = pytest.mark.long
 
 HANGS = """
 import sys, time
-from pmmrec.train.watchdog import StepPhase, Watchdog
+from pmmrec.train.heartbeat import StepPhase
+from pmmrec.train.watchdog import Watchdog
 watchdog = Watchdog(0, 1)
-watchdog.limit(0.5, float(sys.argv[1]))
+watchdog.set_limits(0.5, float(sys.argv[1]))
 with watchdog.open():
     for step in (1, 2, 3):
         watchdog.step(step, StepPhase.READING)
         time.sleep(0.2)
-    watchdog.rest()
+    watchdog.between_steps()
     time.sleep(1.5)
     watchdog.step(4, StepPhase.COMPUTING)
     def stuck(): time.sleep(60)
@@ -42,16 +43,16 @@ with watchdog.open():
 FALLS_SILENT = """
 import sys, time
 from torch.distributed import HashStore
-from pmmrec.train.heartbeat import StepPhase, Activity, HeartbeatMonitor
+from pmmrec.train.heartbeat import Activity, HeartbeatMonitor, StepPhase
 from pmmrec.train.watchdog import Watchdog
 store = HashStore()
 other = HeartbeatMonitor(store, 1, 2, 1000, lambda: Activity(3, StepPhase.COMPUTING))
-other.open()
+other.start()
 watchdog = Watchdog(0, 2, store)
-watchdog.limit(0.5)
+watchdog.set_limits(0.5)
 with watchdog.open():
     if sys.argv[1] == "leaving":
-        other.leave("", 5)
+        other.stop("", 5)
     time.sleep(3)
 """
 
@@ -61,7 +62,8 @@ import os, sys, time
 import torch
 import torch.distributed as dist
 from pmmrec.errors import DataError, PMMRecError
-from pmmrec.train.watchdog import StepPhase, Watchdog
+from pmmrec.train.heartbeat import StepPhase
+from pmmrec.train.watchdog import Watchdog
 rank = 0 if os.fork() else 1
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 store = dist.TCPStore("127.0.0.1", int(sys.argv[3]), is_master=rank == 0, wait_for_workers=False)
@@ -123,13 +125,13 @@ def test_a_run_that_hangs_before_its_first_step_is_ended_as_well(tmp_path: objec
 def test_steps_and_rests_that_end_in_time_end_nothing() -> None:
     def work() -> None:
         watchdog = Watchdog(0, 1)
-        watchdog.limit(0.3)
+        watchdog.set_limits(0.3)
         with watchdog.open():
             for step in range(5):
                 watchdog.step(step, StepPhase.READING)
                 watchdog.step(step, StepPhase.COMPUTING)
                 time.sleep(0.1)
-            watchdog.rest()
+            watchdog.between_steps()
             time.sleep(0.8)
 
     in_child(work)  # which the watchdog would end
@@ -153,12 +155,13 @@ import os, sys, time
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from pmmrec.train.watchdog import StepPhase, Watchdog
+from pmmrec.train.heartbeat import StepPhase
+from pmmrec.train.watchdog import Watchdog
 rank = 0 if os.fork() else 1
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 store = dist.TCPStore("127.0.0.1", int(sys.argv[2]), is_master=rank == 0, wait_for_workers=False)
 model, watchdog = DistributedDataParallel(torch.nn.Linear(3, 3)), Watchdog(rank, 2, store)
-watchdog.limit(4.0)
+watchdog.set_limits(4.0)
 with watchdog.open():
     if rank == 1:
         time.sleep(3)  # so that its own watchdog does not end it first
@@ -175,15 +178,15 @@ LEFT_BEHIND = """
 import sys, time
 from torch.distributed import HashStore
 from pmmrec.train import watchdog as watching
-from pmmrec.train.heartbeat import StepPhase, Activity, HeartbeatMonitor
+from pmmrec.train.heartbeat import Activity, HeartbeatMonitor, StepPhase
 from pmmrec.train.watchdog import Watchdog
 store = HashStore()
 other = HeartbeatMonitor(store, 1, 2, 0.05, lambda: Activity(0, StepPhase.BETWEEN))
-other.open()
+other.start()
 watchdog = Watchdog(0, 2, store)
-watchdog.limit(0.5)
+watchdog.set_limits(0.5)
 with watchdog.open():
-    other.leave("runs/x: no space left on the device", 5)
+    other.stop("runs/x: no space left on the device", 5)
     if sys.argv[1] == "waits":
         exec(compile("time.sleep(60)", next(iter(watching._COLLECTIVE_FILES)), "exec"))
     time.sleep(2)
@@ -215,13 +218,13 @@ def test_a_step_waits_for_a_process_that_is_between_two_steps() -> None:
     def work() -> None:
         store = HashStore()
         watchdog = Watchdog(1, 4, store)
-        watchdog.limit(0.3)
+        watchdog.set_limits(0.3)
         computing = Activity(7, StepPhase.COMPUTING)
         with speaking(store, {0: Activity(6, StepPhase.BETWEEN), 2: computing, 3: computing}), watchdog.open():
             watchdog.step(7, StepPhase.READING)
             watchdog.step(7, StepPhase.COMPUTING)
             time.sleep(1.5)
-            watchdog.rest()
+            watchdog.between_steps()
 
     in_child(work)
 

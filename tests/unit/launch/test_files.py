@@ -118,7 +118,7 @@ def test_a_file_that_is_not_there_is_told_with_what_is(name: str, told: str) -> 
         (SHARDED.replace("loading: false", "loading: true"), "fsdp_config.fsdp_cpu_ram_efficient_loading"),
         (SHARDED.replace("{", "{fsdp_auto_wrap_policy: SIZE_BASED_WRAP, "), "fsdp_config.fsdp_auto_wrap_policy"),
         (WHOLE + "mixed_precision: bf16\n", "mixed_precision"),
-        (WHOLE.replace("zero_stage: 2", "zero_stage: 3, zero3_save_16bit_model: false"), "no process has the whole"),
+        (WHOLE.replace("zero_stage: 2", "zero_stage: 3, zero3_save_16bit_model: false"), "no process has whole parts"),
         (WHOLE.replace("zero3_init_flag: false", "zero3_init_flag: true"), "zero3_init_flag"),
         (WHOLE.replace("standard", "pdsh"), "deepspeed_multinode_launcher"),
         (WHOLE.replace("zero_stage: 2", "zero_stage: 2, gradient_clipping: 2.0"), "gradient_clipping"),

@@ -31,21 +31,21 @@ def test_a_step_has_one_limit_and_what_lies_between_two_another(monkeypatch: pyt
     clock = _Clock()
     monkeypatch.setattr(watchdog_file, "time", clock)
     watchdog = Watchdog(0, 1)
-    watchdog.limit(10, 100)
+    watchdog.set_limits(10, 100)
     watchdog.step(3, StepPhase.READING)
     clock.now_s += 9
     watchdog.step(3, StepPhase.COMPUTING)
     assert not watchdog._is_over_limit()
     clock.now_s += 2  # of one step, read and computed
     assert watchdog._is_over_limit()
-    told = watchdog.diagnosis(watchdog._place())
+    told = watchdog.diagnosis(watchdog._activity())
     assert told.startswith("step 3: process 0 of 1: computing in step 3 for more than 10 s; --resume goes on")
-    watchdog.rest()
+    watchdog.between_steps()
     clock.now_s += 99
     assert not watchdog._is_over_limit()
     clock.now_s += 2
     assert watchdog._is_over_limit()
-    told = watchdog.diagnosis(watchdog._place())
+    told = watchdog.diagnosis(watchdog._activity())
     assert told.startswith("after step 3: process 0 of 1: busy after step 3 for more than 100 s; --resume goes on")
 
 
@@ -53,13 +53,13 @@ def test_who_ended_between_two_openings_is_silent_in_the_second(monkeypatch: pyt
     store = HashStore()
     here, other = (HeartbeatMonitor(store, rank, 2, 0.05, lambda: Activity(0, StepPhase.BETWEEN)) for rank in (0, 1))
     for heartbeats in (here, other):
-        heartbeats.open()
+        heartbeats.start()
     for heartbeats in (here, other):
-        heartbeats.leave("", 10)
-    here.open()
-    here.ask(10)
+        heartbeats.stop("", 10)
+    here.start()
+    here.refresh(10)
     heard = here.others[1]
-    here.leave("", 10)
+    here.stop("", 10)
     assert heard.end_reason is None
     monkeypatch.setattr(heartbeat_file, "time", _Clock(time.monotonic() + 100))
     assert heard.silent_s > 99
@@ -69,10 +69,10 @@ def _verdict(here: Activity, others: dict[int, Activity]) -> str:
     """What process 1 says of itself and the others."""
     store = HashStore()
     watchdog = Watchdog(1, 4, store)
-    watchdog.limit(60)
+    watchdog.set_limits(60)
     with speaking(store, others), watchdog.open():
-        while any(heartbeat.place is None for heartbeat in watchdog._heartbeats.others.values()):
-            watchdog._heartbeats.ask(1)
+        while any(heartbeat.activity is None for heartbeat in watchdog._monitor.others.values()):
+            watchdog._monitor.refresh(1)
         return watchdog.diagnosis(here)
 
 
@@ -118,8 +118,8 @@ def test_an_error_names_the_process_unless_all_have_met_it(others: dict[int, str
     store = HashStore()
     for rank, why in others.items():
         heartbeat = HeartbeatMonitor(store, rank, 3, 0.05, lambda: Activity(0, StepPhase.BETWEEN))
-        heartbeat.open()
-        heartbeat.leave(why, 10)
+        heartbeat.start()
+        heartbeat.stop(why, 10)
     with pytest.raises(DataError) as raised, Watchdog(1, 3, store).open():
         raise DataError("row 7 is bad")
     assert (str(raised.value), raised.value.met_by) == ("row 7 is bad", met_by)
@@ -127,7 +127,7 @@ def test_an_error_names_the_process_unless_all_have_met_it(others: dict[int, str
 
 def test_an_error_of_one_process_is_told_though_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
-    monkeypatch.setattr(watchdog_file, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(watchdog_file, "_READ_TIMEOUT_S", 0.2)
     with speaking(store, {0: Activity(6, StepPhase.BETWEEN)}), pytest.raises(DataError) as raised:  # noqa: SIM117
         with Watchdog(1, 4, store).open():
             raise DataError("row 7 is bad")
