@@ -1,4 +1,4 @@
-"""Read a few numbers of every step one step late, so that nothing waits for the device."""
+"""Read a few numbers of each step one step later, so that the host never waits for the device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class DelayedRead:
-    """Returns the numbers of the step before. By then the device has the next step to work on, so nothing waits."""
+    """Holds the numbers of a step until the next one, when the device has work to do while they are read."""
 
     def __init__(self) -> None:
         self._before: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def exchange(self, fresh: Tensor) -> Tensor | None:
-        """Take this step's numbers, give those of the step before on the CPU; None where there was none."""
+        """Take the numbers of this step and return those of the step before, on the CPU; None for the first step."""
         before = self.take()
         if fresh.device.type == "cuda":
             host = torch.empty(fresh.shape, dtype=fresh.dtype, pin_memory=True)
@@ -26,7 +26,7 @@ class DelayedRead:
         return before
 
     def take(self) -> Tensor | None:
-        """What has been handed in last and not read yet."""
+        """Return the numbers that were handed in last, unless they have been read."""
         before, self._before = self._before, None
         if before is None:
             return None

@@ -1,7 +1,7 @@
-"""Say an error once, where several processes of one machine meet it together.
+"""Report an error once when several processes of one machine raise it together.
 
-Each process leaves a mark in a folder that torch's launcher makes for the processes of one machine. Where there is no
-such folder every process speaks for itself.
+Each process leaves a marker file in a folder that torch's launcher makes for the processes of one machine. Without
+such a folder every process reports its own errors.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import hashlib
 import os
 from pathlib import Path
 
-OWN_FILE = "TORCHELASTIC_ERROR_FILE"  # set by the launcher; lies in a folder of this process, in one of the launch
+OWN_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torchrun: LAUNCH FOLDER/PROCESS FOLDER/error.json
 
 
-def is_first_report(told: str) -> bool:
-    """Whether no other process of this launch and machine has said the same; from now on this one has."""
+def is_first_report(message: str) -> bool:
+    """Whether no other process of this launch and machine has reported this message; it then counts as reported."""
     folder = _folder()
     if folder is None:
         return True
     try:
-        (folder / f"said-{hashlib.sha256(told.encode()).hexdigest()[:16]}").touch(exist_ok=False)
+        (folder / f"reported-{hashlib.sha256(message.encode()).hexdigest()[:16]}").touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
@@ -28,9 +28,9 @@ def is_first_report(told: str) -> bool:
 
 
 def was_any_reported() -> bool:
-    """Whether a process of this launch and machine has said an error: what follows from its end is not worth a line."""
+    """Whether a process of this launch and machine has reported an error; its consequences need no report."""
     folder = _folder()
-    return folder is not None and any(folder.glob("said-*"))
+    return folder is not None and any(folder.glob("reported-*"))
 
 
 def _folder() -> Path | None:

@@ -1,4 +1,4 @@
-"""States of a training, kept below `state/` of its run. A stopped training goes on from the newest that is whole."""
+"""States of a training on disk, below `state/` of its run; a stopped training resumes from the newest intact one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ BEST_FOLDER, SHARES_FOLDER = "best", "shares"
 
 
 class StateConfig(Config):
-    """How much work a stop can cost at most. A run that is asked to end keeps a state in any case."""
+    """How often states are saved. A run that gets a stop signal saves one in any case."""
 
-    every_minutes: float | None = Field(15.0, gt=0, description="Keep a state this often; null: not by the clock.")
-    every_steps: int | None = Field(None, ge=1, description="Keep a state after so many steps; null: not by steps.")
-    keep: int = Field(2, ge=1, description="How many states are kept; older ones give way.")
+    every_minutes: float | None = Field(15.0, gt=0, description="Save a state this often; null: not by the clock.")
+    every_steps: int | None = Field(None, ge=1, description="Save a state after so many steps; null: not by steps.")
+    keep: int = Field(2, ge=1, description="How many states are kept; older ones are removed.")
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """A boundary between two steps: steps done in all, and the epoch they go on in."""
+    """A boundary between two steps: the steps done so far, and the epoch that follows."""
 
     step: int
-    epoch: int  # one ahead of the epoch before once that has been judged
+    epoch: int  # increases once an epoch has been validated
 
     @property
     def folder_name(self) -> str:
@@ -43,35 +43,35 @@ class Position:
 
 @dataclass(frozen=True)
 class State:
-    """What was kept at one boundary."""
+    """The state at one boundary."""
 
     facts: Mapping[str, Any]  # JSON
     tensors: Mapping[str, Tensor]  # on the CPU
-    write_shares: Callable[[Path], None] | None = None  # what every process must yet write below a folder
-    shares: Path | None = None  # where what they wrote is found
+    write_shares: Callable[[Path], None] | None = None  # writes this process's files below a folder
+    shares: Path | None = None  # the folder of those files
 
 
 class StateFolder:
     """The last few states of a run, each in a folder of its own that is written whole or not at all.
 
-    `facts.json` holds what is no tensor, `tensors.safetensors` the rest, `best/` the best checkpoint so far (hard links
-    where the disk has them), `sha256.json` a checksum of every other file. The layout is ours: the metadata of
-    torch.distributed.checkpoint is a pickle, which is read before anything could be verified. Tensors are whole, so
-    that any number of processes can go on from them. Under DeepSpeed, model and optimiser stand in `shares/` instead.
+    `tensors.safetensors` holds all tensors, `facts.json` everything else, `best/` the best checkpoint so far (as hard
+    links if possible), `sha256.json` a checksum of every other file. torch.distributed.checkpoint is not used:
+    its metadata is a pickle, which is read before anything can be verified. Tensors are whole, so any number of
+    processes can resume from them. Under DeepSpeed, model and optimizer are in `shares/` instead.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def found(self) -> list[Path]:
-        """Every state that was renamed into place, the newest first; none of them verified."""
+        """All complete folders, the newest first; none of them verified."""
         states = [path for path in self.folder.glob("step-*-epoch-*") if not files.is_leftover(path)]
         return sorted(states, reverse=True)
 
     def hold_best(self, checkpoint: Path) -> Path | None:
-        """Links to the files of the best checkpoint, so that a better one may take its place while a state is written.
+        """Link the files of the best checkpoint, so that a better one can replace it while a state is written.
 
-        None where there is no checkpoint yet. Raises MachineError when the disk refuses.
+        Returns the folder of links, or None if there is no checkpoint yet. Raises MachineError if the disk refuses.
         """
         held = self.folder / f"{BEST_FOLDER}{files.INCOMPLETE}"
         try:
@@ -82,26 +82,25 @@ class StateFolder:
             raise MachineError(f"{held}: cannot be written: {error.strerror or error}") from error
         return held if held.exists() else None
 
-    def make_room(self) -> Path:
-        """An empty folder into which processes write what is their own. Raises MachineError when the disk refuses."""
-        room = self.room
+    def make_shares_folder(self) -> Path:
+        """An empty folder for the files of single processes. Raises MachineError if the disk refuses."""
+        folder = self._shares_draft
         try:
-            shutil.rmtree(room, ignore_errors=True)
-            room.mkdir(parents=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         except OSError as error:
-            raise MachineError(f"{room}: cannot be made: {error.strerror or error}") from error
-        return room
+            raise MachineError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        return folder
 
     @property
-    def room(self) -> Path:
+    def _shares_draft(self) -> Path:
         return self.folder / f"{SHARES_FOLDER}{files.INCOMPLETE}"
 
     def save(self, position: Position, state: State, best: Path | None) -> None:
-        """Write a state; `best` is what `hold_best` gave. Raises MachineError when the disk refuses.
+        """Write a state, with the folder of `make_shares_folder` if the state has one.
 
-        What processes wrote into the room becomes part of it.
-
-        A position that is kept already is left as it is: the same steps lead to the same state.
+        `best`: the result of `hold_best`. A position that exists is left as it is: the same steps lead to the same
+        state. Raises MachineError if the disk refuses.
         """
         place = self.folder / position.folder_name
         if place.exists():
@@ -110,23 +109,23 @@ class StateFolder:
             if best is not None:
                 best.rename(draft / BEST_FOLDER)
             if state.write_shares is not None:
-                self.room.rename(draft / SHARES_FOLDER)
+                self._shares_draft.rename(draft / SHARES_FOLDER)
             files.write_tensors(draft / TENSORS_NAME, state.tensors)
             files.write_json(draft / FACTS_NAME, {"format": FORMAT, **state.facts})
             files.write_json(draft / SUMS_NAME, files.hashes_of(draft))
-            flush(self.folder.parent)  # which holds what else a run needs to go on: this folder, and the events
+            flush(self.folder.parent)  # the run folder, with the events and this folder
 
     def keep_last(self, keep: int) -> None:
-        """Take away all but the newest `keep`, and what killed saves left."""
+        """Remove all but the newest `keep`, and drafts of saves that were killed."""
         for path in self.found()[keep:]:
-            _take_away(path)
+            _remove(path)
         for path in self.folder.glob(f"*{files.INCOMPLETE}"):
             shutil.rmtree(path, ignore_errors=True)
 
     def newest_whole(self, warn: Callable[[str], None]) -> Path | None:
-        """The newest state whose files are as they were written. `warn` hears of each that is not.
+        """The newest state whose files match their checksums; `warn` is called for each that does not.
 
-        None where there is no state at all. Raises CheckpointError where there are some and none is whole.
+        None if there is no state. Raises CheckpointError if there are some and all are damaged.
         """
         found = self.found()
         for path in found:
@@ -142,20 +141,20 @@ class StateFolder:
         return None
 
     def clear(self) -> None:
-        """Take all states away. Where the folder is a link to another disk, the link stays."""
+        """Remove all states. If the folder is a link to another disk, the link stays."""
         for path in self.folder.iterdir() if self.folder.is_symlink() and self.folder.is_dir() else ():
             shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)  # which leaves links alone
+        shutil.rmtree(self.folder, ignore_errors=True)  # leaves links alone
 
     def drop_newer(self, than: Path) -> None:
-        """Take away states newer than one: they could not be read, and their places will be written again."""
+        """Remove states newer than `than`: they could not be read, and will be written again."""
         for path in self.found():
             if path.name > than.name:
-                _take_away(path)
+                _remove(path)
 
 
 def read_state(folder: Path) -> State:
-    """What a state holds that `newest_whole` has verified. Raises CheckpointError."""
+    """Read a state that `newest_whole` has verified. Raises CheckpointError."""
     facts = files.read_json(folder / FACTS_NAME)
     if facts.get("format") != FORMAT:
         raise CheckpointError(
@@ -166,7 +165,7 @@ def read_state(folder: Path) -> State:
 
 
 def restore_best(state: Path, checkpoint: Path) -> None:
-    """Put the best checkpoint of a state back: one that a lost future of the run wrote gives way."""
+    """Restore the best checkpoint of a state over one that the run wrote after it."""
     best = state / BEST_FOLDER
     if not best.is_dir():
         return
@@ -176,7 +175,7 @@ def restore_best(state: Path, checkpoint: Path) -> None:
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a state, in words."""
+    """Describe the damage of a state; None if it is intact."""
     try:
         sums = files.read_json(path / SUMS_NAME)
     except CheckpointError as error:
@@ -190,8 +189,8 @@ def _problem(path: Path) -> str | None:
     return "; ".join(files.changes(path, sums)) or None
 
 
-def _take_away(path: Path) -> None:
-    """Under another name first, so that a kill during the removal leaves nothing that looks like a state."""
+def _remove(path: Path) -> None:
+    """Rename it first, so that a kill during the removal leaves nothing that looks like a state."""
     doomed = path.with_name(path.name + files.INCOMPLETE)
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)

@@ -1,4 +1,4 @@
-"""Stop signals: the first one stops the run at the next boundary, a later one at once."""
+"""Stop signals: the first stops the run at the next step boundary, a later one at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from types import FrameType
 
 from pmmrec.errors import StoppedError
+from pmmrec.launch import STOP_SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-SAME_S = 2.0  # launchers pass a signal on that came to their whole group: what follows so closely is no second one
+SAME_S = 2.0  # launchers forward a signal that the whole group got already: such a repetition is no second request
 
 
 class StopSignals:
@@ -21,27 +21,27 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.heard: str | None = None  # the name of the first signal
-        self._heard_s = 0.0
+        self.received: str | None = None  # the name of the first signal
+        self._received_s = 0.0
         self._before: dict[signal.Signals, signal.Handlers | object] = {}
 
     def open(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {sign: signal.signal(sign, self._hear) for sign in SIGNALS}
+            self._before = {sign: signal.signal(sign, self._receive) for sign in STOP_SIGNALS}
 
     def close(self) -> None:
         for sign, handler in self._before.items():
-            signal.signal(sign, handler)  # type: ignore[arg-type]  # it is what signal.signal gave us
+            signal.signal(sign, handler)  # type: ignore[arg-type]  # the value that signal.signal returned
         self._before = {}
 
     def ignore(self) -> None:
-        """Ignore these signals from now on: this process has done what it was asked to, and ends."""
+        """Ignore these signals from now on: the process has stopped its run and is about to exit."""
         for sign in self._before:
             signal.signal(sign, signal.SIG_IGN)
         self._before = {}
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self.heard is None:
-            self.heard, self._heard_s = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._heard_s > SAME_S:
-            os._exit(StoppedError.exit_code)  # at once: neither a lock nor a thread that writes may hold it up
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self._received_s = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._received_s > SAME_S:
+            os._exit(StoppedError.exit_code)  # at once: no lock and no writing thread may delay it

@@ -15,10 +15,10 @@ def test_a_signal_is_heard_by_its_name_and_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     signals = StopSignals()
     signals.open()
-    assert signals.heard is None
+    assert signals.received is None
     signal.raise_signal(signal.SIGUSR1)
     signal.raise_signal(signal.SIGTERM)  # a launcher passes on what its whole group was sent
-    assert signals.heard == "SIGUSR1"
+    assert signals.received == "SIGUSR1"
     signals.close()
     assert signal.getsignal(signal.SIGUSR1) is before
 
