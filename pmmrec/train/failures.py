@@ -1,4 +1,4 @@
-"""What a training says when the machine fails it."""
+"""Error messages for failures of the machine during training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pmmrec.contracts import Batch
 
 
 def lost_worker(step: int, error: Exception) -> str:
-    """For a process that reads data and was ended from outside."""
+    """A data worker process was killed."""
     return (
         f"step {step}: a process that reads data was ended, perhaps for want of memory ({error}); lower data.workers, "
         "then go on with --resume"
@@ -14,7 +14,7 @@ def lost_worker(step: int, error: Exception) -> str:
 
 
 def out_of_memory(step: int, batch: Batch, batch_users: int) -> str:
-    """For a device that is too small for a batch, which lies on it."""
+    """The device is too small for `batch`, which lies on it."""
     is_input_BL = batch.windows.is_input_BL
     num_users, num_inputs = is_input_BL.shape
     return (

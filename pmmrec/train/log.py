@@ -1,4 +1,4 @@
-"""What a run says: events.jsonl always, a line or a bar for people, trackers as mirrors."""
+"""The log of a run: events.jsonl, lines or a progress bar on the terminal, and trackers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pmmrec.train.trackers import BackgroundTracker, OpenTracker
 
 
 class RunLog:
-    """The voice of one process; all but the main one are silent.
+    """The log of one process; only the main process writes anything.
 
-    `trackers` opens each tracker. One that fails or hangs is left out with a warning: the run goes on.
+    `trackers`: a function to open each tracker, by name. One that fails or hangs is dropped with a warning.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RunLog:
         self._bar: TaskID | None = None
         self._warned: set[str] = set()
         self._trackers = {
-            name: BackgroundTracker(name, opener, partial(self._leave_out, name))
+            name: BackgroundTracker(name, opener, partial(self._drop_tracker, name))
             for name, opener in ((trackers or {}) if is_main else {}).items()
         }
 
@@ -53,13 +53,13 @@ class RunLog:
     ) -> None:
         self.end_progress()
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written has been told of
+            with contextlib.suppress(OSError):  # a failed write has been reported
                 self._file.close()
         for tracker in self._trackers.values():
             tracker.close()
 
     def event(self, kind: str, step: int, **figures: Any) -> None:
-        """Append one line to events.jsonl and pass the numbers on to the trackers."""
+        """Append one line to events.jsonl and send its numbers to the trackers."""
         if not self._is_main:
             return
         if self._file is not None:
@@ -72,7 +72,7 @@ class RunLog:
             tracker.show(numbers, step)
 
     def leave(self, name: str, record: Mapping[str, Any]) -> str | None:
-        """Write a file beside events.jsonl; its path, or None and a warning where it cannot be written."""
+        """Write a file beside events.jsonl. Returns its path, or None with a warning if it cannot be written."""
         if self._file is None:
             return None
         path = Path(self._file.name).with_name(name)
@@ -89,11 +89,11 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            what = f"{self._file.name if self._file else ''}: cannot be written: {error.strerror}"
-            raise MachineError(f"{what}; mend that, then go on with --resume") from error
+            problem = f"{self._file.name if self._file else ''}: cannot be written: {error.strerror}"
+            raise MachineError(f"{problem}; mend that, then go on with --resume") from error
 
     def mark(self) -> dict[str, float]:
-        """Where events.jsonl stands, once the disk has it, and how long the run has lasted."""
+        """The size of events.jsonl, flushed to disk, and the seconds since the run started."""
         num_bytes = 0
         if self._file is not None:
             with self._writing():
@@ -103,7 +103,7 @@ class RunLog:
         return {"bytes": num_bytes, "seconds": time.monotonic() - self._started_s}
 
     def go_back(self, mark: Mapping[str, float]) -> None:
-        """Forget the events after a mark: what they tell of is done again."""
+        """Remove the events after a mark; a resumed run writes them again."""
         self._started_s = time.monotonic() - mark["seconds"]
         if self._file is None:
             return
@@ -113,21 +113,21 @@ class RunLog:
         self._file.truncate(min(size, wanted))
 
     def say(self, *words: RenderableType) -> None:
-        """Lines or tables for people."""
+        """Print lines or tables."""
         for word in words:
             (self._progress.console if self._progress else self._console).print(word)
 
     def warn(self, text: str) -> None:
-        """A warning, once."""
+        """Print a warning, once."""
         if self._is_main and text not in self._warned:
             self._warned.add(text)
             print(f"warning: {text}", file=sys.stderr)
 
-    def _leave_out(self, name: str, why: str) -> None:
+    def _drop_tracker(self, name: str, why: str) -> None:
         self.warn(f"{name} failed and is left out from here on, events.jsonl is complete: {why}")
 
     def begin_progress(self, what: str, total: int) -> None:
-        """A bar on a terminal; nothing elsewhere."""
+        """Show a progress bar, on a terminal only."""
         if self._is_main and self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=self._console, transient=True)
@@ -135,19 +135,19 @@ class RunLog:
             self._bar = self._progress.add_task(what, total=total)
 
     def advance(self) -> None:
-        """One step of the bar."""
+        """Advance the bar by one step."""
         if self._progress is not None and self._bar is not None:
             self._progress.advance(self._bar)
 
     def end_progress(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 def flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers by dotted name; what is not a number is left out."""
+    """Nested numbers by dotted name; other values are left out."""
     numbers: dict[str, float] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):
@@ -158,7 +158,7 @@ def flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _json_safe(value: Any) -> Any:
-    """JSON has no NaN: a figure that is not finite becomes its name."""
+    """Replace numbers that are not finite by their names: JSON has no NaN."""
     if isinstance(value, Mapping):
         return {str(name): _json_safe(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

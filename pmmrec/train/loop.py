@@ -18,7 +18,7 @@ from pmmrec.errors import MachineError, RecipeError
 from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
-from pmmrec.train.cost import TrainingCost, forget_peak
+from pmmrec.train.cost import TrainingCost, reset_peak
 from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.failures import lost_worker, out_of_memory
 from pmmrec.train.heartbeat import StepPhase
@@ -247,7 +247,7 @@ class Loop:
         return self.step - max(0, self.epoch - 1) * self._batches.steps_per_epoch
 
     def _train_epoch(self) -> None:
-        forget_peak(self.processes.device)
+        reset_peak(self.processes.device)
         self._began_s, self._epoch_s = time.monotonic() - self._epoch_s, 0.0
         self.task.train()
         self.log.begin_progress(f"epoch {self.epoch}", self._batches.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Add up what the steps since the last log line tell, over all processes, and forecast when training ends."""
+"""Sum the figures of steps between two log lines, and forecast when training ends."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ SIZES = ("users", "slots", "items_encoded")  # of a step, added up over processe
 
 
 class Forecast:
-    """How long the rest of an epoch and of a training will take, at the pace of the latest steps."""
+    """Estimates the time left in the epoch and in the training from the speed of the latest steps."""
 
     def __init__(self, num_epochs: int, steps_per_epoch: int) -> None:
         self._num_epochs, self._steps_per_epoch = num_epochs, steps_per_epoch
-        self._mark: tuple[int, float] | None = None  # the step and time from which steps are timed next
+        self._mark: tuple[int, float] | None = None  # step and time at which the current measurement started
         self._step_s: float | None = None
-        self._between_s = 0.0  # what lay between the last two epochs: mostly validation
+        self._between_s = 0.0  # seconds between the last two epochs: mostly validation
 
     def begin_epoch(self, step: int) -> None:
-        """Time steps from now on; `step` have been made."""
+        """Start to time steps; `step` is the number of steps done."""
         now_s = time.monotonic()
         if self._mark is not None:
             self._between_s = now_s - self._mark[1]
         self._mark = (step, now_s)
 
     def words(self, step: int, *, is_at_most: bool) -> str:
-        """For a log line; empty for the very first step, whose time says little. `is_at_most`: may end sooner."""
+        """For a log line; empty after the first step, which is not typical. `is_at_most`: training may end sooner."""
         if self._mark is None:
             return ""
         (before, from_s), now_s = self._mark, time.monotonic()
@@ -57,7 +57,7 @@ class Meter:
     started_s: float = field(default_factory=time.monotonic)
 
     def add(self, totals: Mapping[str, Tensor], is_held: Tensor) -> None:
-        """Count a step in; one that was held back (a bool on the device) counts as if it had not been."""
+        """Add a step; one that was held back (`is_held`, a bool on the device) adds nothing."""
         for name, total in totals.items():
             counted = total.masked_fill(is_held, 0)
             self.figures[name] = self.figures[name] + counted if name in self.figures else counted
@@ -73,9 +73,9 @@ class Meter:
 
 
 def sizes_of(batch: Batch) -> dict[str, Tensor]:
-    """This process's share of the sizes of a step, as sums with a count of 0: users, filled slots, items encoded.
+    """The sizes of this process's batch, as sums with a count of 0: users, filled slots, items encoded.
 
-    Nothing is copied to a GPU, for which the program would wait until all it was asked for before is done.
+    Nothing is copied to a GPU: the host would wait until the device has finished all earlier work.
     """
     is_valid_BS = batch.windows.is_valid_BS
     num_slots = is_valid_BS.sum().float()
@@ -84,14 +84,14 @@ def sizes_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The sum of each figure over all parts; a part may lack some."""
-    together: dict[str, Tensor] = {}
+    """The sum of each figure over all parts; a part may lack some figures."""
+    totals: dict[str, Tensor] = {}
     for part in parts:
         for name, figure in part.items():
-            together[name] = together[name] + figure if name in together else figure
-    return together
+            totals[name] = totals[name] + figure if name in totals else figure
+    return totals
 
 
 def chance(means: Mapping[str, float], name: str, step: int) -> str:
-    """Beside the first loss, what a model that knows nothing would have."""
+    """For the first log line: the loss of a model that guesses at random."""
     return f" chance {means[f'{name}/chance']:.3f}" if step == 1 and f"{name}/chance" in means else ""

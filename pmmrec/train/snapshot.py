@@ -1,4 +1,4 @@
-"""Save and restore model, optimiser, schedule and global generators, so that training goes on as if never stopped."""
+"""Capture and restore model, optimizer, schedule and random generators, so that training resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Tensors = dict[str, Tensor]
 
 
 class TrainerState:
-    """What of a training remembers, besides its loop: model, optimiser, schedule, scaler, random numbers."""
+    """The state of a training apart from its loop: model, optimizer, schedule, scaler, random generators."""
 
     def __init__(self, processes: Processes, model: nn.Module, optimizer: Optimizer, scheduler: LambdaLR) -> None:
-        """`model` may be wrapped."""
+        """`model` may be wrapped by Accelerate."""
         self._processes, self._scheduler = processes, scheduler
         self._model: nn.Module = processes.accelerator.unwrap_model(model)
         self._optimizer = optimizer
 
     def capture(self) -> State:
-        """A copy on the CPU of the main process, whole where it was sharded. Every process must call it."""
+        """A copy with whole tensors on the CPU of the main process. Every process must call it."""
         tensors = self._tensors()
         of_processes: list[Tensors] = gather_object([random_tensors(self._processes.device)])
         for rank, generators in enumerate(of_processes):
@@ -47,14 +47,14 @@ class TrainerState:
         return State(facts, tensors)
 
     def whole_model(self) -> Tensors:
-        """The state dict of the model, as `take`."""
+        """The state dict of the model, copied as by `capture`."""
         return dict(self._whole(model_tensors(self._model)))
 
     def restore(self, state: State) -> None:
-        """Every process must call it. Another number of processes shares the model out anew.
+        """Restore a captured state. Every process must call it; their number may differ from before.
 
-        Random numbers of dropout then differ from those of the run that was not stopped: they belong to processes.
-        Raises CheckpointError where the state is of another model.
+        If it does, dropout draws other random numbers than in a run that was not stopped: generators belong to
+        processes. Raises CheckpointError if the state is of another model.
         """
         facts, processes = state.facts, self._processes
         if facts.get("kept_as") != self._kept_as:
@@ -74,7 +74,7 @@ class TrainerState:
 
     @property
     def _kept_as(self) -> str | None:
-        """None: as whole tensors, which any number of processes reads."""
+        """The format on disk; None: whole tensors, which any number of processes can read."""
         return None
 
     def _tensors(self) -> Tensors:
@@ -87,7 +87,7 @@ class TrainerState:
         restore_optimizer(self._model, self._optimizer, below(state.tensors, "optimizer"))
 
     def _whole(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Whole copies, one at a time; all processes take part in gathering, the main one alone keeps them."""
+        """Whole copies, one at a time; all processes take part in gathering, only the main one keeps them."""
         for name, tensor in tensors:
             full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if self._processes.is_main:
@@ -95,51 +95,51 @@ class TrainerState:
 
 
 def model_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Name and tensor of all that a model's state dict holds."""
+    """The names and tensors of a model's state dict."""
     return model.state_dict().items()
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """What an optimiser remembers of each parameter, as `parameter:figure`."""
+    """The state of an optimizer for each parameter, named `parameter:figure`."""
     for name, parameter in _learning(model, optimizer):
         for figure, value in optimizer.state[parameter].items():
             yield f"{name}:{figure}", value
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into a model, sharded or not. Raises CheckpointError where names or shapes differ."""
+    """Copy whole tensors into a model, sharded or not. Raises CheckpointError if names or shapes differ."""
     own = model.state_dict()
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())
-        raise CheckpointError(f"state: {len(odd)} tensors are in the model or in the state alone, such as {odd[0]}")
+        raise CheckpointError(f"state: {len(odd)} tensors are only in the model or only in the state, such as {odd[0]}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(_like(tensors[name], tensor, name))
 
 
 def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser its memory back; an empty one where it had not stepped. Raises CheckpointError."""
-    remembered: dict[str, dict[str, Tensor]] = {}
+    """Restore the state of an optimizer; empty if it had not stepped yet. Raises CheckpointError."""
+    state_of: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, figure = key.rpartition(":")
-        remembered.setdefault(name, {})[figure] = tensor
+        state_of.setdefault(name, {})[figure] = tensor
     named = _learning(model, optimizer)
-    strange = remembered.keys() - {name for name, _ in named}
-    if strange:
-        raise CheckpointError(f"state: the optimiser trains no {min(strange)}, which the state remembers")
+    unknown = state_of.keys() - {name for name, _ in named}
+    if unknown:
+        raise CheckpointError(f"state: the optimizer does not train {min(unknown)}, which is in the state")
     tree = optimizer.state_dict()
     tree["state"] = {
-        place: {figure: _of_parameter(value, parameter, name) for figure, value in remembered[name].items()}
+        place: {figure: _of_parameter(value, parameter, name) for figure, value in state_of[name].items()}
         for place, (name, parameter) in enumerate(named)
-        if name in remembered
+        if name in state_of
     }
     optimizer.load_state_dict(tree)
 
 
 def random_tensors(device: torch.device) -> Tensors:
-    """Where the global generators of this process stand: Python's, NumPy's, torch's on the CPU and on `device`."""
+    """The states of the global generators of this process: Python, NumPy, torch on the CPU and on `device`."""
     _, words, gauss = random.getstate()
-    _, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global generator is what is kept
+    _, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global generator is what is captured
     tensors = {
         "python": torch.tensor(words, dtype=torch.int64),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
@@ -151,7 +151,7 @@ def random_tensors(device: torch.device) -> Tensors:
 
 
 def restore_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Set the global generators of this process. A GPU's is left alone where the state comes from a CPU."""
+    """Set the global generators of this process; that of a GPU stays as it is if the state comes from a CPU."""
     gauss = tensors["python_gauss"].tolist()
     random.setstate((3, tuple(tensors["python"].tolist()), gauss[0] if gauss else None))
     *keys, place, has_gauss = tensors["numpy"].tolist()
@@ -163,19 +163,19 @@ def restore_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def below(tensors: Mapping[str, Tensor], start: str) -> Tensors:
-    """The tensors whose name begins with `start/`, without it."""
+    """The tensors whose names begin with `start/`, with that prefix removed."""
     return {name[len(start) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{start}/")}
 
 
 def _learning(model: nn.Module, optimizer: Optimizer) -> Sequence[tuple[str, nn.Parameter]]:
-    """Name and parameter in the order in which the optimiser numbers them."""
+    """Names and parameters in the order in which the optimizer numbers them."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [(name_of[id(parameter)], parameter) for parameter in parameters]
 
 
 def _like(value: Tensor, target: Tensor, name: str) -> Tensor:
-    """A whole tensor, cut as `target` is cut over processes."""
+    """A whole tensor, sharded like `target`."""
     if value.shape != target.shape:
         raise CheckpointError(f"state: {name} is {tuple(value.shape)} there and {tuple(target.shape)} in the model")
     if not isinstance(target, DTensor):
@@ -184,5 +184,5 @@ def _like(value: Tensor, target: Tensor, name: str) -> Tensor:
 
 
 def _of_parameter(value: Tensor, parameter: nn.Parameter, name: str) -> Any:
-    """A figure of the optimiser: as large as its parameter, or a number such as the count of its steps."""
+    """An optimizer figure: of the shape of its parameter, or a number such as the step count."""
     return value if value.ndim == 0 else _like(value, parameter.data, name)

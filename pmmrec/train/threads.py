@@ -1,4 +1,4 @@
-"""Choose with how many threads a process computes."""
+"""Choose the number of compute threads of a process."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from pmmrec.encoders.backbone import BackboneConfig
 from pmmrec.models.build import ModelConfig
 
 Threads = Annotated[int, Field(ge=1)] | Literal["auto"]
-ASKED = "OMP_NUM_THREADS"
+VARIABLE = "OMP_NUM_THREADS"
 # Measured on two cores, CPU time of a training step with two threads over that with one: 1.24 at width 64, 1.05 at 128.
 SMALL_WIDTH = 128
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, in microseconds: "200000 100000" are two cores
 
 
 def choose_threads(asked: int | Literal["auto"], model: ModelConfig | None, environment: Mapping[str, str]) -> int:
-    """How many threads this process computes with.
+    """The number of threads that this process computes with.
 
     Args:
-        asked: The setting `machine.threads`; "auto" leaves the choice to the rest.
-        model: What is computed. One thread is enough where `is_small` says so.
-        environment: OMP_NUM_THREADS of a user or a launcher is followed. LOCAL_WORLD_SIZE processes share the cores.
+        asked: The setting `machine.threads`; "auto" decides by the other arguments.
+        model: The model that is computed; a small one (`is_small`) gets one thread.
+        environment: OMP_NUM_THREADS is followed if set; LOCAL_WORLD_SIZE processes share the cores.
     """
     if asked != "auto":
         return asked
-    if ASKED in environment:
+    if VARIABLE in environment:
         return torch.get_num_threads()  # torch has read it
     if model is not None and is_small(model):
         return 1
-    told = environment.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, usable_cores() // max(1, int(told) if told.isdecimal() else 1))
+    processes = environment.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, usable_cores() // max(1, int(processes) if processes.isdecimal() else 1))
 
 
 def is_small(model: ModelConfig) -> bool:
-    """Whether no layer is wider than `SMALL_WIDTH`, as far as settings tell: sharing it out costs more than it saves.
+    """Whether no layer is wider than `SMALL_WIDTH` by its settings, so that a second thread costs more than it saves.
 
     Pretrained encoders, and those whose `architecture` gives no `hidden_size`, count as large.
     """
@@ -51,7 +51,7 @@ def is_small(model: ModelConfig) -> bool:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, given its affinity and the quota of its container."""
+    """The cores that this process may use by its affinity and the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _QUOTA.read_text(encoding="ascii").partition(" ") if _QUOTA.is_file() else ("max", "", "")
     return min(cores, max(1, int(quota) // int(period))) if quota.isdecimal() else cores
@@ -59,14 +59,14 @@ def usable_cores() -> int:
 
 @contextmanager
 def threads_for(model: ModelConfig) -> Iterator[None]:
-    """Compute with as many threads as a model of these settings needs; afterwards with as many as before."""
+    """In the block, use the number of threads that suits a model of these settings."""
     with using_threads(choose_threads("auto", model, os.environ)):
         yield
 
 
 @contextmanager
 def using_threads(num_threads: int) -> Iterator[None]:
-    """Compute with so many threads; afterwards with as many as before."""
+    """In the block, use this number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

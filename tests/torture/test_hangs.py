@@ -91,7 +91,7 @@ recipe = SimpleNamespace(
     folder=Path(sys.argv[1]), machine=MachineConfig(device="cpu"), name="one", to_yaml=lambda: "name: one\\n"
 )
 with Run.start(recipe) as run:
-    run.watchdog(step_minutes=0.01, phase_hours=1 / 3600)
+    run.limit_time(step_minutes=0.01, phase_hours=1 / 3600)
     time.sleep(60)
 """
 

@@ -40,7 +40,7 @@ def main() -> None:
     os.kill(pid, DISTURBANCE)
     for step in range(2, 200):
         aside.show({"loss": 1.0}, step)
-    aside.close(patience_s=2)
+    aside.close(timeout_s=2)
     print("done", flush=True)
 
 run_program(main)

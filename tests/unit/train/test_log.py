@@ -106,7 +106,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(tmp_path: Path, capsys: pytest.Ca
     aside = BackgroundTracker("hung", Hung, complaints.append)
     for step in range(3):
         aside.show({"loss": 1.0}, step)
-    aside.close(patience_s=0.2)
+    aside.close(timeout_s=0.2)
     assert complaints == ["it did not close within 0.2 s"]
     never.set()
 
