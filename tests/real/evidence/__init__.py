@@ -1,1 +1,1 @@
-"""Evidence: what is measured on real data, declared in a plan, kept in small files, shown on one page."""
+"""Evidence: measure a plan of cells on real data, keep results in small files, and show them on one page."""

@@ -1,7 +1,7 @@
-"""Measure what `zoo/evidence.yaml` plans on real data, and write the page of all results (`make evidence`).
+"""Measure the plan `zoo/evidence.yaml` on real data, and write the page of all results (`make evidence`).
 
-What is measured already is kept, so that a stopped programme goes on; where the data is missing the page is made of the
-results that are there. What is made on the way lies below runs/evidence.
+Existing results are kept, so an interrupted measurement resumes. If the data is missing, the page is written from the
+existing results. Intermediate files are in runs/evidence.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("zoo/results"))
     parser.add_argument("--page", type=Path, default=Path("zoo/RESULTS.md"))
     parser.add_argument("--home", type=Path, default=Path("runs/evidence"), help="folder of all runs")
-    parser.add_argument("--cache", type=Path, help="where tokens, pixels and states are kept")
-    parser.add_argument("--cells", default="", help="names or globs of cells to measure again, with spaces between")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--cache", type=Path, help="folder that caches tokens, pixels and states")
+    parser.add_argument("--cells", default="", help="names or globs of cells to measure again, separated by spaces")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs, one thread each")
     parser.add_argument("--stale", action="store_true", help="measure stale cells again")
-    parser.add_argument("--fresh", action="store_true", help="run again what was run before, also where it is whole")
-    parser.add_argument("--page-only", action="store_true", help="measure nothing, write the page")
+    parser.add_argument("--fresh", action="store_true", help="repeat runs that are complete, too")
+    parser.add_argument("--page-only", action="store_true", help="write the page without measuring")
     return parser.parse_args()
 
 
@@ -75,5 +75,5 @@ if __name__ == "__main__":
         say(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on")
+        say("stopped; run the same command again to resume")
         sys.exit(130)

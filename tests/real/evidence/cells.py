@@ -1,4 +1,4 @@
-"""What is kept of a measurement: one small file for each cell, and for each difference."""
+"""Store measurements: one small file for each cell and for each difference."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pmmrec.evaluation.significance import Interval
 from pmmrec.settings import Config, validate
 from tests.real.evidence.plan import MODEL, EvidencePlan, shown_reference
 
-DIFFERENCES = "differences"  # their folder among those of the cells
+DIFFERENCES = "differences"  # their folder beside those of the cells
 DECIMALS = 6
 _R = TypeVar("_R", bound="Config")
 
 
 class Hardware(Config):
-    """What a training ran on."""
+    """The machine of a training."""
 
     cpu: str
     cores: int
@@ -35,10 +35,10 @@ class Hardware(Config):
 
 
 class Figures(Config):
-    """What a system reached on the test targets of one stratum, in 0..1."""
+    """The metrics of a system on the test targets of one stratum, in 0..1."""
 
     num_users: int
-    intervals: dict[str, Interval] = {}  # by metric, over users and seeds; none where the stratum is empty
+    intervals: dict[str, Interval] = {}  # by metric, over users and seeds; empty for an empty stratum
     by_seed: dict[str, tuple[float, ...]] = {}  # means over users
 
 
@@ -51,35 +51,35 @@ class Point(Config):
 
 
 class Cost(Config):
-    """What a training took besides time of the processor; its validation is left out."""
+    """The cost of a training besides CPU time, without validation."""
 
     trainable_parameters: int
     total_parameters: int
-    peak_memory_bytes: int | None = None  # of the device; without a GPU, of the process since its start
+    peak_memory_bytes: int | None = None  # of the GPU; without one, of the process since its start
     seconds_per_epoch: float | None = None
 
     @property
     def trainable_share(self) -> float:
-        """How much of the model learned, in 0..1."""
+        """Share of the parameters that are trained, in 0..1."""
         return self.trainable_parameters / self.total_parameters
 
 
 class Training(Config):
-    """One training, of one seed."""
+    """One training with one seed."""
 
     seed: int
     best_epoch: int
     num_epochs: int
-    cpu_s: float  # of the whole process: start, caches and ranking too
+    cpu_s: float  # of the whole process, including start, caches and ranking
     wall_s: float
     training_s: float  # wall time of the steps alone
     hardware: Hardware
     validation: tuple[Point, ...]
-    cost: Cost | None = None  # None: measured before runs told of it
+    cost: Cost | None = None  # None: measured before runs recorded it
 
 
 class CellResult(Config):
-    """One cell: figures of each system in it (one, or the baselines), by stratum."""
+    """The result of one cell: metrics by system (one, or the baselines) and stratum."""
 
     schema_version: Literal[1] = 1
     cell: str
@@ -90,25 +90,25 @@ class CellResult(Config):
     seeds: tuple[int, ...] = ()
     systems: dict[str, dict[str, Figures]]
     trainings: tuple[Training, ...] = ()
-    pretraining: Training | None = None  # what it started from, where that was trained beside it
-    hardware: Hardware | None = None  # of an evaluation; a training has its own
-    checkpoint: str | None = None  # sha256 of the index it started from; None also where cells did not tell yet
+    pretraining: Training | None = None  # the pretraining it started from, if the plan includes it
+    hardware: Hardware | None = None  # of an evaluation; trainings have their own
+    checkpoint: str | None = None  # sha256 of the index it started from; None also in older results
     identity: dict[str, Any]
 
 
 class DifferenceResult(Config):
-    """System a minus system b on the same users and seeds, by stratum."""
+    """The difference of system a minus system b, paired over users, by stratum."""
 
     schema_version: Literal[1] = 1
     a: str
     b: str
     hashes: tuple[str, str]  # of both cells
-    figures: tuple[str, str] = ("", "")  # digests of what both cells say of the two systems
+    figures: tuple[str, str] = ("", "")  # digests of the metrics of both systems
     seeds: tuple[int, ...] = ()
     strata: dict[str, Figures]
 
     def is_of(self, a: CellResult | None, b: CellResult | None) -> bool:
-        """Whether it was made of what these cells measured and of the figures in them."""
+        """Whether it was computed from these cells and their metrics."""
         names = (self.a.partition("@")[2] or MODEL, self.b.partition("@")[2] or MODEL)
         sides = zip((a, b), names, self.hashes, self.figures, strict=True)
         return all(
@@ -118,13 +118,13 @@ class DifferenceResult(Config):
 
 
 def digest_of(strata: Mapping[str, Figures]) -> str:
-    """sha256 of what one system reached with each seed, as a file keeps it; intervals follow from more than ranks."""
+    """sha256 of the stored metrics of a system by seed, without intervals, which depend on more than ranks."""
     tree = {name: [figures.num_users, _rounded(figures.by_seed)] for name, figures in strata.items()}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 class Results:
-    """The folder of all results."""
+    """The folder of results."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -137,7 +137,7 @@ class Results:
         return self.folder / DIFFERENCES / f"{a.replace('/', '.')}--{b.replace('/', '.')}.json"
 
     def cell(self, cell_id: str) -> CellResult | None:
-        """None where it was not measured. DataError for a file that is no result."""
+        """The result of a cell; None if it was not measured. DataError for a file that is not a result."""
         return _read(CellResult, self.cell_path(cell_id))
 
     def difference(self, a: str, b: str) -> DifferenceResult | None:
@@ -155,7 +155,7 @@ class Results:
         return path
 
     def unplanned(self, plan: EvidencePlan) -> list[Path]:
-        """Files of results that the plan does not ask for."""
+        """Result files that the plan does not contain."""
         planned = {self.cell_path(cell_id) for cell_id in plan.measured}
         for difference in plan.differences:
             a, b = (shown_reference(*plan.resolve(side)) for side in (difference.a, difference.b))
@@ -169,7 +169,7 @@ def _read(result_class: type[_R], path: Path) -> _R | None:
     try:
         return validate(result_class, json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError, RecursionError, RecipeError) as error:
-        raise DataError(f"{path}: no result that this program reads; remove it and measure again: {error}") from error
+        raise DataError(f"{path}: not a readable result; remove it and measure again: {error}") from error
 
 
 def _rounded(value: Any) -> Any:

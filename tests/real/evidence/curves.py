@@ -1,4 +1,4 @@
-"""Draw validation epoch by epoch, so that the same figures give the same file."""
+"""Draw validation metrics by epoch as deterministic SVG files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.real.evidence.cells import Training
 
 SIZE_IN = (7.0, 3.2)  # inches, width and height
 STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "pmmrec",  # ids inside the file would be random otherwise
-    "svg.fonttype": "none",  # text stays text: smaller, and searchable
+    "svg.hashsalt": "pmmrec",  # makes ids in the file deterministic
+    "svg.fonttype": "none",  # keep text as text: smaller and searchable
     "font.family": "sans-serif",
     "font.size": 9,
     "path.simplify": False,
@@ -25,7 +25,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """The trainings of one row, a thin line for each seed."""
+    """The trainings of one row; each seed is a thin line."""
 
     label: str
     trainings: Sequence[Training]
@@ -34,7 +34,7 @@ class Curve:
 def draw(path: Path, curves: Sequence[Curve]) -> None:
     """Write an SVG of validation NDCG@10 by epoch; a dot marks the epoch whose weights were kept.
 
-    MachineError where matplotlib is not installed.
+    MachineError if matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
         raise not_installed("learning curves", ["matplotlib"], "report")
@@ -42,7 +42,7 @@ def draw(path: Path, curves: Sequence[Curve]) -> None:
     from matplotlib.figure import Figure
 
     with mpl.rc_context():
-        mpl.rcdefaults()  # a style of the user's own would change the bytes
+        mpl.rcdefaults()  # a style of the user would change the bytes
         mpl.rcParams.update(STYLE)
         figure = Figure(figsize=SIZE_IN, layout="constrained")
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""What identifies a measurement, and what of that has changed since."""
+"""Identify a measurement by its settings and data, and find what has changed since."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
 from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 
-SEED = "seed"  # the seeds of a cell are listed apart
+SEED = "seed"  # the seeds of a cell are listed separately
 FINGERPRINT = "fingerprint"
-EVIDENCE_VERSION = 1  # raise it when the same settings on the same data have come to give other figures
+EVIDENCE_VERSION = 1  # raise it when the same settings and data give other metrics than before
 
 
 @dataclass(frozen=True)
 class Identity:
-    """All that a measurement follows from, as a tree; and the same without settings that stand at their default."""
+    """All inputs of a measurement as a tree, and the same without settings that have their default value."""
 
     tree: Tree
     chosen: Tree
@@ -35,10 +35,10 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def changes_since(self, stored: Mapping[str, Any]) -> list[str]:
-        """Paths at which this differs from a tree that was kept.
+        """Paths at which this differs from a stored tree.
 
-        A setting that was not there then and stands at its default now is no change: programs learn new settings. A
-        fingerprint that is not known now (the data is not here) is none either.
+        A new setting at its default value is not a change. Neither is a fingerprint that is unknown now, because the
+        data is missing.
         """
         return [] if stored == self.tree else list(_changes(stored, self.tree, self.chosen, ""))
 
@@ -47,7 +47,7 @@ class Identity:
 
 
 class Identities:
-    """Of everything in a plan. `fingerprints`: of the domains that are imported here."""
+    """The identities of all measurements of a plan. `fingerprints`: those of the imported domains."""
 
     def __init__(self, plan: EvidencePlan, fingerprints: Mapping[str, str]) -> None:
         self._plan, self._fingerprints = plan, fingerprints
@@ -60,7 +60,7 @@ class Identities:
             return _told_with_recipe(told, _pretrain_settings(planned.recipe, planned.overrides))
 
     def cell(self, cell_id: str) -> Identity:
-        """Of a measured cell, with all its seeds."""
+        """The identity of a measured cell with all its seeds."""
         cell = self._plan.measured[cell_id]
         told: Tree = {**_version(), "kind": cell.kind, "domain": self._domain(domain_of(cell_id))}
         if isinstance(cell, ZeroShotCell) and cell.popularity is not None:
@@ -78,7 +78,7 @@ class Identities:
         return Identity({**identity.tree, "from": before.tree}, {**identity.chosen, "from": before.chosen})
 
     def run(self, cell_id: str, seed: int | None) -> Identity:
-        """Of one of the trainings of a cell; `seed` None: of a cell that trains nothing."""
+        """The identity of one training of a cell; `seed` None: of a cell without training."""
         identity = self.cell(cell_id)
         return identity if seed is None else identity.with_(seeds=[seed])
 
@@ -89,19 +89,19 @@ class Identities:
 
 
 def _version() -> Tree:
-    """Nothing for the first version, whose measurements were made before there were any."""
+    """The version entry; empty for version 1, whose results have none."""
     return {"version": EVIDENCE_VERSION} if EVIDENCE_VERSION > 1 else {}
 
 
 def settings_of(recipe: RunRecipe) -> Identity:
-    """The resolved recipe without its seed and what changes no figure."""
+    """The resolved recipe without its seed and settings that do not affect metrics."""
     full, chosen = recipe.told(), recipe.told(only_chosen=True)
     return Identity(*({key: value for key, value in tree.items() if key != SEED} for tree in (full, chosen)))
 
 
 @contextmanager
 def _told_of(place: str) -> Iterator[None]:
-    """Errors of a recipe say whose it is."""
+    """Prefix the errors of a recipe with its place in the plan."""
     try:
         yield
     except RecipeError as error:

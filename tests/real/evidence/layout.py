@@ -1,4 +1,4 @@
-"""Where everything lies that measuring makes, and which runs a cell needs."""
+"""Lay out the working folder of measurements, and derive the runs of a cell."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABLES = ("items.parquet", "interactions.parquet")
 
 
 class Layout:
-    """The folder of all that is made on the way; nothing of it is ever committed."""
+    """The working folder; none of it is committed."""
 
     def __init__(self, home: Path, plan: EvidencePlan, data: Path, cache: Path | None) -> None:
         self.home, self._plan, self._data, self._cache = home, plan, data, cache
@@ -41,33 +41,33 @@ class Layout:
         return self.home / "pretrained" / pretraining / CHECKPOINT_FOLDER
 
     def has_data(self, name: str) -> bool:
-        """Whether the files are here that a domain is imported from."""
+        """Whether the source files of a domain are available."""
         return all((self._data / self._plan.domains[name].folder / table).is_file() for table in TABLES)
 
     def is_imported(self, name: str) -> bool:
-        """Whether a domain is there as the plan has it, of files with this content as far as they are here."""
+        """Whether a domain is imported as planned, from the source files as they are now, if available."""
         kept = self._note(name)
         return kept is not None and self._is_there(name) and _is_same(kept, self._origin(name, kept))
 
     def is_outdated(self, name: str) -> bool:
-        """Whether a domain is there, and the files to import it again that are no longer those it was made from."""
+        """Whether a domain is imported from source files that have changed since."""
         return self._is_there(name) and self.has_data(name) and not self.is_imported(name)
 
     def fingerprints(self) -> dict[str, str]:
-        """Of the domains that are imported as the plan has them."""
+        """The fingerprints of the domains that are imported as planned."""
         names = [name for name in self._plan.domains if self.is_imported(name)]
         return {name: Domain.open(self.domain(name)).fingerprint for name in names}
 
     def bring(self, name: str) -> bool:
-        """Import a domain unless it is there as planned; whether there was anything to do.
+        """Import a domain unless it is imported as planned; returns whether it was imported now.
 
-        DataError where its files are missing or break a rule.
+        DataError if its files are missing or invalid.
         """
         kept, planned, folder = self._note(name), self._plan.domains[name], self.domain(name)
         origin = self._origin(name, kept or {})
         if self.is_imported(name):
             if self.has_data(name) and {**(kept or {}), **origin} != kept:
-                self._write_note(name, {**(kept or {}), **origin})  # touched since: not to be read again next time
+                self._write_note(name, {**(kept or {}), **origin})  # spares the next call from reading touched files
             return False
         if not self.has_data(name):
             raise DataError(f"{self._data / planned.folder}: lacks {' or '.join(TABLES)}, needed for {name}")
@@ -95,7 +95,7 @@ class Layout:
         )
 
     def runs(self, cell_id: str, identities: Identities) -> dict[int | None, Run]:
-        """The runs of a cell by seed: none for baselines, one without a seed for zero-shot."""
+        """The runs of a cell by seed: none for baselines, one with seed None for zero-shot."""
         cell = self._plan.measured[cell_id]
         if isinstance(cell, FinetuneCell):
             return {seed: self._finetuning(cell_id, cell, seed, identities) for seed in cell.seeds}
@@ -151,10 +151,10 @@ class Layout:
         return self.home / "domains" / f"{name}.json"
 
     def _note(self, name: str) -> Tree | None:
-        """What a domain was imported from; None where nothing says so."""
+        """The recorded origin of an imported domain; None if there is no record."""
         try:
             kept: Tree = json.loads(self._note_path(name).read_text(encoding="utf-8"))
-            sizes = kept.pop("bytes", {})  # all that notes once said of files
+            sizes = kept.pop("bytes", {})  # the only facts about files in older records
             return {"files": {file: {"num_bytes": size} for file, size in sizes.items()}, **kept}
         except (OSError, ValueError, AttributeError, TypeError):
             return None
@@ -164,7 +164,7 @@ class Layout:
             draft.write_text(json.dumps(origin, indent=1), encoding="utf-8")
 
     def _origin(self, name: str, kept: Tree) -> Tree:
-        """What a domain is imported from: as planned, what is here of it; a file that stands as kept stays unread."""
+        """The planned origin of a domain with its source files; unchanged files are not read again."""
         planned = self._plan.domains[name]
         paths = [self._data / planned.folder / table for table in TABLES]
         files = {path.name: _file(path, kept.get("files", {}).get(path.name, {})) for path in paths if path.is_file()}
@@ -174,7 +174,7 @@ class Layout:
 
 
 def _is_same(kept: Tree, now: Tree) -> bool:
-    """Whether nothing differs that both know; when a file was modified says nothing of what is in it."""
+    """Whether all facts known to both are equal, apart from modification times."""
     files = kept["files"]
     pairs = [(kept.get(key, value), value) for key, value in now.items() if key != "files"]
     for name, file in now["files"].items():
@@ -191,13 +191,13 @@ def _file(path: Path, kept: Tree) -> Tree:
 
 @cache
 def _sha256(path: Path, num_bytes: int, modified_ns: int) -> str:
-    """Of a file of this size that was modified then: read once, however often it is asked for."""
+    """The sha256 of a file, cached by its size and modification time."""
     del num_bytes, modified_ns
     return record_of(path).sha256
 
 
 def _listing(folder: Path) -> str:
-    """Changes with the name or the size of a file in `folder`: there are too many pictures to read them all."""
+    """A hash of the names and sizes of the files in `folder`, which are too many to read."""
     with os.scandir(folder) as entries:
         lines = sorted(f"{entry.name} {entry.stat().st_size}\n" for entry in entries if entry.is_file())
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

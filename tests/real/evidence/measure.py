@@ -1,4 +1,4 @@
-"""Turn the ranks of several seeds into figures with intervals, by stratum."""
+"""Compute metrics with intervals by stratum from the ranks of several seeds."""
 # M seeds, Q queries of a holdout.
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.real.evidence.plan import slug
 
 
 class Targets:
-    """The test targets of a domain, and which stratum each belongs to."""
+    """The test targets of a domain and their strata."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
@@ -29,27 +29,27 @@ class Targets:
         self._is_in = {name: torch.from_numpy(stratum_mask(split, self._holdout, name)) for name in STRATA}
 
     def ranks(self, files: Sequence[Path]) -> Tensor:
-        """`(M, Q)` from the files of M seeds. DataError where they speak of others."""
+        """Read ranks `(M, Q)` from the files of M seeds. DataError if they are of other users or targets."""
         domain = self._split.domain
         return torch.stack([read_ranks(file, self._holdout, domain.user_ids, domain.item_ids) for file in files])
 
     def figures(self, rank_MQ: Tensor) -> dict[str, Figures]:
-        """Means and intervals over users and seeds, by stratum."""
+        """Means and intervals of the metrics over users and seeds, by stratum."""
         metrics = user_metrics(rank_MQ)
         return {name: _figures(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
     def digest(self, rank_MQ: Tensor) -> str:
-        """What `digest_of` says of the figures of these ranks, without their intervals."""
+        """The `digest_of` the metrics of these ranks."""
         metrics = user_metrics(rank_MQ)
         return digest_of({name: _means(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()})
 
     def difference(self, rank_a_MQ: Tensor, rank_b_MQ: Tensor) -> dict[str, Figures]:
-        """First minus second, paired over users; one that has one row (nothing trained) stands beside every seed."""
+        """First minus second, paired over users; a system without training has one row for all seeds."""
         a, b = user_metrics(rank_a_MQ), user_metrics(rank_b_MQ)
         return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
     def write_baselines(self, folder: Path) -> dict[str, Path]:
-        """Rank with every baseline; baseline -> the file of its ranks below `folder`."""
+        """Rank with every baseline; returns the file of ranks of each, below `folder`."""
         domain, files = self._split.domain, {}
         for name, baseline in BASELINES.items():
             score = baseline(self._split, self._holdout)

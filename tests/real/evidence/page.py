@@ -1,4 +1,4 @@
-"""Show everything that was measured on one page."""
+"""Write one page with all results."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ HEADINGS = {
     "best_epoch": "epochs to best",
     "cpu": "CPU min",
     "wall": "wall min",
-    "trainable": "parameters learning",
-    "share": "of all, %",
+    "trainable": "trained parameters",
+    "share": "share of all, %",
     "memory": "peak memory, MB",
-    "epoch": "s an epoch",
+    "epoch": "s per epoch",
 }
 WHOSE = {
     "all": "test targets of {users}",
-    "regular": f"test targets that occur at least {COLD_BELOW} times in train, of {{users}}",
-    "cold": f"test targets that occur fewer than {COLD_BELOW} times in train, of {{users}}",
-    "new": "test targets that never occur in train, of {users}",
+    "regular": f"test targets that occur at least {COLD_BELOW} times in training, of {{users}}",
+    "cold": f"test targets that occur fewer than {COLD_BELOW} times in training, of {{users}}",
+    "new": "test targets that never occur in training, of {users}",
 }
 COST_OF: dict[str, Callable[[Cost], float | None]] = {
     "trainable": lambda cost: cost.trainable_parameters,
@@ -47,13 +47,13 @@ COST_OF: dict[str, Callable[[Cost], float | None]] = {
     "memory": lambda cost: None if cost.peak_memory_bytes is None else cost.peak_memory_bytes / 1e6,
     "epoch": lambda cost: cost.seconds_per_epoch,
 }
-FEW_USERS = 100  # the 95 % interval of a share of 10 % is then 12 points wide
+FEW_USERS = 100  # with so many, the 95 % interval of a share of 10 % is 12 points wide
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One system in a table."""
+    """One row of a table: a system."""
 
     label: str
     cell_id: str
@@ -64,14 +64,14 @@ class Line:
 
 
 class Page:
-    """The page of a plan, made of its text and of the results that are there, and of nothing else."""
+    """The page of a plan: a function of its text and of the results."""
 
     def __init__(self, plan: EvidencePlan, beside: Path, results: Results, stale: Collection[str]) -> None:
-        """`beside`: the folder that included files are named from. `stale`: cells whose figures are marked."""
+        """`beside`: the folder of included files. `stale`: cells to mark as stale."""
         self._plan, self._beside, self._results, self._stale = plan, beside, results, stale
 
     def write(self, path: Path) -> None:
-        """Write the page, and the curves below the results; the same results give the same bytes."""
+        """Write the page, and its curves into the folder of results. The output is deterministic."""
         folder = self._results.folder / "curves"
         kept = {folder / f"{name}.svg": self._curves(table) for name, table in self._plan.tables.items()}
         drawn = {place: curves for place, curves in kept.items() if curves}
@@ -84,7 +84,7 @@ class Page:
             draft.write_text(self.text(where), encoding="utf-8")
 
     def text(self, curves: dict[str, str]) -> str:
-        """Markdown. `curves`: table -> where its picture lies, seen from the page."""
+        """The page as Markdown. `curves`: for each table the path of its picture, relative to the page."""
         blocks = [f"# {self._plan.title}", self._included(self._plan.include)]
         for name, table in self._plan.tables.items():
             blocks += self._section(name, table, curves.get(name))
@@ -171,7 +171,7 @@ def _time(column: str, trainings: Sequence[Training]) -> Cell:
 
 
 def _cost(column: str, trainings: Sequence[Training]) -> Cell:
-    """Mean over seeds; None unless all trainings tell."""
+    """The mean over seeds; None unless all trainings have the value."""
     costs = [training.cost for training in trainings if training.cost is not None]
     values = [value for cost in costs if (value := COST_OF[column](cost)) is not None]
     if len(values) < len(trainings):
@@ -182,7 +182,7 @@ def _cost(column: str, trainings: Sequence[Training]) -> Cell:
 
 
 def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
-    """Whose targets these are; nothing where rows are of several domains, or none is measured."""
+    """A caption about the targets; empty if rows are of several domains or none is measured."""
     found = [line for line in lines if line.result is not None]
     if not found or found[0].result is None or len({domain_of(line.cell_id) for line in lines}) > 1:
         return ""
@@ -193,7 +193,7 @@ def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
 
 
 def _note(line: Line) -> str:
-    """Seeds, tuning, pretraining and machine of a line; nothing for baselines."""
+    """Seeds, tuning, pretraining and machine of a row; empty for baselines."""
     result = line.result
     if result is None or result.kind == "baselines":
         return ""

@@ -1,4 +1,4 @@
-"""The plan: what is measured, on what, and how it is shown."""
+"""Read the plan: what is measured on which data, and how it is shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMES = ("best_epoch", "cpu", "wall")
 COSTS = ("trainable", "share", "memory", "epoch")
 COLUMNS = ("users", *METRICS, *TIMES, *COSTS)
 SCRATCH = "none"
-MODEL = "model"  # the one system of a cell that is no cell of baselines
+MODEL = "model"  # the only system of a cell that is not of baselines
 
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
 CellId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*){2}$", max_length=150)]
@@ -30,7 +30,7 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 def slug(baseline: str) -> str:
-    """`last-item-markov`: the word for a baseline in references and file names."""
+    """The name of a baseline in references and files, such as `last-item-markov`."""
     return baseline.lower().replace(" ", "-")
 
 
@@ -45,7 +45,7 @@ def _is_column(name: str) -> str:
 
 def _are_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{list(seeds)} holds a seed twice; a run with the same seed tells nothing new")
+        raise ValueError(f"{list(seeds)} repeats a seed; a second run with it adds nothing")
     return seeds
 
 
@@ -53,16 +53,16 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_l
 
 
 class PlannedDomain(Config):
-    """How a domain is imported; paths are relative to the folder of the data."""
+    """How a domain is imported; paths are relative to the data folder."""
 
-    folder: Place = Field(description="Holds items.parquet and interactions.parquet.")
+    folder: Place = Field(description="Folder of items.parquet and interactions.parquet.")
     images: Place | None = None
     k_core: int | None = Field(None, ge=1)
-    cut: UserCut | None = Field(None, description="Half of the users; null: all of them.")
+    cut: UserCut | None = Field(None, description="Half of the users; null: all.")
 
 
 class Pretraining(Config):
-    """One pretraining, with one seed, whose checkpoint cells may start from."""
+    """A pretraining with one seed, from whose checkpoint cells may start."""
 
     recipe: Text = Field(description="A file, relative to the current folder, or a shipped recipe.")
     sources: tuple[Word, ...] = Field(min_length=1)
@@ -93,14 +93,14 @@ class FinetuneCell(_StartingCell):
 
 
 class ZeroShotCell(_StartingCell):
-    """A pretrained checkpoint as it is."""
+    """A pretrained checkpoint without further training."""
 
     kind: Literal["zero_shot"]
-    popularity: float | None = Field(None, ge=0, description="Weight of popularity in the score; the checkpoint's.")
+    popularity: float | None = Field(None, ge=0, description="Weight of popularity; null: that of the checkpoint.")
 
 
 class SameCell(Config):
-    """Another name for a cell, so that several tables may show it."""
+    """An alias of a cell, so that several tables can show it."""
 
     same_as: CellId
 
@@ -135,30 +135,30 @@ class Difference(Config):
 
 
 class Row(Config):
-    """One line of a table; a cell of baselines without `@BASELINE` gives a line for each baseline."""
+    """A row of a table; a cell of baselines without `@BASELINE` gives a row for each baseline."""
 
     cell: Text
     label: str | None = None
 
 
 class PlannedTable(Config):
-    """One table of the page; it shows every planned difference between its rows as well."""
+    """A table of the page; it also shows the planned differences between its rows."""
 
     title: Text
     text: str = ""
-    include: Path | None = Field(None, description="Markdown file beside the plan, taken over as it is.")
+    include: Path | None = Field(None, description="Markdown file beside the plan, inserted unchanged.")
     stratum: Stratum = "all"
     columns: tuple[Annotated[str, AfterValidator(_is_column)], ...] = ("hr@10", "ndcg@10", "best_epoch", "cpu")
     rows: tuple[Row, ...] = Field(min_length=1)
-    curves: bool = Field(True, description="Whether learning curves of the trained rows are drawn below it.")
+    curves: bool = Field(True, description="Whether to draw learning curves of the trained rows.")
 
 
 class EvidencePlan(Config):
-    """The whole plan. Everything in it is checked by `read_plan`, across its parts too."""
+    """The whole plan. `read_plan` also checks references between its parts."""
 
     title: Text
     include: Path | None = Field(None, description="Markdown file beside the plan: how to read the page.")
-    tunings: dict[Word, Text] = Field({}, description="How the settings of rows were found, for the reader.")
+    tunings: dict[Word, Text] = Field({}, description="How the settings of rows were chosen, as text.")
     domains: dict[Word, PlannedDomain]
     pretrainings: dict[Word, Pretraining] = {}
     cells: dict[CellId, AnyCell]
@@ -167,22 +167,22 @@ class EvidencePlan(Config):
 
     @property
     def measured(self) -> dict[str, MeasuredCell]:
-        """The cells that are no other name of another one."""
+        """The cells that are not aliases."""
         return {cell_id: cell for cell_id, cell in self.cells.items() if not isinstance(cell, SameCell)}
 
     def resolve(self, reference: str) -> tuple[str, str]:
-        """`CELL` or `CELL@BASELINE` -> the measured cell's id and the system in it."""
+        """Resolve `CELL` or `CELL@BASELINE` to the id of the measured cell and its system."""
         cell_id, _, system = reference.partition("@")
         cell = self.cells[cell_id]
         return (cell.same_as if isinstance(cell, SameCell) else cell_id), system or MODEL
 
     def tuning_of(self, cell_id: str) -> str:
-        """How the settings of a measured cell were found; empty for baselines, which have none."""
+        """How the settings of a measured cell were chosen; empty for baselines, which have none."""
         cell = self.cells[cell_id]
         return self.tunings[cell.tuning] if isinstance(cell, _StartingCell) else ""
 
     def domains_of(self, cell_id: str) -> tuple[str, ...]:
-        """The domain of a measured cell, then those its checkpoint was pretrained on."""
+        """The domain of a measured cell, then the sources of its checkpoint."""
         cell = self.cells[cell_id]
         start = getattr(cell, "start_from", SCRATCH)
         sources = self.pretrainings[start].sources if start != SCRATCH else ()
@@ -200,7 +200,7 @@ def shown_reference(cell_id: str, system: str) -> str:
 
 
 def read_plan(path: Path) -> EvidencePlan:
-    """The plan in a YAML file. RecipeError that lists every problem with its place."""
+    """Read a plan from a YAML file. RecipeError that lists every problem with its place."""
     plan = validate(EvidencePlan, read_yaml(path), str(path))
     problems = [*_of_pretrainings(plan), *_of_cells(plan), *_of_tables(plan), *_of_differences(plan)]
     problems += _of_files(plan, path.parent)
@@ -243,9 +243,9 @@ def _of_same(plan: EvidencePlan, place: str, same_as: str, domain: str) -> Itera
     if same_as not in plan.cells:
         yield f"{place}.same_as: no cell {same_as!r}; {_hint(same_as, plan.cells)}"
     elif isinstance(plan.cells[same_as], SameCell):
-        yield f"{place}.same_as: {same_as!r} is itself the same as another; name the measured one"
+        yield f"{place}.same_as: {same_as!r} is itself an alias; name the measured cell"
     elif domain_of(same_as) != domain:
-        yield f"{place}.same_as: {same_as!r} is of another domain than {domain!r}"
+        yield f"{place}.same_as: {same_as!r} has another domain than {domain!r}"
 
 
 def _of_shared_users(plan: EvidencePlan, place: str, domain: str, start: str) -> Iterator[str]:
@@ -302,7 +302,7 @@ def _of_pair(plan: EvidencePlan, place: str, difference: Difference) -> Iterator
     if (a, system_a) == (b, system_b):
         yield f"{place}: both sides are the same measurement"
     elif domain_of(a) != domain_of(b):
-        yield f"{place}: {domain_of(a)!r} and {domain_of(b)!r} have other users; only one domain's can be paired"
+        yield f"{place}: {domain_of(a)!r} and {domain_of(b)!r} differ in users; only cells of one domain can be paired"
     else:
         seeds = [cell.seeds for cell in (plan.cells[a], plan.cells[b]) if isinstance(cell, FinetuneCell)]
         if len(set(seeds)) > 1:
@@ -315,7 +315,7 @@ def _of_reference(plan: EvidencePlan, reference: str) -> str | None:
         return f"no cell {cell_id!r}; {_hint(cell_id, plan.cells)}"
     measured = plan.resolve(cell_id)[0]
     if measured not in plan.measured:
-        return f"{cell_id!r} is the same as {measured!r}, which measures nothing"
+        return f"{cell_id!r} is the same as {measured!r}, which is not measured"
     if not at:
         return None
     if not isinstance(plan.cells[measured], BaselinesCell):

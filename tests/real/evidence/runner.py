@@ -1,4 +1,4 @@
-"""Carry out a plan: run what is missing and keep what is there; a failure stops nothing else."""
+"""Execute a plan: run missing measurements and keep existing ones; a failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tests.real.evidence.runs import Processes, Run, Stamp, checkpoint_hash, tra
 
 Say = Callable[[str], None]
 RANKS_FILE = "ranks.parquet"
-CHECKPOINT = "from.checkpoint"  # what has changed where the same pretraining was done again
+CHECKPOINT = "from.checkpoint"  # the change reported when a pretraining was repeated
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the caller asks to be measured."""
+    """Which cells to measure."""
 
-    cells: tuple[str, ...] = ()  # names or globs; measured even where a result is there. None given: the missing ones
-    stale: bool = False  # those too whose result follows from something that has changed since
-    fresh: bool = False  # run again what was run before, also where it is whole
+    cells: tuple[str, ...] = ()  # names or globs, measured even if a result exists; empty: the missing ones
+    stale: bool = False  # also those whose inputs have changed since
+    fresh: bool = False  # repeat runs that are complete, too
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Side:
 
     cell: CellResult
     system: str
-    files: tuple[Path, ...]  # ranks of its seeds; none unless all are here and of the runs that the cell is made of
+    files: tuple[Path, ...]  # ranks of its seeds; empty unless all are here and belong to the cell
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class _Side:
 
 @dataclass
 class Progress:
-    """What became of the runs."""
+    """The progress of the runs."""
 
     num_runs: int = 0
     num_ended: int = 0
@@ -59,7 +59,7 @@ class Progress:
 
 
 class Runner:
-    """Measures the cells of a plan. Every cell is written as soon as its last run has ended."""
+    """Measures the cells of a plan. Each cell is written when its last run has ended."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class Runner:
         say: Say,
         show: Callable[[], object] | None = None,
     ) -> None:
-        """`environment`: of the processes that runs are. `show`: called whenever a cell has been written."""
+        """`environment`: that of the processes of runs. `show`: called after each written cell."""
         self._show = show
         self._plan, self._results, self._layout, self._say = plan, results, layout, say
         self._environment = environment
         self._progress = Progress()
 
     def stale(self) -> dict[str, list[str]]:
-        """Cells whose result follows from something that is different now -> the paths of what is."""
+        """The cells whose inputs have changed, with the paths of the changes."""
         identities = Identities(self._plan, self._layout.fingerprints())
         results = {cell_id: result for cell_id in self._plan.measured if (result := self._results.cell(cell_id))}
         found = {
@@ -88,8 +88,8 @@ class Runner:
         return {cell_id: changes for cell_id, changes in found.items() if changes}
 
     def _of_other_checkpoints(self, results: Mapping[str, CellResult]) -> Iterator[str]:
-        """Cells of one pretraining that was done more than once: all but those of the checkpoint that is here."""
-        starts: dict[str, dict[str, str]] = {}  # pretraining -> cell -> the checkpoint that it started from
+        """Cells that started from another checkpoint of a repeated pretraining than the present one."""
+        starts: dict[str, dict[str, str]] = {}  # pretraining -> cell -> hash of its checkpoint
         for cell_id, result in results.items():
             if result.checkpoint is not None:
                 starts.setdefault(self._start(cell_id), {})[cell_id] = result.checkpoint
@@ -103,10 +103,10 @@ class Runner:
         return start
 
     def measure(self, wanted: Wanted, jobs: int) -> dict[str, str]:
-        """Run what is wanted, `jobs` processes at a time. What failed -> why.
+        """Measure the wanted cells with `jobs` parallel processes; returns the failures with reasons.
 
-        RecipeError where no cell has a name that was asked for, or where another process measures in the same folder;
-        DataError where such a cell's data is missing.
+        RecipeError if a name matches no cell, or another process is measuring in the same folder; DataError if the
+        data of a named cell is missing.
         """
         with alone_in(self._layout.home, "another that measures, or a run that it left,") as lock:
             return self._measure(wanted, Processes(self._environment, lock), jobs)
@@ -135,7 +135,7 @@ class Runner:
             for cell_id in chosen:
                 self._need_data(cell_id)
             return list(dict.fromkeys(chosen))
-        # What has become of changed data is unknown, and so nothing of it stale, before it is imported.
+        # Changed data must be imported first: before, no cell of it is known to be stale.
         self._progress.failures |= self._import([name for name in self._plan.domains if self._layout.is_outdated(name)])
         stale = self.stale() if wanted.stale else {}
         chosen = [cell_id for cell_id in measured if cell_id in stale or self._results.cell(cell_id) is None]
@@ -154,7 +154,7 @@ class Runner:
             raise DataError(f"{cell_id}: needs the data of {needed}, which is not all here; name its folder")
 
     def _bring(self, cells: Sequence[str]) -> None:
-        """Import the domains; one that cannot be imported stops its cells."""
+        """Import the domains of cells; the cells of a domain that fails to import fail."""
         broken = self._import(dict.fromkeys(name for cell_id in cells for name in self._plan.domains_of(cell_id)))
         for cell_id in cells:
             reasons = [broken[name] for name in self._plan.domains_of(cell_id) if name in broken]
@@ -162,7 +162,7 @@ class Runner:
                 self._progress.failures[cell_id] = reasons[0]
 
     def _import(self, names: Iterable[str]) -> dict[str, str]:
-        """Import what is not there as planned. What failed -> why."""
+        """Import domains that are not imported as planned; returns the failures with reasons."""
         broken: dict[str, str] = {}
         for name in names:
             with _noted_in(broken, name):
@@ -183,7 +183,7 @@ class Runner:
         processes: Processes,
         jobs: int,
     ) -> None:
-        """Start a run when a place is free and its checkpoint is there; write a cell when its last run has ended."""
+        """Start a run when a slot is free and its checkpoint exists; write a cell when its last run has ended."""
         waiting, active, open_cells = list(todo), dict[Future[Stamp], Run](), dict(runs)
         with ThreadPoolExecutor(max_workers=jobs) as threads:
             try:
@@ -206,7 +206,7 @@ class Runner:
         return [run for run in waiting if run.needs is None or _pretraining_label(run.needs) not in pending]
 
     def _ended(self, run: Run, future: Future[Stamp], waiting: list[Run]) -> None:
-        """Say how a run ended; those that need it fail with it."""
+        """Report how a run ended; runs that depend on a failed one fail too."""
         progress = self._progress
         progress.num_ended += 1
         with _noted_in(progress.failures, run.label):
@@ -275,9 +275,10 @@ class Runner:
         return {system: [self._layout.cell(cell_id) / system / RANKS_FILE] for system in systems}
 
     def _differ(self, written: str | None) -> None:
-        """Write the differences of the cell just written; None: those that are missing or follow from other figures.
+        """Write the differences of the cell just written; None: those that are missing or outdated.
 
-        Where a side was measured elsewhere nothing is written: ranks of users are not among the results.
+        A difference needs the ranks of both sides, which are not among the results: cells measured on another machine
+        are skipped.
         """
         identities = Identities(self._plan, self._layout.fingerprints())
         for planned in self._plan.differences:
@@ -296,7 +297,7 @@ class Runner:
                 self._say(f"not compared: {a.name} - {b.name}; measure both here first")
 
     def _side(self, reference: str, identities: Identities) -> _Side | None:
-        """None where it was not measured."""
+        """One side of a difference; None if it was not measured."""
         cell_id, system = self._plan.resolve(reference)
         cell = self._results.cell(cell_id)
         if cell is None:
@@ -326,12 +327,12 @@ class Runner:
 
 @contextmanager
 def _noted_in(failures: dict[str, str], what: str) -> Iterator[None]:
-    """Whatever goes wrong inside is noted as the failure of `what`, so that it stops nothing else."""
+    """Record any error in the block as the failure of `what` and continue."""
     try:
         yield
     except PMMRecError as error:
         failures[what] = str(error)
-    except Exception as error:  # noqa: BLE001 - one of many measurements; hours of others must not end with it
+    except Exception as error:  # noqa: BLE001 - one failure must not end hours of other measurements
         place = traceback.extract_tb(error.__traceback__)[-1]
         failures[what] = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 

@@ -1,4 +1,4 @@
-"""Carry out one run of the plan in a process of its own; a whole run is kept, any other begins again."""
+"""Execute one run of the plan in its own process; a complete run is kept, an incomplete one is repeated."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from pmmrec.zoo import files
 from tests.real.evidence.cells import Cost, Hardware, Point, Training
 from tests.real.evidence.identity import Identity
 
-STAMP = "evidence.json"  # in a run folder that is whole: what it was, and what it cost
+STAMP = "evidence.json"  # file in a complete run folder: its identity and cost
 PMMREC = (sys.executable, "-c", "from pmmrec.cli import app; app()")
 CPU_NAMES = Path("/proc/cpuinfo")
 
 
 class Stamp(Config):
-    """What stands in a run folder once its process has ended well."""
+    """The record in a run folder whose process has succeeded."""
 
     identity: dict[str, Any]
     cpu_s: float
     wall_s: float
     hardware: Hardware
-    checkpoint: str | None = None  # sha256 of the index it started from; None also where stamps did not tell yet
+    checkpoint: str | None = None  # sha256 of the index it started from; None also in older stamps
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process that is to leave one run folder."""
+    """A process that makes one run folder."""
 
     label: str  # for people
     folder: Path
     arguments: tuple[str, ...]  # of the `pmmrec` command
     identity: Identity
-    needs: str | None = None  # the pretraining whose checkpoint it starts from
+    needs: str | None = None  # the pretraining it depends on
     keeps_checkpoint: bool = False
-    start: Path | None = None  # the checkpoint that it starts from
+    start: Path | None = None  # the checkpoint it starts from
 
     @property
     def log(self) -> Path:
         return self.folder.with_name(self.folder.name + ".log")
 
     def stamp(self) -> Stamp | None:
-        """What the folder says of itself; None unless it is whole and of this very run."""
+        """The stamp in the folder; None unless it is complete and belongs to this run."""
         path = self.folder / STAMP
         if not path.is_file() or not (self.folder / METRICS_FILE).is_file():
             return None
@@ -68,20 +68,20 @@ class Run:
         return None if is_of_another or self.identity.changes_since(stamp.identity) else stamp
 
     def checkpoint_hash(self) -> str | None:
-        """Of the checkpoint that it starts from, as it is now."""
+        """The hash of the checkpoint that it starts from, as it is now."""
         return None if self.start is None else checkpoint_hash(self.start)
 
 
 class Processes:
-    """The processes at work, so that none outlives its master."""
+    """The running processes; all are ended together with this one."""
 
     def __init__(self, environment: Mapping[str, str], kept_open: int | None = None) -> None:
-        """`environment`: of the processes; it says how many threads each may take. `kept_open`: a lock they hold."""
+        """`environment`: that of the processes, including their threads. `kept_open`: a lock they hold."""
         self._environment, self._kept_open = environment, kept_open
         self._lock, self._active, self._is_over = threading.Lock(), set[ChildProcess](), False
 
     def work(self, run: Run) -> Stamp:
-        """Do a run from its beginning and stamp it. MachineError with its complaint where it fails."""
+        """Execute a run from the start and stamp it. MachineError with its last message if it fails."""
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         checkpoint = run.checkpoint_hash()
@@ -103,7 +103,7 @@ class Processes:
         return stamp
 
     def end(self) -> None:
-        """End all that is at work, and let nothing new begin."""
+        """End all processes, and start no more."""
         with self._lock:
             self._is_over = True
             active = list(self._active)
@@ -111,7 +111,7 @@ class Processes:
 
     @contextmanager
     def _started(self, run: Run) -> Iterator[ChildProcess]:
-        """Its process, among those at work for as long as the block lasts."""
+        """Start the process of a run; it counts as running inside the block."""
         with self._lock:
             if self._is_over:
                 raise MachineError("stopped")
@@ -126,13 +126,13 @@ class Processes:
 
 
 def checkpoint_hash(folder: Path) -> str | None:
-    """SHA-256 of the index of a checkpoint, which tells that of every file; None where there is no checkpoint."""
+    """SHA-256 of the index of a checkpoint, which covers every file; None if there is no checkpoint."""
     index = files.current(folder) / files.INDEX_NAME
     return files.sha256_of(index) if index.is_file() else None
 
 
 def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
-    """What a finished training cost and how it went."""
+    """The cost and validation curve of a finished training."""
     outcome = read_outcome(run.folder)
     return Training(
         seed=seed,
@@ -148,7 +148,7 @@ def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
 
 
 def hardware_of(folder: Path, environment: Mapping[str, str]) -> Hardware:
-    """Of the run that left `folder`, which ended on this machine just now."""
+    """The hardware of the run in `folder`, which has just ended on this machine."""
     path = folder / "environment.json"
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     cores = os.cpu_count() or 1
@@ -158,14 +158,14 @@ def hardware_of(folder: Path, environment: Mapping[str, str]) -> Hardware:
 
 
 def cpu_name() -> str:
-    """The model of this machine's processor, as Linux calls it."""
+    """The model name of the CPU, as Linux reports it."""
     lines = CPU_NAMES.read_text(encoding="utf-8").splitlines() if CPU_NAMES.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else "an unnamed processor"
 
 
 def _cost(outcome: Outcome) -> Cost | None:
-    """What a run says of it; None where it says nothing."""
+    """The cost recorded by a run; None if there is none."""
     trainable, total = outcome.trainable_parameters, outcome.total_parameters
     if trainable is None or not total:
         return None

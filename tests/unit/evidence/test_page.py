@@ -146,7 +146,7 @@ def test_the_page_shows_what_is_there_and_a_dash_for_what_is_not(
         "",
         "## New",
         "",
-        "`shop`: test targets that never occur in train, of 12 users, among 1,200 items, in %. "
+        "`shop`: test targets that never occur in training, of 12 users, among 1,200 items, in %. "
         "These are too few to tell systems apart.",
         "",
         "| system | users | HR@10 |",
@@ -240,7 +240,7 @@ def cost_line(plan: EvidencePlan, tmp_path: Path, results: Results, *trainings: 
     results.write(cell(IDS, 0.25, trainings=trainings))
     table = plan.tables["first"].model_copy(update={"columns": ("hr@10", "trainable", "share", "memory", "epoch")})
     lines = page(plan.model_copy(update={"tables": {"first": table}}), tmp_path, results).splitlines()
-    assert "| system | HR@10 | parameters learning | of all, % | peak memory, MB | s an epoch |" in lines
+    assert "| system | HR@10 | trained parameters | share of all, % | peak memory, MB | s per epoch |" in lines
     assert "| item-kNN | 13.0 [12.0, 14.0] | - | - | - | - |" in lines
     return next(line for line in lines if line.startswith("| ids"))
 
@@ -292,7 +292,7 @@ def test_a_file_that_is_no_result_is_told(tmp_path: Path, text: str) -> None:
     results = Results(tmp_path)
     results.cell_path(IDS).parent.mkdir(parents=True)
     results.cell_path(IDS).write_text(text)
-    with pytest.raises(DataError, match=r"ids\.json: no result that this program reads; remove it"):
+    with pytest.raises(DataError, match=r"ids\.json: not a readable result; remove it"):
         results.cell(IDS)
 
 
