@@ -1,4 +1,4 @@
-"""Run programs in processes of their own: start and follow them, end all they started, tell why they failed."""
+"""Run programs in child processes: start them, end them with all that they started, and report why they failed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pmmrec.errors import MachineError, RecipeError
 
-GRACE_S = 10.0  # between being asked to end and being ended
+GRACE_S = 10.0  # between SIGTERM and SIGKILL
 POLL_S = 0.05
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Waits for the end of a pipe that only the owner of a process holds open, so also for `kill -9` of the owner.
+# Ends a process group when a pipe closes that only the owner holds open, which `kill -9` of the owner closes as well.
 _GUARD = """
 read group || exit
 cat > /dev/null
@@ -30,9 +30,9 @@ kill -s KILL -- "-$group"
 
 
 class ChildProcess:
-    """A command at work in a session of its own: what it starts ends with it, and Ctrl-C reaches us alone.
+    """A command that runs in a session of its own: what it starts ends with it, and Ctrl-C reaches only the owner.
 
-    It does not outlive us: a small shell beside it ends it where we are killed before it is over.
+    It does not outlive its owner: a small shell ends it if the owner is killed first.
     """
 
     def __init__(
@@ -47,22 +47,22 @@ class ChildProcess:
 
         Args:
             command: The program and its arguments; no shell reads them.
-            log: A file that takes what it says.
-            environment: Its environment; None: ours.
-            kept_open: A file that stays open while it or anything it started lives, such as a lock.
+            log: The file for its output.
+            environment: Its environment; None: that of this process.
+            kept_open: A file, such as a lock, that stays open as long as it or anything it started lives.
 
         Raises:
-            MachineError: Where it cannot be started.
+            MachineError: If it cannot be started.
         """
-        self.log, self.cpu_s = log, 0.0  # CPU seconds once it has ended, those of its own ended children among them
+        self.log, self.cpu_s = log, 0.0  # CPU seconds with those of its ended children; known once it has ended
         self._reaping, self._started_s = threading.Lock(), time.monotonic()
         self._guard = _guard(log)
         try:
-            with log.open("wb") as said:
+            with log.open("wb") as output:
                 self._process = subprocess.Popen(  # noqa: S603 - our own program, no shell
                     list(command),
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     env=None if environment is None else dict(environment),
                     start_new_session=True,
@@ -75,23 +75,23 @@ class ChildProcess:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since it was started."""
         return time.monotonic() - self._started_s
 
     def exit_code(self) -> int | None:
         """None while it runs; below 0: the signal that ended it."""
-        with self._reaping:  # whoever asks the system first is told, and no one after
+        with self._reaping:  # the system reports the end of a child only once
             if self._process.returncode is None:
                 pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
                 if pid:
                     self._process.returncode = os.waitstatus_to_exitcode(status)
                     self.cpu_s = usage.ru_utime + usage.ru_stime
-                    self._signal(signal.SIGKILL)  # to what it started and left behind
+                    self._signal(signal.SIGKILL)  # for what it started and left behind
                     self._dismiss_guard()
             return self._process.returncode
 
     def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for its end; returns its exit code."""
         while (code := self.exit_code()) is None:
             time.sleep(POLL_S)
         return code
@@ -105,13 +105,13 @@ class ChildProcess:
             self._signal(signal.SIGKILL)
         self.wait()
 
-    def complaint(self) -> str:
-        """Why it failed, in one line: its own error message, the signal that ended it, or its last words."""
-        return complaint(self.log, self.wait())
+    def failure(self) -> str:
+        """Why it failed, in one line: its error message, the signal that ended it, or its last line of output."""
+        return failure_reason(self.log, self.wait())
 
     def _guard_of(self, group: int) -> None:
         pipe = self._guard.stdin
-        assert pipe is not None  # noqa: S101 - asked for
+        assert pipe is not None  # noqa: S101 - opened with PIPE
         pipe.write(f"{group}\n".encode())
         pipe.flush()
 
@@ -138,7 +138,7 @@ def _guard(log: Path) -> subprocess.Popen[bytes]:
 
 
 def end_all(processes: Collection[ChildProcess], grace_s: float = GRACE_S) -> None:
-    """End processes and all they started: ask, wait for `grace_s` at most, then force."""
+    """End processes and all they started: SIGTERM, at most `grace_s` of patience, then SIGKILL."""
     for process in processes:
         process.ask_to_end()
     until_s = time.monotonic() + grace_s
@@ -148,27 +148,27 @@ def end_all(processes: Collection[ChildProcess], grace_s: float = GRACE_S) -> No
         process.force_to_end()
 
 
-def complaint(log: Path, code: int) -> str:
-    """Why a process failed that said what is in `log` and ended with `code`, in one line."""
+def failure_reason(log: Path, code: int) -> str:
+    """Why a process with this output and exit code failed, in one line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line.rstrip() for line in lines if line.strip()]
-    starts = [place for place, line in enumerate(said) if line.startswith("error: ")]
+    output = [line.rstrip() for line in lines if line.strip()]
+    starts = [place for place, line in enumerate(output) if line.startswith("error: ")]
     if starts:
-        first, *rest = said[starts[-1] :]
+        first, *rest = output[starts[-1] :]
         details = itertools.takewhile(lambda line: line.startswith("  "), rest)
         return "; ".join([first.removeprefix("error: "), *(line.strip() for line in details)])
     if code < 0:
         names = {sign.value: sign.name for sign in signal.Signals}
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"ended by {names.get(-code, f'signal {-code}')}{hint}"
-    return f"ended with exit code {code}" + (f": {said[-1].strip()}" if said else " and said nothing")
+    return f"ended with exit code {code}" + (f": {output[-1].strip()}" if output else " and said nothing")
 
 
 @contextmanager
-def alone_in(folder: Path, who: str) -> Iterator[int]:
-    """A lock on a folder, which is made; processes that keep it open hold it too, however its owner ends.
+def folder_lock(folder: Path, who: str) -> Iterator[int]:
+    """Lock a folder, which is made if needed; processes that inherit the open lock hold it even if its owner dies.
 
-    RecipeError where `who` else works there, MachineError where nothing can be locked.
+    RecipeError if it is locked (by `who`, for the message), MachineError if the folder cannot be locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,21 +189,21 @@ def alone_in(folder: Path, who: str) -> Iterator[int]:
 
 @contextmanager
 def signals_as_interrupts() -> Iterator[threading.Event]:
-    """Turn SIGTERM and SIGHUP into what Ctrl-C is, so that processes at work are ended too.
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, as Ctrl-C is, so that child processes are ended too.
 
-    The event is set as well: Python drops a KeyboardInterrupt that is raised in a finalizer, and a loop that looks at
-    the event ends all the same. Signals that are ignored, as under `nohup`, stay so.
+    The event is set as well, for a loop to check: Python drops a KeyboardInterrupt that is raised in a finalizer.
+    Signals that are ignored, as under `nohup`, stay ignored.
     """
-    asked = threading.Event()
+    interrupted = threading.Event()
 
     def interrupt(_number: int, _frame: object) -> None:
-        asked.set()
+        interrupted.set()
         raise KeyboardInterrupt
 
-    heard = [sign for sign in INTERRUPTS if signal.getsignal(sign) is not signal.SIG_IGN]
-    before = {sign: signal.signal(sign, interrupt) for sign in heard}
+    handled = [sign for sign in INTERRUPTS if signal.getsignal(sign) is not signal.SIG_IGN]
+    before = {sign: signal.signal(sign, interrupt) for sign in handled}
     try:
-        yield asked
+        yield interrupted
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)

@@ -1,4 +1,4 @@
-"""What happens between epochs: rank validation targets, keep the best weights, stop when nothing gets better."""
+"""Callbacks between epochs: rank validation targets, keep the best weights, stop early."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Metric = Literal["hr@10", "hr@20", "hr@50", "ndcg@10", "ndcg@20", "ndcg@50", "mr
 
 
 class ValidationConfig(Config):
-    """How epochs are judged. Every choice is made on validation; the test column is computed once, at the end."""
+    """How epochs are validated. Every choice is made on validation; test targets are ranked once, at the end."""
 
     metric: Metric = "ndcg@10"
-    seen: Seen = Field("exclude", description="exclude: seen items are no candidates; include: all are ranked.")
+    seen: Seen = Field("exclude", description="exclude: seen items are not candidates; include: all items are.")
     users: int | None = Field(
         None,
         ge=1,
-        description="So many users of each domain are ranked, after each epoch and in the end, always the same ones; "
+        description="How many users of each domain are ranked, after each epoch and at the end, always the same ones; "
         "null: all.",
     )
     patience: int = Field(5, ge=1, description="Epochs without a better value before training stops.")
 
 
 class RankEvery:
-    """Ranks the validation targets of every domain after each epoch; the mean over domains judges the epoch.
+    """Ranks the validation targets of every domain after each epoch; an epoch is judged by the mean over domains.
 
     All processes share the work.
     """
@@ -75,7 +75,7 @@ class RankEvery:
         loop.log.say(f"epoch {epoch:>3}  validation HR@10/NDCG@10: {shown}")
 
     def _holdout(self, loop: Loop, split: Split) -> Holdout:
-        """What is asked of a domain after each epoch."""
+        """The validation targets of a domain."""
         domain = split.domain
         if self._config.users is None and domain.num_users > MANY_USERS:
             loop.log.warn(
@@ -86,7 +86,7 @@ class RankEvery:
 
 
 class KeepBest:
-    """Saves the weights whenever the validation metric gets better; stops after `patience` epochs without."""
+    """Saves the weights whenever the validation metric improves; stops after `patience` epochs without."""
 
     def __init__(self, config: ValidationConfig, save: Callable[[Loop], None]) -> None:
         self._config, self._save = config, save

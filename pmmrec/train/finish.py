@@ -1,4 +1,4 @@
-"""What is kept of a run: the best checkpoint while it trains, test figures and publication at its end."""
+"""The results of a run: the best checkpoint while it trains, then test metrics and publication."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["CHECKPOINT_FOLDER", "publish_best", "rank_test_targets", "save_best"
 
 
 class Finishable(Runnable, Protocol):
-    """What the end of a run must know of its recipe."""
+    """The fields of a recipe that the end of a run needs."""
 
     @property
     def system(self) -> str: ...
@@ -70,9 +70,9 @@ def save_best(
     origin: str,
     setup: AdapterSetup | None = None,
 ) -> Callable[[Loop], None]:
-    """For `KeepBest`: writes `checkpoint/` of the run, of a model that stands on another what it learned alone.
+    """A function for `KeepBest` that writes `checkpoint/` of the run; for a model with adapters, these only.
 
-    `origin`: the checkpoint it started from, or "none".
+    `origin`: the checkpoint that training started from, or "none".
     """
     provenance: dict[str, Any] = {
         "run": recipe.name,
@@ -120,14 +120,14 @@ def save_best(
 def rank_test_targets(
     run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, base: str | None = None
 ) -> Outcome | None:
-    """Rank the test targets once with the best weights; write metrics.json and ranks. None but on the main process.
+    """Rank the test targets once with the best weights; write metrics.json and the ranks.
 
-    None also where the recipe leaves the test targets alone: metrics.json then holds the validation figures only.
-    `base`: where adapters find what they stand on, besides where that was.
+    Returns None outside the main process, and if the recipe does not rank them (`rank_test: false`): metrics.json then
+    holds only validation metrics. `base`: another place to look for the base checkpoint of adapters.
     """
-    kept = run.folder / CHECKPOINT_FOLDER
-    with loop.watched(), loop.ending_when_asked():
-        evaluations = _test(run, recipe, kept, sources, base, loop.group) if recipe.rank_test else ()
+    best = run.folder / CHECKPOINT_FOLDER
+    with loop.watched(), loop.stoppable():
+        evaluations = _test(run, recipe, best, sources, base, loop.group) if recipe.rank_test else ()
     outcome = run.by_main(lambda: _written_outcome(run, recipe, loop, sources, kind, evaluations))
     if not recipe.rank_test:
         run.log.say("test targets left alone (rank_test: false); nothing is published")
@@ -136,20 +136,20 @@ def rank_test_targets(
 
 
 def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
-    """Publish the best checkpoint of a run. One that goes on, and was stopped just after it published, does so again.
+    """Publish the best checkpoint of a run; again if the run is resumed after a stop that came once it had published.
 
     Raises as `publish`.
     """
-    kept, place = run.folder / CHECKPOINT_FOLDER, hub / name
+    best, place = run.folder / CHECKPOINT_FOLDER, hub / name
     is_there = run.resumes and (files.current(place) / files.INDEX_NAME).is_file()
-    is_ours = is_there and Checkpoint.open(place).index.parts == Checkpoint.open(kept).index.parts
-    return publish(kept, hub, name, replace=replace or is_ours)
+    is_ours = is_there and Checkpoint.open(place).index.parts == Checkpoint.open(best).index.parts
+    return publish(best, hub, name, replace=replace or is_ours)
 
 
 def _test(
     run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, group: WorkerGroup
 ) -> tuple[Evaluation, ...]:
-    """The test targets of every domain, ranked by all processes together."""
+    """Rank the test targets of every domain, shared by all processes."""
     checkpoint = Checkpoint.open(folder)
     if isinstance(checkpoint, AdapterCheckpoint):
         checkpoint.look_for_base(base, recipe.hub)
@@ -169,7 +169,7 @@ def _test(
 def _written_outcome(
     run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, evaluations: Sequence[Evaluation]
 ) -> Outcome:
-    """What came of a run, as a value and in its folder."""
+    """Write the outcome of a run into its folder, and return it."""
     best_epoch, _ = loop.best or (0, 0.0)
     outcome = Outcome(
         name=recipe.name,
@@ -193,7 +193,7 @@ def _written_outcome(
 def _written(
     run: Run, recipe: Finishable, sources: Sources, evaluations: Sequence[Evaluation]
 ) -> tuple[DomainOutcome, ...]:
-    """The ranks of every domain as a file, and what they come to, beside the baselines."""
+    """Write the ranks of every domain, and return their metrics beside those of the baselines."""
     outcomes, judge = [], recipe.validation
     for domain, split, evaluation in zip(sources.domains, sources.splits, evaluations, strict=True):
         ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"

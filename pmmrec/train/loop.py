@@ -154,7 +154,7 @@ class Loop:
             raise MachineError(lost_worker(self.step + 1, error)) from error
 
     def watched(self) -> AbstractContextManager[None]:
-        """Around what all processes do together: where one of them is silent for too long, this one ends."""
+        """Watch work of all processes: this one ends if another is silent for too long."""
         return self._watchdog.open()
 
     def _fit(self) -> None:
@@ -167,9 +167,9 @@ class Loop:
         if self._states is not None:
             self._states.training_ended(self)
 
-    def ending_when_asked(self) -> AbstractContextManager[None]:
+    def stoppable(self) -> AbstractContextManager[None]:
         """Run work between steps; stop before or during it if any process was asked to."""
-        return nullcontext() if self._states is None else self._states.ending_when_asked(self)
+        return nullcontext() if self._states is None else self._states.stoppable(self)
 
     def gathered_parameters(self) -> AbstractContextManager[None]:
         """Wrap calls to parts of the model, some of whose weights may have to be gathered for them."""
@@ -375,7 +375,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         try:
-            with self.ending_when_asked():
+            with self.stoppable():
                 for callback in self._callbacks:
                     callback.epoch_ended(self, self.epoch)
         except MachineError as error:  # such as a disk that is full when better weights are kept

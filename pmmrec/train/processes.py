@@ -1,4 +1,4 @@
-"""Start the processes of a run through Accelerate, and make sure that they are the ones asked for."""
+"""Join the processes of a run through Accelerate, and verify that they are those that were asked for."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from pmmrec.train.watchdog import Watchdog, joining
 
 Precision = Literal["fp32", "bf16", "fp16"]
 FSDP = "ACCELERATE_USE_FSDP"
-# What of accelerate's settings for FSDP is fixed here: models are built whole, then cut, and stay where they are.
+# Settings of accelerate for FSDP that are fixed here: models are built whole, then sharded, and stay on their device.
 _FSDP_MUST_BE = (("version", "2"), ("cpu_ram_efficient_loading", "false"), ("offload_params", "false"))
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-Told = TypeVar("Told")
+T = TypeVar("T")
 
 
 class MachineConfig(Config):
-    """What a run asks of the machine it is started on."""
+    """What a run needs from its machine."""
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Precision = "fp32"
     threads: Threads = Field(
         "auto",
-        description="That each process computes with. auto: OMP_NUM_THREADS if set, else one for small models, else "
+        description="Compute threads of each process. auto: OMP_NUM_THREADS if set, else one for small models, else "
         "the cores, shared by the processes of the machine.",
     )
     trackers: tuple[Tracker, ...] = ()
@@ -51,36 +51,36 @@ class MachineConfig(Config):
 
 
 class Processes:
-    """All processes of a run, seen from one of them. Wraps Accelerate, so that no other room knows it."""
+    """All processes of a run, seen from one of them. Wraps Accelerate, so that no other module imports it."""
 
     def __init__(self, config: MachineConfig) -> None:
         _refuse_odd_environment(os.environ)
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         asks_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
         self.machine = config
-        self._shards, self.reshards = _is_set(FSDP), os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true"
-        with joining(), _unset(FSDP):  # we share weights out ourselves: accelerate does so on GPUs alone
+        self._is_sharded, self.reshards = _is_set(FSDP), os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true"
+        with joining(), _unset(FSDP):  # weights are sharded in `spread`: accelerate does so on GPUs only
             self.accelerator = Accelerator(
-                # Told to use the CPU, accelerate leaves DeepSpeed out without a word; so it is told of the backend.
+                # Told to use the CPU, accelerate silently leaves DeepSpeed out; so only the backend is set.
                 cpu=on_cpu and not asks_deepspeed,
-                # DeepSpeed told of a precision would turn weights and inputs into it.
+                # With a precision set, DeepSpeed would convert weights and inputs to it.
                 mixed_precision="no" if config.precision == "fp32" or asks_deepspeed else config.precision,
                 kwargs_handlers=[
                     InitProcessGroupKwargs(
                         backend="gloo" if on_cpu and asks_deepspeed else None,
-                        # The others wait while the main process decodes images; what hangs is ended by the watch.
+                        # The others wait while the main process prepares data for hours; the watchdog ends what hangs.
                         timeout=timedelta(days=30),
                     )
                 ],
             )
         if asks_deepspeed:
-            unset_hf_deepspeed_config()  # else, under ZeRO-3, transformers draws weights in shares, and other ones
+            unset_hf_deepspeed_config()  # or transformers would draw other weights under ZeRO-3, in shards
         self._refuse_other_processes()
         self._refuse_other_spread()
         self.watchdog = Watchdog(self.rank, self.world)  # opened by the run
 
     def _refuse_other_processes(self) -> None:
-        """MachineError where fewer processes joined than were started, or fewer were started than were asked for."""
+        """MachineError if fewer processes joined than were started, or fewer were started than asked for."""
         started, joined = int(os.environ.get("WORLD_SIZE", "1")), self.accelerator.num_processes
         if joined != started:
             raise MachineError(
@@ -97,22 +97,22 @@ class Processes:
             )
 
     def _refuse_other_spread(self) -> None:
-        """MachineError where weights are asked to be shared out and would not be."""
+        """MachineError if sharding was asked for and would not happen."""
         kind = self.accelerator.distributed_type
         if _is_set("ACCELERATE_USE_DEEPSPEED") and kind != DistributedType.DEEPSPEED:
             raise MachineError(
                 f"launch: DEEPSPEED was asked for and Accelerate made {kind.value} of it on {self.device}; choose "
                 "another launch file, such as ddp or two_cpu"
             )
-        if not self._shards:
+        if not self._is_sharded:
             return
         if not dist.is_initialized():
             raise MachineError(
                 "launch: FSDP was asked for, and this process was started alone; start it with torchrun or accelerate "
                 "launch, or choose another launch file"
             )
-        told = [(name, os.environ.get(f"FSDP_{name.upper()}", wanted), wanted) for name, wanted in _FSDP_MUST_BE]
-        for name, value, wanted in told:
+        settings = [(name, os.environ.get(f"FSDP_{name.upper()}", wanted), wanted) for name, wanted in _FSDP_MUST_BE]
+        for name, value, wanted in settings:
             if value != wanted:
                 raise MachineError(f"launch: fsdp_{name} is {value} and must be {wanted}; see launch/fsdp2.yaml")
 
@@ -122,7 +122,7 @@ class Processes:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             stage = self.accelerator.state.deepspeed_plugin.zero_stage
             return {1: Spread.ZERO1, 2: Spread.ZERO2, 3: Spread.ZERO3}[stage]
-        if self._shards:
+        if self._is_sharded:
             return Spread.FSDP2
         return Spread.DDP if self.world > 1 else Spread.ONE
 
@@ -143,31 +143,31 @@ class Processes:
         return torch.device(self.accelerator.device)
 
     def wait(self) -> None:
-        """Let all processes come to this line."""
+        """Wait until all processes have reached this line."""
         self.accelerator.wait_for_everyone()
 
     def seed(self, seed: int, *, same: bool) -> None:
-        """Seed the global generators (dropout, fresh weights); `same`: alike in every process."""
+        """Seed the global generators (dropout, fresh weights); `same`: with the same seed in every process."""
         set_seed(seed if same else seed + 1_000_003 * self.rank)
 
     def from_main(self, value: Any) -> Any:
-        """What the main process holds, given to all."""
+        """Broadcast the value of the main process to all."""
         box = [value]
         broadcast_object_list(box, from_process=0)
         return box[0]
 
-    def gathered(self, own: list[Told]) -> list[Told]:
-        """What every process tells, in the order of processes. All processes must call it."""
-        together: list[Told] = gather_object(own)
-        return together
+    def gathered(self, own: list[T]) -> list[T]:
+        """The lists of all processes joined, in the order of ranks. All processes must call it."""
+        joined_lists: list[T] = gather_object(own)
+        return joined_lists
 
     def summed(self, own: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, where `own` lies. All processes must call it."""
+        """The sum over all processes, on the device of `own`. All processes must call it."""
         total: torch.Tensor = self.accelerator.reduce(own.to(self.device), "sum")
         return total.to(own.device)
 
-    def let_go(self) -> None:
-        """Forget the models that were prepared, so that others find their memory free."""
+    def release_models(self) -> None:
+        """Drop the references to prepared models, so that their memory can be freed."""
         self.accelerator.free_memory()
 
     def end(self) -> None:
@@ -176,16 +176,16 @@ class Processes:
 
 
 def _refuse_odd_environment(environment: Mapping[str, str]) -> None:
-    """MachineError where a launcher says something that no launcher says, or some of it and not the rest."""
+    """MachineError for variables of a launcher that are malformed or incomplete."""
     names = (*_NUMBERS, "MASTER_ADDR", PROCESSES)
-    said = {name: environment[name] for name in names if environment.get(name, "-1") != "-1"}  # -1: some say so of none
-    for name, value in said.items():
+    given = {name: environment[name] for name in names if environment.get(name, "-1") != "-1"}  # some set -1 for none
+    for name, value in given.items():
         if name != "MASTER_ADDR" and not value.isdecimal():
             raise MachineError(
                 f"launch: {name} is {value!r} and must be a number; launchers set it, unset it otherwise"
             )
-    missing = [name for name in (*_NUMBERS, "MASTER_ADDR") if name not in said]
-    if "LOCAL_RANK" in said and missing:
+    missing = [name for name in (*_NUMBERS, "MASTER_ADDR") if name not in given]
+    if "LOCAL_RANK" in given and missing:
         raise MachineError(
             f"launch: LOCAL_RANK is set and {', '.join(missing)} not; start with --launch or torchrun, which set all "
             "of them, or unset LOCAL_RANK for one process"
@@ -194,7 +194,7 @@ def _refuse_odd_environment(environment: Mapping[str, str]) -> None:
 
 @contextmanager
 def _unset(name: str) -> Iterator[None]:
-    """Without a variable of the environment."""
+    """In the block, an environment variable is not set."""
     value = os.environ.pop(name, None)
     try:
         yield
@@ -204,11 +204,11 @@ def _unset(name: str) -> Iterator[None]:
 
 
 def _is_set(name: str) -> bool:
-    """Whether `accelerate launch` switched something on."""
+    """Whether `accelerate launch` set this variable to true."""
     return os.environ.get(name, "false").lower() == "true"
 
 
 def joined(names: Sequence[str]) -> str:
-    """Names for a message, at most five."""
+    """Names for a message, at most five of them."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,4 +1,4 @@
-"""A run from its first line to its last: processes, folder, log, trackers."""
+"""A run from start to end: its processes, folder, log and trackers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pmmrec.train.run_folder import (
     RunStatus,
     environment,
     is_requeued,
+    remove_started_run,
     run_folder,
-    take_away,
     write_json,
 )
 from pmmrec.train.stop import StopSignals
@@ -38,7 +38,7 @@ Done = TypeVar("Done")
 
 
 class Runnable(Protocol):
-    """What a run must know of its recipe."""
+    """The fields of a recipe that a run needs."""
 
     @property
     def folder(self) -> Path: ...
@@ -50,7 +50,7 @@ class Runnable(Protocol):
 
 
 class Run:
-    """An open run. Leaving it by an error before anything was logged takes its folder away again."""
+    """An open run. An error before anything was logged removes its folder again."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Run:
         ends_processes: bool = True,
     ) -> None:
         self.folder, self.processes, self.log = recipe.folder, processes, log
-        self.weights: dict[str, str] = {}  # place and commit of pretrained weights from elsewhere, by part
+        self.weights: dict[str, str] = {}  # origin and commit of downloaded pretrained weights, by part
         self.signals = StopSignals()
         self.resumes, self.is_finished = status is RunStatus.STOPPED, status is RunStatus.FINISHED
         self._recipe, self._held, self._watching, self._ends_processes = recipe, held, watching, ends_processes
@@ -73,19 +73,19 @@ class Run:
     def start(
         cls, recipe: Runnable, *, model: ModelConfig | None = None, resume: bool = False, beside: Run | None = None
     ) -> Self:
-        """Join the processes, make the folder, write down what was asked and on what machine.
+        """Join the processes, open the folder, and write the recipe and the environment into it.
 
-        `model`: what it trains, which decides how many threads are worth starting.
-        `resume`: go on with a run of this name, where there is one.
-        `beside`: a run that has trained already and ends later. It ends the processes of both; its model is let go.
+        `model`: the model to train, which decides the number of threads.
+        `resume`: go on with a run of this name, if there is one.
+        `beside`: a run that has trained already and ends later; it closes the processes of both, and frees its model.
         """
         machine = recipe.machine
         if beside is not None:
-            beside.processes.let_go()
+            beside.processes.release_models()
         openers = tracker_openers(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
         processes = Processes(machine)
         if beside is not None:
-            processes.watchdog = beside.processes.watchdog  # which is open
+            processes.watchdog = beside.processes.watchdog  # it is open
         threads = choose_threads(machine.threads, model, os.environ)
         with ExitStack() as watching, ExitStack() as stack:
             watching.enter_context(using_threads(threads))
@@ -101,19 +101,19 @@ class Run:
         return run
 
     def limit_time(self, *, step_minutes: float, phase_hours: float) -> None:
-        """So long may steps and silences last, and what lies between steps; until this is said the defaults hold."""
+        """Set the time limits of the watchdog: for a step or a silence, and for the time between steps."""
         self.processes.watchdog.set_limits(60 * step_minutes, 3600 * phase_hours)
 
     def write_recipe(self) -> None:
-        """Write the recipe down anew, once it is known that the run can go on with it. For the main process."""
+        """Write the recipe again, once the run is known to go on with it. For the main process."""
         _write_recipe(self._recipe)
 
     def by_main(self, work: Callable[[], Done]) -> Done | None:
-        """Do what the main process alone is to do; None in the others. Its error is raised in all alike."""
+        """Do work on the main process only; returns None in the others. Its error is raised in all processes."""
         return by_main(self.processes, work)
 
     def before_unlocking(self, work: Callable[[], object]) -> None:
-        """Do this when the run is left, however it is, while its folder is still locked."""
+        """Call `work` when the run ends, in any way, while its folder is still locked."""
         self._held.callback(work)
 
     def __enter__(self) -> Self:
@@ -124,7 +124,7 @@ class Run:
     ) -> None:
         try:
             if error is not None and not isinstance(error, StoppedError):
-                self._watching.__exit__(kind, error, trace)  # first of all: the others may wait for this process
+                self._watching.__exit__(kind, error, trace)  # first: the others may be waiting for this process
         finally:
             self._close(kind, error, trace)
 
@@ -139,7 +139,7 @@ class Run:
         with self._held:
             is_empty = events.exists() and not events.stat().st_size
             if error is not None and self.processes.is_main and is_empty and not self.resumes:
-                take_away(self.folder)
+                remove_started_run(self.folder)
         if is_stop:
             self._end_with_the_others()
         self._watching.close()
@@ -147,11 +147,11 @@ class Run:
             self.processes.end()
 
     def _end_with_the_others(self) -> None:
-        """Wait until the main process has closed all: a launcher that sees one process end with 75 ends the others."""
+        """Wait until the main process has closed everything: a launcher ends all once one process exits with 75."""
         if self.processes.world == 1:
             self.signals.close()
             return
-        with suppress(RuntimeError):  # do not wait for processes that have gone
+        with suppress(RuntimeError):  # processes that are gone are not waited for
             self.processes.wait()
         self.signals.ignore()
 
@@ -164,29 +164,29 @@ def _machine(processes: Processes, threads: int) -> str:
 
 
 def by_main(processes: Processes, work: Callable[[], Done]) -> Done | None:
-    """Do what the main process alone is to do; what came of it there, None in the others. Every process must call it.
+    """Do work on the main process only; returns its result there, None in the others. Every process must call it.
 
-    An error of ours is raised in all alike, so that it is said once, and nobody takes the main process for lost.
+    A PMMRecError is raised in all processes, so that it is reported once and the main process does not seem lost.
     """
     done, error = None, None
     if processes.is_main:
         try:
             done = work()
-        except PMMRecError as met:
-            error = met
+        except PMMRecError as raised:
+            error = raised
     kind = next((one for one in type(error).__mro__ if one.__module__ == PMMRecError.__module__), None)
-    kind, told = processes.from_main((kind, str(error)))
+    kind, message = processes.from_main((kind, str(error)))
     if error is not None:
         raise error
     if kind is not None:
-        raise kind(told)
+        raise kind(message)
     return done
 
 
 def _opened(recipe: Runnable, processes: Processes, stack: ExitStack, *, resume: bool) -> RunStatus:
-    """The folder of a run, open for as long as `stack` is."""
-    voice = RunLog(None, is_main=True)  # before there is a folder
-    status = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=voice.warn))
+    """Open the folder of a run for as long as `stack` is open."""
+    log = RunLog(None, is_main=True)  # there is no folder yet
+    status = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=log.warn))
     if status is RunStatus.NEW:
         _write_recipe(recipe)
     if status is not RunStatus.FINISHED:

@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked, on what machine, and what came out."""
+"""The folder of a run: its lock, what it holds when a run starts, and the facts written into it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import torch
 
 from pmmrec.atomic import make_folder, whole_file, writing_to
 from pmmrec.errors import CheckpointError, MachineError, RecipeError
-from pmmrec.processes import alone_in
+from pmmrec.processes import folder_lock
 from pmmrec.settings import parse_yaml
 from pmmrec.train.state import StateFolder
 from pmmrec.zoo import files
@@ -30,9 +30,9 @@ from pmmrec.zoo.folder import METRICS_NAME
 
 CHECKPOINT_FOLDER, STATE_FOLDER, EVENTS_FILE, LOCK_FILE = "checkpoint", "state", "events.jsonl", "lock"
 RECIPE_FILE, ENVIRONMENT_FILE, PUT_ASIDE = "recipe.yaml", "environment.json", "before"
-# What a run has made before its first state. What else lies in its folder is never taken away: notes, and the files of
-# steps that were not finite, which are to be looked at after the run has ended.
-_BEGUN = (
+# What a run makes before its first state. Nothing else in its folder is ever removed: notes of the user, and the files
+# about steps that were not finite, which are of use after the run has ended.
+_MADE_FIRST = (
     RECIPE_FILE,
     ENVIRONMENT_FILE,
     EVENTS_FILE,
@@ -42,12 +42,12 @@ _BEGUN = (
     "tensorboard",
     "wandb",
 )
-FINISHED = "finished"  # the last event of a run that has nothing left to do
-# So long a lock may outlive a run: its data workers hold it for some seconds, a server of NFSv4 for a lease (90 s).
-LOCK_PATIENCE_S = 120.0
-# What may change between a stop and going on: nothing of it changes what is trained.
+FINISHED = "finished"  # the last event of a finished run
+# How long a lock may outlive a run: data workers hold it for some seconds, an NFSv4 server for a lease (90 s).
+LOCK_TIMEOUT_S = 120.0
+# Settings that may change between a stop and a resume, since none changes what is trained.
 _FREE = (
-    "machine.threads",  # sums are rounded in another order, no more
+    "machine.threads",  # only the order of rounding changes
     "machine.trackers",
     "machine.project",
     "data.workers",
@@ -58,15 +58,15 @@ _FREE = (
     "train.state",
     "train.step_minutes",
     "train.phase_hours",
-    "train.on_nonfinite",  # such a step changes no weight in any case
+    "train.on_nonfinite",  # such a step never changes a weight
 )
-_FREE_BEFORE_TEST = ("train.epochs",)  # a training may be longer or shorter until its test targets are ranked
-_FREE_WITH_STATES = ("data.sources",)  # a domain may lie elsewhere: a state tells whether it is the same
+_FREE_BEFORE_TEST = ("train.epochs",)  # training may get longer or shorter until test targets are ranked
+_FREE_WITH_STATES = ("data.sources",)  # a domain may move: a state knows its fingerprint
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")
 
 
 def refuse_taken(folder: Path) -> None:
-    """RecipeError when a run of this name exists."""
+    """RecipeError if a run of this name exists."""
     if folder.exists():
         raise RecipeError(
             f"{folder}: this run exists; choose another name=..., go on with it (--resume) or remove the folder"
@@ -74,12 +74,12 @@ def refuse_taken(folder: Path) -> None:
 
 
 def make_run_folder(folder: Path) -> Path:
-    """A new folder. RecipeError when it exists, MachineError when it cannot be made."""
+    """Make a new folder. RecipeError if it exists, MachineError if it cannot be made."""
     refuse_taken(folder)
     try:
         make_folder(folder, exist_ok=False)
     except FileExistsError as error:
-        refuse_taken(folder)  # by another run that started at the same moment
+        refuse_taken(folder)  # made by another run that started at the same moment
         raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
     except OSError as error:
         raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
@@ -87,10 +87,10 @@ def make_run_folder(folder: Path) -> Path:
 
 
 class RunStatus(str, Enum):
-    """What a run finds in its folder."""
+    """The status of a run when its folder is opened."""
 
     NEW = "new"
-    STOPPED = "stopped"  # there are states to go on from
+    STOPPED = "stopped"  # there are states to resume from
     FINISHED = "finished"
 
 
@@ -98,19 +98,19 @@ class RunStatus(str, Enum):
 def run_folder(
     folder: Path, recipe: str, *, resume: bool, warn: Callable[[str], object] = warnings.warn
 ) -> Iterator[RunStatus]:
-    """The folder of a run, locked against other runs; made where it is new.
+    """Open the folder of a run and lock it against other runs; a new folder is made.
 
-    `resume`: go on with a run that was stopped. If it was stopped before it kept a state, it begins anew; what it had
-    learned by then, if anything, is put aside, and `warn` is told. Raises RecipeError where the folder is
-    another run's, or the recipe is another, MachineError where it cannot be made, or where another run works there
-    for longer than a dead one could seem to: a scheduler may then try again.
+    `resume`: go on with a stopped run. A run that was stopped before it saved a state starts again; what it has learned
+    so far, if anything, is put aside with a warning. Raises RecipeError if the folder belongs to another run or the
+    recipe has changed, MachineError if it cannot be made, or if its lock is held for longer than a dead run could hold
+    it, so that a scheduler may try again.
     """
     exists = resume and folder.exists()
-    if exists and not (folder / LOCK_FILE).exists() and not _is_empty(folder):  # empty: killed before it was locked
+    if exists and not (folder / LOCK_FILE).exists() and not _is_empty(folder):  # empty: killed before it locked
         raise RecipeError(f"{folder}: is not a resumable run; choose another name=...")
     if not exists:
         make_run_folder(folder)
-    with _locked(folder, LOCK_PATIENCE_S if exists else 0.0, warn):
+    with _locked(folder, LOCK_TIMEOUT_S if exists else 0.0, warn):
         yield _status(folder, recipe, warn) if exists else RunStatus.NEW
 
 
@@ -119,27 +119,25 @@ def _is_empty(folder: Path) -> bool:
 
 
 def is_requeued() -> bool:
-    """Whether a scheduler or launcher started this command again: Slurm after a requeue, torchrun after a failure."""
+    """Whether this command was started again, by Slurm after a requeue or by torchrun after a failure."""
     counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return any(count.isdigit() and int(count) > 0 for count in counts)
 
 
 @contextmanager
-def _locked(folder: Path, patience_s: float, warn: Callable[[str], object]) -> Iterator[None]:
+def _locked(folder: Path, timeout_s: float, warn: Callable[[str], object]) -> Iterator[None]:
     lock = folder / LOCK_FILE
-    until_s = time.monotonic() + patience_s
+    until_s = time.monotonic() + timeout_s
     with ExitStack() as stack:
         while True:
             holder = lock.read_text(encoding="utf-8", errors="replace").strip() if lock.exists() else ""
             try:
-                held = stack.enter_context(alone_in(folder, f"another run ({holder})"))
+                held = stack.enter_context(folder_lock(folder, f"another run ({holder})"))
                 break
             except RecipeError as error:
                 if time.monotonic() > until_s:
                     raise MachineError(str(error)) from error
-                warn(
-                    f"{folder}: another run ({holder}) seems to work here; waiting up to {patience_s:g} s for its lock"
-                )
+                warn(f"{folder}: another run ({holder}) seems to work here; waiting up to {timeout_s:g} s for its lock")
                 time.sleep(0.2)
         with writing_to(lock):
             os.ftruncate(held, 0)
@@ -147,15 +145,15 @@ def _locked(folder: Path, patience_s: float, warn: Callable[[str], object]) -> I
         yield
 
 
-def take_away(folder: Path) -> None:
-    """Take away what a run made that came to nothing, and the folder where it holds nothing else."""
+def remove_started_run(folder: Path) -> None:
+    """Remove what a failed start has made, and the folder if it holds nothing else."""
     _clear(folder)
     if all(path.name == LOCK_FILE for path in folder.iterdir()):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _status(folder: Path, recipe: str, warn: Callable[[str], object]) -> RunStatus:
-    """What a folder that exists holds; made ready for a beginning where its run kept no state to go on from."""
+    """The status of an existing folder, which is cleared for a new start if its run saved no state."""
     events, before = _events(folder), _recipe_before(folder)
     is_finished = bool(events) and f'"event": "{FINISHED}"' in events[-1]
     states = StateFolder(folder / STATE_FOLDER)
@@ -164,7 +162,7 @@ def _status(folder: Path, recipe: str, warn: Callable[[str], object]) -> RunStat
         is_ranked = is_finished or (folder / METRICS_NAME).exists()
         _refuse_other_recipe(folder, before, recipe, has_states=has_states, is_ranked=is_ranked)
     if is_finished:
-        states.clear()  # a kill may have left some of them
+        states.clear()  # a kill may have left some
         return RunStatus.FINISHED
     if has_states and not before:
         raise RecipeError(f"{folder}: its {RECIPE_FILE} is gone or empty; put back the one that its states are of")
@@ -186,7 +184,7 @@ def _events(folder: Path) -> list[str]:
 
 
 def _has_learned(folder: Path, events: list[str]) -> bool:
-    """Whether an epoch was trained to its end, as far as can be told: what cannot be read may be worth something."""
+    """Whether an epoch was trained to its end; True if that cannot be read, since it may be worth something."""
     best = files.current(folder / CHECKPOINT_FOLDER)
     try:
         is_of_start = not best.exists() or files.read_json(best / METRICS_NAME)["epoch"] == 0
@@ -210,33 +208,33 @@ def _clear(folder: Path) -> None:
 
 
 def _made_in(folder: Path) -> list[Path]:
-    """What a run has made there before its first state, and what kills left of it."""
-    names = {name + end for name in _BEGUN for end in ("", files.INCOMPLETE, files.PREVIOUS)}
+    """The files that a run makes before its first state, and their drafts."""
+    names = {name + end for name in _MADE_FIRST for end in ("", files.INCOMPLETE, files.PREVIOUS)}
     return [path for path in folder.iterdir() if path.name in names]
 
 
 def _recipe_before(folder: Path) -> str:
-    """The recipe that a run was begun with; empty where it was stopped before it was written."""
+    """The recipe that a run was started with; empty if it was stopped before that was written."""
     path = folder / RECIPE_FILE
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
 
-def _refuse_other_recipe(folder: Path, told_before: str, told_now: str, *, has_states: bool, is_ranked: bool) -> None:
-    """RecipeError where something is changed that may not be: it depends on what the run has come to."""
-    before = _leaves(parse_yaml(told_before, str(folder / RECIPE_FILE)))
-    now = _leaves(parse_yaml(told_now, "recipe"))
+def _refuse_other_recipe(folder: Path, text_before: str, text_now: str, *, has_states: bool, is_ranked: bool) -> None:
+    """RecipeError for changed settings that the progress of the run does not allow."""
+    before = _leaves(parse_yaml(text_before, str(folder / RECIPE_FILE)))
+    now = _leaves(parse_yaml(text_now, "recipe"))
     free = (*_FREE, *(_FREE_BEFORE_TEST if not is_ranked else ()), *(_FREE_WITH_STATES if has_states else ()))
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and not _is_free(name, free)]
     if not changed:
         return
-    told = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed[:5])
+    changes = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed[:5])
     more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
     if all(_is_free(name, _FREE_BEFORE_TEST) for name in changed):
         raise RecipeError(
-            f"{folder}: is finished, its test targets were ranked: {told}; train on from its weights with `pmmrec "
+            f"{folder}: is finished, its test targets were ranked: {changes}; train on from its weights with `pmmrec "
             f"finetune RECIPE --from {folder / CHECKPOINT_FOLDER} ...`, or begin another run with another name=..."
         )
-    raise RecipeError(f"{folder}: cannot go on with another recipe: {told}{more}; begin another run for that")
+    raise RecipeError(f"{folder}: cannot go on with another recipe: {changes}{more}; begin another run for that")
 
 
 def _is_free(name: str, free: Sequence[str]) -> bool:
@@ -244,7 +242,7 @@ def _is_free(name: str, free: Sequence[str]) -> bool:
 
 
 def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Values by dotted name."""
+    """The values of a tree by dotted name."""
     if not isinstance(tree, Mapping):
         return {path: tree}
     return {
@@ -253,13 +251,13 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     with whole_file(path) as draft:
         draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def environment(num_processes: int, device: torch.device) -> dict[str, Any]:
-    """Versions, commit and hardware."""
+    """Versions, commit and hardware, for `environment.json`."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": sys.version.split()[0],
@@ -274,7 +272,7 @@ def environment(num_processes: int, device: torch.device) -> dict[str, Any]:
 
 
 def package_version(package: str) -> str | None:
-    """The installed version; None where it is not installed."""
+    """The installed version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -282,7 +280,7 @@ def package_version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of a checkout that this package is run from; None for an installed wheel."""
+    """The commit of the checkout that this package is run from; None for an installed wheel."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

@@ -128,7 +128,7 @@ class States:
         self._act(loop, stops=stops, saves=saves)
 
     @contextmanager
-    def ending_when_asked(self, loop: Resumable) -> Iterator[None]:
+    def stoppable(self, loop: Resumable) -> Iterator[None]:
         """Run work between steps; stop before it, or in a collective of `group`, if any process was asked to.
 
         A stop loses the work done so far: the state that is saved is the one before it.

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from pmmrec.errors import DataError, MachineError, PMMRecError, RecipeError
-from pmmrec.processes import alone_in, end_all, signals_as_interrupts
+from pmmrec.processes import end_all, folder_lock, signals_as_interrupts
 from pmmrec.recipe import FinetuneRecipe, Name, PretrainRecipe, read_recipe, recipe_class_for, recipe_tree
 from pmmrec.settings import Config, Place, Tree, overlay, validate
 from pmmrec.shipped import find_recipe, shipped_file
@@ -94,7 +94,7 @@ class Search:
         """
         self._make_folder()
         with (
-            alone_in(self.folder, "a search, or a trial that it left,") as lock,
+            folder_lock(self.folder, "a search, or a trial that it left,") as lock,
             signals_as_interrupts() as self._asked,
         ):
             prune_after = self._plan.prune_after
@@ -201,7 +201,7 @@ class Search:
         if code == 0 and process.outcome() is not None:
             self._close(number, "complete", process.seconds)
             return
-        complaint = process.complaint()
+        complaint = process.failure()
         self._close(number, "failed", process.seconds, complaint)
         endings = self._record.endings()
         if code in _FATAL and not best_first(endings):

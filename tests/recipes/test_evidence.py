@@ -16,7 +16,7 @@ from command_line import SMALL, working_in
 from quick_programs import quick_programs
 
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.processes import alone_in
+from pmmrec.processes import folder_lock
 from tests.real.evidence.cells import Results
 from tests.real.evidence.layout import Layout
 from tests.real.evidence.page import Page
@@ -258,7 +258,7 @@ def test_changed_data_is_imported_again_and_makes_stale_what_was_measured_on_it(
 def test_two_do_not_measure_in_the_same_folder(place: Place) -> None:
     runner = place.runner()
     with (
-        alone_in(place.folder / "home", "another"),
+        folder_lock(place.folder / "home", "another"),
         pytest.raises(RecipeError, match="home: another that measures, or"),
     ):
         runner.measure(Wanted(), jobs=1)
@@ -289,7 +289,7 @@ def test_an_interrupt_stops_all_and_leaves_no_process(copy: Place) -> None:
     runner = Runner(plan, copy.results, layout, {**os.environ, "OMP_NUM_THREADS": "1"}, interrupt)
     with working_in(copy.folder), pytest.raises(KeyboardInterrupt):
         runner.measure(Wanted(cells=(KNOWN, UNSEEN), fresh=True), jobs=2)
-    with alone_in(copy.folder / "home", "a run that was left"):
+    with folder_lock(copy.folder / "home", "a run that was left"):
         pass
     assert not (copy.folder / "home" / "cells" / KNOWN / "seed-1" / "evidence.json").exists()
 

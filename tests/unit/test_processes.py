@@ -15,7 +15,7 @@ import pytest
 
 from pmmrec import processes as processes_file
 from pmmrec.errors import MachineError, RecipeError
-from pmmrec.processes import ChildProcess, alone_in, complaint, end_all, signals_as_interrupts
+from pmmrec.processes import ChildProcess, end_all, failure_reason, folder_lock, signals_as_interrupts
 
 
 @contextmanager
@@ -130,36 +130,39 @@ def test_a_complaint_is_the_last_error_the_signal_or_the_last_words(
     tmp_path: Path, words: str, code: int, expected: str
 ) -> None:
     (tmp_path / "a.log").write_text(words, encoding="utf-8")
-    assert complaint(tmp_path / "a.log", code) == expected
+    assert failure_reason(tmp_path / "a.log", code) == expected
 
 
 def test_a_log_that_is_no_text_is_complained_of_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_bytes(b"error: \xff\n")
-    assert complaint(tmp_path / "a.log", 1) == "\ufffd"
+    assert failure_reason(tmp_path / "a.log", 1) == "\ufffd"
 
 
 def test_who_is_alone_in_a_folder_stays_so_until_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     told = pytest.raises(RecipeError, match="folder: another works here; wait, or end it")
-    with alone_in(folder, "another"), told, alone_in(folder, "another"):
+    with folder_lock(folder, "another"), told, folder_lock(folder, "another"):
         pass
-    with alone_in(folder, "another"):
+    with folder_lock(folder, "another"):
         pass
 
 
 def test_a_process_that_keeps_the_lock_open_holds_it_after_its_owner_has_gone(tmp_path: Path) -> None:
-    with alone_in(tmp_path, "a run that was left") as lock:
+    with folder_lock(tmp_path, "a run that was left") as lock:
         process = shell("sleep 100", tmp_path, lock)
-    with pytest.raises(RecipeError, match="a run that was left works here"), alone_in(tmp_path, "a run that was left"):
+    with (
+        pytest.raises(RecipeError, match="a run that was left works here"),
+        folder_lock(tmp_path, "a run that was left"),
+    ):
         pass
     end_all([process])
-    with alone_in(tmp_path, "a run that was left"):
+    with folder_lock(tmp_path, "a run that was left"):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MachineError, match="file: cannot be worked in"), alone_in(tmp_path / "file", "another"):
+    with pytest.raises(MachineError, match="file: cannot be worked in"), folder_lock(tmp_path / "file", "another"):
         pass
 
 

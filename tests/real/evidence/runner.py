@@ -14,7 +14,7 @@ from pathlib import Path
 from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.errors import DataError, PMMRecError, RecipeError
-from pmmrec.processes import alone_in
+from pmmrec.processes import folder_lock
 from tests.real.evidence.cells import CellResult, DifferenceResult, Results, Training, digest_of
 from tests.real.evidence.identity import Identities
 from tests.real.evidence.layout import Layout
@@ -108,7 +108,7 @@ class Runner:
         RecipeError if a name matches no cell, or another process is measuring in the same folder; DataError if the
         data of a named cell is missing.
         """
-        with alone_in(self._layout.home, "another that measures, or a run that it left,") as lock:
+        with folder_lock(self._layout.home, "another that measures, or a run that it left,") as lock:
             return self._measure(wanted, Processes(self._environment, lock), jobs)
 
     def _measure(self, wanted: Wanted, processes: Processes, jobs: int) -> dict[str, str]:

@@ -88,7 +88,7 @@ class Processes:
         with self._started(run) as process:
             code, wall_s = process.wait(), process.seconds
         if code:
-            raise MachineError(f"{run.label}: {process.complaint()} (see {run.log})")
+            raise MachineError(f"{run.label}: {process.failure()} (see {run.log})")
         stamp = Stamp(
             identity=run.identity.tree,
             cpu_s=round(process.cpu_s, 1),

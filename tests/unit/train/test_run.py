@@ -83,7 +83,7 @@ def test_a_second_run_of_the_same_name_does_not_touch_the_first(tmp_path: Path) 
 def test_a_second_run_in_a_folder_waits_and_is_refused_and_told_who_works_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_folder, "LOCK_PATIENCE_S", 0.5)
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT_S", 0.5)
     who = rf"another run \(process {os.getpid()} on \S+\)"
     with Run.start(_Recipe(tmp_path / "one")) as run:
         run.log.event("train", 1)
@@ -96,7 +96,7 @@ def test_a_second_run_in_a_folder_waits_and_is_refused_and_told_who_works_there(
 
 
 def test_a_lock_is_waited_for_longer_than_a_server_keeps_that_of_a_machine_that_is_gone() -> None:
-    assert run_folder.LOCK_PATIENCE_S > 90  # the lease of Linux's NFS server, unless an administrator changed it
+    assert run_folder.LOCK_TIMEOUT_S > 90  # the lease of Linux's NFS server, unless an administrator changed it
 
 
 def test_a_run_that_was_stopped_before_it_kept_a_state_begins_anew(tmp_path: Path) -> None:
