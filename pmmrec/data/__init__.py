@@ -1,1 +1,1 @@
-"""Data: domains on disk, and batches made of them."""
+"""Domains on disk, and the batches that are read from them."""

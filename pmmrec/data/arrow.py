@@ -1,5 +1,5 @@
 """Read rows of Arrow files without holding the files in memory."""
-# A table may lie in several files, each of which is a list of record batches.
+# A table may be split over several files, each of which is a list of record batches.
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pmmrec.data.disk import Parts
+from pmmrec.data.disk import SharedFile
 from pmmrec.data.info import DOMAIN_FILE
 from pmmrec.errors import DataError
 
@@ -24,14 +24,14 @@ OFFSET_BYTES = 8  # large_list and large_string
 class ArrowTable:
     """The rows of one table, in the order of its files, read batch by batch or, by `Cells`, one by one.
 
-    Files are read, not mapped: pages of a map that were touched count as memory of this process. What is read is
-    checked. Raises DataError for files that cannot be read, lack a column, or hold another number of rows.
+    Files are read, not mapped: pages of a map that were touched count as memory of this process. Everything read is
+    checked. Raises DataError for files that cannot be read, lack a column, or have another number of rows.
     """
 
     def __init__(self, paths: Sequence[Path], fields: Sequence[pa.Field], num_rows: int) -> None:
-        """`fields`: the first columns of the table, in their order."""
+        """`fields`: the first columns that the table must have, in their order."""
         self.paths, self._names = list(paths), [field.name for field in fields]
-        self._places: list[tuple[Path, int]] = []  # of each batch: its file, and its number there
+        self._places: list[tuple[Path, int]] = []  # of each batch: its file, and its number in the file
         rows = [0]
         for path in self.paths:
             with _mapped(path) as source:
@@ -40,7 +40,7 @@ class ArrowTable:
                 for number in range(reader.num_record_batches):
                     self._places.append((path, number))
                     rows.append(reader.get_batch(number).num_rows)
-        self.starts: list[int] = np.cumsum(rows).tolist()  # rows before each batch, and all rows
+        self.starts: list[int] = np.cumsum(rows).tolist()  # number of rows before each batch, then of all rows
         if self.num_rows != num_rows:
             where = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
             said = f"{self.num_rows} rows where {DOMAIN_FILE} says {num_rows}"
@@ -55,18 +55,18 @@ class ArrowTable:
         return len(self._places)
 
     def path(self, batch: int) -> Path:
-        """The file that a batch lies in."""
+        """The file that holds a batch."""
         return self._places[batch][0]
 
     def read(self, batch: int, names: Sequence[str] | None = None) -> pa.RecordBatch:
-        """A sound copy of some of the columns, in the order of the table, or of all; no id is missing."""
+        """A checked copy of all columns of a batch, or of some in the order of the table; no id is missing."""
         path, number = self._places[batch]
         try:
             with pa.OSFile(str(path)) as source:
                 columns = None if names is None else [self._names.index(name) for name in names]
                 options = pa.ipc.IpcReadOptions(included_fields=columns)
                 found = pa.ipc.open_file(source, options=options).get_batch(number)
-            found.validate(full=True)  # a wrong offset or broken UTF-8 would end the process without a word later on
+            found.validate(full=True)  # a wrong offset or broken UTF-8 would crash the process later
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: cannot be read as an Arrow file: {error}") from error
         key = self._names[0]
@@ -75,18 +75,18 @@ class ArrowTable:
         return found
 
     def mapped(self, names: Sequence[str] | None = None) -> pa.Table:
-        """Some columns, or all, as a map of the files: sound, and in memory as far as rows of it are asked for.
+        """Some columns, or all, as a checked memory map: only rows that are used take memory.
 
-        They are checked by reading them, which touches no page of the map.
+        The check reads the files and touches no page of the map.
         """
         for batch in range(self.num_batches):
             self.read(batch, names)
-        give_back_memory()
+        release_memory()
         whole = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in self.paths]
         return pa.concat_tables(whole if names is None else [table.select(names) for table in whole])
 
     def has(self, name: str) -> NDArray[np.bool_]:
-        """Which rows of a column are there, `(rows,)`; its values are not read."""
+        """Which rows of a column have a value, `(rows,)`; the values are not read."""
         found = [np.empty(0, dtype=bool)]
         for path in self.paths:
             with _mapped(path) as source:
@@ -98,11 +98,11 @@ class ArrowTable:
         return np.concatenate(found)
 
     def cells(self, name: str, *, may_lack: bool = False) -> Cells:
-        """Single rows of a column of lists, texts or bytes. `may_lack`: some may be missing, and are not asked for."""
+        """Random access to a column of lists, texts or bytes. `may_lack`: values may be missing; do not read those."""
         column = self._names.index(name)
         spans: list[_Span] = []
         for path in self.paths:
-            file = Parts(path)
+            file = SharedFile(path)
             with _mapped(path) as source:
                 whole, reader = source.read_buffer(), pa.ipc.open_file(source)
                 batches = map(reader.get_batch, range(reader.num_record_batches))
@@ -111,9 +111,9 @@ class ArrowTable:
 
 
 class _Span(NamedTuple):
-    """Where a column of one record batch lies in its file."""
+    """Where a file stores a column of one record batch."""
 
-    file: Parts
+    file: SharedFile
     offsets: int  # position of the first offset
     values: int  # position of the first value
     num_values: int
@@ -121,7 +121,7 @@ class _Span(NamedTuple):
 
 
 class Cells:
-    """A list or text column, any row of which costs two short reads."""
+    """Random access to a list or text column: a row costs two short reads."""
 
     def __init__(self, starts: Sequence[int], spans: Sequence[_Span]) -> None:
         self._starts, self._spans = list(starts), list(spans)
@@ -140,7 +140,7 @@ class Cells:
         return span.file.read(span.value_bytes * (end - first), span.values + span.value_bytes * first)
 
     def lengths(self, first: int, end: int) -> NDArray[np.int64]:
-        """How many values each of the rows from `first` to `end` holds, `(end - first,)`."""
+        """The number of values of each row from `first` to `end`, `(end - first,)`."""
         found = [np.empty(0, dtype=np.int64)]
         while first < end:
             batch = bisect_right(self._starts, first) - 1
@@ -157,14 +157,14 @@ class Cells:
         return np.concatenate(found)
 
 
-def give_back_memory() -> None:
-    """After a pass over a large file: Arrow would keep what it no longer needs."""
+def release_memory() -> None:
+    """Return memory that Arrow keeps after a pass over a large file to the system."""
     pa.default_memory_pool().release_unused()
 
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[pa.MemoryMappedFile]:
-    """The file for as long as its layout is read. DataError where it is no Arrow file."""
+    """The mapped file while its layout is read. Raises DataError where it is not an Arrow file."""
     try:
         with pa.memory_map(str(path)) as source:
             yield source
@@ -179,8 +179,8 @@ def _check_fields(path: Path, schema: pa.Schema, fields: Sequence[pa.Field]) -> 
             raise DataError(f"{path}: {found}; import the domain again")
 
 
-def _span(file: Parts, whole: pa.Buffer, column: pa.Array, name: str, may_lack: bool) -> _Span:
-    """Where the buffers of a column lie in the file that `whole` is."""
+def _span(file: SharedFile, whole: pa.Buffer, column: pa.Array, name: str, may_lack: bool) -> _Span:
+    """The positions of a column's buffers in its file, of which `whole` is the map."""
     values = column.values if pa.types.is_large_list(column.type) else None
     if (column.null_count and not may_lack) or (values is not None and values.null_count):
         what = f"a {name}" if values is None else f"one of the {name}, or an entry of one,"
@@ -197,5 +197,5 @@ def _position(path: Path, buffer: pa.Buffer | None, whole: pa.Buffer) -> int:
         return 0
     position = int(buffer.address - whole.address)
     if not 0 <= position <= whole.size - buffer.size:
-        raise DataError(f"{path}: is compressed, and no single row of it can be read; import the domain again")
+        raise DataError(f"{path}: is compressed, so single rows of it cannot be read; import the domain again")
     return position

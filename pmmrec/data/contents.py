@@ -1,4 +1,4 @@
-"""Find the items of a domain that say the same to a model, and those that say nothing."""
+"""Find the items of a domain that are the same to a model, and those that a model cannot read."""
 # N items of a domain.
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MAX_UNREADABLE = 0.05  # share of a domain's items
 
 @dataclass(frozen=True)
 class Contents:
-    """What a model is told of each item of one domain."""
+    """Which items of one domain have the same content, and which can be read."""
 
-    same_as_N: Ints  # first row with the same content; of the item itself where no other is like it
-    is_readable_N: NDArray[np.bool_]  # has something that the model reads; a model that knows ids reads every item
+    same_as_N: Ints  # first row with the same content; an item without a double names itself
+    is_readable_N: NDArray[np.bool_]  # has a modality that the model reads; a model of item ids reads every item
 
     @property
     def distinct(self) -> Ints:
-        """The first row of each content that can be read."""
+        """The first row of each distinct content that can be read."""
         is_first_N = self.same_as_N == np.arange(len(self.same_as_N))
         return np.flatnonzero(is_first_N & self.is_readable_N)
 
@@ -43,15 +43,15 @@ def contents_of(
 ) -> Contents:
     """Compare items by their token ids and stored image bytes, as far as a model reads them.
 
-    `tokens` is given where texts are read. Images are compared once ever: `cache` holds which are alike. MachineError
-    when it cannot be kept there.
+    `tokens` is given where texts are read. `cache` keeps the comparison of images; raises MachineError where it cannot
+    be written.
     """
     rows = np.arange(domain.num_items)
     if not modalities:
         return Contents(rows, np.ones(domain.num_items, dtype=bool))
     same_as_N = np.zeros_like(rows)
     if tokens is not None:
-        same_as_N = tokens.first_alike()
+        same_as_N = tokens.first_same()
     if Modality.IMAGE in modalities:
         same_image_N = _same_images(domain, cache)
         same_as_N = first_equal(same_as_N * domain.num_items + same_image_N)
@@ -59,7 +59,7 @@ def contents_of(
 
 
 def is_readable(domain: Domain, modalities: frozenset[Modality]) -> NDArray[np.bool_]:
-    """Which items have something that the model reads, `(N,)`; no modalities: it knows ids."""
+    """Which items have a modality that the model reads, `(N,)`; all of them for a model of item ids."""
     if not modalities:
         return np.ones(domain.num_items, dtype=bool)
     has_something_N: NDArray[np.bool_] = np.any([domain.has[modality] for modality in sorted(modalities)], axis=0)
@@ -67,9 +67,9 @@ def is_readable(domain: Domain, modalities: frozenset[Modality]) -> NDArray[np.b
 
 
 def check_readable(domain: Domain, modalities: frozenset[Modality], max_unreadable: float) -> str | None:
-    """A warning that names the items with nothing that the model reads; None where there are none.
+    """A warning that names the items without any modality that the model reads; None where there are none.
 
-    Raises DataError where they are all items, or a larger share than `max_unreadable`.
+    Raises DataError where no item can be read, or where a larger share than `max_unreadable` cannot.
     """
     bare = np.flatnonzero(~is_readable(domain, modalities))
     if not len(bare):
@@ -93,8 +93,8 @@ def check_readable(domain: Domain, modalities: frozenset[Modality], max_unreadab
     )
 
 
-def _first_alike(rows: Ints, keys: Iterable[Hashable]) -> Ints:
-    """The first of `rows` with the same key, for each of them."""
+def _first_same(rows: Ints, keys: Iterable[Hashable]) -> Ints:
+    """For each of `rows` the first one with the same key."""
     first: dict[Hashable, int] = {}
     return np.array([first.setdefault(key, int(row)) for row, key in zip(rows, keys, strict=True)], dtype=np.int64)
 
@@ -106,7 +106,7 @@ def _same_images(domain: Domain, cache: ContentCache) -> Ints:
         return np.zeros_like(rows)
 
     def make(folder: Path) -> None:
-        np.save(folder / SAME_AS, _first_alike(rows, _image_hashes(domain, rows)), allow_pickle=False)
+        np.save(folder / SAME_AS, _first_same(rows, _image_hashes(domain, rows)), allow_pickle=False)
 
     entry = cache.entry("same-images", "image comparisons", {"images": domain.info.sha256(IMAGES_FILE)})
     same_as_N: Ints = entry.open(make, lambda folder: np.load(folder / SAME_AS, allow_pickle=False))

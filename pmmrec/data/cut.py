@@ -1,4 +1,4 @@
-"""Cut a platform into two that share no user."""
+"""Cut a platform into two halves that share no user."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pmmrec.settings import Config
 
 
 class UserCut(Config):
-    """One half of a platform's users, drawn by their ids: the same users wherever it is drawn."""
+    """One half of a platform's users, drawn by a hash of their ids, so every draw gives the same users."""
 
-    salt: str = Field(min_length=1, description="Another salt, another draw. Both halves need the same one.")
-    share: float = Field(0.5, gt=0, lt=1, description="Of the users, those in half a.")
+    salt: str = Field(min_length=1, description="Another salt gives another draw. Both halves need the same one.")
+    share: float = Field(0.5, gt=0, lt=1, description="Share of the users in half a.")
     half: Literal["a", "b"]
 
     def keeps(self, user_id: str) -> bool:
@@ -33,7 +33,7 @@ class UserCut(Config):
 def cut_users(items: Path, interactions: Path, cut: UserCut, out: Path) -> tuple[Path, Path]:
     """Write the half's items and interactions (parquet) into `out` and return their paths.
 
-    Users keep all they did; items that none of them touched are left out. Raises DataError where a file cannot be
+    Users keep all their interactions; items without any of these are left out. Raises DataError where a file cannot be
     read, lacks `item_id` or `user_id`, or where the half has no user.
     """
     actions, catalogue = _read(interactions, ("user_id", "item_id")), _read(items, ("item_id",))

@@ -1,5 +1,5 @@
 """Draw the images of the three platforms of the demo world."""
-# N images, C colour channels, H height, W breadth. Colours and places are fractions: 0..1, and -1..1 from edge to edge.
+# N images, C colour channels, H height, W width. Colours lie in 0..1, positions in -1..1 from edge to edge.
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_TOPIC = -1
 
 @dataclass(frozen=True)
 class Look:
-    """How one platform shows its items, whatever they are."""
+    """The style in which one platform draws all its images."""
 
     paper_top: Colour
     paper_bottom: Colour
@@ -121,7 +121,7 @@ def _paper(look: Look, side: int) -> Array:
 def _glyph(
     topic_N: NDArray[np.int64], centre_N2: Array, size_N: Array, turn_N: Array, side: int
 ) -> tuple[Array, Array]:
-    """How much of each pixel the glyph covers, and how much of that is ink, both `(N, H, W)` in 0..1."""
+    """The share of each pixel that the glyph covers, and the share of that which is ink, both `(N, H, W)` in 0..1."""
     y_HW, x_HW = _grid(side)
     x_NHW = (x_HW - centre_N2[:, 0, None, None]) / size_N[:, None, None]
     y_NHW = (y_HW - centre_N2[:, 1, None, None]) / size_N[:, None, None]
@@ -129,7 +129,7 @@ def _glyph(
     u_NHW = (cos_N11 * x_NHW + sin_N11 * y_NHW).astype(np.float32)
     v_NHW = (cos_N11 * y_NHW - sin_N11 * x_NHW).astype(np.float32)
     cover_NHW, pattern_NHW = np.zeros_like(u_NHW), np.zeros_like(u_NHW)
-    edge = side / 2 * size_N[:, None, None]  # one over a pixel, in the glyph's own measure
+    edge = side / 2 * size_N[:, None, None]  # 1 / size of a pixel, in units of the glyph
     for shape, depth in enumerate(_SHAPES):
         of_shape = np.flatnonzero(topic_N // NUM_PATTERNS == shape)
         cover_NHW[of_shape] = (depth(u_NHW[of_shape], v_NHW[of_shape]) * edge[of_shape] + 0.5).clip(0, 1)
@@ -169,7 +169,7 @@ def _cross(u: Array, v: Array) -> Array:
     return np.maximum(across, along)
 
 
-# Each says how deep inside the shape a place lies (negative: outside); the unit circle is about its reach.
+# Each gives the depth of a point inside the shape (negative: outside); shapes fill about the unit circle.
 _SHAPES: tuple[Callable[[Array, Array], Array], ...] = (
     _triangle,
     lambda u, v: 0.8 - np.maximum(np.abs(u), np.abs(v)),

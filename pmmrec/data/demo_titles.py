@@ -51,10 +51,10 @@ FEWEST_WORDS, MOST_WORDS = 4, 8
 
 @dataclass(frozen=True)
 class Wording:
-    """How one platform words its titles."""
+    """The words and the order of words in the titles of one platform."""
 
-    column: int  # which of the platform-only words are its own
-    endings: tuple[str, ...]  # hung on a shared word, so that sub-words tell what words do not
+    column: int  # index of its own word in a topic or style
+    endings: tuple[str, ...]  # appended to a shared word, so that only sub-words reveal it
     fillers: tuple[str, ...]
     order: tuple[str, ...]  # of the groups "filler", "style", "topic"; a second "filler" takes half of them
     is_capitalised: bool

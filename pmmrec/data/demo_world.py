@@ -1,4 +1,4 @@
-"""Make a small world of three platforms, to try everything on without any data."""
+"""Make a small world of three platforms, to try all programs without real data."""
 # B users, N items of a platform, K topics, G styles.
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SOURCES, TARGET = ("bazaar", "gallery"), "boutique"
 PREFIXES = {"bazaar": "bz", "gallery": "ga", "boutique": "bo"}
 NUM_TOPICS, NUM_STYLES = len(TOPIC_WORDS), len(STYLE_WORDS)
 
-# On a ring of topics in random order, each leads to the ones this many places on. No two steps add up to the whole
-# ring, so none leads back; all topics are reached equally often.
+# On a ring of topics in random order, each topic leads to the topics this many places on. No two steps add up to the
+# whole ring, so no topic leads back; all topics are reached equally often.
 STEPS_ON = (1, 5, 11)
 STEP_SHARES = (0.5, 0.3, 0.2)
 SECOND_TOPIC_SHARE = 0.25  # of an item that has two
@@ -34,20 +34,20 @@ ZIPF_EXPONENT = 0.5
 FEWEST_VISITS, MOST_VISITS, STOP_CHANCE = 6, 20, 0.2
 WORLD_BEGINS_S, YEAR_S, HOUR_S = 1_672_531_200, 31_536_000, 3600
 DRAWN_AT_ONCE = 128
-LAST_RESORT = 1e-12  # chance of any unseen item, for users who only follow and have seen all that could follow
+LAST_RESORT = 1e-12  # weight of any unseen item, for users who have seen every item that could follow
 
 
 class DemoWorldConfig(Config):
     """Sizes and habits of the demo world."""
 
-    seed: int = Field(default=7, ge=0, description="Everything follows from it.")
+    seed: int = Field(default=7, ge=0, description="All random draws depend on it.")
     source_users: int = Field(default=1500, ge=1, description="Users of each of the two sources.")
     source_items: int = Field(default=500, ge=NUM_TOPICS, description="Items of each of the two sources.")
     target_users: int = Field(default=700, ge=1)
     target_items: int = Field(default=400, ge=NUM_TOPICS)
     image_side: int = Field(default=64, ge=16, le=512, description="Pixels.")
     follow: float = Field(
-        default=0.77, ge=0, le=1, description="How often a user follows the graph of topics; else popularity."
+        default=0.77, ge=0, le=1, description="Chance that a user follows the graph of topics; otherwise popularity."
     )
     style_leak: float = Field(
         default=0.1, gt=0, le=1, description="Weight of an item in a style that the user does not want."
@@ -60,7 +60,7 @@ class DemoWorldConfig(Config):
 
 @dataclass(frozen=True)
 class DemoPlatform:
-    """One platform with what nobody outside could know. Never written to disk: for oracles and tests."""
+    """One platform with its hidden variables, which are never written to disk; for tests."""
 
     name: str
     item_id: tuple[str, ...]
@@ -76,8 +76,8 @@ def write_demo_world(
 ) -> dict[str, Path]:
     """Write `items.csv`, `interactions.csv` and `images/ITEM.jpg` for each platform; name -> its folder.
 
-    The files are what a stranger would bring to the importer: nothing in them tells a topic or a style but titles and
-    pixels. Raises DataError when a platform's folder is there already.
+    The files look like those of a user: only titles and pixels show the topics and styles of items. Raises DataError
+    when the folder of a platform exists.
     """
     config = config or DemoWorldConfig()
     folders = {name: folder / name for name in (*SOURCES, TARGET)}
@@ -91,11 +91,11 @@ def write_demo_world(
 
 
 def imagine_platform(name: str, config: DemoWorldConfig) -> DemoPlatform:
-    """One platform of the demo world with its latent truth; the same for the same name and settings."""
+    """One platform of the demo world with its hidden variables; the same for the same name and settings."""
     rng = _rng(config, name, "items")
     num_items = config.target_items if name == TARGET else config.source_items
     is_vague_title_N = rng.random(num_items) < config.vague_titles
-    fate_N = rng.random(num_items)  # one draw decides both, so that no item loses text and image
+    fate_N = rng.random(num_items)  # one draw decides both, so that no item lacks text and image
     has_text_N, has_image_N = fate_N >= config.without_text, fate_N < 1 - config.without_image
     subjects = _imagine_subjects(num_items, config, rng)
     wording = WORDINGS[name]
@@ -165,7 +165,7 @@ def _chances(
 def _walk(
     next_GNN: NDArray[np.float64], start_GKN: NDArray[np.float64], name: str, config: DemoWorldConfig
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows of items that each user visits: all users go on by one item at a time, never to the same item twice."""
+    """Rows of the items that each user visits, none twice; all users advance one item at a time."""
     rng = _rng(config, name, "users")
     num_users = config.target_users if name == TARGET else config.source_users
     num_visits_B = (FEWEST_VISITS - 1 + rng.geometric(STOP_CHANCE, num_users)).clip(max=MOST_VISITS)
@@ -198,7 +198,7 @@ def _write_platform(folder: Path, platform: DemoPlatform, config: DemoWorldConfi
 
 
 def _log(platform: DemoPlatform, config: DemoWorldConfig) -> list[tuple[str, str, int]]:
-    """User, item and second of each visit, as a platform would log them: all users mixed, by time."""
+    """User, item and time (s) of each visit, ordered by time over all users."""
     rng = _rng(config, platform.name, "times")
     log = []
     for user, visits in enumerate(platform.visits):
@@ -225,5 +225,5 @@ def _write_images(folder: Path, platform: DemoPlatform, config: DemoWorldConfig,
 
 
 def _rng(config: DemoWorldConfig, name: str, purpose: str) -> np.random.Generator:
-    """A stream of its own for each purpose, so that more users never change the items."""
+    """A separate stream for each purpose, so that more users do not change the items."""
     return np.random.default_rng([config.seed, zlib.crc32(f"{name}/{purpose}".encode())])

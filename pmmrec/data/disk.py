@@ -1,4 +1,4 @@
-"""Read parts of a large file without mapping it, also in several processes that share it."""
+"""Read parts of a large file without mapping it, also from several processes that share the open file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from pmmrec.errors import DataError
 
 
-class Parts:
-    """A file that is open for as long as somebody holds this. Pages that are read count as nobody's memory."""
+class SharedFile:
+    """An open file. What is read does not stay in the memory of the process, as pages of a map would."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("rb", buffering=0)
 
     def read(self, size: int, position: int) -> bytes:
-        """`size` bytes from `position` on. DataError where the file ends before them."""
+        """`size` bytes from `position` on. Raises DataError where the file ends before that."""
         found = b""
         while len(found) < size:
             more = self._at(size - len(found), position + len(found))
@@ -30,4 +30,4 @@ class Parts:
         if sys.platform == "win32":
             self._file.seek(position)
             return self._file.read(size)
-        return os.pread(self._file.fileno(), size, position)  # processes share the place where a file is read
+        return os.pread(self._file.fileno(), size, position)  # without a seek: forked processes share the file position

@@ -1,4 +1,4 @@
-"""What a domain on disk holds: items with their texts and images, and the sequences of its users."""
+"""Open a domain on disk: its items with texts and images, and the sequences of its users."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pmmrec.modality import Modality
 
 
 class Domain:
-    """A domain on disk: nothing is read before it is asked for, and rows are read at random."""
+    """A domain on disk, read lazily and by row."""
 
     def __init__(
         self, folder: Path, info: DomainInfo, items: ArrowTable, images: ArrowTable | None, sequences: Sequences
@@ -48,10 +48,10 @@ class Domain:
 
     @classmethod
     def open(cls, folder: Path, *, streamed: bool = False) -> Domain:
-        """The domain in `folder`. Raises DataError when there is none, or it is not whole.
+        """The domain in `folder`. Raises DataError when there is none, or when it is incomplete.
 
-        `streamed`: sequences are not checked now, which takes a pass over all users; for those who read them in order,
-        which checks them on the way.
+        `streamed`: do not check sequences now, which takes a pass over all users; for callers that read them in order,
+        since that checks them as well.
         """
         folder = expanded(Path(folder))
         info = read_info(folder)
@@ -67,7 +67,7 @@ class Domain:
         return domain
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened_again, (self.folder,)  # a worker process opens the files itself
+        return _reopened, (self.folder,)  # a worker process opens the files itself
 
     @property
     def name(self) -> str:
@@ -87,12 +87,12 @@ class Domain:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever items, images or sequences do."""
+        """A hash of items, images and sequences."""
         return self.info.fingerprint
 
     @property
     def item_ids_fingerprint(self) -> str:
-        """Changes whenever an item id or the order of items does."""
+        """A hash of the item ids in their order."""
         return self.info.item_ids_fingerprint
 
     @cached_property
@@ -102,17 +102,17 @@ class Domain:
 
     @property
     def sequence_offsets(self) -> NDArray[np.int64]:
-        """Where the sequence of each user begins and ends in `sequence_items`, `(users + 1,)`."""
+        """Offsets of the users' sequences in `sequence_items`, `(users + 1,)`."""
         return self._flat_sequences[0]
 
     @property
     def sequence_items(self) -> NDArray[np.int32]:
-        """Item rows of all sequences, one after another, all in memory; `sequences` reads some."""
+        """Item rows of all sequences, one after another, all in memory; `sequences` reads single ones."""
         return self._flat_sequences[1]
 
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:
-        """Interactions of each item, held-out ones among them, `(N,)`: what a platform knows when it recommends."""
+        """Interactions of each item, including held-out ones, `(N,)`: what a platform knows when it recommends."""
         counts = np.zeros(self.num_items, dtype=np.int64)
         for stretch in self.sequences.stretches():
             counts += np.bincount(stretch.item_H, minlength=self.num_items)
@@ -130,7 +130,7 @@ class Domain:
         return self.sequences.items(user)
 
     def times(self, user: int) -> NDArray[np.int64] | None:
-        """Times beside `sequence(user)`, in `info.time_unit`; None when the source had none."""
+        """Times of `sequence(user)`, in `info.time_unit`; None when the source had no times."""
         return self.sequences.times(user)
 
     def texts(self, rows: np.ndarray) -> list[str | None]:
@@ -151,7 +151,7 @@ class Domain:
         return tuple(self._attributes)
 
     def attribute(self, name: str) -> list[str | None]:
-        """The attribute of each item, None where it has none. DataError with those that there are."""
+        """The attribute of each item, None where it has none. Raises DataError for an unknown name."""
         if name not in self._attributes:
             known = ", ".join(self._attributes) or "none"
             raise DataError(f"{self.folder}: items have no attribute {name!r}; they have: {known}")
@@ -173,7 +173,7 @@ def _table(folder: Path, info: DomainInfo, name: str, fields: tuple[pa.Field, ..
     return ArrowTable([folder / part for part in info.parts(name)], fields, info.num_items)
 
 
-def _opened_again(folder: Path) -> Domain:
+def _reopened(folder: Path) -> Domain:
     return Domain.open(folder, streamed=True)
 
 
@@ -184,4 +184,4 @@ def _check_size(path: Path, record: FileRecord) -> None:
         size = path.stat().st_size
         raise DataError(f"{path}: {size:,} bytes where {DOMAIN_FILE} says {record.num_bytes:,}; copy or import again")
     if not path.resolve().is_relative_to(path.parent.resolve()):
-        raise DataError(f"{path}: a link out of the domain; copy the file itself there")
+        raise DataError(f"{path}: a link to a file outside the domain; copy the file itself there")

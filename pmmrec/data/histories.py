@@ -1,4 +1,4 @@
-"""Read what each user of a domain did, in order and a few users at a time."""
+"""Read the histories of users in order, a few users at a time."""
 # B users of one chunk, H items of their histories, Q users asked for.
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class History:
-    """What some users did, oldest first: user i's item rows are item_H[offset_B[i]:offset_B[i+1]], one or more."""
+    """Histories of some users, oldest item first: user i has item_H[offset_B[i]:offset_B[i+1]], at least one."""
 
     user_ids: pa.Array
     offset_B: Ints
@@ -27,9 +27,9 @@ class History:
 
 
 class Histories:
-    """The sequences of a domain, batch by batch: memory does not grow with the number of users.
+    """The sequences of a domain, read batch by batch: memory does not grow with the number of users.
 
-    Each batch is checked when it is read. Raises DataError for a file that is not what `domain.json` says.
+    Each batch is checked when it is read. Raises DataError for a file that differs from what `domain.json` says.
     """
 
     def __init__(self, domain: Domain) -> None:
@@ -41,7 +41,7 @@ class Histories:
         return self._sequences.num_users
 
     def chunks(self, size: int, users: slice | Ints) -> Iterator[History]:
-        """Histories of a range of users, or of the given rows (each once, rising), at most `size` at a time.
+        """Histories of a range of users, or of the given rows (each once, ascending), at most `size` at a time.
 
         Raises DataError for a user without history, and for a broken batch.
         """
@@ -49,12 +49,12 @@ class Histories:
             rows = _inside(users, int(start), int(end))
             if not len(rows):
                 continue
-            batch = self._sequences.sound_batch(place, ["user_id", "items"])
+            batch = self._sequences.checked_batch(place, ["user_id", "items"])
             for first in range(0, len(rows), size):
                 yield self._history(place, batch, rows[first : first + size])
 
     def rows_of(self, user_ids: pa.Array) -> tuple[Ints, pa.Array]:
-        """Rows of the users with these ids, rising, and the ids that no user has. Reads the ids of all users."""
+        """Rows of the users with these ids, ascending, and the ids that no user has. Reads the ids of all users."""
         rows, found = [], []
         for place in range(len(self._ends) - 1):
             ids = self._sequences.table.read(place, ["user_id"]).column(0)
@@ -80,7 +80,7 @@ class Histories:
 
 
 def _inside(users: slice | Ints, start: int, end: int) -> Ints:
-    """Rows of one batch, which holds the users from `start` to `end`, that are asked for."""
+    """Which of `users` are in the batch that holds the users from `start` to `end`, as rows of the batch."""
     if isinstance(users, slice):
         return np.arange(max(start, users.start), min(end, users.stop)) - start
     return users[slice(*np.searchsorted(users, [start, end]))] - start

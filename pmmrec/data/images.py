@@ -1,5 +1,5 @@
 """Turn pictures of users into stored images, and stored images into the pixels that encoders read."""
-# R rows given to one encoder, C = 3 colour channels, H = W = size.
+# R rows of one encoder, C = 3 colour channels, H = W = size.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 90
 GREY = 128
-PIXELS_VERSION = 1  # raise it when a change of `pixels` itself gives other numbers for the same image
+PIXELS_VERSION = 1  # raise it when a change of `pixels` gives other numbers for the same image
 NUM_THREADS = 4
 PIXELS = "pixels.npy"
 _UPRIGHT = 1
@@ -32,14 +32,14 @@ _ORIENTATION_TAG = 0x0112
 
 
 class PictureError(Exception):
-    """A picture that cannot be used; the message is the reason, the same for all pictures of one fault."""
+    """A picture that cannot be used; the message is the reason, the same for all pictures with that fault."""
 
 
 def stored_jpeg(data: bytes, side: int) -> bytes:
     """A picture as a domain stores it: RGB JPEG, upright, its shortest side `side` or the original if smaller.
 
-    Takes the first frame of an animation, lays transparent pictures on white and drops all metadata. Raises
-    PictureError for broken pictures, other formats and more than `MAX_PIXELS` pixels (judged by the header).
+    Takes the first frame of an animation, puts transparent pictures on white and drops all metadata. Raises
+    PictureError for broken pictures, other formats and more than `MAX_PIXELS` pixels, which the header tells.
     """
     image = _decode(data, draft_side=2 * side)
     image = image.resize(_at_least(image.size, side), Image.Resampling.BICUBIC)
@@ -52,7 +52,7 @@ def stored_jpeg(data: bytes, side: int) -> bytes:
 
 
 def pixels(jpeg: bytes | None, size: int) -> np.ndarray:
-    """uint8 `(3, size, size)`: the whole image, squeezed without a crop (bicubic); grey where there is none.
+    """uint8 `(3, size, size)`: the whole image, resized without a crop (bicubic); grey where there is none.
 
     Raises PictureError when the stored bytes are broken.
     """
@@ -63,14 +63,14 @@ def pixels(jpeg: bytes | None, size: int) -> np.ndarray:
 
 
 def _decode(data: bytes, draft_side: int | None = None) -> Image.Image:
-    """The first frame, RGB and upright. A JPEG may be decoded at a half, a quarter, ... down to `draft_side`."""
+    """The first frame, RGB and upright. A JPEG may be decoded at 1/2, 1/4, ... of its size, down to `draft_side`."""
     if not data:
         raise PictureError("empty file")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(f"more than {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # a reader of headers may raise anything on hostile bytes
+    except Exception as error:  # a header reader may raise anything on hostile bytes
         raise PictureError(f"not a picture of a known format ({', '.join(FORMATS)})") from error
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(f"more than {MAX_PIXELS:,} pixels")
@@ -104,7 +104,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """`size` shrunk so that its shortest side is `side`; never grown."""
+    """`size` reduced so that its shortest side is `side`; never enlarged."""
     scale = min(1.0, side / min(size))
     width, height = (max(1, round(length * scale)) for length in size)
     return width, height

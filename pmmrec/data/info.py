@@ -1,4 +1,4 @@
-"""What `domain.json` says of its domain."""
+"""Read and check `domain.json`, the description of a domain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pmmrec.settings import Config
 
 FORMAT = "pmmrec-domain"
 FORMAT_VERSION = 1
-INCOMPLETE = ".incomplete"  # ending of the folder that an import fills before it is renamed
+INCOMPLETE = ".incomplete"  # suffix of the folder that an import fills before it is renamed
 DOMAIN_FILE = "domain.json"
 ITEMS_FILE: Final = "items.arrow"
 IMAGES_FILE: Final = "images.arrow"
@@ -35,36 +35,36 @@ TIMES_FIELD = pa.field("times", pa.large_list(pa.int64()))
 
 
 class FileRecord(Config):
-    """A file as it was when the domain was made."""
+    """Size and checksum of a file when the domain was made."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     num_bytes: int = Field(ge=0)
 
 
 class SourceFile(FileRecord):
-    """A file that the domain was made from, without its folder."""
+    """A file from which the domain was made, without its folder."""
 
     file_name: str
 
 
 class Filters(Config):
-    """Which interactions were left out on purpose."""
+    """Which interactions the import left out on purpose."""
 
     k_core: int | None = Field(None, ge=1, description="Users and items all have this many interactions; None: any.")
 
 
 class ImportSummary(Config):
-    """What an import read, kept and rejected. Every rejected row stands in rejected.parquet with its reason."""
+    """What an import read, kept and rejected. Every rejected row is in rejected.parquet with its reason."""
 
     num_items_read: int = Field(ge=0)
     num_interactions_read: int = Field(ge=0)
     kept: dict[str, int]  # items, users, interactions, texts, images
     rejected: dict[str, dict[str, int]]  # kind (item, interaction, image, user) -> reason -> how many
     num_pictures_ignored: int = Field(ge=0)  # files that belong to no item
-    notes: tuple[str, ...] = ()  # what was done to times and the like
+    notes: tuple[str, ...] = ()  # how times, quotes and the like were read
 
     def lines(self) -> list[str]:
-        """The summary for people, a fact a line."""
+        """The summary as text, one fact a line."""
         kept = ", ".join(f"{count:,} {what}" for what, count in self.kept.items())
         lines = [f"read {self.num_items_read:,} items, {self.num_interactions_read:,} interactions", f"kept {kept}"]
         for kind, reasons in self.rejected.items():
@@ -75,7 +75,7 @@ class ImportSummary(Config):
 
 
 class DomainInfo(Config):
-    """What `domain.json` says of its domain."""
+    """The content of `domain.json`."""
 
     format: Literal["pmmrec-domain"]
     format_version: Literal[1]
@@ -84,12 +84,12 @@ class DomainInfo(Config):
     num_users: int = Field(ge=1)
     num_interactions: int = Field(ge=1)
     num_with: dict[Modality, int]  # items that have a text, items that have an image
-    time_unit: Literal["as given", "milliseconds"] | None  # None: the source had no times, file order stands
+    time_unit: Literal["as given", "milliseconds"] | None  # None: the source had no times; the order of its rows counts
     filters: Filters
-    image_side: int | None  # longest that the shortest side of an image is; None: no images
-    sources: dict[str, SourceFile]  # by role; the sha256 of each picture stands beside its image
+    image_side: int | None  # upper bound of the shortest side of an image in pixels; None: no images
+    sources: dict[str, SourceFile]  # by role; the sha256 of each picture is stored beside its image
     files: dict[Annotated[str, Field(pattern=rf"^({DATA_FILE.pattern})$")], FileRecord]
-    item_ids_fingerprint: str  # of the item ids in order
+    item_ids_fingerprint: str  # of the item ids in their order
     fingerprint: str  # of items, images and sequences
     summary: ImportSummary
 
@@ -101,15 +101,15 @@ class DomainInfo(Config):
         return self
 
     def parts(self, name: str) -> list[str]:
-        """The files that hold one table, in the order of its rows: `items.arrow`, `items-2.arrow`, and so on.
+        """The files of one table, in the order of its rows: `items.arrow`, `items-2.arrow`, and so on.
 
-        Empty where the domain has no such table, which only images may be.
+        Empty where the domain has no such table; only images may be missing.
         """
         numbered = [part_name(name, number) for number in range(1, len(self.files) + 1)]
         return [part for part in numbered if part in self.files]
 
     def sha256(self, name: str) -> str:
-        """Changes whenever a byte of a table does; of a table in one file, the hash of that file."""
+        """A hash that changes with any byte of a table; for a table in one file, the SHA-256 of that file."""
         hashes = [self.files[part].sha256 for part in self.parts(name)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
@@ -121,7 +121,7 @@ def part_name(name: str, number: int) -> str:
 
 
 def read_info(folder: Path) -> DomainInfo:
-    """What `domain.json` says. Raises DataError when `folder` holds no domain that this version can read."""
+    """Read `domain.json`. Raises DataError when `folder` holds no domain that this version can read."""
     path = folder / DOMAIN_FILE
     if folder.name.endswith(INCOMPLETE) or (
         not folder.exists() and folder.with_name(folder.name + INCOMPLETE).exists()

@@ -1,4 +1,4 @@
-"""Items of several domains, ready to be encoded."""
+"""Read items of several domains as inputs of encoders."""
 # U distinct items, R of them with a modality, T tokens, C H W of an image.
 
 from __future__ import annotations
@@ -37,16 +37,25 @@ from pmmrec.data.text import TokenTable
 from pmmrec.progress import Progress
 
 Ints = NDArray[np.int64]
-STATES_AT_ONCE = 256  # items that pass a frozen part together
+STATES_AT_ONCE = 256  # items per forward of a frozen part
 
 
 class ItemReader:
-    """Reads text and image of any items, each item once, from tables that are made once for each domain.
+    """Reads texts and images of items from tables of token ids and pixels, which are made once for each domain.
 
-    The tables are kept in `cache`. `tokenizer` and `pixel_spec` are given for the modalities that the model reads, and
-    for those alone. A model that knows items by id reads none: then only `domain_U` and `row_U` are filled.
-    An item with nothing that the model reads gets no row in an encoder; `warnings` names such items, a line a domain.
-    Raises DataError where they are all items of a domain, or a larger share of them than `max_unreadable`.
+    An item without any modality that the model reads gets no row in an encoder; `warnings` names such items, one line
+    for each domain. A model of item ids reads no modality: then only `domain_U` and `row_U` are filled.
+
+    Args:
+        domains: Their order gives the domain indices of `read`.
+        modalities: Those that the model reads.
+        tokenizer: Given exactly where the model reads texts.
+        pixel_spec: Given exactly where the model reads images.
+        cache: Folder of the tables.
+        progress: Called while tables are made.
+        max_unreadable: DataError where a larger share of a domain's items, or every item, cannot be read.
+        say: Told when a damaged table is made again, when another process is waited for, and what was removed from the
+            cache.
     """
 
     def __init__(
@@ -62,7 +71,7 @@ class ItemReader:
     ) -> None:
         for modality, reader in ((Modality.TEXT, tokenizer), (Modality.IMAGE, pixel_spec)):
             if (modality in modalities) != (reader is not None):
-                raise ValueError(f"{modality.value}: what reads it is given exactly where the model reads it")
+                raise ValueError(f"{modality.value}: give its tokenizer or pixel size exactly where the model reads it")
         found = [check_readable(domain, modalities, max_unreadable) for domain in domains]
         self.warnings = tuple(warning for warning in found if warning is not None)
         self._domains = list(domains)
@@ -110,7 +119,7 @@ class ItemReader:
         return kept
 
     def names_alone(self) -> ItemReader:
-        """A reader of the same items that fetches neither text nor image, for vectors that are known already."""
+        """A reader of the same items that reads neither texts nor images, for vectors that are computed already."""
         reader = copy.copy(self)
         reader._fetches = False
         return reader
@@ -125,7 +134,7 @@ class ItemReader:
         return to_device(dataclasses.replace(items, text=text, image=image), device)
 
     def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
-        """The inputs of these items (at least one, each named once), in their order."""
+        """The inputs of these items (at least one, no item twice), in their order."""
         has_U = {modality: has.numpy() for modality, has in self.has(domain_U, row_U).items()}
         reads = has_U if self._fetches else {}
         return ItemInputs(
@@ -141,11 +150,10 @@ class ItemReader:
         return {modality: torch.from_numpy(self._has(modality, domain_U, row_U)) for modality in self._modalities}
 
     def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:
-        """Every content of one domain once, at most `chunk` items at a time; `row_U` says which they are.
+        """Each distinct content of one domain once, at most `chunk` items at a time; `row_U` holds their rows.
 
-        Items that are alike are given by the first of them, those with nothing to read by none: see `contents`. Where
-        texts are read the longest come first: little is spent on padding, and what does not fit into memory fails at
-        once.
+        The first of several equal items stands for all; items that cannot be read are left out: see `contents`. The
+        longest texts come first, so there is little padding, and what does not fit into memory fails at once.
         """
         rows = self.in_order(domain)
         for start in range(0, len(rows), chunk):
@@ -160,7 +168,7 @@ class ItemReader:
         return rows
 
     def fingerprint(self, domain: int) -> str:
-        """Changes whenever an item of one domain, or how it is read, could be another."""
+        """A hash of the items of one domain and of how they are read."""
         opened = self._domains[domain]
         words = [opened.info.sha256(ITEMS_FILE), *(modality.value for modality in self._modalities)]
         if Modality.TEXT in self._modalities:
@@ -170,7 +178,7 @@ class ItemReader:
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
     def contents(self, domain: int) -> Contents:
-        """Which items of one domain are alike and which can be read; compared at first use, then kept."""
+        """Which items of one domain are the same and which can be read; computed at first use."""
         if domain not in self._contents:
             tokens = self._tokens[domain] if self._tokens else None
             reads = frozenset(self._modalities)
@@ -245,6 +253,6 @@ class ItemReader:
 
 
 def _by_domain(domain_U: Ints) -> Iterator[tuple[int, Ints]]:
-    """Each domain that occurs, and the places where it does."""
+    """Each domain index that occurs, and where."""
     for domain in np.unique(domain_U):
         yield int(domain), np.flatnonzero(domain_U == domain)

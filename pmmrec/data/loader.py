@@ -1,4 +1,4 @@
-"""Batches of an epoch, read ahead by worker processes, any of which may be killed."""
+"""Load the batches of an epoch with worker processes, and notice workers that were killed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pmmrec.contracts import Batch
 from pmmrec.data.batches import BatchBuilder
 from pmmrec.errors import MachineError
 
-LOCK_S = 5.0  # for a lock that is held for microseconds, unless its holder was killed
+LOCK_S = 5.0  # to wait for a lock that is held for microseconds, unless its holder was killed
 
 
 class LostWorkerError(MachineError):
-    """A worker process ended before it had read all its batches, perhaps killed by the system for want of memory."""
+    """A worker process ended before it had read all its batches; the system may have killed it for lack of memory."""
 
 
 class BatchLoader:
-    """Batches of an epoch in order, read ahead by `workers` processes; any number of them gives the same batches."""
+    """Batches of an epoch in order, read ahead by `workers` processes; their number does not change the batches."""
 
     def __init__(self, builder: BatchBuilder, workers: int = 0) -> None:
         self._builder = builder
@@ -34,41 +34,41 @@ class BatchLoader:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from its step `first` on, both counted from 0.
 
-        The iterator raises LostWorkerError where a worker was killed.
+        The iterator raises LostWorkerError if a worker was killed.
         """
         steps = range(first, self._builder.steps_per_epoch)
         if self._workers and steps:
-            self._builder.draw(epoch, first)  # before they are forked: they share the order of a large platform
-        # Elsewhere the platform's own way is taken: forking is not safe on every system.
+            self._builder.draw(epoch, first)  # before the fork, so that workers share the memory of a large order
+        # Elsewhere the default of the platform: forking is not safe on every system.
         context = "fork" if self._workers and sys.platform == "linux" else None
         loader: DataLoader[Batch] = DataLoader(
             _Steps(self._builder, epoch),
             batch_size=None,
             sampler=steps,
             num_workers=self._workers,
-            worker_init_fn=_leave_signals_to_the_run if self._workers else None,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size=None it is given one sample
+            worker_init_fn=_ignore_signals if self._workers else None,
+            collate_fn=_unchanged,  # type: ignore[arg-type]  # with batch_size=None it gets one sample
             multiprocessing_context=context,
-            generator=torch.Generator(),  # its own: the global one must not depend on how batches are loaded
+            generator=torch.Generator(),  # its own, so that loading does not advance the global one
         )
         return _Workers(iter(loader)).read(len(steps)) if self._workers else iter(loader)
 
 
 class _Workers:
-    """The worker processes of one epoch, behind torch's iterator `batches`.
+    """The worker processes of one epoch; `batches` is torch's iterator over them.
 
-    torch's handler of SIGCHLD raises in the main thread, at whatever line that has come to, if one of the workers that
-    torch has on its list was killed. They stand on that list only while a batch is waited for: nothing else, such as
-    writing a state, is ever broken off.
+    torch's SIGCHLD handler raises in the main thread, at any line, when a worker on torch's list was killed. Workers
+    are on that list only while the main thread waits for a batch, so the error never interrupts other work, such as
+    writing a state.
     """
 
     def __init__(self, batches: Any) -> None:
         self._batches = batches
-        batches._workers_done_event = _Done(batches._workers_done_event)  # torch offers no other way to it
+        batches._workers_done_event = _Done(batches._workers_done_event)  # torch has no public access to it
         self._unlist()
 
     def read(self, steps: int) -> Iterator[Batch]:
-        """The next `steps` batches. Closes the workers at the end, or where the iterator is given up."""
+        """The next `steps` batches. Closes the workers at the end, or when the iterator is closed."""
         try:
             for _ in range(steps):
                 yield self._next()
@@ -91,7 +91,7 @@ class _Workers:
         _set_worker_pids(id(self._batches), tuple(worker.pid for worker in workers))
         self._batches._worker_pids_set = True
         try:
-            # Of those that ended while they were not on the list no signal tells.
+            # No signal reports workers that ended while they were not on the list.
             lost = [str(worker.pid) for worker in workers if not worker.is_alive()]
             if lost:
                 raise LostWorkerError(f"DataLoader worker (pid(s) {', '.join(lost)}) exited unexpectedly")
@@ -114,19 +114,19 @@ class _Workers:
 
 
 class _Done:
-    """Tells workers that they are done. A killed worker may never release the lock of the event that they share."""
+    """Replaces the event that ends the workers: a killed worker may never release the lock of the shared event."""
 
     def __init__(self, shared: Any) -> None:
         self._shared, self._is_set = shared, False
 
     def is_set(self) -> bool:
-        return self._is_set  # this process alone sets it
+        return self._is_set  # only this process sets it
 
     def set(self) -> None:
         self._is_set = True
-        telling = threading.Thread(target=self._shared.set, daemon=True)
-        telling.start()
-        telling.join(LOCK_S)
+        setting = threading.Thread(target=self._shared.set, daemon=True)
+        setting.start()
+        setting.join(LOCK_S)
 
 
 class _Steps(Dataset[Batch]):
@@ -139,17 +139,17 @@ class _Steps(Dataset[Batch]):
 
 
 def _is_of_lost_worker(error: Exception) -> bool:
-    """Whether torch says so, or what a worker handed over was cut off. An error that a worker met begins otherwise."""
+    """Whether torch reports a lost worker, or data of a worker ended early; its own errors begin with `Caught`."""
     if isinstance(error, RuntimeError):
         return "DataLoader worker (pid" in str(error)
     return not str(error).startswith("Caught ")
 
 
-def _leave_signals_to_the_run(_worker: int) -> None:
-    """A signal to a whole process group asks the run to end in good order, for which it needs its workers."""
+def _ignore_signals(_worker: int) -> None:
+    """Ignore signals to the process group that ask the run to stop: it needs its workers until it has stopped."""
     for sign in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(sign, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _unchanged(batch: Batch) -> Batch:
     return batch

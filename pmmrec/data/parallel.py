@@ -1,4 +1,4 @@
-"""How long work is spread over threads, in order."""
+"""Spread work over threads and keep the results in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Out = TypeVar("_Out")
 
 
 def in_order(function: Callable[[_In], _Out], jobs: Iterable[_In], num_threads: int) -> Iterator[_Out]:
-    """`map` by threads: results in the order of `jobs`, which are read only a few jobs ahead."""
+    """`map` with threads: results come in the order of `jobs`, which are read only a few ahead."""
     running: deque[Future[_Out]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         try:

@@ -1,4 +1,4 @@
-"""A stream of random numbers of its own for each place of a run."""
+"""Give each place of a run its own stream of random numbers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream decides. Two purposes never share one; the numbers are part of every run: only add to them."""
+    """What a stream decides. Each purpose has its own; the numbers are part of every run, so only add new ones."""
 
     VISIT_ORDER = 1  # of the windows of a domain in one pass
     STEP_ORDER = 2  # of the slots of one epoch
-    WINDOW = 3  # where in its user's history a window lies
+    WINDOW = 3  # the position of a window in its user's history
     CORRUPTION = 4  # what is done to one window
-    RANKED_USERS = 5  # of a domain, where not all are
+    RANKED_USERS = 5  # of a domain, where not all are ranked
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:
-    """A generator that depends on its arguments alone, so that resuming and spreading over processes change nothing."""
+    """A generator that depends only on its arguments, so a resumed run or several processes draw the same numbers."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, int(purpose), *place))))

@@ -1,4 +1,4 @@
-"""Name the releases of libraries that the content of a cache depends on, as part of the cache's key."""
+"""Name the library releases on which the content of a cache depends; they are part of the cache's keys."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LIBRARIES: Mapping[Content, tuple[str, ...]] = {
 def made_by(*contents: Content) -> str:
     """The libraries that compute these contents, with their releases, such as `pillow 13.0.0, libjpeg 3.1.2`.
 
-    Another release may compute other values from the same input, so a cache is not read under another one. Caches of
-    hashes alone (which images are alike) depend on no release.
+    Another release may compute other values from the same input, so it has its own cache entries. Entries made from
+    hashes only (which images are the same) do not depend on releases.
     """
     names = dict.fromkeys(name for content in contents for name in LIBRARIES[content])
     return ", ".join(f"{name} {_release(name)}" for name in names)
 
 
 def _release(name: str) -> str:
-    if name == "pillow":  # of the code at hand: forks of Pillow are installed under other names
+    if name == "pillow":  # of the imported code: forks of Pillow are installed under other names
         return PIL.__version__
-    if name == JPEG_READER:  # decodes the stored images; builds of one Pillow may carry different ones
+    if name == JPEG_READER:  # decodes the stored images; builds of the same Pillow may contain different ones
         return str(features.version("libjpeg_turbo") or features.version("jpg"))
     return version(name)

@@ -1,4 +1,4 @@
-"""What each user of a domain did, for one user at a time or for all in order; never held whole."""
+"""Read the sequences of a domain's users, one user at a time or all in order, without holding them in memory."""
 # B users of one stretch, H items of their histories, N items of the domain.
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pmmrec.data.arrow import ArrowTable, give_back_memory
+from pmmrec.data.arrow import ArrowTable, release_memory
 from pmmrec.data.info import SEQUENCE_FIELDS, SEQUENCES_FILE, TIMES_FIELD, DomainInfo
 from pmmrec.errors import DataError
 
@@ -21,7 +21,7 @@ USERS_AT_ONCE = 1 << 20
 
 
 class Stretch(NamedTuple):
-    """What users did who follow one another, oldest first: user `first + i` did item_H[offset_B[i]:offset_B[i+1]]."""
+    """Sequences of consecutive users, oldest item first: user `first + i` has item_H[offset_B[i]:offset_B[i+1]]."""
 
     first: int
     offset_B: NDArray[np.int64]
@@ -29,7 +29,7 @@ class Stretch(NamedTuple):
 
 
 class Sequences:
-    """The sequences of a domain, in its files. Raises DataError for files that are not what `domain.json` says."""
+    """The sequences of a domain. Raises DataError for files that differ from what `domain.json` says."""
 
     def __init__(self, folder: Path, info: DomainInfo) -> None:
         fields = SEQUENCE_FIELDS if info.time_unit is None else (*SEQUENCE_FIELDS, TIMES_FIELD)
@@ -46,14 +46,14 @@ class Sequences:
         try:
             return self._ids.read(user).decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.table.paths[0].parent}: the id of user {user} is no UTF-8") from error
+            raise DataError(f"{self.table.paths[0].parent}: the id of user {user} is not UTF-8") from error
 
     def items(self, user: int) -> NDArray[np.int32]:
         """Item rows of a user, oldest first."""
         return np.frombuffer(self._items.read(user), dtype="<i4")
 
     def times(self, user: int) -> NDArray[np.int64] | None:
-        """Beside `items(user)`; None where the source had none."""
+        """Times of `items(user)`; None where the source had no times."""
         return None if self._times is None else np.frombuffer(self._times.read(user), dtype="<i8")
 
     def lengths(self, first: int, end: int) -> NDArray[np.int64]:
@@ -61,31 +61,31 @@ class Sequences:
         return self._items.lengths(first, end)
 
     def all_lengths(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """`lengths` of all users, some at a time: the first of them, and their lengths."""
+        """`lengths` of all users, some at a time: the row of the first, and the lengths."""
         for first in range(0, self.num_users, USERS_AT_ONCE):
             yield first, self.lengths(first, min(first + USERS_AT_ONCE, self.num_users))
 
     def stretches(self) -> Iterator[Stretch]:
-        """All users in order, checked as they are read: a batch of the file at a time."""
+        """All users in order, one batch of the file at a time, each checked as it is read."""
         for batch in range(self.table.num_batches):
-            lists = self.sound_batch(batch, ["items"]).column(0)
+            lists = self.checked_batch(batch, ["items"]).column(0)
             offset_B = lists.offsets.to_numpy().astype(np.int64)
             item_H = lists.values.to_numpy()[offset_B[0] : offset_B[-1]]
             yield Stretch(self.table.starts[batch], offset_B - offset_B[0], item_H)
-        give_back_memory()
+        release_memory()
 
-    def sound_batch(self, batch: int, names: Sequence[str] | None = None) -> pa.RecordBatch:
-        """Some columns of one batch, or all: the items are of the domain, and each has its time where both are read."""
+    def checked_batch(self, batch: int, names: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Some columns of one batch, or all; checks that items are rows of the domain and that each has a time."""
         found = self.table.read(batch, names)
         lists = [found.column(name) for name in ("items", "times") if name in found.schema.names]
         _check_lists(self.table.path(batch), lists, self._num_items)
         return found
 
     def check(self) -> int:
-        """Read all there is, and count the interactions. Raises DataError where something is not as it must be."""
-        batches = map(self.sound_batch, range(self.table.num_batches))
+        """Read and check all sequences; returns the number of interactions. Raises DataError for broken data."""
+        batches = map(self.checked_batch, range(self.table.num_batches))
         num_interactions = sum(len(batch.column("items").flatten()) for batch in batches)
-        give_back_memory()
+        release_memory()
         return num_interactions
 
 

@@ -1,4 +1,4 @@
-"""Figures of a domain: its size, its density, and how complete it is."""
+"""Compute figures of a domain: its size, its density and its missing texts and images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.split import Split
 from pmmrec.modality import Modality
 
-COLD_BELOW = 10  # train occurrences; MoRec (arXiv 2303.13835) and PMMRec count cold items so
+COLD_BELOW = 10  # train occurrences, as MoRec (arXiv 2303.13835) and PMMRec define cold items
 USER_BATCH = 100_000
 
 
@@ -24,14 +24,14 @@ class DomainStatistics:
     num_interactions: int
     mean_length: float
     median_length: float
-    density: float  # share of all pairs of user and item that occur
+    density: float  # share of all (user, item) pairs that occur
     share_repeated: float  # of interactions, those with an item that the user touched before
     num_with_text: int
     num_with_image: int
     num_cold_items: int  # fewer than COLD_BELOW occurrences in train
 
     def lines(self) -> list[str]:
-        """The figures for people, a fact a line."""
+        """The figures as text, one fact a line."""
         return [
             f"{self.name}: {self.num_users:,} users, {self.num_items:,} items, {self.num_interactions:,} interactions",
             f"length of a sequence: mean {self.mean_length:.1f}, median {self.median_length:g}",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pmmrec.contracts import Modality, Tokenizer
 from pmmrec.data.cache import ContentCache
-from pmmrec.data.disk import Parts
+from pmmrec.data.disk import SharedFile
 from pmmrec.data.domain import Domain
 from pmmrec.data.releases import made_by
 from pmmrec.errors import DataError
@@ -35,7 +35,7 @@ class TokenTable:
         """The table in a folder of the cache; call `open` instead, which makes it where it is missing."""
         values = np.load(folder / VALUES, mmap_mode="r", allow_pickle=False)
         self._offsets: NDArray[np.int64] = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
-        self._file, self._begin = Parts(folder / VALUES), int(values.offset)
+        self._file, self._begin = SharedFile(folder / VALUES), int(values.offset)
         self._folder, self._pad_token_id = folder, pad_token_id
 
     @classmethod
@@ -68,10 +68,10 @@ class TokenTable:
         """The token ids of one item as bytes, equal where the ids are; empty without a text."""
         return self._tokens(row, row + 1).tobytes()
 
-    def first_alike(self) -> NDArray[np.int64]:
+    def first_same(self) -> NDArray[np.int64]:
         """For each item the first item with the same token ids, `(N,)`; items without a text count as equal."""
         seed, first_N = 0, first_equal(self._keys(0))
-        while not self._are_alike(first_N):  # two texts share a hash by chance: draw other hashes
+        while not self._are_same(first_N):  # two texts share a hash by chance: draw other hashes
             seed += 1
             first_N = first_equal(self._keys(seed))
         return first_N
@@ -92,7 +92,7 @@ class TokenTable:
             keys[start : start + ROWS_AT_ONCE] = sums[here[1:]] - sums[here[:-1]] + weights[lengths]
         return keys
 
-    def _are_alike(self, first_N: NDArray[np.int64]) -> bool:
+    def _are_same(self, first_N: NDArray[np.int64]) -> bool:
         """Whether each item has the same token ids as the item that `first_N` names for it."""
         for start in range(0, len(first_N), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, len(first_N)))

@@ -1,4 +1,4 @@
-"""Check that a domain is what its import wrote, and that it keeps the rules of its format."""
+"""Check that the files of a domain are unchanged and follow the rules of its format."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NUM_THREADS = 4
 
 
 def verify_domain(folder: Path) -> list[str]:
-    """Every problem found, a line each; an empty list for a sound domain. Reads all files, decodes all images."""
+    """Every problem found, one line each; empty for a domain without problems. Reads all files, decodes all images."""
     try:
         domain = Domain.open(folder)
     except DataError as error:
         return [str(error)]
     problems = [*_changed_files(domain), *_broken_arrow(domain)]
     if problems:
-        return problems  # what stands in broken files would only repeat them
+        return problems  # checks of the content of broken files would only repeat them
     return [*_wrong_counts(domain), *_wrong_ids(domain), *_wrong_sequences(domain), *_undecodable(domain)]
 
 

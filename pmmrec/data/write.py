@@ -1,4 +1,4 @@
-"""How a domain comes to disk: whole, or not at all."""
+"""Write the folder of a domain, complete or not at all."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from pmmrec.errors import MachineError, RecipeError
 from pmmrec.modality import Modality
 
 MAX_BATCH_BYTES = 64_000_000
-MAX_FILE_BYTES = 4_000_000_000  # of one part; a larger table goes on in the next
+MAX_FILE_BYTES = 4_000_000_000  # a larger table continues in the next file
 
 
 class ArrowFiles:
-    """A table as uncompressed Arrow files, in record batches as large as `MAX_BATCH_BYTES` allows.
+    """Writes a table as uncompressed Arrow files, in record batches of up to `MAX_BATCH_BYTES`.
 
-    The first file is at `path`, the next is begun beside it (`part_name`) once one holds `MAX_FILE_BYTES`.
+    The first file is at `path`; once a file holds `MAX_FILE_BYTES`, the next begins beside it (`part_name`).
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -74,7 +74,7 @@ class ArrowFiles:
         self._writer = pa.ipc.new_file(self._sink, self._schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Add rows; they may reach the disk later, joined with others."""
+        """Add rows; they may be written later, together with others."""
         if batch.nbytes > MAX_BATCH_BYTES and batch.num_rows > 1:
             middle = batch.num_rows // 2
             self.write(batch.slice(0, middle))
@@ -99,9 +99,9 @@ class ArrowFiles:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[tuple[Path, bool]]:
-    """A folder beside `out` to fill, renamed to `out` at the end of the block, removed when the block fails.
+    """A temporary folder to fill, renamed to `out` at the end of the block, removed when the block fails.
 
-    Yields the folder and whether it held the remains of an import that was killed.
+    Yields the folder and whether it held what a killed import had left.
     Raises RecipeError when `out` exists or is being written by another process, MachineError when the disk is full.
     """
     _refuse_taken(out)
@@ -109,7 +109,7 @@ def new_folder(out: Path) -> Iterator[tuple[Path, bool]]:
     try:
         make_folder(out.parent)
         with sole_writer(out):
-            _refuse_taken(out)  # once more: it may have been made before the lock was ours
+            _refuse_taken(out)  # again: another process may have made it before this one got the lock
             try:
                 folder.mkdir(exist_ok=True)
                 yield folder, _emptied(folder)
@@ -129,7 +129,7 @@ def _refuse_taken(out: Path) -> None:
 
 
 def _emptied(folder: Path) -> bool:
-    """Remove what is in `folder`; True when there was something."""
+    """Remove everything in `folder`; says whether there was anything."""
     remains = list(folder.iterdir())
     for path in remains:
         if path.is_dir() and not path.is_symlink():
@@ -140,7 +140,7 @@ def _emptied(folder: Path) -> bool:
 
 
 class DomainFolder:
-    """The data files of a new domain, in the order in which they must be written: items, images, sequences."""
+    """Writes the data files of a new domain, in this order: items, images, sequences."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -150,7 +150,7 @@ class DomainFolder:
         self.num_with = {Modality.TEXT: 0, Modality.IMAGE: 0}
 
     def write_items(self, batches: Iterable[pa.RecordBatch], attributes: list[str]) -> None:
-        """Rows of `item_id`, `text` and the attributes as text, in the order that numbers the items."""
+        """Write rows of `item_id`, `text` and the attributes as text; their order numbers the items."""
         extra = [pa.field(name, pa.large_string()) for name in attributes]
         with ArrowFiles(self.folder / ITEMS_FILE, schema := pa.schema([*ITEM_FIELDS, *extra])) as file:
             for batch in batches:
@@ -161,14 +161,14 @@ class DomainFolder:
                 file.write(rows)
 
     def write_images(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Rows of `IMAGES_SCHEMA`, one for each item, in item order."""
+        """Write rows of `IMAGES_SCHEMA`, one for each item, in item order."""
         with ArrowFiles(self.folder / IMAGES_FILE, IMAGES_SCHEMA) as file:
             for batch in batches:
                 self.num_with[Modality.IMAGE] += batch.num_rows - batch.column("jpeg").null_count
                 file.write(batch)
 
     def write_sequences(self, batches: Iterable[pa.RecordBatch], *, has_times: bool) -> None:
-        """Rows of `user_id`, `items` and, with `has_times`, `times`; oldest item first."""
+        """Write rows of `user_id`, `items` and, with `has_times`, `times`; oldest item first."""
         fields = [*SEQUENCE_FIELDS, TIMES_FIELD] if has_times else list(SEQUENCE_FIELDS)
         with ArrowFiles(self.folder / SEQUENCES_FILE, pa.schema(fields)) as file:
             for batch in batches:
@@ -186,7 +186,7 @@ class DomainFolder:
         sources: dict[str, SourceFile],
         summary: ImportSummary,
     ) -> DomainInfo:
-        """Write `domain.json`, the last file: it holds the hashes of all others."""
+        """Write `domain.json`, the last file, which holds the hashes of all others."""
         names = sorted(path.name for path in self.folder.iterdir() if DATA_FILE.fullmatch(path.name))
         files = {name: record_of(_synced(self.folder / name)) for name in names}
         info = DomainInfo(
@@ -213,13 +213,13 @@ class DomainFolder:
 
 
 def ids_as_bytes(ids: pa.Array) -> bytes:
-    """Bytes that no other list of ids has: the length of each id, then the id."""
+    """Encode ids so that different lists give different bytes: the length of each id, then the id."""
     encoded = [str(item_id).encode() for item_id in ids.to_pylist()]
     return b"".join(len(item_id).to_bytes(8, "little") + item_id for item_id in encoded)
 
 
 def fingerprint_of(files: Mapping[str, FileRecord]) -> str:
-    """sha256 over the hashes of the files that say what is in a domain."""
+    """SHA-256 over the hashes of the data files of a domain."""
     lines = [f"{name} {record.sha256}\n" for name, record in files.items() if name != REJECTED_FILE]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
@@ -234,7 +234,7 @@ def record_of(path: Path) -> FileRecord:
 
 
 def _synced(path: Path) -> Path:
-    """`path`, once the system has brought it to the disk."""
+    """`path`, once its content is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return path

@@ -1,1 +1,1 @@
-"""Importers: one for each layout that users already have."""
+"""Import the tables and pictures of users as domains."""

@@ -1,4 +1,4 @@
-"""Suggest which column of a user holds what a missing column should, by the names that public data sets use."""
+"""Suggest which column of a table is meant by a missing one, by the names that public data sets use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 
-# Letters and digits alone, in lower case, likely ones first.
+# Letters and digits only, in lower case, likely names first.
 ALIASES: Mapping[str, Sequence[str]] = {
     "item_id": (
         *("item", "iid", "movieid", "asin", "parentasin", "articleid", "productid", "sku", "newsid", "videoid"),
@@ -27,7 +27,7 @@ ALIASES: Mapping[str, Sequence[str]] = {
         *("description", "detaildesc", "desc", "abstract", "summary"),
     ),
 }
-# What a column is called that is none of the above.
+# Patterns of other likely names.
 LIKELY: Mapping[str, str] = {
     "item_id": r".*(id|sku|code)",
     "user_id": r".*(user|customer|member|session|visitor).*",
@@ -38,7 +38,7 @@ MAX_SHOWN = 3
 
 
 def columns_like(name: str, found: Sequence[str]) -> list[str]:
-    """Columns among `found` that may be meant by `name`, at most three; never one that has another meaning here."""
+    """Columns among `found` that may be meant by `name`, at most three; none that is known by another meaning."""
     plain = {column: re.sub(r"[\W_]", "", column.lower()) for column in found}
     others = [other for other in ALIASES if other != name]
     taken = {*others, *(alias for other in others for alias in (other.replace("_", ""), *ALIASES[other]))}
@@ -52,7 +52,7 @@ def columns_like(name: str, found: Sequence[str]) -> list[str]:
 
 
 def hint(missing: Sequence[str], found: Sequence[str]) -> str:
-    """What to do about columns that are missing, for the end of a message."""
+    """What to do about missing columns, for the end of a message."""
     like = {name: " or ".join(map(repr, columns_like(name, found))) for name in missing}
     if len(missing) == 1:
         near = like[missing[0]]

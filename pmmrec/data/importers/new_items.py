@@ -1,4 +1,4 @@
-"""How items that nobody has touched yet become items that a model can read."""
+"""Import items without interactions, so that a model can read them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NOBODY = "nobody"
 
 
 def import_new_items(items: Path, images: Path | None, folder: Path, progress: Progress | None = None) -> Domain:
-    """A domain of the items of one table, by the rules of `import_table`; made in `folder`, which is yours to remove.
+    """A domain of the items of one table, by the rules of `import_table`; the caller removes `folder`, which holds it.
 
-    A domain has users, so a stand-in has touched each item once: leave its sequences alone. Raises what `import_table`
-    raises.
+    A domain needs users, so one made-up user has touched each item once: do not use its sequences. Raises what
+    `import_table` raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
     touched = folder / "interactions.parquet"

@@ -1,4 +1,4 @@
-"""Read pictures that stand as bytes in a column of a parquet file, row by row."""
+"""Read pictures from a column of bytes in a parquet file, row by row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pmmrec.data.importers.source import PARQUET, Source
 from pmmrec.errors import DataError
 
 COLUMN = "image"
-BYTES, PATH = "bytes", "path"  # the fields of a picture as Hugging Face's datasets write it
+BYTES, PATH = "bytes", "path"  # the fields of a picture in files of Hugging Face datasets
 ROWS_AT_ONCE = 32
 BUFFER_BYTES = 1 << 20
 
@@ -40,7 +40,7 @@ class PictureColumn:
         return cls(source, is_struct=True, has_path=PATH in names)
 
     def read(self, rows: Iterable[int]) -> Iterator[bytes | None]:
-        """The bytes of these rows (1 is the first, rising), in one pass over the file. Raises DataError."""
+        """The bytes of these rows (1 is the first, ascending), in one pass over the file. Raises DataError."""
         numbered = enumerate(self._all(), start=1)
         for wanted in rows:
             yield next(data for row, data in numbered if row == wanted)

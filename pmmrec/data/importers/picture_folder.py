@@ -1,4 +1,4 @@
-"""List the pictures of a folder: which are read, which are not, and what else lies there."""
+"""List the pictures in a folder, those in unsupported formats, and the folders below it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pmmrec.errors import DataError
 
-# Of two pictures of an item the one earlier in this order is taken.
+# If an item has two pictures, the suffix that comes first here is taken.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp")
 UNREAD_SUFFIXES = (
     *(
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         ("stem", pa.string()),
         ("file_name", pa.string()),
         ("suffix", pa.string()),
-        ("choice", pa.int32()),  # place of the suffix in `SUFFIXES`; none where the format is not read
+        ("choice", pa.int32()),  # index of the suffix in `SUFFIXES`; null where the format is not supported
         ("is_outside", pa.bool_()),
     ]
 )
@@ -45,7 +45,7 @@ _Row = tuple[str, str, str, int | None, bool]
 
 
 class PictureFolder:
-    """One folder; `batches` reads its names, and `folders` are those below it, which are not looked into."""
+    """One folder; `batches` lists its pictures, `folders` names the folders below it, which are not searched."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,7 +73,7 @@ class PictureFolder:
 
 
 def _row(entry: os.DirEntry[str], inside: Path) -> _Row | None:
-    """None unless the name is that of a picture."""
+    """The row of a picture; None for other files."""
     stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122  a Path for each name is slow
     suffix = suffix.lower()
     is_read = suffix in SUFFIXES
@@ -81,7 +81,7 @@ def _row(entry: os.DirEntry[str], inside: Path) -> _Row | None:
         return None
     if not (entry.is_symlink() or entry.is_file()):
         return None
-    target = Path(os.path.realpath(entry.path))  # resolve() may raise for links that lead in a circle
+    target = Path(os.path.realpath(entry.path))  # resolve() may raise for circular links
     is_outside = entry.is_symlink() and not target.is_relative_to(inside)
     return stem, entry.name, suffix, SUFFIXES.index(suffix) if is_read else None, is_outside
 
@@ -89,7 +89,7 @@ def _row(entry: os.DirEntry[str], inside: Path) -> _Row | None:
 def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # bytes that are no text: no id is equal to them
+    except UnicodeEncodeError:  # bytes that are not text: no id equals them
         return False
     return True
 

@@ -1,5 +1,5 @@
-"""Which picture of a folder belongs to which item, and how all are decoded, each once."""
-# ruff: noqa: S608  statements are built of our own words only; ids and file names never are part of one
+"""Match pictures with items, and decode each picture once."""
+# ruff: noqa: S608  statements contain no ids or file names of users
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class _Picture:
     item_id: str
     jpeg: bytes | None = None
     sha256: bytes | None = None
-    reason: str | None = None  # why there is no jpeg although there is a picture
+    reason: str | None = None  # why the picture cannot be used
 
 
 class Pictures:
-    """The pictures of one import: `item_pictures` in DuckDB says whose they are, `work` keeps those decoded early.
+    """The pictures of one import, from a folder or from the column `image` of the items.
 
-    They come from a folder, or from the column `image` of the items.
+    The table `item_pictures` in DuckDB names the item of each; the folder `work` keeps those that are decoded early.
     """
 
     def __init__(
@@ -67,16 +67,15 @@ class Pictures:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of pictures that are not read."""
+        """What a user should know about pictures that are not read."""
         return tuple(self._notes)
 
     def match(self, selection: Selection, column: PictureColumn | None) -> None:
-        """Fill `item_pictures`, and reject pictures of items that cannot be read or are second ones.
+        """Fill `item_pictures`, and reject pictures that cannot be read and second pictures of an item.
 
-        `column` is given where `items` says in `has_bytes` and `has_path_alone` which of them have a picture. Raises
-        DataError when the folder is missing or holds no picture of any item.
-
-        The folder is listed and its names compared with ids: an id such as `../x` never becomes a path.
+        `column` is given where the columns `has_bytes` and `has_path_alone` of `items` tell which have a picture. Names
+        in the folder are compared with ids; an id such as `../x` never becomes a path. Raises DataError when the folder
+        is missing or holds no picture of any item.
         """
         if self._folder is not None:
             self._match_folder(PictureFolder(self._folder), selection)
@@ -125,31 +124,31 @@ class Pictures:
             raise DataError("; ".join([f"{found}; name them <item_id>{', '.join(SUFFIXES)}", *self._notes]))
         selection.reject_all_images("SELECT item_id, reason FROM other_pictures ORDER BY row, file_name")
         selection.reject_all_images(
-            "SELECT item_id, 'link out of the folder' FROM item_pictures WHERE is_outside ORDER BY row"
+            "SELECT item_id, 'link to a file outside the folder' FROM item_pictures WHERE is_outside ORDER BY row"
         )
         self._run("DELETE FROM item_pictures WHERE is_outside")
 
     def _note_others(self, folder: PictureFolder) -> None:
-        """Note the kinds of pictures that are passed over, each with the first names."""
+        """Note the kinds of pictures that are not used, each with the first names."""
         nobody_s = "SELECT file_name FROM pictures WHERE stem NOT IN (SELECT item_id FROM items)"
         cased = f"{nobody_s} AND lower(stem) IN (SELECT lower(item_id) FROM items)"
         composed = f"{nobody_s} AND nfc_normalize(stem) IN (SELECT nfc_normalize(item_id) FROM items)"
         for query, what in (
             (
                 f"SELECT file_name FROM other_pictures WHERE reason = '{SECOND}'",
-                f"pictures are second ones of their item; the first in the order {', '.join(SUFFIXES)} is taken",
+                f"pictures are second pictures of an item; the first in the order {', '.join(SUFFIXES)} is taken",
             ),
             (
                 f"SELECT file_name FROM other_pictures WHERE reason <> '{SECOND}'",
                 "pictures of items are in formats that are not read; save them as jpg, png or webp",
             ),
-            (cased, "pictures are named after an item but for upper and lower case; names must be equal"),
-            (composed, "pictures are named after an item but for the Unicode form of accents; save both as NFC"),
+            (cased, "pictures differ from an item id only in upper and lower case; names must be equal"),
+            (composed, "pictures differ from an item id only in the Unicode form of accents; save both as NFC"),
         ):
             ((count,),) = self._rows(f"SELECT count(*) FROM ({query})")
             names = [name for (name,) in self._rows(f"{query} ORDER BY file_name LIMIT {NUM_EXAMPLES}")]
             self._note(count, what, names)
-        what = "folders below it are not looked into; put all pictures into one"
+        what = "folders below it are not searched; put all pictures into one"
         self._note(len(folder.folders), what, sorted(folder.folders)[:NUM_EXAMPLES])
 
     def _note(self, count: int, what: str, names: list[str]) -> None:
@@ -157,7 +156,7 @@ class Pictures:
             self._notes.append(f"images: {count:,} {what} ({', '.join(names)}{', ...' if count > len(names) else ''})")
 
     def decode_of_textless(self, selection: Selection, progress: Progress | None) -> None:
-        """Decode the pictures that alone decide whether an item can stand; those that fail leave `item_pictures`."""
+        """Decode the pictures of items without a text first: items whose picture fails leave `item_pictures`."""
         chosen = "item_pictures WHERE row IN (SELECT row FROM items WHERE text IS NULL)"
         ((total,),) = self._connection.execute(f"SELECT count(*) FROM {chosen}").fetchall()
         jobs = self._jobs(f"SELECT row, item_id, file_name, true FROM {chosen} ORDER BY row")
@@ -172,7 +171,7 @@ class Pictures:
         self._connection.execute("DELETE FROM item_pictures WHERE list_contains(?, row)", [rows])
 
     def batches(self, selection: Selection, num_items: int, progress: Progress | None) -> Iterator[pa.RecordBatch]:
-        """Rows of `IMAGES_SCHEMA` for all items of `catalogue`, in order; a picture that cannot be read is noted."""
+        """Rows of `IMAGES_SCHEMA` for all items of `catalogue`, in order; pictures that cannot be read are recorded."""
         jobs = self._jobs(
             """SELECT catalogue.row, catalogue.item_id, item_pictures.file_name, item_pictures.row IS NOT NULL
                FROM catalogue LEFT JOIN item_pictures USING (row) ORDER BY catalogue.row"""
@@ -184,7 +183,7 @@ class Pictures:
             yield pa.record_batch(columns, schema=IMAGES_SCHEMA)
 
     def _jobs(self, query: str) -> Iterator[_Job]:
-        """`query`: row, item id and file name, by row; the last two columns are empty where there is no picture."""
+        """`query` gives row, item id, file name (or null) and whether there is a picture, ordered by row."""
         rows = (
             row
             for batch in stream(self._connection, query)
@@ -223,7 +222,7 @@ class Pictures:
             return dataclasses.replace(found, reason=str(error))
 
     def _content(self, job: _Job) -> bytes:
-        """A picture as it came. PictureError for folders, pipes (which might never end) and too much of it."""
+        """The bytes of a picture. Raises PictureError for folders, pipes (which may never end) and files too large."""
         if self._folder is None or job.file_name is None:
             data = job.data or b""
             if len(data) > MAX_PICTURE_BYTES:

@@ -34,7 +34,7 @@ class Quoting:
         if self.num_lines and num_inside > 0:
             notes.append(
                 f"{role}: lines that continue a quoted value: {num_inside:,}, the first after line {self.first_odd}; "
-                "if they are rows, a quote mark stands open there"
+                "if they are rows, a quote mark is not closed there"
             )
         if self.num_padded:
             notes.append(

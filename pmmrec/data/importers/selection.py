@@ -1,7 +1,7 @@
-"""Which rows of a user's tables become part of a domain, and why the others do not."""
-# ruff: noqa: S608  statements are built of our own words only; ids and paths are parameters
-# Tables in DuckDB: raw_items, raw_interactions (as read) -> items, users, live (interactions that stand) -> catalogue,
-# and rejected. An item is known by its row in the source, a user by the row of the first interaction.
+"""Select the rows of a user's tables that become part of a domain, and record why others do not."""
+# ruff: noqa: S608  statements contain no values of users; ids and paths are parameters
+# Tables in DuckDB: raw_items, raw_interactions (as read) -> items, users, live (valid interactions) -> catalogue, and
+# rejected. The key of an item is its row in the source, that of a user the row of the first interaction.
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_EXAMPLES = 5
 
 
 class Selection:
-    """The steps of an import between reading and writing, in the order of the methods."""
+    """The steps of an import between reading and writing; call the methods in their order."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
@@ -25,7 +25,7 @@ class Selection:
         connection.execute("CREATE TABLE rejected (kind VARCHAR, id VARCHAR, row BIGINT, reason VARCHAR)")
 
     def take_items(self, path: Path) -> None:
-        """`items` with clean texts. Raises DataError when an id occurs twice."""
+        """Make `items`, with clean texts. Raises DataError when an id occurs twice."""
         self._run(
             f"""INSERT INTO rejected SELECT 'item', item_id, row, 'empty item id' FROM raw_items
                 WHERE {_is_blank("item_id")} ORDER BY row"""
@@ -43,16 +43,16 @@ class Selection:
             raise DataError(f"{path}: {len(twice):,} item ids occur more than once: {shown}; keep one row each")
 
     def reject_images(self, item_ids_and_reasons: list[tuple[str, str]]) -> None:
-        """Note pictures that cannot be used."""
+        """Record pictures that cannot be used."""
         for item_id, reason in item_ids_and_reasons:
             self._run("INSERT INTO rejected VALUES ('image', ?, NULL, ?)", [item_id, reason])
 
     def reject_all_images(self, query: str) -> None:
-        """Note all pictures of a query that gives an item id and a reason for each."""
+        """Record the pictures of a query that gives item ids and reasons."""
         self._run(f"INSERT INTO rejected SELECT 'image', item_id, NULL, reason FROM ({query}) AS lost(item_id, reason)")
 
     def reject_bare_items(self) -> None:
-        """Items with neither text nor picture leave `items`."""
+        """Remove items with neither text nor picture from `items`."""
         bare = "text IS NULL AND row NOT IN (SELECT row FROM item_pictures)"
         self._run(
             f"""INSERT INTO rejected SELECT 'item', item_id, row, 'neither text nor image' FROM items WHERE {bare}
@@ -62,7 +62,7 @@ class Selection:
         self._run(f"DELETE FROM items WHERE {bare}")
 
     def take_interactions(self, path: Path, items_path: Path) -> None:
-        """`users` and `live`. Raises DataError when most times cannot be read, or no interaction can stand."""
+        """Make `users` and `live`. Raises DataError when most times cannot be read, or no interaction is valid."""
         self._check_times(path)
         self._run(
             f"""CREATE TABLE users AS SELECT user_id, min(row) AS user_key FROM raw_interactions
@@ -108,7 +108,7 @@ class Selection:
         self._run(f"DELETE FROM items WHERE {outside}")
 
     def number_items(self) -> int:
-        """`catalogue`: items in the order of the source, with their row in the domain. Returns how many there are."""
+        """Make `catalogue`: items in the order of the source, with their rows in the domain. Returns their number."""
         self._run("CREATE TABLE catalogue AS SELECT row_number() OVER (ORDER BY row) - 1 AS item_index, * FROM items")
         num_items = self._count("catalogue")
         if num_items > 2**31 - 1:
@@ -116,7 +116,7 @@ class Selection:
         return num_items
 
     def rejections(self) -> dict[str, dict[str, int]]:
-        """How many were rejected, by kind and reason."""
+        """The number of rejected rows, by kind and reason."""
         counted: dict[str, dict[str, int]] = {}
         for kind, reason, count in self._rows(
             "SELECT kind, reason, count(*) FROM rejected GROUP BY ALL ORDER BY kind, count(*) DESC, reason"
@@ -125,7 +125,7 @@ class Selection:
         return counted
 
     def write_rejected(self, path: Path) -> None:
-        """Every rejection as a row of a parquet file: kind, id, row in the source (1 is the first), reason."""
+        """Write every rejection as a row of a parquet file: kind, id, row in the source (1 is the first), reason."""
         rows = self._connection.sql("SELECT * FROM rejected ORDER BY kind, row, id, reason")
         rows.write_parquet(str(path))
 
@@ -135,7 +135,7 @@ class Selection:
             ((row,),) = self._rows("SELECT min(row) FROM raw_interactions WHERE time IS NULL")
             raise DataError(
                 f"{path}: {num_bad:,} of {count:,} timestamps cannot be read, the first in row {row}; "
-                "give seconds, milliseconds or ISO dates, or leave out the column: file order then stands"
+                "give seconds, milliseconds or ISO dates, or leave out the column to keep the order of the file"
             )
 
     def _check_any_left(self, path: Path, items_path: Path) -> None:
@@ -160,7 +160,7 @@ class Selection:
         )
 
     def _reject_users(self, reason: str) -> None:
-        """Users of whom nothing is live, unless they were rejected before."""
+        """Remove users without a live interaction, and record why."""
         gone = "user_key NOT IN (SELECT user_key FROM live)"
         self._run(
             f"INSERT INTO rejected SELECT 'user', user_id, NULL, ? FROM users WHERE {gone} ORDER BY user_key", [reason]

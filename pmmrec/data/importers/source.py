@@ -1,5 +1,5 @@
-"""How a csv, tsv or parquet file of a user becomes a table of DuckDB, exactly as it stands."""
-# ruff: noqa: S608  statements are built of our own words only: names of a user become column_0, ..., values parameters
+"""Read a csv, tsv or parquet file of a user into a table of DuckDB, without changing any value."""
+# ruff: noqa: S608  statements contain no names or values of users: columns become column_0, ..., values parameters
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pmmrec.errors import DataError, MachineError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHER_SEPARATORS = ";\t|,"
-UNQUOTED = ".tsv"  # tables of this kind often hold quote marks as text
+UNQUOTED = ".tsv"  # files of this kind often contain quote marks as text
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 PARQUET = ".parquet"
 WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
-# The first bytes of files that are no text, whatever their name ends in.
+# The first bytes of files that are not text, whatever their suffix.
 SIGNATURES = (
     (b"\x1f\x8b", "a gzip file; unpack it first"),
     (b"PK\x03\x04", "a zip file or a workbook (xlsx); unpack it, or save the sheet as csv"),
@@ -42,16 +42,16 @@ _CSV_REASON = re.compile(r"^(Expected Number of Columns.*|Value with unterminate
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a source; in SQL it goes by `sql`, so that no name of a user is ever part of a statement."""
+    """A column of a source; SQL statements use `sql`, so that they never contain a name that a user chose."""
 
     name: str
     sql: str
     type: str  # of DuckDB
-    in_nanoseconds: bool = False  # whether a parquet file holds times as fine as that
+    in_nanoseconds: bool = False  # whether a parquet file stores times in nanoseconds
 
     @property
     def holds_bytes(self) -> bool:
-        """Whether values are bytes, or have bytes in them."""
+        """Whether values are bytes or contain bytes."""
         return re.search(r"\bBLOB\b", self.type) is not None
 
 
@@ -91,7 +91,7 @@ class Source:
         return columns_like(name, [column.name for column in self.columns])
 
     def require(self, *names: str) -> None:
-        """Raise DataError that names every missing column, the columns found, and those that may be meant."""
+        """Raise DataError where columns are missing; it names them, the columns found, and those that may be meant."""
         missing = [name for name in names if self.column(name) is None]
         if not missing:
             return
@@ -99,7 +99,7 @@ class Source:
         advice = hint(missing, found)
         other = next((sign for sign in OTHER_SEPARATORS if sign in found[0] and sign != self._separator), None)
         if self._separator is not None and len(found) == 1 and other is not None:
-            advice = f"columns seem to be parted by {other!r}, save them with {self._separator!r}"
+            advice = f"columns seem to be separated by {other!r}, save them with {self._separator!r}"
         what = f"no column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
         raise DataError(f"{self.path}: {what}, found {', '.join(map(repr, found))}; {advice}")
 
@@ -108,23 +108,23 @@ class Source:
         return self._quoting.notes(role, self._num_rows)
 
     def as_id(self, name: str) -> str:
-        """SQL of the ids in a column, as text. Raises DataError for types that cannot be ids, such as float."""
+        """SQL of the ids in a column, as text. Raises DataError for types that cannot be ids, such as floats."""
         column = self.required(name)
         if column.type not in ("VARCHAR", "UUID", '"NULL"') and not WHOLE_NUMBERS.fullmatch(column.type):
             raise DataError(f"{self.path}: column {name!r} is {column.type}; ids are text or whole numbers, cast it")
         return f"CAST({column.sql} AS VARCHAR)"
 
     def as_text(self, name: str) -> str:
-        """SQL of the texts in a column. Raises DataError for bytes and nested values, whose text would be a guess."""
+        """SQL of the texts in a column. Raises DataError for bytes and nested values, which have no obvious text."""
         column = self.required(name)
         if NO_TEXTS.match(column.type):
             raise DataError(f"{self.path}: column {name!r} is {column.type[:60]}; texts are strings, cast it")
         return f"CAST({column.sql} AS VARCHAR)"
 
     def load(self, table: str, expressions: dict[str, str]) -> int:
-        """Make `table`: `row` (1 is the first row of data) and the expressions by name. Returns the number of rows.
+        """Make `table` with `row` (1 is the first row of data) and the named expressions. Returns the number of rows.
 
-        Raises DataError with the line where the file breaks its format, or when it has no row.
+        Raises DataError for a file without rows, and for a line that breaks the format.
         """
         selected = ", ".join(f"{sql} AS {name}" for name, sql in expressions.items())
         statement = f"CREATE TABLE {table}_unnumbered AS SELECT {selected} FROM {self._scan()}"
@@ -141,7 +141,7 @@ class Source:
             raise DataError(f"{self.path}: names its columns but has no row of data")
         self._num_rows, expected = int(num_rows), self._quoting.num_records
         if expected is not None and num_rows != expected - 1:
-            found = f"{expected - 1:,} rows stand in the file, but {num_rows:,} were read"
+            found = f"{expected - 1:,} rows are in the file, but {num_rows:,} were read"
             place = f" from line {self._quoting.first_odd} on" if self._quoting.first_odd else ""
             raise DataError(f"{self.path}: {found}; check quote marks and line ends{place}, or save it as parquet")
         return self._num_rows
@@ -156,7 +156,9 @@ class Source:
         return f"read_csv($path, columns={{{columns}}}, {dialect}, compression='none')"
 
     def _parameters(self) -> dict[str, str]:
-        plain_path = re.sub(r"([*?\[])", r"[\1]", str(self.path))  # else DuckDB would read all files of a pattern
+        plain_path = re.sub(
+            r"([*?\[])", r"[\1]", str(self.path)
+        )  # otherwise DuckDB would read all files that match a pattern
         parameters = {"path": plain_path}
         return parameters if self._separator is None else {**parameters, "separator": self._separator}
 
@@ -176,7 +178,7 @@ class Source:
         statement = "DESCRIBE SELECT * FROM read_parquet($path, hive_partitioning=false)"
         try:
             described = self._connection.execute(statement, self._parameters()).fetchall()
-            schema = pq.read_schema(self.path)  # names as they stand: DuckDB renames a column that stands twice
+            schema = pq.read_schema(self.path)  # unchanged names: DuckDB renames a column that occurs twice
         except (duckdb.Error, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot be read as parquet: {_explain(str(error))}") from error
         fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
@@ -189,19 +191,19 @@ class Source:
             raise DataError(f"{self.path}: its first line is empty; it must name the columns")
         twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
         if twice:
-            raise DataError(f"{self.path}: column {twice[0]!r} stands twice; rename or remove one")
+            raise DataError(f"{self.path}: column {twice[0]!r} occurs twice; rename or remove one")
         return [Column(name, f"column_{place}", kind) for place, (name, kind) in enumerate(named)]
 
 
 def _refuse_other_kinds(path: Path, begin: bytes) -> None:
-    """DataError for a file of another kind under the name of a text."""
+    """Raise DataError for a file of another kind with the suffix of a text file."""
     for signature, kind in SIGNATURES:
         if begin.startswith(signature):
             raise DataError(f"{path}: is {kind}")
 
 
 def _read_through(path: Path, *, is_text: bool) -> SourceFile:
-    """Size and sha256; of a text also whether it is UTF-8, which an import must know before it decides anything."""
+    """Size and SHA-256 of a file. Raises DataError for a text that is not UTF-8."""
     digest, num_bytes, num_lines = hashlib.sha256(), 0, 0
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
@@ -224,24 +226,24 @@ def _read_through(path: Path, *, is_text: bool) -> SourceFile:
 
 
 def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
-    """Rows of a query, batch by batch; the connection stays free for other work."""
+    """Rows of a query, batch by batch; the connection stays free for other statements."""
     try:
         with connection.cursor() as cursor:
             yield from pa.RecordBatchReader.from_stream(cursor.sql(query))
-    except pa.ArrowException as error:  # how an error of DuckDB arrives here; all rows were read before
+    except pa.ArrowException as error:  # DuckDB failed; bad data was found before, when rows were read
         raise MachineError(f"the import's database failed: {error}; raise memory_gb or free disk") from error
 
 
 def is_of_machine(error: duckdb.Error) -> bool:
-    """Whether DuckDB ran out of memory or disk, rather than into bad data."""
+    """Whether DuckDB ran out of memory or disk, as opposed to meeting bad data."""
     return isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error)
 
 
 def _explain(message: str) -> str:
-    """The part of a message of DuckDB that helps: it goes on for twenty lines."""
+    """The useful part of a message of DuckDB, which may have twenty lines, and a remedy."""
     line, reason = _CSV_LINE.search(message), _CSV_REASON.search(message)
     if line and reason and reason[1].startswith("Maximum line size"):
-        return f"line {line[1]}: {reason[1].rstrip('.')}; cut the text, or close a quote that stands open"
+        return f"line {line[1]}: {reason[1].rstrip('.')}; cut the text, or close a quote that is open"
     if line and reason:
         return f"line {line[1]}: {reason[1]}; quote fields that hold separators, quotes or line ends"
     if "Could not convert Timestamp" in message:

@@ -1,5 +1,5 @@
-"""How items and interactions in csv, tsv or parquet files, and a folder of pictures, become a domain."""
-# ruff: noqa: S608  statements are built of our own words only
+"""Import items and interactions in csv, tsv or parquet files, and a folder of pictures, as a domain."""
+# ruff: noqa: S608  statements contain no values of users
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pmmrec.modality import Modality
 from pmmrec.progress import Progress
 from pmmrec.settings import Config, Place
 
-SEQUENCE_BATCH = 1_000_000  # interactions gathered before they are cut into users
+SEQUENCE_BATCH = 1_000_000  # interactions that are collected before they are split by user
 NO_EFFECT = "image_side has no effect without images; leave it out or give images"
-FILE_ORDER = "times: no column 'timestamp', so the order of rows stands"
+FILE_ORDER = "times: no column 'timestamp', so the order of rows is kept"
 
 
 class TableImport(Config):
@@ -52,7 +52,7 @@ class TableImport(Config):
 
     @model_validator(mode="after")
     def _image_side_needs_images(self) -> Self:
-        may_hold_images = self.items.suffix.lower() == PARQUET  # the import looks into it
+        may_hold_images = self.items.suffix.lower() == PARQUET  # the import reads its columns later
         if self.images is None and "image_side" in self.model_fields_set and not may_hold_images:
             raise ValueError(NO_EFFECT)
         return self
@@ -60,7 +60,7 @@ class TableImport(Config):
 
 @dataclass(frozen=True)
 class _Sources:
-    """What stands in the user's files, before anything is decided."""
+    """The content of the user's files, before rows are selected."""
 
     items: Source
     interactions: Source
@@ -72,23 +72,28 @@ class _Sources:
 
 
 def import_table(settings: TableImport, progress: Progress | None = None) -> Domain:
-    """Write the domain and open it. On any error nothing stays behind.
+    """Write the domain and open it. After an error nothing is left.
 
-    Raises RecipeError when `out` exists, DataError for files that break a rule, MachineError when memory or disk end.
+    Raises RecipeError when `out` exists, DataError for files that break a rule, MachineError when memory or disk are
+    full.
     """
     with new_folder(settings.out) as (folder, was_stale):
         work = folder / "work"
         work.mkdir()
         with _database(work, settings) as connection, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # broken metadata, which we drop
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # our own limit is lower and says why
+            warnings.filterwarnings(
+                "ignore", category=UserWarning, module="PIL"
+            )  # broken metadata, which is dropped anyway
+            warnings.simplefilter(
+                "error", Image.DecompressionBombWarning
+            )  # the limit in images.py is lower and has a better message
             _Import(settings, folder, work, connection, progress).run(was_stale=was_stale)
         shutil.rmtree(work)
     return Domain.open(settings.out)
 
 
 class _Import:
-    """One import, step by step."""
+    """The steps of one import."""
 
     def __init__(
         self,
@@ -168,13 +173,15 @@ class _Import:
             notes += source.notes(role)
         notes += [*_about_images(sources.items, sources.pictures), *self._pictures.notes]
         if num_ties:
-            notes.append(f"times: {num_ties:,} interactions have the time of the one before; the order of rows stands")
+            notes.append(
+                f"times: {num_ties:,} interactions have the same time as the one before; the order of rows is kept"
+            )
         named = [column.name for column in sources.interactions.columns if column.name.strip()]
         unused = [name for name in named if name not in ("user_id", "item_id", "timestamp")]
         if unused:
             notes.append(f"interactions: columns not used: {', '.join(unused)}")
         if was_stale:
-            notes.append("removed what an import that was cut short had left behind")
+            notes.append("removed what an unfinished import had left behind")
         return tuple(notes)
 
     def _seal(self, sources: _Sources, notes: tuple[str, ...]) -> None:
@@ -210,11 +217,11 @@ class _Import:
 
 
 class _Sequences:
-    """`live` as one row a user: users in the order of their first row, items by exact time, then by row."""
+    """Turns `live` into one row for each user: users by their first row, items by exact time, then by row."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, *, has_times: bool) -> None:
         self._connection, self._has_times = connection, has_times
-        self.num_ties = 0  # interactions that have the time of the one before
+        self.num_ties = 0  # interactions with the same time as the one before
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         query = """SELECT live.user_key, CAST(catalogue.item_index AS INTEGER) AS item, live.time, live.rest
@@ -227,13 +234,13 @@ class _Sequences:
             waiting = pa.concat_tables([waiting, named.cast(waiting.schema)])
             if len(waiting) >= SEQUENCE_BATCH:
                 is_last_user = waiting["user"].to_numpy() == waiting["user"][-1].as_py()
-                num_whole = int(np.argmax(is_last_user))  # the last user may go on in the next batch
+                num_whole = int(np.argmax(is_last_user))  # the last user may continue in the next batch
                 yield from self._users(waiting.slice(0, num_whole))
                 waiting = waiting.slice(num_whole)
         yield from self._users(waiting)
 
     def _users(self, rows: pa.Table) -> Iterator[pa.RecordBatch]:
-        """The users of whole sequences."""
+        """Record batches of users whose sequences are complete."""
         if len(rows) == 0:
             return
         user, item, time, rest = (rows[name].to_numpy() for name in ("user", "item", "time", "rest"))
@@ -254,7 +261,7 @@ class _Sequences:
 
 
 def _about_images(items: Source, pictures: PictureColumn | None) -> list[str]:
-    """Columns that may be meant as pictures and are not read as such."""
+    """Notes on columns that may be meant as pictures but are not read."""
     notes, column = [], items.column(COLUMN)
     unread = [one.name for one in items.columns if one.holds_bytes and (one.name != COLUMN or pictures is None)]
     if unread:
@@ -272,7 +279,7 @@ def _file_order(interactions: Source) -> str:
 
 @contextlib.contextmanager
 def _database(work: Path, settings: TableImport) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database on disk that fetches nothing from the network and keeps to its memory."""
+    """A database on disk that never uses the network and respects its memory limit."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{int(settings.memory_gb * 1e9)}B",
         "temp_directory": str(work / "spill"),

@@ -1,5 +1,5 @@
-"""How the timestamps of a source become int64, and what orders those that become the same."""
-# ruff: noqa: S608  statements are built of our own words only
+"""Convert the timestamps of a source to int64, and keep the order of those that become equal."""
+# ruff: noqa: S608  statements contain no values of users
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from pmmrec.errors import DataError
 TimeUnit = Literal["as given", "milliseconds"]
 MILLISECONDS_FROM = 1e11  # as seconds this is the year 5138, as milliseconds 1973
 FINER_FROM = 1e14  # as milliseconds this is the year 5138, as microseconds 1973
-FLOAT_DIGITS = 2**24  # beyond, a 32-bit float holds no fraction and not every whole number
+FLOAT_DIGITS = 2**24  # above it a 32-bit float has no fractions and skips whole numbers
 EXACT = "DECIMAL(38, 12)"  # 26 digits before the point
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
-_ZONE = r"[Zz]|UTC|[+-](?:0\d|1[0-8])(?::?[0-5]\d)?"  # Java's widest offset is 18 hours, the widest in use 14
+_ZONE = r"[Zz]|UTC|[+-](?:0\d|1[0-8])(?::?[0-5]\d)?"  # Java allows offsets up to 18 hours; those in use reach 14
 _ISO = rf"^(\d{{4}}-\d{{2}}-\d{{2}})(?:[Tt ](\d{{2}}:\d{{2}}(?::\d{{2}}(?:\.\d{{1,9}})?)?) ?({_ZONE})?)?$"
 
 
 @dataclass(frozen=True)
 class TimeRule:
-    """How one column of timestamps is read. Interactions are in the order of `sql`, then of `rest`."""
+    """How one column of timestamps is read. Interactions are ordered by `sql`, then by `rest`."""
 
     sql: str  # BIGINT, NULL where a timestamp cannot be read
     unit: TimeUnit
     note: str
-    rest: str = "0"  # BIGINT: what `sql` leaves out
+    rest: str = "0"  # BIGINT: the part of a time that `sql` drops
     warnings: tuple[str, ...] = ()
 
 
 def time_rule(connection: duckdb.DuckDBPyConnection, table: str, column: Column, where: str) -> TimeRule:
-    """The rule for the column `stamp` of `table`, judged by all its rows; `where` stands in messages.
+    """The rule for the column `stamp` of `table`, chosen by all its rows; `where` names the file in messages.
 
-    Whole numbers are kept as they are. Fractions of seconds become milliseconds, fractions of milliseconds are rounded
-    off. ISO dates become milliseconds, in UTC where they name no zone. What that leaves out still orders interactions.
-    A row that breaks the rule of most has no time. Raises DataError for other types and for mixed units.
+    Whole numbers are kept. Fractions of seconds become milliseconds, fractions of milliseconds are rounded. ISO dates
+    become milliseconds, in UTC where they name no zone. The dropped part of a time still orders interactions. A row
+    that does not fit the rule of most rows has no time. Raises DataError for other types and for mixed units.
     """
     kind = column.type
     if kind == "DATE" or kind.startswith("TIMESTAMP"):
@@ -56,7 +56,7 @@ def time_rule(connection: duckdb.DuckDBPyConnection, table: str, column: Column,
 
 
 def _text_rule(connection: duckdb.DuckDBPyConnection, table: str, where: str) -> TimeRule:
-    """Numbers or dates, whichever are more."""
+    """The rule of numbers or of dates, whichever are more."""
     text = "trim(stamp)"
     number = f"CASE WHEN regexp_full_match({text}, '{_NUMBER}') THEN TRY_CAST({text} AS {EXACT}) END"
     figures = f"count({number}), count(nullif({_part_of_iso('day')}, '')), count(nullif({_part_of_iso('zone')}, ''))"
@@ -69,7 +69,7 @@ def _text_rule(connection: duckdb.DuckDBPyConnection, table: str, where: str) ->
 
 def _instants(column: Column) -> TimeRule:
     """Dates and timestamps of parquet, with or without a zone, floored to milliseconds."""
-    # Of nanoseconds a cast to TIMESTAMP would round to microseconds, or fail where there is a zone.
+    # A cast of nanoseconds to TIMESTAMP would round to microseconds, or fail where there is a zone.
     is_fine = column.type.endswith("_NS")
     instant = f"TRY_CAST(stamp AS {'TIMESTAMP_NS' if is_fine else 'TIMESTAMP'})"
     units, per_millisecond = (f"epoch_ns({instant})", 1_000_000) if is_fine else (f"epoch_us({instant})", 1000)
@@ -84,7 +84,7 @@ def _instants(column: Column) -> TimeRule:
 def _number_rule(
     connection: duckdb.DuckDBPyConnection, table: str, number: str, where: str, *, is_short: bool = False
 ) -> TimeRule:
-    """`number`: SQL of the numbers, NULL where there is none; `is_short`: they come from floats of 32 bits."""
+    """`number`: SQL of the numbers, NULL where there is none; `is_short`: they come from 32-bit floats."""
     doubtful = check_units(connection, table, number, where)
     warnings: tuple[str, ...] = () if doubtful is None else (doubtful,)
     figures = "count(*) FILTER (n <> trunc(n)), approx_quantile(abs(CAST(n AS DOUBLE)), 0.5)"
@@ -109,7 +109,7 @@ def _number_rule(
 
 
 def _iso_dates(warnings: tuple[str, ...]) -> TimeRule:
-    """DuckDB's own cast drops the offset from UTC and all below a microsecond, so both are read here."""
+    """DuckDB's own cast drops the offset from UTC and digits below a microsecond, so the parts are read here."""
     day, clock, zone = (_part_of_iso(name) for name in ("day", "clock", "zone"))
     to_the_second = f"coalesce(nullif(split_part({clock}, '.', 1), ''), '00:00')"
     local = f"epoch_ms(TRY_CAST({day} || ' ' || {to_the_second} AS TIMESTAMP))"

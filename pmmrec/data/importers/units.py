@@ -1,5 +1,5 @@
 """Refuse a column of times that holds more than one unit, such as seconds and milliseconds."""
-# ruff: noqa: S608  statements are built of our own words only
+# ruff: noqa: S608  statements contain no values of users
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import duckdb
 
 from pmmrec.errors import DataError
 
-# Values of the years 1990 to 2099 in each unit, rising. No two spans touch, and small counts are in none of them.
+# Values of the years 1990 to 2099 in each unit, ascending. The spans do not touch, and contain no small counts.
 SPANS = (
     ("days as Excel counts them", 32_874, 73_051),
     ("dates written YYYYMMDD", 19_900_101, 21_000_000),
@@ -23,11 +23,11 @@ LEAST_SHARE_BETWEEN = 0.1
 
 
 def check_units(connection: duckdb.DuckDBPyConnection, table: str, number: str, where: str) -> str | None:
-    """Raise DataError where a column of numbers mixes units; return a warning where some mean no time, perhaps.
+    """Raise DataError where a column of numbers mixes units; return a warning where some numbers may not be times.
 
-    `number` is SQL of the numbers in `table`, which has the columns `row` and `stamp`. Two units are found where values
-    lie in two spans of calendar years and hardly any between them: a count that passes through several spans, such as
-    the number of an event, has values everywhere.
+    `number` is SQL of the numbers in `table`, which has the columns `row` and `stamp`. A column mixes units if values
+    lie in two spans of calendar years and hardly any between them. A counter, such as the number of an event, may pass
+    through several spans, but has values between them as well.
     """
     edges = [edge for _, low, high in SPANS for edge in (low, high)]
     cases = " ".join(f"WHEN n < {edge} THEN {place}" for place, edge in enumerate(edges))

@@ -15,10 +15,10 @@ TEXT = ".txt"
 
 
 def read_user_ids(path: Path) -> pa.Array:
-    """The user ids of a .csv, .tsv or .parquet file with a column `user_id`, or of a .txt file with one in each line.
+    """The user ids of a .csv, .tsv or .parquet file with a column `user_id`, or of a .txt file with one id a line.
 
-    Each once, in the order of the file. Ids are text, exactly as they stand; empty lines are none. Raises DataError for
-    a file that cannot be read or names nobody.
+    No id comes twice; the order is that of the file. Ids are text, unchanged; empty lines are skipped. Raises DataError
+    for a file that cannot be read or names nobody.
     """
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -42,7 +42,9 @@ def read_user_ids(path: Path) -> pa.Array:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would part ids at letters such as U+2028
+        return path.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # splitlines() would split ids at characters such as U+2028
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
     except OSError as error:

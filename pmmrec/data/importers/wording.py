@@ -1,4 +1,4 @@
-"""How a text of a user becomes a text of a domain."""
+"""Clean the texts that users give for items."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 import unicodedata
 
 MAX_CHARACTERS = 10_000
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and halves of surrogate pairs, which UTF-8 cannot hold
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and halves of surrogate pairs, which UTF-8 cannot encode
 
 
 def cleaned(text: str | None) -> str | None:
-    """HTML entities read, one space for each run of white space, NFC, at most `MAX_CHARACTERS`; None for no words."""
+    """Decode HTML entities, collapse white space, compose (NFC) and cut to `MAX_CHARACTERS`; None for no words."""
     if text is None:
         return None
     words = " ".join(_UNSTORABLE.sub("", html.unescape(text)).split())

@@ -252,7 +252,7 @@ def test_a_file_that_lies_elsewhere_is_refused(domain: Domain) -> None:
     path = domain.folder / "items.arrow"
     path.rename(domain.folder.parent / "items.arrow")
     path.symlink_to(domain.folder.parent / "items.arrow")
-    with pytest.raises(DataError, match="a link out of the domain"):
+    with pytest.raises(DataError, match="a link to a file outside the domain"):
         Domain.open(domain.folder)
 
 

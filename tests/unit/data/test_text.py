@@ -110,7 +110,7 @@ def many(make_domain: Any, tokenizer: Any, tmp_path: Path) -> TokenTable:
     )
 
 
-def first_alike_by_loops(table: TokenTable) -> list[int]:
+def first_same_by_loops(table: TokenTable) -> list[int]:
     contents = [table.content(row) for row in range(300)]
     return [contents.index(content) for content in contents]
 
@@ -118,7 +118,7 @@ def first_alike_by_loops(table: TokenTable) -> list[int]:
 @pytest.mark.parametrize("rows_at_once", [7, 1 << 18])
 def test_alike_texts_are_found(many: TokenTable, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
     monkeypatch.setattr(text, "ROWS_AT_ONCE", rows_at_once)
-    assert many.first_alike().tolist() == first_alike_by_loops(many)
+    assert many.first_same().tolist() == first_same_by_loops(many)
 
 
 def test_texts_that_share_a_hash_are_told_apart(many: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,5 +129,5 @@ def test_texts_that_share_a_hash_are_told_apart(many: TokenTable, monkeypatch: p
         return whole(table, seed) % np.uint64(2 if seed == 0 else 2**63)
 
     monkeypatch.setattr(TokenTable, "_keys", poor)
-    assert many.first_alike().tolist() == first_alike_by_loops(many)
+    assert many.first_same().tolist() == first_same_by_loops(many)
     assert asked == [0, 1]

@@ -69,7 +69,7 @@ def test_of_two_pictures_of_an_item_the_jpeg_is_taken(shop, rejected) -> None:
     assert domain.info.summary.num_pictures_ignored == 0
     assert rejected(domain) == [("image", "a", None, "second picture of an item")]
     assert domain.info.summary.notes[-1] == (
-        "images: 1 pictures are second ones of their item; the first in the order .jpg, .jpeg, .jfif, .png, .webp, "
+        "images: 1 pictures are second pictures of an item; the first in the order .jpg, .jpeg, .jfif, .png, .webp, "
         ".gif, .bmp is taken (a.png)"
     )
 
@@ -106,16 +106,16 @@ def test_every_picture_that_is_passed_over_is_said_with_its_name_and_reason(shop
     ]
     assert domain.info.summary.num_pictures_ignored == 2
     unread, case, folders = domain.info.summary.notes[2:]
-    assert "2 pictures are second ones of their item" in domain.info.summary.notes[1]
+    assert "2 pictures are second pictures of an item" in domain.info.summary.notes[1]
     assert domain.info.summary.notes[1].endswith("(a.png, a.webp)")  # a.PNG is taken: upper case sorts first
     assert unread == (
         "images: 3 pictures of items are in formats that are not read; save them as jpg, png or webp "
         "(a.tif, b.tiff, c.HEIC)"
     )
     assert case == (
-        "images: 1 pictures are named after an item but for upper and lower case; names must be equal (C.png)"
+        "images: 1 pictures differ from an item id only in upper and lower case; names must be equal (C.png)"
     )
-    assert folders == "images: 2 folders below it are not looked into; put all pictures into one (010, 011)"
+    assert folders == "images: 2 folders below it are not searched; put all pictures into one (010, 011)"
 
 
 @pytest.mark.parametrize("suffix", [".jpe", ".pjpeg", ".apng", ".ppm", ".NEF", ".j2k"])
@@ -134,9 +134,7 @@ def test_a_name_that_is_equal_but_for_the_form_of_its_accents_is_said(shop) -> N
     shop.paint("cafe\u0301.png")
     domain = shop.run(images=shop.folder / "pictures")
     assert domain.info.summary.kept["images"] == 1
-    assert domain.info.summary.notes[1].startswith(
-        "images: 1 pictures are named after an item but for the Unicode form"
-    )
+    assert domain.info.summary.notes[1].startswith("images: 1 pictures differ from an item id only in the Unicode form")
 
 
 def test_only_the_first_names_are_shown(shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +159,7 @@ def test_only_the_first_names_are_shown(shop, monkeypatch: pytest.MonkeyPatch) -
         ),
         (
             ["010/a.png"],
-            r"none of its 0 pictures belongs to an item; .*1 folders below it are not looked into; .* \(010\)",
+            r"none of its 0 pictures belongs to an item; .*1 folders below it are not searched; .* \(010\)",
         ),
     ],
 )
@@ -200,7 +198,7 @@ def test_links_may_lead_within_the_folder_only(shop, rejected) -> None:
     domain = shop.run(images=shop.folder / "pictures")
     assert shades(domain) == [70, None, None]
     assert set(rejected(domain)) == {
-        ("image", "b", None, "link out of the folder"),
+        ("image", "b", None, "link to a file outside the folder"),
         ("image", "c", None, "cannot be read: No such file or directory"),
     }
 

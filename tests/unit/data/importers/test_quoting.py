@@ -55,7 +55,7 @@ def test_lines_inside_a_value_of_a_csv_are_counted(shop) -> None:
     assert summary.num_items_read == 3
     assert summary.notes[1] == (
         "items: lines that continue a quoted value: 1, the first after line 3; if they are rows, a quote mark "
-        "stands open there"
+        "is not closed there"
     )
 
 
@@ -121,7 +121,7 @@ def test_descriptions_of_several_lines_in_a_quoted_tsv_are_read_and_counted(read
             "line 4 looks like a row, but a quote mark that opens in line 2 or later",
         ),
         ('a\tb\n1\t"x" y\n2\t"z\tw"\n3\t"v\nv"\n', "line 2: Value with unterminated quote"),
-        ('a\tb\n1\t12" x\n2\t"z\tw"\n3\t"v\nv"\n', "4 rows stand in the file, but 3 were read; .* from line 2 on"),
+        ('a\tb\n1\t12" x\n2\t"z\tw"\n3\t"v\nv"\n', "4 rows are in the file, but 3 were read; .* from line 2 on"),
     ],
 )
 def test_a_tsv_of_which_a_row_would_be_lost_is_refused(read, tmp_path: Path, content: str, message: str) -> None:
@@ -227,7 +227,7 @@ def test_every_row_of_a_tsv_that_quotes_nothing_is_read(read, tmp_path: Path) ->
 @pytest.mark.parametrize("claimed", [3, 5])
 def test_rows_that_do_not_arrive_are_an_error(shop, monkeypatch: pytest.MonkeyPatch, claimed: int) -> None:
     monkeypatch.setattr(source, "quoting_of", lambda *_, **__: Quoting(num_lines=claimed, num_records=claimed))
-    with pytest.raises(DataError, match=f"{claimed - 1} rows stand in the file, but 3 were read"):
+    with pytest.raises(DataError, match=f"{claimed - 1} rows are in the file, but 3 were read"):
         shop.run()
 
 

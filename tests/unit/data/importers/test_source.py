@@ -79,14 +79,14 @@ def test_a_wrong_separator_shows_in_the_columns_found(shop) -> None:
 @pytest.mark.parametrize("sign", [";", "\t", "|"])
 def test_a_wrong_separator_is_named_with_the_right_one(shop, sign: str) -> None:
     shop.items.write_text(f"item_id{sign}text\na{sign}red\n")
-    assert_refused(shop, re.escape(f"columns seem to be parted by {sign!r}, save them with ','"))
+    assert_refused(shop, re.escape(f"columns seem to be separated by {sign!r}, save them with ','"))
 
 
 def test_a_column_that_stands_twice_in_parquet_is_refused(shop) -> None:
     path = shop.folder / "items.parquet"
     columns = [pa.array(["a", "b"]), pa.array(["x", "y"]), pa.array(["p", "q"])]
     pq.write_table(pa.Table.from_arrays(columns, names=["item_id", "text", "text"]), path)
-    assert_refused(shop, "column 'text' stands twice", items=path)
+    assert_refused(shop, "column 'text' occurs twice", items=path)
 
 
 @pytest.mark.parametrize("texts", [[b"caf\xe9"], [["x", "y"]], [{"title": "x"}], [[{"a": 1}]]])
@@ -98,7 +98,7 @@ def test_bytes_and_nested_values_are_no_texts(shop, texts: list) -> None:
 
 def test_a_column_that_stands_twice_is_refused(shop) -> None:
     shop.items.write_text("item_id,text,text\na,x,y\n")
-    assert_refused(shop, "column 'text' stands twice")
+    assert_refused(shop, "column 'text' occurs twice")
 
 
 def test_columns_that_differ_in_case_are_two_columns(shop) -> None:

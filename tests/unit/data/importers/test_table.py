@@ -40,7 +40,7 @@ def test_interactions_are_sorted_by_time_and_then_by_row(shop, sequences) -> Non
     domain = shop.run()
     assert sequences(domain) == {"u": ["c", "b", "c", "a", "b"]}
     assert domain.times(0).tolist() == [-7, 3, 5, 5, 5]
-    assert "2 interactions have the time of the one before" in domain.info.summary.notes[1]
+    assert "2 interactions have the same time as the one before" in domain.info.summary.notes[1]
 
 
 def test_without_timestamps_the_order_of_rows_stands(shop, sequences) -> None:
@@ -118,7 +118,7 @@ def test_columns_of_interactions_that_are_not_used_are_said(shop) -> None:
     shop.interactions.write_text("user_id,item_id,rating,Timestamp\nu,a,5,1\n")
     notes = shop.run().info.summary.notes
     assert notes == (
-        "times: no column 'timestamp', so the order of rows stands; is it 'Timestamp'? Rename it",
+        "times: no column 'timestamp', so the order of rows is kept; is it 'Timestamp'? Rename it",
         "interactions: columns not used: rating, Timestamp",
     )
 
@@ -266,7 +266,7 @@ def test_the_remains_of_a_killed_import_are_said(shop) -> None:
     (shop.folder / "domain.incomplete").mkdir()
     (shop.folder / "domain.incomplete" / "items.arrow").write_text("half")
     domain = shop.run()
-    assert domain.info.summary.notes[-1] == "removed what an import that was cut short had left behind"
+    assert domain.info.summary.notes[-1] == "removed what an unfinished import had left behind"
     assert verify_domain(domain.folder) == []
     assert not (shop.folder / "domain.incomplete").exists()
 

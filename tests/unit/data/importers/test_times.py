@@ -173,7 +173,7 @@ def test_interactions_within_a_millisecond_are_ordered_and_equal_ones_keep_their
     assert len(set(domain.times(0).tolist())) == 1
     assert (
         domain.info.summary.notes[1]
-        == "times: 1 interactions have the time of the one before; the order of rows stands"
+        == "times: 1 interactions have the same time as the one before; the order of rows is kept"
     )
 
 
