@@ -39,7 +39,7 @@ from pmmrec.homes import CACHE, expanded
 from pmmrec.models import Scorer, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
-from pmmrec.serving.candidates import Candidates, EncodedItems, check_new, report_rejected, weights_name
+from pmmrec.serving.candidates import CandidateItems, EncodedItems, check_new, report_rejected, weights_name
 from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
@@ -183,7 +183,7 @@ class System:
             if k > num_items:
                 raise RecipeError(f"--top-k {k}: {opened.name} has only {num_items} items; choose k up to that")
             fresh = None if new is None else self._encode(new, share, say)
-            candidates = Candidates.of(self._encode(opened, share, say), fresh)
+            candidates = CandidateItems.of(self._encode(opened, share, say), fresh)
             asked = f"{weights_name(self.checkpoint)} {self._popularity} {opened.fingerprint} {k} {seen}"
             releases = made_by("pixels", "tokens", "vectors")
             name = f"{asked} {'' if new is None else new.fingerprint} {releases}"
@@ -246,7 +246,7 @@ class System:
             yield new
             self._encoded.pop(new.fingerprint, None)
 
-    def _maker_of(self, candidates: Candidates, domain: Domain, k: int, seen: Seen) -> ListMaker:
+    def _maker_of(self, candidates: CandidateItems, domain: Domain, k: int, seen: Seen) -> ListMaker:
         """What makes the lists of many users, from all that is offered to those of a domain."""
         model, counts = self._model_for(domain), None
         if model.scorer.reads_counts:

@@ -37,7 +37,7 @@ class EncodedItems:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateItems:
     """The items that may be recommended: those of a domain in its order, then new ones."""
 
     item_ids: pa.Array
@@ -45,7 +45,7 @@ class Candidates:
     contents: Contents
 
     @classmethod
-    def of(cls, known: EncodedItems, new: EncodedItems | None = None) -> Candidates:
+    def of(cls, known: EncodedItems, new: EncodedItems | None = None) -> CandidateItems:
         """The items of a domain and of a table of new items; the two must be disjoint (see `check_new`).
 
         A new item with the same content as a known one is scored separately: the two may differ in the last digits.
