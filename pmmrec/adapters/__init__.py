@@ -1,4 +1,4 @@
-"""Adapters: a few tensors that learn beside those of a pretrained part, which stay as they are."""
+"""Adapters: a few trainable tensors inserted into a pretrained part whose own tensors are frozen."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ from pmmrec.errors import RecipeError
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
 
-BASE = "base_layer."  # what peft calls the tensors of a module that it wraps
+BASE = "base_layer."  # prefix that peft gives the tensors of a wrapped module
 
 
-def _nothing(num_blocks: int) -> None:
+def _ignore(num_blocks: int) -> None:
     del num_blocks
 
 
 @dataclass(frozen=True)
 class Sites:
-    """Modules that adapters stand at, in regular expressions that a whole name below a block must match."""
+    """The modules of a block that adapters attach to, as regular expressions that must match the whole name."""
 
-    query_value: str  # linear maps that LoRA and DoRA widen
-    key_value: str  # linear maps whose output IA3 rescales
-    attention: tuple[str, str]  # the module that its input meets first, and the linear map that its output leaves
+    query_value: str  # linear layers adapted by LoRA and DoRA
+    key_value: str  # linear layers whose output IA3 rescales
+    attention: tuple[str, str]  # first module of the sub-layer and its last linear layer
     feed_forward: tuple[str, str]
-    uncalled: str = ""  # linear maps whose weights are read without a call, so that nothing beside them would be heard
+    uncalled: str = ""  # linear layers whose weights are used without a call, where adapters would have no effect
 
 
 @dataclass(frozen=True)
 class Host:
-    """A stack of blocks that may carry adapters."""
+    """A stack of blocks that adapters can be inserted into."""
 
     module: nn.Module
-    path: str  # of the module in its part; "" where it is the part
-    architecture: str  # for messages, as is `known`
-    blocks: tuple[str, ...]  # names in the module, from bottom to top
-    sites: Sites | None  # None: where adapters would stand is not known here
-    known: tuple[str, ...]  # architectures whose sites are known
-    learns_from_top: Callable[[int], None] = _nothing  # told in how many of the top blocks anything learns
+    path: str  # of the module in its part; "" if it is the part itself
+    architecture: str  # name for messages
+    blocks: tuple[str, ...]  # names in the module, bottom first
+    sites: Sites | None  # None: not known for this architecture
+    known: tuple[str, ...]  # architectures whose sites are known, for messages
+    learns_from_top: Callable[[int], None] = _ignore  # called with the number of top blocks that are trained
 
     def in_part(self, name: str) -> str:
-        """The name in the part of what is called `name` in the module."""
+        """Turn a name in the module into a name in the part."""
         return f"{self.path}.{name}" if self.path else name
 
     def at(self, pattern: str, blocks: Sequence[str]) -> list[str]:
-        """Names of the modules below `blocks` that match."""
+        """Names of the modules in `blocks` that match `pattern`."""
         return [
             name for block in blocks for name in self._below(block) if re.fullmatch(pattern, name[len(block) + 1 :])
         ]
 
-    def linear_maps(self, blocks: Sequence[str]) -> list[str]:
-        """Names of the linear maps below `blocks` that are called."""
+    def linear_layers(self, blocks: Sequence[str]) -> list[str]:
+        """Names of the linear layers in `blocks` that are called."""
         uncalled = set(self.at(self.sites.uncalled, blocks)) if self.sites is not None else ()
         below = [name for block in blocks for name in self._below(block) if name not in uncalled]
         return [name for name in below if isinstance(self.sub(name), nn.Linear)]
 
     def sub(self, name: str) -> nn.Module:
-        """The module of that name."""
+        """The submodule of that name."""
         return self.module.get_submodule(name)
 
     def _below(self, block: str) -> list[str]:
@@ -71,49 +71,54 @@ class Host:
 
 
 class AdapterConfig(PartConfig):
-    """Settings that every kind of adapters has."""
+    """Settings common to all kinds of adapters."""
 
     blocks: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        "all", description="How many of the top blocks carry them; frozen blocks below may be computed once."
+        "all", description="Number of top blocks with adapters; the output of the frozen blocks below may be cached."
     )
 
 
 class Adapter(ABC):
-    """A kind of adapters, built as `part_class(config)`. Its tensors live in the modules of the host."""
+    """A kind of adapter, built as `part_class(config)`. Its tensors are stored in the modules of the host."""
 
-    is_mergeable: bool  # whether the host can become plain weights that compute the same
+    is_mergeable: bool  # whether the adapters can be merged into the weights of the host
 
     @abstractmethod
     def insert(self, host: Host, blocks: Sequence[str], where: str) -> tuple[str, ...]:
-        """Put fresh adapters into those blocks of the host; names of the modules that hold their tensors.
+        """Insert new adapters into blocks of the host, which still computes the same.
 
-        At the start the host computes what it did before. RecipeError, which begins with `where`, for targets that
-        the host has not.
+        Args:
+            host: The stack of blocks.
+            blocks: Names of the blocks to adapt.
+            where: Path of the setting, which begins the message of an error.
+
+        Returns the names of the modules that hold the tensors of the adapters. Raises RecipeError for targets that the
+        host does not have.
         """
 
     @abstractmethod
     def merge(self, host: Host, holders: Sequence[str]) -> None:
-        """Turn host and adapters into plain weights, in place. RecipeError where they cannot be."""
+        """Merge the adapters into the weights of the host, in place. Raises RecipeError where they cannot be merged."""
 
     def write_settings(self, host: Host, folder: Path) -> None:
-        """Write beside the tensors what another library needs to read them; there is none for our own."""
+        """Write the settings that another library needs to read the tensors; our own adapters need none."""
         del host, folder
 
     def name_on_disk(self, name: str) -> str:
-        """What a tensor of the host is called in the file of adapters."""
+        """Name in the adapter file of a tensor of the host."""
         return name
 
 
 def adapter_tensors(host: Host, holders: Sequence[str]) -> list[str]:
-    """Names in the host of all tensors of its adapters."""
+    """Names in the host of all adapter tensors."""
     return [f"{at}.{key}" for at in holders for key in host.sub(at).state_dict() if not key.startswith(BASE)]
 
 
 def chosen_blocks(host: Host, config: AdapterConfig, where: str) -> tuple[str, ...]:
-    """The blocks that are to carry adapters. RecipeError where there are fewer, or their sites are not known."""
+    """The blocks to adapt. Raises RecipeError where there are too few, or the architecture is not known."""
     if host.sites is None:
         raise RecipeError(
-            f"{where}: where adapters stand in {host.architecture} is not known here; known: {', '.join(host.known)}"
+            f"{where}: adapters are not supported in {host.architecture}; supported: {', '.join(host.known)}"
         )
     if config.blocks == "all":
         return host.blocks
@@ -126,23 +131,23 @@ def chosen_blocks(host: Host, config: AdapterConfig, where: str) -> tuple[str, .
 
 
 def chosen_targets(host: Host, blocks: Sequence[str], names: Sequence[str], where: str) -> list[str]:
-    """The linear maps in `blocks` whose names end in one of `names`. RecipeError for a name that none ends in."""
-    there = host.linear_maps(blocks)
+    """The linear layers in `blocks` whose names end with one of `names`. Raises RecipeError where one has no match."""
+    there = host.linear_layers(blocks)
     chosen: list[str] = []
     for name in names:
         found = [full for full in there if full == name or full.endswith(f".{name}")]
         if not found:
             top = blocks[-1]
             shown = ", ".join(full.removeprefix(f"{top}.") for full in there if full.startswith(f"{top}."))
-            raise RecipeError(f"{where}.targets: {host.architecture} has no linear map {name!r}; a block has {shown}")
+            raise RecipeError(f"{where}.targets: {host.architecture} has no linear layer {name!r}; a block has {shown}")
         chosen += [full for full in found if full not in chosen]
     return [full for full in there if full in chosen]
 
 
 def sites_of(host: Host) -> Sites:
-    """Where adapters stand, of a host that was asked by `chosen_blocks` before."""
+    """The sites of a host that passed `chosen_blocks`."""
     if host.sites is None:
-        raise ValueError(f"{host.architecture}: its sites are not known")
+        raise ValueError(f"{host.architecture}: its adapter sites are not known")
     return host.sites
 
 

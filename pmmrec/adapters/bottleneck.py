@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a narrow network beside attention and feed-forward, or beside the feed-forward alone."""
+"""Bottleneck adapters: a small network at attention and feed-forward, or at the feed-forward alone."""
 # Shapes: R rows, T tokens, D width of the host, W width of the bottleneck.
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pmmrec.adapters import Adapter, AdapterConfig, Host, adapters, sites_of
 from pmmrec.blocks import ACTIVATIONS, Activation
 from pmmrec.errors import RecipeError
 
-HELD = "adapter"  # name of the bottleneck in the linear map whose output it changes
+CHILD = "adapter"  # name of the bottleneck in the linear layer whose output it changes
 
 
 class BottleneckConfig(AdapterConfig):
     """Settings of bottleneck adapters."""
 
-    width: int = Field(16, ge=1, description="Numbers a token is squeezed through.")
+    width: int = Field(16, ge=1, description="Width of the bottleneck, in numbers per token.")
     activation: Activation = "gelu"
     parallel: bool = Field(
-        False, description="True: it reads what attention or feed-forward reads; False: what they say."
+        False, description="True: its input is the input of attention or feed-forward; False: their output."
     )
-    scale: float = Field(1.0, gt=0, description="Multiplies what is added; parallel ones often take 4.")
+    scale: float = Field(1.0, gt=0, description="Multiplies what is added; parallel adapters often use 4.")
 
 
 class HoulsbyConfig(BottleneckConfig):
@@ -41,7 +41,7 @@ class PfeifferConfig(BottleneckConfig):
 
 
 class Bottleneck(nn.Module):
-    """What is added: `scale * up(activation(down(x)))`. The way up starts at 0, so it adds nothing at first."""
+    """Compute `scale * up(activation(down(x)))`, which is added to a sub-layer; `up` starts at 0, so it adds 0."""
 
     def __init__(self, beside: nn.Linear, config: BottleneckConfig) -> None:
         super().__init__()
@@ -51,16 +51,16 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         self.activation, self.scale = ACTIVATIONS[config.activation], config.scale
-        self.pending: Tensor | None = None  # of a parallel one, between the input of its sub-layer and the output
+        self.pending: Tensor | None = None  # parallel only: computed at the input of the sub-layer, added at its output
 
     def forward(self, x_RTD: Tensor) -> Tensor:
-        """`(R, T, D)` -> what is to be added to a sub-layer's output."""
+        """Input `(R, T, D)` -> what is added to the output of the sub-layer, `(R, T, D)`."""
         added_RTD: Tensor = self.up(self.activation(self.down(x_RTD)))
         return self.scale * added_RTD
 
 
-class _Bottlenecks(Adapter):
-    """What Houlsby's and Pfeiffer's share: hooks on linear maps, so that no tensor of the host changes its name."""
+class _BottleneckAdapter(Adapter):
+    """Insert bottlenecks with hooks on linear layers, so that no tensor of the host is renamed."""
 
     is_mergeable = False
 
@@ -69,22 +69,22 @@ class _Bottlenecks(Adapter):
 
     def insert(self, host: Host, blocks: Sequence[str], where: str) -> tuple[str, ...]:
         """See `Adapter.insert`."""
-        held = []
+        holders = []
         for block in blocks:
             for enters, leaves in self._sub_layers(host):
                 inputs, outputs = host.at(enters, [block]), host.at(leaves, [block])
                 if not outputs or len(inputs) != len(outputs):
-                    raise RecipeError(f"{where}: {host.architecture}: block {block} is not laid out as is known here")
-                held += [self._insert_at(host, *pair) for pair in zip(inputs, outputs, strict=True)]
-        return tuple(held)
+                    raise RecipeError(f"{where}: {host.architecture}: block {block} does not have the known layout")
+                holders += [self._insert_at(host, *pair) for pair in zip(inputs, outputs, strict=True)]
+        return tuple(holders)
 
     def merge(self, host: Host, holders: Sequence[str]) -> None:
-        """There is an activation between the way down and the way up, so no weights compute the same."""
+        """Raise RecipeError: the activation between `down` and `up` prevents merging."""
         del holders
         raise RecipeError(
-            f"{self.config.type} adapters of {host.architecture} cannot be merged into weights: there is an activation "
-            "in them. Keep the adapter checkpoint: it is evaluated, scored and loaded as it is, on its base; "
-            "a training can start from that base again, or from adapters that merge: lora, dora, ia3"
+            f"{self.config.type} adapters of {host.architecture} cannot be merged into weights: they contain an "
+            "activation. Keep the adapter checkpoint: it can be evaluated, scored and loaded with its base; training "
+            "can start again from that base, or from adapters that merge: lora, dora, ia3"
         )
 
     def _sub_layers(self, host: Host) -> list[tuple[str, str]]:
@@ -93,21 +93,21 @@ class _Bottlenecks(Adapter):
     def _insert_at(self, host: Host, enters: str, leaves: str) -> str:
         output: Any = host.sub(leaves)
         bottleneck = Bottleneck(output, self.config)
-        output.add_module(HELD, bottleneck)
+        output.add_module(CHILD, bottleneck)
         if self.config.parallel:
             host.sub(enters).register_forward_pre_hook(partial(_read, bottleneck))
             output.register_forward_hook(_add_pending)
         else:
             output.register_forward_hook(_add)
-        return f"{leaves}.{HELD}"
+        return f"{leaves}.{CHILD}"
 
 
 @adapters.register("houlsby", HoulsbyConfig)
-class Houlsby(_Bottlenecks):
-    """After attention and after feed-forward, before the residual sum (https://arxiv.org/abs/1902.00751).
+class Houlsby(_BottleneckAdapter):
+    """Bottlenecks after attention and after feed-forward, before the residual sum (https://arxiv.org/abs/1902.00751).
 
-    `parallel: true` is the parallel adapter of https://arxiv.org/abs/2110.04366, at both. Differs from Houlsby's: the
-    norms of the host stay frozen.
+    With `parallel: true` both are the parallel adapters of https://arxiv.org/abs/2110.04366. Differs from the paper:
+    the norms of the host stay frozen.
     """
 
     def _sub_layers(self, host: Host) -> list[tuple[str, str]]:
@@ -116,10 +116,10 @@ class Houlsby(_Bottlenecks):
 
 
 @adapters.register("pfeiffer", PfeifferConfig)
-class Pfeiffer(_Bottlenecks):
-    """After feed-forward alone, which Pfeiffer et al. found enough (https://arxiv.org/abs/2005.00247).
+class Pfeiffer(_BottleneckAdapter):
+    """A bottleneck after feed-forward alone (https://arxiv.org/abs/2005.00247).
 
-    Differs from theirs: it stands before the residual sum and the norm, as Houlsby's second does.
+    Differs from the paper: it is placed before the residual sum and the norm, as the second one of `Houlsby`.
     """
 
     def _sub_layers(self, host: Host) -> list[tuple[str, str]]:
@@ -127,7 +127,7 @@ class Pfeiffer(_Bottlenecks):
 
 
 def _add(linear: nn.Module, _: Any, out_RTD: Tensor) -> Tensor:
-    added_RTD: Tensor = linear.get_submodule(HELD)(out_RTD)
+    added_RTD: Tensor = linear.get_submodule(CHILD)(out_RTD)
     return out_RTD + added_RTD
 
 
@@ -136,9 +136,9 @@ def _read(bottleneck: Bottleneck, _: nn.Module, arguments: tuple[Any, ...]) -> N
 
 
 def _add_pending(linear: nn.Module, _: Any, out_RTD: Tensor) -> Tensor:
-    bottleneck: Any = linear.get_submodule(HELD)
+    bottleneck: Any = linear.get_submodule(CHILD)
     added_RTD, bottleneck.pending = bottleneck.pending, None
     if added_RTD is None:
-        raise RuntimeError("a parallel adapter met the output of its sub-layer before the input")
+        raise RuntimeError("a parallel adapter saw the output of its sub-layer before the input")
     out: Tensor = out_RTD + added_RTD
     return out

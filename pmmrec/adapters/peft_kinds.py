@@ -1,4 +1,4 @@
-"""Adapters of peft, injected in place: LoRA, DoRA and IA3."""
+"""Adapters from peft, inserted in place: LoRA, DoRA and IA3."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pydantic import Field
 from pmmrec.adapters import Adapter, AdapterConfig, Host, adapters, chosen_targets, sites_of
 from pmmrec.errors import CheckpointError, RecipeError
 
-NAME = "default"  # peft keeps several adapters in one module, by name; here there is one
-PREFIX = "base_model.model."  # of every tensor in a file of peft
+NAME = "default"  # name of the adapter in peft, which can keep several
+PREFIX = "base_model.model."  # of every tensor name in a file of peft
 _MAGNITUDE = f".lora_magnitude_vector.{NAME}.weight"
 
 
@@ -20,18 +20,18 @@ class LoraConfig(AdapterConfig):
     """Settings of LoRA and DoRA."""
 
     type: Literal["lora"] = "lora"
-    r: int = Field(8, ge=1, description="Rank of what is added to a weight.")
-    alpha: int = Field(16, ge=1, description="What is added is multiplied by alpha / r.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Of the input of what is added.")
+    r: int = Field(8, ge=1, description="Rank of the update of a weight.")
+    alpha: int = Field(16, ge=1, description="The update is multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the update.")
     targets: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Linear maps, by the end of their names; null: those of queries and values."
+        None, min_length=1, description="Linear layers, by the end of their names; null: queries and values."
     )
 
 
 class DoraConfig(LoraConfig):
     """Settings of DoRA."""
 
-    type: Literal["dora"] = "dora"  # type: ignore[assignment]  # the settings are the same but for the name
+    type: Literal["dora"] = "dora"  # type: ignore[assignment]  # same settings under another name
 
 
 class Ia3Config(AdapterConfig):
@@ -41,12 +41,12 @@ class Ia3Config(AdapterConfig):
     targets: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="Linear maps, by the end of their names; null: those of keys, values and the feed-forward output.",
+        description="Linear layers, by the end of their names; null: keys, values and the feed-forward output.",
     )
 
 
-class _OfPeft(Adapter):
-    """What the kinds of peft share: a wrapper takes the place of each linear map and keeps it as `base_layer`."""
+class _PeftAdapter(Adapter):
+    """Replace each target layer by a wrapper of peft, which keeps it as `base_layer`."""
 
     is_mergeable = True
 
@@ -60,17 +60,19 @@ class _OfPeft(Adapter):
 
         holders = self._targets(host, blocks, where)
         if not holders:
-            raise RecipeError(f"{where}: {host.architecture} has no linear maps where its layout says; name `targets`")
+            raise RecipeError(
+                f"{where}: {host.architecture} has no linear layers where its layout says; name `targets`"
+            )
         _refuse_tied(host, holders, where)
         inject_adapter_in_model(self._peft_config(host, holders), host.module, NAME)
-        del host.module.peft_config  # it would make transformers save adapters in the place of weights
+        del host.module.peft_config  # with it transformers would save adapters instead of weights
         found = tuple(name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer))
         if found != tuple(holders):
             raise RecipeError(f"{where}: peft adapted {', '.join(found)}, not {', '.join(holders)}; name `targets`")
         return found
 
     def merge(self, host: Host, holders: Sequence[str]) -> None:
-        """See `Adapter.merge`; the tensors get their own names back."""
+        """See `Adapter.merge`; the tensors get their original names back."""
         for name in holders:
             wrapper: Any = host.sub(name)
             try:
@@ -81,19 +83,19 @@ class _OfPeft(Adapter):
             setattr(host.sub(above), last, wrapper.get_base_layer())
 
     def write_settings(self, host: Host, folder: Path) -> None:
-        """Write `adapter_config.json` as peft reads it."""
+        """Write `adapter_config.json` for peft."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         holders = [name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer)]
         config = self._peft_config(host, holders)
         config.inference_mode = True
-        for field in ("target_modules", "feedforward_modules"):  # sets, whose order changes from run to run
+        for field in ("target_modules", "feedforward_modules"):  # sets, whose order varies between runs
             if getattr(config, field, None):
                 setattr(config, field, sorted(getattr(config, field)))
         config.save_pretrained(str(folder))
 
     def name_on_disk(self, name: str) -> str:
-        """As peft writes it: without the adapter's name."""
+        """The name that peft writes, without the name of the adapter."""
         if name.endswith(_MAGNITUDE):
             return PREFIX + name.removesuffix(f".{NAME}.weight")
         return PREFIX + name.replace(f".{NAME}", "")
@@ -110,8 +112,8 @@ class _OfPeft(Adapter):
         raise NotImplementedError
 
 
-class _LowRank(_OfPeft):
-    """What LoRA and DoRA share."""
+class _LowRank(_PeftAdapter):
+    """LoRA, with or without the decomposition of DoRA."""
 
     config: LoraConfig
     _use_dora = False
@@ -135,21 +137,21 @@ class _LowRank(_OfPeft):
 
 @adapters.register("lora", LoraConfig)
 class Lora(_LowRank):
-    """A product of two thin matrices is added to each weight (https://arxiv.org/abs/2106.09685), through peft."""
+    """Add a product of two low-rank matrices to each weight (https://arxiv.org/abs/2106.09685)."""
 
 
 @adapters.register("dora", DoraConfig)
 class Dora(_LowRank):
-    """LoRA on the direction of each weight, and its length learned apart (https://arxiv.org/abs/2402.09353)."""
+    """Apply LoRA to the direction of each weight and train its magnitude (https://arxiv.org/abs/2402.09353)."""
 
     _use_dora = True
 
 
 @adapters.register("ia3", Ia3Config)
-class Ia3(_OfPeft):
-    """Keys, values and the inner states of the feed-forward are rescaled (https://arxiv.org/abs/2205.05638).
+class Ia3(_PeftAdapter):
+    """Rescale keys, values and the inner activations of the feed-forward (https://arxiv.org/abs/2205.05638).
 
-    Where one linear map makes queries, keys and values at once, all three are rescaled.
+    Where one linear layer computes queries, keys and values, all three are rescaled.
     """
 
     config: Ia3Config
@@ -167,7 +169,7 @@ class Ia3(_OfPeft):
 
 
 def _refuse_tied(host: Host, holders: Sequence[str], where: str) -> None:
-    """RecipeError for a linear map that shares its weight: merging would change the other place too."""
+    """Raise RecipeError for a layer with a shared weight, since merging would change the other layer too."""
     for holder in holders:
         weight: Any = host.sub(holder).weight
         sharing = [
@@ -178,6 +180,6 @@ def _refuse_tied(host: Host, holders: Sequence[str], where: str) -> None:
         ]
         if sharing:
             raise RecipeError(
-                f"{where}: {holder} of {host.architecture} shares its weight with {', '.join(sharing)}, which adapters "
-                "would change too when they are merged; name other `targets`"
+                f"{where}: {holder} of {host.architecture} shares its weight with {', '.join(sharing)}, which merging "
+                "the adapters would change too; name other `targets`"
             )

@@ -1,4 +1,4 @@
-"""Which parts of a model carry adapters, what else learns, and what keeps the rest still."""
+"""Decide which parts of a model get adapters and what else is trained; freeze the rest."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ else:
 
 
 class AdapterPlan(Config):
-    """Adapters by part; they alone learn, with what `train` names and the parts that start fresh."""
+    """The adapters of each part. Only they, what `train` names and the parts that start fresh are trained."""
 
     text_encoder: AdapterField | None = None
     vision_encoder: AdapterField | None = None
     user_encoder: AdapterField | None = None
     train: tuple[str, ...] = Field(
-        (), description="What else learns, whole: parts such as fusion, or modules such as text_encoder.projection."
+        (), description="What else is trained whole: parts such as fusion, or modules such as text_encoder.projection."
     )
 
     @model_validator(mode="after")
-    def _some_part_carries_them(self) -> Self:
+    def _check(self) -> Self:
         if not self.by_part:
             raise ValueError("give adapters to a part: text_encoder, vision_encoder or user_encoder")
         if len(set(self.train)) < len(self.train):
@@ -41,6 +41,7 @@ class AdapterPlan(Config):
 
     @property
     def by_part(self) -> dict[str, AdapterConfig]:
+        """The settings of the adapters of each part that has them."""
         named = {
             "text_encoder": self.text_encoder,
             "vision_encoder": self.vision_encoder,
@@ -51,22 +52,22 @@ class AdapterPlan(Config):
 
 @dataclass(frozen=True)
 class AdaptedPart:
-    """A part that stands on learned weights and learns only beside them: adapters, some modules whole, or both."""
+    """A part with loaded weights of which only adapters, some whole modules (heads), or both are trained."""
 
     part: nn.Module
     host: Host | None
     adapter: Adapter | None
-    holders: tuple[str, ...]  # modules of the host that hold the tensors of adapters
-    heads: tuple[str, ...]  # modules of the part that learn whole
+    holders: tuple[str, ...]  # modules of the host that hold adapter tensors
+    heads: tuple[str, ...]  # modules of the part that are trained whole
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """All modules of the part in which something learns."""
+        """All modules of the part that are trained."""
         return (*(self.host.in_part(holder) for holder in self.holders), *self.heads) if self.host else self.heads
 
     @property
     def adapter_names(self) -> dict[str, str]:
-        """Tensors of the adapters: name in the part -> name on disk."""
+        """Map adapter tensors from the name in the part to the name on disk."""
         if self.host is None or self.adapter is None:
             return {}
         names = adapter_tensors(self.host, self.holders)
@@ -74,27 +75,27 @@ class AdaptedPart:
 
     @property
     def head_names(self) -> list[str]:
-        """Tensors of the modules that learn whole, by their names in the part."""
+        """Names in the part of the tensors of its heads."""
         return [f"{head}.{key}" for head in self.heads for key in self.part.get_submodule(head).state_dict()]
 
     def merge(self) -> None:
-        """Make the part plain weights that compute the same. RecipeError where that cannot be."""
+        """Merge the adapters into the weights of the part. Raises RecipeError where they cannot be merged."""
         if self.host is not None and self.adapter is not None:
             self.adapter.merge(self.host, self.holders)
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """What learns of a model that carries adapters; all else is frozen and in eval mode."""
+    """What is trained of a model with adapters; everything else is frozen and in eval mode."""
 
     parts: Mapping[str, AdaptedPart]  # by name
-    whole: tuple[str, ...]  # parts that learn as they were built to
+    whole: tuple[str, ...]  # parts that are trained as configured
 
 
 def adapt(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Collection[str] = ()) -> AdaptedModel:
-    """Insert fresh adapters, in place, and freeze all but them, what the plan trains and the `fresh` parts.
+    """Insert new adapters, in place, and freeze everything except them, what the plan trains and the `fresh` parts.
 
-    Until something learns, the model computes what it did. RecipeError where the plan does not suit the model.
+    The model computes the same until it is trained. Raises RecipeError where the plan does not fit the model.
     """
     _refuse_unfit(parts, plan, fresh)
     whole = tuple(name for name in parts if name in fresh or name in plan.train)
@@ -110,7 +111,7 @@ def adapt(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Collection[s
 
 
 def adapt_part(name: str, part: nn.Module, plan: AdapterPlan) -> AdaptedPart:
-    """Insert the fresh adapters of one part; they and what the plan trains of it learn, all else of it is frozen."""
+    """Insert the new adapters of one part and freeze all of it except them and what the plan trains."""
     heads = _heads(name, part, plan)
     adapted_part = _insert(name, part, plan.by_part.get(name), heads)
     _refuse_overlap(name, adapted_part)
@@ -120,12 +121,12 @@ def adapt_part(name: str, part: nn.Module, plan: AdapterPlan) -> AdaptedPart:
 
 
 def keep_in_eval(part: nn.Module, learners: Sequence[str]) -> None:
-    """Keep a part in eval mode but for its modules `learners`, whatever `train()` is called on around it."""
-    _settle(learners, part)
-    part.register_forward_pre_hook(partial(_settle, tuple(learners)))
+    """Keep a part, except its modules `learners`, in eval mode when `train()` is called on a parent module."""
+    _set_modes(learners, part)
+    part.register_forward_pre_hook(partial(_set_modes, tuple(learners)))
 
 
-def _settle(learners: Sequence[str], part: nn.Module, *_: Any) -> None:
+def _set_modes(learners: Sequence[str], part: nn.Module, *_: Any) -> None:
     if part.training:
         part.eval()
         for name in learners:
@@ -141,11 +142,11 @@ def _insert(name: str, part: nn.Module, config: AdapterConfig | None, heads: tup
         return AdaptedPart(part, host, None, (), heads)
     where = f"adapters.{name}"
     if host is None:
-        raise RecipeError(f"{where}: {type(part).__name__} cannot carry adapters; leave it out")
+        raise RecipeError(f"{where}: {type(part).__name__} cannot have adapters; leave it out")
     adapter_class: Any = adapters.part_class(config)
     adapter: Adapter = adapter_class(config)
     holders = adapter.insert(host, chosen_blocks(host, config, where), where)
-    lowest = min(place for place, block in enumerate(host.blocks) if any(h.startswith(f"{block}.") for h in holders))
+    lowest = min(level for level, block in enumerate(host.blocks) if any(h.startswith(f"{block}.") for h in holders))
     host.learns_from_top(len(host.blocks) - lowest)
     part.requires_grad_(requires_grad=False)
     learned = set(adapter_tensors(host, holders))
@@ -155,7 +156,7 @@ def _insert(name: str, part: nn.Module, config: AdapterConfig | None, heads: tup
 
 
 def _heads(name: str, part: nn.Module, plan: AdapterPlan) -> tuple[str, ...]:
-    """The modules of a part that the plan trains. RecipeError for those that it has not, or that have no weights."""
+    """The modules of a part that the plan trains. Raises RecipeError for unknown modules or modules without weights."""
     heads = tuple(full.removeprefix(f"{name}.") for full in plan.train if full.startswith(f"{name}."))
     modules = dict(part.named_modules())
     for head in heads:
@@ -170,27 +171,27 @@ def _refuse_unfit(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Coll
         if name not in parts:
             raise RecipeError(f"adapters.{name}: the model has no such part; it has {', '.join(parts)}")
         if name in fresh:
-            raise RecipeError(f"adapters.{name}: the part starts fresh, and adapters stand on learned weights; load it")
+            raise RecipeError(f"adapters.{name}: the part starts fresh, and adapters need trained weights; load it")
         if name in plan.train:
             raise RecipeError(
-                f"adapters.train: {name} carries adapters, so it does not learn whole; name a module of it, such as "
-                f"{name}.projection, or take its adapters away"
+                f"adapters.train: {name} has adapters, so it is not trained whole; name a module of it, such as "
+                f"{name}.projection, or remove its adapters"
             )
     for name in plan.train:
         if name.partition(".")[0] not in parts:
             raise RecipeError(f"adapters.train: the model has no part {name!r}; it has {', '.join(parts)}")
         if "." in name and name.partition(".")[0] in fresh:
-            raise RecipeError(f"adapters.train: {name}: its part starts fresh and learns whole; leave the name out")
+            raise RecipeError(f"adapters.train: {name}: its part starts fresh and is trained whole; leave the name out")
 
 
 def _refuse_overlap(name: str, adapted_part: AdaptedPart) -> None:
-    """RecipeError where a module that learns whole holds adapters, lies in another, or lies in the frozen backbone."""
+    """Raise RecipeError where a head contains adapters or another head, or is in the frozen backbone."""
     backbone = f"{adapted_part.host.path}." if adapted_part.host is not None and adapted_part.host.path else None
     for head in adapted_part.heads:
         others = [learner for learner in adapted_part.learners if learner != head]
         inside = backbone is not None and f"{head}.".startswith(backbone)
         if inside or any(head.startswith(f"{o}.") or f"{o}.".startswith(f"{head}.") for o in others):
             raise RecipeError(
-                f"adapters.train: {name}.{head}: lies in what is frozen or learns already; choose a module beside it, "
-                "or raise trainable_blocks and leave adapters out"
+                f"adapters.train: {name}.{head}: is in a module that is frozen or trained already; choose another "
+                "module, or raise trainable_blocks and leave adapters out"
             )

@@ -1,1 +1,1 @@
-"""The zoo: checkpoints made of parts, plans to transfer them, places to find them."""
+"""Checkpoints made of parts: saving, loading, transferring, publishing and fetching them."""

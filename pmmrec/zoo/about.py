@@ -1,4 +1,4 @@
-"""What `part.json` says of each part, so that a part that travels alone explains itself."""
+"""Describe each part for its `part.json`, so that a part can be used without its checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FAMILIES: tuple[Family[Any], ...] = (
 
 
 def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """What each part is, to be read beside its tensors when it travels alone."""
+    """Family, type, width and settings of each part, by name."""
     item_encoder = model_config.item_encoder
     own = item_encoder.model_dump(mode="json")
     settings = {name: encoder.model_dump(mode="json") for name, encoder in item_encoder.encoders.items()}
@@ -44,7 +44,7 @@ def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> di
 
 
 def about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """What each head of an objective is, by the name of its folder."""
+    """Family, type and width of each head of an objective, by its folder."""
     about = {}
     for name, head in heads.items():
         family, type_name = _kind(head) or (objective_family.name, name)
@@ -53,8 +53,8 @@ def about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> di
 
 
 def _kind(part: nn.Module) -> tuple[str, str] | None:
-    """Family and type of a part; None for one that no family knows, such as a table of ids."""
-    for ancestor in type(part).__mro__:  # sharding puts a subclass in the place of the class that was registered
+    """Family and type of a part; None if it is registered in no family, such as a table of ids."""
+    for ancestor in type(part).__mro__:  # sharding replaces a registered class by a subclass
         for family in _FAMILIES:
             for entry in family:
                 if entry.part_class is ancestor:

@@ -1,4 +1,4 @@
-"""Write the README.md of a checkpoint: what it is, what it learned from, how to load each part."""
+"""Write the model card of a checkpoint: description, training data, results, how to load each part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pmmrec.zoo.folder import PART_TENSORS
 
 LIBRARY = "pmmrec"
 TASK = {"type": "recommendation", "name": "Sequential recommendation"}
-ITEM_TABLE = "item_table"  # the part of a model that knows items by id
+ITEM_TABLE = "item_table"  # the part of a model that looks up items by id
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _UNPLAIN = re.compile(r"[^\w./:@-]+")
 _FENCE = re.compile(r"`{3,}")
@@ -23,7 +23,7 @@ _FENCE = re.compile(r"`{3,}")
 
 @dataclass(frozen=True)
 class CardDomain:
-    """One domain that a checkpoint learned from."""
+    """One domain that a checkpoint was trained on."""
 
     name: str
     num_users: int
@@ -34,14 +34,14 @@ class CardDomain:
 
 @dataclass(frozen=True)
 class CardFigure:
-    """One test figure with its interval, as the Hub's model index holds them."""
+    """One test figure with its confidence interval, as in the model index of the Hub."""
 
     domain: str
     metric: str  # such as `hr@10`; in 0..1
     value: float
     low: float
     high: float
-    level: float  # of the interval
+    level: float  # confidence level of the interval
     num_users: int
 
 
@@ -63,17 +63,17 @@ def make_card(
     """The card as markdown, with the metadata block that the Hugging Face Hub reads.
 
     Args:
-        name: What one gives to load it: a name in the hub, a folder, `s3://...`, `hf://user/name`.
+        name: Place to load it from: a name in the hub, a folder, `s3://...`, `hf://user/name`.
         system: Name of the recommender system.
         summary: What it is, in a sentence or two of plain text.
         parts: Type of each part by its name, as in the index (`{"text_encoder": "hf_text"}`).
-        domains: What it learned from.
-        recipe: YAML of the run, shown as it is.
-        results: A markdown table; tags of HTML in it are shown, not obeyed.
-        licence: SPDX identifier in the hub's spelling.
-        tags: Further tags of the hub.
-        commands: Command lines that use the checkpoint, shown as they are.
-        figures: What the Hub shows beside the card.
+        domains: What it was trained on.
+        recipe: YAML of the run, shown verbatim.
+        results: A markdown table; HTML tags in it are escaped.
+        licence: SPDX identifier as the Hub spells it.
+        tags: Further tags for the Hub.
+        commands: Command lines that use the checkpoint, shown verbatim.
+        figures: Figures that the Hub shows beside the card.
         base_model: Repository of the Hub that it was fine-tuned from.
     """
     metadata = _metadata(name, licence, tags, [domain.name for domain in domains], figures, base_model)
@@ -81,7 +81,7 @@ def make_card(
         f"# {escaped(name)}",
         f"{escaped(summary)}\n\nA recommender of the system **{escaped(system)}**. {_reach(parts)}",
         f"## Parts\n\n{_parts_table(parts)}",
-        f"## Learned from\n\n{_domains_table(domains)}",
+        f"## Trained on\n\n{_domains_table(domains)}",
         f"## Results\n\n{results.replace('<', '&lt;').strip() or 'None were measured.'}",
         f"## Use\n\n{_use(name, parts, commands)}",
         f"## Recipe\n\n{fenced(recipe, 'yaml')}",
@@ -98,7 +98,7 @@ def _metadata(
     figures: Sequence[CardFigure],
     base_model: str | None,
 ) -> dict[str, Any]:
-    """The metadata in the Hub's own words; empty entries are left out, as its parser asks."""
+    """The metadata in the format of the Hub, without empty entries, which its parser rejects."""
     by_domain: dict[str, list[CardFigure]] = {}
     for figure in figures:
         if math.isfinite(figure.value):
@@ -132,12 +132,12 @@ def _measured(figure: CardFigure) -> dict[str, Any]:
 
 
 def _plain(name: str) -> str:
-    """A name as the Hub takes one."""
+    """A name with only the characters that the Hub allows."""
     return _UNPLAIN.sub("-", name).strip("-")
 
 
 def escaped(text: str) -> str:
-    """Text of a user on one line, with nothing in it that markdown or HTML would obey."""
+    """Untrusted text on one line, with markdown and HTML escaped."""
     return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
@@ -149,8 +149,8 @@ def fenced(text: str, language: str) -> str:
 
 def _reach(parts: Mapping[str, str]) -> str:
     if ITEM_TABLE in parts:
-        return "It knows items by id, so it serves the catalogue it learned from and no other."
-    return "It reads what items are, never who they are, so its parts can be carried to a platform it has never seen."
+        return "It looks up items by id, so it serves only the catalogue it was trained on."
+    return "It reads the content of items, not their ids, so its parts transfer to platforms it has never seen."
 
 
 def _parts_table(parts: Mapping[str, str]) -> str:
@@ -160,7 +160,7 @@ def _parts_table(parts: Mapping[str, str]) -> str:
 
 def _domains_table(domains: Sequence[CardDomain]) -> str:
     if not domains:
-        return "No data: its weights are as they were built."
+        return "No data: its weights are the initial ones."
     rows = [
         f"| {escaped(domain.name)} | {domain.num_users:,} | {domain.num_items:,} | {domain.num_interactions:,} | "
         f"{escaped(', '.join(domain.modalities))} |"
@@ -170,7 +170,7 @@ def _domains_table(domains: Sequence[CardDomain]) -> str:
 
 
 def _use(name: str, parts: Mapping[str, str], commands: Sequence[str]) -> str:
-    alone = [part for part in parts if "/" not in part]  # adapters are nothing without their base
+    alone = [part for part in parts if "/" not in part]  # adapters cannot be used without their base
     backbones = [part for part in alone if parts[part].startswith("hf_")]
     lines = [
         "from pathlib import Path",
@@ -180,10 +180,10 @@ def _use(name: str, parts: Mapping[str, str], commands: Sequence[str]) -> str:
         "from safetensors.torch import load_file",
         *(["from transformers import AutoModel"] if backbones else []),
         "",
-        f"system = pmmrec.load({name!r})  # the whole",
+        f"system = pmmrec.load({name!r})  # the whole system",
         "",
         "",
-        "def part(which):  # one part alone: no byte of any other is fetched",
+        "def part(which):  # one part: nothing of the others is fetched",
         f"    return find_checkpoint({name!r}, Path('hub'), parts=[which]) / which",
         "",
         "",

@@ -246,7 +246,7 @@ def with_base(checkpoint: Checkpoint, base: str | None, hub: Path) -> Checkpoint
     if isinstance(checkpoint, AdapterCheckpoint):
         checkpoint.look_for_base(base, hub)
     elif base is not None:
-        raise RecipeError(f"--base {base}: has no effect, {checkpoint.folder} carries no adapters; leave it out")
+        raise RecipeError(f"--base {base}: has no effect, {checkpoint.folder} has no adapters; leave it out")
     return checkpoint
 
 

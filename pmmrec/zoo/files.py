@@ -1,4 +1,4 @@
-"""Write a folder whole or not at all, and read files that others wrote without trusting them."""
+"""Write folders completely or not at all, and read untrusted files safely."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _RUNS_CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names in order, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
 
 
 def is_leftover(folder: Path) -> bool:
-    """Whether the folder is what a save in progress, or a killed one, keeps beside its checkpoint."""
+    """Whether the folder is a temporary one of a save that is running or was killed."""
     return folder.name.endswith((INCOMPLETE, PREVIOUS))
 
 
 def current(folder: Path) -> Path:
-    """Where the content of `folder` stands now.
+    """Where the content of `folder` is now.
 
-    A save killed between its two renames leaves the old content beside `folder`; reading it there changes nothing on
-    disk, so readers and a later save never race.
+    A save killed between its two renames leaves the old content beside `folder`. It is read there and not moved back,
+    so that readers never race with a later save.
     """
-    if folder.exists():  # asked first, since `.` and `/` have no name that could be lengthened
+    if folder.exists():  # checked first, since `.` and `/` have no name to extend
         return folder
     previous = folder.with_name(folder.name + PREVIOUS)
     return previous if previous.is_dir() else folder
@@ -55,11 +55,12 @@ def current(folder: Path) -> Path:
 
 @contextmanager
 def writing(folder: Path, *, replace: bool) -> Iterator[Path]:
-    """A place to fill, which becomes `folder` when the block ends well and vanishes when it does not.
+    """Yield a new folder that becomes `folder` when the block succeeds and is deleted when it fails.
 
-    At every moment `current(folder)` is the old content or the new, whole. Raises RecipeError for a folder that
-    exists (unless `replace`, and then only a checkpoint is replaced) or that another process writes, and MachineError
-    when the disk refuses.
+    `current(folder)` always holds either the old content or the new, completely.
+
+    Raises RecipeError for a folder that exists (with `replace`, unless it holds a checkpoint) or that another process
+    is writing, MachineError when the disk cannot be written.
     """
     folder = expanded(folder).resolve()
     _refuse_taken(folder, replace=replace)
@@ -67,7 +68,7 @@ def writing(folder: Path, *, replace: bool) -> Iterator[Path]:
     with writing_to(folder):
         make_folder(folder.parent)
         with sole_writer(folder):
-            _refuse_taken(folder, replace=replace)  # once more: it may have been written before the lock was ours
+            _refuse_taken(folder, replace=replace)  # again: it may have been written before the lock was acquired
             _settle(folder, incomplete, previous)
             try:
                 incomplete.mkdir()
@@ -93,7 +94,7 @@ def _refuse_taken(folder: Path, *, replace: bool) -> None:
 
 
 def _settle(folder: Path, incomplete: Path, previous: Path) -> None:
-    """Tidy what a killed save left behind."""
+    """Clean up after a killed save."""
     if incomplete.exists():
         shutil.rmtree(incomplete)
     if previous.exists() and folder.exists():
@@ -109,7 +110,7 @@ def _flush(folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file into another folder without copying its bytes where the file system allows it."""
+    """Hard-link a file, or copy it where the file system cannot link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.hardlink_to(source)
@@ -118,12 +119,12 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Paths of all files in a folder, relative, with `/`, sorted."""
+    """Sorted relative paths of all files in a folder, with `/`."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative path, as an index writes it, stays in its folder on every system."""
+    """Whether a path from an index is relative and stays in its folder on every operating system."""
     path = PurePosixPath(name)
     is_plain = bool(name) and name == path.as_posix() and not any(sign in name for sign in "\\:\0")
     return is_plain and not path.is_absolute() and ".." not in path.parts and name != "."
@@ -144,7 +145,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 def changes(folder: Path, expected: Mapping[str, str]) -> list[str]:
-    """What is wrong with those files of a folder, in words; empty when each is there and as it was written."""
+    """Problems with the listed files of a folder, one line each; empty if all are intact."""
     return [
         f"{name} {problem}"
         for name, digest in sorted(expected.items())
@@ -153,12 +154,12 @@ def changes(folder: Path, expected: Mapping[str, str]) -> list[str]:
 
 
 def absent(folder: Path, names: Iterable[str]) -> list[str]:
-    """Which of those files are not in the folder itself, in words."""
+    """Which of the listed files are not in the folder, one line each."""
     return [f"{name} {problem}" for name in sorted(names) if (problem := absence(folder, name))]
 
 
 def absence(folder: Path, name: str) -> str:
-    """Why a file is not in the folder itself; "" where it is."""
+    """Why a file is not in the folder; "" if it is."""
     path = folder / name
     if not path.is_file():
         return "is missing"
@@ -171,7 +172,7 @@ def _change(path: Path, digest: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises CheckpointError."""
+    """Read a JSON file. Raises CheckpointError."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; it should be a short text")
@@ -183,7 +184,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file; figures that are not finite become null, since JSON has no word for them."""
+    """Write a JSON file; NaN and infinity become null, since JSON cannot express them."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -197,41 +198,41 @@ def _finite(value: Any) -> Any:
 
 
 def refuse_code(folder: Path, names: Iterable[str]) -> None:
-    """Raise CheckpointError where a library's configuration asks for code from elsewhere."""
+    """Raise CheckpointError for a configuration that makes a library run code from elsewhere."""
     for name in names:
         if name.endswith("config.json"):
-            asked = _asks_for_code(read_json(folder / name))
-            if asked:
-                raise CheckpointError(f"{folder / name}: {asked!r} runs code from elsewhere; remove it")
+            key = _key_that_runs_code(read_json(folder / name))
+            if key:
+                raise CheckpointError(f"{folder / name}: {key!r} runs code from elsewhere; remove it")
 
 
-def _asks_for_code(value: Any) -> str | None:
-    """The first key that makes transformers import or download code: an `attn_implementation` may name a hub kernel."""
+def _key_that_runs_code(value: Any) -> str | None:
+    """The first key that makes transformers import or download code; `attn_implementation` may name a hub kernel."""
     if not isinstance(value, Mapping):
         return None
     for key, entry in value.items():
         if key in _RUNS_CODE or ("_implementation" in key and "/" in str(entry)):
             return str(key)
-        if inner := _asks_for_code(entry):
+        if inner := _key_that_runs_code(entry):
             return inner
     return None
 
 
 def standalone(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous, in memory of its own size: a view would be written as what it views."""
+    """The tensor on the CPU, contiguous; a view is cloned, so that only its own elements are written."""
     plain = tensor.detach().cpu().contiguous()
     is_view = plain.untyped_storage().nbytes() != plain.numel() * plain.element_size()
     return plain.clone() if is_view else plain
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file. Raises MachineError when the disk refuses."""
+    """Write a safetensors file. Raises MachineError when the disk cannot be written."""
     with writing_to(path):
         save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
 def sharing(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that lie in the same memory as another; safetensors cannot tell such tensors apart."""
+    """Names of tensors that share memory with another; safetensors cannot store such tensors."""
     owners: dict[tuple[torch.device, int], list[str]] = {}
     for name, tensor in tensors.items():
         if tensor.numel():
@@ -240,9 +241,9 @@ def sharing(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a safetensors file, from its header alone.
+    """Shapes of the tensors in a safetensors file, read from its header.
 
-    Raises CheckpointError for anything else (a pickle under that name, a cut or inflated file), before allocating.
+    Raises CheckpointError for any other file (a pickle, a truncated file, a false header) before memory is allocated.
     """
     try:
         size = path.stat().st_size
@@ -259,13 +260,13 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def sizes_in(folder: Path, names: Iterable[str]) -> list[int]:
-    """How many numbers each tensor of those of the files that are safetensors holds, from their headers alone."""
+    """Number of elements of each tensor in the safetensors files among `names`, read from their headers."""
     shapes = [shapes_in(folder / name).values() for name in names if name.endswith(".safetensors")]
-    return [math.prod(shape) for of_file in shapes for shape in of_file]
+    return [math.prod(shape) for shapes_of_file in shapes for shape in shapes_of_file]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises CheckpointError."""
+    """Read the tensors of a safetensors file to the CPU. Raises CheckpointError."""
     shapes_in(path)
     try:
         tensors: dict[str, Tensor] = load_file(path)

@@ -1,4 +1,4 @@
-"""What `model_index.json` says: the parts of a checkpoint, and the SHA-256 of every file and every tensor."""
+"""The schema of `model_index.json`: parts of a checkpoint, SHA-256 of every file and every tensor."""
 
 from __future__ import annotations
 
@@ -26,52 +26,52 @@ PartName = Annotated[str, StringConstraints(pattern=r"^[\w -]+$")]
 
 
 class PartEntry(Config):
-    """One part on disk: what it is, where it stands, the SHA-256 of each of its files, and what each tensor is."""
+    """One part on disk: family and type, folder, SHA-256 of each file, description of each tensor."""
 
     family: str
     type: str
     folder: InsidePath
     files: dict[InsidePath, Sha256]
-    tensors: dict[InsidePath, dict[str, Tensor]] | None = None  # by file and name; null: written before they were told
+    tensors: dict[InsidePath, dict[str, Tensor]] | None = None  # by file and name; null in older checkpoints
 
     @model_validator(mode="before")
     @classmethod
-    def _pass_over_sizes(cls, value: Any) -> Any:
-        """Numbers in each tensor, which some checkpoints tell where others tell the tensors themselves."""
-        return {key: told for key, told in value.items() if key != "sizes"} if isinstance(value, dict) else value
+    def _ignore_sizes(cls, value: Any) -> Any:
+        """Ignore `sizes`, which older checkpoints hold in place of `tensors`."""
+        return {key: entry for key, entry in value.items() if key != "sizes"} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _tell_of_listed_files(self) -> Self:
+    def _describe_listed_files(self) -> Self:
         if self.tensors is not None and set(self.tensors) != {name for name in self.files if name.endswith(SUFFIX)}:
-            raise ValueError("tensors must be told of every listed .safetensors file and of no other")
+            raise ValueError("tensors must describe every listed .safetensors file and no other")
         return self
 
     @property
     def promises(self) -> dict[str, Promise]:
-        """What is said of each file, by its path in the folder."""
-        told = self.tensors or {}
-        return {name: Promise(digest, told.get(name)) for name, digest in self.files.items()}
+        """What the index says about each file, by its path in the folder."""
+        tensors = self.tensors or {}
+        return {name: Promise(digest, tensors.get(name)) for name, digest in self.files.items()}
 
     @property
     def sizes(self) -> list[int] | None:
-        """Numbers in each tensor; None where the tensors are not told."""
+        """Number of elements of each tensor; None if the index does not describe the tensors."""
         if self.tensors is None:
             return None
         return [tensor.size for name in self.files for tensor in self.tensors.get(name, {}).values()]
 
 
 class BaseEntry(Config):
-    """The checkpoint that adapters stand on, and the parts of it that they need."""
+    """The base checkpoint of adapters, and those of its parts that they need."""
 
     place: str
     revision: str | None = None
     sha256: Sha256  # of its index
     parts: dict[PartName, PartEntry]
-    adapted: dict[PartName, PartEntry] = {}  # where it is itself adapters: what it holds
+    adapted: dict[PartName, PartEntry] = {}  # if the base is itself made of adapters: what it holds
 
 
 class Index(Config):
-    """`model_index.json`: everything that a checkpoint holds."""
+    """`model_index.json`: everything a checkpoint holds."""
 
     format: int
     system: str
@@ -82,24 +82,24 @@ class Index(Config):
     files: dict[InsidePath, Sha256]
     provenance: dict[str, Any] = {}
     base: BaseEntry | None = None  # None: the checkpoint is whole
-    adapters: dict[str, Any] = {}  # settings of the adapters that stand on the base
-    adapted: dict[PartName, PartEntry] = {}  # what was learned beside the tensors of the base, by part
+    adapters: dict[str, Any] = {}  # the adapter plan
+    adapted: dict[PartName, PartEntry] = {}  # adapters and heads trained beside the base, by part
 
     @property
     def all_files(self) -> dict[str, str]:
-        """SHA-256 of each file of the checkpoint but the index, by its path in the checkpoint."""
+        """SHA-256 of each file except the index, by its path in the checkpoint."""
         return {path: promise.sha256 for path, promise in self.promises.items()}
 
     @property
     def promises(self) -> dict[str, Promise]:
-        """What is said of each of those files."""
+        """What the index says about each of those files."""
         return self.promises_of([*self.parts.values(), *self.objectives.values(), *self.adapted.values()])
 
     def promises_of(self, entries: Iterable[PartEntry]) -> dict[str, Promise]:
-        """What is said of the files of some parts, and of those that belong to no part."""
-        below = {f"{entry.folder}/{name}": told for entry in entries for name, told in entry.promises.items()}
+        """What the index says about the files of some parts, and about those that belong to no part."""
+        below = {f"{entry.folder}/{name}": promise for entry in entries for name, promise in entry.promises.items()}
         return {**{name: Promise(digest) for name, digest in self.files.items()}, **below}
 
     def written(self) -> dict[str, Any]:
-        """The tree that is written; of a whole checkpoint without what adapters alone need."""
+        """The JSON value to write; without the fields for adapters if the checkpoint has none."""
         return self.model_dump(mode="json", exclude=None if self.base else {"base", "adapters", "adapted"})

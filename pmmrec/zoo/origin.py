@@ -1,4 +1,4 @@
-"""Where a checkpoint came from, and as which commit."""
+"""Record the place and the commit that a cached copy was fetched from."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ _RECORD = ".origin.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """A place as it was at one moment."""
+    """A place at one commit."""
 
-    place: str  # a folder, or `s3://bucket/name`, `hf://user/name`: without a revision
-    commit: str  # of the Hugging Face Hub its own; elsewhere the SHA-256 of the index
+    place: str  # a folder, `s3://bucket/name` or `hf://user/name`, without a revision
+    commit: str  # on the Hugging Face Hub the git commit; elsewhere the SHA-256 of the index
 
     @property
     def is_remote(self) -> bool:
+        """Whether the place is a URL."""
         return "://" in self.place
 
     @property
     def pinned(self) -> str:
-        """What names the same checkpoint for good, wherever one is asked for; of a folder, the folder."""
+        """Place and commit, `hf://user/name@COMMIT`, which always name the same checkpoint; for a folder, its path."""
         return f"{self.place}@{self.commit}" if self.is_remote else self.place
 
     @property
     def told(self) -> str:
-        """What others may read of it: of a folder `NAME@SHA-256`, since paths here are nobody else's business."""
+        """A form that may be published: for a folder `NAME@SHA-256`, which hides local paths."""
         if self.is_remote:
             return self.pinned
         folder = Path(self.place).resolve()
@@ -40,12 +41,12 @@ class Origin:
 
 
 def origin_of(folder: Path) -> Origin:
-    """The origin of a cached copy; any other folder is its own."""
+    """The recorded origin of a cached copy; any other folder is its own origin."""
     return recorded_origin(folder, CACHE) or Origin(str(folder), files.sha256_of(folder / files.INDEX_NAME))
 
 
 def recorded_origin(folder: Path, cache: Path) -> Origin | None:
-    """What was recorded of a folder in a cache; None outside, where a record could be anybody's."""
+    """The recorded origin of a folder in `cache`; None outside it, where a record cannot be trusted."""
     record = _record_of(folder)
     if not record.is_file() or not folder.resolve().is_relative_to(homes.expanded(cache).resolve()):
         return None
@@ -54,7 +55,7 @@ def recorded_origin(folder: Path, cache: Path) -> Origin | None:
 
 
 def record_origin(folder: Path, origin: Origin) -> None:
-    """Keep the origin of a copy beside it: within, it would be a file that the index does not list."""
+    """Write the origin of a copy beside its folder; inside, it would be a file that the index does not list."""
     files.write_json(_record_of(folder), {"place": origin.place, "commit": origin.commit})
 
 

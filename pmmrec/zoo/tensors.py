@@ -1,4 +1,4 @@
-"""Describe the tensors of a file, and compare them with what its index promises."""
+"""Describe the tensors of a file and compare them with the description in the index."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file; written in one line, `F32[768,3072] SHA-256`."""
+    """One tensor of a file, written as `F32[768,3072] SHA-256`."""
 
-    dtype: str  # as safetensors calls it: F32, BF16, I64
+    dtype: str  # name in safetensors: F32, BF16, I64
     shape: tuple[int, ...]
-    sha256: str  # of its bytes alone
+    sha256: str  # of its bytes, without the header
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}] {self.sha256}"
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -45,14 +45,14 @@ Tensors = Mapping[str, TensorEntry]
 
 @dataclass(frozen=True)
 class Promise:
-    """What an index says of one file: its SHA-256, and where it holds tensors, what each of them is."""
+    """What an index says about one file: its SHA-256, and a description of each tensor if it holds tensors."""
 
     sha256: str
     tensors: Tensors | None = None
 
 
 def parse(written: Any) -> Any:
-    """A tensor from its line. Raises ValueError."""
+    """Parse the written form of a tensor entry. Raises ValueError."""
     if not isinstance(written, str):
         return written
     found = _WRITTEN.fullmatch(written)
@@ -62,7 +62,7 @@ def parse(written: Any) -> Any:
 
 
 def promises_of(folder: Path) -> dict[str, Promise]:
-    """What an index can say of every file in a folder, from one reading of each."""
+    """Describe every file in a folder, reading each once."""
     return {
         name: _promise_of_tensors(folder / name) if name.endswith(SUFFIX) else Promise(files.sha256_of(folder / name))
         for name in files.files_below(folder)
@@ -70,8 +70,8 @@ def promises_of(folder: Path) -> dict[str, Promise]:
 
 
 def _promise_of_tensors(path: Path) -> Promise:
-    """What an index can say of a safetensors file. Raises CheckpointError for any other."""
-    files.shapes_in(path)  # its library refuses a header that does not tell the truth, so that it can be believed
+    """Describe a safetensors file. Raises CheckpointError for any other file."""
+    files.shapes_in(path)  # safetensors rejects inconsistent headers
     whole, tensors = hashlib.sha256(), {}
     with path.open("rb") as file, ThreadPoolExecutor(1) as beside:
         length = file.read(8)
@@ -90,7 +90,7 @@ def _promise_of_tensors(path: Path) -> Promise:
 
 
 def _entries(path: Path, header: bytes) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """Name, type, shape and bytes of each tensor, in the order in which they stand in the file."""
+    """Name, dtype, shape and number of bytes of each tensor, in file order."""
     try:
         tree = json.loads(header)
         tree.pop("__metadata__", None)
@@ -104,7 +104,7 @@ def _entries(path: Path, header: bytes) -> list[tuple[str, str, tuple[int, ...],
 
 
 def damages(folder: Path, promises: Mapping[str, Promise]) -> list[str]:
-    """What is wrong with those files of a folder, in words; empty when each is there and as it was written."""
+    """Problems with the listed files of a folder, one line each; empty if all are intact."""
     return [
         f"{name} {problem}"
         for name, promise in sorted(promises.items())
@@ -118,22 +118,22 @@ def _changed(path: Path, promise: Promise) -> str:
 
 
 def damage(path: Path, promise: Promise) -> str:
-    """In what a file is not what was promised, tensor by tensor where those were promised; "" where it is."""
+    """How a file differs from its description, tensor by tensor if those are described; "" if it does not."""
     if promise.tensors is None:
         return "" if files.sha256_of(path) == promise.sha256 else "sha256 differs"
     try:
         found = _promise_of_tensors(path)
     except CheckpointError as error:
-        told = str(error).removeprefix(f"{path}: ")
-        return told if files.sha256_of(path) == promise.sha256 else f"sha256 differs; {told}"
+        reason = str(error).removeprefix(f"{path}: ")
+        return reason if files.sha256_of(path) == promise.sha256 else f"sha256 differs; {reason}"
     wrong = differences(found.tensors or {}, promise.tensors)
     if found.sha256 != promise.sha256:
-        return "; ".join(["sha256 differs", *(wrong or ["only its header does, every tensor is as it was"])])
+        return "; ".join(["sha256 differs", *(wrong or ["only its header differs, every tensor is unchanged"])])
     return "; ".join([f"its tensors are not those that {files.INDEX_NAME} lists", *wrong]) if wrong else ""
 
 
 def differences(found: Tensors, promised: Tensors) -> list[str]:
-    """In what tensors differ from those that were promised, a phrase with names for each kind of change."""
+    """Differences between tensors and their descriptions, one phrase for each kind of change."""
     missing, extra = set(promised) - set(found), set(found) - set(promised)
     renamed = _renamed({name: promised[name] for name in missing}, {name: found[name] for name in extra})
     both = [name for name in promised if name in found]
@@ -162,13 +162,13 @@ def differences(found: Tensors, promised: Tensors) -> list[str]:
 
 
 def not_finite(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file that hold NaN or infinity. Raises CheckpointError."""
+    """Names of the tensors of a safetensors file that hold NaN or infinity. Raises CheckpointError."""
     with safe_open(path, framework="pt") as tensors:
         return [name for name in files.shapes_in(path) if not is_finite(tensors.get_tensor(name))]
 
 
 def _renamed(missing: Tensors, extra: Tensors) -> dict[str, str]:
-    """New names by old ones, of tensors that are the same to the bit; each is taken once, as many are all zeros."""
+    """Map old to new names of tensors with the same bytes; each is used once, since many tensors are all zeros."""
     left = dict(sorted(extra.items()))
     found = {}
     for old, entry in sorted(missing.items()):

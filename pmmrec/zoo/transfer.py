@@ -1,4 +1,4 @@
-"""Decide what a model takes over from a checkpoint, and account for every tensor of both."""
+"""Plan which parts of a checkpoint a model loads, and account for every tensor of both."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ Names = tuple[str, ...]
 
 
 class TransferPlan(Config):
-    """What becomes of each part, by its name in the checkpoint (`text_encoder`, `fusion`, ...).
+    """Which parts to load, start fresh, drop and train, by name (`text_encoder`, `fusion`, ...).
 
-    In a recipe one of the names of `NAMED`, or the fields.
-    `*` stands for every part that is named nowhere else, `item_encoder` for all parts that make item vectors.
-    `objectives` is one part: all heads of pretraining. A part that is dropped and not fresh is no part of a model that
-    follows from the plan.
+    A recipe gives a name from `NAMED` or the fields. `*` stands for every part not named elsewhere, `item_encoder` for
+    all parts that compute item vectors, `objectives` for all heads of pretraining. A model that is derived from the
+    plan has no part that is dropped and not fresh.
     """
 
-    load: Names = Field((), description="Parts that the checkpoint and the model have: taken over.")
-    fresh: Names = Field((), description="Parts of the model that start as they were built.")
-    drop: Names = Field((), description="Parts of the checkpoint that are left behind; `objectives` unless loaded.")
-    train: Names | None = Field(None, description="Parts that go on learning, all others are frozen; null: as built.")
+    load: Names = Field((), description="Parts of the checkpoint that the model loads.")
+    fresh: Names = Field((), description="Parts of the model that keep their initial weights.")
+    drop: Names = Field((), description="Parts of the checkpoint that are not used; `objectives` unless loaded.")
+    train: Names | None = Field(None, description="Parts that are trained, all others are frozen; null: as configured.")
 
     @model_validator(mode="before")
     @classmethod
@@ -60,25 +59,25 @@ class TransferPlan(Config):
                 raise ValueError(f"{field} names a part twice; keep one")
         for field, names in (("fresh", self.fresh), ("drop", self.drop)):
             if both := set(self.load) & set(names) - {EVERY}:
-                raise ValueError(f"{', '.join(sorted(both))} stands in load and in {field}; keep one")
+                raise ValueError(f"{', '.join(sorted(both))} is in load and in {field}; keep one")
         return self
 
     def loads(self, in_checkpoint: Iterable[str]) -> tuple[str, ...]:
-        """The parts of a checkpoint that the plan takes over, for a model that has whatever the plan keeps."""
+        """The parts of a checkpoint that the plan loads into a model that has all parts the plan keeps."""
         theirs = list(in_checkpoint)
         named = {*_parts_of(self.load, theirs), *_parts_of(self.fresh, theirs), *_parts_of(self.drop, theirs)}
         wanted = _spell(_parts_of(self.load, theirs), [name for name in theirs if name not in named])
         return tuple(name for name in theirs if name in wanted)
 
     def keeps(self, in_checkpoint: Iterable[str]) -> tuple[str, ...]:
-        """The parts of a checkpoint that a model after this plan has, loaded or fresh."""
+        """The parts of a checkpoint that a model derived from this plan has, loaded or fresh."""
         theirs = list(in_checkpoint)
         load = self.loads(theirs)
         fresh = _spell(_parts_of(self.fresh, theirs), [name for name in theirs if name not in load])
         return tuple(name for name in theirs if name in load or name in fresh)
 
     def spelled_out(self, in_checkpoint: Iterable[str], in_model: Iterable[str]) -> TransferPlan:
-        """The same plan with every part named. Raises RecipeError where a part is unknown or left out."""
+        """The same plan with every part named. Raises RecipeError where a part is unknown or not mentioned."""
         theirs, ours = list(in_checkpoint), list(in_model)
         parts = [name for name in ours if name != OBJECTIVES]
         _refuse_unknown("load", "checkpoint and model", self.load, [name for name in theirs if name in ours])
@@ -100,13 +99,13 @@ class TransferPlan(Config):
             follow = (
                 "; with model=null the model is the checkpoint's, less what is dropped" if {*unmet} & {*drop} else ""
             )
-            raise RecipeError(f"transfer: the plan does not say what becomes of {', '.join(lost)}{follow}")
+            raise RecipeError(f"transfer: the plan does not say what to do with {', '.join(lost)}{follow}")
         train = None if self.train is None else _spell(_parts_of(self.train, parts), parts)
         return validate(TransferPlan, {"load": load, "fresh": fresh, "drop": drop, "train": train}, "transfer")
 
 
 FULL = TransferPlan(load=(EVERY,))
-NAMED: Mapping[str, TransferPlan] = {  # the settings of the paper's table V, and `frozen`
+NAMED: Mapping[str, TransferPlan] = {  # the settings of table V of the paper, and `frozen`
     "full": FULL,
     "items": TransferPlan(load=(ITEMS,), fresh=("user_encoder",), drop=("user_encoder",)),
     "user": TransferPlan(load=("user_encoder",), fresh=(EVERY,), drop=(EVERY,)),
@@ -118,7 +117,7 @@ NAMED: Mapping[str, TransferPlan] = {  # the settings of the paper's table V, an
 
 @dataclass(frozen=True)
 class TransferRow:
-    """What became of one part, or of one head `objectives/NAME`."""
+    """What was done with one part, or with one head `objectives/NAME`."""
 
     part: str
     action: Action
@@ -128,17 +127,17 @@ class TransferRow:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What became of every part of a checkpoint and of a model."""
+    """What was done with every part of a checkpoint and of a model."""
 
     rows: tuple[TransferRow, ...]
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """The parts of the model that came from the checkpoint."""
+        """The parts of the model that were loaded from the checkpoint."""
         return tuple(row.part for row in self.rows if row.action == "loaded")
 
     def table(self, sizes: Sequence[ParameterRow]) -> PlainTable:
-        """The rows beside how many parameters of each part learn, by the `sizes` of the model as it will be trained."""
+        """The rows with the number of trainable parameters of each part, from the `sizes` of the model in training."""
         learning = {size.part: size.trainable for size in sizes}
         rows: list[list[Cell]] = [
             [*astuple(row), None if row.action == "dropped" else learning.get(row.part, 0)] for row in self.rows
@@ -147,7 +146,7 @@ class TransferReport:
 
 
 def model_after(plan: TransferPlan, checkpoint: Checkpoint) -> ModelConfig:
-    """The checkpoint's model without the parts that the plan leaves behind. RecipeError where too little is left."""
+    """The checkpoint's model without the parts that the plan drops. Raises RecipeError where too little is left."""
     kept, config = plan.keeps(checkpoint.parts), checkpoint.model_config
     try:
         return config.model_copy(update={"item_encoder": config.item_encoder.keeping(kept)})
@@ -159,9 +158,9 @@ def model_after(plan: TransferPlan, checkpoint: Checkpoint) -> ModelConfig:
 
 
 def plan_full(checkpoint: Checkpoint, recommender: Recommender) -> TransferPlan:
-    """Load all that both have, start the rest of the model fresh, drop the rest of the checkpoint.
+    """A plan that loads all common parts, starts the rest of the model fresh and drops the rest of the checkpoint.
 
-    Raises RecipeError where nothing is common to both: that would be a start from scratch under another name.
+    Raises RecipeError where there are no common parts, since training would start from scratch.
     """
     load = tuple(name for name in checkpoint.parts if name in recommender.parts)
     if not load:
@@ -182,10 +181,10 @@ def apply(
     recommender: Recommender,
     objectives: Mapping[str, nn.Module] | None = None,
 ) -> TransferReport:
-    """Carry the plan out on `recommender` (and on the heads of `objectives`), in place, or change nothing.
+    """Apply the plan to `recommender` and to the heads of `objectives`, in place, or change nothing.
 
-    Raises RecipeError where the plan leaves a part out, CheckpointError that lists every tensor which is missing,
-    extra or of another shape.
+    Raises RecipeError where the plan does not mention a part, CheckpointError that lists every tensor that is missing,
+    unknown or of another shape.
     """
     heads = {name: head for name, head in (objectives or {}).items() if head.state_dict()}
     part_paths(recommender)
@@ -218,9 +217,9 @@ def apply(
 
 
 def freeze(part: nn.Module) -> None:
-    """Stop a part from learning, and keep it in eval mode whatever `train()` is called on around it.
+    """Freeze a part and keep it in eval mode when `train()` is called on a parent module.
 
-    A part with blocks is told, since states of all of them may be kept then.
+    A part with blocks is informed, since the outputs of all frozen blocks may then be cached.
     """
     host: Host | None = getattr(part, "host", None)
     if host is not None:
@@ -245,24 +244,24 @@ def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: list[st
 
 
 def _parts_of(names: Names, known: Iterable[str]) -> Names:
-    """The names, with the parts of the item encoder that are known in the place of `item_encoder`."""
+    """The names, with `item_encoder` replaced by the known parts of the item encoder."""
     items = [name for name in known if name not in _BESIDE_ITEMS]
     return tuple(part for name in names for part in (items if name == ITEMS else (name,)))
 
 
 def _spell(names: Names, others: list[str]) -> Names:
-    """The names, with those of `others` that are not among them in the place of `*`."""
+    """The names, with `*` replaced by those of `others` that are not among them."""
     plain = tuple(name for name in names if name != EVERY)
     return plain + tuple(name for name in others if name not in plain) if EVERY in names else plain
 
 
 def _refuse_idle(plan: TransferPlan, recommender: Recommender) -> None:
-    """Nothing of the model would learn: said before any tensor is copied."""
+    """Raise RecipeError, before any tensor is copied, where no parameter would be trained."""
     if plan.train is None:
         return
     if not any(tensor.requires_grad for name in plan.train for tensor in recommender.parts[name].parameters()):
         raise RecipeError(
-            f"transfer.train: {', '.join(plan.train) or 'no part'}: nothing there can learn; name another"
+            f"transfer.train: {', '.join(plan.train) or 'no part'}: nothing there can be trained; name another"
         )
 
 

@@ -1,4 +1,4 @@
-"""What every kind of adapters promises on every architecture whose blocks are known."""
+"""The contract of every kind of adapter, on every supported architecture."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_a_training_cannot_go_on_from_bottlenecks(home: Path, world: Path, pmmre
     assert result.code == 2
     told = " ".join(result.output.split())
     assert "user_encoder: houlsby adapters of TransformerUserEncoder cannot be merged into weights" in told
-    assert "a training can start from that base again" in told
+    assert "training can start again from that base" in told
     assert not (home / "runs/wrong").exists()
 
 
@@ -186,7 +186,7 @@ def test_a_training_cannot_go_on_from_bottlenecks(home: Path, world: Path, pmmre
     ("start", "message"),
     [
         ("none", "--base hub/small: has no effect with `--from none`; leave it out"),
-        ("small", "--base hub/small: has no effect, hub/small carries no adapters; leave it out"),
+        ("small", "--base hub/small: has no effect, hub/small has no adapters; leave it out"),
     ],
 )
 def test_a_base_without_adapters_to_stand_on_it_is_refused(
@@ -239,7 +239,7 @@ def test_what_adapters_cannot_do_for_ids_is_told(
 
 def test_a_checkpoint_without_adapters_has_nothing_to_merge(home: Path, pmmrec: Pmmrec, ids: Result) -> None:
     result = pmmrec("zoo", "merge", "runs/ids/checkpoint", "--out", "hub/never")
-    assert (result.code, "carries no adapters, so there is nothing to merge" in result.output) == (2, True)
+    assert (result.code, "has no adapters, so there is nothing to merge" in result.output) == (2, True)
     assert not (home / "hub/never").exists()
 
 
@@ -254,7 +254,7 @@ def test_bottlenecks_stay_with_their_base(home: Path, shipped: Result, pmmrec: P
     ("settings", "start", "message"),
     [
         ((), "none", "adapters: stand on a checkpoint, and `--from none` leaves none"),
-        (("adapters.text_encoder.targets=[q_proj]",), "small", "has no linear map 'q_proj'; a block has attention"),
+        (("adapters.text_encoder.targets=[q_proj]",), "small", "has no linear layer 'q_proj'; a block has attention"),
         (
             ("adapters.text_encoder.r=0",),
             "small",

@@ -87,7 +87,7 @@ def test_a_plan_that_needs_one_part_transfers_no_byte_of_the_others(
 
 def test_a_run_from_a_moving_name_records_the_commit(hub: HubServer, pmmrec: Pmmrec, world: Path) -> None:
     told = done(pmmrec("finetune", "finetune/full", "--from", PLACE, "--on", world / "boutique", *QUICK, "name=full"))
-    assert f"warning: {PLACE}: names no commit, so it may change; today it stands for {commit(hub)}" in told
+    assert f"warning: {PLACE}: names no commit, so it may change; it is now {commit(hub)}" in told
     assert Checkpoint.open(Path("runs/full/checkpoint")).provenance["started_from"] == f"{PLACE}@{commit(hub)}"
 
 
@@ -103,7 +103,7 @@ def test_the_commit_of_pretrained_weights_is_recorded_and_a_moving_name_warns(
     vision = "model.item_encoder.vision=null", "model.item_encoder.fusion=null", "model.width=16"
     overrides = (f"model.item_encoder.text={text}", *vision, f"data.sources=[{world / 'bazaar'}]", *QUICK, "name=words")
     told = done(pmmrec("pretrain", "pretrain/tiny", *overrides, "objectives.nicl=null"))
-    assert told.count(f"hf://alice/words: names no commit, so it may change; today it stands for {words}") == 1
+    assert told.count(f"hf://alice/words: names no commit, so it may change; it is now {words}") == 1
     provenance = Checkpoint.open(Path("runs/words/checkpoint")).provenance
     assert provenance["weights"] == {"text_encoder": f"hf://alice/words@{words}"}
     assert "weights" not in Checkpoint.open(Path("hub/small")).provenance  # all of it was drawn

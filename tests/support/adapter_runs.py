@@ -1,4 +1,4 @@
-"""Adapters on a tiny checkpoint, as a run would leave them, without the run."""
+"""Make adapter checkpoints on a tiny base without training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pmmrec.zoo.transfer import FULL, apply
 
 
 def learn(recommender: Recommender, seed: int = 5) -> None:
-    """Stands for training: every tensor that may learn moves."""
+    """Replace training: change every trainable tensor."""
     torch.manual_seed(seed)
     for parameter in recommender.parameters():
         if parameter.requires_grad:
@@ -25,7 +25,7 @@ def learn(recommender: Recommender, seed: int = 5) -> None:
 
 
 def train_adapters(base: Path | Checkpoint, other: Any, trees: Mapping[str, Any], folder: Path) -> AdapterSetup:
-    """Train `other`, a run with weights of its own, from `base` by adapters, and save it."""
+    """Load `base` into `other`, insert and change adapters, and save them."""
     checkpoint = Checkpoint.open(base) if isinstance(base, Path) else base
     recommender = other.recommender
     loaded = apply(FULL, checkpoint, recommender).loaded
@@ -37,7 +37,7 @@ def train_adapters(base: Path | Checkpoint, other: Any, trees: Mapping[str, Any]
 
 
 def save(folder: Path, run: Any, setup: AdapterSetup, state: Mapping[str, Tensor] | None = None) -> None:
-    """Save a run that stands on a base; `state`: of another moment than now."""
+    """Save the adapters of a run; `state`: another state dict than the current one."""
     save_adapters(
         folder,
         setup=setup,

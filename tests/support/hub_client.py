@@ -1,4 +1,4 @@
-"""Point the client of the Hugging Face Hub at a server of ours."""
+"""Point the client of the Hugging Face Hub at a local server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hub_server import TOKEN
 
 
 def point_client_at(url: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """What HF_ENDPOINT and its sisters do where they are set before the client is imported."""
+    """Set what HF_ENDPOINT and related variables set before the client is imported."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", url)

@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that speaks what huggingface_hub's client needs of the Hub's protocol, and writes a log."""
+"""A server on 127.0.0.1 with the part of the Hub protocol that huggingface_hub needs, and a log of requests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ROUTES = [
 
 @dataclass(frozen=True)
 class Request:
-    """One line of the log."""
+    """One entry of the log."""
 
     method: str
     path: str
@@ -79,7 +79,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What goes wrong for the next requests whose path matches."""
+    """A fault of the next requests whose path matches."""
 
     pattern: re.Pattern[str]
     times: int
@@ -89,7 +89,7 @@ class Fault:
 
 
 class HubServer:
-    """The state of a hub: repositories, large files, faults to come, and the log of what was asked."""
+    """The state of a hub: repositories, large files, pending faults and the log of requests."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -121,7 +121,7 @@ class HubServer:
         return repo.trees[repo.commit_of(revision) or ""]
 
     def bytes_below(self, part: str) -> int:
-        """Bytes of files that went out from below a folder of any repository."""
+        """Bytes of files sent from a folder of any repository."""
         return sum(entry.num_bytes for entry in self.log if f"/{part}/" in entry.path and entry.method == "GET")
 
     def next_fault(self, path: str, *, cuts: bool) -> Fault | None:
@@ -359,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _etag(name: str, content: bytes) -> str:
-    """SHA-256 of a large file; of another what git calls it."""
+    """SHA-256 of a large file; git hash of any other file."""
     if name.endswith(_LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324

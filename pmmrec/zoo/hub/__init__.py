@@ -1,7 +1,7 @@
-"""The one door to checkpoints and pretrained weights: in folders, behind URLs, on the Hugging Face Hub.
+"""Find, fetch and publish checkpoints and pretrained weights: in folders, at URLs, on the Hugging Face Hub.
 
 A place is a folder, a name in a folder hub, a URL that fsspec opens (`s3://bucket/name`, `file:///...`), or a
-repository `hf://user/name@revision`. Only files of this room talk to other machines.
+repository `hf://user/name@revision`. Only this package talks to other machines.
 """
 
 from __future__ import annotations
@@ -52,21 +52,27 @@ __all__ = [
 
 
 def location_of(text: str, hub: Path) -> CheckpointLocation:
-    """The place that people name by `text`. RecipeError where it looks like none."""
+    """The location of the place `text`. Raises RecipeError where `text` is not a place."""
     if not text.strip():
-        raise RecipeError("a checkpoint is asked for by an empty name; give a folder, a name in the hub, or a URL")
+        raise RecipeError("the name of a checkpoint is empty; give a folder, a name in the hub, or a URL")
     if text.startswith(SCHEME):
         return HuggingFaceLocation(text)
     return UrlLocation(text) if "://" in text else FolderLocation(text, expanded(hub))
 
 
 def find_checkpoint(place: str, hub: Path, parts: Collection[str] | None = None, *, warn: Warn = warnings.warn) -> Path:
-    """The local folder of a checkpoint: where it stands, or a cached copy of what another machine holds.
+    """The local folder of a checkpoint, or of a cached copy if it is on another machine.
 
-    Of other machines the index and `parts` are fetched and no byte of any other part; a part that is asked for later
-    is fetched then. `parts` None: all; `()`: none yet; `objectives`: all heads. Raises CheckpointError where there is
-    no checkpoint or it is not what its index says, RecipeError for an unknown place or part, MachineError where
-    nobody answers and no copy is cached. `warn` hears of a moving revision and of a copy that may be behind.
+    From another machine only the index and `parts` are fetched; other parts are fetched when they are needed.
+
+    Args:
+        place: A folder, a name in the hub, or a URL.
+        hub: The folder hub in which names are looked up.
+        parts: Names of parts; None: all; `()`: none yet; `objectives`: all heads.
+        warn: Called with a message when a revision may move, or when a cached copy may be out of date.
+
+    Raises CheckpointError where there is no checkpoint or it does not match its index, RecipeError for an unknown
+    place or part, MachineError where the place is unreachable and no copy is cached.
     """
     found = location_of(place, hub)
     if not isinstance(found, FolderLocation):
@@ -84,14 +90,14 @@ def pull_checkpoint(
     out: Path | None = None,
     warn: Warn = warnings.warn,
 ) -> Pulled:
-    """Fetch a checkpoint, or parts of it, into the cache; mend what was changed there; copy it to `out` if given.
+    """Fetch a checkpoint, or parts of it, into the cache, repair files changed there, and copy it to `out` if given.
 
-    A copy of some parts holds the whole index and says what it lacks when that is asked for.
+    A copy with some of the parts has the whole index; asking it for another part raises an error.
     """
     found = location_of(place, hub)
     if isinstance(found, FolderLocation):
         if out is None:
-            raise RecipeError(f"{place}: is a folder here already; say where a copy should go with --out")
+            raise RecipeError(f"{place}: is already a folder on this machine; say where a copy should go with --out")
         pulled = Pulled(found.folder, CheckpointFolder.open(found.folder).origin, 0, 0)
     else:
         pulled = pull(found, parts, warn, mend=True)
@@ -110,10 +116,10 @@ def pull_checkpoint(
 
 
 def push_checkpoint(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
-    """Publish a checkpoint, whole or not at all; where it is then, and as which commit.
+    """Publish a checkpoint, completely or not at all; its new place and commit.
 
-    Only files that its index lists travel. Raises CheckpointError for a checkpoint that is not what its index says,
-    RecipeError for a taken place, MachineError where the place cannot be written.
+    Only files that its index lists are uploaded. Raises CheckpointError for a checkpoint that does not match its
+    index, RecipeError for a place that is taken, MachineError where the place cannot be written.
     """
     target = location_of(place, hub)
     source = CheckpointFolder.open(folder)
@@ -124,27 +130,25 @@ def push_checkpoint(folder: Path, place: str, hub: Path, options: PushOptions) -
 
 
 def fetch_entry(origin: Origin, entry: PartEntry) -> None:
-    """Fetch one part of a checkpoint that was pulled without it. Raises errors that name the part."""
+    """Fetch one part of a cached checkpoint that was fetched without it. Raises errors that name the part."""
     cache = LocalCache(location_of(origin.pinned, Path()))
     wanted = {f"{entry.folder}/{name}": promise for name, promise in entry.promises.items()}
     try:
         cache.fetch(origin.commit, wanted)
     except OutOfReachError as error:
         raise OutOfReachError(
-            f"{entry.folder}: of {origin.place} this part is not here yet (pmmrec zoo pull {origin.pinned} --parts "
+            f"{entry.folder}: this part of {origin.place} is not cached yet (pmmrec zoo pull {origin.pinned} --parts "
             f"{entry.folder} fetches it); {error}"
         ) from error
 
 
 def list_places(prefix: str) -> list[str]:
-    """Places of the checkpoints below a folder hub, a URL, or `hf://user`. RecipeError for a folder that is none."""
+    """Places of the checkpoints in a folder hub, at a URL, or of `hf://user`. Raises RecipeError."""
     if prefix.startswith(SCHEME):
         return list_repositories(prefix.removeprefix(SCHEME).rstrip("/"))
     if "://" in prefix:
         return UrlLocation(prefix).children()
     folder = expanded(Path(prefix))
     if not folder.is_dir():
-        raise RecipeError(
-            f"{prefix}: no such folder, so it holds no checkpoints; name one that does, a URL or hf://user"
-        )
+        raise RecipeError(f"{prefix}: no such folder; give a folder with checkpoints, a URL or hf://user")
     return [str(folder / name) for name in list_checkpoints(folder)]

@@ -1,4 +1,4 @@
-"""Keep copies of what other machines hold: file by file, each checked before it gets its name."""
+"""Cache checkpoints of other machines, file by file; each file is verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from pmmrec.zoo.origin import CACHE, Origin, record_origin
 from pmmrec.zoo.tensors import Promise, damage
 
 _DRAFTS, _LOCK, _REVISIONS = "incomplete", "lock", "revisions.json"
-_NOW, _DEFAULT = "now", "main"  # the revision of who names none, and the branch that this is on the Hugging Face Hub
+_NOW, _DEFAULT = "now", "main"  # key for no revision, and the branch that this means on the Hugging Face Hub
 _KEPT_OF_NAME = 60
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A cached copy, and what it cost to make it whole."""
+    """A cached copy, and what was fetched to complete it."""
 
     folder: Path
     origin: Origin
@@ -50,7 +50,7 @@ class Pulled:
 
 
 class LocalCache:
-    """The cached copies of one place: a folder for each commit, in which a checkpoint may stand in part."""
+    """The cached copies of one place: a folder per commit, which may hold some of the parts."""
 
     def __init__(self, place: CheckpointLocation) -> None:
         self.place = place
@@ -59,13 +59,13 @@ class LocalCache:
         self.home = expanded(CACHE) / f"{plain}-{digest[:12]}"
 
     def folder(self, commit: str) -> Path:
-        """Where the copy of a commit stands, or will."""
+        """The folder of the cached copy of a commit; it may not exist yet."""
         return self.home / commit
 
     def resolve(self, warn: Warn) -> str:
-        """The commit that was asked for; warns where it may be another tomorrow, or may be another already.
+        """The commit of the requested revision; warns where the revision may move, or where a cached copy may be old.
 
-        Raises OutOfReachError where nobody answers and no copy is here.
+        Raises OutOfReachError where the place cannot be reached and no copy is cached.
         """
         place = self.place
         if place.is_pinned and place.revision is not None and self._holds(place.revision):
@@ -80,9 +80,9 @@ class LocalCache:
         return commit
 
     def open(self, commit: str, *, mend: bool = False) -> CheckpointFolder:
-        """The checkpoint of a commit, of which at least the index and what belongs to no part is here.
+        """The cached checkpoint of a commit, after its index and the files that belong to no part were fetched.
 
-        `mend`: an index that cannot be read is fetched again.
+        `mend`: fetch an index again that cannot be read.
         """
         if not self._holds(commit):
             with one_at_a_time(self.home):
@@ -101,14 +101,14 @@ class LocalCache:
         return checkpoint
 
     def fetch(self, commit: str, wanted: Mapping[str, Promise]) -> tuple[int, int]:
-        """Fetch those of the files that are not here; how many, and their bytes.
+        """Fetch the files that are not cached; their number and their bytes.
 
-        A file gets its name when it is whole and right, so a stopped pull goes on with the next file, and, where the
-        place can give the rest of a file, with its next byte.
+        A file gets its name when it is complete and verified, so a pull that was stopped continues with the next file,
+        or, where the location can resume, with the next byte.
         """
         folder, sizes = self.folder(commit), []
         if all((folder / path).is_file() for path in wanted):
-            return 0, 0  # nothing is written then, so that a cache may be read only
+            return 0, 0  # nothing is written, so that a read-only cache works
         with one_at_a_time(self.home):
             for path, promise in wanted.items():
                 if not (folder / path).is_file():
@@ -118,7 +118,7 @@ class LocalCache:
         return len(sizes), sum(sizes)
 
     def mend(self, commit: str, wanted: Mapping[str, Promise]) -> None:
-        """Take away those of the files that are here and are not as they were written."""
+        """Delete the files that are cached and damaged."""
         folder = self.folder(commit)
         for path, promise in wanted.items():
             if (folder / path).is_file() and damage(folder / path, promise):
@@ -142,22 +142,22 @@ class LocalCache:
         return _NOW if revision is None or revision == _DEFAULT else revision
 
     def _in_full(self, revision: str) -> str | None:
-        """The commit of a copy that `revision` is short for; None where there is none, or more than one."""
+        """The cached commit that `revision` abbreviates; None where there is none, or more than one."""
         found = [path.name for path in self.home.glob("*/") if is_short_for(revision, path.name) and path.is_dir()]
         return found[0] if len(found) == 1 else None
 
     def _revisions(self) -> dict[str, str]:
-        """What is noted of revisions. Notes that are broken are none: they are written anew at the next answer."""
+        """The recorded commits by revision. A broken record counts as empty, and is rewritten after the next answer."""
         path = self.home / _REVISIONS
         try:
-            noted = files.read_json(path) if path.is_file() else {}
+            recorded = files.read_json(path) if path.is_file() else {}
         except CheckpointError:
             return {}
-        pairs = noted.items() if isinstance(noted, dict) else ()
+        pairs = recorded.items() if isinstance(recorded, dict) else ()
         return {revision: commit for revision, commit in pairs if isinstance(commit, str)}
 
     def _remember(self, commit: str) -> None:
-        """Note what a revision stands for, for times without a network; a cache that is read only goes without."""
+        """Record the commit of a revision for use without a network; a read-only cache is left as it is."""
         revision = self._asked
         if self.place.is_pinned or self._revisions().get(revision) == commit:
             return
@@ -165,7 +165,7 @@ class LocalCache:
             files.write_json(draft, {**self._revisions(), revision: commit})
 
     def _fetch_index(self, commit: str) -> None:
-        """The index, once it can be read; with it the folder becomes a checkpoint."""
+        """Fetch and check the index, then put it into the folder of the commit."""
         with self._drafting() as drafts:
             draft = drafts / "index"
             shutil.rmtree(draft, ignore_errors=True)
@@ -174,8 +174,8 @@ class LocalCache:
             try:
                 index = CheckpointFolder.open(draft).index
             except CheckpointError as error:
-                told = str(error).replace(f"{draft}/", f"{self.place.name}/").replace(str(draft), self.place.name)
-                raise CheckpointError(told) from error
+                message = str(error).replace(f"{draft}/", f"{self.place.name}/").replace(str(draft), self.place.name)
+                raise CheckpointError(message) from error
             refuse_pickles(self.place.name, index.all_files)
             folder = self.folder(commit)
             folder.mkdir(parents=True, exist_ok=True)
@@ -184,13 +184,13 @@ class LocalCache:
 
     def _fetch(self, commit: str, path: str, promise: Promise, target: Path) -> int:
         with self._drafting() as drafts:
-            draft = drafts / promise.sha256  # under this name stand bytes of this content alone
+            draft = drafts / promise.sha256  # named by content, so that a partial file is resumed with the same content
             self.place.fetch(commit, path, draft)
             if reason := damage(draft, promise):
                 draft.unlink()
                 raise CheckpointError(
-                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises ({reason}): it was damaged on "
-                    "its way or changed after it was published; nothing of it was kept"
+                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises ({reason}): it was damaged in "
+                    "transfer or changed after it was published; nothing of it was kept"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             size = draft.stat().st_size
@@ -203,9 +203,9 @@ class LocalCache:
 
     @contextmanager
     def _drafting(self) -> Iterator[Path]:
-        """A folder outside every checkpoint for files that come; who writes there has the lock.
+        """A folder for incomplete files, outside every checkpoint; the caller holds the lock.
 
-        What killed processes and broken connections left there goes when a later fetch has ended well.
+        What killed processes and broken connections leave there is deleted after a later fetch succeeds.
         """
         try:
             self._drafts.mkdir(parents=True, exist_ok=True)
@@ -218,9 +218,9 @@ class LocalCache:
 
 @contextmanager
 def one_at_a_time(home: Path) -> Iterator[None]:
-    """Wait for a turn to write below `home`: the other processes of a run find the files when theirs comes.
+    """Hold the lock for writing below `home`; other processes wait, and then find the files.
 
-    Raises MachineError where nothing can be written.
+    Raises MachineError where `home` cannot be written.
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def one_at_a_time(home: Path) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         raise MachineError(
-            f"{home}: what is asked for is not cached here, and cannot be: {error.strerror or error}; set "
+            f"{home}: what is needed is not cached here, and cannot be: {error.strerror or error}; set "
             "XDG_CACHE_HOME to a folder that can be written"
         ) from error
     try:
@@ -238,7 +238,7 @@ def one_at_a_time(home: Path) -> Iterator[None]:
 
 
 def pull(place: CheckpointLocation, parts: Collection[str] | None, warn: Warn, *, mend: bool = False) -> Pulled:
-    """A cached copy of a checkpoint that holds at least `parts`; None: all. `mend`: read again what is here already."""
+    """A cached copy with at least `parts`; None: all. `mend`: verify cached files and fetch damaged ones again."""
     cache = LocalCache(place)
     commit = cache.resolve(warn)
     checkpoint = cache.open(commit, mend=mend)
@@ -251,26 +251,26 @@ def pull(place: CheckpointLocation, parts: Collection[str] | None, warn: Warn, *
 
 
 def refuse_code(checkpoint: CheckpointFolder, parts: Collection[str] | None) -> None:
-    """CheckpointError where a library's configuration in one of the parts asks for code from elsewhere."""
+    """Raise CheckpointError where a configuration in one of the parts makes a library run code from elsewhere."""
     for entry in entries_of(checkpoint.index, parts, checkpoint.origin.place):
         files.refuse_code(checkpoint.folder / entry.folder, entry.files)
 
 
 def files_of(index: Index, parts: Collection[str] | None, where: str) -> dict[str, Promise]:
-    """What the index says of each file that these parts need; what belongs to no part is small and always needed."""
+    """What the index says about the files of these parts and about the small files that belong to no part."""
     return index.promises_of(entries_of(index, parts, where))
 
 
 def entries_of(index: Index, parts: Collection[str] | None, where: str) -> list[PartEntry]:
-    """The entries of parts by name, `objectives` being all heads; None: all entries. RecipeError for an unknown name.
+    """The entries of parts by name; `objectives`: all heads; None: all entries. Raises RecipeError for an unknown name.
 
-    A part that adapters stand on has what was learned beside it as its entry; the rest is the base's.
+    For a part with adapters these are the entries of the adapters; the rest of it is in the base.
     """
     heads = {f"{OBJECTIVES}/{name}": entry for name, entry in index.objectives.items()}
     if parts is None:
         return [*index.parts.values(), *heads.values(), *index.adapted.values()]
-    of_base = dict.fromkeys(index.base.parts if index.base is not None else (), ())
-    named: dict[str, tuple[PartEntry, ...]] = {**of_base, OBJECTIVES: tuple(heads.values())}
+    in_base = dict.fromkeys(index.base.parts if index.base is not None else (), ())
+    named: dict[str, tuple[PartEntry, ...]] = {**in_base, OBJECTIVES: tuple(heads.values())}
     for name, entry in (*index.parts.items(), *index.adapted.items(), *heads.items()):
         named[name] = (*named.get(name, ()), entry)
     for name in parts:

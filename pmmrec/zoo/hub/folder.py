@@ -1,4 +1,4 @@
-"""Checkpoints in folders: found by path or by name, published whole or not at all."""
+"""Checkpoints in local folders: find them by path or name, publish them to a folder hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def list_checkpoints(hub: Path) -> list[str]:
-    """Names of the checkpoints in a folder hub, sorted; empty where the hub does not exist yet."""
+    """Sorted names of the checkpoints in a folder hub; empty if the hub does not exist yet."""
     if not hub.is_dir():
         return []
     names = {path.name.removesuffix(files.PREVIOUS) for path in hub.iterdir() if path.suffix != files.INCOMPLETE}
@@ -26,9 +26,9 @@ def list_checkpoints(hub: Path) -> list[str]:
 
 
 def find_folder(place: str, hub: Path) -> Path:
-    """The folder of a checkpoint, given that folder or its name in the hub.
+    """The folder of a checkpoint, given by its path or its name in the hub.
 
-    Raises CheckpointError where the folder holds none, RecipeError where there is no such folder and no such name.
+    Raises CheckpointError where the folder is not a checkpoint, RecipeError where there is no such folder or name.
     """
     folder = expanded(Path(place))
     if _is_checkpoint(folder):
@@ -45,42 +45,42 @@ def find_folder(place: str, hub: Path) -> Path:
 
 
 def refuse_taken_name(hub: Path, name: str, *, replace: bool) -> None:
-    """RecipeError for a name that no checkpoint can have in a hub, or that one has and keeps."""
+    """Raise RecipeError for a name that is invalid in a hub, or taken unless `replace`."""
     if not _NAME.fullmatch(name) or files.is_leftover(Path(name)):
-        raise RecipeError(f"name {name!r}: a name in a hub is made of letters, digits, '.', '_' and '-'")
+        raise RecipeError(f"name {name!r}: a name in a hub may contain letters, digits, '.', '_' and '-'")
     if hub.exists() and not hub.is_dir():
         raise RecipeError(f"{hub}: is not a folder, so it cannot be a hub; choose another hub=...")
     if (hub / name).exists() and not replace:
-        raise RecipeError(f"{hub / name}: exists already; choose another name, or let it give way with replace")
+        raise RecipeError(f"{hub / name}: exists already; choose another name, or ask to replace it")
 
 
 def publish(checkpoint_folder: Path, hub: Path, name: str, *, replace: bool = False) -> Path:
-    """Copy a checkpoint into a folder hub, whole or not at all; only files that its index lists travel.
+    """Copy the listed files of a checkpoint into a folder hub, completely or not at all; the new folder.
 
-    Raises RecipeError for an unfit or a taken name, CheckpointError where the copy is not what the index promises.
+    Raises RecipeError for an invalid or taken name, CheckpointError where the copy does not match the index.
     """
     refuse_taken_name(hub, name, replace=replace)
     source = CheckpointFolder.open(checkpoint_folder)
     refuse_unsound(checkpoint_folder, files.absent(source.folder, source.index.all_files))
-    with files.writing(hub / name, replace=replace) as place:
+    with files.writing(hub / name, replace=replace) as draft:
         for path in (*source.index.all_files, files.INDEX_NAME):
-            (place / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.folder / path, place / path)
-        refuse_unsound(checkpoint_folder, CheckpointFolder.open(place).verify())
+            (draft / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.folder / path, draft / path)
+        refuse_unsound(checkpoint_folder, CheckpointFolder.open(draft).verify())
     return hub / name
 
 
 def refuse_unsound(folder: Path, problems: Sequence[str]) -> None:
-    """CheckpointError where a checkpoint that is to be published has problems."""
+    """Raise CheckpointError where a checkpoint to publish has problems."""
     if problems:
         raise CheckpointError(f"{folder}: cannot be published: {'; '.join(problems)}")
 
 
 class FolderLocation:
-    """A folder, or a name in a folder hub. It is read where it stands, so it never needs a copy."""
+    """A folder, or a name in a folder hub. It is read in place, without a cached copy."""
 
     revision = None
-    is_pinned = True  # whoever owns a folder knows when it changes
+    is_pinned = True  # a local folder needs no warning that it may change
 
     def __init__(self, place: str, hub: Path) -> None:
         self._place, self._hub = place, hub
@@ -95,7 +95,7 @@ class FolderLocation:
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint stands. Raises as `find_folder`."""
+        """The folder of the checkpoint. Raises what `find_folder` raises."""
         return find_folder(self._place, self._hub)
 
     def commit(self) -> str:
@@ -109,7 +109,7 @@ class FolderLocation:
             raise CheckpointError(f"{self.name}: holds no {path}, which its {files.INDEX_NAME} lists")
         shutil.copyfile(source, target)
 
-    def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:  # noqa: ARG002 its index lists them
+    def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:  # noqa: ARG002 the index lists them
         if options.private or options.message is not None:
             raise RecipeError(f"{self.name}: --private and --message have no effect on a folder; leave them out")
         target = self._hub / self._place if _NAME.fullmatch(self._place) else expanded(Path(self._place))

@@ -1,4 +1,4 @@
-"""Checkpoints and pretrained weights in repositories of the Hugging Face Hub, through its own client."""
+"""Checkpoints and pretrained weights in repositories of the Hugging Face Hub, through its client."""
 
 from __future__ import annotations
 
@@ -63,15 +63,17 @@ class HuggingFaceLocation:
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     def commit(self) -> str:
-        with self._told("read"):
-            info = _patiently(lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S))
+        with self._translated("read"):
+            info = _with_retries(
+                lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S)
+            )
         commit = str(info.sha)
         if self.revision is not None and is_short_for(self.revision, commit):
-            self.revision = commit  # a commit in short stands for nothing else
+            self.revision = commit  # a shortened commit always means the same
         return commit
 
     def fetch(self, commit: str, path: str, target: Path) -> None:
-        with TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as home, self._told("read"):
+        with TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as home, self._translated("read"):
             try:
                 found = self._api.hf_hub_download(self.repository, path, revision=commit, local_dir=home)
             except _errors().RemoteEntryNotFoundError as error:
@@ -79,13 +81,13 @@ class HuggingFaceLocation:
             shutil.move(found, target)
 
     def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
-        """One commit: new and changed files come, files of the checkpoint before it go, all others stay."""
+        """Publish in one commit; files of the previous checkpoint are deleted, other files of the repository stay."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         if self.is_pinned:
             raise RecipeError(f"{described(self)}: a commit cannot be pushed to; name a branch, or leave it out")
-        with self._told("written"):
-            _patiently(self._api.whoami)
+        with self._translated("written"):
+            _with_retries(self._api.whoami)
             head, present = self._prepared(options)
             stale = (self._listed(head) if files.INDEX_NAME in present else set()) & present - {*names}
             wanted = [*names, files.INDEX_NAME]
@@ -94,7 +96,7 @@ class HuggingFaceLocation:
                 *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale - {files.INDEX_NAME})),
             ]
             message = options.message or f"Publish a checkpoint with {LIBRARY}"
-            commit = _patiently(
+            commit = _with_retries(
                 lambda: self._api.create_commit(
                     self.repository, operations, commit_message=message, revision=self.revision, parent_commit=head
                 )
@@ -102,30 +104,30 @@ class HuggingFaceLocation:
         return str(commit.oid)
 
     def _prepared(self, options: PushOptions) -> tuple[str | None, set[str]]:
-        """The commit to build on and the files in it, of a repository that is made where there is none."""
+        """The parent commit and its files; the repository is created if needed."""
         errors = _errors()
         try:
-            info = _patiently(lambda: self._api.model_info(self.repository, timeout=TIMEOUT_S))
+            info = _with_retries(lambda: self._api.model_info(self.repository, timeout=TIMEOUT_S))
         except errors.GatedRepoError:
             raise
         except errors.RepositoryNotFoundError:
-            _patiently(lambda: self._api.create_repo(self.repository, private=options.private, exist_ok=True))
+            _with_retries(lambda: self._api.create_repo(self.repository, private=options.private, exist_ok=True))
         else:
             if options.private and not info.private:
                 raise RecipeError(
                     f"{self.name}: --private: the repository exists and is public; make it private on the hub, or "
                     "choose another name"
                 )
-        info = _patiently(lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S))
+        info = _with_retries(lambda: self._api.model_info(self.repository, revision=self.revision, timeout=TIMEOUT_S))
         present = {sibling.rfilename for sibling in info.siblings or ()}
         if files.INDEX_NAME in present and not options.replace:
             raise RecipeError(
-                f"{described(self)}: holds a checkpoint already; choose another name, or let it give way with replace"
+                f"{described(self)}: holds a checkpoint already; choose another name, or ask to replace it"
             )
         return info.sha, present
 
     def _listed(self, commit: str | None) -> set[str]:
-        """Files of the checkpoint that stands there; none where it cannot be read."""
+        """Files of the checkpoint at a commit; empty where its index cannot be read."""
         with TemporaryDirectory() as home:
             self.fetch(str(commit), files.INDEX_NAME, Path(home) / files.INDEX_NAME)
             try:
@@ -138,24 +140,24 @@ class HuggingFaceLocation:
         return _client()
 
     @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        with told(described(self), doing):
+    def _translated(self, doing: str) -> Iterator[None]:
+        with translated_errors(described(self), doing):
             yield
 
 
 def list_repositories(owner: str) -> list[str]:
-    """`hf://OWNER/NAME` of the checkpoints that somebody has published on the Hub."""
+    """`hf://OWNER/NAME` of all checkpoints of an owner on the Hub."""
     if not _OWNER.fullmatch(owner):
         raise RecipeError(f"{SCHEME}{owner}: must look like hf://user")
-    with told(f"{SCHEME}{owner}", "listed"):
-        found = _patiently(lambda: list(_client().list_models(author=owner, filter=LIBRARY)))
+    with translated_errors(f"{SCHEME}{owner}", "listed"):
+        found = _with_retries(lambda: list(_client().list_models(author=owner, filter=LIBRARY)))
     return sorted(f"{SCHEME}{info.id}" for info in found)
 
 
 def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str], warn: Warn) -> Path:
-    """The folder in the client's own cache that holds pretrained weights; the last part of its path is their commit.
+    """The folder of pretrained weights in the cache of the client, named by their commit.
 
-    Raises what the client raises. `warn` hears of a revision that may move, and of a copy that may be behind.
+    `warn` is called when a revision may move, or when a cached copy may be out of date. Raises what the client raises.
     """
     import huggingface_hub
 
@@ -175,8 +177,8 @@ def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwan
     if revision is not None and _COMMIT.fullmatch(revision):
         return found(here=False)
     try:
-        with told(asked, "read"):
-            _patiently(lambda: _client().model_info(repository, revision=revision, timeout=TIMEOUT_S))
+        with translated_errors(asked, "read"):
+            _with_retries(lambda: _client().model_info(repository, revision=revision, timeout=TIMEOUT_S))
     except OutOfReachError as error:
         folder = found(here=True)
         warn(behind(error, name, folder.name))
@@ -188,7 +190,7 @@ def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwan
 
 
 def snapshot_origin(folder: Path) -> Origin | None:
-    """Repository and commit of a folder in the client's cache; None for any other."""
+    """Repository and commit of a folder in the cache of the client; None for any other folder."""
     kind, _, name = folder.parent.parent.name.partition("--")
     if kind != "models" or folder.parent.name != "snapshots" or not _COMMIT.fullmatch(folder.name):
         return None
@@ -210,13 +212,13 @@ def _errors() -> Any:
     return errors
 
 
-def _patiently(call: Callable[[], _T]) -> _T:
-    """Call again while the hub says that it is busy: its client waits by itself in transfers alone."""
+def _with_retries(call: Callable[[], _T]) -> _T:
+    """Retry a call while the Hub is busy; the client itself retries only transfers."""
     waits_s = iter(WAITS_S)
     while True:
         try:
             return call()
-        except _errors().HfHubHTTPError as error:  # noqa: PERF203 a few times at most
+        except _errors().HfHubHTTPError as error:  # noqa: PERF203 at most a few times
             wait_s = next(waits_s, None)
             asked = error.response.headers.get("Retry-After", "")
             pause_s = float(asked) if asked.isdigit() else wait_s
@@ -226,8 +228,8 @@ def _patiently(call: Callable[[], _T]) -> _T:
 
 
 @contextmanager
-def told(where: str, doing: str) -> Iterator[None]:
-    """Turn the errors of the client, which share no base, into ours."""
+def translated_errors(where: str, doing: str) -> Iterator[None]:
+    """Translate the errors of the client, which have no common base class."""
     try:
         yield
     except PMMRecError:
@@ -241,26 +243,27 @@ def told(where: str, doing: str) -> Iterator[None]:
 def _explained(error: BaseException, where: str, doing: str) -> PMMRecError:
     errors = _errors()
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # what kept the client from asking
-    said = f"{type(error).__name__}: {without_secrets(str(error))}"
+        error = error.__cause__  # why the client could not ask the Hub
+    reason = f"{type(error).__name__}: {without_secrets(str(error))}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    ours_to_mend = {
+    by_kind = {
         errors.GatedRepoError: f"may not be {doing} before its owner agrees: ask for access on its page; {_LOG_IN}",
         errors.RevisionNotFoundError: "the repository has no such branch, tag or commit",
-        errors.LocalTokenNotFoundError: f"may not be {doing} by people whom the hub does not know; {_LOG_IN}",
+        errors.LocalTokenNotFoundError: f"may not be {doing} without a token; {_LOG_IN}",
         errors.RepositoryNotFoundError: _hidden(doing),
-        errors.HFValidationError: said,
+        errors.HFValidationError: reason,
     }
-    for kind, words in ours_to_mend.items():
+    for kind, words in by_kind.items():
         if isinstance(error, kind):
             return RecipeError(f"{where}: {words}")
     if status in (401, 403):
         return RecipeError(f"{where}: {_hidden(doing)}")
     if status in (409, 412):
-        return MachineError(f"{where}: somebody else changed it meanwhile; look at it and push again ({said})")
+        return MachineError(f"{where}: somebody else changed it meanwhile; look at it and push again ({reason})")
     if status is not None and status not in _BUSY:
-        return MachineError(f"{where}: could not be {doing}: the hub says {said}")
-    reason = "HF_HUB_OFFLINE is set" if isinstance(error, errors.OfflineModeIsEnabled) else said
+        return MachineError(f"{where}: could not be {doing}: the hub says {reason}")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE is set"
     return OutOfReachError(f"{where}: out of reach: {reason}")
 
 

@@ -1,4 +1,4 @@
-"""What every place that holds checkpoints can do, whoever keeps it."""
+"""The interface of all locations of checkpoints, and messages and checks that they share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.zoo import files
 
 SHORT_COMMIT = 12
-_LEAST_OF_COMMIT = 7  # characters that may stand for a commit
-WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
+_LEAST_OF_COMMIT = 7  # characters of a shortened commit
+WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each retry
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".py", ".so")
 _SECRETS = (
     (re.compile(r"\bhf_\w{4,}"), "hf_***"),
@@ -25,15 +25,15 @@ _SECRETS = (
 
 
 class OutOfReachError(MachineError):
-    """Nobody answers at a place, or not now: a cached copy may serve."""
+    """A place cannot be reached, or not now; a cached copy may be used."""
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """How a checkpoint is to be published."""
+    """How to publish a checkpoint."""
 
-    replace: bool = False  # whether a checkpoint that stands there gives way
-    private: bool = False  # whether a repository that is made is private
+    replace: bool = False  # whether an existing checkpoint is replaced
+    private: bool = False  # whether a new repository is private
     message: str | None = None  # of the commit
 
 
@@ -41,21 +41,21 @@ Warn = Callable[[str], object]
 
 
 class CheckpointLocation(Protocol):
-    """Somewhere that holds one checkpoint, and can be asked for one file of it."""
+    """A location of one checkpoint, whose files can be fetched one by one."""
 
     @property
     def name(self) -> str:
-        """As people give it, without a revision."""
+        """The place as the user wrote it, without a revision."""
         ...
 
     @property
     def key(self) -> str:
-        """Tells it from every other place, also from one of this name on another machine."""
+        """A unique identifier, which also differs between places of the same name on two machines."""
         ...
 
     @property
     def revision(self) -> str | None:
-        """The revision that was asked for; None: what stands there now."""
+        """The requested revision; None: the current one."""
         ...
 
     @property
@@ -64,51 +64,50 @@ class CheckpointLocation(Protocol):
         ...
 
     def commit(self) -> str:
-        """The commit that the revision stands for now. Raises OutOfReachError where nobody answers."""
+        """The commit of the revision now. Raises OutOfReachError where the place cannot be reached."""
         ...
 
     def fetch(self, commit: str, path: str, target: Path) -> None:
-        """Write the bytes of one file of a commit to `target`. Raises CheckpointError where it is not there.
+        """Fetch one file of a commit to `target`. Raises CheckpointError where the commit has no such file.
 
-        What `target` holds already are its first bytes, which a place may go on from. They stay where it fails.
+        `target` may hold the first bytes of the file, from which the download may resume. They stay after a failure.
         """
         ...
 
     def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
-        """Publish these files and the index, whole or not at all; the commit. `folder` was verified."""
+        """Publish files of a verified folder and its index, completely or not at all; the new commit."""
         ...
 
 
 def is_short_for(revision: str, commit: str) -> bool:
-    """Whether a revision is the beginning of a commit, long enough to be meant as one."""
+    """Whether a revision is a shortened form of a commit."""
     return len(revision) >= _LEAST_OF_COMMIT and commit.startswith(revision)
 
 
 def is_of_disk(error: BaseException) -> bool:
-    """Whether it says that the disk here is full, which is no matter of a place."""
+    """Whether the error says that the local disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def described(place: CheckpointLocation) -> str:
-    """The place with the revision that was asked for."""
+    """The place with the requested revision."""
     return place.name if place.revision is None else f"{place.name}@{place.revision}"
 
 
 def moving(place: str, name: str, commit: str) -> str:
-    """What people hear of a place that names no commit."""
+    """The warning for a place without a commit."""
     return (
-        f"{place}: names no commit, so it may change; today it stands for {commit}: to meet the same again, write "
-        f"{name}@{commit}"
+        f"{place}: names no commit, so it may change; it is now {commit}: to get the same again, write {name}@{commit}"
     )
 
 
 def behind(error: Exception, name: str, commit: str) -> str:
-    """What people hear where a copy serves because nobody answers."""
-    return f"{error}; the cached copy of {name} is used, commit {commit}, which may be behind"
+    """The warning that a cached copy is used because a place cannot be reached."""
+    return f"{error}; the cached copy of {name} is used, commit {commit}, which may be out of date"
 
 
 def without_secrets(text: str) -> str:
-    """The first line of a message of some library, less what could be a credential."""
+    """The first line of the message of a library, with possible credentials masked."""
     line = text.strip().split("\n")[0]
     for pattern, shown in _SECRETS:
         line = pattern.sub(shown, line)
@@ -116,10 +115,10 @@ def without_secrets(text: str) -> str:
 
 
 def refuse_pickles(where: str, names: Iterable[str]) -> None:
-    """CheckpointError where an index lists what only a pickle or a program would be called."""
+    """Raise CheckpointError where an index lists a file with the suffix of a pickle or a program."""
     for name in names:
         if PurePosixPath(name).suffix.lower() in _PICKLES:
             raise CheckpointError(
-                f"{where}: {files.INDEX_NAME} lists {name}, which may run code when it is read; "
+                f"{where}: {files.INDEX_NAME} lists {name}, which may run code when it is loaded; "
                 "a checkpoint holds safetensors and JSON"
             )

@@ -1,9 +1,9 @@
-"""Checkpoints behind a URL that fsspec opens: s3://, gs://, file://, memory:// and others."""
+"""Checkpoints and pretrained weights at URLs that fsspec opens: s3://, gs://, file://, memory:// and others."""
 
-# What stands at a URL, so that a reader finds the old checkpoint or the new one, whole, at every moment:
-#   current.json           {"format": 1, "commit": ..., "push": ...}: written last, in one piece
+# Layout, so that a reader always finds either the old checkpoint or the new one, complete:
+#   current.json           {"format": 1, "commit": ..., "push": ...}: the pointer, written last and atomically
 #   COMMIT/                the files of a checkpoint; COMMIT is the SHA-256 of its index
-# A folder that was copied there by other means, with its index at the top, is read as well.
+# A folder that was copied there by other means, with its index at the top, can be read as well.
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from pmmrec.zoo.hub.location import WAITS_S, OutOfReachError, PushOptions, descr
 from pmmrec.zoo.hub.url_push import CHANGES_WITH, POINTER, POINTER_FORMAT, PublishedCommit, UrlPush
 
 MB = 1_000_000
-BLOCK_BYTES = 16 * MB  # that are asked for at a time, and lost when a connection breaks
+BLOCK_BYTES = 16 * MB  # requested at once, and lost when a connection breaks
 _MAX_POINTER_BYTES = 10_000
 _PINNED = re.compile(r"(.+)@([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{64}")
-_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}  # the package that opens them, and the extra that installs it
-_CREDENTIALS = "credentials are looked for where its client keeps them (S3: AWS_ACCESS_KEY_ID, ~/.aws), never in a URL"
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}  # protocol: its package, and our extra that installs it
+_CREDENTIALS = "credentials are read where its client keeps them (S3: AWS_ACCESS_KEY_ID, ~/.aws), never from a URL"
 
 
 class UrlLocation:
-    """One checkpoint below a URL."""
+    """A checkpoint at a URL."""
 
     def __init__(self, text: str) -> None:
         pinned = _PINNED.fullmatch(text)
@@ -43,7 +43,7 @@ class UrlLocation:
         self.revision: str | None = pinned[2] if pinned else None
         if not self.name.partition("://")[2]:
             raise RecipeError(
-                f"{text}: names no place; write what follows ://, as in s3://bucket/name or file:///folder"
+                f"{text}: is incomplete; write what follows ://, as in s3://bucket/name or file:///folder"
             )
         refuse_secrets(self.name)
 
@@ -56,19 +56,19 @@ class UrlLocation:
         return self.revision is not None
 
     def commit(self) -> str:
-        with self._told("read"):
+        with self._translated("read"):
             found = self._current()
         if found is None:
             raise CheckpointError(f"{self.name}: not a checkpoint: it holds neither {POINTER} nor {files.INDEX_NAME}")
         if self.revision not in (None, found.commit):
             raise RecipeError(
-                f"{self.name}: holds commit {found.commit} now and no longer {self.revision}; ask for what is "
-                "there, or for a copy elsewhere"
+                f"{self.name}: holds commit {found.commit} now and no longer {self.revision}; ask for the "
+                "current one, or for a copy elsewhere"
             )
         return found.commit
 
     def fetch(self, commit: str, path: str, target: Path) -> None:
-        with self._told("read"), bars() as progress:
+        with self._translated("read"), bars() as progress:
             source = f"{self._base_of(commit)}/{path}"
             try:
                 if path == files.INDEX_NAME and self._fs.info(source)["size"] > files.MAX_JSON_BYTES:
@@ -76,8 +76,8 @@ class UrlLocation:
                 self._copy(source, target, partial(progress, f"{path} (MB)"))
             except FileNotFoundError as error:
                 raise CheckpointError(
-                    f"{self.name}: holds no {path} of commit {commit}: the checkpoint is not whole, or was replaced "
-                    "while it was read; ask for it again"
+                    f"{self.name}: holds no {path} of commit {commit}: the checkpoint is incomplete, or was "
+                    "replaced while it was read; ask for it again"
                 ) from error
         if path == files.INDEX_NAME and files.sha256_of(target) != commit:
             raise CheckpointError(f"{self.name}: {path} is not what {POINTER} promises (sha256 {commit})")
@@ -85,15 +85,15 @@ class UrlLocation:
     def push(self, folder: Path, names: Sequence[str], options: PushOptions) -> str:
         if options.private or options.message is not None:
             raise RecipeError(
-                f"{self.name}: --private and --message are for the Hugging Face Hub; leave them out: who may read a "
-                "URL is decided there"
+                f"{self.name}: --private and --message are for the Hugging Face Hub; leave them out: the store "
+                "decides who may read a URL"
             )
         if self.revision is not None:
             raise RecipeError(f"{described(self)}: a commit cannot be pushed to; leave @{self.revision} out")
-        with self._told("written"):
+        with self._translated("written"):
             before = self._current()
             if before is not None and not options.replace:
-                raise RecipeError(f"{self.name}: exists already; choose another place, or let it give way with replace")
+                raise RecipeError(f"{self.name}: exists already; choose another place, or ask to replace it")
             push = UrlPush(self.name, self._fs, self._root, self._current, folder, names)
             push.run(before)
         return push.commit
@@ -101,11 +101,11 @@ class UrlLocation:
     def snapshot(
         self, home: Path, patterns: Sequence[str], one_at_a_time: Callable[[Path], AbstractContextManager[None]]
     ) -> Path:
-        """A local copy below `home` of the files that match: weights, which have no index.
+        """Copy the files that match, such as weights, which have no index, to a folder below `home`.
 
-        The patterns are of paths below the URL; a star stands for no slash.
+        Patterns match paths relative to the URL; a star does not match a slash.
         """
-        with self._told("read"):
+        with self._translated("read"):
             self._fs.invalidate_cache()
             try:
                 entries = self._listed(patterns)
@@ -123,14 +123,14 @@ class UrlLocation:
         return folder
 
     def _listed(self, patterns: Sequence[str]) -> dict[str, Any]:
-        """What is known of the files here, and in folders that a pattern asks for, by path."""
-        asked = [pattern.partition("/")[0] for pattern in patterns if "/" in pattern]
+        """Listing entries by path, of the files at the URL and in the subfolders that a pattern names."""
+        subfolders = [pattern.partition("/")[0] for pattern in patterns if "/" in pattern]
         found: dict[str, Any] = {}
         for entry in self._fs.ls(self._root, detail=True):
             name = _last(entry)
             if entry["type"] == "file":
                 found[name] = entry
-            elif any(fnmatch.fnmatch(name, folder) for folder in asked):
+            elif any(fnmatch.fnmatch(name, folder) for folder in subfolders):
                 inner = self._fs.ls(entry["name"], detail=True)
                 found |= {f"{name}/{_last(file)}": file for file in inner if file["type"] == "file"}
         return found
@@ -142,8 +142,8 @@ class UrlLocation:
                 self._copy(f"{self._root}/{name}", draft / name, partial(progress, f"{name} (MB)"))
 
     def children(self) -> list[str]:
-        """The URLs of the checkpoints right below this one, or of this one."""
-        with self._told("read"):
+        """The URLs of the checkpoints directly below this one, or this URL if it is a checkpoint."""
+        with self._translated("read"):
             if self._current() is not None:
                 return [self.name]
             try:
@@ -155,7 +155,7 @@ class UrlLocation:
             return [place.name for place in places if place._current() is not None]
 
     def _copy(self, source: str, target: Path, progress: Callable[[int, int], None]) -> None:
-        """Write a file to `target`, after the bytes that it holds already."""
+        """Download a file to `target`, resuming after the bytes that it already holds."""
         size = int(self._fs.info(source)["size"])
         with target.open("ab") as file:
             num_bytes = file.tell()
@@ -167,19 +167,19 @@ class UrlLocation:
         progress(size // MB, size // MB)
 
     def _read_block(self, source: str, start: int, end: int) -> bytes:
-        """Some bytes of a file; where the connection breaks they are asked for again."""
+        """Read bytes `start` to `end` of a file, with retries where the connection breaks."""
         waits_s = iter(WAITS_S)
         while True:
             try:
                 block = bytes(self._fs.cat_file(source, start=start, end=end))
                 if len(block) > end - start:
-                    return block[start:]  # servers that know no ranges send the whole file
+                    return block[start:]  # servers without range requests send the whole file
                 if len(block) == end - start:
                     return block
                 reason: Exception = ConnectionError(f"{len(block):,} bytes came of {end - start:,}")
             except (FileNotFoundError, PermissionError):
                 raise
-            except Exception as error:  # noqa: BLE001 errors of many libraries, which share no base
+            except Exception as error:  # noqa: BLE001 errors of many libraries without a common base class
                 reason = error
             wait_s = next(waits_s, None)
             if wait_s is None:
@@ -210,7 +210,7 @@ class UrlLocation:
         return str(self._fs._strip_protocol(self.name)).rstrip("/")
 
     def _current(self) -> PublishedCommit | None:
-        """The commit that stands here now, and the folder that holds its files; None where there is none."""
+        """The commit at the URL now and the folder with its files; None where there is none."""
         self._fs.invalidate_cache()
         try:
             tree = json.loads(self._read(f"{self._root}/{POINTER}", _MAX_POINTER_BYTES))
@@ -247,8 +247,8 @@ class UrlLocation:
         return {}
 
     @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        """Turn the errors of many libraries, which share no base, into ours."""
+    def _translated(self, doing: str) -> Iterator[None]:
+        """Translate the errors of many libraries, which have no common base class."""
         try:
             yield
         except PMMRecError:
@@ -257,12 +257,12 @@ class UrlLocation:
             if is_of_disk(error):
                 raise
             if isinstance(error, NotADirectoryError):
-                raise RecipeError(f"{self.name}: a file stands there or above it; choose another place") from error
+                raise RecipeError(f"{self.name}: a file is there or above it; choose another place") from error
             kind = type(error).__name__
             if isinstance(error, PermissionError) or "Credentials" in kind:
                 raise RecipeError(
-                    f"{self.name}: may not be {doing} with what is known here ({kind}: {without_secrets(str(error))}); "
-                    f"{_CREDENTIALS}"
+                    f"{self.name}: may not be {doing} with the credentials found "
+                    f"({kind}: {without_secrets(str(error))}); {_CREDENTIALS}"
                 ) from error
             raise OutOfReachError(
                 f"{self.name}: out of reach ({kind}: {without_secrets(str(error))}); check the URL and the connection"
@@ -278,11 +278,11 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def refuse_secrets(url: str) -> None:
-    """RecipeError for a URL that holds a password, or more than a place; the URL itself is not repeated."""
+    """Raise RecipeError for a URL with a password, a query or a fragment; the message does not repeat a password."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[0]
     if ":" in host:
-        raise RecipeError(f"{parts.scheme}://...: the URL holds a password, which would be kept with the run: take it "
-                          f"out; {_CREDENTIALS}")  # fmt: skip
+        raise RecipeError(f"{parts.scheme}://...: the URL holds a password, which would be stored with the run: "
+                          f"remove it; {_CREDENTIALS}")  # fmt: skip
     if parts.query or parts.fragment:
         raise RecipeError(f"{parts.scheme}://{parts.netloc}{parts.path}: a place is a URL without ? and #")

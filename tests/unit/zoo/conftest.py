@@ -59,7 +59,7 @@ TEXT_ONLY = {"type": "towers", "text": TEXT}
 
 @dataclass(frozen=True)
 class Run:
-    """What a run hands over when it saves."""
+    """The arguments of a save."""
 
     model_config: ModelConfig
     recommender: Recommender
@@ -102,7 +102,7 @@ def make_run(config: ModelConfig, backbones: Mapping[str, Backbone], seed: int) 
 
 
 def score_by_hand(recommender: Recommender) -> Tensor:
-    """Scores of three items for one user who touched them in order."""
+    """Scores of three items for one user who interacted with them in order."""
     tokenizer = recommender.item_encoder.tokenizer
     assert tokenizer is not None
     rows = tokenizer.encode(TITLES)
@@ -130,7 +130,7 @@ def score_by_hand(recommender: Recommender) -> Tensor:
 
 @pytest.fixture
 def score() -> Callable[[Recommender], Tensor]:
-    """Scores of three items for one user who touched them in order."""
+    """Scores of three items for one user who interacted with them in order."""
     return score_by_hand
 
 

@@ -1,4 +1,4 @@
-"""Adapters on disk: found again on their base, on no other, merged into it, and read by peft."""
+"""Adapters on disk: loaded with their base and no other, merged into it, and read by peft."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def adapted(saved_copy: Path, other: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("trees", [MERGEABLE, MIXED, {"user_encoder": {"type": "pfeiffer", "parallel": True}}])
-def test_what_was_saved_is_what_is_loaded(
+def test_loaded_adapters_score_as_the_saved_ones(
     saved: Path, other: Any, score: Score, tmp_path: Path, trees: dict[str, Any]
 ) -> None:
     train_adapters(saved, other, trees, tmp_path / "adapted")
@@ -79,7 +79,7 @@ def test_tensors_of_the_base_are_not_saved(adapted: Path) -> None:
     assert Checkpoint.open(adapted).verify() == []
 
 
-def test_training_leaves_the_base_as_it_is(saved: Path, other: Any, tmp_path: Path) -> None:
+def test_training_does_not_change_the_base(saved: Path, other: Any, tmp_path: Path) -> None:
     train_adapters(saved, other, MIXED, tmp_path / "adapted")
     base = load_recommender(Checkpoint.open(saved)).state_dict()
     ours = {name.replace(".base_layer", ""): tensor for name, tensor in other.recommender.state_dict().items()}
@@ -123,7 +123,7 @@ def test_bottlenecks_are_not_merged(adapted: Path, tmp_path: Path) -> None:
 
 
 def test_a_whole_checkpoint_has_nothing_to_merge(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="carries no adapters"):
+    with pytest.raises(RecipeError, match="has no adapters"):
         merge_adapters(Checkpoint.open(saved), tmp_path / "merged")
 
 
@@ -137,7 +137,7 @@ def test_another_base_is_refused_by_its_hash(adapted: Path, saved_copy: Path, ot
         load_recommender(Checkpoint.open(adapted))
 
 
-def test_a_base_that_is_gone_is_asked_for(adapted: Path, saved_copy: Path) -> None:
+def test_a_missing_base_is_an_error_that_names_the_option(adapted: Path, saved_copy: Path) -> None:
     shutil.rmtree(saved_copy)
     with pytest.raises(
         CheckpointError,
@@ -146,7 +146,7 @@ def test_a_base_that_is_gone_is_asked_for(adapted: Path, saved_copy: Path) -> No
         load_recommender(Checkpoint.open(adapted))
 
 
-def test_a_base_is_found_by_its_place_beside_the_adapters_or_where_one_says(
+def test_a_base_is_found_in_the_hub_beside_the_adapters_or_at_a_given_place(
     adapted: Path, saved_copy: Path, other: Any, score: Score, tmp_path: Path
 ) -> None:
     wanted = score(other.recommender)
@@ -168,7 +168,7 @@ def test_a_base_for_a_whole_checkpoint_is_refused(saved: Path, tmp_path: Path) -
         with_base(Checkpoint.open(saved), "x", tmp_path)
 
 
-def test_a_new_card_makes_no_new_base(adapted: Path, saved_copy: Path) -> None:
+def test_a_base_with_a_new_card_is_the_same_base(adapted: Path, saved_copy: Path) -> None:
     restate(saved_copy, metrics={"hr": 1.0}, card="# better told\n")
     load_recommender(Checkpoint.open(adapted))
 
@@ -232,7 +232,7 @@ def test_a_missing_file_of_adapters_is_found(adapted: Path) -> None:
         ({"adapters": {"text_encoder": {**LORA, "blocks": 3}}}, "its adapters do not suit its model"),
     ],
 )
-def test_an_index_that_makes_no_sense_is_refused(adapted: Path, change: dict[str, Any], message: str) -> None:
+def test_an_invalid_index_is_refused(adapted: Path, change: dict[str, Any], message: str) -> None:
     path = adapted / files.INDEX_NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(CheckpointError, match=message):
@@ -251,9 +251,7 @@ def test_a_state_without_a_learned_tensor_is_not_saved(saved: Path, other: Any, 
     assert not (tmp_path / "less").exists()
 
 
-def test_the_next_model_takes_over_what_adapters_computed(
-    saved: Path, other: Any, score: Score, tmp_path: Path
-) -> None:
+def test_transfer_from_adapters_loads_merged_weights(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:
     train_adapters(saved, other, MERGEABLE, tmp_path / "adapted")
     heir = load_recommender(Checkpoint.open(saved))
     apply(FULL, Checkpoint.open(tmp_path / "adapted"), heir)
@@ -261,12 +259,12 @@ def test_the_next_model_takes_over_what_adapters_computed(
     assert not any("lora" in name for name in heir.state_dict())
 
 
-def test_bottlenecks_cannot_be_taken_over_as_weights(adapted: Path, saved: Path) -> None:
+def test_transfer_from_bottleneck_adapters_is_refused(adapted: Path, saved: Path) -> None:
     with pytest.raises(RecipeError, match=r"user_encoder: houlsby adapters .* cannot be merged"):
         apply(FULL, Checkpoint.open(adapted), load_recommender(Checkpoint.open(saved)))
 
 
-def test_adapters_stand_on_adapters(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:
+def test_the_base_of_adapters_may_be_adapters(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:
     train_adapters(saved, other, MERGEABLE, tmp_path / "first")
     again = replace(other, recommender=load_recommender(Checkpoint.open(saved)))
     train_adapters(tmp_path / "first", again, {"user_encoder": {"type": "pfeiffer"}}, tmp_path / "second")

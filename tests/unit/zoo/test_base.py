@@ -1,4 +1,4 @@
-"""The base of adapters is found where it was, as it was, or wherever else it is."""
+"""The base of adapters is found at its recorded place and commit, or elsewhere."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def loads(folder: Path, hub: Path = Path("hub")) -> Recommender:
     return load_recommender(with_base(Checkpoint.open(folder), None, hub))
 
 
-def test_adapters_name_the_place_and_the_commit_of_a_base_on_another_machine(adapted: Path, origin: Origin) -> None:
+def test_adapters_record_place_and_commit_of_a_remote_base(adapted: Path, origin: Origin) -> None:
     base = Checkpoint.open(adapted).index.base
     assert base is not None
     assert (base.place, base.revision) == (PLACE, origin.commit)
@@ -88,7 +88,7 @@ def test_a_base_in_a_folder_has_no_commit(saved: Path, other: Any, tmp_path: Pat
     assert (base.place, base.revision, place_of(base)) == (str(saved), None, str(saved))
 
 
-def test_the_base_is_fetched_by_its_commit_though_its_place_holds_another_by_now(
+def test_the_base_is_fetched_by_its_commit_after_its_place_has_changed(
     adapted: Path, other: Any, text_only: Any, home: Path, score: Score, tmp_path: Path
 ) -> None:
     text_only.save(tmp_path / "another")
@@ -112,7 +112,7 @@ def test_a_url_may_hold_the_base_under_a_newer_card(
     torch.testing.assert_close(score(loads(tmp_path / "mine")), score(other.recommender), rtol=0, atol=0)
 
 
-def test_a_cached_copy_of_the_base_serves_when_nobody_answers(
+def test_a_cached_copy_of_the_base_is_used_when_the_hub_is_unreachable(
     adapted: Path, other: Any, server: HubServer, score: Score
 ) -> None:
     server.stop()
@@ -120,7 +120,7 @@ def test_a_cached_copy_of_the_base_serves_when_nobody_answers(
 
 
 @pytest.mark.parametrize("all_but_the_index", [False, True])
-def test_the_base_is_taken_from_the_folder_hub_when_nobody_answers(
+def test_the_base_is_taken_from_the_folder_hub_when_the_hub_is_unreachable(
     adapted: Path,
     other: Any,
     saved: Path,
@@ -138,7 +138,7 @@ def test_the_base_is_taken_from_the_folder_hub_when_nobody_answers(
     torch.testing.assert_close(score(loads(adapted, tmp_path / "ours")), score(other.recommender), rtol=0, atol=0)
 
 
-def test_a_base_that_lies_beside_the_adapters_on_the_hub_is_found_there(
+def test_a_base_beside_the_adapters_on_the_hub_is_found(
     saved: Path, other: Any, origin: Origin, home: Path, score: Score, tmp_path: Path
 ) -> None:
     train_adapters(Path(shutil.copytree(saved, tmp_path / "tiny")), other, PLAN, tmp_path / "mine")
@@ -148,7 +148,7 @@ def test_a_base_that_lies_beside_the_adapters_on_the_hub_is_found_there(
     torch.testing.assert_close(score(load_recommender(far)), score(other.recommender), rtol=0, atol=0)
 
 
-def test_every_place_that_was_tried_is_told_and_why(
+def test_the_error_lists_every_place_and_reason(
     adapted: Path, text_only: Any, origin: Origin, home: Path, server: HubServer, tmp_path: Path
 ) -> None:
     server.stop()
@@ -167,7 +167,7 @@ def test_every_place_that_was_tried_is_told_and_why(
     assert words.endswith("; say where it is with --base PLACE")
 
 
-def test_nobody_is_asked_twice_for_a_base_that_was_not_there(adapted: Path, home: Path, server: HubServer) -> None:
+def test_a_missing_base_is_requested_only_once(adapted: Path, home: Path, server: HubServer) -> None:
     forget(home)
     server.fail("/", times=10_000, status=404)
     checkpoint = Checkpoint.open(adapted)

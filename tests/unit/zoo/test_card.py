@@ -1,4 +1,4 @@
-"""A card says what a checkpoint is, and obeys nothing that users wrote into it."""
+"""A card describes a checkpoint and escapes everything that users wrote."""
 
 from pathlib import Path
 
@@ -57,12 +57,12 @@ def test_the_hubs_own_parser_reads_every_figure_with_its_interval(tmp_path: Path
     assert data.to_dict() == metadata_load(path)  # what the parser would write is what we wrote
 
 
-def test_figures_that_are_no_numbers_are_left_out() -> None:
+def test_figures_that_are_not_finite_are_left_out() -> None:
     text = card(figures=[CardFigure("hm_women", "hr@10", float("nan"), 0, 0, level=0.95, num_users=0)])
     assert "model-index" not in text
 
 
-def test_the_card_tells_data_parts_results_recipe_and_use() -> None:
+def test_the_card_has_data_parts_results_recipe_and_usage() -> None:
     text = card(results="| HR@10 |\n|---|\n| 0.1 |", commands=["pmmrec evaluate demo"])
     assert "| hm\\_women | 1,200 | 345 | 6,789 | text, image |" in text
     assert "| text\\_encoder | hf\\_text |" in text
@@ -74,12 +74,12 @@ def test_the_card_tells_data_parts_results_recipe_and_use() -> None:
     assert "```sh\npmmrec evaluate demo\n```" in text
 
 
-def test_the_python_in_a_card_is_python() -> None:
+def test_the_python_code_in_a_card_compiles() -> None:
     code = card(name="it's").split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
 
 
-def test_names_of_users_cannot_bring_markup_or_rows() -> None:
+def test_markup_in_names_is_escaped() -> None:
     evil = "<script>x</script> [a](http://b) | **c**\n# d"
     told = {"domains": [CardDomain(evil, 1, 1, 1, ("text",))], "summary": evil, "name": evil}
     text = card(results="<img src=x>", figures=[CardFigure(evil, "hr@10", 0, 0, 0, level=0.95, num_users=1)], **told)

@@ -1,4 +1,4 @@
-"""A checkpoint opens exactly as it was saved, or says what is wrong with it."""
+"""A checkpoint opens exactly as it was saved, or an error says what is wrong with it."""
 
 import json
 import pickle
@@ -75,7 +75,7 @@ def test_only_objectives_with_parameters_are_saved(saved: Path) -> None:
     assert list(Checkpoint.open(saved).objectives) == ["noise_detection"]
 
 
-def test_the_index_tells_what_the_checkpoint_is(run: Any, saved: Path) -> None:
+def test_the_index_describes_the_checkpoint(run: Any, saved: Path) -> None:
     checkpoint = Checkpoint.open(saved)
     assert checkpoint.system == "pmmrec"
     assert checkpoint.provenance == {"domains": ["demo"]}
@@ -91,7 +91,7 @@ def test_the_index_tells_what_the_checkpoint_is(run: Any, saved: Path) -> None:
     assert checkpoint.verify() == []
 
 
-def test_a_part_that_travels_alone_says_what_it_is(saved: Path) -> None:
+def test_each_part_describes_itself(saved: Path) -> None:
     about = json.loads((saved / "fusion" / "part.json").read_text())
     assert (about["family"], about["type"], about["width"]) == ("fusion", "merge_attention", 8)
     assert about["settings"]["num_heads"] == 2
@@ -107,21 +107,21 @@ def test_a_text_encoder_opens_with_plain_transformers(run: Any, saved: Path) -> 
     assert tokenizer(["red shoe"])["input_ids"] == run.recommender.item_encoder.tokenizer.encode(["red shoe"])
 
 
-def test_tensors_come_from_the_state_and_never_from_the_module(run: Any, tmp_path: Path) -> None:
+def test_tensors_are_taken_from_the_state_and_not_from_the_module(run: Any, tmp_path: Path) -> None:
     state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in run.state.items()}
     run.save(tmp_path / "a", state=state)
     loaded = load(tmp_path / "a").state_dict()
     assert all(torch.equal(loaded[name], state[f"recommender.{name}"]) for name in loaded)
 
 
-def test_views_and_turned_tensors_in_the_state_are_saved_as_they_look(run: Any, tmp_path: Path) -> None:
+def test_views_and_transposed_tensors_are_saved_correctly(run: Any, tmp_path: Path) -> None:
     state = {name: torch.stack((tensor, tensor), dim=-1)[..., 1] for name, tensor in run.state.items()}
     run.save(tmp_path / "a", state=state)
     loaded = load(tmp_path / "a").state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in run.recommender.state_dict().items())
 
 
-def test_a_table_of_ids_serves_its_own_items_alone(tmp_path: Path) -> None:
+def test_a_table_of_ids_serves_only_its_own_items(tmp_path: Path) -> None:
     tree = {"width": 8, "item_encoder": {"type": "ids"}, "user_encoder": {"type": "transformer"}}
     config = validate(ModelConfig, tree, "test")
     mine, same_size = Catalogue("a", 5, "f1"), Catalogue("a", 5, "f2")
@@ -151,7 +151,7 @@ def test_an_existing_checkpoint_is_not_overwritten(run: Any, saved_copy: Path) -
         run.save(saved_copy)
 
 
-def test_a_better_checkpoint_takes_the_place_of_the_old(other: Any, saved_copy: Path, score: Score) -> None:
+def test_a_checkpoint_can_be_replaced(other: Any, saved_copy: Path, score: Score) -> None:
     other.save(saved_copy, replace=True)
     assert torch.equal(score(load(saved_copy)), score(other.recommender.eval()))
     assert [path.name for path in saved_copy.parent.iterdir()] == [saved_copy.name]
@@ -167,7 +167,7 @@ def test_tensors_missing_in_the_state_are_named_and_nothing_is_written(run: Any,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensors_of_no_part_are_named(run: Any, tmp_path: Path) -> None:
+def test_tensors_without_a_part_are_named(run: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no part and no objective: recommender\.stray"):
         run.save(tmp_path / "a", state={**run.state, "recommender.stray": torch.ones(1)})
 
@@ -190,7 +190,7 @@ class KilledError(Exception):
     """Stands for a kill."""
 
 
-def test_a_save_that_dies_half_way_leaves_the_previous(run: Any, other: Any, saved_copy: Path, score: Score) -> None:
+def test_a_failed_save_leaves_the_previous_checkpoint(run: Any, other: Any, saved_copy: Path, score: Score) -> None:
     def die(*_: object) -> None:
         raise KilledError
 
@@ -210,7 +210,9 @@ def test_what_a_killed_save_left_is_ignored_and_cleaned_by_the_next(other: Any, 
     assert torch.equal(score(load(saved_copy)), score(other.recommender.eval()))
 
 
-def test_a_kill_between_the_two_renames_leaves_the_previous(run: Any, saved_copy: Path, score: Score) -> None:
+def test_a_kill_between_the_two_renames_leaves_the_previous_checkpoint(
+    run: Any, saved_copy: Path, score: Score
+) -> None:
     saved_copy.rename(saved_copy.with_name(saved_copy.name + ".previous"))
     assert torch.equal(score(load(saved_copy)), score(run.recommender.eval()))
     run.save(saved_copy, replace=True)
@@ -240,7 +242,7 @@ def test_a_folder_without_an_index_is_no_checkpoint(tmp_path: Path) -> None:
         (lambda tree: tree["model"]["item_encoder"].update(type="tower"), "did you mean 'towers'"),
     ],
 )
-def test_an_index_that_breaks_a_rule_is_refused(saved_copy: Path, change: Callable[..., None], message: str) -> None:
+def test_an_invalid_index_is_refused(saved_copy: Path, change: Callable[..., None], message: str) -> None:
     edit_index(saved_copy, change)
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(saved_copy)
@@ -254,7 +256,7 @@ def test_an_index_of_something_else_is_refused(saved_copy: Path, text: str) -> N
 
 
 @pytest.mark.parametrize("path", [FUSION, TEXT, "text_encoder/config.json", "user_encoder/part.json"])
-def test_a_flipped_bit_is_seen(saved_copy: Path, path: str) -> None:
+def test_a_flipped_bit_is_found(saved_copy: Path, path: str) -> None:
     content = bytearray((saved_copy / path).read_bytes())
     content[-9] ^= 1
     (saved_copy / path).write_bytes(content)
@@ -351,7 +353,7 @@ def test_tensors_of_a_part_that_do_not_fit_are_named(
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(("path", "name"), [(FUSION, "mm_cls"), (TEXT, "encoder.layer.0.output.dense.bias")])
-def test_numbers_of_a_training_that_diverged_are_refused_by_the_name_of_their_tensor(
+def test_nan_and_infinity_are_refused_with_the_name_of_the_tensor(
     saved_copy: Path, path: str, name: str, number: float
 ) -> None:
     edit_tensors(saved_copy, path, lambda state: state[name].fill_(number))
@@ -384,12 +386,12 @@ def test_tensors_of_a_backbone_that_do_not_fit_are_named(
         load(saved_copy)
 
 
-def test_errors_of_a_checkpoint_are_errors_of_data() -> None:
+def test_a_checkpoint_error_is_a_data_error() -> None:
     assert CheckpointError.exit_code == 3
     assert RecipeError.exit_code == 2
 
 
-def test_shapes_that_the_index_makes_up_are_a_problem(saved_copy: Path) -> None:
+def test_false_shapes_in_the_index_are_found(saved_copy: Path) -> None:
     def lie(tree: dict[str, Any]) -> None:
         told = tree["parts"]["fusion"]["tensors"]["part.safetensors"]
         told["mm_cls"] = told["mm_cls"].replace("F32[8]", "F32[4,2]")
@@ -410,7 +412,7 @@ def tell_sizes(tree: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [drop_tensors, tell_sizes])
-def test_a_checkpoint_that_does_not_tell_its_tensors_opens_and_its_files_are_checked(
+def test_a_checkpoint_without_tensor_descriptions_opens_and_is_verified(
     saved_copy: Path, change: Callable[..., None]
 ) -> None:
     edit_index(saved_copy, change)

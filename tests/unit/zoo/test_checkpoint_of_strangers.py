@@ -1,4 +1,4 @@
-"""Checkpoints of strangers: every file is as its index promises, and yet nothing good can come of it."""
+"""Malicious checkpoints whose files all match their index are refused."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_a_model_that_cannot_be_built_is_an_error_of_the_checkpoint(
         load(saved_copy)
 
 
-def test_a_backbone_of_blocks_without_end_is_refused_before_it_is_built(saved_copy: Path) -> None:
+def test_a_backbone_with_too_many_blocks_is_refused_before_it_is_built(saved_copy: Path) -> None:
     path = saved_copy / "text_encoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**9}))
     digest = files.sha256_of(path)
@@ -51,20 +51,20 @@ def test_a_backbone_of_blocks_without_end_is_refused_before_it_is_built(saved_co
         load(saved_copy)
 
 
-def test_a_part_that_lies_elsewhere_is_refused(saved_copy: Path) -> None:
+def test_a_part_outside_the_checkpoint_is_refused(saved_copy: Path) -> None:
     (saved_copy / "fusion").rename(saved_copy.parent / "elsewhere")
     (saved_copy / "fusion").symlink_to(saved_copy.parent / "elsewhere")
     with pytest.raises(CheckpointError, match="fusion: a link out of the checkpoint"):
         load(saved_copy)
 
 
-def test_a_part_that_the_index_calls_something_else_is_named(saved_copy: Path) -> None:
+def test_a_part_that_contradicts_the_index_is_named(saved_copy: Path) -> None:
     edit_index(saved_copy, lambda tree: tree["parts"]["fusion"].update(type="gate"))
     (problem,) = Checkpoint.open(saved_copy).verify()
     assert problem == "fusion/part.json says ('fusion', 'merge_attention'), which is fusion 'gate' in model_index.json"
 
 
-def test_a_checkpoint_may_be_the_folder_one_stands_in(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_may_be_the_current_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(saved)
     assert Checkpoint.open(Path()).verify() == []
     assert find_checkpoint(".", saved.parent) == Path()

@@ -1,4 +1,4 @@
-"""Folders appear whole or not at all, and files from elsewhere are read without trust."""
+"""Folders are written completely or not at all, and untrusted files are read safely."""
 
 import json
 import pickle
@@ -44,7 +44,7 @@ def test_a_folder_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
     assert content(tmp_path / "a") == "old"
 
 
-def test_a_folder_that_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(RecipeError, match="not a checkpoint and is not replaced"):
@@ -61,7 +61,7 @@ def test_a_replaced_folder_holds_only_the_new(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_an_error_in_the_middle_keeps_the_old_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
     fill(tmp_path / "a", "old")
 
     def interrupted() -> None:
@@ -75,7 +75,7 @@ def test_an_error_in_the_middle_keeps_the_old_and_leaves_nothing_else(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_of_two_who_write_one_folder_the_second_is_refused_and_the_first_is_whole(tmp_path: Path) -> None:
+def test_of_two_writers_the_second_is_refused_and_the_first_completes(tmp_path: Path) -> None:
     for replace in (False, True):
         with files.writing(tmp_path / "a", replace=replace) as first:
             (first / files.INDEX_NAME).write_text("first")
@@ -87,7 +87,7 @@ def test_of_two_who_write_one_folder_the_second_is_refused_and_the_first_is_whol
         assert files.files_below(tmp_path) == [f"a/{files.INDEX_NAME}"]
 
 
-def test_a_folder_that_came_to_be_before_the_lock_was_taken_is_kept(
+def test_a_folder_that_appeared_before_the_lock_was_acquired_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder, is_late = files.make_folder, [True]
@@ -132,19 +132,19 @@ def test_a_kill_before_the_old_was_removed_leaves_the_new_to_be_read(tmp_path: P
     assert files.files_below(tmp_path) == [f"a/{files.INDEX_NAME}"]
 
 
-def test_a_disk_that_refuses_is_an_error_of_the_machine(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_is_a_machine_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(MachineError, match="cannot be written: Not a directory"):
         fill(tmp_path / "file" / "a", "new")
 
 
 @pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd", "", ".", "a//b", "./a", "C:\\a", "a\\b", "a\0b"])
-def test_paths_that_leave_their_folder_are_seen(name: str) -> None:
+def test_paths_that_leave_their_folder_are_detected(name: str) -> None:
     assert not files.is_inside(name)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.json", "..a", "1_Pooling/config.json"])
-def test_paths_inside_their_folder_are_fine(name: str) -> None:
+def test_paths_inside_their_folder_are_accepted(name: str) -> None:
     assert files.is_inside(name)
 
 
@@ -153,13 +153,13 @@ def test_figures_that_are_not_finite_become_null(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"hr": None, "by_k": [1.0, None]}
 
 
-def test_json_nested_without_end_is_refused(tmp_path: Path) -> None:
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match=r"a\.json: not valid JSON"):
         files.read_json(tmp_path / "a.json")
 
 
-def test_a_view_is_written_as_itself_and_not_as_what_it_views(tmp_path: Path) -> None:
+def test_only_the_elements_of_a_view_are_written(tmp_path: Path) -> None:
     whole = torch.arange(6.0).view(2, 3)
     tensors = {"first": files.standalone(whole[0]), "second": files.standalone(whole[1]), "turned": whole.T}
     tensors["turned"] = files.standalone(tensors["turned"])
@@ -170,7 +170,7 @@ def test_a_view_is_written_as_itself_and_not_as_what_it_views(tmp_path: Path) ->
     assert torch.equal(read["turned"], whole.T)
 
 
-def test_no_tensors_at_all_are_a_file_too(tmp_path: Path) -> None:
+def test_a_file_without_tensors_can_be_written(tmp_path: Path) -> None:
     files.write_tensors(tmp_path / "a.safetensors", {})
     assert files.read_tensors(tmp_path / "a.safetensors") == {}
 
@@ -217,9 +217,7 @@ def test_a_header_of_more_than_100_mb_is_refused_before_it_is_read(tmp_path: Pat
     ],
     ids=["huge shape", "negative shape", "another dtype", "hole", "cut short"],
 )
-def test_a_header_that_does_not_tell_the_truth_is_refused(
-    tmp_path: Path, entry: dict[str, object], num_bytes: int
-) -> None:
+def test_a_false_header_is_refused(tmp_path: Path, entry: dict[str, object], num_bytes: int) -> None:
     path = with_header(tmp_path / "a.safetensors", {"a": entry}, num_bytes)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         files.shapes_in(path)
@@ -234,13 +232,13 @@ def test_a_header_that_does_not_tell_the_truth_is_refused(
         {"vision_config": {"_attn_implementation": {"": "stranger/kernel"}}},
     ],
 )
-def test_a_configuration_that_asks_for_code_is_refused(tmp_path: Path, config: dict[str, object]) -> None:
+def test_a_configuration_that_runs_code_is_refused(tmp_path: Path, config: dict[str, object]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json: '.*' runs code from elsewhere"):
         files.refuse_code(tmp_path, ["config.json"])
 
 
-def test_a_usual_configuration_asks_for_no_code(tmp_path: Path) -> None:
+def test_an_ordinary_configuration_is_accepted(tmp_path: Path) -> None:
     config = {"model_type": "bert", "_attn_implementation": "sdpa", "architectures": ["BertModel"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     files.refuse_code(tmp_path, ["config.json"])

@@ -1,4 +1,4 @@
-"""A file whose tensors are not those that its index tells of says which they are."""
+"""The tensors of a file that differ from the index are named."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ CHANGES: dict[str, tuple[Callable[[str], Change], str]] = {
 @pytest.mark.parametrize("is_sealed", [False, True], ids=["honest", "with the right hash of the file"])
 @pytest.mark.parametrize("path", [FUSION, TEXT])
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_tensor_that_was_changed_is_refused_by_its_name(
-    saved_copy: Path, kind: str, path: str, is_sealed: bool
-) -> None:
+def test_a_changed_tensor_is_named(saved_copy: Path, kind: str, path: str, is_sealed: bool) -> None:
     change, words = CHANGES[kind]
     edit_tensors(saved_copy, path, change(NAMES[path]))
     if is_sealed:
@@ -62,14 +60,14 @@ def test_a_tensor_of_another_type_is_named(saved_copy: Path) -> None:
     assert problem.endswith("(sha256 differs; of another type: mm_cls BF16 for F32)")
 
 
-def test_a_file_whose_header_alone_changed_says_so(saved_copy: Path) -> None:
+def test_a_file_with_only_a_changed_header_says_so(saved_copy: Path) -> None:
     save_file(load_file(saved_copy / FUSION), saved_copy / FUSION, metadata={"format": "pt", "by": "another"})
     (problem,) = Checkpoint.open(saved_copy).verify()
-    assert problem.endswith("(sha256 differs; only its header does, every tensor is as it was)")
+    assert problem.endswith("(sha256 differs; only its header differs, every tensor is unchanged)")
 
 
 @pytest.mark.parametrize("content", [b"short", b"\xff" * 999, (10).to_bytes(8, "little") + b"{nonsense}" + bytes(99)])
-def test_a_header_that_cannot_be_read_is_said(saved_copy: Path, content: bytes) -> None:
+def test_an_unreadable_header_is_reported(saved_copy: Path, content: bytes) -> None:
     (saved_copy / FUSION).write_bytes(content)
     (problem,) = Checkpoint.open(saved_copy).verify()
     assert problem.startswith(f"{FUSION} was changed after it was written (sha256 differs; not a ")
@@ -78,7 +76,7 @@ def test_a_header_that_cannot_be_read_is_said(saved_copy: Path, content: bytes) 
     assert problem.startswith(f"{FUSION} was changed after it was written (not a ")
 
 
-def test_a_file_is_told_of_tensor_by_tensor(tmp_path: Path) -> None:
+def test_a_file_is_described_tensor_by_tensor(tmp_path: Path) -> None:
     tensors = {"b": torch.zeros(3), "a": torch.tensor(7), "none": torch.zeros(0, 2), "c": torch.ones(2, 3).half()}
     save_file(tensors, tmp_path / "x.safetensors")
     (tmp_path / "notes.txt").write_text("mine")

@@ -1,4 +1,4 @@
-"""A plan says what becomes of every part; carrying it out moves all that it names, or nothing."""
+"""A transfer plan covers every part; applying it loads all parts that it names, or nothing."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ def came_over(source: Any, target: Any) -> dict[str, bool]:
     }
 
 
-def test_full_transfer_takes_every_part(run: Any, other: Any, saved: Path) -> None:
+def test_full_transfer_loads_every_part(run: Any, other: Any, saved: Path) -> None:
     report = apply(FULL, Checkpoint.open(saved), other.recommender)
     assert came_over(run, other) == dict.fromkeys(ALL, True)
     assert {(row.part, row.action) for row in report.rows} == {
@@ -47,7 +47,7 @@ def test_full_transfer_takes_every_part(run: Any, other: Any, saved: Path) -> No
     }
 
 
-def test_a_start_from_scratch_takes_nothing(other: Any, saved: Path) -> None:
+def test_a_start_from_scratch_loads_nothing(other: Any, saved: Path) -> None:
     before = snapshot(other.recommender)
     report = apply(SCRATCH, Checkpoint.open(saved), other.recommender)
     assert is_equal(before, other.recommender.state_dict())
@@ -66,14 +66,14 @@ def test_a_start_from_scratch_takes_nothing(other: Any, saved: Path) -> None:
         (TransferPlan(load=("user_encoder",), fresh=("item_encoder",), drop=("item_encoder",)), ("user_encoder",)),
     ],
 )
-def test_exactly_the_parts_that_a_plan_loads_come_over(
+def test_exactly_the_planned_parts_are_loaded(
     run: Any, other: Any, saved: Path, plan: TransferPlan, loaded: tuple[str, ...]
 ) -> None:
     apply(plan, Checkpoint.open(saved), other.recommender)
     assert came_over(run, other) == {name: name in loaded for name in ALL}
 
 
-def test_a_text_model_takes_its_half_of_a_model_of_both(run: Any, text_only: Any, saved: Path) -> None:
+def test_a_text_model_loads_the_text_parts_of_a_multimodal_model(run: Any, text_only: Any, saved: Path) -> None:
     plan = TransferPlan(load=("text_encoder", "user_encoder"), drop=("vision_encoder", "fusion"))
     apply(plan, Checkpoint.open(saved), text_only.recommender)
     assert came_over(run, text_only) == {"text_encoder": True, "user_encoder": True}
@@ -90,16 +90,14 @@ def test_parts_of_the_model_that_a_plan_forgets_are_named(other: Any, text_only:
         apply(FULL, Checkpoint.open(tmp_path / "text"), other.recommender)
 
 
-def test_a_model_with_parts_that_the_plan_leaves_behind_is_told_how_it_could_follow(other: Any, saved: Path) -> None:
+def test_a_dropped_part_that_the_model_needs_is_explained(other: Any, saved: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"fusion of the model .*; with model=null the model is the checkpoint's, less"
     ):
         apply(NAMED["text"], Checkpoint.open(saved), other.recommender)
 
 
-def test_the_plan_for_all_that_both_have_is_spelled_out(
-    other: Any, text_only: Any, saved: Path, tmp_path: Path
-) -> None:
+def test_the_full_plan_names_every_part(other: Any, text_only: Any, saved: Path, tmp_path: Path) -> None:
     text_only.save(tmp_path / "text")
     assert plan_full(Checkpoint.open(saved), text_only.recommender) == TransferPlan(
         load=("text_encoder", "user_encoder"), drop=("vision_encoder", "fusion")
@@ -137,14 +135,14 @@ def test_parts_that_are_not_there_are_refused(other: Any, saved: Path, plan: Tra
         (TransferPlan(load=("*",), drop=("vision_encoder", "fusion")), (ALL[0], ALL[3]), (ALL[0], ALL[3])),
     ],
 )
-def test_a_plan_says_what_of_a_checkpoint_it_takes_and_has(
+def test_a_plan_tells_which_parts_it_loads_and_keeps(
     plan: TransferPlan, loads: tuple[str, ...], keeps: tuple[str, ...]
 ) -> None:
     assert plan.loads(ALL) == loads
     assert plan.keeps(ALL) == keeps
 
 
-def test_the_model_after_a_plan_lacks_what_was_left_behind(saved: Path) -> None:
+def test_the_model_after_a_plan_lacks_dropped_parts(saved: Path) -> None:
     checkpoint = Checkpoint.open(saved)
     assert model_after(FULL, checkpoint) == checkpoint.model_config
     assert model_after(SCRATCH, checkpoint) == checkpoint.model_config
@@ -156,12 +154,12 @@ def test_the_model_after_a_plan_lacks_what_was_left_behind(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["fresh", "drop"])
-def test_a_part_cannot_be_loaded_and_left_behind(field: str) -> None:
-    with pytest.raises(RecipeError, match=f"fusion stands in load and in {field}; keep one"):
+def test_a_part_cannot_be_both_loaded_and_dropped(field: str) -> None:
+    with pytest.raises(RecipeError, match=f"fusion is in load and in {field}; keep one"):
         validate(TransferPlan, {"load": ["fusion"], field: ["fusion"]}, "transfer")
 
 
-def test_a_plan_is_a_value_of_a_recipe() -> None:
+def test_a_plan_can_be_written_in_a_recipe() -> None:
     plan = validate(TransferPlan, {"load": ["*"], "train": ["fusion"]}, "transfer")
     assert plan == TransferPlan(load=("*",), train=("fusion",))
     assert TransferPlan.model_validate(plan.model_dump(mode="json")) == plan
@@ -195,14 +193,14 @@ def test_a_broken_part_that_is_dropped_stops_the_transfer_before_anything_change
     assert is_equal(before, other.recommender.state_dict())
 
 
-def test_heads_of_pretraining_come_over_when_asked(run: Any, other: Any, saved: Path) -> None:
+def test_heads_of_pretraining_are_loaded_on_request(run: Any, other: Any, saved: Path) -> None:
     plan = TransferPlan(load=("*", "objectives"))
     apply(plan, Checkpoint.open(saved), other.recommender, other.objectives)
     head = "noise_detection"
     assert is_equal(other.objectives[head].state_dict(), run.objectives[head].state_dict())
 
 
-def test_heads_start_fresh_unless_asked(other: Any, saved: Path) -> None:
+def test_heads_start_fresh_by_default(other: Any, saved: Path) -> None:
     before = snapshot(other.objectives["noise_detection"])
     report = apply(FULL, Checkpoint.open(saved), other.recommender, other.objectives)
     assert is_equal(before, other.objectives["noise_detection"].state_dict())
@@ -230,7 +228,7 @@ def test_parts_that_do_not_train_are_frozen_and_stay_in_eval_mode(other: Any, sa
     assert not torch.equal(first, score(recommender))  # dropout of the user encoder alone is at work
 
 
-def test_a_frozen_encoder_is_kept_whole_whatever_of_it_would_learn_as_built(other: Any, saved: Path) -> None:
+def test_a_frozen_encoder_ignores_its_trainable_blocks(other: Any, saved: Path) -> None:
     encoders = other.recommender.item_encoder.encoders
     assert [encoder.prefix for encoder in encoders.values()] == [None, None]  # all blocks learn
     apply(TransferPlan(load=("*",), train=("fusion", "user_encoder")), Checkpoint.open(saved), other.recommender)
@@ -243,7 +241,7 @@ def test_a_frozen_encoder_is_kept_whole_whatever_of_it_would_learn_as_built(othe
         assert torch.equal(encoder.prefix.states(inputs[modality]), encoder.hidden(inputs[modality]))
 
 
-def test_without_a_word_on_training_all_trains_as_built(other: Any, saved: Path) -> None:
+def test_without_train_every_part_is_trained_as_configured(other: Any, saved: Path) -> None:
     before = {name: parameter.requires_grad for name, parameter in other.recommender.named_parameters()}
     apply(FULL, Checkpoint.open(saved), other.recommender)
     assert {name: parameter.requires_grad for name, parameter in other.recommender.named_parameters()} == before
@@ -251,7 +249,7 @@ def test_without_a_word_on_training_all_trains_as_built(other: Any, saved: Path)
 
 def test_a_plan_that_trains_nothing_is_refused_before_anything_changes(other: Any, saved: Path) -> None:
     before = snapshot(other.recommender)
-    with pytest.raises(RecipeError, match=r"transfer\.train: no part: nothing there can learn"):
+    with pytest.raises(RecipeError, match=r"transfer\.train: no part: nothing there can be trained"):
         apply(TransferPlan(load=("*",), train=()), Checkpoint.open(saved), other.recommender)
     assert is_equal(before, other.recommender.state_dict())
 
@@ -276,10 +274,10 @@ def test_a_plan_can_be_given_by_its_name() -> None:
         TransferPlan.model_validate("all")
 
 
-def test_words_that_stand_for_the_same_part_are_refused(other: Any, text_only: Any, saved: Path) -> None:
+def test_two_names_for_the_same_part_are_refused(other: Any, text_only: Any, saved: Path) -> None:
     twice = TransferPlan(load=("item_encoder", "text_encoder", "user_encoder"))
     with pytest.raises(RecipeError, match="load names a part twice"):
         apply(twice, Checkpoint.open(saved), other.recommender)
     both = TransferPlan(load=("text_encoder", "user_encoder"), drop=("item_encoder",))
-    with pytest.raises(RecipeError, match="text_encoder stands in load and in drop"):
+    with pytest.raises(RecipeError, match="text_encoder is in load and in drop"):
         apply(both, Checkpoint.open(saved), text_only.recommender)

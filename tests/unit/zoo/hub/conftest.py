@@ -1,4 +1,4 @@
-"""Hubs on this machine: a server that speaks the Hub's protocol, and a home folder with an empty cache."""
+"""Fixtures: local servers for the Hub and S3, and a home folder with an empty cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """The Hub, as far as its client can tell; who pushes and pulls has a token for it."""
+    """A server that speaks the protocol of the Hub; the client has a token for it."""
     with serving() as hub:
         point_client_at(hub.url, monkeypatch, tmp_path)
         yield hub
@@ -57,7 +57,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture(params=["file", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty place below which nothing stands."""
+    """A URL at which there is nothing yet."""
     name = uuid.uuid4().hex
     if request.param == "s3":
         monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))

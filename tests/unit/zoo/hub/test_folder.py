@@ -1,4 +1,4 @@
-"""Names become folders: checkpoints of a folder hub."""
+"""Checkpoints in a folder hub are found by name and published completely or not at all."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_a_checkpoint_is_pushed_to_a_name_or_to_a_folder(saved: Path, tmp_path: 
             push_checkpoint(saved, place, hub, PushOptions())
 
 
-def test_a_folder_answers_as_every_place_does(saved: Path, tmp_path: Path) -> None:
+def test_a_folder_is_a_checkpoint_location(saved: Path, tmp_path: Path) -> None:
     place = location_of(str(saved), tmp_path)
     place.fetch(place.commit(), "metrics.json", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == (saved / "metrics.json").read_bytes()
@@ -47,7 +47,7 @@ def test_a_part_that_a_folder_lacks_is_named(saved: Path, tmp_path: Path) -> Non
         find_checkpoint(str(saved), tmp_path, parts=["fussion"])
 
 
-def test_a_record_outside_the_cache_is_nobodys_word(saved_copy: Path) -> None:
+def test_an_origin_record_outside_the_cache_is_ignored(saved_copy: Path) -> None:
     record = saved_copy.with_name(saved_copy.name + ".origin.json")
     record.write_text('{"place": "hf://mallory/tiny", "commit": "0"}')
     assert Checkpoint.open(saved_copy).origin.place == str(saved_copy)
@@ -62,23 +62,23 @@ def test_publishing_refuses_a_name_that_is_taken(saved: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["../demo", "a/b", "", ".hidden", "a b", "demo.incomplete", "demo.previous"])
-def test_publishing_refuses_names_that_are_no_names(saved: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(RecipeError, match="a name in a hub is made of"):
+def test_publishing_refuses_invalid_names(saved: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match="a name in a hub may contain"):
         publish(saved, tmp_path, name)
 
 
-def test_a_hub_that_is_no_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_a_hub_that_is_a_file_is_refused(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "hub").touch()
     with pytest.raises(RecipeError, match="hub: is not a folder, so it cannot be a hub"):
         publish(saved, tmp_path / "hub", "tiny")
 
 
-def test_a_home_that_nobody_has_holds_no_checkpoint(tmp_path: Path) -> None:
+def test_a_home_folder_of_an_unknown_user_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="nobody's home folder"):
         find_checkpoint("~nobody-of-this-name/tiny", tmp_path)
 
 
-def test_publishing_leaves_files_that_are_not_listed_behind(saved_copy: Path, tmp_path: Path) -> None:
+def test_publishing_copies_only_listed_files(saved_copy: Path, tmp_path: Path) -> None:
     (saved_copy / "notes.txt").write_text("private")
     publish(saved_copy, tmp_path / "hub", "demo")
     assert not (tmp_path / "hub" / "demo" / "notes.txt").exists()
@@ -99,7 +99,7 @@ def test_a_link_out_of_a_checkpoint_is_not_followed(saved_copy: Path, tmp_path: 
         publish(saved_copy, tmp_path / "hub", "demo")
 
 
-def test_a_wrong_name_is_answered_with_near_ones(saved: Path, tmp_path: Path) -> None:
+def test_a_wrong_name_suggests_similar_names(saved: Path, tmp_path: Path) -> None:
     publish(saved, tmp_path, "pmmrec-fashion")
     with pytest.raises(RecipeError, match=r"no checkpoint 'pmmrec-fashon'.*did you mean pmmrec-fashion\?"):
         find_checkpoint("pmmrec-fashon", tmp_path)
@@ -121,12 +121,12 @@ def test_a_publication_killed_between_its_renames_is_still_found(saved: Path, tm
 
 
 @pytest.mark.parametrize(("folder", "name"), [("hub/small", "small"), ("runs/full/checkpoint", "full")])
-def test_what_others_are_told_of_a_folder_is_no_path(folder: str, name: str) -> None:
+def test_the_published_origin_of_a_folder_hides_its_path(folder: str, name: str) -> None:
     assert Origin(f"/home/somebody/{folder}", "0" * 64).told == f"{name}@{'0' * 64}"
     assert Origin("hf://alice/tiny", "1" * 40).told == f"hf://alice/tiny@{'1' * 40}"
 
 
 @pytest.mark.parametrize("nothing", ["", " "])
-def test_an_empty_name_is_no_place(tmp_path: Path, nothing: str) -> None:
-    with pytest.raises(RecipeError, match="by an empty name"):
+def test_an_empty_name_is_refused(tmp_path: Path, nothing: str) -> None:
+    with pytest.raises(RecipeError, match="is empty"):
         location_of(nothing, tmp_path)

