@@ -27,8 +27,8 @@ from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-from pmmrec.zoo.adapters import insert_adapters, starting_point
-from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.adapters import insert_adapters
+from pmmrec.zoo.checkpoint import Checkpoint, starting_point
 from pmmrec.zoo.transfer import apply, plan_full
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as finetune/full.")]

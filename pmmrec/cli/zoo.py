@@ -118,8 +118,8 @@ def zoo_merge(
     hub: HubFolder = HUB,
 ) -> None:
     """Merge adapters into their base checkpoint: a full checkpoint that computes the same."""
-    from pmmrec.zoo.adapters import merge_adapters
     from pmmrec.zoo.checkpoint import open_checkpoint, with_base
+    from pmmrec.zoo.merge import merge_adapters
 
     with errors_for_people():
         merge_adapters(with_base(open_checkpoint(checkpoint, hub, warn=warn), base, hub), out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +31,7 @@ from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
 from pmmrec.train.run_folder import CHECKPOINT_FOLDER, package_version
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import AdapterSetup, save_adapters
+from pmmrec.zoo.adapters import AdapterSetup
 from pmmrec.zoo.checkpoint import AdapterCheckpoint, Checkpoint, load_recommender
 from pmmrec.zoo.hub import publish
 from pmmrec.zoo.save import save_checkpoint
@@ -92,11 +91,9 @@ def save_best(
         },
     }
 
-    write = save_checkpoint if setup is None else partial(save_adapters, setup=setup)
-
     def write_best(loop: Loop, state: Mapping[str, Tensor]) -> None:
         epoch = max(loop.validation)
-        write(
+        save_checkpoint(
             run.folder / CHECKPOINT_FOLDER,
             system=recipe.system,
             model_config=model,
@@ -108,6 +105,7 @@ def save_best(
             card="",
             provenance=provenance,
             replace=True,
+            setup=setup,
         )
 
     def save(loop: Loop) -> None:

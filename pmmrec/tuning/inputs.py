@@ -11,9 +11,8 @@ from pmmrec.errors import RecipeError
 from pmmrec.homes import expanded
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe
 from pmmrec.settings import Tree
-from pmmrec.zoo.adapters import NONE
 from pmmrec.zoo.base import index_hash
-from pmmrec.zoo.checkpoint import open_checkpoint
+from pmmrec.zoo.checkpoint import NONE, open_checkpoint
 from pmmrec.zoo.hub import find_weights, weights_hash
 from pmmrec.zoo.transfer import FULL, Names
 

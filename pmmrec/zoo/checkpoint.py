@@ -19,15 +19,15 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
 from pmmrec.zoo.base import AdapterBase, places_of
-from pmmrec.zoo.folder import PART_TENSORS, CheckpointFolder, read_index
+from pmmrec.zoo.folder import ADAPTER_TENSORS, PART_TENSORS, CheckpointFolder, read_index
 from pmmrec.zoo.hub import fetch_entry, find_checkpoint
 from pmmrec.zoo.hub.location import Warn
 from pmmrec.zoo.index import BaseEntry, Index, PartEntry
 from pmmrec.zoo.parts import fill, misfits, part_paths, read_part
 from pmmrec.zoo.tensors import damages
 
-ADAPTER_TENSORS = "adapter_model.safetensors"  # the name that peft looks for
 HUB = Path("hub")
+NONE = "none"  # in place of a checkpoint: start from scratch
 
 
 class Checkpoint(CheckpointFolder):
@@ -248,6 +248,18 @@ def with_base(checkpoint: Checkpoint, base: str | None, hub: Path) -> Checkpoint
     elif base is not None:
         raise RecipeError(f"--base {base}: has no effect, {checkpoint.folder} has no adapters; leave it out")
     return checkpoint
+
+
+def starting_point(place: str, base: str | None, hub: Path, warn: Warn) -> Checkpoint | None:
+    """The checkpoint that training starts from; None where `place` is `none`.
+
+    Raises what `open_checkpoint` and `with_base` raise.
+    """
+    if place != NONE:
+        return with_base(open_checkpoint(place, hub, parts=(), warn=warn), base, hub)
+    if base is not None:
+        raise RecipeError(f"--base {base}: has no effect with `--from none`; leave it out")
+    return None
 
 
 def load_recommender(checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = ()) -> Recommender:

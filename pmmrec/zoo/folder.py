@@ -19,6 +19,7 @@ from pmmrec.zoo.origin import Origin, origin_of
 from pmmrec.zoo.tensors import SUFFIX, damages, not_finite
 
 PART_TENSORS, PART_SETTINGS = "part.safetensors", "part.json"
+ADAPTER_TENSORS = "adapter_model.safetensors"  # the name that peft expects
 RECIPE_NAME, METRICS_NAME, CARD_NAME = "recipe.yaml", "metrics.json", "README.md"
 
 

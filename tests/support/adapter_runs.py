@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.models.recommender import Recommender
-from pmmrec.zoo.adapters import AdapterSetup, insert_adapters, save_adapters
+from pmmrec.zoo.adapters import AdapterSetup, insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint
+from pmmrec.zoo.save import save_checkpoint
 from pmmrec.zoo.transfer import FULL, apply
 
 
@@ -38,7 +39,7 @@ def train_adapters(base: Path | Checkpoint, other: Any, trees: Mapping[str, Any]
 
 def save(folder: Path, run: Any, setup: AdapterSetup, state: Mapping[str, Tensor] | None = None) -> None:
     """Save the adapters of a run; `state`: another state dict than the current one."""
-    save_adapters(
+    save_checkpoint(
         folder,
         setup=setup,
         system="pmmrec",

@@ -27,9 +27,10 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import validate
 from pmmrec.zoo import files
-from pmmrec.zoo.adapters import insert_adapters, merge_adapters
+from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, with_base
 from pmmrec.zoo.hub import publish
+from pmmrec.zoo.merge import merge_adapters
 from pmmrec.zoo.results import restate
 from pmmrec.zoo.save import save_checkpoint
 from pmmrec.zoo.transfer import FULL, apply

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pmmrec.errors import CheckpointError
 from pmmrec.models.recommender import Recommender
-from pmmrec.zoo.adapters import merge_adapters
 from pmmrec.zoo.base import place_of
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint, with_base
 from pmmrec.zoo.hub import PushOptions, push_checkpoint
+from pmmrec.zoo.merge import merge_adapters
 from pmmrec.zoo.origin import Origin
 from pmmrec.zoo.results import restate
 

@@ -238,7 +238,7 @@ def test_a_folder_without_an_index_is_no_checkpoint(tmp_path: Path) -> None:
         (lambda tree: tree["files"].update({"README.md": "abc"}), "string should match pattern"),
         (lambda tree: told(tree).update(mm_cls="F32[8] abc"), "must look like 'F32"),
         (lambda tree: told(tree).update(mm_cls=f"F32[{'9' * 99}] {'0' * 64}"), "must look like 'F32"),
-        (lambda tree: tree["parts"]["fusion"]["tensors"].clear(), "every listed .safetensors file and of no other"),
+        (lambda tree: tree["parts"]["fusion"]["tensors"].clear(), "every listed .safetensors file and no other"),
         (lambda tree: tree["model"]["item_encoder"].update(type="tower"), "did you mean 'towers'"),
     ],
 )

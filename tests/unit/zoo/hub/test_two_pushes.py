@@ -127,7 +127,7 @@ def test_files_uploaded_again_during_a_cleanup_stay(
 ) -> None:
     push_checkpoint(saved, url, HUB, PushOptions())
     again: list[Origin] = []
-    held_at("_take_away", monkeypatch, lambda: again.append(push_checkpoint(saved, url, HUB, REPLACE)))
+    held_at("_delete", monkeypatch, lambda: again.append(push_checkpoint(saved, url, HUB, REPLACE)))
     push_checkpoint(other_saved, url, HUB, REPLACE)
     assert published_at(url) == again[0]
 

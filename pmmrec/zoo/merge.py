@@ -1,0 +1,66 @@
+"""Merge adapters into their base checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pmmrec.context import Catalogue
+from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.models.build import build
+from pmmrec.models.ids import catalogues_in
+from pmmrec.zoo import files
+from pmmrec.zoo.about import FORMAT, about_parts
+from pmmrec.zoo.base import index_hash
+from pmmrec.zoo.card import ITEM_TABLE
+from pmmrec.zoo.checkpoint import AdapterCheckpoint, Checkpoint
+from pmmrec.zoo.folder import CARD_NAME, PART_TENSORS, RECIPE_NAME
+from pmmrec.zoo.index import Index
+from pmmrec.zoo.parts import misfits, write_part
+from pmmrec.zoo.save import write_documents
+
+
+def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
+    """Merge adapters into their base and write a whole checkpoint that computes the same.
+
+    Raises RecipeError where `checkpoint` has no adapters, or adapters that cannot be merged.
+    """
+    if not isinstance(checkpoint, AdapterCheckpoint):
+        raise RecipeError(f"{checkpoint.folder}: has no adapters, so there is nothing to merge")
+    model_config, index = checkpoint.model_config, checkpoint.index
+    recommender = build(model_config, checkpoint.backbones(), _catalogues_of(checkpoint))
+    adapted = {name: recommender.parts[name] for name in index.adapted}
+    states = {name: checkpoint.part_state(name, part) for name, part in adapted.items()}
+    about = about_parts(model_config, adapted)
+    problems = [line for name, part in adapted.items() for line in misfits(name, states[name], part)]
+    if problems:
+        raise CheckpointError("\n".join([f"{checkpoint.folder}: does not fit its own model", *problems]))
+    with files.writing(out, replace=False) as draft:
+        for entry in (*checkpoint.parts.values(), *checkpoint.objectives.values()):
+            if entry.folder not in adapted:
+                for name in entry.files:
+                    files.link_or_copy(checkpoint.sound_folder(entry) / name, draft / entry.folder / name)
+        merged = {name: write_part(draft, name, part, states[name], about[name]) for name, part in adapted.items()}
+        documents = {name: (checkpoint.folder / name).read_text("utf-8") for name in (RECIPE_NAME, CARD_NAME)}
+        whole = Index(
+            format=FORMAT,
+            system=index.system,
+            width=index.width,
+            model=index.model,
+            parts={name: merged.get(name, entry) for name, entry in checkpoint.parts.items()},
+            objectives=dict(checkpoint.objectives),
+            files=write_documents(draft, documents[RECIPE_NAME], checkpoint.metrics, documents[CARD_NAME]),
+            provenance={**index.provenance, "merged_from": index_hash(checkpoint)},
+        )
+        files.write_json(draft / files.INDEX_NAME, whole.written())
+
+
+def _catalogues_of(checkpoint: Checkpoint) -> list[Catalogue]:
+    """The catalogues whose ids the model looks up, needed to build it; empty for a model that reads content."""
+    entry = checkpoint.parts.get(ITEM_TABLE)
+    if entry is None:
+        return []
+    folder = checkpoint.sound_folder(entry)
+    saved = files.read_tensors(folder / PART_TENSORS).get("catalogue_bytes")
+    if saved is None:
+        raise CheckpointError(f"{folder}: does not say which items it was trained for; train it again")
+    return catalogues_in(saved)
