@@ -1,4 +1,4 @@
-"""Tiny domains on disk, the split of each, and models that read their titles."""
+"""Tiny domains on disk, their splits, and models that read their titles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines by hand on tiny domains."""
+"""Baselines equal values computed by hand on tiny domains."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ SEQUENCES = [[0, 1, 2, 3], [0, 1, 3, 4], [1, 0, 4, 2], [2, 2, 1, 0]]  # train: 0
 ALL = slice(0, 4)
 
 
-def test_popularity_counts_train_only(make_split: MakeSplit) -> None:
+def test_popularity_counts_the_training_part_only(make_split: MakeSplit) -> None:
     split = make_split(SEQUENCES, 5)
     score = popularity_baseline(split, split.holdout("test"))
     assert score(ALL).tolist() == [[3.0, 3.0, 2.0, 0.0, 0.0]] * 4
 
 
-def test_markov_counts_what_follows_the_last_item_in_train(make_split: MakeSplit) -> None:
+def test_markov_counts_items_that_follow_the_last_item_in_training(make_split: MakeSplit) -> None:
     split = make_split(SEQUENCES, 5)
     score = markov_baseline(split, split.holdout("validation"))  # last items: 1, 1, 0, 2
     assert score(ALL).tolist() == [[1.0, 0, 0, 0, 0], [1.0, 0, 0, 0, 0], [0, 2.0, 0, 0, 0], [0, 0, 1.0, 0, 0]]
 
 
-def test_item_knn_sums_cosines_of_train_by_loops(make_split: MakeSplit) -> None:
+def test_item_knn_equals_a_sum_of_cosines_by_loops(make_split: MakeSplit) -> None:
     rng = np.random.default_rng(0)
     split = make_split([rng.integers(8, size=7).tolist() for _ in range(10)], 8)
     holdout, shrinkage, decay = split.holdout("test"), 2.0, 0.5
@@ -62,14 +62,14 @@ def test_the_textbook_item_knn_has_neither_shrinkage_nor_decay(make_split: MakeS
     assert score(ALL).flatten().tolist() == pytest.approx([1, 1, 0, 0, 0] * 3 + [0] * 5, abs=1e-12)
 
 
-def test_items_that_train_never_shows_score_nothing(make_split: MakeSplit) -> None:
+def test_items_that_never_occur_in_training_score_zero(make_split: MakeSplit) -> None:
     split = make_split(SEQUENCES, 5)
     for baseline in (popularity_baseline, markov_baseline, item_knn_baseline):
         assert baseline(split, split.holdout("test"))(ALL)[:, 3:].abs().sum() == 0
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_ranks_of_a_baseline_do_not_hang_on_the_chunk(name: str, make_split: MakeSplit) -> None:
+def test_ranks_of_a_baseline_do_not_depend_on_the_chunk(name: str, make_split: MakeSplit) -> None:
     rng = np.random.default_rng(4)
     split = make_split([rng.integers(30, size=6).tolist() for _ in range(25)], 30)
     holdout = split.holdout("test")
@@ -85,13 +85,13 @@ def test_the_random_baseline_hits_as_often_as_chance_says(make_split: MakeSplit)
     assert len(ranks.rank.unique()) == 38
 
 
-def test_the_random_baseline_draws_anew_for_another_seed(make_split: MakeSplit) -> None:
+def test_the_random_baseline_changes_with_its_seed(make_split: MakeSplit) -> None:
     split = make_split(SEQUENCES, 5)
     first, second = (random_baseline(split, split.holdout("test"), seed=seed)(ALL) for seed in (0, 1))
     assert not torch.equal(first, second)
 
 
-def test_baselines_that_hold_all_interactions_are_left_out_of_a_very_large_domain(
+def test_baselines_that_need_all_interactions_in_memory_are_skipped_for_a_very_large_domain(
     make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = make_split([[0, 1, 2, 3], [3, 2, 1, 0]], 4)

@@ -1,4 +1,4 @@
-"""Folders of domains are kept as they were given, whatever they are called, and never in what is published."""
+"""Paths of domains are stored as given and never published."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pmmrec.evaluation.domain_paths import read_domain_paths, write_domain_paths
 
 
 @pytest.mark.parametrize("name", ["here", "dömäne mit \u202e"])
-def test_a_folder_comes_back_as_it_was_given(world: Path, tmp_path: Path, name: str) -> None:
+def test_a_folder_is_read_back_as_it_was_given(world: Path, tmp_path: Path, name: str) -> None:
     with working_in(tmp_path):
         Path(name).symlink_to(world / "boutique")
         write_domain_paths(tmp_path, [Domain.open(Path(name))])
     assert read_domain_paths(tmp_path) == {"boutique": Path(name)}
 
 
-def test_a_run_that_does_not_tell_knows_none(tmp_path: Path) -> None:
+def test_a_run_without_recorded_paths_has_none(tmp_path: Path) -> None:
     assert read_domain_paths(tmp_path) == {}
 
 
@@ -31,7 +31,7 @@ def test_a_file_that_names_no_folders_is_refused(tmp_path: Path, text: str) -> N
         read_domain_paths(tmp_path)
 
 
-def test_what_is_published_does_not_tell(small_run: Path, world: Path) -> None:
+def test_published_files_do_not_contain_the_paths(small_run: Path, world: Path) -> None:
     run = small_run / "runs" / "small"
     assert read_domain_paths(run) == {name: world / name for name in ("bazaar", "gallery")}
     for published in (run / "checkpoint", small_run / "hub" / "small"):

@@ -1,4 +1,4 @@
-"""Ids of rows, however many chunks a column has."""
+"""Ids are looked up by row in columns of any number of chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics by hand and against ranx."""
+"""Metrics equal values computed by hand and by ranx."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from pmmrec.evaluation.metrics import mean_metrics, user_metrics
 
 
-def test_metrics_of_a_few_ranks_by_hand() -> None:
+def test_metrics_of_a_few_ranks_equal_those_computed_by_hand() -> None:
     rank_Q = torch.tensor([1, 3, 10, 11, 0])
     metrics = user_metrics(rank_Q, [10, 20])
     assert metrics["hr@10"].tolist() == [1, 1, 1, 0, 0]

@@ -1,4 +1,4 @@
-"""Full ranking against a loop over users and items, and its rules one by one."""
+"""Full ranking equals a loop over users and items, and follows its rules."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_ties_count_against_the_target() -> None:
     assert ranks.rank.tolist() == [2]  # item 0 is seen, item 1 ties, item 3 is below
 
 
-def test_a_model_that_scores_all_items_alike_gets_the_last_place() -> None:
+def test_a_model_that_scores_all_items_equally_gets_the_last_rank() -> None:
     ranks = rank_targets(holdout_of([[0]], [2]), 5, fixed([[0.0] * 5]), chunk=1)
     assert ranks.rank.tolist() == ranks.num_candidates.tolist() == [4]
 
@@ -79,7 +79,7 @@ def test_include_ranks_seen_items_and_seen_targets_too() -> None:
     assert ranks.seen_target.tolist() == [True]
 
 
-def test_users_and_targets_stay_beside_their_ranks() -> None:
+def test_users_and_targets_keep_the_order_of_their_ranks() -> None:
     holdout = holdout_of([[0], [1], [2]], [3, 2, 1])
     ranks = rank_targets(holdout, 4, fixed([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 2.0], [2.0, 0.0, 2.0, 2.0]]), chunk=2)
     assert ranks.user_index.tolist() == [100, 101, 102]
@@ -127,7 +127,7 @@ def test_ranks_that_cannot_be_written_leave_nothing_behind(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("seen", ["exclude", "include"])
-def test_items_that_nothing_is_known_of_are_no_candidates_and_a_miss_as_targets(seen: str) -> None:
+def test_unreadable_items_are_not_candidates_and_are_misses_as_targets(seen: str) -> None:
     holdout = holdout_of([[0], [0], [3]], [1, 2, 2])
     score = fixed([[0.0, 1.0, 9.0, 0.0], [0.0, 1.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
     is_readable_N = np.array([True, True, False, True])
@@ -167,9 +167,7 @@ def test_ranks_of_another_split_are_refused(
         read_ranks(path, other.holdout("test"), other.domain.user_ids, other.domain.item_ids)
 
 
-def test_a_file_that_holds_no_ranks_is_told(
-    make_split: Callable[[list[list[int]], int], Split], tmp_path: Path
-) -> None:
+def test_a_file_without_ranks_is_an_error(make_split: Callable[[list[list[int]], int], Split], tmp_path: Path) -> None:
     split, path = make_split([[0, 1, 2]], 3), tmp_path / "ranks.parquet"
     pq.write_table(pa.table({"rank": [1]}), path)
     for place in (path, tmp_path / "absent.parquet"):

@@ -1,4 +1,4 @@
-"""The best candidates of each user, found block by block, are those that sorting all scores finds."""
+"""The block-wise scan finds the same top-k candidates as sorting all scores."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_equal_scores_are_taken_and_ordered_by_column() -> None:
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("num_keys", "k"), [(300, 1), (300, 10), (300, 77), (64, 64), (5, 3), (1, 1)])
-def test_lists_and_scores_are_bit_for_bit_those_of_sorting(sizes: Sizes, num_keys: int, k: int) -> None:
+def test_lists_and_scores_equal_those_of_sorting_bit_for_bit(sizes: Sizes, num_keys: int, k: int) -> None:
     query, keys = whole_numbers(1, 7), whole_numbers(2, num_keys)  # 300 keys, at most 33 different scores: ties abound
     value, column = best(query, keys, k, sizes)
     score_BN = query @ keys.T
@@ -57,7 +57,7 @@ def test_lists_and_scores_are_bit_for_bit_those_of_sorting(sizes: Sizes, num_key
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_without_ties_it_is_the_same(sizes: Sizes) -> None:
+def test_lists_without_ties_equal_those_of_sorting(sizes: Sizes) -> None:
     generator = torch.Generator().manual_seed(0)
     query, keys = torch.randn(7, 4, generator=generator).double(), torch.randn(300, 4, generator=generator).double()
     query, keys = (
@@ -69,7 +69,7 @@ def test_without_ties_it_is_the_same(sizes: Sizes) -> None:
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_candidates_that_are_gone_are_not_listed(sizes: Sizes) -> None:
+def test_excluded_candidates_are_not_listed(sizes: Sizes) -> None:
     query, keys, generator = whole_numbers(3, 7), whole_numbers(4, 150), np.random.default_rng(5)
     is_gone = generator.random((7, 150)) < 0.3
     is_gone[6] = np.arange(150) != 149  # one is left
@@ -80,7 +80,7 @@ def test_candidates_that_are_gone_are_not_listed(sizes: Sizes) -> None:
     assert torch.isinf(value[6, 1:]).all()
 
 
-def test_a_list_longer_than_the_candidates_is_filled_up() -> None:
+def test_a_list_longer_than_the_candidates_is_padded() -> None:
     value, column = best(whole_numbers(1, 2), whole_numbers(2, 3), 5, SIZES[0])
     assert value.shape == column.shape == (2, 5)
     assert torch.isinf(value[:, 3:]).all()
@@ -94,7 +94,7 @@ def test_all_scores_equal_lists_the_first_candidates() -> None:
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
-def test_a_score_that_is_not_finite_is_told_with_user_and_candidate(wrong: float) -> None:
+def test_a_score_that_is_not_finite_is_an_error_that_names_user_and_candidate(wrong: float) -> None:
     query, keys = torch.ones(7, 4), torch.ones(300, 4)
     keys[222, 0] = wrong
     scan = Scan(inner_products(keys), 300, 3, SIZES[1], CPU)
@@ -104,7 +104,7 @@ def test_a_score_that_is_not_finite_is_told_with_user_and_candidate(wrong: float
         )
 
 
-def test_buffers_of_one_scan_serve_chunks_of_any_length() -> None:
+def test_one_scan_handles_chunks_of_any_length() -> None:
     keys = whole_numbers(2, 300)
     scan = Scan(inner_products(keys), 300, 4, SIZES[2], CPU)
     for num_users in (7, 1, 3, 7):

@@ -1,4 +1,4 @@
-"""Scenarios and strata of targets, against loops over users and places."""
+"""Scenarios and strata of targets equal loops over users and positions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_strata_are_those_of_a_loop_over_users(make_split: MakeSplit, stratum: s
     assert stratum == "all" or not all(expected)
 
 
-def test_ten_occurrences_in_train_are_regular_nine_are_cold_and_held_out_ones_do_not_count(
+def test_ten_occurrences_in_training_are_regular_and_nine_are_cold(
     make_split: MakeSplit,
 ) -> None:
     nine, ten = [0] * 9, [1] * 10
@@ -96,7 +96,7 @@ def test_sub_sequences_are_those_of_a_loop_over_users_and_places(
     assert len({user for user, *_ in expected}) < len(expected)  # several for some users
 
 
-def test_no_new_item_was_learned_from_but_many_cold_ones_were(make_split: MakeSplit) -> None:
+def test_no_new_target_lies_in_the_training_part_but_many_cold_ones_do(make_split: MakeSplit) -> None:
     split = make_split([[0, 1, 2, 3], [0, 1], [2, 0, 4]], 5)
     cold, new = scenario_queries(split, "cold"), scenario_queries(split, "new")
     steps = list(zip(cold.holdout.user_index.tolist(), cold.place_Q.tolist(), strict=True))
@@ -114,7 +114,7 @@ def test_regular_queries_are_the_last_item_of_each_user(make_split: MakeSplit) -
     assert queries.is_held_out_Q.all()
 
 
-def test_a_scenario_without_targets_and_an_unknown_one_say_so(make_split: MakeSplit) -> None:
+def test_a_scenario_without_targets_and_an_unknown_scenario_are_errors(make_split: MakeSplit) -> None:
     popular = make_split([[0, 1] * 12 for _ in range(3)], 2)
     for scenario, words in (("cold", "so none is cold"), ("new", "so none is new")):
         with pytest.raises(DataError, match=words):
@@ -140,7 +140,7 @@ def test_popularity_strata_hold_each_target_once_at_their_bounds(make_split: Mak
     }
 
 
-def test_every_query_of_a_user_is_ranked_as_if_it_stood_alone(
+def test_every_query_of_a_user_is_ranked_independently(
     make_split: MakeSplit, recommender: Recommender, make_reader: Callable[[Domain], ItemReader]
 ) -> None:
     split = make_split([[0, 1, 2, 3, 4], [5, 1, 6], [2, 5, 3, 0]], 8)
@@ -160,7 +160,7 @@ def test_every_query_of_a_user_is_ranked_as_if_it_stood_alone(
         assert together.num_candidates[place] == 8 - len(set(history.tolist()))
 
 
-def test_figures_of_strata_and_of_held_out_targets_are_means_over_them(
+def test_metrics_of_strata_and_of_held_out_targets_are_means_over_them(
     make_split: MakeSplit, recommender: Recommender, make_reader: Callable[[Domain], ItemReader]
 ) -> None:
     split = make_split([[0, 1, 2, 3, 4], [5, 1, 6], [2, 5, 3, 0]], 8)

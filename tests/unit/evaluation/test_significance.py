@@ -1,4 +1,4 @@
-"""Intervals against theory, against a bootstrap by loops, and their rules."""
+"""Intervals and tests agree with theory, loops and scipy, and follow their rules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bootstrap_by_loops(values: np.ndarray, num_draws: int) -> tuple[float, float
     return float(low), float(high)
 
 
-def test_an_interval_is_that_of_resampling_users_one_by_one() -> None:
+def test_an_interval_equals_that_of_resampling_users_one_by_one() -> None:
     values = np.random.default_rng(2).choice([0.0, 0.3, 1.0], size=60, p=[0.7, 0.2, 0.1])
     low, high = bootstrap_by_loops(values, 4000)
     interval = mean_interval(values, num_draws=40_000)
@@ -38,7 +38,7 @@ def test_an_interval_is_that_of_resampling_users_one_by_one() -> None:
     assert interval.high == pytest.approx(high, abs=0.004)
 
 
-def test_the_interval_of_a_hit_rate_is_that_of_a_binomial() -> None:
+def test_the_interval_of_a_hit_rate_equals_that_of_a_binomial() -> None:
     hits = torch.zeros(5000)
     hits[:1000] = 1.0
     interval = mean_interval(hits, num_draws=20_000)
@@ -47,7 +47,7 @@ def test_the_interval_of_a_hit_rate_is_that_of_a_binomial() -> None:
     assert interval.high == pytest.approx(0.2 + half, abs=0.0004)  # measured 0.0001
 
 
-def test_pairing_sees_what_two_lone_intervals_cannot() -> None:
+def test_pairing_detects_what_two_separate_intervals_cannot() -> None:
     b = torch.from_numpy(np.random.default_rng(0).random(400))
     a = b + 0.02
     a[:40] = b[:40]
@@ -57,7 +57,7 @@ def test_pairing_sees_what_two_lone_intervals_cannot() -> None:
     assert mean_interval(a).low < mean_interval(b).high
 
 
-def test_equal_systems_differ_nowhere() -> None:
+def test_equal_systems_have_a_difference_of_zero() -> None:
     difference = difference_interval([0.0, 1.0, 1.0], [0.0, 1.0, 1.0])
     assert (difference.low, difference.high) == (0.0, 0.0)
     assert not difference.excludes_zero
@@ -77,7 +77,7 @@ def test_drawing_in_chunks_keeps_the_interval(monkeypatch: pytest.MonkeyPatch) -
     assert mean_interval(values).high == pytest.approx(whole.high, abs=1e-12)
 
 
-def test_seeds_that_disagree_widen_the_interval() -> None:
+def test_seeds_with_different_means_widen_the_interval() -> None:
     users = np.random.default_rng(1).random(300)
     agree = np.stack([users] * 5)
     disagree = users + np.array([-0.2, -0.1, 0.0, 0.1, 0.2])[:, None]
@@ -117,7 +117,7 @@ def difference_by_loops(a_MQ: np.ndarray, b_MQ: np.ndarray, num_draws: int) -> t
     return float(low), float(high)
 
 
-def test_seeds_of_two_systems_are_drawn_apart_and_may_differ_in_number() -> None:
+def test_seeds_of_two_systems_are_resampled_independently_and_may_differ_in_number() -> None:
     rng = np.random.default_rng(4)
     a_MQ, b_MQ = rng.random((3, 30)) + 0.2, rng.random((2, 30))
     found = difference_interval(a_MQ, b_MQ, num_draws=40_000)
@@ -128,7 +128,7 @@ def test_seeds_of_two_systems_are_drawn_apart_and_may_differ_in_number() -> None
     assert found.high == pytest.approx(high, abs=0.007)
 
 
-def test_one_target_a_user_stays_as_it_is_in_the_order_of_users() -> None:
+def test_one_target_per_user_is_unchanged_and_ordered_by_user() -> None:
     assert over_users([0.5, 0.25, 1.0], np.array([2, 0, 1])).tolist() == [0.25, 1.0, 0.5]
 
 
@@ -143,7 +143,7 @@ def cluster_bootstrap_by_loops(values: np.ndarray, users: np.ndarray, num_draws:
     return float(low), float(high)
 
 
-def test_several_targets_of_a_user_are_drawn_together() -> None:
+def test_several_targets_of_a_user_are_resampled_together() -> None:
     rng = np.random.default_rng(9)
     users = np.repeat(np.arange(150), rng.integers(1, 7, size=150))
     values = (rng.random(150)[users] > 0.6).astype(float)  # a user's targets are hit all or none
@@ -168,7 +168,7 @@ def flips_by_loops(differences: list[float]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_few_differences_are_tested_by_every_choice_of_signs(seed: int) -> None:
+def test_few_differences_are_tested_exactly(seed: int) -> None:
     drawn = np.random.default_rng(seed)
     differences = drawn.choice([0.0, 0.5, 1.0, -1.0, 0.631], size=11) + (seed % 2) * drawn.random(11)
     p = sign_flip_p(differences)
@@ -179,12 +179,12 @@ def test_few_differences_are_tested_by_every_choice_of_signs(seed: int) -> None:
     assert p == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
-def test_a_test_of_hits_is_that_of_mcnemar() -> None:
+def test_a_test_of_hits_equals_mcnemars() -> None:
     differences = np.array([1.0] * 90 + [-1.0] * 60 + [0.0] * 2000)
     assert sign_flip_p(differences) == pytest.approx(stats.binomtest(90, 150).pvalue, abs=1e-12)
 
 
-def test_many_differences_are_drawn_as_scipy_draws_them() -> None:
+def test_many_differences_give_the_p_value_of_scipy() -> None:
     differences = np.random.default_rng(5).normal(0.1, 1.0, size=400)
     theirs = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=20_000, rng=1
@@ -202,7 +202,7 @@ def test_drawn_p_values_are_never_zero_and_follow_the_seed() -> None:
     assert sign_flip_p(weak, seed=1) == sign_flip_p(weak, seed=1) != sign_flip_p(weak, seed=2)
 
 
-def test_systems_that_are_alike_have_a_p_of_one() -> None:
+def test_equal_systems_have_a_p_value_of_one() -> None:
     assert sign_flip_p([0.0, 0.0, 0.0]) == 1.0
 
 
@@ -221,7 +221,7 @@ def holm_by_loops(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def test_holm_is_that_of_a_loop_and_of_its_published_example() -> None:
+def test_holm_equals_a_loop_and_its_published_example() -> None:
     drawn = [*np.random.default_rng(2).random(20).tolist(), 0.001, 0.001, 0.0]
     assert holm(drawn) == pytest.approx(holm_by_loops(drawn), abs=1e-15)
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], abs=1e-15)

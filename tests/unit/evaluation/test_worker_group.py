@@ -1,4 +1,4 @@
-"""Processes that share an evaluation rank as one does, to the bit. Threads stand in for processes."""
+"""A worker group ranks as one process does, bit for bit. Threads stand in for processes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def by_threads(world: int, work: Callable[[WorkerGroup], Any]) -> list[Any]:
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("world", [2, 3, 9])
-def test_a_team_ranks_as_one_process_does(
+def test_a_worker_group_ranks_as_one_process_does(
     split: Split, recommender: Recommender, make_reader: Callable[..., Any], world: int
 ) -> None:
     reader = make_reader(split.domain)
@@ -91,7 +91,7 @@ def test_a_team_ranks_as_one_process_does(
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_all_of_a_team_stop_where_one_meets_a_broken_score(
+def test_all_processes_of_a_group_stop_if_one_meets_a_broken_score(
     split: Split, recommender: Recommender, make_reader: Callable[..., Any]
 ) -> None:
     reader = make_reader(split.domain)
@@ -118,7 +118,7 @@ def test_all_of_a_team_stop_where_one_meets_a_broken_score(
 
 
 @pytest.mark.parametrize(("total", "world"), [(0, 2), (1, 3), (5, 2), (6, 3)])
-def test_turns_are_as_many_for_all_and_every_piece_is_somebodys(total: int, world: int) -> None:
+def test_all_processes_have_the_same_number_of_turns_and_cover_every_piece(total: int, world: int) -> None:
     table = Table(world)
     taken = [list(turns(total, Member(rank, world, table))) for rank in range(world)]
     assert len({len(some) for some in taken}) == 1

@@ -1,4 +1,4 @@
-"""Learning curves as bytes: the same figures, the same file."""
+"""Learning curves are deterministic files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CURVES = [
 ]
 
 
-def test_the_same_figures_give_the_same_bytes_whatever_style_the_user_likes(tmp_path: Path) -> None:
+def test_the_same_metrics_give_the_same_bytes_under_any_matplotlib_style(tmp_path: Path) -> None:
     draw(tmp_path / "one.svg", CURVES)
     with mpl.rc_context({"font.size": 20, "axes.grid": True, "svg.hashsalt": None}):
         draw(tmp_path / "two.svg", CURVES)
@@ -34,18 +34,18 @@ def test_the_same_figures_give_the_same_bytes_whatever_style_the_user_likes(tmp_
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
-def test_a_picture_tells_no_date(tmp_path: Path) -> None:
+def test_a_picture_contains_no_date(tmp_path: Path) -> None:
     draw(tmp_path / "one.svg", CURVES)
     assert "dc:date" not in (tmp_path / "one.svg").read_text(encoding="utf-8")
 
 
-def test_each_system_stands_once_in_the_legend_however_many_seeds_it_has(tmp_path: Path) -> None:
+def test_each_system_has_one_legend_entry_for_all_its_seeds(tmp_path: Path) -> None:
     draw(tmp_path / "one.svg", CURVES)
     words = re.findall(r"<text[^>]*>(ids|text)</text>", (tmp_path / "one.svg").read_text(encoding="utf-8"))
     assert words == ["ids", "text"]
 
 
-def test_other_figures_give_another_picture(tmp_path: Path) -> None:
+def test_other_metrics_give_another_picture(tmp_path: Path) -> None:
     draw(tmp_path / "one.svg", CURVES)
     draw(tmp_path / "two.svg", [Curve("ids", [training(1, 0.0, 0.1, 0.3)])])
     assert (tmp_path / "one.svg").read_bytes() != (tmp_path / "two.svg").read_bytes()

@@ -1,4 +1,4 @@
-"""What makes a result stale, and what does not."""
+"""Changes of settings and data make results stale, and others do not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_same_plan_gives_the_same_hash(then: Identities, tmp_path: Path) -> 
     assert len({then.cell(cell_id).hash for cell_id in (IDS, FULL, UNSEEN)}) == 3
 
 
-def test_a_setting_a_seed_and_a_fingerprint_make_stale(then: Identities, tmp_path: Path) -> None:
+def test_a_changed_setting_seed_or_fingerprint_makes_a_result_stale(then: Identities, tmp_path: Path) -> None:
     epochs = identities(tmp_path, ids=("train.epochs=3",)).cell(IDS)
     assert epochs.changes_since(then.cell(IDS).tree) == ["recipe.train.epochs"]
     assert epochs.hash != then.cell(IDS).hash
@@ -68,9 +68,7 @@ def test_a_setting_a_seed_and_a_fingerprint_make_stale(then: Identities, tmp_pat
     assert other_data.changes_since(then.cell(IDS).tree) == ["domain.fingerprint"]
 
 
-def test_another_pretraining_makes_stale_what_started_from_it_and_nothing_else(
-    then: Identities, tmp_path: Path
-) -> None:
+def test_a_changed_pretraining_only_makes_results_that_started_from_it_stale(then: Identities, tmp_path: Path) -> None:
     now = identities(tmp_path, before=("train.epochs=3",))
     for cell_id in (FULL, UNSEEN):
         assert now.cell(cell_id).changes_since(then.cell(cell_id).tree) == ["from.recipe.train.epochs"]
@@ -79,7 +77,7 @@ def test_another_pretraining_makes_stale_what_started_from_it_and_nothing_else(
     assert other_source.cell(UNSEEN).changes_since(then.cell(UNSEEN).tree) == ["from.sources.films.fingerprint"]
 
 
-def test_another_version_of_the_program_makes_everything_stale_and_the_first_is_not_told(
+def test_another_evidence_version_makes_everything_stale_and_version_one_is_not_stored(
     then: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, run, full = then.cell(IDS), then.run(IDS, 1), then.cell(FULL)
@@ -92,22 +90,22 @@ def test_another_version_of_the_program_makes_everything_stale_and_the_first_is_
     assert now.cell(IDS).hash != ids.hash
 
 
-def test_data_that_is_not_here_makes_nothing_stale(then: Identities, tmp_path: Path) -> None:
+def test_missing_data_makes_nothing_stale(then: Identities, tmp_path: Path) -> None:
     now = identities(tmp_path, prints={})
     for cell_id in (IDS, FULL, UNSEEN):
         assert now.cell(cell_id).changes_since(then.cell(cell_id).tree) == []
 
 
 @pytest.mark.parametrize("setting", ["train.log_every=7", "machine.device=cpu", "cache=elsewhere", "hub=elsewhere"])
-def test_what_changes_no_figure_makes_nothing_stale(then: Identities, tmp_path: Path, setting: str) -> None:
+def test_settings_that_do_not_affect_metrics_make_nothing_stale(then: Identities, tmp_path: Path, setting: str) -> None:
     assert identities(tmp_path, ids=(setting,)).cell(IDS).hash == then.cell(IDS).hash
 
 
-def test_the_words_on_tuning_make_nothing_stale(then: Identities, tmp_path: Path) -> None:
+def test_the_text_on_tuning_makes_nothing_stale(then: Identities, tmp_path: Path) -> None:
     assert identities(tmp_path, words="20 trials").cell(IDS).hash == then.cell(IDS).hash
 
 
-def test_a_setting_that_programs_have_learned_since_makes_stale_only_where_it_is_used(then: Identities) -> None:
+def test_a_new_setting_only_makes_results_stale_if_it_is_not_at_its_default(then: Identities) -> None:
     now = then.cell(IDS)
     kept: Any = yaml.safe_load(yaml.safe_dump(now.tree))
     del kept["recipe"]["train"]["clip_norm"]  # as if it were new; it stands at its default
@@ -116,14 +114,14 @@ def test_a_setting_that_programs_have_learned_since_makes_stale_only_where_it_is
     assert now.changes_since(kept) == ["recipe.train.epochs"]
 
 
-def test_an_objective_more_or_less_makes_stale_also_where_it_has_no_settings() -> None:
+def test_an_added_or_removed_objective_makes_results_stale_even_without_settings() -> None:
     dap = {"type": "next_item", "weight": 1.0}
     one, two = {"objectives": {"dap": dap}}, {"objectives": {"dap": dap, "nid": {"type": "noise_detection"}}}
     assert Identity(two, {"objectives": {"dap": {}, "nid": {}}}).changes_since(one) == ["objectives.nid"]
     assert Identity(one, {"objectives": {"dap": {}}}).changes_since(two) == ["objectives.nid"]
 
 
-def test_every_setting_that_is_left_out_exists() -> None:
+def test_every_ignored_setting_exists() -> None:
     recipe = read_recipe(FinetuneRecipe, find_recipe("finetune/sasrec"))
     full, told = recipe.model_dump(mode="json"), settings_of(recipe).tree
     only_of_pretrainings = {"publish_as", "replace", "data.sources"}
@@ -136,14 +134,14 @@ def test_every_setting_that_is_left_out_exists() -> None:
         assert last not in after, path
 
 
-def test_a_recipe_with_a_mistake_says_whose_it_is(tmp_path: Path) -> None:
+def test_an_error_in_a_recipe_names_its_place_in_the_plan(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"(?s)cells\.t/shop/ids: .*train\.epoch: unknown key; did you mean 'epochs'?"
     ):
         identities(tmp_path, ids=("train.epoch=3",)).cell(IDS)
 
 
-def test_no_default_that_has_changed_makes_the_committed_results_stale() -> None:
+def test_no_changed_default_makes_the_committed_results_stale() -> None:
     plan = read_plan(REPOSITORY / "zoo" / "evidence.yaml")
     now, found = Identities(plan, {}), 0
     for cell_id in plan.measured:

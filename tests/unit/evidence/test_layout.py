@@ -1,4 +1,4 @@
-"""A domain is imported again when what it was made from has changed, and only then."""
+"""A domain is imported again only if its origin has changed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def note(layout: Layout, name: str) -> dict[str, Any]:
     return tree
 
 
-def test_what_is_imported_is_not_imported_again(layout: Layout) -> None:
+def test_an_imported_domain_is_not_imported_again(layout: Layout) -> None:
     before = layout.fingerprints()
     assert set(before) == {PLAIN, CUT}
     assert [layout.bring(name) for name in (PLAIN, CUT)] == [False, False]
@@ -79,7 +79,7 @@ def test_other_content_of_the_same_size_is_imported_again(layout: Layout, data: 
     assert not layout.is_outdated(name)
 
 
-def test_a_file_that_was_only_touched_is_not_imported_again_nor_read_ever_after(layout: Layout, data: Path) -> None:
+def test_a_touched_file_is_not_imported_again_and_read_once_only(layout: Layout, data: Path) -> None:
     items = data / "shop" / "items.parquet"
     os.utime(items, ns=(1, 2_000_000_000))
     assert layout.is_imported(PLAIN)
@@ -88,7 +88,7 @@ def test_a_file_that_was_only_touched_is_not_imported_again_nor_read_ever_after(
     assert kept["modified_ns"] == 2_000_000_000
     items.write_bytes(b"x" * kept["num_bytes"])
     os.utime(items, ns=(1, 2_000_000_000))
-    assert layout.is_imported(PLAIN)  # size and time stand, so that what is in it was not looked at
+    assert layout.is_imported(PLAIN)  # size and time are unchanged, so the content is not read
 
 
 def test_the_same_data_imported_again_gives_the_same_fingerprint(layout: Layout, data: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_same_data_imported_again_gives_the_same_fingerprint(layout: Layout,
     assert layout.fingerprints()[PLAIN] == before
 
 
-def test_where_the_files_are_not_here_what_was_imported_stands(layout: Layout, data: Path) -> None:
+def test_an_imported_domain_is_kept_if_its_files_are_missing(layout: Layout, data: Path) -> None:
     before = layout.fingerprints()
     (data / "shop" / "items.parquet").unlink()
     assert layout.fingerprints() == before
@@ -115,9 +115,7 @@ def test_another_plan_for_a_domain_imports_it_again(layout: Layout, data: Path) 
     assert layout.is_outdated(PLAIN)
 
 
-def test_a_note_that_tells_sizes_alone_holds_as_far_as_it_goes_and_tells_all_from_then_on(
-    layout: Layout, data: Path
-) -> None:
+def test_an_older_record_with_sizes_only_is_accepted_and_completed(layout: Layout, data: Path) -> None:
     new = note(layout, CUT)
     sizes = {name: file["num_bytes"] for name, file in new["files"].items()}
     path = layout.home / "domains" / f"{CUT}.json"
@@ -132,7 +130,7 @@ def test_a_note_that_tells_sizes_alone_holds_as_far_as_it_goes_and_tells_all_fro
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "7", ""])
-def test_a_note_that_says_nothing_is_none(layout: Layout, text: str) -> None:
+def test_an_unreadable_record_counts_as_missing(layout: Layout, text: str) -> None:
     (layout.home / "domains" / f"{PLAIN}.json").write_text(text)
     assert not layout.is_imported(PLAIN)
     assert layout.bring(PLAIN)

@@ -1,4 +1,4 @@
-"""Figures of several seeds by stratum, against what the ranks say one by one."""
+"""Metrics of several seeds by stratum equal those computed from single ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ndcg_by_loops(split: Split, ranks: list[int], is_counted: Callable[[int], bo
     return sum(1 / math.log2(rank + 1) if 1 <= rank <= 10 else 0.0 for rank in inside) / len(inside)
 
 
-def test_means_of_each_seed_and_stratum_are_those_of_a_loop(split: Split, rank_MQ: torch.Tensor) -> None:
+def test_means_by_seed_and_stratum_equal_those_of_a_loop(split: Split, rank_MQ: torch.Tensor) -> None:
     figures = Targets(split).figures(rank_MQ)
     rules: dict[str, Callable[[int], bool]] = {
         "all": lambda _: True,
@@ -47,14 +47,14 @@ def test_means_of_each_seed_and_stratum_are_those_of_a_loop(split: Split, rank_M
         assert interval.low < interval.mean < interval.high
 
 
-def test_a_digest_is_that_of_the_figures_and_another_with_another_rank(split: Split, rank_MQ: torch.Tensor) -> None:
+def test_a_digest_follows_from_the_metrics_and_changes_with_a_rank(split: Split, rank_MQ: torch.Tensor) -> None:
     targets, other_MQ = Targets(split), rank_MQ.clone()
     other_MQ[1, 3] = 11 - other_MQ[1, 3].clamp(1, 10)
     assert targets.digest(rank_MQ) == digest_of(targets.figures(rank_MQ))
     assert targets.digest(other_MQ) != targets.digest(rank_MQ)
 
 
-def test_a_difference_is_paired_and_what_is_not_trained_stands_beside_every_seed(
+def test_a_difference_is_paired_and_a_system_without_training_is_compared_with_every_seed(
     split: Split, rank_MQ: torch.Tensor
 ) -> None:
     targets = Targets(split)
@@ -69,14 +69,14 @@ def test_a_difference_is_paired_and_what_is_not_trained_stands_beside_every_seed
     assert (itself.low, itself.mean, itself.high) == (0, 0, 0)
 
 
-def test_a_stratum_without_users_has_no_figures(split: Split, rank_MQ: torch.Tensor) -> None:
+def test_a_stratum_without_users_has_no_metrics(split: Split, rank_MQ: torch.Tensor) -> None:
     counts = split.train_counts[split.holdout("test").target]
     assert (counts > 0).all()  # the demo world: every target was seen in train
     for figures in (Targets(split).figures(rank_MQ)["new"], Targets(split).difference(rank_MQ, rank_MQ)["new"]):
         assert (figures.num_users, figures.intervals, figures.by_seed) == (0, {}, {})
 
 
-def test_ranks_of_several_files_stand_in_the_order_of_the_files(
+def test_ranks_of_several_files_keep_the_order_of_the_files(
     split: Split, rank_MQ: torch.Tensor, tmp_path: Path
 ) -> None:
     holdout, domain, files = split.holdout("test"), split.domain, []

@@ -1,4 +1,4 @@
-"""The page, from results made by hand: every figure in its place, and the same bytes each time."""
+"""The page shows each result in its place and is deterministic."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def page(plan: EvidencePlan, tmp_path: Path, results: Results, *stale: str) -> s
     return (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
 
 
-def test_the_page_shows_what_is_there_and_a_dash_for_what_is_not(
+def test_the_page_shows_results_and_a_dash_for_missing_ones(
     plan: EvidencePlan, tmp_path: Path, results: Results
 ) -> None:
     assert page(plan, tmp_path, results).splitlines() == [
@@ -166,7 +166,7 @@ def test_the_same_results_give_the_same_bytes(plan: EvidencePlan, tmp_path: Path
     assert drawn.read_bytes() == picture
 
 
-def test_what_a_row_started_from_and_another_machine_stand_in_its_note(
+def test_the_note_of_a_row_names_its_pretraining_and_another_machine(
     plan: EvidencePlan, tmp_path: Path, results: Results
 ) -> None:
     gpu = MACHINE.model_copy(update={"device": "Some GPU"})
@@ -202,7 +202,7 @@ def test_a_stale_row_is_marked_and_so_are_its_differences(plan: EvidencePlan, tm
     assert "| full ² | 30.0" in stale
 
 
-def test_a_difference_is_stale_when_a_side_measured_again_has_other_figures(
+def test_a_difference_is_stale_when_a_repeated_side_has_other_metrics(
     plan: EvidencePlan, tmp_path: Path, results: Results
 ) -> None:
     results.write(cell(FULL, 0.3))
@@ -217,9 +217,7 @@ def test_a_difference_is_stale_when_a_side_measured_again_has_other_figures(
     assert "(stale)" not in page(plan, tmp_path, results)
 
 
-def test_a_difference_that_does_not_say_of_which_figures_it_is_is_stale(
-    plan: EvidencePlan, tmp_path: Path, results: Results
-) -> None:
+def test_a_difference_without_digests_is_stale(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
     results.write(cell(FULL, 0.3))
     path = results.write(difference(results, FULL, IDS))
     tree = json.loads(path.read_text())
@@ -245,16 +243,14 @@ def cost_line(plan: EvidencePlan, tmp_path: Path, results: Results, *trainings: 
     return next(line for line in lines if line.startswith("| ids"))
 
 
-def test_a_table_may_show_what_a_training_took_as_means_over_seeds(
+def test_a_table_can_show_costs_of_training_as_means_over_seeds(
     plan: EvidencePlan, tmp_path: Path, results: Results
 ) -> None:
     line = cost_line(plan, tmp_path, results, costing(1), costing(2))
     assert line == "| ids ¹ | 25.0 [24.0, 26.0] | 250,000 | 1.2 | 900 | 11.8 |"
 
 
-def test_what_a_training_took_is_a_dash_unless_all_seeds_tell(
-    plan: EvidencePlan, tmp_path: Path, results: Results
-) -> None:
+def test_a_cost_is_a_dash_unless_all_seeds_have_it(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
     without_memory = cost_line(plan, tmp_path, results, costing(1), costing(2, peak_memory_bytes=None))
     assert without_memory == "| ids ¹ | 25.0 [24.0, 26.0] | 250,000 | 1.2 | - | 11.8 |"
     before_runs_told = cost_line(plan, tmp_path, results, costing(1), training(2, 3))
@@ -266,7 +262,7 @@ def test_a_stratum_without_users_has_a_dash(plan: EvidencePlan, tmp_path: Path, 
     assert "| base ¹ | 0 | - |" in page(plan, tmp_path, results)
 
 
-def test_pictures_that_the_plan_no_longer_draws_are_taken_away(
+def test_pictures_that_the_plan_no_longer_draws_are_removed(
     plan: EvidencePlan, tmp_path: Path, results: Results
 ) -> None:
     old = tmp_path / "results" / "curves" / "old.svg"
@@ -288,7 +284,7 @@ def test_results_are_read_as_they_were_written_to_six_decimals(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 2}', '{"cell": "t/shop/ids"}'])
-def test_a_file_that_is_no_result_is_told(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_result_is_an_error(tmp_path: Path, text: str) -> None:
     results = Results(tmp_path)
     results.cell_path(IDS).parent.mkdir(parents=True)
     results.cell_path(IDS).write_text(text)
@@ -296,7 +292,7 @@ def test_a_file_that_is_no_result_is_told(tmp_path: Path, text: str) -> None:
         results.cell(IDS)
 
 
-def test_results_that_the_plan_does_not_ask_for_are_named(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
+def test_results_that_are_not_in_the_plan_are_listed(plan: EvidencePlan, tmp_path: Path, results: Results) -> None:
     other = results.folder / "t" / "shop" / "other.json"
     other.write_text(json.dumps({}))
     assert results.unplanned(plan) == [other]

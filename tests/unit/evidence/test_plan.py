@@ -1,4 +1,4 @@
-"""A plan is read whole, or every mistake in it is told with its place."""
+"""A plan is read, or every mistake in it is reported with its place."""
 
 from __future__ import annotations
 
@@ -135,14 +135,14 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("include", "words.md", "include: no file .*words.md"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(
+def test_a_mistake_is_reported_with_its_place(
     read: Callable[[Tree], EvidencePlan], path: str, value: object, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         read(changed(path, value))
 
 
-def test_all_mistakes_are_told_at_once(read: Callable[[Tree], EvidencePlan]) -> None:
+def test_all_mistakes_are_reported_at_once(read: Callable[[Tree], EvidencePlan]) -> None:
     tree = changed("differences.0.a", "t/films_b/fool")
     tree["cells"]["t/films_b/full"]["from"] = "bath"
     tree["tables"]["t"]["rows"][1]["cell"] = "nowhere"
@@ -167,9 +167,7 @@ def identities(shipped: EvidencePlan) -> Identities:
     return Identities(shipped, {name: f"as if of {name}" for name in shipped.domains})
 
 
-def test_the_shipped_plan_is_whole_and_every_recipe_in_it_is_valid(
-    shipped: EvidencePlan, identities: Identities
-) -> None:
+def test_the_shipped_plan_and_every_recipe_in_it_are_valid(shipped: EvidencePlan, identities: Identities) -> None:
     assert len({identities.cell(cell_id).hash for cell_id in shipped.measured}) > 20
 
 
@@ -190,6 +188,6 @@ def test_what_the_shipped_plan_compares_differs_in_the_recipe_the_domain_or_the_
         assert changes or (a == b and system_a != system_b), f"{planned.a} - {planned.b}"
 
 
-def test_every_tuning_of_the_shipped_plan_is_that_of_some_cell(shipped: EvidencePlan) -> None:
+def test_every_tuning_of_the_shipped_plan_is_used(shipped: EvidencePlan) -> None:
     named = {cell.tuning for cell in shipped.measured.values() if not isinstance(cell, BaselinesCell)}
     assert set(shipped.tunings) == named

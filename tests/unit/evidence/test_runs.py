@@ -1,4 +1,4 @@
-"""A run in a process of its own: stamped when whole, run again when not, its failure in one line."""
+"""A run has its own process, is stamped when complete, and reports a failure in one line."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def stamped(run: Run) -> Run:
     return run
 
 
-def test_a_whole_run_of_the_same_identity_is_kept(tmp_path: Path) -> None:
+def test_a_complete_run_of_the_same_identity_is_kept(tmp_path: Path) -> None:
     run = stamped(run_of(tmp_path))
     assert run.stamp() is not None
     assert run_of(tmp_path, seed=2).stamp() is None
 
 
-def test_a_whole_run_is_kept_unless_its_checkpoint_is_known_to_be_another_now(tmp_path: Path) -> None:
+def test_a_complete_run_is_kept_unless_its_checkpoint_has_changed(tmp_path: Path) -> None:
     run, checkpoint = stamped(run_of(tmp_path)), tmp_path / "checkpoint"
     run = replace(run, start=checkpoint)
     checkpoint.mkdir()
@@ -54,19 +54,19 @@ def test_a_whole_run_is_kept_unless_its_checkpoint_is_known_to_be_another_now(tm
 
 
 @pytest.mark.parametrize("name", ["evidence.json", "metrics.json"])
-def test_a_run_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -> None:
+def test_a_run_that_lacks_a_file_is_incomplete(tmp_path: Path, name: str) -> None:
     run = stamped(run_of(tmp_path))
     (run.folder / name).unlink()
     assert run.stamp() is None
 
 
-def test_a_stamp_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+def test_an_unreadable_stamp_counts_as_missing(tmp_path: Path) -> None:
     run = stamped(run_of(tmp_path))
     (run.folder / "evidence.json").write_text('{"cpu_s": ')
     assert run.stamp() is None
 
 
-def test_what_a_training_took_is_read_from_its_figures_where_they_hold_it(tmp_path: Path) -> None:
+def test_the_cost_of_a_training_is_read_from_its_metrics_if_recorded(tmp_path: Path) -> None:
     run = stamped(run_of(tmp_path))
     (run.folder / "events.jsonl").write_text("")
     told = {"name": "run", "kind": "finetune", "domains": [], "training_s": 9.5}
@@ -82,16 +82,14 @@ def test_what_a_training_took_is_read_from_its_figures_where_they_hold_it(tmp_pa
     assert cost.trainable_share == 0.25
 
 
-def test_a_run_that_fails_says_why_and_leaves_no_stamp(tmp_path: Path) -> None:
+def test_a_failed_run_reports_the_reason_and_leaves_no_stamp(tmp_path: Path) -> None:
     run = stamped(run_of(tmp_path, "recipe", "show", "nowhere"))
     with pytest.raises(MachineError, match=r"a run: nowhere: no such recipe file.*run\.log"):
         Processes(ENVIRONMENT).work(run)
     assert not run.folder.exists()
 
 
-def test_processes_end_when_they_are_asked_to_and_none_begins_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_end_on_request_and_none_starts_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processes, failures = Processes(ENVIRONMENT), list[str]()
     waiting = run_of(tmp_path, "data", "demo", "--out", str(tmp_path / "demo"))
 

@@ -1,4 +1,4 @@
-"""Whether transfer paid, from a transfer run and its twin from scratch."""
+"""A transfer is compared with its twin from scratch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def lines(transfer: Path, scratch: Path) -> list[str]:
     return [word.text for word in against_scratch(transfer, scratch) if isinstance(word, Sentence)]
 
 
-def test_a_transfer_that_paid_is_said_to_have_paid_and_how_soon(tmp_path: Path) -> None:
+def test_a_transfer_that_helped_is_reported_with_its_epochs(tmp_path: Path) -> None:
     ours = write_run(tmp_path / "full", 1, [0.1, 0.3, 0.4, 0.3])
     theirs = write_run(tmp_path / "full-scratch", 30, [0.0, 0.1, 0.2, 0.3, 0.2])
     said = lines(ours, theirs)
@@ -58,7 +58,7 @@ def test_a_transfer_that_paid_is_said_to_have_paid_and_how_soon(tmp_path: Path) 
     assert not any("warning" in line for line in said)
 
 
-def test_a_transfer_that_does_harm_is_warned_of(tmp_path: Path) -> None:
+def test_a_transfer_that_does_harm_is_a_warning(tmp_path: Path) -> None:
     ours = write_run(tmp_path / "full", 30, [0.1, 0.2, 0.1])
     theirs = write_run(tmp_path / "full-scratch", 1, [0.1, 0.5, 0.4])
     said = lines(ours, theirs)
@@ -66,12 +66,12 @@ def test_a_transfer_that_does_harm_is_warned_of(tmp_path: Path) -> None:
     assert said[-1].startswith("warning: negative transfer: full-scratch beats full on HR@10, NDCG@10;")
 
 
-def test_a_transfer_that_changes_nothing_is_said_to_change_nothing(tmp_path: Path) -> None:
+def test_a_transfer_without_effect_is_reported(tmp_path: Path) -> None:
     ours, theirs = (write_run(tmp_path / name, 5, [0.1, 0.2, 0.1]) for name in ("full", "full-scratch"))
     assert lines(ours, theirs)[-1] == "transfer neither paid nor did harm as far as 40 users of one seed can tell"
 
 
-def test_a_run_cut_off_while_getting_better_is_warned_of(tmp_path: Path) -> None:
+def test_a_run_whose_best_epoch_is_its_last_is_a_warning(tmp_path: Path) -> None:
     ours = write_run(tmp_path / "full", 5, [0.1, 0.2, 0.1])
     theirs = write_run(tmp_path / "full-scratch", 5, [0.1, 0.2, 0.3])
     warnings = [line for line in lines(ours, theirs) if line.startswith("warning: ")]
@@ -89,7 +89,7 @@ def checkpoint(small_run: Path) -> Checkpoint:
     return Checkpoint.open(small_run / "hub" / "small")
 
 
-def test_the_twin_trains_the_same_model_from_nothing(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_the_twin_trains_the_same_model_from_scratch(tmp_path: Path, checkpoint: Checkpoint) -> None:
     ours = recipe(tmp_path, seed=7, transfer={"load": ["text_encoder", "user_encoder"], "drop": ["*"]})
     twin = scratch_twin(ours, checkpoint, {})
     assert (twin.name, twin.seed, twin.transfer) == ("full-scratch", 7, None)

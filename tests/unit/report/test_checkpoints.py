@@ -1,4 +1,4 @@
-"""Checkpoints laid out for people, also where one of them is broken."""
+"""Checkpoints are described and checked, even if one of them is broken."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ def test_a_hub_is_listed_by_name(hub: Path) -> None:
     ]
 
 
-def test_a_broken_checkpoint_hides_no_other(hub: Path) -> None:
+def test_a_broken_checkpoint_does_not_hide_others(hub: Path) -> None:
     (hub / "first" / "model_index.json").write_text("{}")
     assert [(row[0], row[2]) for row in hub_table(hub).rows] == [("first", None), ("second", 16)]
 
 
 @pytest.mark.parametrize("domains", [5, None, [1, 2], "bazaar"])
-def test_a_checkpoint_that_says_nothing_of_use_about_its_sources_is_listed_all_the_same(
-    hub: Path, domains: object
-) -> None:
+def test_a_checkpoint_with_invalid_provenance_is_still_listed(hub: Path, domains: object) -> None:
     tree = json.loads((hub / "first" / "model_index.json").read_text())
     tree["provenance"]["domains"] = domains
     (hub / "first" / "model_index.json").write_text(json.dumps(tree))
@@ -58,14 +56,14 @@ def test_a_sound_checkpoint_has_no_problems(hub: Path) -> None:
     assert checkpoint_problems("first", hub) == (hub / "first", [])
 
 
-def test_a_head_that_holds_nan_is_a_problem_though_no_run_would_load_it(hub: Path) -> None:
+def test_a_head_with_nan_is_a_problem_even_if_no_run_loads_it(hub: Path) -> None:
     path = "objectives/nid/part.safetensors"
     edit_tensors(hub / "first", path, lambda state: state["head.bias"].fill_(float("nan")))
     seal(hub / "first", path)
     assert checkpoint_problems("first", hub)[1] == [f"{path} holds NaN or infinity in head.bias"]
 
 
-def test_a_tensor_that_does_not_fit_its_model_is_a_problem_though_every_hash_is_right(hub: Path) -> None:
+def test_a_tensor_that_does_not_fit_its_model_is_a_problem_even_if_every_hash_is_right(hub: Path) -> None:
     path = "user_encoder/part.safetensors"
     name = next(iter(load_file(hub / "first" / path)))
     edit_tensors(hub / "first", path, lambda state: state.update({name: state[name].flatten()[:1].clone()}))

@@ -1,4 +1,4 @@
-"""Systems side by side: who beats whom, against loops and scipy, and which runs are refused."""
+"""Comparisons equal loops and scipy, and runs that do not compare are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def holm_by_loops(p_values: dict[str, float]) -> dict[str, float]:
     }
 
 
-def test_two_systems_are_compared_as_loops_scipy_and_holm_have_it(make_run: MakeRun) -> None:
+def test_a_comparison_equals_loops_scipy_and_holm(make_run: MakeRun) -> None:
     ours, theirs = ranks(1), ranks(2)
     runs = [str(make_run("ours", ours)), str(make_run("theirs", theirs))]
     hits, gains = compare(read_systems(runs)).differences
@@ -49,7 +49,7 @@ def test_two_systems_are_compared_as_loops_scipy_and_holm_have_it(make_run: Make
     assert (hits.p_holm, gains.p_holm) == (expected["hits"], expected["gains"])
 
 
-def test_the_winner_stands_first_in_words(make_run: MakeRun) -> None:
+def test_the_better_system_is_named_first(make_run: MakeRun) -> None:
     weak, strong = make_run("weak", ranks(1)), make_run("strong", ranks(2, better=True))
     words = compare(read_systems([str(weak), str(strong)])).lines()
     assert words[0].startswith("strong beats weak on HR@10: +")
@@ -58,13 +58,13 @@ def test_the_winner_stands_first_in_words(make_run: MakeRun) -> None:
     assert "adjusted by Holm for 2 test(s)" in words[2]
 
 
-def test_equal_systems_are_not_told_apart(make_run: MakeRun) -> None:
+def test_equal_systems_show_no_difference(make_run: MakeRun) -> None:
     pair = [str(make_run(name, ranks(1))) for name in ("one", "two")]
     words = compare(read_systems(pair)).lines()
     assert words[0] == "no difference shown between one and two on HR@10: +0.00 points [0.00, 0.00], p=1.000 (Holm)"
 
 
-def test_an_interval_that_holds_zero_shows_nothing_whatever_p_says() -> None:
+def test_an_interval_that_contains_zero_shows_no_difference_for_any_p_value() -> None:
     across = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, -0.001, 0.02), 0.001, 0.002)
     apart = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, 0.001, 0.02), 0.001, 0.06)
     assert not across.is_shown
@@ -72,7 +72,7 @@ def test_an_interval_that_holds_zero_shows_nothing_whatever_p_says() -> None:
     assert apart.words() == "no difference shown between a and b on HR@10: +1.00 points [0.10, 2.00], p=0.060 (Holm)"
 
 
-def test_every_pair_is_asked_and_all_questions_are_corrected_together(make_run: MakeRun) -> None:
+def test_every_pair_is_tested_and_all_tests_are_adjusted_together(make_run: MakeRun) -> None:
     runs = [str(make_run(f"s{seed}", ranks(seed))) for seed in range(4)]
     found = compare(read_systems(runs)).differences
     assert len(found) == 6 * 2
@@ -93,7 +93,7 @@ def with_baselines(**rank_V: Sequence[int]) -> dict[str, Any]:
     return {"baselines": baselines, "more": {f"baseline:{name}": ranked for name, ranked in names.items()}}
 
 
-def test_systems_are_tested_against_the_baselines_with_all_questions_corrected_together(make_run: MakeRun) -> None:
+def test_systems_are_tested_against_the_baselines_with_all_tests_adjusted_together(make_run: MakeRun) -> None:
     weak, strong = ranks(8), ranks(9, better=True)
     told = with_baselines(popularity=weak, item_kNN=strong, random=ranks(7))
     runs = [str(make_run(f"s{seed}", ranks(seed), **told)) for seed in range(2)]
@@ -133,7 +133,7 @@ def test_one_run_alone_is_tested_against_the_baselines(make_run: MakeRun) -> Non
         ("random", [("s0", "random"), ("s1", "random")]),
     ],
 )
-def test_one_system_or_one_baseline_can_be_asked_about_alone(
+def test_tests_can_be_restricted_to_one_system_or_baseline(
     make_run: MakeRun, against: str, asked: list[tuple[str, str]]
 ) -> None:
     told = with_baselines(popularity=ranks(8), random=ranks(7))
@@ -142,7 +142,7 @@ def test_one_system_or_one_baseline_can_be_asked_about_alone(
     assert [(d.first, d.second) for d in found] == [pair for pair in asked for _ in range(2)]
 
 
-def test_seeds_of_a_system_stand_beside_the_same_baseline(make_run: MakeRun) -> None:
+def test_all_seeds_of_a_system_are_compared_with_the_same_baseline(make_run: MakeRun) -> None:
     told = with_baselines(popularity=ranks(8))
     folders = [make_run("ours", ranks(seed), folder=f"seed-{seed}", **told) for seed in (1, 2)]
     hits, _ = compare(read_systems([f"ours={folders[0]},{folders[1]}"])).differences
@@ -151,7 +151,7 @@ def test_seeds_of_a_system_stand_beside_the_same_baseline(make_run: MakeRun) -> 
     assert hits.interval.mean == pytest.approx(float(mean - popular), abs=1e-15)
 
 
-def test_ranks_of_a_baseline_that_are_not_those_of_its_figures_are_refused(make_run: MakeRun) -> None:
+def test_ranks_of_a_baseline_that_contradict_its_metrics_are_refused(make_run: MakeRun) -> None:
     told = with_baselines(popularity=ranks(8))
     run = make_run("ours", ranks(1), **{**told, "more": {"baseline:popularity": ranks(9, better=True)}})
     with pytest.raises(DataError, match=r"ours/ranks\.parquet: its mean hr@10 is .* the two are of different"):
@@ -167,7 +167,7 @@ def test_columns_of_baselines_that_hold_no_ranks_are_refused(
         compare(read_systems([str(run)]))
 
 
-def test_every_run_that_was_cut_off_while_getting_better_is_warned_of(make_run: MakeRun) -> None:
+def test_every_run_whose_best_epoch_is_its_last_is_a_warning(make_run: MakeRun) -> None:
     cut, done = {"best_epoch": 3, "num_epochs": 3}, {"best_epoch": 3, "num_epochs": 5}
     seeds = [make_run("ours", ranks(1), folder="one", **cut), make_run("ours", ranks(1), folder="two", **done)]
     runs = [
@@ -188,7 +188,7 @@ def test_every_run_that_was_cut_off_while_getting_better_is_warned_of(make_run: 
     assert compare(read_systems(runs)).lines()[-2:] == [f"warning: {warning}" for warning in warnings]
 
 
-def test_one_system_alone_can_be_asked_of(make_run: MakeRun) -> None:
+def test_an_unknown_system_to_compare_with_is_refused(make_run: MakeRun) -> None:
     runs = [str(make_run(f"s{seed}", ranks(seed))) for seed in range(3)]
     found = compare(read_systems(runs), against="s1").differences
     assert {(d.first, d.second) for d in found} == {("s0", "s1"), ("s2", "s1")}
@@ -222,7 +222,7 @@ def test_ranks_in_another_order_are_the_same(make_run: MakeRun) -> None:
     assert compare(read_systems([str(straight[0]), str(turned)])).differences == expected
 
 
-def test_several_targets_of_a_user_count_as_one_draw(make_run: MakeRun) -> None:
+def test_several_targets_of_a_user_are_one_draw(make_run: MakeRun) -> None:
     """Two users with three targets each: four choices of signs, so no p-value below a half."""
     users, place = ["a", "a", "a", "b", "b", "b"], {"place": [1, 2, 3, 1, 2, 3]}
     hit = make_run("hit", [1] * 6, users=users, more=place)
@@ -230,7 +230,7 @@ def test_several_targets_of_a_user_count_as_one_draw(make_run: MakeRun) -> None:
     assert {difference.p for difference in compare(read_systems([str(hit), str(miss)])).differences} == {0.5}
 
 
-def test_targets_of_the_training_part_decide_nothing(make_run: MakeRun) -> None:
+def test_targets_of_the_training_part_are_not_compared(make_run: MakeRun) -> None:
     users, more = ["a", "a", "b", "b"], {"place": [1, 2, 1, 2], "held_out": [False, True, False, True]}
     fair = StratumOutcome(num_targets=2, metrics={"hr@10": Interval(0.0, 0.0, 0.0)}, baselines=BASELINE_FIGURES)
     cold = {"users": users, "more": more, "scenario": "cold", "held_out": fair, "num_targets": 4}
@@ -240,7 +240,7 @@ def test_targets_of_the_training_part_decide_nothing(make_run: MakeRun) -> None:
     assert "only the 2 targets that nobody learned from are compared" in compared.tables[0].title
 
 
-def test_runs_without_ranks_stand_in_the_table_and_a_note_says_so(make_run: MakeRun) -> None:
+def test_runs_without_ranks_are_in_the_table_with_a_note(make_run: MakeRun) -> None:
     runs = [make_run("ours", ranks(1)), make_run("bare", ranks(2), keeps_ranks=False)]
     compared = compare(read_systems([str(run) for run in runs]))
     assert [row[0] for row in compared.tables[0].rows] == ["item-kNN", "ours", "bare"]
@@ -258,12 +258,12 @@ def test_one_system_alone_is_compared_with_nobody(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "=a", "ours=", "ours=a,,b", "a,b"])
-def test_words_that_name_no_run_are_refused_before_any_is_read(word: str) -> None:
+def test_invalid_arguments_are_refused_before_any_run_is_read(word: str) -> None:
     with pytest.raises(RecipeError, match=r"name a run folder, or seeds of one system as NAME=RUN,RUN"):
         read_systems([word])
 
 
-def test_words_that_name_no_run_are_refused(make_run: MakeRun) -> None:
+def test_arguments_that_name_no_run_are_refused(make_run: MakeRun) -> None:
     run = make_run("ours", [1])
     with pytest.raises(DataError, match="neither a finished run nor an evaluation"):
         read_systems([str(run), "nowhere"])
@@ -271,7 +271,7 @@ def test_words_that_name_no_run_are_refused(make_run: MakeRun) -> None:
         read_systems([str(run), f"again={run}"])
 
 
-def test_systems_of_one_name_are_called_by_their_folders(make_run: MakeRun) -> None:
+def test_systems_with_the_same_name_are_called_by_their_folders(make_run: MakeRun) -> None:
     runs = [str(make_run("ours", [1], folder=folder)) for folder in ("here", "there")]
     assert [system.name for system in read_systems(runs)] == runs
 
@@ -293,7 +293,7 @@ def test_a_run_on_several_domains_is_compared_on_those_it_shares(small_run: Path
     assert {one.domain for one in compared.differences if one.second == "item-kNN"} == {"bazaar", "gallery"}
 
 
-def test_runs_that_left_their_test_targets_alone_are_refused(make_run: MakeRun) -> None:
+def test_runs_that_did_not_rank_test_targets_are_refused(make_run: MakeRun) -> None:
     ours, untested = make_run("ours", [1]), make_run("untested", [1])
     write_outcome(untested, Outcome(name="untested", kind="finetune", domains=()))
     with pytest.raises(DataError, match="its test targets were not ranked"):
@@ -301,7 +301,7 @@ def test_runs_that_left_their_test_targets_alone_are_refused(make_run: MakeRun) 
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"name": ' + "9" * 5_000 + "}", '{"surprise": 1}'])
-def test_figures_that_are_none_are_refused(make_run: MakeRun, text: str) -> None:
+def test_broken_metrics_files_are_refused(make_run: MakeRun, text: str) -> None:
     ours, broken = make_run("ours", [1]), make_run("broken", [1])
     (broken / "metrics.json").write_text(text)
     with pytest.raises(DataError, match=r"broken/metrics\.json: "):

@@ -1,4 +1,4 @@
-"""Two checkpoints are told apart by part, tensor, setting and provenance."""
+"""Differences of two checkpoints are listed by part, tensor, setting and provenance."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_same_checkpoint_does_not_differ(twins: tuple[Path, Path]) -> None:
     assert {(row[1], row[2]) for row in tables["parts"].rows} == {("the same", 0)}
 
 
-def test_the_largest_difference_of_each_tensor_is_told(twins: tuple[Path, Path]) -> None:
+def test_the_largest_difference_of_each_tensor_is_listed(twins: tuple[Path, Path]) -> None:
     tensors = load_file(twins[1] / PART)
     name, other = sorted(tensors)[:2]
     tensors[name].flatten()[0] += 0.5
@@ -70,7 +70,7 @@ def test_tensors_that_are_missing_or_of_another_shape_are_named(twins: tuple[Pat
     assert [reshaped, f"{shape} and (1,)", None] in rows
 
 
-def test_settings_and_provenance_are_told_by_their_path(twins: tuple[Path, Path]) -> None:
+def test_settings_and_provenance_are_listed_by_path(twins: tuple[Path, Path]) -> None:
     tree = files.read_json(twins[1] / files.INDEX_NAME)
     tree["provenance"]["seed"] = 7
     tree["model"]["user_encoder"]["dropout"] = 0.25
@@ -81,7 +81,7 @@ def test_settings_and_provenance_are_told_by_their_path(twins: tuple[Path, Path]
     assert tables["provenance"].rows == [["seed", "3", "7"]]
 
 
-def test_a_part_that_one_lacks_is_told(twins: tuple[Path, Path]) -> None:
+def test_a_part_that_one_lacks_is_listed(twins: tuple[Path, Path]) -> None:
     tree = files.read_json(twins[1] / files.INDEX_NAME)
     del tree["objectives"]["nid"]
     files.write_json(twins[1] / files.INDEX_NAME, tree)

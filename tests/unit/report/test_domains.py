@@ -1,4 +1,4 @@
-"""The demo world, made whole or not at all."""
+"""The demo world is made as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pmmrec.errors import MachineError
 from pmmrec.report import domains
 
 
-def test_a_world_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_world_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(settings: object) -> None:
         raise MachineError("the disk is full")
 

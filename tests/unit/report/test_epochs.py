@@ -1,4 +1,4 @@
-"""Validation by epoch, as a run's events tell it."""
+"""Validation by epoch is read from the events of a run."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def test_epochs_are_those_of_the_validation_events_in_order(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("half", ['{"event": "validation", "step": 3, "epo', '{"event": "validation", "mean": {}'])
-def test_a_run_that_was_killed_within_a_line_tells_of_the_epochs_before(tmp_path: Path, half: str) -> None:
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path, half: str) -> None:
     write_events(tmp_path, {0: 0.1, 1: 0.2}, end=f"\n{half}")
     assert [epoch.epoch for epoch in read_epochs(tmp_path)] == [0, 1]
 
 
-def test_lines_that_are_no_events_are_named(tmp_path: Path) -> None:
+def test_lines_that_are_not_events_are_errors(tmp_path: Path) -> None:
     write_events(tmp_path, {0: 0.1}, end='\n{"event": "validation"}\n')
     with pytest.raises(DataError, match=r"events\.jsonl: line 3: not an event of a run"):
         read_epochs(tmp_path)
 
 
 @pytest.mark.parametrize(("epoch", "value"), [(-1, 0.1), (1, -0.1), (1, 1.5), (1, float("nan")), (1, float("inf"))])
-def test_figures_that_no_validation_gives_are_refused(tmp_path: Path, epoch: int, value: float) -> None:
+def test_impossible_metrics_are_refused(tmp_path: Path, epoch: int, value: float) -> None:
     write_events(tmp_path, {epoch: value})
     with pytest.raises(DataError, match=r"events\.jsonl: line 2: not an event of a run: an epoch is 0 or more"):
         read_epochs(tmp_path)
 
 
-def test_a_folder_without_events_or_without_epochs_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_events_or_epochs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="only a training run records epochs"):
         read_epochs(tmp_path)
     write_events(tmp_path, {})
@@ -61,7 +61,7 @@ def test_the_first_of_the_best_epochs_is_the_best(tmp_path: Path) -> None:
         best_epoch(read_epochs(tmp_path), "hr@10")
 
 
-def test_the_metric_is_the_recipes(tmp_path: Path) -> None:
+def test_the_metric_comes_from_the_recipe(tmp_path: Path) -> None:
     assert judged_by(tmp_path) == "ndcg@10"
     (tmp_path / "recipe.yaml").write_text("validation: {metric: hr@20}\n")
     assert judged_by(tmp_path) == "hr@20"

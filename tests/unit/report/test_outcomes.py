@@ -1,4 +1,4 @@
-"""Runs side by side, and the card that a run leaves in its checkpoint."""
+"""Tables and notes present the outcomes of runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _change(folder: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_baselines_stand_first_and_once_for_each_domain(folders: tuple[Path, Path]) -> None:
+def test_baselines_come_first_and_once_per_domain(folders: tuple[Path, Path]) -> None:
     _change(folders[1], name="other")
     found = result_rows([read_outcome(folder) for folder in folders])
     assert [domain.domain for domain, _ in found] == ["bazaar", "gallery"]
@@ -72,7 +72,7 @@ def test_the_baselines_of_an_older_metrics_file_are_read_under_their_old_key(tmp
     assert read_outcome(tmp_path) == outcome
 
 
-def test_targets_by_popularity_stand_in_one_table_empty_strata_too() -> None:
+def test_one_table_has_all_popularity_strata_including_empty_ones() -> None:
     outcome = cold_outcome(learned_here=False)
     (held_out,), (popularity,) = held_out_tables(outcome), popularity_tables([outcome])
     assert held_out.title == "shop: the 3 cold targets that nobody learned from, in %"
@@ -83,7 +83,7 @@ def test_targets_by_popularity_stand_in_one_table_empty_strata_too() -> None:
     assert popularity.rows[-1][2:] == [None, None]
 
 
-def test_a_reader_is_told_who_has_seen_targets_of_the_training_part() -> None:
+def test_a_note_says_which_systems_have_seen_targets_of_the_training_part() -> None:
     (trained,) = stratum_notes(cold_outcome(learned_here=True))
     (zero_shot,) = stratum_notes(cold_outcome(learned_here=False))
     assert "7 of the 10 cold targets lie in the training part" in trained

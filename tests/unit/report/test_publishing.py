@@ -1,4 +1,4 @@
-"""The card of a checkpoint tells what it is and how well it ranks."""
+"""The card of a checkpoint says what it is and how well it ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.results import restate
 
 
-def test_the_card_tells_origin_data_figures_and_licence_and_the_checkpoint_stays_whole(
+def test_the_card_has_origin_data_metrics_and_licence_and_the_checkpoint_stays_valid(
     small_run: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(small_run / "runs" / "small" / "checkpoint", tmp_path / "checkpoint"))
@@ -25,9 +25,7 @@ def test_the_card_tells_origin_data_figures_and_licence_and_the_checkpoint_stays
     assert checkpoint.metrics == outcome.model_dump(mode="json")
 
 
-def test_the_card_of_a_run_that_left_the_test_targets_alone_tells_its_validation_figures(
-    small_run: Path, tmp_path: Path
-) -> None:
+def test_the_card_of_a_run_without_test_ranks_has_its_validation_metrics(small_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small_run / "runs" / "small" / "checkpoint", tmp_path / "checkpoint"))
     restate(folder, metrics={"epoch": 2, "validation": {"hr@10": 0.125, "ndcg@10": 0.0625}}, card="")
     write_card(folder, None, "other", "small")

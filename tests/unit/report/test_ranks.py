@@ -1,4 +1,4 @@
-"""Ranks that cannot be compared with those of other runs are refused by the name of their file."""
+"""Ranks that cannot be compared are refused by the name of their file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_ranks_of_other_users_or_targets_are_refused_by_name(make_run: MakeRun) 
     ("columns", "words"),
     [({"user_id": ["u0"], "rank": [1]}, "no column 'item_id'"), ({"user_id": [], "item_id": [], "rank": []}, "empty")],
 )
-def test_files_that_hold_no_ranks_are_refused(make_run: MakeRun, columns: dict[str, list[object]], words: str) -> None:
+def test_files_without_ranks_are_refused(make_run: MakeRun, columns: dict[str, list[object]], words: str) -> None:
     runs = [make_run("ours", [1]), make_run("theirs", [1])]
     pq.write_table(pa.table(columns), runs[1] / "ranks.parquet")
     with pytest.raises(DataError, match=words):
@@ -70,7 +70,7 @@ def test_ranks_that_cannot_be_those_of_the_run_are_refused(
         compare(read_systems([str(ours), str(broken)]))
 
 
-def test_a_domain_told_of_twice_is_refused(make_run: MakeRun) -> None:
+def test_a_domain_listed_twice_is_refused(make_run: MakeRun) -> None:
     run = make_run("ours", [1])
     told = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**told, "domains": 2 * told["domains"]}))

@@ -1,4 +1,4 @@
-"""Tables as people see them."""
+"""Tables are readable in a terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_metrics_are_percents_with_their_interval() -> None:
     ]
 
 
-def test_columns_that_nobody_fills_are_left_out() -> None:
+def test_empty_columns_are_left_out() -> None:
     assert results(ROWS[:1], [10]).columns == ["system", "HR@10", "NDCG@10"]
 
 
@@ -43,7 +43,7 @@ def test_the_terminal_shows_the_same_cells() -> None:
         assert expected in text
 
 
-def test_markup_in_a_name_is_shown_and_not_obeyed() -> None:
+def test_markup_in_a_name_is_shown_literally() -> None:
     text = printed(results([ResultRow("[bold]my[/bold] \x1b[31mrun [/]", {})], [10], title="[red]t"))
     assert "[bold]my[/bold] [31mrun [/]" in text
     assert "[red]t" in text

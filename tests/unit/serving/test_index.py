@@ -1,4 +1,4 @@
-"""An index on disk: whole, enough for a service, and as good as it says."""
+"""An exported index is complete, sufficient for a service, and as good as its stated recall."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def shirts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("popularity", [None, 0.7])
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_items_that_score_the_same_stand_in_the_order_of_their_rows_in_every_list(
+def test_items_with_equal_scores_are_ordered_by_row_in_every_list(
     small_run: Path, shirts: Path, cache: Path, tmp_path: Path, kind: str, popularity: float | None
 ) -> None:
     system = api.load("small", hub=small_run / "hub", cache=cache, device="cpu", popularity=popularity)
@@ -104,7 +104,7 @@ def test_items_that_score_the_same_stand_in_the_order_of_their_rows_in_every_lis
                 assert index.recommend(history, k, seen=seen) == whole["i"][:k]
 
 
-def test_lists_on_disk_stand_in_the_same_order(small_run: Path, shirts: Path, cache: Path, tmp_path: Path) -> None:
+def test_lists_on_disk_have_the_same_order(small_run: Path, shirts: Path, cache: Path, tmp_path: Path) -> None:
     system = api.load("small", hub=small_run / "hub", cache=cache, device="cpu")
     system.score(shirts, 25, tmp_path / "lists.parquet")
     lists = pq.read_table(tmp_path / "lists.parquet")
@@ -131,7 +131,7 @@ def test_the_key_of_an_item_times_the_query_of_a_user_is_the_score(
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_other_kinds_say_how_well_they_find(kind: str, system: System, world: Path, tmp_path: Path) -> None:
+def test_other_kinds_report_their_recall(kind: str, system: System, world: Path, tmp_path: Path) -> None:
     told = system.index(world / "boutique", tmp_path / "index", kind=kind, k=5, num_users=30, seed=3)
     assert told.num_users == 30
     index = load_index(tmp_path / "index")
@@ -158,7 +158,7 @@ def test_an_index_by_lists_or_graph_gives_the_scores_of_the_exact_one(
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), np.linalg.norm(keys, axis=1).max(), rtol=1e-6)
 
 
-def test_items_that_differ_in_length_are_all_found() -> None:
+def test_items_with_different_norms_are_all_found() -> None:
     """By inner product alone a graph leads to long keys, and lists gather them: see `equally_long`."""
     generator = np.random.default_rng(0)
     directions = generator.normal(size=(2000, 24)) / 5 + generator.normal(size=24)
@@ -185,7 +185,7 @@ def test_a_model_that_has_diverged_has_no_index(system: System, world: Path, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_an_index_of_a_version_before_is_read(copy: Path, whole: Path, world: Path) -> None:
+def test_an_index_of_an_older_version_is_read(copy: Path, whole: Path, world: Path) -> None:
     tree = json.loads((copy / "index.json").read_text())
     assert tree.pop("num_even") == 0
     (copy / "index.json").write_text(json.dumps(tree))
@@ -193,7 +193,7 @@ def test_an_index_of_a_version_before_is_read(copy: Path, whole: Path, world: Pa
     assert load_index(copy).recommend(history) == load_index(whole).recommend(history)
 
 
-def test_a_poor_index_looks_harder_until_it_is_good() -> None:
+def test_the_effort_of_a_poor_index_rises_until_recall_is_good() -> None:
     generator = np.random.default_rng(0)
     keys = torch.from_numpy(generator.normal(size=(4000, 24)).astype(np.float32))
     queries = torch.from_numpy(generator.normal(size=(50, 24)).astype(np.float32))
@@ -209,14 +209,14 @@ def test_a_poor_index_looks_harder_until_it_is_good() -> None:
         assert one.recall == pytest.approx(np.mean(shares))
 
 
-def test_of_items_that_are_alike_either_will_do() -> None:
+def test_equal_items_count_as_found() -> None:
     alike_C = np.array([0, 1, 0, 3, 0])
     assert export._shared(alike_C, np.array([0, 1]), np.array([4, 1])) == 1
     assert export._shared(alike_C, np.array([0, 2]), np.array([4, 1])) == 0.5
     assert export._shared(alike_C, np.array([0, 1]), np.array([3, -1])) == 0
 
 
-def test_the_number_of_items_decides_where_nobody_does() -> None:
+def test_the_number_of_items_chooses_the_default_kind() -> None:
     assert [kind_for(count) for count in (1, 200_000, 200_001, 2_000_000, 2_000_001)] == [
         "flat",
         "flat",
@@ -226,13 +226,13 @@ def test_the_number_of_items_decides_where_nobody_does() -> None:
     ]
 
 
-def test_a_poor_index_is_warned_of() -> None:
+def test_a_poor_index_is_a_warning() -> None:
     told = Exported(Path("x"), "ivf", 10, 100, 5, (export.Recall(512, 0.98),))
     assert told.is_poor
     assert not Exported(Path("x"), "ivf", 10, 100, 5, (export.Recall(512, 0.99),)).is_poor
 
 
-def test_what_cannot_be_asked_is_refused(whole: Path, world: Path) -> None:
+def test_invalid_queries_are_refused(whole: Path, world: Path) -> None:
     index, history = load_index(whole), histories(world)[0]
     with pytest.raises(RecipeError, match="history: is empty"):
         index.recommend([])
@@ -261,7 +261,7 @@ def test_a_changed_or_missing_file_is_named(copy: Path, name: str) -> None:
         load_index(copy)
 
 
-def test_a_folder_that_is_no_index_is_said(copy: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_index_is_an_error(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not an index: it holds no index\.json"):
         load_index(tmp_path)
     tree = json.loads((copy / "index.json").read_text())
@@ -271,7 +271,7 @@ def test_a_folder_that_is_no_index_is_said(copy: Path, tmp_path: Path) -> None:
             load_index(copy)
 
 
-def test_a_service_needs_nothing_but_the_folder(copy: Path, whole: Path, world: Path) -> None:
+def test_a_service_only_needs_the_folder(copy: Path, whole: Path, world: Path) -> None:
     history = histories(world)[0]
     assert load_index(copy).recommend(history) == load_index(whole).recommend(history)
     assert sorted(path.name for path in whole.iterdir()) == [
@@ -282,7 +282,7 @@ def test_a_service_needs_nothing_but_the_folder(copy: Path, whole: Path, world: 
     ]
 
 
-def test_without_faiss_it_says_what_to_install(
+def test_without_faiss_the_error_names_the_package(
     system: System, world: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
@@ -301,7 +301,7 @@ class Nearest(Scorer):
         return -torch.cdist(hidden_BD, items_ND)
 
 
-def test_a_score_that_is_no_inner_product_has_no_index(system: System, world: Path, tmp_path: Path) -> None:
+def test_a_score_that_is_not_an_inner_product_has_no_index(system: System, world: Path, tmp_path: Path) -> None:
     system.encode_items(world / "boutique")
     system._recommender.scorer = Nearest()
     with pytest.raises(RecipeError, match="its scores are not inner products, as an index needs"):
@@ -309,7 +309,7 @@ def test_a_score_that_is_no_inner_product_has_no_index(system: System, world: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_prints_recall_and_leaves_what_exists(
+def test_the_command_prints_recall_and_keeps_existing_output(
     small_run: Path, world: Path, tmp_path: Path, pmmrec: Pmmrec, cache: Path
 ) -> None:
     asked = ("small", world / "boutique", "--out", tmp_path / "index", "--hub", small_run / "hub", "--cache", cache)

@@ -1,4 +1,4 @@
-"""Lists in a file: the format is what its suffix says, and every format holds the same rows."""
+"""Lists are written in the format of the suffix, with the same rows in every format."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_format_holds_the_same_rows(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_nobody_to_score_makes_a_file_without_rows(tmp_path: Path, suffix: str) -> None:
+def test_no_users_make_a_file_without_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"lists{suffix}"
     assert write_lists(path, iter([]), pa.array(["i"])) == 0
     assert rows_of(path) == []
@@ -86,7 +86,7 @@ def test_a_file_that_exists_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_run_that_breaks_off_leaves_no_file(tmp_path: Path, suffix: str) -> None:
+def test_a_failed_run_leaves_no_file(tmp_path: Path, suffix: str) -> None:
     def broken() -> Iterator[tuple[pa.Array, TopItems]]:
         yield from chunks((2,))
         raise DataError("broken off")

@@ -1,4 +1,4 @@
-"""Lists for many users: whom they are for, what may be in them, and what a broken run leaves."""
+"""Lists for many users hold the right users and items, and survive interrupted runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_chunks_of_users_change_nothing(
     }
 
 
-def test_users_of_a_file_get_lists_and_nobody_else(system: System, domain: Path, tmp_path: Path) -> None:
+def test_only_users_of_a_file_get_lists(system: System, domain: Path, tmp_path: Path) -> None:
     (tmp_path / "users.txt").write_text("\n".join(reversed(_users(domain)[3:9])))
     scored = system.score(domain, K, tmp_path / "some.parquet", users=tmp_path / "users.txt")
     system.score(domain, K, tmp_path / "all.parquet")
@@ -157,9 +157,7 @@ def test_a_new_item_that_the_domain_has_is_refused(system: System, domain: Path,
         system.score(domain, K, tmp_path / "top.parquet", new_images=tmp_path)
 
 
-def test_a_catalogue_is_encoded_once_for_all_processes_to_come(
-    small_run: Path, domain: Path, tmp_path: Path, system: System
-) -> None:
+def test_a_catalogue_is_encoded_once_and_reused(small_run: Path, domain: Path, tmp_path: Path, system: System) -> None:
     system.score(domain, K, tmp_path / "one.parquet")
     later = api.load("small", hub=small_run / "hub", cache=system._cache, device="cpu")
     calls: list[int] = []
@@ -182,7 +180,7 @@ def test_parts_of_several_processes_join_to_the_table_of_one(system: System, dom
     assert joined.equals(pq.read_table(tmp_path / "one.parquet").select(["user_id", "rank", "item_id"]))
 
 
-def test_parts_that_a_killed_run_has_finished_are_kept_and_those_of_another_table_go(
+def test_finished_parts_of_a_killed_run_are_kept_and_those_of_another_table_removed(
     system: System, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.score(domain, K + 1, tmp_path / "many", share=Share(0, 2))  # of another table
@@ -197,7 +195,7 @@ def test_parts_that_a_killed_run_has_finished_are_kept_and_those_of_another_tabl
     assert len(lists(tmp_path / "many")) == 40
 
 
-def test_what_stands_there_is_refused_before_any_work(
+def test_an_existing_output_is_refused_before_any_work(
     small_run: Path, domain: Path, tmp_path: Path, pmmrec: Pmmrec
 ) -> None:
     (tmp_path / "top.parquet").write_text("mine")
@@ -226,7 +224,7 @@ def test_csv_is_written_under_the_name_of_csv(system: System, domain: Path, tmp_
     assert rows.equals(pq.read_table(tmp_path / "top.parquet"))
 
 
-def test_a_place_that_cannot_be_made_is_refused_before_any_work(
+def test_an_output_that_cannot_be_made_is_refused_before_any_work(
     system: System, domain: Path, tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -240,7 +238,7 @@ def test_a_place_that_cannot_be_made_is_refused_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_home_in_the_name_of_the_output_is_the_users(
+def test_a_tilde_in_the_output_is_expanded(
     system: System, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -251,14 +249,14 @@ def test_a_home_in_the_name_of_the_output_is_the_users(
     assert len(lists(scored.path)) == 40
 
 
-def test_what_a_killed_run_left_goes_when_it_runs_again(system: System, domain: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed_by_the_next_one(system: System, domain: Path, tmp_path: Path) -> None:
     (tmp_path / "top.parquet.incomplete").write_bytes(b"PAR1 and half a row group")
     system.score(domain, K, tmp_path / "top.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["top.parquet"]
     assert len(lists(tmp_path / "top.parquet")) == 40
 
 
-def test_a_score_that_is_no_number_names_user_and_item(
+def test_a_score_that_is_not_finite_names_user_and_item(
     system: System, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, vectors_ND = Domain.open(domain), system.encode_items(domain).vectors_ND
@@ -277,7 +275,7 @@ def test_a_score_that_is_no_number_names_user_and_item(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_item_whose_vector_is_no_number_is_named(system: System, domain: Path, tmp_path: Path) -> None:
+def test_an_item_whose_vector_is_not_finite_is_named(system: System, domain: Path, tmp_path: Path) -> None:
     opened = Domain.open(domain)
     with torch.no_grad():
         next(system._model_for(opened).item_encoder.parts["fusion"].parameters()).fill_(torch.nan)
@@ -287,7 +285,7 @@ def test_an_item_whose_vector_is_no_number_is_named(system: System, domain: Path
     assert not (tmp_path / "top.parquet").exists()
 
 
-def test_a_full_disk_is_told_and_nothing_stays(
+def test_a_full_disk_is_an_error_and_leaves_nothing(
     system: System, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full(lists_module.pq.ParquetWriter):
@@ -300,7 +298,7 @@ def test_a_full_disk_is_told_and_nothing_stays(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_tells_how_many_and_how_fast(
+def test_the_command_prints_the_number_of_users_and_the_speed(
     small_run: Path, domain: Path, tmp_path: Path, pmmrec: Pmmrec, cache: Path
 ) -> None:
     (tmp_path / "users.txt").write_text(_users(domain)[0] + "\nnobody\n")

@@ -1,4 +1,4 @@
-"""What an index finds stands in the one order of all lists, however many scores are equal."""
+"""An index returns entries in the order of all lists, however many scores are equal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_flat_index_lists_what_sorting_all_scores_does(most: int, num_queries:
 
 
 @pytest.mark.parametrize("num_queries", [1, 40])
-def test_the_same_key_scores_the_same_wherever_it_stands(num_queries: int) -> None:
+def test_equal_keys_have_equal_scores(num_queries: int) -> None:
     generator = np.random.default_rng(0)
     keys = generator.normal(size=(1, 33)).astype(np.float32).repeat(501, axis=0)
     queries = generator.normal(size=(num_queries, 33)).astype(np.float32)
@@ -46,7 +46,7 @@ def test_the_same_key_scores_the_same_wherever_it_stands(num_queries: int) -> No
     assert (scores == scores[:, :1]).all()
 
 
-def test_a_list_of_an_ivf_index_is_the_head_of_a_longer_one_in_the_order_of_all_lists() -> None:
+def test_a_list_of_an_ivf_index_is_a_prefix_of_a_longer_one() -> None:
     keys, queries = whole_numbers(3, 900, 1), whole_numbers(4, 25, 1)
     index = IndexSearch.of(_built("ivf", keys), "ivf", 2, keys)
     whole, _ = index.best(queries, 900)
@@ -58,7 +58,7 @@ def test_a_list_of_an_ivf_index_is_the_head_of_a_longer_one_in_the_order_of_all_
         assert index.best(queries, k)[0].tolist() == whole[:, :k].tolist()
 
 
-def test_a_list_of_an_hnsw_index_is_the_head_of_a_longer_one_up_to_its_effort() -> None:
+def test_a_list_of_an_hnsw_index_is_a_prefix_of_a_longer_one_up_to_its_effort() -> None:
     keys, queries = whole_numbers(5, 900, 1), whole_numbers(6, 25, 1)
     index = IndexSearch.of(_built("hnsw", keys), "hnsw", 64, keys)
     whole, _ = index.best(queries, 64)
@@ -70,7 +70,7 @@ def test_a_list_of_an_hnsw_index_is_the_head_of_a_longer_one_up_to_its_effort() 
     assert (longer >= 0).all()
 
 
-def test_what_cannot_be_found_is_minus_one() -> None:
+def test_missing_entries_are_minus_one() -> None:
     keys = whole_numbers(7, 40, 1)
     index = IndexSearch.of(_built("flat", keys), "flat", 1, keys)
     entries, scores = index.best(whole_numbers(8, 2, 1), 50)
@@ -79,7 +79,7 @@ def test_what_cannot_be_found_is_minus_one() -> None:
     assert index.best(np.empty((0, WIDTH), np.float32), 3)[0].shape == (0, 3)
 
 
-def test_more_is_asked_for_only_where_the_cut_may_go_through_equal_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_entries_are_requested_only_if_equal_scores_may_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     def noted(self: IndexSearch, queries: Floats, wanted: int) -> Any:

@@ -1,4 +1,4 @@
-"""What a search must find as it was when it goes on, and what may have moved."""
+"""A resumed search must have the same inputs, which may have moved."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def weights(tmp_path: Path) -> Path:
     return folder
 
 
-def test_where_a_search_keeps_what_changes_no_figure_it_may_go_on_elsewhere(about: About, tmp_path: Path) -> None:
+def test_settings_that_do_not_affect_metrics_may_change_between_starts(about: About, tmp_path: Path) -> None:
     elsewhere = (f"cache={tmp_path}", f"runs={tmp_path}", "data.workers=1", "prefix_cache=off")
     assert about(overrides=elsewhere) == about()
     assert about(overrides=("seed=2",))["recipe"] != about()["recipe"]
 
 
-def test_a_checkpoint_is_known_by_what_it_holds(about: About, small_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_identified_by_content(about: About, small_run: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     shutil.copytree(small_run / "hub" / "small", here)
     before = about("finetune/full", (), start_from=str(here))
@@ -64,7 +64,7 @@ def test_a_checkpoint_is_known_by_what_it_holds(about: About, small_run: Path, t
     assert [word for word in after if after[word] != before[word]] == ["checkpoint"]
 
 
-def test_weights_are_known_by_what_they_hold(about: About, weights: Path, tmp_path: Path) -> None:
+def test_weights_are_identified_by_content(about: About, weights: Path, tmp_path: Path) -> None:
     overrides = (f"model.item_encoder.text.weights={NAMED}",)
     before = about("finetune/small_text", overrides, weights=(f"{NAMED}={weights}",))
     other = Path(shutil.copytree(weights, tmp_path / "other"))
@@ -75,7 +75,7 @@ def test_weights_are_known_by_what_they_hold(about: About, weights: Path, tmp_pa
     assert [word for word in after if after[word] != before[word]] == ["weights"]
 
 
-def test_weights_that_nobody_names_are_found_and_known_too(about: About, weights: Path) -> None:
+def test_weights_that_the_user_did_not_name_are_found_and_identified(about: About, weights: Path) -> None:
     overrides = (f"model.item_encoder.text.weights={weights}",)
     before = about("finetune/small_text", overrides)
     (weights / "model.safetensors").write_bytes(b"WEIGHTS")

@@ -1,4 +1,4 @@
-"""The trials of a search outlive the process that made them."""
+"""The trials of a search are kept when its process ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _ended(number: int, value: float | None, state: str = "complete", message: s
     return Ending(number, state, {}, is_own=False, value=value, best_epoch=1, num_epochs=2, seconds=3, message=message)
 
 
-def test_what_was_tried_is_there_when_the_search_is_opened_again(tmp_path: Path) -> None:
+def test_trials_are_kept_when_the_search_is_opened_again(tmp_path: Path) -> None:
     record = _open(tmp_path)
     assert record.is_new
     record.begin_with(OWN)
@@ -44,7 +44,7 @@ def test_what_was_tried_is_there_when_the_search_is_opened_again(tmp_path: Path)
     assert best_first([second, first]) == [first]
 
 
-def test_a_trial_whose_search_was_killed_counts_for_nothing_and_is_tried_again(tmp_path: Path) -> None:
+def test_a_trial_of_a_killed_search_does_not_count_and_is_tried_again(tmp_path: Path) -> None:
     record = _open(tmp_path)
     record.begin_with(OWN)
     assert record.propose()[0] == 0
@@ -58,7 +58,7 @@ def test_a_trial_whose_search_was_killed_counts_for_nothing_and_is_tried_again(t
 
 
 @pytest.mark.parametrize("content", [b"x" * 5000, b"SQLite format 3\0" + bytes(4000)])
-def test_a_record_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_record_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "study.db").write_bytes(content)
     told = r"study\.db: is not a record of a search, or was changed: put a whole copy back"
     with pytest.raises(DataError, match=told):
@@ -74,7 +74,7 @@ def test_a_record_that_does_not_say_what_was_searched_is_refused(tmp_path: Path)
         _open(tmp_path)
 
 
-def test_a_search_that_was_stopped_proposes_what_one_that_was_not_would(tmp_path: Path) -> None:
+def test_a_resumed_search_proposes_the_same_as_an_uninterrupted_one(tmp_path: Path) -> None:
     proposed: dict[str, list] = {"whole": [], "stopped": []}
     for name, values in proposed.items():
         folder = tmp_path / name
@@ -96,7 +96,7 @@ def _few(folder: Path) -> Record:
     return Record.open(folder, FEW, {}, seed=3, prune_after=None)
 
 
-def test_no_settings_are_tried_twice_and_a_space_of_few_points_ends(tmp_path: Path) -> None:
+def test_no_settings_are_tried_twice_and_a_small_space_is_exhausted(tmp_path: Path) -> None:
     record, tried = _few(tmp_path), list[dict]()
     record.begin_with({"a.n": 2, "a.kind": "w"})
     while (proposed := record.propose()) is not None:
@@ -110,7 +110,7 @@ def test_no_settings_are_tried_twice_and_a_space_of_few_points_ends(tmp_path: Pa
     assert _few(tmp_path).propose() is None
 
 
-def test_settings_of_trials_at_work_are_not_proposed_and_those_of_interrupted_ones_are(tmp_path: Path) -> None:
+def test_settings_of_running_trials_are_not_proposed_but_those_of_interrupted_ones_are(tmp_path: Path) -> None:
     record = _few(tmp_path)
     at_work = [record.propose() for _ in range(6)]
     assert record.propose() is None
@@ -120,7 +120,7 @@ def test_settings_of_trials_at_work_are_not_proposed_and_those_of_interrupted_on
     assert record.propose() is None
 
 
-def test_a_sampler_that_insists_is_left_for_a_point_that_was_not_tried(
+def test_a_random_untried_point_is_taken_if_the_sampler_repeats_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the sampler does once one point is far better than the others."""
@@ -133,20 +133,20 @@ def test_a_sampler_that_insists_is_left_for_a_point_that_was_not_tried(
     assert len({str(values) for values in tried}) == 6
 
 
-def test_a_space_has_as_many_points_as_its_dimensions_give(tmp_path: Path) -> None:
+def test_the_number_of_points_is_the_product_over_dimensions(tmp_path: Path) -> None:
     assert SPACE.num_points is None
     assert Space(Path("s"), {"a": Dimension(int=(0, 9)), "b": Dimension(choice=(1, 2, 3))}).num_points == 30
     assert Space(Path("s"), {"a": Dimension(int=(0, 9)), "b": Dimension(log=(1, 2))}).num_points is None
 
 
-def test_another_recipe_or_space_is_refused_under_the_same_name(tmp_path: Path) -> None:
+def test_a_search_with_another_recipe_or_space_is_refused(tmp_path: Path) -> None:
     _open(tmp_path)
     with pytest.raises(RecipeError, match=r"another recipe and another space, .* choose another --name"):
         _open(tmp_path, recipe="s", space={"x": [0, 2]})
     _open(tmp_path)
 
 
-def test_a_trial_below_the_median_of_five_is_to_end_after_the_epochs_it_was_promised(tmp_path: Path) -> None:
+def test_a_trial_below_the_median_of_five_ends_after_its_guaranteed_epochs(tmp_path: Path) -> None:
     record = _open(tmp_path)
     for place in range(5):
         number, _ = record.propose()
@@ -156,7 +156,7 @@ def test_a_trial_below_the_median_of_five_is_to_end_after_the_epochs_it_was_prom
     assert [record.report(number, epoch, value) for epoch, value in enumerate((0.0, 0.1, 0.1))] == [False, True, True]
 
 
-def test_a_setting_that_decides_has_the_larger_importance(tmp_path: Path) -> None:
+def test_a_setting_with_an_effect_has_the_larger_importance(tmp_path: Path) -> None:
     record = _open(tmp_path)
     for _ in range(20):
         assert record.importances() == {}  # too few to tell

@@ -1,4 +1,4 @@
-"""What a search leaves is short enough to read and whole enough to use."""
+"""The results of a search are short to read and complete to use."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def _ending(number: int, value: float | None, **changed: object) -> Ending:
     return Ending(**{**fields, "number": number, "value": value, "seconds": 12.3, **changed})
 
 
-def test_a_setting_is_called_by_the_end_that_it_shares_with_no_other() -> None:
+def test_the_short_name_of_a_setting_is_its_unique_suffix() -> None:
     part = 'train.optimizer.parts."text_encoder.backbone".learning_rate'
     names = short_names([RATE, part, "model.user_encoder.num_layers"])
     assert list(names.values()) == ["optimizer.learning_rate", "text_encoder.backbone.learning_rate", "num_layers"]
 
 
-def test_a_line_tells_value_best_epochs_seconds_and_settings() -> None:
+def test_a_line_has_value_best_epochs_seconds_and_settings() -> None:
     endings = [_ending(0, 0.2, is_own=True), _ending(1, 0.1, state="pruned")]
     line = trial_line(endings[1], endings, "ndcg@10", {RATE: "learning_rate"})
     assert line == (
@@ -33,14 +33,14 @@ def test_a_line_tells_value_best_epochs_seconds_and_settings() -> None:
     assert told == "trial 0002  failed  none so far  12 s  learning_rate=0.001235  step 3: loss is nan"
 
 
-def test_the_recipe_as_it_stands_is_in_the_table_though_ten_were_better() -> None:
+def test_the_recipes_own_values_are_in_the_table_even_if_ten_are_better() -> None:
     endings = [_ending(0, 0.01, is_own=True), *(_ending(number, number / 100) for number in range(2, 14))]
     columns, rows = best_rows(endings, {RATE: "learning_rate"}, "ndcg@10")
     assert columns == ["trial", "ndcg@10", "best epoch", "learning_rate"]
     assert [row[0] for row in rows] == [f"{number:04d}" for number in range(13, 3, -1)] + ["0000 (as it stands)"]
 
 
-def test_the_csv_keeps_every_trial_with_whole_paths(tmp_path: Path) -> None:
+def test_the_csv_has_every_trial_with_full_paths(tmp_path: Path) -> None:
     failed = _ending(1, None, state="failed", message='said "no", twice')
     write_trials(tmp_path, [_ending(0, 0.25), failed], [RATE, "x"])
     with (tmp_path / "trials.csv").open(newline="") as file:

@@ -1,4 +1,4 @@
-"""A search ends when it has as many trials as were asked for, or when nothing is left to try."""
+"""A search ends when it has enough trials or no untried point is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unittest.mock import Mock
 from pmmrec.tuning.search import Search
 
 
-def test_a_search_that_has_tried_every_point_says_so_once_and_ends() -> None:
+def test_an_exhausted_search_says_so_once_and_ends() -> None:
     said: list[str] = []
     search = object.__new__(Search)
     search._plan, search._active, search._say = Mock(trials=30, jobs=2, timeout_min=None), {}, said.append

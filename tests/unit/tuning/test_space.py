@@ -1,4 +1,4 @@
-"""What a search tries is read whole and held against the recipe, and every mistake is named."""
+"""A search space is read and checked against the recipe, and every mistake is reported."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def test_a_value_outside_the_space_is_not_the_recipes_own(tmp_path: Path) -> Non
     }
 
 
-def test_a_choice_may_be_a_whole_part(tmp_path: Path) -> None:
+def test_a_choice_can_be_a_mapping(tmp_path: Path) -> None:
     space = _space(tmp_path, "objectives.dap: {choice: [{type: next_item, temperature: 1.0}, {type: next_item}]}")
     assert _against(space) == {"objectives.dap": {"type": "next_item", "temperature": 1.0}}
 
 
-def test_a_key_that_holds_dots_is_written_in_quotes(tmp_path: Path) -> None:
+def test_a_key_that_contains_dots_is_written_in_quotes(tmp_path: Path) -> None:
     path = 'train.optimizer.parts."text_encoder.backbone".learning_rate'
     assert keys_of(path) == ["train", "optimizer", "parts", "text_encoder.backbone", "learning_rate"]
     space = _space(tmp_path, f"{path}: {{log: [1e-5, 1e-3]}}")
@@ -79,7 +79,7 @@ def test_a_key_that_holds_dots_is_written_in_quotes(tmp_path: Path) -> None:
     assert parts == {"text_encoder.backbone": {"learning_rate": 0.5}}
 
 
-def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
     assert _told(
         tmp_path,
         "a.a: {lgo: [1e-4, 1e-2]}",
@@ -130,7 +130,7 @@ def test_settings_that_would_make_trials_incomparable_cannot_be_searched(tmp_pat
     ]
 
 
-def test_paths_that_are_none_or_overlap_are_told(tmp_path: Path) -> None:
+def test_invalid_and_overlapping_paths_are_reported(tmp_path: Path) -> None:
     told = _told(
         tmp_path,
         "train..epochs: {int: [1, 2]}",
@@ -142,7 +142,7 @@ def test_paths_that_are_none_or_overlap_are_told(tmp_path: Path) -> None:
     assert "overlaps with model.user_encoder.num_layers" in told[2]
 
 
-def test_every_end_and_choice_is_held_against_the_recipe(tmp_path: Path) -> None:
+def test_every_end_and_choice_is_checked_against_the_recipe(tmp_path: Path) -> None:
     assert _told(
         tmp_path,
         "train.optimizer.learning_rat: {log: [1e-4, 1e-2]}",
@@ -159,13 +159,13 @@ def test_every_end_and_choice_is_held_against_the_recipe(tmp_path: Path) -> None
     ]
 
 
-def test_a_setting_that_wants_whole_numbers_is_given_them(tmp_path: Path) -> None:
+def test_a_uniform_dimension_of_a_setting_of_whole_numbers_is_refused(tmp_path: Path) -> None:
     (problem,) = _told(tmp_path, "train.batch_users: {uniform: [1, 2]}")
     assert problem.startswith("train.batch_users: input should be a valid integer, got a number with a fractional part")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "- a", "3: {int: [1, 2]}", "a: {int: [1, 2]}\na: {int: [1, 3]}"])
-def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_space_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=r"space\.yaml"):

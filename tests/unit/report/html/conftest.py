@@ -1,4 +1,4 @@
-"""A platform whose texts, ids and names try to be markup, and a checkpoint's evaluation on it."""
+"""A domain whose texts, ids and names contain markup, and an evaluation of a checkpoint on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users would be shown: the ranks of the run, the lists of its checkpoint."""
+"""Lists of sample users agree with the ranks of the run and the lists of its checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shown_to(encoded: EncodedDomain, ranks: Path, num_users: int, k: int, seen: 
     return cases
 
 
-def test_lists_and_ranks_tell_the_same_story(encoded: EncodedDomain, evaluated: Path) -> None:
+def test_lists_agree_with_ranks(encoded: EncodedDomain, evaluated: Path) -> None:
     cases = shown_to(encoded, evaluated / "ranks.parquet", 12, 10, "exclude")
     table = pq.read_table(evaluated / "ranks.parquet")
     ranks = dict(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
@@ -50,7 +50,7 @@ def test_lists_and_ranks_tell_the_same_story(encoded: EncodedDomain, evaluated: 
     assert any(found.is_hit for case in cases for found in case.lists)
 
 
-def test_systems_stand_side_by_side_for_the_same_users(encoded: EncodedDomain, evaluated: Path) -> None:
+def test_all_systems_have_lists_for_the_same_users(encoded: EncodedDomain, evaluated: Path) -> None:
     ranks = evaluated / "ranks.parquet"
     cases = shown_to(encoded, ranks, 3, 5, "exclude")
     add_lists(cases, encoded, "theirs", ranks, 4, "exclude")
@@ -98,6 +98,6 @@ def test_long_texts_are_cut_and_missing_pictures_are_none(hostile_domain: Domain
     assert all(card.text is not None and len(card.text) <= LETTERS_SHOWN for card in cards)
 
 
-def test_letters_that_no_page_may_hold_are_replaced(hostile_domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_are_replaced(hostile_domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile_domain, "texts", lambda rows: ["a\x00b\x1bc\n\u202e" for _ in rows])
     assert item_cards(hostile_domain, [0])[0].text == "a\ufffdb\ufffdc\n\u202e"

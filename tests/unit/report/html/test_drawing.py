@@ -1,4 +1,4 @@
-"""Pictures: curves and maps as PNG, the same bytes for the same figures; thumbnails."""
+"""Curves, maps and thumbnails are deterministic pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def colors(png: bytes) -> set[tuple[int, int, int]]:
     return {color for _, color in opened(png).getcolors(maxcolors=1 << 24) or []}
 
 
-def test_each_system_has_its_colour_and_the_bytes_follow_the_figures() -> None:
+def test_each_system_has_its_colour_and_pictures_are_deterministic() -> None:
     png = draw_curves(CURVES, "hr@10")
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colors(png)
     assert png == draw_curves(CURVES, "hr@10")
@@ -42,7 +42,7 @@ def test_systems_differ_without_colours_too() -> None:
     assert (grey[0] != grey[1]).sum() > 300  # gaps of the dashes and another mark; measured 637
 
 
-def test_names_that_look_like_formulas_are_drawn_as_they_stand() -> None:
+def test_names_that_look_like_formulas_are_drawn_literally() -> None:
     assert draw_curves({"$\\frac{": CURVES["full"]}, "hr@10").startswith(b"\x89PNG")
 
 
@@ -69,5 +69,5 @@ def test_thumbnails_are_small_jpegs_in_the_page_itself() -> None:
 
 
 @pytest.mark.parametrize("data", [None, b"", b"<svg onload='x'/>", b"\xff\xd8\xff\xe0broken"])
-def test_what_is_no_jpeg_has_no_picture(data: bytes | None) -> None:
+def test_a_file_that_is_not_a_jpeg_has_no_picture(data: bytes | None) -> None:
     assert thumbnail(data) is None

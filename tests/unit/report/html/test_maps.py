@@ -1,4 +1,4 @@
-"""Maps of vectors: neighbours stay neighbours, small ones too, and the same seed gives the same map."""
+"""Maps keep neighbours together and follow their seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def two_clusters(each: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("each", [3, 10, 40])
-def test_points_that_are_alike_lie_together_however_few_they_are(each: int) -> None:
+def test_similar_points_are_close_even_in_small_maps(each: int) -> None:
     place_N2 = project(two_clusters(each), seed=0)
     first, second = place_N2[:each], place_N2[each:]
     gap = np.linalg.norm(first.mean(axis=0) - second.mean(axis=0))
@@ -34,7 +34,7 @@ def test_perplexity_is_less_than_the_points_allow(num_points: int, expected: flo
     assert perplexity_for(num_points) < num_points
 
 
-def test_vectors_that_are_all_alike_make_a_map_too() -> None:
+def test_equal_vectors_can_be_mapped() -> None:
     assert np.isfinite(project(np.ones((9, 4), dtype=np.float32), seed=0)).all()
 
 
@@ -43,7 +43,7 @@ def test_too_few_points_are_refused() -> None:
         project(np.ones((LEAST_POINTS - 1, 3), dtype=np.float32), seed=0)
 
 
-def test_a_sample_is_drawn_once_in_order_and_whole_where_it_fits() -> None:
+def test_a_sample_is_ordered_without_repeats_and_complete_if_it_fits() -> None:
     drawn = sampled(100, 10, seed=3)
     assert len(set(drawn.tolist())) == 10
     assert drawn.tolist() == sorted(drawn.tolist()) == sampled(100, 10, seed=3).tolist()

@@ -1,4 +1,4 @@
-"""The page: it stands alone, escapes what users wrote, and is looked at in a browser."""
+"""The page is self-contained, escapes text of users, and renders in a browser."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write(evaluated: Path, hostile: Path, checkpoint: Path, system_name: str, tm
     return page
 
 
-def test_the_page_loads_and_runs_nothing(write: Write) -> None:
+def test_the_page_has_no_scripts_or_external_resources(write: Write) -> None:
     path, _ = write()
     elements, style = read(path).found, path.read_text(encoding="utf-8").partition("</style>")[0]
     assert "url(" not in style
@@ -80,7 +80,7 @@ def test_the_page_loads_and_runs_nothing(write: Write) -> None:
         assert all(address.startswith("data:image/") for address in addresses), (tag, attributes)
 
 
-def test_what_users_wrote_stands_as_they_wrote_it(write: Write, system_name: str) -> None:
+def test_text_of_users_is_escaped(write: Write, system_name: str) -> None:
     path, _ = write()
     text, said = path.read_text(encoding="utf-8"), "".join(read(path).text)
     assert SCRIPT not in text
@@ -126,7 +126,7 @@ def test_curves_are_of_all_runs_that_were_trained(small_run: Path, tmp_path: Pat
     assert not warned
 
 
-def test_several_domains_stand_on_one_map(small_run: Path, world: Path, tmp_path: Path) -> None:
+def test_several_domains_share_one_map(small_run: Path, world: Path, tmp_path: Path) -> None:
     domains = (world / "bazaar", world / "gallery")
     plan = ReportPlan(out=tmp_path / "page.html", domains=domains, cache=tmp_path / "c", num_points=60)
     (page,) = write_report([str(small_run / "runs" / "small")], plan, lambda _: None)
@@ -146,7 +146,7 @@ def two_runs(small_run: Path, tmp_path: Path) -> list[str]:
     return [str(run) for run in runs]
 
 
-def test_every_system_that_kept_a_checkpoint_shows_its_lists_the_best_first(
+def test_every_system_with_a_checkpoint_has_lists_best_system_first(
     two_runs: list[str], world: Path, tmp_path: Path
 ) -> None:
     given = {"cache": tmp_path / "c", "num_points": 20, "num_users": 2}
@@ -161,7 +161,7 @@ def test_every_system_that_kept_a_checkpoint_shows_its_lists_the_best_first(
     assert "What 2 users would be shown: worse on bazaar" in "".join(read(page).text)
 
 
-def test_lists_of_as_many_systems_as_fit_are_shown_and_the_others_are_named(
+def test_at_most_four_systems_have_lists_and_the_others_are_named(
     two_runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pmmrec.report.html.page.MOST_LISTS", 1)
@@ -172,7 +172,7 @@ def test_lists_of_as_many_systems_as_fit_are_shown_and_the_others_are_named(
     assert "no lists of worse: lists of 1 are shown; name others with --checkpoint NAME=PLACE" in warned
 
 
-def test_a_system_whose_ranks_are_gone_shows_no_lists_and_the_others_do(two_runs: list[str], tmp_path: Path) -> None:
+def test_a_system_without_ranks_has_no_lists_but_others_do(two_runs: list[str], tmp_path: Path) -> None:
     (Path(two_runs[1]) / "ranks-bazaar.parquet").unlink()
     plan = ReportPlan(out=tmp_path / "page.html", cache=tmp_path / "c", num_points=20, num_users=1)
     warned: list[str] = []
@@ -189,7 +189,7 @@ def test_items_can_be_told_apart_by_an_attribute(write: Write, tmp_path: Path) -
         write(attribute="colour", out=tmp_path / "other.html")
 
 
-def test_what_is_lacking_is_said_on_the_page_and_aloud(write: Write, checkpoint: Path) -> None:
+def test_gaps_are_noted_on_the_page_and_as_warnings(write: Write, checkpoint: Path) -> None:
     page, warned = write(checkpoints=(str(checkpoint),))
     said = "".join(read(page).text)
     assert len(warned) == 2
@@ -198,7 +198,7 @@ def test_what_is_lacking_is_said_on_the_page_and_aloud(write: Write, checkpoint:
     assert all(f"Note: {note}" in said for note in warned)
 
 
-def test_a_place_that_is_taken_is_refused(write: Write, tmp_path: Path) -> None:
+def test_an_existing_output_is_refused(write: Write, tmp_path: Path) -> None:
     (tmp_path / "taken.html").write_text("mine")
     with pytest.raises(RecipeError, match=r"taken\.html: exists"):
         write(out=tmp_path / "taken.html")
@@ -206,7 +206,7 @@ def test_a_place_that_is_taken_is_refused(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["page.pdf", "page.md", "page.html.gz"])
-def test_a_page_is_called_what_it_is(write: Write, tmp_path: Path, name: str) -> None:
+def test_the_suffix_of_a_page_must_be_html(write: Write, tmp_path: Path, name: str) -> None:
     with pytest.raises(
         RecipeError, match=r"--out .*: cannot write \.\w+ files; end the name in \.html or \.htm, or name"
     ):
@@ -233,7 +233,7 @@ def test_the_domain_is_found_where_the_run_read_it(write: Write, tmp_path: Path)
     assert len(warned) == 1
 
 
-def test_a_domain_that_is_gone_or_was_changed_is_refused_and_told_apart(
+def test_a_missing_and_a_changed_domain_are_refused_with_different_messages(
     write: Write, evaluated: Path, hostile: Path, world: Path, tmp_path: Path
 ) -> None:
     run, moved = (Path(shutil.copytree(evaluated, tmp_path / "run")), tmp_path / "moved")
@@ -294,7 +294,7 @@ def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
         require_report()
 
 
-def test_the_command_says_where_the_page_is_and_what_it_lacks(evaluated: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
+def test_the_command_prints_the_path_of_the_page_and_its_gaps(evaluated: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
     result = pmmrec("report", evaluated, "--out", tmp_path / "page.html")
     assert result.code == 0, result.output
     assert str(tmp_path / "page.html") in result.output
@@ -305,7 +305,7 @@ def test_the_command_says_where_the_page_is_and_what_it_lacks(evaluated: Path, t
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome to look at the page with")
-def test_a_browser_shows_the_page_and_runs_nothing_of_it(write: Write, tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_without_running_scripts(write: Write, tmp_path: Path) -> None:
     """The picture of every other item is all of magenta; the title would change if any text were obeyed."""
     page, _ = write()
     profile = f"--user-data-dir={tmp_path / 'profile'}"
