@@ -18,6 +18,8 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from pmmrec.atomic import caching_in
+from pmmrec.data.info import FileRecord
+from pmmrec.data.write import record_of
 from pmmrec.errors import OTHER_CACHE, MachineError
 
 Say = Callable[[str], None]
@@ -137,15 +139,15 @@ class CacheEntry:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all files of an entry are there, with the sizes and the content that the index says."""
+    """Whether all files of an entry have the sizes and the content that its index says."""
     try:
         files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"]
-        sizes = {name: told["bytes"] for name, told in files.items()}
-        if not files or any((folder / name).stat().st_size != size for name, size in sizes.items()):
+        records = {folder / name: FileRecord.model_validate(told) for name, told in files.items()}
+        if not records or any(path.stat().st_size != record.num_bytes for path, record in records.items()):
             return False
-        checked = [name for name, size in sizes.items() if size <= MAX_VERIFIED_BYTES]
-        return all(_sha256(folder / name) == files[name]["sha256"] for name in checked)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        checked = {path: record for path, record in records.items() if record.num_bytes <= MAX_VERIFIED_BYTES}
+        return all(record_of(path) == record for path, record in checked.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # ValidationError is a ValueError
         return False
 
 
@@ -188,7 +190,7 @@ def _sweep(cache: Path, of: str | None) -> None:
 
 
 def _write_index(folder: Path) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+    files = {path.name: record_of(path).model_dump() for path in sorted(folder.iterdir())}
     (folder / INDEX).write_text(json.dumps({"files": files}), encoding="utf-8")
 
 
@@ -202,11 +204,3 @@ def _put_in_place(incomplete: Path, folder: Path) -> None:
             return
         remove(folder)
     incomplete.rename(folder)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

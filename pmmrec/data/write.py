@@ -225,7 +225,7 @@ def fingerprint_of(files: Mapping[str, FileRecord]) -> str:
 
 
 def record_of(path: Path) -> FileRecord:
-    """Size and sha256 of a file."""
+    """Size and SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

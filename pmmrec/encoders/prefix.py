@@ -1,4 +1,4 @@
-"""The frozen part of a backbone: what it says of an item, and the way on from there."""
+"""Split the forward of a backbone at its lowest trainable block, so that states of the frozen part can be kept."""
 # Shapes: R rows, T tokens, H width of the backbone.
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from pmmrec.encoders.trainable import Layout, PartlyTrained, block_names
 from pmmrec.errors import RecipeError
 
 PREFIX_VERSION = 1  # raise it when the same weights and inputs give other states
-# Of a configuration, what says where a model came from and not what it computes.
+# Keys of a configuration that say where a model came from, not what it computes.
 _ORIGIN = re.compile(r"_.*|transformers_version|architectures|torch_dtype|dtype|attn_implementation|id2label|label2id")
 
 
-class _Reached(Exception):  # noqa: N818  not an error: it ends a forward whose rest is not wanted
+class _Reached(Exception):  # noqa: N818  not an error: it ends a forward early
     def __init__(self, states: Tensor) -> None:
         super().__init__("the lowest trainable block")
         self.states = states
 
 
 class CanBeCut(PartlyTrained):
-    """A partly trained encoder whose backbone can be left and entered below its lowest trainable block.
+    """A partly trained encoder whose forward can stop below the lowest trainable block and continue from there.
 
-    The way up to the cut is the library's own forward, ended there; so states are exactly what the block would have
-    met. The way on calls the trained blocks and what stands after them, as `block_call` says.
+    Up to that cut it is the library's own forward, ended early, so the states are exactly the inputs of the block. From
+    the cut on, the trained blocks and the modules after them are called as `block_call` says.
     """
 
     layouts: ClassVar[Mapping[str, Layout]]  # of every architecture that the encoder knows
     backbone: Any
     _layout: Layout
-    _checkpoints = False  # whether blocks that have no switch of their own keep no activations
+    _checkpoints = False  # whether activations of blocks without an own switch are recomputed
 
     @property
     def prefix(self) -> FrozenPrefix | None:
-        """The frozen part; None where all of the backbone trains. RecipeError where no cut of it is known here."""
+        """The frozen part; None where the whole backbone trains. Raises RecipeError where no cut of it is known."""
         if self._trained == ("",):
             return None
         if self._trained and self._layout.block_call is None:
@@ -57,7 +57,7 @@ class CanBeCut(PartlyTrained):
 
     @property
     def host(self) -> Host:
-        """The blocks of the backbone, which may carry adapters; the cut then lies below the lowest that does."""
+        """The blocks of the backbone, which may have adapters; the cut then lies below the lowest block with one."""
         return Host(
             module=self.backbone,
             path="backbone",
@@ -69,7 +69,7 @@ class CanBeCut(PartlyTrained):
         )
 
     def up_to_cut(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        """States that the lowest trainable block meets; of the whole backbone where nothing of it trains."""
+        """The inputs of the lowest trainable block; the output of the backbone where none of it trains."""
         if not self._trained:
             return self.hidden(inputs)
 
@@ -86,7 +86,7 @@ class CanBeCut(PartlyTrained):
         raise RecipeError(f"{type(self.backbone).__name__}: never met its block {self._trained[0]}")
 
     def last_states(self, inputs: TokenInputs | PixelInputs | PrefixInputs) -> Tensor:
-        """The last hidden state, from the item or from its states at the cut."""
+        """The last hidden state, computed from the item or from its states at the cut."""
         if not isinstance(inputs, PrefixInputs):
             return self.hidden(inputs)
         states_R, takes_mask, mask = inputs.state_R, self._layout.block_call == "hidden_and_mask", None
@@ -107,12 +107,12 @@ class CanBeCut(PartlyTrained):
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
-        """What is done to pixels on their way into the backbone; texts come as token ids."""
+        """Settings of what is done to pixels before the backbone; texts come as token ids."""
         return {}
 
 
 class FrozenPrefix:
-    """The frozen part of one encoder, as a function with a name. Of the weights as they are when it is first asked."""
+    """The frozen part of one encoder, a function with a fingerprint of its weights at the first request."""
 
     def __init__(self, encoder: CanBeCut) -> None:
         self._encoder = encoder
@@ -147,7 +147,7 @@ class FrozenPrefix:
 def _mask(config: Any, states_RTH: Tensor, is_valid_RT: Tensor) -> Tensor | None:
     from transformers.masking_utils import create_bidirectional_mask
 
-    if is_valid_RT.is_meta:  # transformers looks into it, and there is nothing to look at
+    if is_valid_RT.is_meta:  # transformers reads the mask, and a meta tensor has no values
         return None
     mask: Tensor | None = create_bidirectional_mask(
         config=config, inputs_embeds=states_RTH, attention_mask=is_valid_RT.long()
@@ -158,5 +158,5 @@ def _mask(config: Any, states_RTH: Tensor, is_valid_RT: Tensor) -> Tensor | None
 def _configuration(backbone: Any) -> dict[str, Any]:
     to_dict: Callable[[], dict[str, Any]] | None = getattr(getattr(backbone, "config", None), "to_dict", None)
     if to_dict is None:
-        return {}  # a backbone of timm: its class and the shapes of its tensors say it
+        return {}  # a backbone of timm is described by its class and the shapes of its tensors
     return {key: value for key, value in to_dict().items() if not _ORIGIN.fullmatch(key)}

@@ -1,4 +1,4 @@
-"""Vectors of a catalogue, kept in a cache piece by piece: encoded once, by one process or several, and resumed."""
+"""Encode a catalogue once and keep the vectors in a cache, in pieces that several processes or runs share."""
 # N items of the catalogue, P items of one piece, U items encoded at once, D width.
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pmmrec.evaluation.share import Share
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress
 
-ITEMS_OF_PIECE = 8 * ITEMS_AT_ONCE  # what a killed run loses, at most
+ITEMS_OF_PIECE = 8 * ITEMS_AT_ONCE  # a killed run loses at most these
 VECTORS = "vectors.npy"
 
 
@@ -37,14 +37,26 @@ def kept_vectors(
     progress: Progress | None = None,
     say: Say = silent,
 ) -> Tensor:
-    """What `encode_catalogue` gives, `(N, D)` float32, out of pieces that are kept in `cache`.
+    """The vectors of `encode_catalogue`, `(N, D)` float32, read from `cache` or encoded now, piece by piece.
 
-    The encoders are on `device`; the vectors come there too, or to `keep_on`.
+    A run that was killed continues with the first missing piece. Each process of a `share` encodes its own pieces,
+    then those that others have not begun, and reads the rest.
 
-    `weights` names the weights of the item encoder: the pieces of other weights, items, devices or libraries are
-    others. A run that was killed goes on where it was. Each process of a `share` encodes its own pieces, then those
-    that others have not finished, and reads the rest. Raises NotFiniteVectorError where a vector is not finite,
-    MachineError when the cache cannot be written.
+    Args:
+        recommender: Its item encoder is on `device`.
+        reader: Reads the items.
+        domain_index: Which of the reader's domains.
+        weights: Identifies the weights of the item encoder, and is part of the key of the pieces.
+        cache: Folder of the pieces.
+        device: Where items are encoded.
+        keep_on: Where the result lies; None: `device`.
+        share: Which part of the work is this process's; None: all.
+        progress: Called after each piece.
+        say: Told when a damaged piece is encoded again, and when another process is waited for.
+
+    Raises:
+        NotFiniteVectorError: Where a vector is not finite.
+        MachineError: Where the cache cannot be written.
     """
     rows, contents = reader.in_order(domain_index), reader.contents(domain_index)
     inputs = {"weights": weights, "items": reader.fingerprint(domain_index), "releases": made_by("vectors")}
