@@ -75,6 +75,15 @@ class CacheEntry:
         """One of several entries that together make up this one; each is made and opened alone."""
         return CacheEntry(self.folder / f"{number:06d}", self.what, self.say, self.error)
 
+    @property
+    def is_being_made(self) -> bool:
+        """Whether another process is making the entry, or was killed while it did."""
+        return self._lock.exists()
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.lock")
+
     def open(self, make: Callable[[Path], None] | None, read: Callable[[Path], _Result]) -> _Result:
         """What `read` returns for the folder of the entry; where it is missing or damaged, `make` fills it first.
 
@@ -117,8 +126,7 @@ class CacheEntry:
     @contextmanager
     def _locked(self) -> Iterator[bool]:
         """Wait until no other process makes this entry. False: the file system has no locks, and others may."""
-        path = self.folder.with_name(f".{self.folder.name}.lock")
-        lock = FileLock(path)
+        lock = FileLock(self._lock)
         try:
             try:
                 lock.acquire(timeout=0)
@@ -134,7 +142,7 @@ class CacheEntry:
             yield True
         finally:
             with suppress(OSError):
-                path.unlink()  # before the release: whoever locks the old file next looks for the entry first
+                self._lock.unlink()  # before the release: whoever locks the old file next looks for the entry first
             lock.release()
 
 

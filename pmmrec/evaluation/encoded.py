@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pmmrec.data.cache import ContentCache, Say, silent
+from pmmrec.data.cache import CacheEntry, ContentCache, Say, silent
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
@@ -40,7 +40,7 @@ def kept_vectors(
     """The vectors of `encode_catalogue`, `(N, D)` float32, read from `cache` or encoded now, piece by piece.
 
     A run that was killed continues with the first missing piece. Each process of a `share` encodes its own pieces,
-    then those that others have not begun, and reads the rest.
+    then those that no other process is making, and reads or waits for the rest.
 
     Args:
         recommender: Its item encoder is on `device`.
@@ -64,7 +64,7 @@ def kept_vectors(
     entry = ContentCache(cache, say).entry("vectors", "item vectors", {**inputs, **sizes, "device": device.type})
     pieces = [rows[start : start + ITEMS_OF_PIECE] for start in range(0, len(rows), ITEMS_OF_PIECE)]
     home, vectors_ND, num_done = keep_on or device, torch.zeros(0, 0), 0
-    for place in (share or Share()).order(len(pieces)):
+    for place in _free_first((share or Share()).order(len(pieces)), entry):
         encode = partial(_encode, recommender, reader, domain_index, pieces[place], device)
         vectors_PD = entry.piece(place).open(partial(_save, encode), _load)
         if not len(vectors_ND):
@@ -77,6 +77,17 @@ def kept_vectors(
     first = torch.from_numpy(contents.same_as_N[again]).to(home)
     vectors_ND[torch.from_numpy(again).to(home)] = vectors_ND[first]
     return vectors_ND
+
+
+def _free_first(places: Iterable[int], entry: CacheEntry) -> Iterator[int]:
+    """The pieces that no other process is making when their turn comes, then the others."""
+    later = []
+    for place in places:
+        if entry.piece(place).is_being_made:
+            later.append(place)
+        else:
+            yield place
+    yield from later
 
 
 def _encode(

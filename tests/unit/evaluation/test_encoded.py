@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,22 @@ def test_processes_encode_their_own_pieces_and_then_what_is_missing(
     first = Counted(recommender)
     assert torch.equal(kept(recommender, reader, tmp_path / "k", share=Share(0, 2)), fresh)
     assert first.num_items == NUM_ITEMS - 2 - 8
+
+
+def test_a_piece_that_another_process_is_making_comes_last(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
+    fresh = kept(recommender, reader, tmp_path / "k")
+    (group,) = tmp_path.glob("k/vectors-*")
+    shutil.rmtree(group / "000000")
+    shutil.rmtree(group / "000001")
+    (group / ".000000.lock").touch()  # as a killed process leaves it; nobody holds it
+    Counted(recommender, fail_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        kept(recommender, reader, tmp_path / "k")
+    assert (group / "000001").exists()
+    assert not (group / "000000").exists()
+    assert torch.equal(kept(recommender, reader, tmp_path / "k"), fresh)
 
 
 def test_no_temporary_file_stays(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
