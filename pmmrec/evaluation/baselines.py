@@ -20,7 +20,7 @@ from pmmrec.evaluation.ranking import Rows, Score
 Baseline = Callable[[Split, Holdout], Score]
 
 
-def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # noqa: ARG001 - all baselines are called alike
+def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # noqa: ARG001 - all baselines share one signature
     """Score each user and item by a random number that does not depend on the chunk. Its HR@k is about k / N."""
     num_items = split.domain.num_items
 

@@ -1,4 +1,4 @@
-"""The folders of the domains that figures were measured on; kept beside the figures and never published."""
+"""Record the folders of the domains that a run was measured on; they are never published."""
 
 from __future__ import annotations
 

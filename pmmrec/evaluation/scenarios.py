@@ -45,8 +45,8 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
     IV-F; MoRec). Every position of a user but the first counts, and the history of a target is everything before it.
     Many of these steps lie in the training part: a model trained on this domain has seen them, and the baselines count
     them. `is_held_out_Q` marks the others, the last two items of users with three or more, so that figures can be
-    given for all targets, as in the paper, and for those that nobody learned from. The last item but one was only used
-    to choose the epoch. For a model that never saw the domain both sets are fair.
+    given for all targets, as in the paper, and for the held-out ones. The last item but one was only used to choose
+    the epoch. For a model that never saw the domain both sets are fair.
 
     `new`: all sub-sequences that end in an item that never occurs in training (MoRec). None is a training step.
 
@@ -62,7 +62,7 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
         raise RecipeError(f"scenario {scenario!r}: no such scenario; there are: {', '.join(SCENARIOS)}")
     if not queries.num_queries:
         lacking = {
-            "regular": "nobody has three interactions, so there is no test target",
+            "regular": "no user has three interactions, so there is no test target",
             "cold": f"every item that is a target occurs {COLD_BELOW} times or more in training, so none is cold",
             "new": "every item that is a target occurs in training, so none is new",
         }

@@ -33,7 +33,7 @@ def scratch_twin(
     if checkpoint is None:
         raise RecipeError("--with-scratch: has no effect with `--from none`, which is from scratch; name a checkpoint")
     if not recipe.rank_test:
-        raise RecipeError("--with-scratch: compares test figures, but rank_test is false; leave one of the two out")
+        raise RecipeError("--with-scratch: compares test metrics, but rank_test is false; leave one of the two out")
     model = recipe.model_from(checkpoint)
     named = {encoder.weights for encoder in model.item_encoder.encoders.values() if encoder.weights is not None}
     for name in weights:
@@ -106,7 +106,7 @@ def _verdict(compared: Compared, ours: ComparedSystem, theirs: ComparedSystem) -
     if better:
         lines.append(f"transfer paid: {ours.name} beats {theirs.name} on {', '.join(better)}")
     if not shown:
-        lines.append(f"transfer neither paid nor did harm as far as {_num_users(ours):,} users of one seed can tell")
+        lines.append(f"transfer neither paid nor did harm, as far as {_num_users(ours):,} users and one seed can show")
     return lines
 
 

@@ -95,7 +95,7 @@ class CheckpointFacts:
             f"{self.started_from or 'unknown'}"
         )
         if self.base is not None:
-            title += f", stands on {self.base.place} (sha256 {self.base.sha256})"
+            title += f", adapters of {self.base.place} (sha256 {self.base.sha256})"
         rows: list[list[Cell]] = [[one.name, one.type, one.num_tensors, one.num_parameters] for one in self.parts]
         return PlainTable(title, ["part", "type", "tensors", "parameters"], rows)
 

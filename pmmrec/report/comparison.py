@@ -93,7 +93,7 @@ class ComparedDomain:
         """A table of baselines and systems, in %."""
         title = measure_title(self.about, self.scenario)
         if self.about.held_out is not None:
-            title += f"; only the {self.about.held_out.num_targets:,} targets that nobody learned from are compared"
+            title += f"; only the {self.about.held_out.num_targets:,} held-out targets are compared"
         return results([*self.baselines, *self.systems], CUTOFFS_SHOWN, title=title)
 
     def record(self) -> dict[str, Any]:

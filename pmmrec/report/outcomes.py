@@ -41,7 +41,7 @@ def held_out_tables(outcome: Outcome) -> list[PlainTable]:
     for found in outcome.domains:
         if found.held_out is not None:
             num_targets = found.held_out.num_targets
-            title = f"{found.domain}: the {num_targets:,} {outcome.scenario} targets that nobody learned from, in %"
+            title = f"{found.domain}: the {num_targets:,} {outcome.scenario} held-out targets, in %"
             rows = [ResultRow(name, metrics) for name, metrics in found.held_out.baselines.items()]
             rows.append(ResultRow(outcome.name, found.held_out.metrics))
             tables.append(results(rows, CUTOFFS_SHOWN, title=title))

@@ -1,4 +1,4 @@
-"""Publish checkpoints under a card made of their figures."""
+"""Publish checkpoints with a card that shows their metrics."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def read_ranked(path: Path) -> RankedTargets:
     if HELD_OUT in table.column_names:
         table = table.filter(pc.field(HELD_OUT))
         if not table.num_rows:
-            raise DataError(f"{path}: all its targets lie in the training part, so none of them compares fairly")
+            raise DataError(f"{path}: all targets lie in the training part, so none can be compared fairly")
     keys = [("user_id", "ascending"), *([(PLACE, "ascending")] if PLACE in table.column_names else [])]
     table = table.sort_by(keys)
     users, items = (table[name].cast(pa.large_string()) for name in ("user_id", "item_id"))

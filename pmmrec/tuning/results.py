@@ -35,7 +35,7 @@ def trial_line(ending: Ending, endings: Sequence[Ending], metric: str, short: Ma
     so_far = f"best {best[0].value:.2%} ({folder_name(best[0].number)})" if best else "none so far"
     epochs = "" if ending.num_epochs is None else f"  {ending.num_epochs} epochs"
     settings = "  ".join(f"{short[path]}={_short_value(value)}" for path, value in ending.values.items())
-    own = "  the recipe as it stands" if ending.is_own else ""
+    own = "  the recipe's own values" if ending.is_own else ""
     why = f"  {ending.message}" if ending.message else ""
     return (
         f"trial {folder_name(ending.number)}  {shown}{early}  {so_far}{epochs}  {ending.seconds or 0:.0f} s  "
@@ -49,7 +49,7 @@ def best_rows(endings: Sequence[Ending], short: Mapping[str, str], metric: str) 
     shown = [*ranked[:NUM_SHOWN], *(ending for ending in ranked[NUM_SHOWN:] if ending.is_own)]
     rows: list[Row] = [
         [
-            folder_name(ending.number) + (" (as it stands)" if ending.is_own else ""),
+            folder_name(ending.number) + (" (own values)" if ending.is_own else ""),
             f"{ending.value:.2%}",
             ending.best_epoch,
             *(_short_value(ending.values.get(path)) for path in short),

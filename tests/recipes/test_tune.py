@@ -54,8 +54,8 @@ def test_the_first_trial_is_the_recipe_as_it_stands(searched: tuple[Path, Result
     assert second["train.optimizer.learning_rate"] == "0.01"
     lines = searched[1].output.splitlines()
     assert lines[0].startswith("trial 0000  ndcg@10 ")
-    assert "learning_rate=0.001  num_layers=2  the recipe as it stands" in lines[0]
-    assert any("0000 (as it stands)" in line for line in lines[2:])
+    assert "learning_rate=0.001  num_layers=2  the recipe's own values" in lines[0]
+    assert any("0000 (own values)" in line for line in lines[2:])
     assert lines[-1] == "best settings: runs/sasrec-tune/best.yaml"
 
 

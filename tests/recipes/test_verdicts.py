@@ -77,7 +77,7 @@ def test_other_scenarios_do_not_compare(at_run: Path, world: Path, pmmrec: Pmmre
     assert "as-cold: measured on boutique" in refused.output
     assert "cold targets" in refused.output
     alone = pmmrec("compare", "as-cold")
-    assert "targets that nobody learned from are compared" in alone.output
+    assert "held-out targets are compared" in alone.output
 
 
 def test_a_transfer_ends_with_its_twin_from_scratch_and_a_verdict(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:

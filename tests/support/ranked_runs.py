@@ -1,4 +1,4 @@
-"""Run folders with ranks that a test chooses."""
+"""Make run folders with given ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ranks(seed: int, num_users: int = 300, *, better: bool = False) -> list[int]
 
 
 def runs_in(home: Path) -> MakeRun:
-    """What makes a run folder in `home` with these ranks, one user each unless `users` says otherwise."""
+    """A function that makes run folders in `home` with given ranks, one per user unless `users` is given."""
 
     def make(
         name: str,

@@ -55,5 +55,5 @@ def test_a_search_that_was_stopped_ends_its_trial_tries_it_again_and_prunes_it(
     assert (pruned["trial"], pruned["state"]) == ("0001", "pruned")
     assert int(pruned["epochs"]) >= 1
     assert "(ended early)" in result.output
-    assert "the recipe as it stands" in result.output
+    assert "the recipe's own values" in result.output
     assert not list(search.rglob("checkpoint"))

@@ -41,7 +41,7 @@ TABLES = {
     "trials": PlainTable(
         "runs/search: the best trials, by validation",
         ["trial", "ndcg@10", "best epoch", "learning_rate", "weight_decay", "user_encoder.num_layers"],
-        [[f"{n:04d} (as it stands)", "12.34%", n, "0.001234", "null", "2"] for n in range(10)],
+        [[f"{n:04d} (own values)", "12.34%", n, "0.001234", "null", "2"] for n in range(10)],
     ),
     "nothing": PlainTable("An empty table", ["name", "system"], []),
     "no numbers": PlainTable("", ["", "a"], [["users", None], ["items", "日本語の名前"]]),

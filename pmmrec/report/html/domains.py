@@ -30,9 +30,9 @@ def _first_sound(name: str, fingerprint: str, places: Iterable[tuple[Path, Path]
         try:
             domain = Domain.open(place)
         except (DataError, OSError) as error:
-            problems.append(f"{run}: read {name} in {place}, which cannot be opened now ({error})")
+            problems.append(f"{run}: read {name} in {place}, which cannot be opened ({error})")
             continue
         if domain.fingerprint == fingerprint:
             return domain
-        problems.append(f"{run}: read {name} in {place}, where something else lies now ({domain.name})")
+        problems.append(f"{run}: read {name} in {place}, which now holds something else ({domain.name})")
     raise DataError(f"{problems[0]}; give --domain FOLDER, or --domain none for a page without maps and lists of users")

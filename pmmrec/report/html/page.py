@@ -154,7 +154,7 @@ def _opened(folders: Sequence[Path]) -> list[Domain]:
     names = [domain.name for domain in domains.values()]
     twice = [name for name in names if names.count(name) > 1]
     if twice or len(domains) < len(folders):
-        raise RecipeError(f"--domain: {(twice or names)[0]!r} stands twice; name each domain once")
+        raise RecipeError(f"--domain: {(twice or names)[0]!r} is named twice; name each domain once")
     return list(domains.values())
 
 

@@ -36,7 +36,7 @@ class Letters:
 
 
 class MeanOfLetters(ItemEncoder):
-    """An item is the mean of its letters' vectors, projected."""
+    """Encodes an item as the projected mean of the vectors of its letters."""
 
     modalities = frozenset({Modality.TEXT})
     tokenizer = Letters()
@@ -59,7 +59,7 @@ class MeanOfLetters(ItemEncoder):
 
 @pytest.fixture
 def make_recommender() -> Callable[..., Recommender]:
-    """Letters into a causal Transformer that reads the last four items, of any width."""
+    """A model of letters with a causal Transformer over the last four items, of any width."""
 
     def make(width: int, **dot_settings: float) -> Recommender:
         torch.manual_seed(0)
@@ -73,13 +73,13 @@ def make_recommender() -> Callable[..., Recommender]:
 
 @pytest.fixture
 def recommender(make_recommender: Callable[..., Recommender]) -> Recommender:
-    """Letters into a causal Transformer that reads the last four items."""
+    """A model of letters with a causal Transformer over the last four items."""
     return make_recommender(8)
 
 
 @pytest.fixture
 def make_reader(tmp_path: Path) -> Callable[[Domain], ItemReader]:
-    """A reader of one domain's titles."""
+    """A reader of the titles of one domain."""
     return lambda domain: ItemReader([domain], frozenset({Modality.TEXT}), Letters(), None, tmp_path / "cache")
 
 

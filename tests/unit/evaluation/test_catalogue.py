@@ -99,7 +99,7 @@ def twins(make_split: Callable[..., Split]) -> Split:
 
 
 class Counting(torch.nn.Module):
-    """Notes which rows an item encoder is given."""
+    """Records the rows that an item encoder is given."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ def test_alike_items_tie_and_stand_in_the_order_of_their_rows(
 def test_where_all_scores_are_equal_the_first_rows_win_and_shorter_lists_are_heads_of_longer_ones(
     seen: str, make_recommender: Callable[..., Recommender]
 ) -> None:
-    """Also where a user has seen the first of some alike items, and the next of them stands behind other items."""
+    """Also if a user has seen the first of some equal items, and the next of them comes after other items."""
     contents = Contents(np.array([0, 1, 0, 3, 1, 0, 6, 7, 1, 9, 0, 3]), np.arange(NUM_ITEMS) != 9)
     vectors_ND, model = torch.ones(NUM_ITEMS, 8), make_recommender(8)
     offsets, items = np.cumsum([0, *map(len, SEQUENCES)]), np.concatenate(SEQUENCES)
@@ -110,7 +110,7 @@ def test_where_all_scores_are_equal_the_first_rows_win_and_shorter_lists_are_hea
 
 
 class Nearest(Scorer):
-    """A score that is no inner product."""
+    """A score that is not an inner product."""
 
     reads_counts = False
 

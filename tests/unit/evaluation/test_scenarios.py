@@ -119,7 +119,7 @@ def test_a_scenario_without_targets_and_an_unknown_scenario_are_errors(make_spli
     for scenario, words in (("cold", "so none is cold"), ("new", "so none is new")):
         with pytest.raises(DataError, match=words):
             scenario_queries(popular, scenario)
-    with pytest.raises(DataError, match="nobody has three interactions"):
+    with pytest.raises(DataError, match="no user has three interactions"):
         scenario_queries(make_split([[0, 1]], 2), "regular")
     with pytest.raises(RecipeError, match="scenario 'warm': no such scenario; there are: regular, cold, new"):
         scenario_queries(popular, "warm")

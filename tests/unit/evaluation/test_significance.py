@@ -104,7 +104,7 @@ def test_a_difference_of_single_seeds_is_the_mean_of_the_differences_of_users() 
 
 
 def difference_by_loops(a_MQ: np.ndarray, b_MQ: np.ndarray, num_draws: int) -> tuple[float, float]:
-    """Draw users for both systems, seeds for each; average what was drawn, number by number."""
+    """Resample users once and seeds for each system, and average, number by number."""
     rng, differences = np.random.default_rng(7), []
     for _ in range(num_draws):
         users = rng.integers(a_MQ.shape[1], size=a_MQ.shape[1])
@@ -133,7 +133,7 @@ def test_one_target_per_user_is_unchanged_and_ordered_by_user() -> None:
 
 
 def cluster_bootstrap_by_loops(values: np.ndarray, users: np.ndarray, num_draws: int) -> tuple[float, float]:
-    """Draw users, take all their targets, average over the targets that came together."""
+    """Resample users, take all their targets, and average over these targets."""
     rng, means = np.random.default_rng(8), []
     of_user = [values[users == user] for user in np.unique(users)]
     for _ in range(num_draws):
@@ -158,7 +158,7 @@ def test_several_targets_of_a_user_are_resampled_together() -> None:
 
 
 def flips_by_loops(differences: list[float]) -> float:
-    """Every choice of signs, one by one."""
+    """The exact p-value by a loop over all choices of signs."""
     observed = abs(sum(differences))
     outcomes = [
         abs(sum(sign * d for sign, d in zip(signs, differences, strict=True)))
@@ -212,7 +212,7 @@ def test_seeds_are_averaged_for_each_user_before_signs_are_flipped() -> None:
 
 
 def holm_by_loops(p_values: list[float]) -> list[float]:
-    """The largest of all that stand at or before a p-value, each times the number that is left at its turn."""
+    """Holm by a loop: the largest of all smaller p-values, each times the number of tests left at its turn."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [0.0] * len(p_values)
     for place, index in enumerate(order):

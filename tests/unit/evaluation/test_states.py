@@ -38,7 +38,7 @@ def test_states_are_those_of_the_recommender_one_user_at_a_time(
 
 
 class Echo(UserEncoder):
-    """Says what it was given."""
+    """Records what it was given."""
 
     def __init__(self) -> None:
         super().__init__()

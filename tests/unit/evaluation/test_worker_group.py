@@ -26,7 +26,7 @@ NUM_ITEMS = 30
 
 
 class Table:
-    """Where threads add up."""
+    """Adds up the tensors of all threads."""
 
     def __init__(self, world: int) -> None:
         self.given: dict[int, Tensor] = {}

@@ -29,7 +29,7 @@ def identities(
     words: str = "not tuned",
     **more: Any,
 ) -> Identities:
-    """Of a plan with overrides of the id-only row (`ids`) and of the pretraining (`before`); `words` on tuning."""
+    """The identities of a plan with overrides of the id-only row (`ids`) and the pretraining (`before`)."""
     row = {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "none", "overrides": list(ids)}
     tree = {
         "title": "T",

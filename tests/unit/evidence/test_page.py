@@ -94,7 +94,7 @@ def plan(tmp_path: Path) -> EvidencePlan:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    """The baselines, the id-only row and their like; `full` was not measured."""
+    """Results of the baselines, the id-only row and others; `full` was not measured."""
     results = Results(tmp_path / "results")
     names = ("random", "popularity", "last-item-markov", "item-knn")
     baselines = {name: strata(0.1 + 0.01 * place) for place, name in enumerate(names)}
@@ -179,7 +179,7 @@ def test_the_note_of_a_row_names_its_pretraining_and_another_machine(
 
 
 def difference(results: Results, a: str, b: str, **more: Any) -> DifferenceResult:
-    """Of the cells that are there."""
+    """A difference between existing cells."""
     cells = [results.cell(reference.partition("@")[0]) for reference in (a, b)]
     figures = [
         digest_of(cell.systems[reference.partition("@")[2] or "model"])
@@ -227,14 +227,14 @@ def test_a_difference_without_digests_is_stale(plan: EvidencePlan, tmp_path: Pat
 
 
 def costing(place: int, **more: Any) -> Training:
-    """A training of seed `place` that tells what it took."""
+    """A training of seed `place` with its cost."""
     told = {"trainable_parameters": 250_000, "total_parameters": 20_000_000, "peak_memory_bytes": place * 600_000_000}
     cost = Cost.model_validate({**told, "seconds_per_epoch": 10.26 + place, **more})
     return training(place, 3).model_copy(update={"cost": cost})
 
 
 def cost_line(plan: EvidencePlan, tmp_path: Path, results: Results, *trainings: Training) -> str:
-    """The line of the id-only row in a table that shows what trainings took, and the table's head."""
+    """The id-only row of a table with costs, and the head of the table."""
     results.write(cell(IDS, 0.25, trainings=trainings))
     table = plan.tables["first"].model_copy(update={"columns": ("hr@10", "trainable", "share", "memory", "epoch")})
     lines = page(plan.model_copy(update={"tables": {"first": table}}), tmp_path, results).splitlines()

@@ -52,7 +52,7 @@ def read(tmp_path: Path) -> Callable[[Tree], EvidencePlan]:
 
 
 def changed(path: str, value: object) -> Tree:
-    """The plan with one value in another's place; None takes the key away."""
+    """The plan with one value replaced; None removes the key."""
     tree = copy.deepcopy(TREE)
     *above, last = path.split(".")
     place: Any = tree
@@ -172,7 +172,7 @@ def test_the_shipped_plan_and_every_recipe_in_it_are_valid(shipped: EvidencePlan
 
 
 def test_no_two_cells_of_the_shipped_plan_measure_the_same(shipped: EvidencePlan, identities: Identities) -> None:
-    """An override without effect would give a row of an ablation that is its base once more."""
+    """An override without effect would make an ablation row equal to its base."""
     cells: dict[str, list[str]] = {}
     for cell_id in shipped.measured:
         cells.setdefault(identities.cell(cell_id).hash, []).append(cell_id)

@@ -23,7 +23,7 @@ def run_of(folder: Path, *arguments: str, seed: int = 1) -> Run:
 
 
 def stamped(run: Run) -> Run:
-    """As if its process had ended well."""
+    """Stamp a run as if its process had succeeded."""
     machine = {"cpu": "c", "cores": 2, "threads": 1, "device": "cpu", "torch": "2.8"}
     stamp = {"identity": run.identity.tree, "cpu_s": 1.5, "wall_s": 2.5, "hardware": machine}
     run.folder.mkdir(parents=True)

@@ -68,7 +68,7 @@ def test_a_transfer_that_does_harm_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_transfer_without_effect_is_reported(tmp_path: Path) -> None:
     ours, theirs = (write_run(tmp_path / name, 5, [0.1, 0.2, 0.1]) for name in ("full", "full-scratch"))
-    assert lines(ours, theirs)[-1] == "transfer neither paid nor did harm as far as 40 users of one seed can tell"
+    assert lines(ours, theirs)[-1] == "transfer neither paid nor did harm, as far as 40 users and one seed can show"
 
 
 def test_a_run_whose_best_epoch_is_its_last_is_a_warning(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_every_pair_is_tested_and_all_tests_are_adjusted_together(make_run: Make
 
 
 def with_baselines(**rank_V: Sequence[int]) -> dict[str, Any]:
-    """What `make_run` is to be told of baselines: their figures, and the columns of their ranks."""
+    """The arguments of `make_run` for baselines: their metrics and the columns of their ranks."""
     names = {name.replace("_", " "): ranked for name, ranked in rank_V.items()}
     means = {
         name: {"hr@10": np.mean([1 <= rank <= 10 for rank in ranked]), "ndcg@10": np.mean(ndcg_by_loops(ranked))}
@@ -237,7 +237,7 @@ def test_targets_of_the_training_part_are_not_compared(make_run: MakeRun) -> Non
     memory, honest = make_run("memory", [1, 0, 1, 0], **cold), make_run("honest", [0, 0, 0, 0], **cold)
     compared = compare(read_systems([str(memory), str(honest)]))
     assert [difference.interval.mean for difference in compared.differences] == [0.0, 0.0]
-    assert "only the 2 targets that nobody learned from are compared" in compared.tables[0].title
+    assert "only the 2 held-out targets are compared" in compared.tables[0].title
 
 
 def test_runs_without_ranks_are_in_the_table_with_a_note(make_run: MakeRun) -> None:

@@ -19,7 +19,7 @@ PART = "user_encoder/part.safetensors"
 
 @pytest.fixture
 def twins(small_run: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """The same checkpoint twice, to be changed."""
+    """Two copies of the same checkpoint, to change."""
     for name in ("a", "b"):
         shutil.copytree(small_run / "hub" / "small", tmp_path / name)
     return tmp_path / "a", tmp_path / "b"
@@ -31,7 +31,7 @@ def told(twins: tuple[Path, Path]) -> dict[str, PlainTable]:
 
 
 def rewrite(folder: Path, name: str, content: dict[str, object]) -> None:
-    """Another content of a file of the user encoder, entered in the index."""
+    """Change a file of the user encoder and its entry in the index."""
     (folder / name).chmod(0o644)
     save_file(content, folder / name)
     seal(folder, name)

@@ -17,7 +17,7 @@ from pmmrec.report.tables import Percent
 
 @pytest.fixture
 def folders(small_run: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two folders with the same figures on the same two domains."""
+    """Two folders with the same metrics on the same two domains."""
     run = small_run / "runs" / "small"
     pair = (tmp_path / "one", tmp_path / "two")
     for folder in pair:
@@ -75,7 +75,7 @@ def test_the_baselines_of_an_older_metrics_file_are_read_under_their_old_key(tmp
 def test_one_table_has_all_popularity_strata_including_empty_ones() -> None:
     outcome = cold_outcome(learned_here=False)
     (held_out,), (popularity,) = held_out_tables(outcome), popularity_tables([outcome])
-    assert held_out.title == "shop: the 3 cold targets that nobody learned from, in %"
+    assert held_out.title == "shop: the 3 cold held-out targets, in %"
     assert [row[0] for row in held_out.rows] == ["popularity", "ours"]
     assert [row[:2] for row in popularity.rows] == [["0", 3], ["1-9", 3], ["10-99", 0], ["100+", 0]]
     assert list(popularity.columns[2:]) == ["popularity", "ours"]

@@ -54,7 +54,7 @@ WRONG_COLUMNS = [
     ({"user_id": [["u0"]]}, "user_id is list"),
     ({"place": ["x"]}, "place is string, not whole numbers"),
     ({"held_out": ["x"]}, "held_out is string, not true or false"),
-    ({"held_out": [False]}, "all its targets lie in the training part"),
+    ({"held_out": [False]}, "all targets lie in the training part"),
     ({"rank": [2]}, r"its mean ndcg@10 is 63\.09%, but .*broken/metrics\.json says 100\.00%"),
 ]
 

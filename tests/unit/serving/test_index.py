@@ -36,7 +36,7 @@ def system(small_run: Path, cache: Path) -> System:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, small_run: Path, world: Path, cache: Path) -> Path:
-    """A flat index of `boutique`, popularity included."""
+    """A flat index of `boutique` with popularity."""
     out = tmp_path_factory.mktemp("index") / "flat"
     popular = api.load("small", hub=small_run / "hub", cache=cache, device="cpu", popularity=0.7)
     popular.index(world / "boutique", out, kind="flat", num_users=20)
@@ -72,7 +72,7 @@ def test_an_exact_index_recommends_what_the_model_does(
 
 @pytest.fixture(scope="module")
 def shirts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A domain of 60 items, of which the last 40 are called the same; everybody has seen some of them."""
+    """A domain of 60 items, of which the last 40 have equal titles; every user has seen some of them."""
     folder = tmp_path_factory.mktemp("shirts")
     titles = {f"i{row:02d}": "plain shirt" if row >= 20 else f"shoe number {row} blue" for row in range(60)}
     items = ["item_id,text", *(f"{item},{title}" for item, title in titles.items())]
@@ -159,7 +159,7 @@ def test_an_index_by_lists_or_graph_gives_the_scores_of_the_exact_one(
 
 
 def test_items_with_different_norms_are_all_found() -> None:
-    """By inner product alone a graph leads to long keys, and lists gather them: see `equally_long`."""
+    """By inner product, a graph or lists favour long keys: see `equally_long`."""
     generator = np.random.default_rng(0)
     directions = generator.normal(size=(2000, 24)) / 5 + generator.normal(size=24)
     lengths = 1 + generator.exponential(size=(2000, 1))

@@ -25,7 +25,7 @@ SCORES = [0.1, 1.0, -2.5e-08, 3.0e12]  # in float32
 
 
 def chunks(sizes: tuple[int, ...] = (2, 2, 1)) -> Iterator[tuple[pa.Array, TopItems]]:
-    """Lists of two items for each user; the last has room for one alone."""
+    """Lists of two items for each user; the last user has only one."""
     first = 0
     for size in sizes:
         user = torch.arange(first, first + size)
@@ -40,7 +40,7 @@ def chunks(sizes: tuple[int, ...] = (2, 2, 1)) -> Iterator[tuple[pa.Array, TopIt
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of any format, read by what people read it with."""
+    """The rows of a file of any format, read by the usual library."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             return [{**row, "rank": int(row["rank"]), "score": float(row["score"])} for row in csv.DictReader(file)]

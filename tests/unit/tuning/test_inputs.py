@@ -20,7 +20,7 @@ About = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def about(world: Path, tmp_path: Path) -> About:
-    """What a search asks of its trials, with changes to a plan."""
+    """The inputs of a search, with changes to its plan."""
 
     said: list[str] = []
 
@@ -36,7 +36,7 @@ def about(world: Path, tmp_path: Path) -> About:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A folder that looks like pretrained weights; nothing reads them before a trial does."""
+    """A folder that looks like pretrained weights; only a trial would read them."""
     folder = tmp_path / "minilm"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

@@ -123,7 +123,7 @@ def test_settings_of_running_trials_are_not_proposed_but_those_of_interrupted_on
 def test_a_random_untried_point_is_taken_if_the_sampler_repeats_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the sampler does once one point is far better than the others."""
+    """Like a sampler once one point is far better than the others."""
     monkeypatch.setattr(Record, "_sampler", lambda *_: optuna.samplers.RandomSampler(seed=1))
     record, tried = _few(tmp_path), list[dict]()
     for _ in range(6):

@@ -37,7 +37,7 @@ def test_the_recipes_own_values_are_in_the_table_even_if_ten_are_better() -> Non
     endings = [_ending(0, 0.01, is_own=True), *(_ending(number, number / 100) for number in range(2, 14))]
     columns, rows = best_rows(endings, {RATE: "learning_rate"}, "ndcg@10")
     assert columns == ["trial", "ndcg@10", "best epoch", "learning_rate"]
-    assert [row[0] for row in rows] == [f"{number:04d}" for number in range(13, 3, -1)] + ["0000 (as it stands)"]
+    assert [row[0] for row in rows] == [f"{number:04d}" for number in range(13, 3, -1)] + ["0000 (own values)"]
 
 
 def test_the_csv_has_every_trial_with_full_paths(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ MAGENTA = (255, 0, 255)
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A domain of sixteen items, every other with a picture all of magenta, and twelve users."""
+    """A domain of sixteen items, every other with a magenta picture, and twelve users."""
     files = tmp_path_factory.mktemp("hostile")
     (files / "images").mkdir()
     with (files / "items.csv").open("w", newline="", encoding="utf-8") as file:
@@ -56,7 +56,7 @@ def checkpoint(small_run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory, hostile: Path, checkpoint: Path) -> Path:
-    """What `evaluate --out` left of the checkpoint on that domain."""
+    """The output of `evaluate --out` of the checkpoint on that domain."""
     from pmmrec.system import load
 
     home = tmp_path_factory.mktemp("evaluated")
@@ -67,5 +67,5 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, hostile: Path, checkpoin
 
 @pytest.fixture(scope="session")
 def system_name() -> str:
-    """What the evaluated system is called."""
+    """The name of the evaluated system."""
     return SYSTEM

@@ -23,7 +23,7 @@ def encoded(checkpoint: Path, hostile_domain: Domain, tmp_path: Path) -> Encoded
 
 
 def shown_to(encoded: EncodedDomain, ranks: Path, num_users: int, k: int, seen: Seen, seed: int = 0) -> list[Case]:
-    """Users with the list of one system."""
+    """Sample users with the lists of one system."""
     cases = sample_cases(encoded.split, ranks, num_users, seed)
     add_lists(cases, encoded, "ours", ranks, k, seen)
     return cases
@@ -71,7 +71,7 @@ def test_a_sample_of_users_is_drawn_by_its_seed(encoded: EncodedDomain, evaluate
 
 
 def test_users_are_read_as_the_ranking_read_them(encoded: EncodedDomain) -> None:
-    """Whoever else is asked for, a user's vector is the same."""
+    """The vector of a user does not depend on the other users."""
     users = [encoded.domain.sequence(user) for user in range(4)]
     together = encoded.user_vectors(SampledHistories.of(users))
     for place, items in enumerate(users):

@@ -33,7 +33,7 @@ def test_each_system_has_its_colour_and_pictures_are_deterministic() -> None:
 
 
 def test_systems_differ_without_colours_too() -> None:
-    """Drawn one after the other, the same curve as the first and as the second system is another picture in grey."""
+    """The same curve as first and as second system gives different pictures even in grey."""
     grey = []
     for names in (("a", "b"), ("b", "a")):
         empty = [[Epoch(0, {"hr@10": 0.0})]]

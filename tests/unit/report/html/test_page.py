@@ -57,7 +57,7 @@ def read(path: Path) -> Elements:
 
 @pytest.fixture
 def write(evaluated: Path, hostile: Path, checkpoint: Path, system_name: str, tmp_path: Path) -> Write:
-    """Write the page of the evaluation, or of another run; the file and what was warned of."""
+    """Write the page of the evaluation or of another run; returns the file and the warnings."""
 
     def page(run: Path = evaluated, **values: Any) -> tuple[Path, list[str]]:
         warned: list[str] = []
@@ -137,7 +137,7 @@ def test_several_domains_share_one_map(small_run: Path, world: Path, tmp_path: P
 
 @pytest.fixture
 def two_runs(small_run: Path, tmp_path: Path) -> list[str]:
-    """Two trainings on the same domains: the second was the better one on validation, and keeps other lists."""
+    """Two trainings on the same domains; the second is better on validation and has other lists."""
     runs = [Path(shutil.copytree(small_run / "runs" / "small", tmp_path / name)) for name in ("worse", "better")]
     for place, run in enumerate(runs):
         metrics = json.loads((run / "metrics.json").read_text())
@@ -238,12 +238,10 @@ def test_a_missing_and_a_changed_domain_are_refused_with_different_messages(
 ) -> None:
     run, moved = (Path(shutil.copytree(evaluated, tmp_path / "run")), tmp_path / "moved")
     (run / "domains.json").write_text(json.dumps({"hostile": str(moved)}))
-    with pytest.raises(
-        DataError, match=r"run: read hostile in .*moved, which cannot be opened now.*give --domain FOLDER"
-    ):
+    with pytest.raises(DataError, match=r"run: read hostile in .*moved, which cannot be opened .*give --domain FOLDER"):
         write(run, domains=())
     shutil.copytree(world / "boutique", moved)
-    with pytest.raises(DataError, match=r"moved, where something else lies now \(boutique\); give --domain FOLDER"):
+    with pytest.raises(DataError, match=r"moved, which now holds something else \(boutique\); give --domain FOLDER"):
         write(run, domains=())
     write(run, domains=(hostile,), out=tmp_path / "named.html")
 
@@ -262,7 +260,7 @@ def test_a_checkpoint_whose_save_was_killed_between_its_renames_is_shown(
 
 
 def test_a_domain_named_twice_is_refused(write: Write, hostile: Path) -> None:
-    with pytest.raises(RecipeError, match=r"--domain: 'hostile' stands twice"):
+    with pytest.raises(RecipeError, match=r"--domain: 'hostile' is named twice"):
         write(domains=(hostile, hostile))
 
 
@@ -306,7 +304,7 @@ def test_the_command_prints_the_path_of_the_page_and_its_gaps(evaluated: Path, t
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome to look at the page with")
 def test_a_browser_shows_the_page_without_running_scripts(write: Write, tmp_path: Path) -> None:
-    """The picture of every other item is all of magenta; the title would change if any text were obeyed."""
+    """Every other item has a magenta picture; the title would change if markup in a text took effect."""
     page, _ = write()
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     shot = tmp_path / "shot.png"
