@@ -72,7 +72,7 @@ def main(
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe, resume = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ()), resume or is_requeued()
     checkpoint = starting_point(start_from, base, recipe.hub, warn)
-    origin = "none" if checkpoint is None else checkpoint.origin.told
+    origin = "none" if checkpoint is None else checkpoint.origin.public_name
     model = recipe.model_from(checkpoint)
     given = recipe.backbones_from(checkpoint)
     folders = named_folders(weights or ())

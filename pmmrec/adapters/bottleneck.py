@@ -104,10 +104,16 @@ class _BottleneckAdapter(Adapter):
 
 @adapters.register("houlsby", HoulsbyConfig)
 class Houlsby(_BottleneckAdapter):
-    """Bottlenecks after attention and after feed-forward, before the residual sum (https://arxiv.org/abs/1902.00751).
+    """Insert bottlenecks after attention and after feed-forward, before the residual sum.
 
-    With `parallel: true` both are the parallel adapters of https://arxiv.org/abs/2110.04366. Differs from the paper:
-    the norms of the host stay frozen.
+    Figure 2 of https://arxiv.org/abs/1902.00751: each sub-layer output h becomes h + scale * up(act(down(h))). With
+    `parallel: true` the input of the sub-layer takes the place of h in the bottleneck (table 1 of
+    https://arxiv.org/abs/2110.04366). Differs from the paper: the norms of the host stay frozen.
+
+    >>> plan = AdapterPlan(user_encoder=HoulsbyConfig(width=4))
+    >>> adapted = adapt({"user_encoder": users}, plan)  # `users`: a transformer with one block
+    >>> adapted.parts["user_encoder"].holders
+    ('blocks.0.attention.out.adapter', 'blocks.0.contract.adapter')
     """
 
     def _sub_layers(self, host: Host) -> list[tuple[str, str]]:
@@ -117,9 +123,14 @@ class Houlsby(_BottleneckAdapter):
 
 @adapters.register("pfeiffer", PfeifferConfig)
 class Pfeiffer(_BottleneckAdapter):
-    """A bottleneck after feed-forward alone (https://arxiv.org/abs/2005.00247).
+    """Insert a bottleneck after feed-forward alone, computed as in `Houlsby`.
 
-    Differs from the paper: it is placed before the residual sum and the norm, as the second one of `Houlsby`.
+    https://arxiv.org/abs/2005.00247. Differs from the paper: it is placed before the residual sum and the norm.
+
+    >>> plan = AdapterPlan(user_encoder=PfeifferConfig(width=4))
+    >>> adapted = adapt({"user_encoder": users}, plan)  # `users`: a transformer with one block
+    >>> adapted.parts["user_encoder"].holders
+    ('blocks.0.contract.adapter',)
     """
 
     def _sub_layers(self, host: Host) -> list[tuple[str, str]]:

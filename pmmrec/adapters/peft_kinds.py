@@ -137,21 +137,46 @@ class _LowRank(_PeftAdapter):
 
 @adapters.register("lora", LoraConfig)
 class Lora(_LowRank):
-    """Add a product of two low-rank matrices to each weight (https://arxiv.org/abs/2106.09685)."""
+    """Add a product of two low-rank matrices to each weight W of shape (O, I).
+
+    Equation 3 of https://arxiv.org/abs/2106.09685: h = W x + (alpha / r) B A x. At the start A (r, I) is random and B
+    (O, r) is zero. Computed by peft.
+
+    >>> plan = AdapterPlan(user_encoder=LoraConfig(r=4))
+    >>> adapted = adapt({"user_encoder": users}, plan)  # `users`: a transformer with one block
+    >>> adapted.parts["user_encoder"].holders
+    ('blocks.0.attention.qkv',)
+    """
 
 
 @adapters.register("dora", DoraConfig)
 class Dora(_LowRank):
-    """Apply LoRA to the direction of each weight and train its magnitude (https://arxiv.org/abs/2402.09353)."""
+    """Apply LoRA to the direction of each weight W of shape (O, I), and train its magnitude m of shape (O,).
+
+    Equation 5 of https://arxiv.org/abs/2402.09353: W' = m (W + s B A) / |W + s B A| with s = alpha / r and the norm of
+    each of the O rows. Computed by peft, which treats the norm as a constant in gradients, as section 4.3 of the paper.
+
+    >>> plan = AdapterPlan(user_encoder=DoraConfig(r=4))
+    >>> adapted = adapt({"user_encoder": users}, plan)  # `users`: a transformer with one block
+    >>> adapted.parts["user_encoder"].holders
+    ('blocks.0.attention.qkv',)
+    """
 
     _use_dora = True
 
 
 @adapters.register("ia3", Ia3Config)
 class Ia3(_PeftAdapter):
-    """Rescale keys, values and the inner activations of the feed-forward (https://arxiv.org/abs/2205.05638).
+    """Rescale keys, values and the inner activations of the feed-forward, each by a vector that starts at one.
 
-    Where one linear layer computes queries, keys and values, all three are rescaled.
+    Section 3.3 of https://arxiv.org/abs/2205.05638: attention reads l_k * K and l_v * V, the feed-forward is
+    W_2 (l_ff * act(W_1 x)). Computed by peft. Differs from the paper: where one linear layer computes queries, keys and
+    values, all three are rescaled.
+
+    >>> plan = AdapterPlan(user_encoder=Ia3Config())
+    >>> adapted = adapt({"user_encoder": users}, plan)  # `users`: a transformer with one block
+    >>> adapted.parts["user_encoder"].holders
+    ('blocks.0.attention.qkv', 'blocks.0.contract')
     """
 
     config: Ia3Config

@@ -31,7 +31,7 @@ class Origin:
         return f"{self.place}@{self.commit}" if self.is_remote else self.place
 
     @property
-    def told(self) -> str:
+    def public_name(self) -> str:
         """A form that may be published: for a folder `NAME@SHA-256`, which hides local paths."""
         if self.is_remote:
             return self.pinned

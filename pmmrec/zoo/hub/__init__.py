@@ -100,7 +100,7 @@ def pull_checkpoint(
             raise RecipeError(f"{place}: is already a folder on this machine; say where a copy should go with --out")
         pulled = Pulled(found.folder, CheckpointFolder.open(found.folder).origin, 0, 0)
     else:
-        pulled = pull(found, parts, warn, mend=True)
+        pulled = pull(found, parts, warn, repair=True)
     if out is None:
         return pulled
     source = CheckpointFolder.open(pulled.folder)

@@ -23,19 +23,19 @@ from pmmrec.zoo.hub.location import (
     CheckpointLocation,
     OutOfReachError,
     Warn,
-    behind,
-    described,
     is_of_disk,
     is_short_for,
-    moving,
+    moving_revision_warning,
     refuse_pickles,
+    stale_copy_warning,
+    with_revision,
 )
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import CACHE, Origin, record_origin
 from pmmrec.zoo.tensors import Promise, damage
 
 _DRAFTS, _LOCK, _REVISIONS = "incomplete", "lock", "revisions.json"
-_NOW, _DEFAULT = "now", "main"  # key for no revision, and the branch that this means on the Hugging Face Hub
+_CURRENT, _DEFAULT = "now", "main"  # key for no revision, and the branch that this means on the Hugging Face Hub
 _KEPT_OF_NAME = 60
 
 
@@ -52,10 +52,10 @@ class Pulled:
 class LocalCache:
     """The cached copies of one place: a folder per commit, which may hold some of the parts."""
 
-    def __init__(self, place: CheckpointLocation) -> None:
-        self.place = place
-        plain = re.sub(r"[^\w.-]+", "-", place.name).strip("-.")[-_KEPT_OF_NAME:]
-        digest = hashlib.sha256(place.key.encode()).hexdigest()
+    def __init__(self, location: CheckpointLocation) -> None:
+        self.location = location
+        plain = re.sub(r"[^\w.-]+", "-", location.name).strip("-.")[-_KEPT_OF_NAME:]
+        digest = hashlib.sha256(location.key.encode()).hexdigest()
         self.home = expanded(CACHE) / f"{plain}-{digest[:12]}"
 
     def folder(self, commit: str) -> Path:
@@ -67,34 +67,34 @@ class LocalCache:
 
         Raises OutOfReachError where the place cannot be reached and no copy is cached.
         """
-        place = self.place
-        if place.is_pinned and place.revision is not None and self._holds(place.revision):
-            return place.revision
+        location = self.location
+        if location.is_pinned and location.revision is not None and self._has_index(location.revision):
+            return location.revision
         try:
-            commit = place.commit()
+            commit = location.commit()
         except OutOfReachError as error:
             return self._last_known(error, warn)
         self._remember(commit)
-        if not place.is_pinned:
-            warn(moving(described(place), place.name, commit))
+        if not location.is_pinned:
+            warn(moving_revision_warning(with_revision(location), location.name, commit))
         return commit
 
-    def open(self, commit: str, *, mend: bool = False) -> CheckpointFolder:
+    def open(self, commit: str, *, repair: bool = False) -> CheckpointFolder:
         """The cached checkpoint of a commit, after its index and the files that belong to no part were fetched.
 
-        `mend`: fetch an index again that cannot be read.
+        `repair`: fetch an index again that cannot be read.
         """
-        if not self._holds(commit):
-            with one_at_a_time(self.home):
-                if not self._holds(commit):
+        if not self._has_index(commit):
+            with cache_lock(self.home):
+                if not self._has_index(commit):
                     self._fetch_index(commit)
         try:
             checkpoint = CheckpointFolder.open(self.folder(commit))
         except CheckpointError as error:
-            if not mend:
-                again = f"`pmmrec zoo pull {described(self.place)}` fetches it again"
+            if not repair:
+                again = f"`pmmrec zoo pull {with_revision(self.location)}` fetches it again"
                 raise CheckpointError(f"{error}; {again}") from error
-            with one_at_a_time(self.home):
+            with cache_lock(self.home):
                 self._fetch_index(commit)
             checkpoint = CheckpointFolder.open(self.folder(commit))
         self.fetch(commit, checkpoint.index.promises_of(()))
@@ -109,7 +109,7 @@ class LocalCache:
         folder, sizes = self.folder(commit), []
         if all((folder / path).is_file() for path in wanted):
             return 0, 0  # nothing is written, so that a read-only cache works
-        with one_at_a_time(self.home):
+        with cache_lock(self.home):
             for path, promise in wanted.items():
                 if not (folder / path).is_file():
                     sizes.append(self._fetch(commit, path, promise, folder / path))
@@ -117,7 +117,7 @@ class LocalCache:
                 shutil.rmtree(self._drafts, ignore_errors=True)
         return len(sizes), sum(sizes)
 
-    def mend(self, commit: str, wanted: Mapping[str, Promise]) -> None:
+    def delete_damaged(self, commit: str, wanted: Mapping[str, Promise]) -> None:
         """Delete the files that are cached and damaged."""
         folder = self.folder(commit)
         for path, promise in wanted.items():
@@ -125,23 +125,25 @@ class LocalCache:
                 with writing_to(folder / path):
                     (folder / path).unlink()
 
-    def _holds(self, commit: str) -> bool:
+    def _has_index(self, commit: str) -> bool:
         return (self.folder(commit) / files.INDEX_NAME).is_file()
 
     def _last_known(self, error: OutOfReachError, warn: Warn) -> str:
-        revision = self._asked
-        commit = revision if self.place.is_pinned else self._revisions().get(revision) or self._in_full(revision)
-        if commit is None or not self._holds(commit):
-            raise OutOfReachError(f"{error}; no copy of {described(self.place)} is cached here") from error
-        warn(behind(error, self.place.name, commit))
+        revision = self._revision_key
+        commit = (
+            revision if self.location.is_pinned else self._revisions().get(revision) or self._unabbreviated(revision)
+        )
+        if commit is None or not self._has_index(commit):
+            raise OutOfReachError(f"{error}; no copy of {with_revision(self.location)} is cached here") from error
+        warn(stale_copy_warning(error, self.location.name, commit))
         return commit
 
     @property
-    def _asked(self) -> str:
-        revision = self.place.revision
-        return _NOW if revision is None or revision == _DEFAULT else revision
+    def _revision_key(self) -> str:
+        revision = self.location.revision
+        return _CURRENT if revision is None or revision == _DEFAULT else revision
 
-    def _in_full(self, revision: str) -> str | None:
+    def _unabbreviated(self, revision: str) -> str | None:
         """The cached commit that `revision` abbreviates; None where there is none, or more than one."""
         found = [path.name for path in self.home.glob("*/") if is_short_for(revision, path.name) and path.is_dir()]
         return found[0] if len(found) == 1 else None
@@ -158,39 +160,40 @@ class LocalCache:
 
     def _remember(self, commit: str) -> None:
         """Record the commit of a revision for use without a network; a read-only cache is left as it is."""
-        revision = self._asked
-        if self.place.is_pinned or self._revisions().get(revision) == commit:
+        revision = self._revision_key
+        if self.location.is_pinned or self._revisions().get(revision) == commit:
             return
-        with suppress(MachineError), one_at_a_time(self.home), whole_file(self.home / _REVISIONS) as draft:
+        with suppress(MachineError), cache_lock(self.home), whole_file(self.home / _REVISIONS) as draft:
             files.write_json(draft, {**self._revisions(), revision: commit})
 
     def _fetch_index(self, commit: str) -> None:
         """Fetch and check the index, then put it into the folder of the commit."""
+        name = self.location.name
         with self._drafting() as drafts:
             draft = drafts / "index"
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
-            self.place.fetch(commit, files.INDEX_NAME, draft / files.INDEX_NAME)
+            self.location.fetch(commit, files.INDEX_NAME, draft / files.INDEX_NAME)
             try:
                 index = CheckpointFolder.open(draft).index
             except CheckpointError as error:
-                message = str(error).replace(f"{draft}/", f"{self.place.name}/").replace(str(draft), self.place.name)
+                message = str(error).replace(f"{draft}/", f"{name}/").replace(str(draft), name)
                 raise CheckpointError(message) from error
-            refuse_pickles(self.place.name, index.all_files)
+            refuse_pickles(name, index.all_files)
             folder = self.folder(commit)
             folder.mkdir(parents=True, exist_ok=True)
-            record_origin(folder, Origin(self.place.name, commit))
+            record_origin(folder, Origin(name, commit))
             (draft / files.INDEX_NAME).replace(folder / files.INDEX_NAME)
 
     def _fetch(self, commit: str, path: str, promise: Promise, target: Path) -> int:
         with self._drafting() as drafts:
             draft = drafts / promise.sha256  # named by content, so that a partial file is resumed with the same content
-            self.place.fetch(commit, path, draft)
+            self.location.fetch(commit, path, draft)
             if reason := damage(draft, promise):
                 draft.unlink()
                 raise CheckpointError(
-                    f"{self.place.name}: {path} is not what {files.INDEX_NAME} promises ({reason}): it was damaged in "
-                    "transfer or changed after it was published; nothing of it was kept"
+                    f"{self.location.name}: {path} is not what {files.INDEX_NAME} promises ({reason}): it was damaged "
+                    "in transfer or changed after it was published; nothing of it was kept"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             size = draft.stat().st_size
@@ -217,7 +220,7 @@ class LocalCache:
 
 
 @contextmanager
-def one_at_a_time(home: Path) -> Iterator[None]:
+def cache_lock(home: Path) -> Iterator[None]:
     """Hold the lock for writing below `home`; other processes wait, and then find the files.
 
     Raises MachineError where `home` cannot be written.
@@ -237,14 +240,14 @@ def one_at_a_time(home: Path) -> Iterator[None]:
         lock.release()
 
 
-def pull(place: CheckpointLocation, parts: Collection[str] | None, warn: Warn, *, mend: bool = False) -> Pulled:
-    """A cached copy with at least `parts`; None: all. `mend`: verify cached files and fetch damaged ones again."""
-    cache = LocalCache(place)
+def pull(location: CheckpointLocation, parts: Collection[str] | None, warn: Warn, *, repair: bool = False) -> Pulled:
+    """A cached copy with at least `parts`; None: all. `repair`: verify cached files and fetch damaged ones again."""
+    cache = LocalCache(location)
     commit = cache.resolve(warn)
-    checkpoint = cache.open(commit, mend=mend)
-    wanted = files_of(checkpoint.index, parts, place.name)
-    if mend:
-        cache.mend(commit, wanted)
+    checkpoint = cache.open(commit, repair=repair)
+    wanted = files_of(checkpoint.index, parts, location.name)
+    if repair:
+        cache.delete_damaged(commit, wanted)
     num_files, num_bytes = cache.fetch(commit, wanted)
     refuse_code(checkpoint, parts)
     return Pulled(checkpoint.folder, checkpoint.origin, num_files, num_bytes)

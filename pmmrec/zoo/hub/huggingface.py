@@ -20,11 +20,11 @@ from pmmrec.zoo.hub.location import (
     OutOfReachError,
     PushOptions,
     Warn,
-    behind,
-    described,
     is_of_disk,
     is_short_for,
-    moving,
+    moving_revision_warning,
+    stale_copy_warning,
+    with_revision,
     without_secrets,
 )
 from pmmrec.zoo.origin import Origin
@@ -73,6 +73,7 @@ class HuggingFaceLocation:
         return commit
 
     def fetch(self, commit: str, path: str, target: Path) -> None:
+        # Not `snapshot_download`, which lists the whole repository and, offline, may return an incomplete local folder.
         with TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as home, self._translated("read"):
             try:
                 found = self._api.hf_hub_download(self.repository, path, revision=commit, local_dir=home)
@@ -85,7 +86,7 @@ class HuggingFaceLocation:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         if self.is_pinned:
-            raise RecipeError(f"{described(self)}: a commit cannot be pushed to; name a branch, or leave it out")
+            raise RecipeError(f"{with_revision(self)}: a commit cannot be pushed to; name a branch, or leave it out")
         with self._translated("written"):
             _with_retries(self._api.whoami)
             head, present = self._prepared(options)
@@ -96,7 +97,7 @@ class HuggingFaceLocation:
                 *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale - {files.INDEX_NAME})),
             ]
             message = options.message or f"Publish a checkpoint with {LIBRARY}"
-            commit = _with_retries(
+            commit = _with_retries(  # not `upload_folder`, which may split a large folder into several commits
                 lambda: self._api.create_commit(
                     self.repository, operations, commit_message=message, revision=self.revision, parent_commit=head
                 )
@@ -122,7 +123,7 @@ class HuggingFaceLocation:
         present = {sibling.rfilename for sibling in info.siblings or ()}
         if files.INDEX_NAME in present and not options.replace:
             raise RecipeError(
-                f"{described(self)}: holds a checkpoint already; choose another name, or ask to replace it"
+                f"{with_revision(self)}: holds a checkpoint already; choose another name, or ask to replace it"
             )
         return info.sha, present
 
@@ -141,7 +142,7 @@ class HuggingFaceLocation:
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
-        with translated_errors(described(self), doing):
+        with translated_errors(with_revision(self), doing):
             yield
 
 
@@ -181,11 +182,11 @@ def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwan
             _with_retries(lambda: _client().model_info(repository, revision=revision, timeout=TIMEOUT_S))
     except OutOfReachError as error:
         folder = found(here=True)
-        warn(behind(error, name, folder.name))
+        warn(stale_copy_warning(error, name, folder.name))
         return folder
     folder = found(here=False)
     if revision is None or not is_short_for(revision, folder.name):
-        warn(moving(asked, name, folder.name))
+        warn(moving_revision_warning(asked, name, folder.name))
     return folder
 
 

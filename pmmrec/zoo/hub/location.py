@@ -12,7 +12,6 @@ from typing import Protocol
 from pmmrec.errors import CheckpointError, MachineError
 from pmmrec.zoo import files
 
-SHORT_COMMIT = 12
 _LEAST_OF_COMMIT = 7  # characters of a shortened commit
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each retry
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".py", ".so")
@@ -89,19 +88,19 @@ def is_of_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def described(place: CheckpointLocation) -> str:
+def with_revision(place: CheckpointLocation) -> str:
     """The place with the requested revision."""
     return place.name if place.revision is None else f"{place.name}@{place.revision}"
 
 
-def moving(place: str, name: str, commit: str) -> str:
+def moving_revision_warning(place: str, name: str, commit: str) -> str:
     """The warning for a place without a commit."""
     return (
         f"{place}: names no commit, so it may change; it is now {commit}: to get the same again, write {name}@{commit}"
     )
 
 
-def behind(error: Exception, name: str, commit: str) -> str:
+def stale_copy_warning(error: Exception, name: str, commit: str) -> str:
     """The warning that a cached copy is used because a place cannot be reached."""
     return f"{error}; the cached copy of {name} is used, commit {commit}, which may be out of date"
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError, not_installed
 from pmmrec.progress import bars
 from pmmrec.zoo import files
-from pmmrec.zoo.hub.location import WAITS_S, OutOfReachError, PushOptions, described, is_of_disk, without_secrets
+from pmmrec.zoo.hub.location import WAITS_S, OutOfReachError, PushOptions, is_of_disk, with_revision, without_secrets
 from pmmrec.zoo.hub.url_push import CHANGES_WITH, POINTER, POINTER_FORMAT, PublishedCommit, UrlPush
 
 MB = 1_000_000
@@ -89,7 +89,7 @@ class UrlLocation:
                 "decides who may read a URL"
             )
         if self.revision is not None:
-            raise RecipeError(f"{described(self)}: a commit cannot be pushed to; leave @{self.revision} out")
+            raise RecipeError(f"{with_revision(self)}: a commit cannot be pushed to; leave @{self.revision} out")
         with self._translated("written"):
             before = self._current()
             if before is not None and not options.replace:
@@ -99,7 +99,7 @@ class UrlLocation:
         return push.commit
 
     def snapshot(
-        self, home: Path, patterns: Sequence[str], one_at_a_time: Callable[[Path], AbstractContextManager[None]]
+        self, home: Path, patterns: Sequence[str], cache_lock: Callable[[Path], AbstractContextManager[None]]
     ) -> Path:
         """Copy the files that match, such as weights, which have no index, to a folder below `home`.
 
@@ -115,7 +115,7 @@ class UrlLocation:
             state = [[name, *(str(entries[name].get(key)) for key in CHANGES_WITH)] for name in sorted(names)]
             folder = home / hashlib.sha256(json.dumps([self.name, state]).encode()).hexdigest()
             if names and not folder.is_dir():
-                with one_at_a_time(home):
+                with cache_lock(home):
                     if not folder.is_dir():
                         self._copy_all(names, folder)
         if not names:
@@ -126,7 +126,7 @@ class UrlLocation:
         """Listing entries by path, of the files at the URL and in the subfolders that a pattern names."""
         subfolders = [pattern.partition("/")[0] for pattern in patterns if "/" in pattern]
         found: dict[str, Any] = {}
-        for entry in self._fs.ls(self._root, detail=True):
+        for entry in self._fs.ls(self._root, detail=True):  # `glob` would take an unreadable folder for an empty one
             name = _last(entry)
             if entry["type"] == "file":
                 found[name] = entry
@@ -155,7 +155,7 @@ class UrlLocation:
             return [place.name for place in places if place._current() is not None]
 
     def _copy(self, source: str, target: Path, progress: Callable[[int, int], None]) -> None:
-        """Download a file to `target`, resuming after the bytes that it already holds."""
+        """Download a file to `target`, resuming after the bytes that it already holds, which `get` of fsspec cannot."""
         size = int(self._fs.info(source)["size"])
         with target.open("ab") as file:
             num_bytes = file.tell()

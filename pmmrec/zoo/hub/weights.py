@@ -14,8 +14,14 @@ from pmmrec.errors import MachineError, PMMRecError, RecipeError, not_installed
 from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.hub import huggingface
-from pmmrec.zoo.hub.cache import one_at_a_time
-from pmmrec.zoo.hub.location import OutOfReachError, Warn, behind, moving, without_secrets
+from pmmrec.zoo.hub.cache import cache_lock
+from pmmrec.zoo.hub.location import (
+    OutOfReachError,
+    Warn,
+    moving_revision_warning,
+    stale_copy_warning,
+    without_secrets,
+)
 from pmmrec.zoo.hub.url import UrlLocation
 from pmmrec.zoo.origin import WEIGHTS_CACHE, Origin, record_origin, recorded_origin
 
@@ -100,16 +106,16 @@ def _copy_of(place: UrlLocation, home: Path, warn: Warn) -> Path:
     if place.revision is not None and place.revision in copies:
         return copies[place.revision]
     try:
-        folder = place.snapshot(home, WANTED, one_at_a_time)
+        folder = place.snapshot(home, WANTED, cache_lock)
     except OutOfReachError as error:
         if place.revision is not None or not copies:
             raise
         commit, folder = list(copies.items())[-1]
-        warn(behind(error, place.name, commit))
+        warn(stale_copy_warning(error, place.name, commit))
         return folder
     origin = weights_origin(folder) or _recorded(folder, place, home)
     if place.revision is None:
-        warn(moving(place.name, place.name, origin.commit))
+        warn(moving_revision_warning(place.name, place.name, origin.commit))
     elif origin.commit != place.revision:
         raise RecipeError(f"{place.name}: holds other weights now, {origin.commit}, and no longer {place.revision}")
     return folder
@@ -117,7 +123,7 @@ def _copy_of(place: UrlLocation, home: Path, warn: Warn) -> Path:
 
 def _recorded(folder: Path, place: UrlLocation, home: Path) -> Origin:
     origin = Origin(place.name, _commit_of(folder))
-    with one_at_a_time(home):
+    with cache_lock(home):
         record_origin(folder, origin)
     return origin
 

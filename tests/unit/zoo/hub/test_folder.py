@@ -122,8 +122,8 @@ def test_a_publication_killed_between_its_renames_is_still_found(saved: Path, tm
 
 @pytest.mark.parametrize(("folder", "name"), [("hub/small", "small"), ("runs/full/checkpoint", "full")])
 def test_the_published_origin_of_a_folder_hides_its_path(folder: str, name: str) -> None:
-    assert Origin(f"/home/somebody/{folder}", "0" * 64).told == f"{name}@{'0' * 64}"
-    assert Origin("hf://alice/tiny", "1" * 40).told == f"hf://alice/tiny@{'1' * 40}"
+    assert Origin(f"/home/somebody/{folder}", "0" * 64).public_name == f"{name}@{'0' * 64}"
+    assert Origin("hf://alice/tiny", "1" * 40).public_name == f"hf://alice/tiny@{'1' * 40}"
 
 
 @pytest.mark.parametrize("nothing", ["", " "])
