@@ -1,4 +1,4 @@
-"""Little domains on disk, made by the importer that users have, and a tokenizer small enough to read by eye."""
+"""Small domains on disk, made by the importer, and a simple tokenizer."""
 
 from __future__ import annotations
 

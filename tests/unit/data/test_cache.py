@@ -149,7 +149,7 @@ def test_others_wait_while_one_makes_an_entry(entry: CacheEntry, said: list[str]
     assert names(entry.folder.parent) == [entry.folder.name]
 
 
-def test_what_a_killed_process_left_of_an_entry_goes_when_the_entry_is_made(entry: CacheEntry) -> None:
+def test_what_a_killed_process_left_is_removed_when_the_entry_is_made(entry: CacheEntry) -> None:
     entry.folder.parent.mkdir()
     left, others = (entry.folder.with_name(f".{name}.0.incomplete") for name in (entry.folder.name, "other-0"))
     for folder in (left, others):
@@ -160,7 +160,7 @@ def test_what_a_killed_process_left_of_an_entry_goes_when_the_entry_is_made(entr
     assert names(entry.folder.parent) == [others.name, entry.folder.name]
 
 
-def test_what_killed_processes_left_of_other_entries_goes_after_a_day(entry: CacheEntry) -> None:
+def test_what_killed_processes_left_of_other_entries_is_removed_after_a_day(entry: CacheEntry) -> None:
     entry.folder.parent.mkdir()
     old, young = (entry.folder.with_name(f".{name}.0.incomplete") for name in ("old-0", "young-0"))
     for folder, age_s in ((old, content_cache.ABANDONED_S + 60), (young, content_cache.ABANDONED_S - 60)):

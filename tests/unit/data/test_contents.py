@@ -1,4 +1,4 @@
-"""Items are alike where the model is told the same of them, and nowhere else."""
+"""Items are the same exactly where the model reads the same content."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def tokens(domain: Domain, tokenizer: Any, tmp_path: Path) -> TokenTable:
     return TokenTable.open(domain, tokenizer, ContentCache(tmp_path / "cache"))
 
 
-def test_texts_are_alike_where_their_tokens_are(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
+def test_texts_are_the_same_where_their_tokens_are(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
     contents = contents_of(domain, TEXT, tokens, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 0, 0, 0, 4, 5, 4, 0]
     assert contents.is_readable_N.tolist() == [True] * 4 + [False, True, False, True]
     assert contents.distinct.tolist() == [0, 5]
 
 
-def test_images_are_alike_where_their_bytes_are(domain: Domain, tmp_path: Path) -> None:
+def test_images_are_the_same_where_their_bytes_are(domain: Domain, tmp_path: Path) -> None:
     contents = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
     assert contents.distinct.tolist() == [1, 2, 4]
 
 
-def test_with_both_modalities_both_must_be_alike(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
+def test_with_both_modalities_both_must_be_the_same(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
     contents = contents_of(domain, BOTH, tokens, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 5, 4, 0]
     assert contents.is_readable_N.all()
@@ -132,7 +132,7 @@ HARMS = [
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_what_was_kept_and_harmed_is_compared_again(
+def test_a_damaged_comparison_is_made_again(
     domain: Domain, rows_read: list[int], tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     first = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_named(domain: Domain, tmp_path: Path)
         contents_of(domain, IMAGE, None, ContentCache(tmp_path / "file"))
 
 
-def test_a_model_that_knows_ids_tells_all_items_apart(domain: Domain, tmp_path: Path) -> None:
+def test_all_items_differ_for_a_model_of_item_ids(domain: Domain, tmp_path: Path) -> None:
     contents = contents_of(domain, frozenset(), None, ContentCache(tmp_path))
     assert np.array_equal(contents.same_as_N, np.arange(8))
     assert np.array_equal(contents.distinct, np.arange(8))

@@ -1,4 +1,4 @@
-"""Two halves of a platform share no user, and each keeps all that its users did."""
+"""Two halves of a platform share no user, and each keeps all interactions of its users."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def half(
     return pq.read_table(items).to_pylist(), pq.read_table(interactions).to_pylist()
 
 
-def test_halves_share_no_user_and_leave_none_out(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_halves_share_no_user_and_cover_all_users(files: tuple[Path, Path], tmp_path: Path) -> None:
     users = [{row["user_id"] for row in half(files, tmp_path / name, half=name)[1]} for name in ("a", "b")]
     assert users[0] & users[1] == set()
     assert users[0] | users[1] == set(USERS)
 
 
-def test_users_keep_all_they_did_in_order_and_items_that_nobody_touched_are_left_out(
+def test_users_keep_their_interactions_in_order_and_untouched_items_are_left_out(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     items, interactions = half(files, tmp_path / "a", half="a")
@@ -66,7 +66,9 @@ def test_another_salt_draws_other_users(files: tuple[Path, Path], tmp_path: Path
     assert one != other
 
 
-def test_a_half_without_users_and_a_file_without_its_columns_are_told(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_half_without_users_and_a_file_without_its_columns_are_refused(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=r"interactions\.parquet: half a of salt 's' has no user"):
         half(files, tmp_path / "a", half="a", share=1e-9)
     with pytest.raises(DataError, match=r"items\.parquet: has no column user_id"):

@@ -1,4 +1,4 @@
-"""Is the demo world the same each time, fit to be imported, and worth learning?"""
+"""The demo world is reproducible, can be imported, and holds patterns to learn."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_another_seed_writes_another_world() -> None:
     assert other.title != imagine_platform(TARGET, TINY).title
 
 
-def test_more_users_change_no_item() -> None:
+def test_more_users_do_not_change_the_items() -> None:
     grown = imagine_platform(TARGET, TINY.model_copy(update={"target_users": 20}))
     assert grown.title == imagine_platform(TARGET, TINY).title
 
@@ -183,7 +183,7 @@ def test_an_unfinished_platform_is_made_anew(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(folders)
 
 
-def test_progress_tells_of_every_image(tmp_path: Path) -> None:
+def test_progress_counts_every_image(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     write_demo_world(tmp_path, TINY, progress=lambda stage, done, total: told.append((stage, done, total)))
     assert told == [("images of bazaar", 40, 40), ("images of gallery", 40, 40), ("images of boutique", 30, 30)]

@@ -71,7 +71,7 @@ def test_types_are_those_that_other_rooms_count_on(domain: Domain) -> None:
     assert (domain.item_ids.type, domain.user_ids.type) == (pa.large_string(), pa.large_string())
 
 
-def test_no_row_of_a_sequence_can_be_changed(domain: Domain) -> None:
+def test_sequences_are_read_only(domain: Domain) -> None:
     assert not domain.sequence(0).flags.writeable
 
 
@@ -169,7 +169,7 @@ def test_no_folder_is_said(tmp_path: Path) -> None:
         Domain.open(tmp_path / "nowhere")
 
 
-def test_a_folder_that_is_no_domain_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_domain_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a domain"):
         Domain.open(tmp_path)
 
@@ -237,7 +237,7 @@ def test_damage_that_would_end_the_process_later_is_found_at_once(domain: Domain
 
 
 @pytest.mark.parametrize("row", [4, -1])
-def test_sequences_of_rows_that_are_no_items_are_refused(tmp_path: Path, row: int) -> None:
+def test_sequences_with_unknown_item_rows_are_refused(tmp_path: Path, row: int) -> None:
     with pytest.raises(DataError, match=rf"1 item rows outside 0\.\.3, such as \[{row}\]"):
         written(tmp_path / "shop", sequences=[[0, row]], times=[[1, 2]])
 

@@ -1,4 +1,4 @@
-"""Users streamed from a domain: in order, a few at a time, checked on the way."""
+"""Histories are read in order, a few users at a time, and checked."""
 
 from __future__ import annotations
 

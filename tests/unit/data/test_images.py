@@ -128,7 +128,7 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
         (png_of(300, 300), "broken or truncated"),
     ],
 )
-def test_what_cannot_be_read_says_why(data: bytes, reason: str) -> None:
+def test_unreadable_pictures_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(PictureError, match=reason):
         stored_jpeg(data, 64)
 

@@ -1,4 +1,4 @@
-"""What an encoder is given of an item is what its domain holds, in the order that was asked for."""
+"""Inputs of encoders hold the content of the requested items, in their order."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_an_encoder_is_given_only_the_items_that_have_its_modality(reader: ItemR
     torch.testing.assert_close(greys, torch.tensor([20.0, 0.0, 30.0]), rtol=0, atol=1.5)  # JPEG; measured 0
 
 
-def test_a_token_stands_in_where_no_item_has_a_text(reader: ItemReader) -> None:
+def test_one_padding_token_is_read_where_no_item_has_a_text(reader: ItemReader) -> None:
     text = read(reader, (0, 2), (1, 2)).text
     assert text is not None
     assert (text.token_id_RT.tolist(), text.is_valid_RT.tolist(), text.item_index_R.tolist()) == ([[0]], [[True]], [0])
 
 
-def test_a_grey_image_stands_in_where_no_item_has_one(reader: ItemReader) -> None:
+def test_one_grey_image_is_read_where_no_item_has_one(reader: ItemReader) -> None:
     image = read(reader, (0, 0), (1, 1)).image
     assert image is not None
     assert image.pixels_RCHW.shape == (1, 3, 8, 8)
@@ -83,7 +83,7 @@ def test_the_catalogue_holds_every_content_once_longest_texts_first(reader: Item
     assert chunks[0].text.token_id_RT[0].tolist() == [1, 11, 12, 13]
 
 
-def test_the_catalogue_holds_items_that_are_alike_once(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_the_catalogue_holds_equal_items_once(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
     shop = make_domain([[0, 1, 2, 3, 4]], texts=["a", "aa bb", "b", "cc dd", "e ff"])
     reader = ItemReader([shop], frozenset({Modality.TEXT}), tokenizer, None, tmp_path / "cache")
     assert [items.row_U.tolist() for items in reader.catalogue(0, 2)] == [[1, 4], [0]]
@@ -142,7 +142,7 @@ def test_a_domain_without_the_modality_is_refused_whatever_is_allowed(make_domai
         ItemReader([make_domain([[0, 1, 2]])], frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, 1.0)
 
 
-def test_nobody_is_warned_where_each_item_has_something(shops: list[Any], reader: ItemReader) -> None:
+def test_there_is_no_warning_where_each_item_can_be_read(shops: list[Any], reader: ItemReader) -> None:
     assert reader.warnings == ()
 
 

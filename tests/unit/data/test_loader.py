@@ -1,4 +1,4 @@
-"""Worker processes that read batches ahead give the same batches, and any of them may be killed."""
+"""Worker processes give the same batches as none, and killed workers are reported."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def lose_a_worker_that_holds_a_lock(builder: BatchBuilder, workers: int) -> None
         lose_a_worker_that_holds_a_lock,
     ],
 )
-def test_a_lost_worker_is_told_once_and_only_to_who_waits_for_a_batch(
+def test_a_lost_worker_is_reported_once_and_only_while_a_batch_is_awaited(
     shops: Shops, happens: Callable[[BatchBuilder, int], None], workers: int
 ) -> None:
     """The loss happens in a process of its own, for the handler of torch raises wherever the main thread is."""
@@ -116,7 +116,9 @@ def test_a_lost_worker_is_told_once_and_only_to_who_waits_for_a_batch(
     in_child(lambda: happens(builder, workers))
 
 
-def test_an_error_that_a_worker_met_is_no_loss_of_it(shops: Shops, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_a_worker_is_not_reported_as_a_lost_worker(
+    shops: Shops, monkeypatch: pytest.MonkeyPatch
+) -> None:
     builder = shops.builder()
 
     def broken(epoch: int, step: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Kept states: computed once, shared by runs, rebuilt when broken, fetched as the batch wants them."""
+"""Kept states are computed once, shared by runs, made again when damaged, and fetched for a batch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_batch_without_a_modality_gets_one_row_of_zeros_for_item_0(
     assert text.item_index_R.tolist() == [0]
 
 
-def test_whoever_makes_no_states_reads_those_that_are_kept(
+def test_a_reader_that_may_not_make_states_reads_kept_ones(
     shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader]
 ) -> None:
     reader, ladder, config = open_reader(shop), Ladder(), PrefixConfig(makes=False)

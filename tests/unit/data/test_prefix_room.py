@@ -1,4 +1,4 @@
-"""Where kept states may lie: who makes them, what gives way to them, what is told when there is no room."""
+"""Kept states stay within the budget and the disk: old tables are removed, and a lack of room is an error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_table_that_fails_halfway_leaves_nothing(
     assert [path.name for path in (tmp_path / "cache").iterdir() if "prefix" in path.name] == []
 
 
-def test_what_killed_processes_left_is_swept_and_what_others_are_making_is_not(
+def test_tables_of_killed_processes_are_removed_and_those_being_made_are_not(
     shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
     left, others = (tmp_path / "cache" / f".prefix-{name}{content_cache.INCOMPLETE}" for name in ("left", "others"))
@@ -94,7 +94,7 @@ def test_two_that_make_tables_at_once_share_one_budget(
     assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 1
 
 
-def test_what_somebody_was_making_long_ago_takes_no_room_of_others(
+def test_abandoned_unfinished_tables_do_not_count_against_the_budget(
     shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
     left = tmp_path / "cache" / f".prefix-left.0{content_cache.INCOMPLETE}"
@@ -107,7 +107,7 @@ def test_what_somebody_was_making_long_ago_takes_no_room_of_others(
     open_reader(shop).keep_states(Modality.IMAGE, Ladder(), config)
 
 
-def test_the_tables_unused_for_longest_make_room_and_are_named(
+def test_the_least_recently_used_tables_are_removed_and_named(
     shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
     keep(shop, prefix=Ladder("old"))
@@ -125,7 +125,7 @@ def test_the_tables_unused_for_longest_make_room_and_are_named(
     assert said[0].startswith(f"{older}: frozen states not used for 5.6 h")
 
 
-def test_a_table_in_use_is_never_removed_and_the_budget_says_so(
+def test_a_table_in_use_is_never_removed_and_the_error_names_the_budget(
     shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
     keep(shop)
@@ -139,7 +139,7 @@ def test_a_table_in_use_is_never_removed_and_the_budget_says_so(
     assert tables(tmp_path / "cache") == held
 
 
-def test_nothing_is_removed_where_that_would_not_be_enough(
+def test_nothing_is_removed_where_it_would_not_make_enough_room(
     shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
     keep(shop)
@@ -159,7 +159,7 @@ def test_opening_a_table_counts_as_use(shop: Domain, keep: Callable[..., ItemRea
     assert all(time.time() - (folder / "index.json").stat().st_mtime < 60 for folder in tables(tmp_path / "cache"))
 
 
-def test_a_run_that_goes_on_keeps_its_table_young(
+def test_a_long_run_marks_its_table_as_used(
     shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prefix, "MARK_EVERY_S", 0)
@@ -170,7 +170,7 @@ def test_a_run_that_goes_on_keeps_its_table_young(
     assert all(time.time() - (folder / "index.json").stat().st_mtime < 60 for folder in tables(tmp_path / "cache"))
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
+def test_a_full_disk_is_an_error_before_anything_is_written(
     shop: Domain, open_reader: Callable[..., ItemReader], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     reader = open_reader(shop)
@@ -180,7 +180,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     assert tables(tmp_path / "cache") == []
 
 
-def test_a_disk_that_fills_up_is_told_before_a_signal_ends_the_run(
+def test_a_disk_that_fills_up_is_an_error_and_not_a_signal(
     shop: Domain, open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
     resource = pytest.importorskip("resource")  # files may not grow beyond a few bytes: the system refuses to write
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_is_told_before_a_signal_ends_the_run(
     assert not list((tmp_path / "cache").glob("*prefix-*"))
 
 
-def test_a_table_that_somebody_begins_to_use_in_time_stays(
+def test_a_table_that_comes_into_use_meanwhile_is_not_removed(
     shop: Domain, keep: Callable[..., ItemReader], open_reader: Callable[..., ItemReader], tmp_path: Path
 ) -> None:
     keep(shop, prefix=Ladder("old"))
@@ -261,7 +261,7 @@ def test_a_table_that_is_being_opened_is_not_removed_for_another(
     assert ladder.num_rows == 0
 
 
-def test_a_table_that_gives_way_to_another_while_it_is_opened_is_made_again(
+def test_a_table_that_is_removed_for_another_while_it_is_opened_is_made_again(
     shop: Domain, open_reader: Callable[..., ItemReader], meanwhile: Callable[..., None], tmp_path: Path
 ) -> None:
     reader = open_reader(shop)

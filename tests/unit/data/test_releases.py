@@ -1,4 +1,4 @@
-"""What a cache holds is never read under another release of a library that computes it."""
+"""An entry of the cache is never read under another release of a library that computes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users are read one at a time or in order, whatever the files, and are never held."""
+"""Sequences are read one user at a time or in order, from one file or several."""
 
 from __future__ import annotations
 

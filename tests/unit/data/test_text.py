@@ -116,7 +116,7 @@ def first_same_by_loops(table: TokenTable) -> list[int]:
 
 
 @pytest.mark.parametrize("rows_at_once", [7, 1 << 18])
-def test_alike_texts_are_found(many: TokenTable, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
+def test_equal_texts_are_found(many: TokenTable, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
     monkeypatch.setattr(text, "ROWS_AT_ONCE", rows_at_once)
     assert many.first_same().tolist() == first_same_by_loops(many)
 

@@ -1,4 +1,4 @@
-"""A little shop in csv files, imported in one call."""
+"""A small shop in csv files, imported in one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hints of column names: what public data sets call them, and never a column that means something else."""
+"""Hints suggest columns by the names of public data sets, and never a column with another meaning."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_several_candidates_are_all_named() -> None:
     assert hint(["item_id"], ["parent_asin", "asin"]) == "is it 'asin' or 'parent_asin'? Rename it"
 
 
-def test_all_missing_columns_are_told_at_once(shop) -> None:
+def test_all_missing_columns_are_named_in_one_error(shop) -> None:
     shop.items.write_text("movieId,title,genres\n1,Alpha (1990),Drama\n")
     with pytest.raises(DataError) as told:
         shop.run()

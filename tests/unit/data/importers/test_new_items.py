@@ -1,4 +1,4 @@
-"""Items that nobody has touched become items that a model can read."""
+"""Items without interactions are imported so that a model can read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures in a column of a parquet file are read under the rules of pictures in a folder."""
+"""Pictures in a column of a parquet file follow the same rules as pictures in a folder."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_path_is_never_opened(shop, rejected) -> None:
     assert rejected(domain) == [("image", "a", None, "a path without bytes")]
 
 
-def test_a_column_of_nothing_is_no_pictures(shop, rejected) -> None:
+def test_a_column_of_nulls_holds_no_pictures(shop, rejected) -> None:
     path = write(shop, pa.array([{"bytes": None, "path": "x.png"}, None, None], STRUCT))
     domain = shop.run(items=path)
     assert not (domain.folder / "images.arrow").exists()

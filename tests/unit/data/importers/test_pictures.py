@@ -49,7 +49,7 @@ def test_each_image_names_the_file_it_came_from(shop) -> None:
     assert hashes == [None, hashlib.sha256(picture.read_bytes()).digest(), None]
 
 
-def test_pictures_of_nobody_are_ignored_and_counted(shop, rejected) -> None:
+def test_pictures_of_unknown_items_are_ignored_and_counted(shop, rejected) -> None:
     picture = shop.paint("a.png").read_bytes()
     (shop.folder / "pictures" / "below").mkdir()
     for name in ("stranger.png", "A.png", "b.txt", "b.png.bak", "below/c.png"):
@@ -88,7 +88,7 @@ def test_formats_are_read_whatever_the_case_of_the_suffix(shop, rejected, name: 
     assert len(domain.info.summary.notes) == 1
 
 
-def test_every_picture_that_is_passed_over_is_said_with_its_name_and_reason(shop, rejected) -> None:
+def test_every_unused_picture_is_noted_with_its_name_and_reason(shop, rejected) -> None:
     picture = shop.paint("a.png").read_bytes()
     for name in ("a.PNG", "a.webp", "a.tif", "b.tiff", "c.HEIC", "stranger.avif", "C.png", "notes.txt", ".DS_Store"):
         shop.write(f"pictures/{name}", picture)
@@ -163,7 +163,7 @@ def test_only_the_first_names_are_shown(shop, monkeypatch: pytest.MonkeyPatch) -
         ),
     ],
 )
-def test_a_folder_of_no_use_says_what_it_holds(shop, names: list[str], message: str) -> None:
+def test_a_folder_without_usable_pictures_is_refused_with_its_content(shop, names: list[str], message: str) -> None:
     for name in names:
         (shop.folder / "pictures" / name).parent.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(shop.folder / "pictures" / name)
@@ -180,7 +180,7 @@ def test_an_id_never_becomes_a_path(shop, rejected) -> None:
     assert all(kind != "image" for kind, *_ in rejected(domain))
 
 
-def test_what_is_no_file_is_rejected_and_never_waited_for(shop, rejected) -> None:
+def test_entries_that_are_not_files_are_rejected_without_waiting(shop, rejected) -> None:
     folder = shop.paint("c.png").parent
     os.mkfifo(folder / "pipe")
     (folder / "a.png").symlink_to(folder / "pipe")
@@ -284,7 +284,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(shop, name: str) -> None:
         shop.run(images=shop.folder / name)
 
 
-def test_file_names_that_are_no_text_are_ignored(shop) -> None:
+def test_file_names_that_are_not_text_are_ignored(shop) -> None:
     picture: Path = shop.paint("a.png")
     try:
         (Path(os.fsdecode(os.fsencode(picture.parent) + b"/\xff.png"))).write_bytes(picture.read_bytes())

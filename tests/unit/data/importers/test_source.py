@@ -51,7 +51,7 @@ def test_a_file_of_another_kind_under_the_name_of_a_text_is_named(shop, begin: b
     assert_refused(shop, rf"items\.csv: {kind}")
 
 
-def test_a_column_without_a_name_is_not_told_of(shop) -> None:
+def test_a_column_without_a_name_is_not_mentioned(shop) -> None:
     shop.interactions.write_text("user_id,item_id,timestamp,\nu,a,1,\nu,b,2,\n")
     assert not any("not used" in note for note in shop.run().info.summary.notes)
 
@@ -82,7 +82,7 @@ def test_a_wrong_separator_is_named_with_the_right_one(shop, sign: str) -> None:
     assert_refused(shop, re.escape(f"columns seem to be separated by {sign!r}, save them with ','"))
 
 
-def test_a_column_that_stands_twice_in_parquet_is_refused(shop) -> None:
+def test_a_column_that_occurs_twice_in_parquet_is_refused(shop) -> None:
     path = shop.folder / "items.parquet"
     columns = [pa.array(["a", "b"]), pa.array(["x", "y"]), pa.array(["p", "q"])]
     pq.write_table(pa.Table.from_arrays(columns, names=["item_id", "text", "text"]), path)
@@ -90,13 +90,13 @@ def test_a_column_that_stands_twice_in_parquet_is_refused(shop) -> None:
 
 
 @pytest.mark.parametrize("texts", [[b"caf\xe9"], [["x", "y"]], [{"title": "x"}], [[{"a": 1}]]])
-def test_bytes_and_nested_values_are_no_texts(shop, texts: list) -> None:
+def test_bytes_and_nested_values_are_refused_as_texts(shop, texts: list) -> None:
     path = shop.folder / "items.parquet"
     pq.write_table(pa.table({"item_id": ["a"], "text": texts}), path)
     assert_refused(shop, "column 'text' is .*; texts are strings, cast it", items=path)
 
 
-def test_a_column_that_stands_twice_is_refused(shop) -> None:
+def test_a_column_that_occurs_twice_is_refused(shop) -> None:
     shop.items.write_text("item_id,text,text\na,x,y\n")
     assert_refused(shop, "column 'text' occurs twice")
 
@@ -195,7 +195,7 @@ def test_parquet_text_that_is_not_utf8_is_refused(shop) -> None:
 
 
 @pytest.mark.parametrize("folder", ["with space", "a*b", "[x]", "k=3", "quo'te", "h\u00e9"])
-def test_odd_paths_are_read_as_they_stand(shop, folder: str) -> None:
+def test_paths_with_special_characters_are_read(shop, folder: str) -> None:
     items = shop.write(f"{folder}/items?.csv", "item_id,text\na,right\n")
     shop.write(f"{folder}/itemsX.csv", "item_id,text\na,wrong\n")
     domain = shop.run(items=items, out=shop.folder / folder / "domain")

@@ -43,7 +43,7 @@ def test_interactions_are_sorted_by_time_and_then_by_row(shop, sequences) -> Non
     assert "2 interactions have the same time as the one before" in domain.info.summary.notes[1]
 
 
-def test_without_timestamps_the_order_of_rows_stands(shop, sequences) -> None:
+def test_without_timestamps_the_order_of_rows_is_kept(shop, sequences) -> None:
     shop.interactions.write_text("user_id,item_id\nu,c\nv,a\nu,a\nu,c\n")
     domain = shop.run()
     assert sequences(domain) == {"u": ["c", "a", "c"], "v": ["a"]}
@@ -51,7 +51,7 @@ def test_without_timestamps_the_order_of_rows_stands(shop, sequences) -> None:
     assert domain.info.time_unit is None
 
 
-def test_the_domain_says_where_it_comes_from(shop) -> None:
+def test_the_domain_records_its_source_files(shop) -> None:
     info = shop.run().info
     assert info.sources["items"].sha256 == hashlib.sha256(shop.items.read_bytes()).hexdigest()
     assert info.sources["interactions"].num_bytes == shop.interactions.stat().st_size
@@ -160,7 +160,7 @@ def test_users_keep_the_order_of_their_first_row_in_the_file(shop, sequences) ->
     assert list(sequences(shop.run())) == ["z", "y"]
 
 
-def test_without_a_core_items_nobody_touched_stay(shop) -> None:
+def test_without_a_core_items_without_interactions_stay(shop) -> None:
     shop.interactions.write_text("user_id,item_id\nu,b\n")
     assert shop.run().item_ids.to_pylist() == ["a", "b", "c"]
 
@@ -187,7 +187,7 @@ def test_whole_number_ids_of_parquet_become_text(shop, sequences, type_: pa.Data
 
 
 @pytest.mark.parametrize("type_", [pa.float64(), pa.bool_(), pa.binary(), pa.date32()])
-def test_ids_of_parquet_that_are_no_ids_are_refused(shop, type_: pa.DataType) -> None:
+def test_parquet_types_that_cannot_be_ids_are_refused(shop, type_: pa.DataType) -> None:
     values = pa.array([b"a", b"b"], type_) if type_ == pa.binary() else pa.array([0, 1]).cast(pa.int32()).cast(type_)
     pq.write_table(pa.table({"item_id": values, "text": ["x", "y"]}), shop.folder / "items.parquet")
     assert_refused(
@@ -195,7 +195,7 @@ def test_ids_of_parquet_that_are_no_ids_are_refused(shop, type_: pa.DataType) ->
     )
 
 
-def test_rows_that_cannot_stand_are_kept_aside_with_the_reason(shop, rejected) -> None:
+def test_invalid_rows_are_recorded_with_the_reason(shop, rejected) -> None:
     shop.items.write_text("item_id,text\na,red\n,nameless\n \t,blank\nbare,\nb,blue\n")
     shop.interactions.write_text(
         "user_id,item_id,timestamp\nu,a,1\n,a,2\nu,,3\nu,ghost,4\nu,b,soon\nu,b,\nw,bare,5\nv,b,6\nu,a,7\nu,b,8\nv,a,nan\n"
@@ -221,7 +221,7 @@ def test_rows_that_cannot_stand_are_kept_aside_with_the_reason(shop, rejected) -
     assert domain.num_interactions == 7
 
 
-def test_a_domain_without_rejections_says_so(shop, rejected) -> None:
+def test_a_domain_without_rejections_has_an_empty_record(shop, rejected) -> None:
     assert rejected(shop.run()) == []
 
 
@@ -235,7 +235,7 @@ def test_interactions_with_unknown_items_only_are_refused_with_examples(shop) ->
     assert_refused(shop, DataError, r"every interaction is with an item .* '01', '02', while it holds 'a', 'b', 'c'")
 
 
-def test_interactions_of_which_none_can_stand_are_refused_with_the_reasons(shop) -> None:
+def test_interactions_of_which_none_is_valid_are_refused_with_the_reasons(shop) -> None:
     shop.interactions.write_text("user_id,item_id\nu,ghost\nv,\nw,\n")
     assert_refused(shop, DataError, r"no interaction can be used: empty item id \(2\), unknown item \(1\)")
 
@@ -277,7 +277,7 @@ def test_image_side_without_images_is_refused(shop) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../shop", "a/b", "x" * 101])
-def test_names_that_are_no_names_are_refused(name: str) -> None:
+def test_invalid_domain_names_are_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="name"):
         TableImport(items=Path("i"), interactions=Path("j"), out=Path("o"), name=name)
 
@@ -288,7 +288,7 @@ def test_a_core_beyond_every_count_is_refused_before_anything_is_read(shop) -> N
     assert not shop.out.exists()
 
 
-def test_progress_is_told(shop) -> None:
+def test_progress_is_reported(shop) -> None:
     shop.paint("a.png")
     calls: list[tuple[str, int, int]] = []
     settings = TableImport(

@@ -1,4 +1,4 @@
-# ruff: noqa: S608  statements are built of our own words only
+# ruff: noqa: S608  statements contain no values of users
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal

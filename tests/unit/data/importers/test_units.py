@@ -63,7 +63,7 @@ def test_two_units_in_one_column_are_refused_with_a_row_of_each(lower: str, uppe
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint64(), pa.float64(), pa.decimal128(30, 2), pa.string()])
-def test_types_of_parquet_are_judged_alike(shop, kind: pa.DataType) -> None:
+def test_parquet_types_follow_the_same_rules(shop, kind: pa.DataType) -> None:
     path = shop.folder / "log.parquet"
     pq.write_table(pa.table({"timestamp": pa.array([SECONDS, SECONDS * 1000, SECONDS + 1]).cast(kind)}), path)
     with duckdb.connect() as connection:

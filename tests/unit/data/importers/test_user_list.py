@@ -1,4 +1,4 @@
-"""Files that name users."""
+"""User ids are read from text and table files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pmmrec.errors import DataError
         ("users.txt", "\ufeff01\r\nu 2\n\n01\n"),
     ],
 )
-def test_ids_are_text_and_stand_once_in_the_order_of_the_file(tmp_path: Path, name: str, text: str) -> None:
+def test_ids_are_text_and_occur_once_in_the_order_of_the_file(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert read_user_ids(tmp_path / name).to_pylist() == ["01", "u 2"]
 
