@@ -296,6 +296,7 @@ class Loop:
                 figures = self._strategy.forward(part)
                 done.append(self._totals({**figures, **sizes_of(part), **(self._own_flags() if is_last else {})}))
                 self._strategy.backward(self._loss(figures, counts or done[-1]))
+                del figures  # and with them the graph, before the update
         totals = added(done)
         self._read_flags(totals)
         norm = self._strategy.clip_gradients()

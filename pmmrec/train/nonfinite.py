@@ -90,7 +90,10 @@ class NonfiniteGuard:
         self._own_K, self._statistics_before = None, [buffer.clone() for buffer in self._statistics]
 
     def check_loss(self, loss: Tensor, figures: Mapping[str, Tensor]) -> Tensor:
-        """Note the loss of this process, or of a part of its users; call it before backward, on what it returns."""
+        """Note the loss of this process, or of a part of its users; returns the loss to call backward on.
+
+        That is NaN if a loss is not finite and the optimizer checks only gradients.
+        """
         own_K = torch.stack([figures[name].detach()[0] for name in self._names])
         self._own_K = own_K if self._own_K is None else self._own_K + own_K
         if not self._optimizer_checks:
@@ -129,22 +132,22 @@ class NonfiniteGuard:
         return is_held
 
     def settle(self) -> None:
-        """Read whether the last step was held back, unless that is known. Every process must call it.
+        """Read whether the last step was held back, unless that is known already. Every process must call it.
 
-        Raises DivergenceError where it was held back and no more steps may be left out.
+        Raises DivergenceError if it was and no more steps may be left out.
         """
         is_broken, step, self._step = self._flags.take(), self._step, None
         if is_broken is None or step is None or not is_broken.any():
             return
         losses = [name for name, broken in zip(self._names, is_broken.tolist(), strict=False) if broken]
-        told = self._processes.gathered([self._account(step)])
-        place = self._log.leave(f"nonfinite-{step.number:08d}.json", {"step": step.number, "processes": told})
+        accounts = self._processes.gathered([self._account(step)])
+        place = self._log.leave(f"nonfinite-{step.number:08d}.json", {"step": step.number, "processes": accounts})
         place = self._processes.from_main(place)
         may_skip = self.skipped < self._config.skip
         self.skipped += may_skip
-        items, users = _broken(told, "items"), _broken(told, "users")
+        items, users = _broken(accounts, "items"), _broken(accounts, "users")
         self._log.event("nonfinite", step.number, losses=losses, items=items, users=users, skipped=self.skipped)
-        words = f"step {step.number}: {_words(losses, told)}; no update was made"
+        words = f"step {step.number}: {_words(losses, accounts)}; no update was made"
         where = "" if place is None else f"; all that was in it is in {place}"
         if not may_skip:
             raise DivergenceError(f"{words}{where}. {self._advice()}")
@@ -197,24 +200,24 @@ class NonfiniteGuard:
         return f"{ADVICE}, or look at what is named here; --resume train.on_nonfinite.skip={skip} leaves the step out"
 
 
-def _words(losses: Sequence[str], told: Sequence[Mapping[str, Any]]) -> str:
+def _words(losses: Sequence[str], accounts: Sequence[Mapping[str, Any]]) -> str:
     """Which losses were not finite, and where that was seen first."""
     if not losses:
         return "a gradient is not finite, every loss is"
-    items, users = _broken(told, "items"), _broken(told, "users")
-    own = [str(one["process"]) for one in told if not all(map(math.isfinite, one["losses"].values()))]
+    items, users = _broken(accounts, "items"), _broken(accounts, "users")
+    own = [str(one["process"]) for one in accounts if not all(map(math.isfinite, one["losses"].values()))]
     where = (
         f"vectors of items {joined(items)}"
         if items
         else f"states of users {joined(users)}"
         if users
-        else f"losses of process {joined(own)} of {len(told)}"
+        else f"losses of process {joined(own)} of {len(accounts)}"
     )
     return f"loss of {joined(losses)} is not finite; first seen in {where}"
 
 
-def _broken(told: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
-    return [name for account in told for name in account[f"broken_{kind}"]]
+def _broken(accounts: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    return [name for account in accounts for name in account[f"broken_{kind}"]]
 
 
 def stop_if_weights_nonfinite(task: TrainingTask, processes: Processes, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Several processes agree on when to stop, and go on as if they never had, also when they are more or fewer."""
+"""Several processes agree on when to stop, and resume as if never stopped, also with another number of them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_two_processes_then_one_then_four_train_what_two_would(tmp_path: Path, w
     assert [event["users"] for event in events(tmp_path) if event["event"] == "train"] == [8] * 10
 
 
-def test_a_sharded_model_goes_on_when_it_is_sharded_otherwise(tmp_path: Path) -> None:
+def test_a_sharded_model_resumes_with_another_number_of_shards(tmp_path: Path) -> None:
     for name, sizes in (("one", (1, 1, 1)), ("others", (2, 1, 4))):
         (tmp_path / name).mkdir()
         for processes in sizes:

@@ -1,4 +1,4 @@
-"""Two processes that share out weights, gradients and states (FSDP2) train what one process with all of them trains."""
+"""Two processes with sharded weights, gradients and optimizer states (FSDP2) train what one process trains."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(home: Path, tmp_pat
     assert steps == [event["step"] for event in events(tmp_path / "undisturbed" / "run", "train")]
 
 
-def test_one_process_goes_on_where_two_that_shared_out_stopped(home: Path, tmp_path: Path) -> None:
+def test_one_process_resumes_what_two_with_shards_stopped(home: Path, tmp_path: Path) -> None:
     alone(home, tmp_path / "undisturbed")
     done = launched(home, tmp_path / "stopped", "--signal-at", 4)
     assert done.code == 75, done.said
@@ -138,7 +138,7 @@ def test_one_process_goes_on_where_two_that_shared_out_stopped(home: Path, tmp_p
     assert widest(weights(tmp_path / "undisturbed"), weights(tmp_path / "stopped")) < ATOL
 
 
-def test_a_step_whose_loss_breaks_in_one_process_changes_no_share(home: Path, tmp_path: Path) -> None:
+def test_a_step_whose_loss_breaks_in_one_process_changes_no_shard(home: Path, tmp_path: Path) -> None:
     launched(home, tmp_path / "two", "--break-at", 4).well()
     alone(home, tmp_path / "one", "--break-at", 4)
     assert widest(weights(tmp_path / "one"), weights(tmp_path / "two")) < ATOL
@@ -182,9 +182,7 @@ def test_a_launched_pretraining_keeps_whole_parts_and_ranks_as_one_process_does(
 
 
 @pytest.mark.parametrize("way", ["frozen", "adapter"])
-def test_what_is_frozen_is_shared_out_too(
-    tmp_path: Path, world: Path, small_run: Path, pmmrec: Pmmrec, way: str
-) -> None:
+def test_frozen_weights_are_sharded_too(tmp_path: Path, world: Path, small_run: Path, pmmrec: Pmmrec, way: str) -> None:
     shutil.copytree(small_run / "hub", tmp_path / "hub")
     settings = ("train.epochs=1", "train.batch_users=16", "train.log_every=1", "cache=c", "machine.device=cpu")
     asked = ("finetune", f"finetune/{way}", "--from", "small", "--on", world / "boutique", *settings)

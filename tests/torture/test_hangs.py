@@ -1,4 +1,4 @@
-"""Processes that hang, fall silent or are gone: in real time, the watchdog tells of them and ends the run."""
+"""Processes that hang, fall silent or are gone: the watchdog names them and ends the run, in real time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import train_stopped
 from forked import in_child
+from heartbeats import sending_heartbeats
 from ports import free_port
-from speaking import speaking
 from together import run_together
 from torch.distributed import HashStore
 
@@ -108,7 +108,7 @@ def test_a_step_that_never_ends_ends_the_process_and_shows_where_it_is() -> None
     assert "in stuck" in done.stderr
 
 
-def test_what_lies_between_steps_has_a_limit_of_its_own() -> None:
+def test_the_time_between_steps_has_its_own_limit() -> None:
     done = _run(HANGS, 1)
     assert done.returncode == 4
     told = "error: after step 2: process 0 of 1: busy after step 2 for more than 1 s; --resume goes on"
@@ -122,7 +122,7 @@ def test_a_run_that_hangs_before_its_first_step_is_ended_as_well(tmp_path: objec
     assert f"{told} (train.phase_hours)" in done.stderr
 
 
-def test_steps_and_rests_that_end_in_time_end_nothing() -> None:
+def test_steps_and_pauses_within_their_limits_end_nothing() -> None:
     def work() -> None:
         watchdog = Watchdog(0, 1)
         watchdog.set_limits(0.3)
@@ -137,14 +137,14 @@ def test_steps_and_rests_that_end_in_time_end_nothing() -> None:
     in_child(work)  # which the watchdog would end
 
 
-def test_a_process_that_falls_silent_is_named_and_ends_the_others_also_between_steps() -> None:
+def test_a_silent_process_is_named_and_ends_the_others_even_between_steps() -> None:
     done = _run(FALLS_SILENT, "without a word")
     assert done.returncode == 4
     told = f"error: preparation: process 1 of 2 (on {socket.gethostname()}): not heard of for 1 s, last computing in "
     assert f"{told}step 3: the process, its machine or the network is gone; --resume goes on" in done.stderr
 
 
-def test_a_process_that_came_to_its_end_may_be_silent() -> None:
+def test_a_process_that_ended_normally_may_be_silent() -> None:
     done = _run(FALLS_SILENT, "leaving")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -193,7 +193,7 @@ with watchdog.open():
 """
 
 
-def test_a_process_that_hangs_on_the_way_back_is_told_from_those_that_wait_for_its_gradients(tmp_path: object) -> None:
+def test_a_process_that_hangs_in_backward_is_told_from_those_that_wait_for_its_gradients(tmp_path: object) -> None:
     done = _run(HANGS_ON_THE_WAY_BACK, f"{tmp_path}/store", free_port())
     assert done.returncode == 4
     told = "error: step 3: process 1 of 2: computing in step 3 for more than 4 s; process 0 is waiting in step 3; "
@@ -202,14 +202,14 @@ def test_a_process_that_hangs_on_the_way_back_is_told_from_those_that_wait_for_i
     assert "processes 0, 1" not in done.stderr
 
 
-def test_whoever_waits_for_a_process_that_ended_by_an_error_ends_with_its_words() -> None:
+def test_a_process_that_waits_for_one_that_failed_ends_with_its_error() -> None:
     done = _run(LEFT_BEHIND, "waits")
     assert done.returncode == 4
     told = f"error: preparation: process 1 of 2 (on {socket.gethostname()}) ended: runs/x: no space left on the device"
     assert told in done.stderr
 
 
-def test_whoever_has_work_of_its_own_is_not_ended_by_the_end_of_another() -> None:
+def test_a_process_with_work_of_its_own_is_not_ended_by_the_end_of_another() -> None:
     done = _run(LEFT_BEHIND, "works")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -220,7 +220,10 @@ def test_a_step_waits_for_a_process_that_is_between_two_steps() -> None:
         watchdog = Watchdog(1, 4, store)
         watchdog.set_limits(0.3)
         computing = Activity(7, StepPhase.COMPUTING)
-        with speaking(store, {0: Activity(6, StepPhase.BETWEEN), 2: computing, 3: computing}), watchdog.open():
+        with (
+            sending_heartbeats(store, {0: Activity(6, StepPhase.BETWEEN), 2: computing, 3: computing}),
+            watchdog.open(),
+        ):
             watchdog.step(7, StepPhase.READING)
             watchdog.step(7, StepPhase.COMPUTING)
             time.sleep(1.5)
@@ -242,7 +245,7 @@ def test_a_process_that_waits_for_one_that_ended_says_so_at_once(end: str, told:
     assert "--resume goes on from the last state" in done.stdout
 
 
-def test_processes_that_do_not_meet_in_time_end_and_say_what_may_be_in_the_way() -> None:
+def test_processes_that_do_not_connect_in_time_end_and_say_what_to_check() -> None:
     done = _run("import time\nfrom pmmrec.train.watchdog import joining\nwith joining(0.3): time.sleep(60)")
     assert done.returncode == 4
     assert "error: launch: process 0 of 1 cannot reach the others for 0.3 s; they talk over ports" in done.stderr

@@ -1,4 +1,4 @@
-"""Signals to a launcher, and to all that it started: the program ends itself, and its exit code comes through."""
+"""Signals to a launcher and its processes: the program ends itself, and the launcher ends with its exit code."""
 
 from __future__ import annotations
 

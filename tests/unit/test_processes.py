@@ -1,4 +1,4 @@
-"""A process of ours: followed, ended with all it started, and understood when it fails."""
+"""Child processes: they are followed, ended with all that they started, and their failures are explained."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_exit_code_is_none_before_the_end_and_the_same_ever_after(tmp_path: P
     assert process.seconds > before_s > 0
 
 
-def test_the_cpu_seconds_of_children_that_ended_count(tmp_path: Path) -> None:
+def test_cpu_seconds_include_those_of_ended_children(tmp_path: Path) -> None:
     work = "import time; [None for _ in iter(lambda: time.process_time() < 0.3, False)]"
     process = ChildProcess(["sh", "-c", f"'{sys.executable}' -S -c '{work}'; true"], tmp_path / "a.log")
     assert process.wait() == 0
@@ -71,7 +71,7 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     wait_until_free(tmp_path / "lock")
 
 
-def test_being_ended_ends_what_it_started_too_also_what_does_not_listen(tmp_path: Path, fifo: Path) -> None:
+def test_ending_a_process_ends_what_it_started_even_if_that_ignores_signals(tmp_path: Path, fifo: Path) -> None:
     with lock_of(tmp_path / "lock") as lock:
         process = shell(f"(trap '' TERM; echo deaf > {fifo}; while :; do sleep 0.1; done) & wait", tmp_path, lock)
     assert fifo.read_text() == "deaf\n"
@@ -80,7 +80,7 @@ def test_being_ended_ends_what_it_started_too_also_what_does_not_listen(tmp_path
     wait_until_free(tmp_path / "lock")
 
 
-def test_a_process_that_does_not_listen_is_forced_after_a_while_that_all_share(
+def test_processes_that_ignore_signals_are_killed_after_one_shared_grace_period(
     tmp_path: Path, fifo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaf = []
@@ -109,7 +109,7 @@ def test_a_process_that_ended_well_is_not_ended_again(tmp_path: Path) -> None:
     assert process.exit_code() == 0
 
 
-def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_program_is_a_machine_error(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"a\.log: its process cannot be started: .*nowhere"):
         ChildProcess([str(tmp_path / "nowhere")], tmp_path / "a.log")
 
@@ -126,19 +126,19 @@ def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
         ("\xff\n", 1, "ended with exit code 1: \xff"),
     ],
 )
-def test_a_complaint_is_the_last_error_the_signal_or_the_last_words(
+def test_a_failure_is_the_last_error_the_signal_or_the_last_line(
     tmp_path: Path, words: str, code: int, expected: str
 ) -> None:
     (tmp_path / "a.log").write_text(words, encoding="utf-8")
     assert failure_reason(tmp_path / "a.log", code) == expected
 
 
-def test_a_log_that_is_no_text_is_complained_of_all_the_same(tmp_path: Path) -> None:
+def test_a_log_that_is_not_text_still_gives_a_failure(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_bytes(b"error: \xff\n")
     assert failure_reason(tmp_path / "a.log", 1) == "\ufffd"
 
 
-def test_who_is_alone_in_a_folder_stays_so_until_the_end(tmp_path: Path) -> None:
+def test_a_folder_stays_locked_until_the_block_ends(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     told = pytest.raises(RecipeError, match="folder: another works here; wait, or end it")
     with folder_lock(folder, "another"), told, folder_lock(folder, "another"):
@@ -147,7 +147,7 @@ def test_who_is_alone_in_a_folder_stays_so_until_the_end(tmp_path: Path) -> None
         pass
 
 
-def test_a_process_that_keeps_the_lock_open_holds_it_after_its_owner_has_gone(tmp_path: Path) -> None:
+def test_a_child_that_keeps_the_lock_open_holds_it_after_its_owner_has_gone(tmp_path: Path) -> None:
     with folder_lock(tmp_path, "a run that was left") as lock:
         process = shell("sleep 100", tmp_path, lock)
     with (
@@ -160,7 +160,7 @@ def test_a_process_that_keeps_the_lock_open_holds_it_after_its_owner_has_gone(tm
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_to_lock_is_a_machine_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="file: cannot be worked in"), folder_lock(tmp_path / "file", "another"):
         pass
@@ -176,7 +176,7 @@ def heeded(sign: signal.Signals) -> Iterator[None]:
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("heeded")
-def test_being_asked_to_end_is_what_ctrl_c_is_and_only_inside(sign: signal.Signals) -> None:
+def test_signals_are_keyboard_interrupts_inside_the_block_only(sign: signal.Signals) -> None:
     before = signal.getsignal(sign)
     with signals_as_interrupts(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(sign)
@@ -184,7 +184,7 @@ def test_being_asked_to_end_is_what_ctrl_c_is_and_only_inside(sign: signal.Signa
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_python_drops_is_remembered() -> None:
+def test_an_interrupt_that_python_drops_is_noted() -> None:
     class Finalized:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
@@ -194,7 +194,7 @@ def test_an_interrupt_that_python_drops_is_remembered() -> None:
         assert asked.is_set()
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals_as_interrupts() as asked:

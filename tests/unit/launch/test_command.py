@@ -47,7 +47,7 @@ def test_machines_count_their_processes_together() -> None:
     assert (options["--main_process_ip"], options["--main_process_port"]) == ("host-0", "29500")
 
 
-def test_a_rendezvous_may_be_an_address_of_the_sixth_version() -> None:
+def test_a_rendezvous_may_be_an_ipv6_address() -> None:
     options = _options(_command(num_nodes=2, node_rank=0, rendezvous="[fd00::1]:29500"))
     assert (options["--main_process_ip"], options["--main_process_port"]) == ("fd00::1", "29500")
 
@@ -70,12 +70,12 @@ def test_a_file_for_machines_asks_which_this_is() -> None:
         ({"node_rank": 1, "rendezvous": "h:1"}, "--node-rank 1: there is one machine, which has rank 0"),
     ],
 )
-def test_machines_that_are_not_told_apart_are_refused(options: dict[str, object], told: str) -> None:
+def test_incomplete_options_for_several_machines_are_refused(options: dict[str, object], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         _command(**options)
 
 
-def test_a_file_for_one_process_starts_no_two() -> None:
+def test_a_file_for_one_process_does_not_start_two() -> None:
     with pytest.raises(RecipeError, match=r"one_gpu.yaml: is for one process, not 2; choose a file for several"):
         _command("one_gpu", per_node=2)
 
@@ -138,7 +138,7 @@ def test_the_exit_code_of_a_program_goes_through_and_each_process_is_told_how_ma
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 2 true a=b c"] * 2
 
 
-def test_of_processes_that_fail_together_one_that_lost_no_other_says_why(tmp_path: Path) -> None:
+def test_of_processes_that_fail_together_the_one_that_lost_no_other_sets_the_exit_code(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     program = a_program(
         tmp_path,
@@ -155,7 +155,7 @@ def test_of_processes_that_fail_together_one_that_lost_no_other_says_why(tmp_pat
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_program_that_is_asked_to_end_before_it_can_answer_has_been_stopped(sign: signal.Signals) -> None:
+def test_a_stop_signal_before_a_run_starts_ends_with_75(sign: signal.Signals) -> None:
     def asked() -> None:
         with stopped_before_run():
             signal.raise_signal(sign)
@@ -180,7 +180,7 @@ def _start(command: LaunchCommand) -> None:
     start.main()
 
 
-def test_more_gpus_than_there_are_end_with_what_would_be_right(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_too_many_gpus_are_refused_with_a_remedy(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     command = _command("ddp", a_program(tmp_path, ""), per_node=1000)
     in_child(lambda: _start(command), code=4)
     said = capfd.readouterr().err
@@ -188,7 +188,7 @@ def test_more_gpus_than_there_are_end_with_what_would_be_right(tmp_path: Path, c
     assert said.rstrip().endswith("start fewer with --processes-per-node, or choose another file (two_cpu needs none)")
 
 
-def test_a_key_that_accelerate_does_not_know_ends_with_its_name(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_key_unknown_to_accelerate_is_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     (tmp_path / "mine.yaml").write_text(
         "distributed_type: MULTI_GPU\nnum_processes: 2\nuse_cpu: true\nnum_process: 2\n"
     )

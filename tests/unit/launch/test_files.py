@@ -42,7 +42,7 @@ fsdp_config: {fsdp_version: 2, fsdp_cpu_ram_efficient_loading: false}
 """
 
 
-def test_every_shipped_launch_file_is_promised_something() -> None:
+def test_every_shipped_launch_file_is_tested() -> None:
     assert set(shipped_launch_files()) == set(PROMISED)
 
 
@@ -100,7 +100,7 @@ def test_a_file_of_the_users_own_comes_first(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "told"), [("zero4", "did you mean 'zero"), ("kubernetes", "shipped launch files: ddp, fsdp2, nodes")]
 )
-def test_a_file_that_is_not_there_is_told_with_what_is(name: str, told: str) -> None:
+def test_a_missing_file_is_refused_with_the_shipped_names(name: str, told: str) -> None:
     with pytest.raises(RecipeError, match=f"--launch {name}: no such file; .*{told}"):
         LaunchFile.read(name)
 

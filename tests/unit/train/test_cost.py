@@ -1,4 +1,4 @@
-"""What a training says it cost."""
+"""The cost of a training: parameters, memory and time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pmmrec.train.cost import TrainingCost, peak_memory_bytes
 CPU = torch.device("cpu")
 
 
-def test_frozen_parameters_count_in_the_total_alone() -> None:
+def test_frozen_parameters_count_only_in_the_total() -> None:
     task = nn.ModuleDict({"frozen": nn.Linear(4, 5), "learning": nn.Linear(5, 2)})
     task["frozen"].requires_grad_(requires_grad=False)
     cost = TrainingCost.of(task)
@@ -43,7 +43,7 @@ def test_memory_of_a_process_grows_with_what_it_holds() -> None:
     assert after < 64 * held.nbytes
 
 
-def test_the_sizes_of_a_task_add_up_to_what_its_training_says(workshop: Callable[..., Any]) -> None:
+def test_the_sizes_of_a_task_add_up_to_the_sizes_that_its_training_logs(workshop: Callable[..., Any]) -> None:
     task = workshop().task
     task.recommender.parts["user_encoder"].requires_grad_(requires_grad=False)
     cost = TrainingCost.of(task)
@@ -52,7 +52,7 @@ def test_the_sizes_of_a_task_add_up_to_what_its_training_says(workshop: Callable
     assert {size.part: size.trainable for size in task.sizes}["user_encoder"] == 0
 
 
-def test_a_run_tells_what_it_cost(workshop: Callable[..., Any]) -> None:
+def test_a_run_logs_its_cost(workshop: Callable[..., Any]) -> None:
     shop = workshop()
     loop = shop.loop(epochs=2)
     loop.fit()

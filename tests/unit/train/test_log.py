@@ -1,4 +1,4 @@
-"""What a run writes down and says, on a terminal and elsewhere, with trackers that work and that do not."""
+"""What a run logs, on a terminal and elsewhere, with trackers that work and that fail."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_events_are_on_disk_at_once(tmp_path: Path) -> None:
     log.__exit__(None, None, None)
 
 
-def test_figures_that_are_not_finite_stay_readable_json(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_written_as_json(tmp_path: Path) -> None:
     with RunLog(tmp_path, is_main=True) as log:
         log.event("train", 1, loss=math.nan, rates=[math.inf, 1.0], by={"x": -math.inf})
     text = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
@@ -80,7 +80,7 @@ def test_trackers_are_shown_flat_numbers_by_kind_and_closed(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("moment", ["open", "show", "close"])
-def test_a_tracker_that_raises_is_left_out_with_one_warning_and_the_run_goes_on(
+def test_a_tracker_that_raises_is_dropped_with_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
     good = _Board()
@@ -95,7 +95,7 @@ def test_a_tracker_that_raises_is_left_out_with_one_warning_and_the_run_goes_on(
     assert good.is_closed
 
 
-def test_a_tracker_that_hangs_holds_nothing_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tracker_that_hangs_delays_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     never = threading.Event()
 
     class Hung(_Board):
@@ -131,7 +131,7 @@ def test_a_log_goes_back_to_a_mark(tmp_path: Path) -> None:
     assert [(event["step"], event.get("loss")) for event in _events(tmp_path)] == [(1, None), (2, 0.5)]
 
 
-def test_events_that_have_gone_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_events_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, is_main=True) as log:
         log.event("train", 1)
         size = (tmp_path / "events.jsonl").stat().st_size
@@ -171,5 +171,5 @@ def test_events_of_an_earlier_log_are_kept(tmp_path: Path) -> None:
     assert [event["step"] for event in _events(tmp_path)] == [1, 2]
 
 
-def test_flat_takes_numbers_alone() -> None:
+def test_flat_takes_only_numbers() -> None:
     assert flat({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": "g", "h": True}) == {"a": 1.0, "b.c": 2.5, "b.d.e": 3.0}

@@ -1,4 +1,4 @@
-"""What a step tells of itself is made on the device: nothing is built on the CPU and copied there, which would wait."""
+"""The figures of a step are made on the device: building them on the CPU and copying them there would wait."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_sizes_of_a_step_are_made_on_the_device(workshop: Callable[..., Any]
 
 
 @pytest.mark.parametrize("minutes", [None, 1e-9])
-def test_what_a_process_wants_of_the_run_is_told_on_the_device(tmp_path: Path, minutes: float | None) -> None:
+def test_stop_flags_are_made_on_the_device(tmp_path: Path, minutes: float | None) -> None:
     machine = MachineConfig(device="cpu")
     recipe = SimpleNamespace(folder=tmp_path / "one", machine=machine, name="one", to_yaml=lambda: "name: one\n")
     with Run.start(recipe) as run:
@@ -87,14 +87,14 @@ def test_a_forecast_counts_the_steps_and_validations_that_are_left(clock: list[f
     )  # 60 steps of 1.5 s, 2 x 30 s
 
 
-def test_a_forecast_goes_on_in_the_middle_of_an_epoch(clock: list[float]) -> None:
+def test_a_forecast_resumes_within_an_epoch(clock: list[float]) -> None:
     forecast = Forecast(num_epochs=2, steps_per_epoch=10)
     forecast.begin_epoch(14)
     clock[0] += 8.0
     assert forecast.words(18, is_at_most=False) == "  ETA epoch 0:00:04, training 0:00:04"
 
 
-def test_users_a_second_leave_validation_out(workshop: Callable[..., Any]) -> None:
+def test_users_per_second_exclude_validation(workshop: Callable[..., Any]) -> None:
     class Slow:
         def epoch_ended(self, loop: Any, epoch: int) -> None:
             loop._meter.started_s -= 100_000.0  # as if validation had taken so long

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is no number changes nothing, is told of, and ends the run or is left out."""
+"""A step whose loss or gradient is not finite changes nothing, is reported, and ends the run or is skipped."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_broken_gradient_of_a_sound_loss_makes_no_update(workshop) -> None:
 
 
 @pytest.mark.parametrize("breaks", ["loss", "gradient"])
-def test_a_run_without_a_step_is_one_in_which_that_step_never_updated(workshop, breaks: str) -> None:
+def test_skipping_a_step_equals_a_step_that_never_updated(workshop, breaks: str) -> None:
     shop, expected = workshop(), workshop()
     brittle(shop, {2, 5}, breaks)
     loop = shop.loop(on_nonfinite={"skip": 2}, **SCHEDULED)
@@ -135,7 +135,7 @@ def test_one_step_more_than_may_be_left_out_ends_the_run(workshop, capsys: pytes
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_lines_leave_such_a_step_out(workshop, log_every: int) -> None:
+def test_log_lines_leave_a_skipped_step_out(workshop, log_every: int) -> None:
     shop = workshop()
     brittle(shop, {2})
     shop.loop(on_nonfinite={"skip": 1}, log_every=log_every).fit()
@@ -145,7 +145,7 @@ def test_lines_leave_such_a_step_out(workshop, log_every: int) -> None:
     assert all(math.isfinite(line["loss"]) for line in lines)
 
 
-def test_a_broken_last_step_is_told_before_the_epoch_is_over(workshop) -> None:
+def test_a_broken_last_step_is_reported_before_the_epoch_ends(workshop) -> None:
     shop = workshop()
     brittle(shop, {3})
     with pytest.raises(DivergenceError, match=r"^step 3: "):
@@ -168,7 +168,7 @@ def test_all_that_was_in_the_step_is_written_down(workshop) -> None:
     assert (event["items"], event["losses"]) == ([_item(shop)], ["dap", "nid", "rcl"])
 
 
-def test_a_step_that_cannot_be_written_down_is_told_all_the_same(workshop, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_is_reported_even_if_its_file_cannot_be_written(workshop, capsys: pytest.CaptureFixture[str]) -> None:
     shop = workshop()
     brittle(shop, {1})
     (shop.folder / "nonfinite-00000001.json").mkdir()
@@ -200,7 +200,7 @@ class _Normed(Objective):
         return Term(self.norm(hidden_XD * math.nan if self._is_broken() else hidden_XD).square().sum(), torch.ones(()))
 
 
-def test_statistics_of_batches_know_nothing_of_such_a_step(workshop) -> None:
+def test_batch_statistics_ignore_a_broken_step(workshop) -> None:
     shop = workshop()
     normed = _Normed(brittle(shop, {2}))
     shop.task.objectives["normed"], shop.task.weights["normed"] = normed, 1.0
@@ -209,7 +209,7 @@ def test_statistics_of_batches_know_nothing_of_such_a_step(workshop) -> None:
     assert normed.norm.running_mean.isfinite().all()
 
 
-def test_where_a_scaler_decides_broken_losses_are_left_out_and_overflows_are_no_matter(
+def test_with_a_scaler_broken_losses_are_skipped_and_overflows_are_not_reported(
     workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As fp16 trains, with torch's own scaler; Accelerate makes one on a GPU alone."""
@@ -228,7 +228,7 @@ def test_where_a_scaler_decides_broken_losses_are_left_out_and_overflows_are_no_
     assert all(tensor.isfinite().all() for tensor in _copy(shop).values())
 
 
-def test_an_update_that_leaves_the_finite_numbers_is_told_with_the_weight(workshop) -> None:
+def test_a_weight_that_an_update_made_nonfinite_is_named(workshop) -> None:
     """The last step of an epoch has no next loss that would notice; ranking must not be the first to meet it."""
     shop = workshop()
     stop_if_weights_nonfinite(shop.task, shop.processes, step=7)
@@ -238,7 +238,7 @@ def test_an_update_that_leaves_the_finite_numbers_is_told_with_the_weight(worksh
         stop_if_weights_nonfinite(shop.task, shop.processes, step=7)
 
 
-def test_divergence_is_no_fault_of_recipe_data_or_machine() -> None:
+def test_divergence_has_an_exit_code_of_its_own() -> None:
     assert DivergenceError.exit_code == 1
 
 

@@ -1,4 +1,4 @@
-"""One process or several: how they are joined, seeded and spoken to."""
+"""One process or several: how they are joined, seeded, and exchange values."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_a_process_alone_is_the_main_one(processes: Processes) -> None:
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "PMMREC_PROCESSES"])
-def test_what_no_launcher_says_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_malformed_launcher_variables_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
     with pytest.raises(MachineError, match=rf"{name} is 'x' and must be a number"):
         Processes(MachineConfig(device="cpu"))
 
 
-def test_half_of_what_a_launcher_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_launcher_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(MachineError, match="LOCAL_RANK is set and RANK, WORLD_SIZE, MASTER_PORT, MASTER_ADDR not"):
         Processes(MachineConfig(device="cpu"))
@@ -56,7 +56,7 @@ def test_fewer_processes_than_were_asked_for_are_refused(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("processes")
-def test_weights_that_were_to_be_shared_out_by_one_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharding_over_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(MachineError, match="FSDP was asked for, and this process was started alone"):
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_numbers_in_every_generator(processes: Proc
     assert all(one != other for one, other in zip(draw(), first, strict=True))
 
 
-def test_a_process_alone_hears_itself(processes: Processes) -> None:
+def test_collectives_of_a_single_process_return_its_own_value(processes: Processes) -> None:
     value = {"a": [1, 2]}
     assert processes.from_main(value) == value
     assert processes.gathered(["x", "y"]) == ["x", "y"]

@@ -1,4 +1,4 @@
-"""What several processes of a machine meet together is said once."""
+"""An error that several processes of a machine raise together is reported once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _become(rank: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "error", [StoppedError("step 3: ended"), DataError("row 7"), OSError(28, "full"), MemoryError()]
 )
-def test_the_first_process_says_it_and_the_second_ends_with_the_same_code(
+def test_the_first_process_reports_an_error_and_the_second_only_ends_with_its_code(
     launch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> None:
     code, told = _said(error, capsys)
@@ -51,7 +51,7 @@ def test_an_error_of_one_process_names_it(capsys: pytest.CaptureFixture[str]) ->
     assert _said(error, capsys) == (3, "error: process 1 of 2: row 7 is bad\n")
 
 
-def test_what_follows_from_the_end_of_another_process_is_said_only_where_nothing_was(
+def test_a_lost_connection_is_reported_only_if_nothing_else_was(
     launch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost, reset = LostProcessError("process 1 cannot reach the others"), RuntimeError("gloo/transport/tcp: reset")
@@ -62,7 +62,7 @@ def test_what_follows_from_the_end_of_another_process_is_said_only_where_nothing
     assert _said(DataError("row 7 is bad"), capsys) == (3, "error: row 7 is bad\n")
 
 
-def test_without_a_launch_every_process_speaks_for_itself(
+def test_without_a_launch_every_process_reports_its_errors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for place in (None, "", str(tmp_path / "gone" / "0" / "error.json")):

@@ -58,7 +58,7 @@ def test_a_run_goes_on_with_another_number_of_threads(tmp_path: Path) -> None:
         assert status is run_folder.RunStatus.NEW  # and not refused
 
 
-def test_a_run_that_fails_before_its_first_event_takes_its_folder_away(tmp_path: Path) -> None:
+def test_a_run_that_fails_before_its_first_event_removes_its_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError), Run.start(_Recipe(tmp_path / "one")):
         raise DataError("bad")
     assert not (tmp_path / "one").exists()
@@ -95,7 +95,7 @@ def test_a_second_run_in_a_folder_waits_and_is_refused_and_told_who_works_there(
     Run.start(_Recipe(tmp_path / "one"), resume=True).__exit__(None, None, None)
 
 
-def test_a_lock_is_waited_for_longer_than_a_server_keeps_that_of_a_machine_that_is_gone() -> None:
+def test_a_run_waits_for_a_lock_longer_than_an_nfs_lease() -> None:
     assert run_folder.LOCK_TIMEOUT_S > 90  # the lease of Linux's NFS server, unless an administrator changed it
 
 
@@ -136,7 +136,7 @@ def test_what_a_run_without_a_state_has_learned_is_put_aside(
     assert (tmp_path / "one" / "before-1" / "checkpoint" / "metrics.json").read_text() == '{"epoch": 9}'
 
 
-def test_the_weights_that_a_run_came_with_are_nothing_to_put_aside(tmp_path: Path) -> None:
+def test_untrained_weights_are_not_put_aside(tmp_path: Path) -> None:
     _trained(tmp_path / "one", epoch=0)
     with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
         assert not list(run.folder.glob("before-*"))
@@ -150,14 +150,14 @@ def test_weights_that_may_have_learned_are_put_aside_where_their_events_are_gone
         assert (run.folder / "before-1" / "checkpoint").is_dir()
 
 
-def test_a_run_without_a_state_is_not_begun_anew_with_another_recipe(tmp_path: Path) -> None:
+def test_a_run_without_a_state_does_not_start_again_with_another_recipe(tmp_path: Path) -> None:
     _trained(tmp_path / "one", epoch=1)
     with pytest.raises(RecipeError, match="cannot go on with another recipe: name was 'one', is 'two'"):
         Run.start(_Recipe(tmp_path / "one", name="two"), resume=True)
     assert (tmp_path / "one" / "checkpoint").exists()
 
 
-def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Path) -> None:
+def test_a_finished_run_is_refused_for_another_recipe(tmp_path: Path) -> None:
     with Run.start(_Recipe(tmp_path / "one")) as run:
         run.log.event("finished", 1)
     with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
@@ -166,7 +166,7 @@ def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Pat
         Run.start(_Recipe(tmp_path / "one", name="two"), resume=True)
 
 
-def test_bytes_that_are_no_text_in_a_lock_or_in_events_end_nothing(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_in_a_lock_or_in_events_are_tolerated(tmp_path: Path) -> None:
     with Run.start(_Recipe(tmp_path / "one")) as run:
         run.log.event("train", 1)
     for name in ("lock", "events.jsonl"):
@@ -185,7 +185,7 @@ def test_a_folder_of_runs_that_was_moved_holds_the_same_runs(tmp_path: Path) -> 
         assert status is run_folder.RunStatus.FINISHED
 
 
-def test_notes_and_what_tells_of_a_step_that_was_not_finite_outlive_a_new_beginning(tmp_path: Path) -> None:
+def test_notes_and_files_about_nonfinite_steps_survive_a_new_start(tmp_path: Path) -> None:
     with Run.start(_Recipe(tmp_path / "one")) as run:
         run.log.event("train", 1)
         for name in ("notes.txt", "nonfinite-00000001.json"):
@@ -205,18 +205,18 @@ def test_states_of_a_recipe_that_is_gone_are_left_alone(tmp_path: Path) -> None:
         Run.start(_Recipe(tmp_path / "one"), resume=True)
 
 
-def test_going_on_with_a_run_that_never_was_begins_it(tmp_path: Path) -> None:
+def test_resuming_a_run_that_does_not_exist_starts_it(tmp_path: Path) -> None:
     with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
         assert not run.resumes
 
 
-def test_a_run_that_was_killed_before_it_was_locked_begins(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_it_was_locked_starts(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     with Run.start(_Recipe(tmp_path / "one"), resume=True) as run:
         assert not run.resumes
 
 
-def test_a_folder_that_is_no_run_of_ours_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "thesis.tex").write_text("years of work")
     with pytest.raises(RecipeError, match="one: is not a resumable run"):

@@ -34,7 +34,7 @@ def test_of_two_runs_that_start_at_once_the_second_is_refused(tmp_path: Path, mo
         make_run_folder(tmp_path / "one")
 
 
-def test_a_folder_that_cannot_be_made_is_a_matter_of_the_machine(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_a_machine_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match=r"file/one: cannot be made: "):
         make_run_folder(tmp_path / "file" / "one")

@@ -1,4 +1,4 @@
-"""Which settings go with weights in shares."""
+"""Which settings work with sharded weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXACT, PLAIN = AccumulateConfig(parts=2), AccumulateConfig(mode="plain", parts=2
 
 
 @pytest.mark.parametrize("spread", SHARED)
-def test_exact_parts_and_fp16_are_refused_where_weights_are_in_shares(spread: Spread) -> None:
+def test_exact_parts_and_fp16_are_refused_with_sharded_weights(spread: Spread) -> None:
     with pytest.raises(RecipeError, match=f"train.accumulate: exact .* which {spread.value} cannot follow"):
         refuse_unfit(spread, MachineConfig(), EXACT)
     with pytest.raises(RecipeError, match=f"machine.precision: fp16 .* not under {spread.value}; set bf16 or fp32"):
@@ -24,5 +24,5 @@ def test_exact_parts_and_fp16_are_refused_where_weights_are_in_shares(spread: Sp
 
 
 @pytest.mark.parametrize("spread", WHOLE)
-def test_whole_weights_train_with_all_of_it(spread: Spread) -> None:
+def test_replicated_weights_allow_every_setting(spread: Spread) -> None:
     refuse_unfit(spread, MachineConfig(precision="fp16"), EXACT)

@@ -1,4 +1,4 @@
-"""A training that is stopped and goes on is, bit for bit, the one that was never stopped."""
+"""A training that is stopped and resumed equals, bit for bit, one that was never stopped."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _assert_same(first: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     ],
     ids=lambda stop: "{}-{}".format(*next(iter(stop.items()))),
 )
-def test_a_training_that_goes_on_is_the_one_that_was_never_stopped(
+def test_a_resumed_training_equals_one_that_was_never_stopped(
     attempt: Attempt, tmp_path: Path, whole: Whole, stop: dict[str, Any]
 ) -> None:
     first = attempt("cut", **stop)
@@ -101,7 +101,7 @@ def test_a_training_may_be_stopped_again_and_again(attempt: Attempt, tmp_path: P
 
 
 @pytest.mark.parametrize("stop", [{"preparing": True}, {"ranking": 0}, {"ranking": 1}])
-def test_no_validation_is_waited_for_by_a_stop(attempt: Attempt, stop: dict[str, Any]) -> None:
+def test_a_stop_does_not_wait_for_validation(attempt: Attempt, stop: dict[str, Any]) -> None:
     assert list(attempt("cut", **stop).loop.validation) == list(range(stop.get("ranking", 0)))
 
 
@@ -127,7 +127,7 @@ def test_a_stop_does_not_wait_for_the_ranking_of_test_targets(tmp_path: Path, wo
     assert (tmp_path / "cut" / "metrics.json").exists()
 
 
-def test_early_stopping_counts_on(attempt: Attempt, tmp_path: Path) -> None:
+def test_early_stopping_counts_across_a_stop(attempt: Attempt, tmp_path: Path) -> None:
     impatient = attempt("impatient", patience=1)
     assert max(impatient.loop.validation) == 2  # epoch 2 is no better than epoch 1
     attempt("cut", patience=1, at_step=8)
@@ -137,7 +137,7 @@ def test_early_stopping_counts_on(attempt: Attempt, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [{"at_step": 6}, {"at_step": 7}, {"at_step": 9}, {"keeping": 8}], ids=str)
-def test_steps_that_were_left_out_are_remembered(attempt: Attempt, tmp_path: Path, stop: dict[str, int]) -> None:
+def test_skipped_steps_are_counted_across_a_stop(attempt: Attempt, tmp_path: Path, stop: dict[str, int]) -> None:
     state = {"every_steps": 4}
     expected = attempt("one", broken={7, 8}, state=state)
     attempt("cut", **stop, broken={7, 8}, state=state)
@@ -164,19 +164,19 @@ def _steps(tmp_path: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in _states(tmp_path)]
 
 
-def test_states_are_kept_by_steps_and_the_oldest_give_way(attempt: Attempt, tmp_path: Path) -> None:
+def test_states_are_saved_by_steps_and_the_oldest_are_removed(attempt: Attempt, tmp_path: Path) -> None:
     attempt("cut", at_step=11, state={"every_steps": 3, "keep": 3})
     assert _steps(tmp_path) == [6, 9, 12]
 
 
-def test_states_are_kept_by_the_clock(attempt: Attempt, tmp_path: Path) -> None:
+def test_states_are_saved_by_the_clock(attempt: Attempt, tmp_path: Path) -> None:
     attempt("cut", at_step=9, state={"every_minutes": 1e-9, "keep": 99})
     # Heard a step late, and not again of a flag from before the last state; each epoch ends with one.
     assert _steps(tmp_path) == [0, 2, 4, 5, 7, 9, 10]
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "sha256.json", "best/model_index.json"])
-def test_a_state_that_was_changed_gives_way_to_the_one_before(
+def test_a_damaged_state_is_replaced_by_the_one_before(
     attempt: Attempt, tmp_path: Path, whole: Whole, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attempt("cut", at_step=11, state={"every_steps": 4})
@@ -194,7 +194,7 @@ def test_a_state_that_was_changed_gives_way_to_the_one_before(
     assert _events(tmp_path / "cut") == whole.events
 
 
-def test_where_no_state_can_be_read_nothing_is_begun_anew(attempt: Attempt, tmp_path: Path) -> None:
+def test_a_run_without_a_readable_state_is_refused(attempt: Attempt, tmp_path: Path) -> None:
     attempt("cut", at_step=3)
     for path in _states(tmp_path):
         (path / "tensors.safetensors").unlink()
@@ -204,7 +204,7 @@ def test_where_no_state_can_be_read_nothing_is_begun_anew(attempt: Attempt, tmp_
     assert (tmp_path / "cut" / "events.jsonl").read_bytes() == before
 
 
-def test_a_run_that_was_killed_amid_its_first_state_is_begun_anew(
+def test_a_run_killed_while_it_saved_its_first_state_starts_again(
     attempt: Attempt, tmp_path: Path, whole: Whole
 ) -> None:
     attempt("cut", at_epoch=0)
@@ -247,7 +247,7 @@ def longer(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Whole:
 
 
 @pytest.mark.parametrize("stop", [{"at_step": 3}, {"ranking": 2}, {}], ids=str)  # {}: training was over, and not ranked
-def test_a_run_that_goes_on_for_more_epochs_is_the_longer_run_that_nobody_stopped(
+def test_a_run_resumed_for_more_epochs_equals_the_longer_run(
     attempt: Attempt, tmp_path: Path, longer: Whole, stop: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = attempt("cut", epochs=2, optimizer=CONSTANT, **stop)
@@ -298,9 +298,7 @@ def test_a_run_may_end_sooner_but_not_before_the_epoch_it_is_in(
     assert last.loop.validation == {epoch: longer.outcome.loop.validation[epoch] for epoch in range(3)}
 
 
-def test_a_run_that_ended_because_nothing_got_better_does_not_train_on(
-    attempt: Attempt, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_stopped_early_does_not_train_on(attempt: Attempt, capsys: pytest.CaptureFixture[str]) -> None:
     over = attempt("cut", patience=1, optimizer=COSINE)
     assert max(over.loop.validation) == 2
     again = attempt("cut", patience=1, optimizer=COSINE, epochs=9, resume=True)
@@ -333,7 +331,7 @@ def test_domains_are_named_in_the_order_that_the_run_began_with(attempt: Attempt
         attempt("cut", domain=("gallery", "bazaar"), resume=True)
 
 
-def test_a_finished_run_is_not_passed_off_as_one_on_other_domains(attempt: Attempt) -> None:
+def test_a_finished_run_is_refused_for_other_domains(attempt: Attempt) -> None:
     attempt("cut", finish=True)
     with pytest.raises(RecipeError, match=r"cannot go on with another recipe: data\.sources was "):
         attempt("cut", domain="gallery", resume=True)
@@ -365,7 +363,7 @@ def test_a_run_that_ended_but_did_not_finish_trains_no_more(attempt: Attempt, tm
     assert _events(tmp_path / "cut") == events
 
 
-def test_where_no_state_can_be_written_training_goes_on(
+def test_training_goes_on_if_a_state_cannot_be_written(
     attempt: Attempt, whole: Whole, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _assert_same(attempt("cut", is_blocked=True, state={"every_steps": 6}).weights, whole.outcome.weights)
@@ -374,14 +372,16 @@ def test_where_no_state_can_be_written_training_goes_on(
     assert "warning: step 12: no state is kept: " in said
 
 
-def test_a_stop_that_loses_its_state_is_an_error_of_the_machine(attempt: Attempt) -> None:
+def test_a_stop_that_cannot_save_its_state_is_a_machine_error(attempt: Attempt) -> None:
     with pytest.raises(
         MachineError, match=r"^step 5: ended by SIGTERM and could not keep its state: .*best\.incomplete"
     ):
         attempt("cut", is_blocked=True, at_step=4)
 
 
-def test_a_killed_data_worker_is_told_and_what_was_kept_goes_on(attempt: Attempt, tmp_path: Path, whole: Whole) -> None:
+def test_a_killed_data_worker_is_reported_and_the_run_can_be_resumed(
+    attempt: Attempt, tmp_path: Path, whole: Whole
+) -> None:
     def lose() -> None:
         """In step 6, before a state is kept: that and the step are brought to an end."""
         with pytest.raises(MachineError, match=r"^step 7: a process that reads data was ended.*lower data\.workers"):

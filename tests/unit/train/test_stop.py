@@ -1,4 +1,4 @@
-"""A first signal is noted, what follows closely is the same one, a second ends the process at once."""
+"""The first stop signal is noted, a repetition is ignored, and a second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pmmrec.train import stop
 from pmmrec.train.stop import StopSignals
 
 
-def test_a_signal_is_heard_by_its_name_and_handlers_come_back() -> None:
+def test_a_signal_is_noted_by_name_and_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     signals = StopSignals()
     signals.open()
@@ -23,7 +23,7 @@ def test_a_signal_is_heard_by_its_name_and_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-def test_outside_the_main_thread_nothing_is_heard_and_nothing_breaks() -> None:
+def test_outside_the_main_thread_no_handler_is_set() -> None:
     before = signal.getsignal(signal.SIGTERM)
     signals = StopSignals()
     thread = threading.Thread(target=signals.open)

@@ -1,4 +1,4 @@
-"""Small models get one thread, larger ones the cores; whoever says a number is followed."""
+"""Small models get one thread, larger ones all cores; a number that the user sets is followed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_wide_layer_anywhere_makes_a_model_large() -> None:
     assert not is_small(validate(ModelConfig, tree, "tree"))
 
 
-def test_what_is_asked_for_wins_then_the_environment_then_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_wins_over_the_environment_and_that_over_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "usable_cores", lambda: 12)
     small, large = _model("zoo/tiny"), _model("zoo/pmmrec")
     assert choose_threads(5, small, {"OMP_NUM_THREADS": "3"}) == 5
@@ -85,7 +85,7 @@ _TELL = "import os, pmmrec, sys; print('torch' in sys.modules, os.environ['OMP_W
 
 
 @pytest.mark.parametrize(("said", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(said: dict[str, str], policy: str) -> None:
+def test_waiting_threads_sleep_unless_the_user_sets_otherwise(said: dict[str, str], policy: str) -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
     told = subprocess.run(
         [sys.executable, "-c", _TELL], env={**plain, **said}, capture_output=True, text=True, check=True

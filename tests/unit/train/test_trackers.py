@@ -1,4 +1,4 @@
-"""Trackers mirror a run below its folder; what is not installed is told before anything is made."""
+"""Trackers mirror a run below its folder; one that is not installed is refused before anything is made."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_wandb_goes_by_its_own_variables_where_they_are_set(
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
-def test_a_tracker_that_is_not_installed_is_told_before_a_run_is_made(
+def test_a_tracker_that_is_not_installed_is_refused_before_a_run_is_made(
     home: Path, world: Path, pmmrec: Pmmrec, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
     monkeypatch.setitem(sys.modules, tracker, None)  # what Python notes of a module that cannot be imported

@@ -1,4 +1,4 @@
-"""A step or a silence that never ends is told with its process, and ends the process; what is no step may last."""
+"""The watchdog names the process that is late or silent; the time between steps has its own limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch.distributed as dist
-from speaking import speaking
+from heartbeats import sending_heartbeats
 from torch.distributed import HashStore
 
 from pmmrec.errors import DataError, MachineError
@@ -27,7 +27,7 @@ class _Clock:
         return self.now_s
 
 
-def test_a_step_has_one_limit_and_what_lies_between_two_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_and_the_time_between_them_have_separate_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
     monkeypatch.setattr(watchdog_file, "time", clock)
     watchdog = Watchdog(0, 1)
@@ -49,7 +49,7 @@ def test_a_step_has_one_limit_and_what_lies_between_two_another(monkeypatch: pyt
     assert told.startswith("after step 3: process 0 of 1: busy after step 3 for more than 100 s; --resume goes on")
 
 
-def test_who_ended_between_two_openings_is_silent_in_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_from_before_a_restart_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
     here, other = (HeartbeatMonitor(store, rank, 2, 0.05, lambda: Activity(0, StepPhase.BETWEEN)) for rank in (0, 1))
     for heartbeats in (here, other):
@@ -70,13 +70,13 @@ def _verdict(here: Activity, others: dict[int, Activity]) -> str:
     store = HashStore()
     watchdog = Watchdog(1, 4, store)
     watchdog.set_limits(60)
-    with speaking(store, others), watchdog.open():
+    with sending_heartbeats(store, others), watchdog.open():
         while any(heartbeat.activity is None for heartbeat in watchdog._monitor.others.values()):
             watchdog._monitor.refresh(1)
         return watchdog.diagnosis(here)
 
 
-def test_the_one_that_is_behind_is_named_by_those_that_wait() -> None:
+def test_the_process_that_is_behind_is_named_by_those_that_wait() -> None:
     waiting, behind = Activity(7, StepPhase.WAITING), Activity(7, StepPhase.READING)
     told = _verdict(waiting, {0: waiting, 2: behind, 3: waiting})
     assert told.startswith("step 7: process 2 of 4: reading in step 7 for more than 60 s; process 1 is waiting")
@@ -84,7 +84,7 @@ def test_the_one_that_is_behind_is_named_by_those_that_wait() -> None:
     assert several.startswith("step 6: processes 2, 3 of 4: waiting in step 6")
 
 
-def test_the_one_that_entered_fewer_exchanges_is_named_wherever_the_others_wait() -> None:
+def test_the_process_that_entered_fewer_collectives_is_named_wherever_the_others_wait() -> None:
     ahead, behind = (
         Activity(7, StepPhase.COMPUTING, 90),
         Activity(7, StepPhase.COMPUTING, 89),
@@ -96,12 +96,12 @@ def test_the_one_that_entered_fewer_exchanges_is_named_wherever_the_others_wait(
     assert told.startswith("after step 7: process 2 of 4: busy after step 7 for more than 86400 s; process 1 is waitin")
 
 
-def test_an_error_that_is_no_exchange_stays_what_it_is() -> None:
+def test_an_error_outside_collectives_is_not_changed() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"), Watchdog(0, 1).open():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-def test_processes_that_cannot_meet_say_what_may_be_in_the_way() -> None:
+def test_processes_that_cannot_connect_say_what_to_check() -> None:
     with pytest.raises(MachineError, match=r"cannot reach the others: Gloo .*refused; .*GLOO_SOCKET_IFNAME"), joining():
         raise RuntimeError("Gloo connectFullMesh failed with timed out connecting: Connection refused")
 
@@ -114,7 +114,7 @@ def test_processes_that_cannot_meet_say_what_may_be_in_the_way() -> None:
         ({0: "row 7 is bad", 2: ""}, "process 1 of 3"),
     ],
 )
-def test_an_error_names_the_process_unless_all_have_met_it(others: dict[int, str], met_by: str) -> None:
+def test_an_error_names_its_process_unless_all_processes_raised_it(others: dict[int, str], met_by: str) -> None:
     store = HashStore()
     for rank, why in others.items():
         heartbeat = HeartbeatMonitor(store, rank, 3, 0.05, lambda: Activity(0, StepPhase.BETWEEN))
@@ -125,16 +125,16 @@ def test_an_error_names_the_process_unless_all_have_met_it(others: dict[int, str
     assert (str(raised.value), raised.value.met_by) == ("row 7 is bad", met_by)
 
 
-def test_an_error_of_one_process_is_told_though_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_one_process_names_it_while_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
     monkeypatch.setattr(watchdog_file, "_READ_TIMEOUT_S", 0.2)
-    with speaking(store, {0: Activity(6, StepPhase.BETWEEN)}), pytest.raises(DataError) as raised:  # noqa: SIM117
+    with sending_heartbeats(store, {0: Activity(6, StepPhase.BETWEEN)}), pytest.raises(DataError) as raised:  # noqa: SIM117
         with Watchdog(1, 4, store).open():
             raise DataError("row 7 is bad")
     assert raised.value.met_by == "process 1 of 4"
 
 
-def test_an_interface_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_network_interface_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
     told = r"^launch: GLOO_SOCKET_IFNAME is 'nope0', and no .* is called so; this machine has (.*, )?lo(, .*)?; name"
     with pytest.raises(MachineError, match=told), joining():

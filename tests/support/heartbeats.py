@@ -11,7 +11,7 @@ from pmmrec.train.heartbeat import Activity, HeartbeatMonitor
 
 
 @contextmanager
-def speaking(store: HashStore, activities: dict[int, Activity]) -> Iterator[None]:
+def sending_heartbeats(store: HashStore, activities: dict[int, Activity]) -> Iterator[None]:
     """Send heartbeats of other processes, by rank, of four."""
     others = [HeartbeatMonitor(store, rank, 4, 0.05, lambda now=now: now) for rank, now in activities.items()]
     for other in others:
