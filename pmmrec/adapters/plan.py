@@ -61,7 +61,7 @@ class AdaptedPart:
     heads: tuple[str, ...]  # modules of the part that are trained whole
 
     @property
-    def learners(self) -> tuple[str, ...]:
+    def trained_modules(self) -> tuple[str, ...]:
         """All modules of the part that are trained."""
         return (*(self.host.in_part(holder) for holder in self.holders), *self.heads) if self.host else self.heads
 
@@ -104,9 +104,9 @@ def adapt(parts: Mapping[str, nn.Module], plan: AdapterPlan, fresh: Collection[s
         if name in whole:
             continue
         adapted_part = adapt_part(name, part, plan)
-        if adapted_part.learners:
+        if adapted_part.trained_modules:
             adapted_parts[name] = adapted_part
-        keep_in_eval(part, adapted_part.learners)
+        keep_in_eval(part, adapted_part.trained_modules)
     return AdaptedModel(adapted_parts, whole)
 
 
@@ -120,16 +120,16 @@ def adapt_part(name: str, part: nn.Module, plan: AdapterPlan) -> AdaptedPart:
     return adapted_part
 
 
-def keep_in_eval(part: nn.Module, learners: Sequence[str]) -> None:
-    """Keep a part, except its modules `learners`, in eval mode when `train()` is called on a parent module."""
-    _set_modes(learners, part)
-    part.register_forward_pre_hook(partial(_set_modes, tuple(learners)))
+def keep_in_eval(part: nn.Module, trained: Sequence[str]) -> None:
+    """Keep a part, except its modules `trained`, in eval mode when `train()` is called on a parent module."""
+    _set_modes(trained, part)
+    part.register_forward_pre_hook(partial(_set_modes, tuple(trained)))
 
 
-def _set_modes(learners: Sequence[str], part: nn.Module, *_: Any) -> None:
+def _set_modes(trained: Sequence[str], part: nn.Module, *_: Any) -> None:
     if part.training:
         part.eval()
-        for name in learners:
+        for name in trained:
             part.get_submodule(name).train()
 
 
@@ -188,7 +188,7 @@ def _refuse_overlap(name: str, adapted_part: AdaptedPart) -> None:
     """Raise RecipeError where a head contains adapters or another head, or is in the frozen backbone."""
     backbone = f"{adapted_part.host.path}." if adapted_part.host is not None and adapted_part.host.path else None
     for head in adapted_part.heads:
-        others = [learner for learner in adapted_part.learners if learner != head]
+        others = [other for other in adapted_part.trained_modules if other != head]
         inside = backbone is not None and f"{head}.".startswith(backbone)
         if inside or any(head.startswith(f"{o}.") or f"{o}.".startswith(f"{head}.") for o in others):
             raise RecipeError(
