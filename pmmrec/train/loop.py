@@ -121,7 +121,7 @@ class Loop:
         self._meter, self._began_s, self._epoch_s = Meter(), time.monotonic(), 0.0  # `_epoch_s`: before it was stopped
         self.group: WorkerGroup = processes if states is None else states.group  # for work that a stop may abandon
         self._flags = DelayedRead()
-        self._heard: Tensor | None = None  # the stop flags of the step before
+        self._last_flags: Tensor | None = None  # the stop flags of the step before
         self._num_steps = config.epochs * batches.steps_per_epoch
         self._forecast = Forecast(config.epochs, batches.steps_per_epoch)
         refuse_unfit(processes.spread, processes.machine, config.accumulate)
@@ -273,7 +273,7 @@ class Loop:
                 self._meter = Meter()
             self._watchdog.between_steps()
             if self._states is not None:
-                self._states.step_ended(self, self._heard)
+                self._states.step_ended(self, self._last_flags)
             self._watchdog.step(self.step + 1, StepPhase.READING)
         self._watchdog.between_steps()
         self.log.end_progress()
@@ -328,7 +328,7 @@ class Loop:
     def _read_flags(self, totals: dict[str, Tensor]) -> None:
         """Take the stop flags of all processes out of the totals; those of the step before are read now."""
         if _STOP_FLAGS in totals:
-            self._heard = self._flags.exchange(totals.pop(_STOP_FLAGS))
+            self._last_flags = self._flags.exchange(totals.pop(_STOP_FLAGS))
 
     def _totals(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums and counts over all processes, in one exchange."""
@@ -385,7 +385,7 @@ class Loop:
             raise MachineError(f"{error}; --resume goes on from the last state") from error
         self.epoch, self._is_trained = self.epoch + 1, False
         if self._states is not None:
-            self._flags.take()  # of the last step, and spoken of in what follows
+            self._flags.take()  # of the last step; `epoch_ended` exchanges new ones
             self._states.epoch_ended(self)
 
 

@@ -41,8 +41,9 @@ class Watchdog:
     generous limit of its own, and a step waits for a process that is within it. A process that waits for another which
     ended by an error ends as well.
 
-    The timeout of a process group does less: it covers collectives only, has one limit for a step and for an hour of
-    preparation, and does not name the process that hangs. torch's flight recorder names it under NCCL, in a dump.
+    The timeout of a process group does less: it covers collectives only, has one limit for steps and for hours of
+    preparation, and does not name the process that hangs. torch's flight recorder leaves a dump in each process, which
+    somebody must compare afterwards to find it.
     """
 
     def __init__(self, rank: int, world: int, store: Store | None = None) -> None:
