@@ -81,7 +81,7 @@ def main(
         twin = scratch_twin(recipe, checkpoint, folders, resume=resume)
         folders = weights_asked(model, given, folders)
     launched = Launched.read(launch, processes, is_plan=dry_run)
-    sources = Sources.open([domain])
+    sources = Sources.open([domain], recipe.data.split)
     if dry_run:
         plans = recipe.transfer, recipe.adapters
         describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)

@@ -23,7 +23,7 @@ from pmmrec.data.histories import Histories
 from pmmrec.data.importers.new_items import import_new_items
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
-from pmmrec.data.split import Split
+from pmmrec.data.splits import split_of
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
@@ -120,7 +120,7 @@ class System:
         if out is not None and expanded(Path(out)).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
-        split = Split(opened)
+        split = split_of(self.checkpoint.split, opened)
         queries = scenario_queries(split, scenario)
         model, reader = self._model_for(opened), self._reader_for(opened)
         with threads_for(self.checkpoint.model_config), bars() as progress:

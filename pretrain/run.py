@@ -49,7 +49,7 @@ def main(
     """Pretrain on the domains of a recipe; publish item encoders, fusion and user encoder as parts."""
     recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
     launched = Launched.read(launch, processes, is_plan=dry_run)
-    sources = Sources.open(recipe.data.sources)
+    sources = Sources.open(recipe.data.sources, recipe.data.split)
     if dry_run:
         refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
         describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()), launched=launched)

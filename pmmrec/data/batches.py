@@ -19,7 +19,8 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
 from pmmrec.data.randomness import Purpose, generator
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split, SplitField
+from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.data.windows import WindowConfig, WindowIndex
 from pmmrec.errors import RecipeError
 from pmmrec.settings import Config
@@ -30,6 +31,9 @@ Ints = NDArray[np.int64]
 class DataConfig(Config):
     """How domains become batches."""
 
+    split: SplitField = Field(
+        default=LeaveOneOutConfig(), description="Which interactions train and which are held out."
+    )
     window: WindowConfig = WindowConfig()
     mixing: MixingConfig = MixingConfig()
     corruption: CorruptionConfig = CorruptionConfig()

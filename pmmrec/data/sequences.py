@@ -26,6 +26,7 @@ class Stretch(NamedTuple):
     first: int
     offset_B: NDArray[np.int64]
     item_H: NDArray[np.int32]
+    time_H: NDArray[np.int64] | None = None  # of each interaction, where it was asked for
 
 
 class Sequences:
@@ -65,13 +66,18 @@ class Sequences:
         for first in range(0, self.num_users, USERS_AT_ONCE):
             yield first, self.lengths(first, min(first + USERS_AT_ONCE, self.num_users))
 
-    def stretches(self) -> Iterator[Stretch]:
-        """All users in order, one batch of the file at a time, each checked as it is read."""
+    def stretches(self, *, with_times: bool = False) -> Iterator[Stretch]:
+        """All users in order, one batch of the file at a time, each checked as it is read.
+
+        `with_times`: also the times of the interactions; only for a domain that has them.
+        """
         for batch in range(self.table.num_batches):
-            lists = self.checked_batch(batch, ["items"]).column(0)
+            found = self.checked_batch(batch, ["items", "times"] if with_times else ["items"])
+            lists = found.column("items")
             offset_B = lists.offsets.to_numpy().astype(np.int64)
             item_H = lists.values.to_numpy()[offset_B[0] : offset_B[-1]]
-            yield Stretch(self.table.starts[batch], offset_B - offset_B[0], item_H)
+            time_H = found.column("times").flatten().to_numpy() if with_times else None
+            yield Stretch(self.table.starts[batch], offset_B - offset_B[0], item_H, time_H)
         release_memory()
 
     def checked_batch(self, batch: int, names: Sequence[str] | None = None) -> pa.RecordBatch:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.modality import Modality
 
 COLD_BELOW = 10  # train occurrences, as MoRec (arXiv 2303.13835) and PMMRec define cold items
@@ -56,7 +56,7 @@ def domain_statistics(domain: Domain) -> DomainStatistics:
         share_repeated=1 - num_pairs / domain.num_interactions,
         num_with_text=int(domain.has[Modality.TEXT].sum()),
         num_with_image=int(domain.has[Modality.IMAGE].sum()),
-        num_cold_items=int((Split(domain).train_counts < COLD_BELOW).sum()),
+        num_cold_items=int((leave_one_out(domain).train_counts < COLD_BELOW).sum()),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.settings import Config
 
 WindowPolicy = Literal["latest", "random", "all"]
@@ -86,8 +86,9 @@ class WindowIndex:
         if self._shows_all_once:
             return self._split.train_counts.astype(np.float64)
         slots_N = np.zeros(self._split.domain.num_items)
-        for _, offset_B, item_H in self._split.train_stretches():
-            slots_N += np.bincount(item_H, weights=self._slots(offset_B), minlength=len(slots_N))
+        for stretch in self._split.train_stretches():
+            weights = self._slots(stretch.offset_B)
+            slots_N += np.bincount(stretch.item_H, weights=weights, minlength=len(slots_N))
         return slots_N
 
     def _slots(self, offset_B: NDArray[np.int64]) -> NDArray[np.float64]:

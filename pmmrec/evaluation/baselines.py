@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from pmmrec.data.split import Holdout, Split
+from pmmrec.data.splits import Holdout, Split
 from pmmrec.evaluation.ranking import Rows, Score
 
 Baseline = Callable[[Split, Holdout], Score]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pmmrec.data.contents import Contents
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Holdout, HoldoutName, Split
+from pmmrec.data.splits import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.metrics import user_metrics
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.info import NAME_PATTERN
-from pmmrec.data.split import Holdout, Split
+from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.baselines import baselines_for
 from pmmrec.evaluation.catalogue import Evaluation, users_at_once

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.atomic import whole_file
-from pmmrec.data.split import Holdout
+from pmmrec.data.splits import Holdout
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.ids import ids_at
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns

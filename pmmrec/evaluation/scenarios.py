@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.data.split import MIN_HELD_OUT, Holdout, Split
+from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 
 Stratum = Literal["all", "regular", "cold", "new"]
@@ -83,9 +83,9 @@ def _ending_in(split: Split, scenario: Literal["cold", "new"]) -> Queries:
     within = np.arange(history_offsets[-1]) - np.repeat(history_offsets[:-1], place_Q)
     history_items = items_H[np.repeat(offsets[user_Q], place_Q) + within].astype(np.int32)
     target_Q = items_H[end_Q].astype(np.int64)
-    length_Q = lengths[user_Q]
-    is_held_out_Q = (length_Q >= MIN_HELD_OUT) & (place_Q >= length_Q - 2)
-    holdout = Holdout("test", user_Q, target_Q, history_offsets, history_items)
+    is_held_out_Q = np.concatenate(list(split.held_out()))[end_Q]
+    target_offsets = np.arange(len(target_Q) + 1)
+    holdout = Holdout("test", user_Q, target_offsets, target_Q, history_offsets, history_items)
     return Queries(scenario, holdout, place_Q, is_held_out_Q)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Holdout, Split
+from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DivergenceError
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
 from pmmrec.evaluation.ranking import Seen

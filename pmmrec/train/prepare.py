@@ -23,7 +23,8 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split, split_of
+from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.data.windows import WindowConfig
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.errors import RecipeError
@@ -33,6 +34,7 @@ from pmmrec.models.build import ModelConfig
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
+from pmmrec.settings import PartConfig
 from pmmrec.train.accumulate import AccumulateConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
@@ -54,14 +56,17 @@ class Sources:
     splits: tuple[Split, ...]
 
     @classmethod
-    def open(cls, folders: Sequence[Path]) -> Sources:
-        """Open domain folders. RecipeError when two have one name: names tell users and items apart."""
+    def open(cls, folders: Sequence[Path], split: PartConfig | None = None) -> Sources:
+        """Open and split the domains; None: leave-one-out.
+
+        Raises RecipeError when two have one name: names tell users and items apart.
+        """
         domains = tuple(Domain.open(folder) for folder in folders)
         names = [domain.name for domain in domains]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RecipeError(f"data.sources: two domains are called {twice[0]!r}; import one under another --name")
-        return cls(domains, tuple(Split(domain) for domain in domains))
+        return cls(domains, tuple(split_of(split or LeaveOneOutConfig(), domain) for domain in domains))
 
     @property
     def names(self) -> list[str]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from typing_extensions import Self
 
+from pmmrec.data.splits import splits
+from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig
-from pmmrec.settings import validate
+from pmmrec.settings import PartConfig, read_yaml, validate
 from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT
 from pmmrec.zoo.index import Index, PartEntry
@@ -55,6 +57,20 @@ class CheckpointFolder:
         """The figures stored with the checkpoint."""
         metrics: Mapping[str, Any] = files.read_json(self.folder / METRICS_NAME)
         return metrics
+
+    @cached_property
+    def split(self) -> PartConfig:
+        """The split of the recipe that made the checkpoint; leave-one-out where the recipe names none.
+
+        Raises CheckpointError for a split that is not known.
+        """
+        path = self.folder / RECIPE_NAME
+        data = read_yaml(path).get("data") if path.is_file() and path.stat().st_size else None
+        tree = data.get("split") if isinstance(data, Mapping) else None
+        try:
+            return LeaveOneOutConfig() if tree is None else splits.config(tree)
+        except RecipeError as error:
+            raise CheckpointError(f"{path}: data.split: {error}") from error
 
     @property
     def parts(self) -> Mapping[str, PartEntry]:

@@ -14,7 +14,8 @@ import torch
 from scipy import sparse
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from tests.real.evidence.measure import Targets
 
 
@@ -40,7 +41,7 @@ def same_day(split: Split) -> float:
 
 
 def main(folder: str, *systems: str) -> None:
-    split = Split(Domain.open(Path(folder)))
+    split = leave_one_out(Domain.open(Path(folder)))
     targets, is_known = Targets(split), is_known_pair(split)
     print(f"{split.domain.name}: {same_day(split):.1%} of the test targets carry the date of the item before;")
     print(f"{is_known.float().mean():.1%} somebody in training had together with an item of the history. HR@10 in %:")

@@ -16,7 +16,7 @@ from command_line import Pmmrec
 import pmmrec as api
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 
 ARCHITECTURE = {
     "model_type": "vit",
@@ -61,7 +61,7 @@ def lacking(world: Path, home: Path, item_ids: list[str]) -> Domain:
 def target(world: Path) -> str:
     """An item that somebody takes next in the test."""
     domain = Domain.open(world / "boutique")
-    holdout = Split(domain).holdout("test")
+    holdout = leave_one_out(domain).holdout("test")
     unseen = [q for q in range(holdout.num_queries) if holdout.target[q] not in holdout.history(q)]
     item_id: str = domain.item_ids[int(holdout.target[unseen[0]])].as_py()
     return item_id

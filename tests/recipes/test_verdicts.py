@@ -11,7 +11,7 @@ import pytest
 from command_line import Pmmrec, working_in
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def at_run(small_run: Path):
 def test_a_scenario_ranks_every_sub_sequence_that_ends_in_such_an_item(
     at_run: Path, world: Path, pmmrec: Pmmrec, scenario: str
 ) -> None:
-    split = Split(Domain.open(world / "boutique"))
+    split = leave_one_out(Domain.open(world / "boutique"))
     below = {"cold": 10, "new": 1}[scenario]
     expected = []
     for user in range(split.domain.num_users):

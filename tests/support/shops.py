@@ -14,7 +14,7 @@ from pmmrec.data.batches import BatchBuilder
 from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.windows import WindowConfig
 
 BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
@@ -35,7 +35,7 @@ class Shops:
             make_domain(sequences, name, texts=texts, images=[1, 4, 8])
             for name, sequences in zip(("first", "second"), self.sequences, strict=True)
         ]
-        self.splits = [Split(domain) for domain in self.domains]
+        self.splits = [leave_one_out(domain) for domain in self.domains]
         self.reader = ItemReader(self.domains, BOTH, tokenizer, PixelSpec(size=8), cache)
 
     def builder(

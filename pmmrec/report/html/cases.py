@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.report.html.encoded_domain import EncodedDomain, SampledHistories

@@ -15,7 +15,7 @@ from pmmrec.context import Catalogue
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split, split_of
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluating, latest_inputs, users_at_once
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.recommend import top_k
@@ -61,7 +61,7 @@ class EncodedDomain:
             reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
             reader = ItemReader([domain], *reads, cache, progress, max_unreadable=1.0)
         vectors_ND = encode_catalogue(recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=device)
-        return cls(domain, Split(domain), recommender, vectors_ND, reader.contents(0))
+        return cls(domain, split_of(checkpoint.split, domain), recommender, vectors_ND, reader.contents(0))
 
     def item_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of the items in `rows`, `(R, D)`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.metrics import user_metrics

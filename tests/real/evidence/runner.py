@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.errors import DataError, PMMRecError, RecipeError
 from pmmrec.processes import folder_lock
 from tests.real.evidence.cells import CellResult, DifferenceResult, Results, Training, digest_of
@@ -236,7 +236,7 @@ class Runner:
 
     def _result(self, cell_id: str, identities: Identities) -> CellResult:
         cell, identity = self._plan.measured[cell_id], identities.cell(cell_id)
-        split = Split(Domain.open(self._layout.domain(domain_of(cell_id))))
+        split = leave_one_out(Domain.open(self._layout.domain(domain_of(cell_id))))
         targets, runs = Targets(split), self._layout.runs(cell_id, identities)
         if not runs:
             shutil.rmtree(self._layout.cell(cell_id), ignore_errors=True)
@@ -307,7 +307,7 @@ class Runner:
         return _Side(cell, system, tuple(files) if is_here else ())
 
     def _write_difference(self, a: _Side, b: _Side) -> None:
-        targets = Targets(Split(Domain.open(self._layout.domain(domain_of(a.cell.cell)))))
+        targets = Targets(leave_one_out(Domain.open(self._layout.domain(domain_of(a.cell.cell)))))
         ranks = [targets.ranks(side.files) for side in (a, b)]
         found = tuple(targets.digest(rank_MQ) for rank_MQ in ranks)
         figures = (digest_of(a.cell.systems[a.system]), digest_of(b.cell.systems[b.system]))

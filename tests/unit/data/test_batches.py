@@ -17,7 +17,7 @@ from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.mixing import MixingConfig
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.windows import WindowConfig
 from pmmrec.errors import RecipeError
 
@@ -160,7 +160,7 @@ def test_items_too_few_to_go_round_are_encoded_once_more(
 ) -> None:
     domain = domain_maker(tmp_path)([[0, 1, 2, 3]] * 3, "alike", texts=["a", "b", "c", "d"])
     reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, tmp_path / "cache")
-    rules = ([domain], [Split(domain)], reader, WindowConfig(), MixingConfig(), None, 3, 0, frozenset())
+    rules = ([domain], [leave_one_out(domain)], reader, WindowConfig(), MixingConfig(), None, 3, 0, frozenset())
     batches = [BatchBuilder(*rules, rank=rank, world=3, gather=True).build(0, 0) for rank in range(3)]
     assert [batch.items.row_U.tolist() for batch in batches] == [[0], [1], [0]]
     assert all(batch.together.num_slots_U.tolist() == [3, 3] for batch in batches)

@@ -13,7 +13,7 @@ import pytest
 
 from pmmrec.data import sequences, write
 from pmmrec.data.info import Filters, ImportSummary
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.write import DomainFolder
 from pmmrec.errors import DataError
 
@@ -64,17 +64,17 @@ def test_lengths_of_all_come_some_at_a_time(domain: Any, monkeypatch: pytest.Mon
 
 def test_all_users_come_in_order(domain: Any) -> None:
     found: dict[int, list[int]] = {}
-    for first, offset_B, item_H in domain.sequences.stretches():
+    for first, offset_B, item_H, _ in domain.sequences.stretches():
         for place in range(len(offset_B) - 1):
             found[first + place] = item_H[offset_B[place] : offset_B[place + 1]].tolist()
     assert found == dict(enumerate(HISTORIES))
 
 
 def test_what_is_trained_on_is_the_same_in_order_and_alone(domain: Any) -> None:
-    split = Split(domain)
+    split = leave_one_out(domain)
     found = [
         item_H[offset_B[place] : offset_B[place + 1]].tolist()
-        for _, offset_B, item_H in split.train_stretches()
+        for _, offset_B, item_H, _ in split.train_stretches()
         for place in range(len(offset_B) - 1)
     ]
     assert found == [split.train(user).tolist() for user in range(5)] == [[0], [3], [2, 3], [1, 1], [3, 2, 1]]

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pmmrec.data.split import Split
+from pmmrec.data.batches import DataConfig
+from pmmrec.data.splits import split_of, splits
+from pmmrec.data.splits.leave_one_out import leave_one_out
+from pmmrec.errors import RecipeError
+from pmmrec.settings import validate
 
 
 def test_the_last_item_is_for_the_test_and_the_one_before_for_validation(make_domain: Any) -> None:
-    split = Split(make_domain([[0, 1, 2, 3, 4]]))
+    split = leave_one_out(make_domain([[0, 1, 2, 3, 4]]))
     validation, test = split.holdout("validation"), split.holdout("test")
     assert split.train(0).tolist() == [0, 1, 2]
     assert (validation.history(0).tolist(), validation.target.tolist()) == ([0, 1, 2], [3])
@@ -20,14 +24,14 @@ def test_the_last_item_is_for_the_test_and_the_one_before_for_validation(make_do
 
 
 def test_users_with_fewer_than_three_items_are_trained_on_and_never_held_out(make_domain: Any) -> None:
-    split = Split(make_domain([[0, 1], [2], [1, 2, 0]]))
+    split = leave_one_out(make_domain([[0, 1], [2], [1, 2, 0]]))
     assert [split.train(user).tolist() for user in range(3)] == [[0, 1], [2], [1]]
     for name in ("validation", "test"):
         assert split.holdout(name).user_index.tolist() == [2]
 
 
 def test_counts_see_train_only(make_domain: Any) -> None:
-    split = Split(make_domain([[0, 1, 0, 2, 3], [3, 1]]))
+    split = leave_one_out(make_domain([[0, 1, 0, 2, 3], [3, 1]]))
     assert split.train_counts.tolist() == [2, 2, 0, 1]
     assert split.train_counts.dtype == np.int64
 
@@ -37,7 +41,7 @@ def test_flat_arrays_agree_with_the_rule_user_by_user(make_domain: Any, name: st
     draw = random.Random(0)
     sequences = [draw.choices(range(12), k=draw.randint(1, 7)) for _ in range(30)]
     sequences[0] = list(range(12))
-    split = Split(make_domain(sequences))
+    split = leave_one_out(make_domain(sequences))
     cut = {"validation": -2, "test": -1}[name]
     expected = [(user, seq[:cut], seq[cut]) for user, seq in enumerate(sequences) if len(seq) >= 3]
     queries = split.holdout(name)
@@ -51,23 +55,35 @@ def test_flat_arrays_agree_with_the_rule_user_by_user(make_domain: Any, name: st
 
 
 def test_a_domain_of_short_users_has_no_queries(make_domain: Any) -> None:
-    queries = Split(make_domain([[0, 1], [1]])).holdout("test")
+    queries = leave_one_out(make_domain([[0, 1], [1]])).holdout("test")
     assert queries.num_queries == len(queries.history_items) == 0
     assert queries.history_offsets.tolist() == [0]
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_some_users_are_ranked_always_the_same_ones(make_domain: Any, name: str) -> None:
-    split = Split(make_domain([[0, 1, 2, user % 4, 3] for user in range(40)] + [[0, 1]]))
+    split = leave_one_out(make_domain([[0, 1, 2, user % 4, 3] for user in range(40)] + [[0, 1]]))
     some, whole = split.holdout(name, 7), split.holdout(name)
     assert len(some.user_index) == 7 < whole.num_queries == 40
     assert (np.diff(some.user_index) > 0).all()
-    assert some.user_index.tolist() == Split(split.domain).holdout(name, 7).user_index.tolist()
+    assert some.user_index.tolist() == leave_one_out(split.domain).holdout(name, 7).user_index.tolist()
     for place, user in enumerate(some.user_index.tolist()):
         assert some.target[place] == whole.target[user]
         assert some.history(place).tolist() == whole.history(user).tolist()
 
 
 def test_more_users_than_there_are_is_all_of_them(make_domain: Any) -> None:
-    split = Split(make_domain([[0, 1, 2], [2, 1, 0]]))
+    split = leave_one_out(make_domain([[0, 1, 2], [2, 1, 0]]))
     assert split.holdout("test", 9).user_index.tolist() == [0, 1]
+
+
+def test_a_domain_is_split_as_the_settings_say(make_domain: Any) -> None:
+    domain = make_domain([[0, 1, 2, 3]])
+    config = splits.config({"type": "leave_one_out"})
+    assert split_of(config, domain).train(0).tolist() == [0, 1]
+    assert DataConfig.model_validate({"split": {"type": "leave_one_out"}}) == DataConfig()
+
+
+def test_an_unknown_split_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"split: no split is called 'leave_one'; did you mean 'leave_one_out'"):
+        validate(DataConfig, {"split": {"type": "leave_one"}}, "data")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pmmrec.data.split import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.windows import WindowConfig, WindowIndex
 
 
 def windows(domain: Any, policy: str, size: int = 4) -> WindowIndex:
-    return WindowIndex(Split(domain), WindowConfig(policy=policy, size=size))
+    return WindowIndex(leave_one_out(domain), WindowConfig(policy=policy, size=size))
 
 
 def drawn(index: WindowIndex, seed: int = 0) -> list[list[int]]:

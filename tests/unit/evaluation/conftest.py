@@ -15,7 +15,8 @@ from pmmrec.contracts import ItemInputs, ItemVectors, Modality
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import Filters, ImportSummary
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.write import DomainFolder
 from pmmrec.models import ItemEncoder, scorers
 from pmmrec.models.recommender import Recommender
@@ -103,6 +104,6 @@ def make_split(tmp_path: Path) -> MakeSplit:
             num_items_read=num_items, num_interactions_read=0, kept={}, rejected={}, num_pictures_ignored=0
         )
         writer.seal("tiny", filters=Filters(k_core=None), image_side=None, time_unit=None, sources={}, summary=summary)
-        return Split(Domain.open(folder))
+        return leave_one_out(Domain.open(folder))
 
     return make

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.evaluation import baselines
 from pmmrec.evaluation.baselines import (
     BASELINES,

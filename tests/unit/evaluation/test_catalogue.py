@@ -11,7 +11,7 @@ import torch
 from pmmrec.contracts import ItemInputs, ItemVectors
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.catalogue import encode_catalogue, evaluate_model, model_scorer
 from pmmrec.evaluation.metrics import user_metrics

@@ -14,7 +14,7 @@ from pmmrec.data import releases
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import LIBRARIES
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.errors import DataError, MachineError
 from pmmrec.evaluation import encoded
 from pmmrec.evaluation.catalogue import encode_catalogue

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmmrec.data.split import Holdout, Split
+from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, MachineError
 from pmmrec.evaluation.ranking import Score, rank_targets, read_ranks, write_ranks
 
@@ -20,7 +20,9 @@ from pmmrec.evaluation.ranking import Score, rank_targets, read_ranks, write_ran
 def holdout_of(histories: list[list[int]], targets: list[int]) -> Holdout:
     offsets = np.cumsum([0] + [len(history) for history in histories])
     items = np.array([item for history in histories for item in history], dtype=np.int32)
-    return Holdout("test", np.arange(len(targets)) + 100, np.array(targets), offsets, items)
+    return Holdout(
+        "test", np.arange(len(targets)) + 100, np.arange(len(targets) + 1), np.array(targets), offsets, items
+    )
 
 
 def fixed(scores: list[list[float]]) -> Score:

@@ -11,7 +11,7 @@ import torch
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation import recommend
 from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer

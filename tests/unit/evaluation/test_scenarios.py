@@ -11,7 +11,7 @@ import torch
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.split import Holdout, Split
+from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.catalogue import evaluate_model
@@ -151,6 +151,7 @@ def test_every_query_of_a_user_is_ranked_independently(
         alone = Holdout(
             "test",
             queries.holdout.user_index[place : place + 1],
+            np.array([0, 1]),
             queries.holdout.target[place : place + 1],
             np.array([0, len(history)]),
             history,

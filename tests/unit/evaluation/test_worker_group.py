@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation import catalogue
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model

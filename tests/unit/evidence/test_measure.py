@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.split import Split
+from pmmrec.data.splits import Split
+from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.evaluation.ranking import Ranks, write_ranks
 from tests.real.evidence.cells import digest_of
 from tests.real.evidence.measure import Targets
@@ -18,7 +19,7 @@ from tests.real.evidence.measure import Targets
 
 @pytest.fixture(scope="module")
 def split(world: Path) -> Split:
-    return Split(Domain.open(world / "boutique"))
+    return leave_one_out(Domain.open(world / "boutique"))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from sealing import edit_tensors, seal
 from torch import Tensor
 
 from pmmrec.context import Catalogue
+from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -421,3 +422,12 @@ def test_a_checkpoint_without_tensor_descriptions_opens_and_is_verified(
     assert sum(checkpoint.sizes(checkpoint.parts["fusion"])) > 8
     edit_tensors(saved_copy, FUSION, lambda state: state.pop("mm_cls"))
     assert checkpoint.verify() == [f"{FUSION} was changed after it was written (sha256 differs)"]
+
+
+def test_a_checkpoint_is_evaluated_on_the_split_of_its_recipe(saved_copy: Path) -> None:
+    assert Checkpoint.open(saved_copy).split.type == "leave_one_out"  # its recipe names none
+    (saved_copy / "recipe.yaml").write_text("data: {split: {type: leave_one_out}}\n")
+    assert Checkpoint.open(saved_copy).split == LeaveOneOutConfig()
+    (saved_copy / "recipe.yaml").write_text("data: {split: {type: by_moon}}\n")
+    with pytest.raises(CheckpointError, match=r"recipe.yaml: data.split: no split is called 'by_moon'"):
+        _ = Checkpoint.open(saved_copy).split

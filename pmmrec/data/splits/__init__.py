@@ -1,0 +1,222 @@
+"""Splits: which interactions of a domain train a model, and which are held out for validation and for the test."""
+# Q queries, T targets of all queries, N items of the domain. B users of one stretch, H items of their sequences.
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.randomness import Purpose, generator
+from pmmrec.data.sequences import Stretch
+from pmmrec.errors import DataError
+from pmmrec.family import Family
+from pmmrec.settings import PartConfig
+
+HoldoutName = Literal["validation", "test"]
+
+
+class SplitPart(IntEnum):
+    """The part of a split that an interaction belongs to."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+HELD_OUT: dict[HoldoutName, SplitPart] = {"validation": SplitPart.VALIDATION, "test": SplitPart.TEST}
+
+
+def _no_users() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The queries of validation or of the test: for each user the held-out items, and the items that are known."""
+
+    name: HoldoutName
+    user_index: NDArray[np.int64]  # (Q,) users of the domain, rising
+    target_offsets: NDArray[np.int64]  # (Q + 1,)
+    target: NDArray[np.int64]  # (T,) item rows, flat; each query has one or more, all different
+    history_offsets: NDArray[np.int64]  # (Q + 1,)
+    history_items: NDArray[np.int32]  # item rows, flat and chronological; never empty for a query
+    without_history: NDArray[np.int64] = field(default_factory=_no_users)  # users with targets and nothing known
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.user_index)
+
+    def history(self, query: int) -> NDArray[np.int32]:
+        """Known item rows of a query, oldest first."""
+        return self.history_items[self.history_offsets[query] : self.history_offsets[query + 1]]
+
+    def targets(self, query: int) -> NDArray[np.int64]:
+        """Held-out item rows of a query."""
+        return self.target[self.target_offsets[query] : self.target_offsets[query + 1]]
+
+
+class Split(ABC):
+    """Assigns each interaction of a domain to training, validation or test. Counts and training see training only.
+
+    Built as `part_class(config, domain)`. A member implements `parts`; everything else follows from it. Users are read
+    one at a time or in stretches; only `train_offsets` and `train_items` hold all of them in memory.
+    """
+
+    reads_times: ClassVar[bool] = False  # whether `parts` needs the times of interactions
+    no_query: ClassVar[str] = "nobody has a held-out item"  # why a domain may have no query
+
+    def __init__(self, config: PartConfig, domain: Domain) -> None:
+        self.config, self.domain = config, domain
+        if self.reads_times and domain.info.time_unit is None:
+            raise DataError(
+                f"{domain.folder}: data.split: {config.type} needs the time of each interaction, and the domain has "
+                "none; import it with a time column, or choose another split"
+            )
+
+    @abstractmethod
+    def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
+        """The `SplitPart` of each interaction of a stretch of users, `(H,)`."""
+
+    def knows(self, name: HoldoutName) -> tuple[SplitPart, ...]:
+        """The parts that make up the history of a query: those before the held-out one."""
+        return tuple(part for part in SplitPart if part < HELD_OUT[name])
+
+    def train(self, user: int) -> NDArray[np.int32]:
+        """Training items of a user, oldest first."""
+        items = self.domain.sequence(user)
+        time_H = self.domain.times(user) if self.reads_times else None
+        stretch = Stretch(user, np.array([0, len(items)]), items, time_H)
+        trained: NDArray[np.int32] = items[self.parts(stretch) == SplitPart.TRAIN]
+        return trained
+
+    def train_length(self, user: int) -> int:
+        """Number of training items of a user."""
+        return len(self.train(user))
+
+    def train_lengths(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """`train_length` of all users in order, some at a time: the row of the first, and the lengths."""
+        for stretch in self.train_stretches():
+            yield stretch.first, np.diff(stretch.offset_B)
+
+    def train_stretches(self) -> Iterator[Stretch]:
+        """Training items of all users, in order."""
+        for stretch in self._stretches():
+            is_train_H = self.parts(stretch) == SplitPart.TRAIN
+            yield Stretch(stretch.first, offsets_of(_count(stretch, is_train_H)), stretch.item_H[is_train_H])
+
+    @cached_property
+    def train_offsets(self) -> NDArray[np.int64]:
+        """Offsets of the users' training items in `train_items`, `(users + 1,)`."""
+        return offsets_of(np.concatenate([lengths for _, lengths in self.train_lengths()]))
+
+    @cached_property
+    def train_items(self) -> NDArray[np.int32]:
+        """Training items of all users, one after another, all in memory."""
+        return np.concatenate([stretch.item_H for stretch in self.train_stretches()])
+
+    @cached_property
+    def train_counts(self) -> NDArray[np.int64]:
+        """Training interactions of each item, `(N,)`."""
+        counts = np.zeros(self.domain.num_items, dtype=np.int64)
+        for stretch in self.train_stretches():
+            counts += np.bincount(stretch.item_H, minlength=len(counts))
+        return counts
+
+    def held_out(self) -> Iterator[NDArray[np.bool_]]:
+        """Which interactions are held out, for all users in order, one stretch at a time."""
+        for stretch in self._stretches():
+            yield self.parts(stretch) != SplitPart.TRAIN
+
+    def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
+        """The queries of validation or of the test: those of all users, or of `num_users`, always the same ones."""
+        asked, without_history = self.query_users(name)
+        users = _some(asked, num_users)
+        lengths: dict[str, list[NDArray[np.int64]]] = {"target": [_no_users()], "history": [_no_users()]}
+        targets: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+        histories: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+        for stretch in self._stretches():
+            is_asked_B = np.zeros(len(stretch.offset_B) - 1, dtype=bool)
+            is_asked_B[_between(users, stretch) - stretch.first] = True
+            is_asked_H = np.repeat(is_asked_B, np.diff(stretch.offset_B))
+            part_H = self.parts(stretch)
+            is_target_H = is_asked_H & _is_first(stretch, part_H == HELD_OUT[name])
+            is_known_H = is_asked_H & np.isin(part_H, self.knows(name))
+            for what, is_in_H in (("target", is_target_H), ("history", is_known_H)):
+                lengths[what].append(_count(stretch, is_in_H)[is_asked_B])
+            targets.append(stretch.item_H[is_target_H])
+            histories.append(stretch.item_H[is_known_H])
+        offsets = {what: offsets_of(np.concatenate(found)) for what, found in lengths.items()}
+        target = np.concatenate(targets).astype(np.int64)
+        history = offsets["history"], np.concatenate(histories)
+        return Holdout(name, users, offsets["target"], target, *history, without_history)
+
+    def query_users(self, name: HoldoutName) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Users with held-out items: those with a history, and those without, who cannot be queries."""
+        asked: list[NDArray[np.int64]] = [_no_users()]
+        alone: list[NDArray[np.int64]] = [_no_users()]
+        for stretch in self._stretches():
+            part_H = self.parts(stretch)
+            num_targets_B = _count(stretch, part_H == HELD_OUT[name])
+            num_known_B = _count(stretch, np.isin(part_H, self.knows(name)))
+            asked.append(stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B > 0)))
+            alone.append(stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B == 0)))
+        return np.concatenate(asked), np.concatenate(alone)
+
+    def _stretches(self) -> Iterator[Stretch]:
+        return self.domain.sequences.stretches(with_times=self.reads_times)
+
+
+def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of several lists begins when they are laid end to end, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _some(users: NDArray[np.int64], num_users: int | None) -> NDArray[np.int64]:
+    """All users, or `num_users` of them: the draw depends on nothing but how many there are."""
+    if num_users is None or num_users >= len(users):
+        return users
+    drawn = generator(0, Purpose.RANKED_USERS).choice(len(users), num_users, replace=False, shuffle=False)
+    return users[np.sort(drawn)]
+
+
+def _between(users: NDArray[np.int64], stretch: Stretch) -> NDArray[np.int64]:
+    """The given users (rising) that lie in a stretch."""
+    return users[slice(*np.searchsorted(users, [stretch.first, stretch.first + len(stretch.offset_B) - 1]))]
+
+
+def _count(stretch: Stretch, is_in_H: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Number of selected interactions of each user, `(B,)`."""
+    counts_B = np.add.reduceat(np.append(is_in_H, False), stretch.offset_B[:-1], dtype=np.int64)
+    return np.where(np.diff(stretch.offset_B) > 0, counts_B, 0)
+
+
+def _is_first(stretch: Stretch, is_in_H: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of the selected interactions, the first of each user with each item, `(H,)`."""
+    place_T = np.flatnonzero(is_in_H)
+    item_T = stretch.item_H[place_T].astype(np.int64)
+    user_T = np.searchsorted(stretch.offset_B, place_T, side="right")
+    _, first = np.unique(user_T * (item_T.max(initial=0) + 1) + item_T, return_index=True)
+    is_first_H = np.zeros_like(is_in_H)
+    is_first_H[place_T[first]] = True
+    return is_first_H
+
+
+splits: Family[Split] = Family("split", home=__name__)
+
+if TYPE_CHECKING:
+    SplitField: TypeAlias = PartConfig
+else:
+    SplitField = splits.field
+
+
+def split_of(config: PartConfig, domain: Domain) -> Split:
+    """The split of a domain that `config` asks for. Raises DataError where it needs times that the domain lacks."""
+    return splits.part_class(config)(config, domain)
