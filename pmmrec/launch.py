@@ -308,7 +308,7 @@ def forward_stop_signals() -> list[int]:
 def exit_code_after(code: int, *, is_signalled: bool) -> int:
     """The exit code of a program; 75 if a forwarded stop signal ended it before it could handle signals.
 
-    It was still being imported and has begun nothing, so the same command with --resume begins it.
+    It was still being imported and has done nothing, so the same command with --resume starts it.
     """
     was_ended_by_it = code in [128 + sign for sign in STOP_SIGNALS]
     return StoppedError.exit_code if is_signalled and was_ended_by_it else code

@@ -238,7 +238,7 @@ class Loop:
             raise RecipeError(f"train.epochs: {now}, but the run is in epoch {begun} already; take {begun} or more")
         told = change_num_steps(self._scheduler, self.config.optimizer, num_steps, self._num_steps)
         if self.should_stop:
-            told = "training had ended for want of better values (validation.patience), and stays so"
+            told = "training had stopped early (validation.patience), and stays stopped"
         self.log.say(f"train.epochs: {before} -> {now}; {told}")
 
     @property

@@ -173,7 +173,7 @@ def _status(folder: Path, recipe: str, warn: Callable[[str], object]) -> RunStat
     with writing_to(folder):
         if _has_learned(folder, events):
             aside = _put_aside(folder)
-            warn(f"{folder}: its run kept no state to go on from and begins anew; what it had learned is in {aside}")
+            warn(f"{folder}: its run saved no state to resume from and starts again; what it had learned is in {aside}")
         _clear(folder)
     return RunStatus.NEW
 

@@ -167,7 +167,7 @@ def refuse_unfit(spread: Spread, machine: MachineConfig, accumulate: AccumulateC
         )
     if accumulate.item_parts > 1:
         raise RecipeError(
-            f"train.accumulate: exact runs the encoders anew on the way back, which {spread.value} cannot follow; set "
+            f"train.accumulate: exact runs the encoders again in backward, which {spread.value} cannot follow; set "
             "mode=plain or checkpoint_activations=true, or launch with ddp"
         )
 

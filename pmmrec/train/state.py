@@ -136,7 +136,7 @@ class StateFolder:
         if found:
             raise CheckpointError(
                 f"{self.folder}: none of {len(found)} states can be read; its best weights are in checkpoint/; remove "
-                "the folder of the run to begin anew"
+                "the folder of the run to start again"
             )
         return None
 

@@ -130,7 +130,7 @@ def test_what_a_run_without_a_state_has_learned_is_put_aside(
             assert not run.resumes
             assert not (run.folder / "events.jsonl").stat().st_size
             run.log.event("epoch", 1)
-        told = "its run kept no state to go on from and begins anew; what it had learned is in"
+        told = "its run saved no state to resume from and starts again; what it had learned is in"
         assert f"warning: {tmp_path / 'one'}: {told} {aside}\n" in capsys.readouterr().err
         assert (aside / "events.jsonl").read_text().count('"event": "epoch"') == (9 if number == 1 else 1)
     assert (tmp_path / "one" / "before-1" / "checkpoint" / "metrics.json").read_text() == '{"epoch": 9}'
