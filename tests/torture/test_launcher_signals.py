@@ -76,7 +76,7 @@ def test_ctrl_c_ends_a_program_of_one_process_and_its_launcher_waits_for_it(tmp_
     (tmp_path / "one.yaml").write_text("distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
     program = a_program(
         tmp_path,
-        f"{READY}try:\n    time.sleep(60)\n"
+        f"try:\n    {READY}    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(2)\n    (here / 'ended').touch()\n    sys.exit(130)\n",
     )
     launcher = _launcher(program, str(tmp_path / "one.yaml"))
