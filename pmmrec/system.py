@@ -128,12 +128,12 @@ class System:
         if warning := left_out(split):
             self._warn(warning)
         baselines = rank_baselines(split, seen, queries.holdout)
-        is_held_out, learned = queries.is_held_out_Q, self._learned_from(opened)
-        found = domain_outcome(split, evaluation, baselines, is_held_out_Q=is_held_out, learned_here=learned)
+        is_held_out, learned = queries.is_held_out_T, self._learned_from(opened)
+        found = domain_outcome(split, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
         outcome = Outcome(name=name, kind="evaluate", seen=seen, scenario=scenario, domains=(found,))
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
-                place_of = {} if scenario == "regular" else {"place": queries.place_Q, "held_out": is_held_out}
+                place_of = {} if queries.place_T is None else {"place": queries.place_T, "held_out": is_held_out}
                 more = {**place_of, **baseline_columns(baselines)}
                 write_ranks(place / "ranks.parquet", evaluation.ranks, opened.user_ids, opened.item_ids, more)
                 write_domain_paths(place, [opened])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from pmmrec.data.contents import Contents
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
-from pmmrec.evaluation.metrics import user_metrics
+from pmmrec.evaluation.metrics import USUAL, Measured, query_metrics
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
@@ -45,6 +45,7 @@ class Evaluation:
     """What one model did on one holdout."""
 
     ranks: Ranks
+    measured: Measured = USUAL
 
     @cached_property
     def metrics(self) -> Mapping[str, float]:
@@ -57,10 +58,15 @@ class Evaluation:
         """Intervals of the same metrics over users; drawing them takes longer than ranking a small domain."""
         return {name: mean_interval(values_Q) for name, values_Q in self._by_user.items()}
 
+    def where(self, is_in_T: NDArray[np.bool_]) -> Evaluation:
+        """The same evaluation of the selected targets alone."""
+        return replace(self, ranks=self.ranks.where(is_in_T))
+
     @property
     def _by_user(self) -> dict[str, NDArray[np.float64]]:
-        user_Q = self.ranks.user_index.numpy()
-        return {name: over_users(values, user_Q) for name, values in user_metrics(self.ranks.rank).items()}
+        values = query_metrics(self.ranks.rank, self.ranks.query, self.measured)
+        user_Q = self.ranks.user_of_query.numpy()
+        return {name: over_users(values_Q, user_Q) for name, values_Q in values.items()}
 
 
 def evaluate_model(
@@ -72,6 +78,7 @@ def evaluate_model(
     device: torch.device | str,
     seen: Seen = "exclude",
     *,
+    measured: Measured = USUAL,
     precision: torch.dtype = torch.float32,
     group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
@@ -85,7 +92,7 @@ def evaluate_model(
     num_items = split.domain.num_items
     if not holdout.num_queries:
         folder, name = split.domain.folder, holdout.name
-        raise DataError(f"{folder}: nobody has three interactions, so there is no {name} target to rank")
+        raise DataError(f"{folder}: {split.no_query}, so there is no {name} target to rank")
     rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "precision": precision}
     vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules, group=group, progress=progress)
     contents = reader.contents(domain_index)
@@ -99,7 +106,7 @@ def evaluate_model(
         group=group,
         progress=progress,
     )
-    return Evaluation(ranks)
+    return Evaluation(ranks, measured)
 
 
 def users_at_once(num_items: int) -> int:

@@ -18,6 +18,7 @@ from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.baselines import baselines_for
 from pmmrec.evaluation.catalogue import Evaluation, users_at_once
+from pmmrec.evaluation.metrics import USUAL, Measured
 from pmmrec.evaluation.ranking import Seen, rank_targets
 from pmmrec.evaluation.scenarios import Scenario, popularity_masks
 from pmmrec.evaluation.significance import Interval
@@ -114,19 +115,19 @@ def domain_outcome(
     evaluation: Evaluation,
     baselines: Mapping[str, Evaluation] | None = None,
     *,
-    is_held_out_Q: NDArray[np.bool_] | None = None,
+    is_held_out_T: NDArray[np.bool_] | None = None,
     learned_here: bool = False,
 ) -> DomainOutcome:
     """Metrics of an evaluation and of baselines on the same targets, also by how popular the targets are.
 
-    `is_held_out_Q` says which targets lie outside the training part; None: all of them.
+    `is_held_out_T` says which targets lie outside the training part; None: all of them.
     """
     ranks, baselines = evaluation.ranks, baselines or {}
     num_users = len(np.unique(ranks.user_index.numpy()))
     masks = popularity_masks(split, ranks.target.numpy())
     held_out = None
-    if is_held_out_Q is not None and not is_held_out_Q.all():
-        held_out = _stratum(evaluation, baselines, is_held_out_Q)
+    if is_held_out_T is not None and not is_held_out_T.all():
+        held_out = _stratum(evaluation, baselines, is_held_out_T)
     return DomainOutcome(
         domain=split.domain.name,
         fingerprint=split.domain.fingerprint,
@@ -135,20 +136,22 @@ def domain_outcome(
         seen_target=ranks.seen_share,
         metrics=dict(evaluation.intervals),
         baselines={name: dict(baseline.intervals) for name, baseline in baselines.items()},
-        num_targets=ranks.num_queries if ranks.num_queries > num_users else None,
-        popularity={name: _stratum(evaluation, baselines, is_in_Q) for name, is_in_Q in masks.items()},
+        num_targets=ranks.num_targets if ranks.num_targets > num_users else None,
+        popularity={name: _stratum(evaluation, baselines, is_in_T) for name, is_in_T in masks.items()},
         held_out=held_out,
         learned_here=learned_here,
     )
 
 
-def rank_baselines(split: Split, seen: Seen = "exclude", holdout: Holdout | None = None) -> dict[str, Evaluation]:
+def rank_baselines(
+    split: Split, seen: Seen = "exclude", holdout: Holdout | None = None, measured: Measured = USUAL
+) -> dict[str, Evaluation]:
     """Evaluate every baseline that fits in memory, on the test targets or on those of `holdout`."""
     holdout, num_items = holdout or split.holdout("test"), split.domain.num_items
     chunk = users_at_once(num_items)
     scores = {name: baseline(split, holdout) for name, baseline in baselines_for(split).items()}
     return {
-        name: Evaluation(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk))
+        name: Evaluation(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk), measured)
         for name, score in scores.items()
     }
 
@@ -158,14 +161,12 @@ def baseline_columns(baselines: Mapping[str, Evaluation]) -> dict[str, NDArray[n
     return {f"{BASELINE}{name}": baseline.ranks.rank.numpy() for name, baseline in baselines.items()}
 
 
-def _stratum(evaluation: Evaluation, baselines: Mapping[str, Evaluation], is_in_Q: NDArray[np.bool_]) -> StratumOutcome:
+def _stratum(evaluation: Evaluation, baselines: Mapping[str, Evaluation], is_in_T: NDArray[np.bool_]) -> StratumOutcome:
     """Metrics of a model and of the baselines on the same part of the targets."""
-    if not is_in_Q.any():
+    if not is_in_T.any():
         return StratumOutcome(num_targets=0)
     return StratumOutcome(
-        num_targets=int(is_in_Q.sum()),
-        metrics=dict(Evaluation(evaluation.ranks.where(is_in_Q)).intervals),
-        baselines={
-            name: dict(Evaluation(baseline.ranks.where(is_in_Q)).intervals) for name, baseline in baselines.items()
-        },
+        num_targets=int(is_in_T.sum()),
+        metrics=dict(evaluation.where(is_in_T).intervals),
+        baselines={name: dict(baseline.where(is_in_T).intervals) for name, baseline in baselines.items()},
     )

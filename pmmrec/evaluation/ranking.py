@@ -1,5 +1,6 @@
-"""Rank the next item of each user among the whole catalogue."""
-# Q queries (users of a holdout), q queries of one chunk, N items of the catalogue, H items of the histories in a chunk.
+"""Rank the held-out items of each user among the whole catalogue."""
+# Q queries (users of a holdout), T targets of all queries. q queries of one chunk, t targets of one chunk.
+# N items of the catalogue, H items of the histories in a chunk.
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ Score = Callable[[slice], Tensor]  # a slice of the queries -> scores of all ite
 
 @dataclass(frozen=True)
 class Ranks:
-    """The rank of the target of each query; all tensors are `(Q,)` on the CPU."""
+    """The rank of each target of each query; all tensors are `(T,)` on the CPU, the targets of a query in a row."""
 
+    query: Tensor  # int64, the query of the target, rising
     user_index: Tensor  # int64, user of the domain
     target: Tensor  # int64, item row
     rank: Tensor  # int64, 1 is best; 0: a miss, the target was not a candidate
@@ -39,18 +41,25 @@ class Ranks:
     seen_target: Tensor  # bool, the target is already in the history
 
     @property
-    def num_queries(self) -> int:
+    def num_targets(self) -> int:
         return self.rank.shape[0]
 
     @property
+    def user_of_query(self) -> Tensor:
+        """The user of each query, `(Q,)`."""
+        is_first_T = torch.ones_like(self.query, dtype=torch.bool)
+        is_first_T[1:] = self.query.diff() > 0
+        return self.user_index[is_first_T]
+
+    @property
     def seen_share(self) -> float:
-        """Share of the queries whose target the user had seen before: with `exclude` no model can hit it."""
+        """Share of the targets that the user had seen before: with `exclude` no model can hit them."""
         return self.seen_target.double().mean().item()
 
-    def where(self, is_in_Q: NDArray[np.bool_]) -> Ranks:
-        """The selected queries, in their order."""
-        chosen_Q = torch.from_numpy(is_in_Q)
-        return Ranks(**{f.name: getattr(self, f.name)[chosen_Q] for f in fields(Ranks)})
+    def where(self, is_in_T: NDArray[np.bool_]) -> Ranks:
+        """The selected targets, in their order, with the ranks that they had among all."""
+        chosen_T = torch.from_numpy(is_in_T)
+        return Ranks(**{f.name: getattr(self, f.name)[chosen_T] for f in fields(Ranks)})
 
 
 def rank_targets(
@@ -66,19 +75,20 @@ def rank_targets(
 ) -> Ranks:
     """Rank each target among all items: 1 + the number of other candidates that score as high or higher.
 
-    Ties count against the target, in the dtype of the scores. `exclude`: items of the history are not candidates, and
-    a target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items outside
-    `is_readable_N` are never candidates, because the model can read nothing of them. Ranks are computed on the device
-    of the scores. Processes of a `group` share the chunks: all must call this, and all get every rank.
+    Ties count against the target, in the dtype of the scores. All targets of a query are candidates and have different
+    ranks; targets that tie with one another are ranked in their order. `exclude`: items of the history are not
+    candidates, and a target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items
+    outside `is_readable_N` are never candidates, because the model can read nothing of them. Ranks are computed on the
+    device of the scores. Processes of a `group` share the chunks: all must call this, and all get every rank.
 
     Raises DataError, in every process of the group, if there is no query or a score is not finite.
     """
     check_seen(seen)
     if not holdout.num_queries:
-        raise DataError(f"{holdout.name}: there is no user to rank for; a user needs at least three interactions")
+        raise DataError(f"{holdout.name}: there is no user to rank for")
     if is_readable_N is None:
         is_readable_N = np.ones(num_items, dtype=bool)
-    figures = torch.zeros(len(fields(Ranks)), holdout.num_queries + 1, dtype=torch.int64)  # the last column: who failed
+    figures = torch.zeros(len(fields(Ranks)), len(holdout.target) + 1, dtype=torch.int64)  # the last column: who failed
     failure: DataError | None = None
     for place, is_own in turns(-(-holdout.num_queries // chunk), group):
         rows = slice(place * chunk, min((place + 1) * chunk, holdout.num_queries))
@@ -93,7 +103,8 @@ def rank_targets(
         if is_own:
             is_readable = torch.from_numpy(is_readable_N).to(score_qN.device)
             ranks = _rank_chunk(holdout, rows, score_qN, seen, is_readable)
-            figures[:, rows] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
+            targets = slice(holdout.target_offsets[rows.start], holdout.target_offsets[rows.stop])
+            figures[:, targets] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
         if progress is not None:
             progress("users ranked", rows.stop, holdout.num_queries)
     figures = group.summed(figures)
@@ -101,8 +112,8 @@ def rank_targets(
         raise failure
     if figures[0, -1]:
         raise DataError(f"{holdout.name}: scores of another process are not finite; it says which")
-    user_index, target, rank, num_candidates, seen_target = figures[:, :-1]
-    return Ranks(user_index, target, rank, num_candidates, seen_target.bool())
+    query, user_index, target, rank, num_candidates, seen_target = figures[:, :-1]
+    return Ranks(query, user_index, target, rank, num_candidates, seen_target.bool())
 
 
 def check_seen(seen: str) -> None:
@@ -136,20 +147,37 @@ def seen_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device: 
 
 def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_readable_N: Tensor) -> Ranks:
     device = score_qN.device
-    target_q = torch.tensor(holdout.target[rows], dtype=torch.int64)
-    target_q1 = target_q.to(device)[:, None]
+    offset = torch.tensor(holdout.target_offsets[rows.start : rows.stop + 1], dtype=torch.int64)
+    query_t = torch.repeat_interleave(offset.diff())
+    target_t = torch.tensor(holdout.target[offset[0] : offset[-1]], dtype=torch.int64)
     is_seen_qN = seen_items(holdout.history_offsets, holdout.history_items, rows, score_qN.shape[1], device)
-    seen_target_q = is_seen_qN.gather(1, target_q1)[:, 0]
     is_candidate_qN = is_readable_N & ~is_seen_qN if seen == "exclude" else is_readable_N.expand_as(is_seen_qN)
-    is_ahead_qN = is_candidate_qN & (score_qN >= score_qN.gather(1, target_q1))  # the target counts itself
-    is_miss_q = ~is_candidate_qN.gather(1, target_q1)[:, 0]
+    at_t = query_t.to(device), target_t.to(device)
+    rank_t = torch.zeros_like(target_t, device=device)
+    place_t = torch.arange(len(query_t)) - (offset - offset[0])[query_t]
+    for place in range(int(offset.diff().max())):  # one target of each query at a time: no more memory than one has
+        is_now_t = place_t == place
+        query, target = at_t[0][is_now_t], at_t[1][is_now_t]
+        score_q1 = score_qN[query, target][:, None]
+        of_q = slice(None) if place == 0 else query  # every query has a first target: no copy of all scores
+        rank_t[is_now_t] = (is_candidate_qN[of_q] & (score_qN[of_q] >= score_q1)).sum(dim=1)  # counts the target too
+    rank_t = rank_t.masked_fill(~is_candidate_qN[at_t], 0).cpu()
     return Ranks(
-        user_index=torch.tensor(holdout.user_index[rows], dtype=torch.int64),
-        target=target_q,
-        rank=is_ahead_qN.sum(dim=1).masked_fill(is_miss_q, 0).cpu(),
-        num_candidates=is_candidate_qN.sum(dim=1).cpu(),
-        seen_target=seen_target_q.cpu(),
+        query=query_t + rows.start,
+        user_index=torch.tensor(holdout.user_index[rows], dtype=torch.int64)[query_t],
+        target=target_t,
+        rank=_apart(query_t, rank_t),
+        num_candidates=is_candidate_qN.sum(dim=1).cpu()[query_t],
+        seen_target=is_seen_qN[at_t].cpu(),
     )
+
+
+def _apart(query_t: Tensor, rank_t: Tensor) -> Tensor:
+    """Ranks of tied targets of one query, in their order: each tied one counted all the others ahead of it."""
+    key_t = query_t * (int(rank_t.max()) + 1) + rank_t
+    order = len(key_t) - 1 - key_t.flip(0).argsort(stable=True)  # of tied targets the last comes first
+    num_later_t = torch.arange(len(order)) - torch.searchsorted(key_t[order], key_t[order])
+    return torch.where(rank_t > 0, rank_t - torch.empty_like(rank_t).scatter_(0, order, num_later_t), 0)
 
 
 def write_ranks(
@@ -159,9 +187,9 @@ def write_ranks(
     item_ids: pa.ChunkedArray,
     more: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Write one row per query: user_id, item_id (the target), rank (0: a miss), seen_target. Whole or not at all.
+    """Write one row per target: user_id, item_id (the target), rank (0: a miss), seen_target. Whole or not at all.
 
-    `user_ids` and `item_ids` are those of the domain, `more` holds further columns `(Q,)`. An older file is replaced.
+    `user_ids` and `item_ids` are those of the domain, `more` holds further columns `(T,)`. An older file is replaced.
     """
     columns = {
         "user_id": ids_at(user_ids, ranks.user_index),

@@ -1,5 +1,5 @@
 """Choose which targets are ranked: the last item of each user, cold items, or items new to the platform."""
-# Q queries, H interactions of all users, one after another.
+# Q queries, T targets, H interactions of all users, one after another.
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ POPULARITY: Mapping[str, int] = {"0": 0, "1-9": 1, "10-99": 10, "100+": 100}  # 
 
 @dataclass(frozen=True)
 class Queries:
-    """Histories and the item that followed each; a user may have several."""
+    """Histories and the targets of each. In `cold` and `new` a user may have several queries, of one target each."""
 
     scenario: Scenario
     holdout: Holdout  # ordered by user and position
-    place_Q: NDArray[np.int64]  # of the target in its user's sequence, from 0
-    is_held_out_Q: NDArray[np.bool_]  # False: the step to the target lies in the training part
+    place_T: NDArray[np.int64] | None  # of the target in its user's sequence, from 0; None in the regular scenario
+    is_held_out_T: NDArray[np.bool_]  # False: the step to the target lies in the training part
 
     @property
     def num_queries(self) -> int:
@@ -39,14 +39,14 @@ class Queries:
 def scenario_queries(split: Split, scenario: str) -> Queries:
     """The queries of a scenario. Each target is ranked among the whole catalogue, including new items.
 
-    `regular`: the last item of each user with three or more items, after all items before it (leave-one-out).
+    `regular`: the test targets of the split; under leave-one-out the last item of each user with three or more.
 
     `cold`: all sub-sequences that end in a cold item, which occurs fewer than 10 times in training (PMMRec, section
     IV-F; MoRec). Every position of a user but the first counts, and the history of a target is everything before it.
     Many of these steps lie in the training part: a model trained on this domain has seen them, and the baselines count
-    them. `is_held_out_Q` marks the others, the last two items of users with three or more, so that figures can be
-    given for all targets, as in the paper, and for the held-out ones. The last item but one was only used to choose
-    the epoch. For a model that never saw the domain both sets are fair.
+    them. `is_held_out_T` marks the others, which the split holds out, so that figures can be given for all targets, as
+    in the paper, and for the held-out ones. Validation items were only used to choose the epoch. For a model that never
+    saw the domain both sets are fair.
 
     `new`: all sub-sequences that end in an item that never occurs in training (MoRec). None is a training step.
 
@@ -54,15 +54,14 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
     """
     if scenario == "regular":
         holdout = split.holdout("test")
-        place_Q = np.diff(holdout.history_offsets)
-        queries = Queries("regular", holdout, place_Q, np.ones(len(place_Q), dtype=np.bool_))
+        queries = Queries("regular", holdout, None, np.ones(len(holdout.target), dtype=np.bool_))
     elif scenario in ("cold", "new"):
         queries = _ending_in(split, "cold" if scenario == "cold" else "new")
     else:
         raise RecipeError(f"scenario {scenario!r}: no such scenario; there are: {', '.join(SCENARIOS)}")
     if not queries.num_queries:
         lacking = {
-            "regular": "no user has three interactions, so there is no test target",
+            "regular": f"{split.no_query}, so there is no test target",
             "cold": f"every item that is a target occurs {COLD_BELOW} times or more in training, so none is cold",
             "new": "every item that is a target occurs in training, so none is new",
         }
@@ -83,32 +82,32 @@ def _ending_in(split: Split, scenario: Literal["cold", "new"]) -> Queries:
     within = np.arange(history_offsets[-1]) - np.repeat(history_offsets[:-1], place_Q)
     history_items = items_H[np.repeat(offsets[user_Q], place_Q) + within].astype(np.int32)
     target_Q = items_H[end_Q].astype(np.int64)
-    is_held_out_Q = np.concatenate(list(split.held_out()))[end_Q]
+    is_held_out_T = np.concatenate(list(split.held_out()))[end_Q]
     target_offsets = np.arange(len(target_Q) + 1)
     holdout = Holdout("test", user_Q, target_offsets, target_Q, history_offsets, history_items)
-    return Queries(scenario, holdout, place_Q, is_held_out_Q)
+    return Queries(scenario, holdout, place_Q, is_held_out_T)
 
 
-def popularity_masks(split: Split, target_Q: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """For each stratum of POPULARITY, which targets occur that often in training, `(Q,)`."""
+def popularity_masks(split: Split, target_T: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """For each stratum of POPULARITY, which targets occur that often in training, `(T,)`."""
     least = list(POPULARITY.values())
-    stratum_Q = np.searchsorted(least, split.train_counts[target_Q], side="right") - 1
-    return {name: np.asarray(stratum_Q == place) for place, name in enumerate(POPULARITY)}
+    stratum_T = np.searchsorted(least, split.train_counts[target_T], side="right") - 1
+    return {name: np.asarray(stratum_T == place) for place, name in enumerate(POPULARITY)}
 
 
 def stratum_mask(split: Split, holdout: Holdout, stratum: str) -> NDArray[np.bool_]:
-    """Which queries belong to a stratum, `(Q,)`, by how often the target occurs in training.
+    """Which targets belong to a stratum, `(T,)`, by how often the target occurs in training.
 
     `regular`: at least 10 times; `cold`: fewer than 10; `new`: never, a part of cold. Histories stay whole; strata
     only select targets. RecipeError for an unknown stratum.
     """
-    count_Q = split.train_counts[holdout.target]
+    count_T = split.train_counts[holdout.target]
     if stratum == "all":
-        return np.ones(len(count_Q), dtype=np.bool_)
+        return np.ones(len(count_T), dtype=np.bool_)
     if stratum == "regular":
-        return np.asarray(count_Q >= COLD_BELOW)
+        return np.asarray(count_T >= COLD_BELOW)
     if stratum == "cold":
-        return np.asarray(count_Q < COLD_BELOW)
+        return np.asarray(count_T < COLD_BELOW)
     if stratum == "new":
-        return np.asarray(count_Q == 0)
+        return np.asarray(count_T == 0)
     raise RecipeError(f"stratum {stratum!r}: no such stratum; there are: {', '.join(STRATA)}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.metrics import user_metrics
+from pmmrec.evaluation.metrics import Measured, query_metrics
 from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, StratumOutcome, read_outcome
 from pmmrec.evaluation.significance import Interval, difference_interval, holm, mean_interval, over_users, sign_flip_p
 from pmmrec.homes import expanded
-from pmmrec.report.outcomes import CUTOFFS_SHOWN, SHOWN, measure_title
+from pmmrec.report.outcomes import measure_title
 from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
-from pmmrec.report.tables import ResultRow, results
+from pmmrec.report.tables import ResultRow, results, shown_names
 from pmmrec.tables import PlainTable
 
 ALPHA = 0.05
@@ -94,7 +95,7 @@ class ComparedDomain:
         title = measure_title(self.about, self.scenario)
         if self.about.held_out is not None:
             title += f"; only the {self.about.held_out.num_targets:,} held-out targets are compared"
-        return results([*self.baselines, *self.systems], CUTOFFS_SHOWN, title=title)
+        return results([*self.baselines, *self.systems], shown_names(self.about.metrics), title=title)
 
     def record(self) -> dict[str, Any]:
         """The same figures for JSON output."""
@@ -289,22 +290,27 @@ def _figures(
         seeds = []
         for path, outcome in zip(paths, system.outcomes, strict=True):
             ranked, about = read_ranked(path), _found_on(outcome, domain)
-            first = first or (path, ranked)
+            first, names = first or (path, ranked), shown_names(_fair(about).metrics)
             seeds.append(same_targets(ranked, path, first[1], first[0]))
-            _refuse_other_figures(path, seeds[-1], about, _fair(about).metrics)
+            _refuse_other_figures(path, seeds[-1], ranked.query_V, about, _fair(about).metrics)
             for name, rank_V in ranked.baselines.items():
-                _refuse_other_figures(path, rank_V, about, _fair(about).baselines.get(name, {}))
+                _refuse_other_figures(path, rank_V, ranked.query_V, about, _fair(about).baselines.get(name, {}))
                 if name not in baselines:
-                    baselines[name] = _by_user(rank_V[None], ranked.user_V)
-        found[system.name] = _by_user(np.stack(seeds), ranked.user_V)
+                    baselines[name] = _by_user(rank_V[None], ranked, names)
+        found[system.name] = _by_user(np.stack(seeds), ranked, names)
     if first is not None and not baselines and any(_fair(system.domains[domain]).baselines for system in systems):
         notes.append(f"no baseline is in a test: {first[0]} does not hold their ranks; measure it again to keep them")
     return found, baselines
 
 
-def _by_user(rank_MV: NDArray[np.int64], user_V: NDArray[np.int64]) -> Figures:
-    metrics_MV = user_metrics(torch.from_numpy(rank_MV), CUTOFFS_SHOWN)
-    return {name: over_users(metrics_MV[name], user_V) for name in SHOWN}
+def _by_user(rank_MV: NDArray[np.int64], ranked: RankedTargets, names: Sequence[str]) -> Figures:
+    metrics_MQ = _metrics(rank_MV, ranked.query_V, names)
+    return {name: over_users(values_MQ, ranked.user_of_query) for name, values_MQ in metrics_MQ.items()}
+
+
+def _metrics(rank_MV: NDArray[np.int64], query_V: NDArray[np.int64], names: Iterable[str]) -> dict[str, Tensor]:
+    """The named metrics of each query."""
+    return query_metrics(torch.from_numpy(rank_MV), torch.from_numpy(query_V), Measured((), tuple(names)))
 
 
 def _found_on(outcome: Outcome, domain: str) -> DomainOutcome:
@@ -312,19 +318,22 @@ def _found_on(outcome: Outcome, domain: str) -> DomainOutcome:
 
 
 def _refuse_other_figures(
-    path: Path, rank_V: NDArray[np.int64], found: DomainOutcome, metrics: Mapping[str, Interval]
+    path: Path,
+    rank_V: NDArray[np.int64],
+    query_V: NDArray[np.int64],
+    found: DomainOutcome,
+    metrics: Mapping[str, Interval],
 ) -> None:
     """DataError if `metrics` were not computed from these ranks: the table would contradict the tests."""
     if rank_V.max() > found.num_items:
         raise DataError(
             f"{path}: a rank is {rank_V.max()}, but {found.domain} has {found.num_items} items; measure the run again"
         )
-    metrics_V = user_metrics(torch.from_numpy(rank_V), CUTOFFS_SHOWN)
-    for name, interval in metrics.items():
-        if name in metrics_V and abs(float(metrics_V[name].mean()) - interval.mean) > SAME_MEAN:
+    for name, values_Q in _metrics(rank_V, query_V, filter(metrics.__contains__, shown_names(metrics))).items():
+        if abs(float(values_Q.mean()) - metrics[name].mean) > SAME_MEAN:
             raise DataError(
-                f"{path}: its mean {name} is {metrics_V[name].mean():.2%}, but {path.parent / METRICS_FILE} says "
-                f"{interval.mean:.2%}: the two are of different measurements; measure the run again"
+                f"{path}: its mean {name} is {values_Q.mean():.2%}, but {path.parent / METRICS_FILE} says "
+                f"{metrics[name].mean:.2%}: the two are of different measurements; measure the run again"
             )
 
 
@@ -336,7 +345,7 @@ def _row(system: ComparedSystem, domain: str, figures: Figures | None) -> Result
         metrics = {name: mean_interval(values_MQ) for name, values_MQ in figures.items()}
     elif num_seeds > 1:
         each = [_fair(_found_on(outcome, domain)).metrics for outcome in system.outcomes]
-        metrics = {name: float(np.mean([one[name].mean for one in each])) for name in SHOWN}
+        metrics = {name: float(np.mean([one[name].mean for one in each])) for name in shown_names(each[0])}
     return ResultRow(system.name, metrics, best_epoch=system.best_epoch, num_seeds=num_seeds)
 
 
@@ -358,7 +367,7 @@ def _differences(
         other = figures if against in figures else baselines
         pairs = [(one, (against, other[against])) for one in figures.items() if one[0] != against and against in other]
     found = []
-    for ((first, a), (second, b)), metric in itertools.product(pairs, SHOWN):
+    for ((first, a), (second, b)), metric in ((pair, name) for pair in pairs for name in pair[0][1]):
         p = sign_flip_p(a[metric].mean(axis=0) - b[metric].mean(axis=0))
         found.append(PairedDifference(first, second, metric, domain, difference_interval(a[metric], b[metric]), p, p))
     return found

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pmmrec.evaluation.metrics import metric_name
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.tables import SHOWN_MEASURES, Percent, ResultRow, results
+from pmmrec.report.tables import Percent, ResultRow, results, shown_names
 from pmmrec.tables import Cell, PlainTable
-
-CUTOFFS_SHOWN = (10,)
-SHOWN = tuple(metric_name(measure, cutoff) for measure in SHOWN_MEASURES for cutoff in CUTOFFS_SHOWN)
 
 
 def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[ResultRow]]]:
@@ -30,7 +26,7 @@ def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[R
 def outcome_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
     """One table per domain."""
     return [
-        results(rows, CUTOFFS_SHOWN, title=measure_title(domain, outcomes[0].scenario))
+        results(rows, shown_names(domain.metrics), title=measure_title(domain, outcomes[0].scenario))
         for domain, rows in result_rows(outcomes)
     ]
 
@@ -44,7 +40,7 @@ def held_out_tables(outcome: Outcome) -> list[PlainTable]:
             title = f"{found.domain}: the {num_targets:,} {outcome.scenario} held-out targets, in %"
             rows = [ResultRow(name, metrics) for name, metrics in found.held_out.baselines.items()]
             rows.append(ResultRow(outcome.name, found.held_out.metrics))
-            tables.append(results(rows, CUTOFFS_SHOWN, title=title))
+            tables.append(results(rows, shown_names(found.metrics), title=title))
     return tables
 
 
@@ -80,7 +76,8 @@ def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
     """The title of a table: what was measured on which targets."""
     of_users = f"{found.num_users:,} users"
     if found.num_targets is not None:
-        of_users = f"{of_users} ({found.num_targets:,} sub-sequences that end in one)"
+        what = "of them" if scenario == "regular" else "sub-sequences that end in one"
+        of_users = f"{of_users} ({found.num_targets:,} {what})"
     kind = "test" if scenario == "regular" else scenario
     return (
         f"{found.domain}: {kind} targets of {of_users} among {found.num_items:,} items, in %, "
@@ -89,7 +86,8 @@ def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
 
 
 def _popularity_table(domain: str, systems: Mapping[str, DomainOutcome]) -> PlainTable:
-    metric, (first, *_) = SHOWN[-1], systems.values()
+    first, *_ = systems.values()
+    metric = shown_names(first.metrics)[-1]
     rows: list[list[Cell]] = []
     for name, stratum in first.popularity.items():
         baselines = [stratum.baselines.get(baseline, {}).get(metric) for baseline in first.baselines]

@@ -11,8 +11,8 @@ from typing import Any
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.recipe import PretrainRecipe, recipe_class_for
-from pmmrec.report.outcomes import SHOWN, measure_title, result_rows
-from pmmrec.report.tables import to_markdown
+from pmmrec.report.outcomes import measure_title, result_rows
+from pmmrec.report.tables import names_at_all, shown_names, to_markdown
 from pmmrec.settings import parse_yaml, read_yaml, validate
 from pmmrec.zoo import files
 from pmmrec.zoo.card import CardDomain, CardFigure, make_card
@@ -72,7 +72,7 @@ def write_card(folder: Path, outcome: Outcome | None, licence: str, place: str) 
             CardFigure(found.domain, name, at.mean, at.low, at.high, at.level, found.num_users)
             for found in tested
             for name, at in found.metrics.items()
-            if name in SHOWN
+            if name in shown_names(found.metrics)
         ],
         base_model=_repository(origin),
         commands=[
@@ -98,12 +98,15 @@ def _outcome_of(checkpoint: Checkpoint) -> Outcome | None:
 
 
 def _tested(outcome: Outcome) -> str:
-    return "\n".join(to_markdown(rows, title=measure_title(domain)) for domain, rows in result_rows([outcome]))
+    return "\n".join(
+        to_markdown(rows, names_at_all(found.metrics), title=measure_title(found))
+        for found, rows in result_rows([outcome])
+    )
 
 
 def _validated(metrics: Mapping[str, Any]) -> str:
     found = metrics.get("validation")
-    shares = {name: found.get(name) for name in SHOWN} if isinstance(found, Mapping) else {}
+    shares = {name: found.get(name) for name in shown_names(found)} if isinstance(found, Mapping) else {}
     told = [f"{name.upper()} {share:.1%}" for name, share in shares.items() if isinstance(share, float)]
     return f"No test targets were ranked. On validation: {', '.join(told)}." if told else ""
 

@@ -17,7 +17,7 @@ from pmmrec.errors import DataError
 from pmmrec.evaluation.outcome import BASELINE, Outcome
 
 RANKS_FILE = "ranks.parquet"
-PLACE = "place"  # position of a target in the sequence of its user; only if a user has several targets
+PLACE = "place"  # position of a target in the sequence of its user; only if a user has several queries
 HELD_OUT = "held_out"  # whether a target lies outside the training part; only if some lie inside it
 
 
@@ -28,8 +28,14 @@ class RankedTargets:
     user_ids: pa.ChunkedArray
     item_ids: pa.ChunkedArray
     user_V: NDArray[np.int64]  # equal for targets of one user
+    query_V: NDArray[np.int64]  # equal for targets of one query, rising
     rank_V: NDArray[np.int64]  # 1 is best, 0 a miss
     baselines: Mapping[str, NDArray[np.int64]]  # ranks of each baseline; empty if the file has none
+
+    @property
+    def user_of_query(self) -> NDArray[np.int64]:
+        """The user of each query."""
+        return self.user_V[np.unique(self.query_V, return_index=True)[1]]
 
 
 def ranks_file(folder: Path, outcome: Outcome, domain: str) -> Path:
@@ -54,16 +60,17 @@ def read_ranked(path: Path) -> RankedTargets:
         table = table.filter(pc.field(HELD_OUT))
         if not table.num_rows:
             raise DataError(f"{path}: all targets lie in the training part, so none can be compared fairly")
-    keys = [("user_id", "ascending"), *([(PLACE, "ascending")] if PLACE in table.column_names else [])]
-    table = table.sort_by(keys)
+    has_places = PLACE in table.column_names  # then each target is a query; else a query is a user
+    table = table.sort_by([(name, "ascending") for name in ("user_id", *((PLACE,) if has_places else ()), "item_id")])
     users, items = (table[name].cast(pa.large_string()) for name in ("user_id", "item_id"))
     user_V = users.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    query_V = np.arange(len(user_V)) if has_places else user_V
     baselines = {
         name.removeprefix(BASELINE): table[name].to_numpy().astype(np.int64)
         for name in table.column_names
         if name.startswith(BASELINE)
     }
-    return RankedTargets(users, items, user_V, table["rank"].to_numpy().astype(np.int64), baselines)
+    return RankedTargets(users, items, user_V, query_V, table["rank"].to_numpy().astype(np.int64), baselines)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pmmrec.evaluation.metrics import CUTOFFS, metric_name
+from pmmrec.evaluation.metrics import metric_name
 from pmmrec.evaluation.significance import Interval
 from pmmrec.tables import Cell, PlainTable, are_texts, shown, visible
 
-SHOWN_MEASURES = ("hr", "ndcg")
+SHOWN_MEASURES, SHOWN_CUTOFF = ("hr", "ndcg"), 10
 MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~&$])")
 
 
@@ -43,15 +43,8 @@ class ResultRow:
         return self.system if self.num_seeds == 1 else f"{self.system} ({self.num_seeds} seeds)"
 
 
-def results(
-    rows: Sequence[ResultRow],
-    cutoffs: Sequence[int] = CUTOFFS,
-    *,
-    measures: Sequence[str] = SHOWN_MEASURES,
-    title: str = "",
-) -> PlainTable:
-    """A table of results. Optional columns (epochs, seen targets) are left out if empty."""
-    names = [metric_name(measure, cutoff) for measure in measures for cutoff in cutoffs]
+def results(rows: Sequence[ResultRow], names: Sequence[str], *, title: str = "") -> PlainTable:
+    """A table of the named metrics. Optional columns (epochs, seen targets) are left out if empty."""
     columns = ["system", *(name.upper() for name in names)]
     cells: list[list[Cell]] = [[row.label, *(_percent(row.metrics.get(name)) for name in names)] for row in rows]
     optional: dict[str, list[Cell]] = {
@@ -65,9 +58,33 @@ def results(
     return PlainTable(title, columns, cells)
 
 
-def to_markdown(rows: Sequence[ResultRow], cutoffs: Sequence[int] = CUTOFFS, *, title: str = "") -> str:
-    """A Markdown table of results for a README or a card, in %."""
-    return markdown(results(rows, cutoffs, title=title))
+def to_markdown(rows: Sequence[ResultRow], names: Sequence[str], *, title: str = "") -> str:
+    """A Markdown table of the named metrics for a README or a card, in %."""
+    return markdown(results(rows, names, title=title))
+
+
+def shown_measures(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The measures to show: recall instead of the hit rate where queries have several targets."""
+    return ("recall", "ndcg") if any(name.startswith("recall@") for name in metrics) else SHOWN_MEASURES
+
+
+def cutoffs_of(metrics: Iterable[str]) -> tuple[int, ...]:
+    """The cut-offs of NDCG among these metrics, rising."""
+    return tuple(sorted(int(name.partition("@")[2]) for name in metrics if name.startswith("ndcg@")))
+
+
+def shown_names(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The metrics that tables and comparisons show: two measures at 10, or else at the smallest cut-off."""
+    names = tuple(metrics)
+    cutoffs = cutoffs_of(names)
+    cutoff = SHOWN_CUTOFF if SHOWN_CUTOFF in cutoffs or not cutoffs else cutoffs[0]
+    return tuple(metric_name(measure, cutoff) for measure in shown_measures(names))
+
+
+def names_at_all(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The same measures at every cut-off."""
+    names = tuple(metrics)
+    return tuple(metric_name(measure, cutoff) for measure in shown_measures(names) for cutoff in cutoffs_of(names))
 
 
 def markdown(table: PlainTable) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DivergenceError
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
+from pmmrec.evaluation.metrics import CUTOFFS, METRIC_PATTERN, Measured, metric_name
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.progress import bars
 from pmmrec.settings import Config
@@ -19,13 +21,18 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.nonfinite import ADVICE
 
 MANY_USERS = 1_000_000
-Metric = Literal["hr@10", "hr@20", "hr@50", "ndcg@10", "ndcg@20", "ndcg@50", "mrr@10", "mrr@20", "mrr@50"]
 
 
 class ValidationConfig(Config):
     """How epochs are validated. Every choice is made on validation; test targets are ranked once, at the end."""
 
-    metric: Metric = "ndcg@10"
+    metric: str = Field(
+        "ndcg@10",
+        description="Chooses the best epoch: hr, recall, ndcg, mrr or map at a cut-off, or mrr.",
+    )
+    cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        CUTOFFS, min_length=1, description="Metrics are computed within so many ranks, on validation and on the test."
+    )
     seen: Seen = Field("exclude", description="exclude: seen items are not candidates; include: all items are.")
     users: int | None = Field(
         None,
@@ -34,6 +41,27 @@ class ValidationConfig(Config):
         "null: all.",
     )
     patience: int = Field(5, ge=1, description="Epochs without a better value before training stops.")
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_metric(cls, metric: str) -> str:
+        if not re.match(METRIC_PATTERN, metric):
+            raise ValueError(
+                f"{metric!r} is not a metric; name hr, recall, ndcg, mrr or map at a cut-off, such as ndcg@10, or mrr"
+            )
+        return metric
+
+    @field_validator("cutoffs")
+    @classmethod
+    def _names_each_once(cls, cutoffs: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(cutoffs)) < len(cutoffs):
+            raise ValueError(f"{', '.join(map(str, cutoffs))}: a cut-off is listed twice; name each once")
+        return cutoffs
+
+    @property
+    def measured(self) -> Measured:
+        """The metrics to compute, with the one that chooses the best epoch."""
+        return Measured(self.cutoffs, (self.metric,))
 
 
 class RankEvery:
@@ -59,7 +87,10 @@ class RankEvery:
             try:
                 with loop.gathered_parameters(), bars(is_shown=loop.processes.is_main) as progress:
                     evaluation = evaluate_model(
-                        *(model, self._reader, index, split, holdout, device, seen), group=group, progress=progress
+                        *(model, self._reader, index, split, holdout, device, seen),
+                        measured=self._config.measured,
+                        group=group,
+                        progress=progress,
                     )
             except NotFiniteVectorError as error:
                 item = split.domain.item_ids[error.row].as_py()
@@ -68,11 +99,13 @@ class RankEvery:
                 ) from error
             by_domain[name] = dict(evaluation.metrics)
         by_domain = loop.processes.from_main(by_domain)
-        metrics = {key: float(np.mean([m[key] for m in by_domain.values()])) for key in by_domain[self._names[0]]}
+        shared = [key for key in by_domain[self._names[0]] if all(key in m for m in by_domain.values())]
+        metrics = {key: float(np.mean([m[key] for m in by_domain.values()])) for key in shared}
         loop.validation[epoch] = metrics
         loop.log.event("validation", loop.step, epoch=epoch, mean=metrics, domains=by_domain)
-        shown = "  ".join(f"{name} {m['hr@10']:.2%}/{m['ndcg@10']:.2%}" for name, m in by_domain.items())
-        loop.log.say(f"epoch {epoch:>3}  validation HR@10/NDCG@10: {shown}")
+        names = [metric_name(measure, self._config.cutoffs[0]) for measure in ("hr", "ndcg")]
+        shown = "  ".join(f"{domain} {'/'.join(f'{m[name]:.2%}' for name in names)}" for domain, m in by_domain.items())
+        loop.log.say(f"epoch {epoch:>3}  validation {'/'.join(names).upper()}: {shown}")
 
     def _holdout(self, loop: Loop, split: Split) -> Holdout:
         """The validation targets of a domain."""

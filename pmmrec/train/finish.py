@@ -158,7 +158,10 @@ def _test(
     with bars(is_shown=run.processes.is_main) as progress:
         return tuple(
             evaluate_model(
-                recommender, reader, index, split, holdout, device, judge.seen, group=group, progress=progress
+                *(recommender, reader, index, split, holdout, device, judge.seen),
+                measured=judge.measured,
+                group=group,
+                progress=progress,
             )
             for index, (split, holdout) in enumerate(zip(sources.splits, holdouts, strict=True))
         )
@@ -197,7 +200,7 @@ def _written(
         ranks_file = "ranks.parquet" if len(sources.domains) == 1 else f"ranks-{domain.name}.parquet"
         if warning := left_out(split):
             run.log.warn(warning)
-        baselines = rank_baselines(split, judge.seen, split.holdout("test", judge.users))
+        baselines = rank_baselines(split, judge.seen, split.holdout("test", judge.users), judge.measured)
         more = baseline_columns(baselines)
         write_ranks(run.folder / ranks_file, evaluation.ranks, domain.user_ids, domain.item_ids, more)
         outcomes.append(domain_outcome(split, evaluation, baselines))

@@ -67,3 +67,27 @@ def test_a_transfer_that_takes_nothing_over_is_no_transfer(small_run: Path, plan
     ):
         finetuning(transfer=plan).model_from(checkpoint)
     assert finetuning(transfer={"load": ["*"]}).model_from(checkpoint) == checkpoint.model_config
+
+
+def test_validation_computes_metrics_at_any_cutoffs_and_chooses_by_any_of_them() -> None:
+    validation = finetuning(validation={"cutoffs": [5, 100], "metric": "recall@7"}).validation
+    assert list(validation.measured.names(of_several=False)) == [
+        *("hr@5", "ndcg@5", "mrr@5", "hr@100", "ndcg@100", "mrr@100", "recall@7"),
+    ]
+    usual = finetuning().validation.measured.names(of_several=False)
+    assert list(usual) == [f"{measure}@{cutoff}" for cutoff in (10, 20, 50) for measure in ("hr", "ndcg", "mrr")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"metric": "auc@10"}, r"validation.metric: 'auc@10' is not a metric; name hr, recall, ndcg, mrr or map"),
+        ({"metric": "ndcg@0"}, r"validation.metric: 'ndcg@0' is not a metric"),
+        ({"cutoffs": [10, 5, 10]}, r"validation.cutoffs: 10, 5, 10: a cut-off is listed twice; name each once"),
+        ({"cutoffs": []}, r"validation.cutoffs"),
+        ({"cutoffs": [0]}, r"validation.cutoffs\[0\]"),
+    ],
+)
+def test_wrong_metrics_and_cutoffs_are_told(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        finetuning(validation=settings)

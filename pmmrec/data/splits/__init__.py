@@ -71,7 +71,7 @@ class Split(ABC):
     """
 
     reads_times: ClassVar[bool] = False  # whether `parts` needs the times of interactions
-    no_query: ClassVar[str] = "nobody has a held-out item"  # why a domain may have no query
+    no_query: ClassVar[str] = "no user has a held-out item"  # why a domain may have no query
 
     def __init__(self, config: PartConfig, domain: Domain) -> None:
         self.config, self.domain = config, domain

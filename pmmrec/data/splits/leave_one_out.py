@@ -31,7 +31,7 @@ class LeaveOneOut(Split):
     items are in training whole and in no holdout.
     """
 
-    no_query = "nobody has three interactions"
+    no_query = "no user has three interactions"
 
     def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
         part_H = np.full(len(stretch.item_H), SplitPart.TRAIN, dtype=np.uint8)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pmmrec.data.splits import Split
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.catalogue import users_at_once
-from pmmrec.evaluation.metrics import user_metrics
+from pmmrec.evaluation.metrics import query_metrics
 from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
 from pmmrec.evaluation.scenarios import STRATA, stratum_mask
 from pmmrec.evaluation.significance import difference_interval, mean_interval
@@ -35,17 +35,17 @@ class Targets:
 
     def figures(self, rank_MQ: Tensor) -> dict[str, Figures]:
         """Means and intervals of the metrics over users and seeds, by stratum."""
-        metrics = user_metrics(rank_MQ)
+        metrics = query_metrics(rank_MQ)
         return {name: _figures(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
     def digest(self, rank_MQ: Tensor) -> str:
         """The `digest_of` the metrics of these ranks."""
-        metrics = user_metrics(rank_MQ)
+        metrics = query_metrics(rank_MQ)
         return digest_of({name: _means(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()})
 
     def difference(self, rank_a_MQ: Tensor, rank_b_MQ: Tensor) -> dict[str, Figures]:
         """First minus second, paired over users; a system without training has one row for all seeds."""
-        a, b = user_metrics(rank_a_MQ), user_metrics(rank_b_MQ)
+        a, b = query_metrics(rank_a_MQ), query_metrics(rank_b_MQ)
         return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
     def write_baselines(self, folder: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.catalogue import encode_catalogue, evaluate_model, model_scorer
-from pmmrec.evaluation.metrics import user_metrics
+from pmmrec.evaluation.metrics import query_metrics
 from pmmrec.evaluation.ranking import rank_targets
 from pmmrec.models.recommender import Recommender
 
@@ -216,7 +216,7 @@ def test_an_evaluation_holds_ranks_means_and_intervals_that_belong_together(
     assert evaluation.ranks.target.tolist() == holdout.target.tolist()
     assert evaluation.ranks.user_index.tolist() == holdout.user_index.tolist()
     assert bool((evaluation.ranks.rank == 0).any()) == (seen == "exclude" and evaluation.ranks.seen_share > 0)
-    for name, values_Q in user_metrics(evaluation.ranks.rank).items():
+    for name, values_Q in query_metrics(evaluation.ranks.rank).items():
         interval = evaluation.intervals[name]
         assert evaluation.metrics[name] == interval.mean == pytest.approx(values_Q.mean().item(), abs=1e-12)
         assert interval.low <= interval.mean <= interval.high
@@ -228,7 +228,7 @@ def test_a_domain_without_anyone_to_rank_for_is_named_before_anything_is_encoded
 ) -> None:
     short = make_split([[0, 1], [2]], NUM_ITEMS)
     recommender.item_encoder.forward = None  # type: ignore[assignment]  # whoever calls it now fails
-    with pytest.raises(DataError, match=f"{short.domain.folder}: nobody has three interactions"):
+    with pytest.raises(DataError, match=f"{short.domain.folder}: no user has three interactions"):
         evaluate_model(recommender, make_reader(short.domain), 0, short, "validation", "cpu")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ def holdout_of(histories: list[list[int]], targets: list[int]) -> Holdout:
     return Holdout(
         "test", np.arange(len(targets)) + 100, np.arange(len(targets) + 1), np.array(targets), offsets, items
     )
+
+
+def holdout_of_several(histories: list[list[int]], targets: list[list[int]]) -> Holdout:
+    one = holdout_of(histories, [0] * len(targets))
+    offsets = np.cumsum([0] + [len(of_query) for of_query in targets])
+    flat = np.array([item for of_query in targets for item in of_query])
+    return replace(one, target_offsets=offsets, target=flat)
 
 
 def fixed(scores: list[list[float]]) -> Score:
@@ -53,6 +61,34 @@ def test_ranks_are_those_of_a_loop_over_users_and_items(seen: str, chunk: int) -
     expected = ranks_by_loops(holdout, score_QN, exclude=seen == "exclude")
     assert ranks.rank.tolist() == expected
     assert 0 < ranks.seen_share < 1
+
+
+def several_ranks_by_loops(holdout: Holdout, score_QN: Tensor, *, exclude: bool) -> list[int]:
+    """Sort the candidates of each query: by score, then other items before targets, then targets in their order."""
+    ranks = []
+    for query in range(holdout.num_queries):
+        targets, history = holdout.targets(query).tolist(), set(holdout.history(query).tolist())
+        candidates = [item for item in range(score_QN.shape[1]) if not (exclude and item in history)]
+        place_of = {item: targets.index(item) if item in targets else -1 for item in candidates}
+        ordered = sorted(candidates, key=lambda item: (-score_QN[query, item].item(), place_of[item]))
+        ranks += [ordered.index(item) + 1 if item in candidates else 0 for item in targets]
+    return ranks
+
+
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_ranks_of_several_targets_are_those_of_a_sorted_list(seen: str, chunk: int) -> None:
+    rng = np.random.default_rng(2)
+    histories = [rng.integers(14, size=rng.integers(1, 6)).tolist() for _ in range(20)]
+    targets = [rng.permutation(14)[: rng.integers(1, 7)].tolist() for _ in range(20)]
+    holdout = holdout_of_several(histories, targets)
+    score_QN = torch.from_numpy(rng.integers(4, size=(20, 14)).astype(np.float32))  # many ties, among targets too
+    ranks = rank_targets(holdout, 14, lambda rows: score_QN[rows], seen=seen, chunk=chunk)
+    assert ranks.rank.tolist() == several_ranks_by_loops(holdout, score_QN, exclude=seen == "exclude")
+    assert ranks.target.tolist() == holdout.target.tolist()
+    assert ranks.query.tolist() == [query for query, of_query in enumerate(targets) for _ in of_query]
+    assert ranks.user_index.tolist() == [100 + query for query in ranks.query.tolist()]
+    assert ranks.user_of_query.tolist() == holdout.user_index.tolist()
 
 
 def test_ties_count_against_the_target() -> None:

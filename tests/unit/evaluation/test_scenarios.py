@@ -87,31 +87,31 @@ def test_sub_sequences_are_those_of_a_loop_over_users_and_places(
     actual = [
         (user, holdout.history(place).tolist(), target, held_out)
         for place, (user, target, held_out) in enumerate(
-            zip(holdout.user_index.tolist(), holdout.target.tolist(), queries.is_held_out_Q.tolist(), strict=True)
+            zip(holdout.user_index.tolist(), holdout.target.tolist(), queries.is_held_out_T.tolist(), strict=True)
         )
     ]
     expected = queries_by_loops(sequences, below)
     assert actual == expected
-    assert queries.place_Q.tolist() == [len(history) for _, history, _, _ in expected]
+    assert queries.place_T.tolist() == [len(history) for _, history, _, _ in expected]
     assert len({user for user, *_ in expected}) < len(expected)  # several for some users
 
 
 def test_no_new_target_lies_in_the_training_part_but_many_cold_ones_do(make_split: MakeSplit) -> None:
     split = make_split([[0, 1, 2, 3], [0, 1], [2, 0, 4]], 5)
     cold, new = scenario_queries(split, "cold"), scenario_queries(split, "new")
-    steps = list(zip(cold.holdout.user_index.tolist(), cold.place_Q.tolist(), strict=True))
+    steps = list(zip(cold.holdout.user_index.tolist(), cold.place_T.tolist(), strict=True))
     assert steps == [(0, 1), (0, 2), (0, 3), (1, 1), (2, 1), (2, 2)]
-    assert cold.is_held_out_Q.tolist() == [False, True, True, False, True, True]
+    assert cold.is_held_out_T.tolist() == [False, True, True, False, True, True]
     assert new.holdout.target.tolist() == [3, 4]
-    assert new.is_held_out_Q.all()
+    assert new.is_held_out_T.all()
 
 
 def test_regular_queries_are_the_last_item_of_each_user(make_split: MakeSplit) -> None:
     split = make_split([[0, 1, 2], [3, 4], [1, 0, 2, 4]], 5)
     queries, holdout = scenario_queries(split, "regular"), split.holdout("test")
     assert queries.holdout.target.tolist() == holdout.target.tolist() == [2, 4]
-    assert queries.place_Q.tolist() == [2, 3]
-    assert queries.is_held_out_Q.all()
+    assert queries.place_T is None
+    assert queries.is_held_out_T.all()
 
 
 def test_a_scenario_without_targets_and_an_unknown_scenario_are_errors(make_split: MakeSplit) -> None:
@@ -168,14 +168,14 @@ def test_metrics_of_strata_and_of_held_out_targets_are_means_over_them(
     queries = scenario_queries(split, "cold")
     evaluation = evaluate_model(recommender, make_reader(split.domain), 0, split, queries.holdout, "cpu")
     baselines = rank_baselines(split, holdout=queries.holdout)
-    found = domain_outcome(split, evaluation, baselines, is_held_out_Q=queries.is_held_out_Q, learned_here=True)
+    found = domain_outcome(split, evaluation, baselines, is_held_out_T=queries.is_held_out_T, learned_here=True)
     place_Q = evaluation.ranks.rank.clamp(min=1).double()
     gain_Q = (1 / torch.log2(place_Q + 1) * (evaluation.ranks.rank > 0)).numpy()
     assert (found.num_users, found.num_targets) == (3, queries.num_queries)
     assert found.metrics["ndcg@10"].mean == pytest.approx(gain_Q.mean(), abs=1e-15)
     assert found.held_out is not None
-    assert found.held_out.num_targets == queries.is_held_out_Q.sum() == 6
-    assert found.held_out.metrics["ndcg@10"].mean == pytest.approx(gain_Q[queries.is_held_out_Q].mean(), abs=1e-15)
+    assert found.held_out.num_targets == queries.is_held_out_T.sum() == 6
+    assert found.held_out.metrics["ndcg@10"].mean == pytest.approx(gain_Q[queries.is_held_out_T].mean(), abs=1e-15)
     assert set(found.held_out.baselines) == set(found.baselines) == set(BASELINES)
     is_new_Q = split.train_counts[queries.holdout.target] == 0
     assert found.popularity["0"].num_targets == is_new_Q.sum() > 0
