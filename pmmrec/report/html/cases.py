@@ -55,34 +55,38 @@ class SystemList:
 
 @dataclass(frozen=True)
 class Case:
-    """A user with history, next item, and the list of each system (NineRec, figure 9)."""
+    """A user with history, one held-out item, and the list of each system (NineRec, figure 9)."""
 
     user_id: str
     query: int  # row in the holdout
     num_before: int  # length of the history; only its last items are shown
     history: list[ItemCard]  # oldest first
     target: ItemCard
+    target_row: int
     lists: list[SystemList] = field(default_factory=list)
 
 
 def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[Case]:
-    """Draw users at random from those that a run ranked; their lists are empty.
+    """Draw targets at random from those that a run ranked, with their users; their lists are empty.
 
-    Raises DataError if the ranks are of users that the domain lacks.
+    Raises DataError if the ranks are of users or targets that the domain lacks.
     """
     ranked, holdout, domain = read_ranked(ranks), split.holdout("test"), split.domain
     query_of = {domain.user_ids[int(user)].as_py(): place for place, user in enumerate(holdout.user_index)}
-    users = [ranked.user_ids[row].as_py() for row in sampled(len(ranked.rank_V), num_users, seed).tolist()]
+    rows = sampled(len(ranked.rank_V), num_users, seed)
+    users, items = ([ids[row].as_py() for row in rows.tolist()] for ids in (ranked.user_ids, ranked.item_ids))
     unknown = [user for user in users if user not in query_of]
     if unknown:
         raise DataError(f"{ranks}: user {unknown[0]!r} has no test target in {domain.folder}; name the run's domain")
     cases = []
-    for user in users:
+    for user, target_row in zip(users, domain.rows_of(items).tolist(), strict=True):
         query = query_of[user]
+        if target_row not in holdout.targets(query):
+            raise _other_target(ranks, user, domain)
         before = holdout.history(query)
         history = item_cards(domain, before[-HISTORY_SHOWN:].tolist())
-        (target,) = item_cards(domain, [int(holdout.target[query])])
-        cases.append(Case(user, query, len(before), history, target))
+        (target,) = item_cards(domain, [target_row])
+        cases.append(Case(user, query, len(before), history, target, target_row))
     return cases
 
 
@@ -92,17 +96,20 @@ def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks:
     Raises DataError if the ranks are of other users or targets than those of the domain.
     """
     ranked, holdout, domain = read_ranked(ranks), encoded.split.holdout("test"), encoded.domain
-    row_of = {user: row for row, user in enumerate(ranked.user_ids.to_pylist())}
+    ids = zip(ranked.user_ids.to_pylist(), ranked.item_ids.to_pylist(), strict=True)
+    row_of = {user_and_item: row for row, user_and_item in enumerate(ids)}
     lists = encoded.best(SampledHistories.of([holdout.history(case.query) for case in cases]), k, seen)
     for case, best in zip(cases, lists, strict=True):
-        row, target = row_of.get(case.user_id), int(holdout.target[case.query])
-        if row is None or domain.item_ids[target].as_py() != ranked.item_ids[row].as_py():
-            raise DataError(
-                f"{ranks}: another target for user {case.user_id!r} than in {domain.folder}; name the run's domain"
-            )
+        row = row_of.get((case.user_id, case.target.item_id))
+        if row is None:
+            raise _other_target(ranks, case.user_id, domain)
         places = enumerate(zip(best, item_cards(domain, best), strict=True), start=1)
-        shown = [Shown(place, card, item == target) for place, (item, card) in places]
+        shown = [Shown(place, card, item == case.target_row) for place, (item, card) in places]
         case.lists.append(SystemList(system, shown, int(ranked.rank_V[row])))
+
+
+def _other_target(ranks: Path, user: str, domain: Domain) -> DataError:
+    return DataError(f"{ranks}: another target for user {user!r} than in {domain.folder}; name the run's domain")
 
 
 def item_cards(domain: Domain, rows: Sequence[int]) -> list[ItemCard]:
