@@ -25,7 +25,8 @@ def _launcher(program: Path, launch: str = "two_cpu") -> subprocess.Popen[str]:
     """A process that becomes the launcher of a program, in a process group of its own."""
     command = LaunchCommand.of(LaunchFile.read(launch), program, ())
     call = f"LaunchCommand({command.words!r}, {command.environment!r}).start('pmmrec.train.start', os.environ)"
-    words = [sys.executable, "-c", f"import os; from pmmrec.launch import LaunchCommand; {call}"]
+    answers = "signal.signal(signal.SIGINT, signal.SIG_DFL)"  # shells let background jobs ignore it
+    words = [sys.executable, "-c", f"import os, signal; from pmmrec.launch import LaunchCommand; {answers}; {call}"]
     return subprocess.Popen(words, start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
