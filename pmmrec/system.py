@@ -125,12 +125,20 @@ class System:
         model, reader = self._model_for(opened), self._reader_for(opened)
         with threads_for(self.checkpoint.model_config), bars() as progress:
             evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen, progress=progress)
-        if warning := left_out(split):
-            self._warn(warning)
+        for warning in (left_out(split), split.left_out(queries.holdout)):
+            if warning:
+                self._warn(warning)
         baselines = rank_baselines(split, seen, queries.holdout)
         is_held_out, learned = queries.is_held_out_T, self._learned_from(opened)
         found = domain_outcome(split, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
-        outcome = Outcome(name=name, kind="evaluate", seen=seen, scenario=scenario, domains=(found,))
+        outcome = Outcome(
+            name=name,
+            kind="evaluate",
+            seen=seen,
+            scenario=scenario,
+            split=split.config.model_dump(mode="json"),
+            domains=(found,),
+        )
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
                 place_of = {} if queries.place_T is None else {"place": queries.place_T, "held_out": is_held_out}

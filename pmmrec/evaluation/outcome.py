@@ -72,6 +72,7 @@ class Outcome(Config):
     domains: tuple[DomainOutcome, ...]
     seen: str = "exclude"
     scenario: Scenario = "regular"
+    split: dict[str, Any] = {"type": "leave_one_out"}  # the settings of the split; older versions had no other
     best_epoch: int | None = Field(None, ge=0)
     num_epochs: int | None = Field(None, ge=0)
     training_s: float | None = None

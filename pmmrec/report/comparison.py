@@ -241,7 +241,7 @@ def _refuse_other_measures(runs: Sequence[tuple[Path, Outcome]]) -> None:
     for folder, outcome in runs[1:]:
         ours, theirs = _measure(first), _measure(outcome)
         shared = ours.keys() & theirs.keys()
-        rules = (outcome.seen, outcome.scenario) == (first.seen, first.scenario)
+        rules = (outcome.seen, outcome.scenario, outcome.split) == (first.seen, first.scenario, first.split)
         if not shared or not rules or any(ours[name] != theirs[name] for name in shared):
             raise DataError(
                 f"{folder}: measured on {_measured_on(outcome)}, {first_folder} on {_measured_on(first)}; "
@@ -253,9 +253,14 @@ def _measure(outcome: Outcome) -> dict[str, str]:
     return {found.domain: found.fingerprint for found in outcome.domains}
 
 
+def _told(split: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in split.items() if name != "type")
+    return f"{split.get('type')} ({settings})" if settings else f"{split.get('type')}"
+
+
 def _measured_on(outcome: Outcome) -> str:
     domains = ", ".join(f"{found.domain} ({found.fingerprint[:8]})" for found in outcome.domains)
-    return f"{domains}, {outcome.scenario} targets, seen: {outcome.seen}"
+    return f"{domains}, {outcome.scenario} targets, seen: {outcome.seen}, split: {_told(outcome.split)}"
 
 
 def _fair(found: DomainOutcome) -> DomainOutcome | StratumOutcome:

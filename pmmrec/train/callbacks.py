@@ -115,7 +115,10 @@ class RankEvery:
                 f"{domain.name}: all of its {domain.num_users:,} users are ranked after each epoch and in the end; "
                 "validation.users=10000 ranks so many of them"
             )
-        return split.holdout("validation", self._config.users)
+        holdout = split.holdout("validation", self._config.users)
+        if warning := split.left_out(holdout):
+            loop.log.warn(warning)
+        return holdout
 
 
 class KeepBest:

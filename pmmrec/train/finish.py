@@ -155,6 +155,9 @@ def _test(
     reader = open_reader(sources, recommender, recipe, run, makes_states=False)
     device, judge = run.processes.device, recipe.validation
     holdouts = [split.holdout("test", judge.users) for split in sources.splits]
+    for split, holdout in zip(sources.splits, holdouts, strict=True):
+        if warning := split.left_out(holdout):
+            run.log.warn(warning)
     with bars(is_shown=run.processes.is_main) as progress:
         return tuple(
             evaluate_model(
@@ -176,6 +179,7 @@ def _written_outcome(
         name=recipe.name,
         kind=kind,
         seen=recipe.validation.seen,
+        split=recipe.data.split.model_dump(mode="json"),
         domains=_written(run, recipe, sources, evaluations) if recipe.rank_test else (),
         best_epoch=best_epoch,
         num_epochs=max(loop.validation),

@@ -21,6 +21,7 @@ from pmmrec.family import Family
 from pmmrec.settings import PartConfig
 
 HoldoutName = Literal["validation", "test"]
+MAX_SHOWN = 3
 
 
 class SplitPart(IntEnum):
@@ -108,7 +109,7 @@ class Split(ABC):
 
     def train_stretches(self) -> Iterator[Stretch]:
         """Training items of all users, in order."""
-        for stretch in self._stretches():
+        for stretch in self.stretches():
             is_train_H = self.parts(stretch) == SplitPart.TRAIN
             yield Stretch(stretch.first, offsets_of(_count(stretch, is_train_H)), stretch.item_H[is_train_H])
 
@@ -132,7 +133,7 @@ class Split(ABC):
 
     def held_out(self) -> Iterator[NDArray[np.bool_]]:
         """Which interactions are held out, for all users in order, one stretch at a time."""
-        for stretch in self._stretches():
+        for stretch in self.stretches():
             yield self.parts(stretch) != SplitPart.TRAIN
 
     def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
@@ -142,7 +143,7 @@ class Split(ABC):
         lengths: dict[str, list[NDArray[np.int64]]] = {"target": [_no_users()], "history": [_no_users()]}
         targets: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         histories: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
-        for stretch in self._stretches():
+        for stretch in self.stretches():
             is_asked_B = np.zeros(len(stretch.offset_B) - 1, dtype=bool)
             is_asked_B[_between(users, stretch) - stretch.first] = True
             is_asked_H = np.repeat(is_asked_B, np.diff(stretch.offset_B))
@@ -158,11 +159,22 @@ class Split(ABC):
         history = offsets["history"], np.concatenate(histories)
         return Holdout(name, users, offsets["target"], target, *history, without_history)
 
+    def left_out(self, holdout: Holdout) -> str | None:
+        """A warning that names users with targets and no history; None where there are none."""
+        users = holdout.without_history
+        if not len(users):
+            return None
+        shown = ", ".join(repr(self.domain.sequences.user_id(user)) for user in users[:MAX_SHOWN].tolist())
+        return (
+            f"{self.domain.name}: {len(users):,} of {len(users) + holdout.num_queries:,} users with {holdout.name} "
+            f"targets have nothing known before them and are not ranked, such as {shown}"
+        )
+
     def query_users(self, name: HoldoutName) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Users with held-out items: those with a history, and those without, who cannot be queries."""
         asked: list[NDArray[np.int64]] = [_no_users()]
         alone: list[NDArray[np.int64]] = [_no_users()]
-        for stretch in self._stretches():
+        for stretch in self.stretches():
             part_H = self.parts(stretch)
             num_targets_B = _count(stretch, part_H == HELD_OUT[name])
             num_known_B = _count(stretch, np.isin(part_H, self.knows(name)))
@@ -170,7 +182,8 @@ class Split(ABC):
             alone.append(stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B == 0)))
         return np.concatenate(asked), np.concatenate(alone)
 
-    def _stretches(self) -> Iterator[Stretch]:
+    def stretches(self) -> Iterator[Stretch]:
+        """All users in order, with times where `parts` needs them."""
         return self.domain.sequences.stretches(with_times=self.reads_times)
 
 

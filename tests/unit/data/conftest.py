@@ -61,7 +61,8 @@ def domain_maker() -> Callable[[Path], MakeDomain]:
     """A way to make domains in a folder: call its result with the sequences of users, `name=`, `texts=`, `images=`.
 
     Item row k is called `i0k`, user k `u0k`. `texts` holds the text or None of each item (default: as many words as the
-    item's row says, and one), `images` the rows with an image, whose grey is ten times the row.
+    item's row says, and one), `images` the rows with an image, whose grey is ten times the row, `times` the times of
+    each sequence (default: the same rising times for all users).
     """
 
     def make(
@@ -70,6 +71,7 @@ def domain_maker() -> Callable[[Path], MakeDomain]:
         name: str = "shop",
         texts: Sequence[str | None] | None = None,
         images: Sequence[int] = (),
+        times: Sequence[Sequence[int]] | None = None,
     ) -> Domain:
         folder = parent / f"{name}-tables"
         (folder / "images").mkdir(parents=True)
@@ -77,9 +79,9 @@ def domain_maker() -> Callable[[Path], MakeDomain]:
         texts = texts if texts is not None else [" ".join(["word"] * (1 + row)) for row in range(num_items)]
         _write_csv(folder / "items.csv", ["item_id", "text"], [[_item(k), text or ""] for k, text in enumerate(texts)])
         log = [
-            [f"u{user:02d}", _item(item), 1000 + time]
+            [f"u{user:02d}", _item(item), 1000 + place if times is None else times[user][place]]
             for user, sequence in enumerate(sequences)
-            for time, item in enumerate(sequence)
+            for place, item in enumerate(sequence)
         ]
         _write_csv(folder / "interactions.csv", ["user_id", "item_id", "timestamp"], log)
         for row in images:

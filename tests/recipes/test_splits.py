@@ -1,0 +1,66 @@
+"""Runs on other splits than leave-one-out: their targets, their metrics, and evaluation by the same rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import SMALL, Pmmrec, sources, working_in
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.splits import split_of, splits
+
+QUICK = ("train.epochs=1", "data.mixing.epoch_users=40", "cache=cache")
+RATIO = ("data.split={type: ratio, test_history: train}", "validation={metric: recall@15, cutoffs: [5, 15]}")
+
+
+@pytest.fixture
+def at_home(tmp_path: Path):
+    with working_in(tmp_path):
+        yield tmp_path
+
+
+def test_a_run_on_shares_ranks_all_targets_of_a_user_and_is_evaluated_likewise(
+    at_home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    done = pmmrec("pretrain", "pretrain/tiny", *SMALL, *QUICK, *RATIO, *sources(world), "name=shares")
+    assert done.code == 0, done.output
+    assert "validation HR@5/NDCG@5" in done.output
+    assert "RECALL@5" in done.output
+    outcome = json.loads((at_home / "runs/shares/metrics.json").read_text())
+    assert outcome["split"]["type"] == "ratio"
+    config = splits.config({"type": "ratio", "test_history": "train"})
+    for measured in outcome["domains"]:
+        holdout = split_of(config, Domain.open(world / measured["domain"])).holdout("test")
+        assert measured["num_users"] == holdout.num_queries
+        assert (measured["num_targets"] or measured["num_users"]) == len(holdout.target)
+        ranks = pq.read_table(at_home / f"runs/shares/ranks-{measured['domain']}.parquet")
+        hits_T = (ranks["rank"].to_numpy() >= 1) & (ranks["rank"].to_numpy() <= 15)
+        sums_Q = np.add.reduceat(hits_T.astype(float), holdout.target_offsets[:-1])
+        recall = (sums_Q / np.diff(holdout.target_offsets)).mean()
+        assert measured["metrics"]["recall@15"]["mean"] == pytest.approx(recall, abs=1e-12)
+
+    done = pmmrec("evaluate", "shares", str(world / "boutique"), "--out", "shown", "--cache", "cache")
+    assert done.code == 0, done.output
+    shown = json.loads((at_home / "shown/metrics.json").read_text())
+    assert shown["split"] == outcome["split"]
+    assert shown["domains"][0]["num_targets"] > shown["domains"][0]["num_users"]
+    compared = pmmrec("compare", "shown", "--against", "popularity")
+    assert compared.code == 0, compared.output
+    assert "RECALL@10" in compared.output
+
+
+def test_a_run_on_points_in_time_ranks_those_with_something_before_them(
+    at_home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    split = "data.split={type: global_time, validation: 0.2, test: 0.2}"
+    done = pmmrec("pretrain", "pretrain/tiny", *SMALL, *QUICK, split, *sources(world), "name=later")
+    assert done.code == 0, done.output
+    outcome = json.loads((at_home / "runs/later/metrics.json").read_text())
+    config = splits.config({"type": "global_time", "validation": 0.2, "test": 0.2})
+    for measured in outcome["domains"]:
+        holdout = split_of(config, Domain.open(world / measured["domain"])).holdout("test")
+        assert measured["num_users"] == holdout.num_queries
