@@ -18,9 +18,10 @@ from pmmrec.report.outcomes import outcome_tables
 from pmmrec.report.publishing import write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program, warn
-from pmmrec.train.callbacks import KeepBest, RankEvery
+from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
+from pmmrec.train.judge import judge_epochs
 from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
@@ -124,12 +125,12 @@ def train(
     reader = open_reader(sources, recommender, recipe, run)
     reader = compute_items(sources, task, reader, recipe, run)
     batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
-    rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
+    judge = judge_epochs(recipe, sources, reader, task, run)
     keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, setup))
 
     run.processes.seed(recipe.seed, same=False)
     states = States.of(run, recipe.train.state, sources, started_from=origin)
-    loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep], states=states)
+    loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[judge, keep], states=states)
     loop.fit()
     outcome = rank_test_targets(run, recipe, loop, sources, "finetune", base)
     if outcome is not None:

@@ -121,6 +121,14 @@ class RunRecipe(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _loss_ranks_nothing(self) -> Self:
+        if self.validation.judge == "loss" and self.rank_test:
+            raise ValueError(
+                "validation.judge: loss is for a stage that ranks nothing; say rank_test: false too, or judge: ranking"
+            )
+        return self
+
     @property
     def active_objectives(self) -> dict[str, ObjectiveConfig]:
         return {name: config for name, config in self.objectives.items() if isinstance(config, ObjectiveConfig)}

@@ -15,9 +15,10 @@ from pmmrec.report.outcomes import outcome_tables
 from pmmrec.report.publishing import write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program
-from pmmrec.train.callbacks import KeepBest, RankEvery
+from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import describe
 from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
+from pmmrec.train.judge import judge_epochs
 from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
@@ -68,12 +69,12 @@ def main(
 
         reader = open_reader(sources, recommender, recipe, run)
         batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
-        rank = RankEvery(recipe.validation, reader, sources.splits, sources.names)
+        judge = judge_epochs(recipe, sources, reader, task, run)
         keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
 
         run.processes.seed(recipe.seed, same=False)
         states = States.of(run, recipe.train.state, sources, started_from="none")
-        loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[rank, keep], states=states)
+        loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[judge, keep], states=states)
         loop.fit()
         outcome = rank_test_targets(run, recipe, loop, sources, kind="pretrain")
         if outcome is not None:

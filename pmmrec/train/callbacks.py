@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, Split
@@ -21,11 +22,20 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.nonfinite import ADVICE
 
 MANY_USERS = 1_000_000
+_OF_RANKING = ("metric", "cutoffs", "seen")
+
+
+LOSS = "loss"  # of the metrics of an epoch, where it is judged by the loss
 
 
 class ValidationConfig(Config):
     """How epochs are validated. Every choice is made on validation; test targets are ranked once, at the end."""
 
+    judge: Literal["ranking", "loss"] = Field(
+        "ranking",
+        description="ranking: by a metric of the validation targets. loss: by the total loss of the latest window of "
+        "each user, validation items included, for a stage that ranks nothing; needs rank_test: false.",
+    )
     metric: str = Field(
         "ndcg@10",
         description="Chooses the best epoch: hr, recall, ndcg, mrr or map at a cut-off, or mrr.",
@@ -57,6 +67,23 @@ class ValidationConfig(Config):
         if len(set(cutoffs)) < len(cutoffs):
             raise ValueError(f"{', '.join(map(str, cutoffs))}: a cut-off is listed twice; name each once")
         return cutoffs
+
+    @model_validator(mode="after")
+    def _loss_ranks_nothing(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in _OF_RANKING if getattr(self, name) != fields[name].default]
+        if self.judge == "loss" and idle:
+            raise ValueError(f"{', '.join(idle)}: without effect, judge: loss ranks nothing; leave out")
+        return self
+
+    @property
+    def judged_by(self) -> str:
+        """The metric that chooses the best epoch."""
+        return LOSS if self.judge == "loss" else self.metric
+
+    def is_better(self, value: float, best: float) -> bool:
+        """Whether an epoch with this value is better than the best so far."""
+        return value < best if self.judge == "loss" else value > best
 
     @property
     def measured(self) -> Measured:
@@ -128,11 +155,11 @@ class KeepBest:
         self._config, self._save = config, save
 
     def epoch_ended(self, loop: Loop, epoch: int) -> None:
-        value = loop.validation[epoch][self._config.metric]
-        if loop.best is None or value > loop.best[1]:
+        value = loop.validation[epoch][self._config.judged_by]
+        if loop.best is None or self._config.is_better(value, loop.best[1]):
             loop.best = (epoch, value)
             self._save(loop)
         loop.may_end_early = loop.best[0] + self._config.patience < loop.config.epochs
         if epoch - loop.best[0] >= self._config.patience:
-            loop.should_stop = True
-            loop.log.say(f"epoch {epoch:>3}  no better {self._config.metric} since epoch {loop.best[0]}: training ends")
+            loop.should_stop, name = True, self._config.judged_by
+            loop.log.say(f"epoch {epoch:>3}  no better {name} since epoch {loop.best[0]}: training ends")

@@ -180,6 +180,11 @@ class Loop:
         """Seconds spent so far, without validation."""
         return self.cost.seconds
 
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """Sum and count of each objective on one batch, over all processes; no update. Every process must call it."""
+        moved = self._batches.to_device(batch, self.processes.device)
+        return added([self._totals(self._strategy.forward(part)) for part in (moved, *moved.more)])
+
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state on the CPU; complete on the main process. Every process must call it."""
         return self._strategy.whole_state()

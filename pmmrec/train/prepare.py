@@ -333,18 +333,20 @@ class Batches:
         log: RunLog,
         gather: bool | None = None,
         parts: int = 1,
+        is_quiet: bool = False,
     ) -> None:
         """`gather`: items are shared out to the processes, and negatives are those of all; None: where there are more.
 
         `parts`: the users of a step pass in so many parts, each with its own negatives. Every process must be given the
-        same.
+        same. `is_quiet`: say nothing, for batches beside those of training.
         """
-        log.say(shared_out(batch_users, processes.world, gather))
-        if parts > 1:
-            log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
-        check_window(config.window, task.recommender, log)
-        for warning in reader.warnings:
-            log.warn(warning)
+        if not is_quiet:
+            log.say(shared_out(batch_users, processes.world, gather))
+            if parts > 1:
+                log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
+            check_window(config.window, task.recommender, log)
+            for warning in reader.warnings:
+                log.warn(warning)
         self._sources = sources
         self._builder = BatchBuilder(
             sources.domains,

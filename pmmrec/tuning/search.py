@@ -72,6 +72,10 @@ class Search:
             if self._is_finetune
             else read_recipe(PretrainRecipe, path, plan.overrides)
         )
+        if self._recipe.validation.judge == "loss":
+            raise RecipeError(
+                f"{plan.recipe}: validation.judge: loss: trials are compared by a metric; search with judge: ranking"
+            )
         inputs = search_inputs(plan, self._recipe, say)
         self._space = read_space(plan.space)
         self._space.refuse_invalid(self._recipe, self._tree)

@@ -64,3 +64,18 @@ def test_a_run_on_points_in_time_ranks_those_with_something_before_them(
     for measured in outcome["domains"]:
         holdout = split_of(config, Domain.open(world / measured["domain"])).holdout("test")
         assert measured["num_users"] == holdout.num_queries
+
+
+def test_a_run_judged_by_its_loss_ranks_nothing_and_keeps_the_best(at_home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    judged = ("validation.judge=loss", "rank_test=false", "train.epochs=2", "data.mixing.epoch_users=40", "cache=cache")
+    done = pmmrec("pretrain", "pretrain/tiny", *SMALL, *judged, *sources(world), "name=stage")
+    assert done.code == 0, done.output
+    assert "validation loss" in done.output
+    assert "NDCG" not in done.output
+    outcome = json.loads((at_home / "runs/stage/metrics.json").read_text())
+    events = [json.loads(line) for line in (at_home / "runs/stage/events.jsonl").read_text().splitlines()]
+    losses = [event["mean"]["loss"] for event in events if event["event"] == "validation"]
+    assert len(losses) == 3
+    assert outcome["best_epoch"] == losses.index(min(losses))
+    assert outcome["validation"]["loss"] == min(losses)
+    assert outcome["domains"] == []

@@ -91,3 +91,19 @@ def test_validation_computes_metrics_at_any_cutoffs_and_chooses_by_any_of_them()
 def test_wrong_metrics_and_cutoffs_are_told(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         finetuning(validation=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation": {"judge": "loss"}}, "validation.judge: loss is for a stage that ranks nothing; say rank_test"),
+        (
+            {"validation": {"judge": "loss", "metric": "mrr", "cutoffs": [5]}, "rank_test": False},
+            "validation: metric, cutoffs: without effect, judge: loss ranks nothing; leave out",
+        ),
+    ],
+)
+def test_a_stage_judged_by_its_loss_ranks_nothing(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        finetuning(**settings)
+    assert finetuning(validation={"judge": "loss"}, rank_test=False).validation.judged_by == "loss"

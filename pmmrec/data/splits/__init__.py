@@ -71,7 +71,7 @@ class Split(ABC):
     one at a time or in stretches; only `train_offsets` and `train_items` hold all of them in memory.
     """
 
-    reads_times: ClassVar[bool] = False  # whether `parts` needs the times of interactions
+    reads_times: bool = False  # whether `parts` needs the times of interactions
     no_query: ClassVar[str] = "no user has a held-out item"  # why a domain may have no query
 
     def __init__(self, config: PartConfig, domain: Domain) -> None:

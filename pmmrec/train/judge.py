@@ -1,0 +1,78 @@
+"""Judge epochs as a recipe says: by ranking validation targets, or by the validation loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Protocol
+
+from pmmrec.data.batches import DataConfig
+from pmmrec.data.items import ItemReader
+from pmmrec.data.mixing import MixingConfig
+from pmmrec.data.validation_windows import ValidationWindows
+from pmmrec.errors import DivergenceError
+from pmmrec.evaluation.catalogue import evaluating
+from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
+from pmmrec.train.loop import BatchSource, Loop, TrainConfig
+from pmmrec.train.meter import added
+from pmmrec.train.nonfinite import ADVICE
+from pmmrec.train.prepare import Batches, Sources
+from pmmrec.train.run import Run
+from pmmrec.train.task import TrainingTask
+
+
+class LossEvery:
+    """Computes the mean losses of validation windows after each epoch, without updates. Nothing is ranked.
+
+    The windows, and what objectives draw for them, are the same after every epoch. All processes share the work.
+    """
+
+    def __init__(self, batches: BatchSource) -> None:
+        self._batches = batches
+
+    def epoch_ended(self, loop: Loop, epoch: int) -> None:
+        with evaluating(loop.task):
+            totals = added([loop.measure(batch) for batch in self._batches.epoch(1)])
+        losses = {name: float(totals[name][0] / totals[name][1].clamp(min=1)) for name in loop.task.weights}
+        total = sum(loop.task.weights[name] * loss for name, loss in losses.items())
+        if not math.isfinite(total):
+            raise DivergenceError(f"step {loop.step}: every weight is finite, the validation loss is not. {ADVICE}")
+        metrics = {LOSS: total, **{f"{LOSS}/{name}": loss for name, loss in losses.items()}}
+        loop.validation[epoch] = metrics
+        loop.log.event("validation", loop.step, epoch=epoch, mean=metrics, domains={})
+        shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        loop.log.say(f"epoch {epoch:>3}  validation loss {total:.3f} ({shown})")
+
+
+class Judged(Protocol):
+    """The fields of a recipe that its validation needs."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def validation(self) -> ValidationConfig: ...
+
+
+def judge_epochs(
+    recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run
+) -> RankEvery | LossEvery:
+    """The validation that a recipe asks for."""
+    config = recipe.validation
+    if config.judge == "ranking":
+        return RankEvery(config, reader, sources.splits, sources.names)
+    return LossEvery(validation_batches(recipe, sources, reader, task, run))
+
+
+def validation_batches(recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run) -> Batches:
+    """The latest window of each user with validation targets, once an epoch, in batches like those of training."""
+    data, train = recipe.data, recipe.train
+    splits = tuple(ValidationWindows(split, recipe.validation.users) for split in sources.splits)
+    window = data.window.model_copy(update={"policy": "latest"})
+    config = data.model_copy(update={"window": window, "mixing": MixingConfig(batches=data.mixing.batches)})
+    rules = (config, replace(sources, splits=splits), reader, task, train.batch_users, recipe.seed)
+    parts = train.accumulate.user_parts
+    return Batches(*rules, run.processes, run.log, gather=train.gather, parts=parts, is_quiet=True)
