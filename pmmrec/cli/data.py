@@ -45,6 +45,25 @@ def import_table_command(
         show(*import_lines(domain))
 
 
+@app.command("split")
+def split_command(
+    domain: Annotated[Path, Argument(metavar="DOMAIN", help="Domain folder.")],
+    source: Annotated[
+        Path, Option("--from", metavar="FILE", help="csv, tsv or parquet with user_id, item_id and split.")
+    ],
+    name: Annotated[str, Option(help="Recipes name it: data.split={type: given, name: NAME}.")],
+) -> None:
+    """Store which interactions of a domain are for training, validation and test, as a file says."""
+    from pmmrec.data.importers.given_split import store_split
+    from pmmrec.data.splits.given import GivenConfig
+    from pmmrec.settings import validate
+
+    with errors_for_people():
+        config = validate(GivenConfig, {"name": name}, "arguments")
+        for line in store_split(domain, source, config.name).lines():
+            typer.echo(line)
+
+
 @app.command("stats")
 def stats_command(domains: Domains, as_json: AsJson = False) -> None:
     """Show users, items, interactions, lengths and modalities of domains side by side."""

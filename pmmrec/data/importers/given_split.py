@@ -1,0 +1,114 @@
+"""Store a split that a file gives, beside the sequences of a domain."""
+# ruff: noqa: S608  statements contain no names or values of users
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pmmrec.atomic import whole_file
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.source import Source
+from pmmrec.data.info import SEQUENCES_FILE
+from pmmrec.data.splits import SplitPart
+from pmmrec.data.splits.given import PARTS_FIELD, SEQUENCES_KEY, split_file
+from pmmrec.errors import DataError, RecipeError
+
+WORDS = {part.name.lower(): part for part in SplitPart}
+MAX_SHOWN = 3
+
+# The nth row of a user and an item is the nth interaction of the two.
+MATCHED = """
+    WITH done_n AS (SELECT *, row_number() OVER (PARTITION BY user_id, item_id ORDER BY place) AS nth FROM done),
+    given_n AS (SELECT *, row_number() OVER (PARTITION BY user_id, item_id ORDER BY row) AS nth FROM given)
+    SELECT user_id, item_id, part, place
+    FROM done_n LEFT JOIN given_n USING (user_id, item_id, nth) ORDER BY place
+"""
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """What was stored, and how many rows of the file are no interaction of the domain."""
+
+    path: Path
+    counts: dict[str, int]  # interactions of each part
+    num_unused: int
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        counted = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        lines = [f"{self.path}: {counted}"]
+        if self.num_unused:
+            lines.append(f"{self.num_unused:,} rows of the file are no interactions of the domain, and were left out")
+        return lines
+
+
+def store_split(folder: Path, source: Path, name: str) -> StoredSplit:
+    """Store the parts that a .csv, .tsv or .parquet file gives to the interactions of a domain.
+
+    The file has columns user_id, item_id and split, which is train, validation or test; the nth row of a user and an
+    item is the nth interaction of the two. Every interaction of the domain needs a row. All of them are held in memory.
+
+    Raises DataError for a file that cannot be read, another word, or an interaction without a row; RecipeError where
+    the domain has a split of that name.
+    """
+    domain = Domain.open(folder)
+    path = split_file(domain.folder, name)
+    if path.exists():
+        raise RecipeError(f"--name {name}: {path} exists; choose another name, or remove it")
+    with duckdb.connect() as connection:
+        given = Source(source, connection)
+        given.require("user_id", "item_id", "split")
+        columns = {"user_id": given.as_id("user_id"), "item_id": given.as_id("item_id"), "word": given.as_text("split")}
+        num_rows = given.load("given_words", columns)
+        _refuse_other_words(connection, source)
+        words = " ".join(f"WHEN '{word}' THEN {int(part)}" for word, part in WORDS.items())
+        connection.execute(f"CREATE VIEW given AS SELECT *, CASE word {words} END AS part FROM given_words")
+        connection.register("done", _interactions(domain))
+        matched = connection.sql(MATCHED).to_arrow_table()
+    _refuse_lacking(matched, domain, source)
+    part_H = matched["part"].to_numpy().astype(np.uint8)
+    _write(path, part_H, domain)
+    counts = np.bincount(part_H, minlength=len(SplitPart)).tolist()
+    return StoredSplit(path, dict(zip(WORDS, counts, strict=True)), num_rows - len(part_H))
+
+
+def _refuse_other_words(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
+    known = ", ".join(f"'{word}'" for word in WORDS)
+    query = f"SELECT row, word FROM given_words WHERE word IS NULL OR word NOT IN ({known}) ORDER BY row LIMIT 1"
+    if found := connection.execute(query).fetchone():
+        raise DataError(f"{source}: row {found[0]}: split is {found[1]!r}; write {', '.join(WORDS)}")
+
+
+def _interactions(domain: Domain) -> pa.Table:
+    """Every interaction of the domain in order: its place, user and item."""
+    lengths = np.diff(domain.sequence_offsets)
+    users = domain.user_ids.take(pa.array(np.repeat(np.arange(domain.num_users), lengths)))
+    items = domain.item_ids.take(pa.array(domain.sequence_items))
+    return pa.table({"place": np.arange(len(items)), "user_id": users, "item_id": items})
+
+
+def _refuse_lacking(matched: pa.Table, domain: Domain, source: Path) -> None:
+    """DataError where an interaction of the domain has no row in the file."""
+    lacking = np.flatnonzero(matched["part"].is_null().to_numpy())
+    if len(lacking):
+        shown = [f"{matched['user_id'][row]}/{matched['item_id'][row]}" for row in lacking[:MAX_SHOWN].tolist()]
+        raise DataError(
+            f"{source}: has no row for {len(lacking):,} interactions of {domain.name}, such as (user/item) "
+            f"{', '.join(shown)}; every interaction needs one"
+        )
+
+
+def _write(path: Path, part_H: np.ndarray, domain: Domain) -> None:
+    schema = pa.schema([PARTS_FIELD], metadata={SEQUENCES_KEY: domain.info.sha256(SEQUENCES_FILE)})
+    done = 0
+    with whole_file(path, replace=False) as draft, pa.ipc.new_file(draft, schema) as writer:
+        for stretch in domain.sequences.stretches():
+            own = part_H[done : done + len(stretch.item_H)]
+            lists = pa.LargeListArray.from_arrays(pa.array(stretch.offset_B), pa.array(own, pa.uint8()))
+            writer.write_batch(pa.record_batch([lists.cast(PARTS_FIELD.type)], schema=schema))
+            done += len(own)

@@ -1,0 +1,79 @@
+"""Given split: a file of the domain says which part each interaction belongs to."""
+# B users of one stretch, H items of their sequences.
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pmmrec.data.arrow import ArrowTable
+from pmmrec.data.domain import Domain
+from pmmrec.data.info import SEQUENCES_FILE
+from pmmrec.data.sequences import Stretch
+from pmmrec.data.splits import Split, SplitPart, splits
+from pmmrec.errors import DataError
+from pmmrec.settings import PartConfig
+
+SPLITS_FOLDER = "splits"
+SPLIT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+PARTS_FIELD = pa.field("parts", pa.large_list(pa.uint8()))  # a SplitPart for each item of a user
+SEQUENCES_KEY = b"pmmrec.sequences"  # of the schema's metadata: the hash of the sequences that the split is of
+
+
+class GivenConfig(PartConfig):
+    """Settings of the given split."""
+
+    type: Literal["given"] = "given"
+    name: str = Field(pattern=SPLIT_NAME, description="Name under which `pmmrec data split` stored it in the domain.")
+
+
+@splits.register("given", GivenConfig)
+class Given(Split):
+    """Take the part of each interaction from `splits/NAME.arrow` of the domain, made by `pmmrec data split`.
+
+    A query has all validation or test items of its user as targets. Its history is what the user did in the parts
+    before, in the order of the sequence.
+    """
+
+    no_query = "no user has both a held-out item and one of a part before it"
+    config: GivenConfig
+
+    def __init__(self, config: GivenConfig, domain: Domain) -> None:
+        super().__init__(config, domain)
+        self.path = split_file(domain.folder, config.name)
+        if not self.path.is_file():
+            there = sorted(path.stem for path in self.path.parent.glob("*.arrow"))
+            raise DataError(
+                f"{domain.folder}: data.split: has no split {config.name!r}; there are: {', '.join(there) or 'none'}; "
+                f"`pmmrec data split {domain.folder} --from FILE --name {config.name}` stores one"
+            )
+        said = pa.ipc.open_file(self.path).schema.metadata or {}
+        if said.get(SEQUENCES_KEY, b"").decode() != domain.info.sha256(SEQUENCES_FILE):
+            raise DataError(f"{self.path}: is of other sequences than the domain's; store the split again")
+
+    def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
+        lists = self._lists.slice(stretch.first, len(stretch.offset_B) - 1).combine_chunks()
+        part_H: NDArray[np.uint8] = lists.flatten().to_numpy()
+        lengths_B = lists.value_lengths().to_numpy()
+        if not np.array_equal(lengths_B, np.diff(stretch.offset_B)) or part_H.max(initial=0) > SplitPart.TEST:
+            raise DataError(f"{self.path}: does not fit the sequences of the domain; store the split again")
+        return part_H
+
+    @cached_property
+    def _lists(self) -> pa.ChunkedArray:
+        """The parts of each user, mapped from the file."""
+        return ArrowTable([self.path], (PARTS_FIELD,), self.domain.num_users).mapped(["parts"])["parts"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lists"}  # a process maps the file itself
+
+
+def split_file(folder: Path, name: str) -> Path:
+    """Where a domain stores a given split."""
+    return folder / SPLITS_FOLDER / f"{name}.arrow"

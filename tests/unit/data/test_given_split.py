@@ -1,0 +1,109 @@
+"""The given split: a file of parts is stored in a domain, and read as it says."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.given_split import store_split
+from pmmrec.data.splits import Split, split_of, splits
+from pmmrec.data.verify import verify_domain
+from pmmrec.errors import DataError, RecipeError
+
+SEQUENCES = [[0, 1, 2, 1], [3, 0], [2, 2, 2], [1, 3]]
+PARTS = [
+    ["train", "test", "validation", "train"],
+    ["train", "train"],
+    ["test", "train", "validation"],
+    ["test", "test"],
+]
+
+
+def rows_of(sequences: list[list[int]], parts: list[list[str]]) -> list[tuple[str, str, str]]:
+    return [
+        (f"u{user:02d}", f"i{item:02d}", part)
+        for user, (items, of_user) in enumerate(zip(sequences, parts, strict=True))
+        for item, part in zip(items, of_user, strict=True)
+    ]
+
+
+def written(path: Path, rows: list[tuple[str, str, str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("user_id", "item_id", "split"), *rows])
+    return path
+
+
+def given(domain: Domain, name: str = "paper") -> Split:
+    return split_of(splits.config({"type": "given", "name": name}), domain)
+
+
+def test_each_interaction_is_in_the_part_that_the_file_says(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES)
+    rows = [("u99", "i00", "train"), *rows_of(SEQUENCES, PARTS)]
+    stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows), "paper")
+    assert stored.counts == {"train": 5, "validation": 2, "test": 4}
+    assert stored.num_unused == 1
+    split = given(Domain.open(domain.folder))
+    for one in (split, pickle.loads(pickle.dumps(split))):  # noqa: S301 - as worker processes get it
+        assert [one.train(user).tolist() for user in range(4)] == [[0, 1], [3, 0], [2], []]
+        test = one.holdout("test")
+        assert test.user_index.tolist() == [0, 2]
+        assert [test.history(query).tolist() for query in range(2)] == [[0, 2, 1], [2, 2]]
+        assert [test.targets(query).tolist() for query in range(2)] == [[1], [2]]
+        assert test.without_history.tolist() == [3]
+        validation = one.holdout("validation")
+        assert [validation.targets(query).tolist() for query in range(2)] == [[2], [2]]
+        assert one.train_counts.tolist() == [2, 1, 1, 1]
+    assert verify_domain(domain.folder) == []
+
+
+def test_a_parquet_file_in_any_order_gives_the_same(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain([[0, 1, 2, 3], [3, 0, 1]])
+    rows = rows_of([[0, 1, 2, 3], [3, 0, 1]], [["train", "validation", "test", "test"], ["train", "test", "train"]])
+    users, items, parts = zip(*rows[::-1], strict=True)
+    pq.write_table(pa.table({"split": parts, "item_id": items, "user_id": users}), tmp_path / "parts.parquet")
+    store_split(domain.folder, tmp_path / "parts.parquet", "paper")
+    split = given(domain)
+    assert [split.train(user).tolist() for user in range(2)] == [[0], [3, 1]]
+    assert split.holdout("test").target.tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: [(*rows[0][:2], "holdout"), *rows[1:]],
+            "split is 'holdout'; write train, validation",
+        ),
+        (lambda rows: rows[2:], r"no row for 2 interactions of shop, such as \(user/item\) u00/i00, u00/i01"),
+    ],
+)
+def test_files_that_do_not_give_every_interaction_a_part_are_refused(
+    make_domain: Any, tmp_path: Path, change: Any, message: str
+) -> None:
+    domain = make_domain([[0, 1, 2], [2, 1]])
+    rows = change(rows_of([[0, 1, 2], [2, 1]], [["train"] * 3, ["test"] * 2]))
+    with pytest.raises(DataError, match=message):
+        store_split(domain.folder, written(tmp_path / "parts.csv", rows), "paper")
+    assert not (domain.folder / "splits").exists()
+
+
+def test_a_split_that_is_not_there_or_of_other_sequences_is_refused(make_domain: Any, tmp_path: Path) -> None:
+    domain, other = make_domain([[0, 1, 2]]), make_domain([[2, 1, 0]], name="other")
+    with pytest.raises(DataError, match=r"has no split 'paper'; there are: none; `pmmrec data split .* stores one"):
+        given(domain)
+    rows = rows_of([[0, 1, 2]], [["train", "validation", "test"]])
+    stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows), "paper")
+    with pytest.raises(RecipeError, match=r"--name paper: .* exists; choose another name, or remove it"):
+        store_split(domain.folder, tmp_path / "parts.csv", "paper")
+    (other.folder / "splits").mkdir()
+    (other.folder / "splits" / "paper.arrow").write_bytes(stored.path.read_bytes())
+    with pytest.raises(DataError, match="is of other sequences than the domain's; store the split again"):
+        given(other)
