@@ -36,10 +36,8 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> Domain:
     folder, draw = tmp_path_factory.mktemp("splits"), random.Random(8)
     log = []
     for user in range(40):
-        start = draw.randint(0, 800)
-        log += [
-            (f"u{user}", f"i{draw.randint(0, 30)}", start + draw.randint(0, 200)) for _ in range(draw.randint(1, 30))
-        ]
+        start, length = draw.randint(0, 400), draw.randint(1, 30)
+        log += [(f"u{user}", f"i{draw.randint(0, 30)}", start + draw.randint(0, 400)) for _ in range(length)]
     users, items, times = zip(*log, strict=True)
     titles = [f"title {row}" for row in range(31)]
     pq.write_table(pa.table({"item_id": [f"i{row}" for row in range(31)], "text": titles}), folder / "items.parquet")
