@@ -65,11 +65,11 @@ class CheckpointFolder:
         Raises CheckpointError for a split that is not known.
         """
         path = self.folder / RECIPE_NAME
-        data = read_yaml(path).get("data") if path.is_file() and path.stat().st_size else None
-        tree = data.get("split") if isinstance(data, Mapping) else None
         try:
-            return LeaveOneOutConfig() if tree is None else splits.config(tree)
-        except RecipeError as error:
+            data = read_yaml(path).get("data") if path.is_file() and path.stat().st_size else None
+            tree = data.get("split") if isinstance(data, Mapping) else None
+            return LeaveOneOutConfig() if tree is None else splits.config(dict(tree))
+        except (RecipeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: data.split: {error}") from error
 
     @property

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -138,22 +138,26 @@ class Split(ABC):
 
     def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
         """The queries of validation or of the test: those of all users, or of `num_users`, always the same ones."""
-        asked, without_history = self.query_users(name)
-        users = _some(asked, num_users)
+        queries, without_history = self.query_users(name)
+        users = _some(queries, num_users)
         lengths: dict[str, list[NDArray[np.int64]]] = {"target": [_no_users()], "history": [_no_users()]}
         targets: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         histories: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         for stretch in self.stretches():
             is_asked_B = np.zeros(len(stretch.offset_B) - 1, dtype=bool)
             is_asked_B[_between(users, stretch) - stretch.first] = True
-            is_asked_H = np.repeat(is_asked_B, np.diff(stretch.offset_B))
-            part_H = self.parts(stretch)
-            is_target_H = is_asked_H & _is_first(stretch, part_H == HELD_OUT[name])
-            is_known_H = is_asked_H & np.isin(part_H, self.knows(name))
+            if not is_asked_B.any():
+                continue
+            lengths_B = np.diff(stretch.offset_B)
+            is_asked_H = np.repeat(is_asked_B, lengths_B)
+            part_H = self.parts(stretch)[is_asked_H]
+            asked = Stretch(0, offsets_of(lengths_B[is_asked_B]), stretch.item_H[is_asked_H])
+            is_target_H = _is_first(asked, part_H == HELD_OUT[name])
+            is_known_H = _is_in(part_H, self.knows(name))
             for what, is_in_H in (("target", is_target_H), ("history", is_known_H)):
-                lengths[what].append(_count(stretch, is_in_H)[is_asked_B])
-            targets.append(stretch.item_H[is_target_H])
-            histories.append(stretch.item_H[is_known_H])
+                lengths[what].append(_count(asked, is_in_H))
+            targets.append(asked.item_H[is_target_H])
+            histories.append(asked.item_H[is_known_H])
         offsets = {what: offsets_of(np.concatenate(found)) for what, found in lengths.items()}
         target = np.concatenate(targets).astype(np.int64)
         history = offsets["history"], np.concatenate(histories)
@@ -177,7 +181,7 @@ class Split(ABC):
         for stretch in self.stretches():
             part_H = self.parts(stretch)
             num_targets_B = _count(stretch, part_H == HELD_OUT[name])
-            num_known_B = _count(stretch, np.isin(part_H, self.knows(name)))
+            num_known_B = _count(stretch, _is_in(part_H, self.knows(name)))
             asked.append(stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B > 0)))
             alone.append(stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B == 0)))
         return np.concatenate(asked), np.concatenate(alone)
@@ -211,8 +215,15 @@ def _count(stretch: Stretch, is_in_H: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.where(np.diff(stretch.offset_B) > 0, counts_B, 0)
 
 
+def _is_in(part_H: NDArray[np.uint8], parts: Sequence[SplitPart]) -> NDArray[np.bool_]:
+    """Which interactions belong to one of the parts, `(H,)`."""
+    return np.asarray([part in parts for part in SplitPart])[part_H]
+
+
 def _is_first(stretch: Stretch, is_in_H: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Of the selected interactions, the first of each user with each item, `(H,)`."""
+    if _count(stretch, is_in_H).max(initial=0) <= 1:
+        return is_in_H
     place_T = np.flatnonzero(is_in_H)
     item_T = stretch.item_H[place_T].astype(np.int64)
     user_T = np.searchsorted(stretch.offset_B, place_T, side="right")
