@@ -184,7 +184,7 @@ def compare(systems: Sequence[ComparedSystem], against: str | None = None) -> Co
     domains, raw, notes = [], list[PairedDifference](), list[str]()
     for name, about in _all_domains(systems).items():
         here = [system for system in systems if name in system.domains]
-        figures, baselines = _figures(here, name, notes)
+        figures, baselines = _figures(here, name, shown_names(_fair(about).metrics), notes)
         rows = [_row(system, name, figures.get(system.name)) for system in here]
         baseline_rows = [ResultRow(baseline, metrics) for baseline, metrics in _fair(about).baselines.items()]
         domains.append(ComparedDomain(about, systems[0].outcomes[0].scenario, tuple(baseline_rows), tuple(rows)))
@@ -277,9 +277,9 @@ def _all_domains(systems: Sequence[ComparedSystem]) -> dict[str, DomainOutcome]:
 
 
 def _figures(
-    systems: Sequence[ComparedSystem], domain: str, notes: list[str]
+    systems: Sequence[ComparedSystem], domain: str, names: Sequence[str], notes: list[str]
 ) -> tuple[dict[str, Figures], dict[str, Figures]]:
-    """Values per user of each system and each baseline whose ranks were kept, by name.
+    """Values per user, by metric, of each system and each baseline whose ranks were kept; `names`: the metrics.
 
     Adds a note for systems and baselines without ranks to `notes`.
     """
@@ -295,7 +295,7 @@ def _figures(
         seeds = []
         for path, outcome in zip(paths, system.outcomes, strict=True):
             ranked, about = read_ranked(path), _found_on(outcome, domain)
-            first, names = first or (path, ranked), shown_names(_fair(about).metrics)
+            first = first or (path, ranked)
             seeds.append(same_targets(ranked, path, first[1], first[0]))
             _refuse_other_figures(path, seeds[-1], ranked.query_V, about, _fair(about).metrics)
             for name, rank_V in ranked.baselines.items():
@@ -346,11 +346,12 @@ def _row(system: ComparedSystem, domain: str, figures: Figures | None) -> Result
     """The table row of a system: means over seeds; several seeds without ranks have no interval."""
     metrics: Mapping[str, Interval | float] = _fair(system.domains[domain]).metrics
     num_seeds = len(system.folders)
-    if num_seeds > 1 and figures is not None:
+    if figures is not None and (num_seeds > 1 or not figures.keys() <= metrics.keys()):
         metrics = {name: mean_interval(values_MQ) for name, values_MQ in figures.items()}
     elif num_seeds > 1:
         each = [_fair(_found_on(outcome, domain)).metrics for outcome in system.outcomes]
-        metrics = {name: float(np.mean([one[name].mean for one in each])) for name in shown_names(each[0])}
+        shared = [name for name in each[0] if all(name in one for one in each)]
+        metrics = {name: float(np.mean([one[name].mean for one in each])) for name in shared}
     return ResultRow(system.name, metrics, best_epoch=system.best_epoch, num_seeds=num_seeds)
 
 

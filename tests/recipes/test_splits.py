@@ -30,6 +30,7 @@ def test_a_run_on_shares_ranks_all_targets_of_a_user_and_is_evaluated_likewise(
     assert done.code == 0, done.output
     assert "validation HR@5/NDCG@5" in done.output
     assert "RECALL@5" in done.output
+    assert " test targets of " in done.output
     outcome = json.loads((at_home / "runs/shares/metrics.json").read_text())
     assert outcome["split"]["type"] == "ratio"
     config = splits.config({"type": "ratio", "test_history": "train"})

@@ -306,3 +306,44 @@ def test_broken_metrics_files_are_refused(make_run: MakeRun, text: str) -> None:
     (broken / "metrics.json").write_text(text)
     with pytest.raises(DataError, match=r"broken/metrics\.json: "):
         read_systems([str(ours), str(broken)])
+
+
+def test_runs_with_other_cutoffs_are_compared_at_those_of_the_first(make_run: MakeRun) -> None:
+    first, second = ranks(1), ranks(2)
+    at_five = {"hr@5": np.mean([rank <= 5 for rank in first]), "ndcg@5": np.mean(ndcg_at(first, 5))}
+    metrics = {name: Interval(float(mean), 0.0, 1.0) for name, mean in at_five.items()}
+    runs = [make_run("five", first, metrics=metrics), make_run("ten", second)]
+    compared = compare(read_systems([str(run) for run in runs]))
+    assert [difference.metric for difference in compared.differences] == ["hr@5", "ndcg@5"]
+    assert compared.tables[0].columns[1:3] == ["HR@5", "NDCG@5"]
+    shown = compared.domains[0].systems[1].metrics["ndcg@5"]
+    assert isinstance(shown, Interval)
+    assert shown.mean == pytest.approx(np.mean(ndcg_at(second, 5)), abs=1e-12)
+
+
+def test_several_targets_of_a_user_are_one_query(make_run: MakeRun) -> None:
+    users, ours, theirs = ["a", "a", "b", "c", "c", "c"], [3, 12, 1, 4, 30, 9], [1, 2, 50, 11, 40, 60]
+    recall = {"ours": (1 / 2 + 1 + 2 / 3) / 3, "theirs": (1 + 0 + 0) / 3}
+    items = {"item_id": [f"i{place}" for place in range(6)]}
+    runs = [
+        make_run(name, found, users=users, more=items, metrics=of_several(found, users))
+        for name, found in (("ours", ours), ("theirs", theirs))
+    ]
+    first, _ = compare(read_systems([str(run) for run in runs])).differences
+    assert first.metric == "recall@10"
+    assert first.interval.mean == pytest.approx(recall["ours"] - recall["theirs"], abs=1e-15)
+
+
+def ndcg_at(rank_Q: Sequence[int], cutoff: int) -> list[float]:
+    return [1 / math.log2(rank + 1) if 1 <= rank <= cutoff else 0.0 for rank in rank_Q]
+
+
+def of_several(found: Sequence[int], users: Sequence[str]) -> dict[str, Interval]:
+    """Recall and NDCG at 10 of users with several targets, as the ranking would have stored them."""
+    recalls, gains = [], []
+    for user in dict.fromkeys(users):
+        own = [rank for rank, whose in zip(found, users, strict=True) if whose == user]
+        recalls.append(np.mean([rank <= 10 for rank in own]))
+        gains.append(sum(ndcg_at(own, 10)) / sum(1 / math.log2(place + 2) for place in range(len(own))))
+    means = {"recall@10": np.mean(recalls), "ndcg@10": np.mean(gains)}
+    return {name: Interval(float(mean), 0.0, 1.0) for name, mean in means.items()}
