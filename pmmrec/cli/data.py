@@ -64,6 +64,30 @@ def split_command(
             typer.echo(line)
 
 
+@app.command("impressions")
+def impressions_command(
+    domain: Annotated[Path, Argument(metavar="DOMAIN", help="Domain folder.")],
+    source: Annotated[
+        Path,
+        Option(
+            "--from",
+            metavar="FILE",
+            help="csv, tsv or parquet: impression_id, user_id, item_id, clicked, split.",
+        ),
+    ],
+    name: Annotated[str, Option(help="Recipes name it: data.split={type: impressions, name: NAME}.")],
+) -> None:
+    """Store lists of items that users were shown, and which of them they clicked, for validation and the test."""
+    from pmmrec.data.importers.impressions import store_impressions
+    from pmmrec.data.splits.impressions import ImpressionsConfig
+    from pmmrec.settings import validate
+
+    with errors_for_people():
+        config = validate(ImpressionsConfig, {"name": name}, "arguments")
+        for line in store_impressions(domain, source, config.name).lines():
+            typer.echo(line)
+
+
 @app.command("stats")
 def stats_command(domains: Domains, as_json: AsJson = False) -> None:
     """Show users, items, interactions, lengths and modalities of domains side by side."""

@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def _by_user(self) -> dict[str, NDArray[np.float64]]:
-        values = query_metrics(self.ranks.rank, self.ranks.query, self.measured)
+        values = query_metrics(self.ranks.rank, self.ranks.query, self.measured, self.ranks.num_candidates)
         user_Q = self.ranks.user_of_query.numpy()
         return {name: over_users(values_Q, user_Q) for name, values_Q in values.items()}
 

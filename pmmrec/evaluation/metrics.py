@@ -12,8 +12,8 @@ from torch import Tensor
 CUTOFFS = (10, 20, 50)
 MEASURES = ("hr", "ndcg", "mrr")
 OF_SEVERAL = ("recall", "map")  # with one target, recall is hr and map is mrr
-FULL_MRR = "mrr"  # without a cut-off
-METRIC_PATTERN = rf"^({'|'.join((*MEASURES, *OF_SEVERAL))})@[1-9][0-9]{{0,8}}$|^{FULL_MRR}$"
+FULL_MRR, AUC = "mrr", "auc"  # without a cut-off
+METRIC_PATTERN = rf"^({'|'.join((*MEASURES, *OF_SEVERAL))})@[1-9][0-9]{{0,8}}$|^({FULL_MRR}|{AUC})$"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ def metric_name(measure: str, cutoff: int) -> str:
     return f"{measure}@{cutoff}"
 
 
-def query_metrics(rank_T: Tensor, query_T: Tensor | None = None, measured: Measured = USUAL) -> dict[str, Tensor]:
+def query_metrics(
+    rank_T: Tensor, query_T: Tensor | None = None, measured: Measured = USUAL, num_candidates_T: Tensor | None = None
+) -> dict[str, Tensor]:
     """Each metric of each query, `(Q,)` float64 in 0..1, from the ranks of its targets (1 is best, 0 a miss).
 
     `query_T`: the query of each target, whose targets have different ranks; queries come in rising order. None: each
@@ -51,11 +53,14 @@ def query_metrics(rank_T: Tensor, query_T: Tensor | None = None, measured: Measu
         MRR@k     1 / rank of the best target if that is within the first k ranks, else 0; `mrr`: without a cut-off
         MAP@k     sum, over targets within the first k ranks, of (targets up to that rank) / rank, divided by the
                   number of targets
+        AUC       share of the pairs of a target and another candidate in which the target ranks higher; needs
+                  `num_candidates_T`, the number of candidates of the target's query, those targets included that are no
+                  misses. A miss ranks below all others; without others AUC is 1
     """
     if query_T is None:
         query_T = torch.arange(rank_T.shape[-1])
     _, place_T, size_Q = torch.unique(query_T, return_inverse=True, return_counts=True)
-    targets = _Targets(rank_T, place_T, size_Q)
+    targets = _Targets(rank_T, place_T, size_Q, num_candidates_T)
     return {name: targets.metric(name) for name in measured.names(of_several=bool((size_Q > 1).any()))}
 
 
@@ -66,6 +71,7 @@ class _Targets:
     rank_T: Tensor
     place_T: Tensor  # of the target's query, 0..Q-1
     size_Q: Tensor  # targets of each query
+    num_candidates_T: Tensor | None
 
     def metric(self, name: str) -> Tensor:
         measure, _, cutoff = name.partition("@")
@@ -76,11 +82,20 @@ class _Targets:
         if measure in ("hr", "mrr"):
             gain_T = torch.ones_like(rank_T) if measure == "hr" else 1 / rank_T
             return self._largest(torch.where(is_hit_T, gain_T, 0.0))
+        if measure == AUC:
+            return self._auc(is_hit_T)
         if measure == "recall":
             return self._sums(is_hit_T.double()) / self.size_Q
         if measure == "ndcg":
             return self._sums(torch.where(is_hit_T, _gain(rank_T), 0.0)) / self._ideal(int(cutoff))
         return self._sums(torch.where(is_hit_T, self._targets_up_to() / rank_T, 0.0)) / self.size_Q
+
+    def _auc(self, is_hit_T: Tensor) -> Tensor:
+        if self.num_candidates_T is None:
+            raise ValueError("AUC needs the number of candidates of each query")
+        num_others_T = self.num_candidates_T - self._sums(is_hit_T.double())[..., self.place_T]
+        ahead_T = torch.where(is_hit_T, self.rank_T - self._targets_up_to(), num_others_T)
+        return 1 - self._sums(ahead_T / num_others_T.clamp(min=1)) / self.size_Q
 
     def _sums(self, values_T: Tensor) -> Tensor:
         return values_T.new_zeros(*values_T.shape[:-1], len(self.size_Q)).index_add_(-1, self.place_T, values_T)

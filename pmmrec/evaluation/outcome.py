@@ -59,6 +59,7 @@ class DomainOutcome(_WithBaselines):
     metrics: dict[str, Interval]
     baselines: dict[str, dict[str, Interval]] = {}
     num_targets: int | None = None  # None: one per user
+    num_candidates: float | None = None  # mean of the queries, where each has its own list of candidates
     popularity: dict[str, StratumOutcome] = {}  # by how often the target occurs in training
     held_out: StratumOutcome | None = None  # the targets outside the training part, if some lie inside it
     learned_here: bool = False  # whether the checkpoint was trained on this domain, as baselines always are
@@ -138,6 +139,7 @@ def domain_outcome(
         metrics=dict(evaluation.intervals),
         baselines={name: dict(baseline.intervals) for name, baseline in baselines.items()},
         num_targets=ranks.num_targets if ranks.num_targets > num_users else None,
+        num_candidates=ranks.num_candidates.double().mean().item() if split.ranks_lists else None,
         popularity={name: _stratum(evaluation, baselines, is_in_T) for name, is_in_T in masks.items()},
         held_out=held_out,
         learned_here=learned_here,

@@ -78,8 +78,9 @@ def rank_targets(
     Ties count against the target, in the dtype of the scores. All targets of a query are candidates and have different
     ranks; targets that tie with one another are ranked in their order. `exclude`: items of the history are not
     candidates, and a target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items
-    outside `is_readable_N` are never candidates, because the model can read nothing of them. Ranks are computed on the
-    device of the scores. Processes of a `group` share the chunks: all must call this, and all get every rank.
+    outside `is_readable_N` are never candidates, because the model can read nothing of them, and neither are items
+    outside the list of a query, where the holdout has lists. Ranks are computed on the device of the scores. Processes
+    of a `group` share the chunks: all must call this, and all get every rank.
 
     Raises DataError, in every process of the group, if there is no query or a score is not finite.
     """
@@ -135,8 +136,8 @@ def check_scores(score_qN: Tensor, user_index_q: Rows, num_items: int, name: str
         raise DataError(f"{where}: item {item} scores {value}; scores must be finite, has the model diverged?")
 
 
-def seen_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device: torch.device) -> Tensor:
-    """Which items are in the histories `rows`, `(q, N)` bool. History i is items[offsets[i]:offsets[i+1]]."""
+def listed_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device: torch.device) -> Tensor:
+    """Which items are in the lists `rows`, `(q, N)` bool. List i is items[offsets[i]:offsets[i+1]]."""
     offset = torch.tensor(offsets[rows.start : rows.stop + 1], dtype=torch.int64)
     item_H = torch.tensor(items[int(offset[0]) : int(offset[-1])], dtype=torch.int64)
     query_H = torch.repeat_interleave(offset.diff())
@@ -150,8 +151,11 @@ def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_
     offset = torch.tensor(holdout.target_offsets[rows.start : rows.stop + 1], dtype=torch.int64)
     query_t = torch.repeat_interleave(offset.diff())
     target_t = torch.tensor(holdout.target[offset[0] : offset[-1]], dtype=torch.int64)
-    is_seen_qN = seen_items(holdout.history_offsets, holdout.history_items, rows, score_qN.shape[1], device)
+    is_seen_qN = listed_items(holdout.history_offsets, holdout.history_items, rows, score_qN.shape[1], device)
     is_candidate_qN = is_readable_N & ~is_seen_qN if seen == "exclude" else is_readable_N.expand_as(is_seen_qN)
+    if holdout.candidates is not None and holdout.candidate_offsets is not None:
+        lists = holdout.candidate_offsets, holdout.candidates
+        is_candidate_qN = is_candidate_qN & listed_items(*lists, rows, score_qN.shape[1], device)
     at_t = query_t.to(device), target_t.to(device)
     rank_t = torch.zeros_like(target_t, device=device)
     place_t = torch.arange(len(query_t)) - (offset - offset[0])[query_t]
@@ -189,6 +193,8 @@ def write_ranks(
 ) -> None:
     """Write one row per target: user_id, item_id (the target), rank (0: a miss), seen_target. Whole or not at all.
 
+    Where users have several queries that `place` in `more` does not tell apart, `query` is the number of each.
+
     `user_ids` and `item_ids` are those of the domain, `more` holds further columns `(T,)`. An older file is replaced.
     """
     columns = {
@@ -198,6 +204,9 @@ def write_ranks(
         "seen_target": pa.array(ranks.seen_target.numpy()),
         **{name: pa.array(values) for name, values in (more or {}).items()},
     }
+    user_Q = ranks.user_of_query.numpy()
+    if "place" not in columns and len(np.unique(user_Q)) < len(user_Q):
+        columns["query"] = pa.array(ranks.query.numpy())
     with whole_file(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 

@@ -74,13 +74,16 @@ def stratum_notes(outcome: Outcome) -> list[str]:
 
 def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
     """The title of a table: what was measured on which targets."""
+    among = f"{found.num_items:,} items"
+    if found.num_candidates is not None:
+        among = f"the items of their lists, {found.num_candidates:.1f} on average"
     kind, of_users = "test" if scenario == "regular" else scenario, f"{found.num_users:,} users"
     if found.num_targets is not None and scenario == "regular":
         kind = f"{found.num_targets:,} test"
     elif found.num_targets is not None:
         of_users = f"{of_users} ({found.num_targets:,} sub-sequences that end in one)"
     return (
-        f"{found.domain}: {kind} targets of {of_users} among {found.num_items:,} items, in %, "
+        f"{found.domain}: {kind} targets of {of_users} among {among}, in %, "
         f"95 % intervals over users; {found.seen_target:.1%} of the targets were seen before and count as misses"
     )
 

@@ -18,6 +18,7 @@ from pmmrec.evaluation.outcome import BASELINE, Outcome
 
 RANKS_FILE = "ranks.parquet"
 PLACE = "place"  # position of a target in the sequence of its user; only if a user has several queries
+QUERY = "query"  # number of the query of a target; only if users have several queries and no `place`
 HELD_OUT = "held_out"  # whether a target lies outside the training part; only if some lie inside it
 
 
@@ -60,11 +61,16 @@ def read_ranked(path: Path) -> RankedTargets:
         table = table.filter(pc.field(HELD_OUT))
         if not table.num_rows:
             raise DataError(f"{path}: all targets lie in the training part, so none can be compared fairly")
-    has_places = PLACE in table.column_names  # then each target is a query; else a query is a user
-    table = table.sort_by([(name, "ascending") for name in ("user_id", *((PLACE,) if has_places else ()), "item_id")])
+    within = [name for name in (PLACE, QUERY) if name in table.column_names]
+    table = table.sort_by([(name, "ascending") for name in ("user_id", *within, "item_id")])
     users, items = (table[name].cast(pa.large_string()) for name in ("user_id", "item_id"))
     user_V = users.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    query_V = np.arange(len(user_V)) if has_places else user_V
+    query_V = user_V
+    if PLACE in within:
+        query_V = np.arange(len(user_V))
+    elif QUERY in within:
+        pairs = np.stack([user_V, table[QUERY].to_numpy().astype(np.int64)])
+        query_V = np.cumsum(np.append(False, (np.diff(pairs) != 0).any(axis=0)))
     baselines = {
         name.removeprefix(BASELINE): table[name].to_numpy().astype(np.int64)
         for name in table.column_names
@@ -84,6 +90,7 @@ def _refuse_other_types(path: Path, table: pa.Table, ranked: Sequence[str]) -> N
         "item_id": (_is_text, "texts"),
         **dict.fromkeys(ranked, (pa.types.is_integer, "whole numbers")),
         PLACE: (pa.types.is_integer, "whole numbers"),
+        QUERY: (pa.types.is_integer, "whole numbers"),
         HELD_OUT: (pa.types.is_boolean, "true or false"),
     }
     for column, (is_right, words) in wanted.items():

@@ -23,8 +23,6 @@ from pmmrec.train.nonfinite import ADVICE
 
 MANY_USERS = 1_000_000
 _OF_RANKING = ("metric", "cutoffs", "seen")
-
-
 LOSS = "loss"  # of the metrics of an epoch, where it is judged by the loss
 
 
@@ -38,7 +36,7 @@ class ValidationConfig(Config):
     )
     metric: str = Field(
         "ndcg@10",
-        description="Chooses the best epoch: hr, recall, ndcg, mrr or map at a cut-off, or mrr.",
+        description="Chooses the best epoch: hr, recall, ndcg, mrr or map at a cut-off, mrr or auc.",
     )
     cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         CUTOFFS, min_length=1, description="Metrics are computed within so many ranks, on validation and on the test."
@@ -57,7 +55,7 @@ class ValidationConfig(Config):
     def _is_a_metric(cls, metric: str) -> str:
         if not re.match(METRIC_PATTERN, metric):
             raise ValueError(
-                f"{metric!r} is not a metric; name hr, recall, ndcg, mrr or map at a cut-off, such as ndcg@10, or mrr"
+                f"{metric!r} is not a metric; name hr, recall, ndcg, mrr or map at a cut-off (ndcg@10), mrr or auc"
             )
         return metric
 

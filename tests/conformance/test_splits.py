@@ -14,6 +14,7 @@ import pytest
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.given_split import store_split
+from pmmrec.data.importers.impressions import store_impressions
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.splits import HELD_OUT, HoldoutName, Split, SplitPart, split_of, splits
 from pmmrec.settings import validate
@@ -23,11 +24,14 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "ratio": [{}, {"by": "time", "shares": [6, 2, 2]}, {"test_history": "train", "seed": 3}],
     "global_time": [{"validation": 0.2, "test": 0.2}],
     "given": [{"name": "drawn"}],
+    "impressions": [{"name": "shown"}],
 }
 ALL = [{"type": name, **settings} for name, examples in EXAMPLES.items() for settings in examples]
+OF_PARTS = [tree for tree in ALL if not splits[tree["type"]].part_class.ranks_lists]  # `parts` says what is held out
 NAMES: tuple[HoldoutName, ...] = get_args(HoldoutName)
 
-pytestmark = pytest.mark.parametrize("tree", ALL, ids=str)
+every_split = pytest.mark.parametrize("tree", ALL, ids=str)
+every_split_of_parts = pytest.mark.parametrize("tree", OF_PARTS, ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,16 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> Domain:
     plan = {"items": folder / "items.parquet", "interactions": folder / "log.parquet", "k_core": None}
     made = import_table(TableImport.model_validate({**plan, "name": "shop", "out": folder / "shop"}))
     store_split(made.folder, folder / "parts.parquet", "drawn")
+    lists = [(f"l{n}", f"u{draw.randint(0, 39)}", draw.choice(["validation", "test"])) for n in range(60)]
+    rows = [
+        (*of_list, f"i{item}", place < 2) for of_list in lists for place, item in enumerate(draw.sample(range(31), 7))
+    ]
+    names = ("impression_id", "user_id", "split", "item_id", "clicked")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    pq.write_table(
+        pa.table({**columns, "clicked": [str(int(one)) for one in columns["clicked"]]}), folder / "s.parquet"
+    )
+    store_impressions(made.folder, folder / "s.parquet", "shown")
     return made
 
 
@@ -65,11 +79,13 @@ def parts_of(split: Split) -> list[list[int]]:
     ]
 
 
+@every_split
 def test_every_registered_split_has_an_example(tree: dict[str, Any]) -> None:
     assert {entry.name for entry in splits} == set(EXAMPLES)
     assert tree["type"] in EXAMPLES
 
 
+@every_split
 def test_settings_survive_a_recipe(tree: dict[str, Any]) -> None:
     config = validate(DataConfig, {"split": tree}, "data")
     again = validate(DataConfig, config.model_dump(mode="json"), "data")
@@ -77,6 +93,7 @@ def test_settings_survive_a_recipe(tree: dict[str, Any]) -> None:
     assert type(again.split) is splits[tree["type"]].config_class
 
 
+@every_split
 def test_users_alone_in_stretches_and_in_memory_have_the_same_training_items(split: Split) -> None:
     users = range(split.domain.num_users)
     alone = [split.train(user).tolist() for user in users]
@@ -96,6 +113,7 @@ def test_users_alone_in_stretches_and_in_memory_have_the_same_training_items(spl
     assert held_out == [part != 0 for of_user in parts for part in of_user]
 
 
+@every_split_of_parts
 @pytest.mark.parametrize("name", NAMES)
 def test_holdouts_hold_what_the_parts_say(split: Split, name: HoldoutName) -> None:
     holdout, parts = split.holdout(name), parts_of(split)
@@ -114,12 +132,14 @@ def test_holdouts_hold_what_the_parts_say(split: Split, name: HoldoutName) -> No
             assert holdout.history(queries[user]).tolist() == history
 
 
+@every_split
 @pytest.mark.parametrize("name", NAMES)
 def test_a_query_never_knows_its_own_part(split: Split, name: HoldoutName) -> None:
     assert HELD_OUT[name] not in split.knows(name)
     assert SplitPart.TEST not in split.knows(name)
 
 
+@every_split_of_parts
 @pytest.mark.parametrize("name", NAMES)
 def test_some_users_are_always_the_same_and_have_what_they_have_among_all(split: Split, name: HoldoutName) -> None:
     some, again, whole = split.holdout(name, 6), split.holdout(name, 6), split.holdout(name)
@@ -131,10 +151,27 @@ def test_some_users_are_always_the_same_and_have_what_they_have_among_all(split:
         assert some.history(place).tolist() == whole.history(query).tolist()
 
 
+@every_split
 def test_another_process_splits_alike(split: Split) -> None:
     before, other = parts_of(split), pickle.loads(pickle.dumps(split))  # noqa: S301 - as worker processes get it
     assert parts_of(other) == before
 
 
+@every_split_of_parts
 def test_no_part_is_empty(split: Split) -> None:
     assert {part for of_user in parts_of(split) for part in of_user} == {0, 1, 2}
+
+
+@every_split
+@pytest.mark.parametrize("name", NAMES)
+def test_every_query_has_a_history_and_different_targets_among_its_candidates(split: Split, name: HoldoutName) -> None:
+    holdout = split.holdout(name)
+    assert holdout.num_queries > 10
+    assert (np.diff(holdout.user_index) >= 0).all()
+    assert (holdout.candidates is not None) == split.ranks_lists
+    for query in range(holdout.num_queries):
+        targets = holdout.targets(query).tolist()
+        assert len(holdout.history(query)) > 0 < len(targets) == len(set(targets))
+        if holdout.candidates is not None and holdout.candidate_offsets is not None:
+            offsets = holdout.candidate_offsets
+            assert set(targets) < set(holdout.candidates[offsets[query] : offsets[query + 1]].tolist())

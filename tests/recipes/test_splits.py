@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +82,33 @@ def test_a_run_judged_by_its_loss_ranks_nothing_and_keeps_the_best(at_home: Path
     assert outcome["best_epoch"] == losses.index(min(losses))
     assert outcome["validation"]["loss"] == min(losses)
     assert outcome["domains"] == []
+
+
+def test_a_run_on_impressions_ranks_what_was_shown(at_home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    shutil.copytree(world / "boutique", at_home / "news")
+    domain, draw = Domain.open(at_home / "news"), random.Random(3)
+    with (at_home / "shown.csv").open("w") as file:
+        file.write("impression_id,user_id,item_id,clicked,split\n")
+        for number in range(60):
+            user, part = domain.user_ids[draw.randrange(12)].as_py(), ("validation", "test")[number % 2]
+            for place, item in enumerate(draw.sample(range(domain.num_items), 8)):
+                file.write(f"{number},{user},{domain.item_ids[item].as_py()},{int(place < 2)},{part}\n")
+    done = pmmrec("data", "impressions", "news", "--from", "shown.csv", "--name", "mind")
+    assert "impressions: 30 of validation, 30 of test" in done.output
+    judged = "validation={metric: auc, cutoffs: [5, 10], seen: include}"
+    split = "data.split={type: impressions, name: mind}"
+    done = pmmrec("pretrain", "pretrain/tiny", *SMALL, *QUICK, split, judged, "data.sources=[news]", "name=news")
+    assert done.code == 0, done.output
+    assert "60 test targets of" in done.output
+    assert "among the items of their lists, 8.0 on average" in done.output
+    (measured,) = json.loads((at_home / "runs/news/metrics.json").read_text())["domains"]
+    assert measured["num_targets"] == 60
+    ranks = pq.read_table(at_home / "runs/news/ranks.parquet")
+    rank_QT = np.sort(ranks["rank"].to_numpy().reshape(30, 2), axis=1)
+    wins = (6 - (rank_QT[:, 0] - 1)) + (6 - (rank_QT[:, 1] - 2))
+    num_lists = np.bincount(np.unique(ranks["user_id"].to_numpy(), return_inverse=True)[1]) // 2
+    assert num_lists.max() > 1  # a user with several lists
+    assert measured["metrics"]["auc"]["mean"] == pytest.approx((wins / 12).mean(), abs=1e-12)
+    compared = pmmrec("compare", "runs/news", "--against", "popularity")
+    assert compared.code == 0, compared.output
+    assert "RECALL@10" in compared.output

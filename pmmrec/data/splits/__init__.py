@@ -44,11 +44,13 @@ class Holdout:
     """The queries of validation or of the test: for each user the held-out items, and the items that are known."""
 
     name: HoldoutName
-    user_index: NDArray[np.int64]  # (Q,) users of the domain, rising
+    user_index: NDArray[np.int64]  # (Q,) users of the domain, in order
     target_offsets: NDArray[np.int64]  # (Q + 1,)
     target: NDArray[np.int64]  # (T,) item rows, flat; each query has one or more, all different
     history_offsets: NDArray[np.int64]  # (Q + 1,)
     history_items: NDArray[np.int32]  # item rows, flat and chronological; never empty for a query
+    candidate_offsets: NDArray[np.int64] | None = None  # (Q + 1,); None: every item is a candidate
+    candidates: NDArray[np.int64] | None = None  # item rows, flat; the targets of a query are among them
     without_history: NDArray[np.int64] = field(default_factory=_no_users)  # users with targets and nothing known
 
     @property
@@ -72,6 +74,7 @@ class Split(ABC):
     """
 
     reads_times: bool = False  # whether `parts` needs the times of interactions
+    ranks_lists: ClassVar[bool] = False  # whether each query has its own list of candidates, and a user several queries
     no_query: ClassVar[str] = "no user has a held-out item"  # why a domain may have no query
 
     def __init__(self, config: PartConfig, domain: Domain) -> None:
@@ -139,7 +142,7 @@ class Split(ABC):
     def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
         """The queries of validation or of the test: those of all users, or of `num_users`, always the same ones."""
         queries, without_history = self.query_users(name)
-        users = _some(queries, num_users)
+        users = some_users(queries, num_users)
         lengths: dict[str, list[NDArray[np.int64]]] = {"target": [_no_users()], "history": [_no_users()]}
         targets: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         histories: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
@@ -161,7 +164,7 @@ class Split(ABC):
         offsets = {what: offsets_of(np.concatenate(found)) for what, found in lengths.items()}
         target = np.concatenate(targets).astype(np.int64)
         history = offsets["history"], np.concatenate(histories)
-        return Holdout(name, users, offsets["target"], target, *history, without_history)
+        return Holdout(name, users, offsets["target"], target, *history, without_history=without_history)
 
     def left_out(self, holdout: Holdout) -> str | None:
         """A warning that names users with targets and no history; None where there are none."""
@@ -196,7 +199,7 @@ def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _some(users: NDArray[np.int64], num_users: int | None) -> NDArray[np.int64]:
+def some_users(users: NDArray[np.int64], num_users: int | None) -> NDArray[np.int64]:
     """All users, or `num_users` of them: the draw depends on nothing but how many there are."""
     if num_users is None or num_users >= len(users):
         return users

@@ -72,7 +72,9 @@ def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[C
     Raises DataError if the ranks are of users or targets that the domain lacks.
     """
     ranked, holdout, domain = read_ranked(ranks), split.holdout("test"), split.domain
-    query_of = {domain.user_ids[int(user)].as_py(): place for place, user in enumerate(holdout.user_index)}
+    query_of: dict[str, list[int]] = {}
+    for place, user in enumerate(holdout.user_index.tolist()):
+        query_of.setdefault(domain.user_ids[user].as_py(), []).append(place)
     rows = sampled(len(ranked.rank_V), num_users, seed)
     users, items = ([ids[row].as_py() for row in rows.tolist()] for ids in (ranked.user_ids, ranked.item_ids))
     unknown = [user for user in users if user not in query_of]
@@ -80,8 +82,8 @@ def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[C
         raise DataError(f"{ranks}: user {unknown[0]!r} has no test target in {domain.folder}; name the run's domain")
     cases = []
     for user, target_row in zip(users, domain.rows_of(items).tolist(), strict=True):
-        query = query_of[user]
-        if target_row not in holdout.targets(query):
+        query = next((one for one in query_of[user] if target_row in holdout.targets(one)), None)
+        if query is None:
             raise _other_target(ranks, user, domain)
         before = holdout.history(query)
         history = item_cards(domain, before[-HISTORY_SHOWN:].tolist())

@@ -125,12 +125,31 @@ def test_seeds_are_measured_one_by_one() -> None:
         assert all(torch.equal(together[name][seed], alone[name]) for name in alone)
 
 
-@pytest.mark.parametrize("name", ["hr@10", "ndcg@7", "recall@100", "map@3", "mrr@1", "mrr"])
+@pytest.mark.parametrize("name", ["hr@10", "ndcg@7", "recall@100", "map@3", "mrr@1", "mrr", "auc"])
 def test_a_recipe_may_name_a_measure_at_any_cutoff(name: str) -> None:
     assert re.match(METRIC_PATTERN, name)
-    assert name in query_metrics(torch.tensor([1]), measured=Measured((), (name,)))
+    assert name in query_metrics(torch.tensor([1]), None, Measured((), (name,)), torch.tensor([3]))
 
 
 @pytest.mark.parametrize("name", ["hr", "ndcg@0", "auc@10", "hr@-1", "mrr@", "hr@10 "])
 def test_other_names_are_no_metrics(name: str) -> None:
     assert not re.match(METRIC_PATTERN, name)
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
+    draw, ranks, others, expected = random.Random(9), [], [], []
+    for _ in range(40):
+        num_targets, num_others = draw.randint(1, 5), draw.randint(1, 8)
+        places = draw.sample(range(1, num_targets + num_others + 1), num_targets)  # of the targets among all
+        is_miss = [draw.random() < 0.2 for _ in places]
+        kept = sorted(
+            set(range(1, num_targets + num_others + 1)) - {p for p, m in zip(places, is_miss, strict=True) if m}
+        )
+        found = [0 if miss else kept.index(place) + 1 for place, miss in zip(places, is_miss, strict=True)]
+        other_ranks = [rank for rank in range(1, len(kept) + 1) if rank not in found]
+        wins = sum(1 for rank in found for other in other_ranks if rank and rank < other)
+        expected.append(wins / (num_targets * len(other_ranks)))
+        ranks.append(found)
+        others += [len(kept)] * num_targets
+    actual = query_metrics(*flat(ranks), Measured((), ("auc",)), torch.tensor(others))["auc"]
+    assert actual.tolist() == pytest.approx(expected, abs=1e-15)  # measured 2e-16

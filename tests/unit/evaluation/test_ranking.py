@@ -91,6 +91,26 @@ def test_ranks_of_several_targets_are_those_of_a_sorted_list(seen: str, chunk: i
     assert ranks.user_of_query.tolist() == holdout.user_index.tolist()
 
 
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+def test_lists_of_candidates_are_ranked_as_a_sorted_list_of_theirs(seen: str) -> None:
+    rng = np.random.default_rng(3)
+    histories = [rng.integers(14, size=3).tolist() for _ in range(20)]
+    lists = [rng.permutation(14)[: rng.integers(3, 9)].tolist() for _ in range(20)]
+    targets = [shown[: rng.integers(1, 3)] for shown in lists]
+    offsets = np.cumsum([0] + [len(shown) for shown in lists])
+    holdout = replace(
+        holdout_of_several(histories, targets), candidate_offsets=offsets, candidates=np.concatenate(lists)
+    )
+    score_QN = torch.from_numpy(rng.integers(4, size=(20, 14)).astype(np.float32))
+    outside_QN = torch.tensor([[item not in shown for item in range(14)] for shown in lists])
+    ranks = rank_targets(holdout, 14, lambda rows: score_QN[rows], seen=seen, chunk=7)
+    lowered_QN = score_QN.masked_fill(outside_QN, -1.0)  # as if all others scored below the list
+    assert ranks.rank.tolist() == several_ranks_by_loops(holdout, lowered_QN, exclude=seen == "exclude")
+    num_known = [len(set(shown) - set(known)) for shown, known in zip(lists, histories, strict=True)]
+    sizes = num_known if seen == "exclude" else [len(shown) for shown in lists]
+    assert ranks.num_candidates.tolist() == [sizes[query] for query in ranks.query.tolist()]
+
+
 def test_ties_count_against_the_target() -> None:
     ranks = rank_targets(holdout_of([[0]], [2]), 4, fixed([[1.0, 1.0, 1.0, 0.0]]), chunk=1)
     assert ranks.rank.tolist() == [2]  # item 0 is seen, item 1 ties, item 3 is below

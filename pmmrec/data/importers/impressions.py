@@ -1,0 +1,132 @@
+"""Store the impressions of a file beside the sequences of a domain."""
+# R rows of the file: one item shown in one impression.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pmmrec.atomic import whole_file
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.source import Source, stream
+from pmmrec.data.splits import SplitPart, offsets_of
+from pmmrec.data.splits.impressions import DOMAIN_KEY, IMPRESSION_FIELDS, domain_key, impressions_file
+from pmmrec.errors import DataError, RecipeError
+
+WORDS = {"validation": SplitPart.VALIDATION, "test": SplitPart.TEST}
+CLICKED = {"1": True, "0": False, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class StoredImpressions:
+    """What was stored, and what was left out and why."""
+
+    path: Path
+    counts: dict[str, int]  # impressions of each part
+    left_out: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        counted = ", ".join(f"{count:,} of {name}" for name, count in self.counts.items())
+        return [
+            f"{self.path}: impressions: {counted}",
+            *(f"left out {n:,}: {why}" for why, n in self.left_out.items() if n),
+        ]
+
+
+def store_impressions(folder: Path, source: Path, name: str) -> StoredImpressions:
+    """Store the impressions of a .csv, .tsv or .parquet file with a row for each item shown.
+
+    Columns: impression_id, user_id, item_id, clicked (1 or 0, true or false) and split (validation or test). Rows of
+    items and impressions of users that the domain lacks are left out, and so are impressions without a clicked item or
+    without another one. All rows are held in memory.
+
+    Raises DataError for a file that cannot be read, other words, an impression of two users or parts, and an item that
+    is shown twice in one; RecipeError where the domain has impressions of that name.
+    """
+    domain = Domain.open(folder)
+    path = impressions_file(domain.folder, name)
+    if path.exists():
+        raise RecipeError(f"--name {name}: {path} exists; choose another name, or remove it")
+    table = _read(source)
+    part_R = _coded(source, table["word"], WORDS, "split").astype(np.uint8)
+    is_clicked_R = _coded(source, table["clicked"], CLICKED, "clicked").astype(bool)
+    user_R = pc.fill_null(pc.index_in(table["user_id"], value_set=domain.user_ids.combine_chunks()), -1).to_numpy()
+    item_R = domain.rows_of(table["item_id"].to_pylist())
+    impression_R = table["impression_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    _refuse_mixed(source, table, impression_R, user_R.astype(np.int64) * 4 + part_R, item_R)
+    is_kept_R = (item_R >= 0) & (user_R >= 0)
+    num_clicked, num_shown = (np.bincount(impression_R, weights=is_kept_R & which) for which in (is_clicked_R, True))
+    is_whole = (num_clicked > 0) & (num_clicked < num_shown)
+    left_out = {
+        "rows of items or users that the domain lacks": int((~is_kept_R).sum()),
+        "impressions without a clicked item, or without another one": int((~is_whole & (num_shown > 0)).sum()),
+    }
+    is_kept_R &= is_whole[impression_R]
+    order = np.flatnonzero(is_kept_R)[np.lexsort((impression_R[is_kept_R], user_R[is_kept_R]))]
+    if not len(order):
+        raise DataError(f"{source}: holds no impression of {domain.name} with a clicked item and another one")
+    sizes = np.diff(np.flatnonzero(np.diff(impression_R[order], prepend=-1, append=-1) != 0))
+    offsets, first = offsets_of(sizes), order[offsets_of(sizes)[:-1]]
+    lists = [(item_R[order].astype(np.int32), 0), (is_clicked_R[order], 1)]
+    columns = [_lists(offsets, values).cast(IMPRESSION_FIELDS[place].type) for values, place in lists]
+    columns += [pa.array(user_R[first], pa.int64()), pa.array(part_R[first], pa.uint8())]
+    schema = pa.schema(IMPRESSION_FIELDS, metadata={DOMAIN_KEY: domain_key(domain)})
+    with whole_file(path, replace=False) as draft, pa.ipc.new_file(draft, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    counts = {word: int((part_R[first] == part).sum()) for word, part in WORDS.items()}
+    return StoredImpressions(path, counts, left_out)
+
+
+def _read(source: Path) -> pa.Table:
+    with duckdb.connect() as connection:
+        shown = Source(source, connection)
+        shown.require("impression_id", "user_id", "item_id", "clicked", "split")
+        ids = {name: shown.as_id(name) for name in ("impression_id", "user_id", "item_id")}
+        shown.load("shown", {**ids, "clicked": shown.as_text("clicked"), "word": shown.as_text("split")})
+        table = pa.Table.from_batches(stream(connection, "SELECT * FROM shown ORDER BY row"))
+    return pa.table({name: table[name].cast(pa.large_string()) for name in (*ids, "clicked", "word")})
+
+
+def _coded(
+    source: Path, words: pa.ChunkedArray, codes: dict[str, bool] | dict[str, SplitPart], column: str
+) -> NDArray[np.int64]:
+    """The code of each word. DataError for a word without one."""
+    place = pc.index_in(words, value_set=pa.array(list(codes), pa.large_string()))
+    unknown = np.flatnonzero(place.is_null().to_numpy())
+    if len(unknown):
+        row = int(unknown[0])
+        raise DataError(f"{source}: row {row + 1}: {column} is {words[row].as_py()!r}; write {', '.join(codes)}")
+    found: NDArray[np.int64] = np.array([int(code) for code in codes.values()])[place.to_numpy()]
+    return found
+
+
+def _refuse_mixed(
+    source: Path,
+    table: pa.Table,
+    impression_R: NDArray[np.int64],
+    whose_R: NDArray[np.int64],
+    item_R: NDArray[np.int64],
+) -> None:
+    """DataError for an impression of several users or parts, and for one that shows an item twice."""
+    _, first = np.unique(impression_R, return_index=True)
+    mixed = np.flatnonzero(whose_R != whose_R[first][impression_R])
+    if len(mixed):
+        told = table["impression_id"][int(mixed[0])].as_py()
+        raise DataError(
+            f"{source}: row {mixed[0] + 1}: impression {told!r} has another user or split in an earlier row"
+        )
+    pairs = np.stack([impression_R, item_R])[:, item_R >= 0]
+    if np.unique(pairs, axis=1).shape[1] < pairs.shape[1]:
+        raise DataError(f"{source}: an impression shows an item twice; name each item of an impression once")
+
+
+def _lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeListArray:
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))

@@ -1,0 +1,102 @@
+"""Impressions: what a file lists is stored in a domain, and each list is a query."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.impressions import store_impressions
+from pmmrec.data.splits import Split, split_of, splits
+from pmmrec.data.verify import verify_domain
+from pmmrec.errors import DataError, RecipeError
+
+SEQUENCES = [[0, 1, 2], [3, 0], [2]]
+HEADER = ("impression_id", "user_id", "item_id", "clicked", "split")
+ROWS = [
+    ("7", "u01", "i02", "1", "test"),
+    ("7", "u01", "i01", "0", "test"),
+    ("7", "u01", "i00", "true", "test"),
+    ("5", "u00", "i03", "1", "validation"),
+    ("5", "u00", "i01", "0", "validation"),
+    ("9", "u01", "i03", "1", "test"),
+    ("9", "u01", "i77", "0", "test"),  # no such item
+    ("9", "u01", "i01", "false", "test"),
+    ("4", "u00", "i00", "0", "test"),
+    ("4", "u00", "i02", "1", "test"),
+    ("3", "u02", "i00", "0", "test"),  # nothing is clicked
+    ("2", "u99", "i00", "1", "test"),  # no such user
+    ("2", "u99", "i01", "0", "test"),
+    ("1", "u02", "i00", "1", "test"),  # all is clicked
+]
+
+
+def written(folder: Path, rows: list[tuple[str, ...]]) -> Path:
+    with (folder / "shown.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([HEADER, *rows])
+    return folder / "shown.csv"
+
+
+def impressions(domain: Domain, name: str = "mind") -> Split:
+    return split_of(splits.config({"type": "impressions", "name": name}), domain)
+
+
+def test_each_list_is_a_query_after_the_whole_sequence_of_its_user(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_impressions(domain.folder, written(tmp_path, ROWS), "mind")
+    assert stored.counts == {"validation": 1, "test": 3}
+    assert list(stored.left_out.values()) == [3, 2]
+    split = impressions(Domain.open(domain.folder))
+    for one in (split, pickle.loads(pickle.dumps(split))):  # noqa: S301 - as worker processes get it
+        assert [one.train(user).tolist() for user in range(3)] == SEQUENCES
+        test, validation = one.holdout("test"), one.holdout("validation")
+        assert test.user_index.tolist() == [0, 1, 1]
+        assert [test.targets(query).tolist() for query in range(3)] == [[2], [2, 0], [3]]
+        assert [test.history(query).tolist() for query in range(3)] == [[0, 1, 2], [3, 0], [3, 0]]
+        assert test.candidates is not None
+        assert test.candidate_offsets is not None
+        assert test.candidates.tolist() == [0, 2, 2, 1, 0, 3, 1]
+        assert test.candidate_offsets.tolist() == [0, 2, 5, 7]
+        assert (validation.user_index.tolist(), validation.target.tolist()) == ([0], [3])
+    assert split.holdout("test", 1).num_queries in (1, 2)
+    assert verify_domain(domain.folder) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [*ROWS, ("7", "u00", "i03", "0", "test")],
+            "row 15: impression '7' has another user or split",
+        ),
+        ([*ROWS, ("7", "u01", "i03", "0", "validation")], "row 15: impression '7' has another user or split"),
+        ([*ROWS, ("7", "u01", "i02", "0", "test")], "an impression shows an item twice"),
+        ([("7", "u01", "i02", "yes", "test")], "row 1: clicked is 'yes'; write 1, 0, true, false"),
+        ([("7", "u01", "i02", "1", "train")], "row 1: split is 'train'; write validation, test"),
+        (ROWS[10:], "holds no impression of shop with a clicked item and another one"),
+    ],
+)
+def test_files_that_do_not_say_what_was_shown_are_refused(
+    make_domain: Any, tmp_path: Path, rows: list[tuple[str, ...]], message: str
+) -> None:
+    domain = make_domain(SEQUENCES)
+    with pytest.raises(DataError, match=message):
+        store_impressions(domain.folder, written(tmp_path, rows), "mind")
+    assert not (domain.folder / "impressions").exists()
+
+
+def test_impressions_that_are_not_there_or_of_another_domain_are_refused(make_domain: Any, tmp_path: Path) -> None:
+    domain, other = make_domain(SEQUENCES), make_domain(SEQUENCES[::-1], name="other")
+    with pytest.raises(DataError, match=r"has no impressions 'mind'; there are: none; `pmmrec data impressions"):
+        impressions(domain)
+    stored = store_impressions(domain.folder, written(tmp_path, ROWS), "mind")
+    with pytest.raises(RecipeError, match=r"--name mind: .* exists; choose another name, or remove it"):
+        store_impressions(domain.folder, tmp_path / "shown.csv", "mind")
+    (other.folder / "impressions").mkdir()
+    (other.folder / "impressions" / "mind.arrow").write_bytes(stored.path.read_bytes())
+    with pytest.raises(DataError, match="is of other items or sequences than the domain's; store it again"):
+        impressions(other).holdout("test")
