@@ -92,6 +92,10 @@ def _read(source: Path) -> pa.Table:
         ids = {name: shown.as_id(name) for name in ("impression_id", "user_id", "item_id")}
         shown.load("shown", {**ids, "clicked": shown.as_text("clicked"), "word": shown.as_text("split")})
         table = pa.Table.from_batches(stream(connection, "SELECT * FROM shown ORDER BY row"))
+    for name in ids:
+        if table[name].null_count:
+            row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
+            raise DataError(f"{source}: row {row + 1}: has no {name}")
     return pa.table({name: table[name].cast(pa.large_string()) for name in (*ids, "clicked", "word")})
 
 

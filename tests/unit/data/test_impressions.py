@@ -77,6 +77,7 @@ def test_each_list_is_a_query_after_the_whole_sequence_of_its_user(make_domain: 
         ([*ROWS, ("7", "u01", "i02", "0", "test")], "an impression shows an item twice"),
         ([("7", "u01", "i02", "yes", "test")], "row 1: clicked is 'yes'; write 1, 0, true, false"),
         ([("7", "u01", "i02", "1", "train")], "row 1: split is 'train'; write validation, test"),
+        ([*ROWS, ("", "u01", "i02", "1", "test")], "row 15: has no impression_id"),
         (ROWS[10:], "holds no impression of shop with a clicked item and another one"),
     ],
 )
