@@ -13,20 +13,14 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Self
 
 from pmmrec.modality import Modality as Modality  # noqa: PLC0414 - these two are contracts as well
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
+from pmmrec.requests import DrawnNegatives, WindowRequest
 
 _T = TypeVar("_T")
-
-
-class View(str, Enum):
-    """What an objective may ask for beyond item vectors and hidden states."""
-
-    MODALITIES = "modalities"  # cls vectors of text and of image
-    CORRUPTED = "corrupted"  # a second pass of the user encoder over corrupted windows
-    POPULARITY = "popularity"  # log of how often the sampler is expected to show each item
-    CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
 
 
 class Noise(int, Enum):
@@ -131,11 +125,22 @@ class ItemInputs:
 
 
 @dataclass(frozen=True)
-class Corruption:
-    """Inputs of the second, corrupted pass over the same items. Padding keeps index 0 and label UNCHANGED."""
+class WindowPass:
+    """One pass of the user encoder over the windows of a batch: its inputs, and the items that it is to predict."""
 
-    item_index_BL: Tensor  # int64, places in U
-    noise_BL: Tensor  # int64, values of Noise
+    item_index_BL: Tensor  # int64, places in U of the inputs; 0 where padding
+    is_valid_BL: Tensor  # bool, which inputs hold an item
+    target_index_BL: Tensor  # int64, places in U; 0 where there is no target
+    is_target_BL: Tensor  # bool, which positions have a target
+    is_masked_BL: Tensor | None = None  # bool, inputs whose item is hidden from the user encoder; None: no input
+    noise_BL: Tensor | None = None  # int64, values of Noise; padding is UNCHANGED. None: no noise was added
+    negative_index_BLC: Mapping[DrawnNegatives, Tensor] = field(default_factory=dict)  # int64, places in U
+
+    @property
+    def is_last_target_BL(self) -> Tensor:
+        """Which positions have a target and are the most recent of their window."""
+        is_last_L = torch.arange(self.is_target_BL.shape[1], device=self.is_target_BL.device)
+        return self.is_target_BL & (is_last_L == self.is_target_BL.shape[1] - 1)
 
 
 @dataclass(frozen=True)
@@ -144,22 +149,24 @@ class Windows:
 
     item_index_BS: Tensor  # int64, places in U; 0 where padding
     is_valid_BS: Tensor  # bool
-    corruption: Corruption | None = None
-
-    @property
-    def is_input_BL(self) -> Tensor:
-        """Which inputs hold an item."""
-        return self.is_valid_BS[:, :-1]
+    passes: Mapping[WindowRequest, WindowPass] = field(default_factory=dict)  # what objectives asked for
+    user_index_B: Tensor | None = None  # int64, among the users of all domains of the run; None: nobody asked
 
     @property
     def has_next_BL(self) -> Tensor:
         """Which inputs hold an item that is followed by another: the positions of DAP and NICL."""
         return self.is_valid_BS[:, :-1] & self.is_valid_BS[:, 1:]
 
+    @property
+    def next_items(self) -> WindowPass:
+        """The pass over the windows as they are: every item but the last, each followed by its target."""
+        index_BS, is_valid_BS = self.item_index_BS, self.is_valid_BS
+        return WindowPass(index_BS[:, :-1], is_valid_BS[:, :-1], index_BS[:, 1:], self.has_next_BL)
+
 
 @dataclass(frozen=True)
-class Together:
-    """What every process knows of a step whose items are encoded by all processes together, each item by one.
+class GlobalItems:
+    """The items of a step that all processes encode together, each item by one process.
 
     U are then the distinct items of all windows of the step: item i is encoded by process i % world. A process without
     any encodes item 0 once more, and nobody asks for that vector.
@@ -174,11 +181,11 @@ class Together:
 class Batch:
     """One step's input: distinct items and the windows over them."""
 
-    items: ItemInputs  # with `together`: those that this process encodes
+    items: ItemInputs  # with `global_items`: those that this process encodes
     windows: Windows
     log_q_U: Tensor | None = None  # float32, log of the expected slots of each item in a batch of this size
     user_id: tuple[str, ...] = field(default=())  # "domain/user" for messages, in the order of B
-    together: Together | None = None  # None: the windows are over `items`, and negatives come from them alone
+    global_items: GlobalItems | None = None  # None: the windows are over `items`, and negatives come from them alone
     more: tuple[Batch, ...] = ()  # the rest of the step, where its users pass in parts, each with its own negatives
 
 
@@ -208,6 +215,83 @@ class ItemVectors:
         return torch.stack(list(self.has_U.values())).any(dim=0)
 
 
+@dataclass(frozen=True)
+class History:
+    """What users touched, as a user encoder reads it: left-padded vectors of items, the most recent last."""
+
+    item_BLD: Tensor  # zeros where padding or masked
+    is_valid_BL: Tensor  # bool, which positions hold an item, masked ones among them
+    streams_BLD: Mapping[str, Tensor] = field(default_factory=dict)  # named extra vectors of the items
+    is_masked_BL: Tensor | None = None  # bool, positions whose item is hidden; None: no position
+    user_index_B: Tensor | None = None  # int64, among the users of all domains of the run
+
+    @classmethod
+    def of(
+        cls,
+        items: ItemVectors,
+        item_index_BL: Tensor,
+        is_valid_BL: Tensor,
+        is_masked_BL: Tensor | None = None,
+        user_index_B: Tensor | None = None,
+    ) -> Self:
+        """Histories given as rows of `items`."""
+        is_shown_BL = is_valid_BL if is_masked_BL is None else is_valid_BL & ~is_masked_BL
+
+        def gathered(vectors_UD: Tensor) -> Tensor:
+            return torch.where(is_shown_BL[:, :, None], F.embedding(item_index_BL, vectors_UD), 0.0)
+
+        streams_BLD = {name: gathered(vectors_UD) for name, vectors_UD in items.streams_UD.items()}
+        return cls(gathered(items.fused_UD), is_valid_BL, streams_BLD, is_masked_BL, user_index_B)
+
+
+@dataclass(frozen=True)
+class UserStates:
+    """What a user encoder says of users at every position of their histories."""
+
+    hidden_BLD: Tensor  # of padding: anything
+    is_valid_BL: Tensor  # bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """The K states for which items are scored: a position of a user each."""
+
+    states: UserStates
+    user_K: Tensor  # int64, rows of the states
+    position_K: Tensor  # int64
+
+    @classmethod
+    def at(cls, states: UserStates, is_asked_BL: Tensor) -> Self:
+        """The positions where `is_asked_BL` is true, user by user."""
+        user_K, position_K = is_asked_BL.nonzero(as_tuple=True)
+        return cls(states, user_K, position_K)
+
+    @classmethod
+    def last(cls, states: UserStates) -> Self:
+        """The last position of every user: the states that rank."""
+        num_users, length = states.is_valid_BL.shape
+        user_K = torch.arange(num_users, device=states.is_valid_BL.device)
+        return cls(states, user_K, torch.full_like(user_K, length - 1))
+
+    def __len__(self) -> int:
+        return len(self.user_K)
+
+    def __getitem__(self, some: slice) -> Self:
+        return dataclasses.replace(self, user_K=self.user_K[some], position_K=self.position_K[some])
+
+    @property
+    def hidden_KD(self) -> Tensor:
+        return self.states.hidden_BLD[self.user_K, self.position_K]
+
+
+class Score(Protocol):
+    """Scores of items for queries, as the model's scorer gives them."""
+
+    def __call__(self, query: Query, candidate_KC: Tensor | None = None) -> Tensor:
+        """`(K, U)` of all items of the step, or `(K, C)` of the candidates of each query, given by places in U."""
+        ...
+
+
 class Peers(Protocol):
     """The users of all processes of a step."""
 
@@ -227,11 +311,17 @@ class Views:
 
     items: ItemVectors
     windows: Windows
-    hidden_BLD: Tensor
-    corrupted_hidden_BLD: Tensor | None = None
+    states: Mapping[WindowRequest, UserStates]  # of each pass over the windows
+    score: Score
     log_q_U: Tensor | None = None
     num_slots_U: Tensor | None = None  # int64, slots of each item in all processes; None: the windows are all there are
     peers: Peers | None = None  # None: the users of the windows are all there are
+
+    def read(self, request: WindowRequest, objective: str) -> tuple[WindowPass, UserStates]:
+        """A pass and its states. ValueError that names the objective where the batch does not hold the pass."""
+        if request not in self.states or request not in self.windows.passes:
+            raise ValueError(f"{objective}: the views hold no pass {request!r}; ask for it in the requests")
+        return self.windows.passes[request], self.states[request]
 
 
 @dataclass(frozen=True)

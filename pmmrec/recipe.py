@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
@@ -13,15 +14,14 @@ from typing_extensions import Self
 
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
-from pmmrec.contracts import View
 from pmmrec.data.batches import DataConfig
-from pmmrec.data.corruption import CorruptionConfig
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.errors import RecipeError
 from pmmrec.homes import CACHE
 from pmmrec.models.build import ModelConfig
 from pmmrec.objectives import ObjectiveConfig, objectives
-from pmmrec.settings import Config, Place, Tree, overlay, parse_overrides, read_extended, validate
+from pmmrec.renamed import RenamedSettingWarning, renamed_recipe
+from pmmrec.settings import Config, Place, Tree, overlay, parse_overrides, parse_yaml, read_extended, validate
 from pmmrec.shipped import shipped_recipe
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.loop import TrainConfig
@@ -105,13 +105,6 @@ class RunRecipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _corruption_is_read(self) -> Self:
-        terms = [objectives.part_class(config) for config in self.active_objectives.values()]
-        if self.data.corruption != CorruptionConfig() and not any(View.CORRUPTED in term.needs for term in terms):
-            raise ValueError("data.corruption: has no effect, no objective reads corrupted windows; leave it out")
-        return self
-
-    @model_validator(mode="after")
     def _kept_states_are_kept(self) -> Self:
         fields = type(self).model_fields
         idle = [name for name in _OF_KEPT_STATES if getattr(self, name) != fields[name].default]
@@ -155,6 +148,15 @@ class RunRecipe(Config):
     def to_yaml(self) -> str:
         """The recipe with every default written out; reading it gives the same recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def reread(self, text: str) -> str:
+        """A recipe that an earlier version wrote, as this one would write it; as it is where it cannot be read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RenamedSettingWarning)
+            try:
+                return validate(type(self), renamed_recipe(parse_yaml(text, "recipe")), "recipe").to_yaml()
+            except RecipeError:
+                return text
 
     def to_public_yaml(self) -> str:
         """The recipe as a checkpoint carries it: places of this machine are left out, sources keep their last name."""
@@ -266,7 +268,7 @@ def read_recipe(recipe_class: type[_R], path: Path, overrides: Iterable[str] = (
 def recipe_tree(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The plain mapping that a recipe is read from."""
     tree = read_extended(path, shipped_recipe)
-    return overlay(tree, parse_overrides(overrides, tree))
+    return renamed_recipe(overlay(tree, parse_overrides(overrides, tree)))
 
 
 def recipe_class_for(tree: Mapping[str, Any]) -> type[RunRecipe]:

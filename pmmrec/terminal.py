@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 
 from pmmrec.errors import DataError, LostProcessError, MachineError, PMMRecError, RecipeError
 from pmmrec.homes import expanded
+from pmmrec.renamed import RenamedSettingWarning
 from pmmrec.train.reported import is_first_report, was_any_reported
 
 HANGING = ("heartbeat",)  # threads of our own that ask over the network, and may be left without an answer
@@ -74,6 +76,19 @@ def show_any_letter() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def show_renamed_settings() -> None:
+    """Print warnings of renamed settings as the other warnings are printed."""
+    before = warnings.showwarning
+
+    def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, RenamedSettingWarning):
+            warn(str(message))
+        else:
+            before(message, category, *place, **more)
+
+    warnings.showwarning = show_warning
+
+
 def run_program(main: Callable[..., None]) -> None:
     """Run a program such as `pretrain/run.py`: its arguments, its help, errors for people."""
 
@@ -83,6 +98,7 @@ def run_program(main: Callable[..., None]) -> None:
             main(*arguments, **options)
 
     show_any_letter()
+    show_renamed_settings()
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command(context_settings={"help_option_names": ["--help", "-h"]})(guarded)
     try:

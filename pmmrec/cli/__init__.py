@@ -10,7 +10,7 @@ import typer
 
 from pmmrec import __version__
 from pmmrec.cli import data, ranking, recipe, serving, training, zoo
-from pmmrec.terminal import show_any_letter
+from pmmrec.terminal import show_any_letter, show_renamed_settings
 
 app = typer.Typer(
     help="Recommenders that transfer: import platforms, pretrain on some, recommend on an unseen one.",
@@ -36,6 +36,7 @@ def _begin(
     ] = False,
 ) -> None:
     show_any_letter()
+    show_renamed_settings()
 
 
 app.add_typer(training.app)

@@ -13,8 +13,11 @@ class Purpose(IntEnum):
     VISIT_ORDER = 1  # of the windows of a domain in one pass
     STEP_ORDER = 2  # of the slots of one epoch
     WINDOW = 3  # the position of a window in its user's history
-    CORRUPTION = 4  # what is done to one window
+    NOISE = 4  # what is done to one window for noise detection
     RANKED_USERS = 5  # of a domain, where not all are ranked
+    MASKING = 6  # which items of a window are masked
+    DROPPING = 7  # which inputs of a window are left out
+    NEGATIVES = 8  # what is drawn for the targets of a window
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

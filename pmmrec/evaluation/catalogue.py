@@ -19,10 +19,11 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.metrics import USUAL, Measured, query_metrics
+from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
-from pmmrec.models.recommender import Recommender
+from pmmrec.models.recommender import Recommender, packed, unpacked
 from pmmrec.progress import Progress
 
 ITEMS_AT_ONCE = 256
@@ -126,7 +127,7 @@ def encode_catalogue(
     group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Fused vectors of all items of a domain, `(N, D)` float32 on `device`, each content encoded once.
+    """Vectors of all items of a domain, as `packed` lays them out, `(N, D)` float32; each content is encoded once.
 
     Items that are alike have the very same vector, whatever chunk and padding they would have met; those with nothing
     to read have zeros. `precision`: bfloat16 or float16 run the encoders under autocast. Modes of the model are as
@@ -145,11 +146,11 @@ def encode_catalogue(
         for place, is_own in turns(-(-len(rows) // chunk), group):
             some = rows[place * chunk : (place + 1) * chunk]
             items = reader.read(np.full(len(some), domain_index), some)
-            fused_UD = recommender.item_encoder(reader.to_device(items, device)).fused_UD
+            vectors_UD = packed(recommender.item_encoder(reader.to_device(items, device)))
             if not len(vectors_ND):
-                vectors_ND = torch.zeros(num_items, fused_UD.shape[1], device=device)
+                vectors_ND = torch.zeros(num_items, vectors_UD.shape[1], device=device)
             if is_own:
-                vectors_ND[items.row_U.to(device)] = fused_UD.float()
+                vectors_ND[items.row_U.to(device)] = vectors_UD.float()
             if progress is not None:
                 progress("items encoded", min((place + 1) * chunk, len(rows)), len(rows))
     vectors_ND = group.summed(vectors_ND)  # where one has a vector all others have zeros, so nothing is rounded
@@ -189,9 +190,9 @@ def history_scorer(
 ) -> Score:
     """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
 
-    Every chunk is padded to one length, so that a user's scores do not depend on who else is in it. `counts`: how
-    often each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly: a product of
-    matrices may round equal columns differently.
+    Every chunk is padded to one length, so that a user's scores do not depend on who else is in it. `counts`: how often
+    each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly: a product of matrices
+    may round equal columns differently.
     """
     alike_N = None
     if contents is not None:
@@ -199,16 +200,22 @@ def history_scorer(
         if (alike != np.arange(len(alike))).any():
             alike_N = torch.from_numpy(alike).to(vectors_ND.device)
     count_N = torch.from_numpy(np.asarray(counts)).to(vectors_ND.device)
-    longest = int(np.diff(offsets).max(initial=1))
-    num_inputs = min(recommender.user_encoder.max_inputs, longest)
+    catalogue, scorer = unpacked(vectors_ND, recommender.item_encoder.streams), recommender.scorer
+    num_inputs = min(recommender.user_encoder.max_inputs, int(np.diff(offsets).max(initial=1)))
 
     def score(rows: slice) -> Tensor:
-        item_index_qL, is_valid_qL = latest_inputs(offsets, items, rows, num_inputs)
+        some = np.asarray(offsets[rows.start : rows.stop + 1]).astype(np.int64)
         with evaluating(recommender):
-            hidden_qLD = recommender.user_states(
-                vectors_ND, item_index_qL.to(vectors_ND.device), is_valid_qL.to(vectors_ND.device)
+            query = queries_after(
+                recommender.user_encoder,
+                catalogue,
+                some - some[0],
+                items[some[0] : some[-1]],
+                vectors_ND.device,
+                keeps_histories=scorer.reads_histories,
+                num_inputs=num_inputs,
             )
-            score_qN: Tensor = recommender.scorer(hidden_qLD[:, -1], vectors_ND, count_N).float()
+            score_qN = scorer.ranked(recommender.score(query, catalogue), count_N).float()
         return score_qN if alike_N is None else score_qN[:, alike_N]
 
     return score
@@ -222,16 +229,6 @@ def alike_items(contents: Contents, counts: Rows | None) -> NDArray[np.int64]:
     _, first, place_N = np.unique(key_N, return_index=True, return_inverse=True)
     alike_N: NDArray[np.int64] = first[place_N]
     return alike_N
-
-
-def latest_inputs(offsets: Rows, items: Rows, rows: slice, num_inputs: int) -> tuple[Tensor, Tensor]:
-    """The last items of each history, left-padded: item rows `(q, L)` (0 where padding) and which are valid."""
-    end_q1 = offsets[rows.start + 1 : rows.stop + 1, None]
-    start_q1 = offsets[rows.start : rows.stop, None]
-    place_qL = end_q1 - num_inputs + np.arange(num_inputs)
-    is_valid_qL = place_qL >= start_q1
-    item_index_qL = np.where(is_valid_qL, items[np.where(is_valid_qL, place_qL, start_q1)], 0)
-    return torch.tensor(item_index_qL, dtype=torch.int64), torch.tensor(is_valid_qL)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
 from pmmrec.evaluation.share import Share
-from pmmrec.models.recommender import Recommender
+from pmmrec.models.recommender import Recommender, packed
 from pmmrec.progress import Progress
 
 ITEMS_OF_PIECE = 8 * ITEMS_AT_ONCE  # a killed run loses at most these
@@ -98,7 +98,7 @@ def _encode(
         for start in range(0, len(rows), ITEMS_AT_ONCE):
             some = rows[start : start + ITEMS_AT_ONCE]
             items = reader.read(np.full(len(some), domain_index), some)
-            parts.append(recommender.item_encoder(reader.to_device(items, device)).fused_UD.float().cpu())
+            parts.append(packed(recommender.item_encoder(reader.to_device(items, device))).float().cpu())
     vectors_PD = torch.cat(parts)
     wrong = torch.nonzero(~torch.isfinite(vectors_PD).all(dim=1))
     if len(wrong):

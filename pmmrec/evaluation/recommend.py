@@ -9,20 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pmmrec.contracts import ItemVectors, Query, to_device
 from pmmrec.data.contents import Contents
 from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import alike_items, evaluating
+from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Rows, Seen, check_seen
 from pmmrec.evaluation.scan import SAFE, Complain, Scan, Sizes, WriteScores, inner_products
-from pmmrec.evaluation.states import states_after
-from pmmrec.models.recommender import Recommender
+from pmmrec.models.recommender import Recommender, unpacked
 
 CHUNKS_OF_THREAD = 16  # between two moments at which lists come out
 Ints = NDArray[np.int64]
@@ -137,13 +139,15 @@ class ListMaker:
         self._candidates = Candidates(num_items, contents, counts if scorer.reads_counts else None)
         first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
         is_all = len(first_C) == num_items
-        candidate_CD = vectors_ND if is_all else vectors_ND[first_C]
+        streams = recommender.item_encoder.streams
+        self._items = unpacked(vectors_ND, streams)
+        candidates = unpacked(vectors_ND if is_all else vectors_ND[first_C], streams)
         count_C = torch.from_numpy(np.zeros(num_items) if counts is None else np.asarray(counts)).to(first_C.device)
         count_C = count_C[first_C]
         with torch.no_grad():
-            key_CD = scorer.keys(candidate_CD, count_C)
-        write = _scored_by(recommender, candidate_CD, count_C) if key_CD is None else inner_products(key_CD)
-        self._num_more = 0 if key_CD is None else key_CD.shape[1] - vectors_ND.shape[1]
+            key_CD = scorer.keys(candidates, count_C)
+        self._num_more = None if key_CD is None else key_CD.shape[1] - candidates.fused_UD.shape[1]
+        write: WriteScores = _scored_by(recommender, candidates, count_C) if key_CD is None else inner_products(key_CD)
         self._largest_key = np.inf if key_CD is None else float(key_CD.norm(dim=1).max()) if len(key_CD) else 0.0
         self._sizes = sizes or Sizes.on(self._device)
         self._scans = [Scan(write, len(self._candidates), k, self._sizes, self._device)]
@@ -189,12 +193,21 @@ class ListMaker:
         seen_user_H, seen_item_H = _distinct(offset_B, item_H, self._vectors_ND.shape[0])
         if self._seen == "include":
             seen_user_H, seen_item_H = seen_user_H[:0], seen_item_H[:0]
-        query_BD = states_after(self._recommender.user_encoder, self._vectors_ND, offset_B, item_H, self._device)
-        is_finite = float(query_BD.norm(dim=1).max()) * self._largest_key < SAFE
-        query_BD = torch.nn.functional.pad(query_BD, (0, self._num_more), value=1.0)
+        query = queries_after(
+            self._recommender.user_encoder,
+            self._items,
+            offset_B,
+            item_H,
+            self._device,
+            keeps_histories=self._recommender.scorer.reads_histories,
+        )
+        is_finite = float(query.hidden_KD.norm(dim=1).max()) * self._largest_key < SAFE
+        asked: Any = query  # as the scorer reads it, or as keys do
+        if self._num_more is not None:
+            asked = torch.nn.functional.pad(query.hidden_KD, (0, self._num_more), value=1.0)
         gone = self._candidates.gone(seen_user_H, seen_item_H)
         value_BK, column_BK = scan.best(
-            query_BD,
+            asked,
             *gone,
             complain=None if is_finite else self._complaint(first_user),
             more=self._candidates.num_led_by_seen(seen_user_H, seen_item_H, gone),
@@ -283,12 +296,14 @@ def top_k(
     return maker.lists(offsets, items)
 
 
-def _scored_by(recommender: Recommender, item_CD: Tensor, count_C: Tensor) -> WriteScores:
+def _scored_by(recommender: Recommender, items: ItemVectors, count_C: Tensor) -> WriteScores:
     """Scores of a scorer that is not an inner product."""
 
-    def write(query_BD: Tensor, columns: slice, score_Bc: Tensor) -> None:
-        items, counts = item_CD[columns].to(query_BD.device), count_C[columns].to(query_BD.device)
-        score_Bc.copy_(recommender.scorer(query_BD, items, counts))
+    def write(query: Query, columns: slice, score_Bc: Tensor) -> None:
+        device = query.user_K.device
+        streams_UD = {name: stream[columns] for name, stream in items.streams_UD.items()}
+        some = to_device(ItemVectors(items.fused_UD[columns], streams_UD=streams_UD), device)
+        score_Bc.copy_(recommender.scorer.ranked(recommender.score(query, some), count_C[columns].to(device)))
 
     return write
 

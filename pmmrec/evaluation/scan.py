@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Sizes:
         return cls(users=2048, tile=1 << 16, piece_bytes=1 << 30)
 
 
-WriteScores = Callable[[Tensor, slice, Tensor], None]  # queries (B, D), candidates, output of their scores (B, c)
+WriteScores = Callable[[Any, slice, Tensor], None]  # B queries, which candidates, where their scores (B, c) go
 Complain = Callable[[int, int, float], DataError]  # user, candidate and score
 
 
@@ -58,7 +59,7 @@ class Scan:
 
     def best(
         self,
-        query_BD: Tensor,
+        queries: Sized,
         row_H: NDArray[np.int64],
         column_H: NDArray[np.int64],
         complain: Complain | None,
@@ -74,7 +75,7 @@ class Scan:
         order_H = np.argsort(column_H, kind="stable")
         row_H, column_H = row_H[order_H], column_H[order_H]
         hidden = (torch.from_numpy(row_H), torch.from_numpy(column_H))
-        found = [self._pick(query_BD, k, tiles, *hidden, complain) for tiles in self._pieces()]
+        found = [self._pick(queries, k, tiles, *hidden, complain) for tiles in self._pieces()]
         value, column = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         missing = k - value.shape[1]
         if missing > 0:
@@ -91,17 +92,17 @@ class Scan:
             yield range(start, end, self._width)
 
     def _pick(
-        self, query_BD: Tensor, k: int, tiles: range, row_H: Tensor, column_H: Tensor, complain: Complain | None
+        self, queries: Sized, k: int, tiles: range, row_H: Tensor, column_H: Tensor, complain: Complain | None
     ) -> tuple[Tensor, Tensor]:
         """The best scores and candidates of one piece."""
-        num_users, num_tiles = len(query_BD), len(tiles)
+        num_users, num_tiles = len(queries), len(tiles)
         score_TBW = self._score[: num_tiles * num_users * self._width].view(num_tiles, num_users, self._width)
         blocks = score_TBW.view(num_tiles, num_users, -1, BLOCK)
         highest_TBG = torch.empty(blocks.shape[:3], device=self._device)
         bounds = np.searchsorted(column_H.numpy(), [*tiles, tiles[-1] + self._width])
         for place, start in enumerate(tiles):
             columns = slice(start, min(start + self._width, self._num_candidates))
-            self._fill(query_BD, columns, score_TBW[place], complain)
+            self._fill(queries, columns, score_TBW[place], complain)
             hidden = slice(int(bounds[place]), int(bounds[place + 1]))
             if hidden.stop > hidden.start:
                 where = (row_H[hidden].to(self._device), (column_H[hidden] - start).to(self._device))
@@ -116,10 +117,10 @@ class Scan:
             value[unsure] = whole.gather(1, column[unsure])
         return value, column + tiles.start
 
-    def _fill(self, query_BD: Tensor, columns: slice, score_BW: Tensor, complain: Complain | None) -> None:
+    def _fill(self, queries: Sized, columns: slice, score_BW: Tensor, complain: Complain | None) -> None:
         width = columns.stop - columns.start
-        part_Bc = score_BW if width == self._width else torch.empty(len(query_BD), width, device=self._device)
-        self._write(query_BD, columns, part_Bc)
+        part_Bc = score_BW if width == self._width else torch.empty(len(queries), width, device=self._device)
+        self._write(queries, columns, part_Bc)
         if complain is not None and len(wrong := torch.nonzero(~torch.isfinite(part_Bc))):
             row, column = wrong[0].tolist()
             raise complain(row, columns.start + column, float(part_Bc[row, column]))

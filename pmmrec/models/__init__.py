@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Tokenizer
+from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Query, Tokenizer
 from pmmrec.encoders import Encoder, EncoderConfig
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
@@ -37,6 +37,11 @@ class ItemEncoder(nn.Module, ABC):
     """What an item is, as vectors. Built as `part_class(config, context)`."""
 
     modalities: frozenset[Modality]  # what it reads
+
+    @property
+    def streams(self) -> Mapping[str, int]:
+        """The widths of the vectors that it gives beside an item's own, by name."""
+        return {}
 
     @property
     @abstractmethod
@@ -69,21 +74,39 @@ class ItemEncoder(nn.Module, ABC):
 
 
 class Scorer(nn.Module, ABC):
-    """How much a user in a state would like an item. Built as `part_class(config, context)`."""
+    """How well items suit users, given the states of the users. Built as `part_class(config, context)`.
 
-    reads_counts: bool = True  # False: items with the same vector score the same, however often they were touched
+    Attributes:
+        reads_counts: Whether `ranked` reads how often items were touched. Where not, items with the same vectors score
+            the same.
+        reads_histories: Whether a score depends on more than the queried state: on the states before it.
+    """
+
+    reads_counts: bool = False
+    reads_histories: bool = False
 
     @abstractmethod
-    def forward(self, hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:
-        """Scores `(B, N)`; larger is better. `count_N`: how often each item was touched, as far as is known."""
+    def forward(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:
+        """Scores, larger is better: `(K, N)` of all items, or `(K, C)` of the candidates, given by rows of `items`.
 
-    def keys(self, items_ND: Tensor, count_N: Tensor) -> Tensor | None:
+        Training minimises objectives of these scores. It must run on meta tensors.
+        """
+
+    def ranked(self, score_KN: Tensor, count_N: Tensor | None) -> Tensor:
+        """What a ranking sorts by: the scores with what is known of all items.
+
+        `count_N`: how often each item was touched, as far as is known.
+        """
+        del count_N
+        return score_KN
+
+    def keys(self, items: ItemVectors, count_N: Tensor | None) -> Tensor | None:
         """The items as keys `(N, D)` or `(N, D + 1)`, for a search by inner product.
 
-        The inner product of a key with a user's state, which a 1 follows where keys are one longer, is the score. None:
-        the score is no such product.
+        The inner product of a key with a queried state, which a 1 follows where keys are one longer, is the ranked
+        score. None: the score is no such product.
         """
-        del items_ND, count_N
+        del items, count_N
         return None
 
 

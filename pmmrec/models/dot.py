@@ -1,5 +1,5 @@
-"""How much a user in a state would like an item."""
-# Shapes: B users, N items, D width.
+"""Score items by the dot product with a user's state."""
+# Shapes: K queries, N items, C candidates, D width.
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
+from pmmrec.contracts import ItemVectors, Query
 from pmmrec.models import Scorer, scorers
+from pmmrec.precision import widened
 from pmmrec.settings import PartConfig
 
 
@@ -48,18 +51,27 @@ class Dot(Scorer):
         self.popularity, self.reads_counts = config.popularity, config.popularity > 0
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 
-    def forward(self, hidden_BD: Tensor, items_ND: Tensor, count_N: Tensor | None = None) -> Tensor:
-        """Scores `(B, N)`; larger is better. ValueError when popularity is wanted and no counts are given."""
-        score_BN = hidden_BD @ items_ND.T
+    def forward(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:
+        """Dot products, `(K, N)` or `(K, C)`."""
+        hidden_KD, item_ND = widened(query.hidden_KD), widened(items.fused_UD)
+        if candidate_KC is None:
+            return hidden_KD @ item_ND.T
+        return torch.einsum("kd,kcd->kc", hidden_KD, F.embedding(candidate_KC, item_ND))
+
+    def ranked(self, score_KN: Tensor, count_N: Tensor | None) -> Tensor:
+        """The scores and the prior. ValueError when popularity is wanted and no counts are given."""
         if not self.popularity:
-            return score_BN
+            return score_KN
+        return score_KN / self.temperature + self._prior(count_N, score_KN.dtype)
+
+    def keys(self, items: ItemVectors, count_N: Tensor | None) -> Tensor:
+        """Items `(N, D)`; with popularity items over the temperature and their prior, `(N, D + 1)`."""
+        item_ND = items.fused_UD
+        if not self.popularity:
+            return item_ND
+        return torch.cat((item_ND / self.temperature, self._prior(count_N, item_ND.dtype)[:, None]), dim=1)
+
+    def _prior(self, count_N: Tensor | None, dtype: torch.dtype) -> Tensor:
         if count_N is None:
             raise ValueError("popularity: the scorer needs how often each item was touched, found None")
-        return score_BN / self.temperature + self.popularity * count_N.to(score_BN.dtype).log1p()
-
-    def keys(self, items_ND: Tensor, count_N: Tensor) -> Tensor:
-        """Items `(N, D)`; with popularity items over the temperature and their prior, `(N, D + 1)`."""
-        if not self.popularity:
-            return items_ND
-        prior_N1 = self.popularity * count_N.to(items_ND.dtype).log1p()[:, None]
-        return torch.cat((items_ND / self.temperature, prior_N1), dim=1)
+        return self.popularity * count_N.to(dtype).log1p()

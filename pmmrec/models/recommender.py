@@ -1,5 +1,5 @@
 """Parts composed: what items are, what users want, and how the two are compared."""
-# Shapes: B users, L inputs, N items, D width.
+# Shapes: B users, L positions, N items, K queries, C candidates, W width with streams.
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pmmrec.contracts import History, ItemVectors, Query, UserStates
 from pmmrec.models import ItemEncoder, Scorer
 from pmmrec.users import UserEncoder
 
@@ -28,8 +28,31 @@ class Recommender(nn.Module):
             parts["scorer"] = self.scorer
         return parts
 
-    def user_states(self, vectors_ND: Tensor, item_index_BL: Tensor, is_valid_BL: Tensor) -> Tensor:
-        """Hidden states `(B, L, D)` of left-padded histories, given as rows of `vectors_ND`."""
-        inputs_BLD = torch.where(is_valid_BL[:, :, None], F.embedding(item_index_BL, vectors_ND), 0.0)
-        hidden_BLD: Tensor = self.user_encoder(inputs_BLD, is_valid_BL)
-        return hidden_BLD
+    def states(self, history: History) -> UserStates:
+        """States at every position of histories, as training sees them."""
+        states: UserStates = self.user_encoder(history)
+        return states
+
+    def query(self, history: History) -> Query:
+        """The one state of each user that ranks: of the last item or, under `attends: all`, of a mask behind it."""
+        return self.user_encoder.query(history)
+
+    def score(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:
+        """Scores of all items `(K, N)`, or of the candidates of each query `(K, C)`; larger is better."""
+        scores: Tensor = self.scorer(query, items, candidate_KC)
+        return scores
+
+
+def packed(items: ItemVectors) -> Tensor:
+    """All vectors of items that rank, side by side, `(N, W)`: how a catalogue is kept. See `unpacked`."""
+    vectors = [items.fused_UD, *(items.streams_UD[name] for name in sorted(items.streams_UD))]
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
+
+
+def unpacked(packed_NW: Tensor, streams: Mapping[str, int]) -> ItemVectors:
+    """The items out of what `packed` gave; `streams` are those of the item encoder."""
+    if not streams:
+        return ItemVectors(packed_NW)
+    widths = [streams[name] for name in sorted(streams)]
+    fused_ND, *rest = torch.split(packed_NW, [packed_NW.shape[1] - sum(widths), *widths], dim=1)
+    return ItemVectors(fused_ND, streams_UD=dict(zip(sorted(streams), rest, strict=True)))

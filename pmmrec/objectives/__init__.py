@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from pydantic import Field
 from torch import nn
 
-from pmmrec.contracts import Term, View, Views
+from pmmrec.contracts import Term, Views
 from pmmrec.family import Family
+from pmmrec.requests import Requests
 from pmmrec.settings import PartConfig
 
 
@@ -19,16 +20,26 @@ class ObjectiveConfig(PartConfig):
 
 
 class Objective(nn.Module, ABC):
-    """Built as `part_class(config, context)`; its parameters, if any, are used in pretraining only.
+    """What training minimises. Built as `part_class(config, context)`; its parameters are used in training only.
 
     A term's metrics may hold `chance`: the loss of a model that knows nothing, logged beside the first loss.
+
+    Attributes:
+        requests: What it asks for beyond the vectors of the items: passes over windows, drawn negatives, views.
+        predicts_next: Whether it scores the item that follows a position, which the state there must not have seen.
     """
 
-    needs: frozenset[View] = frozenset()
+    requests: Requests = Requests()
+    predicts_next: bool = False
 
     @abstractmethod
     def forward(self, views: Views) -> Term:
-        """The sum and the count of this objective over one step, in float32 or wider, outside autocast."""
+        """The sum and the count of this objective over one step, in float32 or wider, outside autocast.
+
+        The count depends on windows, requests and on what items have, never on vectors, states or scores: it is asked
+        for before anything is encoded. It must run on meta tensors: nothing in it may depend on the numbers in a tensor
+        but by masks and their `nonzero`.
+        """
 
 
 objectives: Family[Objective] = Family("objective", home=__name__)

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemVectors, Modality, Term, View, Views
+from pmmrec.contracts import ItemVectors, Modality, Term, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.negatives import Columns, NegativeRule
-from pmmrec.objectives.precision import outside_autocast, widened
+from pmmrec.precision import outside_autocast, widened
+from pmmrec.requests import Requests, View
 
 
 class AlignmentConfig(ObjectiveConfig):
@@ -99,7 +100,7 @@ class Alignment(Objective):
     Metrics: `chance`, the loss where all similarities are equal; `own_cosine`, of a text and its own image.
     """
 
-    needs = frozenset({View.MODALITIES})
+    requests = Requests.of(views=(View.MODALITIES,))
 
     def __init__(self, config: AlignmentConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()
@@ -107,7 +108,7 @@ class Alignment(Objective):
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError when the views lack cls vectors of a modality."""
-        with outside_autocast(views.hidden_BLD.device):
+        with outside_autocast(views.items.fused_UD.device):
             return self._term(views)
 
     def _term(self, views: Views) -> Term:

@@ -13,17 +13,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Term, View, Views
-from pmmrec.objectives import Objective, ObjectiveConfig, objectives
-from pmmrec.objectives.precision import outside_autocast, widened
+from pmmrec.contracts import Query, Term, Views
+from pmmrec.objectives import Objective, objectives
+from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.precision import outside_autocast, widened
+from pmmrec.requests import Requests, View
 
 
-class CatalogueCEConfig(ObjectiveConfig):
+class CatalogueCEConfig(TargetsConfig):
     """Settings of the full softmax."""
 
     type: Literal["catalogue_ce"] = "catalogue_ce"
     temperature: Annotated[float, Field(gt=0)] | Literal["sqrt_width"] = Field(
-        "sqrt_width", description="Divides dot products; sqrt_width: the root of the width."
+        "sqrt_width", description="Divides scores; sqrt_width: the root of the width."
     )
     scores_at_once: int = Field(
         1 << 25, ge=1, description="Positions x items whose scores are held at a time; more are done in chunks."
@@ -46,51 +48,51 @@ class CatalogueCE(Objective):
     strictly above all others.
     """
 
-    needs = frozenset({View.CATALOGUE})
-
     def __init__(self, config: CatalogueCEConfig, context: BuildContext) -> None:
         super().__init__()
         self.config = config
+        self.predicts_next = config.targets != "masked"
+        self.requests = Requests.of(config.window, views=(View.CATALOGUE,))
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 
     def forward(self, views: Views) -> Term:
         """Sum over positions with a next item."""
-        with outside_autocast(views.hidden_BLD.device):
+        with outside_autocast(views.items.fused_UD.device):
             return self._term(views)
 
     def _term(self, views: Views) -> Term:
-        items_UD = widened(views.items.fused_UD)
-        is_readable_U, next_BL = views.items.is_readable_U, views.windows.item_index_BS[:, 1:]
-        counts_BL = views.windows.has_next_BL & is_readable_U[next_BL]
-        place_U = is_readable_U.cumsum(0) - 1
-        items_UD = items_UD[is_readable_U]  # from here on U are the readable items
-        next_K = place_U[next_BL[counts_BL]]
-        hidden_KD = widened(views.hidden_BLD[counts_BL]) / self.temperature
-        num_items, num_positions = items_UD.shape[0], next_K.shape[0]
+        of_pass, states, is_target_BL = read_targets(views, self.config, "catalogue_ce")
+        is_readable_U = views.items.is_readable_U
+        is_counted_BL = is_target_BL & is_readable_U[of_pass.target_index_BL]
+        query, target_K = Query.at(states, is_counted_BL), of_pass.target_index_BL[is_counted_BL]
+        num_items, num_positions = len(is_readable_U), len(query)
         at_once = max(1, self.config.scores_at_once // num_items)
-        loss = (hidden_KD.sum() + items_UD.sum()) * 0.0  # in the graph also where nobody has a next item
+        # in the graph also where nobody has a target
+        loss = (widened(query.hidden_KD).sum() + widened(views.items.fused_UD).sum()) * 0.0
         num_right = loss.new_zeros(())
+
+        def cross_entropy(some: Query, target_k: Tensor) -> tuple[Tensor, Tensor]:
+            score_kU = views.score(some) / self.temperature
+            return _cross_entropy(score_kU.masked_fill(~is_readable_U, -math.inf), target_k)
+
         for start in range(0, num_positions, at_once):
-            some = slice(start, start + at_once)
-            inputs = (hidden_KD[some], items_UD, next_K[some])
+            chunk = slice(start, start + at_once)
+            inputs = (query[chunk], target_K[chunk])
             if at_once < num_positions:
-                chunk_loss, chunk_right = checkpoint(_cross_entropy, *inputs, use_reentrant=False)
+                chunk_loss, chunk_right = checkpoint(cross_entropy, *inputs, use_reentrant=False)
             else:
-                chunk_loss, chunk_right = _cross_entropy(*inputs)
+                chunk_loss, chunk_right = cross_entropy(*inputs)
             loss, num_right = loss + chunk_loss, num_right + chunk_right
         count = loss.detach().new_full((), num_positions)
-        metrics = {
-            "chance": torch.stack((count * math.log(num_items), count)),
-            "accuracy": torch.stack((num_right, count)),
-        }
+        chance = count * is_readable_U.sum().to(count.dtype).log()
+        metrics = {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}
         return Term(loss, count, metrics)
 
 
-def _cross_entropy(hidden_KD: Tensor, items_UD: Tensor, next_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss of some positions, and at how many the next item is alone at the top."""
-    score_KU = hidden_KD @ items_UD.T
-    loss = F.cross_entropy(score_KU, next_K, reduction="sum")
+def _cross_entropy(score_KU: Tensor, target_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss of some positions, and at how many the target is alone at the top."""
+    loss = F.cross_entropy(score_KU, target_K, reduction="sum")
     with torch.no_grad():
-        others_KU = score_KU.scatter(1, next_K[:, None], -math.inf)
-        is_right_K = score_KU.gather(1, next_K[:, None])[:, 0] > others_KU.amax(dim=1)
+        others_KU = score_KU.scatter(1, target_K[:, None], -math.inf)
+        is_right_K = score_KU.gather(1, target_K[:, None])[:, 0] > others_KU.amax(dim=1)
     return loss, is_right_K.sum().to(loss.dtype)

@@ -1,4 +1,4 @@
-"""Find what was corrupted in a window (NID, eq. 10), and know a user in spite of it (RCL, eq. 11)."""
+"""Detect the noise in a window (NID, eq. 10), and recognise a user in spite of it (RCL, eq. 11)."""
 # Shapes: B users, L inputs of a window, D width, K counted inputs, A users with an input, G those of all processes.
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Noise, Peers, Term, View, Views
+from pmmrec.contracts import Noise, Peers, Term, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
-from pmmrec.objectives.precision import outside_autocast, widened
+from pmmrec.precision import outside_autocast, widened
+from pmmrec.requests import NextItems, Noised, Requests
 
 
 class NoiseDetectionConfig(ObjectiveConfig):
     """Settings of NID."""
 
     type: Literal["noise_detection"] = "noise_detection"
+    noise: Noised = Field(Noised(), description="What is done to the windows; equal settings share one pass.")
     relu: bool = Field(True, description="ReLU over the logits, as in eq. 10; false leaves them free.")
 
 
@@ -29,9 +31,10 @@ class RobustnessConfig(ObjectiveConfig):
     """Settings of RCL."""
 
     type: Literal["robustness"] = "robustness"
+    noise: Noised = Field(Noised(), description="What is done to the windows; equal settings share one pass.")
     temperature: float = Field(1.0, gt=0, description="Divides dot products; the paper has none (1.0).")
     normalize: bool = Field(False, description="l2-normalise the means, so that similarities are cosines.")
-    symmetric: bool = Field(False, description="Also let corrupted means find the clean one, and halve the sum.")
+    symmetric: bool = Field(False, description="Also let noised means find the clean one, and halve the sum.")
 
 
 class WideLinear(nn.Linear):
@@ -43,29 +46,27 @@ class WideLinear(nn.Linear):
 
 @objectives.register("noise_detection", NoiseDetectionConfig)
 class NoiseDetection(Objective):
-    """Tell of every input of a corrupted window whether it is unchanged, shuffled or replaced.
+    """Tell of every input of a noised window whether it is unchanged, shuffled or replaced.
 
     Eq. 10 of https://arxiv.org/abs/2312.09602: cross-entropy of softmax over ReLU(logits); padding is not counted.
 
     Metrics: `chance` (log 3); `accuracy`; `noised_found`, the share of noised inputs not taken for unchanged.
     """
 
-    needs = frozenset({View.CORRUPTED})
-
     def __init__(self, config: NoiseDetectionConfig, context: BuildContext) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.requests = config, Requests.of(config.noise)
         self.head = WideLinear(context.width, len(Noise))
 
     def forward(self, views: Views) -> Term:
-        """Sum over valid inputs. ValueError when the views hold no corrupted pass."""
-        hidden_BLD = _corrupted_hidden("noise_detection", views)
-        if views.windows.corruption is None:
-            raise ValueError("noise_detection: the windows hold no corruption; draw it when an objective needs it")
-        is_input_BL = views.windows.is_input_BL
-        noise_K = views.windows.corruption.noise_BL[is_input_BL]
+        """Sum over valid inputs. ValueError where the views hold no pass with this noise."""
+        of_pass, states = views.read(self.config.noise, "noise_detection")
+        if of_pass.noise_BL is None:
+            raise ValueError("noise_detection: the pass has no labels of noise")
+        is_valid_BL, hidden_BLD = of_pass.is_valid_BL, states.hidden_BLD
+        noise_K = of_pass.noise_BL[is_valid_BL]
         with outside_autocast(hidden_BLD.device):
-            logits_K3 = self.head(widened(hidden_BLD[is_input_BL]))
+            logits_K3 = self.head(widened(hidden_BLD[is_valid_BL]))
             if self.config.relu:
                 logits_K3 = logits_K3.relu()
             loss = F.cross_entropy(logits_K3, noise_K, reduction="sum")
@@ -82,33 +83,33 @@ class NoiseDetection(Objective):
 
 @objectives.register("robustness", RobustnessConfig)
 class Robustness(Objective):
-    """Find a user's corrupted window among those of the other users of the batch.
+    """Find a user's noised window among those of the other users of the batch.
 
     Eq. 11 of https://arxiv.org/abs/2312.09602 over means of the hidden states at valid inputs. Users without an input
     are neither anchors nor negatives; a user alone counts nowhere. With peers the users of all processes are negatives.
 
-    Metrics: `chance`, the log of the number of users; `accuracy`, the share of users whose own corrupted window is
+    Metrics: `chance`, the log of the number of users; `accuracy`, the share of users whose own noised window is
     strictly nearest.
     """
 
-    needs = frozenset({View.CORRUPTED})
-
     def __init__(self, config: RobustnessConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()
-        self.config = config
+        self.config, self.requests = config, Requests.of(NextItems(), config.noise)
 
     def forward(self, views: Views) -> Term:
-        """Sum over users with an input. ValueError when the views hold no corrupted pass."""
-        corrupted_BLD, is_input_BL = _corrupted_hidden("robustness", views), views.windows.is_input_BL
-        with outside_autocast(corrupted_BLD.device):
-            clean_BD, corrupted_BD = (self._means(h, is_input_BL) for h in (views.hidden_BLD, corrupted_BLD))
-            means = (corrupted_BD, clean_BD) if self.config.symmetric else (corrupted_BD,)
-            has_input_B = is_input_BL.any(dim=1)
+        """Sum over users with an input. ValueError where the views lack one of the two passes."""
+        of_pass, clean = views.read(NextItems(), "robustness")
+        _, noised = views.read(self.config.noise, "robustness")
+        is_valid_BL = of_pass.is_valid_BL
+        with outside_autocast(is_valid_BL.device):
+            clean_BD, noised_BD = (self._means(states.hidden_BLD, is_valid_BL) for states in (clean, noised))
+            means = (noised_BD, clean_BD) if self.config.symmetric else (noised_BD,)
+            has_input_B = is_valid_BL.any(dim=1)
             keys, own_A = _keys(means, has_input_B, views.peers)
             score_AG = clean_BD[has_input_B] @ keys[0].T / self.config.temperature
             loss = F.cross_entropy(score_AG, own_A, reduction="sum")  # exactly 0, gradient too, for a user alone
             if self.config.symmetric:
-                back_AG = corrupted_BD[has_input_B] @ keys[1].T / self.config.temperature
+                back_AG = noised_BD[has_input_B] @ keys[1].T / self.config.temperature
                 loss = (loss + F.cross_entropy(back_AG, own_A, reduction="sum")) / 2
         num_users = score_AG.shape[1]
         num_counted = score_AG.shape[0] if num_users > 1 else 0
@@ -121,10 +122,10 @@ class Robustness(Objective):
         metrics = {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}
         return Term(loss, count, metrics)
 
-    def _means(self, hidden_BLD: Tensor, is_input_BL: Tensor) -> Tensor:
+    def _means(self, hidden_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
         """`(B, D)`: the mean hidden state of every user; zeros for those without an input."""
-        hidden_BLD = torch.where(is_input_BL[:, :, None], widened(hidden_BLD), 0)
-        mean_BD = hidden_BLD.sum(dim=1) / is_input_BL.sum(dim=1, keepdim=True).clamp(min=1)
+        hidden_BLD = torch.where(is_valid_BL[:, :, None], widened(hidden_BLD), 0)
+        mean_BD = hidden_BLD.sum(dim=1) / is_valid_BL.sum(dim=1, keepdim=True).clamp(min=1)
         return F.normalize(mean_BD, dim=1) if self.config.normalize else mean_BD
 
 
@@ -139,9 +140,3 @@ def _keys(means: Sequence[Tensor], has_input_B: Tensor, peers: Peers | None) -> 
     has_input = flags[:, 0] > 0
     place_A = peers.first + has_input_B.nonzero()[:, 0]
     return [row[has_input] for row in rows], (has_input.cumsum(0) - 1)[place_A]
-
-
-def _corrupted_hidden(name: str, views: Views) -> Tensor:
-    if views.corrupted_hidden_BLD is None:
-        raise ValueError(f"{name}: views.corrupted_hidden_BLD is None; run the second pass when an objective needs it")
-    return views.corrupted_hidden_BLD

@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Term, View, Views
-from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+from pmmrec.contracts import Query, Term, Views
+from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns, NegativeRule, Negatives
-from pmmrec.objectives.precision import outside_autocast, widened
+from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.precision import outside_autocast
+from pmmrec.requests import Requests, View
 
 
-class NextItemConfig(ObjectiveConfig):
+class NextItemConfig(TargetsConfig):
     """Settings of DAP."""
 
     type: Literal["next_item"] = "next_item"
@@ -27,7 +29,7 @@ class NextItemConfig(ObjectiveConfig):
         description="unseen: batch items outside the user's window. other_users: all slots of others (eq. 5).",
     )
     temperature: Annotated[float, Field(gt=0)] | Literal["sqrt_width"] = Field(
-        1.0, description="Divides dot products; the paper has none (1.0). sqrt_width: the root of the width."
+        1.0, description="Divides scores; the paper has none (1.0). sqrt_width: the root of the width."
     )
     logq: Literal["none", "all_columns", "negatives_only"] = Field(
         "none",
@@ -52,27 +54,28 @@ class NextItem(Objective):
         super().__init__()
         self.config = config
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
-        self.needs = frozenset() if config.logq == "none" else frozenset({View.POPULARITY})
+        self.predicts_next = config.targets != "masked"
+        self.requests = Requests.of(config.window, views=() if config.logq == "none" else (View.POPULARITY,))
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError when `logq` asks for a popularity that the views lack."""
-        with outside_autocast(views.hidden_BLD.device):
+        with outside_autocast(views.items.fused_UD.device):
             return self._term(views)
 
     def _term(self, views: Views) -> Term:
-        items_UD = widened(views.items.fused_UD)
-        columns = Columns.of(views.windows, items_UD.shape[0], views.num_slots_U)
-        negatives = columns.negatives(self.config.negatives, items_UD.dtype)
-        is_counted_BL = views.windows.has_next_BL & negatives.has_any_B[:, None]
-        user_K, _ = is_counted_BL.nonzero(as_tuple=True)
-        next_K = views.windows.item_index_BS[:, 1:][is_counted_BL]
-        hidden_KD = widened(views.hidden_BLD[is_counted_BL])
+        of_pass, states, is_target_BL = read_targets(views, self.config, "next_item")
+        dtype = torch.promote_types(views.items.fused_UD.dtype, torch.float32)
+        columns = Columns.of(views.windows, len(views.items.fused_UD), views.num_slots_U)
+        negatives = columns.negatives(self.config.negatives, dtype)
+        is_counted_BL = is_target_BL & negatives.has_any_B[:, None]
+        query = Query.at(states, is_counted_BL)
+        user_K, next_K = query.user_K, of_pass.target_index_BL[is_counted_BL]
 
-        score_KU = (hidden_KD / self.temperature) @ items_UD.T
+        score_KU = views.score(query) / self.temperature
         score_K = score_KU.gather(1, next_K[:, None])[:, 0]
         positive_K, negative_bias_BU = score_K, negatives.log_weight_BU
         if self.config.logq != "none":
-            log_q_U = self._log_q(views).to(items_UD.dtype)
+            log_q_U = self._log_q(views).to(dtype)
             # not a plain difference: an item that the sampler never shows has log q = -inf and weight 0
             negative_bias_BU = torch.where(negatives.is_negative_BU, negative_bias_BU - log_q_U, -math.inf)
             if self.config.logq == "all_columns":

@@ -20,9 +20,9 @@ from pmmrec.context import BuildContext
 from pmmrec.data.histories import Histories
 from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import alike_items, evaluating
+from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.scan import SAFE, Scan, Sizes, inner_products
-from pmmrec.evaluation.states import states_after
-from pmmrec.models.recommender import Recommender
+from pmmrec.models.recommender import Recommender, unpacked
 from pmmrec.serving.candidates import EncodedItems
 from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
 from pmmrec.serving.service import (
@@ -121,7 +121,9 @@ def write_index(
     counts = encoded.domain.item_counts if recommender.scorer.reads_counts else None
     vectors_ND = encoded.vectors_ND.cpu()
     key_ND = _keys(checkpoint, recommender, vectors_ND, counts)
-    num_more, num_even = key_ND.shape[1] - vectors_ND.shape[1], int(kind != "flat")
+    streams = dict(recommender.item_encoder.streams)
+    num_more = key_ND.shape[1] - (vectors_ND.shape[1] - sum(streams.values()))
+    num_even = int(kind != "flat")
     if num_even:
         key_ND = equally_long(key_ND)
     key_CD = key_ND[torch.from_numpy(readable)].contiguous()
@@ -130,12 +132,13 @@ def write_index(
     index = _built(kind, key_CD.numpy())
     tried = tuple(_recalls(index, kind, query_QD, key_CD, alike_items(encoded.contents, counts)[readable], k))
     with files.writing(out, replace=False) as place:
-        _write_items(place / ITEMS_FILE, encoded, vectors_ND, key_ND if num_more + num_even else None)
+        _write_items(place / ITEMS_FILE, encoded, vectors_ND, key_ND if num_more + num_even or streams else None)
         faiss().write_index(index, str(place / FAISS_FILE))
         info = IndexInfo(
             format=FORMAT,
             kind=kind,
             width=vectors_ND.shape[1],
+            streams=streams,
             num_more=num_more,
             num_even=num_even,
             effort=tried[-1].effort,
@@ -163,7 +166,8 @@ def _keys(
     `counts`: interactions of each item; None for a scorer that does not use them.
     """
     count_N = np.zeros(len(vectors_ND), np.int64) if counts is None else counts
-    key_ND = recommender.scorer.keys(vectors_ND, torch.from_numpy(count_N))
+    items = unpacked(vectors_ND, recommender.item_encoder.streams)
+    key_ND = recommender.scorer.keys(items, torch.from_numpy(count_N))
     if key_ND is None:
         name = checkpoint.model_config.scorer.type
         raise RecipeError(f"scorer {name!r}: its scores are not inner products, as an index needs; use score instead")
@@ -193,12 +197,12 @@ def _states(recommender: Recommender, encoded: EncodedItems, histories: Historie
     num_users = min(num_users, histories.num_users)
     drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
     parts, device = [], next(recommender.user_encoder.parameters()).device
+    catalogue = unpacked(encoded.vectors_ND, recommender.item_encoder.streams)
     with evaluating(recommender):
         for history in histories.chunks(1024, drawn):
             items = history.item_H.astype(np.int64)
-            parts.append(
-                states_after(recommender.user_encoder, encoded.vectors_ND, history.offset_B, items, device).cpu()
-            )
+            query = queries_after(recommender.user_encoder, catalogue, history.offset_B, items, device)
+            parts.append(query.hidden_KD.cpu())
     return torch.cat(parts)
 
 

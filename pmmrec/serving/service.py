@@ -20,9 +20,10 @@ from torch import Tensor
 from pmmrec.context import BuildContext
 from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import evaluating
+from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen, check_seen
-from pmmrec.evaluation.states import states_after
 from pmmrec.homes import expanded
+from pmmrec.models.recommender import unpacked
 from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
 from pmmrec.settings import Config, validate
 from pmmrec.users import UserEncoder, user_encoders
@@ -39,7 +40,8 @@ class IndexInfo(Config):
 
     format: Literal[1]
     kind: Kind
-    width: int = Field(gt=0)  # of item vectors and user states
+    width: int = Field(gt=0)  # of all vectors of an item
+    streams: dict[str, int] = {}  # those beside an item's own vector, and their widths
     num_more: int = Field(ge=0, le=1)  # 1: a key ends in a prior, and a query in a 1
     num_even: int = Field(0, ge=0, le=1)  # 1: then an entry that makes all key norms equal, and a 0 in a query
     effort: int = Field(ge=1)  # efSearch of hnsw, nprobe of ivf; 1 for flat
@@ -49,6 +51,11 @@ class IndexInfo(Config):
     settings: dict[str, Any]  # of the user encoder
     files: dict[InsidePath, Sha256]
     provenance: dict[str, Any] = {}  # checkpoint, domain, and recall against exact search
+
+    @property
+    def state_width(self) -> int:
+        """Width of an item's own vector and of user states."""
+        return self.width - sum(self.streams.values())
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,9 @@ class ItemIndex:
     def _query(self, rows: NDArray[np.int64]) -> Floats:
         offsets = np.array([0, len(rows)])
         with evaluating(self.user_encoder):
-            state_1D = states_after(self.user_encoder, self.vectors_ND, offsets, rows, self.vectors_ND.device)
-        query: Floats = as_queries(state_1D, self.info.num_more, self.info.num_even)[0].numpy()
+            items = unpacked(self.vectors_ND, self.info.streams)
+            queried = queries_after(self.user_encoder, items, offsets, rows, self.vectors_ND.device)
+        query: Floats = as_queries(queried.hidden_KD, self.info.num_more, self.info.num_even)[0].numpy()
         return query
 
 
@@ -131,12 +139,12 @@ def load_index(folder: Path | str) -> ItemIndex:
     table = pq.read_table(folder / ITEMS_FILE)
     vectors = _matrix(table["vector"], info.width)
     item_of_C = np.flatnonzero(table["is_candidate"].to_numpy())
-    width_of_key = info.width + info.num_more + info.num_even
+    width_of_key = info.state_width + info.num_more + info.num_even
     index = library.read_index(str(folder / FAISS_FILE))
     fits = len(table) == info.num_items and index.d == width_of_key
     if not fits or not len(item_of_C) == index.ntotal == info.num_candidates:
         raise CheckpointError(f"{folder}: {ITEMS_FILE} and {FAISS_FILE} do not fit {INDEX_FILE}; write the index again")
-    keys = vectors if width_of_key == info.width else _matrix(table["key"], width_of_key)
+    keys = vectors if width_of_key == info.width and not info.streams else _matrix(table["key"], width_of_key)
     return ItemIndex(
         info=info,
         item_ids=table["item_id"].cast(pa.large_string()).combine_chunks(),
@@ -178,7 +186,7 @@ def _below(entry: PartEntry) -> dict[str, str]:
 
 def _read_user_encoder(folder: Path, info: IndexInfo) -> UserEncoder:
     part_class: Any = user_encoders.part_class(config := user_encoders.config(info.settings))
-    encoder: UserEncoder = part_class(config, BuildContext(info.width))
+    encoder: UserEncoder = part_class(config, BuildContext(info.state_width))
     state = read_part(folder / info.user_encoder.folder, encoder)
     if problems := misfits(USER_ENCODER, state, encoder):
         raise CheckpointError("\n".join([f"{folder}: the user encoder does not fit its settings", *problems]))

@@ -11,6 +11,7 @@ import torch
 
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
+from pmmrec.contracts import History
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.contents import check_readable
 from pmmrec.data.mixing import StepSampler
@@ -26,13 +27,13 @@ from pmmrec.train.cost import TrainingCost
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
+from pmmrec.train.memory_simulation import item_inputs
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Sources, check_window, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
 from pmmrec.train.task import TrainingTask
-from pmmrec.train.trial import item_inputs
 from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import TransferPlan, apply, plan_full
@@ -133,6 +134,6 @@ def _stand_ready(
 
 def _check_shapes(recommender: Recommender, window_size: int) -> None:
     """Send two items and one full window through the model on the meta device."""
-    fused_UD = recommender.item_encoder(item_inputs(recommender, num_items=2)).fused_UD
+    items = recommender.item_encoder(item_inputs(recommender, num_items=2))
     index_BL = torch.zeros((1, window_size - 1), dtype=torch.int64)
-    recommender.user_states(fused_UD, index_BL, torch.ones_like(index_BL, dtype=torch.bool))
+    recommender.query(History.of(items, index_BL, torch.ones_like(index_BL, dtype=torch.bool)))

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pmmrec.contracts import ItemVectors, Modality, Together
+from pmmrec.contracts import GlobalItems, ItemVectors, Modality
 
 
 class _Gather(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _Gather(torch.autograd.Function):
         return total[dist.get_rank()]
 
 
-def items_of_all(own: ItemVectors, together: Together, *, with_cls: bool) -> ItemVectors:
+def items_of_all(own: ItemVectors, global_items: GlobalItems, *, with_cls: bool) -> ItemVectors:
     """The items of a step, given those that this process encoded: item i comes from process i % W. All must call it.
 
     All vectors travel in one collective there and one back. `with_cls`: cls vectors are wanted too.
@@ -46,7 +46,7 @@ def items_of_all(own: ItemVectors, together: Together, *, with_cls: bool) -> Ite
     parts: dict[object, Tensor] = {"fused": own.fused_UD}
     parts |= {("stream", name): vectors for name, vectors in own.streams_UD.items()}
     parts |= {("cls", modality): vectors for modality, vectors in own.cls_UD.items() if with_cls}
-    num_items = len(together.num_slots_U)
+    num_items = len(global_items.num_slots_U)
     packed = torch.cat(list(parts.values()), dim=1)  # of different precisions: the widest
     packed_UD = _dealt_back(packed[: _share(num_items, dist.get_rank())], num_items)
     widths = [part.shape[1] for part in parts.values()]
@@ -56,7 +56,7 @@ def items_of_all(own: ItemVectors, together: Together, *, with_cls: bool) -> Ite
     }
     cls_UD: Mapping[Modality, Tensor] = {m: gathered["cls", m] for m in own.cls_UD} if with_cls else {}
     streams_UD = {name: gathered["stream", name] for name in own.streams_UD}
-    return ItemVectors(gathered["fused"], cls_UD, {m: together.has_U[m] for m in own.has_U}, streams_UD)
+    return ItemVectors(gathered["fused"], cls_UD, {m: global_items.has_U[m] for m in own.has_U}, streams_UD)
 
 
 class OtherUsers:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pmmrec.contracts import Modality, View
+from pmmrec.contracts import Modality
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.mixing import Draw, StepSampler, share
 from pmmrec.data.prefix import DEVICE_SHARE
@@ -22,12 +22,13 @@ from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.windows import WindowIndex
 from pmmrec.errors import RecipeError
 from pmmrec.launch import LaunchFile, Spread
+from pmmrec.requests import View
 from pmmrec.train.loop import TrainConfig
+from pmmrec.train.memory_simulation import Kernels, StepMemory, StepSize, step_memory
 from pmmrec.train.prepare import Sources, gathers, shared_out
 from pmmrec.train.processes import MachineConfig, Precision
 from pmmrec.train.spread import blocks_of
 from pmmrec.train.task import TrainingTask
-from pmmrec.train.trial import Kernels, StepMemory, StepSize, step_memory
 
 FLOAT32 = 4  # bytes
 STEPS_DRAWN = 4  # the fullest of so many is what is shown
@@ -156,7 +157,7 @@ class Drawing:
         steps = [self._step(step, num_processes) for step in range(num_steps)]
         windows = max(steps, key=lambda keys: len(np.unique(np.concatenate(keys))))
         item_keys = np.unique(np.concatenate(windows))
-        num_items = self._num_items if View.CATALOGUE in task.needs else len(item_keys)
+        num_items = self._num_items if View.CATALOGUE in task.requests.views else len(item_keys)
         sees_all = gathers(self.train.gather, num_processes)
         longest, slots = max(map(len, windows)), sum(len(keys) - 1 for keys in windows)
         return StepSize(
@@ -174,7 +175,7 @@ class Drawing:
         num_users = math.ceil(self.train.batch_users / self.train.accumulate.user_parts)
         own = math.ceil(num_users / num_processes)
         seen = (num_users if sees_all else own) * self.data.window.size
-        num_items = self._num_items if View.CATALOGUE in task.needs else min(seen, self._num_items)
+        num_items = self._num_items if View.CATALOGUE in task.requests.views else min(seen, self._num_items)
         tokenizer = task.recommender.item_encoder.tokenizer
         return StepSize(
             users=own,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pmmrec.context import Backbone, Catalogue
-from pmmrec.contracts import Batch, Modality, Prefix, View, to_device
-from pmmrec.data.batches import BatchBuilder, DataConfig
+from pmmrec.contracts import Batch, Modality, Prefix, to_device
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
@@ -34,6 +34,7 @@ from pmmrec.models.build import ModelConfig
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
+from pmmrec.requests import View
 from pmmrec.settings import PartConfig
 from pmmrec.train.accumulate import AccumulateConfig
 from pmmrec.train.log import RunLog
@@ -213,7 +214,7 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
     encoder = recommender.item_encoder
     if not encoder.modalities or any(tensor.requires_grad for tensor in encoder.parameters()):
         return reader
-    if View.MODALITIES in task.needs:
+    if View.MODALITIES in task.requests.views:
         raise RecipeError(
             "objectives: one compares texts with images, but nothing of the item encoder learns, so it has nothing to "
             "improve; take it away (objectives.NAME=null), or let a part of the item encoder train"
@@ -348,21 +349,8 @@ class Batches:
             for warning in reader.warnings:
                 log.warn(warning)
         self._sources = sources
-        self._builder = BatchBuilder(
-            sources.domains,
-            sources.splits,
-            reader,
-            config.window,
-            config.mixing,
-            config.corruption,
-            batch_users=batch_users,
-            seed=seed,
-            views=task.needs,
-            rank=processes.rank,
-            world=processes.world,
-            gather=gathers(gather, processes.world),
-            parts=parts,
-        )
+        division = Division(processes.rank, processes.world, gathers(gather, processes.world), parts)
+        self._builder = BatchBuilder(sources.splits, reader, config, task.requests, batch_users, seed, division)
         self._loader = BatchLoader(self._builder, config.workers)
         self._reader = reader
 

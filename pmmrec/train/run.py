@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from typing_extensions import Self
 
@@ -47,6 +47,7 @@ class Runnable(Protocol):
     @property
     def name(self) -> str: ...
     def to_yaml(self) -> str: ...
+    def reread(self, text: str) -> str: ...
 
 
 class Run:
@@ -186,7 +187,8 @@ def by_main(processes: Processes, work: Callable[[], Done]) -> Done | None:
 def _opened(recipe: Runnable, processes: Processes, stack: ExitStack, *, resume: bool) -> RunStatus:
     """Open the folder of a run for as long as `stack` is open."""
     log = RunLog(None, is_main=True)  # there is no folder yet
-    status = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), resume=resume, warn=log.warn))
+    how: dict[str, Any] = {"resume": resume, "reread": recipe.reread, "warn": log.warn}
+    status = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), **how))
     if status is RunStatus.NEW:
         _write_recipe(recipe)
     if status is not RunStatus.FINISHED:

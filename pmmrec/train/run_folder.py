@@ -96,9 +96,16 @@ class RunStatus(str, Enum):
 
 @contextmanager
 def run_folder(
-    folder: Path, recipe: str, *, resume: bool, warn: Callable[[str], object] = warnings.warn
+    folder: Path,
+    recipe: str,
+    *,
+    resume: bool,
+    reread: Callable[[str], str] = str,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> Iterator[RunStatus]:
     """Open the folder of a run and lock it against other runs; a new folder is made.
+
+    `reread` writes a recipe of an earlier version as this one does.
 
     `resume`: go on with a stopped run. A run that was stopped before it saved a state starts again; what it has learned
     so far, if anything, is put aside with a warning. Raises RecipeError if the folder belongs to another run or the
@@ -111,7 +118,7 @@ def run_folder(
     if not exists:
         make_run_folder(folder)
     with _locked(folder, LOCK_TIMEOUT_S if exists else 0.0, warn):
-        yield _status(folder, recipe, warn) if exists else RunStatus.NEW
+        yield _status(folder, recipe, reread, warn) if exists else RunStatus.NEW
 
 
 def _is_empty(folder: Path) -> bool:
@@ -152,7 +159,7 @@ def remove_started_run(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _status(folder: Path, recipe: str, warn: Callable[[str], object]) -> RunStatus:
+def _status(folder: Path, recipe: str, reread: Callable[[str], str], warn: Callable[[str], object]) -> RunStatus:
     """The status of an existing folder, which is cleared for a new start if its run saved no state."""
     events, before = _events(folder), _recipe_before(folder)
     is_finished = bool(events) and f'"event": "{FINISHED}"' in events[-1]
@@ -160,7 +167,7 @@ def _status(folder: Path, recipe: str, warn: Callable[[str], object]) -> RunStat
     has_states = bool(states.found())
     if before:
         is_ranked = is_finished or (folder / METRICS_NAME).exists()
-        _refuse_other_recipe(folder, before, recipe, has_states=has_states, is_ranked=is_ranked)
+        _refuse_other_recipe(folder, reread(before), recipe, has_states=has_states, is_ranked=is_ranked)
     if is_finished:
         states.clear()  # a kill may have left some
         return RunStatus.FINISHED

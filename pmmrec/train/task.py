@@ -4,17 +4,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Batch, ItemInputs, ItemVectors, Term, View, Views
+from pmmrec.contracts import (
+    Batch,
+    History,
+    ItemInputs,
+    ItemVectors,
+    Query,
+    Term,
+    UserStates,
+    Views,
+    WindowPass,
+    Windows,
+)
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ParameterRow, parameter_table
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+from pmmrec.requests import Masked, Requests, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
 
@@ -34,22 +47,17 @@ class TrainingTask(nn.Module):
 
     @classmethod
     def of(cls, recommender: Recommender, configs: Mapping[str, ObjectiveConfig], width: int) -> TrainingTask:
-        """The task that minimises the objectives of a recipe."""
-        terms = {name: objectives.part_class(config)(config, BuildContext(width)) for name, config in configs.items()}
-        modalities = recommender.item_encoder.modalities
-        blind = [name for name, term in terms.items() if View.MODALITIES in term.needs and len(modalities) < 2]
-        if blind:
-            raise RecipeError(
-                f"objectives.{blind[0]}: compares text with image, but the model reads "
-                f"{' and '.join(modalities) or 'ids'} only; take it away with objectives.{blind[0]}=null"
-            )
+        """The task that minimises the objectives of a recipe. RecipeError where the model cannot serve one of them."""
+        context = BuildContext(width)
+        terms = {name: objectives.part_class(config)(config, context) for name, config in configs.items()}
+        for name, term in terms.items():
+            _refuse_unfit(name, term, recommender)
         return cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
 
     @property
-    def needs(self) -> frozenset[View]:
-        """All views that some objective asks for."""
-        wanted: frozenset[View] = frozenset()
-        return wanted.union(*(term.needs for term in self._terms().values()))
+    def requests(self) -> Requests:
+        """All that the objectives ask for."""
+        return Requests.union(term.requests for term in self._terms().values())
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -78,16 +86,14 @@ class TrainingTask(nn.Module):
         """Nothing; where weights are in shares (FSDP2), those outside of blocks are gathered by it."""
 
     def views(self, batch: Batch) -> Views:
-        """What the objectives see. Items are encoded once, by one process; clean and corrupted windows share a pass.
+        """What the objectives see. Items are encoded once, by one process; equal requests share a pass.
 
-        Where items are encoded together, every process must call it.
+        Where items are encoded by all processes together, every process must call it.
         """
-        items, together = self._encode(batch.items), batch.together
-        if together is None:
-            return self._views(items, batch)
-        items = items_of_all(items, together, with_cls=View.MODALITIES in self.needs)
-        views = self._views(items, batch)
-        return dataclasses.replace(views, num_slots_U=together.num_slots_U, peers=OtherUsers(together.num_users))
+        items, whole = self._encode(batch.items), batch.global_items
+        if whole is not None:
+            items = items_of_all(items, whole, with_cls=View.MODALITIES in self.requests.views)
+        return self._views(items, batch, self._states(items, batch.windows))
 
     def _encode(self, items: ItemInputs) -> ItemVectors:
         encoder = self.recommender.item_encoder
@@ -96,17 +102,26 @@ class TrainingTask(nn.Module):
         )
         return vectors
 
-    def _views(self, items: ItemVectors, batch: Batch) -> Views:
-        windows = batch.windows
-        index_BL, is_input_BL = windows.item_index_BS[:, :-1], windows.is_input_BL
-        corruption = windows.corruption if View.CORRUPTED in self.needs else None
-        if corruption is None:
-            hidden_BLD = self.recommender.user_states(items.fused_UD, index_BL, is_input_BL)
-            return Views(items, windows, hidden_BLD, None, batch.log_q_U)
-        both_index = torch.cat((index_BL, corruption.item_index_BL))
-        both_hidden = self.recommender.user_states(items.fused_UD, both_index, torch.cat((is_input_BL, is_input_BL)))
-        hidden_BLD, corrupted_BLD = both_hidden.chunk(2)
-        return Views(items, windows, hidden_BLD, corrupted_BLD, batch.log_q_U)
+    def _states(self, items: ItemVectors, windows: Windows) -> dict[WindowRequest, UserStates]:
+        """States of all passes; those of one length are computed together."""
+        passes = {request: windows.passes[request] for request in self.requests.passes}
+        states: dict[WindowRequest, UserStates] = {}
+        for length in dict.fromkeys(one.item_index_BL.shape[1] for one in passes.values()):
+            some = {request: one for request, one in passes.items() if one.item_index_BL.shape[1] == length}
+            both = self.recommender.states(_history(items, list(some.values()), windows.user_index_B))
+            hidden, is_valid = both.hidden_BLD.chunk(len(some)), both.is_valid_BL.chunk(len(some))
+            states |= {request: UserStates(hidden[n], is_valid[n]) for n, request in enumerate(some)}
+        return states
+
+    def _views(self, items: ItemVectors, batch: Batch, states: Mapping[WindowRequest, UserStates]) -> Views:
+        views = Views(items, batch.windows, states, partial(self._score, items), batch.log_q_U)
+        whole = batch.global_items
+        if whole is None:
+            return views
+        return dataclasses.replace(views, num_slots_U=whole.num_slots_U, peers=OtherUsers(whole.num_users))
+
+    def _score(self, items: ItemVectors, query: Query, candidate_KC: Tensor | None = None) -> Tensor:
+        return self.recommender.score(query, items, candidate_KC)
 
     def terms(self, views: Views) -> dict[str, Term]:
         """Each objective's sum and count."""
@@ -116,19 +131,21 @@ class TrainingTask(nn.Module):
         """Name -> `(2,)` of 0 and the count of each objective, known before anything is encoded.
 
         Counts depend on windows and on what items have, not on vectors: the objectives are shown zeros. Where items are
-        encoded together, every process must call it.
+        encoded by all processes together, every process must call it.
         """
-        windows, together = batch.windows, batch.together
-        has_U = batch.items.has_U if together is None else together.has_U
-        num_items = batch.items.num_items if together is None else len(together.num_slots_U)
-        device = windows.is_valid_BS.device
-        zeros_UD = torch.zeros(num_items, self.width, device=device)
-        zeros_BLD = torch.zeros(*windows.is_input_BL.shape, self.width, device=device)
-        items = ItemVectors(zeros_UD, dict.fromkeys(has_U, zeros_UD), has_U)
-        views = Views(items, windows, zeros_BLD, zeros_BLD, batch.log_q_U)
-        if together is not None:
-            peers = OtherUsers(together.num_users)
-            views = dataclasses.replace(views, num_slots_U=together.num_slots_U, peers=peers)
+        windows, whole = batch.windows, batch.global_items
+        has_U = batch.items.has_U if whole is None else whole.has_U
+        num_items = batch.items.num_items if whole is None else len(whole.num_slots_U)
+        zeros_UD = torch.zeros(num_items, self.width, device=windows.is_valid_BS.device)
+        streams_UD = {
+            name: zeros_UD.new_zeros(num_items, width) for name, width in self.recommender.item_encoder.streams.items()
+        }
+        items = ItemVectors(zeros_UD, dict.fromkeys(has_U, zeros_UD), has_U, streams_UD)
+        states = {
+            request: UserStates(zeros_UD.new_zeros(*of_pass.is_valid_BL.shape, self.width), of_pass.is_valid_BL)
+            for request, of_pass in windows.passes.items()
+        }
+        views = self._views(items, batch, states)
         with torch.no_grad():
             counts = {name: term.count for name, term in self.terms(views).items()}
         return {name: torch.stack((torch.zeros_like(count), count)) for name, count in counts.items()}
@@ -140,17 +157,17 @@ class TrainingTask(nn.Module):
         gradient is that of the whole step.
         """
         views = self.views(batch)
-        vectors = [views.items.fused_UD, *views.items.cls_UD.values()]
+        vectors = [views.items.fused_UD, *views.items.cls_UD.values(), *views.items.streams_UD.values()]
         vectors = [vector for vector in vectors if vector.requires_grad]
         if not vectors:
             return {}
         norms: dict[str, float] = {}
         for name, term in self.terms(views).items():
-            count = term.count if batch.together is None else summed(term.count)
+            count = term.count if batch.global_items is None else summed(term.count)
             loss = term.sum / count.clamp(min=1) * self.weights[name]
             gradients = torch.autograd.grad(loss, vectors, retain_graph=True, allow_unused=True)
             wholes = [gradient for gradient in gradients if gradient is not None]
-            if batch.together is not None:
+            if batch.global_items is not None:
                 wholes = [summed(gradient) for gradient in wholes]
             squares = [gradient.float().square().sum() for gradient in wholes]
             norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
@@ -158,3 +175,39 @@ class TrainingTask(nn.Module):
 
     def _terms(self) -> dict[str, Objective]:
         return {name: term for name, term in self.objectives.items() if isinstance(term, Objective)}
+
+
+def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
+    """RecipeError where the model lacks what an objective compares, or shows it what it is to predict."""
+    modalities, attends = recommender.item_encoder.modalities, recommender.user_encoder.attends
+    if View.MODALITIES in term.requests.views and len(modalities) < 2:
+        raise RecipeError(
+            f"objectives.{name}: compares text with image, but the model reads "
+            f"{' and '.join(modalities) or 'ids'} only; take it away with objectives.{name}=null"
+        )
+    if term.predicts_next and attends == "all":
+        raise RecipeError(
+            f"objectives.{name}: predicts the next item, which a user encoder with attends: all has already seen; set "
+            f"objectives.{name}.targets=masked, or model.user_encoder.attends=past"
+        )
+    if attends == "past" and any(isinstance(request, Masked) for request in term.requests.passes):
+        raise RecipeError(
+            f"objectives.{name}: predicts masked items, which needs a user encoder that reads the items on both sides; "
+            f"set model.user_encoder.attends=all, or objectives.{name}.targets=next"
+        )
+
+
+def _history(items: ItemVectors, passes: Sequence[WindowPass], user_index_B: Tensor | None) -> History:
+    """The inputs of several passes of one length, one pass after another."""
+    is_masked_BL = None
+    if any(one.is_masked_BL is not None for one in passes):
+        is_masked_BL = torch.cat(
+            [torch.zeros_like(one.is_valid_BL) if one.is_masked_BL is None else one.is_masked_BL for one in passes]
+        )
+    if len(passes) == 1:
+        index_BL, is_valid_BL = passes[0].item_index_BL, passes[0].is_valid_BL
+    else:
+        index_BL = torch.cat([one.item_index_BL for one in passes])
+        is_valid_BL = torch.cat([one.is_valid_BL for one in passes])
+    users = None if user_index_B is None else user_index_B.repeat(len(passes))
+    return History.of(items, index_BL, is_valid_BL, is_masked_BL, users)

@@ -1,19 +1,39 @@
 """User encoders: hidden states out of the order in which a user touched items."""
+# Shapes: B users, L positions, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
+from typing import Literal
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 from pmmrec.adapters import Host
+from pmmrec.contracts import History, Query, UserStates
 from pmmrec.family import Family
+
+Attends = Literal["past", "all"]
 
 
 class UserEncoder(nn.Module, ABC):
-    """Built as `part_class(config, context)`. `max_inputs` is the longest history it can read."""
+    """Reads histories. Built as `part_class(config, context)`.
+
+    Attributes:
+        max_inputs: The longest history it can read. Under `attends == "all"` it reads one position more, the mask that
+            stands for the item to come.
+        attends: past: a state depends on the items up to its position alone. all: on the whole history; such an encoder
+            learns from masked items, and its input at masked positions is a vector of its own.
+        reads_users: Whether it reads `history.user_index_B`.
+        streams: Names of the streams of items that it reads beside their vectors.
+    """
 
     max_inputs: int
+    attends: Attends = "past"
+    reads_users: bool = False
+    streams: frozenset[str] = frozenset()
 
     @property
     def host(self) -> Host | None:
@@ -21,8 +41,32 @@ class UserEncoder(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def forward(self, inputs_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
-        """Left-padded item vectors -> hidden states `(B, L, D)`; those of padding mean nothing."""
+    def forward(self, history: History) -> UserStates:
+        """States `(B, L, D)` at every position. More padding on the left changes no state of a valid position.
+
+        It must run on meta tensors: nothing in it may depend on the numbers in a tensor.
+        """
+
+    def query(self, history: History) -> Query:
+        """The one state of each user that ranks: of the last item or, under `attends == "all"`, of a mask behind it."""
+        if self.attends == "all":
+            history = _followed_by_mask(history)
+        states: UserStates = self(history)
+        return Query.last(states)
+
+
+def _followed_by_mask(history: History) -> History:
+    """With one more position, which is valid and masked."""
+    is_masked_BL = history.is_masked_BL
+    if is_masked_BL is None:
+        is_masked_BL = torch.zeros_like(history.is_valid_BL)
+    return dataclasses.replace(
+        history,
+        item_BLD=F.pad(history.item_BLD, (0, 0, 0, 1)),
+        is_valid_BL=F.pad(history.is_valid_BL, (0, 1), value=True),
+        streams_BLD={name: F.pad(stream_BLD, (0, 0, 0, 1)) for name, stream_BLD in history.streams_BLD.items()},
+        is_masked_BL=F.pad(is_masked_BL, (0, 1), value=True),
+    )
 
 
 user_encoders: Family[UserEncoder] = Family("user encoder", home=__name__)

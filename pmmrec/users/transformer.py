@@ -1,20 +1,22 @@
-"""What a user wants next, by self-attention over the items before (PMMRec, eq. 4)."""
+"""Self-attention over the items that a user touched (PMMRec eq. 4, SASRec, BERT4Rec)."""
 # Shapes: B users, L inputs, D width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pmmrec.adapters import Host, Sites
 from pmmrec.blocks import Activation, TransformerBlock, attention_allowed
 from pmmrec.context import BuildContext
+from pmmrec.contracts import History, UserStates
 from pmmrec.errors import RecipeError
+from pmmrec.renamed import renamed_attention
 from pmmrec.settings import PartConfig
-from pmmrec.users import UserEncoder, user_encoders
+from pmmrec.users import Attends, UserEncoder, user_encoders
 
 # Queries, keys and values are made by one linear map.
 SITES = Sites(
@@ -36,8 +38,16 @@ class TransformerConfig(PartConfig):
     activation: Activation = "relu"
     qkv_bias: bool = False
     norm_eps: float = Field(default=1e-6, gt=0)
-    is_causal: bool = Field(default=True, description="False: every input sees every other (BERT4Rec).")
+    attends: Attends = Field(
+        default="past",
+        description="past: an input sees those before it. all: those behind it too; training masks items (BERT4Rec).",
+    )
     max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_earlier_names(cls, settings: Any) -> Any:
+        return renamed_attention(settings)
 
 
 @user_encoders.register("transformer", TransformerConfig)
@@ -55,9 +65,13 @@ class TransformerUserEncoder(UserEncoder):
             raise RecipeError(
                 f"user_encoder.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor"
             )
-        self.max_inputs, self.is_causal = config.max_inputs, config.is_causal
-        self.position = nn.Embedding(config.max_inputs, width)
+        self.max_inputs, self.attends = config.max_inputs, config.attends
+        self._max_positions = config.max_inputs + (config.attends == "all")
+        self.position = nn.Embedding(self._max_positions, width)
         nn.init.normal_(self.position.weight, std=0.02)
+        if config.attends == "all":
+            self.mask = nn.Parameter(torch.empty(width))
+            nn.init.normal_(self.mask, std=0.02)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
@@ -79,17 +93,19 @@ class TransformerUserEncoder(UserEncoder):
         blocks = tuple(f"blocks.{place}" for place in range(len(self.blocks)))
         return Host(self, "", type(self).__name__, blocks, SITES, ("transformer",))
 
-    def forward(self, inputs_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
-        """Left-padded item vectors -> hidden states `(B, L, D)`. RecipeError when L is above `max_inputs`."""
-        length = inputs_BLD.shape[1]
-        if length > self.max_inputs:
+    def forward(self, history: History) -> UserStates:
+        """States `(B, L, D)`. RecipeError where L is above `max_inputs`; with `attends: all`, above one more."""
+        input_BLD, length = history.item_BLD, history.item_BLD.shape[1]
+        if length > self._max_positions:
             raise RecipeError(
                 f"user_encoder.max_inputs: {self.max_inputs}, but histories of {length} inputs came; "
                 "shorten the windows or raise max_inputs"
             )
-        place_L = torch.arange(length - 1, -1, -1, device=inputs_BLD.device)
-        hidden_BLD: Tensor = self.dropout(self.norm(inputs_BLD + self.position(place_L)))
-        is_allowed_BLL = attention_allowed(is_valid_BL, is_causal=self.is_causal)
+        if self.attends == "all" and history.is_masked_BL is not None:
+            input_BLD = torch.where(history.is_masked_BL[:, :, None], self.mask.to(input_BLD.dtype), input_BLD)
+        place_L = torch.arange(length - 1, -1, -1, device=input_BLD.device)
+        hidden_BLD: Tensor = self.dropout(self.norm(input_BLD + self.position(place_L)))
+        is_allowed_BLL = attention_allowed(history.is_valid_BL, is_causal=self.attends == "past")
         for block in self.blocks:
             hidden_BLD = block(hidden_BLD, is_allowed_BLL)
-        return hidden_BLD
+        return UserStates(hidden_BLD, history.is_valid_BL)

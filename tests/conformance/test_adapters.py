@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pmmrec.adapters import adapters
 from pmmrec.adapters.plan import AdapterPlan, adapt
 from pmmrec.context import Backbone, BuildContext
-from pmmrec.contracts import PixelInputs, TokenInputs
+from pmmrec.contracts import History, PixelInputs, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.encoders.text import LAYOUTS as TEXT_LAYOUTS
 from pmmrec.encoders.vision_hf import LAYOUTS as VISION_LAYOUTS
@@ -106,7 +106,11 @@ def make(folder: Path, name: str) -> Use:
     users = part_class(settings, BuildContext(WIDTH))
     inputs_BLD = torch.randn(2, 4, WIDTH)
     is_valid_BL = torch.tensor([[False, True, True, True], [True] * 4])
-    return users, "user_encoder", lambda: users(inputs_BLD.to(next(users.parameters())), is_valid_BL)[:, 1:]
+    return users, "user_encoder", lambda: states_of(users, inputs_BLD, is_valid_BL)[:, 1:]
+
+
+def states_of(users: Any, item_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
+    return users(History(item_BLD.to(next(users.parameters())), is_valid_BL)).hidden_BLD
 
 
 PARTS = [

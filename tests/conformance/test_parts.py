@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.context import Backbone, BuildContext, Catalogue
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelInputs, TokenInputs, TokenStates
+from pmmrec.contracts import (
+    History,
+    ItemInputs,
+    ItemVectors,
+    Modality,
+    PixelInputs,
+    Query,
+    TokenInputs,
+    TokenStates,
+    UserStates,
+)
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
@@ -110,9 +120,10 @@ def run_fusion(part: nn.Module) -> list[Tensor]:
 
 def run_user(part: nn.Module) -> list[Tensor]:
     is_valid_BL = valid([4, 2, 1], 4, left=True)
-    hidden_BLD = part(random(3, 4, WIDTH), is_valid_BL)
-    assert hidden_BLD.shape == (3, 4, WIDTH)
-    return [hidden_BLD[is_valid_BL]]
+    states = part(History(random(3, 4, WIDTH), is_valid_BL))
+    assert states.hidden_BLD.shape == (3, 4, WIDTH)
+    assert torch.equal(states.is_valid_BL, is_valid_BL)
+    return [states.hidden_BLD[is_valid_BL]]
 
 
 def run_items(part: Any) -> list[Tensor]:
@@ -126,9 +137,10 @@ def run_items(part: Any) -> list[Tensor]:
 
 
 def run_scorer(part: nn.Module) -> list[Tensor]:
-    scores_BN = part(random(2, WIDTH), random(3, WIDTH), torch.tensor([0, 4, 1]))
-    assert scores_BN.shape == (2, 3)
-    return [scores_BN]
+    states = UserStates(random(2, 4, WIDTH), valid([4, 2], 4, left=True))
+    scores_KN = part(Query.last(states), ItemVectors(random(3, WIDTH)))
+    assert scores_KN.shape == (2, 3)
+    return [scores_KN, part.ranked(scores_KN, torch.tensor([0, 4, 1]))]
 
 
 RUNS: dict[str, Callable[[Any], list[Tensor]]] = {

@@ -15,7 +15,7 @@ from together import run_together
 from torch import Tensor
 
 from pmmrec.contracts import Modality
-from pmmrec.data.batches import BatchBuilder, DataConfig
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.evaluation.share import SINGLE_PROCESS
 from pmmrec.train.processes import MachineConfig, Processes
 
@@ -127,9 +127,8 @@ def test_one_of_two_users_may_hold_no_image_while_the_other_does(home: Path) -> 
     sources = train_together.sources_of(home)
     task = train_together.task_of(home, train_together.PAPER, sources)
     reader = train_together.reader_of(home, task, sources)
-    data = DataConfig.model_validate({"corruption": train_together.NOISY})
-    rules = (data.window, data.mixing, data.corruption, 2, train_together.SEED, task.needs)
-    shares = [BatchBuilder(sources.domains, sources.splits, reader, *rules, rank=rank, world=2) for rank in (0, 1)]
+    rules: Any = (sources.splits, reader, DataConfig(), task.requests, 2, train_together.SEED)
+    shares = [BatchBuilder(*rules, Division(rank, 2)) for rank in (0, 1)]
     held = [[bool(share.build(0, step).items.has_U[Modality.IMAGE].any()) for share in shares] for step in range(10)]
     assert [True, False] in held
     assert [False, False] in held

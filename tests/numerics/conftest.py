@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+from views import hidden_of, noised, noised_of, views_of
 
-from pmmrec.contracts import Corruption, ItemVectors, Modality, Noise, Term, Views, Windows
+from pmmrec.contracts import ItemVectors, Modality, Noise, Term, Views, Windows
 
 WIDTH = 5
 
@@ -24,12 +25,11 @@ class TinyBatch:
     @property
     def leaves(self) -> dict[str, Tensor]:
         views = self.views
-        assert views.corrupted_hidden_BLD is not None
         vectors = {modality.value: cls_UD for modality, cls_UD in views.items.cls_UD.items()}
         return {
             "fused": views.items.fused_UD,
-            "hidden": views.hidden_BLD,
-            "corrupted": views.corrupted_hidden_BLD,
+            "hidden": hidden_of(views),
+            "noised": noised_of(views),
             **vectors,
         }
 
@@ -68,7 +68,8 @@ def tiny_batch() -> Callable[..., TinyBatch]:
         if rows is None:
             rows, num_positions = random_rows(draw), 5
         windows = windows_of(rows, num_positions)
-        num_users, num_inputs = windows.is_input_BL.shape
+        is_input_BL = windows.is_valid_BS[:, :-1]
+        num_users, num_inputs = is_input_BL.shape
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
@@ -77,14 +78,13 @@ def tiny_batch() -> Callable[..., TinyBatch]:
         for modality, absent in ((Modality.TEXT, no_text), (Modality.IMAGE, no_image)):
             has_U[modality][list(absent)] = False
         cls_UD = {modality: normal(num_items, width) * has_U[modality][:, None] for modality in Modality}
-        noise_BL = torch.randint(0, len(Noise), (num_users, num_inputs), generator=draw) * windows.is_input_BL
-        corruption = Corruption(windows.item_index_BS[:, :-1], noise_BL)
+        noise_BL = torch.randint(0, len(Noise), (num_users, num_inputs), generator=draw) * is_input_BL
         log_q_U = torch.rand(num_items, generator=draw, dtype=torch.float64).clamp(min=1e-3).log().to(dtype)
-        views = Views(
-            items=ItemVectors(normal(num_items, width).requires_grad_(), cls_UD, has_U),
-            windows=Windows(windows.item_index_BS, windows.is_valid_BS, corruption),
-            hidden_BLD=normal(num_users, num_inputs, width).requires_grad_(),
-            corrupted_hidden_BLD=normal(num_users, num_inputs, width).requires_grad_(),
+        views = views_of(
+            ItemVectors(normal(num_items, width).requires_grad_(), cls_UD, has_U),
+            noised(windows, windows.item_index_BS[:, :-1], noise_BL),
+            normal(num_users, num_inputs, width).requires_grad_(),
+            normal(num_users, num_inputs, width).requires_grad_(),
             log_q_U=log_q_U,
         )
         for vectors_UD in cls_UD.values():
@@ -99,9 +99,14 @@ def assert_twins() -> Callable[..., None]:
     """Sum, count and the gradients of the sum equal those of the loops to `atol`; nothing is relative."""
 
     def check(
-        term: Term, expected: tuple[Tensor, int], batch: TinyBatch, atol: float, head: nn.Module | None = None
+        term: Term,
+        expected: tuple[Tensor, int],
+        batch: TinyBatch,
+        atol: float,
+        head: nn.Module | None = None,
+        leaves: Mapping[str, Tensor] | None = None,
     ) -> None:
-        leaves = batch.leaves | (dict(head.named_parameters()) if head else {})
+        leaves = batch.leaves | (dict(head.named_parameters()) if head else {}) | dict(leaves or {})
         assert term.count.item() == expected[1]
         torch.testing.assert_close(term.sum, expected[0], rtol=0, atol=atol)
         actual_gradients = gradients(term.sum, leaves)

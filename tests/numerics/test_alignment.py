@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from views import views_of, with_items, with_windows
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Modality, Views, Windows
@@ -152,7 +153,7 @@ def test_absent_vectors_get_no_gradient(tiny_batch: Callable[..., Any]) -> None:
 def test_equal_items_of_two_domains_are_two_items(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch([[0, 2], [1, 3]]).views  # 0 and 1: the same row of two domains, with the same vectors
     cls_UD = {modality: vectors.detach()[[0, 0, 2, 3, 4, 5, 6]] for modality, vectors in views.items.cls_UD.items()}
-    views = dataclasses.replace(views, items=dataclasses.replace(views.items, cls_UD=cls_UD))
+    views = with_items(views, dataclasses.replace(views.items, cls_UD=cls_UD))
     text_UD, image_UD = (F.normalize(cls_UD[modality], dim=1) for modality in (Modality.TEXT, Modality.IMAGE))
     own = torch.exp(text_UD[0] @ image_UD[0])
     text = torch.log(1 + (own + torch.exp(text_UD[0] @ image_UD[3])) / own)  # item 1 is a negative of user 0
@@ -172,7 +173,7 @@ def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
     moved = Windows(views.windows.item_index_BS[order], views.windows.is_valid_BS[order])
     objective = Alignment(AlignmentConfig(), BuildContext(5))
     expected = objective(views).sum
-    torch.testing.assert_close(objective(dataclasses.replace(views, windows=moved)).sum, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(objective(with_windows(views, moved)).sum, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
@@ -182,7 +183,7 @@ def test_chance_is_the_loss_where_all_similarities_are_equal(
     views = tiny_batch(**CASES["next_items_of_either_kind"]).views
     # each present vector is the same, so that every similarity is 1
     cls_UD = {m: views.items.has_U[m][:, None].double().expand(-1, 5) for m in Modality}
-    views = dataclasses.replace(views, items=ItemVectors(views.items.fused_UD, cls_UD, views.items.has_U))
+    views = with_items(views, ItemVectors(views.items.fused_UD, cls_UD, views.items.has_U))
     term = Alignment(AlignmentConfig(**variant), BuildContext(5))(views)
     assert term.count.item() == 3  # followed by an item without text, by one without image, by one with both
     torch.testing.assert_close(term.metrics["chance"], torch.stack((term.sum, term.count)), rtol=0, atol=1e-12)
@@ -204,7 +205,7 @@ def pull_to_own_image(num_negative_slots: int) -> float:
     hidden_BLD = torch.zeros(len(rows), 1, 2, dtype=torch.float64)
     items = ItemVectors(cls_UD[Modality.TEXT], cls_UD, has_U)
     term = Alignment(AlignmentConfig(), BuildContext(2))(
-        Views(items, Windows(torch.tensor(rows), torch.tensor(is_valid)), hidden_BLD)
+        views_of(items, Windows(torch.tensor(rows), torch.tensor(is_valid)), hidden_BLD)
     )
     assert term.count.item() == 1
     (gradient,) = torch.autograd.grad(term.sum, own_text)
@@ -223,7 +224,7 @@ def test_loss_and_gradients_are_finite_in_float32(tiny_batch: Callable[..., Any]
     opposite = dataclasses.replace(views.items, cls_UD={Modality.TEXT: text_UD, Modality.IMAGE: -text_UD})
     config = AlignmentConfig(temperature=temperature, positives_in_denominator=True)
     for items in (views.items, opposite):  # opposite: own similarities of exactly -1
-        term = Alignment(config, BuildContext(768))(dataclasses.replace(views, items=items))
+        term = Alignment(config, BuildContext(768))(with_items(views, items))
         (gradient,) = torch.autograd.grad(term.sum, text_UD)
         assert term.sum.isfinite()
         assert gradient.isfinite().all()
@@ -235,7 +236,7 @@ def test_half_precision_inputs_give_float32_terms_inside_autocast(tiny_batch: Ca
     with torch.autocast("cpu", dtype=torch.bfloat16):
         term = objective(views)
     cls_UD = {modality: vectors_UD.double() for modality, vectors_UD in views.items.cls_UD.items()}
-    exact = objective(dataclasses.replace(views, items=dataclasses.replace(views.items, cls_UD=cls_UD)))
+    exact = objective(with_items(views, dataclasses.replace(views.items, cls_UD=cls_UD)))
     assert term.sum.dtype == term.count.dtype == torch.float32
     # float32 against float64 of the same numbers; measured 2e-7, a product in bfloat16 is 1e-2 away
     torch.testing.assert_close(term.sum.double(), exact.sum, rtol=0, atol=1e-5)
@@ -245,4 +246,4 @@ def test_views_without_images_are_refused(tiny_batch: Callable[..., Any]) -> Non
     views = tiny_batch().views
     only_text = dataclasses.replace(views.items, cls_UD={Modality.TEXT: views.items.cls_UD[Modality.TEXT]})
     with pytest.raises(ValueError, match="items have no image vectors"):
-        Alignment(AlignmentConfig(), BuildContext(5))(dataclasses.replace(views, items=only_text))
+        Alignment(AlignmentConfig(), BuildContext(5))(with_items(views, only_text))

@@ -10,34 +10,26 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from views import hidden_of, target_slots, with_items, with_masked
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Views
 from pmmrec.objectives.catalogue_ce import CatalogueCE, CatalogueCEConfig
+from pmmrec.requests import Masked
 
 ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds
 
 
-def cross_entropy_by_loops(views: Views, temperature: float) -> tuple[Tensor, int]:
-    """Minus the log of the next item's share in the softmax over all readable items, one position after another."""
-    index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
-    num_users, num_positions = views.windows.item_index_BS.shape
+def cross_entropy_by_loops(views: Views, config: CatalogueCEConfig, temperature: float) -> tuple[Tensor, int]:
+    """Minus the log of the target's share in the softmax over all readable items, one position after another."""
     readable = [any(bool(has[u]) for has in views.items.has_U.values()) for u in range(len(views.items.fused_UD))]
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for b in range(num_users):
-        for position in range(num_positions - 1):
-            if not (is_valid[b][position] and is_valid[b][position + 1]):
-                continue
-            following = index[b][position + 1]
-            if not readable[following]:
-                continue
-            scores = {
-                u: torch.dot(views.hidden_BLD[b, position], item) / temperature
-                for u, item in enumerate(views.items.fused_UD)
-                if readable[u]
-            }
-            total = total - (scores[following].exp() / torch.stack(list(scores.values())).exp().sum()).log()
-            count += 1
+    for _, state, target in target_slots(views, config):
+        if not readable[target]:
+            continue
+        scores = {u: torch.dot(state, item) / temperature for u, item in enumerate(views.items.fused_UD) if readable[u]}
+        total = total - (scores[target].exp() / torch.stack(list(scores.values())).exp().sum()).log()
+        count += 1
     return total, count
 
 
@@ -51,8 +43,25 @@ def test_the_sum_equals_its_loops_however_it_is_chunked(
     num_counted = 0
     for seed in range(8):
         batch = tiny_batch(seed=seed)
-        expected = cross_entropy_by_loops(batch.views, divisor)
+        expected = cross_entropy_by_loops(batch.views, config, divisor)
         assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL)
+        num_counted += expected[1]
+    assert num_counted > 10
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 1 << 25])
+@pytest.mark.parametrize("targets", ["last", "masked"])
+def test_other_targets_equal_their_loops(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], targets: Any, scores_at_once: int
+) -> None:
+    config = CatalogueCEConfig(temperature=1.0, targets=targets, scores_at_once=scores_at_once)
+    num_counted = 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed)
+        batch = replace(batch, views=with_masked(batch.views, Masked(), seed))
+        expected = cross_entropy_by_loops(batch.views, config, 1.0)
+        masked = {"masked": batch.views.states[Masked()].hidden_BLD}
+        assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL, leaves=masked)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -64,8 +73,8 @@ def test_items_with_nothing_to_read_are_neither_candidates_nor_targets(
     left_out = 0
     for seed in range(8):
         batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
-        expected = cross_entropy_by_loops(batch.views, 1.0)
         config = CatalogueCEConfig(temperature=1.0, scores_at_once=scores_at_once)
+        expected = cross_entropy_by_loops(batch.views, config, 1.0)
         assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL)
         left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
     assert left_out > 5
@@ -73,7 +82,7 @@ def test_items_with_nothing_to_read_are_neither_candidates_nor_targets(
 
 def test_items_known_by_id_are_all_candidates(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(seed=1).views
-    by_id = replace(views, items=ItemVectors(views.items.fused_UD))
+    by_id = with_items(views, ItemVectors(views.items.fused_UD))
     objective = CatalogueCE(CatalogueCEConfig(), BuildContext(5))
     assert objective(by_id).sum.item() == objective(views).sum.item()
 
@@ -90,7 +99,7 @@ def test_metrics_say_chance_and_how_often_the_next_item_is_alone_at_the_top(tiny
     batch = tiny_batch(seed=3)
     views, config = batch.views, CatalogueCEConfig(scores_at_once=7)
     metrics = CatalogueCE(config, BuildContext(5))(views).metrics
-    scores = views.hidden_BLD @ views.items.fused_UD.T
+    scores = hidden_of(views) @ views.items.fused_UD.T
     following = views.windows.item_index_BS[:, 1:]
     right = [
         int(scores[b, s].argmax()) == int(following[b, s]) for b, s in views.windows.has_next_BL.nonzero().tolist()

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from views import PLAIN, hidden_of, noise_of, noised, noised_of, rows_of, states_of_rows, with_states
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Corruption, Noise, Views, Windows
+from pmmrec.contracts import Noise, Views
 from pmmrec.objectives.denoising import NoiseDetection, NoiseDetectionConfig, Robustness, RobustnessConfig
 
 ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds
@@ -30,11 +31,9 @@ ROWS = {
 
 def nid_by_loops(views: Views, objective: NoiseDetection) -> tuple[Tensor, int]:
     """Eq. 10: softmax over ReLU(W h + b), one input after another."""
-    assert views.corrupted_hidden_BLD is not None
-    assert views.windows.corruption is not None
     total, count = torch.zeros((), dtype=torch.float64), 0
     for b, position in views.windows.is_valid_BS[:, :-1].nonzero().tolist():
-        state, label = views.corrupted_hidden_BLD[b, position], views.windows.corruption.noise_BL[b, position].item()
+        state, label = noised_of(views)[b, position], noise_of(views)[b, position].item()
         logits = [torch.dot(objective.head.weight[c], state) + objective.head.bias[c] for c in range(3)]
         if objective.config.relu:
             logits = [logit.clamp(min=0) for logit in logits]
@@ -45,7 +44,7 @@ def nid_by_loops(views: Views, objective: NoiseDetection) -> tuple[Tensor, int]:
 
 def rcl_by_loops(views: Views, config: RobustnessConfig) -> tuple[Tensor, int]:
     """Eq. 11: one user after another against the corrupted windows of the others."""
-    clean, corrupted = (means_by_loops(h, views, config) for h in (views.hidden_BLD, views.corrupted_hidden_BLD))
+    clean, corrupted = (means_by_loops(h, views, config) for h in (hidden_of(views), noised_of(views)))
     if len(clean) < 2:
         return torch.zeros((), dtype=torch.float64), 0
     total = torch.zeros((), dtype=torch.float64)
@@ -115,8 +114,8 @@ def test_robustness_of_a_user_alone_is_zero_with_a_gradient_of_zero(
     term = Robustness(RobustnessConfig(symmetric=True), BuildContext(5))(views)
     term.mean.backward()
     assert (term.sum.item(), term.count.item()) == (0, 0)
-    assert not views.hidden_BLD.grad.any()
-    assert not views.corrupted_hidden_BLD.grad.any()
+    assert not hidden_of(views).grad.any()
+    assert not noised_of(views).grad.any()
 
 
 def test_noise_detection_without_an_input_is_zero_with_a_gradient_of_zero(tiny_batch: Callable[..., Any]) -> None:
@@ -125,16 +124,16 @@ def test_noise_detection_without_an_input_is_zero_with_a_gradient_of_zero(tiny_b
     term.mean.backward()
     assert (term.sum.item(), term.count.item()) == (0, 0)
     assert not objective.head.weight.grad.any()
-    assert not views.corrupted_hidden_BLD.grad.any()
+    assert not noised_of(views).grad.any()
 
 
 def test_states_of_padding_never_matter_even_when_they_are_not_numbers(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(ROWS["padding"]).views
-    is_padding_BL1 = ~views.windows.is_input_BL[:, :, None]
-    spoilt = dataclasses.replace(
+    is_padding_BL1 = ~views.windows.is_valid_BS[:, :-1][:, :, None]
+    spoilt = with_states(
         views,
-        hidden_BLD=views.hidden_BLD.masked_fill(is_padding_BL1, torch.nan),
-        corrupted_hidden_BLD=views.corrupted_hidden_BLD.masked_fill(is_padding_BL1, torch.nan),
+        hidden_of(views).masked_fill(is_padding_BL1, torch.nan),
+        noised_of(views).masked_fill(is_padding_BL1, torch.nan),
     )
     for objective in (detector(), Robustness(RobustnessConfig(), BuildContext(5))):
         torch.testing.assert_close(objective(spoilt).sum, objective(views).sum, rtol=0, atol=0)
@@ -143,25 +142,15 @@ def test_states_of_padding_never_matter_even_when_they_are_not_numbers(tiny_batc
 def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(ROWS["padding"]).views
     order = torch.tensor([2, 0, 1])
-    windows, corruption = views.windows, views.windows.corruption
-    moved = Views(
-        items=views.items,
-        windows=Windows(
-            windows.item_index_BS[order],
-            windows.is_valid_BS[order],
-            Corruption(corruption.item_index_BL[order], corruption.noise_BL[order]),
-        ),
-        hidden_BLD=views.hidden_BLD[order],
-        corrupted_hidden_BLD=views.corrupted_hidden_BLD[order],
-    )
+    moved = dataclasses.replace(views, windows=rows_of(views.windows, order), states=states_of_rows(views, order))
     for objective in (detector(), Robustness(RobustnessConfig(symmetric=True), BuildContext(5))):
         torch.testing.assert_close(objective(moved).sum, objective(views).sum, rtol=0, atol=1e-13)
 
 
 def test_chance_is_the_loss_of_a_model_whose_states_are_all_alike(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(ROWS["an_empty_window"]).views
-    zeros_BLD = torch.zeros_like(views.hidden_BLD)
-    views = dataclasses.replace(views, hidden_BLD=zeros_BLD, corrupted_hidden_BLD=zeros_BLD)
+    zeros_BLD = torch.zeros_like(hidden_of(views))
+    views = with_states(views, zeros_BLD, zeros_BLD)
     objective = detector()
     torch.nn.init.zeros_(objective.head.bias)
     for part, chance in ((objective, math.log(3)), (Robustness(RobustnessConfig(), BuildContext(5)), math.log(2))):
@@ -178,11 +167,8 @@ def test_noise_metrics_count_right_guesses_and_noised_inputs_found(tiny_batch: C
     objective = detector()
     torch.nn.init.eye_(objective.head.weight)
     torch.nn.init.zeros_(objective.head.bias)
-    views = dataclasses.replace(
-        views,
-        windows=dataclasses.replace(views.windows, corruption=Corruption(noise_BL, noise_BL)),
-        corrupted_hidden_BLD=F.one_hot(guess_BL, 5).double(),
-    )
+    windows = noised(views.windows, noise_BL, noise_BL)
+    views = with_states(dataclasses.replace(views, windows=windows), noised_BLD=F.one_hot(guess_BL, 5).double())
     metrics = objective(views).metrics
     assert metrics["accuracy"].tolist() == [2, 4]
     assert metrics["noised_found"].tolist() == [2, 3]
@@ -193,16 +179,16 @@ def test_robustness_accuracy_counts_own_windows_strictly_nearest(tiny_batch: Cal
     clean_BLD = torch.eye(5, dtype=torch.float64)[:3, None]
     corrupted_BLD = clean_BLD.clone()
     corrupted_BLD[1] = corrupted_BLD[2]  # user 1 meets nobody, user 2 meets two alike
-    views = dataclasses.replace(views, hidden_BLD=clean_BLD, corrupted_hidden_BLD=corrupted_BLD)
+    views = with_states(views, clean_BLD, corrupted_BLD)
     assert Robustness(RobustnessConfig(), BuildContext(5))(views).metrics["accuracy"].tolist() == [1, 3]
 
 
 def test_loss_and_gradients_are_finite_at_width_768(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch([[b, b + 1, b + 2] for b in range(16)], num_items=18, width=768, dtype=torch.float32).views
-    hidden_BLD = F.layer_norm(views.hidden_BLD, (768,))
-    flipped = dataclasses.replace(views, hidden_BLD=hidden_BLD, corrupted_hidden_BLD=-hidden_BLD)  # r.r' near -384
+    hidden_BLD = F.layer_norm(hidden_of(views), (768,))
+    flipped = with_states(views, hidden_BLD, -hidden_BLD)  # r.r' near -384
     term = Robustness(RobustnessConfig(), BuildContext(768))(flipped)
-    (gradient,) = torch.autograd.grad(term.sum, views.hidden_BLD)
+    (gradient,) = torch.autograd.grad(term.sum, hidden_of(views))
     assert term.sum.item() > 1000
     assert term.sum.isfinite()
     assert gradient.isfinite().all()
@@ -210,9 +196,7 @@ def test_loss_and_gradients_are_finite_at_width_768(tiny_batch: Callable[..., An
 
 def test_half_precision_inputs_and_head_give_float32_terms_inside_autocast(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(ROWS["padding"], dtype=torch.bfloat16).views
-    exact = dataclasses.replace(
-        views, hidden_BLD=views.hidden_BLD.double(), corrupted_hidden_BLD=views.corrupted_hidden_BLD.double()
-    )
+    exact = with_states(views, hidden_of(views).double(), noised_of(views).double())
     for objective in (detector().bfloat16(), Robustness(RobustnessConfig(), BuildContext(5))):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             term = objective(views)
@@ -221,11 +205,12 @@ def test_half_precision_inputs_and_head_give_float32_terms_inside_autocast(tiny_
         torch.testing.assert_close(term.sum.double(), objective(exact).sum, rtol=0, atol=1e-5)
 
 
-def test_views_without_a_corrupted_pass_are_refused(tiny_batch: Callable[..., Any]) -> None:
-    views = dataclasses.replace(tiny_batch().views, corrupted_hidden_BLD=None)
+def test_views_without_a_noised_pass_are_refused(tiny_batch: Callable[..., Any]) -> None:
+    views = tiny_batch().views
+    views = dataclasses.replace(views, states={PLAIN: views.states[PLAIN]})
     for objective, name in (
         (detector(), "noise_detection"),
         (Robustness(RobustnessConfig(), BuildContext(5)), "robustness"),
     ):
-        with pytest.raises(ValueError, match=f"{name}: views.corrupted_hidden_BLD is None"):
+        with pytest.raises(ValueError, match=f"{name}: the views hold no pass Noised"):
             objective(views)

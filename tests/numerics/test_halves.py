@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from views import rows_of, states_of_rows
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Corruption, Term, Views, Windows
+from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns
 
@@ -55,17 +56,10 @@ def shares_of(views: Views, sizes: list[int]) -> list[Views]:
     shares, first = [], 0
     for size in sizes:
         own = slice(first, first + size)
-        corruption = views.windows.corruption
-        windows = Windows(
-            views.windows.item_index_BS[own],
-            views.windows.is_valid_BS[own],
-            Corruption(corruption.item_index_BL[own], corruption.noise_BL[own]),
-        )
         share = dataclasses.replace(
             views,
-            windows=windows,
-            hidden_BLD=views.hidden_BLD[own],
-            corrupted_hidden_BLD=views.corrupted_hidden_BLD[own],
+            windows=rows_of(views.windows, own),
+            states=states_of_rows(views, own),
             num_slots_U=num_slots_U,
             peers=AllRows(first, given),
         )

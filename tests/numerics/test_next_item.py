@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from views import hidden_of, rows_of, states_of_rows, target_slots, with_items, with_masked, with_states, with_windows
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Views, Windows
 from pmmrec.objectives.next_item import NextItem, NextItemConfig
+from pmmrec.requests import Masked
 
 ATOL = 1e-12  # float64; measured at most 2e-14 over 100 seeds
 
@@ -38,27 +40,23 @@ def dap_by_loops(views: Views, config: NextItemConfig, width: int) -> tuple[Tens
     log_q = views.log_q_U
     assert log_q is not None
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for b in range(num_users):
+    for b, state, following in target_slots(views, config):
         own_items = {index[b][s] for s in range(num_positions) if is_valid[b][s]}
-        for position in range(num_positions - 1):
-            if not (is_valid[b][position] and is_valid[b][position + 1]):
-                continue
-            state, following = views.hidden_BLD[b, position], index[b][position + 1]
-            negatives = []
-            for other in range(num_users):
-                for s in range(num_positions):
-                    item = index[other][s]
-                    is_own = item in own_items if config.negatives == "unseen" else other == b
-                    if is_own or not is_valid[other][s]:
-                        continue
-                    score = torch.dot(state, views.items.fused_UD[item]) / temperature
-                    negatives.append(torch.exp(score if config.logq == "none" else score - log_q[item]))
-            if not negatives:
-                continue
-            score = torch.dot(state, views.items.fused_UD[following]) / temperature
-            positive = torch.exp(score - log_q[following] if config.logq == "all_columns" else score)
-            total = total - torch.log(positive / (positive + torch.stack(negatives).sum()))
-            count += 1
+        negatives = []
+        for other in range(num_users):
+            for s in range(num_positions):
+                item = index[other][s]
+                is_own = item in own_items if config.negatives == "unseen" else other == b
+                if is_own or not is_valid[other][s]:
+                    continue
+                score = torch.dot(state, views.items.fused_UD[item]) / temperature
+                negatives.append(torch.exp(score if config.logq == "none" else score - log_q[item]))
+        if not negatives:
+            continue
+        score = torch.dot(state, views.items.fused_UD[following]) / temperature
+        positive = torch.exp(score - log_q[following] if config.logq == "all_columns" else score)
+        total = total - torch.log(positive / (positive + torch.stack(negatives).sum()))
+        count += 1
     return total, count
 
 
@@ -84,6 +82,23 @@ def test_sum_over_items_equals_sum_over_slots(
     assert num_counted > 10
 
 
+@pytest.mark.parametrize("targets", ["last", "masked"])
+@pytest.mark.parametrize("negatives", ["unseen", "other_users"])
+def test_other_targets_equal_their_loops(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], negatives: Any, targets: Any
+) -> None:
+    config = NextItemConfig(negatives=negatives, targets=targets, logq="all_columns")
+    num_counted = 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed)
+        batch = dataclasses.replace(batch, views=with_masked(batch.views, Masked(), seed))
+        expected = dap_by_loops(batch.views, config, 5)
+        masked = {"masked": batch.views.states[Masked()].hidden_BLD}
+        assert_twins(NextItem(config, BuildContext(5))(batch.views), expected, batch, ATOL, leaves=masked)
+        num_counted += expected[1]
+    assert num_counted > 10
+
+
 @pytest.mark.parametrize("negatives", ["unseen", "other_users"])
 @pytest.mark.parametrize("rows", CASES.values(), ids=CASES.keys())
 def test_odd_batches_equal_their_loops(
@@ -101,20 +116,20 @@ def test_nothing_to_count_gives_zero_with_a_gradient_of_zero(
     term = NextItem(NextItemConfig(), BuildContext(5))(views)
     term.mean.backward()
     assert (term.sum.item(), term.count.item()) == (0, 0)
-    assert views.hidden_BLD.grad is not None
-    assert not views.hidden_BLD.grad.any()
+    assert hidden_of(views).grad is not None
+    assert not hidden_of(views).grad.any()
     assert not views.items.fused_UD.grad.any()
 
 
 def test_the_next_item_weighs_one_however_often_it_stands_in_the_batch(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch([[0, 1, 1, 1], [2, 3]]).views
-    state, items = views.hidden_BLD[0, 2], views.items.fused_UD
-    only_last = dataclasses.replace(views, windows=Windows(views.windows.item_index_BS, torch.tensor(
+    state, items = hidden_of(views)[0, 2], views.items.fused_UD
+    only_last = with_windows(views, Windows(views.windows.item_index_BS, torch.tensor(
         [[False, False, True, True], [False, False, True, True]]
     )))  # fmt: skip
     own, others = items[1] @ state, torch.stack([items[2] @ state, items[3] @ state])
     first = torch.cat((own[None], others)).logsumexp(0) - own
-    state = views.hidden_BLD[1, 2]
+    state = hidden_of(views)[1, 2]
     own, other = items[3] @ state, items[1] @ state
     second = torch.stack((own, other, other)).logsumexp(0) - own
     torch.testing.assert_close(
@@ -126,10 +141,10 @@ def test_equal_items_of_two_domains_are_two_items(tiny_batch: Callable[..., Any]
     views = tiny_batch([[2, 0], [3, 1]]).views  # 0 and 1: the same row of two domains, with the same vector
     fused_UD = views.items.fused_UD.detach().clone()
     fused_UD[1] = fused_UD[0]
-    views = dataclasses.replace(views, items=dataclasses.replace(views.items, fused_UD=fused_UD))
-    scores = views.hidden_BLD[0, 0] @ fused_UD.T
+    views = with_items(views, dataclasses.replace(views.items, fused_UD=fused_UD))
+    scores = hidden_of(views)[0, 0] @ fused_UD.T
     expected = torch.stack((scores[0], scores[1], scores[3])).logsumexp(0) - scores[0]
-    scores = views.hidden_BLD[1, 0] @ fused_UD.T
+    scores = hidden_of(views)[1, 0] @ fused_UD.T
     expected = expected + torch.stack((scores[1], scores[0], scores[2])).logsumexp(0) - scores[1]
     torch.testing.assert_close(NextItem(NextItemConfig(), BuildContext(5))(views).sum, expected, rtol=0, atol=1e-12)
 
@@ -148,11 +163,7 @@ def test_items_that_only_replaced_others_are_no_negatives_even_with_log_q_of_min
 def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(CASES["padding"]).views
     order = torch.tensor([2, 0, 1])
-    moved = dataclasses.replace(
-        views,
-        windows=Windows(views.windows.item_index_BS[order], views.windows.is_valid_BS[order]),
-        hidden_BLD=views.hidden_BLD[order],
-    )
+    moved = dataclasses.replace(views, windows=rows_of(views.windows, order), states=states_of_rows(views, order))
     objective = NextItem(NextItemConfig(), BuildContext(5))
     torch.testing.assert_close(objective(moved).sum, objective(views).sum, rtol=0, atol=1e-13)
 
@@ -164,13 +175,13 @@ def test_accuracy_counts_next_items_strictly_above_every_negative(tiny_batch: Ca
     fused_UD[1, 0] = 1.0  # above its negatives
     fused_UD[3, 1], fused_UD[0, 1] = 1.0, 1.0  # a tie is no win
     fused_UD[5, 2], fused_UD[4, 2] = 1.0, 9.0  # item 4 stands in the user's own window
-    views = dataclasses.replace(views, hidden_BLD=hidden_BLD, items=dataclasses.replace(views.items, fused_UD=fused_UD))
+    views = with_states(with_items(views, dataclasses.replace(views.items, fused_UD=fused_UD)), hidden_BLD)
     assert NextItem(NextItemConfig(), BuildContext(5))(views).metrics["accuracy"].tolist() == [2, 3]
 
 
 def test_chance_is_the_loss_of_a_model_that_scores_all_items_alike(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(CASES["padding"]).views
-    views = dataclasses.replace(views, hidden_BLD=torch.zeros_like(views.hidden_BLD))
+    views = with_states(views, torch.zeros_like(hidden_of(views)))
     term = NextItem(NextItemConfig(), BuildContext(5))(views)
     torch.testing.assert_close(term.metrics["chance"], torch.stack((term.sum, term.count)), rtol=0, atol=1e-13)
 
@@ -178,9 +189,9 @@ def test_chance_is_the_loss_of_a_model_that_scores_all_items_alike(tiny_batch: C
 def layer_normed_views(tiny_batch: Callable[..., Any], num_items: int) -> Views:
     rows = [list(range(start, start + 10)) for start in range(0, num_items, 10)]
     views: Views = tiny_batch(rows, num_items=num_items, width=768, dtype=torch.float32).views
-    hidden_BLD = F.layer_norm(views.hidden_BLD, (768,))
+    hidden_BLD = F.layer_norm(hidden_of(views), (768,))
     items = dataclasses.replace(views.items, fused_UD=F.layer_norm(views.items.fused_UD, (768,)))
-    return dataclasses.replace(views, items=items, hidden_BLD=hidden_BLD)
+    return with_states(with_items(views, items), hidden_BLD)
 
 
 def test_sqrt_width_starts_near_the_log_of_the_number_of_columns_and_the_literal_far_above(
@@ -197,9 +208,9 @@ def test_sqrt_width_starts_near_the_log_of_the_number_of_columns_and_the_literal
 
 def test_loss_and_gradients_are_finite_at_width_768_and_temperature_one(tiny_batch: Callable[..., Any]) -> None:
     views = layer_normed_views(tiny_batch, 200)
-    views = dataclasses.replace(views, hidden_BLD=views.items.fused_UD[views.windows.item_index_BS[:, 1:]])  # s = 768
+    views = with_states(views, views.items.fused_UD[views.windows.item_index_BS[:, 1:]])  # s = 768
     term = NextItem(NextItemConfig(), BuildContext(768))(views)
-    found = torch.autograd.grad(term.sum, [views.items.fused_UD, views.hidden_BLD])
+    found = torch.autograd.grad(term.sum, [views.items.fused_UD, hidden_of(views)])
     assert term.sum.isfinite()
     assert all(gradient.isfinite().all() for gradient in found)
 
@@ -209,12 +220,9 @@ def test_half_precision_inputs_give_float32_terms_inside_autocast(tiny_batch: Ca
     objective = NextItem(NextItemConfig(logq="all_columns"), BuildContext(5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         term = objective(views)
-    exact = dataclasses.replace(
-        views,
-        hidden_BLD=views.hidden_BLD.double(),
-        items=dataclasses.replace(views.items, fused_UD=views.items.fused_UD.double()),
-        log_q_U=views.log_q_U.double(),
-    )
+    items = dataclasses.replace(views.items, fused_UD=views.items.fused_UD.double())
+    exact = with_states(with_items(views, items), hidden_of(views).double())
+    exact = dataclasses.replace(exact, log_q_U=views.log_q_U.double())
     assert term.sum.dtype == term.count.dtype == torch.float32
     # float32 against float64 of the same numbers; measured 1e-6, a product in bfloat16 is 1e-2 away
     torch.testing.assert_close(term.sum.double(), objective(exact).sum, rtol=0, atol=1e-5)

@@ -9,6 +9,8 @@ import yaml
 
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe, recipe_class_for, recipe_tree
+from pmmrec.renamed import RenamedSettingWarning
+from pmmrec.requests import Noised
 from pmmrec.settings import validate
 from pmmrec.shipped import find_recipe, shipped_file, shipped_recipes
 
@@ -61,7 +63,18 @@ def test_a_name_under_which_nothing_can_be_kept_is_no_name_of_an_objective(name:
         read_recipe(PretrainRecipe, RECIPES["pretrain/tiny"], [f"objectives={{'{name}': {{type: next_item}}}}"])
 
 
-def test_corruption_that_no_objective_reads_is_refused() -> None:
+def test_noise_is_read_where_earlier_versions_kept_it() -> None:
+    with pytest.warns(RenamedSettingWarning, match=r"objectives\.nid\.noise and objectives\.rcl\.noise"):
+        recipe = read_recipe(PretrainRecipe, RECIPES["pretrain/tiny"], ["data.corruption={shuffle: 0.5}"])
+    noised = [recipe.objectives[name].noise for name in ("nid", "rcl")]
+    assert noised == [Noised(shuffle=0.5)] * 2
+    told = recipe.to_yaml().replace(
+        "data:\n", "data:\n  corruption: {replace: 0.05, replace_from: domain, shuffle: 0.15}\n"
+    )
+    assert recipe.reread(told) == recipe.to_yaml()
+
+
+def test_noise_that_no_objective_reads_is_refused_where_earlier_versions_kept_it() -> None:
     without = ["objectives.nid=null", "objectives.rcl=null"]
     read_recipe(PretrainRecipe, RECIPES["pretrain/tiny"], [*without, "data.corruption.shuffle=0.15"])  # as it is
     with pytest.raises(RecipeError, match=r"data\.corruption: has no effect"):

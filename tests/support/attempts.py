@@ -57,6 +57,9 @@ class Recipe:
     sources: tuple[str, ...] = ()
     machine: MachineConfig = field(default=MachineConfig(device="cpu"))
 
+    def reread(self, text: str) -> str:
+        return text
+
     def to_yaml(self) -> str:
         train, data = {"epochs": self.epochs}, {"sources": list(self.sources)}
         return yaml.safe_dump({"name": self.name, "seed": self.seed, "train": train, "data": data})

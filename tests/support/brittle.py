@@ -11,18 +11,21 @@ from torch import nn
 
 from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective
+from pmmrec.requests import NextItems, Requests
 from pmmrec.train.task import TrainingTask
 
 
 class Brittle(Objective):
     """Adds 0 to the loss; while it is broken NaN, or NaN to its gradient alone."""
 
+    requests = Requests.of(NextItems())
+
     def __init__(self, breaks: Literal["loss", "gradient"]) -> None:
         super().__init__()
         self._breaks, self.is_broken = breaks, False
 
     def forward(self, views: Views) -> Term:
-        zero = (views.hidden_BLD * 0).sum()
+        zero = (views.states[NextItems()].hidden_BLD * 0).sum()
         if self.is_broken:
             zero = zero.sqrt() if self._breaks == "gradient" else zero * math.nan
         return Term(zero, torch.ones_like(zero))

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from pmmrec.contracts import Batch, Modality, PixelSpec, View
-from pmmrec.data.batches import BatchBuilder
-from pmmrec.data.corruption import CorruptionConfig
+from pmmrec.contracts import Batch, Modality, PixelSpec
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.windows import WindowConfig
+from pmmrec.requests import DrawnNegatives, Noised, Requests, View, WindowRequest
 
 BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
-NOISY = CorruptionConfig(shuffle=0.5, replace=0.3)
+NOISY = Noised(shuffle=0.5, replace=0.3)
 
 
 class Shops:
@@ -40,7 +40,8 @@ class Shops:
 
     def builder(
         self,
-        *views: View,
+        *asked: View | WindowRequest,
+        negatives: DrawnNegatives | None = None,
         window: WindowConfig | None = None,
         mixing: MixingConfig | None = None,
         batch_users: int = 6,
@@ -49,20 +50,12 @@ class Shops:
         world: int = 1,
         gather: bool = False,
     ) -> BatchBuilder:
-        return BatchBuilder(
-            self.domains,
-            self.splits,
-            self.reader,
-            window or WindowConfig(size=5),
-            mixing or MixingConfig(),
-            NOISY,
-            batch_users,
-            seed,
-            frozenset(views),
-            rank,
-            world,
-            gather,
-        )
+        config = DataConfig(window=window or WindowConfig(size=5), mixing=mixing or MixingConfig())
+        windows = [one for one in asked if isinstance(one, WindowRequest)]
+        views = [one for one in asked if isinstance(one, View)]
+        requests = Requests.of(*windows, negatives=negatives, views=views)
+        division = Division(rank, world, gather)
+        return BatchBuilder(self.splits, self.reader, config, requests, batch_users, seed, division)
 
 
 def epoch_of(builder: BatchBuilder, epoch: int = 0) -> list[Batch]:

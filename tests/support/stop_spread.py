@@ -15,7 +15,7 @@ import torch
 from brittle import make_brittle
 from safetensors.torch import save_file
 from torch import nn
-from train_together import NOISY, SCALED, SEED, reader_of, sources_of, task_of
+from train_together import SCALED, SEED, reader_of, sources_of, task_of
 
 from pmmrec.contracts import Batch
 from pmmrec.data.batches import DataConfig
@@ -35,6 +35,9 @@ class Recipe:
     folder: Path
     name: str = "stopped"
     machine: MachineConfig = field(default=MachineConfig(device="cpu"))
+
+    def reread(self, text: str) -> str:
+        return text
 
     def to_yaml(self) -> str:
         return f"name: {self.name}\n"
@@ -93,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 module.p = asked.dropout
         run.processes.seed(SEED, same=False)
         reader = reader_of(asked.home, task, sources)
-        data = DataConfig.model_validate({"corruption": NOISY})
+        data = DataConfig()
         is_last = run.processes.rank == run.processes.world - 1
         if asked.own_disk and is_last:
             own = asked.out.absolute() / "own"

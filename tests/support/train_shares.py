@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pmmrec.data.batches import BatchBuilder, DataConfig
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.items import ItemReader
 from pmmrec.errors import DivergenceError
 from pmmrec.models.build import ModelConfig, build
@@ -55,9 +55,7 @@ def reader_of(sources: Sources, cache: Path) -> ItemReader:
 
 def share_of(sources: Sources, reader: ItemReader, task: TrainingTask, batch_users: int, rank: int) -> BatchBuilder:
     """The batches of one process of two."""
-    data = DataConfig()
-    rules = (data.window, data.mixing, data.corruption, batch_users, SEED, task.needs)
-    return BatchBuilder(sources.domains, sources.splits, reader, *rules, rank=rank, world=2)
+    return BatchBuilder(sources.splits, reader, DataConfig(), task.requests, batch_users, SEED, Division(rank, 2))
 
 
 def main(domain: Path, out: Path) -> None:

@@ -42,28 +42,28 @@ TOWERS = {
     "fusion": {"type": "merge_attention", "num_heads": 2, "dropout": 0},
 }
 USERS = {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0}
+NOISY = {"shuffle": 0.5, "replace": 0.3, "replace_from": "batch"}
 PAPER = {
     "dap": {"type": "next_item"},
     "nicl": {"type": "alignment", "weight": 0.5},
-    "nid": {"type": "noise_detection", "weight": 2.0},
-    "rcl": {"type": "robustness"},
+    "nid": {"type": "noise_detection", "weight": 2.0, "noise": NOISY},
+    "rcl": {"type": "robustness", "noise": NOISY},
 }
 SCALED = {
     "dap": {"type": "next_item", "temperature": "sqrt_width", "negatives": "other_users", "logq": "all_columns"},
     "nicl": {"type": "alignment", "temperature": 0.1, "positives_in_denominator": True, "negatives": "other_users"},
-    "nid": {"type": "noise_detection", "relu": False},
-    "rcl": {"type": "robustness", "normalize": True, "temperature": 0.1, "symmetric": True},
+    "nid": {"type": "noise_detection", "relu": False, "noise": NOISY},
+    "rcl": {"type": "robustness", "normalize": True, "temperature": 0.1, "symmetric": True, "noise": NOISY},
 }
 CATALOGUE = {"ce": {"type": "catalogue_ce"}, **PAPER}
 SILENT = RunLog(None, is_main=False)
-NOISY = {"shuffle": 0.5, "replace": 0.3, "replace_from": "batch"}
 # By name: objectives, users of a step (odd ones leave one process with fewer), settings of data and of training.
 KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any], dict[str, Any]]] = {
-    "paper": (PAPER, 6, {"corruption": NOISY}, {}),
-    "scaled": (SCALED, 5, {"corruption": NOISY, "window": {"size": 5, "policy": "all"}}, {}),
+    "paper": (PAPER, 6, {}, {}),
+    "scaled": (SCALED, 5, {"window": {"size": 5, "policy": "all"}}, {}),
     "catalogue": (CATALOGUE, 7, {}, {}),
     "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}, {}),  # half of the steps hold no image at all
-    "plain": (PAPER, 6, {"corruption": NOISY}, {"accumulate": {"mode": "plain", "parts": 2}}),
+    "plain": (PAPER, 6, {}, {"accumulate": {"mode": "plain", "parts": 2}}),
 }
 # The same training as one of those, done in another way.
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -88,7 +88,8 @@ from types import SimpleNamespace
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run
 recipe = SimpleNamespace(
-    folder=Path(sys.argv[1]), machine=MachineConfig(device="cpu"), name="one", to_yaml=lambda: "name: one\\n"
+    folder=Path(sys.argv[1]), machine=MachineConfig(device="cpu"), name="one",
+    reread=str, to_yaml=lambda: "name: one\\n"
 )
 with Run.start(recipe) as run:
     run.limit_time(step_minutes=0.01, phase_hours=1 / 3600)

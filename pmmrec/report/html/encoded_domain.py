@@ -16,10 +16,11 @@ from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Split, split_of
-from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluating, latest_inputs, users_at_once
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluating, users_at_once
+from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.recommend import top_k
-from pmmrec.models.recommender import Recommender
+from pmmrec.models.recommender import Recommender, unpacked
 from pmmrec.progress import bars
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
@@ -71,14 +72,14 @@ class EncodedDomain:
     def user_vectors(self, histories: SampledHistories) -> NDArray[np.float32]:
         """The state of each user after the history, `(Q, D)`."""
         chunk, parts = users_at_once(self.domain.num_items), []
-        longest = int(np.diff(histories.offsets).max())
-        num_inputs, device = min(self.recommender.user_encoder.max_inputs, longest), self.vectors_ND.device
+        model, device = self.recommender, self.vectors_ND.device
+        items = unpacked(self.vectors_ND, model.item_encoder.streams)
         for start in range(0, len(histories), chunk):
-            rows = slice(start, min(start + chunk, len(histories)))
-            index_qL, is_valid_qL = latest_inputs(histories.offsets, histories.items, rows, num_inputs)
-            with evaluating(self.recommender):
-                states = self.recommender.user_states(self.vectors_ND, index_qL.to(device), is_valid_qL.to(device))
-            parts.append(states[:, -1].float().cpu().numpy())
+            offsets = histories.offsets[start : start + chunk + 1].astype(np.int64)
+            some = histories.items[offsets[0] : offsets[-1]]
+            with evaluating(model):
+                query = queries_after(model.user_encoder, items, offsets - offsets[0], some, device)
+            parts.append(query.hidden_KD.float().cpu().numpy())
         return np.concatenate(parts)
 
     def best(self, histories: SampledHistories, k: int, seen: Seen) -> list[list[int]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, RunRecipe, read_recipe
+from pmmrec.renamed import renamed_recipe
 from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
 from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
@@ -37,13 +38,23 @@ class Identity:
     def changes_since(self, stored: Mapping[str, Any]) -> list[str]:
         """Paths at which this differs from a stored tree.
 
-        A new setting at its default value is not a change. Neither is a fingerprint that is unknown now, because the
-        data is missing.
+        A new setting at its default value is not a change, nor is one that has another name now, nor a fingerprint that
+        is unknown now because the data is missing.
         """
+        stored = _with_renamed_recipes(stored)
         return [] if stored == self.tree else list(_changes(stored, self.tree, self.chosen, ""))
 
     def with_(self, **more: Any) -> Identity:
         return Identity({**self.tree, **more}, {**self.chosen, **more})
+
+
+def _with_renamed_recipes(stored: Mapping[str, Any]) -> Tree:
+    """A stored tree with the settings of its recipes under the names that they have now."""
+    tree = {key: _with_renamed_recipes(value) if isinstance(value, Mapping) else value for key, value in stored.items()}
+    return {
+        key: renamed_recipe(value) if key == "recipe" and isinstance(value, dict) else value
+        for key, value in tree.items()
+    }
 
 
 class Identities:

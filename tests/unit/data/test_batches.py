@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shops import BOTH, Shops, epoch_of, tensors_of
+from shops import BOTH, NOISY, Shops, epoch_of, tensors_of
 
-from pmmrec.contracts import Batch, Modality, Noise, View
-from pmmrec.data.batches import BatchBuilder, DataConfig
+from pmmrec.contracts import Batch, Modality, Noise, WindowPass
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.windows import WindowConfig
 from pmmrec.errors import RecipeError
+from pmmrec.requests import Requests, View, WindowRequest
 
 Slot = tuple[int, int]  # domain, row
 
@@ -35,12 +36,16 @@ def slots_of(batch: Batch) -> list[list[Slot]]:
     return [[keys[i] for i, valid in zip(*row, strict=True) if valid] for row in zip(index, is_valid, strict=True)]
 
 
+def of_pass(batch: Batch) -> WindowPass:
+    """The pass with noise."""
+    return batch.windows.passes[NOISY]
+
+
 def noise_of(batch: Batch) -> list[list[tuple[Slot, int]]]:
     """Item and label of each corrupted input, padding included."""
-    assert batch.windows.corruption is not None
     keys = keys_of(batch)
-    index, noise = batch.windows.corruption.item_index_BL.tolist(), batch.windows.corruption.noise_BL.tolist()
-    valid = batch.windows.is_input_BL.tolist()
+    index, noise = of_pass(batch).item_index_BL.tolist(), of_pass(batch).noise_BL.tolist()
+    valid = batch.windows.is_valid_BS[:, :-1].tolist()
     return [
         [(keys[i], label) for i, label, is_input in zip(*row, strict=True) if is_input]
         for row in zip(index, noise, valid, strict=True)
@@ -63,16 +68,15 @@ def test_a_window_is_a_stretch_of_its_users_training_items(shops: Shops) -> None
 
 
 def test_windows_are_padded_on_the_left_to_the_longest_of_the_batch(shops: Shops) -> None:
-    for batch in epoch_of(shops.builder(View.CORRUPTED)):
+    for batch in epoch_of(shops.builder(NOISY)):
         is_valid_BS = batch.windows.is_valid_BS
         assert is_valid_BS[:, -2:].all()
         assert is_valid_BS.any(dim=0).all()
         assert (is_valid_BS[:, 1:] >= is_valid_BS[:, :-1]).all()
         assert (batch.windows.item_index_BS[~is_valid_BS] == 0).all()
-        assert batch.windows.corruption is not None
-        is_padding_BL = ~batch.windows.is_input_BL
-        assert (batch.windows.corruption.item_index_BL[is_padding_BL] == 0).all()
-        assert (batch.windows.corruption.noise_BL[is_padding_BL] == Noise.UNCHANGED).all()
+        is_padding_BL = ~batch.windows.is_valid_BS[:, :-1]
+        assert (of_pass(batch).item_index_BL[is_padding_BL] == 0).all()
+        assert (of_pass(batch).noise_BL[is_padding_BL] == Noise.UNCHANGED).all()
 
 
 def test_items_are_distinct_sorted_and_all_in_use(shops: Shops) -> None:
@@ -100,7 +104,7 @@ def test_no_text_or_image_is_read_twice_for_a_batch(shops: Shops, monkeypatch: p
             return plain(self, rows)
 
         monkeypatch.setattr(table_class, "read", counted)
-    builder = shops.builder(View.CORRUPTED)
+    builder = shops.builder(NOISY)
     for step in range(builder.steps_per_epoch):
         batch = builder.build(0, step)
         expected = sum(int(batch.items.has_U[modality].sum()) for modality in BOTH)
@@ -110,7 +114,7 @@ def test_no_text_or_image_is_read_twice_for_a_batch(shops: Shops, monkeypatch: p
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_spreading_over_processes_changes_no_user_window_or_corruption(shops: Shops, world: int) -> None:
-    views, window = (View.CORRUPTED, View.POPULARITY), WindowConfig(size=9)  # some shares hold short windows only
+    views, window = (NOISY, View.POPULARITY), WindowConfig(size=9)  # some shares hold short windows only
     whole = epoch_of(shops.builder(*views, window=window))
     parts = [epoch_of(shops.builder(*views, window=window, rank=rank, world=world)) for rank in range(world)]
     for batch, *shares in zip(whole, *parts, strict=True):
@@ -127,27 +131,27 @@ def test_spreading_over_processes_changes_no_user_window_or_corruption(shops: Sh
 
 
 def test_an_item_of_another_process_may_come_as_a_replacement(shops: Shops) -> None:
-    parts = [batch for rank in (0, 1, 2) for batch in epoch_of(shops.builder(View.CORRUPTED, rank=rank, world=3))]
+    parts = [batch for rank in (0, 1, 2) for batch in epoch_of(shops.builder(NOISY, rank=rank, world=3))]
     shown = [{slot for slots in slots_of(batch) for slot in slots} for batch in parts]
     assert any(set(keys_of(batch)) > own for batch, own in zip(parts, shown, strict=True))
 
 
-@pytest.mark.parametrize("views", [(View.CORRUPTED, View.POPULARITY), (View.CATALOGUE, View.POPULARITY)])
+@pytest.mark.parametrize("views", [(NOISY, View.POPULARITY), (View.CATALOGUE, View.POPULARITY)])
 @pytest.mark.parametrize("world", [2, 3])
 def test_with_the_gather_items_are_dealt_out_and_all_else_is_that_of_one_process(
-    shops: Shops, world: int, views: tuple[View, ...]
+    shops: Shops, world: int, views: tuple[View | WindowRequest, ...]
 ) -> None:
     whole = epoch_of(shops.builder(*views))
     parts = [epoch_of(shops.builder(*views, rank=rank, world=world, gather=True)) for rank in range(world)]
     for batch, *shares in zip(whole, *parts, strict=True):
         for rank, part in enumerate(shares):
             assert keys_of(part) == keys_of(batch)[rank::world]
-            assert part.together is not None
-            assert part.together.num_users == len(batch.user_id)
+            assert part.global_items is not None
+            assert part.global_items.num_users == len(batch.user_id)
             slots = Counter(slot for some in slots_of(batch) for slot in some)
-            assert part.together.num_slots_U.tolist() == [slots[key] for key in keys_of(batch)]
+            assert part.global_items.num_slots_U.tolist() == [slots[key] for key in keys_of(batch)]
             for modality, has_U in batch.items.has_U.items():
-                assert torch.equal(part.together.has_U[modality], has_U)
+                assert torch.equal(part.global_items.has_U[modality], has_U)
             assert torch.equal(part.log_q_U, batch.log_q_U)
         assert batch.user_id == tuple(name for part in shares for name in part.user_id)
         windows = [list(tensors_of(part.windows)) for part in (batch, *shares)]
@@ -160,10 +164,10 @@ def test_items_too_few_to_go_round_are_encoded_once_more(
 ) -> None:
     domain = domain_maker(tmp_path)([[0, 1, 2, 3]] * 3, "alike", texts=["a", "b", "c", "d"])
     reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, tmp_path / "cache")
-    rules = ([domain], [leave_one_out(domain)], reader, WindowConfig(), MixingConfig(), None, 3, 0, frozenset())
-    batches = [BatchBuilder(*rules, rank=rank, world=3, gather=True).build(0, 0) for rank in range(3)]
+    rules: Any = ([leave_one_out(domain)], reader, DataConfig(), Requests(), 3, 0)
+    batches = [BatchBuilder(*rules, Division(rank, 3, gather=True)).build(0, 0) for rank in range(3)]
     assert [batch.items.row_U.tolist() for batch in batches] == [[0], [1], [0]]
-    assert all(batch.together.num_slots_U.tolist() == [3, 3] for batch in batches)
+    assert all(batch.global_items.num_slots_U.tolist() == [3, 3] for batch in batches)
 
 
 @pytest.mark.parametrize("gather", [False, True])
@@ -183,7 +187,7 @@ def test_neither_processes_nor_workers_change_the_order_of_users(
 def test_replacements_are_items_of_other_users_of_the_same_domain(shops: Shops) -> None:
     labels: Counter[int] = Counter()
     for epoch in range(3):
-        for batch in epoch_of(shops.builder(View.CORRUPTED), epoch):
+        for batch in epoch_of(shops.builder(NOISY), epoch):
             everything = slots_of(batch)
             for user, (slots, noise) in enumerate(zip(everything, noise_of(batch), strict=True)):
                 others = {slot for place, some in enumerate(everything) for slot in some if place != user}
@@ -197,7 +201,7 @@ def test_replacements_are_items_of_other_users_of_the_same_domain(shops: Shops) 
 
 
 def test_corruption_and_windows_change_from_epoch_to_epoch(shops: Shops) -> None:
-    epochs = [epoch_of(shops.builder(View.CORRUPTED), epoch) for epoch in (0, 1)]
+    epochs = [epoch_of(shops.builder(NOISY), epoch) for epoch in (0, 1)]
     windows, noises = [
         [dict(item for batch in batches for item in zip(batch.user_id, read(batch), strict=True)) for batches in epochs]
         for read in (slots_of, noise_of)
@@ -247,27 +251,12 @@ def test_log_q_agrees_with_the_frequency_of_random_windows(shops: Shops, batches
 def test_without_the_views_nothing_extra_is_made(shops: Shops) -> None:
     batch = shops.builder().build(0, 0)
     assert batch.log_q_U is None
-    assert batch.windows.corruption is None
+    assert batch.windows.passes == {}
 
 
 def test_more_processes_than_users_of_a_batch_are_refused(shops: Shops) -> None:
     with pytest.raises(RecipeError, match="a batch of 5 users leaves some of 6 processes without any"):
         shops.builder(batch_users=6, world=6)
-
-
-def test_corrupted_windows_need_to_be_told_how(shops: Shops) -> None:
-    with pytest.raises(RecipeError, match="say how to corrupt"):
-        BatchBuilder(
-            shops.domains,
-            shops.splits,
-            shops.reader,
-            WindowConfig(),
-            MixingConfig(),
-            None,
-            4,
-            0,
-            frozenset({View.CORRUPTED}),
-        )
 
 
 def test_settings_survive_being_written_down() -> None:
@@ -276,7 +265,7 @@ def test_settings_survive_being_written_down() -> None:
 
 
 def test_a_batch_that_holds_the_catalogue_shows_the_same_windows(shops: Shops) -> None:
-    few, all_ = epoch_of(shops.builder(View.CORRUPTED)), epoch_of(shops.builder(View.CORRUPTED, View.CATALOGUE))
+    few, all_ = epoch_of(shops.builder(NOISY)), epoch_of(shops.builder(NOISY, View.CATALOGUE))
     everything = [(d, row) for d, domain in enumerate(shops.domains) for row in range(domain.num_items)]
     for small, large in zip(few, all_, strict=True):
         assert keys_of(large) == everything

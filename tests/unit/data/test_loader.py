@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 from forked import in_child
-from shops import Shops, assert_same, epoch_of
+from shops import NOISY, Shops, assert_same, epoch_of
 
-from pmmrec.contracts import Batch, View
+from pmmrec.contracts import Batch
 from pmmrec.data import loader
 from pmmrec.data.batches import BatchBuilder
 from pmmrec.data.loader import BatchLoader, LostWorkerError
+from pmmrec.requests import View
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same_batches(shops: Shops, workers: int) -> None:
-    builder = shops.builder(View.CORRUPTED, View.POPULARITY)
+    builder = shops.builder(NOISY, View.POPULARITY)
     state = torch.get_rng_state()
     loaded = list(BatchLoader(builder, workers).epoch(1))
     assert torch.equal(torch.get_rng_state(), state)

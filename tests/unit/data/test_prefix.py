@@ -20,6 +20,7 @@ from pmmrec.data.loader import BatchLoader
 from pmmrec.data.prefix import DeviceRoom, PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.splits.leave_one_out import leave_one_out
+from pmmrec.requests import Requests
 
 MakeDomain = Callable[..., Domain]
 
@@ -177,8 +178,7 @@ def test_any_number_of_workers_gives_the_same_states(
 ) -> None:
     domains = (shop, films)
     reader, data = keep(*domains), DataConfig()
-    rules = (data.window, data.mixing, data.corruption, 3, 1, frozenset())
-    builder = BatchBuilder(domains, [leave_one_out(domain) for domain in domains], reader, *rules, rank=0, world=1)
+    builder = BatchBuilder([leave_one_out(domain) for domain in domains], reader, data, Requests(), 3, 1)
     alone, ahead = (list(BatchLoader(builder, number).epoch(0)) for number in (0, workers))
     assert len(alone) == len(ahead) > 1
     for one, other in zip(alone, ahead, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pmmrec.contracts import ItemInputs, ItemVectors
+from pmmrec.contracts import History, ItemInputs, ItemVectors
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Split
@@ -184,8 +184,8 @@ def test_scores_are_those_of_one_user_without_padding(
     recommender.eval()
     for query in range(holdout.num_queries):
         latest = torch.from_numpy(holdout.history(query)[-4:].astype(np.int64))[None]  # the encoder reads four
-        hidden_1LD = recommender.user_states(vectors_ND, latest, torch.ones_like(latest, dtype=torch.bool))
-        expected = recommender.scorer(hidden_1LD[:, -1], vectors_ND)[0]
+        history = History.of(ItemVectors(vectors_ND), latest, torch.ones_like(latest, dtype=torch.bool))
+        expected = recommender.score(recommender.query(history), ItemVectors(vectors_ND))[0]
         torch.testing.assert_close(actual[query], expected, rtol=0, atol=5e-6)  # float32, scores to 3; measured 4.8e-7
 
 

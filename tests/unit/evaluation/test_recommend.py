@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pmmrec.contracts import ItemVectors, Query
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -112,12 +113,9 @@ def test_where_all_scores_are_equal_the_first_rows_win_and_shorter_lists_are_hea
 class Nearest(Scorer):
     """A score that is not an inner product."""
 
-    reads_counts = False
-
-    def forward(
-        self, hidden_BD: torch.Tensor, items_ND: torch.Tensor, count_N: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return -torch.cdist(hidden_BD, items_ND)
+    def forward(self, query: Query, items: ItemVectors, candidate_KC: torch.Tensor | None = None) -> torch.Tensor:
+        assert candidate_KC is None
+        return -torch.cdist(query.hidden_KD, items.fused_UD)
 
 
 def test_any_scorer_makes_lists(domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor) -> None:

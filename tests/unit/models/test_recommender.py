@@ -11,13 +11,24 @@ import pytest
 import torch
 
 from pmmrec.context import BuildContext
+from pmmrec.contracts import History, ItemVectors, Query, UserStates
 from pmmrec.errors import RecipeError
 from pmmrec.models import scorers
 from pmmrec.models.dot import Dot, DotConfig
+from pmmrec.models.recommender import Recommender
 
 MakeWorld = Callable[..., Any]
 INDEX_BL = torch.tensor([[0, 2, 1], [0, 0, 3]])
 IS_VALID_BL = torch.tensor([[True, True, True], [False, True, True]])
+
+
+def states_of(recommender: Recommender, vectors_ND: torch.Tensor) -> torch.Tensor:
+    return recommender.states(History.of(ItemVectors(vectors_ND), INDEX_BL, IS_VALID_BL)).hidden_BLD
+
+
+def query_of(hidden_KD: torch.Tensor) -> Query:
+    """Users whose only state is the one that is asked about."""
+    return Query.last(UserStates(hidden_KD[:, None], torch.ones(len(hidden_KD), 1, dtype=torch.bool)))
 
 
 def test_histories_are_gathered_and_padding_is_zero(world: MakeWorld) -> None:
@@ -25,8 +36,8 @@ def test_histories_are_gathered_and_padding_is_zero(world: MakeWorld) -> None:
     vectors_ND = torch.randn(4, 8)
     expected_BLD = torch.stack([vectors_ND[[0, 2, 1]], vectors_ND[[0, 0, 3]]])
     expected_BLD[1, 0] = 0
-    expected = recommender.user_encoder(expected_BLD, IS_VALID_BL)
-    assert torch.equal(recommender.user_states(vectors_ND, INDEX_BL, IS_VALID_BL), expected)
+    expected = recommender.user_encoder(History(expected_BLD, IS_VALID_BL)).hidden_BLD
+    assert torch.equal(states_of(recommender, vectors_ND), expected)
 
 
 def test_gradients_gather_at_items_and_none_at_padding(world: MakeWorld) -> None:
@@ -36,8 +47,8 @@ def test_gradients_gather_at_items_and_none_at_padding(world: MakeWorld) -> None
     inputs_BLD[~IS_VALID_BL] = 0
     inputs_BLD.requires_grad_()
     weights = torch.randn(8, dtype=torch.float64)
-    (recommender.user_states(vectors_ND, INDEX_BL, IS_VALID_BL)[IS_VALID_BL] @ weights).sum().backward()
-    (recommender.user_encoder(inputs_BLD, IS_VALID_BL)[IS_VALID_BL] @ weights).sum().backward()
+    (states_of(recommender, vectors_ND)[IS_VALID_BL] @ weights).sum().backward()
+    (recommender.user_encoder(History(inputs_BLD, IS_VALID_BL)).hidden_BLD[IS_VALID_BL] @ weights).sum().backward()
     expected_ND = torch.zeros_like(vectors_ND)
     for user in range(2):
         for place in range(3):
@@ -59,14 +70,19 @@ def test_the_dot_scorer_is_a_dot_product() -> None:
     torch.manual_seed(0)
     hidden_BD, items_ND = torch.randn(2, 3), torch.randn(4, 3)
     expected = [[sum(h * i for h, i in zip(hidden, item, strict=True)) for item in items_ND] for hidden in hidden_BD]
-    actual = Dot(DotConfig(), BuildContext(3))(hidden_BD, items_ND)
+    scorer, items = Dot(DotConfig(), BuildContext(3)), ItemVectors(items_ND)
+    actual = scorer(query_of(hidden_BD), items)
     torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=1e-6)  # float32; measured 0
+    some = scorer(query_of(hidden_BD), items, torch.tensor([[3, 0, 0], [1, 1, 2]]))
+    chosen = [[expected[0][3], expected[0][0], expected[0][0]], [expected[1][1], expected[1][1], expected[1][2]]]
+    torch.testing.assert_close(some, torch.tensor(chosen), rtol=0, atol=1e-6)  # float32; measured 6e-8
 
 
 def test_popularity_adds_its_log_to_the_dot_product() -> None:
     torch.manual_seed(0)
     hidden_BD, items_ND, count_N = torch.randn(2, 4), torch.randn(3, 4), torch.tensor([0, 1, 9])
-    actual = Dot(DotConfig(popularity=0.5, temperature="sqrt_width"), BuildContext(4))(hidden_BD, items_ND, count_N)
+    scorer = Dot(DotConfig(popularity=0.5, temperature="sqrt_width"), BuildContext(4))
+    actual = scorer.ranked(scorer(query_of(hidden_BD), ItemVectors(items_ND)), count_N)
     for b in range(2):
         for n in range(3):
             expected = float(hidden_BD[b] @ items_ND[n]) / 2 + 0.5 * math.log(1 + int(count_N[n]))
@@ -75,7 +91,7 @@ def test_popularity_adds_its_log_to_the_dot_product() -> None:
 
 def test_popularity_without_counts_is_an_error() -> None:
     with pytest.raises(ValueError, match="how often each item was touched"):
-        Dot(DotConfig(popularity=1.0), BuildContext(3))(torch.zeros(1, 3), torch.zeros(2, 3))
+        Dot(DotConfig(popularity=1.0), BuildContext(3)).ranked(torch.zeros(1, 2), None)
 
 
 def test_a_temperature_that_cannot_change_a_ranking_is_refused() -> None:

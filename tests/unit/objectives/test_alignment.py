@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import View
 from pmmrec.errors import RecipeError
 from pmmrec.objectives import objectives
 from pmmrec.objectives.alignment import Alignment, AlignmentConfig
+from pmmrec.requests import Requests, View
 
 
 def test_the_default_is_nicl_as_printed() -> None:
@@ -21,7 +21,11 @@ def test_the_default_is_nicl_as_printed() -> None:
 
 def test_it_asks_for_vectors_by_modality() -> None:
     config = objectives.config({"type": "alignment"})
-    assert objectives.part_class(config)(config, BuildContext(4)).needs == Alignment.needs == {View.MODALITIES}
+    assert (
+        objectives.part_class(config)(config, BuildContext(4)).requests
+        == Alignment.requests
+        == Requests.of(views=(View.MODALITIES,))
+    )
 
 
 def test_a_low_temperature_with_next_items_in_the_numerator_only_is_refused() -> None:

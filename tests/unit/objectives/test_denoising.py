@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import View
 from pmmrec.errors import RecipeError
 from pmmrec.objectives import objectives
 from pmmrec.objectives.denoising import NoiseDetection, NoiseDetectionConfig, RobustnessConfig
+from pmmrec.requests import NextItems, Noised, Requests, WindowRequest
 
 
 def test_the_defaults_are_the_paper() -> None:
@@ -17,10 +17,18 @@ def test_the_defaults_are_the_paper() -> None:
     assert (robustness.temperature, robustness.normalize, robustness.symmetric) == (1.0, False, False)
 
 
-@pytest.mark.parametrize("type_name", ["noise_detection", "robustness"])
-def test_both_ask_for_a_corrupted_pass(type_name: str) -> None:
+@pytest.mark.parametrize(
+    ("type_name", "passes"), [("noise_detection", (Noised(),)), ("robustness", (NextItems(), Noised()))]
+)
+def test_both_ask_for_the_same_pass_with_noise(type_name: str, passes: tuple[WindowRequest, ...]) -> None:
     config = objectives.config({"type": type_name})
-    assert objectives.part_class(config)(config, BuildContext(4)).needs == {View.CORRUPTED}
+    assert objectives.part_class(config)(config, BuildContext(4)).requests == Requests.of(*passes)
+
+
+def test_other_noise_is_another_pass() -> None:
+    config = objectives.config({"type": "robustness", "noise": {"shuffle": 0.5}})
+    requests = objectives.part_class(config)(config, BuildContext(4)).requests
+    assert set(requests.passes) == {NextItems(), Noised(shuffle=0.5)}
 
 
 def test_the_head_has_a_class_for_each_noise() -> None:

@@ -6,12 +6,14 @@ import dataclasses
 
 import pytest
 import torch
+from views import views_of
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemVectors, View, Views, Windows
+from pmmrec.contracts import ItemVectors, Windows
 from pmmrec.errors import RecipeError
 from pmmrec.objectives import objectives
 from pmmrec.objectives.next_item import NextItem, NextItemConfig
+from pmmrec.requests import View
 
 
 def test_the_family_builds_it_by_name() -> None:
@@ -26,9 +28,9 @@ def test_the_default_is_the_paper() -> None:
     assert (config.negatives, config.temperature, config.logq, config.weight) == ("unseen", 1.0, "none", 1.0)
 
 
-@pytest.mark.parametrize(("logq", "needs"), [("none", set()), ("all_columns", {View.POPULARITY})])
-def test_popularity_is_asked_for_only_when_scores_are_corrected(logq: str, needs: set[View]) -> None:
-    assert NextItem(NextItemConfig.model_validate({"logq": logq}), BuildContext(4)).needs == needs
+@pytest.mark.parametrize(("logq", "asked"), [("none", set()), ("all_columns", {View.POPULARITY})])
+def test_popularity_is_asked_for_only_when_scores_are_corrected(logq: str, asked: set[View]) -> None:
+    assert NextItem(NextItemConfig.model_validate({"logq": logq}), BuildContext(4)).requests.views == asked
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, "root_width"])
@@ -39,7 +41,7 @@ def test_a_temperature_is_positive_or_a_known_word(temperature: object) -> None:
 
 def test_a_missing_popularity_is_named() -> None:
     windows = Windows(torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 2, dtype=torch.bool))
-    views = Views(ItemVectors(torch.ones(4, 4)), windows, torch.ones(2, 1, 4))
+    views = views_of(ItemVectors(torch.ones(4, 4)), windows, torch.ones(2, 1, 4))
     objective = NextItem(NextItemConfig(logq="negatives_only"), BuildContext(4))
     with pytest.raises(ValueError, match=r"needs views\.log_q_U"):
         objective(views)

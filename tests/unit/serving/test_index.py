@@ -14,6 +14,7 @@ import torch
 from command_line import Pmmrec
 
 import pmmrec as api
+from pmmrec.contracts import ItemVectors, Query
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.errors import CheckpointError, DataError, MachineError, RecipeError
@@ -293,12 +294,9 @@ def test_without_faiss_the_error_names_the_package(
 
 
 class Nearest(Scorer):
-    reads_counts = False
-
-    def forward(
-        self, hidden_BD: torch.Tensor, items_ND: torch.Tensor, count_N: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return -torch.cdist(hidden_BD, items_ND)
+    def forward(self, query: Query, items: ItemVectors, candidate_KC: torch.Tensor | None = None) -> torch.Tensor:
+        assert candidate_KC is None
+        return -torch.cdist(query.hidden_KD, items.fused_UD)
 
 
 def test_a_score_that_is_not_an_inner_product_has_no_index(system: System, world: Path, tmp_path: Path) -> None:

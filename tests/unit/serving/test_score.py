@@ -12,6 +12,7 @@ import torch
 from command_line import Pmmrec
 
 import pmmrec as api
+from pmmrec.contracts import History, UserStates
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.share import Share
@@ -263,9 +264,9 @@ def test_a_score_that_is_not_finite_names_user_and_item(
     latest = [int(opened.sequence(user)[-1]) for user in range(opened.num_users)]
     spoilt = next(user for user in range(10, opened.num_users) if latest[user] not in latest[:user])
 
-    def spoil(_module: object, inputs: tuple[torch.Tensor, ...], hidden_BLD: torch.Tensor) -> torch.Tensor:
-        is_spoilt_B = (inputs[0][:, -1] == vectors_ND[latest[spoilt]]).all(dim=1)
-        return torch.where(is_spoilt_B[:, None, None], torch.nan, hidden_BLD)
+    def spoil(_module: object, inputs: tuple[History], states: UserStates) -> UserStates:
+        is_spoilt_B = (inputs[0].item_BLD[:, -1] == vectors_ND[latest[spoilt]]).all(dim=1)
+        return UserStates(torch.where(is_spoilt_B[:, None, None], torch.nan, states.hidden_BLD), states.is_valid_BL)
 
     system._model_for(opened).user_encoder.register_forward_hook(spoil)
     monkeypatch.setattr(score, "USERS_AT_ONCE", 3)

@@ -195,7 +195,7 @@ class _Greedy(Objective):
     def forward(self, views: Views) -> Term:
         if torch.is_grad_enabled():
             raise torch.OutOfMemoryError("out of memory")
-        return Term(views.hidden_BLD.sum(), torch.ones(()))
+        return Term(views.items.fused_UD.sum(), torch.ones(()))
 
 
 def test_a_device_without_memory_says_what_to_lower(workshop) -> None:

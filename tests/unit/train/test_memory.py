@@ -22,10 +22,10 @@ from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, Need, Shares, memory_lines
+from pmmrec.train.memory_simulation import StepMemory
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.task import TrainingTask
-from pmmrec.train.trial import StepMemory
 
 SHARDED = (Spread.ZERO1, Spread.ZERO2, Spread.ZERO3)
 

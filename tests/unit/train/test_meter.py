@@ -54,7 +54,8 @@ def test_the_sizes_of_a_step_are_made_on_the_device(workshop: Callable[..., Any]
 @pytest.mark.parametrize("minutes", [None, 1e-9])
 def test_stop_flags_are_made_on_the_device(tmp_path: Path, minutes: float | None) -> None:
     machine = MachineConfig(device="cpu")
-    recipe = SimpleNamespace(folder=tmp_path / "one", machine=machine, name="one", to_yaml=lambda: "name: one\n")
+    told = {"reread": str, "to_yaml": lambda: "name: one\n"}
+    recipe = SimpleNamespace(folder=tmp_path / "one", machine=machine, name="one", **told)
     with Run.start(recipe) as run:
         states = States(run, StateConfig(every_minutes=minutes), {})
         with _Built() as built:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pmmrec.contracts import Term, Views
 from pmmrec.errors import DivergenceError
 from pmmrec.objectives import Objective
+from pmmrec.requests import NextItems
 from pmmrec.train.loop import Loop, TrainConfig
 from pmmrec.train.nonfinite import stop_if_weights_nonfinite
 from pmmrec.train.optim import build_optimizer, build_scheduler
@@ -196,7 +197,7 @@ class _Normed(Objective):
         self.norm = nn.BatchNorm1d(8)
 
     def forward(self, views: Views) -> Term:
-        hidden_XD = views.hidden_BLD.flatten(0, 1)
+        hidden_XD = views.states[NextItems()].hidden_BLD.flatten(0, 1)
         return Term(self.norm(hidden_XD * math.nan if self._is_broken() else hidden_XD).square().sum(), torch.ones(()))
 
 

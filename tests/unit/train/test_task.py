@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pmmrec.contracts import View
+from pmmrec.contracts import History
+from pmmrec.requests import NextItems, Noised, Requests, View
 
 
 def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(reading) -> None:
@@ -14,7 +15,7 @@ def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(rea
 
     def count(name: str):
         def add(_, inputs) -> None:
-            given = inputs[0].item_index_R if hasattr(inputs[0], "item_index_R") else inputs[0]
+            given = inputs[0].item_BLD if isinstance(inputs[0], History) else inputs[0].item_index_R
             calls.setdefault(name, []).append(given.shape[0])
 
         return add
@@ -23,7 +24,7 @@ def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(rea
     encoder.vision_encoder.register_forward_pre_hook(count("vision"))
     reading.task.recommender.user_encoder.register_forward_pre_hook(count("user"))
     views = reading.task.views(reading.batch)
-    assert views.corrupted_hidden_BLD is not None
+    assert set(views.states) == {NextItems(), Noised()}
     num_users = reading.batch.windows.is_valid_BS.shape[0]
     with_text = reading.batch.items.text.token_id_RT.shape[0]
     with_image = reading.batch.items.image.pixels_RCHW.shape[0]
@@ -35,23 +36,24 @@ def test_both_passes_of_one_forward_equal_two_separate_passes(reading) -> None:
     recommender, windows = reading.task.recommender, reading.batch.windows
     with torch.no_grad():
         views = reading.task.views(reading.batch)
-        fused_UD = recommender.item_encoder(reading.batch.items).fused_UD
-        clean = recommender.user_states(fused_UD, windows.item_index_BS[:, :-1], windows.is_input_BL)
-        corrupted = recommender.user_states(fused_UD, windows.corruption.item_index_BL, windows.is_input_BL)
-    torch.testing.assert_close(views.hidden_BLD, clean, rtol=0, atol=1e-6)  # float32, values near 1; measured 0
-    torch.testing.assert_close(views.corrupted_hidden_BLD, corrupted, rtol=0, atol=1e-6)
-    assert not torch.equal(clean, corrupted)
+        items, alone = recommender.item_encoder(reading.batch.items), {}
+        for request, of_pass in windows.passes.items():
+            history = History.of(items, of_pass.item_index_BL, of_pass.is_valid_BL)
+            alone[request] = recommender.states(history).hidden_BLD
+            # float32, values near 1; measured 0
+            torch.testing.assert_close(views.states[request].hidden_BLD, alone[request], rtol=0, atol=1e-6)
+    assert not torch.equal(alone[NextItems()], alone[Noised()])
 
 
-def test_no_corrupted_pass_is_run_where_no_objective_asks(workshop) -> None:
+def test_no_pass_with_noise_is_run_where_no_objective_asks(workshop) -> None:
     shop = workshop({"dap": {"type": "next_item"}})
     batch = next(iter(shop.batches(8).epoch(1)))
-    assert shop.task.needs == frozenset()
-    assert shop.task.views(batch).corrupted_hidden_BLD is None
+    assert shop.task.requests == Requests.of(NextItems())
+    assert set(shop.task.views(batch).states) == {NextItems()}
 
 
 def test_the_task_needs_what_its_objectives_need(reading) -> None:
-    assert reading.task.needs == {View.CORRUPTED, View.MODALITIES}
+    assert reading.task.requests == Requests.of(NextItems(), Noised(), views=(View.MODALITIES,))
 
 
 def test_forward_gives_sum_and_count_of_every_objective_and_metric(reading) -> None:

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from pmmrec.blocks import TransformerBlock
 from pmmrec.context import BuildContext
+from pmmrec.contracts import History
 from pmmrec.errors import RecipeError
+from pmmrec.renamed import RenamedSettingWarning
 from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
 
 WIDTH, LENGTH = 8, 5
@@ -22,6 +24,10 @@ def fresh(**settings: object) -> TransformerUserEncoder:
     return (
         TransformerUserEncoder(TransformerConfig(**{"max_inputs": 7, **settings}), BuildContext(WIDTH)).double().eval()
     )
+
+
+def states(encoder: TransformerUserEncoder, item_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
+    return encoder(History(item_BLD, is_valid_BL)).hidden_BLD
 
 
 def histories(lengths: list[int], num_places: int = LENGTH) -> tuple[Tensor, Tensor]:
@@ -54,22 +60,22 @@ def hidden_by_loops(encoder: TransformerUserEncoder, history_LD: Tensor) -> Tens
     rows = [history_LD[place] + encoder.position.weight[length - 1 - place] for place in range(length)]
     x_LD = encoder.norm(torch.stack(rows))
     for block in encoder.blocks:
-        x_LD = block_by_loops(block, x_LD, is_causal=encoder.is_causal)
+        x_LD = block_by_loops(block, x_LD, is_causal=encoder.attends == "past")
     return x_LD
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_values_and_gradients_are_those_of_loops_over_users(*, is_causal: bool) -> None:
-    encoder = fresh(is_causal=is_causal)
+    encoder = fresh(attends="past" if is_causal else "all")
     lengths = [5, 3, 1]
     inputs_BLD, is_valid_BL = histories(lengths)
     inputs_BLD.requires_grad_()
     expected = [hidden_by_loops(encoder, inputs_BLD[user, -length:]) for user, length in enumerate(lengths)]
-    hidden_BLD = encoder(inputs_BLD, is_valid_BL)
+    hidden_BLD = states(encoder, inputs_BLD, is_valid_BL)
     actual = [hidden_BLD[user, -length:] for user, length in enumerate(lengths)]
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)  # float64; measured 7e-16
-    sources = [inputs_BLD, *encoder.parameters()]
+    sources = [inputs_BLD, *(p for name, p in encoder.named_parameters() if name != "mask")]
     weights = torch.randn(WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     ours_by_source = torch.autograd.grad(sum((state @ weights).sum() for state in actual), sources)
     theirs_by_source = torch.autograd.grad(sum((state @ weights).sum() for state in expected), sources)
@@ -81,8 +87,8 @@ def test_more_padding_changes_nothing() -> None:
     encoder = fresh()
     inputs_BLD, is_valid_BL = histories([5, 3])
     wider_BLD = F.pad(inputs_BLD, (0, 0, 2, 0), value=9.0)
-    wider = encoder(wider_BLD, F.pad(is_valid_BL, (2, 0)))[:, 2:]
-    hidden_BLD = encoder(inputs_BLD, is_valid_BL)
+    wider = states(encoder, wider_BLD, F.pad(is_valid_BL, (2, 0)))[:, 2:]
+    hidden_BLD = states(encoder, inputs_BLD, is_valid_BL)
     torch.testing.assert_close(wider[is_valid_BL], hidden_BLD[is_valid_BL], rtol=0, atol=1e-12)  # measured 4e-16
 
 
@@ -91,32 +97,64 @@ def test_a_causal_encoder_never_looks_ahead() -> None:
     inputs_BLD, is_valid_BL = histories([5])
     changed_BLD = inputs_BLD.clone()
     changed_BLD[:, 3:] *= -1
-    before, after = encoder(inputs_BLD, is_valid_BL), encoder(changed_BLD, is_valid_BL)
+    before, after = states(encoder, inputs_BLD, is_valid_BL), states(encoder, changed_BLD, is_valid_BL)
     torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0, atol=1e-12)
     assert (after[:, 3:] - before[:, 3:]).abs().amax(-1).min() > 1e-6
 
 
 def test_an_encoder_that_is_not_causal_looks_both_ways() -> None:
-    encoder = fresh(is_causal=False)
+    encoder = fresh(attends="all")
     inputs_BLD, is_valid_BL = histories([5])
     changed_BLD = inputs_BLD.clone()
     changed_BLD[:, 4:] *= -1
-    difference = (encoder(changed_BLD, is_valid_BL) - encoder(inputs_BLD, is_valid_BL)).abs()
+    difference = (states(encoder, changed_BLD, is_valid_BL) - states(encoder, inputs_BLD, is_valid_BL)).abs()
     assert difference.amax(-1).min() > 1e-6
+
+
+def test_a_masked_item_is_replaced_by_the_mask_whatever_it_was() -> None:
+    encoder = fresh(attends="all")
+    inputs_BLD, is_valid_BL = histories([5, 3])
+    is_masked_BL = torch.zeros_like(is_valid_BL)
+    is_masked_BL[:, 3] = True
+    masked_BLD = torch.where(is_masked_BL[:, :, None], encoder.mask, inputs_BLD)
+    expected = states(encoder, masked_BLD, is_valid_BL)
+    for hidden_BLD in (inputs_BLD, inputs_BLD.masked_fill(is_masked_BL[:, :, None], 7.0)):
+        actual = encoder(History(hidden_BLD, is_valid_BL, is_masked_BL=is_masked_BL)).hidden_BLD
+        assert torch.equal(actual, expected)
+
+
+def test_the_state_that_ranks_is_that_of_a_mask_behind_the_history_where_all_is_attended_to() -> None:
+    encoder = fresh(attends="all")
+    inputs_BLD, is_valid_BL = histories([5, 3])
+    longer_BLD = torch.cat((inputs_BLD, encoder.mask.expand(2, 1, -1)), dim=1)
+    expected = states(encoder, longer_BLD, F.pad(is_valid_BL, (0, 1), value=True))[:, -1]
+    assert torch.equal(encoder.query(History(inputs_BLD, is_valid_BL)).hidden_KD, expected)
+
+
+def test_the_state_that_ranks_is_the_last_one_where_the_past_is_attended_to() -> None:
+    encoder, (inputs_BLD, is_valid_BL) = fresh(), histories([5, 3])
+    expected = states(encoder, inputs_BLD, is_valid_BL)[:, -1]
+    assert torch.equal(encoder.query(History(inputs_BLD, is_valid_BL)).hidden_KD, expected)
+
+
+def test_is_causal_is_read_under_its_earlier_name() -> None:
+    assert TransformerConfig.model_validate({"is_causal": True}) == TransformerConfig()
+    with pytest.warns(RenamedSettingWarning, match="user_encoder.attends: all"):
+        assert TransformerConfig.model_validate({"is_causal": False}).attends == "all"
 
 
 def test_the_order_of_items_matters() -> None:
     encoder = fresh()
     inputs_BLD, is_valid_BL = histories([5])
-    swapped = encoder(inputs_BLD[:, [1, 0, 2, 3, 4]], is_valid_BL)[:, -1]
-    assert not torch.allclose(swapped, encoder(inputs_BLD, is_valid_BL)[:, -1])
+    swapped = states(encoder, inputs_BLD[:, [1, 0, 2, 3, 4]], is_valid_BL)[:, -1]
+    assert not torch.allclose(swapped, states(encoder, inputs_BLD, is_valid_BL)[:, -1])
 
 
 def test_padding_never_makes_a_nan() -> None:
     encoder = fresh()
     inputs_BLD, is_valid_BL = histories([0, 2])
     inputs_BLD.requires_grad_()
-    hidden_BLD = encoder(inputs_BLD, is_valid_BL)
+    hidden_BLD = states(encoder, inputs_BLD, is_valid_BL)
     hidden_BLD[is_valid_BL].sum().backward()
     assert hidden_BLD.isfinite().all()
     assert inputs_BLD.grad is not None
@@ -126,7 +164,7 @@ def test_padding_never_makes_a_nan() -> None:
 
 def test_longer_histories_than_it_can_read_are_an_error_that_names_both() -> None:
     with pytest.raises(RecipeError, match="max_inputs: 7, but histories of 8 inputs came"):
-        fresh()(*histories([8], num_places=8))
+        fresh()(History(*histories([8], num_places=8)))
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.context import Backbone, BuildContext
-from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
+from pmmrec.contracts import History, ItemInputs, Modality, PixelInputs, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -122,10 +122,8 @@ def score_by_hand(recommender: Recommender) -> Tensor:
         image=PixelInputs(pixels, index) if Modality.IMAGE in reads else None,
     )
     with torch.no_grad():
-        fused_UD = recommender.item_encoder(items).fused_UD
-        hidden_BLD = recommender.user_states(fused_UD, index[None], has[None])
-        scores: Tensor = recommender.scorer(hidden_BLD[:, -1], fused_UD)
-    return scores
+        vectors = recommender.item_encoder(items)
+        return recommender.score(recommender.query(History.of(vectors, index[None], has[None])), vectors)
 
 
 @pytest.fixture

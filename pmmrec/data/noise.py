@@ -1,41 +1,20 @@
-"""Corrupt windows for noised item detection: shuffle some inputs and replace others."""
+"""Add noise to windows for noised item detection: shuffle some inputs and replace others."""
 # l inputs of one window, without padding. A key names an item of the whole run: two domains never share one.
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from pmmrec.contracts import Noise
-from pmmrec.settings import Config
+from pmmrec.requests import Noised
 
 Ints = NDArray[np.int64]
 
 BLIND_DRAWS = 32  # tries before the slots that do fit are listed
-
-
-class CorruptionConfig(Config):
-    """How much noise NID (eq. 10) puts into a window, and where from."""
-
-    shuffle: float = Field(default=0.15, ge=0, le=1, description="Mean share of a window's inputs that change places.")
-    replace: float = Field(default=0.05, ge=0, le=1, description="Mean share of a window's inputs that are replaced.")
-    replace_from: Literal["domain", "batch"] = Field(
-        default="domain",
-        description="domain: by items of other users of the same domain (another domain is told by its style). "
-        "batch: by items of any other user of the batch (paper).",
-    )
-
-    @model_validator(mode="after")
-    def _check_room(self) -> Self:
-        if self.shuffle + self.replace > 1:
-            raise ValueError("shuffle and replace fall on different inputs; their sum must be at most 1")
-        return self
 
 
 @dataclass(frozen=True)
@@ -75,10 +54,8 @@ class SlotPool:
         return fitting
 
 
-def corrupt(
-    window: KeyedWindow, pool: SlotPool, config: CorruptionConfig, rng: np.random.Generator
-) -> tuple[Ints, Ints]:
-    """Keys and labels (`Noise`) of the corrupted inputs, `(l,)` each; the window's last item is no input.
+def add_noise(window: KeyedWindow, pool: SlotPool, config: Noised, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Keys and labels (`Noise`) of the noised inputs, `(l,)` each; the window's last item is no input.
 
     The number of shuffled inputs has the mean `shuffle * l` by stochastic rounding. One alone cannot change places: a
     drawn 1 becomes 2 or 0 at even odds (always 0 where there is one input). The inputs chosen take each other's items,
@@ -90,19 +67,19 @@ def corrupt(
     over processes changes nothing. So a process may have to encode an item that lies in no slot of its own share.
     """
     inputs = window.keys[:-1]
-    corrupted = inputs.copy()
+    noised = inputs.copy()
     noise = np.full(len(inputs), Noise.UNCHANGED, dtype=np.int64)
     num_shuffled = _num_shuffled(config.shuffle * len(inputs), len(inputs), rng)
     num_replaced = min(_round_up_or_down(config.replace * len(inputs), rng), len(inputs) - num_shuffled)
     places = rng.permutation(len(inputs))
     shuffled, replaced = places[:num_shuffled], places[num_shuffled : num_shuffled + num_replaced]
-    corrupted[np.roll(shuffled, -1)] = inputs[shuffled]
-    noise[corrupted != inputs] = Noise.SHUFFLED
+    noised[np.roll(shuffled, -1)] = inputs[shuffled]
+    noise[noised != inputs] = Noise.SHUFFLED
     for place in replaced:
         key = pool.draw(window, same_domain=config.replace_from == "domain", rng=rng)
         if key is not None:
-            corrupted[place], noise[place] = key, Noise.REPLACED
-    return corrupted, noise
+            noised[place], noise[place] = key, Noise.REPLACED
+    return noised, noise
 
 
 def _num_shuffled(mean: float, num_inputs: int, rng: np.random.Generator) -> int:

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from pmmrec.contracts import Noise
-from pmmrec.data.corruption import CorruptionConfig, KeyedWindow, SlotPool, corrupt
+from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
+from pmmrec.requests import Noised
 
 DRAWS = 4000
 
@@ -21,14 +22,14 @@ def window(keys: list[int] | range, user: int = 0, domain: int = 0) -> KeyedWind
 def corrupted(
     own: KeyedWindow, others: list[KeyedWindow], seed: int = 0, **config: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    return corrupt(own, SlotPool([own, *others]), CorruptionConfig(**config), np.random.default_rng(seed))
+    return add_noise(own, SlotPool([own, *others]), Noised(**config), np.random.default_rng(seed))
 
 
 def labels_of_many(num_inputs: int, **config: Any) -> np.ndarray:
     """Labels of `DRAWS` corruptions of a window of distinct items."""
     own, other = window(range(num_inputs + 1)), window(range(100, 140), user=1)
-    pool, settings, rng = SlotPool([own, other]), CorruptionConfig(**config), np.random.default_rng(0)
-    return np.stack([corrupt(own, pool, settings, rng)[1] for _ in range(DRAWS)])
+    pool, settings, rng = SlotPool([own, other]), Noised(**config), np.random.default_rng(0)
+    return np.stack([add_noise(own, pool, settings, rng)[1] for _ in range(DRAWS)])
 
 
 @pytest.mark.parametrize("num_inputs", [2, 5, 9, 20])
@@ -118,7 +119,7 @@ def test_the_only_candidate_of_a_large_batch_is_found() -> None:
 def test_frequent_items_replace_more_often() -> None:
     own, other = window(range(2)), window([50, 50, 50, 51], user=1)
     pool, rng = SlotPool([own, other]), np.random.default_rng(0)
-    drawn = [corrupt(own, pool, CorruptionConfig(shuffle=0, replace=1), rng)[0][0] for _ in range(DRAWS)]
+    drawn = [add_noise(own, pool, Noised(shuffle=0, replace=1), rng)[0][0] for _ in range(DRAWS)]
     assert abs(np.mean(np.array(drawn) == 50) - 0.75) < 0.025  # standard error .0068
 
 
@@ -130,4 +131,4 @@ def test_shuffled_and_replaced_inputs_are_disjoint() -> None:
 
 def test_noise_beyond_all_inputs_is_refused() -> None:
     with pytest.raises(ValidationError, match="sum must be at most 1"):
-        CorruptionConfig(shuffle=0.7, replace=0.5)
+        Noised(shuffle=0.7, replace=0.5)

@@ -19,18 +19,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pmmrec.contracts import (
     Batch,
-    Corruption,
     ItemInputs,
     ItemVectors,
     Modality,
     PixelInputs,
     PrefixInputs,
     TokenInputs,
+    WindowPass,
     Windows,
 )
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.models import ItemEncoder
 from pmmrec.models.recommender import Recommender
+from pmmrec.requests import DrawnNegatives, Masked, Noised, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.task import TrainingTask
 
@@ -261,11 +262,25 @@ def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality]) ->
     """A batch of these sizes on the meta device; every item has all that the model reads."""
     with torch.device("meta"):
         index_BS = torch.zeros((size.users, size.positions), dtype=torch.int64)
-        index_BL = index_BS[:, 1:].clone()
-        corruption = Corruption(index_BL, index_BL.clone())
-        windows = Windows(index_BS, torch.ones_like(index_BS, dtype=torch.bool), corruption)
+        windows = Windows(index_BS, torch.ones_like(index_BS, dtype=torch.bool))
+        passes = {request: _pass(request, drawn, windows) for request, drawn in task.requests.passes.items()}
+        windows = dataclasses.replace(windows, passes=passes)
         items = item_inputs(task.recommender, size.encoded, size.tokens, prefixes)
         return Batch(items, windows, log_q_U=torch.zeros(size.items))
+
+
+def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Windows) -> WindowPass:
+    """A pass over windows on the meta device."""
+    plain = windows.next_items
+    if isinstance(request, Masked):
+        index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
+        plain = WindowPass(index_BS, is_valid_BS, index_BS, is_valid_BS.clone(), is_valid_BS.clone())
+    elif isinstance(request, Noised):
+        index_BL = plain.item_index_BL.clone()
+        plain = dataclasses.replace(plain, item_index_BL=index_BL, noise_BL=index_BL.clone())
+    shape = plain.item_index_BL.shape
+    negatives = {one: torch.zeros((*shape, one.count), dtype=torch.int64) for one in drawn}
+    return dataclasses.replace(plain, negative_index_BLC=negatives)
 
 
 def item_inputs(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pmmrec.contracts import Batch, Corruption, ItemInputs, Modality, Windows
+from pmmrec.contracts import Batch, ItemInputs, Modality, Windows
+from pmmrec.requests import Noised
 from pmmrec.train.accumulate import checkpoint_activations
+from pmmrec.train.memory_simulation import Kernels, LiveBytes, StepSize, item_inputs, step_memory
 from pmmrec.train.task import TrainingTask
-from pmmrec.train.trial import Kernels, LiveBytes, StepSize, item_inputs, step_memory
 
 SIZE = StepSize(users=6, positions=11, filled=1.0, items=15, encoded=15, tokens=9)
 CPU, GPU = Kernels(on_gpu=False), Kernels(on_gpu=True)
@@ -42,11 +43,14 @@ def real_batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality]
     is_valid_BS = (torch.arange(size.positions) >= size.positions - num_valid).expand(size.users, -1)
     index_BS = torch.zeros(is_valid_BS.shape, dtype=torch.int64)
     index_BS[is_valid_BS] = torch.arange(size.users * num_valid) % size.items
-    index_BL = index_BS[:, :-1]
-    corruption = Corruption(index_BL.clone(), torch.zeros_like(index_BL))
-    return Batch(
-        _of_their_own(real(items)), Windows(index_BS, is_valid_BS.clone(), corruption), torch.zeros(size.items)
+    windows = Windows(index_BS, is_valid_BS.clone())
+    plain = windows.next_items
+    with_noise = dataclasses.replace(
+        plain, item_index_BL=plain.item_index_BL.clone(), noise_BL=torch.zeros_like(plain.item_index_BL)
     )
+    passes = {one: with_noise if isinstance(one, Noised) else plain for one in task.requests.passes}
+    windows = dataclasses.replace(windows, passes=passes)
+    return Batch(_of_their_own(real(items)), windows, torch.zeros(size.items))
 
 
 def _of_their_own(items: ItemInputs) -> ItemInputs:

@@ -1,4 +1,4 @@
-"""At which precision a loss is computed: float32 or wider, outside autocast."""
+"""Compute scores and losses in float32 or wider, outside autocast."""
 
 from __future__ import annotations
 

@@ -1,0 +1,189 @@
+"""Make of a window what a pass of the user encoder reads: its inputs, its targets, and negatives drawn for them."""
+# S items of a window, l inputs of one row, L inputs of a pass, B windows, C negatives of a target, N items of a domain.
+# A key names an item of the whole run.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pmmrec.contracts import WindowPass
+from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
+from pmmrec.data.randomness import Purpose, generator
+from pmmrec.data.splits import Split
+from pmmrec.errors import DataError
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, Noised, Requests, WindowRequest
+
+Ints = NDArray[np.int64]
+BLIND_ROUNDS = 16  # of drawing anew what may not be drawn, before all items that may are listed
+NO_TARGET = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One window as one pass reads it, without padding; items are given by keys."""
+
+    input_l: Ints
+    target_l: Ints  # NO_TARGET where there is none
+    is_masked_l: NDArray[np.bool_] | None = None
+    noise_l: Ints | None = None
+    negative_lC: Mapping[DrawnNegatives, Ints] = field(default_factory=dict)  # NO_TARGET where there is no target
+
+    @property
+    def other_keys(self) -> list[Ints]:
+        """The items that may lie outside of its window: replacements and negatives."""
+        drawn = [negative_lC[self.target_l != NO_TARGET].ravel() for negative_lC in self.negative_lC.values()]
+        return drawn if self.noise_l is None else [self.input_l, *drawn]
+
+
+class NegativePool:
+    """Draws items of one domain that a user did not touch in training."""
+
+    def __init__(self, split: Split, first_key: int) -> None:
+        """`first_key`: of the domain's first item."""
+        self._split, self._first_key = split, first_key
+        self._cumulative_N: NDArray[np.float64] | None = None
+
+    def draw(self, user: int, num_targets: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
+        """Keys of negatives, `(num_targets, count)`. DataError where the user touched every item there is."""
+        seen = np.unique(self._split.train(user))
+        drawn = self._rows(num_targets * config.count, config, rng)
+        for _ in range(BLIND_ROUNDS):
+            is_seen = np.isin(drawn, seen)
+            if not is_seen.any():
+                break
+            drawn[is_seen] = self._rows(int(is_seen.sum()), config, rng)
+        else:
+            drawn = self._listed(user, seen, len(drawn), config, rng)
+        keys: Ints = self._first_key + drawn.reshape(num_targets, config.count)
+        return keys
+
+    def _rows(self, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
+        if config.by == "uniform":
+            return rng.integers(0, self._split.domain.num_items, size=count)
+        if self._cumulative_N is None:
+            self._cumulative_N = np.cumsum(self._split.train_counts, dtype=np.float64)
+        drawn = rng.random(count) * self._cumulative_N[-1]
+        rows: Ints = np.searchsorted(self._cumulative_N, drawn, side="right").astype(np.int64)
+        return rows
+
+    def _listed(
+        self, user: int, seen: NDArray[np.int32], count: int, config: DrawnNegatives, rng: np.random.Generator
+    ) -> Ints:
+        """Draws among the listed items that may be drawn, for users who touched almost all."""
+        weight_N = np.ones(self._split.domain.num_items)
+        if config.by == "popularity":
+            weight_N = self._split.train_counts.astype(np.float64)
+        weight_N[seen] = 0
+        if not weight_N.any():
+            domain = self._split.domain
+            raise DataError(
+                f"{domain.folder}: user {domain.sequences.user_id(user)!r} touched all {domain.num_items} items that "
+                "negatives can be drawn from; leave the user out, or choose an objective without drawn negatives"
+            )
+        return rng.choice(len(weight_N), count, p=weight_N / weight_N.sum()).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Which visit to which window a row is made for; with the seed it decides all that is drawn."""
+
+    window: KeyedWindow
+    visit: int
+    number: int  # of the window in its domain
+
+
+class PassMaker:
+    """Makes the rows of all passes that are asked for, as a pure function of (seed, visit, domain, window)."""
+
+    def __init__(self, requests: Requests, splits: Sequence[Split], first_keys: Sequence[int], seed: int) -> None:
+        self._passes, self._seed = requests.passes, seed
+        self._pools = [NegativePool(split, first_key) for split, first_key in zip(splits, first_keys, strict=False)]
+        self.reads_others = any(isinstance(request, Noised) for request in self._passes)
+        self.draws_negatives = any(self._passes.values())
+
+    def rows(self, visit: Visit, pool: SlotPool | None) -> dict[WindowRequest, Row]:
+        """What each pass reads of a window. `pool`: all windows of the step; needed where noise is asked for."""
+        rows: dict[WindowRequest, Row] = {}
+        for request, drawn in self._passes.items():
+            row = self._row(request, visit, pool)
+            rows[request] = self._with_negatives(row, visit, drawn) if drawn else row
+        return rows
+
+    def _row(self, request: WindowRequest, visit: Visit, pool: SlotPool | None) -> Row:
+        keys = visit.window.keys
+        if isinstance(request, Noised):
+            if pool is None:
+                raise ValueError("noise: replacements come from the windows of the step; give them")
+            noised, noise = add_noise(visit.window, pool, request, self._random(Purpose.NOISE, visit))
+            return Row(noised, np.full(len(noised), NO_TARGET), noise_l=noise)
+        if isinstance(request, Masked):
+            is_masked = self._masked(len(keys), request, visit)
+            return Row(keys, np.where(is_masked, keys, NO_TARGET), is_masked)
+        if isinstance(request, Dropped):
+            is_kept = self._random(Purpose.DROPPING, visit).random(len(keys) - 1) >= request.share
+            is_kept[:1] = True
+            kept = keys[:-1][is_kept]
+            return Row(kept, np.full(len(kept), NO_TARGET))
+        return Row(keys[:-1], keys[1:])
+
+    def _masked(self, num_items: int, request: Masked, visit: Visit) -> NDArray[np.bool_]:
+        rng = self._random(Purpose.MASKING, visit)
+        is_masked = rng.random(num_items) < request.share
+        if not is_masked.any():
+            is_masked[rng.integers(0, num_items)] = True
+        return is_masked
+
+    def _with_negatives(self, row: Row, visit: Visit, drawn: frozenset[DrawnNegatives]) -> Row:
+        is_target = row.target_l != NO_TARGET
+        negatives: dict[DrawnNegatives, Ints] = {}
+        for config in drawn:
+            rng = self._random(Purpose.NEGATIVES, visit, config.count, int(config.by == "popularity"))
+            negative_lC = np.full((len(is_target), config.count), NO_TARGET, dtype=np.int64)
+            pool = self._pools[visit.window.domain]
+            negative_lC[is_target] = pool.draw(visit.window.user, int(is_target.sum()), config, rng)
+            negatives[config] = negative_lC
+        return Row(row.input_l, row.target_l, row.is_masked_l, row.noise_l, negatives)
+
+    def _random(self, purpose: Purpose, visit: Visit, *place: int) -> np.random.Generator:
+        return generator(self._seed, purpose, visit.visit, visit.window.domain, visit.number, *place)
+
+
+def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
+    """The rows of one pass, left-padded to `length`, over the distinct items `key_U`, which rise."""
+    is_valid_BL = left_padded([np.ones_like(row.input_l) for row in rows], length).bool()
+    is_target_BL = left_padded([(row.target_l != NO_TARGET).astype(np.int64) for row in rows], length).bool()
+    first = rows[0]
+    masked = [row.is_masked_l.astype(np.int64) for row in rows if row.is_masked_l is not None]
+    noise = [row.noise_l for row in rows if row.noise_l is not None]
+    return WindowPass(
+        item_index_BL=left_padded([_places(row.input_l, key_U) for row in rows], length),
+        is_valid_BL=is_valid_BL,
+        target_index_BL=left_padded([_places(row.target_l, key_U) for row in rows], length),
+        is_target_BL=is_target_BL,
+        is_masked_BL=left_padded(masked, length).bool() if masked else None,
+        noise_BL=left_padded(noise, length) if noise else None,
+        negative_index_BLC={
+            config: left_padded([_places(row.negative_lC[config], key_U) for row in rows], length)
+            for config in first.negative_lC
+        },
+    )
+
+
+def left_padded(rows: Sequence[Ints], length: int) -> Tensor:
+    """`(B, length, ...)` int64, with zeros before each row."""
+    padded = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=np.int64)
+    for place, row in enumerate(rows):
+        padded[place, length - len(row) :] = row
+    return torch.from_numpy(padded)
+
+
+def _places(keys: Ints, key_U: Ints) -> Ints:
+    """Where keys stand among the distinct items; 0 where there is no target."""
+    places: Ints = np.where(keys == NO_TARGET, 0, np.searchsorted(key_U, keys))
+    return places

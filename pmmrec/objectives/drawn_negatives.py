@@ -1,0 +1,95 @@
+"""Score targets above negatives that were drawn for them (BCE as in SASRec, BPR)."""
+# Shapes: B users, L positions, K counted positions, C negatives of a target.
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import Query, Term, Views
+from pmmrec.objectives import Objective, objectives
+from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.precision import outside_autocast
+from pmmrec.requests import DrawnNegatives, Requests
+
+
+class DrawnConfig(TargetsConfig):
+    """Settings of an objective whose negatives are drawn."""
+
+    negatives: DrawnNegatives = Field(DrawnNegatives(), description="How negatives are drawn for every target.")
+
+
+class BCEConfig(DrawnConfig):
+    """Settings of the binary cross-entropy."""
+
+    type: Literal["bce"] = "bce"
+
+
+class BPRConfig(DrawnConfig):
+    """Settings of BPR."""
+
+    type: Literal["bpr"] = "bpr"
+
+
+class _Drawn(Objective):
+    """What BCE and BPR share: targets and drawn negatives are scored, and the scores make a loss."""
+
+    def __init__(self, config: DrawnConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
+        super().__init__()
+        self.config, self.predicts_next = config, config.targets != "masked"
+        self.requests = Requests.of(config.window, negatives=config.negatives)
+
+    def forward(self, views: Views) -> Term:
+        """Sum over counted positions. ValueError where the views lack the pass or its negatives."""
+        of_pass, states, is_counted_BL = read_targets(views, self.config, self.config.type)
+        if self.config.negatives not in of_pass.negative_index_BLC:
+            raise ValueError(f"{self.config.type}: the pass holds no negatives {self.config.negatives!r}")
+        target_K1 = of_pass.target_index_BL[is_counted_BL][:, None]
+        negative_KC = of_pass.negative_index_BLC[self.config.negatives][is_counted_BL]
+        with outside_autocast(target_K1.device):
+            query = Query.at(states, is_counted_BL)
+            score_KC = views.score(query, torch.cat((target_K1, negative_KC), dim=1))
+            score_K1, score_KC = score_KC[:, :1], score_KC[:, 1:]
+            loss = self._loss(score_K1, score_KC)
+        count = loss.new_full((), len(query))
+        num_right = (score_K1 > score_KC).all(dim=1).sum().to(loss.dtype)
+        chance = count * self._loss(torch.zeros_like(score_K1[:1]), torch.zeros_like(score_KC[:1])).detach()
+        return Term(loss, count, {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))})
+
+    def _loss(self, score_K1: Tensor, score_KC: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@objectives.register("bce", BCEConfig)
+class BCE(_Drawn):
+    """Say yes to the target and no to drawn negatives.
+
+    The loss of a position is `-log sigmoid(s_target) - mean over negatives of log sigmoid(-s_negative)`, as in SASRec
+    (arXiv 1808.09781) with one negative; in papers that take one mean over both it is half as large (`weight: 0.5`).
+
+    Example:
+        objectives: {bce: {type: bce, negatives: {count: 1, by: uniform}}}
+    """
+
+    def _loss(self, score_K1: Tensor, score_KC: Tensor) -> Tensor:
+        return (F.softplus(-score_K1)[:, 0] + F.softplus(score_KC).mean(dim=1)).sum()
+
+
+@objectives.register("bpr", BPRConfig)
+class BPR(_Drawn):
+    """Score the target above each drawn negative.
+
+    The loss of a position is `-mean over negatives of log sigmoid(s_target - s_negative)` (arXiv 1205.2618). Released
+    codes add 1e-6 inside the logarithm; here it is exact.
+
+    Example:
+        objectives: {bpr: {type: bpr, negatives: {count: 1, by: uniform}}}
+    """
+
+    def _loss(self, score_K1: Tensor, score_KC: Tensor) -> Tensor:
+        return F.softplus(score_KC - score_K1).mean(dim=1).sum()

@@ -1,0 +1,63 @@
+"""Read settings that earlier versions wrote under other names, and say what replaced them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from pmmrec.errors import RecipeError
+
+Tree = dict[str, Any]
+NOISED = ("noise_detection", "robustness")  # objectives that read windows with noise
+NO_NOISE_CHANGED = {"shuffle": 0.15, "replace": 0.05, "replace_from": "domain"}
+
+
+class RenamedSettingWarning(UserWarning):
+    """A setting was read under its earlier name."""
+
+
+def renamed_recipe(tree: Tree) -> Tree:
+    """A recipe with today's names; one warning for each setting that has another name now.
+
+    | before | today |
+    |---|---|
+    | `data.corruption` | `noise` of the objectives `noise_detection` and `robustness` |
+    | `model.user_encoder.is_causal` | `model.user_encoder.attends` |
+
+    Raises RecipeError where a setting of before has no effect.
+    """
+    model, data, objectives = tree.get("model"), tree.get("data"), tree.get("objectives")
+    if isinstance(model, Mapping) and "user_encoder" in model:
+        tree = {**tree, "model": {**model, "user_encoder": renamed_attention(model["user_encoder"])}}
+    if not isinstance(data, Mapping) or "corruption" not in data:
+        return tree
+    corruption = data["corruption"]
+    tree = {**tree, "data": {name: value for name, value in data.items() if name != "corruption"}}
+    terms = objectives if isinstance(objectives, Mapping) else {}
+    noised = [name for name, term in terms.items() if isinstance(term, Mapping) and term.get("type") in NOISED]
+    if not isinstance(corruption, Mapping) or corruption.items() <= NO_NOISE_CHANGED.items():
+        return tree
+    if not noised:
+        raise RecipeError("data.corruption: has no effect, no objective reads windows with noise; leave it out")
+    warn_of_rename("data.corruption", " and ".join(f"objectives.{name}.noise" for name in noised))
+    tree["objectives"] = {
+        name: {"noise": dict(corruption), **term} if name in noised else term for name, term in terms.items()
+    }
+    return tree
+
+
+def renamed_attention(settings: Any) -> Any:
+    """Settings of the Transformer user encoder with `attends` in place of `is_causal`."""
+    if not isinstance(settings, Mapping) or "is_causal" not in settings:
+        return settings
+    rest = {name: value for name, value in settings.items() if name != "is_causal"}
+    if settings["is_causal"] is True:  # the default of then and of today
+        return rest
+    warn_of_rename("user_encoder.is_causal: false", "user_encoder.attends: all")
+    return {"attends": "all", **rest}
+
+
+def warn_of_rename(before: str, today: str) -> None:
+    """Say once that a setting was renamed."""
+    warnings.warn(f"{before} is called {today} now; it was read as such", RenamedSettingWarning, stacklevel=2)

@@ -1,0 +1,94 @@
+"""What an objective asks for: passes of the user encoder over windows, drawn negatives, and further views."""
+# S window positions, L inputs of a pass.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from pmmrec.settings import Config
+
+
+class View(str, Enum):
+    """What an objective may ask for beside item vectors and passes over windows."""
+
+    MODALITIES = "modalities"  # cls vectors of text and of image
+    POPULARITY = "popularity"  # log of how often the sampler is expected to show each item
+    CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
+
+
+class WindowRequest(Config):
+    """A pass of the user encoder over every window of a batch. Equal requests are one pass."""
+
+
+class NextItems(WindowRequest):
+    """The window as it is: all items but the last are inputs (L = S - 1), and each input's target is the next item."""
+
+
+class Noised(WindowRequest):
+    """The inputs of `NextItems` with noise (PMMRec's NID, eq. 10): some are shuffled, others are replaced."""
+
+    shuffle: float = Field(default=0.15, ge=0, le=1, description="Mean share of a window's inputs that change places.")
+    replace: float = Field(default=0.05, ge=0, le=1, description="Mean share of a window's inputs that are replaced.")
+    replace_from: Literal["domain", "batch"] = Field(
+        default="domain",
+        description="domain: by items of other users of the same domain (another domain is told by its style). "
+        "batch: by items of any other user of the batch (paper).",
+    )
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Self:
+        if self.shuffle + self.replace > 1:
+            raise ValueError("shuffle and replace fall on different inputs; their sum must be at most 1")
+        return self
+
+
+class Masked(WindowRequest):
+    """All items of the window (L = S), some of them masked, at least one; a masked item is its own target."""
+
+    share: float = Field(default=0.2, gt=0, le=1, description="Chance of each item to be masked.")
+
+
+class Dropped(WindowRequest):
+    """The inputs of `NextItems` without some of them, but never without all; there are no targets."""
+
+    share: float = Field(default=0.2, gt=0, lt=1, description="Chance of each input but the first to be left out.")
+
+
+class DrawnNegatives(Config):
+    """Items drawn for every target, that its user did not touch in training; each joins the items of the batch."""
+
+    count: int = Field(default=1, ge=1, le=1000, description="Negatives of each target.")
+    by: Literal["uniform", "popularity"] = Field(
+        default="uniform", description="popularity: in proportion to how often an item was touched in training."
+    )
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What one objective asks for, or all objectives of a task together."""
+
+    passes: Mapping[WindowRequest, frozenset[DrawnNegatives]] = field(default_factory=dict)  # and for its targets
+    views: frozenset[View] = frozenset()
+
+    @classmethod
+    def of(cls, *windows: WindowRequest, negatives: DrawnNegatives | None = None, views: Iterable[View] = ()) -> Self:
+        """Passes over windows, with `negatives` drawn for the targets of each, and views."""
+        drawn = frozenset(() if negatives is None else (negatives,))
+        return cls(dict.fromkeys(windows, drawn), frozenset(views))
+
+    @classmethod
+    def union(cls, several: Iterable[Requests]) -> Self:
+        """All that is asked for, each thing once; the windows as they are come first."""
+        passes: dict[WindowRequest, frozenset[DrawnNegatives]] = {}
+        views: frozenset[View] = frozenset()
+        for requests in several:
+            views |= requests.views
+            for window, drawn in requests.passes.items():
+                passes[window] = passes.get(window, frozenset()) | drawn
+        return cls(dict(sorted(passes.items(), key=lambda entry: entry[0] != NextItems())), views)

@@ -1,0 +1,57 @@
+"""Recurrent states over the items that a user touched (GRU4Rec)."""
+# Shapes: B users, L positions, D width.
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import History, UserStates
+from pmmrec.errors import RecipeError
+from pmmrec.settings import PartConfig
+from pmmrec.users import UserEncoder, user_encoders
+
+
+class GRUConfig(PartConfig):
+    """Settings of the GRU user encoder; the defaults are those of the MoRec and NineRec papers."""
+
+    type: Literal["gru"] = "gru"
+    num_layers: int = Field(default=2, ge=1, le=1000)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="Of the inputs.")
+    max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
+
+
+@user_encoders.register("gru", GRUConfig)
+class GRUUserEncoder(UserEncoder):
+    """Gated recurrent units over item vectors; the state at a position is the output of the last layer.
+
+    GRU4Rec (arXiv 1511.06939) as MoRec, MMSR and NineRec use it. The units have no bias, so that zeros on the left keep
+    the state at exactly zero: padding changes nothing. The weights of the first layer start as xavier_uniform, as
+    released, the others as torch's.
+
+    Example:
+        model: {user_encoder: {type: gru, num_layers: 2}}
+    """
+
+    def __init__(self, config: GRUConfig, context: BuildContext) -> None:
+        super().__init__()
+        self.max_inputs = config.max_inputs
+        self.dropout = nn.Dropout(config.dropout)
+        self.gru = nn.GRU(context.width, context.width, config.num_layers, bias=False, batch_first=True)
+        for weight in (self.gru.weight_ih_l0, self.gru.weight_hh_l0):
+            nn.init.xavier_uniform_(torch.as_tensor(weight))
+
+    def forward(self, history: History) -> UserStates:
+        """States `(B, L, D)`. RecipeError where L is above `max_inputs`."""
+        length = history.item_BLD.shape[1]
+        if length > self.max_inputs:
+            raise RecipeError(
+                f"user_encoder.max_inputs: {self.max_inputs}, but histories of {length} inputs came; "
+                "shorten the windows or raise max_inputs"
+            )
+        hidden_BLD, _ = self.gru(self.dropout(history.item_BLD))
+        return UserStates(hidden_BLD, history.is_valid_BL)

@@ -1,0 +1,93 @@
+"""BCE and BPR equal their loops in values and gradients, at every kind of target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from views import PLAIN, hidden_of
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import Views, WindowPass
+from pmmrec.objectives import objectives
+from pmmrec.requests import DrawnNegatives
+
+ATOL = 1e-12  # float64; measured at most 7e-15
+
+
+def with_negatives(views: Views, config: DrawnNegatives, seed: int = 0) -> Views:
+    """Negatives for every target of the plain pass; which items they are does not matter to the loss."""
+    plain = views.windows.next_items
+    shape = (*plain.item_index_BL.shape, config.count)
+    draw = torch.Generator().manual_seed(seed)
+    negative_index_BLC = torch.randint(0, len(views.items.fused_UD), shape, generator=draw)
+    of_pass = dataclasses.replace(plain, negative_index_BLC={config: negative_index_BLC})
+    windows = dataclasses.replace(views.windows, passes={**views.windows.passes, PLAIN: of_pass})
+    return dataclasses.replace(views, windows=windows)
+
+
+def loss_by_loops(views: Views, config: Any) -> tuple[Tensor, int]:
+    """One position after another, one negative after another."""
+    of_pass: WindowPass = views.windows.passes[PLAIN]
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    num_positions = of_pass.item_index_BL.shape[1]
+    for b, position in of_pass.is_target_BL.nonzero().tolist():
+        if config.targets == "last" and position != num_positions - 1:
+            continue
+        state = hidden_of(views)[b, position]
+        target = torch.dot(state, views.items.fused_UD[of_pass.target_index_BL[b, position]])
+        negatives = [
+            torch.dot(state, views.items.fused_UD[index])
+            for index in of_pass.negative_index_BLC[config.negatives][b, position]
+        ]
+        if config.type == "bce":
+            no = sum(-torch.log(1 - torch.sigmoid(score)) for score in negatives) / len(negatives)
+            total = total - torch.log(torch.sigmoid(target)) + no
+        else:
+            total = total + sum(-torch.log(torch.sigmoid(target - score)) for score in negatives) / len(negatives)
+        count += 1
+    return total, count
+
+
+@pytest.mark.parametrize("targets", ["next", "last"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("type_name", ["bce", "bpr"])
+def test_the_sum_equals_its_loops(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], type_name: str, count: int, targets: str
+) -> None:
+    config = objectives.config({"type": type_name, "negatives": {"count": count}, "targets": targets})
+    objective = objectives.part_class(config)(config, BuildContext(5))
+    num_counted = 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed)
+        batch = dataclasses.replace(batch, views=with_negatives(batch.views, config.negatives, seed))
+        expected = loss_by_loops(batch.views, config)
+        assert_twins(objective(batch.views), expected, batch, ATOL)
+        num_counted += expected[1]
+    assert num_counted > 5
+
+
+@pytest.mark.parametrize("type_name", ["bce", "bpr"])
+def test_a_missing_draw_is_named(tiny_batch: Callable[..., Any], type_name: str) -> None:
+    config = objectives.config({"type": type_name})
+    with pytest.raises(ValueError, match=f"{type_name}: the pass holds no negatives DrawnNegatives"):
+        objectives.part_class(config)(config, BuildContext(5))(tiny_batch().views)
+
+
+def test_the_metrics_are_the_loss_of_equal_scores_and_targets_above_all_negatives(
+    tiny_batch: Callable[..., Any],
+) -> None:
+    config = objectives.config({"type": "bpr", "negatives": {"count": 2}})
+    views = with_negatives(tiny_batch([[0, 1], [2, 3]], num_items=6).views, config.negatives)
+    term = objectives.part_class(config)(config, BuildContext(5))(views)
+    assert (term.metrics["chance"] / term.count)[0].item() == pytest.approx(0.6931471805599453, abs=1e-12)
+    of_pass, right = views.windows.passes[PLAIN], 0
+    for b in range(2):
+        scores = views.items.fused_UD @ hidden_of(views)[b, 0]
+        negatives = scores[of_pass.negative_index_BLC[config.negatives][b, 0]]
+        right += int((scores[of_pass.target_index_BL[b, 0]] > negatives).all())
+    assert term.metrics["accuracy"].tolist() == [right, 2]

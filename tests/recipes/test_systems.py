@@ -1,0 +1,63 @@
+"""Every system of the zoo that knows items by id trains, ranks and is compared like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Pmmrec, working_in
+
+SYSTEMS = {
+    "gru4rec": ("model.width=16",),
+    "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
+    "sasrec": ("model.width=16", "model.user_encoder.num_layers=1"),
+}
+QUICK = (
+    "train.epochs=25",
+    "validation.patience=25",
+    "train.batch_users=16",
+    "train.log_every=1",
+    "train.optimizer.learning_rate=1e-2",
+)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_learns_and_is_ranked(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
+    with working_in(tmp_path):
+        where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu")
+        told = pmmrec("finetune", f"finetune/{name}", *where, *QUICK, *SYSTEMS[name])
+        assert told.code == 0, told.output
+        run = Path("runs") / name
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        losses = [event["loss"] for event in events if event["event"] == "train"]
+        assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+        (domain,) = json.loads((run / "metrics.json").read_text())["domains"]
+        assert 0 <= domain["metrics"]["ndcg@10"]["mean"] <= 1
+        compared = pmmrec("compare", run)
+        assert compared.code == 0, compared.output
+        assert name in compared.output
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_plan_of_a_system_is_shown_without_training(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
+    with working_in(tmp_path):
+        where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu", "--dry-run")
+        told = pmmrec("finetune", f"finetune/{name}", *where, "--launch", "two_cpu", *SYSTEMS[name])
+    assert told.code == 0, told.output
+    assert "activations" in told.output
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])
+def test_lists_and_an_index_rank_as_the_model_does(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
+    with working_in(tmp_path):
+        quick = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", *SYSTEMS[name])
+        told = pmmrec("finetune", f"finetune/{name}", "--from", "none", "--on", world / "boutique", *quick)
+        assert told.code == 0, told.output
+        kept = Path("runs") / name / "checkpoint"
+        told = pmmrec("score", kept, world / "boutique", "--top-k", 5, "--out", "lists.csv", "--cache", "cache")
+        assert told.code == 0, told.output
+        assert len(Path("lists.csv").read_text().splitlines()) > 1
+        told = pmmrec("index", kept, world / "boutique", "--out", "index", "--kind", "flat", "--cache", "cache")
+        assert told.code == 0, told.output
+        assert "1.0000 of exact search" in told.output

@@ -1,0 +1,178 @@
+"""What a pass reads of a window: masks, dropped inputs and drawn negatives, the same on any number of processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from shops import Shops, epoch_of, tensors_of
+
+from pmmrec.contracts import Batch
+from pmmrec.data.loader import BatchLoader
+from pmmrec.data.passes import NegativePool
+from pmmrec.data.splits.leave_one_out import leave_one_out
+from pmmrec.errors import DataError
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems
+
+MASKED, DROPPED = Masked(share=0.3), Dropped(share=0.4)
+ONE, POPULAR = DrawnNegatives(), DrawnNegatives(count=3, by="popularity")
+
+
+def key_at(batch: Batch, place: int) -> tuple[int, int]:
+    return int(batch.items.domain_U[place]), int(batch.items.row_U[place])
+
+
+def domain_and_user(name: str) -> tuple[int, int]:
+    domain, user = name.split("/u")
+    return ["first", "second"].index(domain), int(user)
+
+
+def test_the_plain_pass_is_every_item_but_the_last_and_its_follower(shops: Shops) -> None:
+    for batch in epoch_of(shops.builder(NextItems())):
+        windows, of_pass = batch.windows, batch.windows.passes[NextItems()]
+        assert torch.equal(of_pass.item_index_BL, windows.item_index_BS[:, :-1])
+        assert torch.equal(of_pass.target_index_BL, windows.item_index_BS[:, 1:])
+        assert torch.equal(of_pass.is_target_BL, windows.has_next_BL)
+
+
+def test_masked_items_are_their_own_targets_and_each_window_has_one(shops: Shops) -> None:
+    num_masked, num_items, expected = 0, 0, 0.0
+    for epoch in range(6):
+        for batch in epoch_of(shops.builder(MASKED), epoch):
+            of_pass = batch.windows.passes[MASKED]
+            assert of_pass.is_masked_BL is not None
+            assert torch.equal(of_pass.item_index_BL, batch.windows.item_index_BS)
+            assert torch.equal(of_pass.is_valid_BL, batch.windows.is_valid_BS)
+            assert torch.equal(of_pass.is_masked_BL, of_pass.is_target_BL)
+            assert (of_pass.target_index_BL == of_pass.item_index_BL)[of_pass.is_target_BL].all()
+            assert of_pass.is_target_BL.any(dim=1).all()
+            assert not (of_pass.is_target_BL & ~of_pass.is_valid_BL).any()
+            num_masked += int(of_pass.is_masked_BL.sum())
+            lengths = of_pass.is_valid_BL.sum(dim=1).tolist()
+            num_items += sum(lengths)
+            expected += sum(0.3 * length + 0.7**length for length in lengths)  # where none is drawn, one is taken
+    assert num_masked / num_items == pytest.approx(expected / num_items, abs=0.05)  # 3 standard errors; measured 0.01
+
+
+def test_dropped_inputs_leave_the_first_and_the_order(shops: Shops) -> None:
+    lengths: Counter[int] = Counter()
+    for batch in epoch_of(shops.builder(DROPPED)):
+        of_pass, windows = batch.windows.passes[DROPPED], batch.windows
+        assert not of_pass.is_target_BL.any()
+        for row in range(len(batch.user_id)):
+            kept = of_pass.item_index_BL[row][of_pass.is_valid_BL[row]].tolist()
+            inputs = windows.item_index_BS[row, :-1][windows.is_valid_BS[row, :-1]].tolist()
+            assert kept[0] == inputs[0]
+            remaining = iter(inputs)
+            assert all(item in remaining for item in kept)  # a subsequence
+            lengths[len(inputs) - len(kept)] += 1
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("negatives", [ONE, POPULAR])
+@pytest.mark.parametrize("window", [NextItems(), MASKED])
+def test_negatives_are_items_of_the_domain_that_the_user_never_touched(
+    shops: Shops, window: NextItems | Masked, negatives: DrawnNegatives
+) -> None:
+    for batch in epoch_of(shops.builder(window, negatives=negatives)):
+        of_pass = batch.windows.passes[window]
+        index_BLC = of_pass.negative_index_BLC[negatives]
+        assert index_BLC.shape == (*of_pass.is_target_BL.shape, negatives.count)
+        assert (index_BLC[~of_pass.is_target_BL] == 0).all()
+        for row, name in enumerate(batch.user_id):
+            domain, user = domain_and_user(name)
+            touched = set(shops.splits[domain].train(user).tolist())
+            for place in index_BLC[row][of_pass.is_target_BL[row]].flatten().tolist():
+                assert key_at(batch, place)[0] == domain
+                assert key_at(batch, place)[1] not in touched
+
+
+def test_every_item_in_a_batch_stands_there_once_with_negatives_among_them(shops: Shops) -> None:
+    larger = 0
+    for plain, batch in zip(
+        epoch_of(shops.builder(NextItems())), epoch_of(shops.builder(NextItems(), negatives=ONE)), strict=True
+    ):
+        keys = [key_at(batch, place) for place in range(batch.items.num_items)]
+        assert keys == sorted(set(keys))
+        larger += batch.items.num_items - plain.items.num_items
+    assert larger > 0
+
+
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_draw_what_one_would(shops: Shops, world: int, gather: bool) -> None:
+    for asked in ((NextItems(),), (MASKED, DROPPED)):
+        whole = epoch_of(shops.builder(*asked, negatives=POPULAR))
+        parts = [
+            epoch_of(shops.builder(*asked, negatives=POPULAR, rank=rank, world=world, gather=gather))
+            for rank in range(world)
+        ]
+        for batch, *shares in zip(whole, *parts, strict=True):
+            found = [_drawn(part, _all_keys(batch) if gather else _all_keys(part), asked[0]) for part in shares]
+            assert [row for part in found for row in part] == _drawn(batch, _all_keys(batch), asked[0])
+            if gather:
+                windows = [list(tensors_of(part.windows)) for part in (batch, *shares)]
+                for expected, *own in zip(*windows, strict=True):
+                    assert torch.equal(torch.cat(own), expected)
+
+
+def _all_keys(batch: Batch) -> list[tuple[int, int]]:
+    return [key_at(batch, place) for place in range(batch.items.num_items)]
+
+
+def _drawn(batch: Batch, keys: list[tuple[int, int]], window: NextItems | Masked) -> list[list[tuple[int, int]]]:
+    of_pass = batch.windows.passes[window]
+    return [
+        [keys[place] for place in of_pass.negative_index_BLC[POPULAR][row][of_pass.is_target_BL[row]].flatten()]
+        for row in range(len(batch.user_id))
+    ]
+
+
+def test_workers_and_a_later_start_draw_the_same(shops: Shops) -> None:
+    builder = shops.builder(MASKED, negatives=ONE)
+    alone = epoch_of(builder, 1)
+    ahead = list(BatchLoader(shops.builder(MASKED, negatives=ONE), 2).epoch(1, first=1))
+    for one, other in zip(alone[1:], ahead, strict=True):
+        for left, right in zip(tensors_of(one), tensors_of(other), strict=True):
+            assert torch.equal(left, right)
+
+
+def test_draws_change_from_epoch_to_epoch(shops: Shops) -> None:
+    first, second = (epoch_of(shops.builder(NextItems(), negatives=POPULAR), epoch) for epoch in (0, 1))
+    drawn = [
+        {
+            name: row
+            for batch in batches
+            for name, row in zip(batch.user_id, _drawn(batch, _all_keys(batch), NextItems()), strict=True)
+        }
+        for batches in (first, second)
+    ]
+    assert drawn[0] != drawn[1]
+
+
+def test_popular_items_are_drawn_in_proportion_and_others_evenly(shops: Shops) -> None:
+    split = shops.splits[0]
+    user = max(range(13), key=lambda one: 9 - len(set(split.train(one).tolist())))
+    left = sorted(set(range(9)) - set(split.train(user).tolist()))
+    for config, weights in ((ONE, np.ones(9)), (POPULAR, split.train_counts.astype(float))):
+        drawn = NegativePool(split, 100).draw(user, 6000, config, np.random.default_rng(0)).ravel() - 100
+        shares = np.bincount(drawn, minlength=9)[left] / len(drawn)
+        expected = weights[left] / weights[left].sum()
+        assert set(drawn.tolist()) <= set(left)
+        np.testing.assert_allclose(shares, expected, rtol=0, atol=0.03)  # 5 standard errors; measured 0.006
+
+
+@pytest.mark.parametrize("config", [ONE, POPULAR])
+def test_a_user_who_touched_everything_is_named(domain_maker, tmp_path, config: DrawnNegatives) -> None:
+    domain = domain_maker(tmp_path)([[0, 1, 2, 3, 0, 1]], "alike", texts=["a", "b", "c", "d"])
+    with pytest.raises(DataError, match="user 'u00' touched all 4 items that negatives can be drawn from"):
+        NegativePool(leave_one_out(domain), 0).draw(0, 1, config, np.random.default_rng(0))
+
+
+def test_a_user_with_one_item_left_is_given_that_item(domain_maker, tmp_path) -> None:
+    texts = [f"t{n}" for n in range(400)]
+    domain = domain_maker(tmp_path)([[*range(399), 0, 1], [399, 0, 1, 2]], "alike", texts=texts)
+    drawn = NegativePool(leave_one_out(domain), 0).draw(0, 50, ONE, np.random.default_rng(0))
+    assert set(drawn.ravel().tolist()) == {399}
