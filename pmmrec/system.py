@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pmmrec.atomic import caching_in
 from pmmrec.context import BuildContext, Catalogue
@@ -28,7 +29,7 @@ from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
 from pmmrec.evaluation.domain_paths import write_domain_paths
-from pmmrec.evaluation.encoded import kept_vectors
+from pmmrec.evaluation.encoded import item_features, kept_vectors
 from pmmrec.evaluation.outcome import Outcome, baseline_columns, domain_outcome, rank_baselines, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import ListMaker
@@ -87,6 +88,14 @@ class System:
         """Vectors of every item of a domain; `recommend` then draws from this catalogue."""
         self._current = self._encode(_opened(domain))
         return self._current
+
+    def features(
+        self, domain: Domain | Path | str, vectors: Literal["fused", "text", "image"] = "fused"
+    ) -> NDArray[np.float32]:
+        """Vectors `(N, D)` to store as a feature: fused, or the cls vectors of one encoder; NaN where there is none."""
+        opened = _opened(domain)
+        with threads_for(self.checkpoint.model_config), bars() as progress:
+            return item_features(self._model_for(opened), self._reader_for(opened), 0, vectors, self.device, progress)
 
     def recommend(self, history: Sequence[str], k: int = 10, *, seen: Seen = "exclude") -> list[tuple[str, float]]:
         """The best k items after `history` (item ids, oldest first) as (item id, score), from the encoded catalogue."""

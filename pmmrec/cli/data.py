@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from pmmrec.cli.options import AsJson, show_json
-from pmmrec.terminal import errors_for_people, say_problems, show
+from pmmrec.cli.options import HUB, AsJson, CacheFolder, HubFolder, MaxUnreadable, show_json
+from pmmrec.terminal import errors_for_people, say_problems, show, warn
 
 Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folders.")]
+
+
+class Vectors(str, Enum):
+    """Which vectors of a checkpoint's item encoder are stored."""
+
+    FUSED = "fused"
+    TEXT = "text"
+    IMAGE = "image"
+
 
 app = typer.Typer(help="Import the files of a platform as a domain; describe and check domains.", no_args_is_help=True)
 import_app = typer.Typer(help="Import one platform; each file layout has its own command.", no_args_is_help=True)
@@ -85,6 +95,46 @@ def impressions_command(
     with errors_for_people():
         config = validate(ImpressionsConfig, {"name": name}, "arguments")
         for line in store_impressions(domain, source, config.name).lines():
+            typer.echo(line)
+
+
+@app.command("features")
+def features_command(
+    domain: Annotated[Path, Argument(metavar="DOMAIN", help="Domain folder.")],
+    source: Annotated[
+        str,
+        Option(
+            "--from",
+            metavar="SOURCE",
+            help=".npy: a row of floats for each item in order; .parquet: item_id, vector; else a checkpoint.",
+        ),
+    ],
+    name: Annotated[str, Option(help="Recipes name it: model.item_encoder={type: features, name: NAME}.")],
+    vectors: Annotated[Vectors | None, Option(help="Of a checkpoint: which vectors; default: fused.")] = None,
+    hub: HubFolder = HUB,
+    cache: CacheFolder = None,
+    max_unreadable: MaxUnreadable = 0.05,
+) -> None:
+    """Store a vector for each item in a domain, from a file or as a checkpoint computes it."""
+    from pmmrec.data.domain import Domain
+    from pmmrec.data.importers.features import check_name, store_file, store_vectors
+    from pmmrec.errors import RecipeError
+    from pmmrec.homes import expanded
+
+    with errors_for_people():
+        if Path(source).suffix.lower() in (".npy", ".parquet"):
+            if vectors is not None:
+                raise RecipeError(f"--vectors: has no effect, {source} holds the vectors; leave it out")
+            stored = store_file(domain, expanded(Path(source)), name)
+        else:
+            from pmmrec.system import load
+
+            opened = Domain.open(domain)
+            check_name(opened, name)
+            system = load(source, hub=hub, cache=cache, warn=warn, max_unreadable=max_unreadable)
+            found = system.features(opened, (vectors or Vectors.FUSED).value)
+            stored = store_vectors(opened, found, name, source)
+        for line in stored.lines():
             typer.echo(line)
 
 

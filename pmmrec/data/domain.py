@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pmmrec.data.arrow import ArrowTable, Cells
+from pmmrec.data.features import FeatureTable
 from pmmrec.data.info import (
     DOMAIN_FILE,
     IMAGES_FILE,
@@ -21,6 +22,7 @@ from pmmrec.data.info import (
     ITEMS_FILE,
     DomainInfo,
     FileRecord,
+    feature_file,
     read_info,
 )
 from pmmrec.data.sequences import Sequences
@@ -36,6 +38,7 @@ class Domain:
         self, folder: Path, info: DomainInfo, items: ArrowTable, images: ArrowTable | None, sequences: Sequences
     ) -> None:
         self.folder, self.info, self.sequences = folder, info, sequences
+        self._features: dict[str, FeatureTable] = {}
         table = items.mapped()
         self.item_ids = table["item_id"]
         self._attributes = {name: table[name] for name in table.column_names if name not in ("item_id", "text")}
@@ -57,6 +60,8 @@ class Domain:
         info = read_info(folder)
         for name, record in info.files.items():
             _check_size(folder / name, record)
+        for name, feature in info.features.items():
+            _check_size(folder / feature_file(name), feature)
         items = _table(folder, info, ITEMS_FILE, ITEM_FIELDS)
         images = _table(folder, info, IMAGES_FILE, tuple(IMAGES_SCHEMA)) if info.parts(IMAGES_FILE) else None
         domain = cls(folder, info, items, images, Sequences(folder, info))
@@ -157,6 +162,19 @@ class Domain:
             raise DataError(f"{self.folder}: items have no attribute {name!r}; they have: {known}")
         values: list[str | None] = self._attributes[name].cast(pa.large_string()).to_pylist()
         return values
+
+    def feature(self, name: str) -> FeatureTable:
+        """The stored feature of this name, opened at first use. Raises DataError for an unknown name."""
+        if name not in self.info.features:
+            known = ", ".join(self.info.features) or "none"
+            raise DataError(
+                f"{self.folder}: items have no feature {name!r}; they have: {known}; "
+                f"`pmmrec data features {self.folder} --from FILE --name {name}` stores one"
+            )
+        if name not in self._features:
+            path = self.folder / feature_file(name)
+            self._features[name] = FeatureTable(path, self.info.features[name], self.num_items)
+        return self._features[name]
 
     def jpegs(self, rows: np.ndarray) -> list[bytes | None]:
         """The stored image of each item in `rows`, None where it has none."""

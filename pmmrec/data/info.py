@@ -25,6 +25,7 @@ IMAGES_FILE: Final = "images.arrow"
 SEQUENCES_FILE: Final = "sequences.arrow"
 REJECTED_FILE: Final = "rejected.parquet"
 DATA_FILE = re.compile(r"(items|images|sequences)(-[1-9][0-9]{0,5})?\.arrow|rejected\.parquet")
+FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_PATTERN = r"^\w[\w.\-]{0,99}$"
 MAX_INFO_BYTES = 10_000_000
 
@@ -45,6 +46,15 @@ class SourceFile(FileRecord):
     """A file from which the domain was made, without its folder."""
 
     file_name: str
+
+
+class FeatureInfo(FileRecord):
+    """What a feature holds for each item, and its file."""
+
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=2)  # (F,) or (T, F)
+    dtype: Literal["float16", "float32"]
+    num_with: int = Field(ge=0)  # items that have an entry
+    source: str  # file or checkpoint that it was made from, without its folder
 
 
 class Filters(Config):
@@ -89,6 +99,7 @@ class DomainInfo(Config):
     image_side: int | None  # upper bound of the shortest side of an image in pixels; None: no images
     sources: dict[str, SourceFile]  # by role; the sha256 of each picture is stored beside its image
     files: dict[Annotated[str, Field(pattern=rf"^({DATA_FILE.pattern})$")], FileRecord]
+    features: dict[Annotated[str, Field(pattern=rf"^{FEATURE_NAME.pattern}$")], FeatureInfo] = {}  # by name
     item_ids_fingerprint: str  # of the item ids in their order
     fingerprint: str  # of items, images and sequences
     summary: ImportSummary
@@ -118,6 +129,11 @@ def part_name(name: str, number: int) -> str:
     """The file that holds part `number`, from 1, of the table whose first part is called `name`."""
     stem, _, ending = name.rpartition(".")
     return name if number == 1 else f"{stem}-{number}.{ending}"
+
+
+def feature_file(name: str) -> str:
+    """The file of a feature, within the folder of its domain."""
+    return f"features/{name}.arrow"
 
 
 def read_info(folder: Path) -> DomainInfo:

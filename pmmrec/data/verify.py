@@ -12,7 +12,15 @@ import pyarrow.compute as pc
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import PictureError, pixels
-from pmmrec.data.info import DOMAIN_FILE, IMAGES_FILE, ITEMS_FILE, REJECTED_FILE, SEQUENCES_FILE
+from pmmrec.data.info import (
+    DOMAIN_FILE,
+    IMAGES_FILE,
+    ITEMS_FILE,
+    REJECTED_FILE,
+    SEQUENCES_FILE,
+    FileRecord,
+    feature_file,
+)
 from pmmrec.data.parallel import in_order
 from pmmrec.data.write import fingerprint_of, ids_as_bytes, record_of
 from pmmrec.errors import DataError
@@ -20,6 +28,7 @@ from pmmrec.modality import Modality
 
 MAX_SHOWN = 5
 NUM_THREADS = 4
+ROWS_AT_ONCE = 4096
 
 
 def verify_domain(folder: Path) -> list[str]:
@@ -31,12 +40,22 @@ def verify_domain(folder: Path) -> list[str]:
     problems = [*_changed_files(domain), *_broken_arrow(domain)]
     if problems:
         return problems  # checks of the content of broken files would only repeat them
-    return [*_wrong_counts(domain), *_wrong_ids(domain), *_wrong_sequences(domain), *_undecodable(domain)]
+    return [
+        *_wrong_counts(domain),
+        *_wrong_features(domain),
+        *_wrong_ids(domain),
+        *_wrong_sequences(domain),
+        *_undecodable(domain),
+    ]
 
 
 def _changed_files(domain: Domain) -> Iterator[str]:
     files = domain.info.files
-    for name, record in files.items():
+    features = {
+        feature_file(name): FileRecord(sha256=f.sha256, num_bytes=f.num_bytes)
+        for name, f in domain.info.features.items()
+    }
+    for name, record in {**files, **features}.items():
         if record_of(domain.folder / name) != record:
             yield f"{domain.folder / name}: changed after it was written (its sha256 is not that in {DOMAIN_FILE})"
     if fingerprint_of(files) != domain.fingerprint:
@@ -64,6 +83,21 @@ def _wrong_counts(domain: Domain) -> Iterator[str]:
     num_bare = int((~domain.has[Modality.TEXT] & ~domain.has[Modality.IMAGE]).sum())
     if num_bare:
         yield f"{domain.folder / ITEMS_FILE}: {num_bare:,} items have neither text nor image"
+
+
+def _wrong_features(domain: Domain) -> Iterator[str]:
+    for name, info in domain.info.features.items():
+        try:
+            table = domain.feature(name)
+        except DataError as error:
+            yield str(error)
+            continue
+        if (found := int(table.has_N.sum())) != info.num_with:
+            yield f"{table.path}: {found:,} items have one where {DOMAIN_FILE} says {info.num_with:,}"
+        starts = range(0, domain.num_items, ROWS_AT_ONCE)
+        read = (table.read(np.arange(start, min(start + ROWS_AT_ONCE, domain.num_items))) for start in starts)
+        if not all(np.isfinite(rows).all() for rows in read):
+            yield f"{table.path}: holds numbers that are not finite"
 
 
 def _wrong_ids(domain: Domain) -> Iterator[str]:

@@ -6,15 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pmmrec.contracts import Modality
 from pmmrec.data.cache import CacheEntry, ContentCache, Say, silent
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
+from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
 from pmmrec.evaluation.share import Share
 from pmmrec.models.recommender import Recommender, packed
@@ -77,6 +80,47 @@ def kept_vectors(
     first = torch.from_numpy(contents.same_as_N[again]).to(home)
     vectors_ND[torch.from_numpy(again).to(home)] = vectors_ND[first]
     return vectors_ND
+
+
+def item_features(
+    recommender: Recommender,
+    reader: ItemReader,
+    domain_index: int,
+    which: Literal["fused", "text", "image"],
+    device: torch.device,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Vectors `(N, D)` of all items: fused ones, or the cls vectors of one encoder; NaN where an item has none.
+
+    Raises RecipeError where the model has no such encoder, NotFiniteVectorError where a vector is not finite.
+    """
+    contents, encoder = reader.contents(domain_index), recommender.item_encoder
+    if which != "fused" and which not in encoder.modalities:
+        raise RecipeError(
+            f"the checkpoint reads no {which}; it reads {' and '.join(sorted(encoder.modalities)) or 'ids'}"
+        )
+    vectors_ND: NDArray[np.float32] | None = None
+    num_done, num_items = 0, len(contents.same_as_N)
+    for items in reader.catalogue(domain_index, ITEMS_AT_ONCE):
+        with evaluating(recommender):
+            vectors = encoder(reader.to_device(items, device))
+        rows, has_U = items.row_U.numpy(), vectors.is_readable_U
+        vectors_UD = vectors.fused_UD if which == "fused" else vectors.cls_UD[Modality(which)]
+        if which != "fused":
+            has_U = vectors.has_U[Modality(which)]
+        vectors_UD = torch.where(has_U[:, None], vectors_UD.float(), torch.nan)
+        wrong = torch.nonzero(~torch.isfinite(vectors_UD).all(dim=1) & has_U)
+        if len(wrong):
+            raise NotFiniteVectorError(int(rows[int(wrong[0])]), f"domain {domain_index}")
+        if vectors_ND is None:
+            vectors_ND = np.full((num_items, vectors_UD.shape[1]), np.nan, dtype=np.float32)
+        vectors_ND[rows] = vectors_UD.cpu().numpy()
+        num_done += len(rows)
+        if progress is not None:
+            progress("items encoded", num_done, len(contents.distinct))
+    if vectors_ND is None:
+        raise DataError(f"domain {domain_index}: no item can be read")
+    return vectors_ND[contents.same_as_N]
 
 
 def _free_first(places: Iterable[int], entry: CacheEntry) -> Iterator[int]:

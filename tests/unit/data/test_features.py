@@ -1,0 +1,140 @@
+"""Features: vectors from files are stored in a domain, checked, and read as they were given."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers import features
+from pmmrec.data.importers.features import store_file
+from pmmrec.data.verify import verify_domain
+from pmmrec.errors import DataError, RecipeError
+
+SEQUENCES = [[0, 1, 2], [3, 1, 0]]
+NAN = float("nan")
+
+
+def saved(folder: Path, array: Any) -> Path:
+    np.save(folder / "vectors.npy", array)
+    return folder / "vectors.npy"
+
+
+@pytest.fixture
+def domain(make_domain: Any) -> Domain:
+    made: Domain = make_domain(SEQUENCES)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+@pytest.mark.parametrize("rows_of_a_batch", [1, 3, 1000])
+def test_an_array_is_read_back_to_the_bit(
+    domain: Domain, tmp_path: Path, monkeypatch: Any, dtype: Any, shape: Any, rows_of_a_batch: int
+) -> None:
+    monkeypatch.setattr(features, "MAX_BATCH_BYTES", rows_of_a_batch * int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    vectors = np.random.default_rng(1).normal(size=(4, *shape)).astype(dtype)
+    vectors[2] = NAN
+    stored = store_file(domain.folder, saved(tmp_path, vectors), "clip")
+    assert (stored.info.shape, stored.info.dtype, stored.info.num_with) == (shape, np.dtype(dtype).name, 3)
+    opened = Domain.open(domain.folder)
+    for one in (opened, pickle.loads(pickle.dumps(opened))):  # noqa: S301 - as worker processes get it
+        table = one.feature("clip")
+        assert table.has_N.tolist() == [True, True, False, True]
+        found = table.read(np.array([3, 2, 0]))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, np.stack([vectors[3], np.zeros(shape, dtype), vectors[0]]))
+    assert verify_domain(domain.folder) == []
+
+
+def test_a_table_gives_vectors_by_id_in_any_order(domain: Domain, tmp_path: Path) -> None:
+    table = {"item_id": ["i03", "i00", "other", "i01"], "vector": [[1.0, 2.0], [3.0, 4.0], [9.0, 9.0], None]}
+    pq.write_table(pa.table(table), tmp_path / "vectors.parquet")
+    stored = store_file(domain.folder, tmp_path / "vectors.parquet", "clip")
+    assert stored.num_unused == 1
+    found = Domain.open(domain.folder).feature("clip")
+    assert found.has_N.tolist() == [True, False, False, True]
+    assert found.read(np.arange(4)).tolist() == [[3, 4], [0, 0], [0, 0], [1, 2]]
+
+
+def test_several_features_lie_side_by_side_and_the_rest_of_the_domain_is_as_before(
+    domain: Domain, tmp_path: Path
+) -> None:
+    for name, width in (("clip", 2), ("audio", 5)):
+        store_file(domain.folder, saved(tmp_path, np.ones((4, width), np.float32)), name)
+    opened = Domain.open(domain.folder)
+    assert [opened.feature(name).info.shape for name in ("clip", "audio")] == [(2,), (5,)]
+    assert opened.fingerprint == domain.fingerprint
+    assert opened.info.files == domain.info.files
+
+
+def test_a_domain_of_an_earlier_version_opens(domain: Domain) -> None:
+    path = domain.folder / "domain.json"
+    tree = json.loads(path.read_text())
+    del tree["features"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"items have no feature 'clip'; they have: none; `pmmrec data features"):
+        Domain.open(domain.folder).feature("clip")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((3, 2)), r"vectors\.npy: holds 3 rows, but .* has 4 items"),
+        (np.ones(4), r"holds float64 of shape \(4,\); save floats of shape"),
+        (np.ones((4, 2), int), r"holds int64 of shape \(4, 2\); save floats"),
+        (np.array([[1, NAN], [1, 1], [1, 1], [NAN, NAN]]), r"vectors of 1 items, such as 'i00', hold NaN or infinity"),
+        (np.array([[1, 1], [1e39, 1], [1, 1], [1, 1]]), r"the float32 vectors of 1 items, such as 'i01'"),
+        (np.full((4, 2), NAN), r"has no vector for any item"),
+        (np.array([[{}]] * 4, object), r"cannot be read as a \.npy file of numbers"),
+    ],
+)
+def test_an_array_that_does_not_fit_is_refused(domain: Domain, tmp_path: Path, array: Any, message: str) -> None:
+    before = (domain.folder / "domain.json").read_bytes()
+    with pytest.raises(DataError, match=message):
+        store_file(domain.folder, saved(tmp_path, array), "clip")
+    assert (domain.folder / "domain.json").read_bytes() == before
+    assert not list((domain.folder).glob("features/*"))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"item_id": ["i00"], "embedding": [[1.0]]}, r"has no column vector; it needs item_id and vector"),
+        ({"item_id": ["i00"], "vector": ["1 2"]}, r"vector is string; write a list of floats"),
+        ({"item_id": ["i00", "i00"], "vector": [[1.0], [1.0]]}, r"an item has several rows"),
+        ({"item_id": ["i00", "i01"], "vector": [[1.0], [1.0, 2.0]]}, r"give all the same number"),
+        ({"item_id": ["x"], "vector": [[1.0]]}, r"has no vector for any item"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(domain: Domain, tmp_path: Path, table: Any, message: str) -> None:
+    pq.write_table(pa.table(table), tmp_path / "vectors.parquet")
+    with pytest.raises(DataError, match=message):
+        store_file(domain.folder, tmp_path / "vectors.parquet", "clip")
+
+
+def test_a_name_that_is_taken_or_cannot_be_one_is_refused(domain: Domain, tmp_path: Path) -> None:
+    source = saved(tmp_path, np.ones((4, 2), np.float32))
+    store_file(domain.folder, source, "clip")
+    for name, message in (("clip", r"exists; choose another"), ("../x", "use letters"), ("text", "of an item itself")):
+        with pytest.raises(RecipeError, match=message):
+            store_file(domain.folder, source, name)
+
+
+def test_a_changed_or_missing_file_is_found(domain: Domain, tmp_path: Path) -> None:
+    stored = store_file(domain.folder, saved(tmp_path, np.ones((4, 2), np.float32)), "clip")
+    content = bytearray(stored.path.read_bytes())
+    content[content.index(np.ones(8, np.float32).tobytes())] ^= 1
+    stored.path.write_bytes(content)
+    (problem,) = verify_domain(domain.folder)
+    assert "clip.arrow: changed after it was written" in problem
+    stored.path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"clip\.arrow: .* bytes where domain\.json says"):
+        Domain.open(domain.folder)
