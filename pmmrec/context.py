@@ -20,11 +20,13 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The items of a domain, as a part must know them that has a row for each item."""
+    """The items and users of a domain, as parts must know them that have a row for each."""
 
     name: str
     num_items: int
     fingerprint: str  # of the item ids in order
+    num_users: int = 0
+    users_fingerprint: str = ""  # of the users and what they did, in order
 
 
 @dataclass(frozen=True)

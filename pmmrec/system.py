@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmmrec.atomic import caching_in
-from pmmrec.context import BuildContext, Catalogue
+from pmmrec.context import BuildContext
 from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
@@ -344,8 +344,7 @@ class System:
         # A model that knows items by id serves one catalogue only: loading it for another is refused there.
         knows_ids = self._recommender is not None and not self._recommender.item_encoder.modalities
         if self._recommender is None or (knows_ids and self._loaded_for != domain.item_ids_fingerprint):
-            catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
-            recommender = load_recommender(self.checkpoint, [catalogue])
+            recommender = load_recommender(self.checkpoint, [domain.catalogue])
             if self._popularity is not None:
                 recommender.scorer = _scorer_with(self.checkpoint, self._popularity)
             self._recommender = recommender.to(self.device)

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pmmrec.contracts import Batch, GlobalItems, WindowPass, Windows
 from pmmrec.data.contents import MAX_UNREADABLE
+from pmmrec.data.examples import ExampleKind, Examples, Interactions
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
 from pmmrec.data.noise import KeyedWindow, SlotPool
@@ -35,6 +36,11 @@ class DataConfig(Config):
     split: SplitField = Field(
         default=LeaveOneOutConfig(), description="Which interactions train and which are held out."
     )
+    examples: ExampleKind = Field(
+        default="windows",
+        description="What training sees of users: windows of their histories, or single interactions without a "
+        "history, for systems that know users by id.",
+    )
     window: WindowConfig = WindowConfig()
     mixing: MixingConfig = MixingConfig()
     max_unreadable: float = Field(
@@ -46,6 +52,11 @@ class DataConfig(Config):
     workers: int = Field(
         default=0, ge=0, le=256, description="Processes that read ahead; any number gives the same batches."
     )
+
+
+def examples_of(split: Split, config: DataConfig) -> Examples:
+    """The examples of one domain's training part."""
+    return WindowIndex(split, config.window) if config.examples == "windows" else Interactions(split)
 
 
 @dataclass(frozen=True)
@@ -95,14 +106,17 @@ class BatchBuilder:
     ) -> None:
         self._domains = [split.domain for split in splits]
         self._reader, self._seed, self._division = reader, seed, division or Division()
-        self._windows = [WindowIndex(split, config.window) for split in splits]
+        self._examples = [examples_of(split, config) for split in splits]
         names = [domain.name for domain in self._domains]
-        counts = [index.num_windows for index in self._windows]
+        counts = [index.num_examples for index in self._examples]
         self._sampler = StepSampler(counts, names, batch_users, seed, config.mixing)
         _refuse_empty_shares(self._sampler.smallest_batch, self._division)
         # The key of an item is its row behind all items of the domains before its own; so it is with users.
         self._first_key = np.cumsum([0, *(domain.num_items for domain in self._domains)])
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
+        self._have_history = config.examples == "windows"
+        if not self._have_history:
+            _refuse_passes_over_windows(requests)
         self._maker = PassMaker(requests, splits, self._first_key.tolist(), seed)
         self._requests = requests
         asks_popularity = View.POPULARITY in requests.views
@@ -140,7 +154,7 @@ class BatchBuilder:
             log_q_U = torch.from_numpy(self._log_share[key_U] + np.log(num_users)).float()
         return Batch(
             items=self._reader.read(*self._rows(self._dealt(key_U))),
-            windows=self._over(key_U, own, rows, self._longest(everyone, everywhere or own)),
+            windows=self._over(key_U, own, rows, self._num_positions(everyone, everywhere or own)),
             log_q_U=log_q_U,
             user_id=tuple(self._user_id(visit.window) for visit in own),
             global_items=self._global_items(key_U, everywhere) if self._gathers else None,
@@ -183,7 +197,7 @@ class BatchBuilder:
         passes: dict[WindowRequest, WindowPass] = {}
         for request, drawn in self._requests.passes.items():
             length = num_positions - (not isinstance(request, Masked))
-            is_plain = request == NextItems() and not drawn
+            is_plain = request == NextItems() and not drawn and self._have_history
             passes[request] = windows.next_items if is_plain else padded([row[request] for row in rows], key_U, length)
         users = [self._first_user[visit.window.domain] + visit.window.user for visit in visits]
         return dataclasses.replace(windows, passes=passes, user_index_B=torch.tensor(users, dtype=torch.int64))
@@ -196,27 +210,31 @@ class BatchBuilder:
     def _visits(self, draw: Draw) -> list[Visit]:
         visits = []
         for domain, number, visit in zip(*(column.tolist() for column in draw), strict=True):
-            index = self._windows[domain]
+            index = self._examples[domain]
             rows = index.items(number, generator(self._seed, Purpose.WINDOW, visit, domain, number))
             window = KeyedWindow(self._first_key[domain] + rows, domain, index.user(number))
-            visits.append(Visit(window, visit, number))
+            visits.append(Visit(window, visit, number, self._have_history))
         return visits
+
+    def _num_positions(self, draw: Draw, visits: Sequence[Visit]) -> int:
+        """Items of the longest example, and a place before them where an example has no history."""
+        return self._longest(draw, visits) + (not self._have_history)
 
     def _longest(self, draw: Draw, visits: Sequence[Visit]) -> int:
         """Of all windows of a draw, of which some are at hand, or all."""
         if len(visits) == len(draw.window_B):
             return max(len(visit.window.keys) for visit in visits)
         places = zip(draw.domain_B.tolist(), draw.window_B.tolist(), strict=True)
-        return max(int(self._windows[domain].length(window)) for domain, window in places)
+        return max(int(self._examples[domain].length(window)) for domain, window in places)
 
     def _log_expected_slots(self, mixing: MixingConfig) -> NDArray[np.float64]:
         """Log of the slots in which a batch of one user is expected to show each item, by key."""
-        weights = self._sampler.weights if mixing.batches == "mixed" else np.ones(len(self._windows))
+        weights = self._sampler.weights if mixing.batches == "mixed" else np.ones(len(self._examples))
         with np.errstate(divide="ignore"):  # items that no window holds: -inf, and in no window of a batch
             return np.concatenate(
                 [
-                    np.log(weight * index.expected_slots() / index.num_windows)
-                    for weight, index in zip(weights, self._windows, strict=True)
+                    np.log(weight * index.expected_slots() / index.num_examples)
+                    for weight, index in zip(weights, self._examples, strict=True)
                 ]
             )
 
@@ -233,4 +251,14 @@ def _refuse_empty_shares(smallest_batch: int, division: Division) -> None:
         raise RecipeError(
             f"batch_users: {what} of {smallest} users leaves some of {division.world} processes "
             f"without any; use fewer processes{'' if division.parts == 1 else ', fewer parts'} or larger batches"
+        )
+
+
+def _refuse_passes_over_windows(requests: Requests) -> None:
+    """RecipeError where an objective asks for more of an interaction than its item."""
+    odd = [request for request in requests.passes if request != NextItems()]
+    if odd:
+        raise RecipeError(
+            f"data.examples: interactions have no history, but an objective reads {type(odd[0]).__name__} windows; "
+            "choose data.examples=windows, or another objective"
         )

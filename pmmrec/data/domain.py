@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pmmrec.context import Catalogue
 from pmmrec.data.arrow import ArrowTable, Cells
 from pmmrec.data.features import FeatureTable
 from pmmrec.data.info import (
@@ -20,6 +21,7 @@ from pmmrec.data.info import (
     IMAGES_SCHEMA,
     ITEM_FIELDS,
     ITEMS_FILE,
+    SEQUENCES_FILE,
     DomainInfo,
     FileRecord,
     feature_file,
@@ -94,6 +96,12 @@ class Domain:
     def fingerprint(self) -> str:
         """A hash of items, images and sequences."""
         return self.info.fingerprint
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What parts that have a row for each item or each user must know of this domain."""
+        users = self.info.sha256(SEQUENCES_FILE)
+        return Catalogue(self.name, self.num_items, self.item_ids_fingerprint, self.num_users, users)
 
     @property
     def item_ids_fingerprint(self) -> str:

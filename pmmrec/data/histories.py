@@ -22,6 +22,7 @@ class History:
     """Histories of some users, oldest item first: user i has item_H[offset_B[i]:offset_B[i+1]], at least one."""
 
     user_ids: pa.Array
+    row_B: Ints  # of the users in their domain
     offset_B: Ints
     item_H: NDArray[np.int32]
 
@@ -76,7 +77,7 @@ class Histories:
             user_id = part.column(0)[int(empty[0])].as_py()
             path = self._sequences.table.path(place)
             raise DataError(f"{path}: user {user_id!r} has no history; leave such users out")
-        return History(part.column(0), offset_B - offset_B[0], item_H)
+        return History(part.column(0), rows + self._ends[place], offset_B - offset_B[0], item_H)
 
 
 def _inside(users: slice | Ints, start: int, end: int) -> Ints:

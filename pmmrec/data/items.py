@@ -160,6 +160,10 @@ class ItemReader:
             some = rows[start : start + chunk]
             yield self.read(np.full(len(some), domain), some)
 
+    def first_user(self, domain: int) -> int:
+        """The place of a domain's first user among the users of all domains."""
+        return sum(one.num_users for one in self._domains[:domain])
+
     def in_order(self, domain: int) -> Ints:
         """The rows of one domain that `catalogue` gives, in its order."""
         rows = self.contents(domain).distinct

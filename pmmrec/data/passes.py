@@ -96,6 +96,7 @@ class Visit:
     window: KeyedWindow
     visit: int
     number: int  # of the window in its domain
+    has_history: bool = True  # False: all of its items are targets, and none is an input
 
 
 class PassMaker:
@@ -130,7 +131,7 @@ class PassMaker:
             is_kept[:1] = True
             kept = keys[:-1][is_kept]
             return Row(kept, np.full(len(kept), NO_TARGET))
-        return Row(keys[:-1], keys[1:])
+        return Row(keys[:-1], keys[1:]) if visit.has_history else Row(keys[:0], keys)
 
     def _masked(self, num_items: int, request: Masked, visit: Visit) -> NDArray[np.bool_]:
         rng = self._random(Purpose.MASKING, visit)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pmmrec.data.examples import Examples
 from pmmrec.data.splits import Split
 from pmmrec.settings import Config
 
@@ -28,12 +29,14 @@ class WindowConfig(Config):
     )
 
 
-class WindowIndex:
+class WindowIndex(Examples):
     """The windows of one domain's training split, numbered from 0.
 
     Only users with two training items or more have windows: fewer hold no next item. `latest` and `random` give one
     window a user; `all` cuts a history from its end into chunks that share one item, so that no step is lost.
     """
+
+    have_history = True
 
     def __init__(self, split: Split, config: WindowConfig) -> None:
         self._split, self._config = split, config
@@ -53,7 +56,7 @@ class WindowIndex:
         )
 
     @property
-    def num_windows(self) -> int:
+    def num_examples(self) -> int:
         return self._num_users if self._first_window is None else int(self._first_window[-1])
 
     def user(self, window: int) -> int:
@@ -122,8 +125,8 @@ class WindowIndex:
         return place if self._users is None else int(self._users[place])
 
     def _place(self, window: int) -> int:
-        if not 0 <= window < self.num_windows:
-            raise IndexError(f"window {window} of {self.num_windows}")
+        if not 0 <= window < self.num_examples:
+            raise IndexError(f"window {window} of {self.num_examples}")
         if self._first_window is None:
             return window
         return int(np.searchsorted(self._first_window, window, side="right")) - 1

@@ -97,7 +97,8 @@ def evaluate_model(
     rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "precision": precision}
     vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules, group=group, progress=progress)
     contents = reader.contents(domain_index)
-    score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents)
+    first_user = reader.first_user(domain_index)
+    score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents, first_user)
     chunk, is_readable_N = users_at_once(num_items), contents.is_readable_N
     ranks = rank_targets(
         *(holdout, num_items, score),
@@ -171,13 +172,16 @@ def model_scorer(
     counts: Rows,
     device: torch.device | str,
     contents: Contents | None = None,
+    first_user: int = 0,
 ) -> Score:
     """Scores of the model for slices of the holdout's queries, `(q, N)` float32 on `device`.
 
     `counts`: how often each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly.
+    `first_user`: the place of the domain's first user among those of all domains of the model.
     """
-    vectors_ND = vectors_ND.to(device)
-    return history_scorer(recommender, vectors_ND, holdout.history_offsets, holdout.history_items, counts, contents)
+    vectors_ND, users = vectors_ND.to(device), first_user + holdout.user_index
+    histories = (holdout.history_offsets, holdout.history_items)
+    return history_scorer(recommender, vectors_ND, *histories, counts, contents, users)
 
 
 def history_scorer(
@@ -187,6 +191,7 @@ def history_scorer(
     items: Rows,
     counts: Rows,
     contents: Contents | None = None,
+    users: Rows | None = None,
 ) -> Score:
     """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
 
@@ -214,6 +219,7 @@ def history_scorer(
                 vectors_ND.device,
                 keeps_histories=scorer.reads_histories,
                 num_inputs=num_inputs,
+                user_index_B=None if users is None else users[rows].astype(np.int64),
             )
             score_qN = scorer.ranked(recommender.score(query, catalogue), count_N).float()
         return score_qN if alike_N is None else score_qN[:, alike_N]

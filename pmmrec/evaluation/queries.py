@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ def queries_after(
     *,
     keeps_histories: bool = False,
     num_inputs: int | None = None,
+    user_index_B: Ints | None = None,
 ) -> Query:
     """One query for each history item_H[offset_B[i]:offset_B[i+1]], on `device`.
 
@@ -33,7 +36,8 @@ def queries_after(
     recent inputs and padded on the left to a power of two (or to all inputs): short ones cost little, and a state does
     not depend on the other users. With `num_inputs` all are padded to that length and the encoder is called once, since
     processes that share its weights must call it equally often. With `keeps_histories` the states before the queried
-    one are there as well; else it stands alone. The encoder is used as it is: put it into eval mode, and call without
+    one are there as well; else it stands alone. `user_index_B`: who the users are, among those of all domains of the
+    model, for an encoder that knows users by id. The encoder is used as it is: put it into eval mode, and call without
     gradients.
     """
     length_B = np.minimum(np.diff(offset_B), user_encoder.max_inputs)
@@ -44,7 +48,10 @@ def queries_after(
     groups = []
     for length in np.unique(padded_B).tolist():
         rows = np.flatnonzero(padded_B == length)
-        history = to_device(_histories(items, offset_B, item_H, rows, length), device)
+        history = _histories(items, offset_B, item_H, rows, length)
+        if user_index_B is not None:
+            history = replace(history, user_index_B=torch.from_numpy(user_index_B[rows]))
+        history = to_device(history, device)
         groups.append((torch.from_numpy(rows).to(device), user_encoder.query(history)))
     if not keeps_histories:
         hidden_B1D = torch.cat([query.hidden_KD for _, query in groups])[:, None]

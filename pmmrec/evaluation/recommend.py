@@ -156,10 +156,11 @@ class ListMaker:
                 Scan(write, len(self._candidates), k, self._sizes, self._device) for _ in range(threads - 1)
             ]
 
-    def lists(self, offsets: Rows, items: Rows, first_user: int = 0) -> Iterator[TopItems]:
+    def lists(self, offsets: Rows, items: Rows, first_user: int = 0, users: Rows | None = None) -> Iterator[TopItems]:
         """Lists in order; the i-th user's history is items[offsets[i]:offsets[i+1]], and none is empty.
 
-        In the lists users are numbered from `first_user` on. Raises NotFiniteError for a score that is not finite.
+        In the lists users are numbered from `first_user` on. `users`: their rows in the domain, for a model that knows
+        users by id. Raises NotFiniteError for a score that is not finite.
         """
         free: SimpleQueue[Scan] = SimpleQueue()
         for scan in self._scans:
@@ -171,7 +172,10 @@ class ListMaker:
             scan = free.get()
             try:
                 with torch.no_grad():
-                    return self._chunk(scan, offset_B - offset_B[0], item_H, first_user + start)
+                    some = (
+                        None if users is None else np.asarray(users[start : start + len(offset_B) - 1]).astype(np.int64)
+                    )
+                    return self._chunk(scan, offset_B - offset_B[0], item_H, first_user + start, some)
             finally:
                 free.put(scan)
 
@@ -188,7 +192,7 @@ class ListMaker:
                 some = list(in_order(chunk, starts[first : first + together], num_threads))
             yield from some
 
-    def _chunk(self, scan: Scan, offset_B: Ints, item_H: Ints, first_user: int) -> TopItems:
+    def _chunk(self, scan: Scan, offset_B: Ints, item_H: Ints, first_user: int, user_index_B: Ints | None) -> TopItems:
         num_users = len(offset_B) - 1
         seen_user_H, seen_item_H = _distinct(offset_B, item_H, self._vectors_ND.shape[0])
         if self._seen == "include":
@@ -200,6 +204,7 @@ class ListMaker:
             item_H,
             self._device,
             keeps_histories=self._recommender.scorer.reads_histories,
+            user_index_B=user_index_B,
         )
         is_finite = float(query.hidden_KD.norm(dim=1).max()) * self._largest_key < SAFE
         asked: Any = query  # as the scorer reads it, or as keys do
@@ -213,13 +218,13 @@ class ListMaker:
             more=self._candidates.num_led_by_seen(seen_user_H, seen_item_H, gone),
         )
         value_BK, column_BK = value_BK.cpu(), column_BK.cpu()
-        user_index_B = torch.arange(first_user, first_user + num_users)
+        number_B = torch.arange(first_user, first_user + num_users)
         if self._candidates.are_single:
             item_index_BK = torch.from_numpy(self._candidates.first_C[column_BK.numpy()])
-            return TopItems(user_index_B, item_index_BK, value_BK, value_BK > -torch.inf)
+            return TopItems(number_B, item_index_BK, value_BK, value_BK > -torch.inf)
         score_BK, item_BK = self._unfold(value_BK.numpy(), column_BK.numpy(), seen_user_H, seen_item_H)
         filled = torch.from_numpy(score_BK)
-        return TopItems(user_index_B, torch.from_numpy(item_BK), filled, filled > -torch.inf)
+        return TopItems(number_B, torch.from_numpy(item_BK), filled, filled > -torch.inf)
 
     def _unfold(
         self, value_BK: NDArray[np.float32], column_BK: Ints, seen_user_H: Ints, seen_item_H: Ints

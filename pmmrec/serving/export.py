@@ -113,6 +113,8 @@ def write_index(
     Raises RecipeError if `out` exists or the score of the model is not an inner product, DataError if a score is not
     finite, MachineError without faiss.
     """
+    if recommender.user_encoder.reads_users:
+        raise RecipeError("index: serves histories, and this model knows users by id; use score instead")
     faiss()
     readable = np.flatnonzero(encoded.contents.is_readable_N)
     kind = kind or kind_for(len(readable))

@@ -134,7 +134,9 @@ class ScoreJob:
         done = 0
         for history in self._histories.chunks(USERS_AT_ONCE, self._users):
             first = 0
-            for top in _named(maker.lists(history.offset_B, history.item_H), history.user_ids, item_ids):
+            for top in _named(
+                maker.lists(history.offset_B, history.item_H, users=history.row_B), history.user_ids, item_ids
+            ):
                 num_users = len(top.user_index_B)
                 yield history.user_ids.slice(first, num_users), top
                 first += num_users

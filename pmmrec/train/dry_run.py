@@ -12,11 +12,10 @@ import torch
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.contracts import History
-from pmmrec.data.batches import DataConfig
+from pmmrec.data.batches import DataConfig, examples_of
 from pmmrec.data.contents import check_readable
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.prefix import PrefixConfig
-from pmmrec.data.windows import WindowIndex
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
@@ -29,7 +28,7 @@ from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
 from pmmrec.train.memory_simulation import item_inputs
 from pmmrec.train.optim import build_optimizer
-from pmmrec.train.prepare import Sources, check_window, find_backbones, find_prefixes, start_backbones
+from pmmrec.train.prepare import Sources, check_examples, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
@@ -76,7 +75,7 @@ def describe(
         with torch.device("meta"):
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
-            check_window(data.window, recommender, log)
+            check_examples(data, recommender, log)
             _check_shapes(recommender, data.window.size)
     for odd in recommender.item_encoder.warnings:
         log.warn(odd)
@@ -93,8 +92,8 @@ def describe(
     build_optimizer(task, recipe.train.optimizer)
     if launched is not None:
         _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
-    windows = [WindowIndex(split, data.window) for split in sources.splits]
-    counts = [index.num_windows for index in windows]
+    examples = [examples_of(split, data) for split in sources.splits]
+    counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
 
     log.say(recipe.to_yaml().rstrip())
@@ -108,7 +107,7 @@ def describe(
     steps = sampler.steps_per_epoch
     log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
     if launched is not None:
-        drawing = Drawing(sources, data, windows, sampler, recipe.train, recipe.seed)
+        drawing = Drawing(sources, data, examples, sampler, recipe.train, recipe.seed)
         log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
 
 
@@ -135,5 +134,8 @@ def _stand_ready(
 def _check_shapes(recommender: Recommender, window_size: int) -> None:
     """Send two items and one full window through the model on the meta device."""
     items = recommender.item_encoder(item_inputs(recommender, num_items=2))
-    index_BL = torch.zeros((1, window_size - 1), dtype=torch.int64)
-    recommender.query(History.of(items, index_BL, torch.ones_like(index_BL, dtype=torch.bool)))
+    num_inputs = min(window_size - 1, recommender.user_encoder.max_inputs)
+    index_BL = torch.zeros((1, num_inputs), dtype=torch.int64)
+    recommender.query(
+        History.of(items, index_BL, torch.ones_like(index_BL, dtype=torch.bool), user_index_B=index_BL[:, 0])
+    )

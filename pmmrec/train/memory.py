@@ -16,10 +16,10 @@ from typing_extensions import Self
 
 from pmmrec.contracts import Modality
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.examples import Examples
 from pmmrec.data.mixing import Draw, StepSampler, share
 from pmmrec.data.prefix import DEVICE_SHARE
 from pmmrec.data.randomness import Purpose, generator
-from pmmrec.data.windows import WindowIndex
 from pmmrec.errors import RecipeError
 from pmmrec.launch import LaunchFile, Spread
 from pmmrec.requests import View
@@ -146,7 +146,7 @@ class Drawing:
 
     sources: Sources
     data: DataConfig
-    windows: Sequence[WindowIndex]
+    examples: Sequence[Examples]
     sampler: StepSampler
     train: TrainConfig
     seed: int
@@ -157,9 +157,11 @@ class Drawing:
         steps = [self._step(step, num_processes) for step in range(num_steps)]
         windows = max(steps, key=lambda keys: len(np.unique(np.concatenate(keys))))
         item_keys = np.unique(np.concatenate(windows))
-        num_items = self._num_items if View.CATALOGUE in task.requests.views else len(item_keys)
         sees_all = gathers(self.train.gather, num_processes)
-        longest, slots = max(map(len, windows)), sum(len(keys) - 1 for keys in windows)
+        num_more = 0 if self._have_history else 1  # a place before the item of an interaction
+        longest = max(map(len, windows)) + num_more
+        slots = sum(len(keys) - 1 + num_more for keys in windows)
+        num_items = self._with_negatives(task, len(item_keys), slots)
         return StepSize(
             users=math.ceil(len(windows) / num_processes) if sees_all else len(windows),
             positions=longest,
@@ -174,12 +176,13 @@ class Drawing:
         sees_all = gathers(self.train.gather, num_processes)
         num_users = math.ceil(self.train.batch_users / self.train.accumulate.user_parts)
         own = math.ceil(num_users / num_processes)
-        seen = (num_users if sees_all else own) * self.data.window.size
-        num_items = self._num_items if View.CATALOGUE in task.requests.views else min(seen, self._num_items)
+        num_positions = self.data.window.size if self._have_history else 2
+        seen = (num_users if sees_all else own) * num_positions
+        num_items = self._with_negatives(task, seen, seen)
         tokenizer = task.recommender.item_encoder.tokenizer
         return StepSize(
             users=own,
-            positions=self.data.window.size,
+            positions=num_positions,
             filled=1.0,
             items=num_items,
             encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
@@ -190,6 +193,17 @@ class Drawing:
     def _num_items(self) -> int:
         return sum(domain.num_items for domain in self.sources.domains)
 
+    @property
+    def _have_history(self) -> bool:
+        return self.data.examples == "windows"
+
+    def _with_negatives(self, task: TrainingTask, num_items: int, num_targets: int) -> int:
+        """Distinct items of a step with what is drawn for its targets, if all drawn items are different."""
+        if View.CATALOGUE in task.requests.views:
+            return self._num_items
+        num_drawn = sum(one.count for drawn in task.requests.passes.values() for one in drawn)
+        return min(self._num_items, num_items + num_drawn * num_targets)
+
     def _step(self, step: int, num_processes: int) -> list[Ints]:
         """The items of each window that the first process sees negatives of, in the first part of a step."""
         parts = self.train.accumulate.user_parts
@@ -199,7 +213,7 @@ class Drawing:
         first_key = np.cumsum([0, *(domain.num_items for domain in self.sources.domains)])
         windows = []
         for domain, window, visit in zip(*(column.tolist() for column in draw), strict=True):
-            rows = self.windows[domain].items(window, generator(self.seed, Purpose.WINDOW, visit, domain, window))
+            rows = self.examples[domain].items(window, generator(self.seed, Purpose.WINDOW, visit, domain, window))
             windows.append(first_key[domain] + rows)
         return windows
 

@@ -264,7 +264,8 @@ def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality]) ->
         index_BS = torch.zeros((size.users, size.positions), dtype=torch.int64)
         windows = Windows(index_BS, torch.ones_like(index_BS, dtype=torch.bool))
         passes = {request: _pass(request, drawn, windows) for request, drawn in task.requests.passes.items()}
-        windows = dataclasses.replace(windows, passes=passes)
+        users_B = torch.zeros(size.users, dtype=torch.int64)
+        windows = dataclasses.replace(windows, passes=passes, user_index_B=users_B)
         items = item_inputs(task.recommender, size.encoded, size.tokens, prefixes)
         return Batch(items, windows, log_q_U=torch.zeros(size.items))
 

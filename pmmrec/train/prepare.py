@@ -25,7 +25,6 @@ from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.splits import Split, split_of
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
-from pmmrec.data.windows import WindowConfig
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue
@@ -75,7 +74,7 @@ class Sources:
 
     @property
     def catalogues(self) -> list[Catalogue]:
-        return [Catalogue(d.name, d.num_items, d.item_ids_fingerprint) for d in self.domains]
+        return [domain.catalogue for domain in self.domains]
 
     def train_texts(self) -> Iterator[str]:
         """Texts of the items that occur in training, for a tokenizer that is to see nothing else.
@@ -278,17 +277,30 @@ def _keep_states(
         )
 
 
-def check_window(window: WindowConfig, recommender: Recommender, log: RunLog) -> None:
-    """RecipeError where windows are longer than the user encoder reads; a warning where some positions never train."""
-    num_inputs, max_inputs = window.size - 1, recommender.user_encoder.max_inputs
+def check_examples(data: DataConfig, recommender: Recommender, log: RunLog) -> None:
+    """RecipeError where the user encoder cannot read the examples; a warning where some positions never train."""
+    encoder = recommender.user_encoder
+    if data.examples == "interactions":
+        if encoder.reads_history:
+            raise RecipeError(
+                "data.examples: interactions have no history, but the user encoder reads one; choose "
+                "data.examples=windows, or a user encoder that knows users by id (user_table)"
+            )
+        return
+    if not encoder.reads_history:
+        raise RecipeError(
+            "data.examples: windows hold histories, which the user encoder does not read; choose "
+            "data.examples=interactions"
+        )
+    num_inputs, max_inputs = data.window.size - 1, encoder.max_inputs
     if num_inputs > max_inputs:
         raise RecipeError(
-            f"data.window.size: {window.size} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; "
+            f"data.window.size: {data.window.size} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; "
             f"choose up to {max_inputs + 1}, or raise model.user_encoder.max_inputs"
         )
     if num_inputs < max_inputs:
         log.warn(
-            f"data.window.size: {window.size} trains {num_inputs} positions of the user encoder, but ranking uses "
+            f"data.window.size: {data.window.size} trains {num_inputs} positions of the user encoder, but ranking uses "
             f"{max_inputs} (max_inputs): longer histories meet positions that this run never trains"
         )
 
@@ -345,7 +357,7 @@ class Batches:
             log.say(shared_out(batch_users, processes.world, gather))
             if parts > 1:
                 log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
-            check_window(config.window, task.recommender, log)
+            check_examples(config, task.recommender, log)
             for warning in reader.warnings:
                 log.warn(warning)
         self._sources = sources

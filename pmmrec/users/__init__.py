@@ -27,12 +27,14 @@ class UserEncoder(nn.Module, ABC):
         attends: past: a state depends on the items up to its position alone. all: on the whole history; such an encoder
             learns from masked items, and its input at masked positions is a vector of its own.
         reads_users: Whether it reads `history.user_index_B`.
+        reads_history: Whether it reads what users did; else it can learn from interactions without a history.
         streams: Names of the streams of items that it reads beside their vectors.
     """
 
     max_inputs: int
     attends: Attends = "past"
     reads_users: bool = False
+    reads_history: bool = True
     streams: frozenset[str] = frozenset()
 
     @property

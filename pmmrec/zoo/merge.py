@@ -7,7 +7,7 @@ from pathlib import Path
 from pmmrec.context import Catalogue
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import build
-from pmmrec.models.ids import catalogues_in
+from pmmrec.row_table import catalogues_in
 from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, about_parts
 from pmmrec.zoo.base import index_hash

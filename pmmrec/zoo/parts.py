@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pmmrec.encoders import Encoder
 from pmmrec.encoders.weights import is_finite
 from pmmrec.errors import CheckpointError
-from pmmrec.models.ids import ItemTable
 from pmmrec.models.recommender import Recommender
+from pmmrec.row_table import RowTable
 from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT
 from pmmrec.zoo.folder import PART_SETTINGS, PART_TENSORS
@@ -95,9 +95,11 @@ def describe(root: Path, folder_name: str, about: Mapping[str, Any]) -> PartEntr
 def read_part(folder: Path, module: nn.Module) -> dict[str, Tensor]:
     """The tensors that `write_part` wrote, under the names of `module`. Raises CheckpointError."""
     state = files.read_tensors(folder / PART_TENSORS)
-    if isinstance(module, ItemTable) and "catalogue_bytes" in state:
-        module.check_catalogues(state["catalogue_bytes"])
-        state["catalogue_bytes"] = module.get_buffer("catalogue_bytes")  # the same items; their domain may be renamed
+    for path, table in module.named_modules():
+        name = f"{path}.catalogue_bytes".lstrip(".")
+        if isinstance(table, RowTable) and name in state:
+            table.check_catalogues(state[name])
+            state[name] = table.get_buffer("catalogue_bytes")  # the same rows; their domain may be renamed
     if not isinstance(module, Encoder):
         return state
     on_disk = [

@@ -50,7 +50,11 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         "timm": {"type": "timm", "architecture": RESNET, "image_size": 64, "pool": "mean"},
     },
     "fusion": {"merge_attention": MERGE},
-    "user encoder": {"transformer": {"type": "transformer"}},
+    "user encoder": {
+        "transformer": {"type": "transformer"},
+        "gru": {"type": "gru"},
+        "user_table": {"type": "user_table"},
+    },
     "item encoder": {
         "towers": {"type": "towers", "text": TEXT, "vision": VISION, "fusion": MERGE},
         "ids": {"type": "ids"},
@@ -120,7 +124,7 @@ def run_fusion(part: nn.Module) -> list[Tensor]:
 
 def run_user(part: nn.Module) -> list[Tensor]:
     is_valid_BL = valid([4, 2, 1], 4, left=True)
-    states = part(History(random(3, 4, WIDTH), is_valid_BL))
+    states = part(History(random(3, 4, WIDTH), is_valid_BL, user_index_B=torch.arange(3)))
     assert states.hidden_BLD.shape == (3, 4, WIDTH)
     assert torch.equal(states.is_valid_BL, is_valid_BL)
     return [states.hidden_BLD[is_valid_BL]]
@@ -192,7 +196,8 @@ def example(registration: tuple[str, Entry[Any]], tmp_path: Path) -> Example:
             RUNS[family],
             None,
         )
-    return Example(family, entry.name, lambda: entry.part_class(config, BuildContext(WIDTH)), RUNS[family], None)
+    context = BuildContext(WIDTH, catalogues=[Catalogue("books", 3, "aa", 3, "bb")])
+    return Example(family, entry.name, lambda: entry.part_class(config, context), RUNS[family], None)
 
 
 @pytest.fixture

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 from command_line import Pmmrec, working_in
 
+from pmmrec import load
+from pmmrec.data.domain import Domain
+from pmmrec.errors import RecipeError
+
 SYSTEMS = {
     "gru4rec": ("model.width=16",),
     "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
+    "dssm": ("model.width=16",),
     "sasrec": ("model.width=16", "model.user_encoder.num_layers=1"),
 }
 QUICK = (
@@ -46,6 +51,35 @@ def test_a_plan_of_a_system_is_shown_without_training(world: Path, tmp_path: Pat
         told = pmmrec("finetune", f"finetune/{name}", *where, "--launch", "two_cpu", *SYSTEMS[name])
     assert told.code == 0, told.output
     assert "activations" in told.output
+
+
+def test_users_known_by_id_are_ranked_by_their_own_rows_and_by_no_history(
+    world: Path, tmp_path: Path, pmmrec: Pmmrec
+) -> None:
+    with working_in(tmp_path):
+        quick = ("train.epochs=2", "train.batch_users=64", "machine.device=cpu", "model.width=16")
+        told = pmmrec("finetune", "finetune/dssm", "--from", "none", "--on", world / "boutique", *quick)
+        assert told.code == 0, told.output
+        kept = Path("runs/dssm/checkpoint")
+        system = load(kept)
+        lists, domain = {}, Domain.open(world / "boutique")
+        for name, more in (("all", ()), ("some", ("--users", "users.txt"))):
+            Path("users.txt").write_text("\n".join(domain.sequences.user_id(row) for row in (7, 3)) + "\n")
+            told = pmmrec(
+                "score", kept, world / "boutique", "--top-k", 5, "--out", f"{name}.csv", "--cache", "cache", *more
+            )
+            assert told.code == 0, told.output
+            rows = Path(f"{name}.csv").read_text().splitlines()[1:]
+            lists[name] = [row.rpartition(",")[0] for row in rows]  # scores may differ in their last digit
+        assert set(lists["some"]) <= set(lists["all"])
+        assert len(lists["some"]) == 10
+        told = pmmrec("index", kept, world / "boutique", "--out", "index", "--cache", "cache")
+        assert (told.code, "knows users by id" in told.output) == (2, True)
+        system.encode_items(world / "boutique")
+        with pytest.raises(RecipeError, match="knows users by id"):
+            system.recommend([domain.item_ids[0].as_py()])
+        told = pmmrec("evaluate", kept, world / "bazaar", "--cache", "cache")
+        assert (told.code, "was learned for the" in told.output) == (3, True)
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pmmrec.context import Catalogue
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -55,8 +54,7 @@ class EncodedDomain:
     @classmethod
     def open(cls, checkpoint: Checkpoint, domain: Domain, cache: Path, device: torch.device) -> EncodedDomain:
         """Load the model and encode the whole catalogue."""
-        catalogue = Catalogue(domain.name, domain.num_items, domain.item_ids_fingerprint)
-        recommender = load_recommender(checkpoint, [catalogue]).to(device)
+        recommender = load_recommender(checkpoint, [domain.catalogue]).to(device)
         encoder = recommender.item_encoder
         with bars() as progress:
             reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)

@@ -21,7 +21,7 @@ def windows(domain: Any, policy: str, size: int = 4) -> WindowIndex:
 
 def drawn(index: WindowIndex, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
-    return [index.items(window, rng).tolist() for window in range(index.num_windows)]
+    return [index.items(window, rng).tolist() for window in range(index.num_examples)]
 
 
 @pytest.fixture
@@ -54,13 +54,13 @@ def test_all_covers_every_transition_exactly_once(long_and_short: Any, size: int
 @pytest.mark.parametrize("policy", ["latest", "random", "all"])
 def test_users_with_one_training_item_have_no_window(long_and_short: Any, policy: str) -> None:
     index = windows(long_and_short, policy)
-    assert {index.user(window) for window in range(index.num_windows)} == {0, 1, 3}
+    assert {index.user(window) for window in range(index.num_examples)} == {0, 1, 3}
 
 
 @pytest.mark.parametrize("policy", ["latest", "random", "all"])
 def test_lengths_are_known_before_drawing(long_and_short: Any, policy: str) -> None:
     index = windows(long_and_short, policy)
-    assert [index.length(window) for window in range(index.num_windows)] == [len(items) for items in drawn(index)]
+    assert [index.length(window) for window in range(index.num_examples)] == [len(items) for items in drawn(index)]
 
 
 def slots_by_loops(histories: list[list[int]], num_items: int, policy: str, size: int) -> np.ndarray:

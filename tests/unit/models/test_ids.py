@@ -9,14 +9,15 @@ from safetensors.torch import load_file, save_file
 from pmmrec.context import BuildContext, Catalogue
 from pmmrec.contracts import ItemInputs
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models.ids import Ids, IdsConfig, ItemTable
+from pmmrec.models.ids import Ids, IdsConfig
+from pmmrec.row_table import RowTable
 
 BOOKS, FILMS = Catalogue("books", 3, "aa"), Catalogue("films", 2, "bb")
 
 
-def fresh(*catalogues: Catalogue) -> ItemTable:
+def fresh(*catalogues: Catalogue) -> RowTable:
     torch.manual_seed(0)
-    return ItemTable(catalogues, 4)
+    return RowTable(catalogues, 4)
 
 
 def test_each_row_of_each_domain_has_its_own_vector() -> None:
@@ -38,7 +39,7 @@ def test_ids_read_no_modality_and_are_one_part() -> None:
 def test_a_saved_table_is_read_by_the_same_catalogues(tmp_path: object) -> None:
     path = f"{tmp_path}/part.safetensors"
     save_file(fresh(BOOKS, FILMS).state_dict(), path)
-    again = ItemTable([BOOKS, FILMS], 4)
+    again = RowTable([BOOKS, FILMS], 4)
     again.load_state_dict(load_file(path))
     assert torch.equal(again.vector.weight, fresh(BOOKS, FILMS).vector.weight)
 
@@ -55,7 +56,7 @@ def test_a_saved_table_is_read_by_the_same_catalogues(tmp_path: object) -> None:
 def test_another_catalogue_is_refused_in_clear_words(others: list[Catalogue]) -> None:
     message = r"learned for the items of books \(3 items\), films \(2 items\), but this run has those of "
     with pytest.raises(CheckpointError, match=message):
-        ItemTable(others, 4).load_state_dict(fresh(BOOKS, FILMS).state_dict())
+        RowTable(others, 4).load_state_dict(fresh(BOOKS, FILMS).state_dict())
 
 
 def test_it_is_refused_inside_a_larger_model_too() -> None:
@@ -65,7 +66,7 @@ def test_it_is_refused_inside_a_larger_model_too() -> None:
 
 
 def test_a_catalogue_may_change_its_name() -> None:
-    ItemTable([Catalogue("livres", 3, "aa")], 4).load_state_dict(fresh(BOOKS).state_dict())
+    RowTable([Catalogue("livres", 3, "aa")], 4).load_state_dict(fresh(BOOKS).state_dict())
 
 
 def test_a_state_that_says_nothing_is_refused() -> None:
@@ -80,6 +81,6 @@ def test_no_catalogue_is_an_error() -> None:
 
 def test_another_catalogue_is_refused_by_a_table_without_memory() -> None:
     with torch.device("meta"):
-        table = ItemTable([FILMS], 4)
+        table = RowTable([FILMS], 4)
     with pytest.raises(CheckpointError, match="this run has those of films"):
         table.load_state_dict(fresh(BOOKS).state_dict())

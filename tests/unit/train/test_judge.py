@@ -44,14 +44,14 @@ def test_it_reads_training_and_validation_items_of_users_with_validation_targets
         assert sorted(read) == sorted([*holdout.history(query).tolist(), *holdout.targets(query).tolist()])
         assert read == test.history(last).tolist()
     index = WindowIndex(windows, WindowConfig(policy="latest"))
-    assert index.num_windows == holdout.num_queries
+    assert index.num_examples == holdout.num_queries
 
 
 def test_windows_of_leave_one_out_end_with_the_validation_item(workshop) -> None:
     shop = workshop()
     windows = ValidationWindows(shop.sources.splits[0])
     index, holdout = WindowIndex(windows, WindowConfig(policy="latest")), shop.sources.splits[0].holdout("validation")
-    last = [index.items(window, np.random.default_rng(0))[-1] for window in range(index.num_windows)]
+    last = [index.items(window, np.random.default_rng(0))[-1] for window in range(index.num_examples)]
     assert last == holdout.target.tolist()
 
 

@@ -126,7 +126,7 @@ def test_gradients_are_counted_where_activations_were() -> None:
 def drawing(workshop: Any) -> Drawing:
     sources, data, train = workshop().sources, DataConfig(), TrainConfig(batch_users=16)
     windows = [WindowIndex(split, data.window) for split in sources.splits]
-    sampler = StepSampler([index.num_windows for index in windows], sources.names, 16, 1, data.mixing)
+    sampler = StepSampler([index.num_examples for index in windows], sources.names, 16, 1, data.mixing)
     return Drawing(sources, data, windows, sampler, train, 1)
 
 

@@ -49,7 +49,8 @@ def real_batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality]
         plain, item_index_BL=plain.item_index_BL.clone(), noise_BL=torch.zeros_like(plain.item_index_BL)
     )
     passes = {one: with_noise if isinstance(one, Noised) else plain for one in task.requests.passes}
-    windows = dataclasses.replace(windows, passes=passes)
+    users_B = torch.zeros(size.users, dtype=torch.int64)
+    windows = dataclasses.replace(windows, passes=passes, user_index_B=users_B)
     return Batch(_of_their_own(real(items)), windows, torch.zeros(size.items))
 
 

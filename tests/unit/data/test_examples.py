@@ -1,0 +1,92 @@
+"""Interactions are examples of a user and an item, each shown once an epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from shops import NOISY, Shops
+
+from pmmrec.contracts import Batch
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division
+from pmmrec.data.examples import Interactions
+from pmmrec.errors import RecipeError
+from pmmrec.requests import DrawnNegatives, Masked, NextItems, Requests, View, WindowRequest
+
+ONE = DrawnNegatives()
+SINGLE = DataConfig(examples="interactions")
+
+
+def builder(shops: Shops, requests: Requests, batch_users: int = 20, **division: int) -> BatchBuilder:
+    return BatchBuilder(shops.splits, shops.reader, SINGLE, requests, batch_users, 0, Division(**division))
+
+
+def epoch_of(made: BatchBuilder, epoch: int = 0) -> list[Batch]:
+    return [made.build(epoch, step) for step in range(made.steps_per_epoch)]
+
+
+def pairs_of(batch: Batch) -> list[tuple[str, int, int]]:
+    """User, domain and item of every target."""
+    of_pass = batch.windows.passes[NextItems()]
+    assert of_pass.is_target_BL.all()
+    index = of_pass.target_index_BL[:, -1]
+    domains, rows = batch.items.domain_U[index].tolist(), batch.items.row_U[index].tolist()
+    return list(zip(batch.user_id, domains, rows, strict=True))
+
+
+def test_an_epoch_shows_every_training_interaction_once(shops: Shops) -> None:
+    shown = Counter(pair for batch in epoch_of(builder(shops, Requests.of(NextItems()))) for pair in pairs_of(batch))
+    expected: Counter[tuple[str, int, int]] = Counter()
+    for domain, (name, split) in enumerate(zip(("first", "second"), shops.splits, strict=True)):
+        for user in range(split.domain.num_users):
+            expected.update((f"{name}/u{user:02d}", domain, row) for row in split.train(user).tolist())
+    assert shown == expected
+
+
+def test_an_interaction_has_no_input_and_its_user_is_told(shops: Shops) -> None:
+    first_user = {"first": 0, "second": shops.domains[0].num_users}
+    for batch in epoch_of(builder(shops, Requests.of(NextItems(), negatives=ONE))):
+        of_pass = batch.windows.passes[NextItems()]
+        assert of_pass.item_index_BL.shape == (len(batch.user_id), 1)
+        assert not of_pass.is_valid_BL.any()
+        users = [first_user[name.split("/u")[0]] + int(name[-2:]) for name in batch.user_id]
+        assert batch.windows.user_index_B is not None
+        assert batch.windows.user_index_B.tolist() == users
+        for (name, domain, _), place in zip(
+            pairs_of(batch), of_pass.negative_index_BLC[ONE][:, 0, 0].tolist(), strict=True
+        ):
+            assert int(batch.items.domain_U[place]) == domain
+            assert int(batch.items.row_U[place]) not in shops.splits[domain].train(int(name[-2:])).tolist()
+
+
+def test_processes_share_out_what_one_would_show(shops: Shops) -> None:
+    requests = Requests.of(NextItems(), negatives=ONE)
+    whole = epoch_of(builder(shops, requests))
+    parts = [epoch_of(builder(shops, requests, rank=rank, world=2)) for rank in range(2)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert [pair for part in shares for pair in pairs_of(part)] == pairs_of(batch)
+
+
+def test_log_q_is_the_share_of_an_item_in_all_interactions(shops: Shops) -> None:
+    made = builder(shops, Requests.of(NextItems(), views=(View.POPULARITY,)), batch_users=200)
+    (batch,) = epoch_of(made)
+    assert batch.log_q_U is not None
+    counts = Counter((domain, row) for _, domain, row in pairs_of(batch))
+    for place, log_q in enumerate(batch.log_q_U.tolist()):
+        key = (int(batch.items.domain_U[place]), int(batch.items.row_U[place]))
+        assert np.exp(log_q) == pytest.approx(counts[key], rel=1e-5)  # float32
+
+
+def test_an_interaction_that_is_not_there_is_an_error(shops: Shops) -> None:
+    examples = Interactions(shops.splits[0])
+    with pytest.raises(IndexError, match=f"interaction {examples.num_examples} of {examples.num_examples}"):
+        examples.user(examples.num_examples)
+    assert torch.tensor(examples.expected_slots()).sum() == examples.num_examples
+
+
+@pytest.mark.parametrize("request_", [NOISY, Masked()])
+def test_objectives_that_read_histories_are_refused(shops: Shops, request_: WindowRequest) -> None:
+    with pytest.raises(RecipeError, match="interactions have no history, but an objective reads"):
+        builder(shops, Requests.of(request_))
