@@ -13,9 +13,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 # Tests run side by side, and start programs: one thread each.
-test spread torture hosts: export OMP_NUM_THREADS := 1
+test conformance spread torture hosts: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test check real evidence evidence-gpu benchmarks large torture spread hosts clean
+.PHONY: quickstart test conformance check real evidence evidence-gpu benchmarks large torture spread hosts clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ quickstart: $(VENV)/installed  ## the whole way on the demo world: import, pretr
 
 test: $(VENV)/installed-dev  ## all tests but the long ones, which `make torture`, `make hosts` and `make spread` run
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+conformance: $(VENV)/installed-dev  ## which checks each registered part passes, plugins included; `make test` runs the same checks
+	$(BIN)/python -m pmmrec.testing
 
 check: $(VENV)/installed-dev  ## lint, format, types, boundaries between rooms, spelling
 	$(BIN)/ruff check .

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -71,7 +71,12 @@ class Config(BaseModel):
 
 
 class PartConfig(Config):
-    """Settings of one member of a family; `type` names the member."""
+    """Settings of one member of a family; `type` names the member.
+
+    `examples` are small settings, beside `type`, with which the conformance tests build the part.
+    """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     type: str
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -118,6 +118,20 @@ class HFTextConfig(BackboneConfig):
     """Settings of a text encoder of transformers."""
 
     type: Literal["hf_text"] = "hf_text"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "architecture": {
+                "model_type": "bert",
+                "max_position_embeddings": 24,
+                "hidden_size": 8,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+            },
+            "vocab_size": 300,
+            "max_tokens": 12,
+        },
+    )
     vocab_size: int = Field(default=DEFAULT_VOCAB_SIZE, description="Tokens of a fresh backbone's BPE, at most.")
     max_tokens: int = Field(default=50, ge=2, description="Longer texts are cut; special tokens count.")
     lowercase: bool | None = Field(

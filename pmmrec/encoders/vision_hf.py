@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -128,6 +128,19 @@ class HFVisionConfig(VisionConfig):
     """Settings of a vision encoder of transformers."""
 
     type: Literal["hf_vision"] = "hf_vision"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "architecture": {
+                "model_type": "vit",
+                "image_size": 16,
+                "patch_size": 8,
+                "hidden_size": 8,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+            }
+        },
+    )
 
 
 @vision_encoders.register("hf_vision", HFVisionConfig)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -181,6 +181,13 @@ class TimmConfig(VisionConfig):
     """Settings of a vision encoder of timm; `architecture` is `{name: resnet18, ...}` with arguments of its class."""
 
     type: Literal["timm"] = "timm"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "architecture": {"name": "resnet18", "channels": [4, 4, 8, 8], "zero_init_last": False},
+            "image_size": 64,
+            "pool": "mean",
+        },
+    )
 
     @model_validator(mode="after")
     def _architecture_is_named(self) -> Self:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ class MergeAttentionConfig(PartConfig):
     """Settings of merge-attention."""
 
     type: Literal["merge_attention"] = "merge_attention"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"num_heads": 2}, {"num_heads": 2, "pool": "mean"})
     num_layers: int = Field(default=1, ge=1, le=1000)
     num_heads: int = Field(default=12, ge=1, description="Must divide the width.")
     feed_forward_factor: int = Field(default=4, ge=1)

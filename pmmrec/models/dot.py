@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +24,11 @@ class DotConfig(PartConfig):
     """Settings of the dot product."""
 
     type: Literal["dot"] = "dot"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"popularity": 1.0},
+        {"popularity": 0.5, "temperature": "sqrt_width"},
+    )
     popularity: float = Field(
         0.0, ge=0, description="Weight of log(1 + how often an item was touched) in the score; 1 undoes what DAP takes."
     )

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +31,51 @@ class TowersConfig(ItemEncoderConfig):
     """Settings of an item encoder with one tower for each modality."""
 
     type: Literal["towers"] = "towers"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "text": {
+                "type": "hf_text",
+                "architecture": {
+                    "model_type": "bert",
+                    "max_position_embeddings": 24,
+                    "hidden_size": 8,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 16,
+                },
+                "vocab_size": 300,
+                "max_tokens": 12,
+            }
+        },
+        {
+            "text": {
+                "type": "hf_text",
+                "architecture": {
+                    "model_type": "bert",
+                    "max_position_embeddings": 24,
+                    "hidden_size": 8,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 16,
+                },
+                "vocab_size": 300,
+                "max_tokens": 12,
+            },
+            "vision": {
+                "type": "hf_vision",
+                "architecture": {
+                    "model_type": "vit",
+                    "image_size": 16,
+                    "patch_size": 8,
+                    "hidden_size": 8,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 16,
+                },
+            },
+            "fusion": {"type": "merge_attention", "num_heads": 2},
+        },
+    )
     text: TextField | None = Field(default=None, description="How texts are encoded; None: not read.")
     vision: VisionField | None = Field(default=None, description="How images are encoded; None: not read.")
     fusion: FusionField | None = Field(default=None, description="How the two become one vector; for both only.")

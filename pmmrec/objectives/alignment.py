@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +26,11 @@ class AlignmentConfig(ObjectiveConfig):
     """Settings of NICL (both switches, eq. 8), ICL (`intra_negatives` alone, eq. 7), VCL (neither, eq. 6) and NCL."""
 
     type: Literal["alignment"] = "alignment"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"negatives": "other_users", "temperature": 0.1, "positives_in_denominator": True},
+        {"next_item_positives": False, "intra_negatives": False},
+    )
     negatives: NegativeRule = Field(
         "unseen", description="unseen: batch items outside the user's window. other_users: all slots of others."
     )

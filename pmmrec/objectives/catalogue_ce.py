@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +25,7 @@ class CatalogueCEConfig(TargetsConfig):
     """Settings of the full softmax."""
 
     type: Literal["catalogue_ce"] = "catalogue_ce"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "masked"}, {"scores_at_once": 10})
     temperature: Annotated[float, Field(gt=0)] | Literal["sqrt_width"] = Field(
         "sqrt_width", description="Divides scores; sqrt_width: the root of the width."
     )

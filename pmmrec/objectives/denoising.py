@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ class RobustnessConfig(ObjectiveConfig):
     """Settings of RCL."""
 
     type: Literal["robustness"] = "robustness"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"normalize": True, "temperature": 0.1, "symmetric": True})
     noise: Noised = Field(Noised(), description="What is done to the windows; equal settings share one pass.")
     temperature: float = Field(1.0, gt=0, description="Divides dot products; the paper has none (1.0).")
     normalize: bool = Field(False, description="l2-normalise the means, so that similarities are cosines.")

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,12 +29,14 @@ class BCEConfig(DrawnConfig):
     """Settings of the binary cross-entropy."""
 
     type: Literal["bce"] = "bce"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "masked", "negatives": {"count": 3}})
 
 
 class BPRConfig(DrawnConfig):
     """Settings of BPR."""
 
     type: Literal["bpr"] = "bpr"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "last", "negatives": {"count": 3}})
 
 
 class _Drawn(Objective):

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +25,12 @@ class NextItemConfig(TargetsConfig):
     """Settings of DAP."""
 
     type: Literal["next_item"] = "next_item"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"negatives": "other_users", "logq": "all_columns", "temperature": "sqrt_width"},
+        {"targets": "last"},
+        {"targets": "masked"},
+    )
     negatives: NegativeRule = Field(
         "unseen",
         description="unseen: batch items outside the user's window. other_users: all slots of others (eq. 5).",

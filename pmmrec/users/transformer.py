@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +32,7 @@ class TransformerConfig(PartConfig):
     """Settings of the Transformer user encoder; the defaults are those of the released code."""
 
     type: Literal["transformer"] = "transformer"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"attends": "all"})
     num_layers: int = Field(default=2, ge=1, le=1000)
     num_heads: int = Field(default=2, ge=1, description="Must divide the width.")
     feed_forward_factor: int = Field(default=4, ge=1)

@@ -1,0 +1,124 @@
+"""The checks that encoders, fusions and item encoders inherit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmmrec.context import Backbone, BuildContext
+from pmmrec.contracts import ItemVectors, Modality, TokenStates
+from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.fusion import fusions
+from pmmrec.models import item_encoders
+from pmmrec.settings import validate
+from pmmrec.testing.checks import Inapplicable, assert_close, assert_equal, check, require
+from pmmrec.testing.subjects import (
+    ALL_ITEMS,
+    Numbers,
+    Subject,
+    item_inputs,
+    modality_states,
+    pixel_inputs,
+    token_inputs,
+)
+from pmmrec.testing.world import WIDTH
+
+
+@check("alone = in batch", text_encoders, vision_encoders, fusions, item_encoders)
+def an_item_alone_is_what_it_is_in_a_batch(subject: Subject) -> Inapplicable:
+    """The vectors of an item do not depend on the other items of its batch, nor on their padding."""
+    part = subject.build().double().eval()
+    with torch.no_grad():
+        whole = _vectors(subject, part, ALL_ITEMS)
+        for row in ALL_ITEMS:
+            for of_all, of_one in zip(whole, _vectors(subject, part, (row,)), strict=True):
+                assert_close(of_one[0], of_all[row], f"item {row} alone")
+    return None
+
+
+def _vectors(subject: Subject, part: Any, rows: tuple[int, ...]) -> list[Tensor]:
+    if subject.family is text_encoders:
+        return [part(token_inputs(part, rows)).cls_RD]
+    if subject.family is vision_encoders:
+        states: TokenStates = part(pixel_inputs(part, rows))
+        return [states.tokens_RTD, states.cls_RD]
+    if subject.family is fusions:
+        given = modality_states(Numbers())
+        return [part({modality: _rows_of(states, rows) for modality, states in given.items()})]
+    vectors: ItemVectors = part(item_inputs(part, rows))
+    return [vectors.fused_UD, *vectors.cls_UD.values(), *vectors.streams_UD.values()]
+
+
+def _rows_of(states: TokenStates, rows: tuple[int, ...]) -> TokenStates:
+    """Some items, without the padding that they do not need."""
+    longest = int(states.is_valid_RT[list(rows)].sum(dim=1).max())
+    chosen = {field.name: getattr(states, field.name)[list(rows)] for field in dataclasses.fields(states)}
+    return TokenStates(chosen["tokens_RTD"][:, :longest], chosen["is_valid_RT"][:, :longest], chosen["cls_RD"])
+
+
+@check("missing = zero", fusions, item_encoders)
+def a_missing_modality_is_a_zero(subject: Subject) -> Inapplicable:
+    """An item that lacks a modality has zeros there; one that lacks all is the zero vector; nothing is NaN."""
+    part = subject.build().double()
+    if subject.family is fusions:
+        empty = {
+            modality: dataclasses.replace(states, is_valid_RT=torch.zeros_like(states.is_valid_RT))
+            for modality, states in modality_states(Numbers()).items()
+        }
+        require(part(empty).isfinite().all(), "gives NaN or infinity for items without any valid token")
+        return None
+    if not part.modalities:
+        return "reads no modality"
+    for modality in part.modalities:
+        vectors = part(item_inputs(part, lacking={modality: (1,)}))
+        _check_zero(vectors, modality, places=(1,))
+    nothing = part(item_inputs(part, lacking=dict.fromkeys(part.modalities, (0, 2))))
+    for modality in part.modalities:
+        _check_zero(nothing, modality, places=(0, 2))
+    require(not nothing.fused_UD[[0, 2]].any(), "an item that lacks everything is not the zero vector")
+    torch.autograd.backward(nothing.fused_UD.sum())
+    for name, parameter in part.named_parameters():
+        require(parameter.grad is None or parameter.grad.isfinite().all(), f"the gradient of {name} is not finite")
+    return None
+
+
+def _check_zero(vectors: ItemVectors, modality: Modality, places: tuple[int, ...]) -> None:
+    require(vectors.fused_UD.isfinite().all(), f"gives NaN or infinity where an item lacks its {modality.value}")
+    require(not vectors.has_U[modality][list(places)].any(), f"says that an item has a {modality.value} that it lacks")
+    if modality in vectors.cls_UD:
+        lacking = vectors.cls_UD[modality][list(places)]
+        require(not lacking.any(), f"the {modality.value} vector of an item without one is not zero")
+
+
+@check("backbone saved", text_encoders, vision_encoders)
+def the_library_reads_the_backbone_back(subject: Subject) -> Inapplicable:
+    """`read_backbone` gives the bits that `save_backbone` wrote, though the module that writes is empty."""
+    part, prefix = subject.build(), "backbone."
+    state = {name.removeprefix(prefix): one for name, one in part.state_dict().items() if name.startswith(prefix)}
+    folder = subject.folder / "saved"
+    folder.mkdir()
+    with torch.device("meta"):
+        dry = subject.build()
+    dry.save_backbone(folder, state)
+    read = part.read_backbone(folder)
+    require(set(read) == set(state), f"wrote {set(state)}, read {set(read)}")
+    for name, tensor in state.items():
+        require(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype, f"{name} is not what was written")
+    return None
+
+
+@check("backbone opened", text_encoders, vision_encoders)
+def a_saved_backbone_opens_as_a_pretrained_one(subject: Subject) -> Inapplicable:
+    """The folder that `save_backbone` fills serves as `weights`."""
+    part, folder = subject.build(), subject.folder / "saved"
+    folder.mkdir()
+    part.save_backbone(folder, part.backbone.state_dict())
+    tree = {**subject.config.model_dump(exclude_unset=True), "architecture": None, "weights": "saved"}
+    config = validate(type(subject.config), {k: v for k, v in tree.items() if k != "vocab_size"}, "example")
+    opened = subject.entry.part_class(config, BuildContext(WIDTH, {"": Backbone(folder, is_pretrained=True)}))
+    opened.projection.load_state_dict(part.projection.state_dict())
+    assert_equal(subject.run(opened.eval()), subject.run(part.eval()), "the opened encoder")
+    return None

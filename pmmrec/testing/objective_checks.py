@@ -1,0 +1,196 @@
+"""The checks that objectives inherit."""
+# Shapes: B users, S window positions, U items, D width.
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import Batch, ItemVectors, Term, UserStates, Views, WindowPass, Windows
+from pmmrec.models.dot import Dot, DotConfig
+from pmmrec.objectives import Objective, objectives
+from pmmrec.objectives.negatives import Columns
+from pmmrec.testing.checks import Inapplicable, assert_close, check, require
+from pmmrec.testing.subjects import Subject
+from pmmrec.testing.world import WIDTH, WINDOWS, batch_of, task_of
+from pmmrec.train.task import TrainingTask
+
+STEP = 1e-2  # length of the plain gradient step
+
+
+def _batches(objective: Objective) -> dict[str, Batch]:
+    return {name: _in_float64(batch_of(objective.requests, rows)) for name, rows in WINDOWS.items()}
+
+
+def _in_float64(batch: Batch) -> Batch:
+    return batch if batch.log_q_U is None else dataclasses.replace(batch, log_q_U=batch.log_q_U.double())
+
+
+@check("count", objectives)
+def the_count_depends_on_windows_alone(subject: Subject) -> Inapplicable:
+    """The count is the same for other vectors and states; it is asked for before anything is encoded."""
+    objective = subject.build().double()
+    task = task_of(objective).double()
+    for name, batch in _batches(objective).items():
+        counted = task.counts(batch)["objective"][1]
+        for _ in range(2):
+            count = task(batch)["objective"][1]
+            require(torch.equal(count, counted), f"{name}: counts {counted:g} before encoding, {count:g} after")
+            with torch.no_grad():
+                for parameter in task.parameters():
+                    parameter.mul_(-3.0)
+    return None
+
+
+@check("step lowers loss", objectives)
+def a_plain_gradient_step_lowers_the_loss(subject: Subject) -> Inapplicable:
+    """One short step down the gradient of all parameters lowers the loss."""
+    objective = subject.build().double()
+    task, batch = task_of(objective).double(), _in_float64(batch_of(objective.requests))
+
+    before = _loss(task, batch)
+    gradients = torch.autograd.grad(before, list(task.parameters()), materialize_grads=True, allow_unused=True)
+    length = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    require(length > 0, "has a gradient of 0 on a fresh model")
+    with torch.no_grad():
+        for parameter, gradient in zip(task.parameters(), gradients, strict=True):
+            parameter.sub_(STEP * gradient / length)
+        after = _loss(task, batch)
+    require(after < before, f"the loss went from {before:.6f} to {after:.6f} in a step down its gradient")
+    return None
+
+
+def _loss(task: TrainingTask, batch: Batch) -> Tensor:
+    total, count = task(batch)["objective"]
+    mean: Tensor = total / count.clamp(min=1)
+    return mean
+
+
+@check("shares = whole", objectives)
+def shares_of_a_batch_add_up_to_the_whole(subject: Subject) -> Inapplicable:
+    """Users may be shared out to processes, or to parts of a step: sums, counts, metrics and gradients add up."""
+    objective = subject.build().double()
+    task = task_of(objective).double()
+    for name, batch in _batches(objective).items():
+        views, leaves = _leaves(task.views(batch))
+        leaves |= dict(objective.named_parameters())
+        whole = objective(views)
+        num_users = len(batch.windows.item_index_BS)
+        for sizes in ([num_users - 1, 1], [1] * num_users):
+            _assert_same_term(_together(objective, _shares(views, sizes)), whole, leaves, f"{name}: shares {sizes}")
+    return None
+
+
+def _leaves(views: Views) -> tuple[Views, dict[str, Tensor]]:
+    """The same views over tensors that gradients can be asked for, by name."""
+    leaves: dict[str, Tensor] = {}
+
+    def leaf(name: str, tensor: Tensor) -> Tensor:
+        leaves[name] = tensor.detach().requires_grad_()
+        return leaves[name]
+
+    items = views.items
+    cls_UD = {modality: leaf(modality.value, vectors_UD) for modality, vectors_UD in items.cls_UD.items()}
+    items = ItemVectors(leaf("items", items.fused_UD), cls_UD, items.has_U)
+    states = {
+        request: UserStates(leaf(f"states of {request!r}", one.hidden_BLD), one.is_valid_BL)
+        for request, one in views.states.items()
+    }
+    scorer = Dot(DotConfig(), BuildContext(WIDTH))
+    return dataclasses.replace(views, items=items, states=states, score=_Scores(scorer, items)), leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scores:
+    """Scores of these items."""
+
+    scorer: Dot
+    items: ItemVectors
+
+    def __call__(self, query: Any, candidate_KC: Tensor | None = None) -> Tensor:
+        scores: Tensor = self.scorer(query, self.items, candidate_KC)
+        return scores
+
+
+class _AllRows:
+    """`Peers` in one process: the rows of every share are collected first, then handed out together."""
+
+    def __init__(self, first: int, given: list[Tensor]) -> None:
+        self.first, self._given = first, given
+        self.is_collecting = True
+
+    def of_all(self, rows_BD: Tensor) -> Tensor:
+        if self.is_collecting:
+            self._given.append(rows_BD)
+        return torch.cat(self._given)
+
+
+def _shares(views: Views, sizes: Sequence[int]) -> list[Views]:
+    """The views of each process: its users' rows, the items and slots of all."""
+    num_slots_U = Columns.of(views.windows, len(views.items.fused_UD)).num_slots_U
+    given: list[Tensor] = []
+    shares, first = [], 0
+    for size in sizes:
+        own = slice(first, first + size)
+        states = {r: UserStates(one.hidden_BLD[own], one.is_valid_BL[own]) for r, one in views.states.items()}
+        peers = _AllRows(first, given)
+        shares.append(
+            dataclasses.replace(
+                views, windows=_users_of(views.windows, own), states=states, num_slots_U=num_slots_U, peers=peers
+            )
+        )
+        first += size
+    return shares
+
+
+def _users_of(windows: Windows, own: slice) -> Windows:
+    def chosen(of_pass: WindowPass) -> WindowPass:
+        tensors: dict[str, Any] = {
+            field.name: value[own]
+            for field in dataclasses.fields(of_pass)
+            if isinstance(value := getattr(of_pass, field.name), Tensor)
+        }
+        drawn = {config: index_BLC[own] for config, index_BLC in of_pass.negative_index_BLC.items()}
+        return dataclasses.replace(of_pass, **tensors, negative_index_BLC=drawn)
+
+    passes = {request: chosen(of_pass) for request, of_pass in windows.passes.items()}
+    return Windows(windows.item_index_BS[own], windows.is_valid_BS[own], passes)
+
+
+def _together(objective: Objective, shares: Sequence[Views]) -> Term:
+    """Sums, counts and metrics of all shares, added up."""
+    for share in shares:
+        objective(share)
+    for share in shares:
+        if isinstance(share.peers, _AllRows):
+            share.peers.is_collecting = False
+    terms = [objective(share) for share in shares]
+    metrics = {name: torch.stack([term.metrics[name] for term in terms]).sum(dim=0) for name in terms[0].metrics}
+    total, count = (torch.stack(list(column)).sum() for column in zip(*((t.sum, t.count) for t in terms), strict=True))
+    return Term(total, count, metrics)
+
+
+def _assert_same_term(actual: Term, expected: Term, leaves: Mapping[str, Tensor], where: str) -> None:
+    require(torch.equal(actual.count, expected.count), f"{where}: count {actual.count:g}, whole {expected.count:g}")
+    pairs = {"sum": (actual.sum, expected.sum)}
+    pairs |= {name: (actual.metrics[name], expected.metrics[name]) for name in expected.metrics}
+    after, before = _gradients(actual.sum, leaves), _gradients(expected.sum, leaves)
+    pairs |= {f"gradient of {name}": (after[name], before[name]) for name in leaves}
+    for name, (found, wanted) in pairs.items():
+        assert_close(found, wanted, f"{where}: {name}")
+
+
+def _gradients(total: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of each leaf; zeros where the sum does not depend on it."""
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=True)
+    return {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }

@@ -1,0 +1,79 @@
+"""The checks that scorers inherit."""
+# Shapes: K queries, N items, C candidates, D width.
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pmmrec.contracts import ItemVectors, Query, UserStates
+from pmmrec.models import scorers
+from pmmrec.testing.checks import Inapplicable, assert_close, check
+from pmmrec.testing.subjects import Numbers, Subject, is_valid
+from pmmrec.testing.world import WIDTH
+
+NUM_ITEMS, NUM_USERS, LENGTH = 6, 5, 4
+
+
+def _asked(subject: Subject) -> tuple[Any, Query, ItemVectors, Tensor]:
+    """A scorer, queries of several users at several positions, items, and how often each was touched."""
+    numbers = Numbers()
+    is_valid_BL = is_valid((4, 3, 2, 1, 4), LENGTH, left=True)
+    query = Query.at(UserStates(numbers.normal(NUM_USERS, LENGTH, WIDTH), is_valid_BL), is_valid_BL)
+    items = ItemVectors(numbers.normal(NUM_ITEMS, WIDTH))
+    return subject.build().double().eval(), query, items, torch.arange(NUM_ITEMS)
+
+
+@check("all = one by one", scorers)
+def candidates_score_what_they_score_among_all(subject: Subject) -> Inapplicable:
+    """The score of a candidate is its score among all items, whichever candidates stand beside it."""
+    part, query, items, _ = _asked(subject)
+    whole_KN = part(query, items)
+    draw = torch.Generator().manual_seed(3)
+    candidate_KC = torch.randint(0, NUM_ITEMS, (len(query), 3), generator=draw)
+    score_KC = part(query, items, candidate_KC)
+    assert_close(score_KC, whole_KN.gather(1, candidate_KC), "candidates against all items")
+    for place in range(3):
+        alone = part(query, items, candidate_KC[:, place : place + 1])
+        assert_close(alone[:, 0], score_KC[:, place], "a candidate alone")
+    return None
+
+
+@check("chunks = whole", scorers)
+def chunks_score_what_the_whole_scores(subject: Subject) -> Inapplicable:
+    """Queries and items may come in chunks, as ranking reads a large catalogue."""
+    part, query, items, count_N = _asked(subject)
+    whole_KN = part.ranked(part(query, items), count_N)
+    for few in (1, 4):
+        rows = []
+        for start in range(0, len(query), few):
+            some = query[start : start + few]
+            columns = [slice(first, first + few) for first in range(0, NUM_ITEMS, few)]
+            scores = [
+                part.ranked(part(some, _part_of(items, some_items)), count_N[some_items]) for some_items in columns
+            ]
+            rows.append(torch.cat(scores, dim=1))
+        assert_close(torch.cat(rows), whole_KN, f"chunks of {few}")
+    return None
+
+
+def _part_of(items: ItemVectors, some: slice) -> ItemVectors:
+    return dataclasses.replace(items, fused_UD=items.fused_UD[some])
+
+
+@check("keys", scorers)
+def keys_give_the_ranked_scores(subject: Subject) -> Inapplicable:
+    """The inner products of keys with the queried states are the scores that a ranking sorts by."""
+    part, query, items, count_N = _asked(subject)
+    key_NE = part.keys(items, count_N)
+    if key_NE is None:
+        return "is not an inner product"
+    asked_KE = query.hidden_KD
+    if key_NE.shape[1] == WIDTH + 1:
+        asked_KE = F.pad(asked_KE, (0, 1), value=1.0)
+    assert_close(asked_KE @ key_NE.T, part.ranked(part(query, items), count_N), "keys against ranked scores")
+    return None

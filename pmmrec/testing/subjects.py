@@ -1,0 +1,243 @@
+"""Build a part from its settings and run it on small inputs."""
+# Shapes: B users, L positions, U items, R rows of one encoder, T text tokens, D width, K queries, C candidates.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmmrec.context import Backbone, BuildContext, Catalogue
+from pmmrec.contracts import (
+    History,
+    ItemInputs,
+    ItemVectors,
+    Modality,
+    PixelInputs,
+    Query,
+    TokenInputs,
+    TokenStates,
+    UserStates,
+    to_device,
+)
+from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.family import Entry, Family
+from pmmrec.fusion import fusions
+from pmmrec.models import item_encoders, scorers
+from pmmrec.objectives import objectives
+from pmmrec.settings import PartConfig
+from pmmrec.testing.world import WIDTH, batch_of, task_of
+from pmmrec.users import user_encoders
+
+FAMILIES: tuple[Family[Any], ...] = (
+    text_encoders,
+    vision_encoders,
+    fusions,
+    item_encoders,
+    user_encoders,
+    scorers,
+    objectives,
+)
+TEXTS = ("red shoes", "a blue shirt", "green")
+NUM_ITEMS = len(TEXTS)
+ALL_ITEMS = tuple(range(NUM_ITEMS))
+HISTORY_LENGTHS = (4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A part with example settings, as the checks build and run it.
+
+    Args:
+        family: The family of the part.
+        config: Its settings.
+        folder: An empty folder, for backbones and for what checks write.
+    """
+
+    family: Family[Any]
+    config: PartConfig
+    folder: Path
+
+    @property
+    def entry(self) -> Entry[Any]:
+        """The registered name, settings class and part class."""
+        return self.family[self.config.type]
+
+    @cached_property
+    def context(self) -> BuildContext:
+        """The context that the part is built with; fresh backbones are written to the folder."""
+        encoders: dict[str, PartConfig] = {}
+        if self.family in (text_encoders, vision_encoders):
+            encoders = {"": self.config}
+        elif self.family is item_encoders:
+            encoders = dict(getattr(self.config, "encoders", {}))
+        backbones = {name: self._backbone(name, config) for name, config in encoders.items()}
+        return BuildContext(WIDTH, backbones, [Catalogue("books", NUM_ITEMS, "aa", len(HISTORY_LENGTHS), "bb")])
+
+    def _backbone(self, name: str, config: PartConfig) -> Backbone:
+        home = text_encoders if config.type in {entry.name for entry in text_encoders} else vision_encoders
+        folder = self.folder / (name or "backbone")
+        folder.mkdir(parents=True)
+        encoder_class: Any = home[config.type].part_class
+        encoder_class.start(config, folder, TEXTS)
+        return Backbone(folder, is_pretrained=False)
+
+    def build(self, seed: int = 0) -> Any:
+        """A part with fresh weights drawn from `seed`."""
+        context = self.context
+        torch.manual_seed(seed)
+        return self.entry.part_class(self.config, context)
+
+    def run(
+        self, part: nn.Module, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 1
+    ) -> list[Tensor]:
+        """The tensors that the part gives for small random inputs; shapes are checked on the way."""
+        return RUNS[self.family.name](part, Numbers(dtype, device, seed))
+
+
+class Numbers:
+    """Draws inputs of one type of number on one device."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 1) -> None:
+        self.dtype, self.device = dtype, device
+        self._draw = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Normal numbers that take gradients."""
+        drawn = torch.randn(shape, generator=self._draw, dtype=torch.float64)
+        return drawn.to(self.device, self.dtype).requires_grad_()
+
+    def pixels(self, num_rows: int, size: int) -> Tensor:
+        """Random images."""
+        shape = (num_rows, 3, size, size)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=self._draw)
+
+
+def is_valid(lengths: Sequence[int], longest: int, *, left: bool = False) -> Tensor:
+    """`(rows, longest)`: True in the first `length` places of each row, or in the last with `left`."""
+    place, length = torch.arange(longest), torch.tensor(lengths)[:, None]
+    return place >= longest - length if left else place < length
+
+
+def history_of(numbers: Numbers, lengths: Sequence[int] = HISTORY_LENGTHS, longest: int | None = None) -> History:
+    """Left-padded histories of random items."""
+    longest = longest or max(lengths)
+    is_valid_BL = is_valid(lengths, longest, left=True).to(numbers.device)
+    item_BLD = torch.where(is_valid_BL[:, :, None], numbers.normal(len(lengths), longest, WIDTH), 0.0)
+    return History(item_BLD, is_valid_BL, user_index_B=torch.arange(len(lengths), device=numbers.device))
+
+
+def query_of(numbers: Numbers) -> Query:
+    """The last states of two users."""
+    hidden_BLD = numbers.normal(2, 4, WIDTH)
+    return Query.last(UserStates(hidden_BLD, is_valid((4, 2), 4, left=True).to(numbers.device)))
+
+
+def token_inputs(encoder: Any, rows: Sequence[int] = ALL_ITEMS) -> TokenInputs:
+    """Some of the texts."""
+    token_ids = encoder.tokenizer.encode([TEXTS[row] for row in rows])
+    longest = max(map(len, token_ids))
+    padded = [ids + [encoder.tokenizer.pad_token_id] * (longest - len(ids)) for ids in token_ids]
+    return TokenInputs(
+        torch.tensor(padded), is_valid([len(ids) for ids in token_ids], longest), torch.arange(len(rows))
+    )
+
+
+def pixel_inputs(encoder: Any, rows: Sequence[int] = ALL_ITEMS) -> PixelInputs:
+    """Some of the random images."""
+    pixels = Numbers(seed=2).pixels(NUM_ITEMS, encoder.pixel_spec.size)
+    return PixelInputs(pixels[list(rows)], torch.arange(len(rows)))
+
+
+def item_inputs(
+    encoder: Any, rows: Sequence[int] = ALL_ITEMS, lacking: Mapping[Modality, Sequence[int]] | None = None
+) -> ItemInputs:
+    """Some items; those at the places `lacking[modality]` lack the modality."""
+    has_U = {}
+    for modality in encoder.modalities:
+        absent = (lacking or {}).get(modality, ())
+        has_U[modality] = torch.tensor([place not in absent for place in range(len(rows))])
+    text = token_inputs(encoder, rows) if encoder.tokenizer is not None else None
+    image = pixel_inputs(encoder, rows) if encoder.pixel_spec is not None else None
+    return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, text, image)
+
+
+def modality_states(numbers: Numbers) -> dict[Modality, TokenStates]:
+    """States of three items: with text and image, without an image, without a text."""
+
+    def states(lengths: Sequence[int], longest: int) -> TokenStates:
+        is_valid_RT = is_valid(lengths, longest).to(numbers.device)
+        return TokenStates(numbers.normal(3, longest, WIDTH), is_valid_RT, numbers.normal(3, WIDTH))
+
+    return {Modality.TEXT: states((4, 2, 0), 4), Modality.IMAGE: states((5, 0, 5), 5)}
+
+
+def _expect(tensor: Tensor, *shape: int) -> None:
+    if tuple(tensor.shape) != shape:
+        raise AssertionError(f"gave a tensor of shape {tuple(tensor.shape)}; its family promises {shape}")
+
+
+def _tensors_of(states: TokenStates) -> list[Tensor]:
+    _expect(states.tokens_RTD, NUM_ITEMS, states.is_valid_RT.shape[1], WIDTH)
+    _expect(states.cls_RD, NUM_ITEMS, WIDTH)
+    return [torch.where(states.is_valid_RT[:, :, None], states.tokens_RTD, 0.0), states.cls_RD]
+
+
+def _run_text(part: Any, numbers: Numbers) -> list[Tensor]:
+    return _tensors_of(part(to_device(token_inputs(part), numbers.device)))
+
+
+def _run_vision(part: Any, numbers: Numbers) -> list[Tensor]:
+    return _tensors_of(part(to_device(pixel_inputs(part), numbers.device)))
+
+
+def _run_fusion(part: Any, numbers: Numbers) -> list[Tensor]:
+    fused_UD = part(modality_states(numbers))
+    _expect(fused_UD, 3, WIDTH)
+    return [fused_UD]
+
+
+def _run_items(part: Any, numbers: Numbers) -> list[Tensor]:
+    vectors: ItemVectors = part(to_device(item_inputs(part), numbers.device))
+    _expect(vectors.fused_UD, NUM_ITEMS, WIDTH)
+    if set(vectors.has_U) != set(part.modalities):
+        raise AssertionError(f"says who has {set(vectors.has_U)}, but reads {set(part.modalities)}")
+    for name, width in part.streams.items():
+        _expect(vectors.streams_UD[name], NUM_ITEMS, width)
+    return [vectors.fused_UD, *vectors.cls_UD.values(), *vectors.streams_UD.values()]
+
+
+def _run_users(part: Any, numbers: Numbers) -> list[Tensor]:
+    history = history_of(numbers)
+    is_masked_BL = is_valid((1, 1, 0), 4, left=True).to(numbers.device) if part.attends == "all" else None
+    states = part(History(history.item_BLD, history.is_valid_BL, {}, is_masked_BL, history.user_index_B))
+    _expect(states.hidden_BLD, *history.item_BLD.shape)
+    return [torch.where(history.is_valid_BL[:, :, None], states.hidden_BLD, 0.0)]
+
+
+def _run_scorer(part: Any, numbers: Numbers) -> list[Tensor]:
+    score_KN = part(query_of(numbers), ItemVectors(numbers.normal(3, WIDTH)))
+    _expect(score_KN, 2, 3)
+    return [score_KN, part.ranked(score_KN, torch.tensor([0, 4, 1], device=numbers.device))]
+
+
+def _run_objective(part: Any, numbers: Numbers) -> list[Tensor]:
+    task = task_of(part).to(device=numbers.device, dtype=numbers.dtype)
+    figures = task(to_device(batch_of(part.requests), numbers.device))
+    return [figures["objective"][0]]
+
+
+RUNS: dict[str, Callable[[Any, Numbers], list[Tensor]]] = {
+    text_encoders.name: _run_text,
+    vision_encoders.name: _run_vision,
+    fusions.name: _run_fusion,
+    item_encoders.name: _run_items,
+    user_encoders.name: _run_users,
+    scorers.name: _run_scorer,
+    objectives.name: _run_objective,
+}

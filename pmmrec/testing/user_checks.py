@@ -1,0 +1,110 @@
+"""The checks that user encoders inherit."""
+# Shapes: B users, L positions, D width.
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pmmrec.contracts import History
+from pmmrec.testing.checks import ATOL, Inapplicable, assert_close, check, require
+from pmmrec.testing.subjects import Numbers, Subject, history_of
+from pmmrec.testing.world import WIDTH
+from pmmrec.users import user_encoders
+
+MORE_PADDING = 3
+
+
+def _opened(subject: Subject) -> tuple[Any, History]:
+    return subject.build().double().eval(), history_of(Numbers())
+
+
+def _states(part: Any, history: History) -> Tensor:
+    hidden_BLD: Tensor = part(history).hidden_BLD
+    return hidden_BLD.detach()
+
+
+@check("padding", user_encoders)
+def more_padding_changes_nothing(subject: Subject) -> Inapplicable:
+    """More padding on the left changes no state of a valid position."""
+    part, history = _opened(subject)
+    padded = dataclasses.replace(
+        history,
+        item_BLD=F.pad(history.item_BLD, (0, 0, MORE_PADDING, 0)),
+        is_valid_BL=F.pad(history.is_valid_BL, (MORE_PADDING, 0)),
+    )
+    is_valid_BL = history.is_valid_BL
+    after = _states(part, padded)[:, MORE_PADDING:]
+    assert_close(after[is_valid_BL], _states(part, history)[is_valid_BL], "with more padding on the left")
+    return None
+
+
+@check("causal", user_encoders)
+def a_state_depends_on_the_past_alone(subject: Subject) -> Inapplicable:
+    """Under `attends == "past"` another item at position l changes no state before l."""
+    part, history = _opened(subject)
+    if part.attends != "past":
+        return f"attends: {part.attends}"
+    before, change_D = _states(part, history), Numbers(seed=2).normal(WIDTH).detach()
+    for position in range(1, history.item_BLD.shape[1]):
+        item_BLD = history.item_BLD.detach().clone()
+        item_BLD[:, position] += change_D
+        after = _states(part, dataclasses.replace(history, item_BLD=item_BLD))
+        is_before_BL = history.is_valid_BL.clone()
+        is_before_BL[:, position:] = False
+        assert_close(after[is_before_BL], before[is_before_BL], f"with another item at position {position}")
+    return None
+
+
+@check("masks", user_encoders)
+def a_mask_replaces_the_item(subject: Subject) -> Inapplicable:
+    """Under `attends == "all"` the item at a masked position is not read, and a mask is not the same as no item."""
+    part, history = _opened(subject)
+    if part.attends != "all":
+        return f"attends: {part.attends}"
+    is_masked_BL = torch.zeros_like(history.is_valid_BL)
+    is_masked_BL[:, -1] = True
+    masked = dataclasses.replace(history, is_masked_BL=is_masked_BL)
+    other = torch.where(is_masked_BL[:, :, None], history.item_BLD + Numbers(seed=2).normal(WIDTH), history.item_BLD)
+    valid_BL = history.is_valid_BL
+    assert_close(
+        _states(part, dataclasses.replace(masked, item_BLD=other))[valid_BL],
+        _states(part, masked)[valid_BL],
+        "with another item under the mask",
+    )
+    zeroed = dataclasses.replace(history, item_BLD=torch.where(is_masked_BL[:, :, None], 0.0, history.item_BLD))
+    is_same = torch.allclose(_states(part, zeroed)[valid_BL], _states(part, masked)[valid_BL], rtol=0, atol=ATOL)
+    require(not is_same, "a masked position is read as an item of zeros; give the mask a vector of its own")
+    return None
+
+
+@check("alone = in batch", user_encoders)
+def a_user_alone_is_what_it_is_in_a_batch(subject: Subject) -> Inapplicable:
+    """The states of a user do not depend on the other users of the batch."""
+    part, history = _opened(subject)
+    whole = _states(part, history)
+    for user in range(len(whole)):
+        own = slice(user, user + 1)
+        users = None if history.user_index_B is None else history.user_index_B[own]
+        alone = History(history.item_BLD[own], history.is_valid_BL[own], user_index_B=users)
+        is_valid_L = history.is_valid_BL[user]
+        assert_close(_states(part, alone)[0, is_valid_L], whole[user, is_valid_L], f"user {user} alone")
+    return None
+
+
+@check("query", user_encoders)
+def the_query_is_the_last_state(subject: Subject) -> Inapplicable:
+    """The state that ranks is finite, at the greatest length too; under `attends == "past"` it is the last state."""
+    part = subject.build().double().eval()
+    length = min(part.max_inputs, 64)
+    history = history_of(Numbers(), lengths=(length, 1), longest=length)
+    hidden_KD = part.query(history).hidden_KD.detach()
+    require(hidden_KD.shape == (2, history.item_BLD.shape[2]), f"gives a query of shape {tuple(hidden_KD.shape)}")
+    require(hidden_KD.isfinite().all(), "the query holds NaN or infinity")
+    if part.attends == "past":
+        assert_close(hidden_KD, _states(part, history)[:, -1], "the query against the last state")
+    return None

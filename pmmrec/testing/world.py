@@ -1,0 +1,122 @@
+"""A tiny world for objectives: learned items, a user encoder, and batches with every pass that is asked for."""
+# Shapes: B users, S window positions, L = S - 1, U items, D width, C negatives of a target.
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import Batch, ItemInputs, ItemVectors, Modality, Noise, WindowPass, Windows
+from pmmrec.models import ItemEncoder
+from pmmrec.models.dot import Dot, DotConfig
+from pmmrec.models.recommender import Recommender
+from pmmrec.objectives import Objective
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Requests, WindowRequest
+from pmmrec.train.task import TrainingTask
+from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
+
+WIDTH = 8
+NUM_ITEMS = 7
+NUM_POSITIONS = 4
+WITHOUT_TEXT, WITHOUT_IMAGE = 3, 4  # items
+WINDOWS: Mapping[str, Sequence[Sequence[int]]] = {
+    "shared items": [[0, 1, 2], [2, 3, 3], [3, 4, 0], [5, 5, 1], [1, 2]],
+    "an empty window": [[], [0, 1, 2], [3, 4, 5], [1, 0]],
+    "one user with an input": [[0], [1], [2, 3, 4]],
+    "users who saw everything": [[0, 1, 2], [1, 2], [2, 1, 0]],
+}
+
+
+class LearnedItems(ItemEncoder):
+    """A learned vector for the text and one for the image of each item; their sum is the item."""
+
+    modalities = frozenset(Modality)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict({modality.value: nn.Embedding(NUM_ITEMS, WIDTH) for modality in Modality})
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        return dict(self.tables.items())
+
+    def forward(self, items: ItemInputs) -> ItemVectors:
+        """Vectors of U items."""
+        cls_UD: dict[Modality, Tensor] = {}
+        for modality, has_U in items.has_U.items():
+            cls_UD[modality] = torch.where(has_U[:, None], self.tables[modality.value](items.row_U), 0.0)
+        return ItemVectors(torch.stack(list(cls_UD.values())).sum(dim=0), cls_UD, dict(items.has_U))
+
+
+def task_of(objective: Objective) -> TrainingTask:
+    """A task that minimises this objective alone, under the name `objective`."""
+    is_masked = any(isinstance(request, Masked) for request in objective.requests.passes)
+    users = TransformerConfig(num_layers=1, dropout=0.0, attends="all" if is_masked else "past")
+    context = BuildContext(WIDTH)
+    torch.manual_seed(0)
+    recommender = Recommender(LearnedItems(), TransformerUserEncoder(users, context), Dot(DotConfig(), context))
+    return TrainingTask(recommender, {"objective": objective}, {"objective": 1.0}, WIDTH)
+
+
+def batch_of(requests: Requests, rows: Sequence[Sequence[int]] = WINDOWS["shared items"]) -> Batch:
+    """Windows of these items with every pass that is asked for; one item has no text, another no image."""
+    windows = _windows(rows)
+    draw = torch.Generator().manual_seed(0)
+    passes = {
+        request: _with_negatives(_pass(request, windows, draw), drawn, rows, draw)
+        for request, drawn in requests.passes.items()
+    }
+    row_U = torch.arange(NUM_ITEMS)
+    has_U = {Modality.TEXT: row_U != WITHOUT_TEXT, Modality.IMAGE: row_U != WITHOUT_IMAGE}
+    log_q_U = torch.rand(NUM_ITEMS, generator=draw).clamp(min=1e-3).log()
+    items = ItemInputs(torch.zeros_like(row_U), row_U, has_U)
+    return Batch(items, dataclasses.replace(windows, passes=passes), log_q_U)
+
+
+def _windows(rows: Sequence[Sequence[int]]) -> Windows:
+    index_BS = torch.tensor([[0] * (NUM_POSITIONS - len(row)) + list(row) for row in rows])
+    is_valid_BS = torch.tensor([[False] * (NUM_POSITIONS - len(row)) + [True] * len(row) for row in rows])
+    return Windows(index_BS, is_valid_BS)
+
+
+def _pass(request: WindowRequest, windows: Windows, draw: torch.Generator) -> WindowPass:
+    plain = windows.next_items
+    if isinstance(request, NextItems):
+        return plain
+    if isinstance(request, Noised):
+        noise_BL = torch.randint(0, len(Noise), plain.is_valid_BL.shape, generator=draw) * plain.is_valid_BL
+        other_BL = torch.randint(0, NUM_ITEMS, plain.is_valid_BL.shape, generator=draw)
+        index_BL = torch.where(noise_BL > 0, other_BL, plain.item_index_BL)
+        return dataclasses.replace(plain, item_index_BL=index_BL, noise_BL=noise_BL)
+    if isinstance(request, Masked):
+        index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
+        is_masked_BS = is_valid_BS & (torch.rand(is_valid_BS.shape, generator=draw) < 0.5)
+        return WindowPass(index_BS, is_valid_BS, index_BS, is_masked_BS, is_masked_BL=is_masked_BS)
+    if isinstance(request, Dropped):
+        no_target_BL = torch.zeros_like(plain.is_target_BL)
+        is_first_BL = plain.is_valid_BL.cumsum(dim=1) == 1
+        has_more_B1 = plain.is_valid_BL.sum(dim=1, keepdim=True) > 1
+        return dataclasses.replace(
+            plain, is_valid_BL=plain.is_valid_BL & ~(is_first_BL & has_more_B1), is_target_BL=no_target_BL
+        )
+    raise TypeError(f"no example of a pass {request!r}; teach it to pmmrec.testing.world")
+
+
+def _with_negatives(
+    of_pass: WindowPass, drawn: frozenset[DrawnNegatives], rows: Sequence[Sequence[int]], draw: torch.Generator
+) -> WindowPass:
+    """The pass with negatives that its user did not touch."""
+    index_BLC = {}
+    for config in drawn:
+        is_open_BU = torch.ones(len(rows), NUM_ITEMS)
+        for user, row in enumerate(rows):
+            is_open_BU[user, list(row)] = 0
+        shape = (*of_pass.is_target_BL.shape, config.count)
+        index_BLC[config] = torch.multinomial(is_open_BU, shape[1] * shape[2], replacement=True, generator=draw).view(
+            shape
+        )
+    return dataclasses.replace(of_pass, negative_index_BLC=index_BLC)

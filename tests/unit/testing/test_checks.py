@@ -1,0 +1,258 @@
+"""Every check of the conformance tests fails on a part that lacks the property."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pmmrec.encoders import text_encoders
+from pmmrec.encoders.text import HFText, HFTextConfig
+from pmmrec.family import Entry
+from pmmrec.fusion import fusions
+from pmmrec.fusion.attentive import MergeAttention
+from pmmrec.models import item_encoders, scorers
+from pmmrec.models.dot import Dot
+from pmmrec.models.towers import Towers
+from pmmrec.objectives import objectives
+from pmmrec.objectives.denoising import Robustness
+from pmmrec.objectives.drawn_negatives import BCE
+from pmmrec.testing.__main__ import table_of
+from pmmrec.testing.checks import CHECKS, checks_of
+from pmmrec.testing.conformance import configs_of, title
+from pmmrec.testing.subjects import FAMILIES, Subject
+from pmmrec.users import user_encoders
+from pmmrec.users.gru import GRUUserEncoder
+from pmmrec.users.transformer import TransformerUserEncoder
+
+
+def with_hidden(states: Any, hidden_BLD: torch.Tensor) -> Any:
+    return dataclasses.replace(states, hidden_BLD=hidden_BLD)
+
+
+class ReadsTheNextItem(GRUUserEncoder):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD + history.item_BLD.roll(-1, dims=1))
+
+
+class CountsPositionsFromTheLeft(GRUUserEncoder):
+    def forward(self, history):
+        states = super().forward(history)
+        place_L1 = torch.arange(history.item_BLD.shape[1], device=history.item_BLD.device)[:, None]
+        return with_hidden(states, states.hidden_BLD + 0.1 * place_L1)
+
+
+class LooksAtOtherUsers(GRUUserEncoder):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD - states.hidden_BLD.mean(dim=0))
+
+
+class IgnoresMasks(TransformerUserEncoder):
+    def forward(self, history):
+        return super().forward(dataclasses.replace(history, is_masked_BL=None))
+
+
+class HasAnUnusedParameter(GRUUserEncoder):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+
+class MultipliesByZero(HasAnUnusedParameter):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD + self.unused.sum() * 0)
+
+
+class DependsOnNumbers(GRUUserEncoder):
+    def forward(self, history):
+        longest = int(history.is_valid_BL.sum(dim=1).max().item())
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD * (1 if longest else 0))
+
+
+class GivesHalfTheNumbers(GRUUserEncoder):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD.float())
+
+
+class IsRandom(GRUUserEncoder):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD + torch.rand_like(states.hidden_BLD))
+
+
+class IsInfinite(GRUUserEncoder):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD / 0)
+
+
+class KeepsAStateOutOfItsState(GRUUserEncoder):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.shift = torch.rand(()).item()
+
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD + self.shift)
+
+
+class DrawsFromItsOwnGenerator(GRUUserEncoder):
+    draw = torch.Generator()
+
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        nn.init.normal_(self.gru.weight_ih_l0, generator=self.draw)
+
+
+class RanksByTheFirstState(GRUUserEncoder):
+    def query(self, history):
+        query = super().query(history)
+        return dataclasses.replace(query, position_K=torch.zeros_like(query.position_K))
+
+
+class ComparesCandidates(Dot):
+    def forward(self, query, items, candidate_KC=None):
+        return super().forward(query, items, candidate_KC).softmax(dim=1)
+
+
+class HasOtherKeys(Dot):
+    """The dot product, with keys that give twice the score."""
+
+    def keys(self, items, count_N):
+        return 2 * super().keys(items, count_N)
+
+
+class LooksAtOtherItems(Towers):
+    def forward(self, items):
+        vectors = super().forward(items)
+        return dataclasses.replace(vectors, fused_UD=vectors.fused_UD - vectors.fused_UD.mean(dim=0))
+
+
+class HasABias(Towers):
+    def forward(self, items):
+        vectors = super().forward(items)
+        return dataclasses.replace(vectors, fused_UD=vectors.fused_UD + 1)
+
+
+class SavesOtherNumbers(HFText):
+    def read_backbone(self, folder):
+        return {name: tensor + 1 for name, tensor in super().read_backbone(folder).items()}
+
+
+class OpensItsOwnWay(HFText):
+    def save_backbone(self, folder, state):
+        super().save_backbone(folder, {name: tensor + 1 for name, tensor in state.items()})
+
+
+class DividesByTokens(MergeAttention):
+    def forward(self, states):
+        fused_UD = super().forward(states)
+        count_U = sum(state.is_valid_RT.sum(dim=1) for state in states.values())
+        return fused_UD / count_U[:, None]
+
+
+class CountsByVectors(BCE):
+    def forward(self, views):
+        term = super().forward(views)
+        return dataclasses.replace(term, count=(views.items.fused_UD > 0).sum().to(term.sum.dtype))
+
+
+class ClimbsItsLoss(BCE):
+    def forward(self, views):
+        term = super().forward(views)
+        return dataclasses.replace(term, sum=term.sum.detach() * 2 - term.sum)
+
+
+class ForgetsPeers(Robustness):
+    def forward(self, views):
+        return super().forward(dataclasses.replace(views, peers=None))
+
+
+def without_docstring(part_class: type) -> type:
+    return type("Silent", (part_class,), {"__doc__": None})
+
+
+BROKEN = [
+    (user_encoders, "gru", {}, without_docstring(GRUUserEncoder), "summary"),
+    (user_encoders, "gru", {}, ReadsTheNextItem, "causal"),
+    (user_encoders, "gru", {}, CountsPositionsFromTheLeft, "padding"),
+    (user_encoders, "gru", {}, LooksAtOtherUsers, "alone = in batch"),
+    (user_encoders, "transformer", {"attends": "all"}, IgnoresMasks, "masks"),
+    (user_encoders, "gru", {}, HasAnUnusedParameter, "gradients"),
+    (user_encoders, "gru", {}, HasAnUnusedParameter, "all used"),
+    (user_encoders, "gru", {}, MultipliesByZero, "gradients"),
+    (user_encoders, "gru", {}, DependsOnNumbers, "meta"),
+    (user_encoders, "gru", {}, GivesHalfTheNumbers, "float64"),
+    (user_encoders, "gru", {}, IsRandom, "repeatable"),
+    (user_encoders, "gru", {}, IsInfinite, "finite"),
+    (user_encoders, "gru", {}, KeepsAStateOutOfItsState, "save, load"),
+    (user_encoders, "gru", {}, DrawsFromItsOwnGenerator, "seed"),
+    (user_encoders, "gru", {}, RanksByTheFirstState, "query"),
+    (scorers, "dot", {}, ComparesCandidates, "all = one by one"),
+    (scorers, "dot", {}, ComparesCandidates, "chunks = whole"),
+    (scorers, "dot", {}, HasOtherKeys, "keys"),
+    (item_encoders, "towers", HFTextConfig.examples[0], LooksAtOtherItems, "alone = in batch"),
+    (item_encoders, "towers", HFTextConfig.examples[0], HasABias, "missing = zero"),
+    (fusions, "merge_attention", {"num_heads": 2}, DividesByTokens, "missing = zero"),
+    (text_encoders, "hf_text", HFTextConfig.examples[0], SavesOtherNumbers, "backbone saved"),
+    (text_encoders, "hf_text", HFTextConfig.examples[0], OpensItsOwnWay, "backbone opened"),
+    (objectives, "bce", {}, CountsByVectors, "count"),
+    (objectives, "bce", {}, ClimbsItsLoss, "step lowers loss"),
+    (objectives, "robustness", {}, ForgetsPeers, "shares = whole"),
+]
+
+
+def ask(subject: Subject, name: str) -> str | None:
+    (check,) = [check for check in checks_of(subject.family) if check.name == name]
+    return check.run(subject)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "tree", "part_class", "check"), BROKEN, ids=[f"{row[3].__name__}-{row[4]}" for row in BROKEN]
+)
+def test_a_check_fails_on_a_part_that_lacks_the_property(
+    family: Any, name: str, tree: Any, part_class: Any, check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {"text": {"type": "hf_text", **tree}} if family is item_encoders else tree
+    config = family.config({"type": name, **tree})
+    (tmp_path / "whole").mkdir()
+    assert ask(Subject(family, config, tmp_path / "whole"), check) is None
+    monkeypatch.setitem(family._entries, name, Entry(name, type(config), part_class))
+    (tmp_path / "broken").mkdir()
+    with pytest.raises((AssertionError, RuntimeError)):
+        ask(Subject(family, config, tmp_path / "broken"), check)
+
+
+def test_every_check_is_tried() -> None:
+    tried = {(family.name, check) for family, _, _, _, check in BROKEN}
+    for check in CHECKS:
+        families = check.families or {family.name for family in FAMILIES}
+        assert check.name == "settings" or {(name, check.name) for name in families} & tried, check.name
+
+
+def test_settings_that_change_when_they_are_saved_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = objectives.config({"type": "bce"})
+    monkeypatch.setattr(type(config), "model_dump", lambda *_, **__: {"type": "bce", "weight": 2.0})
+    with pytest.raises(AssertionError, match="settings change"):
+        ask(Subject(objectives, config, tmp_path), "settings")
+
+
+def test_the_table_shows_a_part_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Entry("dot", scorers["dot"].config_class, HasOtherKeys)
+    monkeypatch.setattr(scorers, "_entries", {"dot": entry})
+    table, failures = table_of(scorers)
+    assert [failure.split(":")[:2] for failure in failures] == [
+        [f"scorer {title(config)}", " keys"] for config in configs_of(scorers)
+    ]
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    assert cells[-1] == ["FAILED"] * 3
+    assert set(cells[1]) == {"ok"}
