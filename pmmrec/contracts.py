@@ -1,6 +1,6 @@
 """The types that cross a boundary between rooms, and the letters that name their shapes."""
 # B users, S window positions, L = S - 1 inputs, U distinct items of a batch, N items of a catalogue, D width,
-# R rows given to one encoder (the items that have its modality), T text tokens, P image tokens,
+# R rows given to one encoder (the items that have its field), T text tokens, P image tokens,
 # C colour channels, H height, W breadth.
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -96,6 +96,9 @@ class PrefixInputs:
     item_index_R: Tensor  # int64, places in U
 
 
+FieldInputs: TypeAlias = TokenInputs | PixelInputs | PrefixSlots | PrefixInputs
+
+
 class Prefix(Protocol):
     """The part of an encoder below its lowest trainable block: a pure function of the item."""
 
@@ -111,13 +114,15 @@ class Prefix(Protocol):
 
 @dataclass(frozen=True)
 class ItemInputs:
-    """Distinct items, ready to be encoded: each occurs once."""
+    """Distinct items, ready to be encoded: each occurs once.
+
+    A field is something that an item can be read by; `text` and `image` are those that every domain knows.
+    """
 
     domain_U: Tensor  # int64, which domain of the run
     row_U: Tensor  # int64, row in that domain's items.arrow
-    has_U: Mapping[Modality, Tensor]  # bool; holds exactly the modalities that the model reads
-    text: TokenInputs | PrefixSlots | PrefixInputs | None = None  # None: the model reads no text
-    image: PixelInputs | PrefixSlots | PrefixInputs | None = None  # None: the model reads no image
+    has_U: Mapping[str, Tensor]  # bool, by field; holds exactly the fields that the model reads
+    fields: Mapping[str, FieldInputs] = field(default_factory=dict)  # the same fields; none where vectors are computed
 
     @property
     def num_items(self) -> int:
@@ -174,7 +179,7 @@ class GlobalItems:
 
     num_users: int  # of all processes; process r has the r-th of as many spans, the longer ones first
     num_slots_U: Tensor  # int64, valid slots of each item in the windows of all processes
-    has_U: Mapping[Modality, Tensor]  # bool; holds exactly the modalities that the model reads
+    has_U: Mapping[str, Tensor]  # bool, by field; holds exactly the fields that the model reads
 
 
 @dataclass(frozen=True)
@@ -203,8 +208,8 @@ class ItemVectors:
     """Items as the rest of the model sees them."""
 
     fused_UD: Tensor
-    cls_UD: Mapping[Modality, Tensor] = field(default_factory=dict)  # zeros where the item lacks the modality
-    has_U: Mapping[Modality, Tensor] = field(default_factory=dict)  # bool
+    cls_UD: Mapping[str, Tensor] = field(default_factory=dict)  # by field; zeros where the item lacks it
+    has_U: Mapping[str, Tensor] = field(default_factory=dict)  # bool, by field
     streams_UD: Mapping[str, Tensor] = field(default_factory=dict)  # named extra vectors of two-stream systems
 
     @property

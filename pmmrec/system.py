@@ -249,7 +249,7 @@ class System:
         if items is None:
             yield None
             return
-        if not self.checkpoint.model_config.item_encoder.modalities:
+        if not self.checkpoint.model_config.item_encoder.fields:
             raise RecipeError("--new-items: this model knows items by id, and can say nothing of items it has not met")
         with caching_in(self._cache, "new items"):
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -342,7 +342,7 @@ class System:
 
     def _model_for(self, domain: Domain) -> Recommender:
         # A model that knows items by id serves one catalogue only: loading it for another is refused there.
-        knows_ids = self._recommender is not None and not self._recommender.item_encoder.modalities
+        knows_ids = self._recommender is not None and not self._recommender.item_encoder.fields
         if self._recommender is None or (knows_ids and self._loaded_for != domain.item_ids_fingerprint):
             recommender = load_recommender(self.checkpoint, [domain.catalogue])
             if self._popularity is not None:
@@ -353,7 +353,7 @@ class System:
 
     def _reader_for(self, domain: Domain, say: Callable[[str], None] | None = None) -> ItemReader:
         encoder = self._model_for(domain).item_encoder
-        reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
+        reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec)
         with bars_or_lines(say) as progress:
             reader = ItemReader([domain], *reads, self._cache, progress, self._max_unreadable, self._warn)
         for warning in reader.warnings:

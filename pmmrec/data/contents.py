@@ -29,7 +29,7 @@ class Contents:
     """Which items of one domain have the same content, and which can be read."""
 
     same_as_N: Ints  # first row with the same content; an item without a double names itself
-    is_readable_N: NDArray[np.bool_]  # has a modality that the model reads; a model of item ids reads every item
+    is_readable_N: NDArray[np.bool_]  # has a field that the model reads; a model of item ids reads every item
 
     @property
     def distinct(self) -> Ints:
@@ -38,43 +38,41 @@ class Contents:
         return np.flatnonzero(is_first_N & self.is_readable_N)
 
 
-def contents_of(
-    domain: Domain, modalities: frozenset[Modality], tokens: TokenTable | None, cache: ContentCache
-) -> Contents:
+def contents_of(domain: Domain, fields: frozenset[str], tokens: TokenTable | None, cache: ContentCache) -> Contents:
     """Compare items by their token ids and stored image bytes, as far as a model reads them.
 
     `tokens` is given where texts are read. `cache` keeps the comparison of images; raises MachineError where it cannot
     be written.
     """
     rows = np.arange(domain.num_items)
-    if not modalities:
+    if not fields:
         return Contents(rows, np.ones(domain.num_items, dtype=bool))
     same_as_N = np.zeros_like(rows)
     if tokens is not None:
         same_as_N = tokens.first_same()
-    if Modality.IMAGE in modalities:
+    if Modality.IMAGE in fields:
         same_image_N = _same_images(domain, cache)
         same_as_N = first_equal(same_as_N * domain.num_items + same_image_N)
-    return Contents(same_as_N, is_readable(domain, modalities))
+    return Contents(same_as_N, is_readable(domain, fields))
 
 
-def is_readable(domain: Domain, modalities: frozenset[Modality]) -> NDArray[np.bool_]:
-    """Which items have a modality that the model reads, `(N,)`; all of them for a model of item ids."""
-    if not modalities:
+def is_readable(domain: Domain, fields: frozenset[str]) -> NDArray[np.bool_]:
+    """Which items have a field that the model reads, `(N,)`; all of them for a model of item ids."""
+    if not fields:
         return np.ones(domain.num_items, dtype=bool)
-    has_something_N: NDArray[np.bool_] = np.any([domain.has[modality] for modality in sorted(modalities)], axis=0)
+    has_something_N: NDArray[np.bool_] = np.any([domain.having(field) for field in sorted(fields)], axis=0)
     return has_something_N
 
 
-def check_readable(domain: Domain, modalities: frozenset[Modality], max_unreadable: float) -> str | None:
-    """A warning that names the items without any modality that the model reads; None where there are none.
+def check_readable(domain: Domain, fields: frozenset[str], max_unreadable: float) -> str | None:
+    """A warning that names the items without any field that the model reads; None where there are none.
 
     Raises DataError where no item can be read, or where a larger share than `max_unreadable` cannot.
     """
-    bare = np.flatnonzero(~is_readable(domain, modalities))
+    bare = np.flatnonzero(~is_readable(domain, fields))
     if not len(bare):
         return None
-    wanted = " or ".join(modality.value for modality in sorted(modalities))
+    wanted = " or ".join(field for field in sorted(fields))
     first = ", ".join(repr(domain.item_ids[int(row)].as_py()) for row in bare[:5])
     found = (
         f"{domain.folder}: {len(bare):,} of {domain.num_items:,} items have no {wanted} for the model to read "

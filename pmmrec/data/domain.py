@@ -184,6 +184,11 @@ class Domain:
             self._features[name] = FeatureTable(path, self.info.features[name], self.num_items)
         return self._features[name]
 
+    def having(self, field: str) -> NDArray[np.bool_]:
+        """Which items have a field: `text`, `image`, or a stored feature. Raises DataError for an unknown one."""
+        known = {modality.value: has_N for modality, has_N in self.has.items()}
+        return known[field] if field in known else self.feature(field).has_N
+
     def jpegs(self, rows: np.ndarray) -> list[bytes | None]:
         """The stored image of each item in `rows`, None where it has none."""
         return [None] * len(rows) if self._images is None else self._read(self._images, Modality.IMAGE, rows)

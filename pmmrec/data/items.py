@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.contracts import (
+    FieldInputs,
     ItemInputs,
     Modality,
     PixelInputs,
@@ -43,12 +44,12 @@ STATES_AT_ONCE = 256  # items per forward of a frozen part
 class ItemReader:
     """Reads texts and images of items from tables of token ids and pixels, which are made once for each domain.
 
-    An item without any modality that the model reads gets no row in an encoder; `warnings` names such items, one line
-    for each domain. A model of item ids reads no modality: then only `domain_U` and `row_U` are filled.
+    An item without any field that the model reads gets no row in an encoder; `warnings` names such items, one line
+    for each domain. A model of item ids reads no field: then only `domain_U` and `row_U` are filled.
 
     Args:
         domains: Their order gives the domain indices of `read`.
-        modalities: Those that the model reads.
+        fields: Those that the model reads.
         tokenizer: Given exactly where the model reads texts.
         pixel_spec: Given exactly where the model reads images.
         cache: Folder of the tables.
@@ -61,7 +62,7 @@ class ItemReader:
     def __init__(
         self,
         domains: Sequence[Domain],
-        modalities: frozenset[Modality],
+        fields: frozenset[str],
         tokenizer: Tokenizer | None,
         pixel_spec: PixelSpec | None,
         cache: Path,
@@ -70,17 +71,17 @@ class ItemReader:
         say: Say = silent,
     ) -> None:
         for modality, reader in ((Modality.TEXT, tokenizer), (Modality.IMAGE, pixel_spec)):
-            if (modality in modalities) != (reader is not None):
+            if (modality in fields) != (reader is not None):
                 raise ValueError(f"{modality.value}: give its tokenizer or pixel size exactly where the model reads it")
-        found = [check_readable(domain, modalities, max_unreadable) for domain in domains]
+        found = [check_readable(domain, fields, max_unreadable) for domain in domains]
         self.warnings = tuple(warning for warning in found if warning is not None)
         self._domains = list(domains)
         self._contents: dict[int, Contents] = {}
-        self._kept: dict[Modality, PrefixTables] = {}
+        self._kept: dict[str, PrefixTables] = {}
         self._room = DeviceRoom()
         self._fetches = True
         self._cache = ContentCache(cache, say)
-        self._modalities = sorted(modalities)
+        self._fields = sorted(fields)
         self._tokenizer = "" if tokenizer is None else tokenizer.fingerprint
         self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
         self._size = 0 if pixel_spec is None else pixel_spec.size
@@ -94,7 +95,7 @@ class ItemReader:
                     self._pixels[place] = PixelTable.open(domain, pixel_spec, self._cache, progress)
 
     def keep_states(
-        self, modality: Modality, prefix: Prefix, config: PrefixConfig, progress: Progress | None = None
+        self, field: str, prefix: Prefix, config: PrefixConfig, progress: Progress | None = None
     ) -> PrefixTables:
         """Read states of the frozen part of an encoder in place of token ids or pixels from now on.
 
@@ -105,17 +106,17 @@ class ItemReader:
         tables: list[PrefixTable | None] = []
         slots: list[Ints] = []
         for domain in range(len(self._domains)):
-            tokens = self._tokens[domain] if modality is Modality.TEXT else None
-            contents = contents_of(self._domains[domain], frozenset({modality}), tokens, self._cache)
+            tokens = self._tokens[domain] if field == Modality.TEXT else None
+            contents = contents_of(self._domains[domain], frozenset({field}), tokens, self._cache)
             slots.append(np.searchsorted(contents.distinct, contents.same_as_N))
             table = None
             if len(contents.distinct):
-                request = self._table_request(domain, modality, contents.distinct)
+                request = self._table_request(domain, field, contents.distinct)
                 table = PrefixTable.open(prefix, request, config, self._cache, progress)
             tables.append(table)
         kept = PrefixTables(tables, slots, self._room)
         if any(tables):
-            self._kept[modality] = kept
+            self._kept[field] = kept
         return kept
 
     def names_alone(self) -> ItemReader:
@@ -126,28 +127,26 @@ class ItemReader:
 
     def to_device(self, items: ItemInputs, device: torch.device | str) -> ItemInputs:
         """A copy on `device`, with kept states fetched."""
-        text, image = items.text, items.image
-        if isinstance(text, PrefixSlots):
-            text = self._kept[Modality.TEXT].fetch(text, torch.device(device))
-        if isinstance(image, PrefixSlots):
-            image = self._kept[Modality.IMAGE].fetch(image, torch.device(device))
-        return to_device(dataclasses.replace(items, text=text, image=image), device)
+        fields = {
+            field: self._kept[field].fetch(rows, torch.device(device)) if isinstance(rows, PrefixSlots) else rows
+            for field, rows in items.fields.items()
+        }
+        return to_device(dataclasses.replace(items, fields=fields), device)
 
     def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
         """The inputs of these items (at least one, no item twice), in their order."""
-        has_U = {modality: has.numpy() for modality, has in self.has(domain_U, row_U).items()}
+        has_U = {field: self._has(field, domain_U, row_U) for field in self._fields}
         reads = has_U if self._fetches else {}
         return ItemInputs(
             domain_U=torch.from_numpy(domain_U.astype(np.int64)),
             row_U=torch.from_numpy(row_U.astype(np.int64)),
-            has_U={modality: torch.from_numpy(has) for modality, has in has_U.items()},
-            text=self._text_inputs(domain_U, row_U, has_U[Modality.TEXT]) if Modality.TEXT in reads else None,
-            image=self._image_inputs(domain_U, row_U, has_U[Modality.IMAGE]) if Modality.IMAGE in reads else None,
+            has_U={field: torch.from_numpy(has) for field, has in has_U.items()},
+            fields={field: self._inputs(field, domain_U, row_U, has) for field, has in reads.items()},
         )
 
-    def has(self, domain_U: Ints, row_U: Ints) -> dict[Modality, Tensor]:
-        """Which of these items have each modality that the model reads."""
-        return {modality: torch.from_numpy(self._has(modality, domain_U, row_U)) for modality in self._modalities}
+    def has(self, domain_U: Ints, row_U: Ints) -> dict[str, Tensor]:
+        """Which of these items have each field that the model reads."""
+        return {field: torch.from_numpy(self._has(field, domain_U, row_U)) for field in self._fields}
 
     def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:
         """Each distinct content of one domain once, at most `chunk` items at a time; `row_U` holds their rows.
@@ -174,8 +173,8 @@ class ItemReader:
     def fingerprint(self, domain: int) -> str:
         """A hash of the items of one domain and of how they are read."""
         opened = self._domains[domain]
-        words = [opened.info.sha256(ITEMS_FILE), *(modality.value for modality in self._modalities)]
-        if Modality.TEXT in self._modalities:
+        words = [opened.info.sha256(ITEMS_FILE), *self._fields]
+        if Modality.TEXT in self._fields:
             words += [self._tokenizer, made_by("tokens")]
         if domain in self._pixels:
             words.append(pixels_source(opened, self._size))
@@ -185,19 +184,19 @@ class ItemReader:
         """Which items of one domain are the same and which can be read; computed at first use."""
         if domain not in self._contents:
             tokens = self._tokens[domain] if self._tokens else None
-            reads = frozenset(self._modalities)
+            reads = frozenset(self._fields)
             self._contents[domain] = contents_of(self._domains[domain], reads, tokens, self._cache)
         return self._contents[domain]
 
-    def _has(self, modality: Modality, domain_U: Ints, row_U: Ints) -> NDArray[np.bool_]:
+    def _has(self, field: str, domain_U: Ints, row_U: Ints) -> NDArray[np.bool_]:
         has_U = np.zeros(len(row_U), dtype=bool)
         for domain, places in _by_domain(domain_U):
-            has_U[places] = self._domains[domain].has[modality][row_U[places]]
+            has_U[places] = self._domains[domain].having(field)[row_U[places]]
         return has_U
 
-    def _table_request(self, domain: int, modality: Modality, distinct: Ints) -> TableRequest:
+    def _table_request(self, domain: int, field: str, distinct: Ints) -> TableRequest:
         """The table of frozen states of one domain: each distinct content once."""
-        if modality is Modality.TEXT:
+        if field == Modality.TEXT:
             num_rows_R = self._tokens[domain].num_tokens[distinct]
             digest = hashlib.sha256()
             for row in distinct.tolist():
@@ -208,25 +207,21 @@ class ItemReader:
             num_rows_R = np.ones(len(distinct), dtype=np.int64)
             key = pixels_source(self._domains[domain], self._size)
         order = np.argsort(-num_rows_R, kind="stable")
-        chunks = partial(self._chunks, domain, modality, distinct, order)
-        return TableRequest(key, num_rows_R, modality is Modality.TEXT, chunks)
+        chunks = partial(self._chunks, domain, field, distinct, order)
+        return TableRequest(key, num_rows_R, field == Modality.TEXT, chunks)
 
-    def _chunks(self, domain: int, modality: Modality, distinct: Ints, order: Ints) -> Iterator[Chunk]:
+    def _chunks(self, domain: int, field: str, distinct: Ints, order: Ints) -> Iterator[Chunk]:
         for start in range(0, len(order), STATES_AT_ONCE):
             slot_R = order[start : start + STATES_AT_ONCE]
             rows, has_R = distinct[slot_R], np.ones(len(slot_R), dtype=bool)
-            read = self._texts if modality is Modality.TEXT else self._images
+            read = self._texts if field == Modality.TEXT else self._images
             yield Chunk(slot_R, read(np.full(len(rows), domain), rows, has_R))
 
-    def _text_inputs(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs | PrefixSlots:
-        if Modality.TEXT in self._kept:
-            return self._kept[Modality.TEXT].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
-        return self._texts(domain_U, row_U, has_U)
-
-    def _image_inputs(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> PixelInputs | PrefixSlots:
-        if Modality.IMAGE in self._kept:
-            return self._kept[Modality.IMAGE].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
-        return self._images(domain_U, row_U, has_U)
+    def _inputs(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> FieldInputs:
+        if field in self._kept:
+            return self._kept[field].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
+        read = self._texts if field == Modality.TEXT else self._images
+        return read(domain_U, row_U, has_U)
 
     def _texts(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
         item_index = np.flatnonzero(has_U)

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pmmrec.contracts import Modality
 from pmmrec.data.cache import CacheEntry, ContentCache, Say, silent
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
@@ -95,19 +94,17 @@ def item_features(
     Raises RecipeError where the model has no such encoder, NotFiniteVectorError where a vector is not finite.
     """
     contents, encoder = reader.contents(domain_index), recommender.item_encoder
-    if which != "fused" and which not in encoder.modalities:
-        raise RecipeError(
-            f"the checkpoint reads no {which}; it reads {' and '.join(sorted(encoder.modalities)) or 'ids'}"
-        )
+    if which != "fused" and which not in encoder.fields:
+        raise RecipeError(f"the checkpoint reads no {which}; it reads {' and '.join(sorted(encoder.fields)) or 'ids'}")
     vectors_ND: NDArray[np.float32] | None = None
     num_done, num_items = 0, len(contents.same_as_N)
     for items in reader.catalogue(domain_index, ITEMS_AT_ONCE):
         with evaluating(recommender):
             vectors = encoder(reader.to_device(items, device))
         rows, has_U = items.row_U.numpy(), vectors.is_readable_U
-        vectors_UD = vectors.fused_UD if which == "fused" else vectors.cls_UD[Modality(which)]
+        vectors_UD = vectors.fused_UD if which == "fused" else vectors.cls_UD[which]
         if which != "fused":
-            has_U = vectors.has_U[Modality(which)]
+            has_U = vectors.has_U[which]
         vectors_UD = torch.where(has_U[:, None], vectors_UD.float(), torch.nan)
         wrong = torch.nonzero(~torch.isfinite(vectors_UD).all(dim=1) & has_U)
         if len(wrong):

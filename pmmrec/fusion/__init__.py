@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from pmmrec.contracts import Modality, TokenStates
+from pmmrec.contracts import TokenStates
 from pmmrec.family import Family
 
 
@@ -15,8 +15,8 @@ class Fusion(nn.Module, ABC):
     """Built as `part_class(config, context)`."""
 
     @abstractmethod
-    def forward(self, states: Mapping[Modality, TokenStates]) -> Tensor:
-        """States of the same U items by modality -> `(U, D)`. A modality that an item lacks has no valid token."""
+    def forward(self, states: Mapping[str, TokenStates]) -> Tensor:
+        """States of the same U items by field -> `(U, D)`. A field that an item lacks has no valid token."""
 
 
 fusions: Family[Fusion] = Family("fusion", home=__name__)

@@ -64,8 +64,8 @@ class MergeAttention(Fusion):
             for _ in range(config.num_layers)
         )
 
-    def forward(self, states: Mapping[Modality, TokenStates]) -> Tensor:
-        """States of the same U items by modality -> `(U, D)`."""
+    def forward(self, states: Mapping[str, TokenStates]) -> Tensor:
+        """States of the same U items by field -> `(U, D)`."""
         present = [states[modality] for modality in ORDER if modality in states]
         first = present[0].tokens_RTD
         num_items = first.shape[0]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, Query, Tokenizer
+from pmmrec.contracts import ItemInputs, ItemVectors, PixelSpec, Query, Tokenizer
 from pmmrec.encoders import Encoder, EncoderConfig
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
@@ -23,8 +23,8 @@ class ItemEncoderConfig(PartConfig):
         return {}
 
     @property
-    def modalities(self) -> frozenset[Modality]:
-        """What the item encoder reads."""
+    def fields(self) -> frozenset[str]:
+        """The fields that the item encoder reads."""
         return frozenset()
 
     def keeping(self, parts: Collection[str]) -> Self:
@@ -36,7 +36,7 @@ class ItemEncoderConfig(PartConfig):
 class ItemEncoder(nn.Module, ABC):
     """What an item is, as vectors. Built as `part_class(config, context)`."""
 
-    modalities: frozenset[Modality]  # what it reads
+    fields: frozenset[str]  # what it reads
 
     @property
     def streams(self) -> Mapping[str, int]:
@@ -59,7 +59,7 @@ class ItemEncoder(nn.Module, ABC):
         return None
 
     @property
-    def encoders(self) -> Mapping[Modality, Encoder]:
+    def encoders(self) -> Mapping[str, Encoder]:
         """The encoders with a backbone, by what they read."""
         return {}
 

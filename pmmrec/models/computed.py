@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality
+from pmmrec.contracts import ItemInputs, ItemVectors
 from pmmrec.models import ItemEncoder
 
 
 class Computed(ItemEncoder):
     """Stands in for an item encoder of which nothing learns; its parts, and so its checkpoints, are the same.
 
-    Only fused vectors are kept: an objective that compares modalities has nothing to learn here.
+    Only fused vectors are kept: an objective that compares fields has nothing to learn here.
     """
 
     vectors_ND: Tensor
@@ -24,7 +24,7 @@ class Computed(ItemEncoder):
     def __init__(self, encoder: ItemEncoder, vectors_ND: Sequence[Tensor]) -> None:
         """`vectors_ND`: of every domain of the run, in its order."""
         super().__init__()
-        self.encoder, self.modalities = encoder, encoder.modalities
+        self.encoder, self.fields = encoder, encoder.fields
         sizes = [len(vectors) for vectors in vectors_ND]
         starts = [sum(sizes[:place]) for place in range(len(sizes))]
         self.register_buffer("vectors_ND", torch.cat(list(vectors_ND)), persistent=False)
@@ -37,5 +37,4 @@ class Computed(ItemEncoder):
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, as the encoder would give them; it is not asked."""
         fused_UD = self.vectors_ND[self.start_of_domain[items.domain_U] + items.row_U]
-        has_U: Mapping[Modality, Tensor] = items.has_U
-        return ItemVectors(fused_UD, {}, has_U)
+        return ItemVectors(fused_UD, {}, items.has_U)

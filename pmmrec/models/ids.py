@@ -26,7 +26,7 @@ class Ids(ItemEncoder):
 
     def __init__(self, config: IdsConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
-        self.modalities = frozenset()
+        self.fields = frozenset()
         self.item_table = RowTable(context.catalogues, context.width)
 
     @property

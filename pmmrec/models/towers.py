@@ -13,7 +13,16 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality, PixelSpec, PrefixSlots, Tokenizer, TokenStates
+from pmmrec.contracts import (
+    FieldInputs,
+    ItemInputs,
+    ItemVectors,
+    Modality,
+    PixelSpec,
+    PrefixSlots,
+    Tokenizer,
+    TokenStates,
+)
 from pmmrec.encoders import Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
 from pmmrec.fusion import Fusion, fusions
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
@@ -101,9 +110,9 @@ class TowersConfig(ItemEncoderConfig):
         return {name: config for name, config in named.items() if config is not None}
 
     @property
-    def modalities(self) -> frozenset[Modality]:
+    def fields(self) -> frozenset[str]:
         read = {Modality.TEXT: self.text, Modality.IMAGE: self.vision}
-        return frozenset(modality for modality, config in read.items() if config is not None)
+        return frozenset(field.value for field, config in read.items() if config is not None)
 
     def keeping(self, parts: Collection[str]) -> Self:
         """With the named towers alone; a fusion is for both. ValueError where neither is left."""
@@ -124,7 +133,7 @@ class Towers(ItemEncoder):
 
     def __init__(self, config: TowersConfig, context: BuildContext) -> None:
         super().__init__()
-        self.modalities = config.modalities
+        self.fields = config.fields
         self._is_normalized = config.normalize == "layer_norm"
         self.text_encoder: TextEncoder | None = None
         self.vision_encoder: VisionEncoder | None = None
@@ -144,9 +153,9 @@ class Towers(ItemEncoder):
         return dict(self.named_children())
 
     @property
-    def encoders(self) -> Mapping[Modality, Encoder]:
+    def encoders(self) -> Mapping[str, Encoder]:
         towers = {Modality.TEXT: self.text_encoder, Modality.IMAGE: self.vision_encoder}
-        return {modality: encoder for modality, encoder in towers.items() if encoder is not None}
+        return {field.value: encoder for field, encoder in towers.items() if encoder is not None}
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -159,32 +168,29 @@ class Towers(ItemEncoder):
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, each encoded once."""
         states = self._encode(items)
-        cls_UD = {modality: state.cls_RD for modality, state in states.items()}
+        cls_UD = {field: state.cls_RD for field, state in states.items()}
         if self.fusion is None:
             (fused_UD,) = cls_UD.values()
         else:
             fused_UD = self.fusion(states)
         if self._is_normalized:
             fused_UD = F.layer_norm(fused_UD, fused_UD.shape[-1:])  # the zero vector stays what it is
-        has_U = {modality: items.has_U[modality] for modality in states}
+        has_U = {field: items.has_U[field] for field in states}
         is_readable_U1 = torch.stack(list(has_U.values()), dim=1).any(dim=1, keepdim=True)
         return ItemVectors(torch.where(is_readable_U1, fused_UD, 0.0), cls_UD, has_U)
 
-    def _encode(self, items: ItemInputs) -> dict[Modality, TokenStates]:
-        states: dict[Modality, TokenStates] = {}
-        if self.text_encoder is not None:
-            text = items.text
-            if text is None or isinstance(text, PrefixSlots):
-                raise ValueError("items hold no texts, but the model reads text; the batch builder must supply them")
-            rows = self.text_encoder(text)
-            states[Modality.TEXT] = place_rows(rows, text.item_index_R, items.has_U[Modality.TEXT])
-        if self.vision_encoder is not None:
-            image = items.image
-            if image is None or isinstance(image, PrefixSlots):
-                raise ValueError("items hold no images, but the model reads them; the batch builder must supply them")
-            rows = self.vision_encoder(image)
-            states[Modality.IMAGE] = place_rows(rows, image.item_index_R, items.has_U[Modality.IMAGE])
-        return states
+    def _encode(self, items: ItemInputs) -> dict[str, TokenStates]:
+        return {
+            field: place_rows(encoder(_rows_of(items, field)), items.fields[field].item_index_R, items.has_U[field])
+            for field, encoder in self.encoders.items()
+        }
+
+
+def _rows_of(items: ItemInputs, field: str) -> FieldInputs:
+    rows = items.fields.get(field)
+    if rows is None or isinstance(rows, PrefixSlots):
+        raise ValueError(f"items hold no {field}, but the model reads it; the batch builder must supply it")
+    return rows
 
 
 def place_rows(rows: TokenStates, item_index_R: Tensor, has_U: Tensor) -> TokenStates:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.context import Backbone, BuildContext
-from pmmrec.contracts import ItemVectors, Modality, TokenStates
+from pmmrec.contracts import ItemVectors, TokenStates
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders
@@ -60,8 +60,8 @@ def _rows_of(states: TokenStates, rows: tuple[int, ...]) -> TokenStates:
 
 
 @check("missing = zero", fusions, item_encoders)
-def a_missing_modality_is_a_zero(subject: Subject) -> Inapplicable:
-    """An item that lacks a modality has zeros there; one that lacks all is the zero vector; nothing is NaN."""
+def a_missing_field_is_a_zero(subject: Subject) -> Inapplicable:
+    """An item that lacks a field has zeros there; one that lacks all is the zero vector; nothing is NaN."""
     part = subject.build().double()
     if subject.family is fusions:
         empty = {
@@ -70,14 +70,14 @@ def a_missing_modality_is_a_zero(subject: Subject) -> Inapplicable:
         }
         require(part(empty).isfinite().all(), "gives NaN or infinity for items without any valid token")
         return None
-    if not part.modalities:
-        return "reads no modality"
-    for modality in part.modalities:
-        vectors = part(item_inputs(part, lacking={modality: (1,)}))
-        _check_zero(vectors, modality, places=(1,))
-    nothing = part(item_inputs(part, lacking=dict.fromkeys(part.modalities, (0, 2))))
-    for modality in part.modalities:
-        _check_zero(nothing, modality, places=(0, 2))
+    if not part.fields:
+        return "reads no field"
+    for field in part.fields:
+        vectors = part(item_inputs(part, lacking={field: (1,)}))
+        _check_zero(vectors, field, places=(1,))
+    nothing = part(item_inputs(part, lacking=dict.fromkeys(part.fields, (0, 2))))
+    for field in part.fields:
+        _check_zero(nothing, field, places=(0, 2))
     require(not nothing.fused_UD[[0, 2]].any(), "an item that lacks everything is not the zero vector")
     torch.autograd.backward(nothing.fused_UD.sum())
     for name, parameter in part.named_parameters():
@@ -85,12 +85,12 @@ def a_missing_modality_is_a_zero(subject: Subject) -> Inapplicable:
     return None
 
 
-def _check_zero(vectors: ItemVectors, modality: Modality, places: tuple[int, ...]) -> None:
-    require(vectors.fused_UD.isfinite().all(), f"gives NaN or infinity where an item lacks its {modality.value}")
-    require(not vectors.has_U[modality][list(places)].any(), f"says that an item has a {modality.value} that it lacks")
-    if modality in vectors.cls_UD:
-        lacking = vectors.cls_UD[modality][list(places)]
-        require(not lacking.any(), f"the {modality.value} vector of an item without one is not zero")
+def _check_zero(vectors: ItemVectors, field: str, places: tuple[int, ...]) -> None:
+    require(vectors.fused_UD.isfinite().all(), f"gives NaN or infinity where an item lacks its {field}")
+    require(not vectors.has_U[field][list(places)].any(), f"says that an item has a {field} that it lacks")
+    if field in vectors.cls_UD:
+        lacking = vectors.cls_UD[field][list(places)]
+        require(not lacking.any(), f"the {field} vector of an item without one is not zero")
 
 
 @check("backbone saved", text_encoders, vision_encoders)

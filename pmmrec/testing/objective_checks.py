@@ -95,7 +95,7 @@ def _leaves(views: Views) -> tuple[Views, dict[str, Tensor]]:
         return leaves[name]
 
     items = views.items
-    cls_UD = {modality: leaf(modality.value, vectors_UD) for modality, vectors_UD in items.cls_UD.items()}
+    cls_UD = {field: leaf(field, vectors_UD) for field, vectors_UD in items.cls_UD.items()}
     items = ItemVectors(leaf("items", items.fused_UD), cls_UD, items.has_U)
     states = {
         request: UserStates(leaf(f"states of {request!r}", one.hidden_BLD), one.is_valid_BL)

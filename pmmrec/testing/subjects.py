@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pmmrec.context import Backbone, BuildContext, Catalogue
 from pmmrec.contracts import (
+    FieldInputs,
     History,
     ItemInputs,
     ItemVectors,
-    Modality,
     PixelInputs,
     Query,
     TokenInputs,
@@ -155,26 +155,29 @@ def pixel_inputs(encoder: Any, rows: Sequence[int] = ALL_ITEMS) -> PixelInputs:
 
 
 def item_inputs(
-    encoder: Any, rows: Sequence[int] = ALL_ITEMS, lacking: Mapping[Modality, Sequence[int]] | None = None
+    encoder: Any, rows: Sequence[int] = ALL_ITEMS, lacking: Mapping[str, Sequence[int]] | None = None
 ) -> ItemInputs:
-    """Some items; those at the places `lacking[modality]` lack the modality."""
+    """Some items; those at the places `lacking[field]` lack the field."""
     has_U = {}
-    for modality in encoder.modalities:
-        absent = (lacking or {}).get(modality, ())
-        has_U[modality] = torch.tensor([place not in absent for place in range(len(rows))])
-    text = token_inputs(encoder, rows) if encoder.tokenizer is not None else None
-    image = pixel_inputs(encoder, rows) if encoder.pixel_spec is not None else None
-    return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, text, image)
+    for field in encoder.fields:
+        absent = (lacking or {}).get(field, ())
+        has_U[field] = torch.tensor([place not in absent for place in range(len(rows))])
+    fields: dict[str, FieldInputs] = {}
+    if encoder.tokenizer is not None:
+        fields["text"] = token_inputs(encoder, rows)
+    if encoder.pixel_spec is not None:
+        fields["image"] = pixel_inputs(encoder, rows)
+    return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, fields)
 
 
-def modality_states(numbers: Numbers) -> dict[Modality, TokenStates]:
+def modality_states(numbers: Numbers) -> dict[str, TokenStates]:
     """States of three items: with text and image, without an image, without a text."""
 
     def states(lengths: Sequence[int], longest: int) -> TokenStates:
         is_valid_RT = is_valid(lengths, longest).to(numbers.device)
         return TokenStates(numbers.normal(3, longest, WIDTH), is_valid_RT, numbers.normal(3, WIDTH))
 
-    return {Modality.TEXT: states((4, 2, 0), 4), Modality.IMAGE: states((5, 0, 5), 5)}
+    return {"text": states((4, 2, 0), 4), "image": states((5, 0, 5), 5)}
 
 
 def _expect(tensor: Tensor, *shape: int) -> None:
@@ -205,8 +208,8 @@ def _run_fusion(part: Any, numbers: Numbers) -> list[Tensor]:
 def _run_items(part: Any, numbers: Numbers) -> list[Tensor]:
     vectors: ItemVectors = part(to_device(item_inputs(part), numbers.device))
     _expect(vectors.fused_UD, NUM_ITEMS, WIDTH)
-    if set(vectors.has_U) != set(part.modalities):
-        raise AssertionError(f"says who has {set(vectors.has_U)}, but reads {set(part.modalities)}")
+    if set(vectors.has_U) != set(part.fields):
+        raise AssertionError(f"says who has {set(vectors.has_U)}, but reads {set(part.fields)}")
     for name, width in part.streams.items():
         _expect(vectors.streams_UD[name], NUM_ITEMS, width)
     return [vectors.fused_UD, *vectors.cls_UD.values(), *vectors.streams_UD.values()]

@@ -34,7 +34,7 @@ WINDOWS: Mapping[str, Sequence[Sequence[int]]] = {
 class LearnedItems(ItemEncoder):
     """A learned vector for the text and one for the image of each item; their sum is the item."""
 
-    modalities = frozenset(Modality)
+    fields = frozenset(modality.value for modality in Modality)
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ class LearnedItems(ItemEncoder):
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U items."""
-        cls_UD: dict[Modality, Tensor] = {}
-        for modality, has_U in items.has_U.items():
-            cls_UD[modality] = torch.where(has_U[:, None], self.tables[modality.value](items.row_U), 0.0)
+        cls_UD: dict[str, Tensor] = {}
+        for field, has_U in items.has_U.items():
+            cls_UD[field] = torch.where(has_U[:, None], self.tables[field](items.row_U), 0.0)
         return ItemVectors(torch.stack(list(cls_UD.values())).sum(dim=0), cls_UD, dict(items.has_U))
 
 
@@ -71,7 +71,7 @@ def batch_of(requests: Requests, rows: Sequence[Sequence[int]] = WINDOWS["shared
         for request, drawn in requests.passes.items()
     }
     row_U = torch.arange(NUM_ITEMS)
-    has_U = {Modality.TEXT: row_U != WITHOUT_TEXT, Modality.IMAGE: row_U != WITHOUT_IMAGE}
+    has_U = {"text": row_U != WITHOUT_TEXT, "image": row_U != WITHOUT_IMAGE}
     log_q_U = torch.rand(NUM_ITEMS, generator=draw).clamp(min=1e-3).log()
     items = ItemInputs(torch.zeros_like(row_U), row_U, has_U)
     return Batch(items, dataclasses.replace(windows, passes=passes), log_q_U)

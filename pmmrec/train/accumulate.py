@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from pmmrec.contracts import ItemInputs, ItemVectors, PixelInputs, PrefixInputs, TokenInputs
+from pmmrec.contracts import ItemInputs, ItemVectors, PrefixSlots
 from pmmrec.errors import RecipeError
 from pmmrec.models import ItemEncoder
 from pmmrec.settings import Config
@@ -93,21 +93,18 @@ def item_parts(items: ItemInputs, num_parts: int) -> list[ItemInputs]:
 
 
 def _span(items: ItemInputs, start: int, stop: int) -> ItemInputs:
-    if not isinstance(items.text, TokenInputs | PrefixInputs | None):
-        raise TypeError("items: kept states are cut into parts once they have been fetched")
-    if not isinstance(items.image, PixelInputs | PrefixInputs | None):
+    if any(isinstance(rows, PrefixSlots) for rows in items.fields.values()):
         raise TypeError("items: kept states are cut into parts once they have been fetched")
     return ItemInputs(
         domain_U=items.domain_U[start:stop],
         row_U=items.row_U[start:stop],
-        has_U={modality: has_U[start:stop] for modality, has_U in items.has_U.items()},
-        text=None if items.text is None else _rows(items.text, start, stop),
-        image=None if items.image is None else _rows(items.image, start, stop),
+        has_U={field: has_U[start:stop] for field, has_U in items.has_U.items()},
+        fields={field: _rows(rows, start, stop) for field, rows in items.fields.items()},
     )
 
 
 def _rows(rows: Any, start: int, stop: int) -> Any:
-    """The rows of a span of items, of the same kind; the first row stands in where none has the modality."""
+    """The rows of a span of items, of the same kind; the first row stands in where none has the field."""
     index_R = rows.item_index_R
     chosen = ((index_R >= start) & (index_R < stop)).nonzero()[:, 0]
     place = index_R[chosen] - start
@@ -124,7 +121,7 @@ def _joined(parts: list[ItemVectors], num_items: int) -> ItemVectors:
     first = parts[0]
     return ItemVectors(
         fused_UD=joined([part.fused_UD for part in parts]),
-        cls_UD={modality: joined([part.cls_UD[modality] for part in parts]) for modality in first.cls_UD},
-        has_U={modality: joined([part.has_U[modality] for part in parts]) for modality in first.has_U},
+        cls_UD={field: joined([part.cls_UD[field] for part in parts]) for field in first.cls_UD},
+        has_U={field: joined([part.has_U[field] for part in parts]) for field in first.has_U},
         streams_UD={name: joined([part.streams_UD[name] for part in parts]) for name in first.streams_UD},
     )

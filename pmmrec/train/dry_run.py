@@ -80,7 +80,7 @@ def describe(
     for odd in recommender.item_encoder.warnings:
         log.warn(odd)
     for domain in sources.domains:
-        warning = check_readable(domain, recommender.item_encoder.modalities, data.max_unreadable)
+        warning = check_readable(domain, recommender.item_encoder.fields, data.max_unreadable)
         if warning is not None:
             log.warn(warning)
     report = None
@@ -126,7 +126,7 @@ def _stand_ready(
         checkpoint_activations(recommender.item_encoder)
     encoder = recommender.item_encoder
     learns = any(tensor.requires_grad for tensor in encoder.parameters())
-    if computes_items and encoder.modalities and not learns and recipe.prefix.use != "off":
+    if computes_items and encoder.fields and not learns and recipe.prefix.use != "off":
         vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]
         recommender.item_encoder = Computed(encoder, vectors_ND)
 

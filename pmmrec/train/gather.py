@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pmmrec.contracts import GlobalItems, ItemVectors, Modality
+from pmmrec.contracts import GlobalItems, ItemVectors
 
 
 class _Gather(torch.autograd.Function):
@@ -54,9 +53,9 @@ def items_of_all(own: ItemVectors, global_items: GlobalItems, *, with_cls: bool)
         key: piece.to(part.dtype)
         for (key, part), piece in zip(parts.items(), torch.split(packed_UD, widths, dim=1), strict=True)
     }
-    cls_UD: Mapping[Modality, Tensor] = {m: gathered["cls", m] for m in own.cls_UD} if with_cls else {}
+    cls_UD = {name: gathered["cls", name] for name in own.cls_UD} if with_cls else {}
     streams_UD = {name: gathered["stream", name] for name in own.streams_UD}
-    return ItemVectors(gathered["fused"], cls_UD, {m: global_items.has_U[m] for m in own.has_U}, streams_UD)
+    return ItemVectors(gathered["fused"], cls_UD, {name: global_items.has_U[name] for name in own.has_U}, streams_UD)
 
 
 class OtherUsers:

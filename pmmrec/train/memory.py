@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pmmrec.contracts import Modality
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.examples import Examples
 from pmmrec.data.mixing import Draw, StepSampler, share
@@ -237,7 +236,7 @@ def memory_lines(
     drawing: Drawing,
     launched: Launched,
     machine: MachineConfig,
-    prefixes: Collection[Modality] = (),
+    prefixes: Collection[str] = (),
 ) -> list[str]:
     """What a process of a run needs, for people.
 

@@ -71,10 +71,10 @@ class StepMemory:
     with_gradients: int  # the most there are at a time where gradients stay
 
 
-def step_memory(task: TrainingTask, size: StepSize, kernels: Kernels, prefixes: Iterable[Modality]) -> StepMemory:
+def step_memory(task: TrainingTask, size: StepSize, kernels: Kernels, prefixes: Iterable[str]) -> StepMemory:
     """Of a task on the meta device; its forward and backward are the real ones, only their tensors hold nothing.
 
-    `prefixes`: modalities whose frozen states are kept. A mask counts as true as often as the windows are filled, other
+    `prefixes`: fields whose frozen states are kept. A mask counts as true as often as the windows are filled, other
     masks everywhere.
     """
     batch = _batch(task, size, frozenset(prefixes))
@@ -252,13 +252,13 @@ class _SharedOut(ItemEncoder):
 
         return ItemVectors(
             of_all(own.fused_UD),
-            {modality: of_all(vectors) for modality, vectors in own.cls_UD.items()},
-            {modality: of_all(has_U) for modality, has_U in own.has_U.items()},
+            {field: of_all(vectors) for field, vectors in own.cls_UD.items()},
+            {field: of_all(has_U) for field, has_U in own.has_U.items()},
             {name: of_all(vectors) for name, vectors in own.streams_UD.items()},
         )
 
 
-def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality]) -> Batch:
+def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[str]) -> Batch:
     """A batch of these sizes on the meta device; every item has all that the model reads."""
     with torch.device("meta"):
         index_BS = torch.zeros((size.users, size.positions), dtype=torch.int64)
@@ -288,28 +288,25 @@ def item_inputs(
     recommender: Recommender,
     num_items: int,
     num_tokens: int | None = None,
-    prefixes: frozenset[Modality] = frozenset(),
+    prefixes: frozenset[str] = frozenset(),
 ) -> ItemInputs:
     """Items on the meta device that have all that the model reads, with the longest texts if not said otherwise."""
     encoder = recommender.item_encoder
     index_U = torch.zeros(num_items, dtype=torch.int64, device="meta")
-    inputs: dict[Modality, TokenInputs | PixelInputs] = {}
+    inputs: dict[str, TokenInputs | PixelInputs] = {}
     if encoder.tokenizer is not None:
         length = num_tokens or encoder.tokenizer.max_tokens
         token_id = torch.zeros((num_items, length), dtype=torch.int64, device="meta")
-        inputs[Modality.TEXT] = TokenInputs(token_id, torch.ones_like(token_id, dtype=torch.bool), index_U)
+        inputs[Modality.TEXT.value] = TokenInputs(token_id, torch.ones_like(token_id, dtype=torch.bool), index_U)
     if encoder.pixel_spec is not None:
         side = encoder.pixel_spec.size
         pixels = torch.zeros((num_items, 3, side, side), dtype=torch.uint8, device="meta")
-        inputs[Modality.IMAGE] = PixelInputs(pixels, index_U)
-    read: Mapping[Modality, Any] = {
-        modality: _at_cut(encoder.encoders[modality], rows) if modality in prefixes else rows
-        for modality, rows in inputs.items()
+        inputs[Modality.IMAGE.value] = PixelInputs(pixels, index_U)
+    fields = {
+        field: _at_cut(encoder.encoders[field], rows) if field in prefixes else rows for field, rows in inputs.items()
     }
-    has = {
-        modality: torch.ones(num_items, dtype=torch.bool, device="meta") for modality in Modality if modality in read
-    }
-    return ItemInputs(index_U, index_U.clone(), has, read.get(Modality.TEXT), read.get(Modality.IMAGE))
+    has_U = {field: torch.ones(num_items, dtype=torch.bool, device="meta") for field in fields}
+    return ItemInputs(index_U, index_U.clone(), has_U, fields)
 
 
 def _at_cut(encoder: nn.Module, rows: TokenInputs | PixelInputs) -> TokenInputs | PixelInputs | PrefixInputs:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.context import Backbone, Catalogue
-from pmmrec.contracts import Batch, Modality, Prefix, to_device
+from pmmrec.contracts import Batch, Prefix, to_device
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -171,11 +171,11 @@ def open_reader(
 
 
 def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None:
-    """A warning for each modality that the model reads and no item has: its encoder learns nothing here."""
-    for modality in sorted(recommender.item_encoder.modalities):
-        if not any(domain.has[modality].any() for domain in sources.domains):
+    """A warning for each field that the model reads and no item has: its encoder learns nothing here."""
+    for field in sorted(recommender.item_encoder.fields):
+        if not any(domain.having(field).any() for domain in sources.domains):
             log.warn(
-                f"{modality.value}: no item of {', '.join(sources.names)} has one; its encoder learns nothing here. A "
+                f"{field}: no item of {', '.join(sources.names)} has one; its encoder learns nothing here. A "
                 "plan that leaves it behind (finetune/text, finetune/vision) trains faster"
             )
 
@@ -190,7 +190,7 @@ def read_items(
     """
     config = recipe.prefix.model_copy(update={"makes": makes_states})
     encoder = recommender.item_encoder
-    reads = (encoder.modalities, encoder.tokenizer, encoder.pixel_spec)
+    reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec)
     learns = any(tensor.requires_grad for tensor in encoder.parameters())
     prefixes = find_prefixes(recommender, config, run.log) if learns else {}  # else nothing is read twice
     with bars() as progress:
@@ -199,8 +199,8 @@ def read_items(
         )
         if prefixes:
             recommender.to(run.processes.device)
-        for modality, prefix in prefixes.items():
-            _keep_states(reader, modality, prefix, config, run.log, progress)
+        for field, prefix in prefixes.items():
+            _keep_states(reader, field, prefix, config, run.log, progress)
     return reader
 
 
@@ -211,7 +211,7 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
     """
     recommender = task.recommender
     encoder = recommender.item_encoder
-    if not encoder.modalities or any(tensor.requires_grad for tensor in encoder.parameters()):
+    if not encoder.fields or any(tensor.requires_grad for tensor in encoder.parameters()):
         return reader
     if View.MODALITIES in task.requests.views:
         raise RecipeError(
@@ -236,20 +236,20 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
     return reader.names_alone()
 
 
-def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[Modality, Prefix]:
+def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[str, Prefix]:
     """The frozen parts whose states can be kept. RecipeError where the recipe insists and there are none."""
-    prefixes: dict[Modality, Prefix] = {}
-    for modality, encoder in recommender.item_encoder.encoders.items() if config.use != "off" else ():
+    prefixes: dict[str, Prefix] = {}
+    for field, encoder in recommender.item_encoder.encoders.items() if config.use != "off" else ():
         try:
             prefix = encoder.prefix
         except RecipeError as error:
             if config.insists:
                 raise
             if config.makes:
-                log.warn(f"{modality.value}: frozen states are not kept: {error}")
+                log.warn(f"{field}: frozen states are not kept: {error}")
             continue
         if prefix is not None:
-            prefixes[modality] = prefix
+            prefixes[field] = prefix
     if config.insists and not prefixes:
         raise RecipeError(
             "prefix_cache: on, but no encoder has frozen blocks whose states could be kept; say auto or off"
@@ -258,21 +258,21 @@ def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -
 
 
 def _keep_states(
-    reader: ItemReader, modality: Modality, prefix: Prefix, config: PrefixConfig, log: RunLog, progress: Progress
+    reader: ItemReader, field: str, prefix: Prefix, config: PrefixConfig, log: RunLog, progress: Progress
 ) -> None:
     """Keep the states of one encoder; under `auto`, where there is room. Says so where they may be made."""
     started_s = time.monotonic()
     try:
-        tables = reader.keep_states(modality, prefix, config, progress)
+        tables = reader.keep_states(field, prefix, config, progress)
     except NoRoomError as error:
         if config.insists:
             raise
         if config.makes:
-            log.warn(f"{modality.value}: frozen states are not kept: {error}")
+            log.warn(f"{field}: frozen states are not kept: {error}")
         return
     if config.makes:
         log.say(
-            f"{modality.value}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "
+            f"{field}: frozen states are kept in {config.precision}, {tables.num_bytes / 1e6:,.1f} MB, "
             f"ready after {time.monotonic() - started_s:.1f} s"
         )
 

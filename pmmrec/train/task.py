@@ -16,6 +16,7 @@ from pmmrec.contracts import (
     History,
     ItemInputs,
     ItemVectors,
+    Modality,
     Query,
     Term,
     UserStates,
@@ -179,11 +180,11 @@ class TrainingTask(nn.Module):
 
 def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
     """RecipeError where the model lacks what an objective compares, or shows it what it is to predict."""
-    modalities, attends = recommender.item_encoder.modalities, recommender.user_encoder.attends
-    if View.MODALITIES in term.requests.views and len(modalities) < 2:
+    fields, attends = recommender.item_encoder.fields, recommender.user_encoder.attends
+    if View.MODALITIES in term.requests.views and not {Modality.TEXT, Modality.IMAGE} <= fields:
         raise RecipeError(
             f"objectives.{name}: compares text with image, but the model reads "
-            f"{' and '.join(modalities) or 'ids'} only; take it away with objectives.{name}=null"
+            f"{' and '.join(sorted(fields)) or 'ids'} only; take it away with objectives.{name}=null"
         )
     if term.predicts_next and attends == "all":
         raise RecipeError(

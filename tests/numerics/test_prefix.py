@@ -132,7 +132,7 @@ def pairs(
 ) -> Iterator[tuple[Batch, Batch]]:
     """The batches of an epoch, as they are and with kept states wherever an encoder has something frozen."""
     encoder = task.recommender.item_encoder
-    reads = (sources.domains, encoder.modalities, encoder.tokenizer, encoder.pixel_spec, cache)
+    reads = (sources.domains, encoder.fields, encoder.tokenizer, encoder.pixel_spec, cache)
     plain, kept = (ItemReader(*reads, max_unreadable=1) for _ in range(2))
     for modality, tower in encoder.encoders.items():
         if tower.prefix is not None:
@@ -141,8 +141,8 @@ def pairs(
     loads = [Batches(DataConfig(), sources, reader, *rules, silent) for reader in (plain, kept)]
     first, other = ([load.to_device(batch, CPU.device) for batch in load.epoch(1)] for load in loads)
     for one, two in zip(first, other, strict=True):
-        for modality, inputs in ((Modality.TEXT, two.items.text), (Modality.IMAGE, two.items.image)):
-            assert isinstance(inputs, PrefixInputs) == (encoder.encoders[modality].prefix is not None)
+        for field, inputs in two.items.fields.items():
+            assert isinstance(inputs, PrefixInputs) == (encoder.encoders[field].prefix is not None)
         yield one, two
 
 

@@ -58,13 +58,15 @@ def read(reader: ItemReader, domain_U: list[int], row_U: list[int]) -> ItemInput
 
 
 def text_of(items: ItemInputs) -> PrefixInputs:
-    assert isinstance(items.text, PrefixInputs)
-    return items.text
+    rows = items.fields["text"]
+    assert isinstance(rows, PrefixInputs)
+    return rows
 
 
 def image_of(items: ItemInputs) -> PrefixInputs:
-    assert isinstance(items.image, PrefixInputs)
-    return items.image
+    rows = items.fields["image"]
+    assert isinstance(rows, PrefixInputs)
+    return rows
 
 
 def tables(cache: Path) -> list[Path]:
@@ -73,12 +75,13 @@ def tables(cache: Path) -> list[Path]:
 
 def assert_same(plain: ItemInputs, kept: ItemInputs) -> None:
     """Kept states are those of the rows that the plain reader hands out, with its padding and its places."""
-    assert isinstance(plain.text, TokenInputs)
-    assert isinstance(plain.image, PixelInputs)
+    plain_text, plain_image = plain.fields["text"], plain.fields["image"]
+    assert isinstance(plain_text, TokenInputs)
+    assert isinstance(plain_image, PixelInputs)
     text, image = text_of(kept), image_of(kept)
-    assert torch.equal(text.is_valid_RT, plain.text.is_valid_RT)
-    assert torch.equal(text.item_index_R, plain.text.item_index_R)
-    assert torch.equal(text.state_R, Ladder().states(plain.text))  # its padding is token 0, so a state of zeros
-    assert torch.equal(image.item_index_R, plain.image.item_index_R)
-    assert torch.equal(image.state_R, Ladder().states(plain.image))
+    assert torch.equal(text.is_valid_RT, plain_text.is_valid_RT)
+    assert torch.equal(text.item_index_R, plain_text.item_index_R)
+    assert torch.equal(text.state_R, Ladder().states(plain_text))  # its padding is token 0, so a state of zeros
+    assert torch.equal(image.item_index_R, plain_image.item_index_R)
+    assert torch.equal(image.state_R, Ladder().states(plain_image))
     assert image.is_valid_RT.shape == (len(image.state_R), 0)

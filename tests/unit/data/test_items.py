@@ -37,35 +37,32 @@ def read(reader: ItemReader, *items: tuple[int, int]) -> ItemInputs:
 
 def test_items_of_several_domains_keep_their_order(reader: ItemReader) -> None:
     items = read(reader, (1, 0), (0, 1), (1, 1), (0, 0))
-    assert items.text is not None
-    assert items.text.token_id_RT.tolist() == [[1, 14, 0], [1, 11, 12], [1, 14, 14], [1, 11, 0]]
-    assert items.text.item_index_R.tolist() == [0, 1, 2, 3]
+    assert items.fields["text"].token_id_RT.tolist() == [[1, 14, 0], [1, 11, 12], [1, 14, 14], [1, 11, 0]]
+    assert items.fields["text"].item_index_R.tolist() == [0, 1, 2, 3]
     assert (items.domain_U.tolist(), items.row_U.tolist()) == ([1, 0, 1, 0], [0, 1, 1, 0])
 
 
 def test_an_encoder_is_given_only_the_items_that_have_its_modality(reader: ItemReader) -> None:
     items = read(reader, (0, 0), (0, 2), (1, 0), (0, 3))
-    assert items.text is not None
-    assert items.image is not None
     assert {modality: has.tolist() for modality, has in items.has_U.items()} == {
         Modality.TEXT: [True, False, True, True],
         Modality.IMAGE: [False, True, True, True],
     }
-    assert items.text.item_index_R.tolist() == [0, 2, 3]
-    assert items.image.item_index_R.tolist() == [1, 2, 3]
-    assert items.image.pixels_RCHW.shape == (3, 3, 8, 8)
-    greys = items.image.pixels_RCHW.float().mean(dim=(1, 2, 3))
+    assert items.fields["text"].item_index_R.tolist() == [0, 2, 3]
+    assert items.fields["image"].item_index_R.tolist() == [1, 2, 3]
+    assert items.fields["image"].pixels_RCHW.shape == (3, 3, 8, 8)
+    greys = items.fields["image"].pixels_RCHW.float().mean(dim=(1, 2, 3))
     torch.testing.assert_close(greys, torch.tensor([20.0, 0.0, 30.0]), rtol=0, atol=1.5)  # JPEG; measured 0
 
 
 def test_one_padding_token_is_read_where_no_item_has_a_text(reader: ItemReader) -> None:
-    text = read(reader, (0, 2), (1, 2)).text
+    text = read(reader, (0, 2), (1, 2)).fields["text"]
     assert text is not None
     assert (text.token_id_RT.tolist(), text.is_valid_RT.tolist(), text.item_index_R.tolist()) == ([[0]], [[True]], [0])
 
 
 def test_one_grey_image_is_read_where_no_item_has_one(reader: ItemReader) -> None:
-    image = read(reader, (0, 0), (1, 1)).image
+    image = read(reader, (0, 0), (1, 1)).fields["image"]
     assert image is not None
     assert image.pixels_RCHW.shape == (1, 3, 8, 8)
     assert (image.pixels_RCHW == 128).all()
@@ -79,8 +76,7 @@ def test_the_catalogue_holds_every_content_once_longest_texts_first(reader: Item
     rows = torch.cat([items.row_U for items in chunks]).tolist()
     assert rows == [3, 1, 0, 2]
     assert all(items.num_items <= chunk and (items.domain_U == 0).all() for items in chunks)
-    assert chunks[0].text is not None
-    assert chunks[0].text.token_id_RT[0].tolist() == [1, 11, 12, 13]
+    assert chunks[0].fields["text"].token_id_RT[0].tolist() == [1, 11, 12, 13]
 
 
 def test_the_catalogue_holds_equal_items_once(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -101,14 +97,14 @@ def test_images_are_compared_once_for_all_epochs(
 def test_a_model_that_knows_items_by_id_is_given_ids_only(shops: list[Any], tmp_path: Path) -> None:
     reader = ItemReader(shops, frozenset(), None, None, tmp_path / "cache")
     items = read(reader, (0, 1), (1, 2))
-    assert (items.row_U.tolist(), items.has_U, items.text, items.image) == ([1, 2], {}, None, None)
+    assert (items.row_U.tolist(), items.has_U, items.fields) == ([1, 2], {}, {})
     assert [items.row_U.tolist() for items in reader.catalogue(0, 3)] == [[0, 1, 2], [3]]
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_domain_without_images_needs_no_pixels(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
     reader = ItemReader([make_domain([[0, 1, 2]])], BOTH, tokenizer, SIZE, tmp_path / "cache")
-    image = read(reader, (0, 1)).image
+    image = read(reader, (0, 1)).fields["image"]
     assert image is not None
     assert (image.pixels_RCHW == 128).all()
 
@@ -132,8 +128,7 @@ def test_items_with_nothing_to_read_are_named_and_given_to_no_encoder(shops: lis
     assert "second: 1 of 3 items have no image for the model to read ('i01'); they count as zero" in second
     assert [items.row_U.tolist() for items in reader.catalogue(0, 9)] == [[2, 3]]
     items = read(reader, (0, 0), (0, 2))
-    assert items.image is not None
-    assert items.image.item_index_R.tolist() == [1]
+    assert items.fields["image"].item_index_R.tolist() == [1]
     assert items.has_U[Modality.IMAGE].tolist() == [False, True]
 
 

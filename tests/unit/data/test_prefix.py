@@ -71,7 +71,7 @@ def test_a_reader_that_may_not_make_states_reads_kept_ones(
 def test_a_modality_that_no_domain_has_is_read_as_before(films: Domain, open_reader: Callable[..., ItemReader]) -> None:
     reader = open_reader(films)
     reader.keep_states(Modality.IMAGE, Ladder(), PrefixConfig())
-    assert isinstance(read(reader, [0], [1]).image, PixelInputs)
+    assert isinstance(read(reader, [0], [1]).fields["image"], PixelInputs)
 
 
 def test_each_content_passes_the_frozen_part_once(shop: Domain, keep: Callable[..., ItemReader]) -> None:
@@ -182,7 +182,7 @@ def test_any_number_of_workers_gives_the_same_states(
     alone, ahead = (list(BatchLoader(builder, number).epoch(0)) for number in (0, workers))
     assert len(alone) == len(ahead) > 1
     for one, other in zip(alone, ahead, strict=True):
-        assert isinstance(other.items.text, PrefixSlots)  # a worker names states; it never fetches them
+        assert isinstance(other.items.fields["text"], PrefixSlots)  # a worker names states; it never fetches them
         expected, found = reader.to_device(one.items, "cpu"), reader.to_device(other.items, "cpu")
         assert torch.equal(text_of(expected).state_R, text_of(found).state_R)
         assert torch.equal(image_of(expected).state_R, image_of(found).state_R)

@@ -326,8 +326,9 @@ def test_of_two_processes_that_want_the_same_table_one_makes_it_and_the_other_wa
         reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, cache)
         if network is None:
             items = reader.read(np.zeros(600, dtype=np.int64), np.arange(600))
-            assert isinstance(items.text, TokenInputs)
-            return torch.where(items.text.is_valid_RT[:, :, None], Network().states(items.text), 0.0)
+            text = items.fields["text"]
+            assert isinstance(text, TokenInputs)
+            return torch.where(text.is_valid_RT[:, :, None], Network().states(text), 0.0)
         reader.keep_states(Modality.TEXT, network, PrefixConfig())
         return text_of(read(reader, [0] * 600, list(range(600)))).state_R
 

@@ -39,7 +39,7 @@ class Letters:
 class MeanOfLetters(ItemEncoder):
     """Encodes an item as the projected mean of the vectors of its letters."""
 
-    modalities = frozenset({Modality.TEXT})
+    fields = frozenset({Modality.TEXT})
     tokenizer = Letters()
 
     def __init__(self, width: int) -> None:
@@ -52,9 +52,9 @@ class MeanOfLetters(ItemEncoder):
         return {"letter": self.letter, "out": self.out}
 
     def forward(self, items: ItemInputs) -> ItemVectors:
-        assert items.text is not None
-        letters_UTD = self.dropout(self.letter(items.text.token_id_RT)) * items.text.is_valid_RT[:, :, None]
-        count_U1 = items.text.is_valid_RT.sum(dim=1, keepdim=True)
+        text = items.fields["text"]
+        letters_UTD = self.dropout(self.letter(text.token_id_RT)) * text.is_valid_RT[:, :, None]
+        count_U1 = text.is_valid_RT.sum(dim=1, keepdim=True)
         return ItemVectors(self.out(letters_UTD.sum(dim=1) / count_U1))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.context import Backbone
-from pmmrec.contracts import ItemInputs, Modality, PixelInputs, TokenInputs
+from pmmrec.contracts import FieldInputs, ItemInputs, PixelInputs, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -50,23 +50,23 @@ class World:
     recommender: Recommender
 
     def items(self, has_text: list[bool], has_image: list[bool]) -> ItemInputs:
-        """Items with these modalities; a stand-in row where no item has one, as the batch builder makes it."""
+        """Items with these fields; a stand-in row where no item has one, as the batch builder makes it."""
         encoder = self.recommender.item_encoder
-        has_U = {Modality.TEXT: torch.tensor(has_text), Modality.IMAGE: torch.tensor(has_image)}
-        has_U = {modality: has for modality, has in has_U.items() if modality in encoder.modalities}
-        text, image = None, None
+        has_U = {"text": torch.tensor(has_text), "image": torch.tensor(has_image)}
+        has_U = {field: has for field, has in has_U.items() if field in encoder.fields}
+        fields: dict[str, FieldInputs] = {}
         if encoder.tokenizer is not None:
             places = [place for place, has in enumerate(has_text) if has] or [0]
             rows = encoder.tokenizer.encode([TEXTS[place] for place in places])
-            text = _token_inputs(rows, places, encoder.tokenizer.pad_token_id)
+            fields["text"] = _token_inputs(rows, places, encoder.tokenizer.pad_token_id)
         if encoder.pixel_spec is not None:
             places = [place for place, has in enumerate(has_image) if has] or [0]
             size = encoder.pixel_spec.size
             generator = torch.Generator().manual_seed(0)
             pixels_UCHW = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
-            image = PixelInputs(pixels_UCHW[places], torch.tensor(places))
+            fields["image"] = PixelInputs(pixels_UCHW[places], torch.tensor(places))
         count = len(has_text)
-        return ItemInputs(torch.zeros(count, dtype=torch.long), torch.arange(count), has_U, text, image)
+        return ItemInputs(torch.zeros(count, dtype=torch.long), torch.arange(count), has_U, fields)
 
 
 def _token_inputs(rows: list[list[int]], places: list[int], pad: int) -> TokenInputs:

@@ -30,9 +30,9 @@ def test_each_row_of_each_domain_has_its_own_vector() -> None:
 
 def test_ids_read_no_modality_and_are_one_part() -> None:
     encoder = Ids(IdsConfig(), BuildContext(4, catalogues=[BOOKS]))
-    assert encoder.modalities == frozenset()
+    assert encoder.fields == frozenset()
     assert list(encoder.parts) == ["item_table"]
-    assert IdsConfig().modalities == frozenset()
+    assert IdsConfig().fields == frozenset()
     assert not IdsConfig().encoders
 
 

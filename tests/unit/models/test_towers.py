@@ -111,7 +111,7 @@ def test_a_single_tower_has_no_other_parts(world: MakeWorld) -> None:
     made = world("text")
     assert list(made.recommender.item_encoder.parts) == ["text_encoder"]
     assert made.recommender.item_encoder.pixel_spec is None
-    assert made.recommender.item_encoder.modalities == frozenset({Modality.TEXT})
+    assert made.recommender.item_encoder.fields == frozenset({Modality.TEXT})
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,10 @@ def test_settings_keep_what_each_part_says_when_dumped(world: MakeWorld) -> None
 def test_items_without_texts_for_a_model_that_reads_them_are_an_error(world: MakeWorld, tmp_path: Path) -> None:
     made = world()
     items = made.items(ALL, ALL)
-    with pytest.raises(ValueError, match="items hold no texts, but the model reads text"):
-        made.recommender.item_encoder(type(items)(items.domain_U, items.row_U, items.has_U, None, items.image))
+    with pytest.raises(ValueError, match="items hold no text, but the model reads it"):
+        made.recommender.item_encoder(
+            type(items)(items.domain_U, items.row_U, items.has_U, {"image": items.fields["image"]})
+        )
 
 
 def test_normalised_item_vectors_have_mean_0_and_variance_1_and_add_no_parameter(world: MakeWorld) -> None:

@@ -101,6 +101,6 @@ def reading(small_run: Path, world: Path) -> Reading:
     task = TrainingTask.of(recommender, configs, checkpoint.model_config.width).eval()
     sources = Sources.open([world / "bazaar", world / "gallery"])
     encoder = recommender.item_encoder
-    reader = ItemReader(sources.domains, encoder.modalities, encoder.tokenizer, encoder.pixel_spec, small_run / "c")
+    reader = ItemReader(sources.domains, encoder.fields, encoder.tokenizer, encoder.pixel_spec, small_run / "c")
     batches = Batches(DataConfig(), sources, reader, task, 12, 1, Processes(MachineConfig(device="cpu")), SILENT)
     return Reading(task, next(iter(batches.epoch(1))))

@@ -109,22 +109,22 @@ def test_parts_hold_every_item_once_with_its_rows(batch: Batch, num_parts: int) 
     assert torch.equal(torch.cat([part.row_U for part in parts])[:num_items], batch.items.row_U)
     for part in parts:
         assert part.num_items >= 1
-        for rows, modality in ((part.text, Modality.TEXT), (part.image, Modality.IMAGE)):
+        for field, rows in part.fields.items():
             has_U = torch.zeros(part.num_items, dtype=torch.bool)
             has_U[rows.item_index_R] = True
-            if part.has_U[modality].any():
-                assert torch.equal(has_U, part.has_U[modality])
+            if part.has_U[field].any():
+                assert torch.equal(has_U, part.has_U[field])
             else:
                 assert rows.item_index_R.tolist() == [0]  # a row that stands in
-    images = torch.cat([part.image.pixels_RCHW for part in parts if part.has_U[Modality.IMAGE].any()])
+    images = torch.cat([part.fields["image"].pixels_RCHW for part in parts if part.has_U[Modality.IMAGE].any()])
     num_images = int(batch.items.has_U[Modality.IMAGE].sum())
-    assert torch.equal(images[:num_images], batch.items.image.pixels_RCHW)
+    assert torch.equal(images[:num_images], batch.items.fields["image"].pixels_RCHW)
 
 
 class Forgetful(ItemEncoder):
     """Items by row, with half of every vector dropped."""
 
-    modalities = frozenset()
+    fields = frozenset()
 
     def __init__(self) -> None:
         super().__init__()

@@ -57,8 +57,8 @@ def real_batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality]
 def _of_their_own(items: ItemInputs) -> ItemInputs:
     """Each row is of another item."""
     index_R = torch.arange(items.num_items)
-    rows = {name: dataclasses.replace(getattr(items, name), item_index_R=index_R) for name in ("text", "image")}
-    return dataclasses.replace(items, **rows)
+    fields = {name: dataclasses.replace(rows, item_index_R=index_R) for name, rows in items.fields.items()}
+    return dataclasses.replace(items, fields=fields)
 
 
 def peak_of(task: TrainingTask, batch: Batch, *, autocast: bool = False) -> int:

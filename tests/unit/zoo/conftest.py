@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.context import Backbone, BuildContext
-from pmmrec.contracts import History, ItemInputs, Modality, PixelInputs, TokenInputs
+from pmmrec.contracts import History, ItemInputs, PixelInputs, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -113,13 +113,13 @@ def score_by_hand(recommender: Recommender) -> Tensor:
         is_valid_RT[place, : len(row)] = True
     index, has = torch.arange(3), torch.ones(3, dtype=torch.bool)
     pixels = torch.arange(3 * 3 * 64).view(3, 3, 8, 8).remainder(251).to(torch.uint8)
-    reads = recommender.item_encoder.modalities
+    reads = recommender.item_encoder.fields
+    inputs = {"text": TokenInputs(token_id_RT, is_valid_RT, index), "image": PixelInputs(pixels, index)}
     items = ItemInputs(
         domain_U=torch.zeros(3, dtype=torch.int64),
         row_U=index,
         has_U=dict.fromkeys(reads, has),
-        text=TokenInputs(token_id_RT, is_valid_RT, index),
-        image=PixelInputs(pixels, index) if Modality.IMAGE in reads else None,
+        fields={name: rows for name, rows in inputs.items() if name in reads},
     )
     with torch.no_grad():
         vectors = recommender.item_encoder(items)
