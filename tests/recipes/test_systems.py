@@ -16,6 +16,7 @@ SYSTEMS = {
     "gru4rec": ("model.width=16",),
     "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
     "dssm": ("model.width=16",),
+    "sasrec_attention": ("model.width=16", "model.user_encoder.num_layers=1"),
     "sasrec": ("model.width=16", "model.user_encoder.num_layers=1"),
 }
 QUICK = (

@@ -1,0 +1,96 @@
+"""The attention scorer equals its loops in values and gradients, for all items and for candidates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import ItemVectors, Query, UserStates
+from pmmrec.errors import RecipeError
+from pmmrec.models.attention import AttentionConfig, AttentionScorer
+
+ATOL = 1e-12  # float64; measured 2e-15
+
+
+def scorer_of(**settings: object) -> AttentionScorer:
+    torch.manual_seed(0)
+    return AttentionScorer(AttentionConfig(**settings), BuildContext(6)).double()
+
+
+def some_query() -> tuple[Query, ItemVectors, list[Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    hidden_BLD = torch.randn(3, 4, 6, dtype=torch.float64, generator=draw).requires_grad_()
+    item_ND = torch.randn(5, 6, dtype=torch.float64, generator=draw).requires_grad_()
+    is_valid_BL = torch.tensor([[True] * 4, [False, False, True, True], [False] * 3 + [True]])
+    return Query.at(UserStates(hidden_BLD, is_valid_BL), is_valid_BL), ItemVectors(item_ND), [hidden_BLD, item_ND]
+
+
+def score_by_loops(scorer: AttentionScorer, query: Query, k: int, item_D: Tensor) -> Tensor:
+    """One query and one candidate, one head and one state after another."""
+    user, position = int(query.user_K[k]), int(query.position_K[k])
+    q_D, size = scorer.query(item_D), 6 // scorer.num_heads
+    seen = [place for place in range(position + 1) if query.states.is_valid_BL[user, place]]
+    found = []
+    for head in range(scorer.num_heads):
+        part = slice(head * size, (head + 1) * size)
+        weights = [
+            torch.exp(torch.dot(q_D[part], scorer.key(query.states.hidden_BLD[user, place])[part]) / math.sqrt(size))
+            for place in seen
+        ]
+        values = [scorer.value(query.states.hidden_BLD[user, place])[part] for place in seen]
+        mixed = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+        found.append(mixed * q_D[part] if scorer.multiplies_candidate else mixed)
+    return scorer.out(torch.cat(found))[0]
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_all_items_and_candidates_score_as_their_loops(num_heads: int, multiplies: bool) -> None:
+    scorer = scorer_of(num_heads=num_heads, multiplies_candidate=multiplies)
+    query, items, leaves = some_query()
+    candidate_KC = torch.randint(0, 5, (len(query), 2), generator=torch.Generator().manual_seed(2))
+    looped = torch.stack(
+        [
+            torch.stack([score_by_loops(scorer, query, k, item_D) for item_D in items.fused_UD])
+            for k in range(len(query))
+        ]
+    )
+    weights = torch.randn(looped.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    sources = [*leaves, *scorer.parameters()]
+    for actual, expected, weight in (
+        (scorer(query, items), looped, weights),
+        (scorer(query, items, candidate_KC), looped.gather(1, candidate_KC), weights.gather(1, candidate_KC)),
+    ):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=ATOL)
+        ours, theirs = (
+            torch.autograd.grad((scores * weight).sum(), sources, retain_graph=True, allow_unused=True)
+            for scores in (actual, expected)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=ATOL)
+
+
+def test_a_later_state_changes_no_score() -> None:
+    scorer = scorer_of()
+    query, items, _ = some_query()
+    hidden_BLD = query.states.hidden_BLD.detach().clone()
+    hidden_BLD[:, 2:] *= -1
+    changed = Query(UserStates(hidden_BLD, query.states.is_valid_BL), query.user_K, query.position_K)
+    before, after = scorer(query, items), scorer(changed, items)
+    is_early_K = query.position_K < 2
+    torch.testing.assert_close(after[is_early_K], before[is_early_K], rtol=0, atol=ATOL)
+    assert (after[~is_early_K] - before[~is_early_K]).abs().max() > 1e-6
+
+
+def test_a_user_without_any_item_scores_finitely() -> None:
+    states = UserStates(torch.zeros(1, 3, 6, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.bool))
+    assert scorer_of()(Query.last(states), some_query()[1]).isfinite().all()
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
+    with pytest.raises(RecipeError, match=r"scorer\.num_heads: 4 do not divide the width 6"):
+        scorer_of(num_heads=4)
