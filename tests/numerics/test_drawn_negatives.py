@@ -16,7 +16,7 @@ from pmmrec.contracts import Views, WindowPass
 from pmmrec.objectives import objectives
 from pmmrec.requests import DrawnNegatives
 
-ATOL = 1e-12  # float64; measured at most 7e-15
+ATOL = 1e-12  # float64; measured below 5e-14, of which the logarithms of the loops are the most
 
 
 def with_negatives(views: Views, config: DrawnNegatives, seed: int = 0) -> Views:
