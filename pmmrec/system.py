@@ -7,17 +7,16 @@ import dataclasses
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pmmrec.atomic import caching_in
-from pmmrec.context import BuildContext
 from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
@@ -37,7 +36,7 @@ from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
 from pmmrec.homes import CACHE, expanded
-from pmmrec.models import Scorer, scorers
+from pmmrec.models.build import scorer_with
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
 from pmmrec.serving.candidates import CandidateItems, EncodedItems, check_new, report_rejected, weights_name
@@ -138,7 +137,7 @@ class System:
             if warning:
                 self._warn(warning)
         baselines = rank_baselines(split, seen, queries.holdout)
-        is_held_out, learned = queries.is_held_out_T, self._learned_from(opened)
+        is_held_out, learned = queries.is_held_out_T, self.checkpoint.was_trained_on(opened.name, opened.fingerprint)
         found = domain_outcome(split, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
         outcome = Outcome(
             name=name,
@@ -333,20 +332,13 @@ class System:
         num_bytes = 4 * num_items * self.checkpoint.model_config.width
         return self.device if num_bytes < DEVICE_SHARE * free else torch.device("cpu")
 
-    def _learned_from(self, domain: Domain) -> bool:
-        """Whether the checkpoint says that it was trained on this domain, or on one of its name."""
-        domains = self.checkpoint.provenance.get("domains")
-        about = domains if isinstance(domains, Mapping) else {}
-        fingerprints = [one.get("fingerprint") for one in about.values() if isinstance(one, Mapping)]
-        return domain.name in about or domain.fingerprint in fingerprints
-
     def _model_for(self, domain: Domain) -> Recommender:
         # A model that knows items by id serves one catalogue only: loading it for another is refused there.
         knows_ids = self._recommender is not None and not self._recommender.item_encoder.fields
         if self._recommender is None or (knows_ids and self._loaded_for != domain.item_ids_fingerprint):
             recommender = load_recommender(self.checkpoint, [domain.catalogue])
             if self._popularity is not None:
-                recommender.scorer = _scorer_with(self.checkpoint, self._popularity)
+                recommender.scorer = scorer_with(self.checkpoint.model_config, self._popularity)
             self._recommender = recommender.to(self.device)
             self._loaded_for = domain.item_ids_fingerprint
         return self._recommender
@@ -395,17 +387,6 @@ def load(
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
     opened = open_checkpoint(str(checkpoint), Path(hub), parts=(), warn=warn)
     return System(with_base(opened, base, Path(hub)), Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
-
-
-def _scorer_with(checkpoint: Checkpoint, popularity: float) -> Scorer:
-    """The checkpoint's scorer with another weight of popularity. RecipeError where its scorer has none."""
-    config = checkpoint.model_config
-    tree = {**config.scorer.model_dump(mode="json"), "popularity": popularity}
-    if not popularity:
-        tree.pop("temperature", None)  # without popularity it changes no ranking
-    part_class: Any = scorers.part_class(scorers.config(tree))
-    scorer: Scorer = part_class(scorers.config(tree), BuildContext(config.width))
-    return scorer
 
 
 def _opened(domain: Domain | Path | str, *, streamed: bool = False) -> Domain:

@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class History:
+class HistoryChunk:
     """Histories of some users, oldest item first: user i has item_H[offset_B[i]:offset_B[i+1]], at least one."""
 
     user_ids: pa.Array
@@ -41,7 +41,7 @@ class Histories:
     def num_users(self) -> int:
         return self._sequences.num_users
 
-    def chunks(self, size: int, users: slice | Ints) -> Iterator[History]:
+    def chunks(self, size: int, users: slice | Ints) -> Iterator[HistoryChunk]:
         """Histories of a range of users, or of the given rows (each once, ascending), at most `size` at a time.
 
         Raises DataError for a user without history, and for a broken batch.
@@ -66,7 +66,7 @@ class Histories:
         unknown = user_ids.filter(pc.invert(pc.is_in(user_ids, value_set=known)))
         return np.concatenate(rows).astype(np.int64), unknown
 
-    def _history(self, place: int, batch: pa.RecordBatch, rows: Ints) -> History:
+    def _history(self, place: int, batch: pa.RecordBatch, rows: Ints) -> HistoryChunk:
         is_run = rows[-1] - rows[0] + 1 == len(rows)
         part = batch.slice(int(rows[0]), len(rows)) if is_run else batch.take(pa.array(rows))
         lists = part.column(1)
@@ -77,7 +77,7 @@ class Histories:
             user_id = part.column(0)[int(empty[0])].as_py()
             path = self._sequences.table.path(place)
             raise DataError(f"{path}: user {user_id!r} has no history; leave such users out")
-        return History(part.column(0), rows + self._ends[place], offset_B - offset_B[0], item_H)
+        return HistoryChunk(part.column(0), rows + self._ends[place], offset_B - offset_B[0], item_H)
 
 
 def _inside(users: slice | Ints, start: int, end: int) -> Ints:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from pmmrec.context import Backbone, BuildContext, Catalogue
-from pmmrec.models import ItemEncoderConfig, item_encoders, scorers
+from pmmrec.models import ItemEncoderConfig, Scorer, item_encoders, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.settings import Config, PartConfig
 from pmmrec.users import user_encoders
@@ -49,6 +49,16 @@ def build(config: ModelConfig, backbones: Mapping[str, Backbone], catalogues: Se
         user_encoder_class(config.user_encoder, context),
         scorer_class(config.scorer, context),
     )
+
+
+def scorer_with(config: ModelConfig, popularity: float) -> Scorer:
+    """The scorer of a model with another weight of popularity. RecipeError where its scorer has none."""
+    tree = {**config.scorer.model_dump(mode="json"), "popularity": popularity}
+    if not popularity:
+        tree.pop("temperature", None)  # without popularity it changes no ranking
+    part_class: Any = scorers.part_class(scorers.config(tree))
+    scorer: Scorer = part_class(scorers.config(tree), BuildContext(config.width))
+    return scorer
 
 
 class ParameterRow(NamedTuple):

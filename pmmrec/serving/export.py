@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.context import BuildContext
+from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import alike_items, evaluating
@@ -113,8 +114,6 @@ def write_index(
     Raises RecipeError if `out` exists or the score of the model is not an inner product, DataError if a score is not
     finite, MachineError without faiss.
     """
-    if recommender.user_encoder.reads_users:
-        raise RecipeError("index: serves histories, and this model knows users by id; use score instead")
     faiss()
     readable = np.flatnonzero(encoded.contents.is_readable_N)
     kind = kind or kind_for(len(readable))
@@ -149,15 +148,18 @@ def write_index(
             user_encoder=_write_user_encoder(place, checkpoint),
             settings=checkpoint.model_config.user_encoder.model_dump(mode="json"),
             files={name: files.sha256_of(place / name) for name in (ITEMS_FILE, FAISS_FILE)},
-            provenance={
-                "checkpoint": files.sha256_of(checkpoint.folder / files.INDEX_NAME),
-                "domain": {"name": encoded.domain.name, "fingerprint": encoded.domain.fingerprint},
-                f"recall@{k}": tried[-1].recall,
-                "users": len(query_QD),
-            },
+            provenance={**_origin(checkpoint, encoded.domain), f"recall@{k}": tried[-1].recall, "users": len(query_QD)},
         )
         files.write_json(place / INDEX_FILE, info.model_dump(mode="json"))
     return Exported(out, kind, k, len(readable), len(query_QD), tried)
+
+
+def _origin(checkpoint: Checkpoint, domain: Domain) -> dict[str, Any]:
+    """Which checkpoint and domain an index is of."""
+    return {
+        "checkpoint": files.sha256_of(checkpoint.folder / files.INDEX_NAME),
+        "domain": {"name": domain.name, "fingerprint": domain.fingerprint},
+    }
 
 
 def _keys(
@@ -167,6 +169,8 @@ def _keys(
 
     `counts`: interactions of each item; None for a scorer that does not use them.
     """
+    if recommender.user_encoder.reads_users:
+        raise RecipeError("index: serves histories, and this model knows users by id; use score instead")
     count_N = np.zeros(len(vectors_ND), np.int64) if counts is None else counts
     items = unpacked(vectors_ND, recommender.item_encoder.streams)
     key_ND = recommender.scorer.keys(items, torch.from_numpy(count_N))

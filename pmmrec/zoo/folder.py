@@ -41,6 +41,13 @@ class CheckpointFolder:
         """Name of the recommender system."""
         return self.index.system
 
+    def was_trained_on(self, name: str, fingerprint: str) -> bool:
+        """Whether it says that it was trained on the domain with this fingerprint, or on one of this name."""
+        domains = self.provenance.get("domains")
+        about = domains if isinstance(domains, Mapping) else {}
+        fingerprints = [one.get("fingerprint") for one in about.values() if isinstance(one, Mapping)]
+        return name in about or fingerprint in fingerprints
+
     @property
     def provenance(self) -> Mapping[str, Any]:
         """What the run that made the checkpoint recorded about itself."""
