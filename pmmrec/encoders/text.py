@@ -159,9 +159,16 @@ class HFTextConfig(BackboneConfig):
 
 @text_encoders.register("hf_text", HFTextConfig)
 class HFText(CanBeCut, TextEncoder):
-    """A text encoder of transformers; a projection brings every token to the common width.
+    """Encode texts with a model of transformers; a projection brings each of `(R, T)` tokens to the common width D.
 
-    Poolers are left out. The tokens are all but token 0, whichever way the whole is pooled.
+    Eq. 1 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of XLM-R. Poolers are left
+    out. The tokens are all but token 0, whichever way the whole is pooled. `weights` names a pretrained backbone.
+
+    Example:
+        model:
+          item_encoder:
+            type: towers
+            text: {type: hf_text, architecture: {model_type: bert, num_hidden_layers: 2}, max_tokens: 50}
     """
 
     layouts = LAYOUTS

@@ -145,10 +145,17 @@ class HFVisionConfig(VisionConfig):
 
 @vision_encoders.register("hf_vision", HFVisionConfig)
 class HFVision(CanBeCut, VisionEncoder):
-    """A vision encoder of transformers; a projection brings every token to the common width.
+    """Encode images `(R, 3, H, W)` with a model of transformers; a projection brings every token to the common width D.
 
-    Of a two-sided checkpoint (CLIP, SigLIP) the vision half is read. Poolers are left out or frozen. The tokens are
-    the patches: cls, distillation and register tokens are not among them.
+    Eq. 2 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of CLIP ViT-B/32. Of a
+    two-sided checkpoint (CLIP, SigLIP) the vision half is read. Poolers are left out or frozen. The tokens are the
+    patches: cls, distillation and register tokens are not among them.
+
+    Example:
+        model:
+          item_encoder:
+            type: towers
+            vision: {type: hf_vision, architecture: {model_type: vit, num_hidden_layers: 2}}
     """
 
     layouts = LAYOUTS

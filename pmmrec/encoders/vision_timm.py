@@ -206,9 +206,16 @@ class TimmConfig(VisionConfig):
 
 @vision_encoders.register("timm", TimmConfig)
 class TimmVision(CanBeCut, VisionEncoder):
-    """A vision encoder of timm; a projection brings every token to the common width.
+    """Encode images `(R, 3, H, W)` with a model of timm; a projection brings every token to the common width D.
 
-    A feature map becomes one token a place. Only transformers with a cls token can be pooled by it.
+    Eq. 2 of https://arxiv.org/abs/2312.09602, whose released code reads CLIP ViT-B/32. A feature map becomes one token
+    a place. Only transformers with a cls token can be pooled by it.
+
+    Example:
+        model:
+          item_encoder:
+            type: towers
+            vision: {type: timm, architecture: {name: resnet18}, image_size: 224, pool: mean}
     """
 
     layouts = LAYOUTS

@@ -39,10 +39,16 @@ class MergeAttentionConfig(PartConfig):
 
 @fusions.register("merge_attention", MergeAttentionConfig)
 class MergeAttention(Fusion):
-    """A learned mm_cls, then text tokens, then image tokens, through Transformer blocks.
+    """Attend from a learned vector mm_cls to the text tokens `(U, T, D)` and image tokens `(U, P, D)` of an item.
 
-    Eq. 3 of https://arxiv.org/abs/2312.09602. A modality that an item lacks is masked, so its vector stays in the
-    same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
+    Eq. 3 of https://arxiv.org/abs/2312.09602; the item is the output at mm_cls, or with `pool: mean`, as in the
+    released code, the mean of all outputs. Differs from the paper: a modality that an item lacks is masked, so its
+    vector stays in the same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
+
+    Example:
+        model:
+          item_encoder:
+            fusion: {type: merge_attention, num_layers: 1, num_heads: 12, pool: cls}
     """
 
     def __init__(self, config: MergeAttentionConfig, context: BuildContext) -> None:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +22,7 @@ from pmmrec.settings import PartConfig
 class AttentionConfig(PartConfig):
     """Settings of the attention scorer."""
 
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"num_heads": 2, "multiplies_candidate": False})
     type: Literal["attention"] = "attention"
     num_heads: int = Field(default=1, ge=1, description="Must divide the width.")
     multiplies_candidate: bool = Field(

@@ -45,11 +45,15 @@ class DotConfig(PartConfig):
 
 @scorers.register("dot", DotConfig)
 class Dot(Scorer):
-    """The dot product of hidden state and item vector, what DAP (eq. 5) trains; with `popularity`, a prior beside it.
+    """The dot product of a queried state `(K, D)` and an item vector `(N, D)`; with `popularity`, a prior beside it.
 
-    In-batch negatives come as often as items are popular, so DAP without a log q correction learns
-    log p(item | user) - log q(item): what this user wants more than others do. Its sum with log q ranks by
-    p(item | user). With `logq` or `catalogue_ce` nothing is missing and `popularity` stays 0.
+    What DAP trains (eq. 5 of https://arxiv.org/abs/2312.09602); the paper ranks without a prior. In-batch negatives
+    come as often as items are popular, so DAP without a log q correction learns log p(item | user) - log q(item): what
+    this user wants more than others do. Its sum with log q ranks by p(item | user). With `logq` or `catalogue_ce`
+    nothing is missing and `popularity` stays 0.
+
+    Example:
+        model: {scorer: {type: dot, popularity: 1}}
     """
 
     def __init__(self, config: DotConfig, context: BuildContext) -> None:

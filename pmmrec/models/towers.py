@@ -124,11 +124,20 @@ class TowersConfig(ItemEncoderConfig):
 
 @item_encoders.register("towers", TowersConfig)
 class Towers(ItemEncoder):
-    """One encoder for each modality; with both, a fusion of their tokens, else the encoder's cls vector, is the item.
+    """A text encoder, a vision encoder, or both and a fusion, make the vector `(D,)` of an item.
 
-    An item that lacks a modality has zeros there, and its tokens are not valid; one that lacks all of them is the zero
-    vector. Rows that stand in for a batch without a modality pass their encoder, with a gradient of exactly 0: every
-    process uses every parameter.
+    With both, the item is the fusion of their tokens (eq. 1-3 of https://arxiv.org/abs/2312.09602), else the cls vector
+    of its one encoder. Differs from the paper: items may lack a modality, and `normalize: layer_norm` is ours. An item
+    that lacks a modality has zeros there, and its tokens are not valid; one that lacks all of them is the zero vector.
+    Rows that stand in for a batch without a modality pass their encoder, with a gradient of exactly 0: every process
+    uses every parameter.
+
+    Example:
+        model:
+          item_encoder:
+            type: towers
+            text: {type: hf_text, architecture: {model_type: bert, num_hidden_layers: 2}}
+            normalize: layer_norm
     """
 
     def __init__(self, config: TowersConfig, context: BuildContext) -> None:

@@ -104,6 +104,9 @@ class Alignment(Objective):
     `positives_in_denominator` makes the pull certain.
 
     Metrics: `chance`, the loss where all similarities are equal; `own_cosine`, of a text and its own image.
+
+    Example:
+        objectives: {nicl: {type: alignment, temperature: 0.1, positives_in_denominator: true}}
     """
 
     requests = Requests.of(views=(View.MODALITIES,))

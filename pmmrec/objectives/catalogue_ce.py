@@ -48,6 +48,9 @@ class CatalogueCE(Objective):
 
     Metrics: `chance`, the log of the catalogue's size; `accuracy`, the share of positions whose next item scores
     strictly above all others.
+
+    Example:
+        objectives: {all: {type: catalogue_ce, temperature: sqrt_width, targets: next}}
     """
 
     def __init__(self, config: CatalogueCEConfig, context: BuildContext) -> None:

@@ -47,11 +47,14 @@ class WideLinear(nn.Linear):
 
 @objectives.register("noise_detection", NoiseDetectionConfig)
 class NoiseDetection(Objective):
-    """Tell of every input of a noised window whether it is unchanged, shuffled or replaced.
+    """Classify every input of a noised window as unchanged, shuffled or replaced.
 
     Eq. 10 of https://arxiv.org/abs/2312.09602: cross-entropy of softmax over ReLU(logits); padding is not counted.
 
     Metrics: `chance` (log 3); `accuracy`; `noised_found`, the share of noised inputs not taken for unchanged.
+
+    Example:
+        objectives: {nid: {type: noise_detection, noise: {shuffle: 0.15, replace: 0.05}}}
     """
 
     def __init__(self, config: NoiseDetectionConfig, context: BuildContext) -> None:
@@ -91,6 +94,9 @@ class Robustness(Objective):
 
     Metrics: `chance`, the log of the number of users; `accuracy`, the share of users whose own noised window is
     strictly nearest.
+
+    Example:
+        objectives: {rcl: {type: robustness, normalize: true, temperature: 0.1}}
     """
 
     def __init__(self, config: RobustnessConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so

@@ -55,6 +55,9 @@ class NextItem(Objective):
 
     Metrics: `chance`, the loss of equal scores; `accuracy`, the share of positions whose next item scores, before the
     log q correction, strictly above every negative (under `other_users` a copy of it ties, and so fails it).
+
+    Example:
+        objectives: {dap: {type: next_item, negatives: unseen, temperature: sqrt_width}}
     """
 
     def __init__(self, config: NextItemConfig, context: BuildContext) -> None:

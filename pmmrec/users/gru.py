@@ -27,7 +27,7 @@ class GRUConfig(PartConfig):
 
 @user_encoders.register("gru", GRUConfig)
 class GRUUserEncoder(UserEncoder):
-    """Gated recurrent units over item vectors; the state at a position is the output of the last layer.
+    """Gated recurrent units over item vectors `(B, L, D)`; the state at a position is the output of the last layer.
 
     GRU4Rec (arXiv 1511.06939) as MoRec, MMSR and NineRec use it. The units have no bias, so that zeros on the left keep
     the state at exactly zero: padding changes nothing. The weights of the first layer start as xavier_uniform, as

@@ -54,10 +54,15 @@ class TransformerConfig(PartConfig):
 
 @user_encoders.register("transformer", TransformerConfig)
 class TransformerUserEncoder(UserEncoder):
-    """Transformer blocks over item vectors with learned positions, counted from the most recent input.
+    """Transformer blocks over item vectors `(B, L, D)` with learned positions, counted from the most recent input.
 
-    Eq. 4 of https://arxiv.org/abs/2312.09602. Position 0 is the last place, so more padding on the left changes
-    nothing. Weights start as torch's (uniform, 0.02 wide at width 768), positions as normal(0.02).
+    Eq. 4 of https://arxiv.org/abs/2312.09602, and SASRec (arXiv 1808.09781) under `attends: past`; BERT4Rec (arXiv
+    1904.06690) under `attends: all`. Differs from the papers: position 0 is the last place, so more padding on the left
+    changes nothing. Weights start as torch's (uniform, 0.02 wide at width 768), positions as normal(0.02).
+
+    Example:
+        model:
+          user_encoder: {type: transformer, num_layers: 2, num_heads: 2, attends: past, dropout: 0.1}
     """
 
     def __init__(self, config: TransformerConfig, context: BuildContext) -> None:

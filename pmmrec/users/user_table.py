@@ -23,7 +23,7 @@ class UserTableConfig(PartConfig):
 
 @user_encoders.register("user_table", UserTableConfig)
 class UserTable(UserEncoder):
-    """One learned vector for each user, whatever the user did: the state at every position is the same.
+    """One learned vector for each user, whatever the user did: its state `(D,)` is the same at every position.
 
     The user tower of DSSM (MoRec, NineRec) without layers above its table, which those papers found best. It serves
     the users that it was trained on, and no others: a user without a row cannot be scored.

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from examples import example_of
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.domain import Domain
@@ -91,6 +92,12 @@ def test_settings_survive_a_recipe(tree: dict[str, Any]) -> None:
     again = validate(DataConfig, config.model_dump(mode="json"), "data")
     assert again == config
     assert type(again.split) is splits[tree["type"]].config_class
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_of_its_docstring_splits(domain: Domain, name: str) -> None:
+    config = validate(DataConfig, example_of(splits[name].part_class)["data"], "data")
+    assert type(split_of(config.split, domain)) is splits[name].part_class
 
 
 @every_split

@@ -39,6 +39,9 @@ class Given(Split):
 
     A query has all validation or test items of its user as targets. Its history is what the user did in the parts
     before, in the order of the sequence.
+
+    Example:
+        data: {split: {type: given, name: drawn}}
     """
 
     no_query = "no user has both a held-out item and one of a part before it"

@@ -60,6 +60,9 @@ class GlobalTime(Split):
     later part. No model learns from anything that happened after its targets. A query has all items of its user in the
     held-out period as targets, and what the user did before that period as history; a user who did nothing before is
     no query. Needs a domain with times.
+
+    Example:
+        data: {split: {type: global_time, validation: 0.1, test: 0.1}}
     """
 
     reads_times = True

@@ -47,6 +47,9 @@ class Impressions(Split):
     Each impression of validation or of the test is a query: its history is the whole sequence of its user, its
     candidates are the items that were shown, and a user may have several. The protocol of news recommendation (MIND):
     the sequences hold what users did before the impressions, and `seen: include` ranks all that was shown.
+
+    Example:
+        data: {split: {type: impressions, name: shown}}
     """
 
     ranks_lists = True

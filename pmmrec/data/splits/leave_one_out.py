@@ -27,8 +27,11 @@ class LeaveOneOutConfig(PartConfig):
 class LeaveOneOut(Split):
     """Hold out the last item of each user for the test and the last but one for validation; train on the rest.
 
-    The history of a test query holds the validation item too, which lies before the target. Users with fewer than three
-    items are in training whole and in no holdout.
+    The protocol of SASRec, PMMRec and most systems here. The history of a test query holds the validation item too,
+    which lies before the target. Users with fewer than three items are in training whole and in no holdout.
+
+    Example:
+        data: {split: {type: leave_one_out}}
     """
 
     no_query = "no user has three interactions"

@@ -51,6 +51,9 @@ class Ratio(Split):
 
     `by: random` draws them from (seed, user) alone, so a user's split does not depend on other users. `by: time` takes
     the oldest for training and the latest for the test. A query has all held-out items of its user as targets.
+
+    Example:
+        data: {split: {type: ratio, shares: [8, 1, 1], by: random, seed: 0}}
     """
 
     no_query = "no user has three interactions"
