@@ -96,7 +96,15 @@ class PrefixInputs:
     item_index_R: Tensor  # int64, places in U
 
 
-FieldInputs: TypeAlias = TokenInputs | PixelInputs | PrefixSlots | PrefixInputs
+@dataclass(frozen=True)
+class StoredInputs:
+    """Stored features of the items that have one. R is never 0: zeros for item 0 stand in when no item has one."""
+
+    vector_RF: Tensor  # floating point, as stored; (R, F), or (R, T, F) for features of several vectors
+    item_index_R: Tensor  # int64, places in U
+
+
+FieldInputs: TypeAlias = TokenInputs | PixelInputs | PrefixSlots | PrefixInputs | StoredInputs
 
 
 class Prefix(Protocol):
@@ -116,7 +124,7 @@ class Prefix(Protocol):
 class ItemInputs:
     """Distinct items, ready to be encoded: each occurs once.
 
-    A field is something that an item can be read by; `text` and `image` are those that every domain knows.
+    A field is something that an item can be read by: `text`, `image`, or a stored feature by its name.
     """
 
     domain_U: Tensor  # int64, which domain of the run

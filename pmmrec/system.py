@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmmrec.atomic import caching_in
-from pmmrec.data.contents import MAX_UNREADABLE
+from pmmrec.data.contents import MAX_UNREADABLE, check_lengths
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.data.importers.new_items import import_new_items
@@ -248,8 +248,11 @@ class System:
         if items is None:
             yield None
             return
-        if not self.checkpoint.model_config.item_encoder.fields:
-            raise RecipeError("--new-items: this model knows items by id, and can say nothing of items it has not met")
+        if not {"text", "image"} & self.checkpoint.model_config.item_encoder.fields:
+            known = "stored features" if self.checkpoint.model_config.item_encoder.fields else "id"
+            raise RecipeError(
+                f"--new-items: this model knows items by {known}, and can say nothing of items it has not met"
+            )
         with caching_in(self._cache, "new items"):
             self._cache.mkdir(parents=True, exist_ok=True)
             home = tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache)
@@ -345,6 +348,7 @@ class System:
 
     def _reader_for(self, domain: Domain, say: Callable[[str], None] | None = None) -> ItemReader:
         encoder = self._model_for(domain).item_encoder
+        check_lengths(domain, encoder.stored_lengths)
         reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec)
         with bars_or_lines(say) as progress:
             reader = ItemReader([domain], *reads, self._cache, progress, self._max_unreadable, self._warn)

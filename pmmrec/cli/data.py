@@ -109,7 +109,9 @@ def features_command(
             help=".npy: a row of floats for each item in order; .parquet: item_id, vector; else a checkpoint.",
         ),
     ],
-    name: Annotated[str, Option(help="Recipes name it: model.item_encoder={type: features, name: NAME}.")],
+    name: Annotated[
+        str, Option(help="Recipes name it: model.item_encoder={type: features, features: {NAME: LENGTH}}.")
+    ],
     vectors: Annotated[Vectors | None, Option(help="Of a checkpoint: which vectors; default: fused.")] = None,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,

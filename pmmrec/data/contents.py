@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pmmrec.contracts import Modality
 from pmmrec.data.cache import ContentCache
 from pmmrec.data.domain import Domain
+from pmmrec.data.features import FeatureTable
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.text import TokenTable, first_equal
 from pmmrec.errors import DataError
@@ -21,6 +22,7 @@ from pmmrec.errors import DataError
 Ints = NDArray[np.int64]
 SAME_AS = "same_as.npy"
 IMAGES_AT_ONCE = 256
+VECTORS_AT_ONCE = 4096
 MAX_UNREADABLE = 0.05  # share of a domain's items
 
 
@@ -39,10 +41,10 @@ class Contents:
 
 
 def contents_of(domain: Domain, fields: frozenset[str], tokens: TokenTable | None, cache: ContentCache) -> Contents:
-    """Compare items by their token ids and stored image bytes, as far as a model reads them.
+    """Compare items by their token ids, stored image bytes and stored features, as far as a model reads them.
 
-    `tokens` is given where texts are read. `cache` keeps the comparison of images; raises MachineError where it cannot
-    be written.
+    `tokens` is given where texts are read. `cache` keeps the comparisons of images and features; raises MachineError
+    where it cannot be written.
     """
     rows = np.arange(domain.num_items)
     if not fields:
@@ -53,6 +55,8 @@ def contents_of(domain: Domain, fields: frozenset[str], tokens: TokenTable | Non
     if Modality.IMAGE in fields:
         same_image_N = _same_images(domain, cache)
         same_as_N = first_equal(same_as_N * domain.num_items + same_image_N)
+    for name in sorted(fields - {modality.value for modality in Modality}):
+        same_as_N = first_equal(same_as_N * domain.num_items + _same_features(domain, name, cache))
     return Contents(same_as_N, is_readable(domain, fields))
 
 
@@ -62,6 +66,18 @@ def is_readable(domain: Domain, fields: frozenset[str]) -> NDArray[np.bool_]:
         return np.ones(domain.num_items, dtype=bool)
     has_something_N: NDArray[np.bool_] = np.any([domain.having(field) for field in sorted(fields)], axis=0)
     return has_something_N
+
+
+def check_lengths(domain: Domain, lengths: Mapping[str, int]) -> None:
+    """DataError where a stored feature of the domain is missing, or is no vector of the length that a model reads."""
+    for name, length in lengths.items():
+        shape = domain.feature(name).info.shape
+        if shape != (length,):
+            found = " x ".join(map(str, shape))
+            raise DataError(
+                f"{domain.folder}: feature {name!r} holds {found} numbers an item, but the model reads vectors of "
+                f"{length}; set model.item_encoder.features.{name}, or store the feature that the model was trained on"
+            )
 
 
 def check_readable(domain: Domain, fields: frozenset[str], max_unreadable: float) -> str | None:
@@ -109,6 +125,26 @@ def _same_images(domain: Domain, cache: ContentCache) -> Ints:
     entry = cache.entry("same-images", "image comparisons", {"images": domain.info.sha256(IMAGES_FILE)})
     same_as_N: Ints = entry.open(make, lambda folder: np.load(folder / SAME_AS, allow_pickle=False))
     return same_as_N
+
+
+def _same_features(domain: Domain, name: str, cache: ContentCache) -> Ints:
+    """The first row with the same stored feature, `(N,)`; compared now, in one pass, if `cache` does not hold it."""
+    feature = domain.feature(name)
+
+    def make(folder: Path) -> None:
+        same_as_N = _first_same(np.arange(domain.num_items), _vector_hashes(feature))
+        np.save(folder / SAME_AS, same_as_N, allow_pickle=False)
+
+    entry = cache.entry("same-features", "feature comparisons", {"feature": feature.info.sha256})
+    same_as_N: Ints = entry.open(make, lambda folder: np.load(folder / SAME_AS, allow_pickle=False))
+    return same_as_N
+
+
+def _vector_hashes(feature: FeatureTable) -> Iterable[bytes | None]:
+    for start in range(0, len(feature.has_N), VECTORS_AT_ONCE):
+        rows = np.arange(start, min(start + VECTORS_AT_ONCE, len(feature.has_N)))
+        for row, vector in zip(rows, feature.read(rows), strict=True):
+            yield hashlib.sha256(vector.tobytes()).digest() if feature.has_N[row] else None
 
 
 def _image_hashes(domain: Domain, rows: Ints) -> Iterable[bytes | None]:

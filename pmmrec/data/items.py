@@ -23,6 +23,7 @@ from pmmrec.contracts import (
     PixelSpec,
     Prefix,
     PrefixSlots,
+    StoredInputs,
     TokenInputs,
     Tokenizer,
     to_device,
@@ -176,6 +177,7 @@ class ItemReader:
         words = [opened.info.sha256(ITEMS_FILE), *self._fields]
         if Modality.TEXT in self._fields:
             words += [self._tokenizer, made_by("tokens")]
+        words += [opened.info.features[field].sha256 for field in self._fields if field in opened.info.features]
         if domain in self._pixels:
             words.append(pixels_source(opened, self._size))
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
@@ -220,8 +222,11 @@ class ItemReader:
     def _inputs(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> FieldInputs:
         if field in self._kept:
             return self._kept[field].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
-        read = self._texts if field == Modality.TEXT else self._images
-        return read(domain_U, row_U, has_U)
+        if field == Modality.TEXT:
+            return self._texts(domain_U, row_U, has_U)
+        if field == Modality.IMAGE:
+            return self._images(domain_U, row_U, has_U)
+        return self._stored(field, domain_U, row_U, has_U)
 
     def _texts(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
         item_index = np.flatnonzero(has_U)
@@ -249,6 +254,16 @@ class ItemReader:
         for domain, places in _by_domain(domain_U[item_index]):
             pixels_RCHW[places] = self._pixels[domain].read(row_U[item_index[places]])
         return PixelInputs(torch.from_numpy(pixels_RCHW), torch.from_numpy(item_index))
+
+    def _stored(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> StoredInputs:
+        item_index = np.flatnonzero(has_U)
+        info = self._domains[0].feature(field).info
+        vector_RF = np.zeros((max(1, len(item_index)), *info.shape), dtype=info.dtype)
+        for domain, places in _by_domain(domain_U[item_index]):
+            vector_RF[places] = self._domains[domain].feature(field).read(row_U[item_index[places]])
+        if len(item_index) == 0:
+            item_index = np.zeros(1, dtype=np.int64)
+        return StoredInputs(torch.from_numpy(vector_RF), torch.from_numpy(item_index))
 
 
 def _by_domain(domain_U: Ints) -> Iterator[tuple[int, Ints]]:

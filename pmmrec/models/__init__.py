@@ -39,6 +39,11 @@ class ItemEncoder(nn.Module, ABC):
     fields: frozenset[str]  # what it reads
 
     @property
+    def stored_lengths(self) -> Mapping[str, int]:
+        """The stored features among its fields: name -> length of a vector."""
+        return {}
+
+    @property
     def streams(self) -> Mapping[str, int]:
         """The widths of the vectors that it gives beside an item's own, by name."""
         return {}

@@ -26,6 +26,7 @@ from pmmrec.contracts import (
 from pmmrec.encoders import Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
 from pmmrec.fusion import Fusion, fusions
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models.rows import laid_out
 from pmmrec.settings import PartConfig
 
 if TYPE_CHECKING:
@@ -203,15 +204,7 @@ def _rows_of(items: ItemInputs, field: str) -> FieldInputs:
 
 
 def place_rows(rows: TokenStates, item_index_R: Tensor, has_U: Tensor) -> TokenStates:
-    """States of R rows laid out over U items; zeros, and no valid token, for the items that `has_U` leaves out.
-
-    `torch.where` and not a product: the gradient of a row that stands in is 0 whatever its value.
-    """
-    tokens_UTD = _spread(rows.tokens_RTD, item_index_R, has_U)
-    is_valid_UT = _spread(rows.is_valid_RT, item_index_R, has_U)
-    return TokenStates(tokens_UTD, is_valid_UT, _spread(rows.cls_RD, item_index_R, has_U))
-
-
-def _spread(rows: Tensor, item_index_R: Tensor, has_U: Tensor) -> Tensor:
-    laid_out = rows.new_zeros((has_U.shape[0], *rows.shape[1:])).index_copy(0, item_index_R, rows)
-    return torch.where(has_U.view(-1, *[1] * (rows.dim() - 1)), laid_out, laid_out.new_zeros(()))
+    """States of R rows laid out over U items; zeros, and no valid token, for the items that `has_U` leaves out."""
+    tokens_UTD = laid_out(rows.tokens_RTD, item_index_R, has_U)
+    is_valid_UT = laid_out(rows.is_valid_RT, item_index_R, has_U)
+    return TokenStates(tokens_UTD, is_valid_UT, laid_out(rows.cls_RD, item_index_R, has_U))

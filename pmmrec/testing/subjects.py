@@ -20,6 +20,7 @@ from pmmrec.contracts import (
     ItemVectors,
     PixelInputs,
     Query,
+    StoredInputs,
     TokenInputs,
     TokenStates,
     UserStates,
@@ -167,6 +168,9 @@ def item_inputs(
         fields["text"] = token_inputs(encoder, rows)
     if encoder.pixel_spec is not None:
         fields["image"] = pixel_inputs(encoder, rows)
+    for name, length in encoder.stored_lengths.items():
+        vectors = torch.randn(NUM_ITEMS, length, generator=torch.Generator().manual_seed(3))
+        fields[name] = StoredInputs(vectors[list(rows)], torch.arange(len(rows)))
     return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, fields)
 
 

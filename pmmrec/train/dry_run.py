@@ -13,7 +13,7 @@ from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.contracts import History
 from pmmrec.data.batches import DataConfig, examples_of
-from pmmrec.data.contents import check_readable
+from pmmrec.data.contents import check_lengths, check_readable
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.models.build import ModelConfig, build
@@ -80,6 +80,7 @@ def describe(
     for odd in recommender.item_encoder.warnings:
         log.warn(odd)
     for domain in sources.domains:
+        check_lengths(domain, recommender.item_encoder.stored_lengths)
         warning = check_readable(domain, recommender.item_encoder.fields, data.max_unreadable)
         if warning is not None:
             log.warn(warning)

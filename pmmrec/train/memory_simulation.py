@@ -19,11 +19,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pmmrec.contracts import (
     Batch,
+    FieldInputs,
     ItemInputs,
     ItemVectors,
     Modality,
     PixelInputs,
     PrefixInputs,
+    StoredInputs,
     TokenInputs,
     WindowPass,
     Windows,
@@ -293,7 +295,7 @@ def item_inputs(
     """Items on the meta device that have all that the model reads, with the longest texts if not said otherwise."""
     encoder = recommender.item_encoder
     index_U = torch.zeros(num_items, dtype=torch.int64, device="meta")
-    inputs: dict[str, TokenInputs | PixelInputs] = {}
+    inputs: dict[str, FieldInputs] = {}
     if encoder.tokenizer is not None:
         length = num_tokens or encoder.tokenizer.max_tokens
         token_id = torch.zeros((num_items, length), dtype=torch.int64, device="meta")
@@ -302,6 +304,8 @@ def item_inputs(
         side = encoder.pixel_spec.size
         pixels = torch.zeros((num_items, 3, side, side), dtype=torch.uint8, device="meta")
         inputs[Modality.IMAGE.value] = PixelInputs(pixels, index_U)
+    for name, length in encoder.stored_lengths.items():
+        inputs[name] = StoredInputs(torch.zeros((num_items, length), device="meta"), index_U)
     fields = {
         field: _at_cut(encoder.encoders[field], rows) if field in prefixes else rows for field, rows in inputs.items()
     }
@@ -309,9 +313,9 @@ def item_inputs(
     return ItemInputs(index_U, index_U.clone(), has_U, fields)
 
 
-def _at_cut(encoder: nn.Module, rows: TokenInputs | PixelInputs) -> TokenInputs | PixelInputs | PrefixInputs:
+def _at_cut(encoder: nn.Module, rows: FieldInputs) -> FieldInputs:
     """The states that stand in for rows where the frozen part of their encoder is kept."""
-    if not isinstance(encoder, CanBeCut):
+    if not isinstance(encoder, CanBeCut) or not isinstance(rows, TokenInputs | PixelInputs):
         return rows
     with torch.no_grad():
         state_R = encoder.up_to_cut(rows)

@@ -18,6 +18,7 @@ from torch import Tensor
 from pmmrec.context import Backbone, Catalogue
 from pmmrec.contracts import Batch, Prefix, to_device
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
+from pmmrec.data.contents import check_lengths
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
@@ -172,6 +173,8 @@ def open_reader(
 
 def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None:
     """A warning for each field that the model reads and no item has: its encoder learns nothing here."""
+    for domain in sources.domains:
+        check_lengths(domain, recommender.item_encoder.stored_lengths)
     for field in sorted(recommender.item_encoder.fields):
         if not any(domain.having(field).any() for domain in sources.domains):
             log.warn(

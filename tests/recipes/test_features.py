@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -41,3 +42,58 @@ def test_an_option_without_effect_is_refused(boutique: Path, pmmrec: Pmmrec) -> 
     told = pmmrec("data", "features", boutique, "--from", "v.npy", "--name", "v", "--vectors", "text")
     assert told.code == 2
     assert "--vectors: has no effect, v.npy holds the vectors; leave it out" in " ".join(told.output.split())
+
+
+def stored(boutique: Path, pmmrec: Pmmrec, *, lacking: tuple[int, ...] = ()) -> np.ndarray:
+    """Store random vectors under the name `content`, and give them."""
+    vectors = np.random.default_rng(1).normal(size=(Domain.open(boutique).num_items, 12)).astype(np.float16)
+    vectors[list(lacking)] = np.nan
+    np.save(boutique.parent / "vectors.npy", vectors)
+    told = pmmrec("data", "features", boutique, "--from", boutique.parent / "vectors.npy", "--name", "content")
+    assert told.code == 0, told.output
+    return vectors
+
+
+SMALLER = ("model.width=16", "model.user_encoder.num_layers=1", "model.item_encoder.features.content=12")
+QUICK = ("train.epochs=15", "validation.patience=15", "train.log_every=1", "train.optimizer.learning_rate=1e-2")
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_two_stage_recipe_learns_is_ranked_and_makes_lists(boutique: Path, pmmrec: Pmmrec, layers: int) -> None:
+    stored(boutique, pmmrec, lacking=(3,))
+    lost = Domain.open(boutique).item_ids[3].as_py()
+    with working_in(boutique.parent):
+        where = ("--from", "none", "--on", boutique, "machine.device=cpu", "train.batch_users=16", "cache=c")
+        head = f"model.item_encoder.head.layers={layers}"
+        told = pmmrec("finetune", "finetune/morec_ts", *where, *SMALLER, *QUICK, head)
+        assert told.code == 0, told.output
+        assert "1 of 36 items have no content for the model to read" in " ".join(told.output.split())
+        run = Path("runs/morec_ts")
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        losses = [event["loss"] for event in events if event["event"] == "train"]
+        assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+        told = pmmrec("score", run / "checkpoint", boutique, "--top-k", 10, "--out", "lists.csv", "--cache", "c")
+        assert told.code == 0, told.output
+        lists = Path("lists.csv").read_text()
+        assert len(lists.splitlines()) > 10
+        assert lost not in {line.split(",")[2] for line in lists.splitlines()}
+
+
+def test_a_plan_of_the_two_stage_recipe_is_shown_without_training(boutique: Path, pmmrec: Pmmrec) -> None:
+    stored(boutique, pmmrec)
+    with working_in(boutique.parent):
+        where = ("--from", "none", "--on", boutique, "machine.device=cpu", "--dry-run", "--launch", "two_cpu")
+        told = pmmrec("finetune", "finetune/morec_ts", *where, *SMALLER)
+        assert told.code == 0, told.output
+        assert "activations" in told.output
+        told = pmmrec("finetune", "finetune/morec_ts", *where)
+        assert told.code == 3
+        assert "feature 'content' holds 12 numbers an item, but the model reads vectors of 768" in " ".join(
+            told.output.split()
+        )
+
+
+def test_a_domain_without_the_feature_is_refused(world: Path, home: Path, pmmrec: Pmmrec) -> None:
+    told = pmmrec("finetune", "finetune/morec_ts", "--from", "none", "--on", world / "boutique", "machine.device=cpu")
+    assert told.code == 3
+    assert "items have no feature 'content'; they have: none" in " ".join(told.output.split())

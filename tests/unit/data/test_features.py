@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from pmmrec.contracts import StoredInputs
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers import features
 from pmmrec.data.importers.features import store_file
+from pmmrec.data.items import ItemReader
 from pmmrec.data.verify import verify_domain
 from pmmrec.errors import DataError, RecipeError
 
@@ -138,3 +141,33 @@ def test_a_changed_or_missing_file_is_found(domain: Domain, tmp_path: Path) -> N
     stored.path.write_bytes(content[:-1])
     with pytest.raises(DataError, match=r"clip\.arrow: .* bytes where domain\.json says"):
         Domain.open(domain.folder)
+
+
+def test_a_reader_gives_stored_vectors_and_finds_items_that_are_the_same(make_domain: Any, tmp_path: Path) -> None:
+    vectors = np.array([[1, 2], [3, 4], [NAN, NAN], [1, 2]], np.float16)
+    shops = [make_domain(SEQUENCES, name=name) for name in ("one", "two")]
+    for shop in shops:
+        store_file(shop.folder, saved(tmp_path, vectors), "clip")
+    opened = [Domain.open(shop.folder) for shop in shops]
+    reader = ItemReader(opened, frozenset({"clip"}), None, None, tmp_path / "cache", max_unreadable=0.5)
+    items = reader.read(np.array([1, 0, 0]), np.array([0, 2, 1]))
+    rows = items.fields["clip"]
+    assert isinstance(rows, StoredInputs)
+    assert rows.vector_RF.dtype == torch.float16
+    assert (rows.vector_RF.tolist(), rows.item_index_R.tolist()) == ([[1, 2], [3, 4]], [0, 2])
+    assert items.has_U["clip"].tolist() == [True, False, True]
+    alone = reader.read(np.array([0]), np.array([2])).fields["clip"]
+    assert isinstance(alone, StoredInputs)
+    assert (alone.vector_RF.tolist(), alone.item_index_R.tolist()) == ([[0, 0]], [0])
+    assert reader.contents(0).same_as_N.tolist() == [0, 1, 2, 0]
+    assert reader.contents(0).is_readable_N.tolist() == [True, True, False, True]
+
+
+def test_other_vectors_change_the_name_of_what_is_cached(make_domain: Any, tmp_path: Path) -> None:
+    prints = set()
+    for number in range(2):
+        shop = make_domain(SEQUENCES, name=f"shop{number}")
+        store_file(shop.folder, saved(tmp_path, np.full((4, 2), number, np.float32)), "clip")
+        reader = ItemReader([Domain.open(shop.folder)], frozenset({"clip"}), None, None, tmp_path / "cache")
+        prints.add(reader.fingerprint(0))
+    assert len(prints) == 2
