@@ -248,10 +248,11 @@ class System:
         if items is None:
             yield None
             return
-        if not {"text", "image"} & self.checkpoint.model_config.item_encoder.fields:
-            known = "stored features" if self.checkpoint.model_config.item_encoder.fields else "id"
+        fields = self.checkpoint.model_config.item_encoder.fields
+        if not {"text", "image"} & fields:
+            by = "stored features" if fields else "id"
             raise RecipeError(
-                f"--new-items: this model knows items by {known}, and can say nothing of items it has not met"
+                f"--new-items: this model knows items by {by}, and can say nothing of items it has not met"
             )
         with caching_in(self._cache, "new items"):
             self._cache.mkdir(parents=True, exist_ok=True)
