@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ from pmmrec.models import item_encoders, scorers
 from pmmrec.objectives import objectives
 from pmmrec.settings import PartConfig
 from pmmrec.testing.world import WIDTH, batch_of, task_of
-from pmmrec.users import user_encoders
+from pmmrec.users import UserEncoder, user_encoders
 
 FAMILIES: tuple[Family[Any], ...] = (
     text_encoders,
@@ -125,12 +126,18 @@ def is_valid(lengths: Sequence[int], longest: int, *, left: bool = False) -> Ten
     return place >= longest - length if left else place < length
 
 
-def history_of(numbers: Numbers, lengths: Sequence[int] = HISTORY_LENGTHS, longest: int | None = None) -> History:
-    """Left-padded histories of random items."""
+def history_of(
+    numbers: Numbers, part: UserEncoder, lengths: Sequence[int] = HISTORY_LENGTHS, longest: int | None = None
+) -> History:
+    """Left-padded histories of random items, with the streams that a user encoder reads."""
     longest = longest or max(lengths)
     is_valid_BL = is_valid(lengths, longest, left=True).to(numbers.device)
-    item_BLD = torch.where(is_valid_BL[:, :, None], numbers.normal(len(lengths), longest, WIDTH), 0.0)
-    return History(item_BLD, is_valid_BL, user_index_B=torch.arange(len(lengths), device=numbers.device))
+
+    def vectors() -> Tensor:
+        return torch.where(is_valid_BL[:, :, None], numbers.normal(len(lengths), longest, WIDTH), 0.0)
+
+    item_BLD, streams_BLD = vectors(), {name: vectors() for name in sorted(part.streams)}
+    return History(item_BLD, is_valid_BL, streams_BLD, user_index_B=torch.arange(len(lengths), device=numbers.device))
 
 
 def query_of(numbers: Numbers) -> Query:
@@ -220,9 +227,9 @@ def _run_items(part: Any, numbers: Numbers) -> list[Tensor]:
 
 
 def _run_users(part: Any, numbers: Numbers) -> list[Tensor]:
-    history = history_of(numbers)
+    history = history_of(numbers, part)
     is_masked_BL = is_valid((1, 1, 0), 4, left=True).to(numbers.device) if part.attends == "all" else None
-    states = part(History(history.item_BLD, history.is_valid_BL, {}, is_masked_BL, history.user_index_B))
+    states = part(dataclasses.replace(history, is_masked_BL=is_masked_BL))
     _expect(states.hidden_BLD, *history.item_BLD.shape)
     return [torch.where(history.is_valid_BL[:, :, None], states.hidden_BLD, 0.0)]
 

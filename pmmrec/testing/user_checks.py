@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,20 @@ MORE_PADDING = 3
 
 
 def _opened(subject: Subject) -> tuple[Any, History]:
-    return subject.build().double().eval(), history_of(Numbers())
+    part = subject.build().double().eval()
+    return part, history_of(Numbers(), part)
+
+
+def _with_items(history: History, change: Callable[[Tensor], Tensor]) -> History:
+    """The history with a change of its items: of their vectors and of every stream, `(B, L, D)`."""
+    streams_BLD = {name: change(stream_BLD) for name, stream_BLD in history.streams_BLD.items()}
+    return dataclasses.replace(history, item_BLD=change(history.item_BLD), streams_BLD=streams_BLD)
+
+
+def _with_others_at(history: History, is_changed_BL: Tensor) -> History:
+    """The history with other items at some positions."""
+    change_D = Numbers(seed=2).normal(WIDTH).detach()
+    return _with_items(history, lambda x_BLD: torch.where(is_changed_BL[:, :, None], x_BLD + change_D, x_BLD))
 
 
 def _states(part: Any, history: History) -> Tensor:
@@ -32,11 +46,8 @@ def _states(part: Any, history: History) -> Tensor:
 def more_padding_changes_nothing(subject: Subject) -> Inapplicable:
     """More padding on the left changes no state of a valid position."""
     part, history = _opened(subject)
-    padded = dataclasses.replace(
-        history,
-        item_BLD=F.pad(history.item_BLD, (0, 0, MORE_PADDING, 0)),
-        is_valid_BL=F.pad(history.is_valid_BL, (MORE_PADDING, 0)),
-    )
+    longer = _with_items(history, lambda x_BLD: F.pad(x_BLD, (0, 0, MORE_PADDING, 0)))
+    padded = dataclasses.replace(longer, is_valid_BL=F.pad(history.is_valid_BL, (MORE_PADDING, 0)))
     is_valid_BL = history.is_valid_BL
     after = _states(part, padded)[:, MORE_PADDING:]
     assert_close(after[is_valid_BL], _states(part, history)[is_valid_BL], "with more padding on the left")
@@ -49,11 +60,11 @@ def a_state_depends_on_the_past_alone(subject: Subject) -> Inapplicable:
     part, history = _opened(subject)
     if part.attends != "past":
         return f"attends: {part.attends}"
-    before, change_D = _states(part, history), Numbers(seed=2).normal(WIDTH).detach()
+    before = _states(part, history)
     for position in range(1, history.item_BLD.shape[1]):
-        item_BLD = history.item_BLD.detach().clone()
-        item_BLD[:, position] += change_D
-        after = _states(part, dataclasses.replace(history, item_BLD=item_BLD))
+        is_changed_BL = torch.zeros_like(history.is_valid_BL)
+        is_changed_BL[:, position] = True
+        after = _states(part, _with_others_at(history, is_changed_BL))
         is_before_BL = history.is_valid_BL.clone()
         is_before_BL[:, position:] = False
         assert_close(after[is_before_BL], before[is_before_BL], f"with another item at position {position}")
@@ -69,14 +80,13 @@ def a_mask_replaces_the_item(subject: Subject) -> Inapplicable:
     is_masked_BL = torch.zeros_like(history.is_valid_BL)
     is_masked_BL[:, -1] = True
     masked = dataclasses.replace(history, is_masked_BL=is_masked_BL)
-    other = torch.where(is_masked_BL[:, :, None], history.item_BLD + Numbers(seed=2).normal(WIDTH), history.item_BLD)
     valid_BL = history.is_valid_BL
     assert_close(
-        _states(part, dataclasses.replace(masked, item_BLD=other))[valid_BL],
+        _states(part, _with_others_at(masked, is_masked_BL))[valid_BL],
         _states(part, masked)[valid_BL],
         "with another item under the mask",
     )
-    zeroed = dataclasses.replace(history, item_BLD=torch.where(is_masked_BL[:, :, None], 0.0, history.item_BLD))
+    zeroed = _with_items(history, lambda x_BLD: torch.where(is_masked_BL[:, :, None], 0.0, x_BLD))
     is_same = torch.allclose(_states(part, zeroed)[valid_BL], _states(part, masked)[valid_BL], rtol=0, atol=ATOL)
     require(not is_same, "a masked position is read as an item of zeros; give the mask a vector of its own")
     return None
@@ -90,7 +100,8 @@ def a_user_alone_is_what_it_is_in_a_batch(subject: Subject) -> Inapplicable:
     for user in range(len(whole)):
         own = slice(user, user + 1)
         users = None if history.user_index_B is None else history.user_index_B[own]
-        alone = History(history.item_BLD[own], history.is_valid_BL[own], user_index_B=users)
+        streams_BLD = {name: stream_BLD[own] for name, stream_BLD in history.streams_BLD.items()}
+        alone = History(history.item_BLD[own], history.is_valid_BL[own], streams_BLD, user_index_B=users)
         is_valid_L = history.is_valid_BL[user]
         assert_close(_states(part, alone)[0, is_valid_L], whole[user, is_valid_L], f"user {user} alone")
     return None
@@ -101,7 +112,7 @@ def the_query_is_the_last_state(subject: Subject) -> Inapplicable:
     """The state that ranks is finite, at the greatest length too; under `attends == "past"` it is the last state."""
     part = subject.build().double().eval()
     length = min(part.max_inputs, 64)
-    history = history_of(Numbers(), lengths=(length, 1), longest=length)
+    history = history_of(Numbers(), part, lengths=(length, 1))
     hidden_KD = part.query(history).hidden_KD.detach()
     require(hidden_KD.shape == (2, history.item_BLD.shape[2]), f"gives a query of shape {tuple(hidden_KD.shape)}")
     require(hidden_KD.isfinite().all(), "the query holds NaN or infinity")

@@ -40,6 +40,22 @@ class ReadsTheNextItem(GRUUserEncoder):
         return with_hidden(states, states.hidden_BLD + history.item_BLD.roll(-1, dims=1))
 
 
+class ReadsAStream(GRUUserEncoder):
+    """A GRU over the sum of an item's vector and a stream of it."""
+
+    streams = frozenset({"feature"})
+
+    def forward(self, history):
+        both_BLD = history.item_BLD + history.streams_BLD["feature"]
+        return super().forward(dataclasses.replace(history, item_BLD=both_BLD))
+
+
+class ReadsTheNextStream(ReadsAStream):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD + history.streams_BLD["feature"].roll(-1, dims=1))
+
+
 class CountsPositionsFromTheLeft(GRUUserEncoder):
     def forward(self, history):
         states = super().forward(history)
@@ -184,6 +200,7 @@ def without_docstring(part_class: type) -> type:
 BROKEN = [
     (user_encoders, "gru", {}, without_docstring(GRUUserEncoder), "summary"),
     (user_encoders, "gru", {}, ReadsTheNextItem, "causal"),
+    (user_encoders, "gru", {}, ReadsTheNextStream, "causal"),
     (user_encoders, "gru", {}, CountsPositionsFromTheLeft, "padding"),
     (user_encoders, "gru", {}, LooksAtOtherUsers, "alone = in batch"),
     (user_encoders, "transformer", {"attends": "all"}, IgnoresMasks, "masks"),
@@ -230,6 +247,13 @@ def test_a_check_fails_on_a_part_that_lacks_the_property(
     (tmp_path / "broken").mkdir()
     with pytest.raises((AssertionError, RuntimeError)):
         ask(Subject(family, config, tmp_path / "broken"), check)
+
+
+def test_a_user_encoder_that_reads_a_stream_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = user_encoders.config({"type": "gru"})
+    monkeypatch.setitem(user_encoders._entries, "gru", Entry("gru", type(config), ReadsAStream))
+    reasons = {check.name: check.run(Subject(user_encoders, config, tmp_path)) for check in checks_of(user_encoders)}
+    assert {name for name, reason in reasons.items() if reason is not None} == {"masks"}
 
 
 def test_every_check_is_tried() -> None:
