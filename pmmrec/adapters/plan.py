@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
@@ -22,19 +22,32 @@ else:
 
 
 class AdapterPlan(Config):
-    """The adapters of each part. Only they, what `train` names and the parts that start fresh are trained."""
+    """The adapters of each part, by its name. Only they, what `train` names and the fresh parts are trained.
 
-    text_encoder: AdapterField | None = None
-    vision_encoder: AdapterField | None = None
-    user_encoder: AdapterField | None = None
+    Example:
+        adapters:
+          text_encoder: {type: lora, r: 8}
+          user_encoder: {type: houlsby, width: 16}
+          train: [fusion]
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, AdapterField] = Field(init=False)
+
     train: tuple[str, ...] = Field(
         (), description="What else is trained whole: parts such as fusion, or modules such as text_encoder.projection."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_parts_without(cls, value: Any) -> Any:
+        """Earlier versions wrote null for a part without adapters."""
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.by_part:
-            raise ValueError("give adapters to a part: text_encoder, vision_encoder or user_encoder")
+            raise ValueError("give adapters to a part, such as text_encoder or user_encoder")
         if len(set(self.train)) < len(self.train):
             raise ValueError("train names something twice; keep one")
         return self
@@ -42,12 +55,7 @@ class AdapterPlan(Config):
     @property
     def by_part(self) -> dict[str, AdapterConfig]:
         """The settings of the adapters of each part that has them."""
-        named = {
-            "text_encoder": self.text_encoder,
-            "vision_encoder": self.vision_encoder,
-            "user_encoder": self.user_encoder,
-        }
-        return {name: config for name, config in named.items() if config is not None}
+        return dict(self.__pydantic_extra__)
 
 
 @dataclass(frozen=True)

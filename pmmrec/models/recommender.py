@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,14 @@ from torch import Tensor, nn
 from pmmrec.contracts import History, ItemVectors, Query, UserStates
 from pmmrec.models import ItemEncoder, Scorer
 from pmmrec.users import UserEncoder
+
+PartGroup: TypeAlias = Literal["items", "users", "scorer"]
+_GROUP_OF: Mapping[str, PartGroup] = {"user_encoder": "users", "scorer": "scorer"}
+
+
+def group_of(part: str) -> PartGroup:
+    """What a part works on, by its name in a checkpoint; the names that an item encoder gives are of items."""
+    return _GROUP_OF.get(part, "items")
 
 
 class Recommender(nn.Module):

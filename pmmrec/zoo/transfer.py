@@ -14,7 +14,7 @@ from typing_extensions import Self
 from pmmrec.adapters import Host
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig, ParameterRow
-from pmmrec.models.recommender import Recommender
+from pmmrec.models.recommender import Recommender, group_of
 from pmmrec.settings import Config, validate
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo.about import OBJECTIVES
@@ -23,7 +23,6 @@ from pmmrec.zoo.parts import fill, misfits, part_paths
 
 EVERY = "*"
 ITEMS = "item_encoder"
-_BESIDE_ITEMS = ("user_encoder", "scorer", OBJECTIVES)
 Action = Literal["loaded", "fresh", "dropped"]
 Names = tuple[str, ...]
 
@@ -245,7 +244,7 @@ def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: list[st
 
 def _parts_of(names: Names, known: Iterable[str]) -> Names:
     """The names, with `item_encoder` replaced by the known parts of the item encoder."""
-    items = [name for name in known if name not in _BESIDE_ITEMS]
+    items = [name for name in known if name != OBJECTIVES and group_of(name) == "items"]
     return tuple(part for name in names for part in (items if name == ITEMS else (name,)))
 
 

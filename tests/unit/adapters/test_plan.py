@@ -201,6 +201,13 @@ def test_plans_that_do_not_fit_the_model_are_refused(
         adapt({"text_encoder": text, "user_encoder": users}, plan(**trees))
 
 
+def test_adapters_on_a_part_without_blocks_are_refused(users: TransformerUserEncoder) -> None:
+    fusion = nn.Linear(2, 2)
+    with pytest.raises(RecipeError, match=r"adapters.fusion: Linear cannot have adapters; leave it out"):
+        adapt({"fusion": fusion, "user_encoder": users}, plan(fusion=LORA))
+    assert learning(fusion) == {"weight", "bias"}
+
+
 def test_adapters_on_a_fresh_part_are_refused(text: HFText) -> None:
     with pytest.raises(
         RecipeError, match=r"adapters.text_encoder: the part starts fresh, and adapters need trained weights"
@@ -233,7 +240,7 @@ def test_layers_that_are_never_called_cannot_be_targets(tmp_path: Path) -> None:
         ({"train": ["fusion"]}, "give adapters to a part"),
         ({"text_encoder": LORA, "train": ["fusion", "fusion"]}, "train names something twice"),
         ({"text_encoder": {**LORA, "width": 3}}, "unknown key"),
-        ({"fusion": LORA}, "unknown key"),
+        ({"blocks": 3}, "must be a mapping with `type`"),
     ],
 )
 def test_invalid_settings_are_refused(trees: dict[str, Any], message: str) -> None:
@@ -244,6 +251,12 @@ def test_invalid_settings_are_refused(trees: dict[str, Any], message: str) -> No
 def test_a_plan_survives_a_round_trip(text: HFText) -> None:
     before = plan(text_encoder={**LORA, "targets": ["key"]}, user_encoder={"type": "houlsby", "parallel": True})
     assert AdapterPlan.model_validate(before.model_dump(mode="json")) == before
+
+
+def test_a_plan_of_an_earlier_version_says_null_for_parts_without_adapters() -> None:
+    found = plan(text_encoder=LORA, vision_encoder=None, user_encoder=None, train=[])
+    assert found == plan(text_encoder=LORA)
+    assert set(found.model_dump(mode="json")) == {"text_encoder", "train"}
 
 
 def test_tensor_names_on_disk_are_those_of_peft(text: HFText) -> None:
