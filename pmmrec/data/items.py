@@ -43,7 +43,7 @@ STATES_AT_ONCE = 256  # items per forward of a frozen part
 
 
 class ItemReader:
-    """Reads texts and images of items from tables of token ids and pixels, which are made once for each domain.
+    """Reads fields of items: token ids and pixels from tables made once for each domain, and stored features.
 
     An item without any field that the model reads gets no row in an encoder; `warnings` names such items, one line
     for each domain. A model of item ids reads no field: then only `domain_U` and `row_U` are filled.
@@ -121,7 +121,7 @@ class ItemReader:
         return kept
 
     def names_alone(self) -> ItemReader:
-        """A reader of the same items that reads neither texts nor images, for vectors that are computed already."""
+        """A reader of the same items that reads no field of them, for vectors that are computed already."""
         reader = copy.copy(self)
         reader._fetches = False
         return reader
