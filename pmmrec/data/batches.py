@@ -18,7 +18,7 @@ from pmmrec.data.examples import ExampleKind, Examples, Interactions
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
 from pmmrec.data.noise import KeyedWindow, SlotPool
-from pmmrec.data.passes import PassMaker, Row, Visit, left_padded, padded
+from pmmrec.data.passes import PassMaker, Row, Visit, filled, padded, padded_places
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.splits import Split, SplitField
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
@@ -192,8 +192,8 @@ class BatchBuilder:
     ) -> Windows:
         """The windows, and the passes over them, of the distinct items `key_U`."""
         held = [visit.window.keys for visit in visits]
-        item_index_BS = left_padded([np.searchsorted(key_U, keys) for keys in held], num_positions)
-        windows = Windows(item_index_BS, left_padded([np.ones_like(keys) for keys in held], num_positions).bool())
+        is_valid_BS = filled([len(keys) for keys in held], num_positions)
+        windows = Windows(padded_places(held, key_U, num_positions), is_valid_BS)
         passes: dict[WindowRequest, WindowPass] = {}
         for request, drawn in self._requests.passes.items():
             length = num_positions - (not isinstance(request, Masked))

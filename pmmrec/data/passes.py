@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, Noised, Requests, WindowRequest
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Requests, WindowRequest
 
 Ints = NDArray[np.int64]
 BLIND_ROUNDS = 16  # of drawing anew what may not be drawn, before all items that may are listed
@@ -29,7 +30,7 @@ class Row:
     """One window as one pass reads it, without padding; items are given by keys."""
 
     input_l: Ints
-    target_l: Ints  # NO_TARGET where there is none
+    target_l: Ints | None = None  # NO_TARGET where there is none; None: there are none
     is_masked_l: NDArray[np.bool_] | None = None
     noise_l: Ints | None = None
     negative_lC: Mapping[DrawnNegatives, Ints] = field(default_factory=dict)  # NO_TARGET where there is no target
@@ -37,7 +38,7 @@ class Row:
     @property
     def other_keys(self) -> list[Ints]:
         """The items that may lie outside of its window: replacements and negatives."""
-        drawn = [negative_lC[self.target_l != NO_TARGET].ravel() for negative_lC in self.negative_lC.values()]
+        drawn = [negative_lC[negative_lC[:, 0] != NO_TARGET].ravel() for negative_lC in self.negative_lC.values()]
         return drawn if self.noise_l is None else [self.input_l, *drawn]
 
 
@@ -109,9 +110,14 @@ class PassMaker:
         self.draws_negatives = any(self._passes.values())
 
     def rows(self, visit: Visit, pool: SlotPool | None) -> dict[WindowRequest, Row]:
-        """What each pass reads of a window. `pool`: all windows of the step; needed where noise is asked for."""
+        """What each pass reads of a window, but for the window as it is.
+
+        `pool`: all windows of the step; needed where noise is asked for.
+        """
         rows: dict[WindowRequest, Row] = {}
         for request, drawn in self._passes.items():
+            if request == NextItems() and not drawn and visit.has_history:
+                continue  # the windows themselves say all of it
             row = self._row(request, visit, pool)
             rows[request] = self._with_negatives(row, visit, drawn) if drawn else row
         return rows
@@ -122,15 +128,14 @@ class PassMaker:
             if pool is None:
                 raise ValueError("noise: replacements come from the windows of the step; give them")
             noised, noise = add_noise(visit.window, pool, request, self._random(Purpose.NOISE, visit))
-            return Row(noised, np.full(len(noised), NO_TARGET), noise_l=noise)
+            return Row(noised, noise_l=noise)
         if isinstance(request, Masked):
             is_masked = self._masked(len(keys), request, visit)
             return Row(keys, np.where(is_masked, keys, NO_TARGET), is_masked)
         if isinstance(request, Dropped):
             is_kept = self._random(Purpose.DROPPING, visit).random(len(keys) - 1) >= request.share
             is_kept[:1] = True
-            kept = keys[:-1][is_kept]
-            return Row(kept, np.full(len(kept), NO_TARGET))
+            return Row(keys[:-1][is_kept])
         return Row(keys[:-1], keys[1:]) if visit.has_history else Row(keys[:0], keys)
 
     def _masked(self, num_items: int, request: Masked, visit: Visit) -> NDArray[np.bool_]:
@@ -141,6 +146,8 @@ class PassMaker:
         return is_masked
 
     def _with_negatives(self, row: Row, visit: Visit, drawn: frozenset[DrawnNegatives]) -> Row:
+        if row.target_l is None:
+            return row
         is_target = row.target_l != NO_TARGET
         negatives: dict[DrawnNegatives, Ints] = {}
         for config in drawn:
@@ -157,34 +164,44 @@ class PassMaker:
 
 def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
     """The rows of one pass, left-padded to `length`, over the distinct items `key_U`, which rise."""
-    is_valid_BL = left_padded([np.ones_like(row.input_l) for row in rows], length).bool()
-    is_target_BL = left_padded([(row.target_l != NO_TARGET).astype(np.int64) for row in rows], length).bool()
-    first = rows[0]
-    masked = [row.is_masked_l.astype(np.int64) for row in rows if row.is_masked_l is not None]
+    first, inputs = rows[0], [row.input_l for row in rows]
+    masked = [row.is_masked_l for row in rows if row.is_masked_l is not None]
     noise = [row.noise_l for row in rows if row.noise_l is not None]
+    targets = [row.target_l for row in rows if row.target_l is not None]
+    item_index_BL = padded_places(inputs, key_U, length)
+    target_index_BL, is_target_BL = torch.zeros_like(item_index_BL), torch.zeros(item_index_BL.shape, dtype=torch.bool)
+    if targets:
+        target_index_BL = padded_places(targets, key_U, length)
+        is_target_BL = left_padded([target != NO_TARGET for target in targets], length)
     return WindowPass(
-        item_index_BL=left_padded([_places(row.input_l, key_U) for row in rows], length),
-        is_valid_BL=is_valid_BL,
-        target_index_BL=left_padded([_places(row.target_l, key_U) for row in rows], length),
+        item_index_BL=item_index_BL,
+        is_valid_BL=filled([len(keys) for keys in inputs], length),
+        target_index_BL=target_index_BL,
         is_target_BL=is_target_BL,
-        is_masked_BL=left_padded(masked, length).bool() if masked else None,
+        is_masked_BL=left_padded(masked, length) if masked else None,
         noise_BL=left_padded(noise, length) if noise else None,
         negative_index_BLC={
-            config: left_padded([_places(row.negative_lC[config], key_U) for row in rows], length)
+            config: padded_places([row.negative_lC[config] for row in rows], key_U, length)
             for config in first.negative_lC
         },
     )
 
 
-def left_padded(rows: Sequence[Ints], length: int) -> Tensor:
-    """`(B, length, ...)` int64, with zeros before each row."""
-    padded = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=np.int64)
-    for place, row in enumerate(rows):
-        padded[place, length - len(row) :] = row
+def padded_places(rows: Sequence[Ints], key_U: Ints, length: int) -> Tensor:
+    """Places of keys among the distinct items, `(B, length, ...)`; 0 before each row and where there is no target."""
+    keys = np.concatenate(rows)
+    places = np.where(keys == NO_TARGET, 0, np.searchsorted(key_U, keys))
+    ends = np.cumsum([len(row) for row in rows])[:-1]
+    return left_padded(np.split(places, ends), length)
+
+
+def left_padded(rows: Sequence[NDArray[Any]], length: int) -> Tensor:
+    """`(B, length, ...)` of the rows' own kind, with zeros before each row."""
+    padded = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    padded[filled([len(row) for row in rows], length).numpy()] = np.concatenate(rows)
     return torch.from_numpy(padded)
 
 
-def _places(keys: Ints, key_U: Ints) -> Ints:
-    """Where keys stand among the distinct items; 0 where there is no target."""
-    places: Ints = np.where(keys == NO_TARGET, 0, np.searchsorted(key_U, keys))
-    return places
+def filled(lengths: Sequence[int], length: int) -> Tensor:
+    """`(B, length)` bool: which places rows of these lengths fill, on the right."""
+    return torch.from_numpy(np.arange(length) >= length - np.array(lengths)[:, None])
