@@ -36,10 +36,19 @@ def renamed_recipe(tree: Tree) -> Tree:
     tree = {**tree, "data": {name: value for name, value in data.items() if name != "corruption"}}
     terms = objectives if isinstance(objectives, Mapping) else {}
     noised = [name for name, term in terms.items() if isinstance(term, Mapping) and term.get("type") in NOISED]
-    if not isinstance(corruption, Mapping) or corruption.items() <= NO_NOISE_CHANGED.items():
+    if not isinstance(corruption, Mapping):
+        raise RecipeError(
+            f"data.corruption: must be a mapping, found {corruption!r}; say objectives.NAME.noise instead"
+        )
+    if corruption.items() <= NO_NOISE_CHANGED.items():
         return tree
     if not noised:
         raise RecipeError("data.corruption: has no effect, no objective reads windows with noise; leave it out")
+    twice = [name for name in noised if "noise" in terms[name]]
+    if twice:
+        raise RecipeError(
+            f"data.corruption: is the earlier name of objectives.{twice[0]}.noise, which stands beside it; leave one out"
+        )
     warn_of_rename("data.corruption", " and ".join(f"objectives.{name}.noise" for name in noised))
     tree["objectives"] = {
         name: {"noise": dict(corruption), **term} if name in noised else term for name, term in terms.items()
@@ -51,8 +60,12 @@ def renamed_attention(settings: Any) -> Any:
     """Settings of the Transformer user encoder with `attends` in place of `is_causal`."""
     if not isinstance(settings, Mapping) or "is_causal" not in settings:
         return settings
-    rest = {name: value for name, value in settings.items() if name != "is_causal"}
-    if settings["is_causal"] is True:  # the default of then and of today
+    rest, is_causal = {name: value for name, value in settings.items() if name != "is_causal"}, settings["is_causal"]
+    if not isinstance(is_causal, bool):
+        raise ValueError(f"is_causal: must be true or false, found {is_causal!r}; say attends: past or all instead")
+    if "attends" in rest:
+        raise ValueError("is_causal: is the earlier name of attends, which stands beside it; leave is_causal out")
+    if is_causal:  # the default of then and of today
         return rest
     warn_of_rename("user_encoder.is_causal: false", "user_encoder.attends: all")
     return {"attends": "all", **rest}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pmmrec.context import Catalogue
 from pmmrec.errors import CheckpointError, RecipeError
 
-Kind = Literal["items", "users"]
+RowKind = Literal["items", "users"]
+_PARTS = {"items": "item_table", "users": "user_encoder"}  # the part of a checkpoint that holds such a table
 
 
 class RowTable(nn.Module):
@@ -22,11 +23,12 @@ class RowTable(nn.Module):
     The domains travel as a tensor of bytes, because every way to save a model keeps tensors.
     """
 
-    def __init__(self, catalogues: Sequence[Catalogue], width: int, kind: Kind = "items") -> None:
+    def __init__(self, catalogues: Sequence[Catalogue], width: int, kind: RowKind = "items") -> None:
         super().__init__()
         if not catalogues:
             raise RecipeError(
-                f"{kind[:-1]}_encoder: ids need the catalogues of a run; choose a part that reads items to do without"
+                f"{kind[:-1]}_encoder: ids need the catalogues of a run, whose {kind} they are; choose a part that reads "
+                "what items are to do without"
             )
         self.catalogues, self.kind = tuple(catalogues), kind
         num_rows = [count for count, _ in self._rows_of(catalogues)]
@@ -47,8 +49,8 @@ class RowTable(nn.Module):
         theirs = catalogues_in(saved)
         if self._rows_of(self.catalogues) != self._rows_of(theirs):
             raise CheckpointError(
-                f"{self.kind[:-1]}_table: was learned for the {self.kind} of {self._named(theirs)}, but this run has "
-                f"those of {self._named(self.catalogues)}; an id means nothing elsewhere: start {self.kind[:-1]}_table "
+                f"{_PARTS[self.kind]}: was learned for the {self.kind} of {self._named(theirs)}, but this run has "
+                f"those of {self._named(self.catalogues)}; an id means nothing elsewhere: start {_PARTS[self.kind]} "
                 "fresh, or transfer a model that reads items"
             )
 
@@ -72,10 +74,10 @@ def catalogues_in(saved: Tensor) -> list[Catalogue]:
             for name, num_items, fingerprint, *users in tree
         ]
     except (ValueError, TypeError) as error:
-        raise CheckpointError("item_table: catalogue_bytes does not say which items it was learned for") from error
+        raise CheckpointError("catalogue_bytes does not say which domains its rows were learned for") from error
 
 
-def _as_bytes(catalogues: Sequence[Catalogue], kind: Kind) -> Tensor:
+def _as_bytes(catalogues: Sequence[Catalogue], kind: RowKind) -> Tensor:
     tree = [
         [c.name, c.num_items, c.fingerprint, *([c.num_users, c.users_fingerprint] if kind == "users" else [])]
         for c in catalogues

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from pmmrec.contracts import Batch, GlobalItems, WindowPass, Windows
 from pmmrec.data.contents import MAX_UNREADABLE
@@ -52,6 +53,12 @@ class DataConfig(Config):
     workers: int = Field(
         default=0, ge=0, le=256, description="Processes that read ahead; any number gives the same batches."
     )
+
+    @model_validator(mode="after")
+    def _windows_are_read(self) -> Self:
+        if self.examples == "interactions" and self.window != WindowConfig():
+            raise ValueError("window: has no effect with examples: interactions, which have no history; leave it out")
+        return self
 
 
 def examples_of(split: Split, config: DataConfig) -> Examples:
@@ -116,7 +123,7 @@ class BatchBuilder:
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
         self._have_history = config.examples == "windows"
         if not self._have_history:
-            _refuse_passes_over_windows(requests)
+            refuse_passes_over_windows(requests)
         self._maker = PassMaker(requests, splits, self._first_key.tolist(), seed)
         self._requests = requests
         asks_popularity = View.POPULARITY in requests.views
@@ -254,9 +261,14 @@ def _refuse_empty_shares(smallest_batch: int, division: Division) -> None:
         )
 
 
-def _refuse_passes_over_windows(requests: Requests) -> None:
+def refuse_passes_over_windows(requests: Requests) -> None:
     """RecipeError where an objective asks for more of an interaction than its item."""
     odd = [request for request in requests.passes if request != NextItems()]
+    if View.MODALITIES in requests.views:
+        raise RecipeError(
+            "data.examples: interactions have no history, but an objective aligns the items of one; choose "
+            "data.examples=windows, or another objective"
+        )
     if odd:
         raise RecipeError(
             f"data.examples: interactions have no history, but an objective reads {type(odd[0]).__name__} windows; "

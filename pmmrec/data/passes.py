@@ -136,6 +136,8 @@ class PassMaker:
             is_kept = self._random(Purpose.DROPPING, visit).random(len(keys) - 1) >= request.share
             is_kept[:1] = True
             return Row(keys[:-1][is_kept])
+        if not isinstance(request, NextItems):
+            raise TypeError(f"passes: nothing is known of windows of the kind {type(request).__name__}")
         return Row(keys[:-1], keys[1:]) if visit.has_history else Row(keys[:0], keys)
 
     def _masked(self, num_items: int, request: Masked, visit: Visit) -> NDArray[np.bool_]:

@@ -18,6 +18,8 @@ from pmmrec.models import Scorer, scorers
 from pmmrec.precision import widened
 from pmmrec.settings import PartConfig
 
+NUMBERS_AT_ONCE = 1 << 26  # of weights and of what is found: 256 MB of float32
+
 
 class AttentionConfig(PartConfig):
     """Settings of the attention scorer."""
@@ -55,7 +57,17 @@ class AttentionScorer(Scorer):
         self.out = nn.Linear(width, 1)
 
     def forward(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:
-        """Scores `(K, N)`, or `(K, C)` of the candidates."""
+        """Scores `(K, N)`, or `(K, C)` of the candidates; some queries at a time, where all would need much memory."""
+        num_candidates = items.fused_UD.shape[0] if candidate_KC is None else candidate_KC.shape[1]
+        num_states, width = query.states.hidden_BLD.shape[1:]
+        at_once = max(1, NUMBERS_AT_ONCE // (num_candidates * (self.num_heads * num_states + width)))
+        if len(query) <= at_once:
+            return self._scores(query, items, candidate_KC)
+        chunks = [slice(start, start + at_once) for start in range(0, len(query), at_once)]
+        some = [None if candidate_KC is None else candidate_KC[chunk] for chunk in chunks]
+        return torch.cat([self._scores(query[chunk], items, one) for chunk, one in zip(chunks, some, strict=True)])
+
+    def _scores(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None) -> Tensor:
         dtype = self.out.weight.dtype
         item_ND = self._heads(self.query, widened(items.fused_UD).to(dtype))
         states_BLD = widened(query.states.hidden_BLD).to(dtype)

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pmmrec.contracts import ItemInputs, ItemVectors
 from pmmrec.models import ItemEncoder
+from pmmrec.models.recommender import unpacked
 
 
 class Computed(ItemEncoder):
     """Stands in for an item encoder of which nothing learns; its parts, and so its checkpoints, are the same.
 
-    Only fused vectors are kept: an objective that compares fields has nothing to learn here.
+    Vectors that rank are kept: an objective that compares fields has nothing to learn here.
     """
 
     vectors_ND: Tensor
@@ -31,10 +33,14 @@ class Computed(ItemEncoder):
         self.register_buffer("start_of_domain", torch.tensor(starts, device=vectors_ND[0].device), persistent=False)
 
     @property
+    def streams(self) -> Mapping[str, int]:
+        return self.encoder.streams
+
+    @property
     def parts(self) -> Mapping[str, nn.Module]:
         return self.encoder.parts
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, as the encoder would give them; it is not asked."""
-        fused_UD = self.vectors_ND[self.start_of_domain[items.domain_U] + items.row_U]
-        return ItemVectors(fused_UD, {}, items.has_U)
+        packed_UW = self.vectors_ND[self.start_of_domain[items.domain_U] + items.row_U]
+        return replace(unpacked(packed_UW, self.streams), has_U=items.has_U)

@@ -10,6 +10,7 @@ from pmmrec.errors import CheckpointError, PMMRecError
 from pmmrec.homes import expanded
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo.base import place_of
+from pmmrec.zoo.card import ITEM_TABLE, USER_TABLE
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint
 from pmmrec.zoo.hub import find_checkpoint, list_places
 
@@ -103,11 +104,12 @@ class CheckpointFacts:
 def checkpoint_problems(place: str, hub: Path, warn: Callable[[str], None] = lambda _: None) -> tuple[Path, list[str]]:
     """The folder of a checkpoint and the problems of its files, or of its tensors if all files are sound.
 
-    A model with item ids can only be built for its own catalogue, so for it only the files are checked.
+    A model with item or user ids can only be built for its own domains, so for it only the files are checked.
     """
     checkpoint = Checkpoint.open(find_checkpoint(place, hub, warn=warn))
     problems = checkpoint.verify() or checkpoint.broken_numbers()
-    if not problems and "item_table" not in checkpoint.parts:
+    knows_ids = ITEM_TABLE in checkpoint.parts or any(e.type == USER_TABLE for e in checkpoint.parts.values())
+    if not problems and not knows_ids:
         try:
             load_recommender(checkpoint)
         except CheckpointError as error:

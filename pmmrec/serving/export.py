@@ -202,7 +202,8 @@ def _states(recommender: Recommender, encoded: EncodedItems, histories: Historie
     """Hidden states of users drawn at random from the domain; on the CPU."""
     num_users = min(num_users, histories.num_users)
     drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
-    parts, device = [], next(recommender.user_encoder.parameters()).device
+    parts: list[Tensor] = []
+    device = next((tensor.device for tensor in recommender.parameters()), torch.device("cpu"))
     catalogue = unpacked(encoded.vectors_ND, recommender.item_encoder.streams)
     with evaluating(recommender):
         for history in histories.chunks(1024, drawn):

@@ -75,7 +75,7 @@ def describe(
         with torch.device("meta"):
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
-            check_examples(data, recommender, log)
+            check_examples(data, task, log)
             _check_shapes(recommender, data.window.size)
     for odd in recommender.item_encoder.warnings:
         log.warn(odd)

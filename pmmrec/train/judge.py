@@ -10,7 +10,7 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.validation_windows import ValidationWindows
-from pmmrec.errors import DivergenceError
+from pmmrec.errors import DivergenceError, RecipeError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
 from pmmrec.train.loop import BatchSource, Loop, TrainConfig
@@ -64,6 +64,11 @@ def judge_epochs(
     config = recipe.validation
     if config.judge == "ranking":
         return RankEvery(config, reader, sources.splits, sources.names)
+    if any(split.ranks_lists for split in sources.splits):
+        raise RecipeError(
+            "validation.judge: loss needs interactions that are kept out of training, and data.split: impressions keeps "
+            "none; judge by ranking"
+        )
     return LossEvery(validation_batches(recipe, sources, reader, task, run))
 
 

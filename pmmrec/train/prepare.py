@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pmmrec.context import Backbone, Catalogue
 from pmmrec.contracts import Batch, Prefix, to_device
-from pmmrec.data.batches import BatchBuilder, DataConfig, Division
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division, refuse_passes_over_windows
 from pmmrec.data.contents import check_lengths
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
@@ -280,10 +280,11 @@ def _keep_states(
         )
 
 
-def check_examples(data: DataConfig, recommender: Recommender, log: RunLog) -> None:
-    """RecipeError where the user encoder cannot read the examples; a warning where some positions never train."""
-    encoder = recommender.user_encoder
+def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
+    """RecipeError where the model or an objective cannot read the examples; a warning where positions never train."""
+    encoder = task.recommender.user_encoder
     if data.examples == "interactions":
+        refuse_passes_over_windows(task.requests)
         if encoder.reads_history:
             raise RecipeError(
                 "data.examples: interactions have no history, but the user encoder reads one; choose "
@@ -360,7 +361,7 @@ class Batches:
             log.say(shared_out(batch_users, processes.world, gather))
             if parts > 1:
                 log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
-            check_examples(config, task.recommender, log)
+            check_examples(config, task, log)
             for warning in reader.warnings:
                 log.warn(warning)
         self._sources = sources

@@ -15,7 +15,7 @@ from pmmrec.zoo.folder import PART_TENSORS
 
 LIBRARY = "pmmrec"
 TASK = {"type": "recommendation", "name": "Sequential recommendation"}
-ITEM_TABLE = "item_table"  # the part of a model that looks up items by id
+ITEM_TABLE, USER_TABLE = "item_table", "user_table"  # parts, or types of parts, that look up rows by id
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _UNPLAIN = re.compile(r"[^\w./:@-]+")
 _FENCE = re.compile(r"`{3,}")
@@ -150,6 +150,8 @@ def fenced(text: str, language: str) -> str:
 def _reach(parts: Mapping[str, str]) -> str:
     if ITEM_TABLE in parts:
         return "It looks up items by id, so it serves only the catalogue it was trained on."
+    if USER_TABLE in parts.values():
+        return "It looks up users by id, so it serves only the users it was trained on."
     return "It reads the content of items, not their ids, so its parts transfer to platforms it has never seen."
 
 

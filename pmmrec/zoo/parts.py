@@ -129,6 +129,8 @@ def misfits(name: str, state: Mapping[str, Tensor], module: nn.Module) -> list[s
         for key in set(own) & set(state)
         if state[key].is_floating_point() != own[key].is_floating_point()
     ]
+    if "mask" in missing and getattr(module, "attends", None) == "all":
+        return [f"  {name}: was trained with is_causal: false and without masks; train it again with attends: all"]
     broken = [key for key in set(own) & set(state) if not is_finite(state[key])]
     found = {"missing in": missing, "unknown to the model in": extra, "of another shape in": reshaped}
     found |= {"of another kind in": retyped, "NaN or infinite in": broken}
