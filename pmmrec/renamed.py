@@ -28,8 +28,9 @@ def renamed_recipe(tree: Tree) -> Tree:
     Raises RecipeError where a setting of before has no effect.
     """
     model, data, objectives = tree.get("model"), tree.get("data"), tree.get("objectives")
-    if isinstance(model, Mapping) and "user_encoder" in model:
-        tree = {**tree, "model": {**model, "user_encoder": renamed_attention(model["user_encoder"])}}
+    encoder = model.get("user_encoder") if isinstance(model, Mapping) else None
+    if isinstance(model, Mapping) and isinstance(encoder, Mapping) and encoder.get("type") == "transformer":
+        tree = {**tree, "model": {**model, "user_encoder": _attention_of(encoder)}}
     if not isinstance(data, Mapping) or "corruption" not in data:
         return tree
     corruption = data["corruption"]
@@ -47,7 +48,7 @@ def renamed_recipe(tree: Tree) -> Tree:
     twice = [name for name in noised if "noise" in terms[name]]
     if twice:
         raise RecipeError(
-            f"data.corruption: is the earlier name of objectives.{twice[0]}.noise, which stands beside it; leave one out"
+            f"data.corruption: is the earlier name of objectives.{twice[0]}.noise, which is given too; leave one out"
         )
     warn_of_rename("data.corruption", " and ".join(f"objectives.{name}.noise" for name in noised))
     tree["objectives"] = {
@@ -56,13 +57,21 @@ def renamed_recipe(tree: Tree) -> Tree:
     return tree
 
 
+def _attention_of(encoder: Mapping[str, Any]) -> Any:
+    try:
+        return renamed_attention(encoder)
+    except ValueError as error:
+        raise RecipeError(f"model.user_encoder.{error}") from error
+
+
 def renamed_attention(settings: Any) -> Any:
     """Settings of the Transformer user encoder with `attends` in place of `is_causal`."""
     if not isinstance(settings, Mapping) or "is_causal" not in settings:
         return settings
     rest, is_causal = {name: value for name, value in settings.items() if name != "is_causal"}, settings["is_causal"]
     if not isinstance(is_causal, bool):
-        raise ValueError(f"is_causal: must be true or false, found {is_causal!r}; say attends: past or all instead")
+        told = f"is_causal: must be true or false, found {is_causal!r}; say attends: past or all instead"
+        raise ValueError(told)  # noqa: TRY004 - pydantic reports a ValueError
     if "attends" in rest:
         raise ValueError("is_causal: is the earlier name of attends, which stands beside it; leave is_causal out")
     if is_causal:  # the default of then and of today

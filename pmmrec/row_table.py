@@ -27,8 +27,8 @@ class RowTable(nn.Module):
         super().__init__()
         if not catalogues:
             raise RecipeError(
-                f"{kind[:-1]}_encoder: ids need the catalogues of a run, whose {kind} they are; choose a part that reads "
-                "what items are to do without"
+                f"{kind[:-1]}_encoder: ids need the catalogues of a run, whose {kind} they are; choose a "
+                "part that reads what items are to do without"
             )
         self.catalogues, self.kind = tuple(catalogues), kind
         num_rows = [count for count, _ in self._rows_of(catalogues)]

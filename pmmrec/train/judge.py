@@ -66,8 +66,8 @@ def judge_epochs(
         return RankEvery(config, reader, sources.splits, sources.names)
     if any(split.ranks_lists for split in sources.splits):
         raise RecipeError(
-            "validation.judge: loss needs interactions that are kept out of training, and data.split: impressions keeps "
-            "none; judge by ranking"
+            "validation.judge: loss needs interactions that are kept out of training, and data.split: impressions "
+            "keeps none; judge by ranking"
         )
     return LossEvery(validation_batches(recipe, sources, reader, task, run))
 

@@ -193,8 +193,8 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
         )
     if attends == "past" and any(isinstance(request, Masked) for request in term.requests.passes):
         raise RecipeError(
-            f"objectives.{name}: predicts masked items, which needs a user encoder that reads the items on both sides; "
-            f"set model.user_encoder.attends=all, or objectives.{name}.targets=next"
+            f"objectives.{name}: predicts masked items, which needs a user encoder that reads the items on both sides, "
+            f"such as a transformer with attends: all; or set objectives.{name}.targets=next and leave out mask_share"
         )
 
 

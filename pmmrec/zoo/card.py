@@ -148,10 +148,10 @@ def fenced(text: str, language: str) -> str:
 
 
 def _reach(parts: Mapping[str, str]) -> str:
-    if ITEM_TABLE in parts:
-        return "It looks up items by id, so it serves only the catalogue it was trained on."
     if USER_TABLE in parts.values():
         return "It looks up users by id, so it serves only the users it was trained on."
+    if ITEM_TABLE in parts:
+        return "It looks up items by id, so it serves only the catalogue it was trained on."
     return "It reads the content of items, not their ids, so its parts transfer to platforms it has never seen."
 
 

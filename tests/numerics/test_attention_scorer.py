@@ -11,6 +11,7 @@ from torch import Tensor
 from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Query, UserStates
 from pmmrec.errors import RecipeError
+from pmmrec.models import attention
 from pmmrec.models.attention import AttentionConfig, AttentionScorer
 
 ATOL = 1e-12  # float64; measured 2e-15
@@ -89,6 +90,15 @@ def test_a_later_state_changes_no_score() -> None:
 def test_a_user_without_any_item_scores_finitely() -> None:
     states = UserStates(torch.zeros(1, 3, 6, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.bool))
     assert scorer_of()(Query.last(states), some_query()[1]).isfinite().all()
+
+
+def test_queries_in_chunks_score_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, (query, items, _) = scorer_of(num_heads=3), some_query()
+    candidate_KC = torch.randint(0, 5, (len(query), 2), generator=torch.Generator().manual_seed(2))
+    whole = scorer(query, items), scorer(query, items, candidate_KC)
+    monkeypatch.setattr(attention, "NUMBERS_AT_ONCE", 200)  # two queries over five items, six over two candidates
+    torch.testing.assert_close(scorer(query, items), whole[0], rtol=0, atol=1e-15)
+    torch.testing.assert_close(scorer(query, items, candidate_KC), whole[1], rtol=0, atol=1e-15)
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:

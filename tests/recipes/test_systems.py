@@ -79,8 +79,29 @@ def test_users_known_by_id_are_ranked_by_their_own_rows_and_by_no_history(
         system.encode_items(world / "boutique")
         with pytest.raises(RecipeError, match="knows users by id"):
             system.recommend([domain.item_ids[0].as_py()])
+        assert pmmrec("zoo", "verify", kept).code == 0
+        assert "serves only the users it was trained on" in (kept / "README.md").read_text()
         told = pmmrec("evaluate", kept, world / "bazaar", "--cache", "cache")
         assert (told.code, "was learned for the" in told.output) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["objectives.nid={type: noise_detection}"], "an objective reads Noised windows"),
+        (["data.window.size=50"], "window: has no effect with examples: interactions"),
+        (["model.user_encoder={type: gru}"], "interactions have no history, but the user encoder reads one"),
+        (["data.examples=windows"], "windows hold histories, which the user encoder does not read"),
+    ],
+)
+@pytest.mark.parametrize("plan", [(), ("--dry-run",)], ids=["run", "plan"])
+def test_what_interactions_cannot_serve_is_refused_by_the_plan_and_by_the_run(
+    world: Path, tmp_path: Path, pmmrec: Pmmrec, settings: list[str], message: str, plan: tuple[str, ...]
+) -> None:
+    with working_in(tmp_path):
+        where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu")
+        told = pmmrec("finetune", "finetune/dssm", *where, *plan, *settings)
+    assert (told.code, message in told.output) == (2, True), told.output
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])

@@ -122,6 +122,8 @@ def _from_npy(source: Path, domain: Domain) -> NDArray[Any]:
     if vectors_NF.ndim not in (2, 3) or vectors_NF.dtype.kind != "f":
         found = f"{vectors_NF.dtype} of shape {vectors_NF.shape}"
         raise DataError(f"{source}: holds {found}; save floats of shape (items, F) or (items, T, F)")
+    if 0 in vectors_NF.shape[1:]:
+        raise DataError(f"{source}: holds vectors of shape {vectors_NF.shape[1:]}, which have no entries; give some")
     if len(vectors_NF) != domain.num_items:
         raise DataError(
             f"{source}: holds {len(vectors_NF):,} rows, but {domain.folder} has {domain.num_items:,} items; give a row "
@@ -149,6 +151,8 @@ def _from_parquet(source: Path, domain: Domain) -> tuple[NDArray[Any], int]:
         picked = vector.take(pa.array(known))
         widths = np.unique(picked.value_lengths().to_numpy(zero_copy_only=False)) if len(picked) else np.array([])
         width = int(widths[0]) if vectors_NF is None else vectors_NF.shape[1]
+        if not width:
+            raise DataError(f"{source}: a vector has no entries; give each item some")
         if widths.tolist() != [width]:
             raise DataError(f"{source}: vectors have {width:,} and other numbers of entries; give all the same number")
         values = picked.flatten()
@@ -164,9 +168,15 @@ def _from_parquet(source: Path, domain: Domain) -> tuple[NDArray[Any], int]:
 def _batches(source: Path) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(source) as file:
-            lacking = {"item_id", "vector"} - set(file.schema_arrow.names)
+            names = file.schema_arrow.names
+            lacking = {"item_id", "vector"} - set(names)
+            if not lacking and max(names.count("item_id"), names.count("vector")) > 1:
+                raise DataError(f"{source}: item_id or vector stands twice; keep one column of each name")
             if lacking:
                 raise DataError(f"{source}: has no column {', '.join(sorted(lacking))}; it needs item_id and vector")
+            of_ids = file.schema_arrow.field("item_id").type
+            if not (pa.types.is_string(of_ids) or pa.types.is_large_string(of_ids) or pa.types.is_integer(of_ids)):
+                raise DataError(f"{source}: item_id is {of_ids}; write the ids as text")
             kind = file.schema_arrow.field("vector").type
             is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
             if not (is_list and pa.types.is_floating(kind.value_type)):

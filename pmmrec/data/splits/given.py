@@ -56,7 +56,10 @@ class Given(Split):
                 f"{domain.folder}: data.split: has no split {config.name!r}; there are: {', '.join(there) or 'none'}; "
                 f"`pmmrec data split {domain.folder} --from FILE --name {config.name}` stores one"
             )
-        said = pa.ipc.open_file(self.path).schema.metadata or {}
+        try:
+            said = pa.ipc.open_file(self.path).schema.metadata or {}
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: cannot be read: {error}; store the split again") from error
         if said.get(SEQUENCES_KEY, b"").decode() != domain.info.sha256(SEQUENCES_FILE):
             raise DataError(f"{self.path}: is of other sequences than the domain's; store the split again")
 

@@ -96,10 +96,14 @@ class Impressions(Split):
     @cached_property
     def _table(self) -> pa.Table:
         """All impressions, in memory."""
-        found = pa.ipc.open_file(pa.memory_map(str(self.path)))
+        try:
+            found = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            num_rows = found.read_all().num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: cannot be read: {error}; store the impressions again") from error
         if (found.schema.metadata or {}).get(DOMAIN_KEY, b"").decode() != domain_key(self.domain):
             raise DataError(f"{self.path}: is of other items or sequences than the domain's; store it again")
-        return ArrowTable([self.path], IMPRESSION_FIELDS, found.read_all().num_rows).mapped()
+        return ArrowTable([self.path], IMPRESSION_FIELDS, num_rows).mapped()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_table"}  # a process reads it itself

@@ -96,6 +96,8 @@ def test_a_domain_of_an_earlier_version_opens(domain: Domain) -> None:
         (np.array([[1, NAN], [1, 1], [1, 1], [NAN, NAN]]), r"vectors of 1 items, such as 'i00', hold NaN or infinity"),
         (np.array([[1, 1], [1e39, 1], [1, 1], [1, 1]]), r"the float32 vectors of 1 items, such as 'i01'"),
         (np.full((4, 2), NAN), r"has no vector for any item"),
+        (np.ones((4, 0)), r"vectors of shape \(0,\), which have no entries"),
+        (np.ones((4, 3, 0)), r"vectors of shape \(3, 0\), which have no entries"),
         (np.array([[{}]] * 4, object), r"cannot be read as a \.npy file of numbers"),
     ],
 )
@@ -115,11 +117,20 @@ def test_an_array_that_does_not_fit_is_refused(domain: Domain, tmp_path: Path, a
         ({"item_id": ["i00", "i00"], "vector": [[1.0], [1.0]]}, r"an item has several rows"),
         ({"item_id": ["i00", "i01"], "vector": [[1.0], [1.0, 2.0]]}, r"give all the same number"),
         ({"item_id": ["x"], "vector": [[1.0]]}, r"has no vector for any item"),
+        ({"item_id": [["i00"]], "vector": [[1.0]]}, r"item_id is list<.*>; write the ids as text"),
+        ({"item_id": ["i00"], "vector": pa.array([[]], pa.list_(pa.float32()))}, r"a vector has no entries"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(domain: Domain, tmp_path: Path, table: Any, message: str) -> None:
     pq.write_table(pa.table(table), tmp_path / "vectors.parquet")
     with pytest.raises(DataError, match=message):
+        store_file(domain.folder, tmp_path / "vectors.parquet", "clip")
+
+
+def test_a_column_that_stands_twice_is_refused(domain: Domain, tmp_path: Path) -> None:
+    columns = [pa.array(["i00"]), pa.array(["i01"]), pa.array([[1.0]])]
+    pq.write_table(pa.Table.from_arrays(columns, ["item_id", "item_id", "vector"]), tmp_path / "vectors.parquet")
+    with pytest.raises(DataError, match="item_id or vector stands twice"):
         store_file(domain.folder, tmp_path / "vectors.parquet", "clip")
 
 

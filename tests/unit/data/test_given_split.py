@@ -107,3 +107,12 @@ def test_a_split_that_is_not_there_or_of_other_sequences_is_refused(make_domain:
     (other.folder / "splits" / "paper.arrow").write_bytes(stored.path.read_bytes())
     with pytest.raises(DataError, match="is of other sequences than the domain's; store the split again"):
         given(other)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not arrow at all", None], ids=["empty", "other bytes", "cut short"])
+def test_a_damaged_file_is_named(make_domain: Any, tmp_path: Path, damage: bytes | None) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows_of(SEQUENCES, PARTS)), "paper")
+    stored.path.write_bytes(stored.path.read_bytes()[:100] if damage is None else damage)
+    with pytest.raises(DataError, match=r"paper\.arrow: cannot be read: .*; store the split again"):
+        given(Domain.open(domain.folder))

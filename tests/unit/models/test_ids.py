@@ -70,7 +70,7 @@ def test_a_catalogue_may_change_its_name() -> None:
 
 
 def test_a_state_that_says_nothing_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="does not say which items"):
+    with pytest.raises(CheckpointError, match="does not say which domains"):
         fresh(BOOKS).check_catalogues(torch.zeros(3, dtype=torch.uint8))
 
 

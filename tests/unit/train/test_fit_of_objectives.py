@@ -37,7 +37,7 @@ def test_the_next_item_is_not_predicted_from_itself(tree: dict[str, object], tar
 
 @pytest.mark.parametrize("tree", NEXT, ids=lambda tree: tree["type"])
 def test_masked_items_need_both_sides(tree: dict[str, object]) -> None:
-    with pytest.raises(RecipeError, match=r"objectives\.term: predicts masked items, .*attends=all"):
+    with pytest.raises(RecipeError, match=r"objectives\.term: predicts masked items, .*attends: all"):
         task_of("past", {**tree, "targets": "masked"})
     assert task_of("all", {**tree, "targets": "masked"}).requests
 

@@ -13,6 +13,7 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import History
 from pmmrec.errors import RecipeError
 from pmmrec.renamed import RenamedSettingWarning
+from pmmrec.users import user_encoders
 from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
 
 WIDTH, LENGTH = 8, 5
@@ -141,6 +142,12 @@ def test_is_causal_is_read_under_its_earlier_name() -> None:
     assert TransformerConfig.model_validate({"is_causal": True}) == TransformerConfig()
     with pytest.warns(RenamedSettingWarning, match="user_encoder.attends: all"):
         assert TransformerConfig.model_validate({"is_causal": False}).attends == "all"
+
+
+@pytest.mark.parametrize("wrong", [{"is_causal": 1}, {"is_causal": "yes"}, {"is_causal": False, "attends": "past"}])
+def test_what_is_causal_cannot_mean_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=r"is_causal: (must be true or false|is the earlier name of attends)"):
+        user_encoders.config({"type": "transformer", **wrong})
 
 
 def test_the_order_of_items_matters() -> None:
