@@ -91,4 +91,4 @@ class Requests:
             views |= requests.views
             for window, drawn in requests.passes.items():
                 passes[window] = passes.get(window, frozenset()) | drawn
-        return cls(dict(sorted(passes.items(), key=lambda entry: entry[0] != NextItems())), views)
+        return cls(dict(sorted(passes.items(), key=lambda entry: not isinstance(entry[0], NextItems))), views)

@@ -204,7 +204,7 @@ class BatchBuilder:
         passes: dict[WindowRequest, WindowPass] = {}
         for request, drawn in self._requests.passes.items():
             length = num_positions - (not isinstance(request, Masked))
-            is_plain = request == NextItems() and not drawn and self._have_history
+            is_plain = isinstance(request, NextItems) and not drawn and self._have_history
             passes[request] = windows.next_items if is_plain else padded([row[request] for row in rows], key_U, length)
         users = [self._first_user[visit.window.domain] + visit.window.user for visit in visits]
         return dataclasses.replace(windows, passes=passes, user_index_B=torch.tensor(users, dtype=torch.int64))
@@ -263,7 +263,7 @@ def _refuse_empty_shares(smallest_batch: int, division: Division) -> None:
 
 def refuse_passes_over_windows(requests: Requests) -> None:
     """RecipeError where an objective asks for more of an interaction than its item."""
-    odd = [request for request in requests.passes if request != NextItems()]
+    odd = [request for request in requests.passes if not isinstance(request, NextItems)]
     if View.MODALITIES in requests.views:
         raise RecipeError(
             "data.examples: interactions have no history, but an objective aligns the items of one; choose "

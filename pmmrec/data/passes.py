@@ -116,7 +116,7 @@ class PassMaker:
         """
         rows: dict[WindowRequest, Row] = {}
         for request, drawn in self._passes.items():
-            if request == NextItems() and not drawn and visit.has_history:
+            if isinstance(request, NextItems) and not drawn and visit.has_history:
                 continue  # the windows themselves say all of it
             row = self._row(request, visit, pool)
             rows[request] = self._with_negatives(row, visit, drawn) if drawn else row

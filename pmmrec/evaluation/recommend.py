@@ -284,6 +284,7 @@ def top_k(
     contents: Contents | None = None,
     seen: Seen = "exclude",
     chunk: int,
+    users: Rows | None = None,
 ) -> Iterator[TopItems]:
     """Exact lists for all users, in order; user i's history is items[offsets[i]:offsets[i+1]].
 
@@ -298,7 +299,7 @@ def top_k(
         raise DataError(f"user {empty[0]} has no history ({len(empty)} such users); leave such users out")
     sizes = dataclasses.replace(Sizes.on(vectors_ND.device), users=chunk)
     maker = ListMaker(recommender, vectors_ND, k, counts=counts, contents=contents, seen=seen, sizes=sizes)
-    return maker.lists(offsets, items)
+    return maker.lists(offsets, items, users=users)
 
 
 def _scored_by(recommender: Recommender, items: ItemVectors, count_C: Tensor) -> WriteScores:

@@ -74,6 +74,8 @@ def test_users_known_by_id_are_ranked_by_their_own_rows_and_by_no_history(
             lists[name] = [row.rpartition(",")[0] for row in rows]  # scores may differ in their last digit
         assert set(lists["some"]) <= set(lists["all"])
         assert len(lists["some"]) == 10
+        told = pmmrec("report", "runs/dssm", "--out", "report.html")
+        assert told.code == 0, told.output
         told = pmmrec("index", kept, world / "boutique", "--out", "index", "--cache", "cache")
         assert (told.code, "knows users by id" in told.output) == (2, True)
         system.encode_items(world / "boutique")

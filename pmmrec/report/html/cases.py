@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.splits import Split
+from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.report.html.encoded_domain import EncodedDomain, SampledHistories
@@ -92,6 +93,12 @@ def sample_cases(split: Split, ranks: Path, num_users: int, seed: int) -> list[C
     return cases
 
 
+def _histories(holdout: Holdout, cases: Sequence[Case]) -> tuple[list[int], list[NDArray[np.int32]]]:
+    """The users of cases, and what they did before the targets."""
+    users = [int(holdout.user_index[case.query]) for case in cases]
+    return users, [holdout.history(case.query) for case in cases]
+
+
 def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks: Path, k: int, seen: Seen) -> None:
     """Add the list of a system to every case, with the ranks of its run.
 
@@ -100,7 +107,7 @@ def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks:
     ranked, holdout, domain = read_ranked(ranks), encoded.split.holdout("test"), encoded.domain
     ids = zip(ranked.user_ids.to_pylist(), ranked.item_ids.to_pylist(), strict=True)
     row_of = {user_and_item: row for row, user_and_item in enumerate(ids)}
-    lists = encoded.best(SampledHistories.of([holdout.history(case.query) for case in cases]), k, seen)
+    lists = encoded.best(SampledHistories.of(*_histories(holdout, cases)), k, seen)
     for case, best in zip(cases, lists, strict=True):
         row = row_of.get((case.user_id, case.target.item_id))
         if row is None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +28,17 @@ from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 @dataclass(frozen=True)
 class SampledHistories:
-    """Histories of some users, oldest first: the items of user i are items[offsets[i]:offsets[i+1]]."""
+    """Histories of some users of a domain, oldest first: those of user i are items[offsets[i]:offsets[i+1]]."""
 
+    users: NDArray[np.int64]  # their rows in the domain
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
 
     @classmethod
-    def of(cls, each: list[NDArray[np.int32]]) -> SampledHistories:
+    def of(cls, users: Sequence[int], each: list[NDArray[np.int32]]) -> SampledHistories:
         """Join one array per user; none may be empty."""
         offsets = np.concatenate([[0], np.cumsum([len(items) for items in each])]).astype(np.int64)
-        return cls(offsets, np.concatenate(each).astype(np.int32))
+        return cls(np.array(users, dtype=np.int64), offsets, np.concatenate(each).astype(np.int32))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,7 +79,8 @@ class EncodedDomain:
             offsets = histories.offsets[start : start + chunk + 1].astype(np.int64)
             some = histories.items[offsets[0] : offsets[-1]]
             with evaluating(model):
-                query = queries_after(model.user_encoder, items, offsets - offsets[0], some, device)
+                users = histories.users[start : start + chunk]
+                query = queries_after(model.user_encoder, items, offsets - offsets[0], some, device, user_index_B=users)
             parts.append(query.hidden_KD.float().cpu().numpy())
         return np.concatenate(parts)
 
@@ -85,9 +89,8 @@ class EncodedDomain:
         counts, chunk = self.split.train_counts, users_at_once(self.domain.num_items)
         offsets, items = histories.offsets, histories.items
         model, k = self.recommender, min(k, self.domain.num_items)
-        shown = top_k(
-            model, self.vectors_ND, offsets, items, k, counts=counts, contents=self.contents, seen=seen, chunk=chunk
-        )
+        rules: dict[str, Any] = {"counts": counts, "contents": self.contents, "seen": seen, "chunk": chunk}
+        shown = top_k(model, self.vectors_ND, offsets, items, k, **rules, users=histories.users)
         return [
             [int(row) for row, filled in zip(rows, is_filled, strict=True) if filled]
             for top in shown

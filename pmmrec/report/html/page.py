@@ -331,7 +331,7 @@ def _add_user_map(page: ReportPage, all_encoded: list[EncodedDomain], plan: Repo
     for encoded in all_encoded:
         users = sampled(encoded.domain.num_users, plan.num_points // len(all_encoded), plan.seed).tolist()
         each = [encoded.domain.sequence(user) for user in users]
-        vectors.append(encoded.user_vectors(SampledHistories.of(each)))
+        vectors.append(encoded.user_vectors(SampledHistories.of(users, each)))
         if len(all_encoded) > 1:
             groups += [encoded.domain.name] * len(users)
         else:
