@@ -24,10 +24,13 @@ def renamed_recipe(tree: Tree) -> Tree:
     |---|---|
     | `data.corruption` | `noise` of the objectives `noise_detection` and `robustness` |
     | `model.user_encoder.is_causal` | `model.user_encoder.attends` |
+    | `adapters.PART: null` | nothing |
 
     Raises RecipeError where a setting of before has no effect.
     """
     model, data, objectives = tree.get("model"), tree.get("data"), tree.get("objectives")
+    if isinstance(tree.get("adapters"), Mapping):
+        tree = {**tree, "adapters": {part: one for part, one in tree["adapters"].items() if one is not None}}
     encoder = model.get("user_encoder") if isinstance(model, Mapping) else None
     if isinstance(model, Mapping) and isinstance(encoder, Mapping) and encoder.get("type") == "transformer":
         tree = {**tree, "model": {**model, "user_encoder": _attention_of(encoder)}}
