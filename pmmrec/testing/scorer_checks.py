@@ -1,5 +1,5 @@
 """The checks that scorers inherit."""
-# Shapes: K queries, N items, C candidates, D width.
+# Shapes: B users, L positions, K queries, N items, C candidates, D width.
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pmmrec.testing.checks import Inapplicable, assert_close, check
 from pmmrec.testing.subjects import Numbers, Subject, is_valid
 from pmmrec.testing.world import WIDTH
 
-NUM_ITEMS, NUM_USERS, LENGTH = 6, 5, 4
+NUM_ITEMS, NUM_USERS, LENGTH, MORE_PADDING = 6, 5, 4, 3
 
 
 def _asked(subject: Subject) -> tuple[Any, Query, ItemVectors, Tensor]:
@@ -63,6 +63,51 @@ def chunks_score_what_the_whole_scores(subject: Subject) -> Inapplicable:
 
 def _part_of(items: ItemVectors, some: slice) -> ItemVectors:
     return dataclasses.replace(items, fused_UD=items.fused_UD[some])
+
+
+@check("causal", scorers)
+def a_score_depends_on_the_past_alone(subject: Subject) -> Inapplicable:
+    """Other states behind the queried position change no score: those are made of the items to be predicted."""
+    part, query, items, _ = _asked(subject)
+    before_KN = part(query, items)
+    for position in range(LENGTH - 1):
+        is_later_BL = torch.arange(LENGTH).expand(NUM_USERS, LENGTH) > position
+        after_KN = part(_with_other_states(query, is_later_BL), items)
+        is_early_K = query.position_K <= position
+        assert_close(after_KN[is_early_K], before_KN[is_early_K], f"with other states behind position {position}")
+    return None
+
+
+@check("padding", scorers)
+def padding_changes_no_score(subject: Subject) -> Inapplicable:
+    """States of padding are not read, and more padding on the left changes nothing."""
+    part, query, items, _ = _asked(subject)
+    before_KN = part(query, items)
+    spoiled = _with_other_states(query, ~query.states.is_valid_BL)
+    assert_close(part(spoiled, items), before_KN, "with other states of padding")
+    hidden_BLD = F.pad(query.states.hidden_BLD, (0, 0, MORE_PADDING, 0))
+    states = UserStates(hidden_BLD, F.pad(query.states.is_valid_BL, (MORE_PADDING, 0)))
+    longer = Query(states, query.user_K, query.position_K + MORE_PADDING)
+    assert_close(part(longer, items), before_KN, "with more padding on the left")
+    return None
+
+
+@check("alone = in batch", scorers)
+def a_query_alone_scores_what_it_scores_in_a_batch(subject: Subject) -> Inapplicable:
+    """The scores of a query do not depend on the other users of the batch."""
+    part, query, items, _ = _asked(subject)
+    whole_KN = part(query, items)
+    for user in range(NUM_USERS):
+        states = UserStates(query.states.hidden_BLD[user, None], query.states.is_valid_BL[user, None])
+        own = Query.at(states, states.is_valid_BL)
+        assert_close(part(own, items), whole_KN[query.user_K == user], f"user {user} alone")
+    return None
+
+
+def _with_other_states(query: Query, is_other_BL: Tensor) -> Query:
+    other_BLD = Numbers(seed=2).normal(*query.states.hidden_BLD.shape)
+    hidden_BLD = torch.where(is_other_BL[:, :, None], 10 * other_BLD, query.states.hidden_BLD)
+    return dataclasses.replace(query, states=dataclasses.replace(query.states, hidden_BLD=hidden_BLD))
 
 
 @check("keys", scorers)

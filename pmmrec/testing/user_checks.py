@@ -44,14 +44,30 @@ def _states(part: Any, history: History) -> Tensor:
 
 @check("padding", user_encoders)
 def more_padding_changes_nothing(subject: Subject) -> Inapplicable:
-    """More padding on the left changes no state of a valid position."""
+    """More padding on the left changes no state of a valid position, masked or not, and no query."""
     part, history = _opened(subject)
-    longer = _with_items(history, lambda x_BLD: F.pad(x_BLD, (0, 0, MORE_PADDING, 0)))
-    padded = dataclasses.replace(longer, is_valid_BL=F.pad(history.is_valid_BL, (MORE_PADDING, 0)))
     is_valid_BL = history.is_valid_BL
-    after = _states(part, padded)[:, MORE_PADDING:]
-    assert_close(after[is_valid_BL], _states(part, history)[is_valid_BL], "with more padding on the left")
+    masks = _masks(history) if part.attends == "all" else ()
+    for given in (history, *(dataclasses.replace(history, is_masked_BL=is_masked_BL) for is_masked_BL in masks)):
+        padded, where = _padded(given), "with more padding on the left"
+        after = _states(part, padded)[:, MORE_PADDING:]
+        assert_close(after[is_valid_BL], _states(part, given)[is_valid_BL], where)
+        before_KD, after_KD = (part.query(one).hidden_KD.detach() for one in (given, padded))
+        assert_close(after_KD, before_KD, f"the query {where}")
     return None
+
+
+def _padded(history: History) -> History:
+    longer = _with_items(history, lambda x_BLD: F.pad(x_BLD, (0, 0, MORE_PADDING, 0)))
+    is_masked_BL = None if history.is_masked_BL is None else F.pad(history.is_masked_BL, (MORE_PADDING, 0))
+    is_valid_BL = F.pad(history.is_valid_BL, (MORE_PADDING, 0))
+    return dataclasses.replace(longer, is_valid_BL=is_valid_BL, is_masked_BL=is_masked_BL)
+
+
+def _masks(history: History) -> list[Tensor]:
+    """For each position, a mask `(B, L)` of it alone, for every user who has an item there."""
+    is_valid_BL, place_L = history.is_valid_BL, torch.arange(history.is_valid_BL.shape[1])
+    return [is_valid_BL & (place_L == place) for place in place_L]
 
 
 @check("causal", user_encoders)
@@ -77,18 +93,18 @@ def a_mask_replaces_the_item(subject: Subject) -> Inapplicable:
     part, history = _opened(subject)
     if part.attends != "all":
         return f"attends: {part.attends}"
-    is_masked_BL = torch.zeros_like(history.is_valid_BL)
-    is_masked_BL[:, -1] = True
-    masked = dataclasses.replace(history, is_masked_BL=is_masked_BL)
     valid_BL = history.is_valid_BL
-    assert_close(
-        _states(part, _with_others_at(masked, is_masked_BL))[valid_BL],
-        _states(part, masked)[valid_BL],
-        "with another item under the mask",
-    )
-    zeroed = _with_items(history, lambda x_BLD: torch.where(is_masked_BL[:, :, None], 0.0, x_BLD))
-    is_same = torch.allclose(_states(part, zeroed)[valid_BL], _states(part, masked)[valid_BL], rtol=0, atol=ATOL)
-    require(not is_same, "a masked position is read as an item of zeros; give the mask a vector of its own")
+    for place, is_masked_BL in enumerate(_masks(history)):
+        masked = dataclasses.replace(history, is_masked_BL=is_masked_BL)
+        hidden_BLD = _states(part, masked)
+        assert_close(
+            _states(part, _with_others_at(masked, is_masked_BL))[valid_BL],
+            hidden_BLD[valid_BL],
+            f"with another item under the mask at position {place}",
+        )
+        zeroed = _with_items(history, lambda x_BLD, m=is_masked_BL: torch.where(m[:, :, None], 0.0, x_BLD))
+        is_same = torch.allclose(_states(part, zeroed)[valid_BL], hidden_BLD[valid_BL], rtol=0, atol=ATOL)
+        require(not is_same, "a masked position is read as an item of zeros; give the mask a vector of its own")
     return None
 
 

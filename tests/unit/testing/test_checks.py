@@ -140,6 +140,48 @@ class ComparesCandidates(Dot):
         return super().forward(query, items, candidate_KC).softmax(dim=1)
 
 
+class ReadsTheNextState(Dot):
+    """A scorer that sees one position of the window more than it may."""
+
+    def forward(self, query, items, candidate_KC=None):
+        last = query.states.is_valid_BL.shape[1] - 1
+        later = dataclasses.replace(query, position_K=(query.position_K + 1).clamp(max=last))
+        return super().forward(query, items, candidate_KC) + 0.1 * super().forward(later, items, candidate_KC)
+
+
+class AveragesAllPositions(Dot):
+    """A scorer of the mean of the states up to the queried one, padding among them."""
+
+    def forward(self, query, items, candidate_KC=None):
+        total_BLD = query.states.hidden_BLD.cumsum(dim=1)
+        place_L1 = torch.arange(1, total_BLD.shape[1] + 1)[:, None]
+        states = dataclasses.replace(query.states, hidden_BLD=total_BLD / place_L1)
+        return super().forward(dataclasses.replace(query, states=states), items, candidate_KC)
+
+
+class ScoresAgainstOtherUsers(Dot):
+    def forward(self, query, items, candidate_KC=None):
+        own = super().forward(query, items, candidate_KC)
+        return own - own.mean(dim=0)
+
+
+class LosesTheMaskInPadding(TransformerUserEncoder):
+    """An encoder that takes a mask for an item where the window begins with padding."""
+
+    def forward(self, history):
+        if history.is_masked_BL is not None and not history.is_valid_BL[:, 0].any():
+            history = dataclasses.replace(history, is_masked_BL=None)
+        return super().forward(history)
+
+
+class MasksTheLastPositionAlone(TransformerUserEncoder):
+    def forward(self, history):
+        states = super().forward(history)
+        leaked_BLD = 0.1 * history.item_BLD
+        leaked_BLD[:, -1] = 0
+        return with_hidden(states, states.hidden_BLD + leaked_BLD)
+
+
 class HasOtherKeys(Dot):
     """The dot product, with keys that give twice the score."""
 
@@ -204,6 +246,8 @@ BROKEN = [
     (user_encoders, "gru", {}, CountsPositionsFromTheLeft, "padding"),
     (user_encoders, "gru", {}, LooksAtOtherUsers, "alone = in batch"),
     (user_encoders, "transformer", {"attends": "all"}, IgnoresMasks, "masks"),
+    (user_encoders, "transformer", {"attends": "all"}, MasksTheLastPositionAlone, "masks"),
+    (user_encoders, "transformer", {"attends": "all"}, LosesTheMaskInPadding, "padding"),
     (user_encoders, "gru", {}, HasAnUnusedParameter, "gradients"),
     (user_encoders, "gru", {}, HasAnUnusedParameter, "all used"),
     (user_encoders, "gru", {}, MultipliesByZero, "gradients"),
@@ -216,6 +260,9 @@ BROKEN = [
     (user_encoders, "gru", {}, RanksByTheFirstState, "query"),
     (scorers, "dot", {}, ComparesCandidates, "all = one by one"),
     (scorers, "dot", {}, ComparesCandidates, "chunks = whole"),
+    (scorers, "dot", {}, ReadsTheNextState, "causal"),
+    (scorers, "dot", {}, AveragesAllPositions, "padding"),
+    (scorers, "dot", {}, ScoresAgainstOtherUsers, "alone = in batch"),
     (scorers, "dot", {}, HasOtherKeys, "keys"),
     (item_encoders, "towers", HFTextConfig.examples[0], LooksAtOtherItems, "alone = in batch"),
     (item_encoders, "towers", HFTextConfig.examples[0], HasABias, "missing = zero"),
