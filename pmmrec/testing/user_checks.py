@@ -37,6 +37,11 @@ def _with_others_at(history: History, is_changed_BL: Tensor) -> History:
     return _with_items(history, lambda x_BLD: torch.where(is_changed_BL[:, :, None], x_BLD + change_D, x_BLD))
 
 
+def _with_zeros_at(history: History, is_zero_BL: Tensor) -> History:
+    """The history with zeros for the items at some positions."""
+    return _with_items(history, lambda x_BLD: torch.where(is_zero_BL[:, :, None], 0.0, x_BLD))
+
+
 def _states(part: Any, history: History) -> Tensor:
     hidden_BLD: Tensor = part(history).hidden_BLD
     return hidden_BLD.detach()
@@ -102,7 +107,7 @@ def a_mask_replaces_the_item(subject: Subject) -> Inapplicable:
             hidden_BLD[valid_BL],
             f"with another item under the mask at position {place}",
         )
-        zeroed = _with_items(history, lambda x_BLD, m=is_masked_BL: torch.where(m[:, :, None], 0.0, x_BLD))
+        zeroed = _with_zeros_at(history, is_masked_BL)
         is_same = torch.allclose(_states(part, zeroed)[valid_BL], hidden_BLD[valid_BL], rtol=0, atol=ATOL)
         require(not is_same, "a masked position is read as an item of zeros; give the mask a vector of its own")
     return None
