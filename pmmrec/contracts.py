@@ -22,6 +22,8 @@ from pmmrec.requests import DrawnNegatives, WindowRequest
 
 _T = TypeVar("_T")
 
+SIZES = ("users", "slots", "items_encoded")  # of a batch, see `Batch.sizes`
+
 
 class Noise(int, Enum):
     """What corruption did to one input of a window; the classes of NID in this order."""
@@ -200,6 +202,28 @@ class Batch:
     user_id: tuple[str, ...] = field(default=())  # "domain/user" for messages, in the order of B
     global_items: GlobalItems | None = None  # None: the windows are over `items`, and negatives come from them alone
     more: tuple[Batch, ...] = ()  # the rest of the step, where its users pass in parts, each with its own negatives
+
+    @property
+    def device(self) -> torch.device:
+        return self.windows.is_valid_BS.device
+
+    def sizes(self) -> dict[str, Tensor]:
+        """The figures named in `SIZES`, each a scalar on the device of the batch: users, filled slots, items encoded.
+
+        Nothing is copied to a GPU: the host would wait until the device has finished all earlier work.
+        """
+        num_slots = self.windows.is_valid_BS.sum().float()
+        num_users, num_items = len(self.windows.is_valid_BS), self.items.num_items
+        return {
+            "users": num_slots.new_full((), num_users),
+            "slots": num_slots,
+            "items_encoded": num_slots.new_full((), num_items),
+        }
+
+    def describe(self) -> str:
+        """How large it is, for messages."""
+        num_users, num_positions = self.windows.is_valid_BS.shape
+        return f"{num_users} users, {num_positions - 1} inputs and {self.items.num_items} items"
 
 
 @dataclass(frozen=True)

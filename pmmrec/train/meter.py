@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pmmrec.contracts import Batch
+from pmmrec.contracts import SIZES, Batch
 from pmmrec.progress import duration
-
-SIZES = ("users", "slots", "items_encoded")  # of a step, added up over processes and steps
 
 
 class Forecast:
@@ -66,6 +64,7 @@ class Meter:
         return {name: float(sum_ / count.clamp(min=1)) for name, (sum_, count) in self._figures().items()}
 
     def sizes(self) -> dict[str, int]:
+        """What `Batch.sizes` names, added up over processes and steps."""
         return {name: int(self.figures[name][0]) for name in SIZES}
 
     def _figures(self) -> dict[str, Tensor]:
@@ -73,14 +72,8 @@ class Meter:
 
 
 def sizes_of(batch: Batch) -> dict[str, Tensor]:
-    """The sizes of this process's batch, as sums with a count of 0: users, filled slots, items encoded.
-
-    Nothing is copied to a GPU: the host would wait until the device has finished all earlier work.
-    """
-    is_valid_BS = batch.windows.is_valid_BS
-    num_slots = is_valid_BS.sum().float()
-    sizes = (num_slots.new_full((), len(is_valid_BS)), num_slots, num_slots.new_full((), batch.items.num_items))
-    return {name: torch.stack((size, torch.zeros_like(size))) for name, size in zip(SIZES, sizes, strict=True)}
+    """The sizes of this process's batch, as sums with a count of 0."""
+    return {name: torch.stack((size, torch.zeros_like(size))) for name, size in batch.sizes().items()}
 
 
 def added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ class TrainingTask(nn.Module):
         windows, whole = batch.windows, batch.global_items
         has_U = batch.items.has_U if whole is None else whole.has_U
         num_items = batch.items.num_items if whole is None else len(whole.num_slots_U)
-        zeros_UD = torch.zeros(num_items, self.width, device=windows.is_valid_BS.device)
+        zeros_UD = torch.zeros(num_items, self.width, device=batch.device)
         streams_UD = {
             name: zeros_UD.new_zeros(num_items, width) for name, width in self.recommender.item_encoder.streams.items()
         }

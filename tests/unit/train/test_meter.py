@@ -51,6 +51,12 @@ def test_the_sizes_of_a_step_are_made_on_the_device(workshop: Callable[..., Any]
     assert told == {name: [count, 0] for name, count in counts.items()}
 
 
+def test_a_batch_is_described_by_its_users_inputs_and_items(workshop: Callable[..., Any]) -> None:
+    batch = next(iter(workshop().batches(16).epoch(1)))
+    num_users, num_positions = batch.windows.is_valid_BS.shape
+    assert batch.describe() == f"{num_users} users, {num_positions - 1} inputs and {batch.items.num_items} items"
+
+
 @pytest.mark.parametrize("minutes", [None, 1e-9])
 def test_stop_flags_are_made_on_the_device(tmp_path: Path, minutes: float | None) -> None:
     machine = MachineConfig(device="cpu")
