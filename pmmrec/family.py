@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -19,6 +19,7 @@ PartT = TypeVar("PartT")
 _Decorated = TypeVar("_Decorated", bound=type)
 
 PLUGIN_GROUP = "pmmrec.parts"
+PartGroup: TypeAlias = Literal["items", "users", "propagation", "scorer", "objectives"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,15 @@ class Family(Generic[PartT]):
     """Name -> part. The modules of `home` are imported at the first look-up, then those of plugins.
 
     A plugin names its module under the entry point group `pmmrec.parts`; importing it registers its parts.
+
+    Args:
+        name: What messages and checkpoints call the family.
+        home: The package of its parts.
+        group: What its parts work on; None for families whose members are no parts of a model.
     """
 
-    def __init__(self, name: str, home: str) -> None:
-        self.name = name
+    def __init__(self, name: str, home: str, group: PartGroup | None = None) -> None:
+        self.name, self.group = name, group
         self._home = home
         self._entries: dict[str, Entry[PartT]] = {}
         self._is_complete = False

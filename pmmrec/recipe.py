@@ -205,7 +205,7 @@ class FinetuneRecipe(RunRecipe):
             raise RecipeError(
                 f"{self.name}: transfer: has no effect with `--from none`; leave it out, or name a checkpoint"
             )
-        if checkpoint is not None and self.transfer is not None and not self.transfer.loads(checkpoint.parts):
+        if checkpoint is not None and self.transfer is not None and not self.transfer.loads(checkpoint.part_groups):
             raise RecipeError(
                 f"{self.name}: transfer: takes over no part of {checkpoint.folder}, which holds "
                 f"{', '.join(checkpoint.parts)}; name one in load, or train from scratch with `--from none`"
@@ -223,7 +223,7 @@ class FinetuneRecipe(RunRecipe):
         """Backbones that need not be found or started, since their part comes from the checkpoint."""
         if checkpoint is None:
             return {}
-        loaded = (self.transfer or FULL).loads(checkpoint.parts)
+        loaded = (self.transfer or FULL).loads(checkpoint.part_groups)
         given = checkpoint.backbones(loaded)
         for part in given:
             self._refuse_other_backbone(part, checkpoint)

@@ -76,5 +76,5 @@ class VisionEncoder(Encoder):
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
 
 
-text_encoders: Family[TextEncoder] = Family("text encoder", home=__name__)
-vision_encoders: Family[VisionEncoder] = Family("vision encoder", home=__name__)
+text_encoders: Family[TextEncoder] = Family("text encoder", home=__name__, group="items")
+vision_encoders: Family[VisionEncoder] = Family("vision encoder", home=__name__, group="items")

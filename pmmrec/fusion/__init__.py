@@ -19,4 +19,4 @@ class Fusion(nn.Module, ABC):
         """States of the same U items by field -> `(U, D)`. A field that an item lacks has no valid token."""
 
 
-fusions: Family[Fusion] = Family("fusion", home=__name__)
+fusions: Family[Fusion] = Family("fusion", home=__name__, group="items")

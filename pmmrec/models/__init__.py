@@ -115,5 +115,5 @@ class Scorer(nn.Module, ABC):
         return None
 
 
-item_encoders: Family[ItemEncoder] = Family("item encoder", home=__name__)
-scorers: Family[Scorer] = Family("scorer", home=__name__)
+item_encoders: Family[ItemEncoder] = Family("item encoder", home=__name__, group="items")
+scorers: Family[Scorer] = Family("scorer", home=__name__, group="scorer")

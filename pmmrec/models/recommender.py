@@ -4,22 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pmmrec.contracts import History, ItemVectors, Query, UserStates
-from pmmrec.models import ItemEncoder, Scorer
-from pmmrec.users import UserEncoder
-
-PartGroup: TypeAlias = Literal["items", "users", "scorer"]
-_GROUP_OF: Mapping[str, PartGroup] = {"user_encoder": "users", "scorer": "scorer"}
-
-
-def group_of(part: str) -> PartGroup:
-    """What a part works on, by its name in a checkpoint; the names that an item encoder gives are of items."""
-    return _GROUP_OF.get(part, "items")
+from pmmrec.family import Family, PartGroup
+from pmmrec.models import ItemEncoder, Scorer, item_encoders, scorers
+from pmmrec.users import UserEncoder, user_encoders
 
 
 class Recommender(nn.Module):
@@ -36,6 +29,13 @@ class Recommender(nn.Module):
         if self.scorer.state_dict():
             parts["scorer"] = self.scorer
         return parts
+
+    @property
+    def part_groups(self) -> Mapping[str, PartGroup | None]:
+        """What each part works on: what the family says that it is built from."""
+        items: dict[str, Family[Any]] = dict.fromkeys(self.item_encoder.parts, item_encoders)
+        families = {**items, "user_encoder": user_encoders, "scorer": scorers}
+        return {name: families[name].group for name in self.parts}
 
     def states(self, history: History) -> UserStates:
         """States at every position of histories, as training sees them."""

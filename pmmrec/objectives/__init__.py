@@ -42,4 +42,4 @@ class Objective(nn.Module, ABC):
         """
 
 
-objectives: Family[Objective] = Family("objective", home=__name__)
+objectives: Family[Objective] = Family("objective", home=__name__, group="objectives")

@@ -44,7 +44,7 @@ def search_inputs(asked: SearchArguments, recipe: FinetuneRecipe | PretrainRecip
             raise RecipeError(f"{asked.recipe}: a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN")
         if asked.start_from != NONE:
             checkpoint = open_checkpoint(asked.start_from, recipe.hub, parts=(), warn=say)
-            loaded = (recipe.transfer or FULL).loads(checkpoint.parts)
+            loaded = (recipe.transfer or FULL).loads(checkpoint.part_groups)
         model, folders = recipe.model_from(checkpoint), [asked.on]
     else:
         if asked.start_from is not None or asked.on is not None:

@@ -71,4 +71,4 @@ def _followed_by_mask(history: History) -> History:
     )
 
 
-user_encoders: Family[UserEncoder] = Family("user encoder", home=__name__)
+user_encoders: Family[UserEncoder] = Family("user encoder", home=__name__, group="users")

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from pmmrec.encoders import text_encoders, vision_encoders
-from pmmrec.family import Family
+from pmmrec.errors import CheckpointError
+from pmmrec.family import Family, PartGroup
 from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders, scorers
 from pmmrec.models.build import ModelConfig
@@ -50,6 +51,15 @@ def about_heads(model_config: ModelConfig, heads: Mapping[str, nn.Module]) -> di
         family, type_name = _kind(head) or (objective_family.name, name)
         about[f"{OBJECTIVES}/{name}"] = {"family": family, "type": type_name, "width": model_config.width}
     return about
+
+
+def group_of(family: str) -> PartGroup:
+    """What the parts of a family work on, by its name in an index. CheckpointError for an unknown family."""
+    groups = {one.name: one.group for one in _FAMILIES}
+    group = groups.get(family)
+    if group is None:
+        raise CheckpointError(f"no family of parts is called {family!r}; there are {', '.join(groups)}")
+    return group
 
 
 def _kind(part: nn.Module) -> tuple[str, str] | None:

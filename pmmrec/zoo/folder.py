@@ -12,10 +12,11 @@ from typing_extensions import Self
 from pmmrec.data.splits import splits
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.family import PartGroup
 from pmmrec.models.build import ModelConfig
 from pmmrec.settings import PartConfig, read_yaml, validate
 from pmmrec.zoo import files
-from pmmrec.zoo.about import FORMAT
+from pmmrec.zoo.about import FORMAT, group_of
 from pmmrec.zoo.index import Index, PartEntry
 from pmmrec.zoo.origin import Origin, origin_of
 from pmmrec.zoo.tensors import SUFFIX, damages, not_finite
@@ -83,6 +84,11 @@ class CheckpointFolder:
     def parts(self) -> Mapping[str, PartEntry]:
         """The parts of the model, by name."""
         return self.index.parts
+
+    @property
+    def part_groups(self) -> dict[str, PartGroup]:
+        """What each part works on, by name. CheckpointError for a part of an unknown family."""
+        return {name: group_of(entry.family) for name, entry in self.parts.items()}
 
     @property
     def objectives(self) -> Mapping[str, PartEntry]:

@@ -13,8 +13,10 @@ from typing_extensions import Self
 
 from pmmrec.adapters import Host
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.family import PartGroup
 from pmmrec.models.build import ModelConfig, ParameterRow
-from pmmrec.models.recommender import Recommender, group_of
+from pmmrec.models.recommender import Recommender
+from pmmrec.objectives import objectives as objective_family
 from pmmrec.settings import Config, validate
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.zoo.about import OBJECTIVES
@@ -25,6 +27,7 @@ EVERY = "*"
 ITEMS = "item_encoder"
 Action = Literal["loaded", "fresh", "dropped"]
 Names = tuple[str, ...]
+Groups = Mapping[str, PartGroup | None]  # what each part works on, by its name
 
 
 class TransferPlan(Config):
@@ -61,29 +64,27 @@ class TransferPlan(Config):
                 raise ValueError(f"{', '.join(sorted(both))} is in load and in {field}; keep one")
         return self
 
-    def loads(self, in_checkpoint: Iterable[str]) -> tuple[str, ...]:
+    def loads(self, theirs: Groups) -> Names:
         """The parts of a checkpoint that the plan loads into a model that has all parts the plan keeps."""
-        theirs = list(in_checkpoint)
         named = {*_parts_of(self.load, theirs), *_parts_of(self.fresh, theirs), *_parts_of(self.drop, theirs)}
         wanted = _spell(_parts_of(self.load, theirs), [name for name in theirs if name not in named])
         return tuple(name for name in theirs if name in wanted)
 
-    def keeps(self, in_checkpoint: Iterable[str]) -> tuple[str, ...]:
+    def keeps(self, theirs: Groups) -> Names:
         """The parts of a checkpoint that a model derived from this plan has, loaded or fresh."""
-        theirs = list(in_checkpoint)
         load = self.loads(theirs)
         fresh = _spell(_parts_of(self.fresh, theirs), [name for name in theirs if name not in load])
         return tuple(name for name in theirs if name in load or name in fresh)
 
-    def spelled_out(self, in_checkpoint: Iterable[str], in_model: Iterable[str]) -> TransferPlan:
+    def spelled_out(self, theirs: Groups, ours: Groups) -> TransferPlan:
         """The same plan with every part named. Raises RecipeError where a part is unknown or not mentioned."""
-        theirs, ours = list(in_checkpoint), list(in_model)
-        parts = [name for name in ours if name != OBJECTIVES]
-        _refuse_unknown("load", "checkpoint and model", self.load, [name for name in theirs if name in ours])
-        _refuse_unknown("fresh", "the model", self.fresh, [*parts, OBJECTIVES])
-        _refuse_unknown("drop", "the checkpoint", self.drop, [*theirs, OBJECTIVES])
+        heads: Groups = {OBJECTIVES: objective_family.group}
+        parts = {name: group for name, group in ours.items() if name != OBJECTIVES}
+        common = {name: group for name, group in theirs.items() if name in ours}
+        _refuse_unknown("load", "checkpoint and model", self.load, common)
+        _refuse_unknown("fresh", "the model", self.fresh, {**parts, **heads})
+        _refuse_unknown("drop", "the checkpoint", self.drop, {**theirs, **heads})
         _refuse_unknown("train", "the model", self.train or (), parts)
-        common = [name for name in theirs if name in ours]
         wanted = _parts_of(self.load, common), _parts_of(self.fresh, ours), _parts_of(self.drop, theirs)
         named = {name for names in wanted for name in names}
         load = _spell(wanted[0], [name for name in common if name not in named and name != OBJECTIVES])
@@ -99,7 +100,7 @@ class TransferPlan(Config):
                 "; with model=null the model is the checkpoint's, less what is dropped" if {*unmet} & {*drop} else ""
             )
             raise RecipeError(f"transfer: the plan does not say what to do with {', '.join(lost)}{follow}")
-        train = None if self.train is None else _spell(_parts_of(self.train, parts), parts)
+        train = None if self.train is None else _spell(_parts_of(self.train, parts), [*parts])
         return validate(TransferPlan, {"load": load, "fresh": fresh, "drop": drop, "train": train}, "transfer")
 
 
@@ -146,7 +147,7 @@ class TransferReport:
 
 def model_after(plan: TransferPlan, checkpoint: Checkpoint) -> ModelConfig:
     """The checkpoint's model without the parts that the plan drops. Raises RecipeError where too little is left."""
-    kept, config = plan.keeps(checkpoint.parts), checkpoint.model_config
+    kept, config = plan.keeps(checkpoint.part_groups), checkpoint.model_config
     try:
         return config.model_copy(update={"item_encoder": config.item_encoder.keeping(kept)})
     except ValueError as error:
@@ -188,8 +189,8 @@ def apply(
     heads = {name: head for name, head in (objectives or {}).items() if head.state_dict()}
     part_paths(recommender)
     plan = plan.spelled_out(
-        [*checkpoint.parts, *([OBJECTIVES] if checkpoint.objectives else [])],
-        [*recommender.parts, *([OBJECTIVES] if heads else [])],
+        {**checkpoint.part_groups, **({OBJECTIVES: objective_family.group} if checkpoint.objectives else {})},
+        {**recommender.part_groups, **({OBJECTIVES: objective_family.group} if heads else {})},
     )
     _refuse_idle(plan, recommender)
     targets: dict[str, nn.Module] = {name: recommender.parts[name] for name in plan.load if name != OBJECTIVES}
@@ -233,7 +234,7 @@ def _stay_in_eval(part: nn.Module, _: Any) -> None:
         part.eval()
 
 
-def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: list[str]) -> None:
+def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: Groups) -> None:
     groups = {EVERY, *([ITEMS] if _parts_of((ITEMS,), known) else [])}
     for name in names:
         if name not in {*known, *groups}:
@@ -242,9 +243,9 @@ def _refuse_unknown(field: str, owner: str, names: Iterable[str], known: list[st
             raise RecipeError(f"transfer.{field}: {name!r} is not a part of {owner}; {hint}")
 
 
-def _parts_of(names: Names, known: Iterable[str]) -> Names:
+def _parts_of(names: Names, known: Groups) -> Names:
     """The names, with `item_encoder` replaced by the known parts of the item encoder."""
-    items = [name for name in known if name != OBJECTIVES and group_of(name) == "items"]
+    items = [name for name, group in known.items() if group == "items"]
     return tuple(part for name in names for part in (items if name == ITEMS else (name,)))
 
 

@@ -13,6 +13,7 @@ from pmmrec.contracts import Modality, PixelInputs, TokenInputs
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import parameter_table
 from pmmrec.settings import validate
+from pmmrec.zoo.about import group_of
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import FULL, NAMED, TransferPlan, apply, model_after, plan_full
 
@@ -20,6 +21,7 @@ SCRATCH = TransferPlan(fresh=("*",), drop=("*",))
 ENCODERS = ("text_encoder", "vision_encoder")
 ITEMS = (*ENCODERS, "fusion")
 ALL = (*ITEMS, "user_encoder")
+GROUPS = {**dict.fromkeys(ITEMS, "items"), "user_encoder": "users"}
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -138,8 +140,8 @@ def test_parts_that_are_not_there_are_refused(other: Any, saved: Path, plan: Tra
 def test_a_plan_tells_which_parts_it_loads_and_keeps(
     plan: TransferPlan, loads: tuple[str, ...], keeps: tuple[str, ...]
 ) -> None:
-    assert plan.loads(ALL) == loads
-    assert plan.keeps(ALL) == keeps
+    assert plan.loads(GROUPS) == loads
+    assert plan.keeps(GROUPS) == keeps
 
 
 def test_the_model_after_a_plan_lacks_dropped_parts(saved: Path) -> None:
@@ -281,3 +283,10 @@ def test_two_names_for_the_same_part_are_refused(other: Any, text_only: Any, sav
     both = TransferPlan(load=("text_encoder", "user_encoder"), drop=("item_encoder",))
     with pytest.raises(RecipeError, match="text_encoder is in load and in drop"):
         apply(both, Checkpoint.open(saved), text_only.recommender)
+
+
+def test_parts_are_grouped_by_their_family(run: Any, saved: Path) -> None:
+    assert Checkpoint.open(saved).part_groups == dict(run.recommender.part_groups) == GROUPS
+    assert group_of("scorer") == "scorer"
+    with pytest.raises(CheckpointError, match="no family of parts is called 'choir'; there are text encoder"):
+        group_of("choir")
