@@ -166,11 +166,15 @@ class Windows:
     is_valid_BS: Tensor  # bool
     passes: Mapping[WindowRequest, WindowPass] = field(default_factory=dict)  # what objectives asked for
     user_index_B: Tensor | None = None  # int64, among the users of all domains of the run; None: nobody asked
+    last_alone_counts: bool = False  # only the last item of a window counts as a target, as in validation
 
     @property
     def has_next_BL(self) -> Tensor:
-        """Which inputs hold an item that is followed by another: the positions of DAP and NICL."""
-        return self.is_valid_BS[:, :-1] & self.is_valid_BS[:, 1:]
+        """Which inputs hold an item whose next item counts as a target: the positions of DAP and NICL."""
+        has_next_BL = self.is_valid_BS[:, :-1] & self.is_valid_BS[:, 1:]
+        if self.last_alone_counts:
+            has_next_BL[:, :-1] = False
+        return has_next_BL
 
     @property
     def next_items(self) -> WindowPass:

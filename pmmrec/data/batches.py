@@ -110,10 +110,12 @@ class BatchBuilder:
         batch_users: int,
         seed: int,
         division: Division | None = None,
+        examples: Sequence[Examples] | None = None,
     ) -> None:
+        """`examples`: of each domain, in place of those of its training part."""
         self._domains = [split.domain for split in splits]
         self._reader, self._seed, self._division = reader, seed, division or Division()
-        self._examples = [examples_of(split, config) for split in splits]
+        self._examples = examples or [examples_of(split, config) for split in splits]
         names = [domain.name for domain in self._domains]
         counts = [index.num_examples for index in self._examples]
         self._sampler = StepSampler(counts, names, batch_users, seed, config.mixing)
@@ -122,9 +124,10 @@ class BatchBuilder:
         self._first_key = np.cumsum([0, *(domain.num_items for domain in self._domains)])
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
         self._have_history = config.examples == "windows"
+        self._last_alone_counts = self._examples[0].last_alone_counts
         if not self._have_history:
             refuse_passes_over_windows(requests)
-        self._maker = PassMaker(requests, splits, self._first_key.tolist(), seed)
+        self._maker = PassMaker(requests, self._examples, self._first_key.tolist(), seed)
         self._requests = requests
         asks_popularity = View.POPULARITY in requests.views
         self._log_share = self._log_expected_slots(config.mixing) if asks_popularity else None
@@ -200,7 +203,8 @@ class BatchBuilder:
         """The windows, and the passes over them, of the distinct items `key_U`."""
         held = [visit.window.keys for visit in visits]
         is_valid_BS = filled([len(keys) for keys in held], num_positions)
-        windows = Windows(padded_places(held, key_U, num_positions), is_valid_BS)
+        places_BS = padded_places(held, key_U, num_positions)
+        windows = Windows(places_BS, is_valid_BS, last_alone_counts=self._last_alone_counts)
         passes: dict[WindowRequest, WindowPass] = {}
         for request, drawn in self._requests.passes.items():
             length = num_positions - (not isinstance(request, Masked))
@@ -220,7 +224,7 @@ class BatchBuilder:
             index = self._examples[domain]
             rows = index.items(number, generator(self._seed, Purpose.WINDOW, visit, domain, number))
             window = KeyedWindow(self._first_key[domain] + rows, domain, index.user(number))
-            visits.append(Visit(window, visit, number, self._have_history))
+            visits.append(Visit(window, visit, number, self._have_history, self._last_alone_counts))
         return visits
 
     def _num_positions(self, draw: Draw, visits: Sequence[Visit]) -> int:

@@ -15,13 +15,17 @@ ExampleKind = Literal["windows", "interactions"]
 
 
 class Examples(ABC):
-    """The examples of one domain's training part, numbered from 0.
+    """The examples of one domain, numbered from 0: of its training part, or of validation.
 
     Attributes:
+        split: What of the domain is for training.
         have_history: Whether an example holds the items before its target; else it is a user and a target alone.
+        last_alone_counts: Whether only the last item of an example counts as a target, as in validation.
     """
 
+    split: Split
     have_history: bool
+    last_alone_counts: bool = False
 
     @property
     @abstractmethod
@@ -44,6 +48,10 @@ class Examples(ABC):
     def expected_slots(self) -> NDArray[np.float64]:
         """In how many slots each item is expected when every example is shown once, `(N,)`."""
 
+    def touched(self, user: int) -> NDArray[np.int32]:
+        """Item rows that may not be drawn as negatives of a user."""
+        return self.split.train(user)
+
 
 class Interactions(Examples):
     """Every training interaction is an example: a user, and the item that the user touched."""
@@ -51,7 +59,7 @@ class Interactions(Examples):
     have_history = False
 
     def __init__(self, split: Split) -> None:
-        self._split = split
+        self.split = split
         self._offsets = split.train_offsets
 
     @property
@@ -66,10 +74,10 @@ class Interactions(Examples):
     def items(self, number: int, generator: np.random.Generator) -> NDArray[np.int32]:  # noqa: ARG002  # nothing is random
         user = self.user(number)
         place = number - int(self._offsets[user])
-        return self._split.train(user)[place : place + 1]
+        return self.split.train(user)[place : place + 1]
 
     def length(self, number: int) -> int:  # noqa: ARG002  # all are alike
         return 1
 
     def expected_slots(self) -> NDArray[np.float64]:
-        return self._split.train_counts.astype(np.float64)
+        return self.split.train_counts.astype(np.float64)

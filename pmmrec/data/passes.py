@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.contracts import WindowPass
+from pmmrec.data.examples import Examples
 from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
 from pmmrec.data.randomness import Purpose, generator
-from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
 from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Requests, WindowRequest
 
@@ -43,16 +43,16 @@ class Row:
 
 
 class NegativePool:
-    """Draws items of one domain that a user did not touch in training."""
+    """Draws items of one domain that a user did not touch."""
 
-    def __init__(self, split: Split, first_key: int) -> None:
-        """`first_key`: of the domain's first item."""
-        self._split, self._first_key = split, first_key
+    def __init__(self, examples: Examples, first_key: int) -> None:
+        """`examples`: of the domain; they say what users touched. `first_key`: of the domain's first item."""
+        self._examples, self._split, self._first_key = examples, examples.split, first_key
         self._cumulative_N: NDArray[np.float64] | None = None
 
     def draw(self, user: int, num_targets: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
         """Keys of negatives, `(num_targets, count)`. DataError where the user touched every item there is."""
-        seen = np.unique(self._split.train(user))
+        seen = np.unique(self._examples.touched(user))
         drawn = self._rows(num_targets * config.count, config, rng)
         for _ in range(BLIND_ROUNDS):
             is_seen = np.isin(drawn, seen)
@@ -98,14 +98,15 @@ class Visit:
     visit: int
     number: int  # of the window in its domain
     has_history: bool = True  # False: all of its items are targets, and none is an input
+    last_alone_counts: bool = False  # only the last item may be a target
 
 
 class PassMaker:
     """Makes the rows of all passes that are asked for, as a pure function of (seed, visit, domain, window)."""
 
-    def __init__(self, requests: Requests, splits: Sequence[Split], first_keys: Sequence[int], seed: int) -> None:
+    def __init__(self, requests: Requests, examples: Sequence[Examples], first_keys: Sequence[int], seed: int) -> None:
         self._passes, self._seed = requests.passes, seed
-        self._pools = [NegativePool(split, first_key) for split, first_key in zip(splits, first_keys, strict=False)]
+        self._pools = [NegativePool(one, first_key) for one, first_key in zip(examples, first_keys, strict=False)]
         self.reads_others = any(isinstance(request, Noised) for request in self._passes)
         self.draws_negatives = any(self._passes.values())
 
@@ -138,9 +139,14 @@ class PassMaker:
             return Row(keys[:-1][is_kept])
         if not isinstance(request, NextItems):
             raise TypeError(f"passes: nothing is known of windows of the kind {type(request).__name__}")
-        return Row(keys[:-1], keys[1:]) if visit.has_history else Row(keys[:0], keys)
+        inputs, targets = (keys[:-1], keys[1:]) if visit.has_history else (keys[:0], keys)
+        if visit.last_alone_counts:
+            targets = np.where(_is_last(len(targets)), targets, NO_TARGET)
+        return Row(inputs, targets)
 
     def _masked(self, num_items: int, request: Masked, visit: Visit) -> NDArray[np.bool_]:
+        if visit.last_alone_counts:
+            return _is_last(num_items)
         rng = self._random(Purpose.MASKING, visit)
         is_masked = rng.random(num_items) < request.share
         if not is_masked.any():
@@ -162,6 +168,11 @@ class PassMaker:
 
     def _random(self, purpose: Purpose, visit: Visit, *place: int) -> np.random.Generator:
         return generator(self._seed, purpose, visit.visit, visit.window.domain, visit.number, *place)
+
+
+def _is_last(length: int) -> NDArray[np.bool_]:
+    is_last: NDArray[np.bool_] = np.arange(length) == length - 1
+    return is_last
 
 
 def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:

@@ -39,7 +39,7 @@ class WindowIndex(Examples):
     have_history = True
 
     def __init__(self, split: Split, config: WindowConfig) -> None:
-        self._split, self._config = split, config
+        self.split, self._config = split, config
         users = np.empty(split.domain.num_users, np.min_scalar_type(split.domain.num_users))
         self._num_users, num_windows = 0, []
         self._shows_all_once = config.policy != "all"
@@ -69,7 +69,7 @@ class WindowIndex(Examples):
         `generator` is read under `random` only, where each start is equally likely.
         """
         place = self._place(window)
-        history = self._split.train(self._user(place))
+        history = self.split.train(self._user(place))
         size = self._config.size
         end = len(history)
         if self._config.policy == "random" and end > size:
@@ -81,15 +81,15 @@ class WindowIndex(Examples):
     def length(self, window: int) -> int:
         """How many items a window holds, without drawing it."""
         place = self._place(window)
-        length = self._split.train_length(self._user(place))
+        length = self.split.train_length(self._user(place))
         return min(length - self._chunk(window, place) * (self._config.size - 1), self._config.size)
 
     def expected_slots(self) -> NDArray[np.float64]:
         """How often each item of the domain is expected to be shown when every window is drawn once, `(N,)`."""
         if self._shows_all_once:
-            return self._split.train_counts.astype(np.float64)
-        slots_N = np.zeros(self._split.domain.num_items)
-        for stretch in self._split.train_stretches():
+            return self.split.train_counts.astype(np.float64)
+        slots_N = np.zeros(self.split.domain.num_items)
+        for stretch in self.split.train_stretches():
             weights = self._slots(stretch.offset_B)
             slots_N += np.bincount(stretch.item_H, weights=weights, minlength=len(slots_N))
         return slots_N

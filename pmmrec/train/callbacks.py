@@ -31,8 +31,8 @@ class ValidationConfig(Config):
 
     judge: Literal["ranking", "loss"] = Field(
         "ranking",
-        description="ranking: by a metric of the validation targets. loss: by the total loss of the latest window of "
-        "each user, validation items included, for a stage that ranks nothing; needs rank_test: false.",
+        description="ranking: by a metric of the validation targets. loss: by the total loss of the validation "
+        "targets, for a stage that ranks nothing; needs rank_test: false.",
     )
     metric: str = Field(
         "ndcg@10",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Protocol
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
-from pmmrec.data.validation_windows import ValidationWindows
-from pmmrec.errors import DivergenceError, RecipeError
+from pmmrec.data.validation_examples import ValidationExamples
+from pmmrec.errors import DivergenceError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
 from pmmrec.train.loop import BatchSource, Loop, TrainConfig
@@ -22,9 +21,9 @@ from pmmrec.train.task import TrainingTask
 
 
 class LossEvery:
-    """Computes the mean losses of validation windows after each epoch, without updates. Nothing is ranked.
+    """Computes the mean losses of the validation targets after each epoch, without updates. Nothing is ranked.
 
-    The windows, and what objectives draw for them, are the same after every epoch. All processes share the work.
+    The examples, and what objectives draw for them, are the same after every epoch. All processes share the work.
     """
 
     def __init__(self, batches: BatchSource) -> None:
@@ -64,20 +63,17 @@ def judge_epochs(
     config = recipe.validation
     if config.judge == "ranking":
         return RankEvery(config, reader, sources.splits, sources.names)
-    if any(split.ranks_lists for split in sources.splits):
-        raise RecipeError(
-            "validation.judge: loss needs interactions that are kept out of training, and data.split: impressions "
-            "keeps none; judge by ranking"
-        )
     return LossEvery(validation_batches(recipe, sources, reader, task, run))
 
 
 def validation_batches(recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run) -> Batches:
-    """The latest window of each user with validation targets, once an epoch, in batches like those of training."""
+    """Every validation target behind the history of its user, once an epoch, in batches like those of training."""
     data, train = recipe.data, recipe.train
-    splits = tuple(ValidationWindows(split, recipe.validation.users) for split in sources.splits)
-    window = data.window.model_copy(update={"policy": "latest"})
-    config = data.model_copy(update={"window": window, "mixing": MixingConfig(batches=data.mixing.batches)})
-    rules = (config, replace(sources, splits=splits), reader, task, train.batch_users, recipe.seed)
-    parts = train.accumulate.user_parts
-    return Batches(*rules, run.processes, run.log, gather=train.gather, parts=parts, is_quiet=True)
+    num_inputs = data.window.size - 1 if data.examples == "windows" else 0
+    examples = [ValidationExamples(split, num_inputs, recipe.validation.users) for split in sources.splits]
+    for one in examples:
+        if one.warning is not None:
+            run.log.warn(one.warning)
+    config = data.model_copy(update={"mixing": MixingConfig(batches=data.mixing.batches)})
+    rules = (config, sources, reader, task, train.batch_users, recipe.seed, run.processes, run.log)
+    return Batches(*rules, gather=train.gather, parts=train.accumulate.user_parts, examples=examples)

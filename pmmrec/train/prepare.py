@@ -20,6 +20,7 @@ from pmmrec.contracts import Batch, Prefix, to_device
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division, refuse_passes_over_windows
 from pmmrec.data.contents import check_lengths
 from pmmrec.data.domain import Domain
+from pmmrec.data.examples import Examples
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.prefix import PrefixConfig
@@ -350,14 +351,14 @@ class Batches:
         log: RunLog,
         gather: bool | None = None,
         parts: int = 1,
-        is_quiet: bool = False,
+        examples: Sequence[Examples] | None = None,
     ) -> None:
         """`gather`: items are shared out to the processes, and negatives are those of all; None: where there are more.
 
-        `parts`: the users of a step pass in so many parts, each with its own negatives. Every process must be given the
-        same. `is_quiet`: say nothing, for batches beside those of training.
+        `parts`: the users of a step pass in so many parts, each with its own negatives; the same in every process.
+        `examples`: those of validation, by domain, in place of training's; nothing is said of them.
         """
-        if not is_quiet:
+        if examples is None:
             log.say(shared_out(batch_users, processes.world, gather))
             if parts > 1:
                 log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
@@ -366,7 +367,8 @@ class Batches:
                 log.warn(warning)
         self._sources = sources
         division = Division(processes.rank, processes.world, gathers(gather, processes.world), parts)
-        self._builder = BatchBuilder(sources.splits, reader, config, task.requests, batch_users, seed, division)
+        rules = (sources.splits, reader, config, task.requests, batch_users, seed, division)
+        self._builder = BatchBuilder(*rules, examples)
         self._loader = BatchLoader(self._builder, config.workers)
         self._reader = reader
 

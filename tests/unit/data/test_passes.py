@@ -10,6 +10,7 @@ import torch
 from shops import Shops, epoch_of, tensors_of
 
 from pmmrec.contracts import Batch
+from pmmrec.data.examples import Interactions
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.passes import NegativePool
 from pmmrec.data.splits.leave_one_out import leave_one_out
@@ -157,7 +158,7 @@ def test_popular_items_are_drawn_in_proportion_and_others_evenly(shops: Shops) -
     user = max(range(13), key=lambda one: 9 - len(set(split.train(one).tolist())))
     left = sorted(set(range(9)) - set(split.train(user).tolist()))
     for config, weights in ((ONE, np.ones(9)), (POPULAR, split.train_counts.astype(float))):
-        drawn = NegativePool(split, 100).draw(user, 6000, config, np.random.default_rng(0)).ravel() - 100
+        drawn = NegativePool(Interactions(split), 100).draw(user, 6000, config, np.random.default_rng(0)).ravel() - 100
         shares = np.bincount(drawn, minlength=9)[left] / len(drawn)
         expected = weights[left] / weights[left].sum()
         assert set(drawn.tolist()) <= set(left)
@@ -168,11 +169,11 @@ def test_popular_items_are_drawn_in_proportion_and_others_evenly(shops: Shops) -
 def test_a_user_who_touched_everything_is_named(domain_maker, tmp_path, config: DrawnNegatives) -> None:
     domain = domain_maker(tmp_path)([[0, 1, 2, 3, 0, 1]], "alike", texts=["a", "b", "c", "d"])
     with pytest.raises(DataError, match="user 'u00' touched all 4 items that negatives can be drawn from"):
-        NegativePool(leave_one_out(domain), 0).draw(0, 1, config, np.random.default_rng(0))
+        NegativePool(Interactions(leave_one_out(domain)), 0).draw(0, 1, config, np.random.default_rng(0))
 
 
 def test_a_user_with_one_item_left_is_given_that_item(domain_maker, tmp_path) -> None:
     texts = [f"t{n}" for n in range(400)]
     domain = domain_maker(tmp_path)([[*range(399), 0, 1], [399, 0, 1, 2]], "alike", texts=texts)
-    drawn = NegativePool(leave_one_out(domain), 0).draw(0, 50, ONE, np.random.default_rng(0))
+    drawn = NegativePool(Interactions(leave_one_out(domain)), 0).draw(0, 50, ONE, np.random.default_rng(0))
     assert set(drawn.ravel().tolist()) == {399}

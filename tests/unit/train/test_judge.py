@@ -1,58 +1,87 @@
-"""Judging epochs by the validation loss: which windows it reads, its value, and the epoch it chooses."""
+"""Judging epochs by the validation loss: which targets it counts, its value, and the epoch it chooses."""
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.splits import split_of, splits
-from pmmrec.data.validation_windows import ValidationWindows
-from pmmrec.data.windows import WindowConfig, WindowIndex
 from pmmrec.errors import DivergenceError
+from pmmrec.objectives.targets import Targets, TargetsConfig
+from pmmrec.requests import DrawnNegatives, Requests
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
 from pmmrec.train.judge import LossEvery, judge_epochs
 from pmmrec.train.loop import TrainConfig
 
 
-def judge_of(shop: Any, **validation: Any) -> tuple[RankEvery | LossEvery, ValidationConfig]:
+def judge_of(
+    shop: Any, data: DataConfig | None = None, **validation: Any
+) -> tuple[RankEvery | LossEvery, ValidationConfig]:
     config = ValidationConfig.model_validate(validation)
-    recipe = SimpleNamespace(seed=1, data=DataConfig(), train=TrainConfig(batch_users=16), validation=config)
+    recipe = SimpleNamespace(seed=1, data=data or DataConfig(), train=TrainConfig(batch_users=16), validation=config)
     run: Any = SimpleNamespace(processes=shop.processes, log=shop.log)
     return judge_epochs(recipe, shop.sources, shop.reader, shop.task, run), config
 
 
-@pytest.mark.parametrize("split", [{"type": "leave_one_out"}, {"type": "ratio"}, {"type": "ratio", "by": "time"}])
+SPLITS = ({"type": "leave_one_out"}, {"type": "ratio"}, {"type": "ratio", "by": "time"})
+KINDS = (("windows", "next"), ("windows", "last"), ("windows", "masked"), ("interactions", "next"))
+FIVE = DrawnNegatives(count=5)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("examples", "targets"), KINDS)
 @pytest.mark.parametrize("num_users", [None, 7])
-def test_it_reads_training_and_validation_items_of_users_with_validation_targets(
-    workshop, split: dict[str, Any], num_users: int | None
+def test_the_targets_that_count_are_the_validation_targets(
+    workshop, split: dict[str, Any], examples: str, targets: Targets, num_users: int | None
 ) -> None:
-    (domain,) = workshop().sources.domains
+    shop, config = workshop(), TargetsConfig(type="any", targets=targets)
+    (domain,) = shop.sources.domains
     of_recipe = split_of(splits.config(split), domain)
-    windows, holdout = ValidationWindows(of_recipe, num_users), of_recipe.holdout("validation", num_users)
-    test = of_recipe.holdout("test")
-    for user in range(domain.num_users):
-        read = windows.train(user).tolist()
-        if user not in holdout.user_index:
-            assert read == []
-            continue
-        query, last = holdout.user_index.tolist().index(user), test.user_index.tolist().index(user)
-        assert sorted(read) == sorted([*holdout.history(query).tolist(), *holdout.targets(query).tolist()])
-        assert read == test.history(last).tolist()
-    index = WindowIndex(windows, WindowConfig(policy="latest"))
-    assert index.num_examples == holdout.num_queries
+    shop.sources = SimpleNamespace(domains=(domain,), splits=(of_recipe,), names=[domain.name])
+    shop.task = SimpleNamespace(requests=Requests.of(config.window, negatives=FIVE))
+    judge, _ = judge_of(shop, DataConfig(examples=examples), judge="loss", users=num_users)
+    assert isinstance(judge, LossEvery)
+    holdout = of_recipe.holdout("validation", num_users)
+    expected = Counter(
+        (domain.user_ids[int(user)].as_py(), int(target))
+        for query, user in enumerate(holdout.user_index)
+        for target in holdout.targets(query)
+    )
+    counted: Counter[tuple[str, int]] = Counter()
+    for batch in judge._batches.epoch(1):
+        of_pass = batch.windows.passes[config.window]
+        is_counted_BL = of_pass.is_last_target_BL if targets == "last" else of_pass.is_target_BL
+        for user, position in is_counted_BL.nonzero().tolist():
+            name = batch.user_id[user].removeprefix(f"{domain.name}/")
+            query = [domain.user_ids[int(one)].as_py() for one in holdout.user_index].index(name)
+            row_L = batch.items.row_U[of_pass.item_index_BL[user]][of_pass.is_valid_BL[user]].tolist()
+            inputs = row_L[:-1] if targets == "masked" else row_L
+            known = holdout.history(query).tolist()
+            assert inputs == (known[-20:] if examples == "windows" else [])
+            counted[name, int(batch.items.row_U[of_pass.target_index_BL[user, position]])] += 1
+            drawn = set(batch.items.row_U[of_pass.negative_index_BLC[FIVE][user, position]].tolist())
+            assert not drawn & {*known, *holdout.targets(query).tolist()}
+        assert of_pass.is_masked_BL is None or torch.equal(of_pass.is_masked_BL, is_counted_BL)
+    assert counted == expected
 
 
-def test_windows_of_leave_one_out_end_with_the_validation_item(workshop) -> None:
-    shop = workshop()
-    windows = ValidationWindows(shop.sources.splits[0])
-    index, holdout = WindowIndex(windows, WindowConfig(policy="latest")), shop.sources.splits[0].holdout("validation")
-    last = [index.items(window, np.random.default_rng(0))[-1] for window in range(index.num_examples)]
-    assert last == holdout.target.tolist()
+def test_objectives_count_no_training_item(workshop) -> None:
+    terms = {"dap": {"type": "next_item"}, "bce": {"type": "bce"}, "all": {"type": "catalogue_ce", "targets": "last"}}
+    shop = workshop(terms)
+    judge, _ = judge_of(shop, judge="loss")
+    assert isinstance(judge, LossEvery)
+    counts = Counter[str]()
+    for batch in judge._batches.epoch(1):
+        assert int(batch.windows.has_next_BL.sum()) == len(batch.user_id)  # what alignment counts
+        for name, figure in shop.task.counts(batch).items():
+            counts[name] += int(figure[1])
+    num_targets = len(shop.sources.splits[0].holdout("validation").target)
+    assert counts == dict.fromkeys(terms, num_targets)
 
 
 def test_the_loss_is_that_of_its_batches_and_changes_nothing(workshop) -> None:
