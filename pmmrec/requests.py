@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -23,7 +23,13 @@ class View(str, Enum):
 
 
 class WindowRequest(Config):
-    """A pass of the user encoder over every window of a batch. Equal requests are one pass."""
+    """A pass of the user encoder over every window of a batch. Equal requests are one pass.
+
+    Attributes:
+        hides_targets: Whether a user encoder that reads the whole window still sees none of the items to be predicted.
+    """
+
+    hides_targets: ClassVar[bool] = False
 
 
 class NextItems(WindowRequest):
@@ -51,6 +57,7 @@ class Noised(WindowRequest):
 class Masked(WindowRequest):
     """All items of the window (L = S), some of them masked, at least one; a masked item is its own target."""
 
+    hides_targets = True
     share: float = Field(default=0.2, gt=0, le=1, description="Chance of each item to be masked.")
 
 

@@ -26,11 +26,17 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         requests: What it asks for beyond the vectors of the items: passes over windows, drawn negatives, views.
-        predicts_next: Whether it scores the item that follows a position, which the state there must not have seen.
+        reads_targets: Whether it predicts items of the windows. With False it must read no target and no item behind
+            the inputs of a pass, and may then use a user encoder that has seen them.
     """
 
     requests: Requests = Requests()
-    predicts_next: bool = False
+    reads_targets: bool = True
+
+    @property
+    def needs_past(self) -> bool:
+        """Whether a user encoder that reads the whole window would see the items that this objective predicts."""
+        return self.reads_targets and not all(request.hides_targets for request in self.requests.passes)
 
     @abstractmethod
     def forward(self, views: Views) -> Term:

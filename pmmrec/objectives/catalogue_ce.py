@@ -56,7 +56,6 @@ class CatalogueCE(Objective):
     def __init__(self, config: CatalogueCEConfig, context: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.predicts_next = config.targets != "masked"
         self.requests = Requests.of(config.window, views=(View.CATALOGUE,))
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 

@@ -57,6 +57,8 @@ class NoiseDetection(Objective):
         objectives: {nid: {type: noise_detection, noise: {shuffle: 0.15, replace: 0.05}}}
     """
 
+    reads_targets = False
+
     def __init__(self, config: NoiseDetectionConfig, context: BuildContext) -> None:
         super().__init__()
         self.config, self.requests = config, Requests.of(config.noise)
@@ -98,6 +100,8 @@ class Robustness(Objective):
     Example:
         objectives: {rcl: {type: robustness, normalize: true, temperature: 0.1}}
     """
+
+    reads_targets = False
 
     def __init__(self, config: RobustnessConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()

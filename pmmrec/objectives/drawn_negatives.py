@@ -44,7 +44,7 @@ class _Drawn(Objective):
 
     def __init__(self, config: DrawnConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
-        self.config, self.predicts_next = config, config.targets != "masked"
+        self.config = config
         self.requests = Requests.of(config.window, negatives=config.negatives)
 
     def forward(self, views: Views) -> Term:

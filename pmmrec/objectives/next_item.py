@@ -64,7 +64,6 @@ class NextItem(Objective):
         super().__init__()
         self.config = config
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
-        self.predicts_next = config.targets != "masked"
         self.requests = Requests.of(config.window, views=() if config.logq == "none" else (View.POPULARITY,))
 
     def forward(self, views: Views) -> Term:

@@ -71,6 +71,42 @@ def _loss(task: TrainingTask, batch: Batch) -> Tensor:
     return mean
 
 
+@check("targets", objectives)
+def targets_are_read_where_it_is_said(subject: Subject) -> Inapplicable:
+    """Under `reads_targets = False` other targets, and another last item of each window, change nothing."""
+    objective = subject.build().double()
+    if objective.reads_targets:
+        return "reads targets"
+    task = task_of(objective).double()
+    for name, batch in _batches(objective).items():
+        views = task.views(batch)
+        before, after = objective(views), objective(dataclasses.replace(views, windows=_other_targets(views)))
+        require(torch.equal(after.count, before.count), f"{name}: counts {after.count:g} with other targets")
+        for what, found, wanted in (
+            ("the sum", after.sum, before.sum),
+            *((metric, after.metrics[metric], before.metrics[metric]) for metric in before.metrics),
+        ):
+            assert_close(found, wanted, f"{name}: {what} with other targets; set reads_targets = True")
+    return None
+
+
+def _other_targets(views: Views) -> Windows:
+    """Windows whose last item, and whose targets in every pass, are others."""
+
+    def other(index: Tensor) -> Tensor:
+        return (index + 1) % len(views.items.fused_UD)
+
+    windows = views.windows
+    index_BS = torch.cat((windows.item_index_BS[:, :-1], other(windows.item_index_BS[:, -1:])), dim=1)
+    passes = {
+        request: dataclasses.replace(
+            one, target_index_BL=other(one.target_index_BL), is_target_BL=one.is_valid_BL & ~one.is_target_BL
+        )
+        for request, one in windows.passes.items()
+    }
+    return dataclasses.replace(windows, item_index_BS=index_BS, passes=passes)
+
+
 @check("shares = whole", objectives)
 def shares_of_a_batch_add_up_to_the_whole(subject: Subject) -> Inapplicable:
     """Users may be shared out to processes, or to parts of a step: sums, counts, metrics and gradients add up."""

@@ -87,22 +87,21 @@ def _pass(request: WindowRequest, windows: Windows, draw: torch.Generator) -> Wi
     plain = windows.next_items
     if isinstance(request, NextItems):
         return plain
+    nothing_BL, nowhere_BL = torch.zeros_like(plain.target_index_BL), torch.zeros_like(plain.is_target_BL)
+    without_targets = dataclasses.replace(plain, target_index_BL=nothing_BL, is_target_BL=nowhere_BL)
     if isinstance(request, Noised):
         noise_BL = torch.randint(0, len(Noise), plain.is_valid_BL.shape, generator=draw) * plain.is_valid_BL
         other_BL = torch.randint(0, NUM_ITEMS, plain.is_valid_BL.shape, generator=draw)
         index_BL = torch.where(noise_BL > 0, other_BL, plain.item_index_BL)
-        return dataclasses.replace(plain, item_index_BL=index_BL, noise_BL=noise_BL)
+        return dataclasses.replace(without_targets, item_index_BL=index_BL, noise_BL=noise_BL)
     if isinstance(request, Masked):
         index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
         is_masked_BS = is_valid_BS & (torch.rand(is_valid_BS.shape, generator=draw) < 0.5)
         return WindowPass(index_BS, is_valid_BS, index_BS, is_masked_BS, is_masked_BL=is_masked_BS)
     if isinstance(request, Dropped):
-        no_target_BL = torch.zeros_like(plain.is_target_BL)
         is_first_BL = plain.is_valid_BL.cumsum(dim=1) == 1
         has_more_B1 = plain.is_valid_BL.sum(dim=1, keepdim=True) > 1
-        return dataclasses.replace(
-            plain, is_valid_BL=plain.is_valid_BL & ~(is_first_BL & has_more_B1), is_target_BL=no_target_BL
-        )
+        return dataclasses.replace(without_targets, is_valid_BL=plain.is_valid_BL & ~(is_first_BL & has_more_B1))
     raise TypeError(f"no example of a pass {request!r}; teach it to pmmrec.testing.world")
 
 

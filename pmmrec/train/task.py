@@ -186,7 +186,7 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
             f"objectives.{name}: compares text with image, but the model reads "
             f"{' and '.join(sorted(fields)) or 'ids'} only; take it away with objectives.{name}=null"
         )
-    if term.predicts_next and attends == "all":
+    if term.needs_past and attends == "all":
         raise RecipeError(
             f"objectives.{name}: predicts the next item, which a user encoder with attends: all has already seen; set "
             f"objectives.{name}.targets=masked, or model.user_encoder.attends=past"

@@ -230,6 +230,12 @@ class ClimbsItsLoss(BCE):
         return dataclasses.replace(term, sum=term.sum.detach() * 2 - term.sum)
 
 
+class HidesThatItReadsTargets(Robustness):
+    def forward(self, views):
+        term = super().forward(views)
+        return dataclasses.replace(term, sum=term.sum + views.windows.next_items.target_index_BL.sum())
+
+
 class ForgetsPeers(Robustness):
     def forward(self, views):
         return super().forward(dataclasses.replace(views, peers=None))
@@ -271,6 +277,7 @@ BROKEN = [
     (text_encoders, "hf_text", HFTextConfig.examples[0], OpensItsOwnWay, "backbone opened"),
     (objectives, "bce", {}, CountsByVectors, "count"),
     (objectives, "bce", {}, ClimbsItsLoss, "step lowers loss"),
+    (objectives, "robustness", {}, HidesThatItReadsTargets, "targets"),
     (objectives, "robustness", {}, ForgetsPeers, "shares = whole"),
 ]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pmmrec.context import BuildContext, Catalogue
+from pmmrec.contracts import Term, Views
 from pmmrec.errors import RecipeError
+from pmmrec.family import Entry
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
-from pmmrec.objectives import objectives
+from pmmrec.objectives import Objective, objectives
+from pmmrec.requests import Dropped, NextItems, Noised, Requests, WindowRequest
 from pmmrec.train.task import TrainingTask
 
 NEXT = [{"type": "next_item"}, {"type": "catalogue_ce"}, {"type": "bce"}, {"type": "bpr"}]
@@ -40,6 +45,28 @@ def test_masked_items_need_both_sides(tree: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match=r"objectives\.term: predicts masked items, .*attends: all"):
         task_of("past", {**tree, "targets": "masked"})
     assert task_of("all", {**tree, "targets": "masked"}).requests
+
+
+class NextItemsOfAPlugin(Objective):
+    """Predicts the next items, and says nothing about it beyond the pass that it asks for."""
+
+    def __init__(self, request: WindowRequest) -> None:
+        super().__init__()
+        self.requests = Requests.of(request)
+
+    def forward(self, views: Views) -> Term:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("request_", [NextItems(), Noised(), Dropped()], ids=repr)
+def test_an_objective_that_says_nothing_is_taken_to_predict_what_its_pass_shows(
+    monkeypatch: pytest.MonkeyPatch, request_: WindowRequest
+) -> None:
+    part: Any = lambda *_: NextItemsOfAPlugin(request_)  # noqa: E731 - stands for a class
+    monkeypatch.setitem(objectives._entries, "bce", Entry("bce", objectives["bce"].config_class, part))
+    with pytest.raises(RecipeError, match=r"objectives\.term: predicts the next item"):
+        task_of("all", {"type": "bce"})
+    assert task_of("past", {"type": "bce"}).requests
 
 
 def test_noise_is_detected_under_either_attention() -> None:
