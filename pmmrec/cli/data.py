@@ -82,7 +82,7 @@ def impressions_command(
         Option(
             "--from",
             metavar="FILE",
-            help="csv, tsv or parquet: impression_id, user_id, item_id, clicked, split.",
+            help="csv, tsv or parquet: impression_id, user_id, item_id, clicked (1 or 0), split.",
         ),
     ],
     name: Annotated[str, Option(help="Recipes name it: data.split={type: impressions, name: NAME}.")],
@@ -106,7 +106,7 @@ def features_command(
         Option(
             "--from",
             metavar="SOURCE",
-            help=".npy: a row of floats for each item in order; .parquet: item_id, vector; else a checkpoint.",
+            help="A .npy or .parquet file of vectors, or a checkpoint (folder, name in the hub, URL, hf://user/name).",
         ),
     ],
     name: Annotated[
@@ -117,7 +117,16 @@ def features_command(
     cache: CacheFolder = None,
     max_unreadable: MaxUnreadable = 0.05,
 ) -> None:
-    """Store a vector for each item in a domain, from a file or as a checkpoint computes it."""
+    """Store a vector for each item in a domain, from a file or as a checkpoint computes it.
+
+    .npy: floats (items, F) or (items, T, F), in the order of items.arrow;
+    a row of NaN: the item has no vector.
+
+    .parquet: columns item_id and vector, a list of F floats;
+    items without a row have no vector.
+
+    checkpoint: its item encoder computes them from texts and images.
+    """
     from pmmrec.data.domain import Domain
     from pmmrec.data.importers.features import check_name, store_file, store_vectors
     from pmmrec.errors import RecipeError

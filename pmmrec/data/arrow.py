@@ -28,23 +28,34 @@ class ArrowTable:
     checked. Raises DataError for files that cannot be read, lack a column, or have another number of rows.
     """
 
-    def __init__(self, paths: Sequence[Path], fields: Sequence[pa.Field], num_rows: int) -> None:
-        """`fields`: the first columns that the table must have, in their order."""
-        self.paths, self._names = list(paths), [field.name for field in fields]
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        fields: Sequence[pa.Field],
+        num_rows: int | None,
+        advice: str = "import the domain again",
+    ) -> None:
+        """`fields`: the first columns that the table must have, in their order.
+
+        `num_rows`: as the domain says; None: any number. `advice`: what to do about a file that is wrong.
+        """
+        self.paths, self._names, self._advice = list(paths), [field.name for field in fields], advice
         self._places: list[tuple[Path, int]] = []  # of each batch: its file, and its number in the file
+        self.metadata: dict[bytes, bytes] = {}  # of the schema of the last file
         rows = [0]
         for path in self.paths:
-            with _mapped(path) as source:
+            with _mapped(path, advice) as source:
                 reader = pa.ipc.open_file(source)
-                _check_fields(path, reader.schema, fields)
+                _check_fields(path, reader.schema, fields, advice)
+                self.metadata = reader.schema.metadata or {}
                 for number in range(reader.num_record_batches):
                     self._places.append((path, number))
                     rows.append(reader.get_batch(number).num_rows)
         self.starts: list[int] = np.cumsum(rows).tolist()  # number of rows before each batch, then of all rows
-        if self.num_rows != num_rows:
+        if num_rows is not None and self.num_rows != num_rows:
             where = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
             said = f"{self.num_rows} rows where {DOMAIN_FILE} says {num_rows}"
-            raise DataError(f"{where}: {said}; import the domain again")
+            raise DataError(f"{where}: {said}; {advice}")
 
     @property
     def num_rows(self) -> int:
@@ -68,10 +79,10 @@ class ArrowTable:
                 found = pa.ipc.open_file(source, options=options).get_batch(number)
             found.validate(full=True)  # a wrong offset or broken UTF-8 would crash the process later
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot be read as an Arrow file: {error}") from error
+            raise DataError(f"{path}: cannot be read as an Arrow file: {error}; {self._advice}") from error
         key = self._names[0]
         if key.endswith("_id") and key in found.schema.names and found.column(key).null_count:
-            raise DataError(f"{path}: a {key} is missing; import the domain again")
+            raise DataError(f"{path}: a {key} is missing; {self._advice}")
         return found
 
     def mapped(self, names: Sequence[str] | None = None) -> pa.Table:
@@ -163,20 +174,20 @@ def release_memory() -> None:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[pa.MemoryMappedFile]:
+def _mapped(path: Path, advice: str = "import the domain again") -> Iterator[pa.MemoryMappedFile]:
     """The mapped file while its layout is read. Raises DataError where it is not an Arrow file."""
     try:
         with pa.memory_map(str(path)) as source:
             yield source
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as an Arrow file: {error}") from error
+        raise DataError(f"{path}: cannot be read as an Arrow file: {error}; {advice}") from error
 
 
-def _check_fields(path: Path, schema: pa.Schema, fields: Sequence[pa.Field]) -> None:
+def _check_fields(path: Path, schema: pa.Schema, fields: Sequence[pa.Field], advice: str) -> None:
     for place, field in enumerate(fields):
         if len(schema) <= place or schema.field(place).name != field.name or schema.field(place).type != field.type:
             found = f"has no column {field.name} of type {field.type} in place {place}"
-            raise DataError(f"{path}: {found}; import the domain again")
+            raise DataError(f"{path}: {found}; {advice}")
 
 
 def _span(file: SharedFile, whole: pa.Buffer, column: pa.Array, name: str, may_lack: bool) -> _Span:

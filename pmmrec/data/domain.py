@@ -61,12 +61,14 @@ class Domain:
         folder = expanded(Path(folder))
         info = read_info(folder)
         for name, record in info.files.items():
-            _check_size(folder / name, record)
+            check_size(folder / name, record)
         for name, feature in info.features.items():
-            _check_size(folder / feature_file(name), feature)
+            check_size(folder / feature_file(name), feature)
         items = _table(folder, info, ITEMS_FILE, ITEM_FIELDS)
         images = _table(folder, info, IMAGES_FILE, tuple(IMAGES_SCHEMA)) if info.parts(IMAGES_FILE) else None
         domain = cls(folder, info, items, images, Sequences(folder, info))
+        for name in info.features:
+            domain.feature(name)
         if not streamed:
             found, said = domain.sequences.check(), info.num_interactions
             if found != said:
@@ -172,7 +174,7 @@ class Domain:
         return values
 
     def feature(self, name: str) -> FeatureTable:
-        """The stored feature of this name, opened at first use. Raises DataError for an unknown name."""
+        """The stored feature of this name. Raises DataError for an unknown name, and for a file that cannot be read."""
         if name not in self.info.features:
             known = ", ".join(self.info.features) or "none"
             raise DataError(
@@ -208,7 +210,8 @@ def _reopened(folder: Path) -> Domain:
     return Domain.open(folder, streamed=True)
 
 
-def _check_size(path: Path, record: FileRecord) -> None:
+def check_size(path: Path, record: FileRecord) -> None:
+    """DataError for a file that is missing, has another size than `domain.json` says, or is a link to elsewhere."""
     if not path.is_file():
         raise DataError(f"{path}: missing, though {DOMAIN_FILE} names it; copy it again or import again")
     if path.stat().st_size != record.num_bytes:

@@ -15,6 +15,7 @@ from pmmrec.data.info import DOMAIN_FILE, FeatureInfo
 from pmmrec.errors import DataError
 
 VECTOR = "vector"
+ADVICE = "copy the domain again"
 FLOATS: Mapping[str, pa.DataType] = {"float16": pa.float16(), "float32": pa.float32()}
 
 
@@ -29,13 +30,15 @@ class FeatureTable:
         try:
             column = pa.ipc.open_file(pa.memory_map(str(path))).read_all()[VECTOR]
             column.validate()
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise DataError(f"{path}: cannot be read as an Arrow file of vectors: {error}") from error
+        except KeyError as error:
+            raise DataError(f"{path}: has no column {VECTOR}, or several; {ADVICE}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read as an Arrow file of vectors: {error}; {ADVICE}") from error
         if column.type != vector_type(info) or len(column) != num_items:
             found = f"{len(column):,} rows of {column.type}"
-            raise DataError(
-                f"{path}: {found} where {DOMAIN_FILE} says {num_items:,} of {vector_type(info)}; copy it again"
-            )
+            raise DataError(f"{path}: {found} where {DOMAIN_FILE} says {num_items:,} of {vector_type(info)}; {ADVICE}")
+        if any(chunk.values.null_count for chunk in column.chunks):
+            raise DataError(f"{path}: an entry of a vector is missing; {ADVICE}")
         self.has_N: NDArray[np.bool_] = column.is_valid().combine_chunks().to_numpy(zero_copy_only=False)
         self._chunks = [chunk.values.to_numpy().reshape(-1, *info.shape) for chunk in column.chunks]
         self._starts = np.cumsum([0, *map(len, column.chunks)])

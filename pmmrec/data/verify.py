@@ -1,4 +1,7 @@
-"""Check that the files of a domain are unchanged and follow the rules of its format."""
+"""Check that the files of a domain are unchanged and follow the rules of its format.
+
+Splits and impressions that were stored beside a domain are checked too: they fit its users, items and sequences.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pmmrec.data.domain import Domain
+from pmmrec.data.domain import Domain, check_size
 from pmmrec.data.images import PictureError, pixels
 from pmmrec.data.info import (
     DOMAIN_FILE,
@@ -18,13 +21,20 @@ from pmmrec.data.info import (
     ITEMS_FILE,
     REJECTED_FILE,
     SEQUENCES_FILE,
-    FileRecord,
+    DomainInfo,
     feature_file,
+    read_info,
 )
 from pmmrec.data.parallel import in_order
+from pmmrec.data.splits import split_of
+from pmmrec.data.splits.given import SPLITS_FOLDER, GivenConfig
+from pmmrec.data.splits.impressions import IMPRESSIONS_FOLDER, ImpressionsConfig
+from pmmrec.data.splits.stored import stored_names
 from pmmrec.data.write import fingerprint_of, ids_as_bytes, record_of
 from pmmrec.errors import DataError
+from pmmrec.homes import expanded
 from pmmrec.modality import Modality
+from pmmrec.settings import PartConfig
 
 MAX_SHOWN = 5
 NUM_THREADS = 4
@@ -33,37 +43,41 @@ ROWS_AT_ONCE = 4096
 
 def verify_domain(folder: Path) -> list[str]:
     """Every problem found, one line each; empty for a domain without problems. Reads all files, decodes all images."""
+    folder = expanded(folder)
+    problems: list[str] = []
     try:
+        problems += _changed_files(folder, read_info(folder))
         domain = Domain.open(folder)
     except DataError as error:
-        return [str(error)]
-    problems = [*_changed_files(domain), *_broken_arrow(domain)]
-    if problems:
-        return problems  # checks of the content of broken files would only repeat them
-    return [
-        *_wrong_counts(domain),
-        *_wrong_features(domain),
-        *_wrong_ids(domain),
-        *_wrong_sequences(domain),
-        *_undecodable(domain),
-    ]
+        return problems or [str(error)]
+    if not problems:  # checks of the content of changed files would only repeat them
+        problems = [
+            *_broken_arrow(domain),
+            *_wrong_counts(domain),
+            *_wrong_features(domain),
+            *_wrong_ids(domain),
+            *_wrong_sequences(domain),
+            *_undecodable(domain),
+        ]
+    return [*problems, *_wrong_splits(domain)]
 
 
-def _changed_files(domain: Domain) -> Iterator[str]:
-    files = domain.info.files
-    features = {
-        feature_file(name): FileRecord(sha256=f.sha256, num_bytes=f.num_bytes)
-        for name, f in domain.info.features.items()
-    }
-    for name, record in {**files, **features}.items():
-        if record_of(domain.folder / name) != record:
-            yield f"{domain.folder / name}: changed after it was written (its sha256 is not that in {DOMAIN_FILE})"
-    if fingerprint_of(files) != domain.fingerprint:
-        yield f"{domain.folder / DOMAIN_FILE}: fingerprint is not that of its files"
+def _changed_files(folder: Path, info: DomainInfo) -> Iterator[str]:
+    features = {feature_file(name): feature for name, feature in info.features.items()}
+    for name, record in {**info.files, **features}.items():
+        try:
+            check_size(folder / name, record)
+        except DataError as error:
+            yield str(error)
+            continue
+        if record_of(folder / name).sha256 != record.sha256:
+            yield f"{folder / name}: changed after it was written (its sha256 is not that in {DOMAIN_FILE})"
+    if fingerprint_of(info.files) != info.fingerprint:
+        yield f"{folder / DOMAIN_FILE}: fingerprint is not that of its files"
 
 
 def _broken_arrow(domain: Domain) -> Iterator[str]:
-    for name in domain.info.files:
+    for name in (*domain.info.files, *map(feature_file, domain.info.features)):
         path = domain.folder / name
         if name == REJECTED_FILE:
             continue
@@ -98,6 +112,21 @@ def _wrong_features(domain: Domain) -> Iterator[str]:
         read = (table.read(np.arange(start, min(start + ROWS_AT_ONCE, domain.num_items))) for start in starts)
         if not all(np.isfinite(rows).all() for rows in read):
             yield f"{table.path}: holds numbers that are not finite"
+
+
+def _wrong_splits(domain: Domain) -> Iterator[str]:
+    """Splits and impressions that cannot be read, or do not fit the users, items and sequences of the domain."""
+
+    def problem(config: PartConfig) -> str | None:
+        try:
+            split_of(config, domain)
+        except DataError as error:
+            return str(error)
+        return None
+
+    given = [GivenConfig.model_construct(name=name) for name in stored_names(domain.folder / SPLITS_FOLDER)]
+    lists = [ImpressionsConfig.model_construct(name=name) for name in stored_names(domain.folder / IMPRESSIONS_FOLDER)]
+    yield from filter(None, map(problem, [*given, *lists]))
 
 
 def _wrong_ids(domain: Domain) -> Iterator[str]:

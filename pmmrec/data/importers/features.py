@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pmmrec.atomic import whole_file
 from pmmrec.data.domain import Domain
 from pmmrec.data.features import VECTOR, vector_type
+from pmmrec.data.importers.named import Named
 from pmmrec.data.info import DOMAIN_FILE, FEATURE_NAME, DomainInfo, FeatureInfo, FileRecord, feature_file, read_info
 from pmmrec.data.write import record_of
 from pmmrec.errors import DataError, RecipeError
@@ -30,19 +31,22 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class StoredFeature:
-    """What was stored, and how many rows of the file are of no item of the domain."""
+    """What was stored, the items without a vector, and the rows of the file that are of no item of the domain."""
 
     path: Path
     info: FeatureInfo
     num_items: int
-    num_unused: int
+    without: Named  # items of the domain
+    unused: Named  # rows of the file, by item id
 
     def lines(self) -> list[str]:
         """The same as text."""
         shape = " x ".join(map(str, self.info.shape))
         lines = [f"{self.path}: {shape} {self.info.dtype} for {self.info.num_with:,} of {self.num_items:,} items"]
-        if self.num_unused:
-            lines.append(f"{self.num_unused:,} rows of the file are of no item of the domain, and were left out")
+        if self.without.count:
+            lines.append(f"items without a vector: {self.without}")
+        if self.unused.count:
+            lines.append(f"left out, rows of no item of the domain: {self.unused}")
         return lines
 
 
@@ -58,19 +62,17 @@ def store_file(folder: Path, source: Path, name: str) -> StoredFeature:
     """
     domain = Domain.open(folder)
     check_name(domain, name)
-    if source.suffix.lower() == ".parquet":
-        vectors_NF, num_unused = _from_parquet(source, domain)
-    else:
-        vectors_NF, num_unused = _from_npy(source, domain), 0
-    return store_vectors(domain, vectors_NF, name, str(source), num_unused)
+    unused, is_table = Named(), source.suffix.lower() == ".parquet"
+    vectors_NF = _from_parquet(source, domain, unused) if is_table else _from_npy(source, domain)
+    return store_vectors(domain, vectors_NF, name, str(source), unused)
 
 
 def store_vectors(
-    domain: Domain, vectors_NF: NDArray[Any], name: str, source: str, num_unused: int = 0
+    domain: Domain, vectors_NF: NDArray[Any], name: str, source: str, unused: Named | None = None
 ) -> StoredFeature:
     """Store vectors of all items of a domain, in item order; a row of NaN alone is of an item without one.
 
-    `source` says where they come from. Raises as `store_file`.
+    `source` says where they come from, `unused` which of its rows are of no item. Raises as `store_file`.
     """
     check_name(domain, name)
     path = domain.folder / feature_file(name)
@@ -78,7 +80,9 @@ def store_vectors(
     with whole_file(path) as draft:
         shape = {"shape": vectors_NF.shape[1:], "dtype": dtype, "source": Path(source).name}
         info = validate(FeatureInfo, {**shape, "num_with": 0, "sha256": "0" * 64, "num_bytes": 0}, str(source))
-        num_with = _write(draft, vectors_NF, info, domain, source)
+        without = Named()
+        _write(draft, vectors_NF, info, domain, source, without)
+        num_with = domain.num_items - without.count
         if not num_with:
             raise DataError(f"{source}: has no vector for any item of {domain.folder}; give it some")
         record: FileRecord = record_of(draft)
@@ -88,7 +92,7 @@ def store_vectors(
         whole = said.model_copy(update={"features": {**said.features, name: info}})
         text = json.dumps(whole.model_dump(mode="json"), indent=2, ensure_ascii=False)
         draft.write_text(text + "\n", encoding="utf-8")
-    return StoredFeature(path, info, domain.num_items, num_unused)
+    return StoredFeature(path, info, domain.num_items, without, unused or Named())
 
 
 def check_name(domain: Domain, name: str) -> None:
@@ -115,8 +119,12 @@ def _changed_info(folder: Path) -> Iterator[tuple[Path, DomainInfo]]:
 def _from_npy(source: Path, domain: Domain) -> NDArray[Any]:
     try:
         vectors_NF: NDArray[Any] = np.load(source, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{source}: cannot be read as a .npy file of numbers: {error}") from error
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or 'it ends too early'}") from error
+    except (ValueError, EOFError) as error:  # whose text advises to unpickle, which runs whatever the file holds
+        raise DataError(
+            f"{source}: is not a .npy file of numbers, or is damaged; save an array of floats with numpy.save"
+        ) from error
     if not isinstance(vectors_NF, np.ndarray):
         raise DataError(f"{source}: holds several arrays; save one with numpy.save")
     if vectors_NF.ndim not in (2, 3) or vectors_NF.dtype.kind != "f":
@@ -132,13 +140,14 @@ def _from_npy(source: Path, domain: Domain) -> NDArray[Any]:
     return vectors_NF
 
 
-def _from_parquet(source: Path, domain: Domain) -> tuple[NDArray[Any], int]:
-    """The vectors in item order, and how many rows are of no item of the domain."""
+def _from_parquet(source: Path, domain: Domain, unused: Named) -> NDArray[Any]:
+    """The vectors in item order; rows that are of no item of the domain are added to `unused`."""
     vectors_NF: NDArray[Any] | None = None
-    is_given_N, num_unused = np.zeros(domain.num_items, dtype=bool), 0
+    is_given_N = np.zeros(domain.num_items, dtype=bool)
     for batch in _batches(source):
-        rows = domain.rows_of(batch.column("item_id").cast(pa.large_string()).to_pylist())
-        num_unused += int((rows < 0).sum())
+        ids = batch.column("item_id").cast(pa.large_string())
+        rows = domain.rows_of(ids.to_pylist())
+        unused.add(ids, rows < 0)
         known = np.flatnonzero(rows >= 0)
         if is_given_N[rows[known]].any() or len(np.unique(rows[known])) < len(known):
             raise DataError(f"{source}: an item has several rows; give one vector to each item")
@@ -162,7 +171,7 @@ def _from_parquet(source: Path, domain: Domain) -> tuple[NDArray[Any], int]:
         vectors_NF[rows[known]] = values.to_numpy(zero_copy_only=False).reshape(-1, width)
     if vectors_NF is None:
         raise DataError(f"{source}: has no vector for any item of {domain.folder}; give it some")
-    return vectors_NF, num_unused
+    return vectors_NF
 
 
 def _batches(source: Path) -> Iterator[pa.RecordBatch]:
@@ -186,9 +195,14 @@ def _batches(source: Path) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{source}: cannot be read as a .parquet file: {error}") from error
 
 
-def _write(path: Path, vectors_NF: NDArray[Any], info: FeatureInfo, domain: Domain, source: str) -> int:
-    """Write an Arrow file of vectors; returns how many items have one. DataError for numbers that are not finite."""
-    kind, num_with = vector_type(info), 0
+def _write(
+    path: Path, vectors_NF: NDArray[Any], info: FeatureInfo, domain: Domain, source: str, without: Named
+) -> None:
+    """Write an Arrow file of vectors. Items that have none are added to `without`.
+
+    DataError for numbers that are not finite.
+    """
+    kind = vector_type(info)
     at_once = max(1, MAX_BATCH_BYTES // (kind.list_size * np.dtype(info.dtype).itemsize))
     with pa.ipc.new_file(path, schema := pa.schema([(VECTOR, kind)])) as writer:
         for start in range(0, len(vectors_NF), at_once):
@@ -205,5 +219,4 @@ def _write(path: Path, vectors_NF: NDArray[Any], info: FeatureInfo, domain: Doma
             rows[~has] = 0
             array = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), type=kind, mask=pa.array(~has))
             writer.write_batch(pa.record_batch([array], schema=schema))
-            num_with += int(has.sum())
-    return num_with
+            without.add(domain.item_ids.slice(start, len(has)), ~has)

@@ -9,41 +9,50 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.named import Named
 from pmmrec.data.importers.source import Source
 from pmmrec.data.info import SEQUENCES_FILE
 from pmmrec.data.splits import SplitPart
 from pmmrec.data.splits.given import PARTS_FIELD, SEQUENCES_KEY, split_file
+from pmmrec.data.splits.stored import LACKING
 from pmmrec.errors import DataError, RecipeError
 
 WORDS = {part.name.lower(): part for part in SplitPart}
-MAX_SHOWN = 3
 
 # The nth row of a user and an item is the nth interaction of the two.
-MATCHED = """
+NUMBERED = """
     WITH done_n AS (SELECT *, row_number() OVER (PARTITION BY user_id, item_id ORDER BY place) AS nth FROM done),
     given_n AS (SELECT *, row_number() OVER (PARTITION BY user_id, item_id ORDER BY row) AS nth FROM given)
+"""
+MATCHED = f"""{NUMBERED}
     SELECT user_id, item_id, part, place
     FROM done_n LEFT JOIN given_n USING (user_id, item_id, nth) ORDER BY place
+"""
+UNUSED = f"""{NUMBERED}
+    SELECT concat(user_id, '/', item_id) AS named FROM given_n ANTI JOIN done_n USING (user_id, item_id, nth)
+    ORDER BY row
 """
 
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """What was stored, and how many rows of the file are no interaction of the domain."""
+    """What was stored, and the rows of the file that are no interaction of the domain."""
 
     path: Path
     counts: dict[str, int]  # interactions of each part
-    num_unused: int
+    unused: Named  # as user/item
 
     def lines(self) -> list[str]:
         """The same as text."""
         counted = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
         lines = [f"{self.path}: {counted}"]
-        if self.num_unused:
-            lines.append(f"{self.num_unused:,} rows of the file are no interactions of the domain, and were left out")
+        lines += [f"no interaction is for {name}: {LACKING[name]}" for name, count in self.counts.items() if not count]
+        if self.unused.count:
+            lines.append(f"left out, rows (user/item) of no interaction of the domain: {self.unused}")
         return lines
 
 
@@ -53,8 +62,8 @@ def store_split(folder: Path, source: Path, name: str) -> StoredSplit:
     The file has columns user_id, item_id and split, which is train, validation or test; the nth row of a user and an
     item is the nth interaction of the two. Every interaction of the domain needs a row. All of them are held in memory.
 
-    Raises DataError for a file that cannot be read, another word, or an interaction without a row; RecipeError where
-    the domain has a split of that name.
+    Raises DataError for a file that cannot be read, another word, an interaction without a row, or one part for all
+    interactions; RecipeError where the domain has a split of that name.
     """
     domain = Domain.open(folder)
     path = split_file(domain.folder, name)
@@ -64,17 +73,23 @@ def store_split(folder: Path, source: Path, name: str) -> StoredSplit:
         given = Source(source, connection)
         given.require("user_id", "item_id", "split")
         columns = {"user_id": given.as_id("user_id"), "item_id": given.as_id("item_id"), "word": given.as_text("split")}
-        num_rows = given.load("given_words", columns)
+        given.load("given_words", columns)
         _refuse_other_words(connection, source)
         words = " ".join(f"WHEN '{word}' THEN {int(part)}" for word, part in WORDS.items())
         connection.execute(f"CREATE VIEW given AS SELECT *, CASE word {words} END AS part FROM given_words")
         connection.register("done", _interactions(domain))
         matched = connection.sql(MATCHED).to_arrow_table()
+        rows = connection.sql(UNUSED).to_arrow_table()["named"]
     _refuse_lacking(matched, domain, source)
     part_H = matched["part"].to_numpy().astype(np.uint8)
+    counts = dict(zip(WORDS, np.bincount(part_H, minlength=len(SplitPart)).tolist(), strict=True))
+    if max(counts.values()) == len(part_H):
+        raise DataError(
+            f"{source}: says {max(counts, key=lambda word: counts[word])} of every interaction of {domain.name}; a "
+            "split holds some of them out and leaves others to train on"
+        )
     _write(path, part_H, domain)
-    counts = np.bincount(part_H, minlength=len(SplitPart)).tolist()
-    return StoredSplit(path, dict(zip(WORDS, counts, strict=True)), num_rows - len(part_H))
+    return StoredSplit(path, counts, Named.of(rows, np.ones(len(rows), dtype=bool)))
 
 
 def _refuse_other_words(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
@@ -94,13 +109,10 @@ def _interactions(domain: Domain) -> pa.Table:
 
 def _refuse_lacking(matched: pa.Table, domain: Domain, source: Path) -> None:
     """DataError where an interaction of the domain has no row in the file."""
-    lacking = np.flatnonzero(matched["part"].is_null().to_numpy())
-    if len(lacking):
-        shown = [f"{matched['user_id'][row]}/{matched['item_id'][row]}" for row in lacking[:MAX_SHOWN].tolist()]
-        raise DataError(
-            f"{source}: has no row for {len(lacking):,} interactions of {domain.name}, such as (user/item) "
-            f"{', '.join(shown)}; every interaction needs one"
-        )
+    pairs = pc.binary_join_element_wise(matched["user_id"], matched["item_id"], "/")
+    lacking = Named.of(pairs, matched["part"].is_null().to_numpy())
+    if lacking.count:
+        raise DataError(f"{source}: every interaction of {domain.name} needs a row; (user/item) without one: {lacking}")
 
 
 def _write(path: Path, part_H: np.ndarray, domain: Domain) -> None:

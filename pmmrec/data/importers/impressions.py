@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.named import Named
 from pmmrec.data.importers.source import Source, stream
 from pmmrec.data.splits import SplitPart, offsets_of
 from pmmrec.data.splits.impressions import DOMAIN_KEY, IMPRESSION_FIELDS, domain_key, impressions_file
+from pmmrec.data.splits.stored import LACKING
 from pmmrec.errors import DataError, RecipeError
 
 WORDS = {"validation": SplitPart.VALIDATION, "test": SplitPart.TEST}
@@ -30,23 +32,24 @@ class StoredImpressions:
 
     path: Path
     counts: dict[str, int]  # impressions of each part
-    left_out: dict[str, int]
+    left_out: dict[str, Named]  # by reason
 
     def lines(self) -> list[str]:
         """The same as text."""
         counted = ", ".join(f"{count:,} of {name}" for name, count in self.counts.items())
         return [
             f"{self.path}: impressions: {counted}",
-            *(f"left out {n:,}: {why}" for why, n in self.left_out.items() if n),
+            *(f"no impression is for {name}: {LACKING[name]}" for name, count in self.counts.items() if not count),
+            *(f"left out, {why}: {named}" for why, named in self.left_out.items() if named.count),
         ]
 
 
 def store_impressions(folder: Path, source: Path, name: str) -> StoredImpressions:
     """Store the impressions of a .csv, .tsv or .parquet file with a row for each item shown.
 
-    Columns: impression_id, user_id, item_id, clicked (1 or 0, true or false) and split (validation or test). Rows of
-    items and impressions of users that the domain lacks are left out, and so are impressions without a clicked item or
-    without another one. All rows are held in memory.
+    Columns: impression_id, user_id, item_id, clicked (1 or 0, true or false; numbers, truth values or text) and split
+    (validation or test). Rows of items and of users that the domain lacks are left out, and so are impressions without
+    a clicked item or without another one. All rows are held in memory.
 
     Raises DataError for a file that cannot be read, other words, an impression of two users or parts, and an item that
     is shown twice in one; RecipeError where the domain has impressions of that name.
@@ -60,14 +63,16 @@ def store_impressions(folder: Path, source: Path, name: str) -> StoredImpression
     is_clicked_R = _coded(source, table["clicked"], CLICKED, "clicked").astype(bool)
     user_R = pc.fill_null(pc.index_in(table["user_id"], value_set=domain.user_ids.combine_chunks()), -1).to_numpy()
     item_R = domain.rows_of(table["item_id"].to_pylist())
-    impression_R = table["impression_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    encoded = table["impression_id"].combine_chunks().dictionary_encode()
+    impression_R, ids = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
     _refuse_mixed(source, table, impression_R, user_R.astype(np.int64) * 4 + part_R, item_R)
     is_kept_R = (item_R >= 0) & (user_R >= 0)
     num_clicked, num_shown = (np.bincount(impression_R, weights=is_kept_R & which) for which in (is_clicked_R, True))
     is_whole = (num_clicked > 0) & (num_clicked < num_shown)
     left_out = {
-        "rows of items or users that the domain lacks": int((~is_kept_R).sum()),
-        "impressions without a clicked item, or without another one": int((~is_whole & (num_shown > 0)).sum()),
+        "rows of items that the domain lacks": Named.of(table["item_id"], item_R < 0),
+        "rows of users that the domain lacks": Named.of(table["user_id"], user_R < 0),
+        "impressions without a clicked item, or without another one": Named.of(ids, ~is_whole & (num_shown > 0)),
     }
     is_kept_R &= is_whole[impression_R]
     order = np.flatnonzero(is_kept_R)[np.lexsort((impression_R[is_kept_R], user_R[is_kept_R]))]
@@ -102,12 +107,14 @@ def _read(source: Path) -> pa.Table:
 def _coded(
     source: Path, words: pa.ChunkedArray, codes: dict[str, bool] | dict[str, SplitPart], column: str
 ) -> NDArray[np.int64]:
-    """The code of each word. DataError for a word without one."""
-    place = pc.index_in(words, value_set=pa.array(list(codes), pa.large_string()))
+    """The code of each word, in capitals or not. DataError for a word without one."""
+    plain = pc.replace_substring_regex(pc.utf8_lower(pc.utf8_trim_whitespace(words)), r"^([01])\.0+$", r"\1")
+    place = pc.index_in(plain, value_set=pa.array(list(codes), pa.large_string()))
     unknown = np.flatnonzero(place.is_null().to_numpy())
     if len(unknown):
         row = int(unknown[0])
-        raise DataError(f"{source}: row {row + 1}: {column} is {words[row].as_py()!r}; write {', '.join(codes)}")
+        told = repr(words[row].as_py()) if plain[row].as_py() else "missing"
+        raise DataError(f"{source}: row {row + 1}: {column} is {told}; write {', '.join(codes)}")
     found: NDArray[np.int64] = np.array([int(code) for code in codes.values()])[place.to_numpy()]
     return found
 
@@ -127,9 +134,16 @@ def _refuse_mixed(
         raise DataError(
             f"{source}: row {mixed[0] + 1}: impression {told!r} has another user or split in an earlier row"
         )
-    pairs = np.stack([impression_R, item_R])[:, item_R >= 0]
-    if np.unique(pairs, axis=1).shape[1] < pairs.shape[1]:
-        raise DataError(f"{source}: an impression shows an item twice; name each item of an impression once")
+    is_known_R = item_R >= 0
+    pair_R = np.where(is_known_R, impression_R * (item_R.max(initial=0) + 1) + item_R, -1)
+    _, first = np.unique(pair_R, return_index=True)
+    again = np.setdiff1d(np.flatnonzero(is_known_R), first)
+    if len(again):
+        shown = table["impression_id"][int(again[0])].as_py(), table["item_id"][int(again[0])].as_py()
+        raise DataError(
+            f"{source}: row {again[0] + 1}: impression {shown[0]!r} shows item {shown[1]!r} twice; name each item of "
+            "an impression once"
+        )
 
 
 def _lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeListArray:

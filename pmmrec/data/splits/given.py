@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pmmrec.data.arrow import ArrowTable
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import SEQUENCES_FILE
 from pmmrec.data.sequences import Stretch
 from pmmrec.data.splits import Split, SplitPart, splits
+from pmmrec.data.splits.stored import open_stored, refuse_missing
 from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
@@ -50,31 +51,30 @@ class Given(Split):
     def __init__(self, config: GivenConfig, domain: Domain) -> None:
         super().__init__(config, domain)
         self.path = split_file(domain.folder, config.name)
-        if not self.path.is_file():
-            there = sorted(path.stem for path in self.path.parent.glob("*.arrow"))
-            raise DataError(
-                f"{domain.folder}: data.split: has no split {config.name!r}; there are: {', '.join(there) or 'none'}; "
-                f"`pmmrec data split {domain.folder} --from FILE --name {config.name}` stores one"
-            )
-        try:
-            said = pa.ipc.open_file(self.path).schema.metadata or {}
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: cannot be read: {error}; store the split again") from error
-        if said.get(SEQUENCES_KEY, b"").decode() != domain.info.sha256(SEQUENCES_FILE):
-            raise DataError(f"{self.path}: is of other sequences than the domain's; store the split again")
+        refuse_missing(self.path, domain.folder, "split", "split")
+        for first, lengths_B in domain.sequences.all_lengths():
+            self._check(self._lists.slice(first, len(lengths_B)), lengths_B)
 
     def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
         lists = self._lists.slice(stretch.first, len(stretch.offset_B) - 1).combine_chunks()
         part_H: NDArray[np.uint8] = lists.flatten().to_numpy()
-        lengths_B = lists.value_lengths().to_numpy()
-        if not np.array_equal(lengths_B, np.diff(stretch.offset_B)) or part_H.max(initial=0) > SplitPart.TEST:
-            raise DataError(f"{self.path}: does not fit the sequences of the domain; store the split again")
         return part_H
 
     @cached_property
     def _lists(self) -> pa.ChunkedArray:
         """The parts of each user, mapped from the file."""
-        return ArrowTable([self.path], (PARTS_FIELD,), self.domain.num_users).mapped(["parts"])["parts"]
+        of_domain = self.domain.info.sha256(SEQUENCES_FILE)
+        return open_stored(self.path, (PARTS_FIELD,), SEQUENCES_KEY, of_domain, "split").mapped(["parts"])["parts"]
+
+    def _check(self, lists: pa.ChunkedArray, lengths_B: NDArray[np.int64]) -> None:
+        """DataError unless there is a part for each interaction of some users, who have so many."""
+        parts = pc.list_flatten(lists)
+        fits = not lists.null_count and not parts.null_count and len(lists) == len(lengths_B)
+        if not fits or not np.array_equal(pc.list_value_length(lists).to_numpy(), lengths_B):
+            raise DataError(f"{self.path}: does not fit the sequences of the domain; store the split again")
+        wrong = pc.unique(parts.filter(pc.greater(parts, int(SplitPart.TEST)))).to_pylist()
+        if wrong:
+            raise DataError(f"{self.path}: {wrong[0]} is not a part of a split; store the split again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lists"}  # a process maps the file itself

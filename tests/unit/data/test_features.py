@@ -19,6 +19,7 @@ from pmmrec.data.importers import features
 from pmmrec.data.importers.features import store_file
 from pmmrec.data.items import ItemReader
 from pmmrec.data.verify import verify_domain
+from pmmrec.data.write import record_of
 from pmmrec.errors import DataError, RecipeError
 
 SEQUENCES = [[0, 1, 2], [3, 1, 0]]
@@ -61,7 +62,10 @@ def test_a_table_gives_vectors_by_id_in_any_order(domain: Domain, tmp_path: Path
     table = {"item_id": ["i03", "i00", "other", "i01"], "vector": [[1.0, 2.0], [3.0, 4.0], [9.0, 9.0], None]}
     pq.write_table(pa.table(table), tmp_path / "vectors.parquet")
     stored = store_file(domain.folder, tmp_path / "vectors.parquet", "clip")
-    assert stored.num_unused == 1
+    assert stored.lines()[1:] == [
+        "items without a vector: 2: 'i01', 'i02'",
+        "left out, rows of no item of the domain: 1: 'other'",
+    ]
     found = Domain.open(domain.folder).feature("clip")
     assert found.has_N.tolist() == [True, False, False, True]
     assert found.read(np.arange(4)).tolist() == [[3, 4], [0, 0], [0, 0], [1, 2]]
@@ -98,7 +102,10 @@ def test_a_domain_of_an_earlier_version_opens(domain: Domain) -> None:
         (np.full((4, 2), NAN), r"has no vector for any item"),
         (np.ones((4, 0)), r"vectors of shape \(0,\), which have no entries"),
         (np.ones((4, 3, 0)), r"vectors of shape \(3, 0\), which have no entries"),
-        (np.array([[{}]] * 4, object), r"cannot be read as a \.npy file of numbers"),
+        (
+            np.array([[{}]] * 4, object),
+            r"vectors\.npy: is not a \.npy file of numbers, or is damaged; save an array of floats with numpy\.save$",
+        ),
     ],
 )
 def test_an_array_that_does_not_fit_is_refused(domain: Domain, tmp_path: Path, array: Any, message: str) -> None:
@@ -140,6 +147,47 @@ def test_a_name_that_is_taken_or_cannot_be_one_is_refused(domain: Domain, tmp_pa
     for name, message in (("clip", r"exists; choose another"), ("../x", "use letters"), ("text", "of an item itself")):
         with pytest.raises(RecipeError, match=message):
             store_file(domain.folder, source, name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x80\x04N.", b"plain text"])
+def test_a_file_that_is_no_array_is_refused_without_advice_to_unpickle_it(
+    domain: Domain, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "vectors.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"vectors\.npy: is not a \.npy file of numbers, or is damaged") as raised:
+        store_file(domain.folder, tmp_path / "vectors.npy", "clip")
+    assert "pickle" not in str(raised.value)
+    with pytest.raises(DataError, match=r"none\.npy: cannot be read: No such file or directory"):
+        store_file(domain.folder, tmp_path / "none.npy", "clip")
+
+
+def _as_a_domain_says(domain: Domain, path: Path) -> None:
+    """Let `domain.json` name the file of the only feature as it is now."""
+    tree = json.loads((domain.folder / "domain.json").read_text())
+    tree["features"]["clip"] |= record_of(path).model_dump()
+    (domain.folder / "domain.json").write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        (("other", [[1.0, 2.0]] * 4), "has no column vector"),
+        (("vector", [[1.0, 2.0]] * 3), "3 rows of fixed_size_list"),
+        (("vector", [[1.0, 2.0], [1.0, None], [1.0, 2.0], None]), "an entry of a vector is missing"),
+    ],
+)
+def test_a_feature_that_does_not_fit_is_refused_when_the_domain_is_opened(
+    domain: Domain, tmp_path: Path, column: tuple[str, list[Any]], problem: str
+) -> None:
+    stored = store_file(domain.folder, saved(tmp_path, np.ones((4, 2), np.float32)), "clip")
+    vectors = pa.array(column[1], pa.list_(pa.float32(), 2))
+    with pa.ipc.new_file(stored.path, schema := pa.schema([(column[0], vectors.type)])) as writer:
+        writer.write_batch(pa.record_batch([vectors], schema=schema))
+    _as_a_domain_says(domain, stored.path)
+    with pytest.raises(DataError, match=rf"clip\.arrow: {problem}"):
+        Domain.open(domain.folder)
+    (found,) = verify_domain(domain.folder)
+    assert problem in found
 
 
 def test_a_changed_or_missing_file_is_found(domain: Domain, tmp_path: Path) -> None:

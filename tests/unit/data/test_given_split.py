@@ -49,7 +49,7 @@ def test_each_interaction_is_in_the_part_that_the_file_says(make_domain: Any, tm
     rows = [("u99", "i00", "train"), *rows_of(SEQUENCES, PARTS)]
     stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows), "paper")
     assert stored.counts == {"train": 5, "validation": 2, "test": 4}
-    assert stored.num_unused == 1
+    assert stored.lines()[1:] == ["left out, rows (user/item) of no interaction of the domain: 1: 'u99/i00'"]
     split = given(Domain.open(domain.folder))
     for one in (split, pickle.loads(pickle.dumps(split))):  # noqa: S301 - as worker processes get it
         assert [one.train(user).tolist() for user in range(4)] == [[0, 1], [3, 0], [2], []]
@@ -82,7 +82,9 @@ def test_a_parquet_file_in_any_order_gives_the_same(make_domain: Any, tmp_path: 
             lambda rows: [(*rows[0][:2], "holdout"), *rows[1:]],
             "split is 'holdout'; write train, validation",
         ),
-        (lambda rows: rows[2:], r"no row for 2 interactions of shop, such as \(user/item\) u00/i00, u00/i01"),
+        (lambda rows: rows[2:], r"interaction of shop needs a row; \(user/item\) without one: 2: 'u00/i00', 'u00/i01'"),
+        (lambda rows: [(*row[:2], "train") for row in rows], "says train of every interaction of shop; a split holds"),
+        (lambda rows: [(*row[:2], "test") for row in rows], "says test of every interaction of shop; a split holds"),
     ],
 )
 def test_files_that_do_not_give_every_interaction_a_part_are_refused(
@@ -97,7 +99,7 @@ def test_files_that_do_not_give_every_interaction_a_part_are_refused(
 
 def test_a_split_that_is_not_there_or_of_other_sequences_is_refused(make_domain: Any, tmp_path: Path) -> None:
     domain, other = make_domain([[0, 1, 2]]), make_domain([[2, 1, 0]], name="other")
-    with pytest.raises(DataError, match=r"has no split 'paper'; there are: none; `pmmrec data split .* stores one"):
+    with pytest.raises(DataError, match=r"has no split 'paper'; there are: none; `pmmrec data split .* stores some"):
         given(domain)
     rows = rows_of([[0, 1, 2]], [["train", "validation", "test"]])
     stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows), "paper")
@@ -105,8 +107,16 @@ def test_a_split_that_is_not_there_or_of_other_sequences_is_refused(make_domain:
         store_split(domain.folder, tmp_path / "parts.csv", "paper")
     (other.folder / "splits").mkdir()
     (other.folder / "splits" / "paper.arrow").write_bytes(stored.path.read_bytes())
-    with pytest.raises(DataError, match="is of other sequences than the domain's; store the split again"):
+    with pytest.raises(DataError, match="for other items or sequences than the domain's; store the split again"):
         given(other)
+
+
+def test_a_split_without_validation_is_stored_with_a_word(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain([[0, 1, 2]])
+    rows = rows_of([[0, 1, 2]], [["train", "train", "test"]])
+    stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows), "paper")
+    (told,) = stored.lines()[1:]
+    assert told.startswith("no interaction is for validation: runs on this split are refused")
 
 
 @pytest.mark.parametrize("damage", [b"", b"not arrow at all", None], ids=["empty", "other bytes", "cut short"])
@@ -114,5 +124,30 @@ def test_a_damaged_file_is_named(make_domain: Any, tmp_path: Path, damage: bytes
     domain = make_domain(SEQUENCES)
     stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows_of(SEQUENCES, PARTS)), "paper")
     stored.path.write_bytes(stored.path.read_bytes()[:100] if damage is None else damage)
-    with pytest.raises(DataError, match=r"paper\.arrow: cannot be read: .*; store the split again"):
+    with pytest.raises(DataError, match=r"paper\.arrow: cannot be read as an Arrow file: .*; store the split again"):
         given(Domain.open(domain.folder))
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ([[0, 1, 2, 0], [0, 0], [0, 1, 2]], "does not fit the sequences of the domain"),
+        ([[0, 1, 2, 0], [0], [0, 1, 2], [2, 2]], "does not fit the sequences of the domain"),
+        ([[0, 1, 2, 0], [0, 0], None, [2, 2]], "does not fit the sequences of the domain"),
+        ([[0, 1, None, 0], [0, 0], [0, 1, 2], [2, 2]], "does not fit the sequences of the domain"),
+        ([[0, 1, 2, 0], [0, 0], [0, 1, 2], [2, 7]], "7 is not a part of a split"),
+    ],
+    ids=["a user short", "an interaction short", "no list", "no part", "an unknown part"],
+)
+def test_parts_that_do_not_fit_the_domain_are_refused_at_once_and_found_by_verify(
+    make_domain: Any, tmp_path: Path, parts: list[Any], problem: str
+) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows_of(SEQUENCES, PARTS)), "paper")
+    schema = pa.ipc.open_file(stored.path).schema
+    with pa.ipc.new_file(stored.path, schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array(parts, schema.field(0).type)], schema=schema))
+    with pytest.raises(DataError, match=rf"paper\.arrow: {problem}; store the split again"):
+        given(domain)
+    (found,) = verify_domain(domain.folder)
+    assert f"paper.arrow: {problem}" in found

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pmmrec.data.domain import Domain
@@ -49,7 +52,11 @@ def test_each_list_is_a_query_after_the_whole_sequence_of_its_user(make_domain: 
     domain = make_domain(SEQUENCES)
     stored = store_impressions(domain.folder, written(tmp_path, ROWS), "mind")
     assert stored.counts == {"validation": 1, "test": 3}
-    assert list(stored.left_out.values()) == [3, 2]
+    assert stored.lines()[1:] == [
+        "left out, rows of items that the domain lacks: 1: 'i77'",
+        "left out, rows of users that the domain lacks: 2: 'u99', 'u99'",
+        "left out, impressions without a clicked item, or without another one: 2: '3', '1'",
+    ]
     split = impressions(Domain.open(domain.folder))
     for one in (split, pickle.loads(pickle.dumps(split))):  # noqa: S301 - as worker processes get it
         assert [one.train(user).tolist() for user in range(3)] == SEQUENCES
@@ -74,8 +81,10 @@ def test_each_list_is_a_query_after_the_whole_sequence_of_its_user(make_domain: 
             "row 15: impression '7' has another user or split",
         ),
         ([*ROWS, ("7", "u01", "i03", "0", "validation")], "row 15: impression '7' has another user or split"),
-        ([*ROWS, ("7", "u01", "i02", "0", "test")], "an impression shows an item twice"),
+        ([*ROWS, ("7", "u01", "i02", "0", "test")], "row 15: impression '7' shows item 'i02' twice"),
         ([("7", "u01", "i02", "yes", "test")], "row 1: clicked is 'yes'; write 1, 0, true, false"),
+        ([("7", "u01", "i02", "0.5", "test")], "row 1: clicked is '0.5'; write 1, 0, true, false"),
+        ([("7", "u01", "i02", "", "test")], "row 1: clicked is missing; write 1, 0, true, false"),
         ([("7", "u01", "i02", "1", "train")], "row 1: split is 'train'; write validation, test"),
         ([*ROWS, ("", "u01", "i02", "1", "test")], "row 15: has no impression_id"),
         (ROWS[10:], "holds no impression of shop with a clicked item and another one"),
@@ -99,5 +108,72 @@ def test_impressions_that_are_not_there_or_of_another_domain_are_refused(make_do
         store_impressions(domain.folder, tmp_path / "shown.csv", "mind")
     (other.folder / "impressions").mkdir()
     (other.folder / "impressions" / "mind.arrow").write_bytes(stored.path.read_bytes())
-    with pytest.raises(DataError, match="is of other items or sequences than the domain's; store it again"):
-        impressions(other).holdout("test")
+    with pytest.raises(DataError, match="for other items or sequences than the domain's; store the impressions"):
+        impressions(other)
+
+
+@pytest.mark.parametrize(
+    "clicked", [[1.0, 0.0], [True, False], [1, 0], ["True", "False"], ["1.0", "0.0"], [" 1", "0 "]]
+)
+def test_clicks_may_be_numbers_truth_values_or_text(make_domain: Any, tmp_path: Path, clicked: list[Any]) -> None:
+    domain = make_domain(SEQUENCES)
+    table = {
+        "impression_id": [7, 7],
+        "user_id": ["u01", "u01"],
+        "item_id": ["i01", "i02"],
+        "clicked": clicked,
+        "split": ["test", "test"],
+    }
+    pq.write_table(pa.table(table), tmp_path / "shown.parquet")
+    stored = store_impressions(domain.folder, tmp_path / "shown.parquet", "mind")
+    (told,) = stored.lines()[1:]
+    assert told.startswith("no impression is for validation: runs on this split are refused")
+    test = impressions(domain).holdout("test")
+    assert test.target.tolist() == [1]
+    assert test.candidates is not None
+    assert test.candidates.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [b"", b"not arrow at all", None], ids=["empty", "other bytes", "cut short"])
+def test_a_damaged_file_is_named_at_once(make_domain: Any, tmp_path: Path, damage: bytes | None) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_impressions(domain.folder, written(tmp_path, ROWS), "mind")
+    stored.path.write_bytes(stored.path.read_bytes()[:100] if damage is None else damage)
+    problem = r"mind\.arrow: cannot be read as an Arrow file: .*; store the impressions again"
+    with pytest.raises(DataError, match=problem):
+        impressions(Domain.open(domain.folder))
+    (found,) = verify_domain(domain.folder)
+    assert re.search(problem, found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"items": [[0, 9], [1, 2]]}, r"an item row is outside 0\.\.3"),
+        ({"items": [[0, -1], [1, 2]]}, r"an item row is outside 0\.\.3"),
+        ({"items": [[0, 0], [1, 2]]}, "a list shows an item twice"),
+        ({"items": [[0], [1, 2]]}, "a list has other numbers of items and of clicks"),
+        ({"items": [[0, None], [1, 2]]}, "an entry is missing"),
+        ({"clicked": [None, [True, False]]}, "an entry is missing"),
+        ({"clicked": [[True, True], [True, False]]}, "a list has no clicked item, or none but clicked ones"),
+        ({"clicked": [[False, False], [True, False]]}, "a list has no clicked item, or none but clicked ones"),
+        ({"user": [0, 3]}, r"a user row is outside 0\.\.2"),
+        ({"user": [1, 0]}, "its users are not in order"),
+        ({"part": [0, 2]}, "a part is neither validation nor test"),
+        ({"user": [1, 0], "part": [1, 7]}, "its users are not in order; a part is neither validation nor test"),
+    ],
+)
+def test_impressions_that_do_not_fit_the_domain_are_refused_at_once_and_found_by_verify(
+    make_domain: Any, tmp_path: Path, changed: dict[str, Any], problem: str
+) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_impressions(domain.folder, written(tmp_path, ROWS), "mind")
+    schema = pa.ipc.open_file(stored.path).schema
+    table = {"items": [[0, 1], [1, 2]], "clicked": [[True, False]] * 2, "user": [0, 1], "part": [1, 2], **changed}
+    columns = [pa.array(table[field.name], field.type) for field in schema]
+    with pa.ipc.new_file(stored.path, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    with pytest.raises(DataError, match=rf"mind\.arrow: {problem}; store the impressions again"):
+        impressions(domain)
+    (found,) = verify_domain(domain.folder)
+    assert re.search(problem, found)

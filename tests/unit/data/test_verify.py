@@ -88,3 +88,29 @@ def test_a_forged_fingerprint_is_found(tmp_path: Path, field: str) -> None:
     tree = json.loads((folder / "domain.json").read_text())
     (folder / "domain.json").write_text(json.dumps({**tree, field: "0" * 64}))
     assert field in verify_domain(folder)[0]
+
+
+def test_every_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    for name in ("items.arrow", "images.arrow"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    (folder / "sequences.arrow").unlink()
+    problems = verify_domain(folder)
+    assert len(problems) == 3
+    for name in ("items.arrow", "images.arrow", "sequences.arrow"):
+        assert any(f"{folder / name}: " in problem for problem in problems)
+
+
+def test_stored_splits_are_checked_though_another_file_has_changed(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    data = (folder / "images.arrow").read_bytes()
+    (folder / "images.arrow").write_bytes(data.replace(b"JFIF", b"JFIX"))
+    for kind in ("splits", "impressions"):
+        (folder / kind).mkdir()
+        (folder / kind / "an odd name.arrow").write_bytes(b"none")
+    problems = verify_domain(folder)
+    assert [problem.split(": ")[0].removeprefix(f"{folder}/") for problem in problems] == [
+        "images.arrow",
+        "splits/an odd name.arrow",
+        "impressions/an odd name.arrow",
+    ]
