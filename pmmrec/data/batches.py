@@ -19,7 +19,7 @@ from pmmrec.data.examples import ExampleKind, Examples, Interactions
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
 from pmmrec.data.noise import KeyedWindow, SlotPool
-from pmmrec.data.passes import PassMaker, Row, Visit, filled, padded, padded_places
+from pmmrec.data.passes import NegativePool, PassMaker, Row, Visit, filled, padded, padded_places
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.splits import Split, SplitField
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
@@ -127,7 +127,11 @@ class BatchBuilder:
         self._last_alone_counts = self._examples[0].last_alone_counts
         if not self._have_history:
             refuse_passes_over_windows(requests)
-        self._maker = PassMaker(requests, self._examples, self._first_key.tolist(), seed)
+        pools = [
+            NegativePool(one, int(self._first_key[domain]), reader.is_readable(domain))
+            for domain, one in enumerate(self._examples)
+        ]
+        self._maker = PassMaker(requests, pools, seed)
         self._requests = requests
         asks_popularity = View.POPULARITY in requests.views
         self._log_share = self._log_expected_slots(config.mixing) if asks_popularity else None

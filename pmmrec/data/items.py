@@ -29,7 +29,7 @@ from pmmrec.contracts import (
     to_device,
 )
 from pmmrec.data.cache import ContentCache, Say, silent
-from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of
+from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of, is_readable
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import GREY, PixelTable, pixels_source
 from pmmrec.data.info import ITEMS_FILE
@@ -170,6 +170,10 @@ class ItemReader:
         if self._tokens:
             rows = rows[np.argsort(-self._tokens[domain].num_tokens[rows], kind="stable")]
         return rows
+
+    def is_readable(self, domain: int) -> NDArray[np.bool_]:
+        """Which items of one domain have something that the model reads, `(N,)`."""
+        return is_readable(self._domains[domain], frozenset(self._fields))
 
     def fingerprint(self, domain: int) -> str:
         """A hash of the items of one domain and of how they are read."""

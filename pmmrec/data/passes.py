@@ -43,16 +43,17 @@ class Row:
 
 
 class NegativePool:
-    """Draws items of one domain that a user did not touch."""
+    """Draws items of one domain that a user did not touch and that a model can read."""
 
-    def __init__(self, examples: Examples, first_key: int) -> None:
+    def __init__(self, examples: Examples, first_key: int, is_readable_N: NDArray[np.bool_]) -> None:
         """`examples`: of the domain; they say what users touched. `first_key`: of the domain's first item."""
         self._examples, self._split, self._first_key = examples, examples.split, first_key
+        self._unreadable = np.flatnonzero(~is_readable_N)
         self._cumulative_N: NDArray[np.float64] | None = None
 
     def draw(self, user: int, num_targets: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
         """Keys of negatives, `(num_targets, count)`. DataError where the user touched every item there is."""
-        seen = np.unique(self._examples.touched(user))
+        seen = np.unique(np.concatenate([self._examples.touched(user), self._unreadable]))
         drawn = self._rows(num_targets * config.count, config, rng)
         for _ in range(BLIND_ROUNDS):
             is_seen = np.isin(drawn, seen)
@@ -73,9 +74,7 @@ class NegativePool:
         rows: Ints = np.searchsorted(self._cumulative_N, drawn, side="right").astype(np.int64)
         return rows
 
-    def _listed(
-        self, user: int, seen: NDArray[np.int32], count: int, config: DrawnNegatives, rng: np.random.Generator
-    ) -> Ints:
+    def _listed(self, user: int, seen: Ints, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
         """Draws among the listed items that may be drawn, for users who touched almost all."""
         weight_N = np.ones(self._split.domain.num_items)
         if config.by == "popularity":
@@ -104,9 +103,9 @@ class Visit:
 class PassMaker:
     """Makes the rows of all passes that are asked for, as a pure function of (seed, visit, domain, window)."""
 
-    def __init__(self, requests: Requests, examples: Sequence[Examples], first_keys: Sequence[int], seed: int) -> None:
-        self._passes, self._seed = requests.passes, seed
-        self._pools = [NegativePool(one, first_key) for one, first_key in zip(examples, first_keys, strict=False)]
+    def __init__(self, requests: Requests, pools: Sequence[NegativePool], seed: int) -> None:
+        """`pools`: of each domain."""
+        self._passes, self._pools, self._seed = requests.passes, pools, seed
         self.reads_others = any(isinstance(request, Noised) for request in self._passes)
         self.draws_negatives = any(self._passes.values())
 

@@ -65,9 +65,8 @@ class CatalogueCE(Objective):
             return self._term(views)
 
     def _term(self, views: Views) -> Term:
-        of_pass, states, is_target_BL = read_targets(views, self.config, "catalogue_ce")
+        of_pass, states, is_counted_BL = read_targets(views, self.config, "catalogue_ce")
         is_readable_U = views.items.is_readable_U
-        is_counted_BL = is_target_BL & is_readable_U[of_pass.target_index_BL]
         query, target_K = Query.at(states, is_counted_BL), of_pass.target_index_BL[is_counted_BL]
         num_items, num_positions = len(is_readable_U), len(query)
         at_once = max(1, self.config.scores_at_once // num_items)

@@ -40,7 +40,10 @@ class BPRConfig(DrawnConfig):
 
 
 class _Drawn(Objective):
-    """What BCE and BPR share: targets and drawn negatives are scored, and the scores make a loss."""
+    """What BCE and BPR share: targets and drawn negatives are scored, and the scores make a loss.
+
+    Items with nothing to read are neither targets nor negatives, as in ranking.
+    """
 
     def __init__(self, config: DrawnConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()

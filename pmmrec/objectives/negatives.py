@@ -63,8 +63,8 @@ class Columns:
         """Which items the user's window holds."""
         return self.num_own_slots_BU > 0
 
-    def negatives(self, rule: NegativeRule, dtype: torch.dtype) -> Negatives:
-        """Negatives of each user by `rule`, weighed in `dtype`.
+    def negatives(self, rule: NegativeRule, dtype: torch.dtype, is_open_U: Tensor | None = None) -> Negatives:
+        """Negatives of each user by `rule`, weighed in `dtype`; of the items in `is_open_U` alone, if it is given.
 
         `unseen`: every slot of an item that is not in the user's window (the words of PMMRec, arXiv 2312.09602).
         `other_users`: every slot of another user's window, the user's own items included (eq. 5 literally).
@@ -73,4 +73,6 @@ class Columns:
             weight_BU = self.num_slots_U.expand_as(self.num_own_slots_BU).masked_fill(self.is_own_BU, 0)
         else:
             weight_BU = self.num_slots_U - self.num_own_slots_BU
+        if is_open_U is not None:
+            weight_BU = weight_BU.masked_fill(~is_open_U, 0)
         return Negatives(weight_BU.to(dtype))

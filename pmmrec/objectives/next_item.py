@@ -51,7 +51,7 @@ class NextItem(Objective):
     Eq. 5 of https://arxiv.org/abs/2312.09602, its sum over slots done over distinct items: the loss of a position is
     log(1 + sum_u W_bu exp(s_u - s_next)), W_bu the slots in which item u is a negative of user b. The next item itself
     weighs 1 however often it stands in the batch; under `other_users` its copies at other users are negatives.
-    Positions of users without negatives are not counted.
+    Positions of users without negatives are not counted. Items with nothing to read are neither targets nor negatives.
 
     Metrics: `chance`, the loss of equal scores; `accuracy`, the share of positions whose next item scores, before the
     log q correction, strictly above every negative (under `other_users` a copy of it ties, and so fails it).
@@ -75,7 +75,7 @@ class NextItem(Objective):
         of_pass, states, is_target_BL = read_targets(views, self.config, "next_item")
         dtype = torch.promote_types(views.items.fused_UD.dtype, torch.float32)
         columns = Columns.of(views.windows, len(views.items.fused_UD), views.num_slots_U)
-        negatives = columns.negatives(self.config.negatives, dtype)
+        negatives = columns.negatives(self.config.negatives, dtype, views.items.is_readable_U)
         is_counted_BL = is_target_BL & negatives.has_any_B[:, None]
         query = Query.at(states, is_counted_BL)
         user_K, next_K = query.user_K, of_pass.target_index_BL[is_counted_BL]

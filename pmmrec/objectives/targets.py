@@ -41,6 +41,10 @@ class TargetsConfig(ObjectiveConfig):
 
 
 def read_targets(views: Views, config: TargetsConfig, objective: str) -> tuple[WindowPass, UserStates, Tensor]:
-    """The pass that holds the targets, its states, and which positions `(B, L)` have a target that counts."""
+    """The pass that holds the targets, its states, and which positions `(B, L)` have a target that counts.
+
+    A target with nothing to read does not: no ranking holds it.
+    """
     of_pass, states = views.read(config.window, objective)
-    return of_pass, states, of_pass.is_last_target_BL if config.targets == "last" else of_pass.is_target_BL
+    is_target_BL = of_pass.is_last_target_BL if config.targets == "last" else of_pass.is_target_BL
+    return of_pass, states, is_target_BL & views.items.is_readable_U[of_pass.target_index_BL]

@@ -38,6 +38,8 @@ def loss_by_loops(views: Views, config: Any) -> tuple[Tensor, int]:
     for b, position in of_pass.is_target_BL.nonzero().tolist():
         if config.targets == "last" and position != num_positions - 1:
             continue
+        if not any(has_U[of_pass.target_index_BL[b, position]] for has_U in views.items.has_U.values()):
+            continue  # nothing to read
         state = hidden_of(views)[b, position]
         target = torch.dot(state, views.items.fused_UD[of_pass.target_index_BL[b, position]])
         negatives = [
@@ -69,6 +71,21 @@ def test_the_sum_equals_its_loops(
         assert_twins(objective(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 5
+
+
+@pytest.mark.parametrize("type_name", ["bce", "bpr"])
+def test_items_with_nothing_to_read_are_no_targets(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], type_name: str
+) -> None:
+    config = objectives.config({"type": type_name})
+    objective, left_out = objectives.part_class(config)(config, BuildContext(5)), 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
+        batch = dataclasses.replace(batch, views=with_negatives(batch.views, config.negatives, seed))
+        expected = loss_by_loops(batch.views, config)
+        assert_twins(objective(batch.views), expected, batch, ATOL)
+        left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
+    assert left_out > 5
 
 
 @pytest.mark.parametrize("type_name", ["bce", "bpr"])

@@ -40,14 +40,17 @@ def dap_by_loops(views: Views, config: NextItemConfig, width: int) -> tuple[Tens
     log_q = views.log_q_U
     assert log_q is not None
     total, count = torch.zeros((), dtype=torch.float64), 0
+    readable = [any(has_U[item] for has_U in views.items.has_U.values()) for item in range(len(views.items.fused_UD))]
     for b, state, following in target_slots(views, config):
+        if not readable[following]:
+            continue
         own_items = {index[b][s] for s in range(num_positions) if is_valid[b][s]}
         negatives = []
         for other in range(num_users):
             for s in range(num_positions):
                 item = index[other][s]
                 is_own = item in own_items if config.negatives == "unseen" else other == b
-                if is_own or not is_valid[other][s]:
+                if is_own or not is_valid[other][s] or not readable[item]:
                     continue
                 score = torch.dot(state, views.items.fused_UD[item]) / temperature
                 negatives.append(torch.exp(score if config.logq == "none" else score - log_q[item]))
@@ -97,6 +100,19 @@ def test_other_targets_equal_their_loops(
         assert_twins(NextItem(config, BuildContext(5))(batch.views), expected, batch, ATOL, leaves=masked)
         num_counted += expected[1]
     assert num_counted > 10
+
+
+@pytest.mark.parametrize("negatives", ["unseen", "other_users"])
+def test_items_with_nothing_to_read_are_neither_targets_nor_negatives(
+    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], negatives: Any
+) -> None:
+    config, left_out = NextItemConfig(negatives=negatives, logq="all_columns"), 0
+    for seed in range(8):
+        batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
+        expected = dap_by_loops(batch.views, config, 5)
+        assert_twins(NextItem(config, BuildContext(5))(batch.views), expected, batch, ATOL)
+        left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
+    assert left_out > 5
 
 
 @pytest.mark.parametrize("negatives", ["unseen", "other_users"])

@@ -158,7 +158,12 @@ def test_popular_items_are_drawn_in_proportion_and_others_evenly(shops: Shops) -
     user = max(range(13), key=lambda one: 9 - len(set(split.train(one).tolist())))
     left = sorted(set(range(9)) - set(split.train(user).tolist()))
     for config, weights in ((ONE, np.ones(9)), (POPULAR, split.train_counts.astype(float))):
-        drawn = NegativePool(Interactions(split), 100).draw(user, 6000, config, np.random.default_rng(0)).ravel() - 100
+        drawn = (
+            NegativePool(Interactions(split), 100, np.ones(9, dtype=bool))
+            .draw(user, 6000, config, np.random.default_rng(0))
+            .ravel()
+            - 100
+        )
         shares = np.bincount(drawn, minlength=9)[left] / len(drawn)
         expected = weights[left] / weights[left].sum()
         assert set(drawn.tolist()) <= set(left)
@@ -166,14 +171,36 @@ def test_popular_items_are_drawn_in_proportion_and_others_evenly(shops: Shops) -
 
 
 @pytest.mark.parametrize("config", [ONE, POPULAR])
+def test_items_that_the_model_cannot_read_are_never_drawn(
+    shops: Shops, monkeypatch: pytest.MonkeyPatch, config: DrawnNegatives
+) -> None:
+    split, is_readable_N = shops.splits[0], np.arange(9) % 2 == 0
+    for user in range(13):
+        rng, left = np.random.default_rng(user), set(range(0, 9, 2)) - set(split.train(user).tolist())
+        if left:
+            drawn = NegativePool(Interactions(split), 0, is_readable_N).draw(user, 200, config, rng)
+            assert set(drawn.ravel().tolist()) == left
+    is_readable_N = np.arange(9) != 3
+    monkeypatch.setattr(shops.reader, "is_readable", lambda _domain: is_readable_N)
+    for batch in epoch_of(shops.builder(NextItems(), negatives=config)):
+        of_pass = batch.windows.passes[NextItems()]
+        drawn = of_pass.negative_index_BLC[config][of_pass.is_target_BL].flatten().tolist()
+        assert 3 not in {key_at(batch, place)[1] for place in drawn}
+
+
+@pytest.mark.parametrize("config", [ONE, POPULAR])
 def test_a_user_who_touched_everything_is_named(domain_maker, tmp_path, config: DrawnNegatives) -> None:
     domain = domain_maker(tmp_path)([[0, 1, 2, 3, 0, 1]], "alike", texts=["a", "b", "c", "d"])
     with pytest.raises(DataError, match="user 'u00' touched all 4 items that negatives can be drawn from"):
-        NegativePool(Interactions(leave_one_out(domain)), 0).draw(0, 1, config, np.random.default_rng(0))
+        NegativePool(Interactions(leave_one_out(domain)), 0, np.ones(4, dtype=bool)).draw(
+            0, 1, config, np.random.default_rng(0)
+        )
 
 
 def test_a_user_with_one_item_left_is_given_that_item(domain_maker, tmp_path) -> None:
     texts = [f"t{n}" for n in range(400)]
     domain = domain_maker(tmp_path)([[*range(399), 0, 1], [399, 0, 1, 2]], "alike", texts=texts)
-    drawn = NegativePool(Interactions(leave_one_out(domain)), 0).draw(0, 50, ONE, np.random.default_rng(0))
+    drawn = NegativePool(Interactions(leave_one_out(domain)), 0, np.ones(400, dtype=bool)).draw(
+        0, 50, ONE, np.random.default_rng(0)
+    )
     assert set(drawn.ravel().tolist()) == {399}
