@@ -67,11 +67,14 @@ class Dropped(WindowRequest):
     share: float = Field(default=0.2, gt=0, lt=1, description="Chance of each input but the first to be left out.")
 
 
+NegativeWeight = Literal["uniform", "popularity"]
+
+
 class DrawnNegatives(Config):
     """Items drawn for every target, that its user did not touch in training; each joins the items of the batch."""
 
     count: int = Field(default=1, ge=1, le=1000, description="Negatives of each target.")
-    by: Literal["uniform", "popularity"] = Field(
+    by: NegativeWeight = Field(
         default="uniform", description="popularity: in proportion to how often an item was touched in training."
     )
 
@@ -82,6 +85,11 @@ class Requests:
 
     passes: Mapping[WindowRequest, frozenset[DrawnNegatives]] = field(default_factory=dict)  # and for its targets
     views: frozenset[View] = frozenset()
+
+    @property
+    def drawn(self) -> frozenset[DrawnNegatives]:
+        """The kinds of negatives that are drawn for the targets of any pass."""
+        return frozenset().union(*self.passes.values())
 
     @classmethod
     def of(cls, *windows: WindowRequest, negatives: DrawnNegatives | None = None, views: Iterable[View] = ()) -> Self:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -51,6 +52,12 @@ class Examples(ABC):
     def touched(self, user: int) -> NDArray[np.int32]:
         """Item rows that may not be drawn as negatives of a user."""
         return self.split.train(user)
+
+    def users_who_touched(self, num_items: int) -> Iterator[int]:
+        """Users of the examples who touched so many items or more, each time counted."""
+        least = max(num_items, 1 + self.have_history)
+        for first, lengths in self.split.train_lengths():
+            yield from (first + np.flatnonzero(lengths >= least)).tolist()
 
 
 class Interactions(Examples):

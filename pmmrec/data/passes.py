@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,16 @@ from pmmrec.data.examples import Examples
 from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.errors import DataError
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Requests, WindowRequest
+from pmmrec.requests import (
+    DrawnNegatives,
+    Dropped,
+    Masked,
+    NegativeWeight,
+    NextItems,
+    Noised,
+    Requests,
+    WindowRequest,
+)
 
 Ints = NDArray[np.int64]
 BLIND_ROUNDS = 16  # of drawing anew what may not be drawn, before all items that may are listed
@@ -51,8 +60,16 @@ class NegativePool:
         self._unreadable = np.flatnonzero(~is_readable_N)
         self._cumulative_N: NDArray[np.float64] | None = None
 
+    def check(self, asked: Iterable[DrawnNegatives]) -> None:
+        """DataError that names a user who touched every item that negatives can be drawn from."""
+        for by in sorted({config.by for config in asked}):
+            opens = np.flatnonzero(self._weights(by))
+            for user in self._examples.users_who_touched(len(opens)):
+                if not len(np.setdiff1d(opens, self._examples.touched(user))):
+                    raise DataError(self._nothing_left(user, len(opens), by))
+
     def draw(self, user: int, num_targets: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
-        """Keys of negatives, `(num_targets, count)`. DataError where the user touched every item there is."""
+        """Keys of negatives, `(num_targets, count)`, for a user whom `check` lets pass."""
         seen = np.unique(np.concatenate([self._examples.touched(user), self._unreadable]))
         drawn = self._rows(num_targets * config.count, config, rng)
         for _ in range(BLIND_ROUNDS):
@@ -61,7 +78,7 @@ class NegativePool:
                 break
             drawn[is_seen] = self._rows(int(is_seen.sum()), config, rng)
         else:
-            drawn = self._listed(user, seen, len(drawn), config, rng)
+            drawn = self._listed(seen, len(drawn), config, rng)
         keys: Ints = self._first_key + drawn.reshape(num_targets, config.count)
         return keys
 
@@ -74,19 +91,29 @@ class NegativePool:
         rows: Ints = np.searchsorted(self._cumulative_N, drawn, side="right").astype(np.int64)
         return rows
 
-    def _listed(self, user: int, seen: Ints, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
+    def _listed(self, seen: Ints, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
         """Draws among the listed items that may be drawn, for users who touched almost all."""
-        weight_N = np.ones(self._split.domain.num_items)
-        if config.by == "popularity":
-            weight_N = self._split.train_counts.astype(np.float64)
+        weight_N = self._weights(config.by)
         weight_N[seen] = 0
-        if not weight_N.any():
-            domain = self._split.domain
-            raise DataError(
-                f"{domain.folder}: user {domain.sequences.user_id(user)!r} touched all {domain.num_items} items that "
-                "negatives can be drawn from; leave the user out, or choose an objective without drawn negatives"
-            )
         return rng.choice(len(weight_N), count, p=weight_N / weight_N.sum()).astype(np.int64)
+
+    def _weights(self, by: NegativeWeight) -> NDArray[np.float64]:
+        """In proportion to these items are drawn for a user who touched nothing, `(N,)`."""
+        is_popular = by == "popularity"
+        counts_N = self._split.train_counts if is_popular else np.ones(self._split.domain.num_items)
+        weight_N = counts_N.astype(np.float64)
+        weight_N[self._unreadable] = 0
+        return weight_N
+
+    def _nothing_left(self, user: int, num_open: int, by: NegativeWeight) -> str:
+        """What is wrong where a user touched all items that can be drawn, and what to do."""
+        domain = self._split.domain
+        which = "that someone touched in training, from which " if by == "popularity" else "from which "
+        other = "draw them uniformly (negatives: {by: uniform}), " if by == "popularity" else ""
+        return (
+            f"{domain.folder}: user {domain.sequences.user_id(user)!r} touched all {num_open:,} items {which}negatives "
+            f"are drawn; {other}import the domain without the user, or choose an objective without drawn negatives"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,8 +131,10 @@ class PassMaker:
     """Makes the rows of all passes that are asked for, as a pure function of (seed, visit, domain, window)."""
 
     def __init__(self, requests: Requests, pools: Sequence[NegativePool], seed: int) -> None:
-        """`pools`: of each domain."""
+        """`pools`: of each domain. DataError where one of its users has no item left that could be a negative."""
         self._passes, self._pools, self._seed = requests.passes, pools, seed
+        for pool in pools:
+            pool.check(requests.drawn)
         self.reads_others = any(isinstance(request, Noised) for request in self._passes)
         self.draws_negatives = any(self._passes.values())
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +66,11 @@ class ValidationExamples(Examples):
         history = holdout.history_items[holdout.history_offsets[first] : holdout.history_offsets[end]]
         targets = holdout.target[holdout.target_offsets[first] : holdout.target_offsets[end]]
         return np.concatenate([history, targets.astype(np.int32)])
+
+    def users_who_touched(self, num_items: int) -> Iterator[int]:
+        for user in np.unique(self._holdout.user_index).tolist():
+            if len(self.touched(user)) >= num_items:
+                yield user
 
     def _query(self, number: int) -> int:
         if not 0 <= number < self.num_examples:

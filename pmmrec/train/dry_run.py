@@ -13,8 +13,9 @@ from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.contracts import History
 from pmmrec.data.batches import DataConfig, examples_of
-from pmmrec.data.contents import check_lengths, check_readable
+from pmmrec.data.contents import check_lengths, check_readable, is_readable
 from pmmrec.data.mixing import StepSampler
+from pmmrec.data.passes import NegativePool
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.computed import Computed
@@ -94,6 +95,8 @@ def describe(
     if launched is not None:
         _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
     examples = [examples_of(split, data) for split in sources.splits]
+    for one, domain in zip(examples, sources.domains, strict=True):
+        NegativePool(one, 0, is_readable(domain, recommender.item_encoder.fields)).check(task.requests.drawn)
     counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
 

@@ -9,13 +9,17 @@ import pytest
 import torch
 from shops import Shops, epoch_of, tensors_of
 
-from pmmrec.contracts import Batch
+from pmmrec.contracts import Batch, Modality
+from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.examples import Interactions
+from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.passes import NegativePool
 from pmmrec.data.splits.leave_one_out import leave_one_out
+from pmmrec.data.validation_examples import ValidationExamples
+from pmmrec.data.windows import WindowConfig, WindowIndex
 from pmmrec.errors import DataError
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Requests
 
 MASKED, DROPPED = Masked(share=0.3), Dropped(share=0.4)
 ONE, POPULAR = DrawnNegatives(), DrawnNegatives(count=3, by="popularity")
@@ -188,13 +192,47 @@ def test_items_that_the_model_cannot_read_are_never_drawn(
         assert 3 not in {key_at(batch, place)[1] for place in drawn}
 
 
-@pytest.mark.parametrize("config", [ONE, POPULAR])
-def test_a_user_who_touched_everything_is_named(domain_maker, tmp_path, config: DrawnNegatives) -> None:
-    domain = domain_maker(tmp_path)([[0, 1, 2, 3, 0, 1]], "alike", texts=["a", "b", "c", "d"])
-    with pytest.raises(DataError, match="user 'u00' touched all 4 items that negatives can be drawn from"):
-        NegativePool(Interactions(leave_one_out(domain)), 0, np.ones(4, dtype=bool)).draw(
-            0, 1, config, np.random.default_rng(0)
-        )
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ONE, "'u01' touched all 4 items from which negatives are drawn; import the domain without the user"),
+        (POPULAR, "'u01' touched all 4 items that someone touched in training, from which .*; draw them uniformly"),
+    ],
+)
+def test_a_user_who_touched_everything_is_named_before_the_first_batch(
+    domain_maker, tokenizer, tmp_path, config: DrawnNegatives, message: str
+) -> None:
+    sequences, texts = [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 0, 1]], ["a", "b", "c", "d", None]
+    domain = domain_maker(tmp_path)(sequences, "alike", texts=texts, images=[4])
+    fields = frozenset({Modality.TEXT})
+    reader = ItemReader([domain], fields, tokenizer, None, tmp_path / "cache", max_unreadable=1)
+    rules = ([leave_one_out(domain)], reader, DataConfig())
+    with pytest.raises(DataError, match=message):
+        BatchBuilder(*rules, Requests.of(NextItems(), negatives=config), 2, 0)
+    assert BatchBuilder(*rules, Requests.of(NextItems()), 2, 0).build(0, 0).user_id
+
+
+def test_popularity_leaves_nothing_where_a_user_touched_all_that_anyone_did(domain_maker, tmp_path) -> None:
+    domain = domain_maker(tmp_path)([[0, 1, 2, 3], [1, 0, 3, 2]], "alike", texts=["a", "b", "c", "d"])
+    pool = NegativePool(Interactions(leave_one_out(domain)), 0, np.ones(4, dtype=bool))
+    pool.check([ONE])
+    with pytest.raises(DataError, match="'u00' touched all 2 items that someone"):
+        pool.check([ONE, POPULAR])
+
+
+def test_users_without_an_example_are_not_refused(domain_maker, tmp_path) -> None:
+    split = leave_one_out(domain_maker(tmp_path)([[0], [1, 1]], "alike", texts=["a", "b"]))
+    is_readable_N = np.array([True, False])
+    NegativePool(WindowIndex(split, WindowConfig()), 0, is_readable_N).check([ONE])
+    with pytest.raises(DataError, match="'u00' touched all 1 items"):
+        NegativePool(Interactions(split), 0, is_readable_N).check([ONE])
+
+
+def test_a_validation_target_may_be_the_last_item_left(domain_maker, tmp_path) -> None:
+    split = leave_one_out(domain_maker(tmp_path)([[0, 1, 2, 0], [2, 1]], "alike", texts=["a", "b", "c"]))
+    NegativePool(Interactions(split), 0, np.ones(3, dtype=bool)).check([ONE])
+    with pytest.raises(DataError, match="'u00' touched all 3 items"):
+        NegativePool(ValidationExamples(split, 4), 0, np.ones(3, dtype=bool)).check([ONE])
 
 
 def test_a_user_with_one_item_left_is_given_that_item(domain_maker, tmp_path) -> None:
