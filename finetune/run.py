@@ -20,6 +20,7 @@ from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program, warn
 from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import describe
+from pmmrec.train.example_checks import check_examples
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.judge import judge_epochs
 from pmmrec.train.loop import Loop
@@ -115,6 +116,7 @@ def train(
     run.processes.seed(recipe.seed, same=True)
     recommender = build(model, backbones, sources.catalogues)
     task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+    check_examples(recipe.data, task, run.log)
     setup = None
     if checkpoint is not None:
         report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)

@@ -14,10 +14,19 @@ from typing_extensions import Self
 from pmmrec.settings import Config
 
 
+class Holding(str, Enum):
+    """What an example of training may hold."""
+
+    USER = "user"
+    HISTORY = "history"  # items in the order in which the user touched them
+    TARGET = "target"  # an item that the user touched, after the history if there is one
+
+
 class View(str, Enum):
     """What an objective may ask for beside item vectors and passes over windows."""
 
     MODALITIES = "modalities"  # cls vectors of text and of image
+    ORDER = "order"  # which item of a window comes after which
     POPULARITY = "popularity"  # log of how often the sampler is expected to show each item
     CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
 
@@ -26,14 +35,20 @@ class WindowRequest(Config):
     """A pass of the user encoder over every window of a batch. Equal requests are one pass.
 
     Attributes:
+        needs: What an example must hold for it.
+        reads_last: Whether the last item of a window is among the inputs.
         hides_targets: Whether a user encoder that reads the whole window still sees none of the items to be predicted.
     """
 
+    needs: ClassVar[Holding] = Holding.HISTORY
+    reads_last: ClassVar[bool] = False
     hides_targets: ClassVar[bool] = False
 
 
 class NextItems(WindowRequest):
     """The window as it is: all items but the last are inputs (L = S - 1), and each input's target is the next item."""
+
+    needs = Holding.TARGET
 
 
 class Noised(WindowRequest):
@@ -57,7 +72,9 @@ class Noised(WindowRequest):
 class Masked(WindowRequest):
     """All items of the window (L = S), some of them masked, at least one; a masked item is its own target."""
 
+    reads_last = True
     hides_targets = True
+
     share: float = Field(default=0.2, gt=0, le=1, description="Chance of each item to be masked.")
 
 
@@ -90,6 +107,12 @@ class Requests:
     def drawn(self) -> frozenset[DrawnNegatives]:
         """The kinds of negatives that are drawn for the targets of any pass."""
         return frozenset().union(*self.passes.values())
+
+    @property
+    def needs(self) -> Mapping[Holding, str]:
+        """What an example must hold to serve them, and what of it is read, in words."""
+        needs = {one.needs: f"{type(one).__name__} windows" for one in self.passes}
+        return needs | ({Holding.HISTORY: "the order of its items"} if View.ORDER in self.views else {})
 
     @classmethod
     def of(cls, *windows: WindowRequest, negatives: DrawnNegatives | None = None, views: Iterable[View] = ()) -> Self:

@@ -17,6 +17,7 @@ from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program
 from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import describe
+from pmmrec.train.example_checks import check_examples
 from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
 from pmmrec.train.judge import judge_epochs
 from pmmrec.train.loop import Loop
@@ -66,6 +67,7 @@ def main(
         run.processes.seed(recipe.seed, same=True)
         recommender = build(recipe.model, backbones, sources.catalogues)
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
+        check_examples(recipe.data, task, run.log)
 
         reader = open_reader(sources, recommender, recipe, run)
         batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)

@@ -15,7 +15,8 @@ from typing_extensions import Self
 
 from pmmrec.contracts import Batch, GlobalItems, WindowPass, Windows
 from pmmrec.data.contents import MAX_UNREADABLE
-from pmmrec.data.examples import ExampleKind, Examples, Interactions
+from pmmrec.data.examples import ExampleKind, Examples, ExamplesField, kind_of
+from pmmrec.data.examples.windows import WindowConfig, WindowKindConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
 from pmmrec.data.noise import KeyedWindow, SlotPool
@@ -23,9 +24,8 @@ from pmmrec.data.passes import NegativePool, PassMaker, Row, Visit, filled, padd
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.splits import Split, SplitField
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
-from pmmrec.data.windows import WindowConfig, WindowIndex
 from pmmrec.errors import RecipeError
-from pmmrec.requests import Masked, NextItems, Requests, View, WindowRequest
+from pmmrec.requests import Holding, NextItems, Requests, View, WindowRequest
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
@@ -37,8 +37,8 @@ class DataConfig(Config):
     split: SplitField = Field(
         default=LeaveOneOutConfig(), description="Which interactions train and which are held out."
     )
-    examples: ExampleKind = Field(
-        default="windows",
+    examples: ExamplesField = Field(
+        default=WindowKindConfig(),
         description="What training sees of users: windows of their histories, or single interactions without a "
         "history, for systems that know users by id.",
     )
@@ -56,14 +56,16 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _windows_are_read(self) -> Self:
-        if self.examples == "interactions" and self.window != WindowConfig():
-            raise ValueError("window: has no effect with examples: interactions, which have no history; leave it out")
+        kind = self.kind
+        if not kind.reads_window and self.window != WindowConfig():
+            why = "" if Holding.HISTORY in kind.holds else ", which have no history"
+            raise ValueError(f"window: has no effect with examples: {self.examples.type}{why}; leave it out")
         return self
 
-
-def examples_of(split: Split, config: DataConfig) -> Examples:
-    """The examples of one domain's training part."""
-    return WindowIndex(split, config.window) if config.examples == "windows" else Interactions(split)
+    @property
+    def kind(self) -> ExampleKind:
+        """The kind of examples."""
+        return kind_of(self.examples, self.window)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class BatchBuilder:
         """`examples`: of each domain, in place of those of its training part."""
         self._domains = [split.domain for split in splits]
         self._reader, self._seed, self._division = reader, seed, division or Division()
-        self._examples = examples or [examples_of(split, config) for split in splits]
+        self._kind = config.kind
+        self._kind.refuse_unheld(requests)
+        self._examples = examples or [self._kind.training(split) for split in splits]
         names = [domain.name for domain in self._domains]
         counts = [index.num_examples for index in self._examples]
         self._sampler = StepSampler(counts, names, batch_users, seed, config.mixing)
@@ -123,10 +127,8 @@ class BatchBuilder:
         # The key of an item is its row behind all items of the domains before its own; so it is with users.
         self._first_key = np.cumsum([0, *(domain.num_items for domain in self._domains)])
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
-        self._have_history = config.examples == "windows"
+        self._have_history = Holding.HISTORY in self._kind.holds
         self._last_alone_counts = self._examples[0].last_alone_counts
-        if not self._have_history:
-            refuse_passes_over_windows(requests)
         pools = [
             NegativePool(one, int(self._first_key[domain]), reader.is_readable(domain))
             for domain, one in enumerate(self._examples)
@@ -211,7 +213,7 @@ class BatchBuilder:
         windows = Windows(places_BS, is_valid_BS, last_alone_counts=self._last_alone_counts)
         passes: dict[WindowRequest, WindowPass] = {}
         for request, drawn in self._requests.passes.items():
-            length = num_positions - (not isinstance(request, Masked))
+            length = num_positions - (not request.reads_last)
             is_plain = isinstance(request, NextItems) and not drawn and self._have_history
             passes[request] = windows.next_items if is_plain else padded([row[request] for row in rows], key_U, length)
         users = [self._first_user[visit.window.domain] + visit.window.user for visit in visits]
@@ -232,8 +234,8 @@ class BatchBuilder:
         return visits
 
     def _num_positions(self, draw: Draw, visits: Sequence[Visit]) -> int:
-        """Items of the longest example, and a place before them where an example has no history."""
-        return self._longest(draw, visits) + (not self._have_history)
+        """Items of the longest example, and the place before them where an example has no history."""
+        return self._longest(draw, visits) + self._kind.num_blank
 
     def _longest(self, draw: Draw, visits: Sequence[Visit]) -> int:
         """Of all windows of a draw, of which some are at hand, or all."""
@@ -266,19 +268,4 @@ def _refuse_empty_shares(smallest_batch: int, division: Division) -> None:
         raise RecipeError(
             f"batch_users: {what} of {smallest} users leaves some of {division.world} processes "
             f"without any; use fewer processes{'' if division.parts == 1 else ', fewer parts'} or larger batches"
-        )
-
-
-def refuse_passes_over_windows(requests: Requests) -> None:
-    """RecipeError where an objective asks for more of an interaction than its item."""
-    odd = [request for request in requests.passes if not isinstance(request, NextItems)]
-    if View.MODALITIES in requests.views:
-        raise RecipeError(
-            "data.examples: interactions have no history, but an objective aligns the items of one; choose "
-            "data.examples=windows, or another objective"
-        )
-    if odd:
-        raise RecipeError(
-            f"data.examples: interactions have no history, but an objective reads {type(odd[0]).__name__} windows; "
-            "choose data.examples=windows, or another objective"
         )

@@ -26,8 +26,8 @@ class ValidationExamples(Examples):
 
         Raises DataError where there is no validation target.
         """
-        self.split, self.have_history = split, num_inputs > 0
-        self._num_inputs, self._holdout = num_inputs, split.holdout("validation", num_users)
+        self.split, self._num_inputs = split, num_inputs
+        self._holdout = split.holdout("validation", num_users)
         if not self._holdout.num_queries:
             raise DataError(
                 f"{split.domain.folder}: validation.judge: loss has no validation target to read, for "

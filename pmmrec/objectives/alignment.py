@@ -109,7 +109,7 @@ class Alignment(Objective):
         objectives: {nicl: {type: alignment, temperature: 0.1, positives_in_denominator: true}}
     """
 
-    requests = Requests.of(views=(View.MODALITIES,))
+    requests = Requests.of(views=(View.MODALITIES, View.ORDER))
 
     def __init__(self, config: AlignmentConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()

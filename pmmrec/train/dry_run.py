@@ -12,7 +12,7 @@ import torch
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.contracts import History
-from pmmrec.data.batches import DataConfig, examples_of
+from pmmrec.data.batches import DataConfig
 from pmmrec.data.contents import check_lengths, check_readable, is_readable
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.passes import NegativePool
@@ -24,12 +24,13 @@ from pmmrec.objectives import ObjectiveConfig
 from pmmrec.tables import PlainTable
 from pmmrec.train.accumulate import checkpoint_activations
 from pmmrec.train.cost import TrainingCost
+from pmmrec.train.example_checks import check_examples
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
 from pmmrec.train.memory_simulation import item_inputs
 from pmmrec.train.optim import build_optimizer
-from pmmrec.train.prepare import Sources, check_examples, find_backbones, find_prefixes, start_backbones
+from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
@@ -77,7 +78,7 @@ def describe(
             recommender = build(model, backbones, sources.catalogues)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
             check_examples(data, task, log)
-            _check_shapes(recommender, data.window.size)
+            _check_shapes(recommender, data.kind.num_inputs)
     for odd in recommender.item_encoder.warnings:
         log.warn(odd)
     for domain in sources.domains:
@@ -94,7 +95,7 @@ def describe(
     build_optimizer(task, recipe.train.optimizer)
     if launched is not None:
         _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
-    examples = [examples_of(split, data) for split in sources.splits]
+    examples = [data.kind.training(split) for split in sources.splits]
     for one, domain in zip(examples, sources.domains, strict=True):
         NegativePool(one, 0, is_readable(domain, recommender.item_encoder.fields)).check(task.requests.drawn)
     counts = [index.num_examples for index in examples]
@@ -135,10 +136,10 @@ def _stand_ready(
         recommender.item_encoder = Computed(encoder, vectors_ND)
 
 
-def _check_shapes(recommender: Recommender, window_size: int) -> None:
+def _check_shapes(recommender: Recommender, num_inputs: int) -> None:
     """Send two items and one full window through the model on the meta device."""
     items = recommender.item_encoder(item_inputs(recommender, num_items=2))
-    num_inputs = min(window_size - 1, recommender.user_encoder.max_inputs)
+    num_inputs = min(max(num_inputs, 1), recommender.user_encoder.max_inputs)
     index_BL = torch.zeros((1, num_inputs), dtype=torch.int64)
     recommender.query(
         History.of(items, index_BL, torch.ones_like(index_BL, dtype=torch.bool), user_index_B=index_BL[:, 0])

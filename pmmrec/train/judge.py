@@ -8,7 +8,6 @@ from typing import Protocol
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
-from pmmrec.data.validation_examples import ValidationExamples
 from pmmrec.errors import DivergenceError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
@@ -69,8 +68,7 @@ def judge_epochs(
 def validation_batches(recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run) -> Batches:
     """Every validation target behind the history of its user, once an epoch, in batches like those of training."""
     data, train = recipe.data, recipe.train
-    num_inputs = data.window.size - 1 if data.examples == "windows" else 0
-    examples = [ValidationExamples(split, num_inputs, recipe.validation.users) for split in sources.splits]
+    examples = [data.kind.validation(split, recipe.validation.users) for split in sources.splits]
     for one in examples:
         if one.warning is not None:
             run.log.warn(one.warning)

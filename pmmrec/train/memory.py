@@ -157,9 +157,9 @@ class Drawing:
         windows = max(steps, key=lambda keys: len(np.unique(np.concatenate(keys))))
         item_keys = np.unique(np.concatenate(windows))
         sees_all = gathers(self.train.gather, num_processes)
-        num_more = 0 if self._have_history else 1  # a place before the item of an interaction
-        longest = max(map(len, windows)) + num_more
-        slots = sum(len(keys) - 1 + num_more for keys in windows)
+        num_blank = self.data.kind.num_blank
+        longest = max(map(len, windows)) + num_blank
+        slots = sum(len(keys) - 1 + num_blank for keys in windows)
         num_items = self._with_negatives(task, len(item_keys), slots)
         return StepSize(
             users=math.ceil(len(windows) / num_processes) if sees_all else len(windows),
@@ -175,7 +175,7 @@ class Drawing:
         sees_all = gathers(self.train.gather, num_processes)
         num_users = math.ceil(self.train.batch_users / self.train.accumulate.user_parts)
         own = math.ceil(num_users / num_processes)
-        num_positions = self.data.window.size if self._have_history else 2
+        num_positions = self.data.kind.longest + self.data.kind.num_blank
         seen = (num_users if sees_all else own) * num_positions
         num_items = self._with_negatives(task, seen, seen)
         tokenizer = task.recommender.item_encoder.tokenizer
@@ -191,10 +191,6 @@ class Drawing:
     @property
     def _num_items(self) -> int:
         return sum(domain.num_items for domain in self.sources.domains)
-
-    @property
-    def _have_history(self) -> bool:
-        return self.data.examples == "windows"
 
     def _with_negatives(self, task: TrainingTask, num_items: int, num_targets: int) -> int:
         """Distinct items of a step with what is drawn for its targets, if all drawn items are different."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pmmrec.context import Backbone, Catalogue
 from pmmrec.contracts import Batch, Prefix, to_device
-from pmmrec.data.batches import BatchBuilder, DataConfig, Division, refuse_passes_over_windows
+from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.contents import check_lengths
 from pmmrec.data.domain import Domain
 from pmmrec.data.examples import Examples
@@ -281,35 +281,6 @@ def _keep_states(
         )
 
 
-def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
-    """RecipeError where the model or an objective cannot read the examples; a warning where positions never train."""
-    encoder = task.recommender.user_encoder
-    if data.examples == "interactions":
-        refuse_passes_over_windows(task.requests)
-        if encoder.reads_history:
-            raise RecipeError(
-                "data.examples: interactions have no history, but the user encoder reads one; choose "
-                "data.examples=windows, or a user encoder that knows users by id (user_table)"
-            )
-        return
-    if not encoder.reads_history:
-        raise RecipeError(
-            "data.examples: windows hold histories, which the user encoder does not read; choose "
-            "data.examples=interactions"
-        )
-    num_inputs, max_inputs = data.window.size - 1, encoder.max_inputs
-    if num_inputs > max_inputs:
-        raise RecipeError(
-            f"data.window.size: {data.window.size} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; "
-            f"choose up to {max_inputs + 1}, or raise model.user_encoder.max_inputs"
-        )
-    if num_inputs < max_inputs:
-        log.warn(
-            f"data.window.size: {data.window.size} trains {num_inputs} positions of the user encoder, but ranking uses "
-            f"{max_inputs} (max_inputs): longer histories meet positions that this run never trains"
-        )
-
-
 def gathers(gather: bool | None, num_processes: int) -> bool:
     """Whether the processes see each other's items and users: where there are several, unless the recipe forbids it."""
     return num_processes > 1 and gather is not False
@@ -362,7 +333,6 @@ class Batches:
             log.say(shared_out(batch_users, processes.world, gather))
             if parts > 1:
                 log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
-            check_examples(config, task, log)
             for warning in reader.warnings:
                 log.warn(warning)
         self._sources = sources

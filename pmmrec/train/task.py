@@ -58,7 +58,12 @@ class TrainingTask(nn.Module):
     @property
     def requests(self) -> Requests:
         """All that the objectives ask for."""
-        return Requests.union(term.requests for term in self._terms().values())
+        return Requests.union(self.requests_by_name.values())
+
+    @property
+    def requests_by_name(self) -> dict[str, Requests]:
+        """What each objective asks for."""
+        return {name: term.requests for name, term in self._terms().items()}
 
     @property
     def heads(self) -> dict[str, nn.Module]:

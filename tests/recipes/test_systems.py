@@ -90,7 +90,7 @@ def test_users_known_by_id_are_ranked_by_their_own_rows_and_by_no_history(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["objectives.nid={type: noise_detection}"], "an objective reads Noised windows"),
+        (["objectives.nid={type: noise_detection}"], "objectives.nid reads Noised windows"),
         (["data.window.size=50"], "window: has no effect with examples: interactions"),
         (["model.user_encoder={type: gru}"], "interactions have no history, but the user encoder reads one"),
         (["data.examples=windows"], "windows hold histories, which the user encoder does not read"),

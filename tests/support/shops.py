@@ -11,10 +11,10 @@ import torch
 
 from pmmrec.contracts import Batch, Modality, PixelSpec
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
+from pmmrec.data.examples.windows import WindowConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.splits.leave_one_out import leave_one_out
-from pmmrec.data.windows import WindowConfig
 from pmmrec.requests import DrawnNegatives, Noised, Requests, View, WindowRequest
 
 BOTH = frozenset({Modality.TEXT, Modality.IMAGE})

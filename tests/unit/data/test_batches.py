@@ -14,11 +14,11 @@ from shops import BOTH, NOISY, Shops, epoch_of, tensors_of
 
 from pmmrec.contracts import Batch, Modality, Noise, WindowPass
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
+from pmmrec.data.examples.windows import WindowConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.splits.leave_one_out import leave_one_out
-from pmmrec.data.windows import WindowConfig
 from pmmrec.errors import RecipeError
 from pmmrec.requests import Requests, View, WindowRequest
 

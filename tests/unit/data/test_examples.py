@@ -11,7 +11,7 @@ from shops import NOISY, Shops
 
 from pmmrec.contracts import Batch
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
-from pmmrec.data.examples import Interactions
+from pmmrec.data.examples.interactions import Interactions
 from pmmrec.errors import RecipeError
 from pmmrec.requests import DrawnNegatives, Masked, NextItems, Requests, View, WindowRequest
 
@@ -90,3 +90,16 @@ def test_an_interaction_that_is_not_there_is_an_error(shops: Shops) -> None:
 def test_objectives_that_read_histories_are_refused(shops: Shops, request_: WindowRequest) -> None:
     with pytest.raises(RecipeError, match="interactions have no history, but an objective reads"):
         builder(shops, Requests.of(request_))
+
+
+@pytest.mark.parametrize("written", ["windows", "interactions", {"type": "windows"}, {"type": "interactions"}])
+def test_a_kind_without_settings_is_written_as_its_name(written: str | dict[str, str]) -> None:
+    config = DataConfig.model_validate({"examples": written})
+    name = written if isinstance(written, str) else written["type"]
+    assert config.model_dump(mode="json")["examples"] == name
+    assert DataConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_kind_that_does_not_exist_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match="no kind of examples is called 'window'; did you mean 'windows'"):
+        DataConfig.model_validate({"examples": "window"})

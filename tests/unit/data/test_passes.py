@@ -11,13 +11,13 @@ from shops import Shops, epoch_of, tensors_of
 
 from pmmrec.contracts import Batch, Modality
 from pmmrec.data.batches import BatchBuilder, DataConfig
-from pmmrec.data.examples import Interactions
+from pmmrec.data.examples.interactions import Interactions
+from pmmrec.data.examples.windows import WindowConfig, WindowIndex
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.passes import NegativePool
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.validation_examples import ValidationExamples
-from pmmrec.data.windows import WindowConfig, WindowIndex
 from pmmrec.errors import DataError
 from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Requests
 

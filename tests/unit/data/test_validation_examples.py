@@ -44,7 +44,6 @@ def test_a_target_stands_behind_the_latest_items_before_it(
     examples = ValidationExamples(leave_one_out(make_domain(SEQUENCES)), num_inputs)
     assert items_of(examples) == expected
     assert [examples.user(number) for number in range(2)] == [0, 2]
-    assert examples.have_history == (num_inputs > 0)
     flat = [item for items in expected for item in items]
     assert examples.expected_slots().tolist() == [flat.count(item) for item in range(6)]
     assert examples.touched(0).tolist() == [0, 1, 2, 3, 4]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pmmrec.data.examples.windows import WindowConfig, WindowIndex
 from pmmrec.data.splits.leave_one_out import leave_one_out
-from pmmrec.data.windows import WindowConfig, WindowIndex
 
 
 def windows(domain: Any, policy: str, size: int = 4) -> WindowIndex:

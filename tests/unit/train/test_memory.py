@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.examples.windows import WindowIndex
 from pmmrec.data.mixing import StepSampler
-from pmmrec.data.windows import WindowIndex
 from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.train.loop import TrainConfig

@@ -1,4 +1,4 @@
-"""Choose the windows of the users' histories that training sees."""
+"""Windows of the users' histories as examples."""
 # S window positions.
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pmmrec.data.examples import Examples
+from pmmrec.data.examples import ExampleKind, Examples, example_kinds
 from pmmrec.data.splits import Split
-from pmmrec.settings import Config
+from pmmrec.data.validation_examples import ValidationExamples
+from pmmrec.requests import Holding
+from pmmrec.settings import Config, PartConfig
 
 WindowPolicy = Literal["latest", "random", "all"]
 
@@ -29,6 +31,34 @@ class WindowConfig(Config):
     )
 
 
+class WindowKindConfig(PartConfig):
+    """Settings of windows as examples; how they are cut is said under `data.window`."""
+
+    type: Literal["windows"] = "windows"
+
+
+@example_kinds.register("windows", WindowKindConfig)
+class WindowKind(ExampleKind):
+    """An example is a window of a user's history: several items in their order.
+
+    Example:
+        data: {examples: windows, window: {size: 21, policy: random}}
+    """
+
+    holds = frozenset({Holding.USER, Holding.HISTORY, Holding.TARGET})
+    reads_window = True
+
+    @property
+    def longest(self) -> int:
+        return self.window.size
+
+    def training(self, split: Split) -> Examples:
+        return WindowIndex(split, self.window)
+
+    def validation(self, split: Split, num_users: int | None) -> Examples:
+        return ValidationExamples(split, self.num_inputs, num_users)
+
+
 class WindowIndex(Examples):
     """The windows of one domain's training split, numbered from 0.
 
@@ -36,7 +66,7 @@ class WindowIndex(Examples):
     window a user; `all` cuts a history from its end into chunks that share one item, so that no step is lost.
     """
 
-    have_history = True
+    least_touched = 2
 
     def __init__(self, split: Split, config: WindowConfig) -> None:
         self.split, self._config = split, config

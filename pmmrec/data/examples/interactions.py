@@ -1,0 +1,72 @@
+"""Single interactions as examples: a user and an item, without a history."""
+# N items of the domain.
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmmrec.data.examples import ExampleKind, Examples, example_kinds
+from pmmrec.data.splits import Split
+from pmmrec.data.validation_examples import ValidationExamples
+from pmmrec.requests import Holding
+from pmmrec.settings import PartConfig
+
+
+class InteractionKindConfig(PartConfig):
+    """Settings of interactions as examples; there are none."""
+
+    type: Literal["interactions"] = "interactions"
+
+
+@example_kinds.register("interactions", InteractionKindConfig)
+class InteractionKind(ExampleKind):
+    """Every training interaction is an example: a user, and the item that the user touched.
+
+    For systems that know users by id (DSSM, matrix factorisation). No history is read.
+
+    Example:
+        data: {examples: interactions}
+    """
+
+    holds = frozenset({Holding.USER, Holding.TARGET})
+
+    @property
+    def longest(self) -> int:
+        return 1
+
+    def training(self, split: Split) -> Examples:
+        return Interactions(split)
+
+    def validation(self, split: Split, num_users: int | None) -> Examples:
+        return ValidationExamples(split, 0, num_users)
+
+
+class Interactions(Examples):
+    """The training interactions of one domain, numbered user by user."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self._offsets = split.train_offsets
+
+    @property
+    def num_examples(self) -> int:
+        return int(self._offsets[-1])
+
+    def user(self, number: int) -> int:
+        if not 0 <= number < self.num_examples:
+            raise IndexError(f"interaction {number} of {self.num_examples}")
+        return int(np.searchsorted(self._offsets, number, side="right")) - 1
+
+    def items(self, number: int, generator: np.random.Generator) -> NDArray[np.int32]:  # noqa: ARG002  # nothing is random
+        user = self.user(number)
+        place = number - int(self._offsets[user])
+        return self.split.train(user)[place : place + 1]
+
+    def length(self, number: int) -> int:  # noqa: ARG002  # all are alike
+        return 1
+
+    def expected_slots(self) -> NDArray[np.float64]:
+        return self.split.train_counts.astype(np.float64)

@@ -1,0 +1,44 @@
+"""Refuse examples that lack what the objectives or the user encoder of a task read."""
+
+from __future__ import annotations
+
+from pmmrec.data.batches import DataConfig
+from pmmrec.errors import RecipeError
+from pmmrec.requests import Holding
+from pmmrec.train.log import RunLog
+from pmmrec.train.task import TrainingTask
+
+
+def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
+    """RecipeError where the model or an objective cannot read the examples; a warning where positions never train."""
+    kind, encoder = data.kind, task.recommender.user_encoder
+    for name, requests in task.requests_by_name.items():
+        kind.refuse_unheld(requests, f"objectives.{name}")
+    if not task.requests.passes:
+        return
+    if encoder.reads_history and Holding.HISTORY not in kind.holds:
+        raise RecipeError(
+            f"data.examples: {data.examples.type} have no history, but the user encoder reads one; choose "
+            "data.examples=windows, or a user encoder that knows users by id (user_table)"
+        )
+    if encoder.reads_history:
+        _check_length(data, task, log)
+    elif kind.reads_window:
+        raise RecipeError(
+            f"data.examples: {data.examples.type} hold histories, which the user encoder does not read; choose "
+            "data.examples=interactions"
+        )
+
+
+def _check_length(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
+    num_inputs, max_inputs = data.kind.num_inputs, task.recommender.user_encoder.max_inputs
+    if num_inputs > max_inputs:
+        raise RecipeError(
+            f"data.window.size: {data.window.size} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; "
+            f"choose up to {max_inputs + 1}, or raise model.user_encoder.max_inputs"
+        )
+    if num_inputs < max_inputs:
+        log.warn(
+            f"data.window.size: {data.window.size} trains {num_inputs} positions of the user encoder, but ranking uses "
+            f"{max_inputs} (max_inputs): longer histories meet positions that this run never trains"
+        )
