@@ -1,7 +1,11 @@
-"""Print which checks each registered part passes; exit with 1 if one fails."""
+"""Print which checks each registered part passes; exit with 1 if one fails.
+
+Modules that are named as arguments are imported first: they may hold parts, or twins of parts.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -17,13 +21,17 @@ from pmmrec.tables import console_for
 from pmmrec.testing.checks import Check, checks_of
 from pmmrec.testing.conformance import configs_of, title
 from pmmrec.testing.subjects import FAMILIES, Subject
+from pmmrec.testing.twins import NO_TWIN
 
-PASSED, FAILED, INAPPLICABLE = Text("ok", "green"), Text("FAILED", "red"), Text("n/a", "dim")
+PASSED, FAILED = Text("ok", "green"), Text("FAILED", "red")
+INAPPLICABLE, WITHOUT = Text("n/a", "dim"), Text(NO_TWIN, "yellow")
 
 
 def main() -> int:
     """The exit code."""
     torch.set_num_threads(1)
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     console, failures = console_for(os.environ), []
     for family in FAMILIES:
         table, failed = table_of(family)
@@ -59,7 +67,7 @@ def _result(check: Check, family: Family[Any], config: Any) -> tuple[Text, str]:
             reason = check.run(Subject(family, config, Path(folder)))
         except Exception as error:  # noqa: BLE001 - whatever a part raises is a failure of the part
             return FAILED, f"{type(error).__name__}: {error}"
-    return (PASSED if reason is None else INAPPLICABLE), ""
+    return {None: PASSED, NO_TWIN: WITHOUT}.get(reason, INAPPLICABLE), ""
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns
 from pmmrec.testing.checks import Inapplicable, assert_close, check, require
 from pmmrec.testing.subjects import Subject
+from pmmrec.testing.twins import NO_TWIN, find_twin
 from pmmrec.testing.world import WIDTH, WINDOWS, batch_of, task_of
 from pmmrec.train.task import TrainingTask
 
@@ -44,6 +45,23 @@ def the_count_depends_on_windows_alone(subject: Subject) -> Inapplicable:
             with torch.no_grad():
                 for parameter in task.parameters():
                     parameter.mul_(-3.0)
+    return None
+
+
+@check("twin", objectives)
+def it_equals_its_twin(subject: Subject) -> Inapplicable:
+    """Sum, count and gradients are those of its twin, which goes through positions one by one."""
+    twin = find_twin(subject.family, subject.config.type)
+    if twin is None:
+        return NO_TWIN
+    objective = subject.build().double()
+    task = task_of(objective).double()
+    for name, batch in _batches(objective).items():
+        views, leaves = _leaves(task.views(batch))
+        leaves |= dict(objective.named_parameters())
+        term, (total, count) = objective(views), twin(objective, views)
+        expected = Term(total, torch.tensor(count, dtype=term.count.dtype))
+        _assert_same_term(term, expected, leaves, f"{name}: against its twin")
     return None
 
 
@@ -212,7 +230,7 @@ def _together(objective: Objective, shares: Sequence[Views]) -> Term:
 
 
 def _assert_same_term(actual: Term, expected: Term, leaves: Mapping[str, Tensor], where: str) -> None:
-    require(torch.equal(actual.count, expected.count), f"{where}: count {actual.count:g}, whole {expected.count:g}")
+    require(torch.equal(actual.count, expected.count), f"{where}: count {actual.count:g}, not {expected.count:g}")
     pairs = {"sum": (actual.sum, expected.sum)}
     pairs |= {name: (actual.metrics[name], expected.metrics[name]) for name in expected.metrics}
     after, before = _gradients(actual.sum, leaves), _gradients(expected.sum, leaves)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from pmmrec.contracts import ItemVectors, Query, UserStates
 from pmmrec.models import scorers
-from pmmrec.testing.checks import Inapplicable, assert_close, check
+from pmmrec.testing.checks import Inapplicable, assert_close, check, require
 from pmmrec.testing.subjects import Numbers, Subject, is_valid
+from pmmrec.testing.twins import NO_TWIN, find_twin
 from pmmrec.testing.world import WIDTH
 
 NUM_ITEMS, NUM_USERS, LENGTH, MORE_PADDING = 6, 5, 4, 3
@@ -40,6 +41,28 @@ def candidates_score_what_they_score_among_all(subject: Subject) -> Inapplicable
     for place in range(3):
         alone = part(query, items, candidate_KC[:, place : place + 1])
         assert_close(alone[:, 0], score_KC[:, place], "a candidate alone")
+    return None
+
+
+@check("twin", scorers)
+def it_equals_its_twin(subject: Subject) -> Inapplicable:
+    """Ranked scores and their gradients are those of its twin, which goes through queries and items one by one."""
+    twin = find_twin(subject.family, subject.config.type)
+    if twin is None:
+        return NO_TWIN
+    part, query, items, count_N = _asked(subject)
+    found_KN, wanted_KN = part.ranked(part(query, items), count_N), twin(part, query, items, count_N)
+    assert_close(found_KN, wanted_KN, "against its twin")
+    weight_KN = Numbers(seed=3).normal(*found_KN.shape).detach()
+    leaves = {"states": query.states.hidden_BLD, "items": items.fused_UD, **dict(part.named_parameters())}
+    found, wanted = (
+        torch.autograd.grad((score_KN * weight_KN).sum(), list(leaves.values()), allow_unused=True)
+        for score_KN in (found_KN, wanted_KN)
+    )
+    for name, one, other in zip(leaves, found, wanted, strict=True):
+        require((one is None) == (other is None), f"only one of it and its twin has a gradient of {name}")
+        if one is not None:
+            assert_close(one, other, f"against its twin: gradient of {name}")
     return None
 
 

@@ -22,7 +22,7 @@ from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
 WIDTH = 8
 NUM_ITEMS = 7
 NUM_POSITIONS = 4
-WITHOUT_TEXT, WITHOUT_IMAGE = 3, 4  # items
+LACKING: Mapping[str, Sequence[int]] = {"text": (3, 5), "image": (4, 5)}  # items by field; one has neither
 WINDOWS: Mapping[str, Sequence[Sequence[int]]] = {
     "shared items": [[0, 1, 2], [2, 3, 3], [3, 4, 0], [5, 5, 1], [1, 2]],
     "an empty window": [[], [0, 1, 2], [3, 4, 5], [1, 0]],
@@ -63,7 +63,7 @@ def task_of(objective: Objective) -> TrainingTask:
 
 
 def batch_of(requests: Requests, rows: Sequence[Sequence[int]] = WINDOWS["shared items"]) -> Batch:
-    """Windows of these items with every pass that is asked for; one item has no text, another no image."""
+    """Windows of these items with every pass that is asked for; some items lack their text or image."""
     windows = _windows(rows)
     draw = torch.Generator().manual_seed(0)
     passes = {
@@ -71,7 +71,7 @@ def batch_of(requests: Requests, rows: Sequence[Sequence[int]] = WINDOWS["shared
         for request, drawn in requests.passes.items()
     }
     row_U = torch.arange(NUM_ITEMS)
-    has_U = {"text": row_U != WITHOUT_TEXT, "image": row_U != WITHOUT_IMAGE}
+    has_U = {field: ~torch.isin(row_U, torch.tensor(lacking)) for field, lacking in LACKING.items()}
     log_q_U = torch.rand(NUM_ITEMS, generator=draw).clamp(min=1e-3).log()
     items = ItemInputs(torch.zeros_like(row_U), row_U, has_U)
     return Batch(items, dataclasses.replace(windows, passes=passes), log_q_U)
@@ -108,12 +108,12 @@ def _pass(request: WindowRequest, windows: Windows, draw: torch.Generator) -> Wi
 def _with_negatives(
     of_pass: WindowPass, drawn: frozenset[DrawnNegatives], rows: Sequence[Sequence[int]], draw: torch.Generator
 ) -> WindowPass:
-    """The pass with negatives that its user did not touch."""
+    """The pass with negatives that its user did not touch and that can be read."""
     index_BLC = {}
     for config in drawn:
         is_open_BU = torch.ones(len(rows), NUM_ITEMS)
         for user, row in enumerate(rows):
-            is_open_BU[user, list(row)] = 0
+            is_open_BU[user, [*row, *set(LACKING["text"]).intersection(LACKING["image"])]] = 0
         shape = (*of_pass.is_target_BL.shape, config.count)
         index_BLC[config] = torch.multinomial(is_open_BU, shape[1] * shape[2], replacement=True, generator=draw).view(
             shape

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.family import Family
 from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders, scorers
 from pmmrec.objectives import objectives
 from pmmrec.testing import conformance
+from pmmrec.testing.twins import find_twin
 from pmmrec.users import user_encoders
 
 test_text_encoders = conformance(text_encoders)
@@ -16,3 +22,9 @@ test_item_encoders = conformance(item_encoders)
 test_user_encoders = conformance(user_encoders)
 test_scorers = conformance(scorers)
 test_objectives = conformance(objectives)
+
+
+@pytest.mark.parametrize("family", [objectives, scorers], ids=lambda family: family.name)
+def test_every_part_of_the_project_has_its_twin(family: Family[Any]) -> None:
+    own = [entry.name for entry in family if entry.part_class.__module__.startswith("pmmrec.")]
+    assert [name for name in own if find_twin(family, name) is None] == []

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from views import views_of, with_items, with_windows
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemVectors, Modality, Views, Windows
+from pmmrec.contracts import ItemVectors, Modality, Windows
 from pmmrec.objectives.alignment import Alignment, AlignmentConfig
+from pmmrec.testing.twins.alignment import alignment_by_loops
 
 ATOL = 1e-12  # float64; measured at most 9e-15 over 100 seeds of every variant
 
@@ -40,72 +40,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def direction_by_loops(
-    views: Views, config: AlignmentConfig, b: int, position: int, anchor: Modality, other: Modality
-) -> Tensor | None:
-    """Eq. 8 (anchor text) or 9 (anchor image) at one position; None without a negative term."""
-    index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
-    num_users, num_positions = views.windows.item_index_BS.shape
-    own_items = {index[b][s] for s in range(num_positions) if is_valid[b][s]}
-    item, following = index[b][position], index[b][position + 1]
-
-    def delta(modality: Modality, j: int) -> Tensor:
-        left, right = views.items.cls_UD[anchor][item], views.items.cls_UD[modality][j]
-        return torch.exp(torch.dot(left, right) / (left.norm() * right.norm()) / config.temperature)
-
-    negatives = []
-    for u in range(num_users):
-        for s in range(num_positions):
-            j = index[u][s]
-            is_own = j in own_items if config.negatives == "unseen" else u == b
-            if is_own or not is_valid[u][s]:
-                continue
-            if views.items.has_U[other][j]:
-                negatives.append(delta(other, j))
-            if config.intra_negatives and views.items.has_U[anchor][j]:
-                negatives.append(delta(anchor, j))
-    if not negatives:
-        return None
-    numerator = delta(other, item)
-    denominator = delta(other, item) + torch.stack(negatives).sum()
-    for modality in (other, anchor) if config.next_item_positives else ():
-        if views.items.has_U[modality][following]:
-            numerator = numerator + delta(modality, following)
-            if config.positives_in_denominator:
-                denominator = denominator + delta(modality, following)
-    return -torch.log(numerator / denominator)
-
-
-def alignment_by_loops(views: Views, config: AlignmentConfig) -> tuple[Tensor, int]:
-    """Half of both directions, over positions with a next item whose own item has text and image."""
-    index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
-    num_users, num_positions = views.windows.item_index_BS.shape
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for b in range(num_users):
-        for position in range(num_positions - 1):
-            if not (is_valid[b][position] and is_valid[b][position + 1]):
-                continue
-            if not all(views.items.has_U[modality][index[b][position]] for modality in Modality):
-                continue
-            text = direction_by_loops(views, config, b, position, Modality.TEXT, Modality.IMAGE)
-            image = direction_by_loops(views, config, b, position, Modality.IMAGE, Modality.TEXT)
-            if text is None or image is None:
-                continue
-            total, count = total + (text + image) / 2, count + 1
-    return total, count
-
-
 @pytest.mark.parametrize("negatives", ["unseen", "other_users"])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_sum_over_items_equals_sum_over_slots(
     tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], variant: dict[str, Any], negatives: Any
 ) -> None:
-    config = AlignmentConfig(negatives=negatives, **variant)
+    objective = Alignment(AlignmentConfig(negatives=negatives, **variant), BuildContext(5))
     num_counted = 0
     for seed in range(8):
         batch = tiny_batch(seed=seed, no_text=[1], no_image=[4])
-        expected = alignment_by_loops(batch.views, config)
-        assert_twins(Alignment(config, BuildContext(5))(batch.views), expected, batch, ATOL)
+        expected = alignment_by_loops(objective, batch.views)
+        assert_twins(objective(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -120,8 +65,9 @@ def test_odd_batches_equal_their_loops(
     variant: dict[str, Any],
     negatives: Any,
 ) -> None:
-    config, batch = AlignmentConfig(negatives=negatives, **variant), tiny_batch(**case)
-    assert_twins(Alignment(config, BuildContext(5))(batch.views), alignment_by_loops(batch.views, config), batch, ATOL)
+    objective = Alignment(AlignmentConfig(negatives=negatives, **variant), BuildContext(5))
+    batch = tiny_batch(**case)
+    assert_twins(objective(batch.views), alignment_by_loops(objective, batch.views), batch, ATOL)
 
 
 @pytest.mark.parametrize("case", ["one_user", "no_item_with_both"])

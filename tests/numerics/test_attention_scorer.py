@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from pmmrec.contracts import ItemVectors, Query, UserStates
 from pmmrec.errors import RecipeError
 from pmmrec.models import attention
 from pmmrec.models.attention import AttentionConfig, AttentionScorer
+from pmmrec.testing.twins.scorers import attention_by_loops
 
 ATOL = 1e-12  # float64; measured 2e-15
 
@@ -30,36 +29,13 @@ def some_query() -> tuple[Query, ItemVectors, list[Tensor]]:
     return Query.at(UserStates(hidden_BLD, is_valid_BL), is_valid_BL), ItemVectors(item_ND), [hidden_BLD, item_ND]
 
 
-def score_by_loops(scorer: AttentionScorer, query: Query, k: int, item_D: Tensor) -> Tensor:
-    """One query and one candidate, one head and one state after another."""
-    user, position = int(query.user_K[k]), int(query.position_K[k])
-    q_D, size = scorer.query(item_D), 6 // scorer.num_heads
-    seen = [place for place in range(position + 1) if query.states.is_valid_BL[user, place]]
-    found = []
-    for head in range(scorer.num_heads):
-        part = slice(head * size, (head + 1) * size)
-        weights = [
-            torch.exp(torch.dot(q_D[part], scorer.key(query.states.hidden_BLD[user, place])[part]) / math.sqrt(size))
-            for place in seen
-        ]
-        values = [scorer.value(query.states.hidden_BLD[user, place])[part] for place in seen]
-        mixed = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
-        found.append(mixed * q_D[part] if scorer.multiplies_candidate else mixed)
-    return scorer.out(torch.cat(found))[0]
-
-
 @pytest.mark.parametrize("multiplies", [True, False])
 @pytest.mark.parametrize("num_heads", [1, 3])
 def test_all_items_and_candidates_score_as_their_loops(num_heads: int, multiplies: bool) -> None:
     scorer = scorer_of(num_heads=num_heads, multiplies_candidate=multiplies)
     query, items, leaves = some_query()
     candidate_KC = torch.randint(0, 5, (len(query), 2), generator=torch.Generator().manual_seed(2))
-    looped = torch.stack(
-        [
-            torch.stack([score_by_loops(scorer, query, k, item_D) for item_D in items.fused_UD])
-            for k in range(len(query))
-        ]
-    )
+    looped = attention_by_loops(scorer, query, items, torch.arange(5))
     weights = torch.randn(looped.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     sources = [*leaves, *scorer.parameters()]
     for actual, expected, weight in (

@@ -8,29 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
-from views import hidden_of, target_slots, with_items, with_masked
+from views import hidden_of, with_items, with_masked
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemVectors, Views
+from pmmrec.contracts import ItemVectors
 from pmmrec.objectives.catalogue_ce import CatalogueCE, CatalogueCEConfig
 from pmmrec.requests import Masked
+from pmmrec.testing.twins.catalogue_ce import catalogue_ce_by_loops
 
 ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds
-
-
-def cross_entropy_by_loops(views: Views, config: CatalogueCEConfig, temperature: float) -> tuple[Tensor, int]:
-    """Minus the log of the target's share in the softmax over all readable items, one position after another."""
-    readable = [any(bool(has[u]) for has in views.items.has_U.values()) for u in range(len(views.items.fused_UD))]
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for _, state, target in target_slots(views, config):
-        if not readable[target]:
-            continue
-        scores = {u: torch.dot(state, item) / temperature for u, item in enumerate(views.items.fused_UD) if readable[u]}
-        total = total - (scores[target].exp() / torch.stack(list(scores.values())).exp().sum()).log()
-        count += 1
-    return total, count
 
 
 @pytest.mark.parametrize("scores_at_once", [1, 20, 1 << 25])
@@ -39,12 +25,12 @@ def test_the_sum_equals_its_loops_however_it_is_chunked(
     tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], temperature: Any, scores_at_once: int
 ) -> None:
     config = CatalogueCEConfig(temperature=temperature, scores_at_once=scores_at_once)
-    divisor = math.sqrt(5) if temperature == "sqrt_width" else temperature
+    objective = CatalogueCE(config, BuildContext(5))
     num_counted = 0
     for seed in range(8):
         batch = tiny_batch(seed=seed)
-        expected = cross_entropy_by_loops(batch.views, config, divisor)
-        assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL)
+        expected = catalogue_ce_by_loops(objective, batch.views)
+        assert_twins(objective(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -55,13 +41,14 @@ def test_other_targets_equal_their_loops(
     tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], targets: Any, scores_at_once: int
 ) -> None:
     config = CatalogueCEConfig(temperature=1.0, targets=targets, scores_at_once=scores_at_once)
+    objective = CatalogueCE(config, BuildContext(5))
     num_counted = 0
     for seed in range(8):
         batch = tiny_batch(seed=seed)
         batch = replace(batch, views=with_masked(batch.views, Masked(), seed))
-        expected = cross_entropy_by_loops(batch.views, config, 1.0)
+        expected = catalogue_ce_by_loops(objective, batch.views)
         masked = {"masked": batch.views.states[Masked()].hidden_BLD}
-        assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL, leaves=masked)
+        assert_twins(objective(batch.views), expected, batch, ATOL, leaves=masked)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -73,9 +60,9 @@ def test_items_with_nothing_to_read_are_neither_candidates_nor_targets(
     left_out = 0
     for seed in range(8):
         batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
-        config = CatalogueCEConfig(temperature=1.0, scores_at_once=scores_at_once)
-        expected = cross_entropy_by_loops(batch.views, config, 1.0)
-        assert_twins(CatalogueCE(config, BuildContext(5))(batch.views), expected, batch, ATOL)
+        objective = CatalogueCE(CatalogueCEConfig(temperature=1.0, scores_at_once=scores_at_once), BuildContext(5))
+        expected = catalogue_ce_by_loops(objective, batch.views)
+        assert_twins(objective(batch.views), expected, batch, ATOL)
         left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
     assert left_out > 5
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from views import PLAIN, hidden_of, noise_of, noised, noised_of, rows_of, states_of_rows, with_states
+from views import PLAIN, hidden_of, noised, noised_of, rows_of, states_of_rows, with_states
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Noise, Views
+from pmmrec.contracts import Noise
 from pmmrec.objectives.denoising import NoiseDetection, NoiseDetectionConfig, Robustness, RobustnessConfig
+from pmmrec.testing.twins.denoising import noise_detection_by_loops, robustness_by_loops
 
 ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds
 
@@ -29,49 +29,6 @@ ROWS = {
 }
 
 
-def nid_by_loops(views: Views, objective: NoiseDetection) -> tuple[Tensor, int]:
-    """Eq. 10: softmax over ReLU(W h + b), one input after another."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for b, position in views.windows.is_valid_BS[:, :-1].nonzero().tolist():
-        state, label = noised_of(views)[b, position], noise_of(views)[b, position].item()
-        logits = [torch.dot(objective.head.weight[c], state) + objective.head.bias[c] for c in range(3)]
-        if objective.config.relu:
-            logits = [logit.clamp(min=0) for logit in logits]
-        total = total - torch.log(torch.exp(logits[int(label)]) / sum(torch.exp(logit) for logit in logits))
-        count += 1
-    return total, count
-
-
-def rcl_by_loops(views: Views, config: RobustnessConfig) -> tuple[Tensor, int]:
-    """Eq. 11: one user after another against the corrupted windows of the others."""
-    clean, corrupted = (means_by_loops(h, views, config) for h in (hidden_of(views), noised_of(views)))
-    if len(clean) < 2:
-        return torch.zeros((), dtype=torch.float64), 0
-    total = torch.zeros((), dtype=torch.float64)
-    for b in clean:
-        total = total + rcl_of_user(b, clean, corrupted, config)
-        if config.symmetric:
-            total = total + rcl_of_user(b, corrupted, clean, config)
-    return total / (2 if config.symmetric else 1), len(clean)
-
-
-def means_by_loops(hidden_BLD: Tensor | None, views: Views, config: RobustnessConfig) -> dict[int, Tensor]:
-    assert hidden_BLD is not None
-    means = {}
-    for b, row in enumerate(views.windows.is_valid_BS[:, :-1].tolist()):
-        states = [hidden_BLD[b, position] for position, is_valid in enumerate(row) if is_valid]
-        if states:
-            mean = torch.stack(states).mean(dim=0)
-            means[b] = mean / mean.norm() if config.normalize else mean
-    return means
-
-
-def rcl_of_user(b: int, anchors: dict[int, Tensor], keys: dict[int, Tensor], config: RobustnessConfig) -> Tensor:
-    own = torch.exp(torch.dot(anchors[b], keys[b]) / config.temperature)
-    negatives = [torch.exp(torch.dot(anchors[b], keys[j]) / config.temperature) for j in keys if j != b]
-    return -torch.log(own / (own + torch.stack(negatives).sum()))
-
-
 def detector(relu: bool = True) -> NoiseDetection:
     torch.manual_seed(0)
     return NoiseDetection(NoiseDetectionConfig(relu=relu), BuildContext(5)).double()
@@ -83,7 +40,7 @@ def test_noise_detection_equals_its_loops(
 ) -> None:
     objective = detector(relu)
     for batch in [tiny_batch(seed=seed) for seed in range(8)] + [tiny_batch(rows) for rows in ROWS.values() if rows[0]]:
-        expected = nid_by_loops(batch.views, objective)
+        expected = noise_detection_by_loops(objective, batch.views)
         assert_twins(objective(batch.views), expected, batch, ATOL, head=objective.head)
 
 
@@ -98,12 +55,12 @@ RCL_SETTINGS = [
 def test_robustness_equals_its_loops(
     tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], choice: dict[str, Any]
 ) -> None:
-    config = RobustnessConfig(**choice)
+    objective = Robustness(RobustnessConfig(**choice), BuildContext(5))
     batches = [tiny_batch(seed=seed) for seed in range(8)] + [
         tiny_batch(rows, num_positions=4) for rows in ROWS.values()
     ]
     for batch in batches:
-        assert_twins(Robustness(config, BuildContext(5))(batch.views), rcl_by_loops(batch.views, config), batch, ATOL)
+        assert_twins(objective(batch.views), robustness_by_loops(objective, batch.views), batch, ATOL)
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 2]], [[0], [1, 2, 3]], [[], []]])

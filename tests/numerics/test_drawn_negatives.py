@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from views import PLAIN, hidden_of
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Views, WindowPass
+from pmmrec.contracts import Views
 from pmmrec.objectives import objectives
 from pmmrec.requests import DrawnNegatives
+from pmmrec.testing.twins.drawn_negatives import drawn_by_loops
 
 ATOL = 1e-12  # float64; measured below 5e-14, of which the logarithms of the loops are the most
 
@@ -30,31 +30,6 @@ def with_negatives(views: Views, config: DrawnNegatives, seed: int = 0) -> Views
     return dataclasses.replace(views, windows=windows)
 
 
-def loss_by_loops(views: Views, config: Any) -> tuple[Tensor, int]:
-    """One position after another, one negative after another."""
-    of_pass: WindowPass = views.windows.passes[PLAIN]
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    num_positions = of_pass.item_index_BL.shape[1]
-    for b, position in of_pass.is_target_BL.nonzero().tolist():
-        if config.targets == "last" and position != num_positions - 1:
-            continue
-        if not any(has_U[of_pass.target_index_BL[b, position]] for has_U in views.items.has_U.values()):
-            continue  # nothing to read
-        state = hidden_of(views)[b, position]
-        target = torch.dot(state, views.items.fused_UD[of_pass.target_index_BL[b, position]])
-        negatives = [
-            torch.dot(state, views.items.fused_UD[index])
-            for index in of_pass.negative_index_BLC[config.negatives][b, position]
-        ]
-        if config.type == "bce":
-            no = sum(-torch.log(1 - torch.sigmoid(score)) for score in negatives) / len(negatives)
-            total = total - torch.log(torch.sigmoid(target)) + no
-        else:
-            total = total + sum(-torch.log(torch.sigmoid(target - score)) for score in negatives) / len(negatives)
-        count += 1
-    return total, count
-
-
 @pytest.mark.parametrize("targets", ["next", "last"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("type_name", ["bce", "bpr"])
@@ -67,7 +42,7 @@ def test_the_sum_equals_its_loops(
     for seed in range(8):
         batch = tiny_batch(seed=seed)
         batch = dataclasses.replace(batch, views=with_negatives(batch.views, config.negatives, seed))
-        expected = loss_by_loops(batch.views, config)
+        expected = drawn_by_loops(objective, batch.views)
         assert_twins(objective(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 5
@@ -82,7 +57,7 @@ def test_items_with_nothing_to_read_are_no_targets(
     for seed in range(8):
         batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
         batch = dataclasses.replace(batch, views=with_negatives(batch.views, config.negatives, seed))
-        expected = loss_by_loops(batch.views, config)
+        expected = drawn_by_loops(objective, batch.views)
         assert_twins(objective(batch.views), expected, batch, ATOL)
         left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
     assert left_out > 5

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from views import hidden_of, rows_of, states_of_rows, target_slots, with_items, with_masked, with_states, with_windows
+from views import hidden_of, rows_of, states_of_rows, with_items, with_masked, with_states, with_windows
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Views, Windows
 from pmmrec.objectives.next_item import NextItem, NextItemConfig
 from pmmrec.requests import Masked
+from pmmrec.testing.twins.next_item import next_item_by_loops
 
 ATOL = 1e-12  # float64; measured at most 2e-14 over 100 seeds
 
@@ -30,37 +30,6 @@ CASES = {
     "a_user_who_saw_everything": [[0, 1, 2], [1, 2]],
     "one_user": [[0, 1, 2]],
 }
-
-
-def dap_by_loops(views: Views, config: NextItemConfig, width: int) -> tuple[Tensor, int]:
-    """Eq. 5: one position after another, one slot after another."""
-    index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
-    num_users, num_positions = views.windows.item_index_BS.shape
-    temperature = math.sqrt(width) if config.temperature == "sqrt_width" else float(config.temperature)
-    log_q = views.log_q_U
-    assert log_q is not None
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    readable = [any(has_U[item] for has_U in views.items.has_U.values()) for item in range(len(views.items.fused_UD))]
-    for b, state, following in target_slots(views, config):
-        if not readable[following]:
-            continue
-        own_items = {index[b][s] for s in range(num_positions) if is_valid[b][s]}
-        negatives = []
-        for other in range(num_users):
-            for s in range(num_positions):
-                item = index[other][s]
-                is_own = item in own_items if config.negatives == "unseen" else other == b
-                if is_own or not is_valid[other][s] or not readable[item]:
-                    continue
-                score = torch.dot(state, views.items.fused_UD[item]) / temperature
-                negatives.append(torch.exp(score if config.logq == "none" else score - log_q[item]))
-        if not negatives:
-            continue
-        score = torch.dot(state, views.items.fused_UD[following]) / temperature
-        positive = torch.exp(score - log_q[following] if config.logq == "all_columns" else score)
-        total = total - torch.log(positive / (positive + torch.stack(negatives).sum()))
-        count += 1
-    return total, count
 
 
 def settings() -> list[dict[str, Any]]:
@@ -79,8 +48,9 @@ def test_sum_over_items_equals_sum_over_slots(
     num_counted = 0
     for seed in range(8):
         batch = tiny_batch(seed=seed)
-        expected = dap_by_loops(batch.views, config, 5)
-        assert_twins(NextItem(config, BuildContext(5))(batch.views), expected, batch, ATOL)
+        objective = NextItem(config, BuildContext(5))
+        expected = next_item_by_loops(objective, batch.views)
+        assert_twins(objective(batch.views), expected, batch, ATOL)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -95,9 +65,10 @@ def test_other_targets_equal_their_loops(
     for seed in range(8):
         batch = tiny_batch(seed=seed)
         batch = dataclasses.replace(batch, views=with_masked(batch.views, Masked(), seed))
-        expected = dap_by_loops(batch.views, config, 5)
+        objective = NextItem(config, BuildContext(5))
+        expected = next_item_by_loops(objective, batch.views)
         masked = {"masked": batch.views.states[Masked()].hidden_BLD}
-        assert_twins(NextItem(config, BuildContext(5))(batch.views), expected, batch, ATOL, leaves=masked)
+        assert_twins(objective(batch.views), expected, batch, ATOL, leaves=masked)
         num_counted += expected[1]
     assert num_counted > 10
 
@@ -109,8 +80,9 @@ def test_items_with_nothing_to_read_are_neither_targets_nor_negatives(
     config, left_out = NextItemConfig(negatives=negatives, logq="all_columns"), 0
     for seed in range(8):
         batch = tiny_batch(seed=seed, no_text=(0, 1, 2), no_image=(1, 2, 3))
-        expected = dap_by_loops(batch.views, config, 5)
-        assert_twins(NextItem(config, BuildContext(5))(batch.views), expected, batch, ATOL)
+        objective = NextItem(config, BuildContext(5))
+        expected = next_item_by_loops(objective, batch.views)
+        assert_twins(objective(batch.views), expected, batch, ATOL)
         left_out += int(batch.views.windows.has_next_BL.sum()) - expected[1]
     assert left_out > 5
 
@@ -120,8 +92,8 @@ def test_items_with_nothing_to_read_are_neither_targets_nor_negatives(
 def test_odd_batches_equal_their_loops(
     tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], rows: list[list[int]], negatives: Any
 ) -> None:
-    config, batch = NextItemConfig(negatives=negatives), tiny_batch(rows)
-    assert_twins(NextItem(config, BuildContext(5))(batch.views), dap_by_loops(batch.views, config, 5), batch, ATOL)
+    objective, batch = NextItem(NextItemConfig(negatives=negatives), BuildContext(5)), tiny_batch(rows)
+    assert_twins(objective(batch.views), next_item_by_loops(objective, batch.views), batch, ATOL)
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 2]], [[0], [1], [2]], [[0, 1, 2], [2, 1, 0]]])

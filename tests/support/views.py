@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, UserStates, Views, WindowPass, Windows
 from pmmrec.models.dot import Dot, DotConfig
-from pmmrec.objectives.targets import TargetsConfig
 from pmmrec.requests import Masked, NextItems, Noised
 
 PLAIN, NOISED = NextItems(), Noised()
@@ -55,12 +54,6 @@ def noised_of(views: Views) -> Tensor:
     return views.states[NOISED].hidden_BLD
 
 
-def noise_of(views: Views) -> Tensor:
-    noise_BL = views.windows.passes[NOISED].noise_BL
-    assert noise_BL is not None
-    return noise_BL
-
-
 def with_masked(views: Views, request: Masked, seed: int = 0) -> Views:
     """The same views with a pass whose masked items are targets, and random states for it."""
     draw, windows = torch.Generator().manual_seed(seed), views.windows
@@ -75,19 +68,6 @@ def with_masked(views: Views, request: Masked, seed: int = 0) -> Views:
         windows=dataclasses.replace(windows, passes={**windows.passes, request: masked}),
         states={**views.states, request: UserStates(hidden_BSD, windows.is_valid_BS)},
     )
-
-
-def target_slots(views: Views, config: TargetsConfig) -> Iterator[tuple[int, Tensor, int]]:
-    """User, state and target item of every position with a target, by the words of `TargetsConfig`."""
-    index, is_valid = views.windows.item_index_BS.tolist(), views.windows.is_valid_BS.tolist()
-    states = views.states[config.window].hidden_BLD
-    for b, row in enumerate(index):
-        for s, item in enumerate(row):
-            if config.targets == "masked":
-                if views.windows.passes[config.window].is_masked_BL[b, s]:
-                    yield b, states[b, s], item
-            elif s > 0 and is_valid[b][s] and is_valid[b][s - 1] and (config.targets == "next" or s == len(row) - 1):
-                yield b, states[b, s - 1], item
 
 
 def with_items(views: Views, items: ItemVectors) -> Views:

@@ -269,6 +269,7 @@ BROKEN = [
     (scorers, "dot", {}, ReadsTheNextState, "causal"),
     (scorers, "dot", {}, AveragesAllPositions, "padding"),
     (scorers, "dot", {}, ScoresAgainstOtherUsers, "alone = in batch"),
+    (scorers, "dot", {}, ReadsTheNextState, "twin"),
     (scorers, "dot", {}, HasOtherKeys, "keys"),
     (item_encoders, "towers", HFTextConfig.examples[0], LooksAtOtherItems, "alone = in batch"),
     (item_encoders, "towers", HFTextConfig.examples[0], HasABias, "missing = zero"),
@@ -277,6 +278,7 @@ BROKEN = [
     (text_encoders, "hf_text", HFTextConfig.examples[0], OpensItsOwnWay, "backbone opened"),
     (objectives, "bce", {}, CountsByVectors, "count"),
     (objectives, "bce", {}, ClimbsItsLoss, "step lowers loss"),
+    (objectives, "bce", {}, ClimbsItsLoss, "twin"),
     (objectives, "robustness", {}, HidesThatItReadsTargets, "targets"),
     (objectives, "robustness", {}, ForgetsPeers, "shares = whole"),
 ]
