@@ -64,6 +64,23 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class TextSpec:
+    """How a model reads texts: as the token ids that one tokenizer gives."""
+
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """Which stored feature a model reads: one whose entries have this shape."""
+
+    shape: tuple[int, ...]  # (F,), or (T, F) for features of several vectors
+
+
+FieldSpec: TypeAlias = TextSpec | PixelSpec | VectorSpec
+
+
+@dataclass(frozen=True)
 class TokenInputs:
     """Texts of the items that have one. R is never 0: a row for item 0 stands in when no item has a text."""
 

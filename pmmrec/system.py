@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmmrec.atomic import caching_in
-from pmmrec.data.contents import MAX_UNREADABLE, check_lengths
+from pmmrec.data.contents import MAX_UNREADABLE, check_features
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.data.importers.new_items import import_new_items
@@ -349,10 +349,9 @@ class System:
 
     def _reader_for(self, domain: Domain, say: Callable[[str], None] | None = None) -> ItemReader:
         encoder = self._model_for(domain).item_encoder
-        check_lengths(domain, encoder.stored_lengths)
-        reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec)
+        check_features(domain, encoder.reads)
         with bars_or_lines(say) as progress:
-            reader = ItemReader([domain], *reads, self._cache, progress, self._max_unreadable, self._warn)
+            reader = ItemReader([domain], encoder.reads, self._cache, progress, self._max_unreadable, self._warn)
         for warning in reader.warnings:
             if warning not in self._warned:
                 self._warn(warning)

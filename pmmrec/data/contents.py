@@ -7,23 +7,27 @@ import hashlib
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.contracts import Modality
+from pmmrec.contracts import FieldSpec, PixelSpec, TextSpec, VectorSpec
 from pmmrec.data.cache import ContentCache
 from pmmrec.data.domain import Domain
 from pmmrec.data.features import FeatureTable
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.text import TokenTable, first_equal
 from pmmrec.errors import DataError
+from pmmrec.modality import Modality
 
 Ints = NDArray[np.int64]
 SAME_AS = "same_as.npy"
 IMAGES_AT_ONCE = 256
 VECTORS_AT_ONCE = 4096
 MAX_UNREADABLE = 0.05  # share of a domain's items
+
+Kinds: TypeAlias = Mapping[str, type[FieldSpec]]  # how a model reads each field, without a tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,55 +44,67 @@ class Contents:
         return np.flatnonzero(is_first_N & self.is_readable_N)
 
 
-def contents_of(domain: Domain, fields: frozenset[str], tokens: TokenTable | None, cache: ContentCache) -> Contents:
+def kinds_of(reads: Mapping[str, FieldSpec]) -> Kinds:
+    """How each field is read."""
+    return {field: type(spec) for field, spec in reads.items()}
+
+
+def having(domain: Domain, field: str, kind: type[FieldSpec]) -> NDArray[np.bool_]:
+    """Which items of a domain have a field that is read in this way, `(N,)`."""
+    if kind is PixelSpec:
+        return domain.has[Modality.IMAGE]
+    return domain.has_text(field) if kind is TextSpec else domain.feature(field).has_N
+
+
+def contents_of(domain: Domain, kinds: Kinds, tokens: Mapping[str, TokenTable], cache: ContentCache) -> Contents:
     """Compare items by their token ids, stored image bytes and stored features, as far as a model reads them.
 
-    `tokens` is given where texts are read. `cache` keeps the comparisons of images and features; raises MachineError
+    `tokens` holds the table of each text. `cache` keeps the comparisons of images and features; raises MachineError
     where it cannot be written.
     """
-    rows = np.arange(domain.num_items)
-    if not fields:
-        return Contents(rows, np.ones(domain.num_items, dtype=bool))
-    same_as_N = np.zeros_like(rows)
-    if tokens is not None:
-        same_as_N = tokens.first_same()
-    if Modality.IMAGE in fields:
-        same_image_N = _same_images(domain, cache)
-        same_as_N = first_equal(same_as_N * domain.num_items + same_image_N)
-    for name in sorted(fields - {modality.value for modality in Modality}):
-        same_as_N = first_equal(same_as_N * domain.num_items + _same_features(domain, name, cache))
-    return Contents(same_as_N, is_readable(domain, fields))
+    same_as_N = np.arange(domain.num_items)
+    for place, (field, kind) in enumerate(sorted(kinds.items())):
+        if kind is TextSpec:
+            same_field_N = tokens[field].first_same()
+        elif kind is PixelSpec:
+            same_field_N = _same_images(domain, cache)
+        else:
+            same_field_N = _same_features(domain, field, cache)
+        same_as_N = first_equal(same_as_N * domain.num_items + same_field_N) if place else same_field_N
+    return Contents(same_as_N, is_readable(domain, kinds))
 
 
-def is_readable(domain: Domain, fields: frozenset[str]) -> NDArray[np.bool_]:
+def is_readable(domain: Domain, kinds: Kinds) -> NDArray[np.bool_]:
     """Which items have a field that the model reads, `(N,)`; all of them for a model of item ids."""
-    if not fields:
+    if not kinds:
         return np.ones(domain.num_items, dtype=bool)
-    has_something_N: NDArray[np.bool_] = np.any([domain.having(field) for field in sorted(fields)], axis=0)
+    has_something_N: NDArray[np.bool_] = np.any([having(domain, *one) for one in kinds.items()], axis=0)
     return has_something_N
 
 
-def check_lengths(domain: Domain, lengths: Mapping[str, int]) -> None:
-    """DataError where a stored feature of the domain is missing, or is no vector of the length that a model reads."""
-    for name, length in lengths.items():
+def check_features(domain: Domain, reads: Mapping[str, FieldSpec]) -> None:
+    """DataError where a stored feature of the domain is missing, or has another shape than a model reads."""
+    for name, spec in reads.items():
+        if not isinstance(spec, VectorSpec):
+            continue
         shape = domain.feature(name).info.shape
-        if shape != (length,):
-            found = " x ".join(map(str, shape))
+        if shape != spec.shape:
+            found, wanted = (" x ".join(map(str, one)) for one in (shape, spec.shape))
             raise DataError(
                 f"{domain.folder}: feature {name!r} holds {found} numbers an item, but the model reads vectors of "
-                f"{length}; set model.item_encoder.features.{name}, or store the feature that the model was trained on"
+                f"{wanted}; set model.item_encoder.features.{name}, or store the feature that the model was trained on"
             )
 
 
-def check_readable(domain: Domain, fields: frozenset[str], max_unreadable: float) -> str | None:
+def check_readable(domain: Domain, kinds: Kinds, max_unreadable: float) -> str | None:
     """A warning that names the items without any field that the model reads; None where there are none.
 
     Raises DataError where no item can be read, or where a larger share than `max_unreadable` cannot.
     """
-    bare = np.flatnonzero(~is_readable(domain, fields))
+    bare = np.flatnonzero(~is_readable(domain, kinds))
     if not len(bare):
         return None
-    wanted = " or ".join(field for field in sorted(fields))
+    wanted = " or ".join(sorted(kinds))
     first = ", ".join(repr(domain.item_ids[int(row)].as_py()) for row in bare[:5])
     found = (
         f"{domain.folder}: {len(bare):,} of {domain.num_items:,} items have no {wanted} for the model to read "

@@ -28,6 +28,7 @@ from pmmrec.data.info import (
     read_info,
 )
 from pmmrec.data.sequences import Sequences
+from pmmrec.data.wording import cleaned
 from pmmrec.errors import DataError
 from pmmrec.homes import expanded
 from pmmrec.modality import Modality
@@ -41,6 +42,7 @@ class Domain:
     ) -> None:
         self.folder, self.info, self.sequences = folder, info, sequences
         self._features: dict[str, FeatureTable] = {}
+        self._has_text: dict[str, NDArray[np.bool_]] = {}
         table = items.mapped()
         self.item_ids = table["item_id"]
         self._attributes = {name: table[name] for name in table.column_names if name not in ("item_id", "text")}
@@ -148,10 +150,28 @@ class Domain:
         """Times of `sequence(user)`, in `info.time_unit`; None when the source had no times."""
         return self.sequences.times(user)
 
-    def texts(self, rows: np.ndarray) -> list[str | None]:
-        """The text of each item in `rows`, None where it has none."""
-        found = self._read(self._texts, Modality.TEXT, rows)
-        return [None if text is None else text.decode() for text in found]
+    def texts(self, rows: np.ndarray, field: str = Modality.TEXT.value) -> list[str | None]:
+        """A text of each item in `rows`, None where it has none: `text`, or a further column, cleaned as `text` is."""
+        if field == Modality.TEXT:
+            found = self._read(self._texts, Modality.TEXT, rows)
+            return [None if text is None else text.decode() for text in found]
+        has_R = self.has_text(field)[rows].tolist()
+        if field not in self._attributes:
+            return [None] * len(rows)
+        words = self._attributes[field].take(pa.array(rows)).cast(pa.large_string()).to_pylist()
+        return [cleaned(one) or one if has else None for one, has in zip(words, has_R, strict=True)]
+
+    def has_text(self, field: str = Modality.TEXT.value) -> NDArray[np.bool_]:
+        """Which items have `text`, or a further column, `(N,)`; none where the domain has no such column."""
+        if field == Modality.TEXT:
+            return self.has[Modality.TEXT]
+        if field not in self._attributes:
+            return np.zeros(self.num_items, dtype=bool)
+        if field not in self._has_text:
+            words = pc.utf8_trim_whitespace(self._attributes[field].cast(pa.large_string()))
+            is_there = pc.fill_null(pc.not_equal(words, ""), fill_value=False)
+            self._has_text[field] = is_there.combine_chunks().to_numpy(zero_copy_only=False)
+        return self._has_text[field]
 
     def _read(self, cells: Cells, modality: Modality, rows: np.ndarray) -> list[bytes | None]:
         rows = np.asarray(rows)
@@ -185,11 +205,6 @@ class Domain:
             path = self.folder / feature_file(name)
             self._features[name] = FeatureTable(path, self.info.features[name], self.num_items)
         return self._features[name]
-
-    def having(self, field: str) -> NDArray[np.bool_]:
-        """Which items have a field: `text`, `image`, or a stored feature. Raises DataError for an unknown one."""
-        known = {modality.value: has_N for modality, has_N in self.has.items()}
-        return known[field] if field in known else self.feature(field).has_N
 
     def jpegs(self, rows: np.ndarray) -> list[bytes | None]:
         """The stored image of each item in `rows`, None where it has none."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,25 +17,35 @@ from torch import Tensor
 
 from pmmrec.contracts import (
     FieldInputs,
+    FieldSpec,
     ItemInputs,
-    Modality,
     PixelInputs,
     PixelSpec,
     Prefix,
     PrefixSlots,
     StoredInputs,
+    TextSpec,
     TokenInputs,
-    Tokenizer,
+    VectorSpec,
     to_device,
 )
 from pmmrec.data.cache import ContentCache, Say, silent
-from pmmrec.data.contents import MAX_UNREADABLE, Contents, check_readable, contents_of, is_readable
+from pmmrec.data.contents import (
+    MAX_UNREADABLE,
+    Contents,
+    check_readable,
+    contents_of,
+    having,
+    is_readable,
+    kinds_of,
+)
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import GREY, PixelTable, pixels_source
 from pmmrec.data.info import ITEMS_FILE
 from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, TableRequest
 from pmmrec.data.releases import made_by
 from pmmrec.data.text import TokenTable
+from pmmrec.modality import Modality
 from pmmrec.progress import Progress
 
 Ints = NDArray[np.int64]
@@ -50,9 +60,7 @@ class ItemReader:
 
     Args:
         domains: Their order gives the domain indices of `read`.
-        fields: Those that the model reads.
-        tokenizer: Given exactly where the model reads texts.
-        pixel_spec: Given exactly where the model reads images.
+        reads: How the model reads each of its fields, by name.
         cache: Folder of the tables.
         progress: Called while tables are made.
         max_unreadable: DataError where a larger share of a domain's items, or every item, cannot be read.
@@ -63,18 +71,14 @@ class ItemReader:
     def __init__(
         self,
         domains: Sequence[Domain],
-        fields: frozenset[str],
-        tokenizer: Tokenizer | None,
-        pixel_spec: PixelSpec | None,
+        reads: Mapping[str, FieldSpec],
         cache: Path,
         progress: Progress | None = None,
         max_unreadable: float = MAX_UNREADABLE,
         say: Say = silent,
     ) -> None:
-        for modality, reader in ((Modality.TEXT, tokenizer), (Modality.IMAGE, pixel_spec)):
-            if (modality in fields) != (reader is not None):
-                raise ValueError(f"{modality.value}: give its tokenizer or pixel size exactly where the model reads it")
-        found = [check_readable(domain, fields, max_unreadable) for domain in domains]
+        self._kinds = kinds_of(dict(sorted(reads.items())))
+        found = [check_readable(domain, self._kinds, max_unreadable) for domain in domains]
         self.warnings = tuple(warning for warning in found if warning is not None)
         self._domains = list(domains)
         self._contents: dict[int, Contents] = {}
@@ -82,15 +86,16 @@ class ItemReader:
         self._room = DeviceRoom()
         self._fetches = True
         self._cache = ContentCache(cache, say)
-        self._fields = sorted(fields)
-        self._tokenizer = "" if tokenizer is None else tokenizer.fingerprint
-        self._pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
-        self._size = 0 if pixel_spec is None else pixel_spec.size
-        self._tokens: list[TokenTable] = []
-        self._pixels: dict[int, PixelTable] = {}
-        if tokenizer is not None:
-            self._tokens = [TokenTable.open(domain, tokenizer, self._cache, progress) for domain in domains]
-        if pixel_spec is not None:
+        texts = {field: spec.tokenizer for field, spec in reads.items() if isinstance(spec, TextSpec)}
+        self._tokenizer = {field: tokenizer.fingerprint for field, tokenizer in texts.items()}
+        self._pad_token_id = {field: tokenizer.pad_token_id for field, tokenizer in texts.items()}
+        self._tokens = {
+            field: [TokenTable.open(domain, tokenizer, self._cache, progress, field) for domain in domains]
+            for field, tokenizer in texts.items()
+        }
+        self._size, self._pixels = 0, dict[int, PixelTable]()
+        for pixel_spec in (spec for spec in reads.values() if isinstance(spec, PixelSpec)):
+            self._size = pixel_spec.size
             for place, domain in enumerate(domains):
                 if domain.has[Modality.IMAGE].any():
                     self._pixels[place] = PixelTable.open(domain, pixel_spec, self._cache, progress)
@@ -107,8 +112,8 @@ class ItemReader:
         tables: list[PrefixTable | None] = []
         slots: list[Ints] = []
         for domain in range(len(self._domains)):
-            tokens = self._tokens[domain] if field == Modality.TEXT else None
-            contents = contents_of(self._domains[domain], frozenset({field}), tokens, self._cache)
+            kind = {field: self._kinds[field]}
+            contents = contents_of(self._domains[domain], kind, self._tokens_of(domain), self._cache)
             slots.append(np.searchsorted(contents.distinct, contents.same_as_N))
             table = None
             if len(contents.distinct):
@@ -136,7 +141,7 @@ class ItemReader:
 
     def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
         """The inputs of these items (at least one, no item twice), in their order."""
-        has_U = {field: self._has(field, domain_U, row_U) for field in self._fields}
+        has_U = {field: self._has(field, domain_U, row_U) for field in self._kinds}
         reads = has_U if self._fetches else {}
         return ItemInputs(
             domain_U=torch.from_numpy(domain_U.astype(np.int64)),
@@ -147,7 +152,7 @@ class ItemReader:
 
     def has(self, domain_U: Ints, row_U: Ints) -> dict[str, Tensor]:
         """Which of these items have each field that the model reads."""
-        return {field: torch.from_numpy(self._has(field, domain_U, row_U)) for field in self._fields}
+        return {field: torch.from_numpy(self._has(field, domain_U, row_U)) for field in self._kinds}
 
     def catalogue(self, domain: int, chunk: int) -> Iterator[ItemInputs]:
         """Each distinct content of one domain once, at most `chunk` items at a time; `row_U` holds their rows.
@@ -168,20 +173,21 @@ class ItemReader:
         """The rows of one domain that `catalogue` gives, in its order."""
         rows = self.contents(domain).distinct
         if self._tokens:
-            rows = rows[np.argsort(-self._tokens[domain].num_tokens[rows], kind="stable")]
+            num_tokens_N = np.sum([tables[domain].num_tokens for tables in self._tokens.values()], axis=0)
+            rows = rows[np.argsort(-num_tokens_N[rows], kind="stable")]
         return rows
 
     def is_readable(self, domain: int) -> NDArray[np.bool_]:
         """Which items of one domain have something that the model reads, `(N,)`."""
-        return is_readable(self._domains[domain], frozenset(self._fields))
+        return is_readable(self._domains[domain], self._kinds)
 
     def fingerprint(self, domain: int) -> str:
         """A hash of the items of one domain and of how they are read."""
         opened = self._domains[domain]
-        words = [opened.info.sha256(ITEMS_FILE), *self._fields]
-        if Modality.TEXT in self._fields:
-            words += [self._tokenizer, made_by("tokens")]
-        words += [opened.info.features[field].sha256 for field in self._fields if field in opened.info.features]
+        words = [opened.info.sha256(ITEMS_FILE), *self._kinds]
+        for field in sorted(self._tokens):
+            words += [self._tokenizer[field], made_by("tokens")]
+        words += [opened.info.features[field].sha256 for field, kind in self._kinds.items() if kind is VectorSpec]
         if domain in self._pixels:
             words.append(pixels_source(opened, self._size))
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
@@ -189,24 +195,28 @@ class ItemReader:
     def contents(self, domain: int) -> Contents:
         """Which items of one domain are the same and which can be read; computed at first use."""
         if domain not in self._contents:
-            tokens = self._tokens[domain] if self._tokens else None
-            reads = frozenset(self._fields)
-            self._contents[domain] = contents_of(self._domains[domain], reads, tokens, self._cache)
+            tokens = self._tokens_of(domain)
+            self._contents[domain] = contents_of(self._domains[domain], self._kinds, tokens, self._cache)
         return self._contents[domain]
+
+    def _tokens_of(self, domain: int) -> dict[str, TokenTable]:
+        """The token ids of one domain, by field."""
+        return {field: tables[domain] for field, tables in self._tokens.items()}
 
     def _has(self, field: str, domain_U: Ints, row_U: Ints) -> NDArray[np.bool_]:
         has_U = np.zeros(len(row_U), dtype=bool)
         for domain, places in _by_domain(domain_U):
-            has_U[places] = self._domains[domain].having(field)[row_U[places]]
+            has_U[places] = having(self._domains[domain], field, self._kinds[field])[row_U[places]]
         return has_U
 
     def _table_request(self, domain: int, field: str, distinct: Ints) -> TableRequest:
         """The table of frozen states of one domain: each distinct content once."""
-        if field == Modality.TEXT:
-            num_rows_R = self._tokens[domain].num_tokens[distinct]
+        is_text = self._kinds[field] is TextSpec
+        if is_text:
+            num_rows_R = self._tokens[field][domain].num_tokens[distinct]
             digest = hashlib.sha256()
             for row in distinct.tolist():
-                content = self._tokens[domain].content(row)
+                content = self._tokens[field][domain].content(row)
                 digest.update(len(content).to_bytes(8, "big") + content)
             key = digest.hexdigest()
         else:
@@ -214,35 +224,37 @@ class ItemReader:
             key = pixels_source(self._domains[domain], self._size)
         order = np.argsort(-num_rows_R, kind="stable")
         chunks = partial(self._chunks, domain, field, distinct, order)
-        return TableRequest(key, num_rows_R, field == Modality.TEXT, chunks)
+        return TableRequest(key, num_rows_R, is_text, chunks)
 
     def _chunks(self, domain: int, field: str, distinct: Ints, order: Ints) -> Iterator[Chunk]:
         for start in range(0, len(order), STATES_AT_ONCE):
             slot_R = order[start : start + STATES_AT_ONCE]
             rows, has_R = distinct[slot_R], np.ones(len(slot_R), dtype=bool)
-            read = self._texts if field == Modality.TEXT else self._images
-            yield Chunk(slot_R, read(np.full(len(rows), domain), rows, has_R))
+            items = (np.full(len(rows), domain), rows, has_R)
+            is_text = self._kinds[field] is TextSpec
+            yield Chunk(slot_R, self._texts(field, *items) if is_text else self._images(*items))
 
     def _inputs(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> FieldInputs:
         if field in self._kept:
             return self._kept[field].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
-        if field == Modality.TEXT:
-            return self._texts(domain_U, row_U, has_U)
-        if field == Modality.IMAGE:
+        kind = self._kinds[field]
+        if kind is TextSpec:
+            return self._texts(field, domain_U, row_U, has_U)
+        if kind is PixelSpec:
             return self._images(domain_U, row_U, has_U)
         return self._stored(field, domain_U, row_U, has_U)
 
-    def _texts(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
+    def _texts(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
         item_index = np.flatnonzero(has_U)
         if len(item_index) == 0:
-            pad_RT = torch.full((1, 1), self._pad_token_id, dtype=torch.int64)
+            pad_RT = torch.full((1, 1), self._pad_token_id[field], dtype=torch.int64)
             return TokenInputs(pad_RT, torch.ones_like(pad_RT, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))
         groups = [
-            (places, *self._tokens[domain].read(row_U[item_index[places]]))
+            (places, *self._tokens[field][domain].read(row_U[item_index[places]]))
             for domain, places in _by_domain(domain_U[item_index])
         ]
         shape = (len(item_index), max(ids.shape[1] for _, ids, _ in groups))
-        token_id_RT = np.full(shape, self._pad_token_id, dtype=np.int64)
+        token_id_RT = np.full(shape, self._pad_token_id[field], dtype=np.int64)
         is_valid_RT = np.zeros(shape, dtype=bool)
         for places, ids, is_valid in groups:
             token_id_RT[places, : ids.shape[1]] = ids

@@ -40,19 +40,28 @@ class TokenTable:
 
     @classmethod
     def open(
-        cls, domain: Domain, tokenizer: Tokenizer, cache: ContentCache, progress: Progress | None = None
+        cls,
+        domain: Domain,
+        tokenizer: Tokenizer,
+        cache: ContentCache,
+        progress: Progress | None = None,
+        field: str = Modality.TEXT.value,
     ) -> TokenTable:
         """The table of `domain` under `tokenizer`, made now if `cache` does not hold it.
+
+        `field`: `text`, or a further column of the items.
 
         Raises DataError for a text without any token, MachineError where the cache cannot be written.
         """
 
         def make(folder: Path) -> None:
-            values, offsets = _tokenise(domain, tokenizer, progress)
+            values, offsets = _tokenise(domain, field, tokenizer, progress)
             np.save(folder / VALUES, values, allow_pickle=False)
             np.save(folder / OFFSETS, offsets, allow_pickle=False)
 
         inputs = {"domain": domain.fingerprint, "tokenizer": tokenizer.fingerprint, "releases": made_by("tokens")}
+        if field != Modality.TEXT:
+            inputs["field"] = field
         entry = cache.entry("tokens", "token ids", inputs)
         return entry.open(make, lambda folder: cls(folder, tokenizer.pad_token_id))
 
@@ -133,14 +142,14 @@ def first_equal(keys: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _tokenise(
-    domain: Domain, tokenizer: Tokenizer, progress: Progress | None
+    domain: Domain, field: str, tokenizer: Tokenizer, progress: Progress | None
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    rows = np.flatnonzero(domain.has[Modality.TEXT])
+    rows = np.flatnonzero(domain.has_text(field))
     lengths = np.zeros(domain.num_items, dtype=np.int64)
     values = array("i")  # grows in place
     for start in range(0, len(rows), ITEMS_AT_ONCE):
         some = rows[start : start + ITEMS_AT_ONCE]
-        texts = [text or "" for text in domain.texts(some)]
+        texts = [text or "" for text in domain.texts(some, field)]
         distinct = list(dict.fromkeys(texts))
         of_text = dict(zip(distinct, tokenizer.encode(distinct), strict=True))
         encoded = [of_text[text] for text in texts]
@@ -148,7 +157,7 @@ def _tokenise(
         empty = some[lengths[some] == 0]
         if len(empty):
             item_id = domain.item_ids[int(empty[0])].as_py()
-            raise DataError(f"{domain.folder}: item {item_id!r}: its text gives no token; mend the text or remove it")
+            raise DataError(f"{domain.folder}: item {item_id!r}: its {field} gives no token; mend it or remove it")
         for token_ids in encoded:
             values.extend(token_ids)
         if progress is not None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pmmrec.contracts import ItemInputs, ItemVectors, PixelSpec, Query, Tokenizer
+from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Query
 from pmmrec.encoders import Encoder, EncoderConfig
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
@@ -36,12 +36,15 @@ class ItemEncoderConfig(PartConfig):
 class ItemEncoder(nn.Module, ABC):
     """What an item is, as vectors. Built as `part_class(config, context)`."""
 
-    fields: frozenset[str]  # what it reads
+    @property
+    def reads(self) -> Mapping[str, FieldSpec]:
+        """How it reads each of its fields, by name; nothing where items are known by id."""
+        return {}
 
     @property
-    def stored_lengths(self) -> Mapping[str, int]:
-        """The stored features among its fields: name -> length of a vector."""
-        return {}
+    def fields(self) -> frozenset[str]:
+        """The names of the fields that it reads."""
+        return frozenset(self.reads)
 
     @property
     def streams(self) -> Mapping[str, int]:
@@ -52,16 +55,6 @@ class ItemEncoder(nn.Module, ABC):
     @abstractmethod
     def parts(self) -> Mapping[str, nn.Module]:
         """The parts that are saved and transferred alone, by their name in a checkpoint."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """How texts become tokens; None when no text is read."""
-        return None
-
-    @property
-    def pixel_spec(self) -> PixelSpec | None:
-        """How images must look; None when no image is read."""
-        return None
 
     @property
     def encoders(self) -> Mapping[str, Encoder]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pmmrec.contracts import ItemInputs, ItemVectors
+from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors
 from pmmrec.models import ItemEncoder
 from pmmrec.models.recommender import unpacked
 
@@ -26,11 +26,15 @@ class Computed(ItemEncoder):
     def __init__(self, encoder: ItemEncoder, vectors_ND: Sequence[Tensor]) -> None:
         """`vectors_ND`: of every domain of the run, in its order."""
         super().__init__()
-        self.encoder, self.fields = encoder, encoder.fields
+        self.encoder = encoder
         sizes = [len(vectors) for vectors in vectors_ND]
         starts = [sum(sizes[:place]) for place in range(len(sizes))]
         self.register_buffer("vectors_ND", torch.cat(list(vectors_ND)), persistent=False)
         self.register_buffer("start_of_domain", torch.tensor(starts, device=vectors_ND[0].device), persistent=False)
+
+    @property
+    def reads(self) -> Mapping[str, FieldSpec]:
+        return self.encoder.reads
 
     @property
     def streams(self) -> Mapping[str, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality, StoredInputs
+from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, StoredInputs, VectorSpec
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.models.rows import laid_out
 from pmmrec.settings import Config
@@ -96,7 +96,6 @@ class Features(ItemEncoder):
 
     def __init__(self, config: FeaturesConfig, context: BuildContext) -> None:
         super().__init__()
-        self.fields = config.fields
         self._lengths = dict(config.features)
         self.feature_encoder = FeatureEncoder(config.features, config.head, context.width)
 
@@ -105,8 +104,8 @@ class Features(ItemEncoder):
         return {"feature_encoder": self.feature_encoder}
 
     @property
-    def stored_lengths(self) -> Mapping[str, int]:
-        return self._lengths
+    def reads(self) -> Mapping[str, FieldSpec]:
+        return {name: VectorSpec((length,)) for name, length in self._lengths.items()}
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items."""

@@ -33,7 +33,6 @@ class Ids(ItemEncoder):
 
     def __init__(self, config: IdsConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
-        self.fields = frozenset()
         self.item_table = RowTable(context.catalogues, context.width)
 
     @property

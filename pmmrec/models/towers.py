@@ -15,12 +15,12 @@ from typing_extensions import Self
 from pmmrec.context import BuildContext
 from pmmrec.contracts import (
     FieldInputs,
+    FieldSpec,
     ItemInputs,
     ItemVectors,
     Modality,
-    PixelSpec,
     PrefixSlots,
-    Tokenizer,
+    TextSpec,
     TokenStates,
 )
 from pmmrec.encoders import Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
@@ -143,7 +143,6 @@ class Towers(ItemEncoder):
 
     def __init__(self, config: TowersConfig, context: BuildContext) -> None:
         super().__init__()
-        self.fields = config.fields
         self._is_normalized = config.normalize == "layer_norm"
         self.text_encoder: TextEncoder | None = None
         self.vision_encoder: VisionEncoder | None = None
@@ -168,12 +167,13 @@ class Towers(ItemEncoder):
         return {field.value: encoder for field, encoder in towers.items() if encoder is not None}
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self.text_encoder.tokenizer if self.text_encoder is not None else None
-
-    @property
-    def pixel_spec(self) -> PixelSpec | None:
-        return self.vision_encoder.pixel_spec if self.vision_encoder is not None else None
+    def reads(self) -> Mapping[str, FieldSpec]:
+        specs: dict[str, FieldSpec] = {}
+        if self.text_encoder is not None:
+            specs[Modality.TEXT.value] = TextSpec(self.text_encoder.tokenizer)
+        if self.vision_encoder is not None:
+            specs[Modality.IMAGE.value] = self.vision_encoder.pixel_spec
+        return specs
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, each encoded once."""

@@ -41,9 +41,9 @@ def an_item_alone_is_what_it_is_in_a_batch(subject: Subject) -> Inapplicable:
 
 def _vectors(subject: Subject, part: Any, rows: tuple[int, ...]) -> list[Tensor]:
     if subject.family is text_encoders:
-        return [part(token_inputs(part, rows)).cls_RD]
+        return [part(token_inputs(part.tokenizer, rows)).cls_RD]
     if subject.family is vision_encoders:
-        states: TokenStates = part(pixel_inputs(part, rows))
+        states: TokenStates = part(pixel_inputs(part.pixel_spec, rows))
         return [states.tokens_RTD, states.cls_RD]
     if subject.family is fusions:
         given = modality_states(Numbers())

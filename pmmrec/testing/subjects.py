@@ -20,9 +20,12 @@ from pmmrec.contracts import (
     ItemInputs,
     ItemVectors,
     PixelInputs,
+    PixelSpec,
     Query,
     StoredInputs,
+    TextSpec,
     TokenInputs,
+    Tokenizer,
     TokenStates,
     UserStates,
     to_device,
@@ -30,7 +33,7 @@ from pmmrec.contracts import (
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
-from pmmrec.models import item_encoders, scorers
+from pmmrec.models import ItemEncoder, item_encoders, scorers
 from pmmrec.objectives import objectives
 from pmmrec.settings import PartConfig
 from pmmrec.testing.world import WIDTH, batch_of, task_of
@@ -146,24 +149,24 @@ def query_of(numbers: Numbers) -> Query:
     return Query.last(UserStates(hidden_BLD, is_valid((4, 2), 4, left=True).to(numbers.device)))
 
 
-def token_inputs(encoder: Any, rows: Sequence[int] = ALL_ITEMS) -> TokenInputs:
+def token_inputs(tokenizer: Tokenizer, rows: Sequence[int] = ALL_ITEMS) -> TokenInputs:
     """Some of the texts."""
-    token_ids = encoder.tokenizer.encode([TEXTS[row] for row in rows])
+    token_ids = tokenizer.encode([TEXTS[row] for row in rows])
     longest = max(map(len, token_ids))
-    padded = [ids + [encoder.tokenizer.pad_token_id] * (longest - len(ids)) for ids in token_ids]
+    padded = [ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids in token_ids]
     return TokenInputs(
         torch.tensor(padded), is_valid([len(ids) for ids in token_ids], longest), torch.arange(len(rows))
     )
 
 
-def pixel_inputs(encoder: Any, rows: Sequence[int] = ALL_ITEMS) -> PixelInputs:
+def pixel_inputs(spec: PixelSpec, rows: Sequence[int] = ALL_ITEMS) -> PixelInputs:
     """Some of the random images."""
-    pixels = Numbers(seed=2).pixels(NUM_ITEMS, encoder.pixel_spec.size)
+    pixels = Numbers(seed=2).pixels(NUM_ITEMS, spec.size)
     return PixelInputs(pixels[list(rows)], torch.arange(len(rows)))
 
 
 def item_inputs(
-    encoder: Any, rows: Sequence[int] = ALL_ITEMS, lacking: Mapping[str, Sequence[int]] | None = None
+    encoder: ItemEncoder, rows: Sequence[int] = ALL_ITEMS, lacking: Mapping[str, Sequence[int]] | None = None
 ) -> ItemInputs:
     """Some items; those at the places `lacking[field]` lack the field."""
     has_U = {}
@@ -171,13 +174,14 @@ def item_inputs(
         absent = (lacking or {}).get(field, ())
         has_U[field] = torch.tensor([place not in absent for place in range(len(rows))])
     fields: dict[str, FieldInputs] = {}
-    if encoder.tokenizer is not None:
-        fields["text"] = token_inputs(encoder, rows)
-    if encoder.pixel_spec is not None:
-        fields["image"] = pixel_inputs(encoder, rows)
-    for name, length in encoder.stored_lengths.items():
-        vectors = torch.randn(NUM_ITEMS, length, generator=torch.Generator().manual_seed(3))
-        fields[name] = StoredInputs(vectors[list(rows)], torch.arange(len(rows)))
+    for field, spec in encoder.reads.items():
+        if isinstance(spec, TextSpec):
+            fields[field] = token_inputs(spec.tokenizer, rows)
+        elif isinstance(spec, PixelSpec):
+            fields[field] = pixel_inputs(spec, rows)
+        else:
+            vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=torch.Generator().manual_seed(3))
+            fields[field] = StoredInputs(vectors[list(rows)], torch.arange(len(rows)))
     return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, fields)
 
 
@@ -203,11 +207,11 @@ def _tensors_of(states: TokenStates) -> list[Tensor]:
 
 
 def _run_text(part: Any, numbers: Numbers) -> list[Tensor]:
-    return _tensors_of(part(to_device(token_inputs(part), numbers.device)))
+    return _tensors_of(part(to_device(token_inputs(part.tokenizer), numbers.device)))
 
 
 def _run_vision(part: Any, numbers: Numbers) -> list[Tensor]:
-    return _tensors_of(part(to_device(pixel_inputs(part), numbers.device)))
+    return _tensors_of(part(to_device(pixel_inputs(part.pixel_spec), numbers.device)))
 
 
 def _run_fusion(part: Any, numbers: Numbers) -> list[Tensor]:

@@ -13,7 +13,7 @@ from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.contracts import History
 from pmmrec.data.batches import DataConfig
-from pmmrec.data.contents import check_lengths, check_readable, is_readable
+from pmmrec.data.contents import check_features, check_readable, is_readable, kinds_of
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.passes import NegativePool
 from pmmrec.data.prefix import PrefixConfig
@@ -82,8 +82,8 @@ def describe(
     for odd in recommender.item_encoder.warnings:
         log.warn(odd)
     for domain in sources.domains:
-        check_lengths(domain, recommender.item_encoder.stored_lengths)
-        warning = check_readable(domain, recommender.item_encoder.fields, data.max_unreadable)
+        check_features(domain, recommender.item_encoder.reads)
+        warning = check_readable(domain, kinds_of(recommender.item_encoder.reads), data.max_unreadable)
         if warning is not None:
             log.warn(warning)
     report = None
@@ -97,7 +97,7 @@ def describe(
         _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
     examples = [data.kind.training(split) for split in sources.splits]
     for one, domain in zip(examples, sources.domains, strict=True):
-        NegativePool(one, 0, is_readable(domain, recommender.item_encoder.fields)).check(task.requests.drawn)
+        NegativePool(one, 0, is_readable(domain, kinds_of(recommender.item_encoder.reads))).check(task.requests.drawn)
     counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from pmmrec.contracts import TextSpec
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.examples import Examples
 from pmmrec.data.mixing import Draw, StepSampler, share
@@ -178,14 +179,13 @@ class Drawing:
         num_positions = self.data.kind.longest + self.data.kind.num_blank
         seen = (num_users if sees_all else own) * num_positions
         num_items = self._with_negatives(task, seen, seen)
-        tokenizer = task.recommender.item_encoder.tokenizer
         return StepSize(
             users=own,
             positions=num_positions,
             filled=1.0,
             items=num_items,
             encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
-            tokens=0 if tokenizer is None else tokenizer.max_tokens,
+            tokens=max((spec.tokenizer.max_tokens for spec in _texts(task).values()), default=0),
         )
 
     @property
@@ -214,17 +214,23 @@ class Drawing:
 
     def _longest_text(self, task: TrainingTask, item_keys: Ints) -> int:
         """In tokens, among at most a thousand of these items."""
-        tokenizer = task.recommender.item_encoder.tokenizer
-        if tokenizer is None:
+        if not _texts(task):
             return 0
         chosen = item_keys[:: math.ceil(len(item_keys) / TEXTS_READ)]
         first_key, longest = 0, 1
         for domain in self.sources.domains:
             rows = chosen[(chosen >= first_key) & (chosen < first_key + domain.num_items)] - first_key
-            texts = [text for text in domain.texts(rows) if text is not None]
-            longest = max([longest, *map(len, tokenizer.encode(texts))])
+            for field, spec in _texts(task).items():
+                texts = [text for text in domain.texts(rows, field) if text is not None]
+                longest = max([longest, *map(len, spec.tokenizer.encode(texts))])
             first_key += domain.num_items
         return longest
+
+
+def _texts(task: TrainingTask) -> dict[str, TextSpec]:
+    """The texts that the model reads."""
+    reads = task.recommender.item_encoder.reads
+    return {field: spec for field, spec in reads.items() if isinstance(spec, TextSpec)}
 
 
 def memory_lines(

@@ -22,10 +22,11 @@ from pmmrec.contracts import (
     FieldInputs,
     ItemInputs,
     ItemVectors,
-    Modality,
     PixelInputs,
+    PixelSpec,
     PrefixInputs,
     StoredInputs,
+    TextSpec,
     TokenInputs,
     WindowPass,
     Windows,
@@ -296,16 +297,16 @@ def item_inputs(
     encoder = recommender.item_encoder
     index_U = torch.zeros(num_items, dtype=torch.int64, device="meta")
     inputs: dict[str, FieldInputs] = {}
-    if encoder.tokenizer is not None:
-        length = num_tokens or encoder.tokenizer.max_tokens
-        token_id = torch.zeros((num_items, length), dtype=torch.int64, device="meta")
-        inputs[Modality.TEXT.value] = TokenInputs(token_id, torch.ones_like(token_id, dtype=torch.bool), index_U)
-    if encoder.pixel_spec is not None:
-        side = encoder.pixel_spec.size
-        pixels = torch.zeros((num_items, 3, side, side), dtype=torch.uint8, device="meta")
-        inputs[Modality.IMAGE.value] = PixelInputs(pixels, index_U)
-    for name, length in encoder.stored_lengths.items():
-        inputs[name] = StoredInputs(torch.zeros((num_items, length), device="meta"), index_U)
+    for field, spec in encoder.reads.items():
+        if isinstance(spec, TextSpec):
+            shape = (num_items, num_tokens or spec.tokenizer.max_tokens)
+            token_id = torch.zeros(shape, dtype=torch.int64, device="meta")
+            inputs[field] = TokenInputs(token_id, torch.ones_like(token_id, dtype=torch.bool), index_U)
+        elif isinstance(spec, PixelSpec):
+            pixels = torch.zeros((num_items, 3, spec.size, spec.size), dtype=torch.uint8, device="meta")
+            inputs[field] = PixelInputs(pixels, index_U)
+        else:
+            inputs[field] = StoredInputs(torch.zeros((num_items, *spec.shape), device="meta"), index_U)
     fields = {
         field: _at_cut(encoder.encoders[field], rows) if field in prefixes else rows for field, rows in inputs.items()
     }

@@ -18,7 +18,7 @@ from torch import Tensor
 from pmmrec.context import Backbone, Catalogue
 from pmmrec.contracts import Batch, Prefix, to_device
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
-from pmmrec.data.contents import check_lengths
+from pmmrec.data.contents import check_features, having
 from pmmrec.data.domain import Domain
 from pmmrec.data.examples import Examples
 from pmmrec.data.items import ItemReader
@@ -175,9 +175,9 @@ def open_reader(
 def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None:
     """A warning for each field that the model reads and no item has: its encoder learns nothing here."""
     for domain in sources.domains:
-        check_lengths(domain, recommender.item_encoder.stored_lengths)
-    for field in sorted(recommender.item_encoder.fields):
-        if not any(domain.having(field).any() for domain in sources.domains):
+        check_features(domain, recommender.item_encoder.reads)
+    for field, spec in sorted(recommender.item_encoder.reads.items()):
+        if not any(having(domain, field, type(spec)).any() for domain in sources.domains):
             log.warn(
                 f"{field}: no item of {', '.join(sources.names)} has one; its encoder learns nothing here. A "
                 "plan that leaves it behind (finetune/text, finetune/vision) trains faster"
@@ -194,12 +194,11 @@ def read_items(
     """
     config = recipe.prefix.model_copy(update={"makes": makes_states})
     encoder = recommender.item_encoder
-    reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec)
     learns = any(tensor.requires_grad for tensor in encoder.parameters())
     prefixes = find_prefixes(recommender, config, run.log) if learns else {}  # else nothing is read twice
     with bars() as progress:
         reader = ItemReader(
-            sources.domains, *reads, expanded(recipe.cache), progress, recipe.data.max_unreadable, run.log.say
+            sources.domains, encoder.reads, expanded(recipe.cache), progress, recipe.data.max_unreadable, run.log.say
         )
         if prefixes:
             recommender.to(run.processes.device)

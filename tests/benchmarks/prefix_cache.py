@@ -124,8 +124,7 @@ def fresh_task(recipe: PretrainRecipe, sources: Sources) -> TrainingTask:
 def open_store(name: str, recipe: PretrainRecipe, sources: Sources, task: TrainingTask) -> Store:
     """Batches of one epoch; states are computed now."""
     encoder, num_bytes = task.recommender.item_encoder, 0
-    reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec)
-    reader = ItemReader(sources.domains, *reads, HOME / "states")
+    reader = ItemReader(sources.domains, encoder.reads, HOME / "states")
     started_s = time.process_time()
     for modality, tower in encoder.encoders.items() if name != "none" else ():
         if tower.prefix is not None:

@@ -132,7 +132,7 @@ def pairs(
 ) -> Iterator[tuple[Batch, Batch]]:
     """The batches of an epoch, as they are and with kept states wherever an encoder has something frozen."""
     encoder = task.recommender.item_encoder
-    reads = (sources.domains, encoder.fields, encoder.tokenizer, encoder.pixel_spec, cache)
+    reads = (sources.domains, encoder.reads, cache)
     plain, kept = (ItemReader(*reads, max_unreadable=1) for _ in range(2))
     for modality, tower in encoder.encoders.items():
         if tower.prefix is not None:

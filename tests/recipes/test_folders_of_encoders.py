@@ -48,8 +48,8 @@ def test_the_folders_pooling_and_case_count_and_are_published(home: Path, world:
     assert (kept["pooling_mode_cls_token"], kept["pooling_mode_mean_tokens"]) == (False, True)
     encoder = load_recommender(checkpoint).item_encoder
     assert encoder.warnings == []
-    assert encoder.tokenizer is not None
-    assert encoder.tokenizer.encode(["RED"]) == encoder.tokenizer.encode(["red"])
+    tokenizer = encoder.reads["text"].tokenizer
+    assert tokenizer.encode(["RED"]) == tokenizer.encode(["red"])
 
 
 def test_a_folder_that_is_refused_is_refused_before_anything_is_made(

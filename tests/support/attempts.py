@@ -182,7 +182,7 @@ def train(
         task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
         if broken is not None:
             make_brittle(task, lambda: loop.step + 1 in broken)
-        reader = ItemReader(sources.domains, frozenset(), None, None, home)
+        reader = ItemReader(sources.domains, {}, home)
         batches = _Watched(DataConfig(workers=workers), sources, reader, task, 8, 1, run.processes, run.log)
         batches.users, batches.stop = [], _Stop(at_step, at_epoch, saving, keeping)
         batches.lost_worker_at = lost_worker_at

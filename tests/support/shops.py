@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pmmrec.contracts import Batch, Modality, PixelSpec
+from pmmrec.contracts import Batch, PixelSpec, TextSpec
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.examples.windows import WindowConfig
 from pmmrec.data.items import ItemReader
@@ -17,7 +17,6 @@ from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.requests import DrawnNegatives, Noised, Requests, View, WindowRequest
 
-BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
 NOISY = Noised(shuffle=0.5, replace=0.3)
 
 
@@ -36,7 +35,7 @@ class Shops:
             for name, sequences in zip(("first", "second"), self.sequences, strict=True)
         ]
         self.splits = [leave_one_out(domain) for domain in self.domains]
-        self.reader = ItemReader(self.domains, BOTH, tokenizer, PixelSpec(size=8), cache)
+        self.reader = ItemReader(self.domains, {"text": TextSpec(tokenizer), "image": PixelSpec(size=8)}, cache)
 
     def builder(
         self,

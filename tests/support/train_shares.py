@@ -50,7 +50,7 @@ def settings(batch_users: int) -> TrainConfig:
 
 
 def reader_of(sources: Sources, cache: Path) -> ItemReader:
-    return ItemReader(sources.domains, frozenset(), None, None, cache)
+    return ItemReader(sources.domains, {}, cache)
 
 
 def share_of(sources: Sources, reader: ItemReader, task: TrainingTask, batch_users: int, rank: int) -> BatchBuilder:

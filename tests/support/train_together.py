@@ -111,8 +111,7 @@ def task_of(home: Path, terms: dict[str, Any], sources: Sources) -> TrainingTask
 
 def reader_of(home: Path, task: TrainingTask, sources: Sources) -> ItemReader:
     encoder = task.recommender.item_encoder
-    reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec, home / "cache")
-    return ItemReader(sources.domains, *reads, max_unreadable=1)
+    return ItemReader(sources.domains, encoder.reads, home / "cache", max_unreadable=1)
 
 
 def train(

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from pmmrec.data.importers.wording import cleaned
+from pmmrec.data.wording import cleaned
 from pmmrec.errors import DataError
 
 NUM_EXAMPLES = 5

@@ -60,8 +60,7 @@ class EncodedDomain:
         recommender = load_recommender(checkpoint, [domain.catalogue]).to(device)
         encoder = recommender.item_encoder
         with bars() as progress:
-            reads = (encoder.fields, encoder.tokenizer, encoder.pixel_spec)
-            reader = ItemReader([domain], *reads, cache, progress, max_unreadable=1.0)
+            reader = ItemReader([domain], encoder.reads, cache, progress, max_unreadable=1.0)
         vectors_ND = encode_catalogue(recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=device)
         return cls(domain, split_of(checkpoint.split, domain), recommender, vectors_ND, reader.contents(0))
 

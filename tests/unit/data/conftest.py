@@ -14,7 +14,7 @@ from kept_states import SEQUENCES, TEXTS, Ladder
 from PIL import Image
 from shops import Shops
 
-from pmmrec.contracts import Modality, PixelSpec
+from pmmrec.contracts import Modality, PixelSpec, TextSpec
 from pmmrec.data.cache import Say, silent
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
@@ -127,8 +127,8 @@ def films(make_domain: MakeDomain) -> Domain:
 @pytest.fixture
 def open_reader(tmp_path: Path, tokenizer_class: type) -> Callable[..., ItemReader]:
     def make(*domains: Domain, say: Say = silent, **settings: int) -> ItemReader:
-        reads = (frozenset(Modality), tokenizer_class(**settings), PixelSpec(8), tmp_path / "cache")
-        return ItemReader(domains, *reads, max_unreadable=1, say=say)
+        reads = {"text": TextSpec(tokenizer_class(**settings)), "image": PixelSpec(8)}
+        return ItemReader(domains, reads, tmp_path / "cache", max_unreadable=1, say=say)
 
     return make
 

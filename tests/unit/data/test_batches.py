@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shops import BOTH, NOISY, Shops, epoch_of, tensors_of
+from shops import NOISY, Shops, epoch_of, tensors_of
 
-from pmmrec.contracts import Batch, Modality, Noise, WindowPass
+from pmmrec.contracts import Batch, Noise, TextSpec, WindowPass
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.examples.windows import WindowConfig
 from pmmrec.data.items import ItemReader
@@ -94,7 +94,7 @@ def test_equal_item_ids_of_two_domains_are_two_items(shops: Shops) -> None:
 
 def test_no_text_or_image_is_read_twice_for_a_batch(shops: Shops, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, int]] = []
-    tables = [*shops.reader._tokens, *shops.reader._pixels.values()]
+    tables = [*shops.reader._tokens["text"], *shops.reader._pixels.values()]
     for table_class in {type(table) for table in tables}:
         plain = table_class.read
 
@@ -106,7 +106,7 @@ def test_no_text_or_image_is_read_twice_for_a_batch(shops: Shops, monkeypatch: p
     builder = shops.builder(NOISY)
     for step in range(builder.steps_per_epoch):
         batch = builder.build(0, step)
-        expected = sum(int(batch.items.has_U[modality].sum()) for modality in BOTH)
+        expected = sum(int(batch.items.has_U[modality].sum()) for modality in ("text", "image"))
         assert len(read) == len(set(read)) == expected
         read.clear()
 
@@ -162,7 +162,7 @@ def test_items_too_few_to_go_round_are_encoded_once_more(
     domain_maker: Any, tokenizer_class: Any, tmp_path: Path
 ) -> None:
     domain = domain_maker(tmp_path)([[0, 1, 2, 3]] * 3, "alike", texts=["a", "b", "c", "d"])
-    reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, tmp_path / "cache")
+    reader = ItemReader([domain], {"text": TextSpec(tokenizer_class())}, tmp_path / "cache")
     rules: Any = ([leave_one_out(domain)], reader, DataConfig(), Requests(), 3, 0)
     batches = [BatchBuilder(*rules, Division(rank, 3, gather=True)).build(0, 0) for rank in range(3)]
     assert [batch.items.row_U.tolist() for batch in batches] == [[0], [1], [0]]

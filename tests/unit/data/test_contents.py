@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmmrec.contracts import Modality
+from pmmrec.contracts import PixelSpec, TextSpec
 from pmmrec.data.cache import ContentCache
 from pmmrec.data.contents import contents_of
 from pmmrec.data.domain import Domain
 from pmmrec.data.text import TokenTable
 from pmmrec.errors import MachineError
 
-BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
-TEXT, IMAGE = frozenset({Modality.TEXT}), frozenset({Modality.IMAGE})
+TEXT, IMAGE = {"text": TextSpec}, {"image": PixelSpec}
+BOTH = {**TEXT, **IMAGE}
 TEXTS = ["a bb", "x yy", "a bb", "a bb", None, "a bb ccc", None, "a bb"]
 SAME_PICTURES = ((3, 2), (6, 4), (5, 1))  # the picture of the second is put in the place of the first
 
@@ -44,20 +44,20 @@ def tokens(domain: Domain, tokenizer: Any, tmp_path: Path) -> TokenTable:
 
 
 def test_texts_are_the_same_where_their_tokens_are(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
-    contents = contents_of(domain, TEXT, tokens, ContentCache(tmp_path))
+    contents = contents_of(domain, TEXT, {"text": tokens}, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 0, 0, 0, 4, 5, 4, 0]
     assert contents.is_readable_N.tolist() == [True] * 4 + [False, True, False, True]
     assert contents.distinct.tolist() == [0, 5]
 
 
 def test_images_are_the_same_where_their_bytes_are(domain: Domain, tmp_path: Path) -> None:
-    contents = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
+    contents = contents_of(domain, IMAGE, {}, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
     assert contents.distinct.tolist() == [1, 2, 4]
 
 
 def test_with_both_modalities_both_must_be_the_same(domain: Domain, tokens: TokenTable, tmp_path: Path) -> None:
-    contents = contents_of(domain, BOTH, tokens, ContentCache(tmp_path))
+    contents = contents_of(domain, BOTH, {"text": tokens}, ContentCache(tmp_path))
     assert contents.same_as_N.tolist() == [0, 1, 2, 2, 4, 5, 4, 0]
     assert contents.is_readable_N.all()
     assert contents.distinct.tolist() == [0, 1, 2, 4, 5]
@@ -75,25 +75,25 @@ def rows_read(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_images_are_read_once_ever_to_be_compared(
     domain: Domain, tokens: TokenTable, rows_read: list[int], tmp_path: Path
 ) -> None:
-    first = contents_of(domain, BOTH, tokens, ContentCache(tmp_path))
+    first = contents_of(domain, BOTH, {"text": tokens}, ContentCache(tmp_path))
     assert rows_read == list(range(8))
-    again = contents_of(domain, BOTH, tokens, ContentCache(tmp_path))
-    alone = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
+    again = contents_of(domain, BOTH, {"text": tokens}, ContentCache(tmp_path))
+    alone = contents_of(domain, IMAGE, {}, ContentCache(tmp_path))
     assert rows_read == list(range(8))
     assert np.array_equal(again.same_as_N, first.same_as_N)
     assert alone.same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
 
 
 def test_texts_alone_read_no_image(domain: Domain, tokens: TokenTable, rows_read: list[int], tmp_path: Path) -> None:
-    contents_of(domain, TEXT, tokens, ContentCache(tmp_path))
+    contents_of(domain, TEXT, {"text": tokens}, ContentCache(tmp_path))
     assert rows_read == []
 
 
 def test_other_images_are_compared_anew(domain: Domain, make_domain: Callable[..., Domain], tmp_path: Path) -> None:
-    contents_of(domain, IMAGE, None, ContentCache(tmp_path))
+    contents_of(domain, IMAGE, {}, ContentCache(tmp_path))
     other = make_domain([list(range(8))], name="other", images=[0, 1, 2])
-    assert contents_of(other, IMAGE, None, ContentCache(tmp_path)).same_as_N.tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
-    assert contents_of(domain, IMAGE, None, ContentCache(tmp_path)).same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
+    assert contents_of(other, IMAGE, {}, ContentCache(tmp_path)).same_as_N.tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert contents_of(domain, IMAGE, {}, ContentCache(tmp_path)).same_as_N.tolist() == [0, 1, 2, 2, 4, 1, 4, 0]
 
 
 def _empty(kept: Path) -> None:
@@ -135,11 +135,11 @@ HARMS = [
 def test_a_damaged_comparison_is_made_again(
     domain: Domain, rows_read: list[int], tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    first = contents_of(domain, IMAGE, None, ContentCache(tmp_path))
+    first = contents_of(domain, IMAGE, {}, ContentCache(tmp_path))
     (kept,) = tmp_path.glob("same-images-*/same_as.npy")
     harm(kept)
     rows_read.clear()
-    assert np.array_equal(contents_of(domain, IMAGE, None, ContentCache(tmp_path)).same_as_N, first.same_as_N)
+    assert np.array_equal(contents_of(domain, IMAGE, {}, ContentCache(tmp_path)).same_as_N, first.same_as_N)
     assert rows_read == list(range(8))
     assert np.array_equal(np.load(kept), first.same_as_N)
 
@@ -147,10 +147,10 @@ def test_a_damaged_comparison_is_made_again(
 def test_a_cache_that_cannot_be_written_is_named(domain: Domain, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match=r"file: image comparisons cannot be kept there: .*name another cache"):
-        contents_of(domain, IMAGE, None, ContentCache(tmp_path / "file"))
+        contents_of(domain, IMAGE, {}, ContentCache(tmp_path / "file"))
 
 
 def test_all_items_differ_for_a_model_of_item_ids(domain: Domain, tmp_path: Path) -> None:
-    contents = contents_of(domain, frozenset(), None, ContentCache(tmp_path))
+    contents = contents_of(domain, {}, {}, ContentCache(tmp_path))
     assert np.array_equal(contents.same_as_N, np.arange(8))
     assert np.array_equal(contents.distinct, np.arange(8))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pmmrec.contracts import StoredInputs
+from pmmrec.contracts import StoredInputs, VectorSpec
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers import features
 from pmmrec.data.importers.features import store_file
@@ -208,7 +208,7 @@ def test_a_reader_gives_stored_vectors_and_finds_items_that_are_the_same(make_do
     for shop in shops:
         store_file(shop.folder, saved(tmp_path, vectors), "clip")
     opened = [Domain.open(shop.folder) for shop in shops]
-    reader = ItemReader(opened, frozenset({"clip"}), None, None, tmp_path / "cache", max_unreadable=0.5)
+    reader = ItemReader(opened, {"clip": VectorSpec((2,))}, tmp_path / "cache", max_unreadable=0.5)
     items = reader.read(np.array([1, 0, 0]), np.array([0, 2, 1]))
     rows = items.fields["clip"]
     assert isinstance(rows, StoredInputs)
@@ -227,6 +227,6 @@ def test_other_vectors_change_the_name_of_what_is_cached(make_domain: Any, tmp_p
     for number in range(2):
         shop = make_domain(SEQUENCES, name=f"shop{number}")
         store_file(shop.folder, saved(tmp_path, np.full((4, 2), number, np.float32)), "clip")
-        reader = ItemReader([Domain.open(shop.folder)], frozenset({"clip"}), None, None, tmp_path / "cache")
+        reader = ItemReader([Domain.open(shop.folder)], {"clip": VectorSpec((2,))}, tmp_path / "cache")
         prints.add(reader.fingerprint(0))
     assert len(prints) == 2

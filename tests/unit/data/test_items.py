@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pmmrec.contracts import ItemInputs, Modality, PixelSpec
+from pmmrec.contracts import ItemInputs, Modality, PixelSpec, TextSpec
 from pmmrec.data.items import ItemReader
 from pmmrec.errors import DataError
 
-BOTH = frozenset({Modality.TEXT, Modality.IMAGE})
-SIZE = PixelSpec(size=8)
+IMAGE = {"image": PixelSpec(size=8)}
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def shops(make_domain: Any) -> list[Any]:
 
 @pytest.fixture
 def reader(shops: list[Any], tokenizer: Any, tmp_path: Path) -> ItemReader:
-    return ItemReader(shops, BOTH, tokenizer, SIZE, tmp_path / "cache")
+    return ItemReader(shops, {"text": TextSpec(tokenizer), **IMAGE}, tmp_path / "cache")
 
 
 def read(reader: ItemReader, *items: tuple[int, int]) -> ItemInputs:
@@ -81,7 +80,7 @@ def test_the_catalogue_holds_every_content_once_longest_texts_first(reader: Item
 
 def test_the_catalogue_holds_equal_items_once(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
     shop = make_domain([[0, 1, 2, 3, 4]], texts=["a", "aa bb", "b", "cc dd", "e ff"])
-    reader = ItemReader([shop], frozenset({Modality.TEXT}), tokenizer, None, tmp_path / "cache")
+    reader = ItemReader([shop], {"text": TextSpec(tokenizer)}, tmp_path / "cache")
     assert [items.row_U.tolist() for items in reader.catalogue(0, 2)] == [[1, 4], [0]]
 
 
@@ -95,7 +94,7 @@ def test_images_are_compared_once_for_all_epochs(
 
 
 def test_a_model_that_knows_items_by_id_is_given_ids_only(shops: list[Any], tmp_path: Path) -> None:
-    reader = ItemReader(shops, frozenset(), None, None, tmp_path / "cache")
+    reader = ItemReader(shops, {}, tmp_path / "cache")
     items = read(reader, (0, 1), (1, 2))
     assert (items.row_U.tolist(), items.has_U, items.fields) == ([1, 2], {}, {})
     assert [items.row_U.tolist() for items in reader.catalogue(0, 3)] == [[0, 1, 2], [3]]
@@ -103,7 +102,8 @@ def test_a_model_that_knows_items_by_id_is_given_ids_only(shops: list[Any], tmp_
 
 
 def test_a_domain_without_images_needs_no_pixels(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
-    reader = ItemReader([make_domain([[0, 1, 2]])], BOTH, tokenizer, SIZE, tmp_path / "cache")
+    reads = {"text": TextSpec(tokenizer), **IMAGE}
+    reader = ItemReader([make_domain([[0, 1, 2]])], reads, tmp_path / "cache")
     image = read(reader, (0, 1)).fields["image"]
     assert image is not None
     assert (image.pixels_RCHW == 128).all()
@@ -118,11 +118,11 @@ def test_more_items_with_nothing_to_read_than_allowed_are_an_error(
         rf"more than the share of {max_unreadable:g} that may be so"
     )
     with pytest.raises(DataError, match=words):
-        ItemReader(shops, frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, max_unreadable)
+        ItemReader(shops, IMAGE, tmp_path / "cache", None, max_unreadable)
 
 
 def test_items_with_nothing_to_read_are_named_and_given_to_no_encoder(shops: list[Any], tmp_path: Path) -> None:
-    reader = ItemReader(shops, frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, 0.5)
+    reader = ItemReader(shops, IMAGE, tmp_path / "cache", None, 0.5)
     first, second = reader.warnings
     assert "first: 2 of 4 items have no image for the model to read ('i00', 'i01'); they count as zero" in first
     assert "second: 1 of 3 items have no image for the model to read ('i01'); they count as zero" in second
@@ -134,13 +134,8 @@ def test_items_with_nothing_to_read_are_named_and_given_to_no_encoder(shops: lis
 
 def test_a_domain_without_the_modality_is_refused_whatever_is_allowed(make_domain: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 of 3 items have no image for the model to read"):
-        ItemReader([make_domain([[0, 1, 2]])], frozenset({Modality.IMAGE}), None, SIZE, tmp_path / "cache", None, 1.0)
+        ItemReader([make_domain([[0, 1, 2]])], IMAGE, tmp_path / "cache", None, 1.0)
 
 
 def test_there_is_no_warning_where_each_item_can_be_read(shops: list[Any], reader: ItemReader) -> None:
     assert reader.warnings == ()
-
-
-def test_a_modality_without_its_reader_is_refused(shops: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="text"):
-        ItemReader(shops, BOTH, None, SIZE, tmp_path / "cache")

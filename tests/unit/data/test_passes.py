@@ -9,7 +9,7 @@ import pytest
 import torch
 from shops import Shops, epoch_of, tensors_of
 
-from pmmrec.contracts import Batch, Modality
+from pmmrec.contracts import Batch, TextSpec
 from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.examples.interactions import Interactions
 from pmmrec.data.examples.windows import WindowConfig, WindowIndex
@@ -204,8 +204,7 @@ def test_a_user_who_touched_everything_is_named_before_the_first_batch(
 ) -> None:
     sequences, texts = [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 0, 1]], ["a", "b", "c", "d", None]
     domain = domain_maker(tmp_path)(sequences, "alike", texts=texts, images=[4])
-    fields = frozenset({Modality.TEXT})
-    reader = ItemReader([domain], fields, tokenizer, None, tmp_path / "cache", max_unreadable=1)
+    reader = ItemReader([domain], {"text": TextSpec(tokenizer)}, tmp_path / "cache", max_unreadable=1)
     rules = ([leave_one_out(domain)], reader, DataConfig())
     with pytest.raises(DataError, match=message):
         BatchBuilder(*rules, Requests.of(NextItems(), negatives=config), 2, 0)

@@ -109,8 +109,7 @@ def test_another_name_tokenizer_size_or_precision_makes_other_tables(
 
 def test_images_of_another_size_have_another_table(shop: Domain, tmp_path: Path) -> None:
     for size in (8, 8, 16):
-        images = frozenset({Modality.IMAGE})
-        reader = ItemReader([shop], images, None, PixelSpec(size), tmp_path / "cache", max_unreadable=1)
+        reader = ItemReader([shop], {"image": PixelSpec(size)}, tmp_path / "cache", max_unreadable=1)
         reader.keep_states(Modality.IMAGE, Ladder(), PrefixConfig())
     assert len(tables(tmp_path / "cache")) == 2
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from kept_states import Ladder, Network, read, tables, text_of
 
-from pmmrec.contracts import Modality, PixelInputs, TokenInputs
+from pmmrec.contracts import Modality, PixelInputs, TextSpec, TokenInputs
 from pmmrec.data import cache as content_cache
 from pmmrec.data import prefix, prefix_room
 from pmmrec.data.domain import Domain
@@ -323,7 +323,7 @@ def test_of_two_processes_that_want_the_same_table_one_makes_it_and_the_other_wa
         told.put([network.num_rows, hashlib.sha256(state_RH.numpy().tobytes()).hexdigest()])
 
     def state_of(network: Network | None) -> torch.Tensor:
-        reader = ItemReader([domain], frozenset({Modality.TEXT}), tokenizer_class(), None, cache)
+        reader = ItemReader([domain], {"text": TextSpec(tokenizer_class())}, cache)
         if network is None:
             items = reader.read(np.zeros(600, dtype=np.int64), np.arange(600))
             text = items.fields["text"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemInputs, ItemVectors, Modality
+from pmmrec.contracts import ItemInputs, ItemVectors, TextSpec
 from pmmrec.data.domain import Domain
 from pmmrec.data.info import Filters, ImportSummary
 from pmmrec.data.items import ItemReader
@@ -39,8 +39,7 @@ class Letters:
 class MeanOfLetters(ItemEncoder):
     """Encodes an item as the projected mean of the vectors of its letters."""
 
-    fields = frozenset({Modality.TEXT})
-    tokenizer = Letters()
+    reads = {"text": TextSpec(Letters())}
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ def recommender(make_recommender: Callable[..., Recommender]) -> Recommender:
 @pytest.fixture
 def make_reader(tmp_path: Path) -> Callable[[Domain], ItemReader]:
     """A reader of the titles of one domain."""
-    return lambda domain: ItemReader([domain], frozenset({Modality.TEXT}), Letters(), None, tmp_path / "cache")
+    return lambda domain: ItemReader([domain], MeanOfLetters.reads, tmp_path / "cache")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.context import Backbone
-from pmmrec.contracts import FieldInputs, ItemInputs, PixelInputs, TokenInputs
+from pmmrec.contracts import FieldInputs, ItemInputs, PixelInputs, PixelSpec, TextSpec, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -55,13 +55,14 @@ class World:
         has_U = {"text": torch.tensor(has_text), "image": torch.tensor(has_image)}
         has_U = {field: has for field, has in has_U.items() if field in encoder.fields}
         fields: dict[str, FieldInputs] = {}
-        if encoder.tokenizer is not None:
+        text, image = encoder.reads.get("text"), encoder.reads.get("image")
+        if isinstance(text, TextSpec):
             places = [place for place, has in enumerate(has_text) if has] or [0]
-            rows = encoder.tokenizer.encode([TEXTS[place] for place in places])
-            fields["text"] = _token_inputs(rows, places, encoder.tokenizer.pad_token_id)
-        if encoder.pixel_spec is not None:
+            rows = text.tokenizer.encode([TEXTS[place] for place in places])
+            fields["text"] = _token_inputs(rows, places, text.tokenizer.pad_token_id)
+        if isinstance(image, PixelSpec):
             places = [place for place, has in enumerate(has_image) if has] or [0]
-            size = encoder.pixel_spec.size
+            size = image.size
             generator = torch.Generator().manual_seed(0)
             pixels_UCHW = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
             fields["image"] = PixelInputs(pixels_UCHW[places], torch.tensor(places))

@@ -110,7 +110,6 @@ def test_parts_are_named_as_in_a_checkpoint(world: MakeWorld) -> None:
 def test_a_single_tower_has_no_other_parts(world: MakeWorld) -> None:
     made = world("text")
     assert list(made.recommender.item_encoder.parts) == ["text_encoder"]
-    assert made.recommender.item_encoder.pixel_spec is None
     assert made.recommender.item_encoder.fields == frozenset({Modality.TEXT})
 
 

@@ -75,7 +75,7 @@ def workshop(tmp_path: Path, world: Path) -> Callable[..., Workshop]:
         torch.manual_seed(0)
         recommender = build(ModelConfig.model_validate(IDS), {}, sources.catalogues)
         configs = {name: objectives.config(tree) for name, tree in (terms or TERMS).items()}
-        reader = ItemReader(sources.domains, frozenset(), None, None, tmp_path)
+        reader = ItemReader(sources.domains, {}, tmp_path)
         processes = Processes(MachineConfig(device="cpu"))
         return Workshop(folder, sources, TrainingTask.of(recommender, configs, 8), reader, processes)
 
@@ -101,6 +101,6 @@ def reading(small_run: Path, world: Path) -> Reading:
     task = TrainingTask.of(recommender, configs, checkpoint.model_config.width).eval()
     sources = Sources.open([world / "bazaar", world / "gallery"])
     encoder = recommender.item_encoder
-    reader = ItemReader(sources.domains, encoder.fields, encoder.tokenizer, encoder.pixel_spec, small_run / "c")
+    reader = ItemReader(sources.domains, encoder.reads, small_run / "c")
     batches = Batches(DataConfig(), sources, reader, task, 12, 1, Processes(MachineConfig(device="cpu")), SILENT)
     return Reading(task, next(iter(batches.epoch(1))))

@@ -124,8 +124,6 @@ def test_parts_hold_every_item_once_with_its_rows(batch: Batch, num_parts: int) 
 class Forgetful(ItemEncoder):
     """Items by row, with half of every vector dropped."""
 
-    fields = frozenset()
-
     def __init__(self) -> None:
         super().__init__()
         self.table, self.dropout = nn.Embedding(50, 6), nn.Dropout(0.5)

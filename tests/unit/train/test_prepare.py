@@ -99,4 +99,4 @@ def test_a_reader_gives_what_the_model_reads(small_run: Path, world: Path, tmp_p
         reader = open_reader(Sources.open([world / "boutique"]), recommender, recipe, run)
     items = reader.read(np.zeros(3, dtype=np.int64), np.arange(3))
     assert set(items.has_U) == recommender.item_encoder.fields
-    assert items.fields["image"].pixels_RCHW.shape[-1] == recommender.item_encoder.pixel_spec.size
+    assert items.fields["image"].pixels_RCHW.shape[-1] == recommender.item_encoder.reads["image"].size

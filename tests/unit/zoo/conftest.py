@@ -103,8 +103,7 @@ def make_run(config: ModelConfig, backbones: Mapping[str, Backbone], seed: int) 
 
 def score_by_hand(recommender: Recommender) -> Tensor:
     """Scores of three items for one user who interacted with them in order."""
-    tokenizer = recommender.item_encoder.tokenizer
-    assert tokenizer is not None
+    tokenizer = recommender.item_encoder.reads["text"].tokenizer
     rows = tokenizer.encode(TITLES)
     token_id_RT = torch.full((3, max(map(len, rows))), tokenizer.pad_token_id)
     is_valid_RT = torch.zeros_like(token_id_RT, dtype=torch.bool)

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from pmmrec.data.importers.wording import MAX_CHARACTERS, cleaned
+from pmmrec.data.wording import MAX_CHARACTERS, cleaned
 
 
 @pytest.mark.parametrize(
