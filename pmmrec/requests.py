@@ -78,6 +78,13 @@ class Masked(WindowRequest):
     share: float = Field(default=0.2, gt=0, le=1, description="Chance of each item to be masked.")
 
 
+class Others(WindowRequest):
+    """All items of the window (L = S); each is the target of the state at its place, which reads the others alone."""
+
+    hides_targets = True
+    reads_last = True
+
+
 class Dropped(WindowRequest):
     """The inputs of `NextItems` without some of them, but never without all; there are no targets."""
 

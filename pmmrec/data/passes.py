@@ -25,6 +25,7 @@ from pmmrec.requests import (
     NegativeWeight,
     NextItems,
     Noised,
+    Others,
     Requests,
     WindowRequest,
 )
@@ -161,6 +162,8 @@ class PassMaker:
         if isinstance(request, Masked):
             is_masked = self._masked(len(keys), request, visit)
             return Row(keys, np.where(is_masked, keys, NO_TARGET), is_masked)
+        if isinstance(request, Others):
+            return Row(keys, np.where(_is_last(len(keys)), keys, NO_TARGET) if visit.last_alone_counts else keys)
         if isinstance(request, Dropped):
             is_kept = self._random(Purpose.DROPPING, visit).random(len(keys) - 1) >= request.share
             is_kept[:1] = True

@@ -43,7 +43,7 @@ class Recommender(nn.Module):
         return states
 
     def query(self, history: History) -> Query:
-        """The one state of each user that ranks: of the last item or, under `attends: all`, of a mask behind it."""
+        """The one state of each user that ranks: of the last item, or of a mask behind it; see `UserEncoder.query`."""
         return self.user_encoder.query(history)
 
     def score(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:

@@ -25,7 +25,12 @@ class CatalogueCEConfig(TargetsConfig):
     """Settings of the full softmax."""
 
     type: Literal["catalogue_ce"] = "catalogue_ce"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "masked"}, {"scores_at_once": 10})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"targets": "masked"},
+        {"targets": "each"},
+        {"scores_at_once": 10},
+    )
     temperature: Annotated[float, Field(gt=0)] | Literal["sqrt_width"] = Field(
         "sqrt_width", description="Divides scores; sqrt_width: the root of the width."
     )

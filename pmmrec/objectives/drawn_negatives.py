@@ -29,7 +29,11 @@ class BCEConfig(DrawnConfig):
     """Settings of the binary cross-entropy."""
 
     type: Literal["bce"] = "bce"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "masked", "negatives": {"count": 3}})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"targets": "masked", "negatives": {"count": 3}},
+        {"targets": "each"},
+    )
 
 
 class BPRConfig(DrawnConfig):

@@ -30,6 +30,7 @@ class NextItemConfig(TargetsConfig):
         {"negatives": "other_users", "logq": "all_columns", "temperature": "sqrt_width"},
         {"targets": "last"},
         {"targets": "masked"},
+        {"targets": "each"},
     )
     negatives: NegativeRule = Field(
         "unseen",

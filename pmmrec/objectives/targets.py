@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from pmmrec.contracts import UserStates, Views, WindowPass
 from pmmrec.objectives import ObjectiveConfig
-from pmmrec.requests import Masked, NextItems, WindowRequest
+from pmmrec.requests import Masked, NextItems, Others, WindowRequest
 
-Targets = Literal["next", "last", "masked"]
+Targets = Literal["next", "last", "masked", "each"]
 
 
 class TargetsConfig(ObjectiveConfig):
@@ -22,7 +22,7 @@ class TargetsConfig(ObjectiveConfig):
     targets: Targets = Field(
         "next",
         description="next: the next item, at every position (S2S). last: at the last position alone (S2O). masked: the "
-        "masked items (BERT4Rec).",
+        "masked items (BERT4Rec). each: each item, by the others of its window (DSSM variant of NineRec).",
     )
     mask_share: float | None = Field(None, gt=0, le=1, description="masked: chance of each item; null: 0.2.")
 
@@ -35,6 +35,8 @@ class TargetsConfig(ObjectiveConfig):
     @property
     def window(self) -> WindowRequest:
         """The pass over the windows that holds these targets."""
+        if self.targets == "each":
+            return Others()
         if self.targets != "masked":
             return NextItems()
         return Masked() if self.mask_share is None else Masked(share=self.mask_share)

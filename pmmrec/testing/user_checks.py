@@ -52,7 +52,7 @@ def more_padding_changes_nothing(subject: Subject) -> Inapplicable:
     """More padding on the left changes no state of a valid position, masked or not, and no query."""
     part, history = _opened(subject)
     is_valid_BL = history.is_valid_BL
-    masks = _masks(history) if part.attends == "all" else ()
+    masks = _masks(history) if part.attends != "past" else ()
     for given in (history, *(dataclasses.replace(history, is_masked_BL=is_masked_BL) for is_masked_BL in masks)):
         padded, where = _padded(given), "with more padding on the left"
         after = _states(part, padded)[:, MORE_PADDING:]
@@ -94,9 +94,9 @@ def a_state_depends_on_the_past_alone(subject: Subject) -> Inapplicable:
 
 @check("masks", user_encoders)
 def a_mask_replaces_the_item(subject: Subject) -> Inapplicable:
-    """Under `attends == "all"` the item at a masked position is not read, and a mask is not the same as no item."""
+    """Unless `attends == "past"` the item at a masked position is not read; a mask is not an item of zeros either."""
     part, history = _opened(subject)
-    if part.attends != "all":
+    if part.attends == "past":
         return f"attends: {part.attends}"
     valid_BL = history.is_valid_BL
     for place, is_masked_BL in enumerate(_masks(history)):
@@ -109,7 +109,23 @@ def a_mask_replaces_the_item(subject: Subject) -> Inapplicable:
         )
         zeroed = _with_zeros_at(history, is_masked_BL)
         is_same = torch.allclose(_states(part, zeroed)[valid_BL], hidden_BLD[valid_BL], rtol=0, atol=ATOL)
-        require(not is_same, "a masked position is read as an item of zeros; give the mask a vector of its own")
+        require(not is_same, "a masked position is read as an item of zeros; give the mask a vector, or leave it out")
+    return None
+
+
+@check("not its own", user_encoders)
+def a_state_depends_on_the_others_alone(subject: Subject) -> Inapplicable:
+    """Under `attends == "others"` another item at position l changes the states of all others, and not that at l."""
+    part, history = _opened(subject)
+    if part.attends != "others":
+        return f"attends: {part.attends}"
+    before = _states(part, history)
+    for place, is_changed_BL in enumerate(_masks(history)):
+        after = _states(part, _with_others_at(history, is_changed_BL))
+        assert_close(after[is_changed_BL], before[is_changed_BL], f"with another item at position {place}, its state")
+        is_reader_BL = history.is_valid_BL & is_changed_BL.any(dim=1, keepdim=True) & ~is_changed_BL
+        is_same_BL = ((after - before).abs() <= ATOL).all(dim=2)
+        require(not (is_same_BL & is_reader_BL).any(), f"a state does not depend on the item at position {place}")
     return None
 
 

@@ -15,8 +15,10 @@ from pmmrec.models import ItemEncoder
 from pmmrec.models.dot import Dot, DotConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Requests, WindowRequest
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Others, Requests, WindowRequest
 from pmmrec.train.task import TrainingTask
+from pmmrec.users import UserEncoder
+from pmmrec.users.mean_mlp import MeanMLP, MeanMLPConfig
 from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
 
 WIDTH = 8
@@ -54,12 +56,19 @@ class LearnedItems(ItemEncoder):
 
 def task_of(objective: Objective) -> TrainingTask:
     """A task that minimises this objective alone, under the name `objective`."""
-    is_masked = any(isinstance(request, Masked) for request in objective.requests.passes)
-    users = TransformerConfig(num_layers=1, dropout=0.0, attends="all" if is_masked else "past")
     context = BuildContext(WIDTH)
     torch.manual_seed(0)
-    recommender = Recommender(LearnedItems(), TransformerUserEncoder(users, context), Dot(DotConfig(), context))
+    recommender = Recommender(LearnedItems(), _users_for(objective.requests, context), Dot(DotConfig(), context))
     return TrainingTask(recommender, {"objective": objective}, {"objective": 1.0}, WIDTH)
+
+
+def _users_for(requests: Requests, context: BuildContext) -> UserEncoder:
+    """A user encoder that attends as the passes ask for."""
+    if any(isinstance(request, Others) for request in requests.passes):
+        return MeanMLP(MeanMLPConfig(attends="others"), context)
+    is_masked = any(isinstance(request, Masked) for request in requests.passes)
+    config = TransformerConfig(num_layers=1, dropout=0.0, attends="all" if is_masked else "past")
+    return TransformerUserEncoder(config, context)
 
 
 def batch_of(requests: Requests, rows: Sequence[Sequence[int]] = WINDOWS["shared items"]) -> Batch:
@@ -98,6 +107,10 @@ def _pass(request: WindowRequest, windows: Windows, draw: torch.Generator) -> Wi
         index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
         is_masked_BS = is_valid_BS & (torch.rand(is_valid_BS.shape, generator=draw) < 0.5)
         return WindowPass(index_BS, is_valid_BS, index_BS, is_masked_BS, is_masked_BL=is_masked_BS)
+    if isinstance(request, Others):
+        index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
+        has_others_BS = is_valid_BS & (is_valid_BS.sum(dim=1, keepdim=True) > 1)
+        return WindowPass(index_BS, is_valid_BS, index_BS, has_others_BS)
     if isinstance(request, Dropped):
         is_first_BL = plain.is_valid_BL.cumsum(dim=1) == 1
         has_more_B1 = plain.is_valid_BL.sum(dim=1, keepdim=True) > 1

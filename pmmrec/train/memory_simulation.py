@@ -276,9 +276,10 @@ def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[str]) -> Batc
 def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Windows) -> WindowPass:
     """A pass over windows on the meta device."""
     plain = windows.next_items
-    if isinstance(request, Masked):
+    if request.reads_last:
         index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
-        plain = WindowPass(index_BS, is_valid_BS, index_BS, is_valid_BS.clone(), is_valid_BS.clone())
+        is_masked_BS = is_valid_BS.clone() if isinstance(request, Masked) else None
+        plain = WindowPass(index_BS, is_valid_BS, index_BS, is_valid_BS.clone(), is_masked_BS)
     elif isinstance(request, Noised):
         index_BL = plain.item_index_BL.clone()
         plain = dataclasses.replace(plain, item_index_BL=index_BL, noise_BL=index_BL.clone())

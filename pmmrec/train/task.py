@@ -28,9 +28,13 @@ from pmmrec.errors import RecipeError
 from pmmrec.models.build import ParameterRow, parameter_table
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
-from pmmrec.requests import Masked, Requests, View, WindowRequest
+from pmmrec.objectives.targets import Targets
+from pmmrec.requests import Masked, Others, Requests, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
+from pmmrec.users import Attends
+
+TARGETS_UNDER: Mapping[Attends, Targets] = {"past": "next", "all": "masked", "others": "each"}
 
 
 class TrainingTask(nn.Module):
@@ -191,15 +195,22 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
             f"objectives.{name}: compares text with image, but the model reads "
             f"{' and '.join(sorted(fields)) or 'ids'} only; take it away with objectives.{name}=null"
         )
-    if term.needs_past and attends == "all":
+    targets = TARGETS_UNDER[attends]
+    if term.needs_past and attends != "past":
         raise RecipeError(
-            f"objectives.{name}: predicts the next item, which a user encoder with attends: all has already seen; set "
-            f"objectives.{name}.targets=masked, or model.user_encoder.attends=past"
+            f"objectives.{name}: predicts the next item, which a user encoder with attends: {attends} has already "
+            f"seen; set objectives.{name}.targets={targets}, or model.user_encoder.attends=past"
         )
-    if attends == "past" and any(isinstance(request, Masked) for request in term.requests.passes):
+    if attends != "all" and any(isinstance(request, Masked) for request in term.requests.passes):
         raise RecipeError(
             f"objectives.{name}: predicts masked items, which needs a user encoder that reads the items on both sides, "
-            f"such as a transformer with attends: all; or set objectives.{name}.targets=next and leave out mask_share"
+            f"such as a transformer with attends: all; or set objectives.{name}.targets={targets} and leave out "
+            "mask_share"
+        )
+    if attends != "others" and any(isinstance(request, Others) for request in term.requests.passes):
+        raise RecipeError(
+            f"objectives.{name}: predicts each item from the others of its window, which needs a user encoder without "
+            f"order, such as mean_mlp with attends: others; or set objectives.{name}.targets={targets}"
         )
 
 

@@ -15,17 +15,18 @@ from pmmrec.adapters import Host
 from pmmrec.contracts import History, Query, UserStates
 from pmmrec.family import Family
 
-Attends = Literal["past", "all"]
+Attends = Literal["past", "all", "others"]
 
 
 class UserEncoder(nn.Module, ABC):
     """Reads histories. Built as `part_class(config, context)`.
 
     Attributes:
-        max_inputs: The longest history it can read. Under `attends == "all"` it reads one position more, the mask that
-            stands for the item to come.
+        max_inputs: The longest history it can read. Unless `attends == "past"` it reads one position more, the mask
+            that stands for the item to come.
         attends: past: a state depends on the items up to its position alone. all: on the whole history; such an encoder
-            learns from masked items, and its input at masked positions is a vector of its own.
+            learns from masked items, and its input at masked positions is a vector of its own. others: on the items at
+            all other positions but masked ones; such an encoder knows no order, and learns each item from the rest.
         reads_users: Whether it reads `history.user_index_B`.
         reads_history: Whether it reads what users did; else it can learn from interactions without a history.
         streams: Names of the streams of items that it reads beside their vectors.
@@ -50,8 +51,8 @@ class UserEncoder(nn.Module, ABC):
         """
 
     def query(self, history: History) -> Query:
-        """The one state of each user that ranks: of the last item or, under `attends == "all"`, of a mask behind it."""
-        if self.attends == "all":
+        """The one state of each user that ranks: of the last item, or of a mask behind it unless `attends` is past."""
+        if self.attends != "past":
             history = _followed_by_mask(history)
         states: UserStates = self(history)
         return Query.last(states)

@@ -17,7 +17,7 @@ from pmmrec.contracts import History, UserStates
 from pmmrec.errors import RecipeError
 from pmmrec.renamed import renamed_attention
 from pmmrec.settings import PartConfig
-from pmmrec.users import Attends, UserEncoder, user_encoders
+from pmmrec.users import UserEncoder, user_encoders
 
 # Queries, keys and values are made by one linear map.
 SITES = Sites(
@@ -40,7 +40,7 @@ class TransformerConfig(PartConfig):
     activation: Activation = "relu"
     qkv_bias: bool = False
     norm_eps: float = Field(default=1e-6, gt=0)
-    attends: Attends = Field(
+    attends: Literal["past", "all"] = Field(
         default="past",
         description="past: an input sees those before it. all: those behind it too; training masks items (BERT4Rec).",
     )

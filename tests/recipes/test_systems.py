@@ -16,6 +16,7 @@ SYSTEMS = {
     "gru4rec": ("model.width=16",),
     "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
     "dssm": ("model.width=16",),
+    "dssm_variant": ("model.width=16",),
     "sasrec_attention": ("model.width=16", "model.user_encoder.num_layers=1"),
     "sasrec": ("model.width=16", "model.user_encoder.num_layers=1"),
 }
@@ -106,7 +107,7 @@ def test_what_interactions_cannot_serve_is_refused_by_the_plan_and_by_the_run(
     assert (told.code, message in told.output) == (2, True), told.output
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "bert4rec"])
+@pytest.mark.parametrize("name", ["gru4rec", "bert4rec", "dssm_variant"])
 def test_lists_and_an_index_rank_as_the_model_does(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         quick = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", *SYSTEMS[name])

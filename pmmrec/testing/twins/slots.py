@@ -19,6 +19,9 @@ def target_slots(views: Views, config: TargetsConfig) -> Iterator[tuple[int, Ten
             if config.targets == "masked":
                 if is_masked_BL is not None and is_masked_BL[b, s]:
                     yield b, states[b, s], item
+            elif config.targets == "each":
+                if is_valid[b][s] and sum(is_valid[b]) > 1:
+                    yield b, states[b, s], item
             elif s > 0 and is_valid[b][s] and is_valid[b][s - 1] and (config.targets == "next" or s == len(row) - 1):
                 yield b, states[b, s - 1], item
 

@@ -19,7 +19,7 @@ from pmmrec.data.passes import NegativePool
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.validation_examples import ValidationExamples
 from pmmrec.errors import DataError
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Requests
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Others, Requests, WindowRequest
 
 MASKED, DROPPED = Masked(share=0.3), Dropped(share=0.4)
 ONE, POPULAR = DrawnNegatives(), DrawnNegatives(count=3, by="popularity")
@@ -59,6 +59,15 @@ def test_masked_items_are_their_own_targets_and_each_window_has_one(shops: Shops
             num_items += sum(lengths)
             expected += sum(0.3 * length + 0.7**length for length in lengths)  # where none is drawn, one is taken
     assert num_masked / num_items == pytest.approx(expected / num_items, abs=0.05)  # 3 standard errors; measured 0.01
+
+
+def test_each_item_of_a_window_is_the_target_at_its_place(shops: Shops) -> None:
+    for batch in epoch_of(shops.builder(Others(), negatives=ONE)):
+        windows, of_pass = batch.windows, batch.windows.passes[Others()]
+        for index_BL in (of_pass.item_index_BL, of_pass.target_index_BL):
+            assert torch.equal(index_BL, windows.item_index_BS)
+        for is_there_BL in (of_pass.is_valid_BL, of_pass.is_target_BL):
+            assert torch.equal(is_there_BL, windows.is_valid_BS)
 
 
 def test_dropped_inputs_leave_the_first_and_the_order(shops: Shops) -> None:
@@ -108,7 +117,7 @@ def test_every_item_in_a_batch_stands_there_once_with_negatives_among_them(shops
 @pytest.mark.parametrize("gather", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_draw_what_one_would(shops: Shops, world: int, gather: bool) -> None:
-    for asked in ((NextItems(),), (MASKED, DROPPED)):
+    for asked in ((NextItems(),), (MASKED, DROPPED), (Others(),)):
         whole = epoch_of(shops.builder(*asked, negatives=POPULAR))
         parts = [
             epoch_of(shops.builder(*asked, negatives=POPULAR, rank=rank, world=world, gather=gather))
@@ -127,7 +136,7 @@ def _all_keys(batch: Batch) -> list[tuple[int, int]]:
     return [key_at(batch, place) for place in range(batch.items.num_items)]
 
 
-def _drawn(batch: Batch, keys: list[tuple[int, int]], window: NextItems | Masked) -> list[list[tuple[int, int]]]:
+def _drawn(batch: Batch, keys: list[tuple[int, int]], window: WindowRequest) -> list[list[tuple[int, int]]]:
     of_pass = batch.windows.passes[window]
     return [
         [keys[place] for place in of_pass.negative_index_BLC[POPULAR][row][of_pass.is_target_BL[row]].flatten()]

@@ -27,6 +27,7 @@ from pmmrec.testing.conformance import configs_of, title
 from pmmrec.testing.subjects import FAMILIES, Subject
 from pmmrec.users import user_encoders
 from pmmrec.users.gru import GRUUserEncoder
+from pmmrec.users.mean_mlp import MeanMLP
 from pmmrec.users.transformer import TransformerUserEncoder
 
 
@@ -182,6 +183,18 @@ class MasksTheLastPositionAlone(TransformerUserEncoder):
         return with_hidden(states, states.hidden_BLD + leaked_BLD)
 
 
+class ReadsItself(MeanMLP):
+    def forward(self, history):
+        states = super().forward(history)
+        return with_hidden(states, states.hidden_BLD + 0.1 * history.item_BLD)
+
+
+class ReadsTheFirstItemAlone(MeanMLP):
+    def forward(self, history):
+        is_first_BL = history.is_valid_BL.cumsum(dim=1) == 1
+        return super().forward(dataclasses.replace(history, is_masked_BL=~is_first_BL))
+
+
 class HasOtherKeys(Dot):
     """The dot product, with keys that give twice the score."""
 
@@ -254,6 +267,8 @@ BROKEN = [
     (user_encoders, "transformer", {"attends": "all"}, IgnoresMasks, "masks"),
     (user_encoders, "transformer", {"attends": "all"}, MasksTheLastPositionAlone, "masks"),
     (user_encoders, "transformer", {"attends": "all"}, LosesTheMaskInPadding, "padding"),
+    (user_encoders, "mean_mlp", {"attends": "others"}, ReadsItself, "not its own"),
+    (user_encoders, "mean_mlp", {"attends": "others"}, ReadsTheFirstItemAlone, "not its own"),
     (user_encoders, "gru", {}, HasAnUnusedParameter, "gradients"),
     (user_encoders, "gru", {}, HasAnUnusedParameter, "all used"),
     (user_encoders, "gru", {}, MultipliesByZero, "gradients"),
@@ -309,7 +324,7 @@ def test_a_user_encoder_that_reads_a_stream_passes_every_check(tmp_path: Path, m
     config = user_encoders.config({"type": "gru"})
     monkeypatch.setitem(user_encoders._entries, "gru", Entry("gru", type(config), ReadsAStream))
     reasons = {check.name: check.run(Subject(user_encoders, config, tmp_path)) for check in checks_of(user_encoders)}
-    assert {name for name, reason in reasons.items() if reason is not None} == {"masks"}
+    assert {name for name, reason in reasons.items() if reason is not None} == {"masks", "not its own"}
 
 
 def test_every_check_is_tried() -> None:

@@ -23,7 +23,11 @@ def model_that_attends(attends: str) -> Recommender:
     tree = {
         "width": 8,
         "item_encoder": {"type": "ids"},
-        "user_encoder": {"type": "transformer", "attends": attends, "max_inputs": 4},
+        "user_encoder": {
+            "type": "mean_mlp" if attends == "others" else "transformer",
+            "attends": attends,
+            "max_inputs": 4,
+        },
     }
     return build(ModelConfig.model_validate(tree), {}, [Catalogue("books", 9, "aa")])
 
@@ -35,16 +39,26 @@ def task_of(attends: str, tree: dict[str, object]) -> TrainingTask:
 @pytest.mark.parametrize("targets", ["next", "last"])
 @pytest.mark.parametrize("tree", NEXT, ids=lambda tree: tree["type"])
 def test_the_next_item_is_not_predicted_from_itself(tree: dict[str, object], targets: str) -> None:
-    with pytest.raises(RecipeError, match=r"objectives\.term: predicts the next item, .*targets=masked"):
-        task_of("all", {**tree, "targets": targets})
+    for attends, instead in (("all", "masked"), ("others", "each")):
+        with pytest.raises(RecipeError, match=rf"objectives\.term: predicts the next item, .*targets={instead}"):
+            task_of(attends, {**tree, "targets": targets})
     assert task_of("past", {**tree, "targets": targets}).requests
 
 
 @pytest.mark.parametrize("tree", NEXT, ids=lambda tree: tree["type"])
 def test_masked_items_need_both_sides(tree: dict[str, object]) -> None:
-    with pytest.raises(RecipeError, match=r"objectives\.term: predicts masked items, .*attends: all"):
-        task_of("past", {**tree, "targets": "masked"})
+    for attends in ("past", "others"):
+        with pytest.raises(RecipeError, match=r"objectives\.term: predicts masked items, .*attends: all"):
+            task_of(attends, {**tree, "targets": "masked"})
     assert task_of("all", {**tree, "targets": "masked"}).requests
+
+
+@pytest.mark.parametrize("tree", NEXT, ids=lambda tree: tree["type"])
+def test_each_item_is_predicted_by_an_encoder_without_order(tree: dict[str, object]) -> None:
+    for attends, instead in (("past", "next"), ("all", "masked")):
+        with pytest.raises(RecipeError, match=rf"each item from the others .*, such as mean_mlp .*targets={instead}$"):
+            task_of(attends, {**tree, "targets": "each"})
+    assert task_of("others", {**tree, "targets": "each"}).requests
 
 
 class NextItemsOfAPlugin(Objective):

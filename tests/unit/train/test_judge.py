@@ -29,7 +29,7 @@ def judge_of(
 
 
 SPLITS = ({"type": "leave_one_out"}, {"type": "ratio"}, {"type": "ratio", "by": "time"})
-KINDS = (("windows", "next"), ("windows", "last"), ("windows", "masked"), ("interactions", "next"))
+KINDS = (("windows", "next"), ("windows", "last"), ("windows", "masked"), ("windows", "each"), ("interactions", "next"))
 FIVE = DrawnNegatives(count=5)
 
 
@@ -60,7 +60,7 @@ def test_the_targets_that_count_are_the_validation_targets(
             name = batch.user_id[user].removeprefix(f"{domain.name}/")
             query = [domain.user_ids[int(one)].as_py() for one in holdout.user_index].index(name)
             row_L = batch.items.row_U[of_pass.item_index_BL[user]][of_pass.is_valid_BL[user]].tolist()
-            inputs = row_L[:-1] if targets == "masked" else row_L
+            inputs = row_L[:-1] if targets in ("masked", "each") else row_L
             known = holdout.history(query).tolist()
             assert inputs == (known[-20:] if examples == "windows" else [])
             counted[name, int(batch.items.row_U[of_pass.target_index_BL[user, position]])] += 1
