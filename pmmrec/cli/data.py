@@ -110,7 +110,11 @@ def features_command(
         ),
     ],
     name: Annotated[
-        str, Option(help="Recipes name it: model.item_encoder={type: features, features: {NAME: LENGTH}}.")
+        str,
+        Option(
+            help="Recipes name it: model.item_encoder={type: features, features: {NAME: LENGTH}}; "
+            "{NAME: {vectors: T, length: F}} where an item has several vectors."
+        ),
     ],
     vectors: Annotated[Vectors | None, Option(help="Of a checkpoint: which vectors; default: fused.")] = None,
     hub: HubFolder = HUB,

@@ -1,5 +1,5 @@
 """Items by stored features: vectors that were computed once, under layers that are trained."""
-# Shapes: R rows of one feature, U distinct items, F length of a stored vector, D width.
+# Shapes: R rows of one feature, U distinct items, T vectors of an item, F length of a stored vector, D width.
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -29,18 +29,54 @@ class HeadConfig(Config):
     dropout: float = Field(0.1, ge=0, lt=1, description="Of the blocks; without effect where there is none.")
 
 
+class VectorsConfig(Config):
+    """Settings of a stored feature that holds several vectors of each item."""
+
+    vectors: int = Field(ge=1, description="How many vectors an item has.")
+    length: int = Field(ge=1, description="The length of each of them.")
+    pool: Literal["mean", "attention", "one"] = Field(
+        "mean", description="Their mean, their mean weighted by a learned query, or the one that `index` names."
+    )
+    index: int | None = Field(None, ge=0, description="For `pool: one`: which vector is read, from 0.")
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if (self.index is None) != (self.pool != "one"):
+            raise ValueError("index: says which vector `pool: one` reads; give it there and nowhere else")
+        if self.index is not None and self.index >= self.vectors:
+            raise ValueError(
+                f"index: {self.index}, but an item has {self.vectors} vectors, the last being {self.vectors - 1}"
+            )
+        return self
+
+
+Length = Annotated[int, Field(ge=1)]
+
+
+def _kind(value: object) -> str:
+    return "vectors" if isinstance(value, Mapping | VectorsConfig) else "length"
+
+
+FeatureSettings = Annotated[
+    Annotated[Length, Tag("length")] | Annotated[VectorsConfig, Tag("vectors")], Discriminator(_kind)
+]
+
+
 class FeaturesConfig(ItemEncoderConfig):
     """Settings of an item encoder that reads stored features."""
 
     type: Literal["features"] = "features"
-    features: dict[FeatureName, Annotated[int, Field(ge=1)]] = Field(
-        min_length=1, description="Name -> length of its vectors; `pmmrec data features` stores them in a domain."
+    features: dict[FeatureName, FeatureSettings] = Field(
+        min_length=1,
+        description="Name -> length of its vector, or settings of several; `pmmrec data features` stores them.",
     )
     head: HeadConfig = HeadConfig()
 
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"features": {"clip": 5}},
         {"features": {"clip": 5, "audio": 3}, "head": {"layers": 2, "activation": "relu", "dropout": 0.2}},
+        {"features": {"layers": {"vectors": 4, "length": 5, "pool": "attention"}, "clip": 3}},
+        {"features": {"layers": {"vectors": 4, "length": 5, "pool": "one", "index": 3}}},
     )
 
     @model_validator(mode="after")
@@ -54,49 +90,83 @@ class FeaturesConfig(ItemEncoderConfig):
         return frozenset(self.features)
 
 
+class VectorPool(nn.Module):
+    """Make one vector `(R, F)` of the T vectors `(R, T, F)` of each item.
+
+    With `attention` vector t weighs exp(q . x_t / sqrt(F)); the query q starts at 0, which is the mean.
+    """
+
+    def __init__(self, config: VectorsConfig) -> None:
+        super().__init__()
+        self.pool, self.index = config.pool, config.index
+        if self.pool == "attention":
+            self.query = nn.Parameter(torch.zeros(config.length))
+
+    def forward(self, vector_RTF: Tensor) -> Tensor:
+        if self.index is not None:
+            return vector_RTF[:, self.index]
+        if self.pool == "mean":
+            return vector_RTF.mean(dim=1)
+        weight_RT = torch.softmax(vector_RTF @ self.query / vector_RTF.shape[2] ** 0.5, dim=1)
+        return (weight_RT[:, :, None] * vector_RTF).sum(dim=1)
+
+
 class FeatureEncoder(nn.Module):
     """A linear layer for each feature, whose outputs are added, then an activation and the blocks of the head."""
 
-    def __init__(self, lengths: Mapping[str, int], head: HeadConfig, width: int) -> None:
+    def __init__(self, features: Mapping[str, int | VectorsConfig], head: HeadConfig, width: int) -> None:
         super().__init__()
         activation = ACTIVATIONS[head.activation]
-        self.names = tuple(sorted(lengths))
-        self.projections = nn.ModuleList(nn.Linear(lengths[name], width) for name in self.names)
+        self.names = tuple(sorted(features))
+        ordered = [features[name] for name in self.names]
+        self.pools = nn.ModuleList(
+            VectorPool(one) if isinstance(one, VectorsConfig) else nn.Identity() for one in ordered
+        )
+        self.projections = nn.ModuleList(nn.Linear(_shape(one)[-1], width) for one in ordered)
         blocks = [(nn.Dropout(head.dropout), nn.Linear(width, width), activation()) for _ in range(head.layers)]
         self.head = nn.Sequential(activation(), *(layer for block in blocks for layer in block))
 
     def forward(self, items: ItemInputs) -> Tensor:
         """Stored vectors of U items -> `(U, D)`. A feature that an item lacks adds nothing."""
         projected_UD, dtype = [], next(self.parameters()).dtype
-        for name, projection in zip(self.names, self.projections, strict=True):
+        for name, pool, projection in zip(self.names, self.pools, self.projections, strict=True):
             rows = items.fields.get(name)
             if not isinstance(rows, StoredInputs):
                 raise TypeError(f"items hold no {name}, but the model reads it; the batch builder must supply it")
-            projected_RD = projection(rows.vector_RF.to(dtype))
+            projected_RD = projection(pool(rows.vector_RF.to(dtype)))
             projected_UD.append(laid_out(projected_RD, rows.item_index_R, items.has_U[name]))
         head_UD: Tensor = self.head(torch.stack(projected_UD).sum(dim=0))
         return head_UD
 
 
+def _shape(feature: int | VectorsConfig) -> tuple[int, ...]:
+    """What a domain stores of each item."""
+    return (feature.vectors, feature.length) if isinstance(feature, VectorsConfig) else (feature,)
+
+
 @item_encoders.register("features", FeaturesConfig)
 class Features(ItemEncoder):
-    """Vectors `(F,)` that were computed once and stored, below trained layers, make the vector `(D,)` of an item.
+    """Vectors `(F,)` or `(T, F)` that were computed once and stored, below trained layers, make the vector of an item.
 
     The two-stage systems of MoRec (https://arxiv.org/abs/2303.13835): GELU(W x + b), which is TS, then `head.layers`
     blocks of dropout, linear layer and GELU, which makes it TS-DNN. Differs from the paper: several features may be
-    read, as one linear layer over their concatenation would, and an item without any of them is the zero vector.
+    read, as one linear layer over their concatenation would, and an item without any of them is the zero vector. Of
+    several vectors, such as the hidden states of all layers of an encoder (https://arxiv.org/abs/2404.02059), `pool`
+    makes one before the linear layer.
 
     Example:
         model:
           item_encoder:
             type: features
-            features: {content: 768}
+            features:
+              content: 768
+              layers: {vectors: 13, length: 768, pool: attention}
             head: {layers: 6}
     """
 
     def __init__(self, config: FeaturesConfig, context: BuildContext) -> None:
         super().__init__()
-        self._lengths = dict(config.features)
+        self._features = dict(config.features)
         self.feature_encoder = FeatureEncoder(config.features, config.head, context.width)
 
     @property
@@ -105,7 +175,7 @@ class Features(ItemEncoder):
 
     @property
     def reads(self) -> Mapping[str, FieldSpec]:
-        return {name: VectorSpec((length,)) for name, length in self._lengths.items()}
+        return {name: VectorSpec(_shape(feature)) for name, feature in self._features.items()}
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items."""

@@ -1,5 +1,5 @@
 """The encoder of stored features against nested loops over items, features and numbers, in float64."""
-# Shapes: U distinct items, F length of a stored vector, D width.
+# Shapes: U distinct items, T vectors of an item, F length of a stored vector, D width.
 
 from __future__ import annotations
 
@@ -16,19 +16,35 @@ from pmmrec.models.features import Features, FeaturesConfig
 
 WIDTH = 4
 LENGTHS = {"clip": 3, "audio": 2}
+NUM_VECTORS = 4
 HAS = {"clip": [True, False, True, False], "audio": [True, True, False, False]}
 
 
-def items_of(names: Sequence[str]) -> ItemInputs:
-    """Four items: with both features, with one of them, with neither."""
+def items_of(names: Sequence[str], several: str | None = None) -> ItemInputs:
+    """Four items: with both features, with one of them, with neither. `several` holds several vectors of each item."""
     draw = torch.Generator().manual_seed(2)
     rows = torch.arange(4)
     fields, has_U = {}, {name: torch.tensor(HAS[name]) for name in names}
     for name in names:
         index_R = rows[has_U[name]]
-        vectors = torch.randn(len(index_R), LENGTHS[name], generator=draw, dtype=torch.float64)
+        shape = (NUM_VECTORS, LENGTHS[name]) if name == several else (LENGTHS[name],)
+        vectors = torch.randn(len(index_R), *shape, generator=draw, dtype=torch.float64)
         fields[name] = StoredInputs(vectors, index_R)
     return ItemInputs(torch.zeros_like(rows), rows, has_U, fields)
+
+
+def pooled_by_loops(vector_TF: Tensor, pool: str, query: Tensor | None) -> Tensor:
+    """The mean of T vectors, their mean weighted by exp(q . x / sqrt(F)), or vector 2."""
+    if pool == "one":
+        return vector_TF[2]
+    weights = [torch.ones((), dtype=torch.float64) for _ in range(len(vector_TF))]
+    if query is not None:
+        length = len(query)
+        weights = [torch.exp(sum(query[f] * x[f] for f in range(length)) / math.sqrt(length)) for x in vector_TF]
+    total = sum(weights)
+    return torch.stack(
+        [sum(w * x[f] for w, x in zip(weights, vector_TF, strict=True)) / total for f in range(vector_TF.shape[1])]
+    )
 
 
 def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
@@ -49,6 +65,10 @@ def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
                 continue
             has_any = True
             vector = items.fields[name].vector_RF[index_R.index(item)]
+            if vector.dim() == 2:
+                vector = pooled_by_loops(
+                    vector, encoder.feature_encoder.pools[place].pool, state.get(f"pools.{place}.query")
+                )
             weight, bias = state[f"projections.{place}.weight"], state[f"projections.{place}.bias"]
             for d in range(WIDTH):
                 hidden[d] = hidden[d] + bias[d] + sum(weight[d, f] * vector[f] for f in range(len(vector)))
@@ -68,7 +88,24 @@ def test_values_and_gradients_are_those_of_loops(names: tuple[str, ...], layers:
     head = {"layers": layers, "activation": activation}
     config = FeaturesConfig.model_validate({"features": {name: LENGTHS[name] for name in names}, "head": head})
     encoder = Features(config, BuildContext(WIDTH)).double().eval()
-    items, parameters = items_of(names), list(encoder.parameters())
+    check(encoder, items_of(names), activation)
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention", "one"])
+def test_several_vectors_are_pooled_as_loops_pool_them(pool: str) -> None:
+    torch.manual_seed(1)
+    layers = {"vectors": NUM_VECTORS, "length": 3, "pool": pool, **({"index": 2} if pool == "one" else {})}
+    config = FeaturesConfig.model_validate({"features": {"clip": layers, "audio": 2}})
+    encoder = Features(config, BuildContext(WIDTH)).double().eval()
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("query"):
+            torch.nn.init.normal_(parameter)  # it starts at 0, where all vectors weigh the same
+    check(encoder, items_of(("clip", "audio"), several="clip"), "gelu")
+
+
+def check(encoder: Features, items: ItemInputs, activation: str) -> None:
+    """Values and gradients equal those of loops."""
+    parameters = list(encoder.parameters())
     found, expected = encoder(items).fused_UD, by_loops(encoder, items, activation)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)  # measured 6e-17
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

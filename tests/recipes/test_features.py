@@ -44,9 +44,11 @@ def test_an_option_without_effect_is_refused(boutique: Path, pmmrec: Pmmrec) -> 
     assert "--vectors: has no effect, v.npy holds the vectors; leave it out" in " ".join(told.output.split())
 
 
-def stored(boutique: Path, pmmrec: Pmmrec, *, lacking: tuple[int, ...] = ()) -> np.ndarray:
+def stored(
+    boutique: Path, pmmrec: Pmmrec, *, lacking: tuple[int, ...] = (), shape: tuple[int, ...] = (12,)
+) -> np.ndarray:
     """Store random vectors under the name `content`, and give them."""
-    vectors = np.random.default_rng(1).normal(size=(Domain.open(boutique).num_items, 12)).astype(np.float16)
+    vectors = np.random.default_rng(1).normal(size=(Domain.open(boutique).num_items, *shape)).astype(np.float16)
     vectors[list(lacking)] = np.nan
     np.save(boutique.parent / "vectors.npy", vectors)
     told = pmmrec("data", "features", boutique, "--from", boutique.parent / "vectors.npy", "--name", "content")
@@ -58,14 +60,23 @@ SMALLER = ("model.width=16", "model.user_encoder.num_layers=1", "model.item_enco
 QUICK = ("train.epochs=15", "validation.patience=15", "train.log_every=1", "train.optimizer.learning_rate=1e-2")
 
 
-@pytest.mark.parametrize("layers", [0, 2])
-def test_the_two_stage_recipe_learns_is_ranked_and_makes_lists(boutique: Path, pmmrec: Pmmrec, layers: int) -> None:
-    stored(boutique, pmmrec, lacking=(3,))
+@pytest.mark.parametrize(
+    ("shape", "more"),
+    [
+        ((12,), ("head.layers=0",)),
+        ((12,), ("head.layers=2",)),
+        ((3, 12), ("features.content={vectors: 3, length: 12, pool: attention}",)),
+    ],
+)
+def test_the_two_stage_recipe_learns_is_ranked_and_makes_lists(
+    boutique: Path, pmmrec: Pmmrec, shape: tuple[int, ...], more: tuple[str, ...]
+) -> None:
+    stored(boutique, pmmrec, lacking=(3,), shape=shape)
     lost = Domain.open(boutique).item_ids[3].as_py()
     with working_in(boutique.parent):
         where = ("--from", "none", "--on", boutique, "machine.device=cpu", "train.batch_users=16", "cache=c")
-        head = f"model.item_encoder.head.layers={layers}"
-        told = pmmrec("finetune", "finetune/morec_ts", *where, *SMALLER, *QUICK, head)
+        settings = [f"model.item_encoder.{setting}" for setting in more]
+        told = pmmrec("finetune", "finetune/morec_ts", *where, *SMALLER, *QUICK, *settings)
         assert told.code == 0, told.output
         assert "1 of 36 items have no content for the model to read" in " ".join(told.output.split())
         run = Path("runs/morec_ts")

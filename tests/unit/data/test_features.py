@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pmmrec.contracts import StoredInputs, VectorSpec
+from pmmrec.data.contents import check_features
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers import features
 from pmmrec.data.importers.features import store_file
@@ -230,3 +231,14 @@ def test_other_vectors_change_the_name_of_what_is_cached(make_domain: Any, tmp_p
         reader = ItemReader([Domain.open(shop.folder)], {"clip": VectorSpec((2,))}, tmp_path / "cache")
         prints.add(reader.fingerprint(0))
     assert len(prints) == 2
+
+
+def test_features_of_another_shape_than_the_model_reads_are_refused(make_domain: Any, tmp_path: Path) -> None:
+    shop = make_domain(SEQUENCES)
+    store_file(shop.folder, saved(tmp_path, np.ones((4, 3, 2), np.float32)), "layers")
+    domain = Domain.open(shop.folder)
+    check_features(domain, {"layers": VectorSpec((3, 2))})
+    with pytest.raises(DataError, match="'layers' holds 3 x 2 numbers an item, but the model reads vectors of 2; set"):
+        check_features(domain, {"layers": VectorSpec((2,))})
+    read = ItemReader([domain], {"layers": VectorSpec((3, 2))}, tmp_path / "cache").read(np.array([0]), np.array([1]))
+    assert read.fields["layers"].vector_RF.shape == (1, 3, 2)
