@@ -114,7 +114,7 @@ def train(
     run.limit_time(step_minutes=recipe.train.step_minutes, phase_hours=recipe.train.phase_hours)
     backbones = open_backbones(model, run, sources.train_texts, weights, given)
     run.processes.seed(recipe.seed, same=True)
-    recommender = build(model, backbones, sources.catalogues)
+    recommender = build(model, backbones, sources.catalogues, sources.graphs, recipe.seed)
     task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
     check_examples(recipe.data, task, run.log)
     setup = None

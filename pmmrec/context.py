@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pmmrec.errors import RecipeError
 
@@ -30,6 +33,18 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class InteractionGraph:
+    """Who touched what in the training part of a domain.
+
+    `read` gives the user row and the item row of each interaction; one that occurs twice may be given twice.
+    """
+
+    num_users: int
+    num_items: int
+    read: Callable[[], tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
 class BuildContext:
     """What parts may know of the model and the domains that they are built for.
 
@@ -39,12 +54,16 @@ class BuildContext:
         width: Length D of item vectors and hidden states.
         backbones: The backbone folder of each encoder, by the name of its part in a checkpoint.
         catalogues: The domains of the run, in their order; empty where a model must serve any catalogue.
+        graphs: The training interactions of the same domains; empty where they are not known.
+        seed: Decides what a part draws in training, beside its first weights and dropout.
         part: Name of the part that is being built, where one class builds several parts (see `at`).
     """
 
     width: int
     backbones: Mapping[str, Backbone] = field(default_factory=dict)
     catalogues: Sequence[Catalogue] = ()
+    graphs: Sequence[InteractionGraph] = ()
+    seed: int = 0
     part: str = ""
 
     def at(self, part: str) -> BuildContext:

@@ -274,6 +274,14 @@ class ItemVectors:
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """The items of a step or of a catalogue, and all users where they are known by id: the nodes of a graph."""
+
+    items: ItemVectors
+    user_MD: Tensor | None = None  # M users of all domains of the run; None: users are known by what they did alone
+
+
+@dataclass(frozen=True)
 class History:
     """What users touched, as a user encoder reads it: left-padded vectors of items, the most recent last."""
 
@@ -282,6 +290,7 @@ class History:
     streams_BLD: Mapping[str, Tensor] = field(default_factory=dict)  # named extra vectors of the items
     is_masked_BL: Tensor | None = None  # bool, positions whose item is hidden; None: no position
     user_index_B: Tensor | None = None  # int64, among the users of all domains of the run
+    user_BD: Tensor | None = None  # vectors of these users as a graph gave them; None: there is no graph
 
     @classmethod
     def of(
@@ -291,15 +300,19 @@ class History:
         is_valid_BL: Tensor,
         is_masked_BL: Tensor | None = None,
         user_index_B: Tensor | None = None,
+        user_MD: Tensor | None = None,
     ) -> Self:
-        """Histories given as rows of `items`."""
+        """Histories given as rows of `items`; `user_MD`: the vectors of all users that a graph gave."""
+        user_BD = None
+        if user_MD is not None and user_index_B is not None:
+            user_BD = F.embedding(user_index_B.to(user_MD.device), user_MD)
         is_shown_BL = is_valid_BL if is_masked_BL is None else is_valid_BL & ~is_masked_BL
 
         def gathered(vectors_UD: Tensor) -> Tensor:
             return torch.where(is_shown_BL[:, :, None], F.embedding(item_index_BL, vectors_UD), 0.0)
 
         streams_BLD = {name: gathered(vectors_UD) for name, vectors_UD in items.streams_UD.items()}
-        return cls(gathered(items.fused_UD), is_valid_BL, streams_BLD, is_masked_BL, user_index_B)
+        return cls(gathered(items.fused_UD), is_valid_BL, streams_BLD, is_masked_BL, user_index_B, user_BD)
 
 
 @dataclass(frozen=True)
@@ -374,6 +387,7 @@ class Views:
     log_q_U: Tensor | None = None
     num_slots_U: Tensor | None = None  # int64, slots of each item in all processes; None: the windows are all there are
     peers: Peers | None = None  # None: the users of the windows are all there are
+    unpropagated: Nodes | None = None  # None: no objective asks for `View.NODES`, or vectors are not at hand
 
     def read(self, request: WindowRequest, objective: str) -> tuple[WindowPass, UserStates]:
         """A pass and its states. ValueError that names the objective where the batch does not hold the pass."""

@@ -29,6 +29,7 @@ class View(str, Enum):
     ORDER = "order"  # which item of a window comes after which
     POPULARITY = "popularity"  # log of how often the sampler is expected to show each item
     CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
+    NODES = "nodes"  # vectors of items and of users known by id, as they are before a graph propagates them
 
 
 class WindowRequest(Config):

@@ -23,7 +23,7 @@ from pmmrec.data.histories import Histories
 from pmmrec.data.importers.new_items import import_new_items
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
-from pmmrec.data.splits import split_of
+from pmmrec.data.splits import graph_of, split_of
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
@@ -249,8 +249,9 @@ class System:
             yield None
             return
         fields = self.checkpoint.model_config.item_encoder.fields
-        if not {"text", "image"} & fields:
-            by = "stored features" if fields else "id"
+        knows_graph = self.checkpoint.model_config.knows_graph
+        if knows_graph or not {"text", "image"} & fields:
+            by = "their neighbours in a graph" if knows_graph else "stored features" if fields else "id"
             raise RecipeError(
                 f"--new-items: this model knows items by {by}, and can say nothing of items it has not met"
             )
@@ -337,14 +338,15 @@ class System:
         return self.device if num_bytes < DEVICE_SHARE * free else torch.device("cpu")
 
     def _model_for(self, domain: Domain) -> Recommender:
-        # A model that knows items by id serves one catalogue only: loading it for another is refused there.
-        knows_ids = self._recommender is not None and not self._recommender.item_encoder.fields
-        if self._recommender is None or (knows_ids and self._loaded_for != domain.item_ids_fingerprint):
-            recommender = load_recommender(self.checkpoint, [domain.catalogue])
+        # A model that knows items or users by id serves one domain only: loading it for another is refused there.
+        is_other = self._loaded_for != domain.fingerprint
+        if self._recommender is None or (self._recommender.knows_ids and is_other):
+            graph = graph_of(self.checkpoint.split, domain)
+            recommender = load_recommender(self.checkpoint, [domain.catalogue], [graph])
             if self._popularity is not None:
                 recommender.scorer = scorer_with(self.checkpoint.model_config, self._popularity)
             self._recommender = recommender.to(self.device)
-            self._loaded_for = domain.item_ids_fingerprint
+            self._loaded_for = domain.fingerprint
         return self._recommender
 
     def _reader_for(self, domain: Domain, say: Callable[[str], None] | None = None) -> ItemReader:

@@ -65,7 +65,7 @@ def main(
             refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
         backbones = open_backbones(recipe.model, run, sources.train_texts, named_folders(weights or ()))
         run.processes.seed(recipe.seed, same=True)
-        recommender = build(recipe.model, backbones, sources.catalogues)
+        recommender = build(recipe.model, backbones, sources.catalogues, sources.graphs, recipe.seed)
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
         check_examples(recipe.data, task, run.log)
 

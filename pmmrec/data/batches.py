@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from pmmrec.contracts import Batch, GlobalItems, WindowPass, Windows
+from pmmrec.contracts import Batch, GlobalItems, ItemInputs, WindowPass, Windows
 from pmmrec.data.contents import MAX_UNREADABLE
 from pmmrec.data.examples import ExampleKind, Examples, ExamplesField, kind_of
 from pmmrec.data.examples.windows import WindowConfig, WindowKindConfig
@@ -92,7 +93,8 @@ class BatchBuilder:
     others. Windows are padded on the left to the longest of the global batch, items are ordered by (domain, row), and
     each is read once.
 
-    `requests` are those of all objectives. With `View.CATALOGUE` the items of a batch are all items of all domains.
+    `requests` are those of all objectives. With `View.CATALOGUE` the items of a batch are all items of all domains;
+    they are read once, and every batch holds the same `catalogue`.
     With `View.POPULARITY` a batch holds `log_q_U`, the log of
 
         q = users of the batch x weight of the item's domain x expected slots of the item in one window of it
@@ -143,6 +145,13 @@ class BatchBuilder:
     def steps_per_epoch(self) -> int:
         return self._sampler.steps_per_epoch
 
+    @cached_property
+    def catalogue(self) -> ItemInputs | None:
+        """This process's share of all items, for all steps; None where a batch holds the items of its windows."""
+        if View.CATALOGUE not in self._requests.views:
+            return None
+        return self._reader.read(*self._rows(self._dealt(np.arange(self._first_key[-1]))))
+
     def draw(self, epoch: int, step: int) -> Draw:
         """Which windows the step holds, over all processes. The first of an epoch draws the order of all its users."""
         return self._sampler.step(epoch, step)
@@ -169,7 +178,7 @@ class BatchBuilder:
             num_users = len(everyone.domain_B) if self._gathers else len(own)
             log_q_U = torch.from_numpy(self._log_share[key_U] + np.log(num_users)).float()
         return Batch(
-            items=self._reader.read(*self._rows(self._dealt(key_U))),
+            items=self.catalogue or self._reader.read(*self._rows(self._dealt(key_U))),
             windows=self._over(key_U, own, rows, self._num_positions(everyone, everywhere or own)),
             log_q_U=log_q_U,
             user_id=tuple(self._user_id(visit.window) for visit in own),

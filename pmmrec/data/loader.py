@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch._C import _remove_worker_pids, _set_worker_pids
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pmmrec.contracts import Batch
+from pmmrec.contracts import Batch, ItemInputs
 from pmmrec.data.batches import BatchBuilder
 from pmmrec.errors import MachineError
 
+NO_ITEMS = ItemInputs(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), {})
 LOCK_S = 5.0  # to wait for a lock that is held for microseconds, unless its holder was killed
 
 
@@ -38,7 +41,9 @@ class BatchLoader:
         """
         steps = range(first, self._builder.steps_per_epoch)
         if self._workers and steps:
-            self._builder.draw(epoch, first)  # before the fork, so that workers share the memory of a large order
+            # Before the fork, so that workers share the memory of a large order and of a catalogue.
+            self._builder.draw(epoch, first)
+            _ = self._builder.catalogue
         # Elsewhere the default of the platform: forking is not safe on every system.
         context = "fork" if self._workers and sys.platform == "linux" else None
         loader: DataLoader[Batch] = DataLoader(
@@ -51,7 +56,10 @@ class BatchLoader:
             multiprocessing_context=context,
             generator=torch.Generator(),  # its own, so that loading does not advance the global one
         )
-        return _Workers(iter(loader)).read(len(steps)) if self._workers else iter(loader)
+        if not self._workers:
+            return iter(loader)
+        batches, catalogue = _Workers(iter(loader)).read(len(steps)), self._builder.catalogue
+        return batches if catalogue is None else map(partial(_with_items, catalogue), batches)
 
 
 class _Workers:
@@ -135,7 +143,14 @@ class _Steps(Dataset[Batch]):
         self._epoch = epoch
 
     def __getitem__(self, step: int) -> Batch:
-        return self._builder.build(self._epoch, step)
+        batch = self._builder.build(self._epoch, step)
+        is_sent = get_worker_info() is not None and self._builder.catalogue is not None
+        return _with_items(NO_ITEMS, batch) if is_sent else batch
+
+
+def _with_items(items: ItemInputs, batch: Batch) -> Batch:
+    """The batch, and each of its parts, with these items: a worker does not send a catalogue that all batches share."""
+    return dataclasses.replace(batch, items=items, more=tuple(_with_items(items, part) for part in batch.more))
 
 
 def _is_of_lost_worker(error: Exception) -> bool:

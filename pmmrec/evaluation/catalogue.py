@@ -23,7 +23,7 @@ from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
-from pmmrec.models.recommender import Recommender, packed, unpacked
+from pmmrec.models.recommender import Recommender, packed
 from pmmrec.progress import Progress
 
 ITEMS_AT_ONCE = 256
@@ -205,7 +205,9 @@ def history_scorer(
         if (alike != np.arange(len(alike))).any():
             alike_N = torch.from_numpy(alike).to(vectors_ND.device)
     count_N = torch.from_numpy(np.asarray(counts)).to(vectors_ND.device)
-    catalogue, scorer = unpacked(vectors_ND, recommender.item_encoder.streams), recommender.scorer
+    scorer = recommender.scorer
+    with evaluating(recommender):
+        catalogue = recommender.catalogue(vectors_ND)
     num_inputs = min(recommender.user_encoder.max_inputs, int(np.diff(offsets).max(initial=1)))
 
     def score(rows: slice) -> Tensor:
@@ -213,15 +215,16 @@ def history_scorer(
         with evaluating(recommender):
             query = queries_after(
                 recommender.user_encoder,
-                catalogue,
+                catalogue.items,
                 some - some[0],
                 items[some[0] : some[-1]],
                 vectors_ND.device,
                 keeps_histories=scorer.reads_histories,
                 num_inputs=num_inputs,
                 user_index_B=None if users is None else users[rows].astype(np.int64),
+                user_MD=catalogue.user_MD,
             )
-            score_qN = scorer.ranked(recommender.score(query, catalogue), count_N).float()
+            score_qN = scorer.ranked(recommender.score(query, catalogue.items), count_N).float()
         return score_qN if alike_N is None else score_qN[:, alike_N]
 
     return score

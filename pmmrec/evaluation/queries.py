@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.contracts import History, ItemVectors, Query, UserStates, to_device
@@ -29,6 +28,7 @@ def queries_after(
     keeps_histories: bool = False,
     num_inputs: int | None = None,
     user_index_B: Ints | None = None,
+    user_MD: Tensor | None = None,
 ) -> Query:
     """One query for each history item_H[offset_B[i]:offset_B[i+1]], on `device`.
 
@@ -37,8 +37,8 @@ def queries_after(
     not depend on the other users. With `num_inputs` all are padded to that length and the encoder is called once, since
     processes that share its weights must call it equally often. With `keeps_histories` the states before the queried
     one are there as well; else it stands alone. `user_index_B`: who the users are, among those of all domains of the
-    model, for an encoder that knows users by id. The encoder is used as it is: put it into eval mode, and call without
-    gradients.
+    model, for an encoder that knows users by id; `user_MD`: the vectors that a graph gave them. The encoder is used as
+    it is: put it into eval mode, and call without gradients.
     """
     length_B = np.minimum(np.diff(offset_B), user_encoder.max_inputs)
     padded_B = np.maximum(SHORTEST, 2 ** np.ceil(np.log2(np.maximum(length_B, 1))).astype(np.int64))
@@ -48,10 +48,8 @@ def queries_after(
     groups = []
     for length in np.unique(padded_B).tolist():
         rows = np.flatnonzero(padded_B == length)
-        history = _histories(items, offset_B, item_H, rows, length)
-        if user_index_B is not None:
-            history = replace(history, user_index_B=torch.from_numpy(user_index_B[rows]))
-        history = to_device(history, device)
+        users = None if user_index_B is None else torch.from_numpy(user_index_B[rows])
+        history = to_device(_histories(items, offset_B, item_H, rows, length, users, user_MD), device)
         groups.append((torch.from_numpy(rows).to(device), user_encoder.query(history)))
     if not keeps_histories:
         hidden_B1D = torch.cat([query.hidden_KD for _, query in groups])[:, None]
@@ -62,14 +60,25 @@ def queries_after(
     return Query.last(UserStates(states.hidden_BLD[order_B], states.is_valid_BL[order_B]))
 
 
-def _histories(items: ItemVectors, offset_B: Ints, item_H: Rows, rows: Ints, num_inputs: int) -> History:
+def _histories(
+    items: ItemVectors,
+    offset_B: Ints,
+    item_H: Rows,
+    rows: Ints,
+    num_inputs: int,
+    user_index_B: Tensor | None,
+    user_MD: Tensor | None,
+) -> History:
     """The last `num_inputs` items of some histories, left-padded."""
     place_BL = offset_B[rows + 1][:, None] - num_inputs + np.arange(num_inputs)
     is_valid_BL = place_BL >= offset_B[rows][:, None]
     item_index_BL = np.zeros(place_BL.shape, dtype=np.int64)
     item_index_BL[is_valid_BL] = item_H[place_BL[is_valid_BL]]
     where = items.fused_UD.device
-    return History.of(items, torch.from_numpy(item_index_BL).to(where), torch.from_numpy(is_valid_BL).to(where))
+    index_BL = torch.from_numpy(item_index_BL).to(where)
+    return History.of(
+        items, index_BL, torch.from_numpy(is_valid_BL).to(where), user_index_B=user_index_B, user_MD=user_MD
+    )
 
 
 def _joined(groups: list[UserStates]) -> UserStates:

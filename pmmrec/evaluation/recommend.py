@@ -24,7 +24,7 @@ from pmmrec.evaluation.catalogue import alike_items, evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Rows, Seen, check_seen
 from pmmrec.evaluation.scan import SAFE, Complain, Scan, Sizes, WriteScores, inner_products
-from pmmrec.models.recommender import Recommender, unpacked
+from pmmrec.models.recommender import Recommender
 
 CHUNKS_OF_THREAD = 16  # between two moments at which lists come out
 Ints = NDArray[np.int64]
@@ -139,9 +139,9 @@ class ListMaker:
         self._candidates = Candidates(num_items, contents, counts if scorer.reads_counts else None)
         first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
         is_all = len(first_C) == num_items
-        streams = recommender.item_encoder.streams
-        self._items = unpacked(vectors_ND, streams)
-        candidates = unpacked(vectors_ND if is_all else vectors_ND[first_C], streams)
+        with evaluating(recommender):
+            self._catalogue = recommender.catalogue(vectors_ND)
+        candidates = self._catalogue.items if is_all else _some(self._catalogue.items, first_C)
         count_C = torch.from_numpy(np.zeros(num_items) if counts is None else np.asarray(counts)).to(first_C.device)
         count_C = count_C[first_C]
         with torch.no_grad():
@@ -199,12 +199,13 @@ class ListMaker:
             seen_user_H, seen_item_H = seen_user_H[:0], seen_item_H[:0]
         query = queries_after(
             self._recommender.user_encoder,
-            self._items,
+            self._catalogue.items,
             offset_B,
             item_H,
             self._device,
             keeps_histories=self._recommender.scorer.reads_histories,
             user_index_B=user_index_B,
+            user_MD=self._catalogue.user_MD,
         )
         is_finite = float(query.hidden_KD.norm(dim=1).max()) * self._largest_key < SAFE
         asked: Any = query  # as the scorer reads it, or as keys do
@@ -307,11 +308,16 @@ def _scored_by(recommender: Recommender, items: ItemVectors, count_C: Tensor) ->
 
     def write(query: Query, columns: slice, score_Bc: Tensor) -> None:
         device = query.user_K.device
-        streams_UD = {name: stream[columns] for name, stream in items.streams_UD.items()}
-        some = to_device(ItemVectors(items.fused_UD[columns], streams_UD=streams_UD), device)
+        some = to_device(_some(items, columns), device)
         score_Bc.copy_(recommender.scorer.ranked(recommender.score(query, some), count_C[columns].to(device)))
 
     return write
+
+
+def _some(items: ItemVectors, place: Tensor | slice) -> ItemVectors:
+    """Those at some places."""
+    streams_UD = {name: stream_UD[place] for name, stream_UD in items.streams_UD.items()}
+    return ItemVectors(items.fused_UD[place], streams_UD=streams_UD)
 
 
 def _distinct(offset_B: Ints, item_H: Ints, num_items: int) -> tuple[Ints, Ints]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from pydantic import Field
 from torch import nn
 
-from pmmrec.context import Backbone, BuildContext, Catalogue
+from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
+from pmmrec.errors import RecipeError
 from pmmrec.models import ItemEncoderConfig, Scorer, item_encoders, scorers
 from pmmrec.models.recommender import Recommender
+from pmmrec.propagations import propagations
 from pmmrec.settings import Config, PartConfig
 from pmmrec.users import user_encoders
 
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     ItemEncoderField: TypeAlias = ItemEncoderConfig
     UserEncoderField: TypeAlias = PartConfig
     ScorerField: TypeAlias = PartConfig
+    PropagationField: TypeAlias = PartConfig
 else:
     ItemEncoderField, UserEncoderField, ScorerField = item_encoders.field, user_encoders.field, scorers.field
+    PropagationField = propagations.field
 
 
 class ModelConfig(Config):
@@ -29,25 +33,45 @@ class ModelConfig(Config):
     item_encoder: ItemEncoderField
     user_encoder: UserEncoderField
     scorer: ScorerField = Field(default_factory=lambda: scorers.config({"type": "dot"}))
+    propagation: PropagationField = Field(default_factory=lambda: propagations.config({"type": "identity"}))
+
+    @property
+    def knows_graph(self) -> bool:
+        """Whether the model reads the training interactions of its domain as a graph."""
+        return propagations.part_class(self.propagation).reads_graph
 
 
-def build(config: ModelConfig, backbones: Mapping[str, Backbone], catalogues: Sequence[Catalogue] = ()) -> Recommender:
-    """A recommender with pretrained backbones read and all else drawn fresh.
+def build(
+    config: ModelConfig,
+    backbones: Mapping[str, Backbone],
+    catalogues: Sequence[Catalogue] = (),
+    graphs: Sequence[InteractionGraph] = (),
+    seed: int = 0,
+) -> Recommender:
+    """A recommender with pretrained backbones read and all else drawn fresh, from torch's generator.
 
-    Under `torch.device("meta")` nothing is drawn and no weights are read: shapes and counts only.
+    `catalogues`, `graphs` and `seed` are as in `BuildContext`. Under `torch.device("meta")` nothing is drawn and no
+    weights are read: shapes and counts only.
 
     Raises:
         RecipeError: settings that do not fit one another or a backbone.
         CheckpointError: a backbone's folder that is incomplete or unsafe.
     """
-    context = BuildContext(config.width, backbones, catalogues)
+    context = BuildContext(config.width, backbones, catalogues, graphs, seed)
     item_encoder_class: Any = item_encoders.part_class(config.item_encoder)
     user_encoder_class: Any = user_encoders.part_class(config.user_encoder)
     scorer_class: Any = scorers.part_class(config.scorer)
+    propagation_class: Any = propagations.part_class(config.propagation)
+    if config.knows_graph and not user_encoder_class.reads_users:
+        raise RecipeError(
+            f"model.propagation: {config.propagation.type} passes on vectors of users, and model.user_encoder: "
+            f"{config.user_encoder.type} has none; choose user_table, or leave the propagation out"
+        )
     return Recommender(
         item_encoder_class(config.item_encoder, context),
         user_encoder_class(config.user_encoder, context),
         scorer_class(config.scorer, context),
+        propagation_class(config.propagation, context),
     )
 
 

@@ -9,32 +9,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pmmrec.contracts import History, ItemVectors, Query, UserStates
+from pmmrec.contracts import History, ItemVectors, Nodes, Query, UserStates, to_device
 from pmmrec.family import Family, PartGroup
 from pmmrec.models import ItemEncoder, Scorer, item_encoders, scorers
+from pmmrec.propagations import Propagation, propagations
 from pmmrec.users import UserEncoder, user_encoders
 
 
 class Recommender(nn.Module):
-    """An item encoder, a user encoder and a scorer."""
+    """An item encoder, a user encoder, a scorer, and the graph between items and users."""
 
-    def __init__(self, item_encoder: ItemEncoder, user_encoder: UserEncoder, scorer: Scorer) -> None:
+    def __init__(
+        self, item_encoder: ItemEncoder, user_encoder: UserEncoder, scorer: Scorer, propagation: Propagation
+    ) -> None:
         super().__init__()
         self.item_encoder, self.user_encoder, self.scorer = item_encoder, user_encoder, scorer
+        self.propagation = propagation
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         """The parts that are saved and transferred alone, by their name in a checkpoint; all parameters are in one."""
         parts = {**self.item_encoder.parts, "user_encoder": self.user_encoder}
-        if self.scorer.state_dict():
-            parts["scorer"] = self.scorer
-        return parts
+        beside: dict[str, nn.Module] = {"propagation": self.propagation, "scorer": self.scorer}
+        return parts | {name: part for name, part in beside.items() if part.state_dict()}
+
+    @property
+    def knows_ids(self) -> bool:
+        """Whether it serves the items or the users of its domains alone, by their rows."""
+        return not self.item_encoder.fields or self.user_encoder.reads_users or self.propagation.reads_graph
+
+    def nodes(self, items: ItemVectors, *, with_users: bool = False) -> Nodes:
+        """Items with the vectors of users known by id, where a graph reads them, or where they are asked for."""
+        reads_users = with_users or self.propagation.reads_graph
+        return Nodes(items, self.user_encoder.vectors() if reads_users else None)
+
+    def propagate(self, nodes: Nodes) -> Nodes:
+        """What the graph makes of items and users: once a step, and once after a catalogue is encoded."""
+        propagated: Nodes = self.propagation(nodes)
+        return propagated
+
+    def catalogue(self, packed_NW: Tensor) -> Nodes:
+        """The catalogue that ranks, out of what `packed` gave for all items of a domain, and on the same device."""
+        nodes = self.nodes(unpacked(packed_NW, self.item_encoder.streams))
+        if nodes.user_MD is None:
+            return self.propagate(nodes)
+        return to_device(self.propagate(to_device(nodes, nodes.user_MD.device)), packed_NW.device)
 
     @property
     def part_groups(self) -> Mapping[str, PartGroup | None]:
         """What each part works on: what the family says that it is built from."""
         items: dict[str, Family[Any]] = dict.fromkeys(self.item_encoder.parts, item_encoders)
-        families = {**items, "user_encoder": user_encoders, "scorer": scorers}
+        families = {**items, "user_encoder": user_encoders, "propagation": propagations, "scorer": scorers}
         return {name: families[name].group for name in self.parts}
 
     def states(self, history: History) -> UserStates:

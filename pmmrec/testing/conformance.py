@@ -8,19 +8,20 @@ from typing import Any
 
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
-from pmmrec.testing import item_checks, objective_checks, scorer_checks, user_checks
+from pmmrec.testing import item_checks, objective_checks, propagation_checks, scorer_checks, user_checks
 from pmmrec.testing.checks import Check, checks_of
 from pmmrec.testing.subjects import Subject
 
-assert_registered = (item_checks, objective_checks, scorer_checks, user_checks)  # importing them adds their checks
+# Importing them adds their checks.
+assert_registered = (item_checks, objective_checks, propagation_checks, scorer_checks, user_checks)
 
 
 def conformance(family: Family[Any], *parts: str | Mapping[str, Any]) -> Callable[..., None]:
     """A test function that runs every check of a family on some of its parts, or on all that are registered.
 
     Args:
-        family: `user_encoders`, `objectives`, `scorers`, `item_encoders`, `fusions`, `text_encoders` or
-            `vision_encoders`.
+        family: `user_encoders`, `objectives`, `scorers`, `propagations`, `item_encoders`, `fusions`, `text_encoders`
+            or `vision_encoders`.
         parts: Registered names, tested with the settings in `examples` of their settings class; or settings with
             `type`. None: every registered part.
 

@@ -10,15 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pmmrec.context import Backbone, BuildContext, Catalogue
+from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
 from pmmrec.contracts import (
     FieldInputs,
     History,
     ItemInputs,
     ItemVectors,
+    Nodes,
     PixelInputs,
     PixelSpec,
     Query,
@@ -35,6 +37,7 @@ from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
 from pmmrec.models import ItemEncoder, item_encoders, scorers
 from pmmrec.objectives import objectives
+from pmmrec.propagations import propagations
 from pmmrec.settings import PartConfig
 from pmmrec.testing.world import WIDTH, batch_of, task_of
 from pmmrec.users import UserEncoder, user_encoders
@@ -45,6 +48,7 @@ FAMILIES: tuple[Family[Any], ...] = (
     fusions,
     item_encoders,
     user_encoders,
+    propagations,
     scorers,
     objectives,
 )
@@ -52,6 +56,7 @@ TEXTS = ("red shoes", "a blue shirt", "green")
 NUM_ITEMS = len(TEXTS)
 ALL_ITEMS = tuple(range(NUM_ITEMS))
 HISTORY_LENGTHS = (4, 2, 1)
+TOUCHED = ((0, 0), (0, 1), (1, 1), (1, 1))  # user and item; one pair occurs twice, one user and one item not at all
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ class Subject:
         elif self.family is item_encoders:
             encoders = dict(getattr(self.config, "encoders", {}))
         backbones = {name: self._backbone(name, config) for name, config in encoders.items()}
-        return BuildContext(WIDTH, backbones, [Catalogue("books", NUM_ITEMS, "aa", len(HISTORY_LENGTHS), "bb")])
+        catalogues = [Catalogue("books", NUM_ITEMS, "aa", len(HISTORY_LENGTHS), "bb")]
+        return BuildContext(WIDTH, backbones, catalogues, [graph_of(TOUCHED)])
 
     def _backbone(self, name: str, config: PartConfig) -> Backbone:
         home = text_encoders if config.type in {entry.name for entry in text_encoders} else vision_encoders
@@ -141,6 +147,17 @@ def history_of(
 
     item_BLD, streams_BLD = vectors(), {name: vectors() for name in sorted(part.streams)}
     return History(item_BLD, is_valid_BL, streams_BLD, user_index_B=torch.arange(len(lengths), device=numbers.device))
+
+
+def graph_of(touched: Sequence[tuple[int, int]]) -> InteractionGraph:
+    """The graph of the example users and items with these pairs of a user and an item."""
+    user_E, item_E = np.array(touched, dtype=np.int64).T
+    return InteractionGraph(len(HISTORY_LENGTHS), NUM_ITEMS, lambda: (user_E, item_E))
+
+
+def nodes_of(numbers: Numbers) -> Nodes:
+    """Random vectors of the example items and users."""
+    return Nodes(ItemVectors(numbers.normal(NUM_ITEMS, WIDTH)), numbers.normal(len(HISTORY_LENGTHS), WIDTH))
 
 
 def query_of(numbers: Numbers) -> Query:
@@ -238,6 +255,16 @@ def _run_users(part: Any, numbers: Numbers) -> list[Tensor]:
     return [torch.where(history.is_valid_BL[:, :, None], states.hidden_BLD, 0.0)]
 
 
+def _run_propagation(part: Any, numbers: Numbers) -> list[Tensor]:
+    part.begin_epoch(1)
+    nodes: Nodes = part(nodes_of(numbers))
+    _expect(nodes.items.fused_UD, NUM_ITEMS, WIDTH)
+    if nodes.user_MD is None:
+        raise AssertionError("gives no vectors of users, though it was given some")
+    _expect(nodes.user_MD, len(HISTORY_LENGTHS), WIDTH)
+    return [nodes.items.fused_UD, nodes.user_MD]
+
+
 def _run_scorer(part: Any, numbers: Numbers) -> list[Tensor]:
     score_KN = part(query_of(numbers), ItemVectors(numbers.normal(3, WIDTH)))
     _expect(score_KN, 2, 3)
@@ -256,6 +283,7 @@ RUNS: dict[str, Callable[[Any, Numbers], list[Tensor]]] = {
     fusions.name: _run_fusion,
     item_encoders.name: _run_items,
     user_encoders.name: _run_users,
+    propagations.name: _run_propagation,
     scorers.name: _run_scorer,
     objectives.name: _run_objective,
 }

@@ -15,6 +15,7 @@ from pmmrec.models import ItemEncoder
 from pmmrec.models.dot import Dot, DotConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective
+from pmmrec.propagations.identity import Identity, IdentityConfig
 from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Others, Requests, WindowRequest
 from pmmrec.train.task import TrainingTask
 from pmmrec.users import UserEncoder
@@ -58,7 +59,8 @@ def task_of(objective: Objective) -> TrainingTask:
     """A task that minimises this objective alone, under the name `objective`."""
     context = BuildContext(WIDTH)
     torch.manual_seed(0)
-    recommender = Recommender(LearnedItems(), _users_for(objective.requests, context), Dot(DotConfig(), context))
+    parts = _users_for(objective.requests, context), Dot(DotConfig(), context), Identity(IdentityConfig(), context)
+    recommender = Recommender(LearnedItems(), *parts)
     return TrainingTask(recommender, {"objective": objective}, {"objective": 1.0}, WIDTH)
 
 

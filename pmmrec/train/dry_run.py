@@ -75,7 +75,7 @@ def describe(
         start_backbones(model, Path(scratch), sources.train_texts, given)
         backbones = find_backbones(model, Path(scratch), weights, given, warn=log.warn)
         with torch.device("meta"):
-            recommender = build(model, backbones, sources.catalogues)
+            recommender = build(model, backbones, sources.catalogues, sources.graphs, recipe.seed)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
             check_examples(data, task, log)
             _check_shapes(recommender, data.kind.num_inputs)

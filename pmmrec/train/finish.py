@@ -151,7 +151,7 @@ def _test(
     checkpoint = Checkpoint.open(folder)
     if isinstance(checkpoint, AdapterCheckpoint):
         checkpoint.look_for_base(base, recipe.hub)
-    recommender = load_recommender(checkpoint, sources.catalogues).to(run.processes.device)
+    recommender = load_recommender(checkpoint, sources.catalogues, sources.graphs).to(run.processes.device)
     reader = open_reader(sources, recommender, recipe, run, makes_states=False)
     device, judge = run.processes.device, recipe.validation
     holdouts = [split.holdout("test", judge.users) for split in sources.splits]

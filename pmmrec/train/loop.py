@@ -255,6 +255,7 @@ class Loop:
         reset_peak(self.processes.device)
         self._began_s, self._epoch_s = time.monotonic() - self._epoch_s, 0.0
         self.task.train()
+        self.task.begin_epoch(self.epoch)
         self.log.begin_progress(f"epoch {self.epoch}", self._batches.steps_per_epoch)
         self._forecast.begin_epoch(self.step)
         if not self._meter.figures:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmmrec.context import Backbone, Catalogue
-from pmmrec.contracts import Batch, Prefix, to_device
+from pmmrec.context import Backbone, Catalogue, InteractionGraph
+from pmmrec.contracts import Batch, ItemInputs, Prefix, to_device
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.contents import check_features, having
 from pmmrec.data.domain import Domain
@@ -77,6 +77,10 @@ class Sources:
     @property
     def catalogues(self) -> list[Catalogue]:
         return [domain.catalogue for domain in self.domains]
+
+    @property
+    def graphs(self) -> list[InteractionGraph]:
+        return [split.graph for split in self.splits]
 
     def train_texts(self) -> Iterator[str]:
         """Texts of the items that occur in training, for a tokenizer that is to see nothing else.
@@ -340,6 +344,7 @@ class Batches:
         self._builder = BatchBuilder(*rules, examples)
         self._loader = BatchLoader(self._builder, config.workers)
         self._reader = reader
+        self._resident: dict[torch.device, ItemInputs] = {}  # the catalogue, where every step holds all of it
 
     @classmethod
     def of(
@@ -359,7 +364,12 @@ class Batches:
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """A copy on `device`, with kept states of frozen blocks fetched."""
-        items = self._reader.to_device(batch.items, device)
+        if batch.items is self._builder.catalogue:
+            if device not in self._resident:
+                self._resident[device] = self._reader.to_device(batch.items, device)
+            items = self._resident[device]
+        else:
+            items = self._reader.to_device(batch.items, device)
         more = tuple(self.to_device(part, device) for part in batch.more)
         return to_device(dataclasses.replace(batch, items=items, more=more), device)
 

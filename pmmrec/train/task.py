@@ -17,6 +17,7 @@ from pmmrec.contracts import (
     ItemInputs,
     ItemVectors,
     Modality,
+    Nodes,
     Query,
     Term,
     UserStates,
@@ -61,8 +62,9 @@ class TrainingTask(nn.Module):
 
     @property
     def requests(self) -> Requests:
-        """All that the objectives ask for."""
-        return Requests.union(self.requests_by_name.values())
+        """All that the objectives ask for, and the whole catalogue where a graph passes its vectors on."""
+        graph = Requests.of(views=(View.CATALOGUE,)) if self.recommender.propagation.reads_graph else Requests()
+        return Requests.union([*self.requests_by_name.values(), graph])
 
     @property
     def requests_by_name(self) -> dict[str, Requests]:
@@ -92,6 +94,10 @@ class TrainingTask(nn.Module):
             figures |= {f"{name}/{metric}": value for metric, value in term.metrics.items()}
         return figures
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare the graph for an epoch, numbered from 1."""
+        self.recommender.propagation.begin_epoch(epoch)
+
     def awake(self) -> None:
         """Nothing; where weights are in shares (FSDP2), those outside of blocks are gathered by it."""
 
@@ -103,7 +109,11 @@ class TrainingTask(nn.Module):
         items, whole = self._encode(batch.items), batch.global_items
         if whole is not None:
             items = items_of_all(items, whole, with_cls=View.MODALITIES in self.requests.views)
-        return self._views(items, batch, self._states(items, batch.windows))
+        asks_nodes = View.NODES in self.requests.views
+        nodes = self.recommender.nodes(items, with_users=asks_nodes)
+        propagated = self.recommender.propagate(nodes)
+        views = self._views(propagated.items, batch, self._states(propagated, batch.windows))
+        return dataclasses.replace(views, unpropagated=nodes) if asks_nodes else views
 
     def _encode(self, items: ItemInputs) -> ItemVectors:
         encoder = self.recommender.item_encoder
@@ -112,13 +122,13 @@ class TrainingTask(nn.Module):
         )
         return vectors
 
-    def _states(self, items: ItemVectors, windows: Windows) -> dict[WindowRequest, UserStates]:
+    def _states(self, nodes: Nodes, windows: Windows) -> dict[WindowRequest, UserStates]:
         """States of all passes; those of one length are computed together."""
         passes = {request: windows.passes[request] for request in self.requests.passes}
         states: dict[WindowRequest, UserStates] = {}
         for length in dict.fromkeys(one.item_index_BL.shape[1] for one in passes.values()):
             some = {request: one for request, one in passes.items() if one.item_index_BL.shape[1] == length}
-            both = self.recommender.states(_history(items, list(some.values()), windows.user_index_B))
+            both = self.recommender.states(_history(nodes, list(some.values()), windows.user_index_B))
             hidden, is_valid = both.hidden_BLD.chunk(len(some)), both.is_valid_BL.chunk(len(some))
             states |= {request: UserStates(hidden[n], is_valid[n]) for n, request in enumerate(some)}
         return states
@@ -214,7 +224,7 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
         )
 
 
-def _history(items: ItemVectors, passes: Sequence[WindowPass], user_index_B: Tensor | None) -> History:
+def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None) -> History:
     """The inputs of several passes of one length, one pass after another."""
     is_masked_BL = None
     if any(one.is_masked_BL is not None for one in passes):
@@ -227,4 +237,4 @@ def _history(items: ItemVectors, passes: Sequence[WindowPass], user_index_B: Ten
         index_BL = torch.cat([one.item_index_BL for one in passes])
         is_valid_BL = torch.cat([one.is_valid_BL for one in passes])
     users = None if user_index_B is None else user_index_B.repeat(len(passes))
-    return History.of(items, index_BL, is_valid_BL, is_masked_BL, users)
+    return History.of(nodes.items, index_BL, is_valid_BL, is_masked_BL, users, nodes.user_MD)

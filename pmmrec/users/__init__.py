@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.adapters import Host
@@ -41,6 +41,10 @@ class UserEncoder(nn.Module, ABC):
     @property
     def host(self) -> Host | None:
         """The blocks that may carry adapters; None where there are none."""
+        return None
+
+    def vectors(self) -> Tensor | None:
+        """Vectors of all users known by id, `(M, D)`, for a graph to propagate; None where users have no vectors."""
         return None
 
     @abstractmethod

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
@@ -46,12 +47,17 @@ class UserTable(UserEncoder):
         """The vectors of all users."""
         return self.table.vector
 
+    def vectors(self) -> Tensor:
+        """All rows, through the table's own forward, so that wrappers which keep weights in shares gather them."""
+        every: Tensor = self.vector(torch.arange(self.vector.num_embeddings, device=self.vector.weight.device))
+        return every
+
     def forward(self, history: History) -> UserStates:
         """States `(B, L, D)`. RecipeError where it is not said who the users are."""
-        if history.user_index_B is None:
+        if history.user_BD is None and history.user_index_B is None:
             raise RecipeError(
                 "user_encoder: user_table knows users by id, and serves the users of its domain alone; rank these, or "
                 "choose an encoder that reads histories"
             )
-        vectors_BD = self.vector(history.user_index_B)
+        vectors_BD = self.vector(history.user_index_B) if history.user_BD is None else history.user_BD
         return UserStates(vectors_BD[:, None].expand(-1, history.is_valid_BL.shape[1], -1), history.is_valid_BL)

@@ -14,6 +14,7 @@ from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders, scorers
 from pmmrec.models.build import ModelConfig
 from pmmrec.objectives import objectives as objective_family
+from pmmrec.propagations import propagations
 from pmmrec.users import user_encoders
 
 FORMAT = 1
@@ -24,6 +25,7 @@ _FAMILIES: tuple[Family[Any], ...] = (
     fusions,
     user_encoders,
     item_encoders,
+    propagations,
     scorers,
     objective_family,
 )
@@ -35,6 +37,7 @@ def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> di
     own = item_encoder.model_dump(mode="json")
     settings = {name: encoder.model_dump(mode="json") for name, encoder in item_encoder.encoders.items()}
     settings["user_encoder"] = model_config.user_encoder.model_dump(mode="json")
+    settings["propagation"] = model_config.propagation.model_dump(mode="json")
     settings["scorer"] = model_config.scorer.model_dump(mode="json")
     about = {}
     for name, part in parts.items():

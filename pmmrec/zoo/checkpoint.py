@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.adapters.plan import AdaptedPart, AdapterPlan, adapt, adapt_part
-from pmmrec.context import Backbone, Catalogue
+from pmmrec.context import Backbone, Catalogue, InteractionGraph
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -262,10 +262,15 @@ def starting_point(place: str, base: str | None, hub: Path, warn: Warn) -> Check
     return None
 
 
-def load_recommender(checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = ()) -> Recommender:
-    """The saved recommender in eval mode. Raises CheckpointError unless every tensor is accounted for."""
+def load_recommender(
+    checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = (), graphs: Sequence[InteractionGraph] = ()
+) -> Recommender:
+    """The saved recommender in eval mode. Raises CheckpointError unless every tensor is accounted for.
+
+    `catalogues` and `graphs` are those of the domain that it is to serve, for models that know ids or a graph.
+    """
     try:
-        recommender = build(checkpoint.model_config, checkpoint.backbones(), catalogues)
+        recommender = build(checkpoint.model_config, checkpoint.backbones(), catalogues, graphs)
     except RecipeError as error:
         raise CheckpointError(f"{checkpoint.folder}: its model cannot be built: {error}") from error
     part_paths(recommender)

@@ -11,6 +11,7 @@ from pmmrec.family import Family
 from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders, scorers
 from pmmrec.objectives import objectives
+from pmmrec.propagations import propagations
 from pmmrec.testing import conformance
 from pmmrec.testing.twins import find_twin
 from pmmrec.users import user_encoders
@@ -20,6 +21,7 @@ test_vision_encoders = conformance(vision_encoders)
 test_fusions = conformance(fusions)
 test_item_encoders = conformance(item_encoders)
 test_user_encoders = conformance(user_encoders)
+test_propagations = conformance(propagations)
 test_scorers = conformance(scorers)
 test_objectives = conformance(objectives)
 

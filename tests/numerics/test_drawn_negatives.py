@@ -7,27 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from views import PLAIN, hidden_of
+from views import PLAIN, hidden_of, with_negatives
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Views
 from pmmrec.objectives import objectives
-from pmmrec.requests import DrawnNegatives
 from pmmrec.testing.twins.drawn_negatives import drawn_by_loops
 
 ATOL = 1e-12  # float64; measured below 5e-14, of which the logarithms of the loops are the most
-
-
-def with_negatives(views: Views, config: DrawnNegatives, seed: int = 0) -> Views:
-    """Negatives for every target of the plain pass; which items they are does not matter to the loss."""
-    plain = views.windows.next_items
-    shape = (*plain.item_index_BL.shape, config.count)
-    draw = torch.Generator().manual_seed(seed)
-    negative_index_BLC = torch.randint(0, len(views.items.fused_UD), shape, generator=draw)
-    of_pass = dataclasses.replace(plain, negative_index_BLC={config: negative_index_BLC})
-    windows = dataclasses.replace(views.windows, passes={**views.windows.passes, PLAIN: of_pass})
-    return dataclasses.replace(views, windows=windows)
 
 
 @pytest.mark.parametrize("targets", ["next", "last"])

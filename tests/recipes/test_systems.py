@@ -17,6 +17,7 @@ SYSTEMS = {
     "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
     "dssm": ("model.width=16",),
     "dssm_variant": ("model.width=16",),
+    "lightgcn": ("model.width=16",),
     "sasrec_attention": ("model.width=16", "model.user_encoder.num_layers=1"),
     "sasrec": ("model.width=16", "model.user_encoder.num_layers=1"),
 }

@@ -48,12 +48,13 @@ class Shops:
         rank: int = 0,
         world: int = 1,
         gather: bool = False,
+        parts: int = 1,
     ) -> BatchBuilder:
         config = DataConfig(window=window or WindowConfig(size=5), mixing=mixing or MixingConfig())
         windows = [one for one in asked if isinstance(one, WindowRequest)]
         views = [one for one in asked if isinstance(one, View)]
         requests = Requests.of(*windows, negatives=negatives, views=views)
-        division = Division(rank, world, gather)
+        division = Division(rank, world, gather, parts)
         return BatchBuilder(self.splits, self.reader, config, requests, batch_users, seed, division)
 
 

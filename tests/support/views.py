@@ -12,7 +12,7 @@ from torch import Tensor
 from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, UserStates, Views, WindowPass, Windows
 from pmmrec.models.dot import Dot, DotConfig
-from pmmrec.requests import Masked, NextItems, Noised
+from pmmrec.requests import DrawnNegatives, Masked, NextItems, Noised
 
 PLAIN, NOISED = NextItems(), Noised()
 
@@ -112,3 +112,14 @@ def states_of_rows(views: Views, own: slice | Tensor) -> dict:
     return {
         request: UserStates(states.hidden_BLD[own], states.is_valid_BL[own]) for request, states in views.states.items()
     }
+
+
+def with_negatives(views: Views, config: DrawnNegatives, seed: int = 0) -> Views:
+    """Negatives for every target of the plain pass; which items they are does not matter to the loss."""
+    plain = views.windows.next_items
+    shape = (*plain.item_index_BL.shape, config.count)
+    draw = torch.Generator().manual_seed(seed)
+    negative_index_BLC = torch.randint(0, len(views.items.fused_UD), shape, generator=draw)
+    of_pass = dataclasses.replace(plain, negative_index_BLC={config: negative_index_BLC})
+    windows = dataclasses.replace(views.windows, passes={**views.windows.passes, PLAIN: of_pass})
+    return dataclasses.replace(views, windows=windows)

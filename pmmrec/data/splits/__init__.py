@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pmmrec.context import InteractionGraph
 from pmmrec.data.domain import Domain
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.sequences import Stretch
@@ -125,6 +126,15 @@ class Split(ABC):
     def train_items(self) -> NDArray[np.int32]:
         """Training items of all users, one after another, all in memory."""
         return np.concatenate([stretch.item_H for stretch in self.train_stretches()])
+
+    @property
+    def graph(self) -> InteractionGraph:
+        """The training interactions as a graph; they are read when a model asks for them."""
+        return InteractionGraph(self.domain.num_users, self.domain.num_items, self._edges)
+
+    def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        users = np.repeat(np.arange(self.domain.num_users), np.diff(self.train_offsets))
+        return users, self.train_items.astype(np.int64)
 
     @cached_property
     def train_counts(self) -> NDArray[np.int64]:
@@ -247,3 +257,12 @@ else:
 def split_of(config: PartConfig, domain: Domain) -> Split:
     """The split of a domain that `config` asks for. Raises DataError where it needs times that the domain lacks."""
     return splits.part_class(config)(config, domain)
+
+
+def graph_of(config: PartConfig, domain: Domain) -> InteractionGraph:
+    """The training interactions of a domain under a split; neither is read before a model asks for them."""
+
+    def read() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return split_of(config, domain).graph.read()
+
+    return InteractionGraph(domain.num_users, domain.num_items, read)

@@ -21,7 +21,7 @@ from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluat
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.recommend import top_k
-from pmmrec.models.recommender import Recommender, unpacked
+from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
@@ -57,12 +57,13 @@ class EncodedDomain:
     @classmethod
     def open(cls, checkpoint: Checkpoint, domain: Domain, cache: Path, device: torch.device) -> EncodedDomain:
         """Load the model and encode the whole catalogue."""
-        recommender = load_recommender(checkpoint, [domain.catalogue]).to(device)
+        split = split_of(checkpoint.split, domain)
+        recommender = load_recommender(checkpoint, [domain.catalogue], [split.graph]).to(device)
         encoder = recommender.item_encoder
         with bars() as progress:
             reader = ItemReader([domain], encoder.reads, cache, progress, max_unreadable=1.0)
         vectors_ND = encode_catalogue(recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=device)
-        return cls(domain, split_of(checkpoint.split, domain), recommender, vectors_ND, reader.contents(0))
+        return cls(domain, split, recommender, vectors_ND, reader.contents(0))
 
     def item_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of the items in `rows`, `(R, D)`."""
@@ -73,13 +74,17 @@ class EncodedDomain:
         """The state of each user after the history, `(Q, D)`."""
         chunk, parts = users_at_once(self.domain.num_items), []
         model, device = self.recommender, self.vectors_ND.device
-        items = unpacked(self.vectors_ND, model.item_encoder.streams)
+        with evaluating(model):
+            catalogue = model.catalogue(self.vectors_ND)
         for start in range(0, len(histories), chunk):
             offsets = histories.offsets[start : start + chunk + 1].astype(np.int64)
             some = histories.items[offsets[0] : offsets[-1]]
             with evaluating(model):
-                users = histories.users[start : start + chunk]
-                query = queries_after(model.user_encoder, items, offsets - offsets[0], some, device, user_index_B=users)
+                query = queries_after(
+                    *(model.user_encoder, catalogue.items, offsets - offsets[0], some, device),
+                    user_index_B=histories.users[start : start + chunk],
+                    user_MD=catalogue.user_MD,
+                )
             parts.append(query.hidden_KD.float().cpu().numpy())
         return np.concatenate(parts)
 

@@ -32,6 +32,18 @@ def test_any_number_of_workers_gives_the_same_batches(shops: Shops, workers: int
         assert_same(found, expected)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_catalogue_is_read_once_and_sent_by_no_worker(shops: Shops, workers: int) -> None:
+    builder = shops.builder(NOISY, View.CATALOGUE, parts=2)
+    loaded = list(BatchLoader(builder, workers).epoch(0))
+    again = epoch_of(shops.builder(NOISY, View.CATALOGUE, parts=2))
+    assert builder.catalogue is not None
+    for found, expected in zip(loaded, again, strict=True):
+        assert_same(found, expected)
+        for part in (found, *found.more):
+            assert part.items is builder.catalogue
+
+
 def kill_worker() -> None:
     """Kill the first worker; its signal has reached this process when this returns, and nobody has reaped it."""
     worker = min(process.pid for process in multiprocessing.active_children() if process.pid)

@@ -20,6 +20,7 @@ from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.write import DomainFolder
 from pmmrec.models import ItemEncoder, scorers
 from pmmrec.models.recommender import Recommender
+from pmmrec.propagations.identity import Identity, IdentityConfig
 from pmmrec.users import user_encoders
 
 MakeSplit = Callable[..., Split]
@@ -66,7 +67,9 @@ def make_recommender() -> Callable[..., Recommender]:
         config = user_encoders.config({"type": "transformer", "max_inputs": 4})
         user_encoder = user_encoders.part_class(config)(config, BuildContext(width))
         dot = scorers.config({"type": "dot", **dot_settings})
-        return Recommender(MeanOfLetters(width), user_encoder, scorers.part_class(dot)(dot, BuildContext(width)))
+        context = BuildContext(width)
+        scorer = scorers.part_class(dot)(dot, context)
+        return Recommender(MeanOfLetters(width), user_encoder, scorer, Identity(IdentityConfig(), context))
 
     return make
 

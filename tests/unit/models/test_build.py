@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from pmmrec.context import Backbone, Catalogue
+from pmmrec.context import Backbone, Catalogue, InteractionGraph
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig, ParameterRow, build, parameter_table
 from pmmrec.settings import validate
@@ -21,6 +22,22 @@ def test_the_scorer_is_a_dot_product_unless_told_otherwise() -> None:
     config = validate(ModelConfig, IDS, "recipe")
     assert config.scorer.type == "dot"
     assert validate(ModelConfig, config.model_dump(mode="json"), "recipe") == config
+
+
+@pytest.mark.parametrize(
+    ("users", "num_domains", "message"),
+    [
+        ("transformer", 1, "passes on vectors of users, and model.user_encoder: transformer has none"),
+        ("user_table", 2, "holds the users and items of one domain, found 2"),
+        ("user_table", 0, "needs the interactions of the domain that it serves"),
+    ],
+)
+def test_a_graph_needs_users_and_one_domain(users: str, num_domains: int, message: str) -> None:
+    tree = {**IDS, "user_encoder": {"type": users}, "propagation": {"type": "lightgcn"}}
+    nobody = np.empty(0, np.int64)
+    graphs = [InteractionGraph(4, 10, lambda: (nobody, nobody))] * num_domains
+    with pytest.raises(RecipeError, match=message):
+        build(validate(ModelConfig, tree, "recipe"), {}, [Catalogue("books", 10, "aa", 4, "bb")], graphs)
 
 
 def test_the_table_counts_what_each_part_holds_and_trains() -> None:

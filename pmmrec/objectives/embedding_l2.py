@@ -1,0 +1,68 @@
+"""Keep the vectors of users and items short (the L2 term of LightGCN and of matrix factorisation)."""
+# Shapes: B users, K counted positions, C negatives of a target, D width.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import Term, Views
+from pmmrec.objectives import Objective, objectives
+from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.precision import outside_autocast, widened
+from pmmrec.requests import DrawnNegatives, Requests, View
+
+
+class EmbeddingL2Config(TargetsConfig):
+    """Settings of the L2 term."""
+
+    type: Literal["embedding_l2"] = "embedding_l2"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "last", "negatives": None})
+    negatives: DrawnNegatives | None = Field(
+        DrawnNegatives(), description="Whose vectors count beside those of targets: as the objective beside draws them."
+    )
+
+
+@objectives.register("embedding_l2", EmbeddingL2Config)
+class EmbeddingL2(Objective):
+    """Half the mean squared length of the vectors that a target is about: of its user, itself and its negatives.
+
+    The term of a target is `1/2 (|u|^2 + |i|^2 + sum over negatives of |j|^2)`, of vectors before a graph propagates
+    them (LightGCN, arXiv 2002.02126, eq. 15, over a batch as in its released code). Its `weight` is the paper's lambda.
+    Users that are not known by id have no vector, and add nothing.
+
+    Example:
+        objectives: {bpr: {type: bpr}, l2: {type: embedding_l2, weight: 1e-4}}
+    """
+
+    def __init__(self, config: EmbeddingL2Config, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
+        super().__init__()
+        self.config = config
+        self.requests = Requests.of(config.window, negatives=config.negatives, views=(View.NODES,))
+
+    def forward(self, views: Views) -> Term:
+        """Sum over counted positions. ValueError where the views lack the pass or its negatives."""
+        of_pass, _, is_counted_BL = read_targets(views, self.config, self.config.type)
+        index_K1 = of_pass.target_index_BL[is_counted_BL][:, None]
+        if self.config.negatives is not None:
+            if self.config.negatives not in of_pass.negative_index_BLC:
+                raise ValueError(f"{self.config.type}: the pass holds no negatives {self.config.negatives!r}")
+            index_K1 = torch.cat((index_K1, of_pass.negative_index_BLC[self.config.negatives][is_counted_BL]), dim=1)
+        items = views.items if views.unpropagated is None else views.unpropagated.items
+        user_MD = None if views.unpropagated is None else views.unpropagated.user_MD
+        with outside_autocast(index_K1.device):
+            total = _square(items.fused_UD)[index_K1].sum()
+            if user_MD is not None and views.windows.user_index_B is not None:
+                square_B = _square(user_MD[views.windows.user_index_B])
+                total = total + (square_B[:, None] * is_counted_BL).sum()
+        return Term(total / 2, total.new_full((), len(index_K1)))
+
+
+def _square(x_RD: Tensor) -> Tensor:
+    """The squared length of each vector."""
+    return widened(x_RD).square().sum(dim=-1)
