@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Noise, Peers, Term, Views
+from pmmrec.contracts import Noise, Term, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+from pmmrec.objectives.peers import rows_of_all
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.requests import NextItems, Noised, Requests
 
@@ -116,7 +117,7 @@ class Robustness(Objective):
             clean_BD, noised_BD = (self._means(states.hidden_BLD, is_valid_BL) for states in (clean, noised))
             means = (noised_BD, clean_BD) if self.config.symmetric else (noised_BD,)
             has_input_B = is_valid_BL.any(dim=1)
-            keys, own_A = _keys(means, has_input_B, views.peers)
+            keys, own_A = rows_of_all(means, has_input_B, views.peers)
             score_AG = clean_BD[has_input_B] @ keys[0].T / self.config.temperature
             loss = F.cross_entropy(score_AG, own_A, reduction="sum")  # exactly 0, gradient too, for a user alone
             if self.config.symmetric:
@@ -138,16 +139,3 @@ class Robustness(Objective):
         hidden_BLD = torch.where(is_valid_BL[:, :, None], widened(hidden_BLD), 0)
         mean_BD = hidden_BLD.sum(dim=1) / is_valid_BL.sum(dim=1, keepdim=True).clamp(min=1)
         return F.normalize(mean_BD, dim=1) if self.config.normalize else mean_BD
-
-
-def _keys(means: Sequence[Tensor], has_input_B: Tensor, peers: Peers | None) -> tuple[list[Tensor], Tensor]:
-    """`(G, D)` of each: the means of all users with an input, and `(A,)`: where those of this process stand in them."""
-    if peers is None:
-        kept_A = [mean_BD[has_input_B] for mean_BD in means]
-        return kept_A, torch.arange(kept_A[0].shape[0], device=has_input_B.device)
-    packed_BW = torch.cat([*means, has_input_B[:, None].to(means[0].dtype)], dim=1)
-    widths = [*(mean_BD.shape[1] for mean_BD in means), 1]
-    *rows, flags = torch.split(peers.of_all(packed_BW), widths, dim=1)
-    has_input = flags[:, 0] > 0
-    place_A = peers.first + has_input_B.nonzero()[:, 0]
-    return [row[has_input] for row in rows], (has_input.cumsum(0) - 1)[place_A]
