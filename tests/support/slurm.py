@@ -12,7 +12,7 @@ from pmmrec.shipped import shipped_file
 HOSTS = ("gpu-3", "gpu-7")
 SRUN = """#!{python}
 # A task on each machine with what Slurm tells it. The first that fails ends the others; the highest code is its own.
-import os, subprocess, sys, threading
+import os, queue, subprocess, sys, threading
 
 log, words = os.environ["LOG"], sys.argv[2:]
 tasks = []
@@ -23,15 +23,16 @@ for rank in "01":
 with open(log, "a") as file:
     file.write(f"srun {{sys.argv[1]}}\\n")
     file.write("".join(f"task {{task.pid}}\\n" for task in tasks))
-left = {{task.pid: task for task in tasks}}
+ended, left = queue.SimpleQueue(), set(tasks)
+for task in tasks:  # each is waited for by a thread of its own: to signal a task is to look whether it has ended
+    threading.Thread(target=lambda task=task: (task.wait(), ended.put(task))).start()
 while left:
-    pid, status = os.wait()
-    ended = left.pop(pid)
-    ended.returncode = os.waitstatus_to_exitcode(status)
-    if ended.returncode and left:
-        for task in left.values():
-            task.terminate()
-            forced = threading.Timer(30, task.kill)
+    task = ended.get()
+    left.remove(task)
+    if task.returncode:
+        for other in left:
+            other.terminate()
+            forced = threading.Timer(30, other.kill)
             forced.daemon = True
             forced.start()
 for rank in "01":
