@@ -102,6 +102,11 @@ class DrawnNegatives(Config):
     by: NegativeWeight = Field(
         default="uniform", description="popularity: in proportion to how often an item was touched in training."
     )
+    per: Literal["position", "pair"] = Field(
+        default="position",
+        description="position: anew for every target (SASRec). pair: once an epoch for each user and item, so that an "
+        "item that a user touched several times has the same negatives each time (BPR over pairs).",
+    )
 
 
 @dataclass(frozen=True)

@@ -190,12 +190,24 @@ class PassMaker:
         is_target = row.target_l != NO_TARGET
         negatives: dict[DrawnNegatives, Ints] = {}
         for config in drawn:
-            rng = self._random(Purpose.NEGATIVES, visit, config.count, int(config.by == "popularity"))
             negative_lC = np.full((len(is_target), config.count), NO_TARGET, dtype=np.int64)
-            pool = self._pools[visit.window.domain]
-            negative_lC[is_target] = pool.draw(visit.window.user, int(is_target.sum()), config, rng)
+            negative_lC[is_target] = self._negatives(row.target_l[is_target], visit, config)
             negatives[config] = negative_lC
         return Row(row.input_l, row.target_l, row.is_masked_l, row.noise_l, negatives)
+
+    def _negatives(self, target_k: Ints, visit: Visit, config: DrawnNegatives) -> Ints:
+        """Keys of what is drawn for some targets, `(k, C)`."""
+        pool, user, kind = (
+            self._pools[visit.window.domain],
+            visit.window.user,
+            (config.count, config.by == "popularity"),
+        )
+        if config.per == "position":
+            return pool.draw(user, len(target_k), config, self._random(Purpose.NEGATIVES, visit, *map(int, kind)))
+        keys, place_k = np.unique(target_k, return_inverse=True)
+        pair = (self._seed, Purpose.PAIR_NEGATIVES, visit.visit, visit.window.domain, user)
+        drawn = [pool.draw(user, 1, config, generator(*pair, key, *map(int, kind))) for key in keys.tolist()]
+        return np.concatenate(drawn)[place_k]
 
     def _random(self, purpose: Purpose, visit: Visit, *place: int) -> np.random.Generator:
         return generator(self._seed, purpose, visit.visit, visit.window.domain, visit.number, *place)

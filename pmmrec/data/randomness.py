@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     MASKING = 6  # which items of a window are masked
     DROPPING = 7  # which inputs of a window are left out
     NEGATIVES = 8  # what is drawn for the targets of a window
+    PAIR_NEGATIVES = 9  # what is drawn for a user and an item
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

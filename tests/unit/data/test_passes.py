@@ -103,6 +103,25 @@ def test_negatives_are_items_of_the_domain_that_the_user_never_touched(
                 assert key_at(batch, place)[1] not in touched
 
 
+@pytest.mark.parametrize("by", ["uniform", "popularity"])
+def test_equal_targets_of_a_user_share_their_negatives_per_pair(shops: Shops, by: str) -> None:
+    config = DrawnNegatives(count=2, by=by, per="pair")
+    drawn_of, num_repeats, window = {}, 0, WindowConfig(size=3, policy="all")
+    for epoch in range(2):
+        for batch in epoch_of(shops.builder(NextItems(), negatives=config, window=window), epoch):
+            of_pass, keys = batch.windows.passes[NextItems()], _all_keys(batch)
+            for row, position in of_pass.is_target_BL.nonzero().tolist():
+                pair = (epoch, batch.user_id[row], keys[int(of_pass.target_index_BL[row, position])])
+                drawn = [keys[place] for place in of_pass.negative_index_BLC[config][row, position].tolist()]
+                num_repeats += pair in drawn_of
+                assert drawn_of.setdefault(pair, drawn) == drawn
+    assert num_repeats > 20
+    later = {pair[1:]: drawn for pair, drawn in drawn_of.items() if pair[0] == 1}
+    assert any(drawn != later[pair[1:]] for pair, drawn in drawn_of.items())
+    users = {name for _, name, _ in drawn_of}
+    assert any(len({tuple(drawn) for (_, name, _), drawn in drawn_of.items() if name == user}) > 2 for user in users)
+
+
 def test_every_item_in_a_batch_stands_there_once_with_negatives_among_them(shops: Shops) -> None:
     larger = 0
     for plain, batch in zip(
