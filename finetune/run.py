@@ -28,6 +28,7 @@ from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
+from pmmrec.train.targets import check_targets
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, starting_point
@@ -84,6 +85,7 @@ def main(
         folders = weights_asked(model, given, folders)
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open([domain], recipe.data.split)
+    check_targets(recipe, sources)
     if dry_run:
         plans = recipe.transfer, recipe.adapters
         describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)

@@ -57,7 +57,8 @@ class Config(BaseModel):
         try:
             made = handler(value)
         except ValidationError as error:
-            problems = [_with_nearest_key(problem, list(cls.model_fields)) for problem in error.errors()]
+            found = [problem for problem in error.errors() if not _counts_valid_entries_alone(problem)]
+            problems = [_with_nearest_key(problem, list(cls.model_fields)) for problem in found]
             raise ValidationError.from_exception_data(cls.__name__, [*problems, *switches]) from error
         if switches:
             raise ValidationError.from_exception_data(cls.__name__, switches)
@@ -260,8 +261,22 @@ def _with_nearest_key(problem: Any, known: list[str]) -> InitErrorDetails:
         near = difflib.get_close_matches(str(problem["loc"][0]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
         message, kind = f"unknown key; {hint}", "unknown_key"
+    if (least := _least(problem)) is not None:
+        message = f"needs {least} or more entries"
     custom = PydanticCustomError(kind, "{message}", {"message": message})
     return InitErrorDetails(type=custom, loc=problem["loc"], input=problem["input"])
+
+
+def _counts_valid_entries_alone(problem: Any) -> bool:
+    """Whether a list is called too short though it is not: pydantic leaves out entries with problems of their own."""
+    least = _least(problem)
+    return least is not None and len(problem["input"]) >= least
+
+
+def _least(problem: Any) -> int | None:
+    """How many entries a list needs that is called too short; None for other problems, and for those told before."""
+    least: int | None = problem.get("ctx", {}).get("min_length") if problem["type"] == "too_short" else None
+    return least
 
 
 def _is_switch_for_number(value: Any, field: FieldInfo) -> bool:

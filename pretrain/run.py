@@ -25,6 +25,7 @@ from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
+from pmmrec.train.targets import check_targets
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.hub import refuse_taken_name
 
@@ -52,6 +53,7 @@ def main(
     recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open(recipe.data.sources, recipe.data.split)
+    check_targets(recipe, sources)
     if dry_run:
         refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
         describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()), launched=launched)

@@ -125,7 +125,7 @@ class BatchBuilder:
         names = [domain.name for domain in self._domains]
         counts = [index.num_examples for index in self._examples]
         self._sampler = StepSampler(counts, names, batch_users, seed, config.mixing)
-        _refuse_empty_shares(self._sampler.smallest_batch, self._division)
+        refuse_empty_shares(self._sampler.smallest_batch, self._division)
         # The key of an item is its row behind all items of the domains before its own; so it is with users.
         self._first_key = np.cumsum([0, *(domain.num_items for domain in self._domains)])
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
@@ -269,7 +269,7 @@ class BatchBuilder:
         return f"{domain.name}/{domain.sequences.user_id(window.user)}"
 
 
-def _refuse_empty_shares(smallest_batch: int, division: Division) -> None:
+def refuse_empty_shares(smallest_batch: int, division: Division) -> None:
     """RecipeError where a batch, or a part of one, has fewer users than there are processes."""
     smallest = smallest_batch // division.parts
     if smallest < division.world:

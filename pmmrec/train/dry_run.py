@@ -12,17 +12,18 @@ import torch
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.contracts import History
-from pmmrec.data.batches import DataConfig
+from pmmrec.data.batches import DataConfig, Division, refuse_empty_shares
 from pmmrec.data.contents import check_features, check_readable, is_readable, kinds_of
 from pmmrec.data.mixing import StepSampler
 from pmmrec.data.passes import NegativePool
 from pmmrec.data.prefix import PrefixConfig
+from pmmrec.launch import Spread
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
 from pmmrec.tables import PlainTable
-from pmmrec.train.accumulate import checkpoint_activations
+from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import TrainingCost
 from pmmrec.train.example_checks import check_examples
 from pmmrec.train.log import RunLog
@@ -30,11 +31,12 @@ from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
 from pmmrec.train.memory_simulation import item_inputs
 from pmmrec.train.optim import build_optimizer
-from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_backbones
+from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_backbones, stays_as_it_is
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.trackers import tracker_openers
 from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import TransferPlan, apply, plan_full
@@ -93,13 +95,16 @@ def describe(
             insert_adapters(checkpoint, recommender, adapters, report.loaded)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer)
-    if launched is not None:
-        _stand_ready(task, recipe, sources, launched, computes_items=given is not None)
+    is_computed = given is not None and stays_as_it_is(task)
+    if launched is not None and is_computed and recipe.prefix.use != "off":
+        vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]
+        recommender.item_encoder = Computed(recommender.item_encoder, vectors_ND)
     examples = [data.kind.training(split) for split in sources.splits]
     for one, domain in zip(examples, sources.domains, strict=True):
         NegativePool(one, 0, is_readable(domain, kinds_of(recommender.item_encoder.reads))).check(task.requests.drawn)
     counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
+    _refuse_unfit_training(task, recipe, sampler.smallest_batch, launched)
 
     log.say(recipe.to_yaml().rstrip())
     log.say("")
@@ -116,24 +121,21 @@ def describe(
         log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
 
 
-def _stand_ready(
-    task: TrainingTask, recipe: Plannable, sources: Sources, launched: Launched, *, computes_items: bool
+def _refuse_unfit_training(
+    task: TrainingTask, recipe: Plannable, smallest_batch: int, launched: Launched | None
 ) -> None:
-    """Make the task what it is when its first step begins. Raises what the run would.
-
-    `computes_items`: vectors of items that do not learn are computed once.
-    """
-    config, recommender = recipe.train, task.recommender
-    refuse_unfit(launched.file.spread, recipe.machine, config.accumulate)
-    refuse_shared_batches(task, launched.file.spread, launched.num_processes)
+    """Set up how steps are trained. Raises what the run would for settings that do not fit the task or the launch."""
+    machine, config, encoder = recipe.machine, recipe.train, task.recommender.item_encoder
+    spread, world = (Spread.ONE, 1) if launched is None else (launched.file.spread, launched.num_processes)
+    tracker_openers(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
+    refuse_empty_shares(smallest_batch, Division(world=world, parts=config.accumulate.user_parts))
+    refuse_unfit(spread, machine, config.accumulate)
+    refuse_shared_batches(task, spread, world)
     task.item_parts = config.accumulate.item_parts
+    if task.item_parts > 1:
+        refuse_batch_statistics(encoder, "train.accumulate")
     if config.checkpoint_activations:
-        checkpoint_activations(recommender.item_encoder)
-    encoder = recommender.item_encoder
-    learns = any(tensor.requires_grad for tensor in encoder.parameters())
-    if computes_items and encoder.fields and not learns and recipe.prefix.use != "off":
-        vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]
-        recommender.item_encoder = Computed(encoder, vectors_ND)
+        checkpoint_activations(encoder)
 
 
 def _check_shapes(recommender: Recommender, num_inputs: int) -> None:

@@ -214,18 +214,11 @@ def read_items(
 def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, recipe: Readable, run: Run) -> ItemReader:
     """Where nothing of the item encoder learns: its vectors, computed now, stand in for it, unless `prefix_cache: off`.
 
-    Returns the reader for training. Raises RecipeError where an objective asks more of the items than their vectors.
+    Returns the reader for training. Raises as `stays_as_it_is`.
     """
     recommender = task.recommender
     encoder = recommender.item_encoder
-    if not encoder.fields or any(tensor.requires_grad for tensor in encoder.parameters()):
-        return reader
-    if View.MODALITIES in task.requests.views:
-        raise RecipeError(
-            "objectives: one compares texts with images, but nothing of the item encoder learns, so it has nothing to "
-            "improve; take it away (objectives.NAME=null), or let a part of the item encoder train"
-        )
-    if recipe.prefix.use == "off":
+    if not stays_as_it_is(task) or recipe.prefix.use == "off":
         return reader
     device, started_s = run.processes.device, time.monotonic()
     recommender.to(device)
@@ -241,6 +234,22 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
         f"{time.monotonic() - started_s:.1f} s"
     )
     return reader.names_alone()
+
+
+def stays_as_it_is(task: TrainingTask) -> bool:
+    """Whether an item encoder reads fields and nothing of it learns, so that vectors can be computed once.
+
+    Raises RecipeError where an objective asks more of such items than their vectors.
+    """
+    encoder = task.recommender.item_encoder
+    if not encoder.fields or any(tensor.requires_grad for tensor in encoder.parameters()):
+        return False
+    if View.MODALITIES in task.requests.views:
+        raise RecipeError(
+            "objectives: one compares texts with images, but nothing of the item encoder learns, so it has nothing to "
+            "improve; take it away (objectives.NAME=null), or let a part of the item encoder train"
+        )
+    return True
 
 
 def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[str, Prefix]:

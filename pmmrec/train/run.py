@@ -19,12 +19,10 @@ from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.run_folder import (
     ENVIRONMENT_FILE,
-    EVENTS_FILE,
     RECIPE_FILE,
     RunStatus,
     environment,
     is_requeued,
-    remove_started_run,
     run_folder,
     write_json,
 )
@@ -51,7 +49,7 @@ class Runnable(Protocol):
 
 
 class Run:
-    """An open run. An error before anything was logged removes its folder again."""
+    """An open run. An error before its first step removes its folder again."""
 
     def __init__(
         self,
@@ -136,11 +134,7 @@ class Run:
         if not is_stop:
             self.signals.close()
         self.log.__exit__(kind, error, trace)
-        events = self.folder / EVENTS_FILE
-        with self._held:
-            is_empty = events.exists() and not events.stat().st_size
-            if error is not None and self.processes.is_main and is_empty and not self.resumes:
-                remove_started_run(self.folder)
+        self._held.__exit__(kind, error, trace)
         if is_stop:
             self._end_with_the_others()
         self._watching.close()

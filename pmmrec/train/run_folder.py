@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from pmmrec.atomic import make_folder, whole_file, writing_to
-from pmmrec.errors import CheckpointError, MachineError, RecipeError
+from pmmrec.errors import CheckpointError, MachineError, RecipeError, StoppedError
 from pmmrec.processes import folder_lock
 from pmmrec.settings import parse_yaml
 from pmmrec.train.state import StateFolder
@@ -111,6 +112,8 @@ def run_folder(
     so far, if anything, is put aside with a warning. Raises RecipeError if the folder belongs to another run or the
     recipe has changed, MachineError if it cannot be made, or if its lock is held for longer than a dead run could hold
     it, so that a scheduler may try again.
+
+    An error before the first step of a new run removes what the run has made, so that its name is free again.
     """
     exists = resume and folder.exists()
     if exists and not (folder / LOCK_FILE).exists() and not _is_empty(folder):  # empty: killed before it locked
@@ -118,7 +121,15 @@ def run_folder(
     if not exists:
         make_run_folder(folder)
     with _locked(folder, LOCK_TIMEOUT_S if exists else 0.0, warn):
-        yield _status(folder, recipe, reread, warn) if exists else RunStatus.NEW
+        status = _status(folder, recipe, reread, warn) if exists else RunStatus.NEW
+        try:
+            yield status
+        except StoppedError:
+            raise
+        except BaseException:
+            if status is RunStatus.NEW and not _has_stepped(folder):
+                _remove_started_run(folder)
+            raise
 
 
 def _is_empty(folder: Path) -> bool:
@@ -152,7 +163,12 @@ def _locked(folder: Path, timeout_s: float, warn: Callable[[str], object]) -> It
         yield
 
 
-def remove_started_run(folder: Path) -> None:
+def _has_stepped(folder: Path) -> bool:
+    """Whether a step was trained, as far as the events say."""
+    return any(re.search(r'"step": [1-9]', line) for line in _events(folder))
+
+
+def _remove_started_run(folder: Path) -> None:
     """Remove what a failed start has made, and the folder if it holds nothing else."""
     _clear(folder)
     if all(path.name == LOCK_FILE for path in folder.iterdir()):

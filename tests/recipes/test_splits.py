@@ -112,3 +112,37 @@ def test_a_run_on_impressions_ranks_what_was_shown(at_home: Path, world: Path, p
     compared = pmmrec("compare", "runs/news", "--against", "popularity")
     assert compared.code == 0, compared.output
     assert "RECALL@10" in compared.output
+
+
+@pytest.fixture
+def all_trained_on_but_the_last(at_home: Path, world: Path, pmmrec: Pmmrec) -> None:
+    """A domain `shop` with a stored split `paper` that has no validation items."""
+    shutil.copytree(world / "boutique", at_home / "shop")
+    domain = Domain.open(at_home / "shop")
+    with (at_home / "parts.csv").open("w") as file:
+        file.write("user_id,item_id,split\n")
+        for user, user_id in enumerate(domain.user_ids.to_pylist()):
+            items = domain.sequence(user).tolist()
+            for place, item in enumerate(items):
+                file.write(f"{user_id},{domain.item_ids[item].as_py()},{'train' if items[place + 1 :] else 'test'}\n")
+    assert pmmrec("data", "split", "shop", "--from", "parts.csv", "--name", "paper").code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        ("data.split={type: given, name: paper}", 3, "so there is no validation target to rank"),
+        ("data.split={type: global_time, validation: 5, test: 7}", 3, "leaves nothing for training and validation"),
+        ("validation.cutoffs=[10, 1000]", 2, "validation.cutoffs: 1000 is more than the 36 items of boutique"),
+        ("train.accumulate={parts: 30, mode: plain}", 2, "the smallest of 30 parts of 0 users"),
+    ],
+)
+@pytest.mark.usefixtures("all_trained_on_but_the_last")
+def test_a_dry_run_refuses_what_the_run_refuses_and_neither_takes_the_name(
+    at_home: Path, pmmrec: Pmmrec, settings: str, code: int, told: str
+) -> None:
+    asked = ("pretrain", "pretrain/tiny", *SMALL, *QUICK, settings, "data.sources=[shop]", "name=one")
+    for more in (("--dry-run",), ()):
+        ended = pmmrec(*asked, *more)
+        assert (ended.code, told in ended.output) == (code, True), ended.output
+        assert not (at_home / "runs" / "one").exists()

@@ -187,17 +187,23 @@ class Split(ABC):
             f"targets have nothing known before them and are not ranked, such as {shown}"
         )
 
+    def has_query(self, name: HoldoutName) -> bool:
+        """Whether a user has both held-out items and a history; reads no more users than it takes to find one."""
+        return any(len(asked) for asked, _ in self._query_users(name))
+
     def query_users(self, name: HoldoutName) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Users with held-out items: those with a history, and those without, who cannot be queries."""
-        asked: list[NDArray[np.int64]] = [_no_users()]
-        alone: list[NDArray[np.int64]] = [_no_users()]
+        asked, alone = zip((_no_users(), _no_users()), *self._query_users(name), strict=True)
+        return np.concatenate(asked), np.concatenate(alone)
+
+    def _query_users(self, name: HoldoutName) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """`query_users` of one stretch after another."""
         for stretch in self.stretches():
             part_H = self.parts(stretch)
             num_targets_B = _count(stretch, part_H == HELD_OUT[name])
             num_known_B = _count(stretch, _is_in(part_H, self.knows(name)))
-            asked.append(stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B > 0)))
-            alone.append(stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B == 0)))
-        return np.concatenate(asked), np.concatenate(alone)
+            asked = stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B > 0))
+            yield asked, stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B == 0))
 
     def stretches(self) -> Iterator[Stretch]:
         """All users in order, with times where `parts` needs them."""

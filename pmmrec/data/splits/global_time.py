@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime, timezone
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from pmmrec.data.sequences import Stretch
@@ -36,6 +37,17 @@ class GlobalTimeConfig(PartConfig):
         description="As validation. Times are in the unit of the domain: milliseconds, or as they were given.",
     )
 
+    @field_validator("validation", "test", mode="before")
+    @classmethod
+    def _is_no_date(cls, value: Any) -> Any:
+        at = _date(value)
+        if at is None:
+            return value
+        raise ValueError(
+            f"{value} is a date; write a number in the unit of the domain's times, such as "
+            f"{round(1000 * at.timestamp())} for milliseconds (of dates that name no zone in UTC)"
+        )
+
     @model_validator(mode="after")
     def _cuts_in_order(self) -> Self:
         are_shares = {self.validation < MAX_SHARE, self.test < MAX_SHARE}
@@ -44,12 +56,28 @@ class GlobalTimeConfig(PartConfig):
         if self.are_shares and self.validation + self.test >= MAX_SHARE:
             raise ValueError(f"validation and test: {self.validation:g} and {self.test:g} leave nothing for training")
         if not self.are_shares and self.validation >= self.test:
-            raise ValueError("validation and test: are two times, and the test comes after validation")
+            raise ValueError(
+                f"validation and test: {self.validation:.15g} and {self.test:.15g} are not in order; the test comes "
+                "after validation"
+            )
         return self
 
     @property
     def are_shares(self) -> bool:
         return self.validation < MAX_SHARE
+
+
+def _date(value: Any) -> datetime | None:
+    """The moment that a date of YAML or of a text names, in UTC where it names no zone; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.strip()) if "-" in value else value
+        except ValueError:
+            return None
+    if not isinstance(value, date):
+        return None
+    at = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day, tzinfo=timezone.utc)
+    return at if at.tzinfo is not None else at.replace(tzinfo=timezone.utc)
 
 
 @splits.register("global_time", GlobalTimeConfig)

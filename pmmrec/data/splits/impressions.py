@@ -68,6 +68,10 @@ class Impressions(Split):
     def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
         return np.full(len(stretch.item_H), SplitPart.TRAIN, dtype=np.uint8)
 
+    def has_query(self, name: HoldoutName) -> bool:
+        """See `Split.has_query`."""
+        return bool(pc.any(pc.equal(self._table["part"], int(HELD_OUT[name]))).as_py())
+
     def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
         """See `Split.holdout`; a query is an impression, and a user may have several."""
         of_part = self._table.filter(pc.equal(self._table["part"], int(HELD_OUT[name])))

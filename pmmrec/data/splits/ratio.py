@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from pmmrec.data.sequences import Stretch
@@ -16,14 +17,14 @@ from pmmrec.settings import PartConfig
 
 MIN_HELD_OUT = 3  # a user with fewer interactions could not have one of each part
 
-Share = Annotated[int, Field(ge=1, le=1_000_000)]
+MAX_SHARE = 1_000_000
 
 
 class RatioConfig(PartConfig):
     """Settings of the ratio split."""
 
     type: Literal["ratio"] = "ratio"
-    shares: tuple[Share, Share, Share] = Field(
+    shares: tuple[int, int, int] = Field(
         (8, 1, 1), description="Train, validation and test of each user; users with three items have one of each."
     )
     by: Literal["random", "time"] = Field("random", description="time: the oldest train, the latest are for the test.")
@@ -33,6 +34,17 @@ class RatioConfig(PartConfig):
         description="What a test query knows: items of training and validation (all), or of training alone (train). "
         "Known items are what `seen: exclude` leaves out: with train, validation items stay candidates.",
     )
+
+    @field_validator("shares", mode="before")
+    @classmethod
+    def _are_three_whole_numbers(cls, shares: Any) -> Any:
+        are_shares = isinstance(shares, Sequence) and len(shares) == len(SplitPart) and not isinstance(shares, str)
+        if are_shares and all(type(share) is int and 1 <= share <= MAX_SHARE for share in shares):
+            return shares
+        raise ValueError(
+            f"{shares!r}: give three whole numbers from 1 to {MAX_SHARE:,}, of training, validation and test, such as "
+            "[8, 1, 1]; only how they compare counts"
+        )
 
     @model_validator(mode="after")
     def _seed_has_an_effect(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import date, datetime
 from typing import Any, Literal
 
 import pytest
@@ -103,7 +104,12 @@ def test_cuts_that_leave_a_part_empty_are_refused(make_domain: Any, settings: di
     [
         ({"validation": 0.5, "test": 0.5}, "0.5 and 0.5 leave nothing for training"),
         ({"validation": 0.5, "test": 1700000000}, "give two shares .below 1. or two times"),
-        ({"validation": 20, "test": 10}, "the test comes after validation"),
+        ({"validation": 20, "test": 10}, "20 and 10 are not in order; the test comes after validation"),
+        ({"validation": 20, "test": 20}, "20 and 20 are not in order; the test comes after validation"),
+        ({"validation": date(2020, 1, 1)}, "2020-01-01 is a date; .*, such as 1577836800000 for milliseconds"),
+        ({"test": "2020-01-01"}, "2020-01-01 is a date; .*, such as 1577836800000 for milliseconds"),
+        ({"test": "2020-01-01T02:00:00+02:00"}, "is a date; .*, such as 1577836800000 for milliseconds"),
+        ({"test": datetime(2020, 1, 1)}, "is a date; .*, such as 1577836800000 for milliseconds"),
         ({"validation": 0}, "split.validation"),
         ({"test": float("inf"), "validation": 1}, "split.test"),
     ],

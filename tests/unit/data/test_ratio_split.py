@@ -121,8 +121,12 @@ def test_some_users_are_ranked_with_all_their_targets(make_domain: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shares": [8, 1]}, r"data: 1 problem\n  split.shares"),
-        ({"shares": [8, 0, 1]}, r"split.shares\[1\]"),
+        ({"shares": [8, 1]}, r"data: 1 problem\n  split.shares: \[8, 1\]: give three whole numbers from 1"),
+        ({"shares": [8, 0, 1]}, r"data: 1 problem\n  split.shares: \[8, 0, 1\]: give three whole numbers from 1"),
+        ({"shares": [8, 2, -1]}, r"data: 1 problem\n  split.shares: \[8, 2, -1\]: give three whole numbers from 1"),
+        ({"shares": [0.8, 0.1, 0.1]}, r"data: 1 problem\n  split.shares: \[0.8, .*such as \[8, 1, 1\]"),
+        ({"shares": [True, 1, 1]}, r"data: 1 problem\n  split.shares: \[True, 1, 1\]: give three"),
+        ({"shares": "811"}, r"data: 1 problem\n  split.shares: '811': give three"),
         ({"by": "moon"}, r"split.by"),
         ({"by": "time", "seed": 3}, r"split: seed: has no effect with by: time; leave one of them out"),
     ],

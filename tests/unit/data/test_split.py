@@ -87,3 +87,13 @@ def test_a_domain_is_split_as_the_settings_say(make_domain: Any) -> None:
 def test_an_unknown_split_is_named_with_those_that_there_are() -> None:
     with pytest.raises(RecipeError, match=r"split: no split is called 'leave_one'; did you mean 'leave_one_out'"):
         validate(DataConfig, {"split": {"type": "leave_one"}}, "data")
+
+
+@pytest.mark.parametrize("split", [{"type": "leave_one_out"}, {"type": "ratio"}, {"type": "ratio", "by": "time"}])
+@pytest.mark.parametrize("sequences", [[[0, 1], [0, 1, 2, 3]], [[0, 1], [1, 0]]])
+def test_a_split_has_a_query_where_its_holdout_has_one(
+    make_domain: Any, split: dict[str, Any], sequences: list[list[int]]
+) -> None:
+    found = split_of(splits.config(split), make_domain(sequences))
+    for name in ("validation", "test"):
+        assert found.has_query(name) == (found.holdout(name).num_queries > 0) == (len(sequences[1]) > 2)

@@ -1,4 +1,4 @@
-"""A run that fails before its first event leaves no folder; one that fails later keeps what it has."""
+"""A run that fails before its first step leaves no folder; one that fails later keeps what it has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmmrec.errors import DataError, MachineError, RecipeError
+from pmmrec.errors import DataError, MachineError, RecipeError, StoppedError
 from pmmrec.train import run_folder
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run, is_requeued
@@ -273,3 +273,40 @@ def test_a_command_that_a_scheduler_started_again_knows(
 ) -> None:
     monkeypatch.setenv(name, count)
     assert is_requeued() is is_again
+
+
+@pytest.mark.parametrize("error", [DataError("bad"), MachineError("no room"), RuntimeError("unknown")])
+def test_a_run_that_fails_before_its_first_step_frees_its_name(tmp_path: Path, error: Exception) -> None:
+    run = Run.start(_Recipe(tmp_path / "one"))
+    run.log.event("parameters", 0, total=7)
+    run.log.event("validation", 0, epoch=0)
+    (run.folder / "checkpoint").mkdir()
+    with pytest.raises(type(error)), run:
+        raise error
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_run_that_cannot_write_its_recipe_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise MachineError("the disk is full")
+
+    monkeypatch.setattr("pmmrec.train.run.write_json", full)
+    with pytest.raises(MachineError):
+        Run.start(_Recipe(tmp_path / "one"))
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_run_that_was_asked_to_end_before_its_first_step_keeps_its_folder(tmp_path: Path) -> None:
+    run = Run.start(_Recipe(tmp_path / "one"))
+    run.log.event("parameters", 0, total=7)
+    with pytest.raises(StoppedError), run:
+        raise StoppedError("asked")
+    assert (tmp_path / "one" / "events.jsonl").exists()
+
+
+def test_a_run_that_fails_keeps_what_it_has_not_made(tmp_path: Path) -> None:
+    with Run.start(_Recipe(tmp_path / "one")) as run:
+        (run.folder / "note.txt").write_text("of the user")
+    with pytest.raises(DataError), Run.start(_Recipe(tmp_path / "one"), resume=True):
+        raise DataError("bad")
+    assert [path.name for path in (tmp_path / "one").iterdir() if path.name != "lock"] == ["note.txt"]

@@ -103,7 +103,7 @@ def test_every_problem_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
         "a.d: the first end must be below the second, found [3, 2]",
         "a.e.int[1]: input should be a valid integer (found 2.5)",
         "a.f.uniform[0]: input should be a valid number (found True)",
-        "a.g.choice: tuple should have at least 2 items after validation, not 1 (found [3])",
+        "a.g.choice: needs 2 or more entries (found [3])",
         "a.h: choice: 3 is listed twice; keep one",
         "a.i: give one of log, uniform, int, choice; found log and int",
         "a.j: give one of log, uniform, int, choice; found none",
