@@ -65,7 +65,8 @@ class Evaluation:
 
     @property
     def _by_user(self) -> dict[str, NDArray[np.float64]]:
-        values = query_metrics(self.ranks.rank, self.ranks.query, self.measured, self.ranks.num_candidates)
+        ranks = self.ranks
+        values = query_metrics(ranks.rank, ranks.query, self.measured, ranks.num_candidates, ranks.num_tied)
         user_Q = self.ranks.user_of_query.numpy()
         return {name: over_users(values_Q, user_Q) for name, values_Q in values.items()}
 
@@ -105,6 +106,7 @@ def evaluate_model(
         seen=seen,
         chunk=chunk,
         is_readable_N=is_readable_N,
+        counts_ties=measured.reads_ties,
         group=group,
         progress=progress,
     )

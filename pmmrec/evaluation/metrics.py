@@ -23,6 +23,11 @@ class Measured:
     cutoffs: tuple[int, ...] = CUTOFFS
     also: tuple[str, ...] = ()
 
+    @property
+    def reads_ties(self) -> bool:
+        """Whether a metric needs to know which candidates tie with a target."""
+        return AUC in self.also
+
     def names(self, *, of_several: bool) -> Iterator[str]:
         """Names of the metrics; `of_several`: some query has several targets."""
         measures = (*MEASURES, *OF_SEVERAL) if of_several else MEASURES
@@ -39,7 +44,11 @@ def metric_name(measure: str, cutoff: int) -> str:
 
 
 def query_metrics(
-    rank_T: Tensor, query_T: Tensor | None = None, measured: Measured = USUAL, num_candidates_T: Tensor | None = None
+    rank_T: Tensor,
+    query_T: Tensor | None = None,
+    measured: Measured = USUAL,
+    num_candidates_T: Tensor | None = None,
+    num_tied_T: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Each metric of each query, `(Q,)` float64 in 0..1, from the ranks of its targets (1 is best, 0 a miss).
 
@@ -53,14 +62,15 @@ def query_metrics(
         MRR@k     1 / rank of the best target if that is within the first k ranks, else 0; `mrr`: without a cut-off
         MAP@k     sum, over targets within the first k ranks, of (targets up to that rank) / rank, divided by the
                   number of targets
-        AUC       share of the pairs of a target and another candidate in which the target ranks higher; needs
-                  `num_candidates_T`, the number of candidates of the target's query, those targets included that are no
-                  misses. A miss ranks below all others; without others AUC is 1
+        AUC       share of the pairs of a target and another candidate in which the target scores higher, where a tie
+                  counts one half; needs `num_candidates_T`, the number of candidates of the target's query, those
+                  targets included that are no misses, and `num_tied_T`, of the others those that tie with the target
+                  and so rank above it (None: none). A miss ranks below all others; without others AUC is 1
     """
     if query_T is None:
         query_T = torch.arange(rank_T.shape[-1])
     _, place_T, size_Q = torch.unique(query_T, return_inverse=True, return_counts=True)
-    targets = _Targets(rank_T, place_T, size_Q, num_candidates_T)
+    targets = _Targets(rank_T, place_T, size_Q, num_candidates_T, num_tied_T)
     return {name: targets.metric(name) for name in measured.names(of_several=bool((size_Q > 1).any()))}
 
 
@@ -72,6 +82,7 @@ class _Targets:
     place_T: Tensor  # of the target's query, 0..Q-1
     size_Q: Tensor  # targets of each query
     num_candidates_T: Tensor | None
+    num_tied_T: Tensor | None
 
     def metric(self, name: str) -> Tensor:
         measure, _, cutoff = name.partition("@")
@@ -94,7 +105,8 @@ class _Targets:
         if self.num_candidates_T is None:
             raise ValueError("AUC needs the number of candidates of each query")
         num_others_T = self.num_candidates_T - self._sums(is_hit_T.double())[..., self.place_T]
-        ahead_T = torch.where(is_hit_T, self.rank_T - self._targets_up_to(), num_others_T)
+        ahead_T = self.rank_T - self._targets_up_to() - (0 if self.num_tied_T is None else self.num_tied_T / 2)
+        ahead_T = torch.where(is_hit_T, ahead_T, num_others_T)
         return 1 - self._sums(ahead_T / num_others_T.clamp(min=1)) / self.size_Q
 
     def _sums(self, values_T: Tensor) -> Tensor:

@@ -153,9 +153,9 @@ def rank_baselines(
     holdout, num_items = holdout or split.holdout("test"), split.domain.num_items
     chunk = users_at_once(num_items)
     scores = {name: baseline(split, holdout) for name, baseline in baselines_for(split).items()}
+    rules: dict[str, Any] = {"seen": seen, "chunk": chunk, "counts_ties": measured.reads_ties}
     return {
-        name: Evaluation(rank_targets(holdout, num_items, score, seen=seen, chunk=chunk), measured)
-        for name, score in scores.items()
+        name: Evaluation(rank_targets(holdout, num_items, score, **rules), measured) for name, score in scores.items()
     }
 
 

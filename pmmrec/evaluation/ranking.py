@@ -39,6 +39,7 @@ class Ranks:
     rank: Tensor  # int64, 1 is best; 0: a miss, the target was not a candidate
     num_candidates: Tensor  # int64, items that were ranked, including the target unless it is a miss
     seen_target: Tensor  # bool, the target is already in the history
+    num_tied: Tensor  # int64, candidates other than targets that score the same, if these were counted, else 0
 
     @property
     def num_targets(self) -> int:
@@ -70,6 +71,7 @@ def rank_targets(
     seen: Seen = "exclude",
     chunk: int,
     is_readable_N: NDArray[np.bool_] | None = None,
+    counts_ties: bool = False,
     group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Ranks:
@@ -79,8 +81,9 @@ def rank_targets(
     ranks; targets that tie with one another are ranked in their order. `exclude`: items of the history are not
     candidates, and a target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items
     outside `is_readable_N` are never candidates, because the model can read nothing of them, and neither are items
-    outside the list of a query, where the holdout has lists. Ranks are computed on the device of the scores. Processes
-    of a `group` share the chunks: all must call this, and all get every rank.
+    outside the list of a query, where the holdout has lists. `counts_ties`: also count the candidates that tie with a
+    target, which takes a second pass over the scores. Ranks are computed on the device of the scores. Processes of a
+    `group` share the chunks: all must call this, and all get every rank.
 
     Raises DataError, in every process of the group, if there is no query or a score is not finite.
     """
@@ -103,7 +106,7 @@ def rank_targets(
             continue
         if is_own:
             is_readable = torch.from_numpy(is_readable_N).to(score_qN.device)
-            ranks = _rank_chunk(holdout, rows, score_qN, seen, is_readable)
+            ranks = _rank_chunk(holdout, rows, score_qN, seen, is_readable, counts_ties=counts_ties)
             targets = slice(holdout.target_offsets[rows.start], holdout.target_offsets[rows.stop])
             figures[:, targets] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
         if progress is not None:
@@ -113,8 +116,8 @@ def rank_targets(
         raise failure
     if figures[0, -1]:
         raise DataError(f"{holdout.name}: scores of another process are not finite; it says which")
-    query, user_index, target, rank, num_candidates, seen_target = figures[:, :-1]
-    return Ranks(query, user_index, target, rank, num_candidates, seen_target.bool())
+    query, user_index, target, rank, num_candidates, seen_target, num_tied = figures[:, :-1]
+    return Ranks(query, user_index, target, rank, num_candidates, seen_target.bool(), num_tied)
 
 
 def check_seen(seen: str) -> None:
@@ -146,7 +149,9 @@ def listed_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device
     return is_seen_qN
 
 
-def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_readable_N: Tensor) -> Ranks:
+def _rank_chunk(
+    holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_readable_N: Tensor, *, counts_ties: bool
+) -> Ranks:
     device = score_qN.device
     offset = torch.tensor(holdout.target_offsets[rows.start : rows.stop + 1], dtype=torch.int64)
     query_t = torch.repeat_interleave(offset.diff())
@@ -157,7 +162,7 @@ def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_
         lists = holdout.candidate_offsets, holdout.candidates
         is_candidate_qN = is_candidate_qN & listed_items(*lists, rows, score_qN.shape[1], device)
     at_t = query_t.to(device), target_t.to(device)
-    rank_t = torch.zeros_like(target_t, device=device)
+    rank_t, tied_t = torch.zeros(2, len(target_t), dtype=torch.int64, device=device)
     place_t = torch.arange(len(query_t)) - (offset - offset[0])[query_t]
     for place in range(int(offset.diff().max())):  # one target of each query at a time: no more memory than one has
         is_now_t = place_t == place
@@ -165,6 +170,8 @@ def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_
         score_q1 = score_qN[query, target][:, None]
         of_q = slice(None) if place == 0 else query  # every query has a first target: no copy of all scores
         rank_t[is_now_t] = (is_candidate_qN[of_q] & (score_qN[of_q] >= score_q1)).sum(dim=1)  # counts the target too
+        if counts_ties:
+            tied_t[is_now_t] = (is_candidate_qN[of_q] & (score_qN[of_q] == score_q1)).sum(dim=1)
     rank_t = rank_t.masked_fill(~is_candidate_qN[at_t], 0).cpu()
     return Ranks(
         query=query_t + rows.start,
@@ -173,7 +180,14 @@ def _rank_chunk(holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_
         rank=_apart(query_t, rank_t),
         num_candidates=is_candidate_qN.sum(dim=1).cpu()[query_t],
         seen_target=is_seen_qN[at_t].cpu(),
+        num_tied=_without_targets(query_t, rank_t, tied_t.cpu()) if counts_ties else torch.zeros_like(rank_t),
     )
+
+
+def _without_targets(query_t: Tensor, rank_t: Tensor, tied_t: Tensor) -> Tensor:
+    """Of the candidates that tie with a target, those that are no targets: targets that tie have the same rank."""
+    _, place_t, count = torch.unique(torch.stack([query_t, rank_t]), dim=1, return_inverse=True, return_counts=True)
+    return torch.where(rank_t > 0, tied_t - count[place_t], 0)
 
 
 def _apart(query_t: Tensor, rank_t: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, MachineError
+from pmmrec.evaluation.catalogue import Evaluation
+from pmmrec.evaluation.metrics import Measured, query_metrics
 from pmmrec.evaluation.ranking import Score, rank_targets, read_ranks, write_ranks
 
 
@@ -109,6 +111,40 @@ def test_lists_of_candidates_are_ranked_as_a_sorted_list_of_theirs(seen: str) ->
     num_known = [len(set(shown) - set(known)) for shown, known in zip(lists, histories, strict=True)]
     sizes = num_known if seen == "exclude" else [len(shown) for shown in lists]
     assert ranks.num_candidates.tolist() == [sizes[query] for query in ranks.query.tolist()]
+
+
+def auc_by_loops(holdout: Holdout, score_QN: Tensor, *, exclude: bool) -> list[float]:
+    """Over pairs of a target and another candidate: 1 where the target scores higher, one half where they tie."""
+    found = []
+    for query in range(holdout.num_queries):
+        targets, history = holdout.targets(query).tolist(), set(holdout.history(query).tolist())
+        seen = history if exclude else set()
+        others = [item for item in range(score_QN.shape[1]) if item not in seen and item not in targets]
+        wins = [
+            0.0 if target in seen else 1.0 if score > other else 0.5 if score == other else 0.0
+            for target in targets
+            for score in [score_QN[query, target].item()]
+            for other in score_QN[query, others].tolist()
+        ]
+        found.append(sum(wins) / len(wins))
+    return found
+
+
+@pytest.mark.parametrize("seen", ["exclude", "include"])
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_auc_counts_a_tie_as_one_half(seen: str, chunk: int) -> None:
+    rng = np.random.default_rng(4)
+    histories = [rng.integers(14, size=rng.integers(1, 6)).tolist() for _ in range(30)]
+    targets = [rng.permutation(14)[: rng.integers(1, 5)].tolist() for _ in range(30)]
+    holdout = holdout_of_several(histories, targets)
+    score_QN = torch.from_numpy(rng.integers(4, size=(30, 14)).astype(np.float32))  # many ties, among targets too
+    ranks = rank_targets(holdout, 14, lambda rows: score_QN[rows], seen=seen, chunk=chunk, counts_ties=True)
+    assert (ranks.num_tied > 0).any()
+    auc = Evaluation(ranks, Measured((), ("auc",))).metrics["auc"]
+    expected = auc_by_loops(holdout, score_QN, exclude=seen == "exclude")
+    assert auc == pytest.approx(np.mean(expected), abs=1e-15)  # measured 2e-16
+    each_Q = query_metrics(ranks.rank, ranks.query, Measured((), ("auc",)), ranks.num_candidates, ranks.num_tied)["auc"]
+    assert each_Q.tolist() == pytest.approx(expected, abs=1e-15)  # measured 2e-16
 
 
 def test_ties_count_against_the_target() -> None:

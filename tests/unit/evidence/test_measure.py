@@ -85,5 +85,5 @@ def test_ranks_of_several_files_keep_the_order_of_the_files(
         none_Q = torch.zeros_like(rank_Q)
         queries = torch.arange(len(rank_Q)), torch.from_numpy(holdout.user_index), torch.from_numpy(holdout.target)
         files.append(tmp_path / f"{seed}.parquet")
-        write_ranks(files[-1], Ranks(*queries, rank_Q, none_Q, none_Q.bool()), domain.user_ids, domain.item_ids)
+        write_ranks(files[-1], Ranks(*queries, rank_Q, none_Q, none_Q.bool(), none_Q), domain.user_ids, domain.item_ids)
     assert torch.equal(Targets(split).ranks(files), rank_MQ)
