@@ -29,6 +29,7 @@ class DomainStatistics:
     num_with_text: int
     num_with_image: int
     num_cold_items: int  # fewer than COLD_BELOW occurrences in train
+    num_with_column: dict[str, int]  # items that have a value, by further column
 
     def lines(self) -> list[str]:
         """The figures as text, one fact a line."""
@@ -37,6 +38,7 @@ class DomainStatistics:
             f"length of a sequence: mean {self.mean_length:.1f}, median {self.median_length:g}",
             f"density {self.density:.4%}, repeated interactions {self.share_repeated:.1%}",
             f"items with text {self.num_with_text:,}, with image {self.num_with_image:,}",
+            *(f"items with column {name} {count:,}" for name, count in self.num_with_column.items()),
             f"cold items (fewer than {COLD_BELOW} occurrences in train): {self.num_cold_items:,}",
         ]
 
@@ -57,6 +59,7 @@ def domain_statistics(domain: Domain) -> DomainStatistics:
         num_with_text=int(domain.has[Modality.TEXT].sum()),
         num_with_image=int(domain.has[Modality.IMAGE].sum()),
         num_cold_items=int((leave_one_out(domain).train_counts < COLD_BELOW).sum()),
+        num_with_column={name: int(domain.has_text(name).sum()) for name in domain.attributes},
     )
 
 

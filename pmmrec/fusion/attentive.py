@@ -17,8 +17,6 @@ from pmmrec.errors import RecipeError
 from pmmrec.fusion import Fusion, fusions
 from pmmrec.settings import PartConfig
 
-ORDER = (Modality.TEXT, Modality.IMAGE)
-
 
 class MergeAttentionConfig(PartConfig):
     """Settings of merge-attention."""
@@ -33,7 +31,10 @@ class MergeAttentionConfig(PartConfig):
         default="cls", description="The item: the output at mm_cls, or the mean of all outputs (the released code)."
     )
     modality_dropout: float = Field(
-        default=0.0, ge=0, le=1, description="Chance, in training, that an item with both modalities shows only one."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Chance, in training, that an item with texts and an image shows only one of the two.",
     )
 
 
@@ -72,13 +73,14 @@ class MergeAttention(Fusion):
 
     def forward(self, states: Mapping[str, TokenStates]) -> Tensor:
         """States of the same U items by field -> `(U, D)`."""
-        present = [states[modality] for modality in ORDER if modality in states]
+        masks = {field: states[field].is_valid_RT for field in sorted(states, key=_order)}
+        present = [states[field] for field in masks]
         first = present[0].tokens_RTD
         num_items = first.shape[0]
         mm_cls_U1D = self.mm_cls.to(first.dtype).expand(num_items, 1, -1)
         x_UJD = torch.cat([mm_cls_U1D, *(state.tokens_RTD for state in present)], dim=1)
         always_U1 = first.new_ones(num_items, 1, dtype=torch.bool)
-        is_valid_UJ = torch.cat([always_U1, *self._shown([state.is_valid_RT for state in present])], dim=1)
+        is_valid_UJ = torch.cat([always_U1, *self._shown(masks)], dim=1)
         is_allowed_UJJ = attention_allowed(is_valid_UJ, is_causal=False)
         for block in self.blocks:
             x_UJD = block(x_UJD, is_allowed_UJJ)
@@ -86,15 +88,18 @@ class MergeAttention(Fusion):
             return x_UJD[:, 0]
         return torch.where(is_valid_UJ[:, :, None], x_UJD, 0.0).sum(1) / is_valid_UJ.sum(1, keepdim=True)
 
-    def _shown(self, masks: list[Tensor]) -> list[Tensor]:
+    def _shown(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """Which tokens are seen: all, or in training those of one modality for a random share of the full items."""
-        if not (self.training and self.modality_dropout) or len(masks) < 2:
-            return masks
-        text_UT, image_UP = masks
-        has_both_U = text_UT.any(1) & image_UP.any(1)
+        texts = [mask_UT for field, mask_UT in masks.items() if field != Modality.IMAGE]
+        if not (self.training and self.modality_dropout) or not texts or len(texts) == len(masks):
+            return list(masks.values())
+        has_both_U = torch.cat(texts, dim=1).any(1) & masks[Modality.IMAGE].any(1)
         is_dropped_U = has_both_U & (torch.rand(has_both_U.shape, device=has_both_U.device) < self.modality_dropout)
         is_text_U = torch.rand(has_both_U.shape, device=has_both_U.device) < 0.5
-        return [
-            text_UT & ~(is_dropped_U & is_text_U)[:, None],
-            image_UP & ~(is_dropped_U & ~is_text_U)[:, None],
-        ]
+        hides = {True: ~(is_dropped_U & ~is_text_U)[:, None], False: ~(is_dropped_U & is_text_U)[:, None]}
+        return [mask & hides[field == Modality.IMAGE] for field, mask in masks.items()]
+
+
+def _order(field: str) -> tuple[bool, str]:
+    """Texts by name, then the image."""
+    return (field == Modality.IMAGE, field)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Query
+from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, Query
 from pmmrec.encoders import Encoder, EncoderConfig
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
@@ -26,6 +26,11 @@ class ItemEncoderConfig(PartConfig):
     def fields(self) -> frozenset[str]:
         """The fields that the item encoder reads."""
         return frozenset()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The fields that are read as texts; a tokenizer that starts with a run is learned from them."""
+        return (Modality.TEXT.value,)
 
     def keeping(self, parts: Collection[str]) -> Self:
         """The same settings without the parts that are not named. ValueError where that leaves nothing to read."""
@@ -64,7 +69,8 @@ class ItemEncoder(nn.Module, ABC):
     @property
     def warnings(self) -> list[str]:
         """Where the folders of its backbones and what is done here differ."""
-        return [warning for encoder in self.encoders.values() for warning in encoder.warnings]
+        found = [warning for encoder in self.encoders.values() for warning in encoder.warnings]
+        return list(dict.fromkeys(found))  # an encoder may read several fields
 
     @abstractmethod
     def forward(self, items: ItemInputs) -> ItemVectors:

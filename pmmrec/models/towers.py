@@ -1,10 +1,10 @@
-"""Items by what they are: a text encoder, a vision encoder, or both and a fusion."""
+"""Items by their texts and images: a text encoder, a vision encoder, or both, and a fusion."""
 # Shapes: R rows given to one encoder, U distinct items, T tokens, D width.
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
@@ -37,72 +37,55 @@ else:
     TextField, VisionField, FusionField = text_encoders.field, vision_encoders.field, fusions.field
 
 
+_SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+_TINY_TEXT = {
+    "type": "hf_text",
+    "architecture": {"model_type": "bert", "max_position_embeddings": 24, **_SIZES},
+    "vocab_size": 300,
+    "max_tokens": 12,
+}
+_TINY_VISION = {"type": "hf_vision", "architecture": {"model_type": "vit", "image_size": 16, "patch_size": 8, **_SIZES}}
+
+
 class TowersConfig(ItemEncoderConfig):
     """Settings of an item encoder with one tower for each modality."""
 
     type: Literal["towers"] = "towers"
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": _TINY_TEXT},
+        {"text": _TINY_TEXT, "vision": _TINY_VISION, "fusion": {"type": "merge_attention", "num_heads": 2}},
         {
-            "text": {
-                "type": "hf_text",
-                "architecture": {
-                    "model_type": "bert",
-                    "max_position_embeddings": 24,
-                    "hidden_size": 8,
-                    "num_hidden_layers": 3,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 16,
-                },
-                "vocab_size": 300,
-                "max_tokens": 12,
-            }
-        },
-        {
-            "text": {
-                "type": "hf_text",
-                "architecture": {
-                    "model_type": "bert",
-                    "max_position_embeddings": 24,
-                    "hidden_size": 8,
-                    "num_hidden_layers": 3,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 16,
-                },
-                "vocab_size": 300,
-                "max_tokens": 12,
-            },
-            "vision": {
-                "type": "hf_vision",
-                "architecture": {
-                    "model_type": "vit",
-                    "image_size": 16,
-                    "patch_size": 8,
-                    "hidden_size": 8,
-                    "num_hidden_layers": 3,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 16,
-                },
-            },
+            "text": _TINY_TEXT,
+            "text_fields": ["text", "description"],
             "fusion": {"type": "merge_attention", "num_heads": 2},
         },
     )
     text: TextField | None = Field(default=None, description="How texts are encoded; None: not read.")
+    text_fields: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(Modality.TEXT.value,),
+        min_length=1,
+        description="Texts that the text encoder reads, each alone: `text`, and further columns of the items by name.",
+    )
     vision: VisionField | None = Field(default=None, description="How images are encoded; None: not read.")
-    fusion: FusionField | None = Field(default=None, description="How the two become one vector; for both only.")
+    fusion: FusionField | None = Field(default=None, description="How several fields become one vector.")
     normalize: Literal["none", "layer_norm"] = Field(
         default="none",
         description="layer_norm: item vectors get mean 0 and variance 1 (no parameters); none: as in the paper.",
     )
 
     @model_validator(mode="after")
-    def _fusion_is_for_both(self) -> Self:
+    def _fusion_is_for_several(self) -> Self:
         if self.text is None and self.vision is None:
             raise ValueError("give `text`, `vision` or both; an item encoder must read something")
-        has_both = self.text is not None and self.vision is not None
-        if has_both and self.fusion is None:
-            raise ValueError("fusion: text and vision are both read; say how they become one vector")
-        if not has_both and self.fusion is not None:
-            raise ValueError("fusion: has no effect, only one modality is read; remove it")
+        if self.text is None and self.text_fields != (Modality.TEXT.value,):
+            raise ValueError("text_fields: has no effect without `text`; remove it")
+        if Modality.IMAGE.value in self.text_fields or len(set(self.text_fields)) < len(self.text_fields):
+            raise ValueError("text_fields: name each text once; images are read by `vision`")
+        read = [*(self.text_fields if self.text is not None else ()), *(["vision"] if self.vision is not None else [])]
+        if len(read) > 1 and self.fusion is None:
+            raise ValueError(f"fusion: {' and '.join(read)} are read; say how they become one vector")
+        if len(read) == 1 and self.fusion is not None:
+            raise ValueError("fusion: has no effect, only one field is read; remove it")
         return self
 
     @property
@@ -112,23 +95,30 @@ class TowersConfig(ItemEncoderConfig):
 
     @property
     def fields(self) -> frozenset[str]:
-        read = {Modality.TEXT: self.text, Modality.IMAGE: self.vision}
-        return frozenset(field.value for field, config in read.items() if config is not None)
+        images = () if self.vision is None else (Modality.IMAGE.value,)
+        return frozenset([*self.texts, *images])
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return () if self.text is None else self.text_fields
 
     def keeping(self, parts: Collection[str]) -> Self:
-        """With the named towers alone; a fusion is for both. ValueError where neither is left."""
-        text = self.text if "text_encoder" in parts else None
-        vision = self.vision if "vision_encoder" in parts else None
-        fusion = self.fusion if text is not None and vision is not None else None
-        return self.model_validate({**dict(self), "text": text, "vision": vision, "fusion": fusion})
+        """With the named towers alone; a fusion is for several fields. ValueError where no tower is left."""
+        left = {**dict(self), "text": self.text if "text_encoder" in parts else None}
+        left["vision"] = self.vision if "vision_encoder" in parts else None
+        if left["text"] is None:
+            left.pop("text_fields")
+        num_fields = (left["vision"] is not None) + len(left.get("text_fields", ()))
+        return self.model_validate({**left, "fusion": self.fusion if num_fields > 1 else None})
 
 
 @item_encoders.register("towers", TowersConfig)
 class Towers(ItemEncoder):
     """A text encoder, a vision encoder, or both and a fusion, make the vector `(D,)` of an item.
 
-    With both, the item is the fusion of their tokens (eq. 1-3 of https://arxiv.org/abs/2312.09602), else the cls vector
-    of its one encoder. Differs from the paper: items may lack a modality, and `normalize: layer_norm` is ours. An item
+    Of several fields, the item is the fusion of their tokens (eq. 1-3 of https://arxiv.org/abs/2312.09602), else the
+    cls vector of its one encoder. The text encoder may read several texts, such as a title and a description, each
+    alone. Differs from the paper: items may lack a modality, and `normalize: layer_norm` is ours. An item
     that lacks a modality has zeros there, and its tokens are not valid; one that lacks all of them is the zero vector.
     Rows that stand in for a batch without a modality pass their encoder, with a gradient of exactly 0: every process
     uses every parameter.
@@ -139,10 +129,18 @@ class Towers(ItemEncoder):
             type: towers
             text: {type: hf_text, architecture: {model_type: bert, num_hidden_layers: 2}}
             normalize: layer_norm
+
+    Example with a second text, the column `description` of the items:
+        model:
+          item_encoder:
+            text: {type: hf_text, weights: distilbert-base-uncased}
+            text_fields: [text, description]
+            fusion: {type: merge_attention}
     """
 
     def __init__(self, config: TowersConfig, context: BuildContext) -> None:
         super().__init__()
+        self._text_fields = config.text_fields
         self._is_normalized = config.normalize == "layer_norm"
         self.text_encoder: TextEncoder | None = None
         self.vision_encoder: VisionEncoder | None = None
@@ -163,14 +161,14 @@ class Towers(ItemEncoder):
 
     @property
     def encoders(self) -> Mapping[str, Encoder]:
-        towers = {Modality.TEXT: self.text_encoder, Modality.IMAGE: self.vision_encoder}
-        return {field.value: encoder for field, encoder in towers.items() if encoder is not None}
+        towers = {**dict.fromkeys(self._text_fields, self.text_encoder), Modality.IMAGE.value: self.vision_encoder}
+        return {field: encoder for field, encoder in towers.items() if encoder is not None}
 
     @property
     def reads(self) -> Mapping[str, FieldSpec]:
         specs: dict[str, FieldSpec] = {}
         if self.text_encoder is not None:
-            specs[Modality.TEXT.value] = TextSpec(self.text_encoder.tokenizer)
+            specs.update(dict.fromkeys(self._text_fields, TextSpec(self.text_encoder.tokenizer)))
         if self.vision_encoder is not None:
             specs[Modality.IMAGE.value] = self.vision_encoder.pixel_spec
         return specs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pmmrec.atomic import make_folder, writing_to
@@ -50,8 +51,14 @@ class Statistics:
             "items with image": lambda one: one.num_with_image,
             f"cold items (< {COLD_BELOW} in train)": lambda one: one.num_cold_items,
         }
+        for name in sorted({name for one in self.domains for name in one.num_with_column}):
+            facts[f"items with column {name}"] = partial(_num_with, name)
         rows = [[fact, *(figure(one) for one in self.domains)] for fact, figure in facts.items()]
         return PlainTable("", ["", *(one.name for one in self.domains)], rows)
+
+
+def _num_with(column: str, one: DomainStatistics) -> int:
+    return one.num_with_column.get(column, 0)
 
 
 def make_demo_world(out: Path, seed: int) -> Iterator[str]:

@@ -63,7 +63,7 @@ def checkpoint_activations(encoder: ItemEncoder) -> None:
             "train.checkpoint_activations: has no effect, no encoder with blocks learns here; leave it out"
         )
     refuse_batch_statistics(encoder, "train.checkpoint_activations")
-    for part in encoder.encoders.values():
+    for part in dict.fromkeys(encoder.encoders.values()):  # one may read several fields
         part.checkpoint_activations()
 
 

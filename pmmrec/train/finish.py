@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.domain import Domain
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
@@ -61,6 +62,13 @@ class Finishable(Runnable, Protocol):
     def to_public_yaml(self) -> str: ...
 
 
+def _read_of(domain: Domain, model: ModelConfig) -> list[str]:
+    """Whether a domain has texts and images, and which of its further columns the model reads."""
+    modalities = [modality.value for modality, has_N in domain.has.items() if has_N.any()]
+    columns = (model.item_encoder.fields - {modality.value for modality in domain.has}) & set(domain.attributes)
+    return modalities + sorted(columns)
+
+
 def save_best(
     run: Run,
     recipe: Finishable,
@@ -85,7 +93,7 @@ def save_best(
                 "users": domain.num_users,
                 "items": domain.num_items,
                 "interactions": domain.num_interactions,
-                "modalities": [modality.value for modality, has_N in domain.has.items() if has_N.any()],
+                "modalities": _read_of(domain, model),
             }
             for domain in sources.domains
         },

@@ -82,7 +82,7 @@ class Sources:
     def graphs(self) -> list[InteractionGraph]:
         return [split.graph for split in self.splits]
 
-    def train_texts(self) -> Iterator[str]:
+    def train_texts(self, fields: Sequence[str] = ("text",)) -> Iterator[str]:
         """Texts of the items that occur in training, for a tokenizer that is to see nothing else.
 
         Of a domain with many more than `MAX_TRAIN_TEXTS`, every second one, or every third, and so on.
@@ -91,14 +91,15 @@ class Sources:
             rows = np.flatnonzero(split.train_counts)
             rows = rows[:: max(1, len(rows) // MAX_TRAIN_TEXTS)]
             for start in range(0, len(rows), TEXTS_AT_ONCE):
-                texts = domain.texts(rows[start : start + TEXTS_AT_ONCE])
-                yield from (text for text in texts if text is not None)
+                for field in fields:
+                    texts = domain.texts(rows[start : start + TEXTS_AT_ONCE], field)
+                    yield from (text for text in texts if text is not None)
 
 
 def open_backbones(
     config: ModelConfig,
     run: Run,
-    texts: Callable[[], Iterable[str]],
+    texts: Callable[[Sequence[str]], Iterable[str]],
     weights: Mapping[str, Path],
     given: Mapping[str, Backbone] | None = None,
 ) -> dict[str, Backbone]:
@@ -115,15 +116,21 @@ def open_backbones(
 
 
 def start_backbones(
-    config: ModelConfig, folder: Path, texts: Callable[[], Iterable[str]], given: Mapping[str, Backbone] | None = None
+    config: ModelConfig,
+    folder: Path,
+    texts: Callable[[Sequence[str]], Iterable[str]],
+    given: Mapping[str, Backbone] | None = None,
 ) -> None:
-    """Make a folder below `folder` for each backbone that starts from a configuration."""
+    """Make a folder below `folder` for each backbone that starts from a configuration.
+
+    `texts` gives those of the fields that it is called with.
+    """
     for part, encoder in config.item_encoder.encoders.items():
         # A run that goes on finds those it began with: it kept no state before they were whole.
         if encoder.weights is None and part not in (given or {}) and not (folder / part).exists():
             family = text_encoders if part == "text_encoder" else vision_encoders
             with files.writing(folder / part, replace=False) as place:
-                family.part_class(encoder).start(encoder, place, texts())
+                family.part_class(encoder).start(encoder, place, texts(config.item_encoder.texts))
 
 
 def find_backbones(

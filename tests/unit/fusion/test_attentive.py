@@ -141,7 +141,7 @@ def test_modality_dropout_is_off_in_eval() -> None:
 
 def test_half_of_the_items_are_dropped_at_one_half() -> None:
     fusion = fresh(modality_dropout=0.5, dropout=0.0)
-    masks = [torch.ones(4000, 2, dtype=torch.bool), torch.ones(4000, 3, dtype=torch.bool)]
+    masks = {"text": torch.ones(4000, 2, dtype=torch.bool), "image": torch.ones(4000, 3, dtype=torch.bool)}
     torch.manual_seed(0)
     text_UT, image_UP = fusion._shown(masks)
     assert not (~text_UT.any(1) & ~image_UP.any(1)).any()

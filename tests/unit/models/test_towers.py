@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,47 @@ def test_a_single_tower_has_no_other_parts(world: MakeWorld) -> None:
     ("missing", "message"),
     [
         (["text", "vision", "fusion"], "an item encoder must read something"),
-        (["fusion"], "fusion: text and vision are both read"),
-        (["vision"], "fusion: has no effect, only one modality is read"),
-        (["text"], "fusion: has no effect, only one modality is read"),
+        (["fusion"], "fusion: text and vision are read"),
+        (["vision"], "fusion: has no effect, only one field is read"),
+        (["text"], "fusion: has no effect, only one field is read"),
     ],
 )
 def test_a_fusion_is_for_two_modalities(world: MakeWorld, missing: list[str], message: str) -> None:
     tree = world().config.item_encoder.model_dump()
     with pytest.raises(ValidationError, match=message):
         TowersConfig.model_validate({key: value for key, value in tree.items() if key not in missing})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_fields": ["text", "about"], "fusion": None}, "fusion: text and about and vision are read"),
+        ({"text_fields": ["text", "text"]}, "text_fields: name each text once"),
+        ({"text_fields": ["text", "image"]}, "text_fields: name each text once; images are read by `vision`"),
+        ({"text_fields": []}, "at least 1 item"),
+        ({"text_fields": ["about"], "text": None, "fusion": None}, "text_fields: has no effect without `text`"),
+    ],
+)
+def test_texts_are_named_once_and_read_by_a_text_encoder(
+    world: MakeWorld, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TowersConfig.model_validate({**world().config.item_encoder.model_dump(), **changes})
+
+
+def test_one_text_encoder_reads_several_texts_each_alone(world: MakeWorld) -> None:
+    made = world("text", text_fields=["text", "about"], fusion={"type": "merge_attention", "num_heads": 2})
+    encoder, items = made.recommender.item_encoder.eval(), made.items(ALL, ALL)
+    assert list(encoder.parts) == ["text_encoder", "fusion"]
+    assert encoder.encoders == {"text": encoder.text_encoder, "about": encoder.text_encoder}
+    assert encoder.fields == {"text", "about"}
+    text = items.fields["text"]
+    about = dataclasses.replace(text, item_index_R=text.item_index_R.flip(0))
+    has_U = {"text": torch.tensor(ALL), "about": torch.tensor([True, False, True])}
+    vectors = encoder(dataclasses.replace(items, fields={"text": text, "about": about}, has_U=has_U))
+    assert torch.equal(vectors.cls_UD["about"][[0, 2]], vectors.cls_UD["text"][[2, 0]])
+    assert not vectors.cls_UD["about"][1].any()
+    assert made.config.item_encoder.keeping(["text_encoder", "fusion"]) == made.config.item_encoder
 
 
 def test_a_backbone_without_a_folder_is_an_error(world: MakeWorld) -> None:

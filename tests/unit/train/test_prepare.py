@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ def test_a_tokenizer_learns_from_items_of_training_alone(tmp_path: Path) -> None
 
 def test_backbones_without_weights_are_started_and_found(world: Path, tmp_path: Path) -> None:
     model = read_recipe(PretrainRecipe, find_recipe("pretrain/tiny")).model
-    start_backbones(model, tmp_path, lambda: ["red shoe", "blue hat"], None)
+    start_backbones(model, tmp_path, lambda _: ["red shoe", "blue hat"], None)
     found = find_backbones(model, tmp_path, {})
     assert {part: backbone.is_pretrained for part, backbone in found.items()} == {
         "text_encoder": False,
@@ -59,14 +59,15 @@ def test_backbones_without_weights_are_started_and_found(world: Path, tmp_path: 
 def test_a_backbone_whose_start_was_cut_off_is_started_again(tmp_path: Path) -> None:
     model = read_recipe(PretrainRecipe, find_recipe("pretrain/tiny")).model
 
-    def texts() -> Iterator[str]:
+    def texts(fields: Sequence[str]) -> Iterator[str]:
+        assert fields == ("text",)
         yield "red shoe"
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         start_backbones(model, tmp_path, texts)
     assert not (tmp_path / "text_encoder").exists()  # else it would be taken for one that is whole
-    start_backbones(model, tmp_path, lambda: ["red shoe", "blue hat"])
+    start_backbones(model, tmp_path, lambda _: ["red shoe", "blue hat"])
     assert (tmp_path / "text_encoder" / "config.json").is_file()
 
 

@@ -1,0 +1,77 @@
+"""Further columns of a domain's items are texts of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmmrec.contracts import TextSpec, TokenInputs
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.items import ItemReader
+from pmmrec.data.statistics import domain_statistics
+from pmmrec.data.verify import verify_domain
+
+ITEMS = 'item_id,text,about it\na,red shoe,"made of  leather &amp; wool"\nb,blue hat,\nc,blue hat,  \nd,blue hat,new\n'
+
+
+@pytest.fixture
+def domain(tmp_path: Path) -> Domain:
+    """Items a, b, c and d; b, c and d have the same text, and only a and d have a text in the column `about it`."""
+    items, interactions = tmp_path / "items.csv", tmp_path / "interactions.csv"
+    items.write_text(ITEMS)
+    interactions.write_text("user_id,item_id\n" + "".join(f"{user},{item}\n" for user in "uv" for item in "abcd"))
+    return import_table(
+        TableImport(items=items, interactions=interactions, name="four", out=tmp_path / "x", k_core=None)
+    )
+
+
+def test_a_column_is_read_and_cleaned_like_the_text(domain: Domain) -> None:
+    rows = np.array([3, 1, 0, 2])
+    assert domain.texts(rows, "about it") == ["new", None, "made of leather & wool", None]
+    assert domain.has_text("about it").tolist() == [True, False, False, True]
+    assert domain.texts(rows) == ["blue hat", "blue hat", "red shoe", "blue hat"]
+
+
+def test_no_item_has_a_text_in_a_column_that_the_domain_lacks(domain: Domain) -> None:
+    assert domain.texts(np.array([0, 1]), "summary") == [None, None]
+    assert not domain.has_text("summary").any()
+
+
+def test_columns_are_counted(domain: Domain) -> None:
+    found = domain_statistics(domain)
+    assert found.num_with_column == {"about it": 2}
+    assert "items with column about it 2" in found.lines()
+    assert verify_domain(domain.folder) == []
+
+
+def test_a_reader_gives_several_texts_of_the_same_items(domain: Domain, tokenizer: Any, tmp_path: Path) -> None:
+    reads = dict.fromkeys(("text", "about it"), TextSpec(tokenizer))
+    reader = ItemReader([domain], reads, tmp_path / "cache")
+    items = reader.read(np.array([0, 0, 0]), np.array([0, 1, 3]))
+    assert {field: has_U.tolist() for field, has_U in items.has_U.items()} == {
+        "text": [True, True, True],
+        "about it": [True, False, True],
+    }
+    text, about = items.fields["text"], items.fields["about it"]
+    assert isinstance(text, TokenInputs)
+    assert isinstance(about, TokenInputs)
+    assert text.token_id_RT.tolist() == [[1, 13, 14], [1, 14, 13], [1, 14, 13]]
+    assert (about.token_id_RT.tolist(), about.item_index_R.tolist()) == (
+        [[1, 14, 12, 17, 11, 14], [1, 13, 0, 0, 0, 0]],
+        [0, 2],
+    )
+    assert reader.contents(0).same_as_N.tolist() == [0, 1, 1, 3]  # b and c differ from d by what is said about it
+
+
+def test_each_text_has_its_own_entry_in_the_cache(domain: Domain, tokenizer: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    alone = ItemReader([domain], {"text": TextSpec(tokenizer)}, cache)
+    (entry,) = cache.glob("tokens-*")
+    both = ItemReader([domain], dict.fromkeys(("text", "about it"), TextSpec(tokenizer)), cache)
+    assert len(list(cache.glob("tokens-*"))) == 2
+    assert entry.is_dir()
+    assert alone.fingerprint(0) != both.fingerprint(0)
