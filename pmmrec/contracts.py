@@ -16,8 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from pmmrec.modality import Modality as Modality  # noqa: PLC0414 - these two are contracts as well
+from pmmrec.modality import FieldSpec as FieldSpec  # noqa: PLC0414 - these are contracts as well
+from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
+from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
+from pmmrec.modality import Tokenizer as Tokenizer  # noqa: PLC0414
+from pmmrec.modality import VectorSpec as VectorSpec  # noqa: PLC0414
 from pmmrec.requests import DrawnNegatives, WindowRequest
 
 _T = TypeVar("_T")
@@ -45,39 +49,6 @@ def to_device(value: _T, device: torch.device | str) -> _T:
         moved = dataclasses.replace(value, **entries)
     result: _T = moved
     return result
-
-
-class Tokenizer(Protocol):
-    """What the data room needs of a text encoder's tokenizer."""
-
-    max_tokens: int
-    pad_token_id: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever any text could get other tokens."""
-        ...
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text with the special tokens, at most `max_tokens` each, without padding."""
-        ...
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """How a model reads texts: as the token ids that one tokenizer gives."""
-
-    tokenizer: Tokenizer
-
-
-@dataclass(frozen=True)
-class VectorSpec:
-    """Which stored feature a model reads: one whose entries have this shape."""
-
-    shape: tuple[int, ...]  # (F,), or (T, F) for features of several vectors
-
-
-FieldSpec: TypeAlias = TextSpec | PixelSpec | VectorSpec
 
 
 @dataclass(frozen=True)
@@ -223,6 +194,7 @@ class Batch:
     user_id: tuple[str, ...] = field(default=())  # "domain/user" for messages, in the order of B
     global_items: GlobalItems | None = None  # None: the windows are over `items`, and negatives come from them alone
     more: tuple[Batch, ...] = ()  # the rest of the step, where its users pass in parts, each with its own negatives
+    unit: str = "users"  # what its examples are called
 
     @property
     def device(self) -> torch.device:
@@ -244,7 +216,8 @@ class Batch:
     def describe(self) -> str:
         """How large it is, for messages."""
         num_users, num_positions = self.windows.is_valid_BS.shape
-        return f"{num_users} users, {num_positions - 1} inputs and {self.items.num_items} items"
+        inputs = f", {num_positions - 1} inputs" if num_positions > 1 else ""
+        return f"{num_users} {self.unit}{inputs} and {self.items.num_items} items"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""The modalities of an item. Kept apart from `contracts`, so that describing a domain does not load torch."""
+"""The modalities of an item, and how a model reads its fields; kept without torch, which a domain does not need."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol, TypeAlias
 
 
 class Modality(str, Enum):
@@ -18,3 +19,36 @@ class PixelSpec:
     """How an image must look when it reaches a vision encoder: RGB, resized to `size` x `size` pixels, not cropped."""
 
     size: int
+
+
+class Tokenizer(Protocol):
+    """What the data room needs of a text encoder's tokenizer."""
+
+    max_tokens: int
+    pad_token_id: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any text could get other tokens."""
+        ...
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text with the special tokens, at most `max_tokens` each, without padding."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How a model reads texts: as the token ids that one tokenizer gives."""
+
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """Which stored feature a model reads: one whose entries have this shape."""
+
+    shape: tuple[int, ...]  # (F,), or (T, F) for features of several vectors
+
+
+FieldSpec: TypeAlias = TextSpec | PixelSpec | VectorSpec

@@ -40,8 +40,8 @@ class DataConfig(Config):
     )
     examples: ExamplesField = Field(
         default=WindowKindConfig(),
-        description="What training sees of users: windows of their histories, or single interactions without a "
-        "history, for systems that know users by id.",
+        description="What one example of training is. windows: a window of a user's history. interactions: a user and "
+        "an item without a history, for systems that know users by id. items: an item of the catalogue, without users.",
     )
     window: WindowConfig = WindowConfig()
     mixing: MixingConfig = MixingConfig()
@@ -129,7 +129,7 @@ class BatchBuilder:
         # The key of an item is its row behind all items of the domains before its own; so it is with users.
         self._first_key = np.cumsum([0, *(domain.num_items for domain in self._domains)])
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
-        self._have_history = Holding.HISTORY in self._kind.holds
+        self._have_history, self._have_users = (one in self._kind.holds for one in (Holding.HISTORY, Holding.USER))
         self._last_alone_counts = self._examples[0].last_alone_counts
         pools = [
             NegativePool(one, int(self._first_key[domain]), reader.is_readable(domain))
@@ -181,7 +181,8 @@ class BatchBuilder:
             items=self.catalogue or self._reader.read(*self._rows(self._dealt(key_U))),
             windows=self._over(key_U, own, rows, self._num_positions(everyone, everywhere or own)),
             log_q_U=log_q_U,
-            user_id=tuple(self._user_id(visit.window) for visit in own),
+            user_id=tuple(self._user_id(visit.window) for visit in own) if self._have_users else (),
+            unit=self._kind.unit,
             global_items=self._global_items(key_U, everywhere) if self._gathers else None,
         )
 
@@ -225,8 +226,11 @@ class BatchBuilder:
             length = num_positions - (not request.reads_last)
             is_plain = isinstance(request, NextItems) and not drawn and self._have_history
             passes[request] = windows.next_items if is_plain else padded([row[request] for row in rows], key_U, length)
+        windows = dataclasses.replace(windows, passes=passes)
+        if not self._have_users:
+            return windows
         users = [self._first_user[visit.window.domain] + visit.window.user for visit in visits]
-        return dataclasses.replace(windows, passes=passes, user_index_B=torch.tensor(users, dtype=torch.int64))
+        return dataclasses.replace(windows, user_index_B=torch.tensor(users, dtype=torch.int64))
 
     def _global_items(self, key_U: Ints, visits: Sequence[Visit]) -> GlobalItems:
         slots = np.searchsorted(key_U, np.concatenate([visit.window.keys for visit in visits]))

@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     DROPPING = 7  # which inputs of a window are left out
     NEGATIVES = 8  # what is drawn for the targets of a window
     PAIR_NEGATIVES = 9  # what is drawn for a user and an item
+    HELD_OUT_ITEMS = 10  # of a domain, where items are the examples
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

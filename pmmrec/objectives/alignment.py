@@ -110,6 +110,7 @@ class Alignment(Objective):
     """
 
     requests = Requests.of(views=(View.MODALITIES, View.ORDER))
+    reads_fused = False
 
     def __init__(self, config: AlignmentConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()

@@ -111,9 +111,8 @@ def describe(
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
     log.say(sizes if report is None else report.table(task.sizes), TrainingCost.of(task).words(), "")
     shares = [100 * weight for weight in sampler.weights]
-    log.say(
-        PlainTable("", ["domain", "windows", "of each epoch, %"], [*zip(sources.names, counts, shares, strict=True)])
-    )
+    columns = ["domain", data.examples.type, "of each epoch, %"]
+    log.say(PlainTable("", columns, [*zip(sources.names, counts, shares, strict=True)]))
     steps = sampler.steps_per_epoch
     log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
     if launched is not None:

@@ -275,7 +275,7 @@ class Loop:
             self.log.advance()
             if self.step == 1 or self.step % self.config.log_every == 0 or number == self._batches.steps_per_epoch:
                 self._guard.settle()
-                self._log_step(self._meter)
+                self._log_step(self._meter, batch.unit)
                 self._meter = Meter()
             self._watchdog.between_steps()
             if self._states is not None:
@@ -355,7 +355,7 @@ class Loop:
         self.log.event("gradient_norm", 0, **norms)
         self.log.say("gradient at the item vectors: " + "  ".join(f"{name} {norm:.2g}" for name, norm in norms.items()))
 
-    def _log_step(self, meter: Meter) -> None:
+    def _log_step(self, meter: Meter, unit: str) -> None:
         sizes = meter.sizes()
         if not sizes["users"]:
             return  # every step of it was left out
@@ -378,7 +378,7 @@ class Loop:
         width = len(str(self._num_steps))
         step = f"step {self.step:>{width}}/{self._num_steps}"
         left = self._forecast.words(self.step, is_at_most=self.may_end_early)
-        self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} users/s{memory}{left}")
+        self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} {unit}/s{memory}{left}")
 
     def _end_epoch(self) -> None:
         try:

@@ -165,7 +165,7 @@ class Drawing:
         return StepSize(
             users=math.ceil(len(windows) / num_processes) if sees_all else len(windows),
             positions=longest,
-            filled=slots / (len(windows) * (longest - 1)),
+            filled=slots / max(1, len(windows) * (longest - 1)),
             items=num_items,
             encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
             tokens=self._longest_text(task, item_keys),
@@ -258,7 +258,7 @@ def memory_lines(
     place = "on the CPU" if on_cpu else "on a GPU"
     lines = [
         f"memory of each process ({launched.told()}, {machine.precision}, {place}):",
-        shared_out(train.batch_users, number, train.gather),
+        shared_out(train.batch_users, number, train.gather, drawing.data.kind.unit),
         f"{'':<16}{'as drawn':>16}{'at most':>16}",
         *(f"{name:<16}{_megabytes(first[name]):>16}{_megabytes(last[name]):>16}" for name in first),
         f"as drawn: {_words(drawn)}; at most: {_words(most)}",

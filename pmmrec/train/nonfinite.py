@@ -185,8 +185,9 @@ class NonfiniteGuard:
                 own = self._task.recommender.item_encoder(part.items)  # the views may hold items of other processes
                 items += self._item_names(part, ~own.fused_UD.isfinite().all(dim=1))
                 is_sound_B = [states.hidden_BLD.isfinite().flatten(1).all(dim=1) for states in views.states.values()]
-                is_broken_B = ~torch.stack(is_sound_B).all(dim=0)
-                users += [part.user_id[place] for place in is_broken_B.nonzero()[:, 0].tolist()]
+                if is_sound_B and part.user_id:
+                    is_broken_B = ~torch.stack(is_sound_B).all(dim=0)
+                    users += [part.user_id[place] for place in is_broken_B.nonzero()[:, 0].tolist()]
         self._task.train()
         return items, users
 

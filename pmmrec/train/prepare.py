@@ -305,14 +305,14 @@ def gathers(gather: bool | None, num_processes: int) -> bool:
     return num_processes > 1 and gather is not False
 
 
-def shared_out(batch_users: int, num_processes: int, gather: bool | None) -> str:
-    """How the users of a step are spread, and whose items are negatives, for people."""
+def shared_out(batch_users: int, num_processes: int, gather: bool | None, unit: str = "users") -> str:
+    """How the users of a step are spread, and whose items are negatives, for people. `unit`: what examples are."""
     if num_processes == 1:
-        return f"a step: up to {batch_users:,} users"
+        return f"a step: up to {batch_users:,} {unit}"
     least, more = divmod(batch_users, num_processes)
     each = f"{least:,} or {least + 1:,}" if more else f"{least:,}"
-    whose = "all processes" if gathers(gather, num_processes) else "each process's own users alone"
-    return f"a step: up to {batch_users:,} users, {each} in each of {num_processes} processes; negatives: of {whose}"
+    whose = "all processes" if gathers(gather, num_processes) else f"each process's own {unit} alone"
+    return f"a step: up to {batch_users:,} {unit}, {each} in each of {num_processes} processes; negatives: of {whose}"
 
 
 class Cut(Protocol):
@@ -349,7 +349,7 @@ class Batches:
         `examples`: those of validation, by domain, in place of training's; nothing is said of them.
         """
         if examples is None:
-            log.say(shared_out(batch_users, processes.world, gather))
+            log.say(shared_out(batch_users, processes.world, gather, config.kind.unit))
             if parts > 1:
                 log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
             for warning in reader.warnings:

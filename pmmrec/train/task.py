@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -58,6 +58,7 @@ class TrainingTask(nn.Module):
         terms = {name: objectives.part_class(config)(config, context) for name, config in configs.items()}
         for name, term in terms.items():
             _refuse_unfit(name, term, recommender)
+        _freeze_unread(terms.values(), recommender)
         return cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
 
     @property
@@ -222,6 +223,18 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
             f"objectives.{name}: predicts each item from the others of its window, which needs a user encoder without "
             f"order, such as mean_mlp with attends: others; or set objectives.{name}.targets={targets}"
         )
+
+
+def _freeze_unread(terms: Collection[Objective], recommender: Recommender) -> None:
+    """Freeze the parts that no objective reads: a process group would wait for their gradients."""
+    if any(term.requests.passes or View.NODES in term.requests.views for term in terms):
+        return
+    unread: list[nn.Module] = [recommender.user_encoder, recommender.scorer, recommender.propagation]
+    if not any(term.reads_fused for term in terms):
+        read: list[nn.Module] = list(recommender.item_encoder.encoders.values())
+        unread += [part for part in recommender.item_encoder.parts.values() if part not in read]
+    for part in unread:
+        part.requires_grad_(False)
 
 
 def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None) -> History:

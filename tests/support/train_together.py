@@ -55,6 +55,7 @@ SCALED = {
     "nid": {"type": "noise_detection", "relu": False, "noise": NOISY},
     "rcl": {"type": "robustness", "normalize": True, "temperature": 0.1, "symmetric": True, "noise": NOISY},
 }
+ITEMS = {"itc": {"type": "item_contrast"}}  # reads no user: user encoder, fusion and scorer must not be waited for
 CATALOGUE = {"ce": {"type": "catalogue_ce"}, **PAPER}
 SILENT = RunLog(None, is_main=False)
 # By name: objectives, users of a step (odd ones leave one process with fewer), settings of data and of training.
@@ -63,6 +64,7 @@ KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any], dict[str, Any]]] = {
     "scaled": (SCALED, 5, {"window": {"size": 5, "policy": "all"}}, {}),
     "catalogue": (CATALOGUE, 7, {}, {}),
     "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}, {}),  # half of the steps hold no image at all
+    "items": (ITEMS, 4, {"examples": {"type": "items", "held_out": 0}}, {}),
     "plain": (PAPER, 6, {}, {"accumulate": {"mode": "plain", "parts": 2}}),
 }
 # The same training as one of those, done in another way.

@@ -53,7 +53,7 @@ def test_no_pass_with_noise_is_run_where_no_objective_asks(workshop) -> None:
 
 
 def test_the_task_needs_what_its_objectives_need(reading) -> None:
-    assert reading.task.requests == Requests.of(NextItems(), Noised(), views=(View.MODALITIES,))
+    assert reading.task.requests == Requests.of(NextItems(), Noised(), views=(View.MODALITIES, View.ORDER))
 
 
 def test_forward_gives_sum_and_count_of_every_objective_and_metric(reading) -> None:

@@ -1,0 +1,118 @@
+"""Tell an item's image by its text, and its text by its image (CLIP's image-text contrast)."""
+# Shapes: B examples, S window positions, U distinct items of the step, D width, A items that count.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pmmrec.context import BuildContext
+from pmmrec.contracts import Modality, Term, Views, Windows
+from pmmrec.objectives import Objective, ObjectiveConfig, objectives
+from pmmrec.precision import outside_autocast, widened
+from pmmrec.requests import Requests, View
+
+LEAST_TEMPERATURE = 0.01  # as in CLIP, which clips the scale at 100
+
+
+class ItemContrastConfig(ObjectiveConfig):
+    """Settings of the contrast of an item's text with its image."""
+
+    type: Literal["item_contrast"] = "item_contrast"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"temperature": 0.5, "learns_temperature": False})
+    temperature: float = Field(
+        0.07, ge=LEAST_TEMPERATURE, description="Divides cosine similarities; at the start, where it learns."
+    )
+    learns_temperature: bool = Field(
+        True, description="The temperature is a parameter, never below 0.01 (CLIP). False: it stays as it is."
+    )
+
+
+@objectives.register("item_contrast", ItemContrastConfig)
+class ItemContrast(Objective):
+    """Pull the text of each item to its own image and away from other images, and the image likewise.
+
+    Fig. 3 of CLIP (arXiv 2103.00020), also called ITC: with s(t, v) = cosine / temperature, item i loses
+
+        (-log softmax over images v of s(t_i, v), at v_i) / 2 + (-log softmax over texts t of s(t, v_i), at t_i) / 2
+
+    Softmaxes run over the distinct items of the step that have the field, those of all processes where they are
+    gathered. Counted is every place of a window whose item has both fields: with `data.examples: items` every item of
+    the batch once. It reads no user: alone, it trains the encoders of text and image, and nothing else.
+
+    Metrics: `chance`, the loss where all similarities are equal; `accuracy`, the share of texts whose own image is
+    alone at the top; `temperature`.
+
+    Example:
+        objectives: {itc: {type: item_contrast, temperature: 0.07, learns_temperature: true}}
+    """
+
+    requests = Requests.of(views=(View.MODALITIES,))
+    reads_fused = False
+
+    def __init__(self, config: ItemContrastConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
+        super().__init__()
+        self.config = config
+        self.log_scale: nn.Parameter | None = None
+        if config.learns_temperature:  # of one dimension: FSDP2 shards no parameter without any
+            self.log_scale = nn.Parameter(torch.full((1,), -math.log(config.temperature)))
+
+    def forward(self, views: Views) -> Term:
+        """Sum over counted places. ValueError where the views lack cls vectors of a field."""
+        with outside_autocast(views.items.fused_UD.device):
+            return self._term(views)
+
+    def _term(self, views: Views) -> Term:
+        (text_UD, has_text_U), (image_UD, has_image_U) = _side(views, Modality.TEXT), _side(views, Modality.IMAGE)
+        num_own_U = _num_own(views.windows, len(has_text_U))
+        item_A = (has_text_U & has_image_U & (num_own_U > 0)).nonzero()[:, 0]
+        weight_A = num_own_U[item_A].to(text_UD.dtype)
+
+        scale = self._scale(text_UD)
+        to_image_AU = (scale * (text_UD[item_A] @ image_UD.T)).masked_fill(~has_image_U, -math.inf)
+        to_text_AU = (scale * (image_UD[item_A] @ text_UD.T)).masked_fill(~has_text_U, -math.inf)
+        loss_A = F.cross_entropy(to_image_AU, item_A, reduction="none")
+        loss_A = (loss_A + F.cross_entropy(to_text_AU, item_A, reduction="none")) / 2
+
+        count = weight_A.sum()
+        chance = count * (has_text_U.sum().log() + has_image_U.sum().log()) / 2
+        figures = {
+            "chance": torch.where(count > 0, chance, 0.0),
+            "accuracy": (weight_A * _is_alone_at_the_top(to_image_AU.detach(), item_A)).sum(),
+            "temperature": count / scale.detach(),
+        }
+        metrics = {name: torch.stack((figure.to(count.dtype), count)) for name, figure in figures.items()}
+        return Term((weight_A * loss_A).sum(), count, metrics)
+
+    def _scale(self, like: Tensor) -> Tensor:
+        """What similarities are multiplied by, a scalar."""
+        if self.log_scale is None:
+            return like.new_full((), 1 / self.config.temperature)
+        return self.log_scale[0].clamp(max=-math.log(LEAST_TEMPERATURE)).exp()
+
+
+def _side(views: Views, modality: Modality) -> tuple[Tensor, Tensor]:
+    """Unit vectors of all items as one field shows them, and which items have it."""
+    items = views.items
+    if modality not in items.cls_UD:
+        raise ValueError(f"item_contrast: items have no {modality.value} vectors; it needs those of text and of image")
+    return F.normalize(widened(items.cls_UD[modality]), dim=1), items.has_U[modality]
+
+
+def _num_own(windows: Windows, num_items: int) -> Tensor:
+    """`(U,)` int64: places of each item in the windows of this process."""
+    index, is_valid = windows.item_index_BS.flatten(), windows.is_valid_BS.flatten()
+    none_U = torch.zeros(num_items, dtype=torch.int64, device=index.device)
+    return none_U.scatter_add(0, index, is_valid.to(torch.int64))
+
+
+def _is_alone_at_the_top(score_AU: Tensor, item_A: Tensor) -> Tensor:
+    own_A1 = score_AU.gather(1, item_A[:, None])
+    others_AU = score_AU.scatter(1, item_A[:, None], -math.inf)
+    return own_A1[:, 0] > others_AU.amax(dim=1)
