@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 from command_line import Pmmrec, working_in
 
 from pmmrec import load
+from pmmrec.context import Catalogue, InteractionGraph
+from pmmrec.contracts import ItemVectors, Nodes
 from pmmrec.data.domain import Domain
+from pmmrec.data.splits import split_of
 from pmmrec.errors import RecipeError
+from pmmrec.testing.twins.graphs import lightgcn_by_loops
+from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 SYSTEMS = {
     "gru4rec": ("model.width=16",),
@@ -56,27 +63,28 @@ def test_a_plan_of_a_system_is_shown_without_training(world: Path, tmp_path: Pat
     assert "activations" in told.output
 
 
+@pytest.mark.parametrize("name", ["dssm", "lightgcn"])
 def test_users_known_by_id_are_ranked_by_their_own_rows_and_by_no_history(
-    world: Path, tmp_path: Path, pmmrec: Pmmrec
+    world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str
 ) -> None:
     with working_in(tmp_path):
         quick = ("train.epochs=2", "train.batch_users=64", "machine.device=cpu", "model.width=16")
-        told = pmmrec("finetune", "finetune/dssm", "--from", "none", "--on", world / "boutique", *quick)
+        told = pmmrec("finetune", f"finetune/{name}", "--from", "none", "--on", world / "boutique", *quick)
         assert told.code == 0, told.output
-        kept = Path("runs/dssm/checkpoint")
+        kept = Path(f"runs/{name}/checkpoint")
         system = load(kept)
         lists, domain = {}, Domain.open(world / "boutique")
-        for name, more in (("all", ()), ("some", ("--users", "users.txt"))):
+        for whose, more in (("all", ()), ("some", ("--users", "users.txt"))):
             Path("users.txt").write_text("\n".join(domain.sequences.user_id(row) for row in (7, 3)) + "\n")
             told = pmmrec(
-                "score", kept, world / "boutique", "--top-k", 5, "--out", f"{name}.csv", "--cache", "cache", *more
+                "score", kept, world / "boutique", "--top-k", 5, "--out", f"{whose}.csv", "--cache", "cache", *more
             )
             assert told.code == 0, told.output
-            rows = Path(f"{name}.csv").read_text().splitlines()[1:]
-            lists[name] = [row.rpartition(",")[0] for row in rows]  # scores may differ in their last digit
+            rows = Path(f"{whose}.csv").read_text().splitlines()[1:]
+            lists[whose] = [row.rpartition(",")[0] for row in rows]  # scores may differ in their last digit
         assert set(lists["some"]) <= set(lists["all"])
         assert len(lists["some"]) == 10
-        told = pmmrec("report", "runs/dssm", "--out", "report.html")
+        told = pmmrec("report", f"runs/{name}", "--out", "report.html")
         assert told.code == 0, told.output
         told = pmmrec("index", kept, world / "boutique", "--out", "index", "--cache", "cache")
         assert (told.code, "knows users by id" in told.output) == (2, True)
@@ -121,3 +129,36 @@ def test_lists_and_an_index_rank_as_the_model_does(world: Path, tmp_path: Path, 
         told = pmmrec("index", kept, world / "boutique", "--out", "index", "--kind", "flat", "--cache", "cache")
         assert told.code == 0, told.output
         assert "1.0000 of exact search" in told.output
+
+
+def test_a_graph_is_read_by_every_ranking(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
+    """The run, `evaluate` and `score` rank by the propagated vectors of items and users."""
+    with working_in(tmp_path):
+        quick = ("train.epochs=3", "train.batch_users=256", "machine.device=cpu", "model.width=16")
+        told = pmmrec("finetune", "finetune/lightgcn", "--from", "none", "--on", world / "boutique", *quick)
+        assert told.code == 0, told.output
+        kept, domain = Path("runs/lightgcn/checkpoint"), Domain.open(world / "boutique")
+        told = pmmrec("evaluate", kept, world / "boutique", "--out", "again", "--cache", "cache")
+        assert told.code == 0, told.output
+        ranks = [pq.read_table(where / "ranks.parquet") for where in (Path("runs/lightgcn"), Path("again"))]
+        assert ranks[0]["rank"].to_pylist() == ranks[1]["rank"].to_pylist()
+
+        recommender = load_recommender(*opened(kept, domain))
+        items, users = recommender.item_encoder.item_table.vector.weight, recommender.user_encoder.vector.weight
+        with torch.no_grad():
+            nodes = lightgcn_by_loops(recommender.propagation, Nodes(ItemVectors(items), users))
+        score_MN = nodes.user_MD @ nodes.items.fused_UD.T
+        for user in range(domain.num_users):
+            score_MN[user, domain.sequence(user).tolist()] = -torch.inf
+        told = pmmrec("score", kept, world / "boutique", "--top-k", 3, "--out", "lists.csv", "--cache", "cache")
+        assert told.code == 0, told.output
+        rows = [line.split(",") for line in Path("lists.csv").read_text().splitlines()[1:]]
+        scores = torch.tensor([float(row[3]) for row in rows]).view(domain.num_users, 3)
+        torch.testing.assert_close(scores, score_MN.topk(3).values, rtol=0, atol=1e-5)
+        told = pmmrec("score", kept, world / "boutique", "--top-k", 3, "--out", "new.csv", "--new-items", "n.csv")
+        assert (told.code, "knows items by their neighbours in a graph" in told.output) == (2, True), told.output
+
+
+def opened(kept: Path, domain: Domain) -> tuple[Checkpoint, list[Catalogue], list[InteractionGraph]]:
+    checkpoint = Checkpoint.open(kept)
+    return checkpoint, [domain.catalogue], [split_of(checkpoint.split, domain).graph]
