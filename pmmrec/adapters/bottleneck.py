@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -32,12 +32,14 @@ class HoulsbyConfig(BottleneckConfig):
     """Settings of adapters after attention and after feed-forward."""
 
     type: Literal["houlsby"] = "houlsby"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"width": 3}, {"width": 3, "parallel": True, "scale": 4.0})
 
 
 class PfeifferConfig(BottleneckConfig):
     """Settings of adapters after feed-forward alone."""
 
     type: Literal["pfeiffer"] = "pfeiffer"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"width": 3}, {"width": 3, "parallel": True})
 
 
 class Bottleneck(nn.Module):

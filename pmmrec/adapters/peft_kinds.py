@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ class LoraConfig(AdapterConfig):
     """Settings of LoRA and DoRA."""
 
     type: Literal["lora"] = "lora"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"r": 2}, {"r": 2, "blocks": 1})
     r: int = Field(8, ge=1, description="Rank of the update of a weight.")
     alpha: int = Field(16, ge=1, description="The update is multiplied by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the update.")
@@ -38,6 +39,7 @@ class Ia3Config(AdapterConfig):
     """Settings of IA3."""
 
     type: Literal["ia3"] = "ia3"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"blocks": 1})
     targets: tuple[str, ...] | None = Field(
         None,
         min_length=1,

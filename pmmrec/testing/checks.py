@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pmmrec.family import Family
 from pmmrec.settings import validate
-from pmmrec.testing.subjects import NUM_ITEMS, Numbers, Subject
+from pmmrec.testing.subjects import MODULES, NUM_ITEMS, Numbers, Subject
 from pmmrec.testing.world import NUM_POSITIONS, WINDOWS
 from pmmrec.train.memory_simulation import LiveBytes, StepSize
 
@@ -86,7 +86,7 @@ def settings_survive_a_round_trip(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("finite")
+@check("finite", *MODULES)
 def outputs_are_finite(subject: Subject) -> Inapplicable:
     """It runs, and what it gives is finite and of the promised shape."""
     for tensor in subject.run(subject.build()):
@@ -94,7 +94,7 @@ def outputs_are_finite(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("gradients")
+@check("gradients", *MODULES)
 def gradients_reach_every_parameter(subject: Subject) -> Inapplicable:
     """Every trainable parameter gets a gradient other than 0, and no frozen one gets any."""
     part, numbers = subject.build().eval(), Numbers(torch.float32)
@@ -111,7 +111,7 @@ def gradients_reach_every_parameter(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("all used")
+@check("all used", *MODULES)
 def every_parameter_is_used_in_training(subject: Subject) -> Inapplicable:
     """In training mode too, every trainable parameter takes part; a process group would wait for one that does not."""
     part = subject.build().train()
@@ -123,7 +123,7 @@ def every_parameter_is_used_in_training(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("repeatable")
+@check("repeatable", *MODULES)
 def eval_is_repeatable(subject: Subject) -> Inapplicable:
     """In evaluation mode equal inputs give equal outputs."""
     part = subject.build().eval()
@@ -131,7 +131,7 @@ def eval_is_repeatable(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("seed")
+@check("seed", *MODULES)
 def equal_seeds_build_equal_parts(subject: Subject) -> Inapplicable:
     """Weights are drawn from torch's generator alone."""
     state, again = subject.build().state_dict(), subject.build().state_dict()
@@ -140,7 +140,7 @@ def equal_seeds_build_equal_parts(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("save, load")
+@check("save, load", *MODULES)
 def a_saved_part_opens_bit_equal(subject: Subject) -> Inapplicable:
     """What is saved to a file and loaded into a part of another seed gives the same outputs."""
     part, other = subject.build(), subject.build(seed=1)
@@ -151,7 +151,7 @@ def a_saved_part_opens_bit_equal(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("meta")
+@check("meta", *MODULES)
 def it_runs_on_the_meta_device(subject: Subject) -> Inapplicable:
     """It is built and run, backward too, without memory: so a run is planned, and so it is told what it needs.
 
@@ -174,7 +174,7 @@ def it_runs_on_the_meta_device(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("float64")
+@check("float64", *MODULES)
 def it_runs_in_float64(subject: Subject) -> Inapplicable:
     """With weights and inputs in float64 all outputs are float64."""
     for tensor in subject.run(subject.build().double().eval(), dtype=torch.float64):

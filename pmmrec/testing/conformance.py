@@ -8,20 +8,32 @@ from typing import Any
 
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
-from pmmrec.testing import item_checks, objective_checks, propagation_checks, scorer_checks, user_checks
+from pmmrec.testing import (
+    adapter_checks,
+    example_checks,
+    item_checks,
+    objective_checks,
+    propagation_checks,
+    scorer_checks,
+    split_checks,
+    user_checks,
+)
 from pmmrec.testing.checks import Check, checks_of
 from pmmrec.testing.subjects import Subject
 
-# Importing them adds their checks.
-assert_registered = (item_checks, objective_checks, propagation_checks, scorer_checks, user_checks)
+# importing them adds their checks
+assert_registered = (
+    *(item_checks, objective_checks, propagation_checks, scorer_checks, user_checks),
+    *(adapter_checks, split_checks, example_checks),
+)
 
 
 def conformance(family: Family[Any], *parts: str | Mapping[str, Any]) -> Callable[..., None]:
     """A test function that runs every check of a family on some of its parts, or on all that are registered.
 
     Args:
-        family: `user_encoders`, `objectives`, `scorers`, `propagations`, `item_encoders`, `fusions`, `text_encoders`
-            or `vision_encoders`.
+        family: `user_encoders`, `objectives`, `scorers`, `propagations`, `item_encoders`, `fusions`,
+            `text_encoders`, `vision_encoders`, `adapters`, `splits` or `example_kinds`.
         parts: Registered names, tested with the settings in `examples` of their settings class; or settings with
             `type`. None: every registered part.
 
@@ -57,7 +69,7 @@ def configs_of(family: Family[Any], *parts: str | Mapping[str, Any]) -> list[Par
 
 
 def title(config: PartConfig) -> str:
-    """The name of a part and the settings that are not as usual; of a part inside, its name."""
+    """The name of a part and the settings that are not as usual; of settings inside, their name alone."""
     changed = config.model_dump(exclude_defaults=True, exclude={"type"})
-    shown = {name: value.get("type") if isinstance(value, Mapping) else value for name, value in changed.items()}
-    return ", ".join([config.type, *(f"{name}={value}" for name, value in shown.items() if value is not None)])
+    shown = [name if isinstance(value, Mapping) else f"{name}={value}" for name, value in changed.items()]
+    return ", ".join([config.type, *shown])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pmmrec.adapters import adapters
 from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
 from pmmrec.contracts import (
     FieldInputs,
@@ -32,6 +33,8 @@ from pmmrec.contracts import (
     UserStates,
     to_device,
 )
+from pmmrec.data.examples import example_kinds
+from pmmrec.data.splits import splits
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
@@ -42,7 +45,7 @@ from pmmrec.settings import PartConfig
 from pmmrec.testing.world import WIDTH, batch_of, task_of
 from pmmrec.users import UserEncoder, user_encoders
 
-FAMILIES: tuple[Family[Any], ...] = (
+MODULES: tuple[Family[Any], ...] = (  # families of parts of a model, which are built, run and saved alike
     text_encoders,
     vision_encoders,
     fusions,
@@ -52,6 +55,7 @@ FAMILIES: tuple[Family[Any], ...] = (
     scorers,
     objectives,
 )
+FAMILIES: tuple[Family[Any], ...] = (*MODULES, adapters, splits, example_kinds)
 TEXTS = ("red shoes", "a blue shirt", "green")
 NUM_ITEMS = len(TEXTS)
 ALL_ITEMS = tuple(range(NUM_ITEMS))
@@ -99,7 +103,7 @@ class Subject:
         return Backbone(folder, is_pretrained=False)
 
     def build(self, seed: int = 0) -> Any:
-        """A part with fresh weights drawn from `seed`."""
+        """A part of a model, with fresh weights drawn from `seed`."""
         context = self.context
         torch.manual_seed(seed)
         return self.entry.part_class(self.config, context)

@@ -16,7 +16,7 @@ from pmmrec.family import Entry
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.settings import overlay, validate
-from pmmrec.testing.subjects import FAMILIES, TEXTS
+from pmmrec.testing.subjects import MODULES, TEXTS
 from pmmrec.train.task import TrainingTask
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -34,7 +34,7 @@ BASE = {
     },
     "user_encoder": {"type": "transformer"},
 }
-ENTRIES = [pytest.param(entry, id=f"{family.name} {entry.name}") for family in FAMILIES for entry in family]
+ENTRIES = [pytest.param(entry, id=f"{family.name} {entry.name}") for family in MODULES for entry in family]
 CATALOGUES = [Catalogue("books", 3, "aa", 3, "bb")]
 
 

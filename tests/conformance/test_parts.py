@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from pmmrec.adapters import adapters
+from pmmrec.data.examples import example_kinds
+from pmmrec.data.splits import splits
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.family import Family
 from pmmrec.fusion import fusions
@@ -24,6 +27,9 @@ test_user_encoders = conformance(user_encoders)
 test_propagations = conformance(propagations)
 test_scorers = conformance(scorers)
 test_objectives = conformance(objectives)
+test_adapters = conformance(adapters)
+test_splits = conformance(splits)
+test_example_kinds = conformance(example_kinds)
 
 
 @pytest.mark.parametrize("family", [objectives, scorers], ids=lambda family: family.name)

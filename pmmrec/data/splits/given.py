@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ class GivenConfig(PartConfig):
     """Settings of the given split."""
 
     type: Literal["given"] = "given"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"name": "drawn"},)
     name: str = Field(pattern=SPLIT_NAME, description="Name under which `pmmrec data split` stored it in the domain.")
 
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timezone
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ class GlobalTimeConfig(PartConfig):
     """Settings of the global time split."""
 
     type: Literal["global_time"] = "global_time"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"validation": 0.2, "test": 0.2},)
     validation: float = Field(
         0.1,
         gt=0,

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ class ImpressionsConfig(PartConfig):
     """Settings of the impression split."""
 
     type: Literal["impressions"] = "impressions"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"name": "shown"},)
     name: str = Field(
         pattern=IMPRESSIONS_NAME, description="Name under which `pmmrec data impressions` stored them in the domain."
     )

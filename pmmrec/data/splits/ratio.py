@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ class RatioConfig(PartConfig):
     """Settings of the ratio split."""
 
     type: Literal["ratio"] = "ratio"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"by": "time", "shares": (6, 2, 2)},
+        {"test_history": "train", "seed": 3},
+    )
     shares: tuple[int, int, int] = Field(
         (8, 1, 1), description="Train, validation and test of each user; users with three items have one of each."
     )
