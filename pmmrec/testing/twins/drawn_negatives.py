@@ -25,7 +25,7 @@ def drawn_by_loops(objective: BCE | BPR, views: Views) -> tuple[Tensor, int]:
         state, drawn = states.hidden_BLD[b, position], of_pass.negative_index_BLC[config.negatives][b, position]
         right, wrong = torch.dot(state, items_UD[target]), [torch.dot(state, items_UD[index]) for index in drawn]
         if config.type == "bce":
-            no = torch.stack([-torch.log(1 - torch.sigmoid(score)) for score in wrong])
+            no = torch.stack([-torch.log(torch.sigmoid(-score)) for score in wrong])
             total = total - torch.log(torch.sigmoid(right)) + no.mean()
         else:
             total = total + torch.stack([-torch.log(torch.sigmoid(right - score)) for score in wrong]).mean()
