@@ -45,11 +45,11 @@ class InteractionKind(ExampleKind):
 
 
 class Interactions(Examples):
-    """The training interactions of one domain, numbered user by user."""
+    """The training interactions of one domain, numbered user by user; all of them are in memory."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self._offsets = split.train_offsets
+        self._offsets, self._items = split.train_offsets, split.train_items
 
     @property
     def num_examples(self) -> int:
@@ -61,9 +61,12 @@ class Interactions(Examples):
         return int(np.searchsorted(self._offsets, number, side="right")) - 1
 
     def items(self, number: int, generator: np.random.Generator) -> NDArray[np.int32]:  # noqa: ARG002  # nothing is random
-        user = self.user(number)
-        place = number - int(self._offsets[user])
-        return self.split.train(user)[place : place + 1]
+        if not 0 <= number < self.num_examples:
+            raise IndexError(f"interaction {number} of {self.num_examples}")
+        return self._items[number : number + 1]
+
+    def touched(self, user: int) -> NDArray[np.int32]:
+        return self._items[self._offsets[user] : self._offsets[user + 1]]
 
     def length(self, number: int) -> int:  # noqa: ARG002  # all are alike
         return 1
