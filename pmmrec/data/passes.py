@@ -1,4 +1,4 @@
-"""Make of a window what a pass of the user encoder reads: its inputs, its targets, and negatives drawn for them."""
+"""Turn windows into the inputs, targets and drawn negatives of each pass of the user encoder."""
 # S items of a window, l inputs of one row, L inputs of a pass, B windows, C negatives of a target, N items of a domain.
 # A key names an item of the whole run.
 
@@ -31,13 +31,13 @@ from pmmrec.requests import (
 )
 
 Ints = NDArray[np.int64]
-BLIND_ROUNDS = 16  # of drawing anew what may not be drawn, before all items that may are listed
+BLIND_ROUNDS = 16  # of drawing again in place of touched items, before the items that are left are listed
 NO_TARGET = -1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One window as one pass reads it, without padding; items are given by keys."""
+    """The inputs and targets of one window in one pass, without padding; items are given by keys."""
 
     input_l: Ints
     target_l: Ints | None = None  # NO_TARGET where there is none; None: there are none
@@ -93,13 +93,13 @@ class NegativePool:
         return rows
 
     def _listed(self, seen: Ints, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
-        """Draws among the listed items that may be drawn, for users who touched almost all."""
+        """Rows drawn from a list of the items that are left, for users who touched almost all."""
         weight_N = self._weights(config.by)
         weight_N[seen] = 0
         return rng.choice(len(weight_N), count, p=weight_N / weight_N.sum()).astype(np.int64)
 
     def _weights(self, by: NegativeWeight) -> NDArray[np.float64]:
-        """In proportion to these items are drawn for a user who touched nothing, `(N,)`."""
+        """How likely each item is drawn for a user who touched nothing, `(N,)`; the sum is not 1."""
         is_popular = by == "popularity"
         counts_N = self._split.train_counts if is_popular else np.ones(self._split.domain.num_items)
         weight_N = counts_N.astype(np.float64)
@@ -149,14 +149,14 @@ class PassMaker:
         self.draws_negatives = any(self._passes.values())
 
     def rows(self, visit: Visit, pool: SlotPool | None) -> dict[WindowRequest, Row]:
-        """What each pass reads of a window, but for the window as it is.
+        """The row of each pass, but for passes that `Windows.next_items` gives already.
 
         `pool`: all windows of the step; needed where noise is asked for.
         """
         rows: dict[WindowRequest, Row] = {}
         for request, drawn in self._passes.items():
             if isinstance(request, NextItems) and not drawn and visit.has_history:
-                continue  # the windows themselves say all of it
+                continue
             row = self._row(request, visit, pool)
             rows[request] = self._with_negatives(row, visit, drawn) if drawn else row
         return rows
@@ -206,16 +206,13 @@ class PassMaker:
 
     def _negatives(self, target_k: Ints, visit: Visit, config: DrawnNegatives) -> Ints:
         """Keys of what is drawn for some targets, `(k, C)`."""
-        pool, user, kind = (
-            self._pools[visit.window.domain],
-            visit.window.user,
-            (config.count, config.by == "popularity"),
-        )
+        pool, user = self._pools[visit.window.domain], visit.window.user
+        kind = (config.count, int(config.by == "popularity"))
         if config.per == "position":
-            return pool.draw(user, len(target_k), config, self._random(Purpose.NEGATIVES, visit, *map(int, kind)))
+            return pool.draw(user, len(target_k), config, self._random(Purpose.NEGATIVES, visit, *kind))
         keys, place_k = np.unique(target_k, return_inverse=True)
         pair = (self._seed, Purpose.PAIR_NEGATIVES, visit.visit, visit.window.domain, user)
-        drawn = [pool.draw(user, 1, config, generator(*pair, key, *map(int, kind))) for key in keys.tolist()]
+        drawn = [pool.draw(user, 1, config, generator(*pair, key, *kind)) for key in keys.tolist()]
         return np.concatenate(drawn)[place_k]
 
     def _random(self, purpose: Purpose, visit: Visit, *place: int) -> np.random.Generator:
