@@ -117,11 +117,14 @@ class ListMaker:
         sizes: Sizes | None = None,
         device: torch.device | None = None,
         threads: int = 1,
+        first_user: int = 0,
     ) -> None:
         """Vectors may stay on the CPU where the model is on another `device`.
 
         On a CPU each of `threads` takes chunks of its own: products of matrices that threads share make them wait for
         one another, long where the machine does other work.
+
+        `first_user`: the place of the domain's first user among those of all domains of the model.
 
         Raises RecipeError where k does not fit the catalogue, ValueError where scores read counts and there are none.
         """
@@ -135,6 +138,7 @@ class ListMaker:
         if scorer.reads_counts and counts is None:
             raise ValueError("counts: the scorer reads how often each item was touched, found None")
         self._recommender, self._vectors_ND, self._k, self._seen = recommender, vectors_ND, k, seen
+        self._first_user = first_user
         self._device = device or vectors_ND.device
         self._candidates = Candidates(num_items, contents, counts if scorer.reads_counts else None)
         first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
@@ -156,11 +160,11 @@ class ListMaker:
                 Scan(write, len(self._candidates), k, self._sizes, self._device) for _ in range(threads - 1)
             ]
 
-    def lists(self, offsets: Rows, items: Rows, first_user: int = 0, users: Rows | None = None) -> Iterator[TopItems]:
+    def lists(self, offsets: Rows, items: Rows, users: Rows | None = None) -> Iterator[TopItems]:
         """Lists in order; the i-th user's history is items[offsets[i]:offsets[i+1]], and none is empty.
 
-        In the lists users are numbered from `first_user` on. `users`: their rows in the domain, for a model that knows
-        users by id. Raises NotFiniteError for a score that is not finite.
+        In the lists users are numbered from 0 on. `users`: their rows in the domain, for a model that knows users by
+        id. Raises NotFiniteError for a score that is not finite.
         """
         free: SimpleQueue[Scan] = SimpleQueue()
         for scan in self._scans:
@@ -169,13 +173,13 @@ class ListMaker:
         def chunk(start: int) -> TopItems:
             offset_B = np.asarray(offsets[start : start + self._sizes.users + 1]).astype(np.int64)
             item_H = np.asarray(items[offset_B[0] : offset_B[-1]]).astype(np.int64)
+            rows = None
+            if users is not None:
+                rows = self._first_user + np.asarray(users[start : start + len(offset_B) - 1]).astype(np.int64)
             scan = free.get()
             try:
                 with torch.no_grad():
-                    some = (
-                        None if users is None else np.asarray(users[start : start + len(offset_B) - 1]).astype(np.int64)
-                    )
-                    return self._chunk(scan, offset_B - offset_B[0], item_H, first_user + start, some)
+                    return self._chunk(scan, offset_B - offset_B[0], item_H, start, rows)
             finally:
                 free.put(scan)
 
@@ -286,11 +290,14 @@ def top_k(
     seen: Seen = "exclude",
     chunk: int,
     users: Rows | None = None,
+    first_user: int = 0,
 ) -> Iterator[TopItems]:
     """Exact lists for all users, in order; user i's history is items[offsets[i]:offsets[i+1]].
 
     `counts`: how often each item was touched, `(N,)`; read by scorers that know of popularity. With `contents`, alike
-    items tie exactly and nobody gets an item of which the model can read nothing.
+    items tie exactly and nobody gets an item of which the model can read nothing. `users`: the row of each in the
+    domain, for a model that knows users by id; `first_user`: the place of the domain's first user among those of all
+    domains of the model.
 
     `exclude`: nobody gets an item of the history. Raises RecipeError when k does not fit the catalogue, DataError for a
     user without history and for scores that are not finite; the checks of k and of histories come before any work.
@@ -299,7 +306,8 @@ def top_k(
     if len(empty):
         raise DataError(f"user {empty[0]} has no history ({len(empty)} such users); leave such users out")
     sizes = dataclasses.replace(Sizes.on(vectors_ND.device), users=chunk)
-    maker = ListMaker(recommender, vectors_ND, k, counts=counts, contents=contents, seen=seen, sizes=sizes)
+    rules: dict[str, Any] = {"counts": counts, "contents": contents, "seen": seen, "sizes": sizes}
+    maker = ListMaker(recommender, vectors_ND, k, **rules, first_user=first_user)
     return maker.lists(offsets, items, users=users)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pmmrec.context import BuildContext, Catalogue
 from pmmrec.contracts import ItemVectors, Query
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
@@ -20,6 +21,7 @@ from pmmrec.evaluation.recommend import ListMaker, top_k
 from pmmrec.evaluation.scan import Sizes, first_largest
 from pmmrec.models import Scorer
 from pmmrec.models.recommender import Recommender
+from pmmrec.users import user_encoders
 
 NUM_ITEMS = 12
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -197,3 +199,28 @@ def test_scores_that_are_not_finite_are_an_error_that_names_the_user(recommender
     lists = top_k(recommender, vectors_ND, np.array([0, 1, 2]), np.array([0, 1]), 1, counts=counts, chunk=1)
     with pytest.raises(DataError, match="user 0: item 2 scores nan"):
         next(lists)
+
+
+@pytest.mark.parametrize("first_user", [0, 7])
+def test_a_model_that_knows_users_by_id_ranks_by_their_rows_among_those_of_all_domains(
+    first_user: int, make_split: Callable[..., Split], recommender: Recommender
+) -> None:
+    domain = make_split(SEQUENCES, NUM_ITEMS).domain
+    another = Catalogue("another", 3, "other", num_users=7, users_fingerprint="others")
+    catalogues = [another, domain.catalogue] if first_user else [domain.catalogue, another]
+    context = BuildContext(8, catalogues=catalogues)
+    torch.manual_seed(0)
+    config = user_encoders.config({"type": "user_table"})
+    recommender.user_encoder = user_encoder = user_encoders.part_class(config)(config, context)
+    vectors_ND, rows = torch.randn(NUM_ITEMS, 8), np.arange(len(SEQUENCES))
+    score_QN = user_encoder.vector.weight[first_user + rows] @ vectors_ND.T
+    lists = top_k(
+        *(recommender, vectors_ND, domain.sequence_offsets, domain.sequence_items, NUM_ITEMS),
+        counts=domain.item_counts,
+        seen="include",
+        chunk=2,
+        users=rows,
+        first_user=first_user,
+    )
+    found = torch.cat([top.item_index_BK for top in lists])
+    assert torch.equal(found, score_QN.argsort(dim=1, descending=True))
