@@ -151,12 +151,24 @@ class RunRecipe(Config):
 
     def reread(self, text: str) -> str:
         """A recipe that an earlier version wrote, as this one would write it; as it is where it cannot be read."""
+        try:
+            return self._of_earlier(parse_yaml(text, "recipe")).to_yaml()
+        except RecipeError:
+            return text
+
+    def retold(self, told: Tree) -> Tree:
+        """What `told` of an earlier version gave, as this one would give it; as it is where it cannot be read."""
+        untold = _without(self.model_dump(mode="json"), self.told())
+        try:
+            return self._of_earlier(overlay(told, untold)).told()
+        except RecipeError:
+            return told
+
+    def _of_earlier(self, tree: Tree) -> Self:
+        """A recipe that an earlier version wrote, read without a notice."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RenamedSettingWarning)
-            try:
-                return validate(type(self), renamed_recipe(parse_yaml(text, "recipe")), "recipe").to_yaml()
-            except RecipeError:
-                return text
+            return validate(type(self), renamed_recipe(tree), "recipe")
 
     def to_public_yaml(self) -> str:
         """The recipe as a checkpoint carries it: places of this machine are left out, sources keep their last name."""
@@ -243,6 +255,12 @@ class FinetuneRecipe(RunRecipe):
                     f"model: {part}: {setting} is {here}, but the part comes from {checkpoint.folder}, where it is "
                     f"{there}; leave model out of the recipe, or start the part fresh with transfer"
                 )
+
+
+def _without(tree: Tree, less: Tree) -> Tree:
+    """The settings of `tree` that `less` does not have."""
+    inner = {key: _without(value, less[key]) for key, value in tree.items() if key in less and isinstance(value, dict)}
+    return {key: value for key, value in tree.items() if key not in less} | {k: v for k, v in inner.items() if v}
 
 
 def _told_apart(ours: Any, theirs: Any) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import Self
 
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.settings import Tree
 from pmmrec.tuning.space import Dimension, Space
 
 STUDY_FILE = "study.db"
@@ -51,7 +52,15 @@ class Record:
         self._open: dict[int, optuna.Trial] = {}
 
     @classmethod
-    def open(cls, folder: Path, space: Space, about: Mapping[str, Any], seed: int, prune_after: int | None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        space: Space,
+        about: Mapping[str, Any],
+        seed: int,
+        prune_after: int | None,
+        retold: Callable[[Tree], Tree],
+    ) -> Self:
         """Start a search in `folder`, or resume the one that is there.
 
         Args:
@@ -60,6 +69,7 @@ class Record:
             about: The inputs that must be equal for trials to be comparable, by a name for people.
             seed: A proposal is a function of this seed, the number of the trial and the trials before it.
             prune_after: Epochs that every trial gets; None: no trial ends early.
+            retold: What an earlier version recorded of a recipe, as this one would record it.
 
         Raises:
             RecipeError: The existing search has other inputs.
@@ -87,7 +97,7 @@ class Record:
                 raise DataError(f"{folder / STUDY_FILE}: does not say what was searched: {ADVICE}")
             study.set_user_attr("about", dict(about))
         else:
-            _refuse_other(folder, known, about)
+            _refuse_other(folder, {**known, "recipe": retold(known["recipe"])}, about)
         record = cls(study, space, seed)
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             record._try_again(left)  # its process has ended, because a search locks its folder

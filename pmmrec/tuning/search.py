@@ -101,8 +101,8 @@ class Search:
             folder_lock(self.folder, "a search, or a trial that it left,") as lock,
             signals_as_interrupts() as self._asked,
         ):
-            prune_after = self._plan.prune_after
-            self._record = Record.open(self.folder, self._space, self.about, self._plan.seed, prune_after)
+            how = (self._plan.seed, self._plan.prune_after, self._recipe.retold)
+            self._record = Record.open(self.folder, self._space, self.about, *how)
             if self._record.is_new:
                 self._refuse_trials_of_no_record()
                 self._begin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing_extensions import Self
 
 from pmmrec.errors import RecipeError
 from pmmrec.recipe import RunRecipe
+from pmmrec.renamed import RenamedSettingWarning, renamed_recipe
 from pmmrec.settings import Config, Tree, overlay, read_yaml, validate
 
 Real = Annotated[float, Field(strict=True)]
@@ -154,11 +156,14 @@ class Space:
         try:
             self._tried(recipe, tree, path, value)
         except RecipeError as error:
-            return [_told_of(path, value, line.strip()) for line in str(error).splitlines()[1:]]
+            first, *more = str(error).splitlines()
+            return [_told_of(path, value, line.strip()) for line in more or [first]]
         return []
 
     def _tried(self, recipe: RunRecipe, tree: Mapping[str, Any], path: str, value: Any) -> RunRecipe:
-        return validate(type(recipe), overlay(tree, _nested(path, value)), str(self.source))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RenamedSettingWarning)  # the runs of the trials tell of it
+            return validate(type(recipe), renamed_recipe(overlay(tree, _nested(path, value))), str(self.source))
 
 
 def read_space(source: Path) -> Space:

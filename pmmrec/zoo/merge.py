@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pmmrec.context import Catalogue
+import numpy as np
+from numpy.typing import NDArray
+
+from pmmrec.context import Catalogue, InteractionGraph
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import build
 from pmmrec.row_table import catalogues_in
 from pmmrec.zoo import files
 from pmmrec.zoo.about import FORMAT, about_parts
 from pmmrec.zoo.base import index_hash
-from pmmrec.zoo.card import ITEM_TABLE
+from pmmrec.zoo.card import ITEM_TABLE, USER_TABLE
 from pmmrec.zoo.checkpoint import AdapterCheckpoint, Checkpoint
 from pmmrec.zoo.folder import CARD_NAME, PART_TENSORS, RECIPE_NAME
 from pmmrec.zoo.index import Index
@@ -27,7 +30,9 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
     if not isinstance(checkpoint, AdapterCheckpoint):
         raise RecipeError(f"{checkpoint.folder}: has no adapters, so there is nothing to merge")
     model_config, index = checkpoint.model_config, checkpoint.index
-    recommender = build(model_config, checkpoint.backbones(), _catalogues_of(checkpoint))
+    catalogues = _catalogues_of(checkpoint)
+    graphs = [InteractionGraph(c.num_users, c.num_items, _no_interactions) for c in catalogues]
+    recommender = build(model_config, checkpoint.backbones(), catalogues, graphs)
     adapted = {name: recommender.parts[name] for name in index.adapted}
     states = {name: checkpoint.part_state(name, part) for name, part in adapted.items()}
     about = about_parts(model_config, adapted)
@@ -55,12 +60,19 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _catalogues_of(checkpoint: Checkpoint) -> list[Catalogue]:
-    """The catalogues whose ids the model looks up, needed to build it; empty for a model that reads content."""
-    entry = checkpoint.parts.get(ITEM_TABLE)
-    if entry is None:
-        return []
-    folder = checkpoint.sound_folder(entry)
-    saved = files.read_tensors(folder / PART_TENSORS).get("catalogue_bytes")
-    if saved is None:
-        raise CheckpointError(f"{folder}: does not say which items it was trained for; train it again")
-    return catalogues_in(saved)
+    """The domains whose items or users the model looks up, needed to build it; empty for a model that knows no ids."""
+    tables = [entry for name, entry in checkpoint.parts.items() if name == ITEM_TABLE or entry.type == USER_TABLE]
+    found: list[Catalogue] = []
+    for entry in sorted(tables, key=lambda entry: entry.type == USER_TABLE):  # the last one wins: it tells of both
+        folder = checkpoint.sound_folder(entry)
+        tensors = files.read_tensors(folder / PART_TENSORS)
+        saved = next((tensor for name, tensor in tensors.items() if name.endswith("catalogue_bytes")), None)
+        if saved is None:
+            raise CheckpointError(f"{folder}: does not say which domains it was trained for; train it again")
+        found = catalogues_in(saved)
+    return found
+
+
+def _no_interactions() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those of a graph that is built and never read: adapters are in other parts."""
+    return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,23 @@ def test_noise_is_read_where_earlier_versions_kept_it() -> None:
         "data:\n", "data:\n  corruption: {replace: 0.05, replace_from: domain, shuffle: 0.15}\n"
     )
     assert recipe.reread(told) == recipe.to_yaml()
+
+
+@pytest.mark.parametrize("name", ["pretrain/tiny", "finetune/sasrec"])
+def test_what_an_earlier_search_recorded_of_a_recipe_is_read_in_the_words_of_today(name: str) -> None:
+    recipe_class = PretrainRecipe if name == "pretrain/tiny" else FinetuneRecipe
+    recipe = read_recipe(recipe_class, RECIPES[name], ["data.sources=[a, b]"] if name == "pretrain/tiny" else [])
+    today = json.loads(json.dumps(recipe.told()))
+    earlier = json.loads(json.dumps(today))
+    earlier["data"]["corruption"] = {"replace": 0.05, "replace_from": "domain", "shuffle": 0.15}
+    for objective in earlier["objectives"].values():
+        objective.pop("noise", None)
+    del earlier["data"]["split"], earlier["validation"]["judge"], earlier["validation"]["cutoffs"]
+    encoder = earlier["model"]["user_encoder"]
+    encoder["is_causal"] = encoder.pop("attends") == "past"
+    assert json.loads(json.dumps(recipe.retold(earlier))) == today != earlier
+    unreadable = {**earlier, "nonsense": 1}
+    assert recipe.retold(unreadable) == unreadable
 
 
 def test_noise_that_no_objective_reads_is_refused_where_earlier_versions_kept_it() -> None:

@@ -178,7 +178,8 @@ def test_what_ends_a_later_start_leaves_the_trials_before_it(home: Path, world: 
     where = {"space": "space.yaml", "start_from": "none", "on": world / "boutique"}
     search = Search(SearchPlan.model_validate({**plan, **where, "seed": SEED}), print)
     (search.folder / "trials").mkdir(parents=True)
-    record = Record.open(search.folder, read_space(Path("space.yaml")), search.about, SEED, prune_after=3)
+    rules = {"prune_after": 3, "retold": dict}
+    record = Record.open(search.folder, read_space(Path("space.yaml")), search.about, SEED, **rules)
     number, values = record.propose()  # an earlier start, in which a trial failed for reasons of its own
     record.end(Ending(number=number, state="failed", values=values, is_own=False, message="the disk was full"))
     result = pmmrec(*command)

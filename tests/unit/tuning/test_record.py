@@ -21,7 +21,7 @@ OWN = {"a.x": 0.5, "a.kind": [1, 2]}
 
 def _open(folder: Path, **changed: object) -> Record:
     about = {"recipe": "r", "space": {"x": [0, 1]}, **changed}
-    return Record.open(folder, SPACE, about, seed=3, prune_after=1)
+    return Record.open(folder, SPACE, about, seed=3, prune_after=1, retold=lambda told: told)
 
 
 def _ended(number: int, value: float | None, state: str = "complete", message: str = "") -> Ending:
@@ -55,6 +55,16 @@ def test_a_trial_of_a_killed_search_does_not_count_and_is_tried_again(tmp_path: 
     assert again.propose() == (2, OWN)
     again.end(_ended(2, 0.5))
     assert [ending.is_own for ending in again.endings()] == [True]
+
+
+def test_a_search_of_an_earlier_version_is_compared_in_the_words_of_today(tmp_path: Path) -> None:
+    about = {"recipe": {"data": {"corruption": 3}}, "space": {}}
+    Record.open(tmp_path, SPACE, about, seed=3, prune_after=1, retold=dict).begin_with(OWN)
+    today = {"recipe": {"noise": 3}, "space": {}}
+    with pytest.raises(RecipeError, match="holds a search with another recipe"):
+        Record.open(tmp_path, SPACE, today, seed=3, prune_after=1, retold=dict)
+    read = {"noise": 3}.copy
+    assert not Record.open(tmp_path, SPACE, today, seed=3, prune_after=1, retold=lambda _told: read()).is_new
 
 
 @pytest.mark.parametrize("content", [b"x" * 5000, b"SQLite format 3\0" + bytes(4000)])
@@ -93,7 +103,7 @@ FEW = Space(Path("few.yaml"), {"a.n": Dimension(int=(1, 3)), "a.kind": Dimension
 
 
 def _few(folder: Path) -> Record:
-    return Record.open(folder, FEW, {}, seed=3, prune_after=None)
+    return Record.open(folder, FEW, {"recipe": {}}, seed=3, prune_after=None, retold=lambda told: told)
 
 
 def test_no_settings_are_tried_twice_and_a_small_space_is_exhausted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pmmrec.errors import RecipeError
-from pmmrec.recipe import FinetuneRecipe, read_recipe, recipe_tree
+from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, read_recipe, recipe_tree
 from pmmrec.shipped import find_recipe, shipped_file, shipped_recipes
 from pmmrec.tuning.space import Space, keys_of, read_space
 
@@ -20,7 +20,8 @@ def _space(folder: Path, *lines: str) -> Space:
 
 def _against(space: Space, name: str = "finetune/sasrec", *overrides: str) -> dict:
     path = find_recipe(name)
-    recipe, tree = read_recipe(FinetuneRecipe, path, overrides), recipe_tree(path, overrides)
+    recipe_class = PretrainRecipe if name.startswith("pretrain") else FinetuneRecipe
+    recipe, tree = read_recipe(recipe_class, path, overrides), recipe_tree(path, overrides)
     space.refuse_invalid(recipe, tree)
     return space.own_values(recipe, tree)
 
@@ -62,6 +63,14 @@ def test_a_value_outside_the_space_is_not_the_recipes_own(tmp_path: Path) -> Non
     assert _against(space, "finetune/sasrec", "train.optimizer.weight_decay=0", "train.clip_norm=null") == {
         "train.optimizer.weight_decay": 0
     }
+
+
+def test_a_setting_may_be_searched_under_its_earlier_name(tmp_path: Path) -> None:
+    space = _space(tmp_path, "data.corruption.shuffle: {choice: [0.15, 0.5]}")
+    assert _against(space, "pretrain/tiny", "data.sources=[a]") == {"data.corruption.shuffle": 0.15}
+    without = ("objectives.nid=null", "objectives.rcl=null")
+    with pytest.raises(RecipeError, match=r"1 problem\n  data\.corruption: has no effect"):
+        _against(space, "pretrain/tiny", "data.sources=[a]", *without)
 
 
 def test_a_choice_can_be_a_mapping(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from pmmrec.adapters.plan import AdapterPlan
-from pmmrec.context import Backbone
+from pmmrec.context import Backbone, Catalogue, InteractionGraph
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -115,6 +116,29 @@ def test_merged_weights_score_the_same_without_adapters(saved: Path, other: Any,
     torch.testing.assert_close(score(recommender), score(other.recommender), rtol=0, atol=1e-5)  # measured 5e-7
     assert load_file(tmp_path / "merged/objectives/noise_detection/part.safetensors").keys()
     AutoModel.from_pretrained(tmp_path / "merged" / "text_encoder")
+
+
+@pytest.mark.parametrize("propagation", ["identity", "lightgcn"])
+def test_adapters_of_a_model_that_knows_users_by_id_are_merged(
+    text_only: Any, backbones: dict[str, Backbone], tmp_path: Path, propagation: str
+) -> None:
+    tree = text_only.model_config.model_dump(mode="json")
+    more = {"user_encoder": {"type": "user_table"}, "propagation": {"type": propagation}}
+    config = validate(ModelConfig, {**tree, **more}, "test")
+    graph = InteractionGraph(2, 3, lambda: (np.array([0, 1]), np.array([2, 0])))
+    domain = [Catalogue("shop", 3, "items", 2, "users")], [graph]
+    base, other = (
+        replace(text_only, model_config=config, recommender=build(config, backbones, *domain)) for _ in range(2)
+    )
+    base.save(tmp_path / "base")
+    train_adapters(tmp_path / "base", other, {"text_encoder": LORA}, tmp_path / "adapted")
+    merge_adapters(Checkpoint.open(tmp_path / "adapted"), tmp_path / "merged")
+    merged = load_recommender(Checkpoint.open(tmp_path / "merged"), *domain).state_dict()
+    before = base.recommender.state_dict()
+    assert set(merged) == set(before)
+    changed = [name for name in merged if not torch.equal(merged[name], before[name])]
+    assert changed
+    assert all("text_encoder" in name for name in changed)
 
 
 def test_bottlenecks_are_not_merged(adapted: Path, tmp_path: Path) -> None:
