@@ -1,8 +1,8 @@
-"""What does keeping the states of frozen blocks save? CPU time of a training step with and without, on real batches.
+"""Measure the CPU time that cached states of frozen blocks save in a training step, on real batches.
 
-Takes the folder of the data (`make benchmarks`); says so and ends well where it is missing. What it makes lies below
-runs/benchmarks. Steps without and with kept states take turns in one process, on the same batches, so that ratios hold
-also on a machine that does other work.
+Takes the folder of the data (`make benchmarks`); where it is missing, says so and exits with 0. All output lies below
+runs/benchmarks. Steps with and without cached states alternate in one process on the same batches, so the ratios hold
+on a busy machine too.
 """
 
 from __future__ import annotations

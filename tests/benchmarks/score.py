@@ -1,16 +1,15 @@
-"""How fast, and in how much memory, does `pmmrec score` make lists for many users over a large catalogue?
+"""Measure time and memory of `pmmrec score` for many users over a large catalogue.
 
-Three figures. Encoding: items a second, once. Lists: users a second and peak memory of whole commands, for few and for
-many users, by the clock and by CPU time, which other work on the machine changes little. Ratio: the time of lists
-(states of users, scores, the best ten, Parquet) over that of what cannot be avoided, a bare product of matrices of the
-same shapes and torch.topk; the two take turns chunk by chunk in one process, so that the ratio holds also on a machine
-that does other work.
+Three figures. Encoding: items per second, once. Lists: users per second and peak memory of whole commands, for few and
+for many users, by the clock and by CPU time, which other work on the machine changes little. Ratio: the time of lists
+(user states, scores, the best ten, Parquet) divided by that of the least work, a matrix product of the same shapes and
+torch.topk; the two alternate chunk by chunk in one process, so the ratio holds on a busy machine too.
 
     python tests/benchmarks/score.py [--items 100000] [--users 10000 100000 1000000] [--sample 20000]
         [--home runs/benchmarks]
 
-The checkpoint is pretrain/tiny after one epoch (width 64, two layers over 20 inputs), the platform is drawn at random:
-texts of seven words, histories of 5 to 40 items, popularity as 1 / (rank + 10). What is made lies below --home.
+The checkpoint is pretrain/tiny after one epoch (width 64, two layers over 20 inputs). The platform is random: texts of
+seven words, histories of 5 to 40 items, popularity 1 / (rank + 10). All output lies below --home.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ RULES: list[NegativeRule] = ["unseen", "other_users"]
 
 
 def weights_by_loops(windows: Windows, num_items: int, rule: NegativeRule) -> Tensor:
-    """One slot after another: does it count against user b?"""
+    """Weights of items as negatives of user b, slot by slot, as the rule says."""
     index, is_valid = windows.item_index_BS.tolist(), windows.is_valid_BS.tolist()
     num_users, num_positions = windows.item_index_BS.shape
     weight_BU = torch.zeros(num_users, num_items, dtype=torch.float64)
