@@ -21,6 +21,11 @@ class Backbone:
     is_pretrained: bool  # False: only configuration and tokenizer are read, weights are drawn fresh
 
 
+def _no_values(attribute: str) -> Mapping[int, int]:
+    del attribute
+    return {}
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """The items and users of a domain, as parts must know them that have a row for each."""
@@ -30,6 +35,8 @@ class Catalogue:
     fingerprint: str  # of the item ids in order
     num_users: int = 0
     users_fingerprint: str = ""  # of the users and what they did, in order
+    value_counts: Callable[[str], Mapping[int, int]] = field(default=_no_values, compare=False, repr=False)
+    # How many items have each value of an attribute, by the number that stands for the value in every domain.
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
 from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
 from pmmrec.modality import Tokenizer as Tokenizer  # noqa: PLC0414
+from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
 from pmmrec.modality import VectorSpec as VectorSpec  # noqa: PLC0414
 from pmmrec.requests import DrawnNegatives, WindowRequest
 
@@ -94,7 +95,15 @@ class StoredInputs:
     item_index_R: Tensor  # int64, places in U
 
 
-FieldInputs: TypeAlias = TokenInputs | PixelInputs | PrefixSlots | PrefixInputs | StoredInputs
+@dataclass(frozen=True)
+class ValueInputs:
+    """Values of an attribute of the items that have one. R is never 0: key 0 of item 0 stands in when none has one."""
+
+    key_R: Tensor  # int64, stands for the value in every domain
+    item_index_R: Tensor  # int64, places in U
+
+
+FieldInputs: TypeAlias = TokenInputs | PixelInputs | PrefixSlots | PrefixInputs | StoredInputs | ValueInputs
 
 
 class Prefix(Protocol):

@@ -51,4 +51,9 @@ class VectorSpec:
     shape: tuple[int, ...]  # (F,), or (T, F) for features of several vectors
 
 
-FieldSpec: TypeAlias = TextSpec | PixelSpec | VectorSpec
+@dataclass(frozen=True)
+class ValueSpec:
+    """That a model reads a further column of the items as an attribute with a few different values."""
+
+
+FieldSpec: TypeAlias = TextSpec | PixelSpec | VectorSpec | ValueSpec

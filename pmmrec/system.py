@@ -248,10 +248,10 @@ class System:
         if items is None:
             yield None
             return
-        fields = self.checkpoint.model_config.item_encoder.fields
+        encoder = self.checkpoint.model_config.item_encoder
         knows_graph = self.checkpoint.model_config.knows_graph
-        if knows_graph or not {"text", "image"} & fields:
-            by = "their neighbours in a graph" if knows_graph else "stored features" if fields else "id"
+        if knows_graph or not encoder.reads_new_items:
+            by = "their neighbours in a graph" if knows_graph else "stored features" if encoder.fields else "id"
             raise RecipeError(
                 f"--new-items: this model knows items by {by}, and can say nothing of items it has not met"
             )

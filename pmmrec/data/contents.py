@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.contracts import FieldSpec, PixelSpec, TextSpec, VectorSpec
+from pmmrec.contracts import FieldSpec, PixelSpec, TextSpec, ValueSpec, VectorSpec
 from pmmrec.data.cache import ContentCache
 from pmmrec.data.domain import Domain
 from pmmrec.data.features import FeatureTable
@@ -53,11 +53,11 @@ def having(domain: Domain, field: str, kind: type[FieldSpec]) -> NDArray[np.bool
     """Which items of a domain have a field that is read in this way, `(N,)`."""
     if kind is PixelSpec:
         return domain.has[Modality.IMAGE]
-    return domain.has_text(field) if kind is TextSpec else domain.feature(field).has_N
+    return domain.feature(field).has_N if kind is VectorSpec else domain.has_text(field)
 
 
 def contents_of(domain: Domain, kinds: Kinds, tokens: Mapping[str, TokenTable], cache: ContentCache) -> Contents:
-    """Compare items by their token ids, stored image bytes and stored features, as far as a model reads them.
+    """Compare items by their token ids, image bytes, stored features and attributes, as far as a model reads them.
 
     `tokens` holds the table of each text. `cache` keeps the comparisons of images and features; raises MachineError
     where it cannot be written.
@@ -68,6 +68,8 @@ def contents_of(domain: Domain, kinds: Kinds, tokens: Mapping[str, TokenTable], 
             same_field_N = tokens[field].first_same()
         elif kind is PixelSpec:
             same_field_N = _same_images(domain, cache)
+        elif kind is ValueSpec:
+            same_field_N = first_equal(domain.value_keys(field))
         else:
             same_field_N = _same_features(domain, field, cache)
         same_as_N = first_equal(same_as_N * domain.num_items + same_field_N) if place else same_field_N

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pmmrec.context import Catalogue
 from pmmrec.data.arrow import ArrowTable, Cells
+from pmmrec.data.columns import ItemColumn
 from pmmrec.data.features import FeatureTable
 from pmmrec.data.info import (
     DOMAIN_FILE,
@@ -28,7 +29,6 @@ from pmmrec.data.info import (
     read_info,
 )
 from pmmrec.data.sequences import Sequences
-from pmmrec.data.wording import cleaned
 from pmmrec.errors import DataError
 from pmmrec.homes import expanded
 from pmmrec.modality import Modality
@@ -42,10 +42,10 @@ class Domain:
     ) -> None:
         self.folder, self.info, self.sequences = folder, info, sequences
         self._features: dict[str, FeatureTable] = {}
-        self._has_text: dict[str, NDArray[np.bool_]] = {}
         table = items.mapped()
         self.item_ids = table["item_id"]
         self._attributes = {name: table[name] for name in table.column_names if name not in ("item_id", "text")}
+        self._columns = {name: ItemColumn(cells) for name, cells in self._attributes.items()}
         self._texts = items.cells("text", may_lack=True)
         self._images = None if images is None else images.cells("jpeg", may_lack=True)
         self.has: Mapping[Modality, np.ndarray] = {
@@ -105,7 +105,8 @@ class Domain:
     def catalogue(self) -> Catalogue:
         """What parts that have a row for each item or each user must know of this domain."""
         users = self.info.sha256(SEQUENCES_FILE)
-        return Catalogue(self.name, self.num_items, self.item_ids_fingerprint, self.num_users, users)
+        ids = self.item_ids_fingerprint
+        return Catalogue(self.name, self.num_items, ids, self.num_users, users, self._value_counts)
 
     @property
     def item_ids_fingerprint(self) -> str:
@@ -155,23 +156,24 @@ class Domain:
         if field == Modality.TEXT:
             found = self._read(self._texts, Modality.TEXT, rows)
             return [None if text is None else text.decode() for text in found]
-        has_R = self.has_text(field)[rows].tolist()
-        if field not in self._attributes:
-            return [None] * len(rows)
-        words = self._attributes[field].take(pa.array(rows)).cast(pa.large_string()).to_pylist()
-        return [cleaned(one) or one if has else None for one, has in zip(words, has_R, strict=True)]
+        column = self._columns.get(field)
+        return [None] * len(rows) if column is None else column.texts(np.asarray(rows))
 
     def has_text(self, field: str = Modality.TEXT.value) -> NDArray[np.bool_]:
         """Which items have `text`, or a further column, `(N,)`; none where the domain has no such column."""
         if field == Modality.TEXT:
             return self.has[Modality.TEXT]
-        if field not in self._attributes:
-            return np.zeros(self.num_items, dtype=bool)
-        if field not in self._has_text:
-            words = pc.utf8_trim_whitespace(self._attributes[field].cast(pa.large_string()))
-            is_there = pc.fill_null(pc.not_equal(words, ""), fill_value=False)
-            self._has_text[field] = is_there.combine_chunks().to_numpy(zero_copy_only=False)
-        return self._has_text[field]
+        column = self._columns.get(field)
+        return np.zeros(self.num_items, dtype=bool) if column is None else column.has_N
+
+    def value_keys(self, name: str) -> NDArray[np.int64]:
+        """A number for the value of each item in a further column, `(N,)`; 0 where there is none."""
+        column = self._columns.get(name)
+        return np.zeros(self.num_items, dtype=np.int64) if column is None else column.key_N
+
+    def _value_counts(self, name: str) -> Mapping[int, int]:
+        column = self._columns.get(name)
+        return {} if column is None else column.counts
 
     def _read(self, cells: Cells, modality: Modality, rows: np.ndarray) -> list[bytes | None]:
         rows = np.asarray(rows)

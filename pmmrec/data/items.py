@@ -26,6 +26,8 @@ from pmmrec.contracts import (
     StoredInputs,
     TextSpec,
     TokenInputs,
+    ValueInputs,
+    ValueSpec,
     VectorSpec,
     to_device,
 )
@@ -242,6 +244,8 @@ class ItemReader:
             return self._texts(field, domain_U, row_U, has_U)
         if kind is PixelSpec:
             return self._images(domain_U, row_U, has_U)
+        if kind is ValueSpec:
+            return self._values(field, domain_U, row_U, has_U)
         return self._stored(field, domain_U, row_U, has_U)
 
     def _texts(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
@@ -280,6 +284,15 @@ class ItemReader:
         if len(item_index) == 0:
             item_index = np.zeros(1, dtype=np.int64)
         return StoredInputs(torch.from_numpy(vector_RF), torch.from_numpy(item_index))
+
+    def _values(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> ValueInputs:
+        item_index = np.flatnonzero(has_U)
+        key_R = np.zeros(max(1, len(item_index)), dtype=np.int64)
+        for domain, places in _by_domain(domain_U[item_index]):
+            key_R[places] = self._domains[domain].value_keys(field)[row_U[item_index[places]]]
+        if len(item_index) == 0:
+            item_index = np.zeros(1, dtype=np.int64)
+        return ValueInputs(torch.from_numpy(key_R), torch.from_numpy(item_index))
 
 
 def _by_domain(domain_U: Ints) -> Iterator[tuple[int, Ints]]:

@@ -28,6 +28,11 @@ class ItemEncoderConfig(PartConfig):
         return frozenset()
 
     @property
+    def reads_new_items(self) -> bool:
+        """Whether it can say something of an item of which only texts, an image and further columns are known."""
+        return bool(self.fields)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The fields that are read as texts; a tokenizer that starts with a run is learned from them."""
         return (Modality.TEXT.value,)

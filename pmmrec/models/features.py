@@ -1,8 +1,10 @@
-"""Items by stored features: vectors that were computed once, under layers that are trained."""
-# Shapes: R rows of one feature, U distinct items, T vectors of an item, F length of a stored vector, D width.
+"""Items by stored features and attributes, under trained layers."""
+# Shapes: R rows of one field, U distinct items, T vectors of an item, F length of a stored vector, V values of an
+# attribute, D width.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,13 +14,23 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, StoredInputs, VectorSpec
+from pmmrec.contracts import (
+    FieldSpec,
+    ItemInputs,
+    ItemVectors,
+    Modality,
+    StoredInputs,
+    ValueInputs,
+    ValueSpec,
+    VectorSpec,
+)
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.models.rows import laid_out
 from pmmrec.settings import Config
 
 FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+NO_VALUE = 2**63 - 1  # stands for no value of any attribute
 
 
 class HeadConfig(Config):
@@ -67,8 +79,12 @@ class FeaturesConfig(ItemEncoderConfig):
 
     type: Literal["features"] = "features"
     features: dict[FeatureName, FeatureSettings] = Field(
-        min_length=1,
+        default_factory=dict,
         description="Name -> length of its vector, or settings of several; `pmmrec data features` stores them.",
+    )
+    attributes: dict[Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="Further column of the items -> how many of its most frequent values get a vector of their own.",
     )
     head: HeadConfig = HeadConfig()
 
@@ -77,17 +93,27 @@ class FeaturesConfig(ItemEncoderConfig):
         {"features": {"clip": 5, "audio": 3}, "head": {"layers": 2, "activation": "relu", "dropout": 0.2}},
         {"features": {"layers": {"vectors": 4, "length": 5, "pool": "attention"}, "clip": 3}},
         {"features": {"layers": {"vectors": 4, "length": 5, "pool": "one", "index": 3}}},
+        {"features": {"clip": 5}, "attributes": {"brand": 4, "shop": 1}},
+        {"attributes": {"brand": 2}},
     )
 
     @model_validator(mode="after")
-    def _names_features(self) -> Self:
-        if raw := {modality.value for modality in Modality} & set(self.features):
-            raise ValueError(f"features: {', '.join(sorted(raw))} is no stored feature; towers read it")
+    def _names_fields(self) -> Self:
+        if not self.fields:
+            raise ValueError("give `features`, `attributes` or both; an item encoder must read something")
+        if raw := {modality.value for modality in Modality} & self.fields:
+            raise ValueError(f"{', '.join(sorted(raw))}: neither a stored feature nor an attribute; towers read it")
+        if both := set(self.features) & set(self.attributes):
+            raise ValueError(f"{', '.join(sorted(both))}: is a feature and an attribute; read it as one of them")
         return self
 
     @property
     def fields(self) -> frozenset[str]:
-        return frozenset(self.features)
+        return frozenset([*self.features, *self.attributes])
+
+    @property
+    def reads_new_items(self) -> bool:
+        return not self.features
 
 
 class VectorPool(nn.Module):
@@ -111,14 +137,48 @@ class VectorPool(nn.Module):
         return (weight_RT[:, :, None] * vector_RTF).sum(dim=1)
 
 
-class FeatureEncoder(nn.Module):
-    """A linear layer for each feature, whose outputs are added, then an activation and the blocks of the head."""
+class ValueTable(nn.Module):
+    """A vector for each of the most frequent values of an attribute, and one for all other values, which starts at 0.
 
-    def __init__(self, features: Mapping[str, int | VectorsConfig], head: HeadConfig, width: int) -> None:
+    The values are part of the state, as the numbers that stand for them in every domain: a model that is moved to
+    another domain knows its values there. `num_values` is the number of vectors, even where there are fewer values.
+    """
+
+    value_key_V: Tensor
+
+    def __init__(self, attribute: str, num_values: int, context: BuildContext) -> None:
         super().__init__()
+        counts = Counter[int]()
+        for catalogue in context.catalogues:
+            counts.update(catalogue.value_counts(attribute))
+        frequent = sorted(counts, key=lambda key: (-counts[key], key))[:num_values]
+        keys = sorted(frequent) + [NO_VALUE] * (num_values - len(frequent))
+        self.register_buffer("value_key_V", torch.tensor(keys, dtype=torch.int64))
+        self.vector = nn.Embedding(num_values + 1, context.width)
+        nn.init.normal_(self.vector.weight, std=0.02)
+        nn.init.zeros_(self.vector.weight[0])
+
+    def forward(self, key_R: Tensor) -> Tensor:
+        """Vectors of values, `(R, D)`."""
+        place_R = torch.searchsorted(self.value_key_V, key_R).clamp(max=len(self.value_key_V) - 1)
+        is_known_R = self.value_key_V[place_R] == key_R
+        vectors_RD: Tensor = self.vector(torch.where(is_known_R, place_R + 1, 0))
+        return vectors_RD
+
+
+class FeatureEncoder(nn.Module):
+    """A linear layer for each feature and a table for each attribute, whose outputs are added, then the head.
+
+    The head is an activation and its blocks.
+    """
+
+    def __init__(self, config: FeaturesConfig, context: BuildContext) -> None:
+        super().__init__()
+        head, width = config.head, context.width
         activation = ACTIVATIONS[head.activation]
-        self.names = tuple(sorted(features))
-        ordered = [features[name] for name in self.names]
+        self.names, self.attributes = tuple(sorted(config.features)), tuple(sorted(config.attributes))
+        ordered = [config.features[name] for name in self.names]
+        self.tables = nn.ModuleList(ValueTable(name, config.attributes[name], context) for name in self.attributes)
         self.pools = nn.ModuleList(
             VectorPool(one) if isinstance(one, VectorsConfig) else nn.Identity() for one in ordered
         )
@@ -127,7 +187,7 @@ class FeatureEncoder(nn.Module):
         self.head = nn.Sequential(activation(), *(layer for block in blocks for layer in block))
 
     def forward(self, items: ItemInputs) -> Tensor:
-        """Stored vectors of U items -> `(U, D)`. A feature that an item lacks adds nothing."""
+        """Stored vectors and values of U items -> `(U, D)`. A field that an item lacks adds nothing."""
         projected_UD, dtype = [], next(self.parameters()).dtype
         for name, pool, projection in zip(self.names, self.pools, self.projections, strict=True):
             rows = items.fields.get(name)
@@ -135,6 +195,11 @@ class FeatureEncoder(nn.Module):
                 raise TypeError(f"items hold no {name}, but the model reads it; the batch builder must supply it")
             projected_RD = projection(pool(rows.vector_RF.to(dtype)))
             projected_UD.append(laid_out(projected_RD, rows.item_index_R, items.has_U[name]))
+        for name, table in zip(self.attributes, self.tables, strict=True):
+            values = items.fields.get(name)
+            if not isinstance(values, ValueInputs):
+                raise TypeError(f"items hold no {name}, but the model reads it; the batch builder must supply it")
+            projected_UD.append(laid_out(table(values.key_R), values.item_index_R, items.has_U[name]))
         head_UD: Tensor = self.head(torch.stack(projected_UD).sum(dim=0))
         return head_UD
 
@@ -146,13 +211,14 @@ def _shape(feature: int | VectorsConfig) -> tuple[int, ...]:
 
 @item_encoders.register("features", FeaturesConfig)
 class Features(ItemEncoder):
-    """Vectors `(F,)` or `(T, F)` that were computed once and stored, below trained layers, make the vector of an item.
+    """Stored vectors `(F,)` or `(T, F)` and values of attributes, below trained layers, make the vector of an item.
 
     The two-stage systems of MoRec (https://arxiv.org/abs/2303.13835): GELU(W x + b), which is TS, then `head.layers`
     blocks of dropout, linear layer and GELU, which makes it TS-DNN. Differs from the paper: several features may be
     read, as one linear layer over their concatenation would, and an item without any of them is the zero vector. Of
     several vectors, such as the hidden states of all layers of an encoder (https://arxiv.org/abs/2404.02059), `pool`
-    makes one before the linear layer.
+    makes one before the linear layer. `attributes` are further columns of the items, such as a brand, of which each
+    frequent value has a vector, as a linear layer over one-hot values would give; it is added to those of features.
 
     Example:
         model:
@@ -161,13 +227,15 @@ class Features(ItemEncoder):
             features:
               content: 768
               layers: {vectors: 13, length: 768, pool: attention}
+            attributes: {brand: 1000}
             head: {layers: 6}
     """
 
     def __init__(self, config: FeaturesConfig, context: BuildContext) -> None:
         super().__init__()
-        self._features = dict(config.features)
-        self.feature_encoder = FeatureEncoder(config.features, config.head, context.width)
+        self._reads: dict[str, FieldSpec] = {name: VectorSpec(_shape(one)) for name, one in config.features.items()}
+        self._reads |= dict.fromkeys(config.attributes, ValueSpec())
+        self.feature_encoder = FeatureEncoder(config, context)
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -175,10 +243,10 @@ class Features(ItemEncoder):
 
     @property
     def reads(self) -> Mapping[str, FieldSpec]:
-        return {name: VectorSpec(_shape(feature)) for name, feature in self._features.items()}
+        return self._reads
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items."""
-        has_U = {name: items.has_U[name] for name in self.feature_encoder.names}
+        has_U = {name: items.has_U[name] for name in self._reads}
         is_readable_U1 = torch.stack(list(has_U.values()), dim=1).any(dim=1, keepdim=True)
         return ItemVectors(torch.where(is_readable_U1, self.feature_encoder(items), 0.0), {}, has_U)

@@ -31,6 +31,8 @@ from pmmrec.contracts import (
     Tokenizer,
     TokenStates,
     UserStates,
+    ValueInputs,
+    ValueSpec,
     to_device,
 )
 from pmmrec.data.examples import example_kinds
@@ -57,6 +59,7 @@ MODULES: tuple[Family[Any], ...] = (  # families of parts of a model, which are 
 )
 FAMILIES: tuple[Family[Any], ...] = (*MODULES, adapters, splits, example_kinds)
 TEXTS = ("red shoes", "a blue shirt", "green")
+VALUES = (11, 22, 33)  # of an attribute; items of the catalogue have the first two
 NUM_ITEMS = len(TEXTS)
 ALL_ITEMS = tuple(range(NUM_ITEMS))
 HISTORY_LENGTHS = (4, 2, 1)
@@ -91,7 +94,9 @@ class Subject:
         elif self.family is item_encoders:
             encoders = dict(getattr(self.config, "encoders", {}))
         backbones = {name: self._backbone(name, config) for name, config in encoders.items()}
-        catalogues = [Catalogue("books", NUM_ITEMS, "aa", len(HISTORY_LENGTHS), "bb")]
+        catalogues = [
+            Catalogue("books", NUM_ITEMS, "aa", len(HISTORY_LENGTHS), "bb", lambda _: dict.fromkeys(VALUES[:2], 1))
+        ]
         return BuildContext(WIDTH, backbones, catalogues, [graph_of(TOUCHED)])
 
     def _backbone(self, name: str, config: PartConfig) -> Backbone:
@@ -200,6 +205,8 @@ def item_inputs(
             fields[field] = token_inputs(spec.tokenizer, rows)
         elif isinstance(spec, PixelSpec):
             fields[field] = pixel_inputs(spec, rows)
+        elif isinstance(spec, ValueSpec):
+            fields[field] = ValueInputs(torch.tensor(VALUES)[list(rows)], torch.arange(len(rows)))
         else:
             vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=torch.Generator().manual_seed(3))
             fields[field] = StoredInputs(vectors[list(rows)], torch.arange(len(rows)))

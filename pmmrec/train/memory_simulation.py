@@ -28,6 +28,8 @@ from pmmrec.contracts import (
     StoredInputs,
     TextSpec,
     TokenInputs,
+    ValueInputs,
+    ValueSpec,
     WindowPass,
     Windows,
 )
@@ -306,6 +308,8 @@ def item_inputs(
         elif isinstance(spec, PixelSpec):
             pixels = torch.zeros((num_items, 3, spec.size, spec.size), dtype=torch.uint8, device="meta")
             inputs[field] = PixelInputs(pixels, index_U)
+        elif isinstance(spec, ValueSpec):
+            inputs[field] = ValueInputs(torch.zeros_like(index_U), index_U)
         else:
             inputs[field] = StoredInputs(torch.zeros((num_items, *spec.shape), device="meta"), index_U)
     fields = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemInputs, StoredInputs
+from pmmrec.context import BuildContext, Catalogue
+from pmmrec.contracts import ItemInputs, StoredInputs, ValueInputs
 from pmmrec.models.features import Features, FeaturesConfig
 
 WIDTH = 4
 LENGTHS = {"clip": 3, "audio": 2}
 NUM_VECTORS = 4
+BRANDS = {"brand": [7, 5, None, 9]}  # numbers that stand for values; the item without a brand has a clip
 HAS = {"clip": [True, False, True, False], "audio": [True, True, False, False]}
 
 
@@ -48,7 +50,10 @@ def pooled_by_loops(vector_TF: Tensor, pool: str, query: Tensor | None) -> Tenso
 
 
 def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
-    """GELU(sum of W_f x_f + b_f), then GELU(W h + b) for each layer; zeros for an item without any feature."""
+    """GELU(sum of W_f x_f + b_f and of v_a), then GELU(W h + b) for each layer; zeros for an item without any field.
+
+    v_a is the vector of the value of attribute a, of which there is one for all values that the encoder does not know.
+    """
 
     def act(x: Tensor) -> Tensor:
         return x * (1 + torch.erf(x / math.sqrt(2))) / 2 if activation == "gelu" else x * (x > 0)
@@ -59,7 +64,7 @@ def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
     for item in range(items.num_items):
         hidden = [torch.zeros((), dtype=torch.float64) for _ in range(WIDTH)]
         has_any = False
-        for place, name in enumerate(sorted(items.fields)):
+        for place, name in enumerate(name for name in sorted(items.fields) if name not in BRANDS):
             index_R = items.fields[name].item_index_R.tolist()
             if item not in index_R:
                 continue
@@ -72,6 +77,14 @@ def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
             weight, bias = state[f"projections.{place}.weight"], state[f"projections.{place}.bias"]
             for d in range(WIDTH):
                 hidden[d] = hidden[d] + bias[d] + sum(weight[d, f] * vector[f] for f in range(len(vector)))
+        for name in BRANDS:
+            if name not in items.fields or item not in items.fields[name].item_index_R.tolist():
+                continue
+            has_any = True
+            key = int(items.fields[name].key_R[items.fields[name].item_index_R.tolist().index(item)])
+            known = encoder.feature_encoder.tables[0].value_key_V.tolist()
+            vector_D = state["tables.0.vector.weight"][known.index(key) + 1 if key in known else 0]
+            hidden = [hidden[d] + vector_D[d] for d in range(WIDTH)]
         hidden = [act(number) for number in hidden]
         for layer in layers:
             weight, bias = state[f"head.{layer}.weight"], state[f"head.{layer}.bias"]
@@ -101,6 +114,21 @@ def test_several_vectors_are_pooled_as_loops_pool_them(pool: str) -> None:
         if name.endswith("query"):
             torch.nn.init.normal_(parameter)  # it starts at 0, where all vectors weigh the same
     check(encoder, items_of(("clip", "audio"), several="clip"), "gelu")
+
+
+@pytest.mark.parametrize("names", [(), ("clip", "audio")])
+def test_values_of_attributes_are_added_as_by_loops(names: tuple[str, ...]) -> None:
+    torch.manual_seed(1)
+    config = FeaturesConfig(features={name: LENGTHS[name] for name in names}, attributes={"brand": 2})
+    books = Catalogue("books", 4, "aa", value_counts=lambda _: {7: 1, 5: 3, 9: 1})
+    encoder = Features(config, BuildContext(WIDTH, catalogues=[books])).double().eval()
+    torch.nn.init.normal_(encoder.feature_encoder.tables[0].vector.weight)  # the first starts at 0
+    keys = BRANDS["brand"]
+    index_R = torch.tensor([item for item, key in enumerate(keys) if key is not None])
+    brand = ValueInputs(torch.tensor([key for key in keys if key is not None]), index_R)
+    items = items_of(names)
+    has_U = {**items.has_U, "brand": torch.tensor([key is not None for key in keys])}
+    check(encoder, dataclasses.replace(items, fields={**items.fields, "brand": brand}, has_U=has_U), "gelu")
 
 
 def check(encoder: Features, items: ItemInputs, activation: str) -> None:

@@ -1,4 +1,4 @@
-"""Further columns of a domain's items are texts of their own."""
+"""Further columns of a domain's items are read as texts of their own, and as attributes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pmmrec.contracts import TextSpec, TokenInputs
+from pmmrec.contracts import TextSpec, TokenInputs, ValueInputs, ValueSpec
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
@@ -39,6 +39,31 @@ def test_a_column_is_read_and_cleaned_like_the_text(domain: Domain) -> None:
 def test_no_item_has_a_text_in_a_column_that_the_domain_lacks(domain: Domain) -> None:
     assert domain.texts(np.array([0, 1]), "summary") == [None, None]
     assert not domain.has_text("summary").any()
+
+
+def test_a_value_has_the_same_number_in_every_domain(domain: Domain, tmp_path: Path) -> None:
+    items = tmp_path / "other.csv"
+    items.write_text("item_id,text,about it\nz,coat, new\ny,hat,made of leather & wool\nx,cap,New\n")
+    (tmp_path / "who.csv").write_text("user_id,item_id\n" + "".join(f"u,{item}\n" for item in "zyx"))
+    task = TableImport(items=items, interactions=tmp_path / "who.csv", name="o", out=tmp_path / "other", k_core=None)
+    ours, theirs = domain.value_keys("about it").tolist(), import_table(task).value_keys("about it").tolist()
+    assert (ours[0], ours[3], ours[1:3]) == (theirs[1], theirs[0], [0, 0])
+    assert len({0, *ours, *theirs}) == 4  # `New` is another value
+    assert domain.catalogue.value_counts("about it") == {ours[0]: 1, ours[3]: 1}
+    assert domain.catalogue.value_counts("brand") == {}
+
+
+def test_a_reader_gives_values_of_attributes(domain: Domain, tmp_path: Path) -> None:
+    reader = ItemReader([domain], {"about it": ValueSpec()}, tmp_path / "cache", max_unreadable=0.5)
+    keys = domain.value_keys("about it")
+    values = reader.read(np.array([0, 0, 0]), np.array([3, 1, 0])).fields["about it"]
+    assert isinstance(values, ValueInputs)
+    assert (values.key_R.tolist(), values.item_index_R.tolist()) == ([keys[3], keys[0]], [0, 2])
+    alone = reader.read(np.array([0]), np.array([2])).fields["about it"]
+    assert isinstance(alone, ValueInputs)
+    assert (alone.key_R.tolist(), alone.item_index_R.tolist()) == ([0], [0])
+    assert reader.contents(0).same_as_N.tolist() == [0, 1, 1, 3]
+    assert reader.contents(0).distinct.tolist() == [0, 3]
 
 
 def test_columns_are_counted(domain: Domain) -> None:
