@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.contracts import History
@@ -135,13 +135,50 @@ def a_user_alone_is_what_it_is_in_a_batch(subject: Subject) -> Inapplicable:
     part, history = _opened(subject)
     whole = _states(part, history)
     for user in range(len(whole)):
-        own = slice(user, user + 1)
-        users = None if history.user_index_B is None else history.user_index_B[own]
-        streams_BLD = {name: stream_BLD[own] for name, stream_BLD in history.streams_BLD.items()}
-        alone = History(history.item_BLD[own], history.is_valid_BL[own], streams_BLD, user_index_B=users)
-        is_valid_L = history.is_valid_BL[user]
+        alone, is_valid_L = _users_of(history, slice(user, user + 1)), history.is_valid_BL[user]
         assert_close(_states(part, alone)[0, is_valid_L], whole[user, is_valid_L], f"user {user} alone")
     return None
+
+
+def _users_of(history: History, some: slice) -> History:
+    """The history of some users."""
+    streams_BLD = {name: stream_BLD[some] for name, stream_BLD in history.streams_BLD.items()}
+    users = None if history.user_index_B is None else history.user_index_B[some]
+    return History(history.item_BLD[some], history.is_valid_BL[some], streams_BLD, user_index_B=users)
+
+
+@check("shares = whole", user_encoders)
+def gradients_of_shares_add_up_to_the_whole(subject: Subject) -> Inapplicable:
+    """Users may be shared out to processes, in training but for dropout: gradients of parameters and items add up."""
+    part = subject.build().double()
+    history = history_of(Numbers(), part)
+    _train_without_dropout(part, history)
+    leaves = {"items": history.item_BLD, **history.streams_BLD}
+    leaves |= {name: one for name, one in part.named_parameters() if one.requires_grad}
+    num_users, weight_BLD = len(history.item_BLD), Numbers(seed=3).normal(*history.item_BLD.shape).detach()
+
+    def loss_of(some: slice) -> Tensor:
+        own = _users_of(history, some)
+        hidden_BLD: Tensor = part(own).hidden_BLD
+        return torch.where(own.is_valid_BL[:, :, None], hidden_BLD * weight_BLD[some], 0.0).sum()
+
+    shares = [loss_of(slice(0, num_users - 1)), loss_of(slice(num_users - 1, num_users))]
+    whole, added = (
+        torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True, allow_unused=True)
+        for loss in (loss_of(slice(0, num_users)), torch.stack(shares).sum())
+    )
+    for name, one, other in zip(leaves, added, whole, strict=True):
+        assert_close(one, other, f"shares of users: gradient of {name}")
+    return None
+
+
+def _train_without_dropout(part: Any, history: History) -> None:
+    """Training mode; evaluation mode where something other than dropout modules is random."""
+    for module in part.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    first, second = _states(part, history), _states(part, history)
+    part.train(torch.equal(first, second))
 
 
 @check("query", user_encoders)

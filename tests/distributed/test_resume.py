@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stop_recipe
 import torch
 import train_sharded
 import train_stopped
 from safetensors.torch import load_file
 from together import Ended, run_together
 from torch import Tensor
+
+from pmmrec.shipped import shipped_file
 
 TIMES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")
 
@@ -61,6 +64,11 @@ def events(out: Path) -> list[dict[str, Any]]:
     return [{name: figure for name, figure in event.items() if name not in TIMES} for event in lines]
 
 
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(event["step"], event["loss"]) for event in lines if event["event"] == "train"]
+
+
 def widest(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert first.keys() == other.keys()
     return max((first[name] - other[name]).abs().max().item() for name in first)
@@ -80,6 +88,40 @@ def test_two_processes_stop_for_a_signal_to_one_and_go_on_to_the_same_bits(
     stop(tmp_path, world, 2, at=7, rank=1)
     finish(tmp_path, world, 2)
     assert_same_bits(tmp_path, undisturbed)
+
+
+def test_drawn_negatives_are_the_same_after_a_stop_and_with_another_number_of_processes(
+    tmp_path: Path, world: Path
+) -> None:
+    for name in ("whole", "stopped", "others"):
+        asked = (world / "boutique", tmp_path / name, "--drawn")
+        (tmp_path / name).mkdir()
+        if name != "whole":
+            stops = ("--at", 7, "--every-steps", 3)
+            assert run_together(2, train_stopped.__file__, *asked, *stops).code == 75
+        run_together(1 if name == "others" else 2, train_stopped.__file__, *asked).well()
+    assert_same_bits(tmp_path / "stopped", tmp_path / "whole")
+    assert widest(weights(tmp_path / "others"), weights(tmp_path / "whole")) < 1e-12  # float64; measured 0
+
+
+@pytest.mark.parametrize("recipe", ["gru4rec", "bert4rec", "dssm", "dssm_variant"])
+def test_a_recipe_of_a_system_goes_on_to_the_same_bits(tmp_path: Path, world: Path, recipe: str) -> None:
+    asked = (shipped_file("finetune/run.py"), f"finetune/{recipe}", "--from", "none", "--on", world / "boutique")
+    quick = ("model.width=8", "train.epochs=2", "train.batch_users=16", "train.log_every=1", "machine.device=cpu")
+    checkpoints = {}
+    for name, steps in (("whole", (0,)), ("stopped", (4, 0))):
+        (tmp_path / name).mkdir()
+        for step in steps:
+            words = (step, *asked, *quick, "cache=c", "--resume")
+            done = run_together(1, stop_recipe.__file__, *words, folder=tmp_path / name)
+            assert done.code == (75 if step else 0), done.said
+        checkpoint = tmp_path / name / "runs" / recipe / "checkpoint"
+        files = sorted(checkpoint.rglob("*.safetensors"))
+        checkpoints[name] = {path.relative_to(checkpoint): path.read_bytes() for path in files}
+    assert len(checkpoints["whole"]) > 1
+    assert checkpoints["stopped"] == checkpoints["whole"]
+    whole, stopped = (losses(tmp_path / name / "runs" / recipe) for name in checkpoints)
+    assert stopped == whole
 
 
 def test_wherever_a_signal_comes_all_stop_at_the_next_boundary_and_nothing_is_lost(

@@ -12,6 +12,7 @@ import pytest
 import stop_spread
 import torch
 import train_spread
+import train_systems
 import train_together
 from command_line import SMALL, Pmmrec, launch_pmmrec, sources, working_in
 from safetensors.torch import load_file
@@ -93,6 +94,21 @@ def test_ranks_of_both_are_those_of_one_to_the_bit(home: Path, trained: Path) ->
     for rank in (0, 1):
         found = load_file(trained / f"ranks-{rank}.safetensors")
         assert all(torch.equal(found[name], value) for name, value in alone.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_curves_of_systems_by_ids_are_those_of_one_process(home: Path, stage: int) -> None:
+    out = home / f"systems-zero{stage}"
+    ended(torchrun(2, train_systems.__file__, home, out, spread=zero(stage)))
+    for name in train_systems.SYSTEMS:
+        alone = home / f"systems-one{stage}" / name
+        train_systems.train(home, alone, name, Processes(MachineConfig(device="cpu")))
+        one, two = events(alone, "train"), events(out / name, "train")
+        assert len(one) == len(two) > 5
+        losses = [event["loss"] for event in one]
+        assert [event["loss"] for event in two] == pytest.approx(losses, rel=LOSS_RTOL), name
+        file = "weights-0.safetensors"
+        assert widest(load_file(alone / file), load_file(out / name / file)) < WEIGHT_ATOL, name
 
 
 def launched(home: Path, out: Path, stage: int, *asked: object, processes: int = 2) -> subprocess.CompletedProcess[str]:

@@ -65,6 +65,15 @@ class LooksAtOtherUsers(GRUUserEncoder):
         return with_hidden(states, states.hidden_BLD - states.hidden_BLD.mean(dim=0))
 
 
+class NormalisesOverTheBatch(GRUUserEncoder):
+    """In training alone its states depend on the other users of the batch."""
+
+    def forward(self, history):
+        states = super().forward(history)
+        scale = states.hidden_BLD.std() if self.training else 1
+        return with_hidden(states, states.hidden_BLD / scale)
+
+
 class IgnoresMasks(TransformerUserEncoder):
     def forward(self, history):
         return super().forward(dataclasses.replace(history, is_masked_BL=None))
@@ -290,6 +299,7 @@ BROKEN = [
     (user_encoders, "gru", {}, ReadsTheNextStream, "causal"),
     (user_encoders, "gru", {}, CountsPositionsFromTheLeft, "padding"),
     (user_encoders, "gru", {}, LooksAtOtherUsers, "alone = in batch"),
+    (user_encoders, "gru", {}, NormalisesOverTheBatch, "shares = whole"),
     (user_encoders, "transformer", {"attends": "all"}, IgnoresMasks, "masks"),
     (user_encoders, "transformer", {"attends": "all"}, MasksTheLastPositionAlone, "masks"),
     (user_encoders, "transformer", {"attends": "all"}, LosesTheMaskInPadding, "padding"),

@@ -31,15 +31,19 @@ TERMS = {
     "nid": {"type": "noise_detection", "weight": 0.5},
     "rcl": {"type": "robustness", "weight": 2.0},
 }
+DRAWN = {
+    "bce": {"type": "bce", "negatives": {"count": 2, "by": "popularity"}},
+    "bpr": {"type": "bpr", "targets": "last", "negatives": {"count": 3, "per": "pair"}},
+}
 UNEVEN = (5, 3)  # users of a step: two processes get 3 and 2, or 2 and 1
 SEED = 1
 
 
-def task_for(sources: Sources) -> TrainingTask:
+def task_for(sources: Sources, terms: dict[str, Any] = TERMS) -> TrainingTask:
     """The same fresh weights in every process."""
     torch.manual_seed(0)
     recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
-    configs = {name: objectives.config(tree) for name, tree in TERMS.items()}
+    configs = {name: objectives.config(tree) for name, tree in terms.items()}
     return TrainingTask.of(recommender, configs, MODEL["width"]).double()
 
 

@@ -16,7 +16,7 @@ import torch
 from brittle import make_brittle
 from safetensors.torch import save_file
 from torch import Tensor
-from train_shares import TERMS, reader_of, task_for
+from train_shares import DRAWN, TERMS, reader_of, task_for
 
 from pmmrec.contracts import Batch
 from pmmrec.data.batches import DataConfig
@@ -135,6 +135,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--every-steps", type=int, help="keep a state so often")
     parser.add_argument("--blocked", action="store_true", help="no state can be written")
     parser.add_argument("--break-at", type=int, help="step whose loss is NaN in that process")
+    parser.add_argument("--drawn", action="store_true", help="learn from drawn negatives alone")
     parser.add_argument("--skip", type=int, default=0, help="such steps may be left out")
     return parser.parse_args()
 
@@ -153,7 +154,7 @@ def main() -> None:
             (run.folder / "state").touch()
         disturbance = Disturbance(asked.where, asked.at if is_chosen else None, signals)
         sources = Sources.open([asked.domain])
-        task, reader = task_for(sources), reader_of(sources, asked.out)
+        task, reader = task_for(sources, DRAWN if asked.drawn else TERMS), reader_of(sources, asked.out)
         if asked.break_at is not None:
             make_brittle(task, lambda: is_chosen and loop.step + 1 == asked.break_at)
         disturbed_while_ranking(task.recommender, disturbance)

@@ -103,10 +103,11 @@ def sources_of(home: Path) -> Sources:
     return Sources.open([home / "shop", home / "films"])
 
 
-def task_of(home: Path, terms: dict[str, Any], sources: Sources) -> TrainingTask:
-    """The same fresh weights in every process."""
+def task_of(home: Path, terms: dict[str, Any], sources: Sources, model: dict[str, Any] | None = None) -> TrainingTask:
+    """The same fresh weights in every process, of towers unless a model is given."""
     torch.manual_seed(0)
-    recommender = build(_model(), find_backbones(_model(), home / "backbones", {}), sources.catalogues)
+    config = _model(model)
+    recommender = build(config, find_backbones(config, home / "backbones", {}), sources.catalogues)
     configs = {name: objectives.config(tree) for name, tree in terms.items()}
     return TrainingTask.of(recommender, configs, WIDTH).double()
 
@@ -126,9 +127,22 @@ def train(
     terms, batch_users, data, own = KINDS[kind]
     sources = sources_of(home)
     task = task_of(home, terms, sources).to(dtype)
+    fit(home, out, task, sources, processes, data, {"batch_users": batch_users, **own, **settings})
+    return task
+
+
+def fit(
+    home: Path,
+    out: Path,
+    task: TrainingTask,
+    sources: Sources,
+    processes: Processes,
+    data: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Train a task for an epoch; see `train`."""
     rates = {"learning_rate": 0.01, "eps": 1e-3}
-    tree = {"batch_users": batch_users, "epochs": 1, "log_every": 1, "optimizer": rates, **own, **settings}
-    config = TrainConfig.model_validate(tree)
+    config = TrainConfig.model_validate({"epochs": 1, "log_every": 1, "optimizer": rates, **settings})
     reader = reader_of(home, task, sources)
     rules = (DataConfig.model_validate(data), sources, reader, task, config.batch_users, SEED, processes, SILENT)
     batches = Batches(*rules, gather=config.gather, parts=config.accumulate.user_parts)
@@ -151,7 +165,6 @@ def train(
     if weights := kept or (task.state_dict() if processes.spread is Spread.DDP else {}):
         save_file(weights, out / f"weights-{processes.rank}.safetensors")
     save_file(gradients, out / f"gradients-{processes.rank}.safetensors")
-    return task
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -162,7 +175,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def counted_calls(task: TrainingTask) -> dict[str, int]:
     """How often each encoder has been called so far; goes on counting."""
     encoder = task.recommender.item_encoder
-    modules = {"text": encoder.text_encoder, "image": encoder.vision_encoder, "user": task.recommender.user_encoder}
+    encoders = {"text": "text_encoder", "image": "vision_encoder"}
+    modules = {name: getattr(encoder, part) for name, part in encoders.items() if hasattr(encoder, part)}
+    modules["user"] = task.recommender.user_encoder
     calls = dict.fromkeys(modules, 0)
 
     def count(name: str) -> Any:
@@ -187,8 +202,8 @@ def ranks_of(home: Path, task: TrainingTask, group: WorkerGroup) -> dict[str, to
     return {"rank": ranks.rank, "user": ranks.user_index, "vectors": vectors_ND}
 
 
-def _model() -> ModelConfig:
-    return ModelConfig.model_validate({"width": WIDTH, "item_encoder": TOWERS, "user_encoder": USERS})
+def _model(model: dict[str, Any] | None = None) -> ModelConfig:
+    return ModelConfig.model_validate({"width": WIDTH, **(model or {"item_encoder": TOWERS, "user_encoder": USERS})})
 
 
 def main(home: Path, out: Path) -> None:

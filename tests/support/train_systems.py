@@ -1,0 +1,80 @@
+"""Train systems by ids, alone or as one process of several: `torchrun ... train_systems.py HOME OUT`.
+
+The home is that of `train_together`; the environment says whether weights are sharded, as for `train_spread`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_together import fit, sources_of, task_of
+
+from pmmrec.train.processes import MachineConfig, Processes
+
+TRANSFORMER = {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0}
+IDS = {"item_encoder": {"type": "ids"}, "user_encoder": TRANSFORMER}
+TWO = {"count": 2, "by": "uniform"}
+
+
+@dataclass(frozen=True)
+class System:
+    """What is trained: a model with its objectives, and how the data is read."""
+
+    terms: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=lambda: IDS)
+    data: dict[str, Any] = field(default_factory=dict)
+    batch_users: int = 7  # odd: one process has fewer
+
+
+SYSTEMS = {
+    "gru, bce": System(
+        {"bce": {"type": "bce", "negatives": TWO}}, {**IDS, "user_encoder": {"type": "gru", "dropout": 0}}
+    ),
+    "transformer, bpr": System({"bpr": {"type": "bpr", "negatives": {"count": 3, "by": "popularity"}}}),
+    "per pair": System({"bpr": {"type": "bpr", "negatives": {**TWO, "per": "pair"}}}),
+    "bert4rec": System(
+        {
+            "ce": {"type": "catalogue_ce", "targets": "masked", "mask_share": 0.4},
+            "bce": {"type": "bce", "targets": "masked", "negatives": TWO},
+        },
+        {**IDS, "user_encoder": {**TRANSFORMER, "attends": "all"}},
+    ),
+    "dssm": System(
+        {"bce": {"type": "bce", "negatives": TWO}},
+        {**IDS, "user_encoder": {"type": "user_table"}},
+        {"examples": "interactions"},
+        batch_users=25,
+    ),
+    "dssm variant": System(
+        {"bce": {"type": "bce", "targets": "each", "negatives": TWO}},
+        {**IDS, "user_encoder": {"type": "mean_mlp", "attends": "others"}},
+    ),
+    "attention scorer": System(
+        {"bce": {"type": "bce", "negatives": TWO}, "ce": {"type": "catalogue_ce"}},
+        {**IDS, "scorer": {"type": "attention", "num_heads": 2}},
+    ),
+}
+
+
+def train(home: Path, out: Path, name: str, processes: Processes, dtype: torch.dtype = torch.float64) -> None:
+    """Leave in `out` what `train_together.train` leaves of a training."""
+    system, sources = SYSTEMS[name], sources_of(home)
+    task = task_of(home, system.terms, sources, system.model).to(dtype)
+    fit(home, out, task, sources, processes, system.data, {"batch_users": system.batch_users})
+
+
+def main(home: Path, out: Path) -> None:
+    """Train every system, one after another."""
+    processes = Processes(MachineConfig(device="cpu"))
+    dtype = torch.float32 if processes.spread.is_deepspeed else torch.float64
+    for name in SYSTEMS:
+        train(home, out / name, name, processes, dtype)
+    processes.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
