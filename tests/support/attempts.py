@@ -1,4 +1,4 @@
-"""A small training of this process that is stopped wherever a test likes, and goes on."""
+"""A small training in this process that a test stops at any moment, and resumes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `Run.start` asks for."""
+    """The fields of a recipe that a run needs."""
 
     folder: Path
     name: str = "one"
@@ -67,7 +67,7 @@ class Recipe:
 
 @dataclass
 class Outcome:
-    """What came of one attempt."""
+    """The result of one attempt."""
 
     weights: dict[str, Tensor]
     loop: Loop
@@ -78,8 +78,15 @@ class Outcome:
 class _Stop:
     """Sends this process a signal in a step, in an evaluation, while the best weights are saved, or a state is kept."""
 
-    def __init__(self, step: int | None, epoch: int | None, saving: int | None, keeping: int | None) -> None:
-        self._step, self._epoch, self._saving, self._keeping = step, epoch, saving, keeping
+    def __init__(
+        self,
+        at_step: int | None = None,
+        at_epoch: int | None = None,
+        saving: int | None = None,
+        keeping: int | None = None,
+    ) -> None:
+        """`saving`: the epoch whose weights are saved; `keeping`: the step after which a state is kept."""
+        self._step, self._epoch, self._saving, self._keeping = at_step, at_epoch, saving, keeping
 
     def __bool__(self) -> bool:
         return any(when is not None for when in (self._step, self._epoch, self._saving, self._keeping))
@@ -110,7 +117,7 @@ class _Loop(Loop):
 
 
 class _Watched(Batches):
-    """Batches that remember whom they gave out."""
+    """Batches that remember the users they gave out."""
 
     users: list[str]
     stop: _Stop
@@ -130,16 +137,52 @@ class _Watched(Batches):
 Attempt = Callable[..., Outcome]
 
 
+def _config(epochs: int, optimizer: dict[str, Any] | None, state: dict[str, Any] | None) -> TrainConfig:
+    """`SETTINGS` with changes."""
+    rules = {"state": {**SETTINGS["state"], **(state or {})}, "on_nonfinite": {"skip": 2}, "epochs": epochs}
+    return TrainConfig.model_validate({**SETTINGS, **rules, "optimizer": optimizer or SETTINGS["optimizer"]})
+
+
+def _task(sources: Sources, broken: Container[int] | None, step: Callable[[], int]) -> TrainingTask:
+    """Fresh weights; `broken`: steps with a loss that is NaN."""
+    recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
+    task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
+    if broken is not None:
+        make_brittle(task, lambda: step() + 1 in broken)
+    return task
+
+
+def _saver(run: Run, stop: _Stop, best: dict[str, Tensor]) -> Callable[[Loop], None]:
+    """A function for `KeepBest` that copies the weights into `best`, and writes the epoch below the run."""
+
+    def save(loop: Loop) -> None:
+        stop.saves(max(loop.validation))
+        best.update({name: tensor.clone() for name, tensor in loop.state_dict().items()})
+        kept = run.folder / "checkpoint"
+        kept.mkdir(exist_ok=True)
+        (kept / "model_index.json").unlink(missing_ok=True)  # states share its bytes
+        (kept / "model_index.json").write_text(f"epoch {max(loop.validation)}")
+
+    return save
+
+
+def _signal_while_ranking(encoder: torch.nn.Module, ranking: int | None) -> None:
+    """Send this process a signal while it encodes the catalogue of this number, from 0."""
+    catalogues = iter(range(99))
+
+    def encoded(_module: torch.nn.Module, _arguments: object) -> None:
+        if not torch.is_grad_enabled() and next(catalogues) == ranking:
+            signal.raise_signal(signal.SIGTERM)
+
+    encoder.register_forward_pre_hook(encoded)
+
+
 def train(
     home: Path,
     world: Path,
     name: str,
     *,
     resume: bool = False,
-    at_step: int | None = None,
-    at_epoch: int | None = None,
-    saving: int | None = None,
-    keeping: int | None = None,
     preparing: bool | None = None,
     ranking: int | None = None,
     is_blocked: bool = False,
@@ -153,55 +196,36 @@ def train(
     finish: bool = False,
     state: dict[str, Any] | None = None,
     broken: Container[int] | None = None,
+    **when: int | None,
 ) -> Outcome:
     """Train in the folder `name` until it ends or is stopped; `broken`: steps with a loss that is NaN.
 
-    `preparing`: it is stopped before it begins; `ranking`: while that catalogue is encoded, counted from 0.
+    `preparing`: it is stopped before it begins; `ranking`: while that catalogue is encoded, counted from 0; `when`: at
+    other moments, see `_Stop`.
     """
     folders = [world / name for name in ((domain,) if isinstance(domain, str) else domain)]
-    sources = Sources.open(folders)
-    rules = {"state": {**SETTINGS["state"], **(state or {})}, "on_nonfinite": {"skip": 2}, "epochs": epochs}
-    config = TrainConfig.model_validate({**SETTINGS, **rules, "optimizer": optimizer or SETTINGS["optimizer"]})
+    sources, config, stop = Sources.open(folders), _config(epochs, optimizer, state), _Stop(**when)
     recipe = Recipe(home / name, seed=seed, epochs=epochs, sources=tuple(map(str, folders)))
     judge = ValidationConfig(metric="ndcg@10", patience=patience)
     best: dict[str, Tensor] = {}
-
-    def save(loop: Loop) -> None:
-        batches.stop.saves(max(loop.validation))
-        best.update({name: tensor.clone() for name, tensor in loop.state_dict().items()})
-        kept = run.folder / "checkpoint"
-        kept.mkdir(exist_ok=True)
-        (kept / "model_index.json").unlink(missing_ok=True)  # states share its bytes
-        (kept / "model_index.json").write_text(f"epoch {max(loop.validation)}")
-
     with Run.start(recipe, resume=resume) as run:
         if is_blocked:
             (run.folder / "state").touch()
         run.processes.seed(1, same=True)
-        recommender = build(ModelConfig.model_validate(MODEL), {}, sources.catalogues)
-        task = TrainingTask.of(recommender, {n: objectives.config(t) for n, t in TERMS.items()}, 8)
-        if broken is not None:
-            make_brittle(task, lambda: loop.step + 1 in broken)
+        task = _task(sources, broken, lambda: loop.step)
         reader = ItemReader(sources.domains, {}, home)
         batches = _Watched(DataConfig(workers=workers), sources, reader, task, 8, 1, run.processes, run.log)
-        batches.users, batches.stop = [], _Stop(at_step, at_epoch, saving, keeping)
-        batches.lost_worker_at = lost_worker_at
+        batches.users, batches.stop, batches.lost_worker_at = [], stop, lost_worker_at
         rank = RankEvery(judge, reader, sources.splits, sources.names)
         run.processes.seed(1, same=False)
         states = States.of(run, config.state, sources, started_from="none")
-        callbacks = [rank, KeepBest(judge, save), batches.stop]
+        callbacks = [rank, KeepBest(judge, _saver(run, stop, best)), stop]
         loop = _Loop(config, task, batches, run.processes, run.log, callbacks, states)
-        batches.loop, loop.stop = loop, batches.stop
-        catalogues = iter(range(99))
-
-        def encoded(_module: torch.nn.Module, _arguments: object) -> None:
-            if not torch.is_grad_enabled() and next(catalogues) == ranking:
-                signal.raise_signal(signal.SIGTERM)
-
-        recommender.item_encoder.register_forward_pre_hook(encoded)
+        batches.loop, loop.stop = loop, stop
+        _signal_while_ranking(task.recommender.item_encoder, ranking)
         if preparing:
             signal.raise_signal(signal.SIGTERM)
-        stops = not is_blocked and (batches.stop or preparing or ranking is not None)
+        stops = not is_blocked and (stop or preparing or ranking is not None)
         with pytest.raises(StoppedError, match="ended by SIGTERM") if stops else nullcontext():
             loop.fit()
         if finish:
