@@ -1,4 +1,4 @@
-"""What a run is: a recipe composes the settings of every room that takes part."""
+"""Recipes: the settings of a whole run, composed of the settings of its parts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
 Line = Annotated[str, StringConstraints(pattern=r"^\S.*$", max_length=200)]
 _R = TypeVar("_R", bound="RunRecipe")
 _OF_KEPT_STATES = ("prefix_precision", "prefix_budget_gb")
-# Where a run lies, what it is called and how it is watched change no figure; what its sources hold is told apart.
+# Places, names and logging change no result; the content of the sources is recorded separately.
 UNTOLD = (
     *("name", "runs", "hub", "cache", "licence", "publish_as", "replace", "rank_test"),
     *("prefix_cache", "prefix_budget_gb", "train.log_every", "data.sources", "data.workers"),
@@ -55,7 +55,7 @@ def _names_a_module(name: str) -> str:
 
 
 def _unquoted_switch(value: Any) -> Any:
-    """YAML reads `on` and `off` as truth values."""
+    """Turn the truth values that YAML makes of `on` and `off` back into words."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
@@ -135,7 +135,7 @@ class RunRecipe(Config):
         return PrefixConfig(use=self.prefix_cache, precision=self.prefix_precision, budget_gb=self.prefix_budget_gb)
 
     def told(self, *, only_chosen: bool = False) -> Tree:
-        """The settings that figures follow from; `only_chosen`: those of them that do not stand at their default."""
+        """The settings that results depend on; `only_chosen`: those of them that are not at their default."""
         tree: Tree = self.model_dump(mode="json", exclude_defaults=only_chosen)
         for path in UNTOLD:
             *above, last = path.split(".")
@@ -150,14 +150,14 @@ class RunRecipe(Config):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def reread(self, text: str) -> str:
-        """A recipe that an earlier version wrote, as this one would write it; as it is where it cannot be read."""
+        """The text of an earlier version, as this version would write it; unchanged if it cannot be read."""
         try:
             return self._of_earlier(parse_yaml(text, "recipe")).to_yaml()
         except RecipeError:
             return text
 
     def retold(self, told: Tree) -> Tree:
-        """What `told` of an earlier version gave, as this one would give it; as it is where it cannot be read."""
+        """What `told` of an earlier version gave, as this version gives it; unchanged if it cannot be read."""
         untold = _without(self.model_dump(mode="json"), self.told())
         try:
             return self._of_earlier(overlay(told, untold)).told()
@@ -171,7 +171,7 @@ class RunRecipe(Config):
             return validate(type(self), renamed_recipe(tree), "recipe")
 
     def to_public_yaml(self) -> str:
-        """The recipe as a checkpoint carries it: places of this machine are left out, sources keep their last name."""
+        """The recipe as a checkpoint holds it: without places of this machine; of sources only the last name."""
         tree = self.model_dump(mode="json", exclude={"runs", "hub", "cache"})
         if "sources" in tree["data"]:
             tree["data"]["sources"] = [Path(source).absolute().name for source in tree["data"]["sources"]]
@@ -207,7 +207,7 @@ class FinetuneRecipe(RunRecipe):
         return self
 
     def model_from(self, checkpoint: Checkpoint | None) -> ModelConfig:
-        """The model to train: the recipe's, else the checkpoint's. RecipeError where neither says."""
+        """The model to train: the recipe's, or else the checkpoint's. RecipeError if neither has one."""
         if checkpoint is None and self.adapters is not None:
             raise RecipeError(
                 f"{self.name}: adapters: stand on a checkpoint, and `--from none` leaves none; name one, or train "
@@ -232,7 +232,7 @@ class FinetuneRecipe(RunRecipe):
         return checkpoint.model_config if self.transfer is None else model_after(self.transfer, checkpoint)
 
     def backbones_from(self, checkpoint: Checkpoint | None) -> dict[str, Backbone]:
-        """Backbones that need not be found or started, since their part comes from the checkpoint."""
+        """The backbones of parts that come from the checkpoint; they need not be found or started."""
         if checkpoint is None:
             return {}
         loaded = (self.transfer or FULL).loads(checkpoint.part_groups)
@@ -242,7 +242,7 @@ class FinetuneRecipe(RunRecipe):
         return given
 
     def _refuse_other_backbone(self, part: str, checkpoint: Checkpoint) -> None:
-        """RecipeError where the recipe's model describes another backbone than the checkpoint's, which would win."""
+        """RecipeError if the recipe's model describes another backbone than the checkpoint, whose backbone is used."""
         ours = self.model.item_encoder.encoders.get(part) if self.model is not None else None
         if ours is None:
             return
@@ -264,7 +264,7 @@ def _without(tree: Tree, less: Tree) -> Tree:
 
 
 def _told_apart(ours: Any, theirs: Any) -> tuple[str, str]:
-    """Both values for people; of two mappings the keys that differ."""
+    """Both values as text; of two mappings, only the keys that differ."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         ours, theirs = ({key: one.get(key) for key in keys} for one in (ours, theirs))

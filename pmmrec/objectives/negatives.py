@@ -1,4 +1,4 @@
-"""Which items of a batch count against a user, and how often."""
+"""Weigh the items of a batch as negatives of each user."""
 # Shapes: B users, S window positions, U columns: the distinct items that positions are compared with.
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NegativeRule = Literal["unseen", "other_users"]
 
 @dataclass(frozen=True)
 class Negatives:
-    """In how many slots each item counts as a negative of each user."""
+    """The number of slots in which each item is a negative of each user."""
 
     weight_BU: Tensor  # floating point, whole numbers
 
@@ -27,31 +27,30 @@ class Negatives:
 
     @property
     def has_any_B(self) -> Tensor:
-        """Which users have a negative at all; the others count in no contrastive mean."""
+        """Which users have a negative; the others are left out of contrastive means."""
         return self.is_negative_BU.any(dim=1)
 
     @property
     def log_weight_BU(self) -> Tensor:
-        """What to add to a score so that it stands for all its slots; -inf where an item is no negative."""
+        """What to add to a score so that it counts once per slot; -inf where an item is not a negative."""
         return self.weight_BU.log()
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Items that positions are compared with, and where they stand.
+    """The items that positions are compared with, and the number of slots that hold each.
 
-    Where the items of several processes are compared with, an item that many of them hold is one column, with the slots
-    of all: `num_slots_U` tells them, the user's own window the rest.
+    With several processes, an item that several of them hold is one column with the slots of all of them.
     """
 
     num_slots_U: Tensor  # int64, valid slots of the item in all windows
-    num_own_slots_BU: Tensor  # int64, those of them that stand in the user's window
+    num_own_slots_BU: Tensor  # int64, those of them in the user's window
 
     @classmethod
     def of(cls, windows: Windows, num_items: int, num_slots_U: Tensor | None = None) -> Self:
-        """The `num_items` distinct items of one step. Items that stand in no window (replacements) have no slot.
+        """The `num_items` distinct items of one step. Items that are in no window (replacements) have no slot.
 
-        `num_slots_U` are the slots in the windows of all processes; None: these windows are all.
+        `num_slots_U`: the slots in the windows of all processes; None: there are no other windows.
         """
         index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
         none_BU = torch.zeros(index_BS.shape[0], num_items, dtype=torch.int64, device=index_BS.device)
@@ -64,7 +63,7 @@ class Columns:
         return self.num_own_slots_BU > 0
 
     def negatives(self, rule: NegativeRule, dtype: torch.dtype, is_open_U: Tensor | None = None) -> Negatives:
-        """Negatives of each user by `rule`, weighed in `dtype`; of the items in `is_open_U` alone, if it is given.
+        """Negatives of each user by `rule`, with weights in `dtype`; only items in `is_open_U`, if it is given.
 
         `unseen`: every slot of an item that is not in the user's window (the words of PMMRec, arXiv 2312.09602).
         `other_users`: every slot of another user's window, the user's own items included (eq. 5 literally).

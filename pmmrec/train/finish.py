@@ -1,4 +1,4 @@
-"""The results of a run: the best checkpoint while it trains, then test metrics and publication."""
+"""Write the results of a run: the best checkpoint during training, then test metrics and the publication."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def rank_test_targets(
 
 
 def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
-    """Publish the best checkpoint of a run; again if the run is resumed after a stop that came once it had published.
+    """Publish the best checkpoint of a run; publish it again if a run is resumed that had already published it.
 
     Raises as `publish`.
     """
@@ -181,7 +181,7 @@ def _test(
 def _written_outcome(
     run: Run, recipe: Finishable, loop: Loop, sources: Sources, kind: str, evaluations: Sequence[Evaluation]
 ) -> Outcome:
-    """Write the outcome of a run into its folder, and return it."""
+    """Write the outcome of a run to its folder, and return it."""
     best_epoch, _ = loop.best or (0, 0.0)
     outcome = Outcome(
         name=recipe.name,

@@ -45,7 +45,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Launched:
-    """A launch file, and on how many processes it is started."""
+    """A launch file, and the number of processes that it starts."""
 
     name: str  # as the user gave it
     file: LaunchFile
@@ -53,7 +53,7 @@ class Launched:
 
     @classmethod
     def read(cls, name: str | None, num_processes: int | None, *, is_plan: bool) -> Self | None:
-        """None where none is named. RecipeError where a run, and not its plan, is told of one."""
+        """The launch that a plan is for; None if none is named. RecipeError if a run, not a plan, names one."""
         if name is None and num_processes is None:
             return None
         if not is_plan:
@@ -67,27 +67,27 @@ class Launched:
         return cls(name, file, num_processes)
 
     def told(self) -> str:
-        """For people."""
+        """The launch in a few words."""
         spread = self.file.spread.value
         return self.name if self.num_processes == 1 else f"{self.name}: {spread} over {self.num_processes} processes"
 
 
 class Shares(NamedTuple):
-    """Bytes that a process holds of a model, beside what a step makes."""
+    """Bytes of weights, gradients and optimizer states that a process holds, apart from those of a step."""
 
     weights: int
     gradients: int  # while there are any
     optimizer: int
-    exchange: int  # what weights and gradients of all processes travel in
+    exchange: int  # buffers in which weights and gradients of all processes are exchanged
 
     @classmethod
     def of(cls, task: TrainingTask, spread: Spread, num_processes: int) -> Self:
-        """Of the first process, which has the largest share; all in float32, which is what weights stay in.
+        """The shares of the first process, which are the largest; all in float32, as weights are.
 
-        DDP has a second copy of the gradients, in which they travel. FSDP2 cuts each tensor along its first dimension,
-        gathers what is outside of blocks for a step, and of the blocks one and the next. DeepSpeed has a second copy of
-        what learns, shared out with the states of the optimiser, and a buffer of a fixed size; its ZeRO-3 keeps what it
-        gathered where it is soon asked for again.
+        DDP holds a second copy of the gradients for the exchange. FSDP2 shards each tensor along its first dimension,
+        and gathers the tensors outside blocks for a whole step, and two blocks at a time. DeepSpeed holds a second copy
+        of the trainable tensors, sharded like the optimizer states, and a buffer of fixed size; ZeRO-3 keeps gathered
+        tensors that are soon needed again.
         """
         whole, learning = list(task.parameters()), [p for p in task.parameters() if p.requires_grad]
         weights, gradients = _numbers(whole), _numbers(learning)
@@ -110,24 +110,24 @@ class Shares(NamedTuple):
 
 
 class Need(NamedTuple):
-    """Bytes of one process in one kind of step."""
+    """The memory of one process in one kind of step, in bytes."""
 
     shares: Shares
     step: StepMemory
     parts: int  # batches that a step is cut into
-    fullest: int  # all that is there at a time, at most
+    fullest: int  # the most at any one time
 
     @classmethod
     def of(cls, shares: Shares, step: StepMemory, parts: int, spread: Spread, *, on_gpu: bool) -> Self:
-        """Gradients come as activations go, and the optimiser works when those are gone."""
+        """Gradients are made while activations are freed, and the optimizer runs after that."""
         always = shares.weights + shares.optimizer + shares.exchange + parts * step.batch
         is_whole = spread in (Spread.ONE, Spread.DDP) and parts == 1
         moving = step.with_gradients if is_whole else step.activations + shares.gradients
-        at_once = shares.optimizer // 2 if on_gpu else 0  # there AdamW works on all tensors together
+        at_once = shares.optimizer // 2 if on_gpu else 0  # there AdamW updates all tensors at once
         return cls(shares, step, parts, always + max(moving, shares.gradients + at_once))
 
     def rows(self) -> dict[str, int]:
-        """By name, in the order in which they are shown."""
+        """The bytes by name, in the order in which they are shown."""
         shares, step = self.shares, self.step
         return {
             "weights": shares.weights,
@@ -142,7 +142,7 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawing:
-    """Where the steps of a run come from."""
+    """What decides the batches of a run."""
 
     sources: Sources
     data: DataConfig
@@ -152,7 +152,7 @@ class Drawing:
     seed: int
 
     def as_drawn(self, task: TrainingTask, num_processes: int) -> StepSize:
-        """The sizes of the first steps of a run, of the one with most items, for the process with most users."""
+        """The size of the largest of the first steps, by items, for the process with most users."""
         num_steps = max(1, min(STEPS_DRAWN, USERS_DRAWN // self.train.batch_users, self.sampler.steps_per_epoch))
         steps = [self._step(step, num_processes) for step in range(num_steps)]
         windows = max(steps, key=lambda keys: len(np.unique(np.concatenate(keys))))
@@ -172,7 +172,7 @@ class Drawing:
         )
 
     def at_most(self, task: TrainingTask, num_processes: int) -> StepSize:
-        """Full windows, whose items are all different and have the longest texts."""
+        """The size of a step of full windows whose items are all different and have the longest texts."""
         sees_all = gathers(self.train.gather, num_processes)
         num_users = math.ceil(self.train.batch_users / self.train.accumulate.user_parts)
         own = math.ceil(num_users / num_processes)
@@ -193,14 +193,14 @@ class Drawing:
         return sum(domain.num_items for domain in self.sources.domains)
 
     def _with_negatives(self, task: TrainingTask, num_items: int, num_targets: int) -> int:
-        """Distinct items of a step with what is drawn for its targets, if all drawn items are different."""
+        """Distinct items of a step, drawn negatives included, if all of these are different."""
         if View.CATALOGUE in task.requests.views:
             return self._num_items
         num_drawn = sum(one.count for drawn in task.requests.passes.values() for one in drawn)
         return min(self._num_items, num_items + num_drawn * num_targets)
 
     def _step(self, step: int, num_processes: int) -> list[Ints]:
-        """The items of each window that the first process sees negatives of, in the first part of a step."""
+        """The items of each window whose items are negatives on the first process, in the first part of a step."""
         parts = self.train.accumulate.user_parts
         draw = Draw(*(np.array_split(column, parts)[0] for column in self.sampler.step(0, step)))
         if not gathers(self.train.gather, num_processes):
@@ -213,7 +213,7 @@ class Drawing:
         return windows
 
     def _longest_text(self, task: TrainingTask, item_keys: Ints) -> int:
-        """In tokens, among at most a thousand of these items."""
+        """The length in tokens of the longest text among at most a thousand of these items."""
         if not _texts(task):
             return 0
         chosen = item_keys[:: math.ceil(len(item_keys) / TEXTS_READ)]
@@ -240,9 +240,9 @@ def memory_lines(
     machine: MachineConfig,
     prefixes: Collection[str] = (),
 ) -> list[str]:
-    """What a process of a run needs, for people.
+    """Lines that say how much memory each process of a run needs.
 
-    `task` is on the meta device, and else as it is when training begins. `prefixes`: whose frozen states are kept.
+    `task` is on the meta device, and otherwise as it is when training begins. `prefixes`: fields with cached states.
     """
     spread, number, train = launched.file.spread, launched.num_processes, drawing.train
     on_cpu = launched.file.on_cpu or machine.device == "cpu"
@@ -284,7 +284,7 @@ def _numbers(tensors: Sequence[Tensor]) -> int:
 
 
 def _gathered(task: TrainingTask) -> int:
-    """Numbers that FSDP2 holds whole at a time: what is outside of blocks, two blocks, and gradients of the same."""
+    """Numbers that FSDP2 gathers at a time: tensors outside blocks, two blocks, and the gradients of these."""
     blocks = blocks_of(task.recommender)
     sizes = sorted((_with_gradients(block) for block in blocks), reverse=True)
     return _with_gradients(task) - sum(sizes) + sum(sizes[:2])
@@ -296,6 +296,6 @@ def _with_gradients(module: nn.Module) -> int:
 
 
 def _first_share(parameter: Tensor, num_processes: int) -> int:
-    """Numbers of the first of the pieces into which a tensor is cut along its first dimension."""
+    """Size of the first shard of a tensor that is sharded along its first dimension."""
     length = parameter.shape[0] if parameter.dim() else 1
     return math.ceil(length / num_processes) * (parameter.numel() // max(1, length))

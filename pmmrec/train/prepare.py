@@ -1,4 +1,4 @@
-"""Everything a run needs before its first step: domains, backbones, batches, model."""
+"""Prepare a run: open its domains, backbones and item reader, and make its batches."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ class Sources:
         return [split.graph for split in self.splits]
 
     def train_texts(self, fields: Sequence[str] = ("text",)) -> Iterator[str]:
-        """Texts of the items that occur in training, for a tokenizer that is to see nothing else.
+        """Texts of the items that occur in training, to train a tokenizer on.
 
-        Of a domain with many more than `MAX_TRAIN_TEXTS`, every second one, or every third, and so on.
+        A domain with many more than `MAX_TRAIN_TEXTS` gives every second one, or every third, and so on.
         """
         for domain, split in zip(self.domains, self.splits, strict=True):
             rows = np.flatnonzero(split.train_counts)
@@ -105,7 +105,7 @@ def open_backbones(
 ) -> dict[str, Backbone]:
     """A local folder for every backbone: given, found by name, or started in the run's folder.
 
-    The main process starts them, the others wait and read.
+    The main process starts them; the others wait.
     """
     folder = run.folder / BACKBONES_FOLDER
     run.by_main(lambda: start_backbones(config, folder, texts, given))
@@ -123,10 +123,10 @@ def start_backbones(
 ) -> None:
     """Make a folder below `folder` for each backbone that starts from a configuration.
 
-    `texts` gives those of the fields that it is called with.
+    `texts`: the texts of the fields that it is called with.
     """
     for part, encoder in config.item_encoder.encoders.items():
-        # A run that goes on finds those it began with: it kept no state before they were whole.
+        # A resumed run finds the folders it began with: it saved no state before they were complete.
         if encoder.weights is None and part not in (given or {}) and not (folder / part).exists():
             family = text_encoders if part == "text_encoder" else vision_encoders
             with files.writing(folder / part, replace=False) as place:
@@ -143,7 +143,7 @@ def find_backbones(
 ) -> dict[str, Backbone]:
     """The folder of every backbone: given, named by the recipe, or started below `folder`.
 
-    `warn` hears of weights whose name may stand for others tomorrow.
+    `warn`: called for weights whose name may mean other weights later.
     """
     backbones = dict(given or {})
     wanted = [encoder.weights for part, encoder in config.item_encoder.encoders.items() if part not in backbones]
@@ -162,7 +162,7 @@ def find_backbones(
 
 
 class Readable(Protocol):
-    """What a reader must know of its recipe."""
+    """The fields of a recipe that an item reader needs."""
 
     @property
     def cache(self) -> Path: ...
@@ -175,7 +175,7 @@ class Readable(Protocol):
 def open_reader(
     sources: Sources, recommender: Recommender, recipe: Readable, run: Run, *, makes_states: bool = True
 ) -> ItemReader:
-    """`read_items` in every process; the main process fills the caches first. Every process must call it."""
+    """Call `read_items` in every process; the main process fills the caches first. Every process must call it."""
     for warning in recommender.item_encoder.warnings:
         run.log.warn(warning)
     _say_unread(sources, recommender, run.log)
@@ -184,7 +184,7 @@ def open_reader(
 
 
 def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None:
-    """A warning for each field that the model reads and no item has: its encoder learns nothing here."""
+    """Warn of each field that the model reads and no item has: its encoder learns nothing."""
     for domain in sources.domains:
         check_features(domain, recommender.item_encoder.reads)
     for field, spec in sorted(recommender.item_encoder.reads.items()):
@@ -198,10 +198,10 @@ def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None
 def read_items(
     sources: Sources, recommender: Recommender, recipe: Readable, run: Run, *, makes_states: bool = True
 ) -> ItemReader:
-    """A reader of items as the model wants them, in this process alone.
+    """A reader of the inputs that the model needs, in this process alone.
 
-    States of frozen blocks are computed now, on the device of the run, unless the recipe's `prefix_cache` is off;
-    without `makes_states`, for a caller that reads every item once, only those that are kept already are read.
+    States of frozen blocks are computed now, on the device of the run, unless `prefix_cache` is off. Without
+    `makes_states`, for a caller that reads every item once, only states that are already cached are used.
     """
     config = recipe.prefix.model_copy(update={"makes": makes_states})
     encoder = recommender.item_encoder
@@ -219,7 +219,7 @@ def read_items(
 
 
 def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, recipe: Readable, run: Run) -> ItemReader:
-    """Where nothing of the item encoder learns: its vectors, computed now, stand in for it, unless `prefix_cache: off`.
+    """Compute the item vectors once if nothing of the item encoder is trained, unless `prefix_cache: off`.
 
     Returns the reader for training. Raises as `stays_as_it_is`.
     """
@@ -244,9 +244,9 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
 
 
 def stays_as_it_is(task: TrainingTask) -> bool:
-    """Whether an item encoder reads fields and nothing of it learns, so that vectors can be computed once.
+    """Whether an item encoder reads fields and nothing of it is trained, so that vectors can be computed once.
 
-    Raises RecipeError where an objective asks more of such items than their vectors.
+    Raises RecipeError if an objective needs more than the vectors of the items.
     """
     encoder = task.recommender.item_encoder
     if not encoder.fields or any(tensor.requires_grad for tensor in encoder.parameters()):
@@ -260,7 +260,7 @@ def stays_as_it_is(task: TrainingTask) -> bool:
 
 
 def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[str, Prefix]:
-    """The frozen parts whose states can be kept. RecipeError where the recipe insists and there are none."""
+    """The frozen blocks whose states can be cached, by field. RecipeError if the recipe insists and there are none."""
     prefixes: dict[str, Prefix] = {}
     for field, encoder in recommender.item_encoder.encoders.items() if config.use != "off" else ():
         try:
@@ -283,7 +283,7 @@ def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -
 def _keep_states(
     reader: ItemReader, field: str, prefix: Prefix, config: PrefixConfig, log: RunLog, progress: Progress
 ) -> None:
-    """Keep the states of one encoder; under `auto`, where there is room. Says so where they may be made."""
+    """Cache the states of one encoder; with `auto`, only if there is room. Says so if states may be made."""
     started_s = time.monotonic()
     try:
         tables = reader.keep_states(field, prefix, config, progress)
@@ -301,12 +301,12 @@ def _keep_states(
 
 
 def gathers(gather: bool | None, num_processes: int) -> bool:
-    """Whether the processes see each other's items and users: where there are several, unless the recipe forbids it."""
+    """Whether processes use each other's items and users: if there are several, unless the recipe forbids it."""
     return num_processes > 1 and gather is not False
 
 
 def shared_out(batch_users: int, num_processes: int, gather: bool | None, unit: str = "users") -> str:
-    """How the users of a step are spread, and whose items are negatives, for people. `unit`: what examples are."""
+    """A line that says how the users of a step are divided, and whose items are negatives. `unit`: of examples."""
     if num_processes == 1:
         return f"a step: up to {batch_users:,} {unit}"
     least, more = divmod(batch_users, num_processes)
@@ -316,7 +316,7 @@ def shared_out(batch_users: int, num_processes: int, gather: bool | None, unit: 
 
 
 class Cut(Protocol):
-    """What of the settings of a training says how its steps are cut."""
+    """The settings of a training that decide how its steps are divided."""
 
     @property
     def batch_users(self) -> int: ...
@@ -327,7 +327,7 @@ class Cut(Protocol):
 
 
 class Batches:
-    """This process's share of every step."""
+    """The batches of this process: its share of every step."""
 
     def __init__(
         self,
@@ -343,10 +343,10 @@ class Batches:
         parts: int = 1,
         examples: Sequence[Examples] | None = None,
     ) -> None:
-        """`gather`: items are shared out to the processes, and negatives are those of all; None: where there are more.
+        """`gather`: items are divided among processes, and negatives are those of all; None: if there are several.
 
-        `parts`: the users of a step pass in so many parts, each with its own negatives; the same in every process.
-        `examples`: those of validation, by domain, in place of training's; nothing is said of them.
+        `parts`: number of parts in which the users of a step are processed, each with its own negatives; equal in every
+        process. `examples`: those of validation, by domain, in place of training's; they are not logged.
         """
         if examples is None:
             log.say(shared_out(batch_users, processes.world, gather, config.kind.unit))
@@ -366,7 +366,7 @@ class Batches:
     def of(
         cls, config: DataConfig, sources: Sources, reader: ItemReader, task: TrainingTask, cut: Cut, seed: int, run: Run
     ) -> Batches:
-        """The batches of a run, cut as its training says."""
+        """The batches of a run, divided as its training settings say."""
         rules = (config, sources, reader, task, cut.batch_users, seed, run.processes, run.log)
         return cls(*rules, gather=cut.gather, parts=cut.accumulate.user_parts)
 
@@ -375,11 +375,11 @@ class Batches:
         return self._builder.steps_per_epoch
 
     def epoch(self, epoch: int, done: int = 0) -> Iterable[Batch]:
-        """The batches of an epoch, the first of which is 1, without the first `done` steps of it."""
+        """The batches of an epoch, counted from 1, without its first `done` steps."""
         return self._loader.epoch(epoch - 1, done)
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """A copy on `device`, with kept states of frozen blocks fetched."""
+        """A copy on `device`, with cached states of frozen blocks."""
         if batch.items is self._builder.catalogue:
             if device not in self._resident:
                 self._resident[device] = self._reader.to_device(batch.items, device)
