@@ -19,7 +19,7 @@ from pmmrec.report.publishing import write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program, warn
 from pmmrec.train.callbacks import KeepBest
-from pmmrec.train.dry_run import describe
+from pmmrec.train.dry_run import print_plan
 from pmmrec.train.example_checks import check_examples
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.judge import judge_epochs
@@ -88,7 +88,7 @@ def main(
     check_targets(recipe, sources)
     if dry_run:
         plans = recipe.transfer, recipe.adapters
-        describe(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)
+        print_plan(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)
         return
 
     with Run.start(recipe, model=model, resume=resume) as run:

@@ -16,7 +16,7 @@ from pmmrec.report.publishing import write_card
 from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program
 from pmmrec.train.callbacks import KeepBest
-from pmmrec.train.dry_run import describe
+from pmmrec.train.dry_run import print_plan
 from pmmrec.train.example_checks import check_examples
 from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
 from pmmrec.train.judge import judge_epochs
@@ -56,7 +56,7 @@ def main(
     check_targets(recipe, sources)
     if dry_run:
         refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
-        describe(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()), launched=launched)
+        print_plan(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()), launched=launched)
         return
 
     with Run.start(recipe, model=recipe.model, resume=resume or is_requeued()) as run:

@@ -15,12 +15,12 @@ from scipy import sparse
 from torch import Tensor
 
 from pmmrec.data.splits import Holdout, Split
-from pmmrec.evaluation.ranking import Rows, Score
+from pmmrec.evaluation.ranking import Rows, ScoreRows
 
-Baseline = Callable[[Split, Holdout], Score]
+Baseline = Callable[[Split, Holdout], ScoreRows]
 
 
-def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> Score:  # noqa: ARG001 - all baselines share one signature
+def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> ScoreRows:  # noqa: ARG001 - all baselines share one signature
     """Score each user and item by a random number that does not depend on the chunk. Its HR@k is about k / N."""
     num_items = split.domain.num_items
 
@@ -31,7 +31,7 @@ def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> Score: 
     return score
 
 
-def popularity_baseline(split: Split, holdout: Holdout) -> Score:  # noqa: ARG001 - all baselines share one signature
+def popularity_baseline(split: Split, holdout: Holdout) -> ScoreRows:  # noqa: ARG001 - all baselines share one signature
     """Score an item by how often it occurs in training. Ties count against the target, which lowers its metrics."""
     count_N = torch.from_numpy(split.train_counts.astype(np.float64))
 
@@ -41,7 +41,7 @@ def popularity_baseline(split: Split, holdout: Holdout) -> Score:  # noqa: ARG00
     return score
 
 
-def markov_baseline(split: Split, holdout: Holdout) -> Score:
+def markov_baseline(split: Split, holdout: Holdout) -> ScoreRows:
     """Score an item by how often it directly followed the last item of the history, in training."""
     num_items, items = split.domain.num_items, split.train_items.astype(np.int64)
     is_last = np.zeros(len(items), dtype=bool)
@@ -56,7 +56,7 @@ def markov_baseline(split: Split, holdout: Holdout) -> Score:
     return score
 
 
-def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> Score:
+def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> ScoreRows:
     """Score an item by the sum of its cosines with the items of the history, recent ones weighing more.
 
     Cosines are between columns of the binary user-item matrix of training, c_ij / (sqrt(c_i c_j) + shrinkage). An item

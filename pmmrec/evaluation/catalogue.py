@@ -20,7 +20,7 @@ from pmmrec.data.splits import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.metrics import USUAL, Measured, query_metrics
 from pmmrec.evaluation.queries import queries_after
-from pmmrec.evaluation.ranking import Ranks, Rows, Score, Seen, rank_targets
+from pmmrec.evaluation.ranking import Ranks, Rows, ScoreRows, Seen, rank_targets
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender, packed
@@ -175,7 +175,7 @@ def model_scorer(
     device: torch.device | str,
     contents: Contents | None = None,
     first_user: int = 0,
-) -> Score:
+) -> ScoreRows:
     """Scores of the model for slices of the holdout's queries, `(q, N)` float32 on `device`.
 
     `counts`: how often each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly.
@@ -194,7 +194,7 @@ def history_scorer(
     counts: Rows,
     contents: Contents | None = None,
     users: Rows | None = None,
-) -> Score:
+) -> ScoreRows:
     """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
 
     Every chunk is padded to one length, so that a user's scores do not depend on who else is in it. `counts`: how often

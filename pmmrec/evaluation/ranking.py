@@ -26,7 +26,7 @@ from pmmrec.progress import Progress
 
 Seen = Literal["exclude", "include"]
 Rows = NDArray[np.int64] | NDArray[np.int32]
-Score = Callable[[slice], Tensor]  # a slice of the queries -> scores of all items (q, N); larger is better
+ScoreRows = Callable[[slice], Tensor]  # a slice of the queries -> scores of all items (q, N); larger is better
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Ranks:
 def rank_targets(
     holdout: Holdout,
     num_items: int,
-    score: Score,
+    score: ScoreRows,
     *,
     seen: Seen = "exclude",
     chunk: int,

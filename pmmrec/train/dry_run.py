@@ -55,7 +55,7 @@ class Plannable(Runnable, Protocol):
     def prefix(self) -> PrefixConfig: ...
 
 
-def describe(
+def print_plan(
     recipe: Plannable,
     model: ModelConfig,
     data: DataConfig,

@@ -17,7 +17,7 @@ from pmmrec.zoo.about import FORMAT
 from pmmrec.zoo.base import base_entry
 from pmmrec.zoo.folder import ADAPTER_TENSORS, PART_SETTINGS, PART_TENSORS, CheckpointFolder
 from pmmrec.zoo.index import BaseEntry, PartEntry
-from pmmrec.zoo.parts import describe
+from pmmrec.zoo.parts import part_entry
 
 ADAPTERS = "adapters"
 HEADS_ALONE = "heads"  # type of a part without adapters of which some modules were trained
@@ -86,4 +86,4 @@ def _write_adapted_part(
     settings = {} if config is None else config.model_dump(mode="json")
     about = {"family": adapters.name, "type": kind, "settings": settings, "learns": list(adapted_part.heads)}
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
-    return describe(root, folder_name, about)
+    return part_entry(root, folder_name, about)

@@ -77,10 +77,10 @@ def write_part(
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BACKBONE)}
     files.write_tensors(folder / PART_TENSORS, tensors)
     files.write_json(folder / PART_SETTINGS, {"format": FORMAT, **about})
-    return describe(root, folder_name, about)
+    return part_entry(root, folder_name, about)
 
 
-def describe(root: Path, folder_name: str, about: Mapping[str, Any]) -> PartEntry:
+def part_entry(root: Path, folder_name: str, about: Mapping[str, Any]) -> PartEntry:
     """The index entry of a part or adapter whose files are in `root/folder_name`."""
     found = promises_of(root / folder_name)
     return PartEntry(

@@ -17,7 +17,7 @@ from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, MachineError
 from pmmrec.evaluation.catalogue import Evaluation
 from pmmrec.evaluation.metrics import Measured, query_metrics
-from pmmrec.evaluation.ranking import Score, rank_targets, read_ranks, write_ranks
+from pmmrec.evaluation.ranking import ScoreRows, rank_targets, read_ranks, write_ranks
 
 
 def holdout_of(histories: list[list[int]], targets: list[int]) -> Holdout:
@@ -35,7 +35,7 @@ def holdout_of_several(histories: list[list[int]], targets: list[list[int]]) -> 
     return replace(one, target_offsets=offsets, target=flat)
 
 
-def fixed(scores: list[list[float]]) -> Score:
+def fixed(scores: list[list[float]]) -> ScoreRows:
     return lambda rows: torch.tensor(scores)[rows]
 
 
