@@ -1,15 +1,27 @@
-"""Text and vision encoders: each turns the rows it is given into one vector a token and one for the whole."""
+"""Encoders of texts, of images, or of both: rows of a field become a vector a token and one for the whole."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from pmmrec.adapters import Host
-from pmmrec.contracts import PixelInputs, PixelSpec, Prefix, PrefixInputs, TokenInputs, Tokenizer, TokenStates
+from pmmrec.contracts import (
+    FieldInputs,
+    FieldSpec,
+    PixelInputs,
+    PixelSpec,
+    Prefix,
+    PrefixInputs,
+    TokenInputs,
+    Tokenizer,
+    TokenStates,
+)
+from pmmrec.errors import RecipeError
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
 
@@ -76,5 +88,33 @@ class VisionEncoder(Encoder):
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
 
 
+class JointEncoder(Encoder):
+    """Reads several fields of the same items with one backbone.
+
+    Attributes:
+        reads: How it reads each field, by name.
+    """
+
+    reads: Mapping[str, FieldSpec]
+
+    @abstractmethod
+    def forward(self, fields: Mapping[str, FieldInputs], has_U: Mapping[str, Tensor]) -> TokenStates:
+        """Rows of each field, and which of U items have it, -> states of U items.
+
+        Tokens of a field that an item lacks are not valid, and change nothing of its other tokens.
+        """
+
+
 text_encoders: Family[TextEncoder] = Family("text encoder", home=__name__, group="items")
 vision_encoders: Family[VisionEncoder] = Family("vision encoder", home=__name__, group="items")
+joint_encoders: Family[JointEncoder] = Family("joint encoder", home=__name__, group="items")
+
+
+def encoder_class(config: EncoderConfig) -> type[Encoder]:
+    """The class of the encoder that has these settings. RecipeError where it is registered in no family."""
+    families: tuple[Family[Any], ...] = (text_encoders, vision_encoders, joint_encoders)
+    for entry in (entry for family in families for entry in family):
+        if entry.config_class is type(config):
+            found: type[Encoder] = entry.part_class
+            return found
+    raise RecipeError(f"{type(config).__name__}: no encoder has such settings; register it in a family of encoders")

@@ -37,10 +37,10 @@ from pmmrec.contracts import (
 )
 from pmmrec.data.examples import example_kinds
 from pmmrec.data.splits import splits
-from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.encoders import EncoderConfig, encoder_class, text_encoders, vision_encoders
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
-from pmmrec.models import ItemEncoder, item_encoders, scorers
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders, scorers
 from pmmrec.objectives import objectives
 from pmmrec.propagations import propagations
 from pmmrec.settings import PartConfig
@@ -88,23 +88,21 @@ class Subject:
     @cached_property
     def context(self) -> BuildContext:
         """The context that the part is built with; fresh backbones are written to the folder."""
-        encoders: dict[str, PartConfig] = {}
-        if self.family in (text_encoders, vision_encoders):
+        encoders: Mapping[str, EncoderConfig] = {}
+        if isinstance(self.config, EncoderConfig):
             encoders = {"": self.config}
-        elif self.family is item_encoders:
-            encoders = dict(getattr(self.config, "encoders", {}))
+        elif isinstance(self.config, ItemEncoderConfig):
+            encoders = self.config.encoders
         backbones = {name: self._backbone(name, config) for name, config in encoders.items()}
         catalogues = [
             Catalogue("books", NUM_ITEMS, "aa", len(HISTORY_LENGTHS), "bb", lambda _: dict.fromkeys(VALUES[:2], 1))
         ]
         return BuildContext(WIDTH, backbones, catalogues, [graph_of(TOUCHED)])
 
-    def _backbone(self, name: str, config: PartConfig) -> Backbone:
-        home = text_encoders if config.type in {entry.name for entry in text_encoders} else vision_encoders
+    def _backbone(self, name: str, config: EncoderConfig) -> Backbone:
         folder = self.folder / (name or "backbone")
         folder.mkdir(parents=True)
-        encoder_class: Any = home[config.type].part_class
-        encoder_class.start(config, folder, TEXTS)
+        encoder_class(config).start(config, folder, TEXTS)
         return Backbone(folder, is_pretrained=False)
 
     def build(self, seed: int = 0) -> Any:

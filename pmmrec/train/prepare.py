@@ -27,7 +27,7 @@ from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.splits import Split, split_of
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
-from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.encoders import encoder_class
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue
 from pmmrec.homes import expanded
@@ -128,9 +128,8 @@ def start_backbones(
     for part, encoder in config.item_encoder.encoders.items():
         # A resumed run finds the folders it began with: it saved no state before they were complete.
         if encoder.weights is None and part not in (given or {}) and not (folder / part).exists():
-            family = text_encoders if part == "text_encoder" else vision_encoders
             with files.writing(folder / part, replace=False) as place:
-                family.part_class(encoder).start(encoder, place, texts(config.item_encoder.texts))
+                encoder_class(encoder).start(encoder, place, texts(config.item_encoder.texts))
 
 
 def find_backbones(

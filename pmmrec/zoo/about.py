@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.encoders import joint_encoders, text_encoders, vision_encoders
 from pmmrec.errors import CheckpointError
 from pmmrec.family import Family, PartGroup
 from pmmrec.fusion import fusions
@@ -22,6 +22,7 @@ OBJECTIVES = "objectives"
 _FAMILIES: tuple[Family[Any], ...] = (
     text_encoders,
     vision_encoders,
+    joint_encoders,
     fusions,
     user_encoders,
     item_encoders,
