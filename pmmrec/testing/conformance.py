@@ -26,6 +26,7 @@ assert_registered = (
     *(item_checks, objective_checks, propagation_checks, scorer_checks, user_checks),
     *(adapter_checks, split_checks, example_checks),
 )
+LONGEST_SHOWN = 60  # characters of settings inside a setting
 
 
 def conformance(family: Family[Any], *parts: str | Mapping[str, Any]) -> Callable[..., None]:
@@ -69,7 +70,13 @@ def configs_of(family: Family[Any], *parts: str | Mapping[str, Any]) -> list[Par
 
 
 def title(config: PartConfig) -> str:
-    """The name of a part and the settings that are not as usual; of settings inside, their name alone."""
+    """The name of a part and the settings that are not as usual; of many settings inside, their name alone."""
     changed = config.model_dump(exclude_defaults=True, exclude={"type"})
-    shown = [name if isinstance(value, Mapping) else f"{name}={value}" for name, value in changed.items()]
-    return ", ".join([config.type, *shown])
+    return ", ".join([config.type, *(_shown(name, value) for name, value in changed.items())])
+
+
+def _shown(name: str, value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return f"{name}={value}"
+    inside = ", ".join(_shown(key, one) for key, one in value.items())
+    return f"{name}({inside})" if len(inside) <= LONGEST_SHOWN else name

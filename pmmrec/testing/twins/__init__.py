@@ -18,9 +18,9 @@ def twin_of(family: Family[Any], *names: str) -> Callable[[_TwinT], _TwinT]:
     """Decorator that gives parts their twin; the check `twin` compares values and gradients in float64.
 
     Args:
-        family: The family of the parts. The twin of an objective is called as `twin(objective, views)` and gives sum
-            and count; that of a scorer is called as `twin(scorer, query, items, count_N)` and gives the ranked scores
-            `(K, N)`.
+        family: The family of the parts. The twin of an objective is called as `twin(objective, views)` and gives its
+            sum and count; that of a scorer as `twin(scorer, query, items, count_N)` and gives the ranked scores
+            `(K, N)`; that of a propagation as `twin(propagation, nodes)` and gives nodes.
         names: The names that the parts are registered under.
 
     Example:

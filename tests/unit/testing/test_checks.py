@@ -57,6 +57,12 @@ def test_every_check_is_tried() -> None:
         assert check.name == "settings" or {(name, check.name) for name in families} & tried, check.name
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_rows_of_the_table_are_told_apart(family: Any) -> None:
+    titles = [title(config) for config in configs_of(family)]
+    assert len(set(titles)) == len(titles)
+
+
 def test_settings_that_change_when_they_are_saved_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = objectives.config({"type": "bce"})
     monkeypatch.setattr(type(config), "model_dump", lambda *_, **__: {"type": "bce", "weight": 2.0})
