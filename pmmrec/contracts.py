@@ -166,12 +166,16 @@ class Windows:
     last_alone_counts: bool = False  # only the last item of a window counts as a target, as in validation
 
     @property
+    def is_counted_BS(self) -> Tensor:
+        """Which places hold an item that counts as a target."""
+        if not self.last_alone_counts:
+            return self.is_valid_BS
+        return torch.cat((torch.zeros_like(self.is_valid_BS[:, :-1]), self.is_valid_BS[:, -1:]), dim=1)
+
+    @property
     def has_next_BL(self) -> Tensor:
         """Which inputs hold an item whose next item counts as a target: the positions of DAP and NICL."""
-        has_next_BL = self.is_valid_BS[:, :-1] & self.is_valid_BS[:, 1:]
-        if self.last_alone_counts:
-            has_next_BL[:, :-1] = False
-        return has_next_BL
+        return self.is_valid_BS[:, :-1] & self.is_counted_BS[:, 1:]
 
     @property
     def next_items(self) -> WindowPass:

@@ -43,8 +43,9 @@ class ItemContrast(Objective):
         (-log softmax over images v of s(t_i, v), at v_i) / 2 + (-log softmax over texts t of s(t, v_i), at t_i) / 2
 
     Softmaxes run over the distinct items of the step that have the field, those of all processes where they are
-    gathered. Counted is every place of a window whose item has both fields: with `data.examples: items` every item of
-    the batch once. It reads no user: alone, it trains the encoders of text and image, and nothing else.
+    gathered. Counted is every place of a window whose item has both fields, of validation windows the last alone: with
+    `data.examples: items` every item of the batch once. It reads no user: alone, it trains the encoders of text and
+    image, and nothing else.
 
     Metrics: `chance`, the loss where all similarities are equal; `accuracy`, the share of texts whose own image is
     alone at the top; `temperature`.
@@ -106,10 +107,10 @@ def _side(views: Views, modality: Modality) -> tuple[Tensor, Tensor]:
 
 
 def _num_own(windows: Windows, num_items: int) -> Tensor:
-    """`(U,)` int64: places of each item in the windows of this process."""
-    index, is_valid = windows.item_index_BS.flatten(), windows.is_valid_BS.flatten()
+    """`(U,)` int64: places of each item that count in the windows of this process."""
+    index, is_counted = windows.item_index_BS.flatten(), windows.is_counted_BS.flatten()
     none_U = torch.zeros(num_items, dtype=torch.int64, device=index.device)
-    return none_U.scatter_add(0, index, is_valid.to(torch.int64))
+    return none_U.scatter_add(0, index, is_counted.to(torch.int64))
 
 
 def _is_alone_at_the_top(score_AU: Tensor, item_A: Tensor) -> Tensor:

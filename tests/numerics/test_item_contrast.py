@@ -49,6 +49,16 @@ def test_items_as_examples_are_clips_symmetric_cross_entropy(tiny_batch: Callabl
     assert metrics["accuracy"] == pytest.approx(float((score.argmax(dim=1) == own).double().mean()))
 
 
+def test_of_a_validation_window_the_last_item_alone_counts(tiny_batch: Callable[..., Any]) -> None:
+    head = objective(learns_temperature=False)
+    views = tiny_batch([[0, 1, 2], [3, 2], [4, 5]], no_image=[5]).views
+    last = dataclasses.replace(views, windows=dataclasses.replace(views.windows, last_alone_counts=True))
+    alone = tiny_batch([[2], [2], [5]], no_image=[5]).views
+    expected, term = head(dataclasses.replace(alone, items=views.items)), head(last)
+    assert term.count == expected.count == 2
+    torch.testing.assert_close(term.sum, expected.sum, rtol=0, atol=ATOL)
+
+
 def test_the_temperature_does_not_fall_below_that_of_clip(tiny_batch: Callable[..., Any]) -> None:
     head, views = objective(), tiny_batch().views
     with torch.no_grad():

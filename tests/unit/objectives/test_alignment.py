@@ -19,12 +19,12 @@ def test_the_default_is_nicl_as_printed() -> None:
     assert config.temperature == 1.0
 
 
-def test_it_asks_for_vectors_by_modality() -> None:
+def test_it_asks_for_vectors_by_modality_and_the_order_of_items() -> None:
     config = objectives.config({"type": "alignment"})
     assert (
         objectives.part_class(config)(config, BuildContext(4)).requests
         == Alignment.requests
-        == Requests.of(views=(View.MODALITIES,))
+        == Requests.of(views=(View.MODALITIES, View.ORDER))
     )
 
 

@@ -78,6 +78,7 @@ def test_objectives_count_no_training_item(workshop) -> None:
     counts = Counter[str]()
     for batch in judge._batches.epoch(1):
         assert int(batch.windows.has_next_BL.sum()) == len(batch.user_id)  # what alignment counts
+        assert int(batch.windows.is_counted_BS.sum()) == len(batch.user_id)  # what item_contrast counts
         for name, figure in shop.task.counts(batch).items():
             counts[name] += int(figure[1])
     num_targets = len(shop.sources.splits[0].holdout("validation").target)
