@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -88,10 +87,8 @@ class System:
         self._current = self._encode(_opened(domain))
         return self._current
 
-    def features(
-        self, domain: Domain | Path | str, vectors: Literal["fused", "text", "image"] = "fused"
-    ) -> NDArray[np.float32]:
-        """Vectors `(N, D)` to store as a feature: fused, or the cls vectors of one encoder; NaN where there is none."""
+    def features(self, domain: Domain | Path | str, vectors: str = "fused") -> NDArray[np.float32]:
+        """Vectors `(N, D)` to store as a feature: fused, or the cls vectors of one field; NaN where there is none."""
         opened = _opened(domain)
         with threads_for(self.checkpoint.model_config), bars() as progress:
             return item_features(self._model_for(opened), self._reader_for(opened), 0, vectors, self.device, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +12,6 @@ from pmmrec.cli.options import HUB, AsJson, CacheFolder, HubFolder, MaxUnreadabl
 from pmmrec.terminal import errors_for_people, say_problems, show, warn
 
 Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folders.")]
-
-
-class Vectors(str, Enum):
-    """Which vectors of a checkpoint's item encoder are stored."""
-
-    FUSED = "fused"
-    TEXT = "text"
-    IMAGE = "image"
 
 
 app = typer.Typer(help="Import the files of a platform as a domain; describe and check domains.", no_args_is_help=True)
@@ -116,7 +107,9 @@ def features_command(
             "{NAME: {vectors: T, length: F}} where an item has several vectors."
         ),
     ],
-    vectors: Annotated[Vectors | None, Option(help="Of a checkpoint: which vectors; default: fused.")] = None,
+    vectors: Annotated[
+        str | None, Option(help="Of a checkpoint: `fused` (the default), or a field such as `text`.")
+    ] = None,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
     max_unreadable: MaxUnreadable = 0.05,
@@ -147,7 +140,7 @@ def features_command(
             opened = Domain.open(domain)
             check_name(opened, name)
             system = load(source, hub=hub, cache=cache, warn=warn, max_unreadable=max_unreadable)
-            found = system.features(opened, (vectors or Vectors.FUSED).value)
+            found = system.features(opened, vectors or "fused")
             stored = store_vectors(opened, found, name, source)
         for line in stored.lines():
             typer.echo(line)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -85,17 +84,18 @@ def item_features(
     recommender: Recommender,
     reader: ItemReader,
     domain_index: int,
-    which: Literal["fused", "text", "image"],
+    which: str,
     device: torch.device,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """Vectors `(N, D)` of all items: fused ones, or the cls vectors of one encoder; NaN where an item has none.
+    """Vectors `(N, D)` of all items: `fused` ones, or the cls vectors of one field; NaN where an item has none.
 
-    Raises RecipeError where the model has no such encoder, NotFiniteVectorError where a vector is not finite.
+    Raises RecipeError where the model gives no such vectors, NotFiniteVectorError where a vector is not finite.
     """
     contents, encoder = reader.contents(domain_index), recommender.item_encoder
-    if which != "fused" and which not in encoder.fields:
-        raise RecipeError(f"the checkpoint reads no {which}; it reads {' and '.join(sorted(encoder.fields)) or 'ids'}")
+    if which != "fused" and which not in encoder.cls_fields:
+        given = " or ".join(["fused", *sorted(encoder.cls_fields)])
+        raise RecipeError(f"the checkpoint gives no {which} vectors; ask for {given}")
     vectors_ND: NDArray[np.float32] | None = None
     num_done, num_items = 0, len(contents.same_as_N)
     for items in reader.catalogue(domain_index, ITEMS_AT_ONCE):

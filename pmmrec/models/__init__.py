@@ -57,6 +57,11 @@ class ItemEncoder(nn.Module, ABC):
         return frozenset(self.reads)
 
     @property
+    def cls_fields(self) -> frozenset[str]:
+        """The fields of which it gives a vector each (`cls_UD`), beside an item's own."""
+        return frozenset()
+
+    @property
     def streams(self) -> Mapping[str, int]:
         """The widths of the vectors that it gives beside an item's own, by name."""
         return {}

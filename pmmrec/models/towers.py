@@ -160,6 +160,10 @@ class Towers(ItemEncoder):
         return dict(self.named_children())
 
     @property
+    def cls_fields(self) -> frozenset[str]:
+        return self.fields
+
+    @property
     def encoders(self) -> Mapping[str, Encoder]:
         towers = {**dict.fromkeys(self._text_fields, self.text_encoder), Modality.IMAGE.value: self.vision_encoder}
         return {field: encoder for field, encoder in towers.items() if encoder is not None}

@@ -251,6 +251,8 @@ def _run_items(part: Any, numbers: Numbers) -> list[Tensor]:
     _expect(vectors.fused_UD, NUM_ITEMS, WIDTH)
     if set(vectors.has_U) != set(part.fields):
         raise AssertionError(f"says who has {set(vectors.has_U)}, but reads {set(part.fields)}")
+    if set(vectors.cls_UD) != set(part.cls_fields):
+        raise AssertionError(f"gives vectors of {set(vectors.cls_UD)}, but promises those of {set(part.cls_fields)}")
     for name, width in part.streams.items():
         _expect(vectors.streams_UD[name], NUM_ITEMS, width)
     return [vectors.fused_UD, *vectors.cls_UD.values(), *vectors.streams_UD.values()]

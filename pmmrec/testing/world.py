@@ -37,7 +37,7 @@ WINDOWS: Mapping[str, Sequence[Sequence[int]]] = {
 class LearnedItems(ItemEncoder):
     """A learned vector for the text and one for the image of each item; their sum is the item."""
 
-    fields = frozenset(modality.value for modality in Modality)
+    fields = cls_fields = frozenset(modality.value for modality in Modality)
 
     def __init__(self) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ from pmmrec.encoders import encoder_class
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue
 from pmmrec.homes import expanded
+from pmmrec.modality import Modality
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
@@ -188,8 +189,11 @@ def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None
         check_features(domain, recommender.item_encoder.reads)
     for field, spec in sorted(recommender.item_encoder.reads.items()):
         if not any(having(domain, field, type(spec)).any() for domain in sources.domains):
+            known = sorted({name for domain in sources.domains for name in domain.attributes})
+            is_column = field not in {modality.value for modality in Modality}
+            columns = f" (further columns: {', '.join(known) or 'none'})" if is_column else ""
             log.warn(
-                f"{field}: no item of {', '.join(sources.names)} has one; its encoder learns nothing here. A "
+                f"{field}: no item of {', '.join(sources.names)} has one{columns}; its encoder learns nothing here. A "
                 "plan that leaves it behind (finetune/text, finetune/vision) trains faster"
             )
 

@@ -200,11 +200,14 @@ class TrainingTask(nn.Module):
 
 def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
     """RecipeError where the model lacks what an objective compares, or shows it what it is to predict."""
-    fields, attends = recommender.item_encoder.fields, recommender.user_encoder.attends
-    if View.MODALITIES in term.requests.views and not {Modality.TEXT, Modality.IMAGE} <= fields:
+    encoder, attends = recommender.item_encoder, recommender.user_encoder.attends
+    if View.MODALITIES in term.requests.views and not {Modality.TEXT, Modality.IMAGE} <= encoder.cls_fields:
+        found = f"reads {' and '.join(sorted(encoder.fields)) or 'ids'} only"
+        if {Modality.TEXT, Modality.IMAGE} <= encoder.fields:
+            found = "makes one vector of both"
         raise RecipeError(
-            f"objectives.{name}: compares text with image, but the model reads "
-            f"{' and '.join(sorted(fields)) or 'ids'} only; take it away with objectives.{name}=null"
+            f"objectives.{name}: compares text with image, but the model {found}; take it away with "
+            f"objectives.{name}=null"
         )
     targets = TARGETS_UNDER[attends]
     if term.needs_past and attends != "past":

@@ -30,6 +30,9 @@ def test_vectors_of_a_checkpoint_are_stored(boutique: Path, small_run: Path, pmm
         told = pmmrec("data", "features", boutique, "--from", kept, "--name", "whole", "--cache", "c")
         assert told.code == 2
         assert "exists; choose another name" in told.output
+        told = pmmrec("data", "features", boutique, "--from", kept, "--name", "x", "--vectors", "audio", "--cache", "c")
+        assert told.code == 2
+        assert "gives no audio vectors; ask for fused or image or text" in " ".join(told.output.split())
         domain = Domain.open(boutique)
         whole = domain.feature("whole").read(np.arange(domain.num_items))
         expected = load(kept, cache="c", device="cpu").encode_items(domain).vectors_ND.cpu().numpy()

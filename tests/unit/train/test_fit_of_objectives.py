@@ -14,6 +14,7 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, objectives
 from pmmrec.requests import Dropped, NextItems, Noised, Requests, WindowRequest
+from pmmrec.testing.world import LearnedItems
 from pmmrec.train.task import TrainingTask
 
 NEXT = [{"type": "next_item"}, {"type": "catalogue_ce"}, {"type": "bce"}, {"type": "bpr"}]
@@ -98,3 +99,19 @@ def test_objectives_are_built_from_a_context() -> None:
     for entry in objectives:
         config = objectives.config({"type": entry.name})
         assert entry.part_class(config, BuildContext(8)).requests is not None
+
+
+class OneVectorOfBoth(LearnedItems):
+    """Reads texts and images, and gives no vector of either."""
+
+    cls_fields = frozenset()
+
+
+def test_texts_are_compared_with_images_only_where_each_has_a_vector() -> None:
+    recommender, config = model_that_attends("past"), {"term": objectives.config({"type": "alignment"})}
+    for items, found in ((recommender.item_encoder, "reads ids only"), (OneVectorOfBoth(), "makes one vector of both")):
+        recommender.item_encoder = items
+        with pytest.raises(RecipeError, match=rf"compares text with image, but the model {found}; take it away"):
+            TrainingTask.of(recommender, config, 8)
+    recommender.item_encoder = LearnedItems()
+    assert TrainingTask.of(recommender, config, 8).requests
