@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -24,18 +23,11 @@ from pmmrec.modality import Tokenizer as Tokenizer  # noqa: PLC0414
 from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
 from pmmrec.modality import VectorSpec as VectorSpec  # noqa: PLC0414
 from pmmrec.requests import DrawnNegatives, WindowRequest
+from pmmrec.requests import Noise as Noise  # noqa: PLC0414
 
 _T = TypeVar("_T")
 
 SIZES = ("users", "slots", "items_encoded")  # of a batch, see `Batch.sizes`
-
-
-class Noise(int, Enum):
-    """What corruption did to one input of a window; the classes of NID in this order."""
-
-    UNCHANGED = 0
-    SHUFFLED = 1
-    REPLACED = 2
 
 
 def to_device(value: _T, device: torch.device | str) -> _T:
@@ -137,6 +129,15 @@ class ItemInputs:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """The items that each user of a batch was shown, C at most."""
+
+    item_index_BC: Tensor  # int64, places in U; 0 where there is none
+    is_shown_BC: Tensor  # bool
+    is_clicked_BC: Tensor  # bool, only where shown
+
+
+@dataclass(frozen=True)
 class WindowPass:
     """One pass of the user encoder over the windows of a batch: its inputs, and the items that it is to predict."""
 
@@ -147,6 +148,7 @@ class WindowPass:
     is_masked_BL: Tensor | None = None  # bool, inputs whose item is hidden from the user encoder; None: no input
     noise_BL: Tensor | None = None  # int64, values of Noise; padding is UNCHANGED. None: no noise was added
     negative_index_BLC: Mapping[DrawnNegatives, Tensor] = field(default_factory=dict)  # int64, places in U
+    candidates: Candidates | None = None  # what the state that ranks is to rank; None: nobody asked
 
     @property
     def is_last_target_BL(self) -> Tensor:
@@ -176,6 +178,10 @@ class Windows:
     def has_next_BL(self) -> Tensor:
         """Which inputs hold an item whose next item counts as a target: the positions of DAP and NICL."""
         return self.is_valid_BS[:, :-1] & self.is_counted_BS[:, 1:]
+
+    @property
+    def candidates(self) -> Candidates | None:
+        return next((one.candidates for one in self.passes.values() if one.candidates is not None), None)
 
     @property
     def next_items(self) -> WindowPass:
@@ -219,18 +225,20 @@ class Batch:
         Nothing is copied to a GPU: the host would wait until the device has finished all earlier work.
         """
         num_slots = self.windows.is_valid_BS.sum().float()
+        if self.windows.candidates is not None:
+            num_slots = num_slots + self.windows.candidates.is_shown_BC.sum()
         num_users, num_items = len(self.windows.is_valid_BS), self.items.num_items
-        return {
-            "users": num_slots.new_full((), num_users),
-            "slots": num_slots,
-            "items_encoded": num_slots.new_full((), num_items),
-        }
+        sizes = num_slots.new_full((), num_users), num_slots, num_slots.new_full((), num_items)
+        return dict(zip(SIZES, sizes, strict=True))
 
     def describe(self) -> str:
         """How large it is, for messages."""
         num_users, num_positions = self.windows.is_valid_BS.shape
-        inputs = f", {num_positions - 1} inputs" if num_positions > 1 else ""
-        return f"{num_users} {self.unit}{inputs} and {self.items.num_items} items"
+        candidates = self.windows.candidates
+        num_inputs = num_positions - (candidates is None)
+        inputs = f", {num_inputs} inputs" if num_inputs else ""
+        shown = "" if candidates is None else f", {candidates.is_shown_BC.shape[1]} candidates"
+        return f"{num_users} {self.unit}{inputs}{shown} and {self.items.num_items} items"
 
 
 @dataclass(frozen=True)

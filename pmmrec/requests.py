@@ -20,6 +20,15 @@ class Holding(str, Enum):
     USER = "user"
     HISTORY = "history"  # items in the order in which the user touched them
     TARGET = "target"  # an item that the user touched, after the history if there is one
+    CANDIDATES = "candidates"  # items that the user was shown, some of which were clicked
+
+
+class Noise(int, Enum):
+    """What corruption did to one input of a window; the classes of NID in this order."""
+
+    UNCHANGED = 0
+    SHUFFLED = 1
+    REPLACED = 2
 
 
 class View(str, Enum):
@@ -90,6 +99,18 @@ class Dropped(WindowRequest):
     """The inputs of `NextItems` without some of them, but never without all; there are no targets."""
 
     share: float = Field(default=0.2, gt=0, lt=1, description="Chance of each input but the first to be left out.")
+
+
+class Shown(WindowRequest):
+    """All items of the window (L = S), for the one state that ranks, and the candidates that it is to rank."""
+
+    needs = Holding.CANDIDATES
+    reads_last = True
+    hides_targets = True
+
+    num_not_clicked: int | None = Field(
+        default=None, ge=1, description="So many candidates that were not clicked, drawn at each visit; null: all."
+    )
 
 
 NegativeWeight = Literal["uniform", "popularity"]

@@ -73,12 +73,12 @@ def impressions_command(
         Option(
             "--from",
             metavar="FILE",
-            help="csv, tsv or parquet: impression_id, user_id, item_id, clicked (1 or 0), split.",
+            help="csv, tsv or parquet: impression_id, user_id, item_id, clicked (1 or 0), split; known, if given.",
         ),
     ],
     name: Annotated[str, Option(help="Recipes name it: data.split={type: impressions, name: NAME}.")],
 ) -> None:
-    """Store lists of items that users were shown, and which of them they clicked, for validation and the test."""
+    """Store lists of items that users were shown, and which they clicked, for training, validation and the test."""
     from pmmrec.data.importers.impressions import store_impressions
     from pmmrec.data.splits.impressions import ImpressionsConfig
     from pmmrec.settings import validate

@@ -21,7 +21,7 @@ from pmmrec.data.examples.windows import WindowConfig, WindowKindConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
 from pmmrec.data.noise import KeyedWindow, SlotPool
-from pmmrec.data.passes import NegativePool, PassMaker, Row, Visit, filled, padded, padded_places
+from pmmrec.data.passes import KeyedImpression, NegativePool, PassMaker, Row, Visit, filled, padded, padded_places
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.splits import Split, SplitField
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
@@ -41,7 +41,8 @@ class DataConfig(Config):
     examples: ExamplesField = Field(
         default=WindowKindConfig(),
         description="What one example of training is. windows: a window of a user's history. interactions: a user and "
-        "an item without a history, for systems that know users by id. items: an item of the catalogue, without users.",
+        "an item without a history, for systems that know users by id. items: an item of the catalogue, without users. "
+        "impressions: items that a user was shown at once, some of them clicked, and the history before.",
     )
     window: WindowConfig = WindowConfig()
     mixing: MixingConfig = MixingConfig()
@@ -169,7 +170,7 @@ class BatchBuilder:
         pool = SlotPool([visit.window for visit in everywhere or own]) if self._maker.reads_others else None
         rows = [self._maker.rows(visit, pool) for visit in own]
         if self._gathers:
-            drawn = [self._maker.rows(visit, pool) for visit in everywhere] if self._maker.draws_negatives else []
+            drawn = [self._maker.rows(visit, pool) for visit in everywhere] if self._maker.adds_items else []
             key_U = self._keys(everywhere, drawn)  # replacements are among the items of all
         else:
             key_U = self._keys(own, rows)
@@ -242,8 +243,11 @@ class BatchBuilder:
         for domain, number, visit in zip(*(column.tolist() for column in draw), strict=True):
             index = self._examples[domain]
             rows = index.items(number, generator(self._seed, Purpose.WINDOW, visit, domain, number))
-            window = KeyedWindow(self._first_key[domain] + rows, domain, index.user(number))
-            visits.append(Visit(window, visit, number, self._have_history, self._last_alone_counts))
+            first_key, impression, shown = self._first_key[domain], index.impression(number), None
+            if impression is not None:
+                shown = KeyedImpression(first_key + impression.item_C, impression.is_clicked_C)
+            window = KeyedWindow(first_key + rows, domain, index.user(number))
+            visits.append(Visit(window, visit, number, self._have_history, self._last_alone_counts, shown))
         return visits
 
     def _num_positions(self, draw: Draw, visits: Sequence[Visit]) -> int:

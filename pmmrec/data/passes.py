@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pmmrec.contracts import WindowPass
+from pmmrec.contracts import Candidates, WindowPass
 from pmmrec.data.examples import Examples
 from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
 from pmmrec.data.randomness import Purpose, generator
@@ -27,6 +27,7 @@ from pmmrec.requests import (
     Noised,
     Others,
     Requests,
+    Shown,
     WindowRequest,
 )
 
@@ -44,12 +45,15 @@ class Row:
     is_masked_l: NDArray[np.bool_] | None = None
     noise_l: Ints | None = None
     negative_lC: Mapping[DrawnNegatives, Ints] = field(default_factory=dict)  # NO_TARGET where there is no target
+    shown_c: Ints | None = None  # candidates; None: there are none
+    is_clicked_c: NDArray[np.bool_] | None = None
 
     @property
     def other_keys(self) -> list[Ints]:
-        """The items that may lie outside of its window: replacements and negatives."""
+        """The items that may lie outside of its window: replacements, negatives and candidates."""
         drawn = [negative_lC[negative_lC[:, 0] != NO_TARGET].ravel() for negative_lC in self.negative_lC.values()]
-        return drawn if self.noise_l is None else [self.input_l, *drawn]
+        replaced = [] if self.noise_l is None else [self.input_l]
+        return [*replaced, *drawn, *([] if self.shown_c is None else [self.shown_c])]
 
 
 class NegativePool:
@@ -135,6 +139,15 @@ class Visit:
     number: int  # of the window in its domain
     has_history: bool = True  # False: all of its items are targets, and none is an input
     last_alone_counts: bool = False  # only the last item may be a target
+    shown: KeyedImpression | None = None
+
+
+@dataclass(frozen=True)
+class KeyedImpression:
+    """The candidates of an example as keys, and which of them were clicked."""
+
+    keys: Ints
+    is_clicked: NDArray[np.bool_]
 
 
 class PassMaker:
@@ -146,7 +159,7 @@ class PassMaker:
         for pool in pools:
             pool.check(requests.drawn)
         self.reads_others = any(isinstance(request, Noised) for request in self._passes)
-        self.draws_negatives = any(self._passes.values())
+        self.adds_items = any(self._passes.values()) or any(isinstance(request, Shown) for request in self._passes)
 
     def rows(self, visit: Visit, pool: SlotPool | None) -> dict[WindowRequest, Row]:
         """The row of each pass, but for passes that `Windows.next_items` gives already.
@@ -173,6 +186,9 @@ class PassMaker:
             return Row(keys, np.where(is_masked, keys, NO_TARGET), is_masked)
         if isinstance(request, Others):
             return Row(keys, np.where(_is_last(len(keys)), keys, NO_TARGET) if visit.last_alone_counts else keys)
+        if isinstance(request, Shown):
+            shown = self._shown(request, visit)
+            return Row(keys, shown_c=shown.keys, is_clicked_c=shown.is_clicked)
         if isinstance(request, Dropped):
             is_kept = self._random(Purpose.DROPPING, visit).random(len(keys) - 1) >= request.share
             is_kept[:1] = True
@@ -192,6 +208,19 @@ class PassMaker:
         if not is_masked.any():
             is_masked[rng.integers(0, num_items)] = True
         return is_masked
+
+    def _shown(self, request: Shown, visit: Visit) -> KeyedImpression:
+        """The candidates of an example, or the clicked ones and some others."""
+        shown = visit.shown
+        if shown is None:
+            raise ValueError("passes: the examples have no candidates")
+        others = np.flatnonzero(~shown.is_clicked)
+        if request.num_not_clicked is None or len(others) <= request.num_not_clicked:
+            return shown
+        rng = self._random(Purpose.CANDIDATES, visit)
+        drawn = rng.choice(others, request.num_not_clicked, replace=False)
+        chosen = np.sort(np.concatenate([np.flatnonzero(shown.is_clicked), drawn]))
+        return KeyedImpression(shown.keys[chosen], shown.is_clicked[chosen])
 
     def _with_negatives(self, row: Row, visit: Visit, drawn: frozenset[DrawnNegatives]) -> Row:
         if row.target_l is None:
@@ -246,6 +275,19 @@ def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
             config: padded_places([row.negative_lC[config] for row in rows], key_U, length)
             for config in first.negative_lC
         },
+        candidates=_candidates(rows, key_U),
+    )
+
+
+def _candidates(rows: Sequence[Row], key_U: Ints) -> Candidates | None:
+    """The candidates of several rows, left-padded; None where there are none."""
+    shown = [row.shown_c for row in rows if row.shown_c is not None]
+    if not shown:
+        return None
+    lengths = [len(keys) for keys in shown]
+    clicked = [row.is_clicked_c for row in rows if row.is_clicked_c is not None]
+    return Candidates(
+        padded_places(shown, key_U, max(lengths)), filled(lengths, max(lengths)), left_padded(clicked, max(lengths))
     )
 
 

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     NEGATIVES = 8  # what is drawn for the targets of a window
     PAIR_NEGATIVES = 9  # what is drawn for a user and an item
     HELD_OUT_ITEMS = 10  # of a domain, where items are the examples
+    CANDIDATES = 11  # which of the candidates of an impression are left
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Batch, ItemVectors, Term, UserStates, Views, WindowPass, Windows
+from pmmrec.contracts import Batch, Candidates, ItemVectors, Term, UserStates, Views, WindowPass, Windows
 from pmmrec.models.dot import Dot, DotConfig
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns
@@ -210,7 +210,10 @@ def _users_of(windows: Windows, own: slice) -> Windows:
             if isinstance(value := getattr(of_pass, field.name), Tensor)
         }
         drawn = {config: index_BLC[own] for config, index_BLC in of_pass.negative_index_BLC.items()}
-        return dataclasses.replace(of_pass, **tensors, negative_index_BLC=drawn)
+        shown = of_pass.candidates
+        if shown is not None:
+            shown = Candidates(shown.item_index_BC[own], shown.is_shown_BC[own], shown.is_clicked_BC[own])
+        return dataclasses.replace(of_pass, **tensors, negative_index_BLC=drawn, candidates=shown)
 
     passes = {request: chosen(of_pass) for request, of_pass in windows.passes.items()}
     return Windows(windows.item_index_BS[own], windows.is_valid_BS[own], passes)

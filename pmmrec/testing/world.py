@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Batch, ItemInputs, ItemVectors, Modality, Noise, WindowPass, Windows
+from pmmrec.contracts import Batch, Candidates, ItemInputs, ItemVectors, Modality, Noise, WindowPass, Windows
 from pmmrec.models import ItemEncoder
 from pmmrec.models.dot import Dot, DotConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective
 from pmmrec.propagations.identity import Identity, IdentityConfig
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Others, Requests, WindowRequest
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Others, Requests, Shown, WindowRequest
 from pmmrec.train.task import TrainingTask
 from pmmrec.users import UserEncoder
 from pmmrec.users.mean_mlp import MeanMLP, MeanMLPConfig
@@ -113,11 +113,24 @@ def _pass(request: WindowRequest, windows: Windows, draw: torch.Generator) -> Wi
         index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
         has_others_BS = is_valid_BS & (is_valid_BS.sum(dim=1, keepdim=True) > 1)
         return WindowPass(index_BS, is_valid_BS, index_BS, has_others_BS)
+    if isinstance(request, Shown):
+        return _with_candidates(windows, draw)
     if isinstance(request, Dropped):
         is_first_BL = plain.is_valid_BL.cumsum(dim=1) == 1
         has_more_B1 = plain.is_valid_BL.sum(dim=1, keepdim=True) > 1
         return dataclasses.replace(without_targets, is_valid_BL=plain.is_valid_BL & ~(is_first_BL & has_more_B1))
     raise TypeError(f"no example of a pass {request!r}; teach it to pmmrec.testing.world")
+
+
+def _with_candidates(windows: Windows, draw: torch.Generator) -> WindowPass:
+    """A pass over whole windows with up to five candidates each, of which none, some or all are clicked."""
+    index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
+    index_BC = torch.stack([torch.randperm(NUM_ITEMS, generator=draw)[:5] for _ in index_BS])
+    is_shown_BC = torch.rand(index_BC.shape, generator=draw) < 0.9
+    is_clicked_BC = is_shown_BC & (torch.rand(index_BC.shape, generator=draw) < 0.4)
+    candidates = Candidates(index_BC, is_shown_BC, is_clicked_BC)
+    no_target_BS = torch.zeros_like(is_valid_BS)
+    return WindowPass(index_BS, is_valid_BS, torch.zeros_like(index_BS), no_target_BS, candidates=candidates)
 
 
 def _with_negatives(

@@ -32,6 +32,13 @@ def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
 
 def _check_length(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
     num_inputs, max_inputs = data.kind.num_inputs, task.recommender.user_encoder.max_inputs
+    if not data.kind.reads_window:
+        if num_inputs > max_inputs:
+            raise RecipeError(
+                f"data.examples.history: {num_inputs} inputs, but the user encoder reads {max_inputs}; choose up to "
+                f"that, or raise model.user_encoder.max_inputs"
+            )
+        return
     if num_inputs > max_inputs:
         raise RecipeError(
             f"data.window.size: {data.window.size} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; "

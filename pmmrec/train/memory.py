@@ -16,13 +16,13 @@ from typing_extensions import Self
 
 from pmmrec.contracts import TextSpec
 from pmmrec.data.batches import DataConfig
-from pmmrec.data.examples import Examples
+from pmmrec.data.examples import Examples, Impression
 from pmmrec.data.mixing import Draw, StepSampler, share
 from pmmrec.data.prefix import DEVICE_SHARE
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.errors import RecipeError
 from pmmrec.launch import LaunchFile, Spread
-from pmmrec.requests import View
+from pmmrec.requests import Shown, View
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory_simulation import Kernels, StepMemory, StepSize, step_memory
 from pmmrec.train.prepare import Sources, gathers, shared_out
@@ -154,9 +154,10 @@ class Drawing:
     def as_drawn(self, task: TrainingTask, num_processes: int) -> StepSize:
         """The size of the largest of the first steps, by items, for the process with most users."""
         num_steps = max(1, min(STEPS_DRAWN, USERS_DRAWN // self.train.batch_users, self.sampler.steps_per_epoch))
-        steps = [self._step(step, num_processes) for step in range(num_steps)]
-        windows = max(steps, key=lambda keys: len(np.unique(np.concatenate(keys))))
-        item_keys = np.unique(np.concatenate(windows))
+        steps = [self._step(task, step, num_processes) for step in range(num_steps)]
+        drawn = max(steps, key=lambda examples: len(np.unique(np.concatenate([*map(np.concatenate, examples)]))))
+        windows, shown = zip(*drawn, strict=True)
+        item_keys = np.unique(np.concatenate([*windows, *shown]))
         sees_all = gathers(self.train.gather, num_processes)
         num_blank = self.data.kind.num_blank
         longest = max(map(len, windows)) + num_blank
@@ -169,6 +170,7 @@ class Drawing:
             items=num_items,
             encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
             tokens=self._longest_text(task, item_keys),
+            candidates=max(map(len, shown)),
         )
 
     def at_most(self, task: TrainingTask, num_processes: int) -> StepSize:
@@ -177,8 +179,9 @@ class Drawing:
         num_users = math.ceil(self.train.batch_users / self.train.accumulate.user_parts)
         own = math.ceil(num_users / num_processes)
         num_positions = self.data.kind.longest + self.data.kind.num_blank
+        shown = max(one.most_candidates for one in self.examples) if _shown(task) else 0
         seen = (num_users if sees_all else own) * num_positions
-        num_items = self._with_negatives(task, seen, seen)
+        num_items = self._with_negatives(task, seen + (num_users if sees_all else own) * shown, seen)
         return StepSize(
             users=own,
             positions=num_positions,
@@ -186,6 +189,7 @@ class Drawing:
             items=num_items,
             encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
             tokens=max((spec.tokenizer.max_tokens for spec in _texts(task).values()), default=0),
+            candidates=shown,
         )
 
     @property
@@ -199,18 +203,20 @@ class Drawing:
         num_drawn = sum(one.count for drawn in task.requests.passes.values() for one in drawn)
         return min(self._num_items, num_items + num_drawn * num_targets)
 
-    def _step(self, step: int, num_processes: int) -> list[Ints]:
-        """The items of each window whose items are negatives on the first process, in the first part of a step."""
+    def _step(self, task: TrainingTask, step: int, num_processes: int) -> list[tuple[Ints, Ints]]:
+        """Items and candidates of each example whose items the first process sees, in the first part of a step."""
         parts = self.train.accumulate.user_parts
         draw = Draw(*(np.array_split(column, parts)[0] for column in self.sampler.step(0, step)))
         if not gathers(self.train.gather, num_processes):
             draw = Draw(*(share(column, 0, num_processes) for column in draw))
         first_key = np.cumsum([0, *(domain.num_items for domain in self.sources.domains)])
-        windows = []
+        drawn = []
         for domain, window, visit in zip(*(column.tolist() for column in draw), strict=True):
-            rows = self.examples[domain].items(window, generator(self.seed, Purpose.WINDOW, visit, domain, window))
-            windows.append(first_key[domain] + rows)
-        return windows
+            examples = self.examples[domain]
+            rows = examples.items(window, generator(self.seed, Purpose.WINDOW, visit, domain, window))
+            shown = _left(examples.impression(window), _shown(task))
+            drawn.append((first_key[domain] + rows, first_key[domain] + shown))
+        return drawn
 
     def _longest_text(self, task: TrainingTask, item_keys: Ints) -> int:
         """The length in tokens of the longest text among at most a thousand of these items."""
@@ -225,6 +231,21 @@ class Drawing:
                 longest = max([longest, *map(len, spec.tokenizer.encode(texts))])
             first_key += domain.num_items
         return longest
+
+
+def _shown(task: TrainingTask) -> list[Shown]:
+    """What objectives ask of candidates."""
+    return [request for request in task.requests.passes if isinstance(request, Shown)]
+
+
+def _left(impression: Impression | None, asked: Sequence[Shown]) -> Ints:
+    """So many candidates as objectives read; which of those that were not clicked is all the same."""
+    if impression is None or not asked:
+        return np.empty(0, dtype=np.int64)
+    counts = [request.num_not_clicked for request in asked]
+    most = None if None in counts else max(count for count in counts if count is not None)
+    clicked, others = impression.item_C[impression.is_clicked_C], impression.item_C[~impression.is_clicked_C]
+    return np.concatenate([clicked, others[:most]]).astype(np.int64)
 
 
 def _texts(task: TrainingTask) -> dict[str, TextSpec]:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pmmrec.contracts import (
     Batch,
+    Candidates,
     FieldInputs,
     ItemInputs,
     ItemVectors,
@@ -36,7 +37,7 @@ from pmmrec.contracts import (
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.models import ItemEncoder
 from pmmrec.models.recommender import Recommender
-from pmmrec.requests import DrawnNegatives, Masked, Noised, WindowRequest
+from pmmrec.requests import DrawnNegatives, Masked, Noised, Shown, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.task import TrainingTask
 
@@ -57,6 +58,7 @@ class StepSize:
     items: int  # distinct ones that its windows are over
     encoded: int  # how many of them it encodes
     tokens: int  # of the longest text
+    candidates: int = 0  # of an impression
 
 
 @dataclass(frozen=True)
@@ -268,14 +270,14 @@ def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[str]) -> Batc
     with torch.device("meta"):
         index_BS = torch.zeros((size.users, size.positions), dtype=torch.int64)
         windows = Windows(index_BS, torch.ones_like(index_BS, dtype=torch.bool))
-        passes = {request: _pass(request, drawn, windows) for request, drawn in task.requests.passes.items()}
+        passes = {request: _pass(request, drawn, windows, size) for request, drawn in task.requests.passes.items()}
         users_B = torch.zeros(size.users, dtype=torch.int64)
         windows = dataclasses.replace(windows, passes=passes, user_index_B=users_B)
         items = item_inputs(task.recommender, size.encoded, size.tokens, prefixes)
         return Batch(items, windows, log_q_U=torch.zeros(size.items))
 
 
-def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Windows) -> WindowPass:
+def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Windows, size: StepSize) -> WindowPass:
     """A pass over windows on the meta device."""
     plain = windows.next_items
     if request.reads_last:
@@ -286,6 +288,10 @@ def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Win
         index_BL = plain.item_index_BL.clone()
         plain = dataclasses.replace(plain, item_index_BL=index_BL, noise_BL=index_BL.clone())
     shape = plain.item_index_BL.shape
+    if isinstance(request, Shown):
+        index_BC = torch.zeros((size.users, size.candidates), dtype=torch.int64)
+        is_shown_BC = torch.ones_like(index_BC, dtype=torch.bool)
+        plain = dataclasses.replace(plain, candidates=Candidates(index_BC, is_shown_BC, is_shown_BC.clone()))
     negatives = {one: torch.zeros((*shape, one.count), dtype=torch.int64) for one in drawn}
     return dataclasses.replace(plain, negative_index_BLC=negatives)
 

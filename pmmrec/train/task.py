@@ -30,7 +30,7 @@ from pmmrec.models.build import ParameterRow, parameter_table
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.targets import Targets
-from pmmrec.requests import Masked, Others, Requests, View, WindowRequest
+from pmmrec.requests import Masked, Others, Requests, Shown, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
 from pmmrec.users import Attends
@@ -124,9 +124,17 @@ class TrainingTask(nn.Module):
         return vectors
 
     def _states(self, nodes: Nodes, windows: Windows) -> dict[WindowRequest, UserStates]:
-        """States of all passes; those of one length are computed together."""
+        """States of all passes, and those that rank where candidates are asked for.
+
+        Passes of one length are computed together.
+        """
         passes = {request: windows.passes[request] for request in self.requests.passes}
-        states: dict[WindowRequest, UserStates] = {}
+        states: dict[WindowRequest, UserStates] = {
+            request: self.recommender.query(_history(nodes, [one], windows.user_index_B)).states
+            for request, one in passes.items()
+            if isinstance(request, Shown)
+        }
+        passes = {request: one for request, one in passes.items() if request not in states}
         for length in dict.fromkeys(one.item_index_BL.shape[1] for one in passes.values()):
             some = {request: one for request, one in passes.items() if one.item_index_BL.shape[1] == length}
             both = self.recommender.states(_history(nodes, list(some.values()), windows.user_index_B))

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.importers.impressions import store_impressions
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
 from pmmrec.evaluation.catalogue import encode_catalogue, model_scorer
@@ -24,6 +25,7 @@ from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.launch import Spread
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
+from pmmrec.settings import PartConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import Loop, TrainConfig
 from pmmrec.train.prepare import Batches, Sources, find_backbones, start_backbones
@@ -56,6 +58,7 @@ SCALED = {
     "rcl": {"type": "robustness", "normalize": True, "temperature": 0.1, "symmetric": True, "noise": NOISY},
 }
 ITEMS = {"itc": {"type": "item_contrast"}}  # reads no user: user encoder, fusion and scorer must not be waited for
+SHOWN = {"click": {"type": "impression_ce", "not_clicked": 2}, "dap": {"type": "next_item"}, "nid": PAPER["nid"]}
 CATALOGUE = {"ce": {"type": "catalogue_ce"}, **PAPER}
 SILENT = RunLog(None, is_main=False)
 # By name: objectives, users of a step (odd ones leave one process with fewer), settings of data and of training.
@@ -65,6 +68,12 @@ KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any], dict[str, Any]]] = {
     "catalogue": (CATALOGUE, 7, {}, {}),
     "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}, {}),  # half of the steps hold no image at all
     "items": (ITEMS, 4, {"examples": {"type": "items", "held_out": 0}}, {}),
+    "impressions": (
+        SHOWN,
+        5,
+        {"split": {"type": "impressions", "name": "shown"}, "examples": {"type": "impressions", "history": 3}},
+        {},
+    ),
     "plain": (PAPER, 6, {}, {"accumulate": {"mode": "plain", "parts": 2}}),
 }
 # The same training as one of those, done in another way.
@@ -96,11 +105,26 @@ def make_home(home: Path) -> None:
         tables = {"items": folder / "items.csv", "interactions": folder / "interactions.csv"}
         images = folder / "images" if has_images else None
         import_table(TableImport(**tables, images=images, name=name, out=home / name, k_core=None))
+        _show(home / name, folder / "shown.csv")
     start_backbones(_model(), home / "backbones", sources_of(home).train_texts)
 
 
-def sources_of(home: Path) -> Sources:
-    return Sources.open([home / "shop", home / "films"])
+def _show(domain: Path, file: Path) -> None:
+    """Impressions of every user, with a clicked item or two of two to six, for training."""
+    draw = np.random.default_rng(2)
+    with file.open("w", newline="") as rows:
+        lists = [(user, draw.choice(NUM_ITEMS, 2 + user % 5, replace=False)) for user in range(NUM_USERS)]
+        shown = [
+            (f"l{user}", f"u{user}", "train", 1 + user % 4, f"i{item:02d}", int(place < 1 + (user % 5 > 2)))
+            for user, items in lists
+            for place, item in enumerate(items)
+        ]
+        csv.writer(rows).writerows([("impression_id", "user_id", "split", "known", "item_id", "clicked"), *shown])
+    store_impressions(domain, file, "shown")
+
+
+def sources_of(home: Path, split: PartConfig | None = None) -> Sources:
+    return Sources.open([home / "shop", home / "films"], split)
 
 
 def task_of(home: Path, terms: dict[str, Any], sources: Sources, model: dict[str, Any] | None = None) -> TrainingTask:
@@ -125,7 +149,7 @@ def train(
     Leaves weights, the gradients of the first step, events, and how often each encoder was called, in `out`.
     """
     terms, batch_users, data, own = KINDS[kind]
-    sources = sources_of(home)
+    sources = sources_of(home, DataConfig.model_validate(data).split)
     task = task_of(home, terms, sources).to(dtype)
     fit(home, out, task, sources, processes, data, {"batch_users": batch_users, **own, **settings})
     return task

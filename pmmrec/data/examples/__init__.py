@@ -70,6 +70,11 @@ class Examples(ABC):
         del number
         return None
 
+    @property
+    def most_candidates(self) -> int:
+        """The most candidates that an example has; 0 where there are none."""
+        return 0
+
     @abstractmethod
     def expected_slots(self) -> NDArray[np.float64]:
         """In how many slots each item is expected when every example is shown once, `(N,)`."""
@@ -108,7 +113,7 @@ class ExampleKind(ABC):
     @property
     def num_inputs(self) -> int:
         """The most inputs of a user encoder that an example gives."""
-        return self.longest - 1
+        return self.longest if Holding.CANDIDATES in self.holds else self.longest - 1
 
     @property
     def num_blank(self) -> int:

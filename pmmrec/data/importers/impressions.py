@@ -18,11 +18,12 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.importers.named import Named
 from pmmrec.data.importers.source import Source, stream
 from pmmrec.data.splits import SplitPart, offsets_of
-from pmmrec.data.splits.impressions import DOMAIN_KEY, IMPRESSION_FIELDS, domain_key, impressions_file
+from pmmrec.data.splits.impressions import DOMAIN_KEY, IMPRESSION_FIELDS, KNOWN_FIELD, domain_key, impressions_file
 from pmmrec.data.splits.stored import LACKING
 from pmmrec.errors import DataError, RecipeError
 
-WORDS = {"validation": SplitPart.VALIDATION, "test": SplitPart.TEST}
+WORDS = {"train": SplitPart.TRAIN, "validation": SplitPart.VALIDATION, "test": SplitPart.TEST}
+KNOWN = KNOWN_FIELD.name
 CLICKED = {"1": True, "0": False, "true": True, "false": False}
 
 
@@ -31,7 +32,7 @@ class StoredImpressions:
     """What was stored, and what was left out and why."""
 
     path: Path
-    counts: dict[str, int]  # impressions of each part
+    counts: dict[str, int]  # impressions of validation, of the test and, if there are any, of training
     left_out: dict[str, Named]  # by reason
 
     def lines(self) -> list[str]:
@@ -47,9 +48,10 @@ class StoredImpressions:
 def store_impressions(folder: Path, source: Path, name: str) -> StoredImpressions:
     """Store the impressions of a .csv, .tsv or .parquet file with a row for each item shown.
 
-    Columns: impression_id, user_id, item_id, clicked (1 or 0, true or false; numbers, truth values or text) and split
-    (validation or test). Rows of items and of users that the domain lacks are left out, and so are impressions without
-    a clicked item or without another one. All rows are held in memory.
+    Columns: impression_id, user_id, item_id, clicked (1 or 0, true or false; numbers, truth values or text), split
+    (train, validation or test) and, if given, known: how many items of the user's sequence came before the impression;
+    without it, all did. Rows of items and of users that the domain lacks are left out, and so are impressions without a
+    clicked item, without another one, or with nothing known before them. All rows are held in memory.
 
     Raises DataError for a file that cannot be read, other words, an impression of two users or parts, and an item that
     is shown twice in one; RecipeError where the domain has impressions of that name.
@@ -65,13 +67,16 @@ def store_impressions(folder: Path, source: Path, name: str) -> StoredImpression
     item_R = domain.rows_of(table["item_id"].to_pylist())
     encoded = table["impression_id"].combine_chunks().dictionary_encode()
     impression_R, ids = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
-    _refuse_mixed(source, table, impression_R, user_R.astype(np.int64) * 4 + part_R, item_R)
-    is_kept_R = (item_R >= 0) & (user_R >= 0)
+    known_R = _known(source, table, domain, user_R)
+    whose_R = (user_R.astype(np.int64) * 4 + part_R) * (known_R.max(initial=0) + 1) + known_R
+    _refuse_mixed(source, table, impression_R, whose_R, item_R)
+    is_kept_R = (item_R >= 0) & (user_R >= 0) & (known_R > 0)
     num_clicked, num_shown = (np.bincount(impression_R, weights=is_kept_R & which) for which in (is_clicked_R, True))
     is_whole = (num_clicked > 0) & (num_clicked < num_shown)
     left_out = {
         "rows of items that the domain lacks": Named.of(table["item_id"], item_R < 0),
         "rows of users that the domain lacks": Named.of(table["user_id"], user_R < 0),
+        "rows of impressions before which nothing is known": Named.of(table["impression_id"], known_R == 0),
         "impressions without a clicked item, or without another one": Named.of(ids, ~is_whole & (num_shown > 0)),
     }
     is_kept_R &= is_whole[impression_R]
@@ -83,10 +88,15 @@ def store_impressions(folder: Path, source: Path, name: str) -> StoredImpression
     lists = [(item_R[order].astype(np.int32), 0), (is_clicked_R[order], 1)]
     columns = [_lists(offsets, values).cast(IMPRESSION_FIELDS[place].type) for values, place in lists]
     columns += [pa.array(user_R[first], pa.int64()), pa.array(part_R[first], pa.uint8())]
-    schema = pa.schema(IMPRESSION_FIELDS, metadata={DOMAIN_KEY: domain_key(domain)})
+    fields = [*IMPRESSION_FIELDS]
+    if KNOWN in table.column_names:
+        fields, columns = [*fields, KNOWN_FIELD], [*columns, pa.array(known_R[first], KNOWN_FIELD.type)]
+    schema = pa.schema(fields, metadata={DOMAIN_KEY: domain_key(domain)})
     with whole_file(path, replace=False) as draft, pa.ipc.new_file(draft, schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
     counts = {word: int((part_R[first] == part).sum()) for word, part in WORDS.items()}
+    if not counts["train"]:
+        del counts["train"]
     return StoredImpressions(path, counts, left_out)
 
 
@@ -95,13 +105,36 @@ def _read(source: Path) -> pa.Table:
         shown = Source(source, connection)
         shown.require("impression_id", "user_id", "item_id", "clicked", "split")
         ids = {name: shown.as_id(name) for name in ("impression_id", "user_id", "item_id")}
-        shown.load("shown", {**ids, "clicked": shown.as_text("clicked"), "word": shown.as_text("split")})
+        texts = {"clicked": shown.as_text("clicked"), "word": shown.as_text("split")}
+        if shown.column(KNOWN) is not None:
+            texts[KNOWN] = shown.as_text(KNOWN)
+        shown.load("shown", {**ids, **texts})
         table = pa.Table.from_batches(stream(connection, "SELECT * FROM shown ORDER BY row"))
     for name in ids:
         if table[name].null_count:
             row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
             raise DataError(f"{source}: row {row + 1}: has no {name}")
-    return pa.table({name: table[name].cast(pa.large_string()) for name in (*ids, "clicked", "word")})
+    return pa.table({name: table[name].cast(pa.large_string()) for name in (*ids, *texts)})
+
+
+def _known(source: Path, table: pa.Table, domain: Domain, user_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many items of the user's sequence came before the impression of each row. DataError for another number."""
+    lengths = np.concatenate([lengths for _, lengths in domain.sequences.all_lengths()]).astype(np.int64)
+    length_R = np.where(user_R >= 0, lengths[user_R], 1)
+    if KNOWN not in table.column_names:
+        return length_R
+    plain = pc.replace_substring_regex(pc.utf8_trim_whitespace(table[KNOWN]), r"\.0+$", "")
+    is_number = pc.fill_null(pc.match_substring_regex(plain, r"^[0-9]{1,9}$"), False).to_numpy()
+    known_R = pc.if_else(pa.array(is_number), plain.combine_chunks(), "0").cast(pa.int64()).to_numpy()
+    wrong = np.flatnonzero(~is_number | ((known_R > length_R) & (user_R >= 0)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{source}: row {row + 1}: known is {table[KNOWN][row].as_py()!r}; write how many of the {length_R[row]:,} "
+            "items of the user's sequence came before the impression"
+        )
+    known: NDArray[np.int64] = known_R
+    return known
 
 
 def _coded(
@@ -132,7 +165,8 @@ def _refuse_mixed(
     if len(mixed):
         told = table["impression_id"][int(mixed[0])].as_py()
         raise DataError(
-            f"{source}: row {mixed[0] + 1}: impression {told!r} has another user or split in an earlier row"
+            f"{source}: row {mixed[0] + 1}: impression {told!r} has another user or split, or other known items, in an "
+            "earlier row"
         )
     is_known_R = item_R >= 0
     pair_R = np.where(is_known_R, impression_R * (item_R.max(initial=0) + 1) + item_R, -1)

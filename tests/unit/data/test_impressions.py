@@ -14,7 +14,8 @@ import pytest
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.impressions import store_impressions
-from pmmrec.data.splits import Split, split_of, splits
+from pmmrec.data.splits import Split, SplitPart, split_of, splits
+from pmmrec.data.splits.impressions import Impressions
 from pmmrec.data.verify import verify_domain
 from pmmrec.errors import DataError, RecipeError
 
@@ -85,7 +86,7 @@ def test_each_list_is_a_query_after_the_whole_sequence_of_its_user(make_domain: 
         ([("7", "u01", "i02", "yes", "test")], "row 1: clicked is 'yes'; write 1, 0, true, false"),
         ([("7", "u01", "i02", "0.5", "test")], "row 1: clicked is '0.5'; write 1, 0, true, false"),
         ([("7", "u01", "i02", "", "test")], "row 1: clicked is missing; write 1, 0, true, false"),
-        ([("7", "u01", "i02", "1", "train")], "row 1: split is 'train'; write validation, test"),
+        ([("7", "u01", "i02", "1", "dev")], "row 1: split is 'dev'; write train, validation, test"),
         ([*ROWS, ("", "u01", "i02", "1", "test")], "row 15: has no impression_id"),
         (ROWS[10:], "holds no impression of shop with a clicked item and another one"),
     ],
@@ -159,8 +160,11 @@ def test_a_damaged_file_is_named_at_once(make_domain: Any, tmp_path: Path, damag
         ({"clicked": [[False, False], [True, False]]}, "a list has no clicked item, or none but clicked ones"),
         ({"user": [0, 3]}, r"a user row is outside 0\.\.2"),
         ({"user": [1, 0]}, "its users are not in order"),
-        ({"part": [0, 2]}, "a part is neither validation nor test"),
-        ({"user": [1, 0], "part": [1, 7]}, "its users are not in order; a part is neither validation nor test"),
+        ({"part": [3, 2]}, "a part is not one of train, validation and test"),
+        (
+            {"user": [1, 0], "part": [1, 7]},
+            "its users are not in order; a part is not one of train, validation and test",
+        ),
     ],
 )
 def test_impressions_that_do_not_fit_the_domain_are_refused_at_once_and_found_by_verify(
@@ -177,3 +181,54 @@ def test_impressions_that_do_not_fit_the_domain_are_refused_at_once_and_found_by
         impressions(domain)
     (found,) = verify_domain(domain.folder)
     assert re.search(problem, found)
+
+
+KNOWN = [
+    ("5", "u00", "i03", "1", "train", "1"),
+    ("5", "u00", "i01", "0", "train", "1"),
+    ("6", "u00", "i01", "1", "validation", "2"),
+    ("6", "u00", "i02", "0", "validation", "2"),
+    ("7", "u01", "i01", "1", "test", "2.0"),
+    ("7", "u01", "i02", "0", "test", "2.0"),
+    ("8", "u02", "i01", "1", "train", "0"),
+    ("8", "u02", "i02", "0", "train", "0"),
+]
+
+
+def with_known(folder: Path, rows: list[tuple[str, ...]]) -> Path:
+    with (folder / "shown.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([(*HEADER, "known"), *rows])
+    return folder / "shown.csv"
+
+
+def test_what_is_known_before_an_impression_is_its_history_and_nothing_later_trains(
+    make_domain: Any, tmp_path: Path
+) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_impressions(domain.folder, with_known(tmp_path, KNOWN), "mind")
+    assert stored.counts == {"train": 1, "validation": 1, "test": 1}
+    assert stored.lines()[1:] == ["left out, rows of impressions before which nothing is known: 2: '8', '8'"]
+    split = impressions(Domain.open(domain.folder))
+    assert isinstance(split, Impressions)
+    for one in (split, pickle.loads(pickle.dumps(split))):  # noqa: S301 - as worker processes get it
+        assert one.holdout("validation").history(0).tolist() == [0, 1]
+        assert one.holdout("test").history(0).tolist() == [3, 0]
+        assert [one.train(user).tolist() for user in range(3)] == [[0, 1], [3, 0], [2]]
+        assert [stretch.item_H.tolist() for stretch in one.train_stretches()] == [[0, 1, 3, 0, 2]]
+        trained = one.lists(SplitPart.TRAIN)
+        assert (trained.user_M.tolist(), trained.known_M.tolist()) == ([0], [1])
+        assert (trained.item_C.tolist(), trained.is_clicked_C.tolist()) == ([3, 1], [True, False])
+    assert verify_domain(domain.folder) == []
+
+
+@pytest.mark.parametrize("known", ["4", "-1", "two", ""])
+def test_another_number_of_known_items_is_refused(make_domain: Any, tmp_path: Path, known: str) -> None:
+    rows = [(*row[:5], known) for row in KNOWN[:2]]
+    with pytest.raises(DataError, match=f"row 1: known is {known or None!r}; write how many of the 3 items"):
+        store_impressions(make_domain(SEQUENCES).folder, with_known(tmp_path, rows), "mind")
+
+
+def test_an_impression_with_two_numbers_of_known_items_is_refused(make_domain: Any, tmp_path: Path) -> None:
+    rows = [KNOWN[0], (*KNOWN[1][:5], "2")]
+    with pytest.raises(DataError, match="row 2: impression '5' has another user or split, or other known items"):
+        store_impressions(make_domain(SEQUENCES).folder, with_known(tmp_path, rows), "mind")
