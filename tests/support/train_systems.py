@@ -28,6 +28,7 @@ class System:
     model: dict[str, Any] = field(default_factory=lambda: IDS)
     data: dict[str, Any] = field(default_factory=dict)
     batch_users: int = 7  # odd: one process has fewer
+    compares_users: bool = False  # whether users of a step are negatives of one another
 
 
 SYSTEMS = {
@@ -53,6 +54,10 @@ SYSTEMS = {
         {"bce": {"type": "bce", "targets": "each", "negatives": TWO}},
         {**IDS, "user_encoder": {"type": "mean_mlp", "attends": "others"}},
     ),
+    "contrast": System(
+        {"dap": {"type": "next_item", "targets": "last"}, "contrast": {"type": "sequence_contrast"}},
+        compares_users=True,
+    ),
     "attention scorer": System(
         {"bce": {"type": "bce", "negatives": TWO}, "ce": {"type": "catalogue_ce"}},
         {**IDS, "scorer": {"type": "attention", "num_heads": 2}},
@@ -60,11 +65,13 @@ SYSTEMS = {
 }
 
 
-def train(home: Path, out: Path, name: str, processes: Processes, dtype: torch.dtype = torch.float64) -> None:
+def train(
+    home: Path, out: Path, name: str, processes: Processes, dtype: torch.dtype = torch.float64, **settings: Any
+) -> None:
     """Leave in `out` what `train_together.train` leaves of a training."""
     system, sources = SYSTEMS[name], sources_of(home)
     task = task_of(home, system.terms, sources, system.model).to(dtype)
-    fit(home, out, task, sources, processes, system.data, {"batch_users": system.batch_users})
+    fit(home, out, task, sources, processes, system.data, {"batch_users": system.batch_users, **settings})
 
 
 def main(home: Path, out: Path) -> None:
