@@ -29,7 +29,7 @@ from pmmrec.data.parallel import in_order
 from pmmrec.data.splits import split_of
 from pmmrec.data.splits.given import SPLITS_FOLDER, GivenConfig
 from pmmrec.data.splits.impressions import IMPRESSIONS_FOLDER, ImpressionsConfig
-from pmmrec.data.splits.stored import stored_names
+from pmmrec.data.splits.stored import is_changed, stored_in
 from pmmrec.data.write import fingerprint_of, ids_as_bytes, record_of
 from pmmrec.errors import DataError
 from pmmrec.homes import expanded
@@ -115,18 +115,21 @@ def _wrong_features(domain: Domain) -> Iterator[str]:
 
 
 def _wrong_splits(domain: Domain) -> Iterator[str]:
-    """Splits and impressions that cannot be read, or do not fit the users, items and sequences of the domain."""
+    """Splits and impressions that were changed, cannot be read, or do not fit the users and items of the domain."""
+    for path in stored_in(domain.folder / SPLITS_FOLDER):
+        yield from _wrong_split(path, GivenConfig.model_construct(name=path.stem), domain)
+    for path in stored_in(domain.folder / IMPRESSIONS_FOLDER):
+        yield from _wrong_split(path, ImpressionsConfig.model_construct(name=path.stem), domain)
 
-    def problem(config: PartConfig) -> str | None:
-        try:
-            split_of(config, domain)
-        except DataError as error:
-            return str(error)
-        return None
 
-    given = [GivenConfig.model_construct(name=name) for name in stored_names(domain.folder / SPLITS_FOLDER)]
-    lists = [ImpressionsConfig.model_construct(name=name) for name in stored_names(domain.folder / IMPRESSIONS_FOLDER)]
-    yield from filter(None, map(problem, [*given, *lists]))
+def _wrong_split(path: Path, config: PartConfig, domain: Domain) -> Iterator[str]:
+    try:
+        split_of(config, domain)
+    except DataError as error:
+        yield str(error)
+        return
+    if is_changed(path):
+        yield f"{path}: changed after it was stored; store it again"
 
 
 def _wrong_ids(domain: Domain) -> Iterator[str]:

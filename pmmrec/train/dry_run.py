@@ -81,13 +81,7 @@ def print_plan(
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
             check_examples(data, task, log)
             _check_shapes(recommender, data.kind.num_inputs)
-    for odd in recommender.item_encoder.warnings:
-        log.warn(odd)
-    for domain in sources.domains:
-        check_features(domain, recommender.item_encoder.reads)
-        warning = check_readable(domain, kinds_of(recommender.item_encoder.reads), data.max_unreadable)
-        if warning is not None:
-            log.warn(warning)
+    _check_items(sources, recommender, data, log)
     report = None
     if checkpoint is not None:
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
@@ -118,6 +112,17 @@ def print_plan(
     if launched is not None:
         drawing = Drawing(sources, data, examples, sampler, recipe.train, recipe.seed)
         log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
+
+
+def _check_items(sources: Sources, recommender: Recommender, data: DataConfig, log: RunLog) -> None:
+    """Warn of what the model cannot read. DataError if it can read too little of a domain."""
+    for odd in recommender.item_encoder.warnings:
+        log.warn(odd)
+    for domain in sources.domains:
+        check_features(domain, recommender.item_encoder.reads)
+        warning = check_readable(domain, kinds_of(recommender.item_encoder.reads), data.max_unreadable)
+        if warning is not None:
+            log.warn(warning)
 
 
 def _refuse_unfit_training(

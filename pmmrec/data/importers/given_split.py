@@ -16,9 +16,10 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.importers.named import Named
 from pmmrec.data.importers.source import Source
 from pmmrec.data.info import SEQUENCES_FILE
+from pmmrec.data.sequences import USERS_AT_ONCE
 from pmmrec.data.splits import SplitPart
 from pmmrec.data.splits.given import PARTS_FIELD, SEQUENCES_KEY, split_file
-from pmmrec.data.splits.stored import LACKING
+from pmmrec.data.splits.stored import CONTENT_KEY, LACKING, content_hash
 from pmmrec.errors import DataError, RecipeError
 
 WORDS = {part.name.lower(): part for part in SplitPart}
@@ -116,11 +117,8 @@ def _refuse_lacking(matched: pa.Table, domain: Domain, source: Path) -> None:
 
 
 def _write(path: Path, part_H: np.ndarray, domain: Domain) -> None:
-    schema = pa.schema([PARTS_FIELD], metadata={SEQUENCES_KEY: domain.info.sha256(SEQUENCES_FILE)})
-    done = 0
+    lists = pa.LargeListArray.from_arrays(pa.array(domain.sequence_offsets), pa.array(part_H)).cast(PARTS_FIELD.type)
+    keys = {SEQUENCES_KEY: domain.info.sha256(SEQUENCES_FILE), CONTENT_KEY: content_hash([lists])}
+    schema = pa.schema([PARTS_FIELD], metadata=keys)
     with whole_file(path, replace=False) as draft, pa.ipc.new_file(draft, schema) as writer:
-        for stretch in domain.sequences.stretches():
-            own = part_H[done : done + len(stretch.item_H)]
-            lists = pa.LargeListArray.from_arrays(pa.array(stretch.offset_B), pa.array(own, pa.uint8()))
-            writer.write_batch(pa.record_batch([lists.cast(PARTS_FIELD.type)], schema=schema))
-            done += len(own)
+        writer.write_table(pa.table([lists], schema=schema), max_chunksize=USERS_AT_ONCE)

@@ -19,7 +19,7 @@ from pmmrec.data.importers.named import Named
 from pmmrec.data.importers.source import Source, stream
 from pmmrec.data.splits import SplitPart, offsets_of
 from pmmrec.data.splits.impressions import DOMAIN_KEY, IMPRESSION_FIELDS, KNOWN_FIELD, domain_key, impressions_file
-from pmmrec.data.splits.stored import LACKING
+from pmmrec.data.splits.stored import CONTENT_KEY, LACKING, content_hash
 from pmmrec.errors import DataError, RecipeError
 
 WORDS = {"train": SplitPart.TRAIN, "validation": SplitPart.VALIDATION, "test": SplitPart.TEST}
@@ -91,7 +91,8 @@ def store_impressions(folder: Path, source: Path, name: str) -> StoredImpression
     fields = [*IMPRESSION_FIELDS]
     if KNOWN in table.column_names:
         fields, columns = [*fields, KNOWN_FIELD], [*columns, pa.array(known_R[first], KNOWN_FIELD.type)]
-    schema = pa.schema(fields, metadata={DOMAIN_KEY: domain_key(domain)})
+    keys = {DOMAIN_KEY: domain_key(domain), CONTENT_KEY: content_hash(columns)}
+    schema = pa.schema(fields, metadata=keys)
     with whole_file(path, replace=False) as draft, pa.ipc.new_file(draft, schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
     counts = {word: int((part_R[first] == part).sum()) for word, part in WORDS.items()}

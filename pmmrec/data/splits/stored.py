@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pmmrec.data.arrow import ArrowTable
 from pmmrec.errors import DataError
 
+CONTENT_KEY = b"pmmrec.content"  # of the schema's metadata: `content_hash` of the columns
 LACKING = {  # what a split is of no use for that lacks a part
     "train": "no model can be trained on this split",
     "validation": "runs on this split are refused, since they choose the best epoch by validation",
@@ -17,19 +20,37 @@ LACKING = {  # what a split is of no use for that lacks a part
 }
 
 
-def stored_names(folder: Path) -> list[str]:
-    """Names of the tables in a folder."""
-    return sorted(path.stem for path in folder.glob("*.arrow"))
+def stored_in(folder: Path) -> list[Path]:
+    """The tables in a folder, by name."""
+    return sorted(folder.glob("*.arrow"))
 
 
 def refuse_missing(path: Path, domain: Path, what: str, command: str) -> None:
     """DataError that lists what is there, where a domain has no table `path`. `what`: such as "split"."""
     if not path.is_file():
+        there = ", ".join(other.stem for other in stored_in(path.parent)) or "none"
         raise DataError(
-            f"{domain}: data.split: has no {what} {path.stem!r}; there are: "
-            f"{', '.join(stored_names(path.parent)) or 'none'}; `pmmrec data {command} {domain} --from FILE --name "
-            f"{path.stem}` stores some"
+            f"{domain}: data.split: has no {what} {path.stem!r}; there are: {there}; `pmmrec data {command} {domain} "
+            f"--from FILE --name {path.stem}` stores some"
         )
+
+
+def content_hash(columns: Iterable[pa.Array | pa.ChunkedArray]) -> str:
+    """SHA-256 of the values of columns, and of the lengths of lists, however they are cut into batches."""
+    digest = hashlib.sha256()
+    for column in columns:
+        is_list = pa.types.is_large_list(column.type)
+        for part in [pc.list_value_length(column), pc.list_flatten(column)] if is_list else [column]:
+            for chunk in part.chunks if isinstance(part, pa.ChunkedArray) else [part]:
+                digest.update(chunk.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
+def is_changed(path: Path) -> bool:
+    """Whether a table has another content than when it was stored; False if its file does not say, as older ones."""
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    said = (table.schema.metadata or {}).get(CONTENT_KEY)
+    return said is not None and said.decode(errors="replace") != content_hash(table.columns)
 
 
 def open_stored(path: Path, fields: Sequence[pa.Field], key: bytes, of_domain: str, what: str) -> ArrowTable:

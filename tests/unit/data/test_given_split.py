@@ -14,6 +14,7 @@ import pytest
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.given_split import store_split
 from pmmrec.data.splits import Split, split_of, splits
+from pmmrec.data.splits.given import SEQUENCES_KEY
 from pmmrec.data.verify import verify_domain
 from pmmrec.errors import DataError, RecipeError
 
@@ -111,6 +112,23 @@ def test_a_split_that_is_not_there_or_of_other_sequences_is_refused(make_domain:
         given(other)
 
 
+def test_verify_finds_a_part_that_was_changed_to_another_one(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows_of(SEQUENCES, PARTS)), "paper")
+    table = pa.ipc.open_file(stored.path).read_all()
+    changed = table["parts"].to_pylist()
+    changed[1] = [2, 2]
+    _replace(stored.path, changed, table.schema)
+    assert verify_domain(domain.folder) == [f"{stored.path}: changed after it was stored; store it again"]
+    _replace(stored.path, changed, table.schema.with_metadata({SEQUENCES_KEY: table.schema.metadata[SEQUENCES_KEY]}))
+    assert verify_domain(domain.folder) == []  # as earlier versions stored it
+
+
+def _replace(path: Path, parts: list[Any], schema: pa.Schema) -> None:
+    with pa.ipc.new_file(path, schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array(parts, schema.field(0).type)], schema=schema))
+
+
 def test_a_split_without_validation_is_stored_with_a_word(make_domain: Any, tmp_path: Path) -> None:
     domain = make_domain([[0, 1, 2]])
     rows = rows_of([[0, 1, 2]], [["train", "train", "test"]])
@@ -144,9 +162,7 @@ def test_parts_that_do_not_fit_the_domain_are_refused_at_once_and_found_by_verif
 ) -> None:
     domain = make_domain(SEQUENCES)
     stored = store_split(domain.folder, written(tmp_path / "parts.csv", rows_of(SEQUENCES, PARTS)), "paper")
-    schema = pa.ipc.open_file(stored.path).schema
-    with pa.ipc.new_file(stored.path, schema) as writer:
-        writer.write_batch(pa.record_batch([pa.array(parts, schema.field(0).type)], schema=schema))
+    _replace(stored.path, parts, pa.ipc.open_file(stored.path).schema)
     with pytest.raises(DataError, match=rf"paper\.arrow: {problem}; store the split again"):
         given(domain)
     (found,) = verify_domain(domain.folder)

@@ -232,3 +232,14 @@ def test_an_impression_with_two_numbers_of_known_items_is_refused(make_domain: A
     rows = [KNOWN[0], (*KNOWN[1][:5], "2")]
     with pytest.raises(DataError, match="row 2: impression '5' has another user or split, or other known items"):
         store_impressions(make_domain(SEQUENCES).folder, with_known(tmp_path, rows), "mind")
+
+
+def test_verify_finds_a_click_that_was_changed(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES)
+    stored = store_impressions(domain.folder, written(tmp_path, ROWS), "mind")
+    table = pa.ipc.open_file(stored.path).read_all()
+    clicked = [[not one for one in shown] for shown in table["clicked"].to_pylist()]
+    changed = table.set_column(1, table.schema.field(1), pa.array(clicked, table.schema.field(1).type))
+    with pa.ipc.new_file(stored.path, table.schema) as writer:
+        writer.write_table(changed)
+    assert verify_domain(domain.folder) == [f"{stored.path}: changed after it was stored; store it again"]
