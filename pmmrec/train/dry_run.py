@@ -24,6 +24,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
 from pmmrec.tables import PlainTable
 from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics
+from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.cost import TrainingCost
 from pmmrec.train.example_checks import check_examples
 from pmmrec.train.log import RunLog
@@ -49,6 +50,8 @@ class Plannable(Runnable, Protocol):
     def seed(self) -> int: ...
     @property
     def train(self) -> TrainConfig: ...
+    @property
+    def validation(self) -> ValidationConfig: ...
     @property
     def active_objectives(self) -> dict[str, ObjectiveConfig]: ...
     @property
@@ -94,8 +97,11 @@ def print_plan(
         vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]
         recommender.item_encoder = Computed(recommender.item_encoder, vectors_ND)
     examples = [data.kind.training(split) for split in sources.splits]
-    for one, domain in zip(examples, sources.domains, strict=True):
-        NegativePool(one, 0, is_readable(domain, kinds_of(recommender.item_encoder.reads))).check(task.requests.drawn)
+    is_judged, num_users = recipe.validation.judge == "loss", recipe.validation.users
+    judged = [data.kind.validation(split, num_users) for split in sources.splits] if is_judged else []
+    for one in (*examples, *judged):
+        is_readable_N = is_readable(one.split.domain, kinds_of(recommender.item_encoder.reads))
+        NegativePool(one, 0, is_readable_N).check(task.requests.drawn)
     counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
     _refuse_unfit_training(task, recipe, sampler.smallest_batch, launched)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pmmrec.data.batches import DataConfig
 from pmmrec.data.splits import HoldoutName
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.metrics import CUTOFFS
+from pmmrec.requests import Holding
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.prepare import Sources
 
@@ -14,6 +16,8 @@ from pmmrec.train.prepare import Sources
 class Ranked(Protocol):
     """The fields of a recipe that say what is ranked."""
 
+    @property
+    def data(self) -> DataConfig: ...
     @property
     def validation(self) -> ValidationConfig: ...
     @property
@@ -23,10 +27,12 @@ class Ranked(Protocol):
 def check_targets(recipe: Ranked, sources: Sources) -> None:
     """Refuse what could only fail later: after the first validation, or once training is over.
 
-    Raises DataError where a domain has no validation target, or no test target though the recipe ranks them;
-    RecipeError for a cut-off that reaches beyond the items of a domain, unless it is one of the usual ones.
+    Raises DataError where a domain has no validation target though validation reads them, or no test target though the
+    recipe ranks them; RecipeError for a cut-off that reaches beyond the items of a domain, unless it is a usual one.
     """
-    names: tuple[HoldoutName, ...] = ("validation", "test") if recipe.rank_test else ("validation",)
+    reads_targets = recipe.validation.judge == "ranking" or Holding.TARGET in recipe.data.kind.holds
+    needed: dict[HoldoutName, bool] = {"validation": reads_targets, "test": recipe.rank_test}
+    names = [name for name, is_needed in needed.items() if is_needed]
     for split in sources.splits:
         for name in names:
             if not split.has_query(name):

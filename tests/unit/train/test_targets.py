@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pmmrec.data.batches import DataConfig
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.given_split import store_split
 from pmmrec.data.importers.impressions import store_impressions
@@ -25,6 +26,7 @@ from pmmrec.train.targets import check_targets
 class _Recipe:
     validation: ValidationConfig = field(default=ValidationConfig())
     rank_test: bool = True
+    data: DataConfig = field(default=DataConfig())
 
 
 @pytest.fixture
@@ -67,6 +69,13 @@ def test_a_given_split_without_a_part_is_refused(shop: Path, last_two: tuple[str
 def test_a_run_that_leaves_the_test_alone_needs_no_test_targets(shop: Path) -> None:
     sources = _given(shop, ("train", "validation"))
     check_targets(_Recipe(rank_test=False), sources)
+
+
+def test_a_validation_loss_of_items_needs_no_validation_targets(shop: Path) -> None:
+    sources, judged = _given(shop, ("train", "test")), ValidationConfig(judge="loss")
+    check_targets(_Recipe(judged, rank_test=False, data=DataConfig(examples="items")), sources)
+    with pytest.raises(DataError, match="there is no validation target to rank"):
+        check_targets(_Recipe(judged, rank_test=False), sources)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
