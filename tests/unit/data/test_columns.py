@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pmmrec.contracts import TextSpec, TokenInputs, ValueInputs, ValueSpec
+from pmmrec.data.columns import ItemColumn
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
@@ -100,3 +102,12 @@ def test_each_text_has_its_own_entry_in_the_cache(domain: Domain, tokenizer: Any
     assert len(list(cache.glob("tokens-*"))) == 2
     assert entry.is_dir()
     assert alone.fingerprint(0) != both.fingerprint(0)
+
+
+def test_a_column_in_several_pieces_is_one_column() -> None:
+    column = ItemColumn(pa.chunked_array([["a", "b", None], ["b", " "], [], ["a"]], pa.large_string()))
+    a, b = column.key_N[:2].tolist()
+    assert column.key_N.tolist() == [a, b, 0, b, 0, a]
+    assert column.counts == {a: 2, b: 2}
+    assert column.texts(np.array([5, 4, 1])) == ["a", None, "b"]
+    assert ItemColumn(pa.chunked_array([[None, None]], pa.large_string())).counts == {}
