@@ -107,22 +107,26 @@ def expected_slots_are_the_mean_of_the_draws(subject: Subject) -> Inapplicable:
 
 @check("validation", example_kinds)
 def validation_ends_with_what_is_held_out(subject: Subject) -> Inapplicable:
-    """A validation example ends with a validation target of its user, and holds no item of the test."""
+    """A validation example ends with a validation target of its user, or shows some, and holds no item of the test."""
     for kind, split in _kinds(subject):
         try:
             examples = kind.validation(split, NUM_USERS)
         except (DataError, RecipeError) as error:
             return f"has no validation loss: {error}"
         holdout, users = split.holdout("validation"), set()
-        targets = {int(user): holdout.targets(query) for query, user in enumerate(holdout.user_index)}
+        targets: dict[int, set[int]] = {}
+        for query, user in enumerate(holdout.user_index.tolist()):
+            targets.setdefault(user, set()).update(holdout.targets(query).tolist())
         require(examples.num_examples > 0, "there is no validation example")
         for number in range(examples.num_examples):
             user, items = examples.user(number), _drawn(examples, number, seed=0)
             users.add(user)
             if user == NOBODY:
                 continue
-            require(items[-1] in targets[user], f"example {number} ends with {items[-1]}, no target of its user")
+            shown = examples.impression(number)
+            history, found = (items[:-1], items[-1:]) if shown is None else (items, shown.item_C[shown.is_clicked_C])
+            require(set(found) <= targets[user], f"example {number}: {found} are not targets of its user")
             known = set(examples.touched(user).tolist()) | set(split.train(user).tolist())
-            require(set(items[:-1]) <= known, f"example {number}: {items[:-1]} holds items behind its target")
+            require(set(history) <= known, f"example {number}: {history} holds items behind its target")
         require(len(users) <= NUM_USERS, f"{len(users)} users, {NUM_USERS} asked for")
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +16,9 @@ from pmmrec.data.importers.given_split import store_split
 from pmmrec.data.importers.impressions import store_impressions
 from pmmrec.data.importers.table import TableImport, import_table
 
-NUM_USERS, NUM_ITEMS, NUM_LISTS = 40, 31, 60
+NUM_USERS, NUM_ITEMS, NUM_LISTS = 40, 31, 90
 GIVEN_SPLIT, IMPRESSIONS = "drawn", "shown"  # names of what is stored in the domain
-LIST_COLUMNS = ("impression_id", "user_id", "split", "item_id", "clicked")
+LIST_COLUMNS = ("impression_id", "user_id", "split", "known", "item_id", "clicked")
 
 
 @cache
@@ -33,7 +34,11 @@ def shop() -> Domain:
     parts = draw.choices(["train", "validation", "test"], weights=[6, 2, 2], k=len(log))
     done = {"user_id": users, "item_id": items}
     tables = {"items": titles, "log": {**done, "timestamp": times}, "parts": {**done, "split": parts}}
-    lists = [(f"l{n}", f"u{draw.randint(0, 39)}", draw.choice(["validation", "test"])) for n in range(NUM_LISTS)]
+    lengths, lists = Counter(users), []
+    for number in range(NUM_LISTS):
+        user_id = f"u{draw.randint(0, 39)}"
+        known = draw.randint(1, lengths[user_id])
+        lists.append((f"l{number}", user_id, draw.choice(["train", "validation", "test"]), str(known)))
     rows = [
         (*of_list, f"i{item}", str(int(place < 2)))
         for of_list in lists

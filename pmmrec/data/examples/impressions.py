@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -106,10 +107,16 @@ class ImpressionIndex(Examples):
         return np.bincount(domain.sequence_items, weights, domain.num_items).astype(np.float64)
 
     def touched(self, user: int) -> NDArray[np.int32]:
-        """The user's whole sequence and all that was clicked."""
-        own = np.flatnonzero(self._lists.user_M == user)
-        clicked = [one.item_C[one.is_clicked_C] for one in map(self.impression, own.tolist())]
-        return np.concatenate([self.split.domain.sequence(user), *clicked])
+        """What the user's impressions know of the user, and all that was clicked in them."""
+        first, end = np.searchsorted(self._lists.user_M, [user, user + 1]).tolist()
+        clicked = [one.item_C[one.is_clicked_C] for one in map(self.impression, range(first, end))]
+        known = int(self._lists.known_M[first:end].max(initial=0))
+        return np.concatenate([self.split.domain.sequence(user)[:known], *clicked])
+
+    def users_who_touched(self, num_items: int) -> Iterator[int]:
+        for user in np.unique(self._lists.user_M).tolist():
+            if len(self.touched(user)) >= num_items:
+                yield user
 
     def _checked(self, number: int) -> int:
         if not 0 <= number < self.num_examples:

@@ -51,7 +51,8 @@ def store_impressions(folder: Path, source: Path, name: str) -> StoredImpression
     Columns: impression_id, user_id, item_id, clicked (1 or 0, true or false; numbers, truth values or text), split
     (train, validation or test) and, if given, known: how many items of the user's sequence came before the impression;
     without it, all did. Rows of items and of users that the domain lacks are left out, and so are impressions without a
-    clicked item, without another one, or with nothing known before them. All rows are held in memory.
+    clicked item, without another one, or with nothing known before them, and those of training that know items behind a
+    held-out impression of their user. All rows are held in memory.
 
     Raises DataError for a file that cannot be read, other words, an impression of two users or parts, and an item that
     is shown twice in one; RecipeError where the domain has impressions of that name.
@@ -70,13 +71,15 @@ def store_impressions(folder: Path, source: Path, name: str) -> StoredImpression
     known_R = _known(source, table, domain, user_R)
     whose_R = (user_R.astype(np.int64) * 4 + part_R) * (known_R.max(initial=0) + 1) + known_R
     _refuse_mixed(source, table, impression_R, whose_R, item_R)
-    is_kept_R = (item_R >= 0) & (user_R >= 0) & (known_R > 0)
+    is_late_R = _is_late(domain, user_R, known_R, part_R)
+    is_kept_R = (item_R >= 0) & (user_R >= 0) & (known_R > 0) & ~is_late_R
     num_clicked, num_shown = (np.bincount(impression_R, weights=is_kept_R & which) for which in (is_clicked_R, True))
     is_whole = (num_clicked > 0) & (num_clicked < num_shown)
     left_out = {
         "rows of items that the domain lacks": Named.of(table["item_id"], item_R < 0),
         "rows of users that the domain lacks": Named.of(table["user_id"], user_R < 0),
         "rows of impressions before which nothing is known": Named.of(table["impression_id"], known_R == 0),
+        "rows of training that know items behind a held-out impression": Named.of(table["impression_id"], is_late_R),
         "impressions without a clicked item, or without another one": Named.of(ids, ~is_whole & (num_shown > 0)),
     }
     is_kept_R &= is_whole[impression_R]
@@ -136,6 +139,17 @@ def _known(source: Path, table: pa.Table, domain: Domain, user_R: NDArray[np.int
         )
     known: NDArray[np.int64] = known_R
     return known
+
+
+def _is_late(
+    domain: Domain, user_R: NDArray[np.int64], known_R: NDArray[np.int64], part_R: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Which rows are of training, and know more items than a held-out impression of the same user does."""
+    is_held_out_R = (part_R != SplitPart.TRAIN) & (user_R >= 0)
+    fewest_known = np.full(domain.num_users, np.iinfo(np.int64).max)
+    np.minimum.at(fewest_known, user_R[is_held_out_R], known_R[is_held_out_R])
+    is_late_R: NDArray[np.bool_] = (part_R == SplitPart.TRAIN) & (user_R >= 0) & (known_R > fewest_known[user_R])
+    return is_late_R
 
 
 def _coded(

@@ -192,6 +192,8 @@ KNOWN = [
     ("7", "u01", "i02", "0", "test", "2.0"),
     ("8", "u02", "i01", "1", "train", "0"),
     ("8", "u02", "i02", "0", "train", "0"),
+    ("9", "u00", "i03", "1", "train", "3"),
+    ("9", "u00", "i01", "0", "train", "3"),
 ]
 
 
@@ -207,7 +209,10 @@ def test_what_is_known_before_an_impression_is_its_history_and_nothing_later_tra
     domain = make_domain(SEQUENCES)
     stored = store_impressions(domain.folder, with_known(tmp_path, KNOWN), "mind")
     assert stored.counts == {"train": 1, "validation": 1, "test": 1}
-    assert stored.lines()[1:] == ["left out, rows of impressions before which nothing is known: 2: '8', '8'"]
+    assert stored.lines()[1:] == [
+        "left out, rows of impressions before which nothing is known: 2: '8', '8'",
+        "left out, rows of training that know items behind a held-out impression: 2: '9', '9'",
+    ]
     split = impressions(Domain.open(domain.folder))
     assert isinstance(split, Impressions)
     for one in (split, pickle.loads(pickle.dumps(split))):  # noqa: S301 - as worker processes get it
