@@ -49,7 +49,7 @@ def verify_domain(folder: Path) -> list[str]:
         problems += _changed_files(folder, read_info(folder))
         domain = Domain.open(folder)
     except DataError as error:
-        return problems or [str(error)]
+        return [*problems, *({str(error)} - {*problems})]
     if not problems:  # checks of the content of changed files would only repeat them
         problems = [
             *_broken_arrow(domain),
