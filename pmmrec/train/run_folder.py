@@ -113,7 +113,8 @@ def run_folder(
     recipe has changed, MachineError if it cannot be made, or if its lock is held for longer than a dead run could hold
     it, so that a scheduler may try again.
 
-    An error before the first step of a new run removes what the run has made, so that its name is free again.
+    An error before the first step of a new run removes what the run has made, so that its name is free again, unless
+    the run was stopped or has saved a state.
     """
     exists = resume and folder.exists()
     if exists and not (folder / LOCK_FILE).exists() and not _is_empty(folder):  # empty: killed before it locked
@@ -124,10 +125,9 @@ def run_folder(
         status = _status(folder, recipe, reread, warn) if exists else RunStatus.NEW
         try:
             yield status
-        except StoppedError:
-            raise
-        except BaseException:
-            if status is RunStatus.NEW and not _has_stepped(folder):
+        except BaseException as error:
+            has_begun = _has_stepped(folder) or bool(StateFolder(folder / STATE_FOLDER).found())
+            if status is RunStatus.NEW and not has_begun and not isinstance(error, StoppedError):
                 _remove_started_run(folder)
             raise
 
