@@ -89,10 +89,12 @@ def _errors(result: Result) -> list[str]:
     return [line for line in result.output.splitlines() if line.startswith("error: ")]
 
 
-# In runs: the recipe, fresh backbones, the first checkpoint, a better one, events, while states give way.
+# In runs: the recipe, fresh backbones, the first checkpoint, a better one, and a better one beside a state. Measured in
+# kB, all that came before included: recipe 8, backbones 52, first checkpoint 292, a better one before the first is
+# removed 536, a state and two checkpoints 988; a second state would need 1180.
 @pytest.mark.parametrize(
     ("place", "size"),
-    [*(("runs", f"{size}k") for size in (4, 28, 60, 380, 700)), ("hub", "144k"), ("cache", "8k"), ("cache", "200k")],
+    [*(("runs", f"{size}k") for size in (4, 28, 60, 380, 860)), ("hub", "144k"), ("cache", "8k"), ("cache", "200k")],
 )
 def test_a_full_disk_is_told_and_what_was_done_is_gone_on_with(
     disk: Disk, tmp_path: Path, pretrain: Pretrain, undisturbed: dict[str, Any], place: str, size: str
@@ -114,7 +116,7 @@ def test_a_full_disk_is_told_and_what_was_done_is_gone_on_with(
 def test_a_run_goes_on_without_states_and_says_so_where_they_alone_find_no_room(
     disk: Disk, tmp_path: Path, pretrain: Pretrain, undisturbed: dict[str, Any]
 ) -> None:
-    disk.make("size=1404k")
+    disk.make("size=640k")  # the run itself takes 536k at most, and 736k with a state
     done = pretrain(tmp_path, runs=disk.folder)
     assert done.code == 0, done.output
     assert re.search(r"warning: step \d+: no state is kept: .*tensors\.safetensors: the disk is full", done.output)
