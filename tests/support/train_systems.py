@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_together import fit, sources_of, task_of
+from train_together import TOWERS, fit, sources_of, task_of
 
+from pmmrec.data.batches import DataConfig
 from pmmrec.train.processes import MachineConfig, Processes
 
 TRANSFORMER = {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0}
@@ -58,6 +59,17 @@ SYSTEMS = {
         {"dap": {"type": "next_item", "targets": "last"}, "contrast": {"type": "sequence_contrast"}},
         compares_users=True,
     ),
+    "impressions": System(
+        {"click": {"type": "impression_ce", "not_clicked": 2}},
+        data={"split": {"type": "impressions", "name": "shown"}, "examples": {"type": "impressions", "history": 3}},
+        batch_users=5,
+    ),
+    "items": System(
+        {"itc": {"type": "item_contrast"}},
+        {"item_encoder": TOWERS, "user_encoder": TRANSFORMER},
+        {"examples": "items"},
+        compares_users=True,
+    ),
     "attention scorer": System(
         {"bce": {"type": "bce", "negatives": TWO}, "ce": {"type": "catalogue_ce"}},
         {**IDS, "scorer": {"type": "attention", "num_heads": 2}},
@@ -69,7 +81,8 @@ def train(
     home: Path, out: Path, name: str, processes: Processes, dtype: torch.dtype = torch.float64, **settings: Any
 ) -> None:
     """Leave in `out` what `train_together.train` leaves of a training."""
-    system, sources = SYSTEMS[name], sources_of(home)
+    system = SYSTEMS[name]
+    sources = sources_of(home, DataConfig.model_validate(system.data).split)
     task = task_of(home, system.terms, sources, system.model).to(dtype)
     fit(home, out, task, sources, processes, system.data, {"batch_users": system.batch_users, **settings})
 
