@@ -22,7 +22,7 @@ def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
             "data.examples=windows, or a user encoder that knows users by id (user_table)"
         )
     if encoder.reads_history:
-        _check_length(data, task, log)
+        _check_length(data, encoder.max_inputs, log)
     elif kind.reads_window:
         raise RecipeError(
             f"data.examples: {data.examples.type} hold histories, which the user encoder does not read; choose "
@@ -30,22 +30,17 @@ def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
         )
 
 
-def _check_length(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
-    num_inputs, max_inputs = data.kind.num_inputs, task.recommender.user_encoder.max_inputs
-    if not data.kind.reads_window:
-        if num_inputs > max_inputs:
-            raise RecipeError(
-                f"data.examples.history: {num_inputs} inputs, but the user encoder reads {max_inputs}; choose up to "
-                f"that, or raise model.user_encoder.max_inputs"
-            )
-        return
+def _check_length(data: DataConfig, max_inputs: int, log: RunLog) -> None:
+    """RecipeError for more inputs than the user encoder reads; a warning for fewer."""
+    kind, num_inputs = data.kind, data.kind.num_inputs
+    setting = "data.window.size" if kind.reads_window else "data.examples.history"
     if num_inputs > max_inputs:
         raise RecipeError(
-            f"data.window.size: {data.window.size} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; "
-            f"choose up to {max_inputs + 1}, or raise model.user_encoder.max_inputs"
+            f"{setting}: {kind.longest} gives {num_inputs} inputs, but the user encoder reads {max_inputs}; choose up "
+            f"to {max_inputs + kind.longest - num_inputs}, or raise model.user_encoder.max_inputs"
         )
     if num_inputs < max_inputs:
         log.warn(
-            f"data.window.size: {data.window.size} trains {num_inputs} positions of the user encoder, but ranking uses "
+            f"{setting}: {kind.longest} trains {num_inputs} positions of the user encoder, but ranking uses "
             f"{max_inputs} (max_inputs): longer histories meet positions that this run never trains"
         )

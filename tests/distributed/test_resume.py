@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stop_recipe
 import torch
 import train_sharded
 import train_stopped
 from safetensors.torch import load_file
+from stop_recipe import assert_goes_on
 from together import Ended, run_together
 from torch import Tensor
 
@@ -64,11 +64,6 @@ def events(out: Path) -> list[dict[str, Any]]:
     return [{name: figure for name, figure in event.items() if name not in TIMES} for event in lines]
 
 
-def losses(run: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(event["step"], event["loss"]) for event in lines if event["event"] == "train"]
-
-
 def widest(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert first.keys() == other.keys()
     return max((first[name] - other[name]).abs().max().item() for name in first)
@@ -108,20 +103,7 @@ def test_drawn_negatives_are_the_same_after_a_stop_and_with_another_number_of_pr
 def test_a_recipe_of_a_system_goes_on_to_the_same_bits(tmp_path: Path, world: Path, recipe: str) -> None:
     asked = (shipped_file("finetune/run.py"), f"finetune/{recipe}", "--from", "none", "--on", world / "boutique")
     quick = ("model.width=8", "train.epochs=2", "train.batch_users=16", "train.log_every=1", "machine.device=cpu")
-    checkpoints = {}
-    for name, steps in (("whole", (0,)), ("stopped", (4, 0))):
-        (tmp_path / name).mkdir()
-        for step in steps:
-            words = (step, *asked, *quick, "cache=c", "--resume")
-            done = run_together(1, stop_recipe.__file__, *words, folder=tmp_path / name)
-            assert done.code == (75 if step else 0), done.said
-        checkpoint = tmp_path / name / "runs" / recipe / "checkpoint"
-        files = sorted(checkpoint.rglob("*.safetensors"))
-        checkpoints[name] = {path.relative_to(checkpoint): path.read_bytes() for path in files}
-    assert len(checkpoints["whole"]) > 1
-    assert checkpoints["stopped"] == checkpoints["whole"]
-    whole, stopped = (losses(tmp_path / name / "runs" / recipe) for name in checkpoints)
-    assert stopped == whole
+    assert_goes_on(tmp_path, recipe, *asked, *quick, "cache=c")
 
 
 def test_wherever_a_signal_comes_all_stop_at_the_next_boundary_and_nothing_is_lost(

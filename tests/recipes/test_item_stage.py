@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from command_line import SMALL, Pmmrec, sources, working_in
+from stop_recipe import assert_goes_on
+
+from pmmrec.shipped import shipped_file
 
 ONLY_CONTRAST = "objectives={dap: null, nicl: null, nid: null, rcl: null, itc: {type: item_contrast}}"
 STAGE = ("name=stage", "rank_test=false", "validation.judge=loss", "data.examples=items", "cache=c", ONLY_CONTRAST)
@@ -28,6 +31,11 @@ def test_encoders_tuned_on_items_are_a_start_for_a_recommender(world: Path, tmp_
         )
         assert said.code == 0, said.output
         assert json.loads(Path("runs/after/metrics.json").read_text())["domains"]
+
+
+def test_a_stage_on_items_that_is_stopped_goes_on_to_the_same_bits(world: Path, tmp_path: Path) -> None:
+    recipe = (shipped_file("pretrain/run.py"), "pretrain/tiny", *SMALL, *sources(world), *STAGE)
+    assert_goes_on(tmp_path, "stage", *recipe, "train.epochs=2", "train.log_every=1")
 
 
 @pytest.mark.parametrize(

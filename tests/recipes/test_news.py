@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from command_line import SMALL, Pmmrec, working_in
+from stop_recipe import assert_goes_on
 
 from pmmrec.data.domain import Domain
+from pmmrec.shipped import shipped_file
 
 OBJECTIVES = "objectives={dap: null, nicl: null, nid: null, rcl: null, click: {type: impression_ce, not_clicked: 4}}"
 SPLIT, EXAMPLES = "data.split={type: impressions, name: shown}", "data.examples={type: impressions, history: 10}"
@@ -65,6 +67,11 @@ def test_the_loss_of_validation_impressions_judges_too(at_news: Path, pmmrec: Pm
     assert min(losses[1:]) < losses[0]
 
 
+def test_a_training_on_impressions_that_is_stopped_goes_on_to_the_same_bits(at_news: Path) -> None:
+    recipe = (shipped_file("pretrain/run.py"), "pretrain/tiny", *NEWS, f"data.sources=[{at_news / 'news'}]")
+    assert_goes_on(at_news, "news", *recipe, "train.epochs=2", "train.log_every=1")
+
+
 def test_a_plan_tells_the_candidates_among_the_items_of_a_step(at_news: Path, pmmrec: Pmmrec) -> None:
     done = pmmrec("pretrain", "pretrain/tiny", *NEWS, "--dry-run", "--launch", "two_cpu")
     assert done.code == 0, done.output
@@ -80,7 +87,10 @@ def test_a_plan_tells_the_candidates_among_the_items_of_a_step(at_news: Path, pm
             ("data.split={type: leave_one_out}",),
             "and data.split is leave_one_out; set data.split=",
         ),
-        (("data.examples={type: impressions, history: 30}",), "data.examples.history: 30 inputs, but the user encoder"),
+        (
+            ("data.examples={type: impressions, history: 30}",),
+            "data.examples.history: 30 gives 30 inputs, but the user",
+        ),
         (("data.window.size=9",), "window: has no effect with examples: impressions"),
     ],
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 import torch
+from together import run_together
 
 from pmmrec.contracts import Batch
 from pmmrec.train.prepare import Batches
@@ -25,6 +28,25 @@ def main(step: int, words: list[str]) -> None:
     Batches.to_device = signalled
     sys.argv = words
     runpy.run_path(words[0], run_name="__main__")
+
+
+def assert_goes_on(home: Path, run: str, *words: object) -> None:
+    """A run of the program that is stopped in step 4 and goes on leaves the weights and losses of one that is not."""
+    kept, losses = [], []
+    for name, steps in (("whole", (0,)), ("stopped", (4, 0))):
+        (home / name).mkdir()
+        for step in steps:
+            done = run_together(1, __file__, step, *words, "--resume", folder=home / name)
+            assert done.code == (75 if step else 0), done.said
+        folder = home / name / "runs" / run
+        files = sorted((folder / "checkpoint").rglob("*.safetensors"))
+        kept.append({path.relative_to(folder): path.read_bytes() for path in files})
+        lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        events = [event for event in map(json.loads, lines) if event["event"] == "train"]
+        losses.append([(event["step"], event["loss"]) for event in events])
+    assert len(kept[0]) > 1
+    assert kept[1] == kept[0]
+    assert losses[1] == losses[0]
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from examples import example_of
 from shops import NOISY, Shops
 
 from pmmrec.contracts import Batch
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
+from pmmrec.data.examples import ExampleKind, example_kinds
 from pmmrec.data.examples.interactions import Interactions
 from pmmrec.errors import RecipeError
+from pmmrec.family import Entry
 from pmmrec.requests import DrawnNegatives, Masked, NextItems, Requests, View, WindowRequest
 
 ONE = DrawnNegatives()
@@ -103,3 +106,9 @@ def test_a_kind_without_settings_is_written_as_its_name(written: str | dict[str,
 def test_a_kind_that_does_not_exist_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="no kind of examples is called 'window'; did you mean 'windows'"):
         DataConfig.model_validate({"examples": "window"})
+
+
+@pytest.mark.parametrize("entry", list(example_kinds), ids=lambda entry: entry.name)
+def test_the_example_in_the_docstring_of_a_kind_is_valid(entry: Entry[ExampleKind]) -> None:
+    config = DataConfig.model_validate(example_of(entry.part_class)["data"])
+    assert isinstance(config.kind, entry.part_class)
