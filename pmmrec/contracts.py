@@ -19,11 +19,8 @@ from pmmrec.modality import FieldSpec as FieldSpec  # noqa: PLC0414 - these are 
 from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
 from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
-from pmmrec.modality import Tokenizer as Tokenizer  # noqa: PLC0414
 from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
-from pmmrec.modality import VectorSpec as VectorSpec  # noqa: PLC0414
 from pmmrec.requests import DrawnNegatives, WindowRequest
-from pmmrec.requests import Noise as Noise  # noqa: PLC0414
 
 _T = TypeVar("_T")
 
@@ -170,9 +167,8 @@ class Windows:
     @property
     def is_counted_BS(self) -> Tensor:
         """Which places hold an item that counts as a target."""
-        if not self.last_alone_counts:
-            return self.is_valid_BS
-        return torch.cat((torch.zeros_like(self.is_valid_BS[:, :-1]), self.is_valid_BS[:, -1:]), dim=1)
+        num_others = self.is_valid_BS.shape[1] - 1
+        return F.pad(self.is_valid_BS[:, -1:], (num_others, 0)) if self.last_alone_counts else self.is_valid_BS
 
     @property
     def has_next_BL(self) -> Tensor:
@@ -186,8 +182,8 @@ class Windows:
     @property
     def next_items(self) -> WindowPass:
         """The pass over the windows as they are: every item but the last, each followed by its target."""
-        index_BS, is_valid_BS = self.item_index_BS, self.is_valid_BS
-        return WindowPass(index_BS[:, :-1], is_valid_BS[:, :-1], index_BS[:, 1:], self.has_next_BL)
+        index_BS = self.item_index_BS
+        return WindowPass(index_BS[:, :-1], self.is_valid_BS[:, :-1], index_BS[:, 1:], self.has_next_BL)
 
 
 @dataclass(frozen=True)

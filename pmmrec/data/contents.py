@@ -12,14 +12,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.contracts import FieldSpec, PixelSpec, TextSpec, ValueSpec, VectorSpec
+from pmmrec.contracts import FieldSpec, PixelSpec, TextSpec, ValueSpec
 from pmmrec.data.cache import ContentCache
 from pmmrec.data.domain import Domain
 from pmmrec.data.features import FeatureTable
 from pmmrec.data.info import IMAGES_FILE
 from pmmrec.data.text import TokenTable, first_equal
 from pmmrec.errors import DataError
-from pmmrec.modality import Modality
+from pmmrec.modality import Modality, VectorSpec
 
 Ints = NDArray[np.int64]
 SAME_AS = "same_as.npy"

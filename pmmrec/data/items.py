@@ -28,7 +28,6 @@ from pmmrec.contracts import (
     TokenInputs,
     ValueInputs,
     ValueSpec,
-    VectorSpec,
     to_device,
 )
 from pmmrec.data.cache import ContentCache, Say, silent
@@ -47,7 +46,7 @@ from pmmrec.data.info import ITEMS_FILE
 from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, PrefixTables, TableRequest
 from pmmrec.data.releases import made_by
 from pmmrec.data.text import TokenTable
-from pmmrec.modality import Modality
+from pmmrec.modality import Modality, VectorSpec
 from pmmrec.progress import Progress
 
 Ints = NDArray[np.int64]

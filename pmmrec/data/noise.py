@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.contracts import Noise
-from pmmrec.requests import Noised
+from pmmrec.requests import Noise, Noised
 
 Ints = NDArray[np.int64]
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.contracts import Modality, Tokenizer
+from pmmrec.contracts import Modality
 from pmmrec.data.cache import ContentCache
 from pmmrec.data.disk import SharedFile
 from pmmrec.data.domain import Domain
 from pmmrec.data.releases import made_by
 from pmmrec.errors import DataError
+from pmmrec.modality import Tokenizer
 from pmmrec.progress import Progress
 
 ITEMS_AT_ONCE = 4096

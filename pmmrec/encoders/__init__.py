@@ -18,11 +18,11 @@ from pmmrec.contracts import (
     Prefix,
     PrefixInputs,
     TokenInputs,
-    Tokenizer,
     TokenStates,
 )
 from pmmrec.errors import RecipeError
 from pmmrec.family import Family
+from pmmrec.modality import Tokenizer
 from pmmrec.settings import PartConfig
 
 

@@ -14,16 +14,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import (
-    FieldSpec,
-    ItemInputs,
-    ItemVectors,
-    Modality,
-    StoredInputs,
-    ValueInputs,
-    ValueSpec,
-    VectorSpec,
-)
+from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, StoredInputs, ValueInputs, ValueSpec
+from pmmrec.modality import VectorSpec
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.models.rows import laid_out
 from pmmrec.settings import Config

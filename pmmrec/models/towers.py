@@ -123,19 +123,15 @@ class Towers(ItemEncoder):
     Rows that stand in for a batch without a modality pass their encoder, with a gradient of exactly 0: every process
     uses every parameter.
 
+    A second text, the column `description` of the items, is read too with `text_fields: [text, description]` and a
+    `fusion`.
+
     Example:
         model:
           item_encoder:
             type: towers
             text: {type: hf_text, architecture: {model_type: bert, num_hidden_layers: 2}}
             normalize: layer_norm
-
-    Example with a second text, the column `description` of the items:
-        model:
-          item_encoder:
-            text: {type: hf_text, weights: distilbert-base-uncased}
-            text_fields: [text, description]
-            fusion: {type: merge_attention}
     """
 
     def __init__(self, config: TowersConfig, context: BuildContext) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Noise, Term, Views
+from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.peers import rows_of_all
 from pmmrec.precision import outside_autocast, widened
-from pmmrec.requests import NextItems, Noised, Requests
+from pmmrec.requests import NextItems, Noise, Noised, Requests
 
 
 class NoiseDetectionConfig(ObjectiveConfig):

@@ -28,7 +28,6 @@ from pmmrec.contracts import (
     StoredInputs,
     TextSpec,
     TokenInputs,
-    Tokenizer,
     TokenStates,
     UserStates,
     ValueInputs,
@@ -40,6 +39,7 @@ from pmmrec.data.splits import splits
 from pmmrec.encoders import EncoderConfig, encoder_class, text_encoders, vision_encoders
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
+from pmmrec.modality import Tokenizer
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders, scorers
 from pmmrec.objectives import objectives
 from pmmrec.propagations import propagations

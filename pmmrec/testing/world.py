@@ -10,13 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Batch, Candidates, ItemInputs, ItemVectors, Modality, Noise, WindowPass, Windows
+from pmmrec.contracts import Batch, Candidates, ItemInputs, ItemVectors, Modality, WindowPass, Windows
 from pmmrec.models import ItemEncoder
 from pmmrec.models.dot import Dot, DotConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective
 from pmmrec.propagations.identity import Identity, IdentityConfig
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Others, Requests, Shown, WindowRequest
+from pmmrec.requests import (
+    DrawnNegatives,
+    Dropped,
+    Masked,
+    NextItems,
+    Noise,
+    Noised,
+    Others,
+    Requests,
+    Shown,
+    WindowRequest,
+)
 from pmmrec.train.task import TrainingTask
 from pmmrec.users import UserEncoder
 from pmmrec.users.mean_mlp import MeanMLP, MeanMLPConfig

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from examples import example_of, types_in
 
-from pmmrec.context import Backbone, Catalogue
+from pmmrec.context import Backbone, Catalogue, InteractionGraph
 from pmmrec.data.batches import DataConfig
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.family import Entry
@@ -36,6 +37,7 @@ BASE = {
 }
 ENTRIES = [pytest.param(entry, id=f"{family.name} {entry.name}") for family in MODULES for entry in family]
 CATALOGUES = [Catalogue("books", 3, "aa", 3, "bb")]
+GRAPHS = [InteractionGraph(3, 3, lambda: (np.arange(3), np.arange(3)))]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -52,7 +54,7 @@ def test_the_example_of_a_part_builds(entry: Entry[Any], tmp_path: Path) -> None
         family.part_class(encoder).start(encoder, tmp_path / name, TEXTS)
         backbones[name] = Backbone(tmp_path / name, is_pretrained=False)
     with torch.device("meta"):
-        recommender = build(config, backbones, CATALOGUES)
+        recommender = build(config, backbones, CATALOGUES, GRAPHS)
         terms = {name: objectives.config(tree) for name, tree in example.get("objectives", {}).items()}
         task = TrainingTask.of(recommender, terms, config.width)
     assert entry.part_class in {type(module) for module in task.modules()}

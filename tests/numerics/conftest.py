@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from views import hidden_of, noised, noised_of, views_of
 
-from pmmrec.contracts import ItemVectors, Modality, Noise, Term, Views, Windows
+from pmmrec.contracts import ItemVectors, Modality, Term, Views, Windows
+from pmmrec.requests import Noise
 
 WIDTH = 5
 

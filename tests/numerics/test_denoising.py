@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from views import PLAIN, hidden_of, noised, noised_of, rows_of, states_of_rows, with_states
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Noise
 from pmmrec.objectives.denoising import NoiseDetection, NoiseDetectionConfig, Robustness, RobustnessConfig
+from pmmrec.requests import Noise
 from pmmrec.testing.twins.denoising import noise_detection_by_loops, robustness_by_loops
 
 ATOL = 1e-12  # float64; measured at most 8e-15 over 100 seeds

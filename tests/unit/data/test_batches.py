@@ -12,7 +12,7 @@ import pytest
 import torch
 from shops import NOISY, Shops, epoch_of, tensors_of
 
-from pmmrec.contracts import Batch, Noise, TextSpec, WindowPass
+from pmmrec.contracts import Batch, TextSpec, WindowPass
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.examples.windows import WindowConfig
 from pmmrec.data.items import ItemReader
@@ -20,7 +20,7 @@ from pmmrec.data.loader import BatchLoader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.errors import RecipeError
-from pmmrec.requests import Requests, View, WindowRequest
+from pmmrec.requests import Noise, Requests, View, WindowRequest
 
 Slot = tuple[int, int]  # domain, row
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pmmrec.contracts import StoredInputs, VectorSpec
+from pmmrec.contracts import StoredInputs
 from pmmrec.data.contents import check_features
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers import features
@@ -22,6 +22,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.verify import verify_domain
 from pmmrec.data.write import record_of
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.modality import VectorSpec
 
 SEQUENCES = [[0, 1, 2], [3, 1, 0]]
 NAN = float("nan")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pmmrec.contracts import Noise
 from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
-from pmmrec.requests import Noised
+from pmmrec.requests import Noise, Noised
 
 DRAWS = 4000
 
