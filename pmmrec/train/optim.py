@@ -55,6 +55,12 @@ def parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 paths[f"{part}.{name}"] = parameter
+    unread = [part for part in task.unread if any(path.startswith(f"{part}.") for path in paths)]
+    if unread:
+        raise RecipeError(
+            f"adapters: those of {', '.join(unread)} cannot learn, since no objective reads the part; leave them out, "
+            "or add an objective that does"
+        )
     missed = sum(p.requires_grad for p in task.parameters()) - len(paths)
     if missed:
         raise RecipeError(f"model: {missed} trainable tensors belong to no part; a checkpoint would lose them")

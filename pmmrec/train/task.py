@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -58,8 +58,10 @@ class TrainingTask(nn.Module):
         terms = {name: objectives.part_class(config)(config, context) for name, config in configs.items()}
         for name, term in terms.items():
             _refuse_unfit(name, term, recommender)
-        _freeze_unread(terms.values(), recommender)
-        return cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
+        task = cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
+        for name in task.unread:
+            recommender.parts[name].requires_grad_(False)
+        return task
 
     @property
     def requests(self) -> Requests:
@@ -71,6 +73,16 @@ class TrainingTask(nn.Module):
     def requests_by_name(self) -> dict[str, Requests]:
         """What each objective asks for."""
         return {name: term.requests for name, term in self._terms().items()}
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of the parts that no objective reads. They do not learn: a process group would wait for gradients."""
+        terms, encoder = self._terms().values(), self.recommender.item_encoder
+        if any(term.requests.passes or View.NODES in term.requests.views for term in terms):
+            return []
+        reads_fused = any(term.reads_fused for term in terms)
+        read: list[nn.Module] = list((encoder.parts if reads_fused else encoder.encoders).values())
+        return [name for name, part in self.recommender.parts.items() if part not in read]
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -234,18 +246,6 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
             f"objectives.{name}: predicts each item from the others of its window, which needs a user encoder without "
             f"order, such as mean_mlp with attends: others; or set objectives.{name}.targets={targets}"
         )
-
-
-def _freeze_unread(terms: Collection[Objective], recommender: Recommender) -> None:
-    """Freeze the parts that no objective reads: a process group would wait for their gradients."""
-    if any(term.requests.passes or View.NODES in term.requests.views for term in terms):
-        return
-    unread: list[nn.Module] = [recommender.user_encoder, recommender.scorer, recommender.propagation]
-    if not any(term.reads_fused for term in terms):
-        read: list[nn.Module] = list(recommender.item_encoder.encoders.values())
-        unread += [part for part in recommender.item_encoder.parts.values() if part not in read]
-    for part in unread:
-        part.requires_grad_(False)
 
 
 def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None) -> History:
