@@ -34,7 +34,7 @@ def conformance(family: Family[Any], *parts: str | Mapping[str, Any]) -> Callabl
 
     Args:
         family: `user_encoders`, `objectives`, `scorers`, `propagations`, `item_encoders`, `fusions`,
-            `text_encoders`, `vision_encoders`, `adapters`, `splits` or `example_kinds`.
+            `text_encoders`, `vision_encoders`, `joint_encoders`, `adapters`, `splits` or `example_kinds`.
         parts: Registered names, tested with the settings in `examples` of their settings class; or settings with
             `type`. None: every registered part.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import ItemVectors, TokenStates
-from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.encoders import joint_encoders, text_encoders, vision_encoders
 from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders
 from pmmrec.settings import validate
@@ -27,7 +27,7 @@ from pmmrec.testing.subjects import (
 from pmmrec.testing.world import WIDTH
 
 
-@check("alone = in batch", text_encoders, vision_encoders, fusions, item_encoders)
+@check("alone = in batch", text_encoders, vision_encoders, joint_encoders, fusions, item_encoders)
 def an_item_alone_is_what_it_is_in_a_batch(subject: Subject) -> Inapplicable:
     """The vectors of an item do not depend on the other items of its batch, nor on their padding."""
     part = subject.build().double().eval()
@@ -48,7 +48,10 @@ def _vectors(subject: Subject, part: Any, rows: tuple[int, ...]) -> list[Tensor]
     if subject.family is fusions:
         given = modality_states(Numbers())
         return [part({modality: _rows_of(states, rows) for modality, states in given.items()})]
-    vectors: ItemVectors = part(item_inputs(part, rows))
+    items = item_inputs(part, rows)
+    if subject.family is joint_encoders:
+        return [part(items.fields, items.has_U).cls_RD]
+    vectors: ItemVectors = part(items)
     return [vectors.fused_UD, *vectors.cls_UD.values(), *vectors.streams_UD.values()]
 
 
@@ -93,7 +96,7 @@ def _check_zero(vectors: ItemVectors, field: str, places: tuple[int, ...]) -> No
         require(not lacking.any(), f"the {field} vector of an item without one is not zero")
 
 
-@check("backbone saved", text_encoders, vision_encoders)
+@check("backbone saved", text_encoders, vision_encoders, joint_encoders)
 def the_library_reads_the_backbone_back(subject: Subject) -> Inapplicable:
     """`read_backbone` gives the bits that `save_backbone` wrote, though the module that writes is empty."""
     part, prefix = subject.build(), "backbone."

@@ -36,7 +36,14 @@ from pmmrec.contracts import (
 )
 from pmmrec.data.examples import example_kinds
 from pmmrec.data.splits import splits
-from pmmrec.encoders import EncoderConfig, encoder_class, text_encoders, vision_encoders
+from pmmrec.encoders import (
+    EncoderConfig,
+    JointEncoder,
+    encoder_class,
+    joint_encoders,
+    text_encoders,
+    vision_encoders,
+)
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
 from pmmrec.modality import Tokenizer
@@ -50,6 +57,7 @@ from pmmrec.users import UserEncoder, user_encoders
 MODULES: tuple[Family[Any], ...] = (  # families of parts of a model, which are built, run and saved alike
     text_encoders,
     vision_encoders,
+    joint_encoders,
     fusions,
     item_encoders,
     user_encoders,
@@ -190,11 +198,13 @@ def pixel_inputs(spec: PixelSpec, rows: Sequence[int] = ALL_ITEMS) -> PixelInput
 
 
 def item_inputs(
-    encoder: ItemEncoder, rows: Sequence[int] = ALL_ITEMS, lacking: Mapping[str, Sequence[int]] | None = None
+    encoder: ItemEncoder | JointEncoder,
+    rows: Sequence[int] = ALL_ITEMS,
+    lacking: Mapping[str, Sequence[int]] | None = None,
 ) -> ItemInputs:
     """Some items; those at the places `lacking[field]` lack the field."""
     has_U = {}
-    for field in encoder.fields:
+    for field in encoder.reads:
         absent = (lacking or {}).get(field, ())
         has_U[field] = torch.tensor([place not in absent for place in range(len(rows))])
     fields: dict[str, FieldInputs] = {}
@@ -238,6 +248,11 @@ def _run_text(part: Any, numbers: Numbers) -> list[Tensor]:
 
 def _run_vision(part: Any, numbers: Numbers) -> list[Tensor]:
     return _tensors_of(part(to_device(pixel_inputs(part.pixel_spec), numbers.device)))
+
+
+def _run_joint(part: JointEncoder, numbers: Numbers) -> list[Tensor]:
+    items = to_device(item_inputs(part), numbers.device)
+    return _tensors_of(part(items.fields, items.has_U))
 
 
 def _run_fusion(part: Any, numbers: Numbers) -> list[Tensor]:
@@ -291,6 +306,7 @@ def _run_objective(part: Any, numbers: Numbers) -> list[Tensor]:
 RUNS: dict[str, Callable[[Any, Numbers], list[Tensor]]] = {
     text_encoders.name: _run_text,
     vision_encoders.name: _run_vision,
+    joint_encoders.name: _run_joint,
     fusions.name: _run_fusion,
     item_encoders.name: _run_items,
     user_encoders.name: _run_users,

@@ -15,6 +15,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+TESTS = """import joint
+from pmmrec.encoders import joint_encoders
+from pmmrec.models import item_encoders
+from pmmrec.testing import conformance
+
+test_joint = conformance(item_encoders, "joint")
+test_one_stream = conformance(joint_encoders, "one_stream")
+"""
 CHECKOUT = Path(__file__).resolve().parents[2]
 APP = ("-c", "from pmmrec.cli import app; app()")
 RECIPE = {
@@ -53,9 +61,8 @@ def run(folder: Path, *words: object) -> str:
     return done.stdout
 
 
-def test_it_passes_the_checks_that_item_encoders_inherit(plugin: Path) -> None:
-    test = "import joint\nfrom pmmrec.models import item_encoders\nfrom pmmrec.testing import conformance\n"
-    (plugin / "test_joint.py").write_text(f'{test}test_joint = conformance(item_encoders, "joint")\n')
+def test_it_and_its_encoder_pass_the_checks_that_they_inherit(plugin: Path) -> None:
+    (plugin / "test_joint.py").write_text(TESTS)
     said = run(plugin, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_joint.py")
     assert re.search(r"\d\d passed", said)
     assert "failed" not in said
