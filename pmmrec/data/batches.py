@@ -72,27 +72,25 @@ class DataConfig(Config):
 
 @dataclass(frozen=True)
 class Division:
-    """How the users of a step are divided: over processes, and within a process over parts that pass one by one."""
+    """How the examples of a step are divided: over processes, and within a process over parts done one by one."""
 
     rank: int = 0
     world: int = 1
-    gather: bool = (
-        False  # the processes share out the items as well, each encoded by one, and negatives are those of all
-    )
+    gather: bool = False  # items are divided too, each is encoded by one process, and negatives are those of all
     parts: int = 1  # batches of a step, each with its own negatives
 
 
 class BatchBuilder:
     """The batch of every step, as a pure function of (seed, epoch, step, rank, world).
 
-    All processes draw the same global batch and take an even share of its users. With `gather` they share out its items
-    too, each to one process, and the windows of a batch are over the items of all; else a process holds the items of
-    its own users.
+    All processes draw the same global batch and take an even share of its examples. With `gather` each of its items is
+    encoded by one process, and windows refer to the items of all processes; else a process holds the items of its own
+    examples.
 
-    What happens to a window is drawn from (seed, visit, domain, window), so neither the number of processes nor of
-    workers changes it; the visit is the epoch under natural weights, and tells visits within one epoch apart under
-    others. Windows are padded on the left to the longest of the global batch, items are ordered by (domain, row), and
-    each is read once.
+    What is random about an example is drawn from (seed, visit, domain, number), so neither the number of processes nor
+    that of workers changes it. The visit is the epoch under natural weights; under other weights it also tells visits
+    within one epoch apart. Windows are padded on the left to the longest of the global batch, items are ordered by
+    (domain, row), and each is read once.
 
     `requests` are those of all objectives. With `View.CATALOGUE` the items of a batch are all items of all domains;
     they are read once, and every batch holds the same `catalogue`.
@@ -256,9 +254,9 @@ class BatchBuilder:
 
     def _longest(self, draw: Draw, visits: Sequence[Visit]) -> int:
         """Of all windows of a draw, of which some are at hand, or all."""
-        if len(visits) == len(draw.window_B):
+        if len(visits) == len(draw.number_B):
             return max(len(visit.window.keys) for visit in visits)
-        places = zip(draw.domain_B.tolist(), draw.window_B.tolist(), strict=True)
+        places = zip(draw.domain_B.tolist(), draw.number_B.tolist(), strict=True)
         return max(int(self._examples[domain].length(window)) for domain, window in places)
 
     def _log_expected_slots(self, mixing: MixingConfig) -> NDArray[np.float64]:

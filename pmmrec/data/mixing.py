@@ -1,5 +1,5 @@
-"""Choose the windows of the domains that make up one step."""
-# B users of the global batch, over all processes.
+"""Choose the examples of the domains that make up one step."""
+# B examples of the global batch, over all processes.
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class MixingConfig(Config):
     """How much each domain is seen, and whether domains share a batch."""
 
     by: Literal["users", "equal"] = Field(
-        default="users", description="Weight of a domain: its windows, or the same for all."
+        default="users", description="Weight of a domain: the number of its examples, or the same for all."
     )
     temperature: float = Field(
         default=1.0,
         gt=0,
-        description="by users: weight = windows ** (1 / temperature); above 1 small domains are seen more.",
+        description="by users: weight = examples ** (1 / temperature); above 1 small domains are seen more.",
     )
     weights: dict[str, float] | None = Field(
         default=None, description="Weight of each domain by name, in place of the above."
@@ -36,7 +36,7 @@ class MixingConfig(Config):
     epoch_users: int | None = Field(
         default=None,
         ge=1,
-        description="Users of an epoch, after which validation comes; null: as many as there are windows. Fewer for a "
+        description="Examples of an epoch, after which validation comes; null: as many as there are. Fewer for a "
         "domain so large that nobody waits for all of it: the next epoch goes on where this one ended.",
     )
     batches: Literal["mixed", "one_domain"] = Field(
@@ -59,28 +59,28 @@ class MixingConfig(Config):
 
 
 class Draw(NamedTuple):
-    """The windows of one step, in the order of the global batch."""
+    """The examples of one step by number, in the order of the global batch; the domains say what they hold."""
 
     domain_B: Ints
-    window_B: Ints
-    pass_B: Ints  # how often the domain's windows had all been seen before this visit; the epoch under natural weights
+    number_B: Ints
+    pass_B: Ints  # how often all examples of the domain had been seen before; under natural weights the epoch
 
 
 class StepSampler:
     """The global batch of every step, as a pure function of (seed, epoch, step).
 
-    An epoch has as many slots as the domains have windows, or `epoch_users`. A domain's quota of them is by its weight
-    (largest remainder), its windows come from an endless stream of permutations whose position carries over from epoch
-    to epoch: under natural weights and whole epochs each window is seen exactly once an epoch, under any none is
-    starved. The slots are dealt evenly over the steps, so there is no small last batch and nobody is repeated or
-    dropped to fill it.
+    An epoch has as many slots as the domains have examples, or `epoch_users`. Each domain gets a share of them by its
+    weight (largest remainder). Its examples come from an endless stream of permutations, and each epoch goes on where
+    the one before ended: with natural weights and whole epochs every example is seen exactly once an epoch, and with
+    other weights every example still has its turn. The slots are dealt evenly over the steps, so no batch is much
+    smaller than another, and no example is repeated or dropped to fill one.
     With `one_domain` the slots of each domain are dealt over steps of their own.
 
-    Held are the orders of the current epoch and pass, four bytes a slot and a window up to 2**32 of them.
+    It holds the orders of the current epoch and pass: four bytes for each slot and each example, up to 2**32 of them.
     """
 
     def __init__(
-        self, num_windows: Sequence[int], names: Sequence[str], batch_users: int, seed: int, config: MixingConfig
+        self, num_examples: Sequence[int], names: Sequence[str], batch_users: int, seed: int, config: MixingConfig
     ) -> None:
         if batch_users < 1:
             raise RecipeError(f"batch_users: {batch_users}; a batch holds at least one user")
@@ -88,14 +88,14 @@ class StepSampler:
             raise RecipeError(f"seed: {seed}; must be 0 or more")
         if len(set(names)) < len(names):
             raise RecipeError(f"two domains share a name: {', '.join(sorted(names))}; give each its own")
-        for name, count in zip(names, num_windows, strict=True):
+        for name, count in zip(names, num_examples, strict=True):
             if count == 0:
                 raise DataError(f"{name}: no user has two items to train on; leave the domain out")
-        self._num_windows = list(num_windows)
+        self._num_examples = list(num_examples)
         self._seed = seed
         self._is_mixed = config.batches == "mixed"
-        self.weights = _weights(num_windows, names, config)
-        num_slots = config.epoch_users or sum(num_windows)
+        self.weights = _weights(num_examples, names, config)
+        num_slots = config.epoch_users or sum(num_examples)
         self._quotas = _largest_remainder(num_slots, self.weights)
         for name, quota in zip(names, self._quotas, strict=True):
             if quota == 0:
@@ -137,25 +137,25 @@ class StepSampler:
         """What the slots of an epoch stand for, which number those of one domain after those of another."""
         ends = np.cumsum(self._quotas)
         domain_B = np.searchsorted(ends, slot_B, side="right")
-        quotas, counts = np.array(self._quotas), np.array(self._num_windows)
+        quotas, counts = np.array(self._quotas), np.array(self._num_examples)
         position_B = epoch * quotas[domain_B] + slot_B - (ends - quotas)[domain_B]
         pass_B, place_B = np.divmod(position_B, counts[domain_B])
-        window_B = np.empty_like(position_B)
+        number_B = np.empty_like(position_B)
         for domain, number in sorted({*zip(domain_B.tolist(), pass_B.tolist(), strict=True)}):
             here = (domain_B == domain) & (pass_B == number)
-            window_B[here] = self._visits(domain, number, epoch)[place_B[here]]
-        return Draw(domain_B, window_B, pass_B)
+            number_B[here] = self._visits(domain, number, epoch)[place_B[here]]
+        return Draw(domain_B, number_B, pass_B)
 
     def _visits(self, domain: int, number: int, epoch: int) -> Ints:
-        """The order of a domain's windows in one pass; those that the epoch does not need are let go of."""
+        """The order of a domain's examples in one pass; orders that the epoch does not need are dropped."""
         passes = self._passes.setdefault(domain, {})
         if number not in passes:
-            quota, count = self._quotas[domain], self._num_windows[domain]
+            quota, count = self._quotas[domain], self._num_examples[domain]
             needed = range(epoch * quota // count, ((epoch + 1) * quota - 1) // count + 1)
             for other in passes.keys() - needed:
                 del passes[other]
             rng = generator(self._seed, Purpose.VISIT_ORDER, domain, number)
-            passes[number] = _permutation(rng, self._num_windows[domain])
+            passes[number] = _permutation(rng, self._num_examples[domain])
         return passes[number]
 
 
@@ -175,7 +175,7 @@ def share(array: Ints, rank: int, world: int) -> Ints:
     return np.array_split(array, world)[rank]
 
 
-def _weights(num_windows: Sequence[int], names: Sequence[str], config: MixingConfig) -> NDArray[np.float64]:
+def _weights(num_examples: Sequence[int], names: Sequence[str], config: MixingConfig) -> NDArray[np.float64]:
     if config.weights is not None:
         unknown, missing = set(config.weights) - set(names), set(names) - set(config.weights)
         if unknown:
@@ -186,7 +186,7 @@ def _weights(num_windows: Sequence[int], names: Sequence[str], config: MixingCon
     elif config.by == "equal":
         weights = np.ones(len(names))
     else:
-        logs = np.log(np.asarray(num_windows, dtype=np.float64)) / config.temperature
+        logs = np.log(np.asarray(num_examples, dtype=np.float64)) / config.temperature
         weights = np.exp(logs - logs.max())  # the largest is 1: a tiny temperature cannot overflow
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 

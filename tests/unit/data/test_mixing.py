@@ -13,16 +13,16 @@ from pmmrec.data.mixing import MixingConfig, StepSampler, share
 from pmmrec.errors import DataError, RecipeError
 
 
-def sampler(num_windows: list[int], batch_users: int = 4, seed: int = 0, **config: Any) -> StepSampler:
-    names = [f"d{place}" for place in range(len(num_windows))]
-    return StepSampler(num_windows, names, batch_users, seed, MixingConfig(**config))
+def sampler(num_examples: list[int], batch_users: int = 4, seed: int = 0, **config: Any) -> StepSampler:
+    names = [f"d{place}" for place in range(len(num_examples))]
+    return StepSampler(num_examples, names, batch_users, seed, MixingConfig(**config))
 
 
 def visits(steps: StepSampler, epoch: int) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     for step in range(steps.steps_per_epoch):
         draw = steps.step(epoch, step)
-        seen += zip(draw.domain_B.tolist(), draw.window_B.tolist(), strict=True)
+        seen += zip(draw.domain_B.tolist(), draw.number_B.tolist(), strict=True)
     return seen
 
 
@@ -166,8 +166,8 @@ def test_short_epochs_see_every_window_before_any_comes_again(epoch_users: int, 
     seen: list[tuple[int, int]] = []
     for epoch in range(-(-60 // epoch_users)):
         draws = [sampler.step(epoch, step) for step in range(sampler.steps_per_epoch)]
-        assert sum(len(draw.window_B) for draw in draws) == epoch_users
-        seen += [pair for draw in draws for pair in zip(draw.pass_B.tolist(), draw.window_B.tolist(), strict=True)]
+        assert sum(len(draw.number_B) for draw in draws) == epoch_users
+        seen += [pair for draw in draws for pair in zip(draw.pass_B.tolist(), draw.number_B.tolist(), strict=True)]
     assert {(number, window) for number in range(3) for window in range(20)} <= set(seen)
     assert len(set(seen)) == len(seen)
 
