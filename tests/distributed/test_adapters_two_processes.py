@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from command_line import Pmmrec, working_in
 from safetensors.torch import load_file
-from together import run_together
 from torch import Tensor
+from worker_group import run_group
 
 from pmmrec.shipped import shipped_file
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -57,7 +57,7 @@ def learned(home: Path, name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_learn_the_adapters_that_one_learns(home: Path, world: Path, pmmrec: Pmmrec, kind: str) -> None:
-    said = run_together(2, PROGRAM, *arguments(world, kind, f"two-{kind}"), folder=home).well()
+    said = run_group(2, PROGRAM, *arguments(world, kind, f"two-{kind}"), folder=home).well()
     assert said.count(f"user_encoder learns: {kind} in") == 1
     with working_in(home):
         alone = pmmrec("finetune", *arguments(world, kind, f"one-{kind}"))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import train_together
+import train_gathered
 from safetensors.torch import load_file
-from together import run_together
 from torch import Tensor
+from worker_group import run_group
 
 from pmmrec.contracts import Modality
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
@@ -24,7 +24,7 @@ ATOL = 1e-12  # float64, values near 1; measured at most 2e-15
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train_together` left of every kind, by one process and by two."""
+    """What `train_gathered` left of every kind, by one process and by two."""
 
     one: Path
     two: Path
@@ -46,16 +46,16 @@ def _events(folder: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    train_together.make_home(folder)
+    train_gathered.make_home(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(home: Path) -> Trained:
     processes = Processes(MachineConfig(device="cpu"))
-    for kind in train_together.KINDS:
-        train_together.train(home, home / "one" / kind, kind, processes)
-    run_together(2, train_together.__file__, home, home / "two").well()
+    for kind in train_gathered.KINDS:
+        train_gathered.train(home, home / "one" / kind, kind, processes)
+    run_group(2, train_gathered.__file__, home, home / "two").well()
     return Trained(home / "one", home / "two")
 
 
@@ -65,45 +65,45 @@ def _widest(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def test_the_main_process_alone_takes_whole_weights_to_its_cpu(trained: Trained) -> None:
-    for kind in train_together.KINDS:
+    for kind in train_gathered.KINDS:
         held = [json.loads((trained.two / kind / f"kept-{rank}.json").read_text()) for rank in (0, 1)]
         assert held[0] > 10
         assert held[1] == 0
 
 
-@pytest.mark.parametrize("kind", train_together.KINDS)
+@pytest.mark.parametrize("kind", train_gathered.KINDS)
 def test_after_ten_steps_both_have_the_weights_of_one(trained: Trained, kind: str) -> None:
     one, two = trained.tensors(kind, "weights")
     assert all(_widest(one, weights) < ATOL for weights in two)
     assert len(trained.events(kind, "train")[0]) > 10
 
 
-@pytest.mark.parametrize("way", train_together.WAYS)
+@pytest.mark.parametrize("way", train_gathered.WAYS)
 def test_parts_and_checkpoints_change_neither_weights_nor_gradients(trained: Trained, way: str) -> None:
-    kind, _ = train_together.WAYS[way]
+    kind, _ = train_gathered.WAYS[way]
     for what in ("weights", "gradients"):
         one, _ = trained.tensors(kind, what)
         assert _widest(one, load_file(trained.two / way / f"{what}-0.safetensors")) < ATOL
 
 
 def test_both_processes_call_every_encoder_as_often_as_the_other(trained: Trained) -> None:
-    for name in (*train_together.KINDS, *train_together.WAYS, "apart", "pairs", "."):
+    for name in (*train_gathered.KINDS, *train_gathered.WAYS, "apart", "pairs", "."):
         first, other = (json.loads((trained.two / name / f"calls-{rank}.json").read_text()) for rank in (0, 1))
         assert first == other, name
         assert first["text"] == first["image"] > 0
 
 
 def test_ranks_of_both_are_those_of_one_to_the_bit(trained: Trained, home: Path) -> None:
-    task = train_together.task_of(home, train_together.PAPER, train_together.sources_of(home))
+    task = train_gathered.task_of(home, train_gathered.PAPER, train_gathered.sources_of(home))
     task.load_state_dict(load_file(trained.two / "plain" / "weights-0.safetensors"))
-    alone = train_together.ranks_of(home, task.float(), SINGLE_PROCESS)
+    alone = train_gathered.ranks_of(home, task.float(), SINGLE_PROCESS)
     for rank in (0, 1):
         found = load_file(trained.two / f"ranks-{rank}.safetensors")
         assert all(torch.equal(found[name], value) for name, value in alone.items())
     assert len(alone["rank"].unique()) > 3
 
 
-@pytest.mark.parametrize("kind", train_together.KINDS)
+@pytest.mark.parametrize("kind", train_gathered.KINDS)
 def test_the_gradients_of_the_first_step_are_those_of_one(trained: Trained, kind: str) -> None:
     one, two = trained.tensors(kind, "gradients")
     assert all(_widest(one, gradients) < ATOL for gradients in two)
@@ -111,7 +111,7 @@ def test_the_gradients_of_the_first_step_are_those_of_one(trained: Trained, kind
     assert {name.split(".")[0] for name in learns} == {"recommender", "objectives"}
 
 
-@pytest.mark.parametrize("kind", train_together.KINDS)
+@pytest.mark.parametrize("kind", train_gathered.KINDS)
 @pytest.mark.parametrize("event", ["train", "gradient_norm"])
 def test_every_figure_of_every_step_is_that_of_one(trained: Trained, kind: str, event: str) -> None:
     one, two = trained.events(kind, event)
@@ -124,10 +124,10 @@ def test_every_figure_of_every_step_is_that_of_one(trained: Trained, kind: str, 
 
 
 def test_one_of_two_users_may_hold_no_image_while_the_other_does(home: Path) -> None:
-    sources = train_together.sources_of(home)
-    task = train_together.task_of(home, train_together.PAPER, sources)
-    reader = train_together.reader_of(home, task, sources)
-    rules: Any = (sources.splits, reader, DataConfig(), task.requests, 2, train_together.SEED)
+    sources = train_gathered.sources_of(home)
+    task = train_gathered.task_of(home, train_gathered.PAPER, sources)
+    reader = train_gathered.reader_of(home, task, sources)
+    rules: Any = (sources.splits, reader, DataConfig(), task.requests, 2, train_gathered.SEED)
     shares = [BatchBuilder(*rules, Division(rank, 2)) for rank in (0, 1)]
     held = [[bool(share.build(0, step).items.has_U[Modality.IMAGE].any()) for share in shares] for step in range(10)]
     assert [True, False] in held

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import Pmmrec, working_in
-from together import run_together
+from worker_group import run_group
 
 from pmmrec.shipped import shipped_file
 
@@ -36,7 +36,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, world: Path, pmmrec: Pmmrec)
 
 
 def test_two_processes_train_what_one_does(alone: Path, world: Path, tmp_path: Path) -> None:
-    run_together(2, PROGRAM, *arguments(world, "train.epochs=2"), folder=tmp_path).well()
+    run_group(2, PROGRAM, *arguments(world, "train.epochs=2"), folder=tmp_path).well()
     run = tmp_path / "runs" / "lightgcn"
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
     two, one = (json.loads((where / "metrics.json").read_text())["domains"] for where in (run, alone))

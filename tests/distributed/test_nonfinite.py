@@ -10,8 +10,8 @@ import pytest
 import torch
 import train_stopped
 from safetensors.torch import load_file
-from together import run_together
 from torch import Tensor
+from worker_group import run_group
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.train.log import RunLog
@@ -26,7 +26,7 @@ STEP = 4
 def _trained(out: Path, world: Path, skip: int) -> str:
     """Two processes, the second of which breaks; what was said."""
     asked = ("--break-at", STEP, "--rank", 1, "--skip", skip)
-    done = run_together(2, train_stopped.__file__, world / "boutique", out, *asked)
+    done = run_group(2, train_stopped.__file__, world / "boutique", out, *asked)
     assert (done.code == 0) == (skip > 0), done.said
     return done.said
 

@@ -12,8 +12,8 @@ import train_sharded
 import train_stopped
 from safetensors.torch import load_file
 from stop_recipe import assert_goes_on
-from together import Ended, run_together
 from torch import Tensor
+from worker_group import Ended, run_group
 
 from pmmrec.shipped import shipped_file
 
@@ -23,7 +23,7 @@ TIMES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")
 def launched(out: Path, world: Path, processes: int, *asked: object) -> Ended:
     """Train until the end, or until something ends it."""
     out.mkdir(exist_ok=True)
-    return run_together(processes, train_stopped.__file__, world / "boutique", out, *asked)
+    return run_group(processes, train_stopped.__file__, world / "boutique", out, *asked)
 
 
 def finish(out: Path, world: Path, processes: int) -> None:
@@ -93,8 +93,8 @@ def test_drawn_negatives_are_the_same_after_a_stop_and_with_another_number_of_pr
         (tmp_path / name).mkdir()
         if name != "whole":
             stops = ("--at", 7, "--every-steps", 3)
-            assert run_together(2, train_stopped.__file__, *asked, *stops).code == 75
-        run_together(1 if name == "others" else 2, train_stopped.__file__, *asked).well()
+            assert run_group(2, train_stopped.__file__, *asked, *stops).code == 75
+        run_group(1 if name == "others" else 2, train_stopped.__file__, *asked).well()
     assert_same_bits(tmp_path / "stopped", tmp_path / "whole")
     assert widest(weights(tmp_path / "others"), weights(tmp_path / "whole")) < 1e-12  # float64; measured 0
 
@@ -142,6 +142,6 @@ def test_a_sharded_model_resumes_with_another_number_of_shards(tmp_path: Path) -
     for name, sizes in (("one", (1, 1, 1)), ("others", (2, 1, 4))):
         (tmp_path / name).mkdir()
         for processes in sizes:
-            run_together(processes, train_sharded.__file__, tmp_path / name).well()
+            run_group(processes, train_sharded.__file__, tmp_path / name).well()
     one, others = (load_file(tmp_path / name / "weights-9.safetensors") for name in ("one", "others"))
     assert widest(one, others) < 1e-12  # float64, weights near 1; measured 0

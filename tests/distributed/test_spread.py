@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import stop_spread
 import torch
+import train_gathered
 import train_spread
-import train_together
 from command_line import SMALL, Pmmrec, launch_pmmrec, sources, working_in
 from safetensors.torch import load_file
-from together import FSDP2, Ended, run_together
 from torch import Tensor
+from worker_group import FSDP2, Ended, run_group
 
 from pmmrec.evaluation.share import SINGLE_PROCESS
 from pmmrec.shipped import shipped_file
@@ -23,18 +23,18 @@ from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.zoo.checkpoint import Checkpoint
 
 ATOL = 1e-12  # float64, values near 1; measured at most 2e-15
-WAYS = {**{kind: kind for kind in train_together.KINDS}, "checkpointed": "paper"}
+WAYS = {**{kind: kind for kind in train_gathered.KINDS}, "checkpointed": "paper"}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `train_spread` left in `two`, and `train_together`, as one process, in `one`."""
+    """What `train_spread` left in `two`, and `train_gathered`, as one process, in `one`."""
     folder = tmp_path_factory.mktemp("spread")
-    train_together.make_home(folder)
+    train_gathered.make_home(folder)
     processes = Processes(MachineConfig(device="cpu"))
-    for kind in train_together.KINDS:
-        train_together.train(folder, folder / "one" / kind, kind, processes)
-    run_together(2, train_spread.__file__, folder, folder / "two", spread=FSDP2).well()
+    for kind in train_gathered.KINDS:
+        train_gathered.train(folder, folder / "one" / kind, kind, processes)
+    run_group(2, train_spread.__file__, folder, folder / "two", spread=FSDP2).well()
     return folder
 
 
@@ -88,8 +88,8 @@ def test_both_call_every_encoder_as_often_as_the_other(home: Path) -> None:
 
 
 def test_ranks_of_both_are_those_of_one_to_the_bit(home: Path) -> None:
-    task = train_together.task_of(home, train_together.PAPER, train_together.sources_of(home)).float()
-    alone = train_together.ranks_of(home, task, SINGLE_PROCESS)
+    task = train_gathered.task_of(home, train_gathered.PAPER, train_gathered.sources_of(home)).float()
+    alone = train_gathered.ranks_of(home, task, SINGLE_PROCESS)
     for rank in (0, 1):
         found = load_file(home / "two" / f"ranks-{rank}.safetensors")
         assert all(torch.equal(found[name], value) for name, value in alone.items())
@@ -104,7 +104,7 @@ def test_without_the_gather_something_else_is_trained(home: Path) -> None:
 def launched(home: Path, out: Path, *asked: object) -> Ended:
     """Train as two processes, until the end or until something ends it."""
     out.mkdir(exist_ok=True)
-    return run_together(2, stop_spread.__file__, home, out, *asked, spread=FSDP2)
+    return run_group(2, stop_spread.__file__, home, out, *asked, spread=FSDP2)
 
 
 def alone(home: Path, out: Path, *asked: object) -> None:
@@ -187,7 +187,7 @@ def test_frozen_weights_are_sharded_too(tmp_path: Path, world: Path, small_run: 
     settings = ("train.epochs=1", "train.batch_users=16", "train.log_every=1", "cache=c", "machine.device=cpu")
     asked = ("finetune", f"finetune/{way}", "--from", "small", "--on", world / "boutique", *settings)
     with working_in(tmp_path):
-        run_together(2, shipped_file("finetune/run.py"), *asked[1:], "name=two", spread=FSDP2).well()
+        run_group(2, shipped_file("finetune/run.py"), *asked[1:], "name=two", spread=FSDP2).well()
         done = pmmrec(*asked, "name=one")
         assert done.code == 0, done.output
     one, two = (events(tmp_path / "runs" / name, "train") for name in ("one", "two"))

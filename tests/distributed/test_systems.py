@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import train_gathered
 import train_systems
-import train_together
 from safetensors.torch import load_file
-from together import FSDP2, ON_CPU, run_together
 from torch import Tensor
 from train_systems import SYSTEMS
+from worker_group import FSDP2, ON_CPU, run_group
 
 from pmmrec.train.processes import MachineConfig, Processes
 
@@ -25,7 +25,7 @@ TIED = ("contrast/accuracy",)  # two users of a step have the same view, [7]: ro
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `train_systems` left as one process, in `one`."""
     folder = tmp_path_factory.mktemp("systems")
-    train_together.make_home(folder)
+    train_gathered.make_home(folder)
     processes = Processes(MachineConfig(device="cpu"))
     for name in SYSTEMS:
         train_systems.train(folder, folder / "one" / name, name, processes)
@@ -37,7 +37,7 @@ def two(request: pytest.FixtureRequest, home: Path) -> Path:
     """What it left as two processes."""
     out = home / request.param
     spread = FSDP2 if request.param == "fsdp2" else ON_CPU
-    run_together(2, train_systems.__file__, home, out, spread=spread).well()
+    run_group(2, train_systems.__file__, home, out, spread=spread).well()
     return out
 
 

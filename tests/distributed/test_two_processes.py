@@ -11,8 +11,8 @@ import torch
 import train_shares
 from command_line import SMALL, Pmmrec, sources, working_in
 from safetensors.torch import load_file
-from together import run_together
 from torch import Tensor
+from worker_group import run_group
 
 from pmmrec.contracts import Term
 from pmmrec.shipped import shipped_file
@@ -28,7 +28,7 @@ PROGRAM = shipped_file("pretrain/run.py")
 def trained(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     """What `train_shares.py` left when two processes ran it."""
     out = tmp_path_factory.mktemp("shares")
-    run_together(2, train_shares.__file__, world / "boutique", out).well()
+    run_group(2, train_shares.__file__, world / "boutique", out).well()
     return out
 
 
@@ -114,7 +114,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, world: Path) -> tuple[P
     """The run of the `small_run` fixture once more, by two processes: its folder and what was said."""
     home = tmp_path_factory.mktemp("two")
     settings = (*SMALL, *sources(world), "name=small", "train.epochs=2", "cache=c", "machine.device=cpu")
-    return home, run_together(2, PROGRAM, "pretrain/tiny", *settings, folder=home).well()
+    return home, run_group(2, PROGRAM, "pretrain/tiny", *settings, folder=home).well()
 
 
 def _events(home: Path, kind: str, name: str = "small") -> list[dict]:
@@ -165,7 +165,7 @@ def test_with_dropout_two_processes_train_with_other_masks(pretrained: tuple[Pat
 def test_two_processes_train_from_the_states_that_one_computed(tmp_path: Path, world: Path, pmmrec: Pmmrec) -> None:
     frozen = tuple(f"model.item_encoder.{encoder}.trainable_blocks=0" for encoder in ("text", "vision"))
     settings = (*SMALL, *sources(world), *frozen, "train.epochs=1", "cache=c", "machine.device=cpu")
-    run_together(2, PROGRAM, "pretrain/tiny", *settings, "name=small", folder=tmp_path).well()
+    run_group(2, PROGRAM, "pretrain/tiny", *settings, "name=small", folder=tmp_path).well()
     assert len(list((tmp_path / "c").glob("*prefix-*"))) == 4  # texts and images of two platforms
     with working_in(tmp_path):
         alone = pmmrec("pretrain", "pretrain/tiny", *settings, "name=alone", "prefix_cache=off")
@@ -191,12 +191,12 @@ def test_batch_statistics_that_processes_would_share_out_are_refused(
         planned = pmmrec("pretrain", *recipe(1), "--dry-run", "--launch", "two_cpu")
     assert planned.code == 2
     assert told in planned.output
-    done = run_together(2, PROGRAM, *recipe(1), folder=tmp_path)
+    done = run_group(2, PROGRAM, *recipe(1), folder=tmp_path)
     assert done.code == 2, done.said
     assert f"error: launch with DDP {told}" in done.said
     assert done.said.count("or train in one process") == 1  # both processes met it, one says it
-    run_together(2, PROGRAM, *recipe(0), "name=frozen", folder=tmp_path).well()
-    again = run_together(2, PROGRAM, *recipe(0), "name=frozen", folder=tmp_path)
+    run_group(2, PROGRAM, *recipe(0), "name=frozen", folder=tmp_path).well()
+    again = run_group(2, PROGRAM, *recipe(0), "name=frozen", folder=tmp_path)
     assert again.code == 2, again.said
     assert again.said.count("error: runs/frozen: this run exists; choose another name") == 1  # the main process met it
     assert again.said.count("error: ") == 1

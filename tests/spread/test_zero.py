@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import stop_spread
 import torch
+import train_gathered
 import train_spread
 import train_systems
-import train_together
 from command_line import SMALL, Pmmrec, launch_pmmrec, sources, working_in
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +25,7 @@ from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.zoo.checkpoint import Checkpoint
 
 STAGES = (1, 2, 3)
-WAYS = {**{kind: kind for kind in train_together.KINDS}, "checkpointed": "paper"}
+WAYS = {**{kind: kind for kind in train_gathered.KINDS}, "checkpointed": "paper"}
 LOSS_RTOL = 1e-5  # float32 beside one process in float64; measured at most 4e-6
 WEIGHT_ATOL = 5e-6  # values near 1; measured at most 1.1e-6
 
@@ -34,12 +34,12 @@ pytest.importorskip("deepspeed")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `train_together` left in `one`, as one process."""
+    """What `train_gathered` left in `one`, as one process."""
     folder = tmp_path_factory.mktemp("zero")
-    train_together.make_home(folder)
+    train_gathered.make_home(folder)
     processes = Processes(MachineConfig(device="cpu"))
-    for kind in train_together.KINDS:
-        train_together.train(folder, folder / "one" / kind, kind, processes)
+    for kind in train_gathered.KINDS:
+        train_gathered.train(folder, folder / "one" / kind, kind, processes)
     return folder
 
 
@@ -89,8 +89,8 @@ def test_both_call_every_encoder_as_often_as_the_other(trained: Path) -> None:
 
 
 def test_ranks_of_both_are_those_of_one_to_the_bit(home: Path, trained: Path) -> None:
-    task = train_together.task_of(home, train_together.PAPER, train_together.sources_of(home)).float()
-    alone = train_together.ranks_of(home, task, SINGLE_PROCESS)
+    task = train_gathered.task_of(home, train_gathered.PAPER, train_gathered.sources_of(home)).float()
+    alone = train_gathered.ranks_of(home, task, SINGLE_PROCESS)
     for rank in (0, 1):
         found = load_file(trained / f"ranks-{rank}.safetensors")
         assert all(torch.equal(found[name], value) for name, value in alone.items())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from together import SERVER
+from worker_group import SERVER
 
 from pmmrec.errors import MachineError
 from pmmrec.processes import ChildProcess

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from together import run_together
+from worker_group import run_group
 
 from pmmrec.contracts import Batch
 from pmmrec.train.prepare import Batches
@@ -36,7 +36,7 @@ def assert_goes_on(home: Path, run: str, *words: object) -> None:
     for name, steps in (("whole", (0,)), ("stopped", (4, 0))):
         (home / name).mkdir()
         for step in steps:
-            done = run_together(1, __file__, step, *words, "--resume", folder=home / name)
+            done = run_group(1, __file__, step, *words, "--resume", folder=home / name)
             assert done.code == (75 if step else 0), done.said
         folder = home / name / "runs" / run
         files = sorted((folder / "checkpoint").rglob("*.safetensors"))

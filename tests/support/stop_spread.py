@@ -15,7 +15,7 @@ import torch
 from brittle import make_brittle
 from safetensors.torch import save_file
 from torch import nn
-from train_together import SCALED, SEED, reader_of, sources_of, task_of
+from train_gathered import SCALED, SEED, reader_of, sources_of, task_of
 
 from pmmrec.contracts import Batch
 from pmmrec.data.batches import DataConfig

@@ -1,4 +1,4 @@
-"""Train what `train_together` trains, as one process of several that share out weights: `... train_spread.py HOME OUT`.
+"""Train what `train_gathered` trains, as one process of several that share out weights: `... train_spread.py HOME OUT`.
 
 The environment says how: `ACCELERATE_USE_FSDP=true` for FSDP2.
 """
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from train_together import KINDS, PAPER, SEED, SILENT, counted_calls, ranks_of, reader_of, sources_of, task_of, train
+from train_gathered import KINDS, PAPER, SEED, SILENT, counted_calls, ranks_of, reader_of, sources_of, task_of, train
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.train.loop import Loop, TrainConfig

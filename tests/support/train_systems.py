@@ -1,6 +1,6 @@
 """Train systems by ids, alone or as one process of several: `torchrun ... train_systems.py HOME OUT`.
 
-The home is that of `train_together`; the environment says whether weights are sharded, as for `train_spread`.
+The home is that of `train_gathered`; the environment says whether weights are sharded, as for `train_spread`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_together import TOWERS, fit, sources_of, task_of
+from train_gathered import TOWERS, fit, sources_of, task_of
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.train.processes import MachineConfig, Processes
@@ -80,7 +80,7 @@ SYSTEMS = {
 def train(
     home: Path, out: Path, name: str, processes: Processes, dtype: torch.dtype = torch.float64, **settings: Any
 ) -> None:
-    """Leave in `out` what `train_together.train` leaves of a training."""
+    """Leave in `out` what `train_gathered.train` leaves of a training."""
     system = SYSTEMS[name]
     sources = sources_of(home, DataConfig.model_validate(system.data).split)
     task = task_of(home, system.terms, sources, system.model).to(dtype)

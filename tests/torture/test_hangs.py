@@ -13,8 +13,8 @@ import train_stopped
 from forked import in_child
 from heartbeats import sending_heartbeats
 from ports import free_port
-from together import run_together
 from torch.distributed import HashStore
+from worker_group import run_group
 
 from pmmrec.train.heartbeat import Activity, StepPhase
 from pmmrec.train.watchdog import Watchdog
@@ -253,7 +253,7 @@ def test_processes_that_do_not_connect_in_time_end_and_say_what_to_check() -> No
 
 
 def test_a_process_that_hangs_is_named_with_its_step_and_the_run_ends(tmp_path: Path, world: Path) -> None:
-    done = run_together(2, train_stopped.__file__, world / "boutique", tmp_path, "--at", 3, "--comes", "", "--rank", 1)
+    done = run_group(2, train_stopped.__file__, world / "boutique", tmp_path, "--at", 3, "--comes", "", "--rank", 1)
     assert done.code != 0
     told = "error: step 3: process 1 of 2: computing in step 3 for more than 6 s"
     assert told in done.said, done.said

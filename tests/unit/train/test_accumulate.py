@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import train_together
+import train_gathered
 from torch import Tensor, nn
 
 from pmmrec.contracts import Batch, ItemInputs, ItemVectors, Modality
@@ -28,24 +28,24 @@ ATOL = 1e-12  # float64; measured at most 1e-15
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("accumulate")
-    train_together.make_home(folder)
+    train_gathered.make_home(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def sources(home: Path) -> Sources:
-    return train_together.sources_of(home)
+    return train_gathered.sources_of(home)
 
 
 @pytest.fixture
 def task(home: Path, sources: Sources) -> TrainingTask:
-    return train_together.task_of(home, train_together.SCALED, sources)
+    return train_gathered.task_of(home, train_gathered.SCALED, sources)
 
 
 @pytest.fixture
 def batch(home: Path, sources: Sources, task: TrainingTask) -> Batch:
-    reader = train_together.reader_of(home, task, sources)
-    rules = (DataConfig(), sources, reader, task, 12, 1, Processes(MachineConfig(device="cpu")), train_together.SILENT)
+    reader = train_gathered.reader_of(home, task, sources)
+    rules = (DataConfig(), sources, reader, task, 12, 1, Processes(MachineConfig(device="cpu")), train_gathered.SILENT)
     return next(iter(Batches(*rules).epoch(1)))
 
 
@@ -193,7 +193,7 @@ def test_users_in_parts_share_one_update_with_negatives_of_their_own(workshop: C
     looped, expected = workshop(), workshop()
     settings = {"batch_users": 10, "clip_norm": None, "optimizer": {"learning_rate": 0.1, "eps": 1.0}}
     config = TrainConfig.model_validate({"epochs": 1, **settings, "accumulate": {"mode": "plain", "parts": 3}})
-    rules = (DataConfig(), looped.sources, looped.reader, looped.task, 10, 1, looped.processes, train_together.SILENT)
+    rules = (DataConfig(), looped.sources, looped.reader, looped.task, 10, 1, looped.processes, train_gathered.SILENT)
     batches = Batches(*rules, parts=3)
     Loop(config, looped.task, batches, looped.processes, looped.log).fit()
 

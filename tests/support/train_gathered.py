@@ -1,4 +1,4 @@
-"""Train small tasks in float64, alone or as one process of several: `torchrun ... train_together.py HOME OUT`."""
+"""Train small tasks in float64, alone or as one process of several: `torchrun ... train_gathered.py HOME OUT`."""
 
 from __future__ import annotations
 

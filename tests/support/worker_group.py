@@ -1,8 +1,7 @@
-"""Programs of the tests as several processes of this machine, on the CPU.
+"""Run a program of a test as a group of worker processes on this machine, on the CPU.
 
-They are copies of a process that has imported torch and pmmrec once, so that starting them costs next to nothing. What
-`torchrun` does for its programs is done for them: the environment says who they are, and where one fails the others
-are asked to end.
+Workers are forked from a process that has imported torch and pmmrec once, so that they start fast. Like `torchrun`, this
+sets their environment, and asks the others to end when one fails.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Ended:
         return self.said
 
 
-def run_together(
+def run_group(
     processes: int,
     program: str | Path,
     *arguments: object,
