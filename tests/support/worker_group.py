@@ -1,7 +1,7 @@
 """Run a program of a test as a group of worker processes on this machine, on the CPU.
 
-Workers are forked from a process that has imported torch and pmmrec once, so that they start fast. Like `torchrun`, this
-sets their environment, and asks the others to end when one fails.
+Workers are forked from a process that has imported torch and pmmrec once, so that they start fast. Like `torchrun`,
+this sets their environment, and asks the others to end when one fails.
 """
 
 from __future__ import annotations
