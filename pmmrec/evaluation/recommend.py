@@ -49,7 +49,7 @@ class TopItems:
     is_filled_BK: Tensor  # bool; False at the end of a list when too few items are left to recommend
 
 
-class Candidates:
+class RankedItems:
     """Items that can be recommended; those that no scorer can tell apart are one candidate with several members."""
 
     def __init__(self, num_items: int, contents: Contents | None, counts: Rows | None) -> None:
@@ -140,7 +140,7 @@ class ListMaker:
         self._recommender, self._vectors_ND, self._k, self._seen = recommender, vectors_ND, k, seen
         self._first_user = first_user
         self._device = device or vectors_ND.device
-        self._candidates = Candidates(num_items, contents, counts if scorer.reads_counts else None)
+        self._candidates = RankedItems(num_items, contents, counts if scorer.reads_counts else None)
         first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
         is_all = len(first_C) == num_items
         with evaluating(recommender):

@@ -33,7 +33,7 @@ class ItemCard:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownCard:
     """An item at one position of a list."""
 
     place: int
@@ -46,7 +46,7 @@ class SystemList:
     """The list of one system for a user."""
 
     system: str
-    shown: list[Shown]
+    shown: list[ShownCard]
     rank: int  # rank of the target among all candidates, from ranks.parquet; 0: a miss
 
     @property
@@ -113,7 +113,7 @@ def add_lists(cases: Sequence[Case], encoded: EncodedDomain, system: str, ranks:
         if row is None:
             raise _other_target(ranks, case.user_id, domain)
         places = enumerate(zip(best, item_cards(domain, best), strict=True), start=1)
-        shown = [Shown(place, card, item == case.target_row) for place, (item, card) in places]
+        shown = [ShownCard(place, card, item == case.target_row) for place, (item, card) in places]
         case.lists.append(SystemList(system, shown, int(ranked.rank_V[row])))
 
 

@@ -235,7 +235,7 @@ def test_layers_that_are_never_called_cannot_be_targets(tmp_path: Path) -> None:
     [
         ({"text_encoder": {"type": "lora", "r": 0}}, "greater than or equal to 1"),
         ({"text_encoder": {"type": "houlsby", "width": 0}}, "greater than or equal to 1"),
-        ({"text_encoder": {"type": "lora", "targets": []}}, "at least 1 item"),
+        ({"text_encoder": {"type": "lora", "targets": []}}, "needs 1 or more entries"),
         ({"text_encoder": {"type": "lorra"}}, "did you mean 'lora'"),
         ({"train": ["fusion"]}, "give adapters to a part"),
         ({"text_encoder": LORA, "train": ["fusion", "fusion"]}, "train names something twice"),

@@ -135,7 +135,7 @@ def test_a_fusion_is_for_two_modalities(world: MakeWorld, missing: list[str], me
         ({"text_fields": ["text", "about"], "fusion": None}, "fusion: text and about and vision are read"),
         ({"text_fields": ["text", "text"]}, "text_fields: name each text once"),
         ({"text_fields": ["text", "image"]}, "text_fields: name each text once; images are read by `vision`"),
-        ({"text_fields": []}, "at least 1 item"),
+        ({"text_fields": []}, "needs 1 or more entries"),
         ({"text_fields": ["about"], "text": None, "fusion": None}, "text_fields: has no effect without `text`"),
     ],
 )
