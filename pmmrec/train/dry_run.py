@@ -26,7 +26,7 @@ from pmmrec.tables import PlainTable
 from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.cost import TrainingCost
-from pmmrec.train.example_checks import check_examples
+from pmmrec.train.example_checks import check_examples, check_judged
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
@@ -98,6 +98,8 @@ def print_plan(
         recommender.item_encoder = Computed(recommender.item_encoder, vectors_ND)
     examples = [data.kind.training(split) for split in sources.splits]
     is_judged, num_users = recipe.validation.judge == "loss", recipe.validation.users
+    if is_judged:
+        check_judged(data, task)
     judged = [data.kind.validation(split, num_users) for split in sources.splits] if is_judged else []
     for one in (*examples, *judged):
         is_readable_N = is_readable(one.split.domain, kinds_of(recommender.item_encoder.reads))

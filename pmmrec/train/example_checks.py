@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.errors import RecipeError
-from pmmrec.requests import Holding
+from pmmrec.requests import Holding, Shown
 from pmmrec.train.log import RunLog
 from pmmrec.train.task import TrainingTask
 
@@ -28,6 +28,18 @@ def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
             f"data.examples: {data.examples.type} hold histories, which the user encoder does not read; choose "
             "data.examples=interactions"
         )
+
+
+def check_judged(data: DataConfig, task: TrainingTask) -> None:
+    """RecipeError where a validation loss would count training items: those in the histories before impressions."""
+    if Holding.CANDIDATES not in data.kind.holds:
+        return
+    for name, requests in task.requests_by_name.items():
+        if not requests.passes or not all(isinstance(request, Shown) for request in requests.passes):
+            raise RecipeError(
+                f"validation.judge: loss reads what was clicked in impressions of validation, but objectives.{name} "
+                "counts items of the histories before them, which are of training; judge by ranking, or take it away"
+            )
 
 
 def _check_length(data: DataConfig, max_inputs: int, log: RunLog) -> None:

@@ -11,6 +11,7 @@ from pmmrec.data.mixing import MixingConfig
 from pmmrec.errors import DivergenceError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
+from pmmrec.train.example_checks import check_judged
 from pmmrec.train.loop import BatchSource, Loop, TrainConfig
 from pmmrec.train.meter import added
 from pmmrec.train.nonfinite import ADVICE
@@ -66,8 +67,9 @@ def judge_epochs(
 
 
 def validation_batches(recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run) -> Batches:
-    """Every validation target behind the history of its user, once an epoch, in batches like those of training."""
+    """The examples of validation, once an epoch, in batches like those of training."""
     data, train = recipe.data, recipe.train
+    check_judged(data, task)
     examples = [data.kind.validation(split, recipe.validation.users) for split in sources.splits]
     for one in examples:
         if one.warning is not None:

@@ -91,6 +91,10 @@ def test_a_plan_tells_the_candidates_among_the_items_of_a_step(at_news: Path, pm
             ("data.examples={type: impressions, history: 30}",),
             "data.examples.history: 30 gives 30 inputs, but the user",
         ),
+        (
+            ("validation.judge=loss", "rank_test=false", "objectives.dap={type: next_item}"),
+            "but objectives.dap counts items of the histories before them",
+        ),
         (("data.window.size=9",), "window: has no effect with examples: impressions"),
     ],
 )
