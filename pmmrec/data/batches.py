@@ -249,8 +249,12 @@ class BatchBuilder:
         return visits
 
     def _num_positions(self, draw: Draw, visits: Sequence[Visit]) -> int:
-        """Items of the longest example, and the place before them where an example has no history."""
-        return self._longest(draw, visits) + self._kind.num_blank
+        """Items of the longest example, and the place before them where an example has no history.
+
+        A pass that leaves out the last item has one input at least, be it padding.
+        """
+        leaves_out = any(not request.reads_last for request in self._requests.passes)
+        return max(self._longest(draw, visits) + self._kind.num_blank, 1 + leaves_out)
 
     def _longest(self, draw: Draw, visits: Sequence[Visit]) -> int:
         """Of all windows of a draw, of which some are at hand, or all."""

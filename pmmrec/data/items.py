@@ -276,8 +276,9 @@ class ItemReader:
 
     def _stored(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> StoredInputs:
         item_index = np.flatnonzero(has_U)
-        info = self._domains[0].feature(field).info
-        vector_RF = np.zeros((max(1, len(item_index)), *info.shape), dtype=info.dtype)
+        infos = [domain.feature(field).info for domain in self._domains]
+        dtype = np.result_type(*(info.dtype for info in infos))  # float16 of one domain and float32 of another: float32
+        vector_RF = np.zeros((max(1, len(item_index)), *infos[0].shape), dtype=dtype)
         for domain, places in _by_domain(domain_U[item_index]):
             vector_RF[places] = self._domains[domain].feature(field).read(row_U[item_index[places]])
         if len(item_index) == 0:

@@ -90,7 +90,10 @@ class StepSampler:
             raise RecipeError(f"two domains share a name: {', '.join(sorted(names))}; give each its own")
         for name, count in zip(names, num_examples, strict=True):
             if count == 0:
-                raise DataError(f"{name}: no user has two items to train on; leave the domain out")
+                raise DataError(
+                    f"{name}: has no example to train on (a window takes a user with two items in training); leave the "
+                    "domain out, or choose another data.split or data.examples"
+                )
         self._num_examples = list(num_examples)
         self._seed = seed
         self._is_mixed = config.batches == "mixed"

@@ -107,11 +107,11 @@ class ImpressionIndex(Examples):
         return np.bincount(domain.sequence_items, weights, domain.num_items).astype(np.float64)
 
     def touched(self, user: int) -> NDArray[np.int32]:
-        """What the user's impressions know of the user, and all that was clicked in them."""
+        """What the user did in training, what the user's impressions know, and all that was clicked in them."""
         first, end = np.searchsorted(self._lists.user_M, [user, user + 1]).tolist()
         clicked = [one.item_C[one.is_clicked_C] for one in map(self.impression, range(first, end))]
         known = int(self._lists.known_M[first:end].max(initial=0))
-        return np.concatenate([self.split.domain.sequence(user)[:known], *clicked])
+        return np.concatenate([self.split.train(user), self.split.domain.sequence(user)[:known], *clicked])
 
     def users_who_touched(self, num_items: int) -> Iterator[int]:
         for user in np.unique(self._lists.user_M).tolist():

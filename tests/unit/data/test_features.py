@@ -60,6 +60,20 @@ def test_an_array_is_read_back_to_the_bit(
     assert verify_domain(domain.folder) == []
 
 
+def test_domains_that_store_a_feature_in_other_precisions_are_read_in_the_wider_one(
+    make_domain: Any, tmp_path: Path
+) -> None:
+    domains, large = [make_domain(SEQUENCES, name=name) for name in ("shop", "market")], 1e5  # beyond float16
+    for domain, dtype in zip(domains, (np.float16, np.float32), strict=True):
+        vectors = np.full((4, 2), large if dtype == np.float32 else 1, dtype)
+        store_file(domain.folder, saved(tmp_path, vectors), "clip")
+    opened = [Domain.open(domain.folder) for domain in domains]
+    reader = ItemReader(opened, {"clip": VectorSpec((2,))}, tmp_path / "cache")
+    rows = reader.read(np.array([0, 1]), np.array([3, 3])).fields["clip"]
+    assert isinstance(rows, StoredInputs)
+    assert rows.vector_RF.tolist() == [[1, 1], [large, large]]
+
+
 def test_a_table_gives_vectors_by_id_in_any_order(domain: Domain, tmp_path: Path) -> None:
     table = {"item_id": ["i03", "i00", "other", "i01"], "vector": [[1.0, 2.0], [3.0, 4.0], [9.0, 9.0], None]}
     pq.write_table(pa.table(table), tmp_path / "vectors.parquet")

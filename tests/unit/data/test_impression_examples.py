@@ -18,7 +18,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.splits import Split, split_of, splits
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.requests import Holding, NextItems, Requests, Shown, View
+from pmmrec.requests import Dropped, Holding, NextItems, Requests, Shown, View
 
 SEQUENCES = [[0, 1, 2, 3], [3, 0], [2, 4, 4]]
 HEADER = ("impression_id", "user_id", "split", "known", "item_id", "clicked")
@@ -41,11 +41,15 @@ def data_of(history: int = 2) -> DataConfig:
 
 @pytest.fixture
 def split(make_domain: Any, tmp_path: Path) -> Split:
+    return split_with(make_domain, tmp_path, SHOWN)
+
+
+def split_with(make_domain: Any, tmp_path: Path, impressions: list[tuple[int, str, int, list[int], list[int]]]) -> Split:
     domain = make_domain(SEQUENCES, texts=[f"t{row}" for row in range(6)])
     with (tmp_path / "shown.csv").open("w", newline="", encoding="utf-8") as file:
         lines = [
             (f"l{place}", f"u{user:02d}", part, known, f"i{item:02d}", int(item in clicked))
-            for place, (user, part, known, others, clicked) in enumerate(SHOWN)
+            for place, (user, part, known, others, clicked) in enumerate(impressions)
             for item in (*others, *clicked)
         ]
         csv.writer(file).writerows([HEADER, *lines])
@@ -135,6 +139,22 @@ def test_objectives_over_the_history_read_it_too(split: Split, tmp_path: Path) -
     counts = np.bincount([item for history in histories for item in history], minlength=6)
     for row, log_q in zip(batch.items.row_U.tolist(), batch.log_q_U.tolist(), strict=True):
         assert np.exp(log_q) == pytest.approx(counts[row], rel=1e-5)  # float32
+
+
+def test_no_item_that_a_user_touched_in_training_is_a_negative(make_domain: Any, tmp_path: Path) -> None:
+    split = split_with(make_domain, tmp_path, [(0, "train", 1, [4], [5]), (1, "validation", 2, [4], [5])])
+    assert set(data_of().kind.training(split).touched(0).tolist()) == {*SEQUENCES[0], 5}
+
+
+def test_histories_of_one_item_have_one_place_for_an_input(make_domain: Any, tmp_path: Path) -> None:
+    split = split_with(make_domain, tmp_path, [(0, "train", 1, [4], [5]), (2, "train", 1, [0], [5])])
+    reader = ItemReader([split.domain], {}, tmp_path / "cache")
+    (batch,) = epoch_of(BatchBuilder([split], reader, data_of(), Requests.of(ALL, NextItems(), Dropped()), 3, 0))
+    passes = batch.windows.passes
+    for request in (NextItems(), Dropped()):
+        assert passes[request].is_valid_BL.tolist() == [[False], [False]]
+        assert not passes[request].is_target_BL.any()
+    assert passes[ALL].is_valid_BL.tolist() == [[False, True], [False, True]]
 
 
 def test_a_validation_loss_reads_the_impressions_of_validation(split: Split) -> None:

@@ -145,7 +145,7 @@ def test_settings_that_contradict_one_another_are_refused(config: dict[str, Any]
 
 
 def test_a_domain_without_windows_is_named() -> None:
-    with pytest.raises(DataError, match="d1: no user has two items"):
+    with pytest.raises(DataError, match="d1: has no example to train on"):
         sampler([5, 0])
 
 
