@@ -21,9 +21,10 @@ from pmmrec.errors import DataError, RecipeError
 from pmmrec.requests import Dropped, Holding, NextItems, Requests, Shown, View
 
 SEQUENCES = [[0, 1, 2, 3], [3, 0], [2, 4, 4]]
+Line = tuple[int, str, int, list[int], list[int]]
 HEADER = ("impression_id", "user_id", "split", "known", "item_id", "clicked")
 # user, part, known, items that were not clicked, clicked items
-SHOWN = [
+SHOWN: list[Line] = [
     (0, "train", 1, [3, 4, 5, 0], [1]),
     (0, "train", 3, [5], [3, 4]),
     (1, "train", 2, [1, 2, 5], [4]),
@@ -44,7 +45,7 @@ def split(make_domain: Any, tmp_path: Path) -> Split:
     return split_with(make_domain, tmp_path, SHOWN)
 
 
-def split_with(make_domain: Any, tmp_path: Path, impressions: list[tuple[int, str, int, list[int], list[int]]]) -> Split:
+def split_with(make_domain: Any, tmp_path: Path, impressions: list[Line]) -> Split:
     domain = make_domain(SEQUENCES, texts=[f"t{row}" for row in range(6)])
     with (tmp_path / "shown.csv").open("w", newline="", encoding="utf-8") as file:
         lines = [
