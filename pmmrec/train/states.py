@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from pmmrec.data.splits import Split
 from pmmrec.errors import CheckpointError, MachineError, RecipeError, StoppedError
 from pmmrec.train.prepare import Sources
 from pmmrec.train.run import Run
@@ -80,7 +81,8 @@ class States:
     def of(cls, run: Run, config: StateConfig, sources: Sources, *, started_from: str) -> Self:
         """`started_from`: the checkpoint that training started from, or "none". It and the domains may not change."""
         domains = {domain.name: domain.fingerprint for domain in sources.domains}
-        return cls(run, config, {"domains": domains, "started_from": started_from})
+        stored = {split.domain.name: _stored(split) for split in sources.splits}
+        return cls(run, config, {"domains": domains, "stored": stored, "started_from": started_from})
 
     def resume(self, loop: Resumable) -> bool:
         """Restore a loop from the newest intact state; False if the run is new.
@@ -235,6 +237,13 @@ class States:
                 f"{self._run.folder}: cannot go on: domain {changed[0]} is not what the run began with; give it the "
                 "domain as it was, or begin another run"
             )
+        for name, before in kept.get("stored", {}).items():  # states of earlier versions do not say
+            now = self._about["stored"][name]
+            if other := sorted(what for what in before if before[what] != now.get(what)):
+                raise RecipeError(
+                    f"{self._run.folder}: cannot go on: {other[0]} of domain {name} is not what the run began with; "
+                    "store it as it was, or begin another run"
+                )
         if list(ours) != list(theirs):  # domains are numbered, and batches drawn, in this order
             raise RecipeError(
                 f"{self._run.folder}: cannot go on: data.sources was {', '.join(theirs)}, is {', '.join(ours)}; name "
@@ -245,3 +254,10 @@ class States:
                 f"{self._run.folder}: cannot go on: it started from {kept['started_from']}, now --from says "
                 f"{self._about['started_from']}"
             )
+
+
+def _stored(split: Split) -> dict[str, str]:
+    """Hashes of what a domain stores beside its items and sequences: the split, if it is stored, and features."""
+    features = {f"feature {name}": info.sha256 for name, info in split.domain.info.features.items()}
+    stored = split.stored
+    return features if stored is None else {"data.split": stored, **features}

@@ -22,6 +22,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.errors import StoppedError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
+from pmmrec.settings import PartConfig
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
 from pmmrec.train.loop import Loop, TrainConfig
 from pmmrec.train.prepare import Batches, Sources
@@ -189,6 +190,7 @@ def train(
     workers: int = 0,
     lost_worker_at: int | None = None,
     domain: str | tuple[str, ...] = "boutique",
+    split: PartConfig | None = None,
     epochs: int = 3,
     optimizer: dict[str, Any] | None = None,
     seed: int = 1,
@@ -204,7 +206,7 @@ def train(
     other moments, see `_Stop`.
     """
     folders = [world / name for name in ((domain,) if isinstance(domain, str) else domain)]
-    sources, config, stop = Sources.open(folders), _config(epochs, optimizer, state), _Stop(**when)
+    sources, config, stop = Sources.open(folders, split), _config(epochs, optimizer, state), _Stop(**when)
     recipe = Recipe(home / name, seed=seed, epochs=epochs, sources=tuple(map(str, folders)))
     judge = ValidationConfig(metric="ndcg@10", patience=patience)
     best: dict[str, Tensor] = {}

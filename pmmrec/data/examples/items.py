@@ -48,7 +48,13 @@ class ItemKind(ExampleKind):
         return 1
 
     def training(self, split: Split) -> Examples:
-        return CatalogueItems(split, np.flatnonzero(~self._is_held_out(split)))
+        rows = np.flatnonzero(~self._is_held_out(split))
+        if not len(rows):
+            raise DataError(
+                f"{split.domain.folder}: data.examples.held_out: {self.config.held_out:g} holds all of "
+                f"{split.domain.num_items:,} items out and leaves none to train on; lower it"
+            )
+        return CatalogueItems(split, rows)
 
     def validation(self, split: Split, num_users: int | None) -> Examples:
         rows = np.flatnonzero(self._is_held_out(split))[:num_users]

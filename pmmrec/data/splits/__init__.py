@@ -90,6 +90,11 @@ class Split(ABC):
     def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
         """The `SplitPart` of each interaction of a stretch of users, `(H,)`."""
 
+    @property
+    def stored(self) -> str | None:
+        """A hash of what the domain stores for this split; None where it follows from the sequences alone."""
+        return None
+
     def knows(self, name: HoldoutName) -> tuple[SplitPart, ...]:
         """The parts that make up the history of a query: those before the held-out one."""
         return tuple(part for part in SplitPart if part < HELD_OUT[name])

@@ -18,7 +18,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.info import SEQUENCES_FILE
 from pmmrec.data.sequences import Stretch
 from pmmrec.data.splits import Split, SplitPart, splits
-from pmmrec.data.splits.stored import open_stored, refuse_missing
+from pmmrec.data.splits.stored import content_hash, open_stored, refuse_missing
 from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
@@ -61,6 +61,11 @@ class Given(Split):
         lists = self._lists.slice(stretch.first, len(stretch.offset_B) - 1).combine_chunks()
         part_H: NDArray[np.uint8] = lists.flatten().to_numpy()
         return part_H
+
+    @property
+    def stored(self) -> str:
+        """See `Split.stored`."""
+        return content_hash([self._lists])
 
     @cached_property
     def _lists(self) -> pa.ChunkedArray:

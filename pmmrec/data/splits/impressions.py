@@ -18,7 +18,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.info import ITEMS_FILE, SEQUENCES_FILE
 from pmmrec.data.sequences import Stretch
 from pmmrec.data.splits import HELD_OUT, Holdout, HoldoutName, Split, SplitPart, offsets_of, some_users, splits
-from pmmrec.data.splits.stored import open_stored, refuse_missing
+from pmmrec.data.splits.stored import content_hash, open_stored, refuse_missing
 from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
@@ -85,6 +85,11 @@ class Impressions(Split):
         place_H = np.arange(len(stretch.item_H)) - np.repeat(stretch.offset_B[:-1], np.diff(stretch.offset_B))
         is_trained_H = place_H < np.repeat(num_trained_B, np.diff(stretch.offset_B))
         return np.where(is_trained_H, SplitPart.TRAIN, SplitPart.TEST).astype(np.uint8)
+
+    @property
+    def stored(self) -> str:
+        """See `Split.stored`."""
+        return content_hash(self._table.columns)
 
     def has_query(self, name: HoldoutName) -> bool:
         """See `Split.has_query`."""

@@ -64,6 +64,11 @@ def test_a_validation_loss_needs_items_that_are_held_out(shops: Shops) -> None:
         data_of().kind.validation(shops.splits[0], None)
 
 
+def test_training_needs_items_that_are_not_held_out(shops: Shops) -> None:
+    with pytest.raises(DataError, match=r"data\.examples\.held_out: 0\.95 holds all of 9 items out and leaves none to"):
+        data_of(0.95).kind.training(shops.splits[0])
+
+
 def test_processes_share_out_what_one_would_show(shops: Shops) -> None:
     whole = epoch_of(builder(shops))
     parts = [epoch_of(builder(shops, rank=rank, world=2)) for rank in range(2)]
