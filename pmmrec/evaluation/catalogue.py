@@ -201,7 +201,7 @@ def history_scorer(
     each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly: a product of matrices
     may round equal columns differently.
     """
-    alike_N = None
+    alike_N, contents = None, as_ranked(contents, recommender)
     if contents is not None:
         alike = alike_items(contents, counts if recommender.scorer.reads_counts else None)
         if (alike != np.arange(len(alike))).any():
@@ -230,6 +230,13 @@ def history_scorer(
         return score_qN if alike_N is None else score_qN[:, alike_N]
 
     return score
+
+
+def as_ranked(contents: Contents | None, recommender: Recommender) -> Contents | None:
+    """The contents as a ranking compares items: a graph tells equal items apart, by who touched them."""
+    if contents is None or not recommender.propagation.reads_graph:
+        return contents
+    return Contents(np.arange(len(contents.same_as_N)), contents.is_readable_N)
 
 
 def alike_items(contents: Contents, counts: Rows | None) -> NDArray[np.int64]:

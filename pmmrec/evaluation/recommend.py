@@ -20,7 +20,7 @@ from pmmrec.contracts import ItemVectors, Query, to_device
 from pmmrec.data.contents import Contents
 from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.catalogue import alike_items, evaluating
+from pmmrec.evaluation.catalogue import alike_items, as_ranked, evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Rows, Seen, check_seen
 from pmmrec.evaluation.scan import SAFE, Complain, Scan, Sizes, WriteScores, inner_products
@@ -140,6 +140,7 @@ class ListMaker:
         self._recommender, self._vectors_ND, self._k, self._seen = recommender, vectors_ND, k, seen
         self._first_user = first_user
         self._device = device or vectors_ND.device
+        contents = as_ranked(contents, recommender)
         self._candidates = RankedItems(num_items, contents, counts if scorer.reads_counts else None)
         first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
         is_all = len(first_C) == num_items

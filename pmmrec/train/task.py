@@ -57,7 +57,7 @@ class TrainingTask(nn.Module):
         context = BuildContext(width)
         terms = {name: objectives.part_class(config)(config, context) for name, config in configs.items()}
         for name, term in terms.items():
-            _refuse_unfit(name, term, recommender)
+            _refuse_unfit(name, term, recommender, has_targets="targets" in type(configs[name]).model_fields)
         task = cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
         for name in task.unread:
             recommender.parts[name].requires_grad_(False)
@@ -194,11 +194,13 @@ class TrainingTask(nn.Module):
     def gradient_norms(self, batch: Batch) -> dict[str, float]:
         """Norm of each objective's gradient at the item vectors: shows a term that is dead or rules the others.
 
-        Empty where item vectors are fixed. Where items are encoded together, every process must call it, and the
-        gradient is that of the whole step.
+        Where an objective asks for `View.NODES`, the vectors are those before propagation, on which all depend. Empty
+        where item vectors are fixed. Where items are encoded together, every process must call it, and the gradient is
+        that of the whole step.
         """
         views = self.views(batch)
-        vectors = [views.items.fused_UD, *views.items.cls_UD.values(), *views.items.streams_UD.values()]
+        items = views.items if views.unpropagated is None else views.unpropagated.items
+        vectors = [items.fused_UD, *items.cls_UD.values(), *items.streams_UD.values()]
         vectors = [vector for vector in vectors if vector.requires_grad]
         if not vectors:
             return {}
@@ -218,8 +220,11 @@ class TrainingTask(nn.Module):
         return {name: term for name, term in self.objectives.items() if isinstance(term, Objective)}
 
 
-def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
-    """RecipeError where the model lacks what an objective compares, or shows it what it is to predict."""
+def _refuse_unfit(name: str, term: Objective, recommender: Recommender, *, has_targets: bool) -> None:
+    """RecipeError where the model lacks what an objective compares, or shows it what it is to predict.
+
+    `has_targets`: the objective has a setting that says what it predicts.
+    """
     encoder, attends = recommender.item_encoder, recommender.user_encoder.attends
     if View.MODALITIES in term.requests.views and not {Modality.TEXT, Modality.IMAGE} <= encoder.cls_fields:
         found = f"reads {' and '.join(sorted(encoder.fields)) or 'ids'} only"
@@ -231,9 +236,10 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender) -> None:
         )
     targets = TARGETS_UNDER[attends]
     if term.needs_past and attends != "past":
+        other = f"set objectives.{name}.targets={targets}" if has_targets else f"take it away (objectives.{name}=null)"
         raise RecipeError(
             f"objectives.{name}: predicts the next item, which a user encoder with attends: {attends} has already "
-            f"seen; set objectives.{name}.targets={targets}, or model.user_encoder.attends=past"
+            f"seen; {other}, or set model.user_encoder.attends=past"
         )
     if attends != "all" and any(isinstance(request, Masked) for request in term.requests.passes):
         raise RecipeError(

@@ -21,6 +21,7 @@ from pmmrec.evaluation.recommend import ListMaker, top_k
 from pmmrec.evaluation.scan import Sizes, first_largest
 from pmmrec.models import Scorer
 from pmmrec.models.recommender import Recommender
+from pmmrec.propagations.lightgcn import LightGCN, LightGCNConfig
 from pmmrec.users import user_encoders
 
 NUM_ITEMS = 12
@@ -224,3 +225,32 @@ def test_a_model_that_knows_users_by_id_ranks_by_their_rows_among_those_of_all_d
     )
     found = torch.cat([top.item_index_BK for top in lists])
     assert torch.equal(found, score_QN.argsort(dim=1, descending=True))
+
+
+def test_a_graph_tells_items_of_equal_content_apart(make_split: Callable[..., Split], recommender: Recommender) -> None:
+    split = make_split(SEQUENCES, NUM_ITEMS)
+    domain, num_users = split.domain, len(SEQUENCES)
+    context = BuildContext(8, catalogues=[domain.catalogue], graphs=[split.graph])
+    torch.manual_seed(0)
+    config = user_encoders.config({"type": "user_table"})
+    recommender.user_encoder = user_encoders.part_class(config)(config, context)
+    recommender.propagation = LightGCN(LightGCNConfig(num_layers=1), context)
+    same_as_N = np.array([0, 1, 0, 3, 1, 0, 6, 7, 1, 9, 0, 3])
+    contents = Contents(same_as_N, np.arange(NUM_ITEMS) != 9)
+    vectors_ND, rows = torch.randn(NUM_ITEMS, 8)[torch.from_numpy(same_as_N)], np.arange(num_users)
+    nodes = recommender.catalogue(vectors_ND)
+    expected_QN = nodes.user_MD @ nodes.items.fused_UD.T
+    histories, counts = (domain.sequence_offsets, domain.sequence_items), domain.item_counts
+    score_QN = history_scorer(recommender, vectors_ND, *histories, counts, contents, rows)(slice(0, num_users))
+    torch.testing.assert_close(score_QN, expected_QN, rtol=0, atol=1e-6)  # float32
+    lists = top_k(
+        *(recommender, vectors_ND, *histories, NUM_ITEMS),
+        counts=counts,
+        contents=contents,
+        seen="include",
+        chunk=9,
+        users=rows,
+    )
+    found = torch.cat([top.item_index_BK[:, : NUM_ITEMS - 1] for top in lists])
+    expected_QN[:, 9] = -torch.inf
+    assert torch.equal(found, expected_QN.argsort(dim=1, descending=True)[:, : NUM_ITEMS - 1])

@@ -62,6 +62,13 @@ def test_each_item_is_predicted_by_an_encoder_without_order(tree: dict[str, obje
     assert task_of("others", {**tree, "targets": "each"}).requests
 
 
+def test_an_objective_without_the_setting_is_not_told_to_change_its_targets() -> None:
+    for attends in ("all", "others"):
+        with pytest.raises(RecipeError, match=r"already seen; take it away \(objectives\.term=null\), or set model\."):
+            task_of(attends, {"type": "sequence_contrast"})
+    assert task_of("past", {"type": "sequence_contrast"}).requests
+
+
 class NextItemsOfAPlugin(Objective):
     """Predicts the next items, and says nothing about it beyond the pass that it asks for."""
 

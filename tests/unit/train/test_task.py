@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 from pmmrec.contracts import History
+from pmmrec.data.batches import DataConfig
+from pmmrec.models.build import ModelConfig, build
+from pmmrec.objectives import objectives
 from pmmrec.requests import NextItems, Noised, Requests, View
+from pmmrec.train.prepare import Batches
+from pmmrec.train.task import TrainingTask
 
 
 def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(reading) -> None:
@@ -74,6 +79,18 @@ def test_gradient_norms_are_those_of_each_weighted_objective_alone(reading) -> N
     (gradient,) = torch.autograd.grad(loss, views.items.fused_UD)
     torch.testing.assert_close(norms["rcl"], float(gradient.norm()), rtol=1e-5, atol=0)  # measured 1e-7
     assert all(norm > 0 for norm in norms.values())
+
+
+def test_gradient_norms_show_objectives_on_either_side_of_a_graph(workshop) -> None:
+    shop = workshop()
+    parts = {"user_encoder": {"type": "user_table"}, "propagation": {"type": "lightgcn"}}
+    config = ModelConfig.model_validate({"width": 8, "item_encoder": {"type": "ids"}, **parts})
+    recommender = build(config, {}, shop.sources.catalogues, shop.sources.graphs)
+    terms = {name: objectives.config({"type": name}) for name in ("bpr", "embedding_l2")}
+    task, data = TrainingTask.of(recommender, terms, 8), DataConfig(examples="interactions")
+    batches = Batches(data, shop.sources, shop.reader, task, 16, 1, shop.processes, shop.log)
+    norms = task.gradient_norms(next(iter(batches.epoch(1))))
+    assert all(norms[name] > 0 for name in terms), norms
 
 
 def test_gradient_norms_leave_no_gradient_behind(reading) -> None:
