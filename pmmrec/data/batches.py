@@ -124,7 +124,7 @@ class BatchBuilder:
         names = [domain.name for domain in self._domains]
         counts = [index.num_examples for index in self._examples]
         self._sampler = StepSampler(counts, names, batch_users, seed, config.mixing)
-        refuse_empty_shares(self._sampler.smallest_batch, self._division)
+        refuse_empty_shares(self._sampler.smallest_batch, self._division, is_validation=examples is not None)
         # The key of an item is its row behind all items of the domains before its own; so it is with users.
         self._first_key = np.cumsum([0, *(domain.num_items for domain in self._domains)])
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
@@ -279,12 +279,18 @@ class BatchBuilder:
         return f"{domain.name}/{domain.sequences.user_id(window.user)}"
 
 
-def refuse_empty_shares(smallest_batch: int, division: Division) -> None:
-    """RecipeError where a batch, or a part of one, has fewer users than there are processes."""
+def refuse_empty_shares(smallest_batch: int, division: Division, *, is_validation: bool = False) -> None:
+    """RecipeError where a batch, or a part of one, has fewer users than there are processes.
+
+    `is_validation`: the batches are those of the validation loss.
+    """
     smallest = smallest_batch // division.parts
     if smallest < division.world:
+        setting, more = (
+            ("validation.judge: loss", "more examples") if is_validation else ("batch_users", "larger batches")
+        )
         what = "a batch" if division.parts == 1 else f"the smallest of {division.parts} parts"
         raise RecipeError(
-            f"batch_users: {what} of {smallest} users leaves some of {division.world} processes "
-            f"without any; use fewer processes{'' if division.parts == 1 else ', fewer parts'} or larger batches"
+            f"{setting}: {what} of {smallest} users leaves some of {division.world} processes "
+            f"without any; use fewer processes{'' if division.parts == 1 else ', fewer parts'} or {more}"
         )

@@ -71,7 +71,11 @@ class ValidationConfig(Config):
         fields = type(self).model_fields
         idle = [name for name in _OF_RANKING if getattr(self, name) != fields[name].default]
         if self.judge == "loss" and idle:
-            raise ValueError(f"{', '.join(idle)}: without effect, judge: loss ranks nothing; leave out")
+            usual = ", ".join(f"{name}: {_plain(fields[name].default)}" for name in idle)
+            raise ValueError(
+                f"{', '.join(idle)}: without effect, judge: loss ranks nothing; leave out, or say what is usual over "
+                f"an extended recipe ({usual})"
+            )
         return self
 
     @property
@@ -87,6 +91,11 @@ class ValidationConfig(Config):
     def measured(self) -> Measured:
         """The metrics to compute, with the one that chooses the best epoch."""
         return Measured(self.cutoffs, (self.metric,))
+
+
+def _plain(value: object) -> object:
+    """A value of a setting as YAML would write it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 class RankEvery:

@@ -14,7 +14,8 @@ from pmmrec.context import Backbone
 from pmmrec.contracts import History
 from pmmrec.data.batches import DataConfig, Division, refuse_empty_shares
 from pmmrec.data.contents import check_features, check_readable, is_readable, kinds_of
-from pmmrec.data.mixing import StepSampler
+from pmmrec.data.examples import Examples
+from pmmrec.data.mixing import MixingConfig, StepSampler
 from pmmrec.data.passes import NegativePool
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.launch import Spread
@@ -97,10 +98,7 @@ def print_plan(
         vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]
         recommender.item_encoder = Computed(recommender.item_encoder, vectors_ND)
     examples = [data.kind.training(split) for split in sources.splits]
-    is_judged, num_users = recipe.validation.judge == "loss", recipe.validation.users
-    if is_judged:
-        check_judged(data, task)
-    judged = [data.kind.validation(split, num_users) for split in sources.splits] if is_judged else []
+    judged = _judged(recipe, data, task, sources, launched) if recipe.validation.judge == "loss" else []
     for one in (*examples, *judged):
         is_readable_N = is_readable(one.split.domain, kinds_of(recommender.item_encoder.reads))
         NegativePool(one, 0, is_readable_N).check(task.requests.drawn)
@@ -122,6 +120,23 @@ def print_plan(
         log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
 
 
+def _judged(
+    recipe: Plannable, data: DataConfig, task: TrainingTask, sources: Sources, launched: Launched | None
+) -> list[Examples]:
+    """The examples of the validation loss, by domain. Raises what the run would where they do not make batches."""
+    check_judged(data, task)
+    judged = [data.kind.validation(split, recipe.validation.users) for split in sources.splits]
+    counts, mixing = [one.num_examples for one in judged], MixingConfig(batches=data.mixing.batches)
+    sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, mixing)
+    refuse_empty_shares(sampler.smallest_batch, _division(recipe, launched), is_validation=True)
+    return judged
+
+
+def _division(recipe: Plannable, launched: Launched | None) -> Division:
+    """How steps are divided over processes and parts."""
+    return Division(world=1 if launched is None else launched.num_processes, parts=recipe.train.accumulate.user_parts)
+
+
 def _check_items(sources: Sources, recommender: Recommender, data: DataConfig, log: RunLog) -> None:
     """Warn of what the model cannot read. DataError if it can read too little of a domain."""
     for odd in recommender.item_encoder.warnings:
@@ -140,7 +155,7 @@ def _refuse_unfit_training(
     machine, config, encoder = recipe.machine, recipe.train, task.recommender.item_encoder
     spread, world = (Spread.ONE, 1) if launched is None else (launched.file.spread, launched.num_processes)
     tracker_openers(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
-    refuse_empty_shares(smallest_batch, Division(world=world, parts=config.accumulate.user_parts))
+    refuse_empty_shares(smallest_batch, _division(recipe, launched))
     refuse_unfit(spread, machine, config.accumulate)
     refuse_shared_batches(task, spread, world)
     task.item_parts = config.accumulate.item_parts

@@ -53,3 +53,17 @@ def test_what_items_cannot_serve_is_refused(
         said = pmmrec("pretrain", "pretrain/tiny", *SMALL, *sources(world), *STAGE, *settings)
     assert said.code in (2, 3)
     assert message in " ".join(said.output.split())
+
+
+def test_a_validation_loss_of_fewer_items_than_parts_is_refused_by_the_plan_and_by_the_run(
+    world: Path, tmp_path: Path, pmmrec: Pmmrec
+) -> None:
+    asked = ("pretrain", "pretrain/tiny", *SMALL, *sources(world), *STAGE, "train.accumulate={parts: 5, mode: plain}")
+    for more in (("--dry-run",), ()):
+        with working_in(tmp_path):
+            said = pmmrec(*asked, *more)
+            assert said.code == 2, said.output
+            assert (
+                "validation.judge: loss: the smallest of 5 parts of 0 users leaves some of 1 processes" in said.output
+            )
+            assert not Path("runs/stage").exists()

@@ -99,7 +99,8 @@ def test_wrong_metrics_and_cutoffs_are_told(settings: dict[str, Any], message: s
         ({"validation": {"judge": "loss"}}, "validation.judge: loss is for a stage that ranks nothing; say rank_test"),
         (
             {"validation": {"judge": "loss", "metric": "mrr", "cutoffs": [5]}, "rank_test": False},
-            "validation: metric, cutoffs: without effect, judge: loss ranks nothing; leave out",
+            r"validation: metric, cutoffs: without effect, judge: loss ranks nothing; leave out, or say what is usual "
+            r"over an extended recipe \(metric: ndcg@10, cutoffs: \[10, 20, 50\]\)",
         ),
     ],
 )
