@@ -114,5 +114,9 @@ class Family(Generic[PartT]):
     def _no_such_part(self, type_name: str) -> str:
         names = sorted(self._entries)
         near = difflib.get_close_matches(type_name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"there are: {', '.join(names)}; a plugin's are known once it is installed"
+        )
         return f"no {self.name} is called {type_name!r}; {hint}"

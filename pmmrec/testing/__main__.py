@@ -46,7 +46,7 @@ def main() -> int:
 def table_of(family: Family[Any]) -> tuple[Table, list[str]]:
     """The parts of a family and their checks, and a line for each check that failed."""
     checks, failures = list(checks_of(family)), []
-    table = Table(title=f"{family.name}s", title_justify="left")
+    table = Table(title=family.name if family.name.endswith("s") else f"{family.name}s", title_justify="left")
     table.add_column("", overflow="fold")
     for check in checks:
         table.add_column(check.name)

@@ -54,9 +54,10 @@ def test_the_part_passes_the_tests_it_inherits(plugin: Path) -> None:
 
 def test_the_commands_train_the_installed_plugin(plugin: Path, world: Path) -> None:
     (block,) = COMMANDS.findall(PAGE.read_text())
-    validate, finetune = (line.split()[1:] for line in block.splitlines())
+    install, validate, demo, finetune = (line.split() for line in block.splitlines())
+    assert (install[:2], demo[:3]) == (["pip", "install"], ["pmmrec", "data", "demo"])  # done by `plugin` and `world`
     app = ("-c", "from pmmrec.cli import app; app()")
-    assert "valid, a recipe for `pmmrec finetune`" in run(plugin, *app, *validate)
-    words = [str(world / "boutique") if word == "DOMAIN" else word for word in finetune]
-    said = run(plugin, *app, *words, "model.width=16", "train.epochs=1", "machine.device=cpu", "cache=c")
+    assert "valid, a recipe for `pmmrec finetune`" in run(plugin, *app, *validate[1:])
+    words = [str(world / "boutique") if word == "demo/boutique" else word for word in finetune[1:]]
+    said = run(plugin, *app, *words, "model.width=16", "machine.device=cpu", "cache=c")
     assert "epoch   1  validation" in said

@@ -13,6 +13,7 @@ from pmmrec.context import Backbone, Catalogue, InteractionGraph
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig, ParameterRow, build, parameter_table
 from pmmrec.settings import validate
+from pmmrec.users.transformer import TransformerUserEncoder
 
 MakeWorld = Callable[..., Any]
 IDS = {"width": 8, "item_encoder": {"type": "ids"}, "user_encoder": {"type": "transformer"}}
@@ -38,6 +39,19 @@ def test_a_graph_needs_users_and_one_domain(users: str, num_domains: int, messag
     graphs = [InteractionGraph(4, 10, lambda: (nobody, nobody))] * num_domains
     with pytest.raises(RecipeError, match=message):
         build(validate(ModelConfig, tree, "recipe"), {}, [Catalogue("books", 10, "aa", 4, "bb")], graphs)
+
+
+def test_a_user_encoder_says_how_long_a_history_it_reads() -> None:
+    class Endless(TransformerUserEncoder):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            del self.max_inputs
+
+    config = validate(ModelConfig, IDS, "recipe")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pmmrec.models.build.user_encoders.part_class", lambda _: Endless)
+        with pytest.raises(RecipeError, match="transformer has no max_inputs, the longest history that it reads"):
+            build(config, {}, [Catalogue("books", 10, "aa")])
 
 
 def test_the_table_counts_what_each_part_holds_and_trains() -> None:
