@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.context import BuildContext
+from pmmrec.contracts import ItemVectors
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.catalogue import alike_items, evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.scan import SAFE, Scan, Sizes, inner_products
-from pmmrec.models.recommender import Recommender, unpacked
+from pmmrec.models.recommender import Recommender, packed, unpacked
 from pmmrec.serving.candidates import EncodedItems
 from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
 from pmmrec.serving.service import (
@@ -120,7 +121,9 @@ def write_index(
     if len(readable) < k:
         raise RecipeError(f"--k {k}: {encoded.domain.name} has only {len(readable)} items; choose k up to that")
     counts = encoded.domain.item_counts if recommender.scorer.reads_counts else None
-    vectors_ND = encoded.vectors_ND.cpu()
+    with evaluating(recommender):
+        catalogue = recommender.catalogue(encoded.vectors_ND).items
+    vectors_ND = packed(catalogue).cpu()
     key_ND = _keys(checkpoint, recommender, vectors_ND, counts)
     streams = dict(recommender.item_encoder.streams)
     num_more = key_ND.shape[1] - (vectors_ND.shape[1] - sum(streams.values()))
@@ -128,7 +131,7 @@ def write_index(
     if num_even:
         key_ND = equally_long(key_ND)
     key_CD = key_ND[torch.from_numpy(readable)].contiguous()
-    query_QD = as_queries(_states(recommender, encoded, histories, num_users, seed), num_more, num_even)
+    query_QD = as_queries(_states(recommender, catalogue, histories, num_users, seed), num_more, num_even)
     _check_finite(encoded.domain.folder, query_QD, key_CD)
     index = _built(kind, key_CD.numpy())
     tried = tuple(_recalls(index, kind, query_QD, key_CD, alike_items(encoded.contents, counts)[readable], k))
@@ -198,13 +201,14 @@ def _check_finite(domain: Path, query_QD: Tensor, key_CD: Tensor) -> None:
         raise DataError(f"{domain}: scores of its users reach {largest}; they must be finite, has the model diverged?")
 
 
-def _states(recommender: Recommender, encoded: EncodedItems, histories: Histories, num_users: int, seed: int) -> Tensor:
+def _states(
+    recommender: Recommender, catalogue: ItemVectors, histories: Histories, num_users: int, seed: int
+) -> Tensor:
     """Hidden states of users drawn at random from the domain; on the CPU."""
     num_users = min(num_users, histories.num_users)
     drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
     parts: list[Tensor] = []
     device = next((tensor.device for tensor in recommender.parameters()), torch.device("cpu"))
-    catalogue = unpacked(encoded.vectors_ND, recommender.item_encoder.streams)
     with evaluating(recommender):
         for history in histories.chunks(1024, drawn):
             items = history.item_H.astype(np.int64)

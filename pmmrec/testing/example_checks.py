@@ -49,7 +49,10 @@ def _drawn(examples: Examples, number: int, seed: int) -> list[int]:
 
 @check("training alone", example_kinds)
 def examples_hold_training_items_alone(subject: Subject) -> Inapplicable:
-    """The items of an example were touched by its user in training, in this order; where it has no user, they exist."""
+    """The items of an example were touched by its user in training, in this order; where it has no user, they exist.
+
+    What a user touched in training may not be drawn as a negative of the user.
+    """
     for kind, split in _kinds(subject):
         examples = kind.training(split)
         require(examples.num_examples > 0, "the domain has no example")
@@ -58,8 +61,11 @@ def examples_hold_training_items_alone(subject: Subject) -> Inapplicable:
             if user == NOBODY:
                 require(set(items) <= set(range(split.domain.num_items)), f"example {number}: items {items}")
                 continue
-            left = iter(examples.touched(user).tolist())
+            trained = split.train(user).tolist()
+            left = iter(trained)
             require(all(item in left for item in items), f"example {number}: {items} are not training items in order")
+            may_be_drawn = set(trained) - set(examples.touched(user).tolist())
+            require(not may_be_drawn, f"training items {may_be_drawn} of user {user} may be drawn as negatives")
     return None
 
 

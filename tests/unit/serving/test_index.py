@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from command_line import Pmmrec
 
 import pmmrec as api
-from pmmrec.contracts import ItemVectors, Query
+from pmmrec.contracts import ItemVectors, Nodes, Query
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.errors import CheckpointError, DataError, MachineError, RecipeError
 from pmmrec.models import Scorer
+from pmmrec.propagations import Propagation
 from pmmrec.serving import export, load_index
 from pmmrec.serving.export import Exported, kind_for
 from pmmrec.serving.search import IndexSearch
@@ -291,6 +293,25 @@ def test_without_faiss_the_error_names_the_package(
         with pytest.raises(MachineError, match=r"faiss-cpu is not installed; pip install -e '\.\[index\]'"):
             ask()
     assert not list(tmp_path.iterdir())
+
+
+class Mirrored(Propagation):
+    """Turns the vector of each item around; no graph of users is read."""
+
+    def forward(self, nodes: Nodes) -> Nodes:
+        return Nodes(replace(nodes.items, fused_UD=nodes.items.fused_UD.flip(1)), nodes.user_MD)
+
+
+def test_an_index_holds_vectors_as_they_are_after_propagation(system: System, world: Path, tmp_path: Path) -> None:
+    history = histories(world)[0]
+    system.encode_items(world / "boutique")
+    ((_, before),) = system.recommend(history, 1)
+    system._recommender.propagation = Mirrored()
+    system.index(world / "boutique", tmp_path / "index")
+    system.encode_items(world / "boutique")
+    wanted, found = system.recommend(history, 8), load_index(tmp_path / "index").recommend(history, 8)
+    assert [one for _, one in found] == pytest.approx([one for _, one in wanted], rel=1e-5, abs=1e-5)
+    assert wanted[0][1] != pytest.approx(before, rel=1e-2)
 
 
 class Nearest(Scorer):
