@@ -8,7 +8,7 @@ from typing import Protocol
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
-from pmmrec.errors import DivergenceError
+from pmmrec.errors import DataError, DivergenceError
 from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
 from pmmrec.train.example_checks import check_judged
@@ -30,8 +30,18 @@ class LossEvery:
         self._batches = batches
 
     def epoch_ended(self, loop: Loop, epoch: int) -> None:
+        """Add the losses of an epoch to `loop.validation`.
+
+        Raises DataError where no objective counts any example, DivergenceError for a loss that is not finite.
+        """
         with evaluating(loop.task):
             totals = added([loop.measure(batch) for batch in self._batches.epoch(1)])
+        if not any(float(totals[name][1]) for name in loop.task.weights):
+            names = ", ".join(f"objectives.{name}" for name in loop.task.weights)
+            raise DataError(
+                f"validation.judge: loss: no example of validation has what {names} compare, so there is no loss to "
+                "judge by; hold out more, or use domains and objectives that fit each other"
+            )
         losses = {name: float(totals[name][0] / totals[name][1].clamp(min=1)) for name in loop.task.weights}
         total = sum(loop.task.weights[name] * loss for name, loss in losses.items())
         if not math.isfinite(total):

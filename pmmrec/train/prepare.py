@@ -192,9 +192,12 @@ def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None
             known = sorted({name for domain in sources.domains for name in domain.attributes})
             is_column = field not in {modality.value for modality in Modality}
             columns = f" (further columns: {', '.join(known) or 'none'})" if is_column else ""
+            advice = (
+                "A model without it" if is_column else "A plan that leaves it behind (finetune/text, finetune/vision)"
+            )
             log.warn(
-                f"{field}: no item of {', '.join(sources.names)} has one{columns}; its encoder learns nothing here. A "
-                "plan that leaves it behind (finetune/text, finetune/vision) trains faster"
+                f"{field}: no item of {', '.join(sources.names)} has one{columns}; its encoder learns nothing here. "
+                f"{advice} trains faster"
             )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.splits import split_of, splits
-from pmmrec.errors import DivergenceError
+from pmmrec.errors import DataError, DivergenceError
 from pmmrec.objectives.targets import Targets, TargetsConfig
 from pmmrec.requests import DrawnNegatives, Requests
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
@@ -134,6 +134,20 @@ def test_a_loss_that_is_not_finite_ends_the_run(workshop, monkeypatch: pytest.Mo
     monkeypatch.setattr(loop, "measure", lambda _batch: dict.fromkeys(TERM_NAMES, torch.tensor([torch.nan, 1.0])))
     with pytest.raises(DivergenceError, match="every weight is finite, the validation loss is not"):
         judge.epoch_ended(loop, 1)
+
+
+def test_a_loss_that_counts_nothing_judges_no_epoch(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = workshop()
+    judge, _ = judge_of(shop, judge="loss")
+    loop, figures = shop.loop(), dict.fromkeys(TERM_NAMES, torch.zeros(2))
+    monkeypatch.setattr(loop, "measure", lambda _batch: figures)
+    with pytest.raises(
+        DataError, match=r"no example of validation has what objectives\.dap, objectives\.nid, .* compare"
+    ):
+        judge.epoch_ended(loop, 0)
+    figures["rcl"] = torch.tensor([0.5, 1.0])
+    judge.epoch_ended(loop, 0)
+    assert loop.validation[0]["loss/rcl"] == 0.5
 
 
 TERM_NAMES = ("dap", "nid", "rcl")
