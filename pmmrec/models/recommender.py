@@ -51,9 +51,8 @@ class Recommender(nn.Module):
     def catalogue(self, packed_NW: Tensor) -> Nodes:
         """The catalogue that ranks, out of what `packed` gave for all items of a domain, and on the same device."""
         nodes = self.nodes(unpacked(packed_NW, self.item_encoder.streams))
-        if nodes.user_MD is None:
-            return self.propagate(nodes)
-        return to_device(self.propagate(to_device(nodes, nodes.user_MD.device)), packed_NW.device)
+        weight = nodes.user_MD if nodes.user_MD is not None else next(self.propagation.parameters(), packed_NW)
+        return to_device(self.propagate(to_device(nodes, weight.device)), packed_NW.device)
 
     @property
     def part_groups(self) -> Mapping[str, PartGroup | None]:

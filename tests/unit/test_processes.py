@@ -149,7 +149,7 @@ def test_a_folder_stays_locked_until_the_block_ends(tmp_path: Path) -> None:
 
 def test_a_child_that_keeps_the_lock_open_holds_it_after_its_owner_has_gone(tmp_path: Path) -> None:
     with folder_lock(tmp_path, "a run that was left") as lock:
-        process = shell("sleep 100", tmp_path, lock)
+        process = shell("exec sleep 100", tmp_path, lock)  # no child of its own would be waited for
     with (
         pytest.raises(RecipeError, match="a run that was left works here"),
         folder_lock(tmp_path, "a run that was left"),
