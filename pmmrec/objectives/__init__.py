@@ -25,6 +25,7 @@ class Objective(nn.Module, ABC):
     A term's metrics may hold `chance`: the loss of a model that knows nothing, logged beside the first loss.
 
     Attributes:
+        shares_negatives: Whether its negatives must be those that another objective draws.
         requests: What it asks for beyond the vectors of the items: passes over windows, drawn negatives, views.
         reads_targets: Whether it predicts items of the windows. With False it must read no target and no item behind
             the inputs of a pass, and may then use a user encoder that has seen them.
@@ -32,6 +33,7 @@ class Objective(nn.Module, ABC):
             and none asks for a pass, the parts of the model that make these do not learn.
     """
 
+    shares_negatives: bool = False
     requests: Requests = Requests()
     reads_targets: bool = True
     reads_fused: bool = True

@@ -40,6 +40,8 @@ class EmbeddingL2(Objective):
         objectives: {bpr: {type: bpr}, l2: {type: embedding_l2, weight: 1e-4}}
     """
 
+    shares_negatives = True
+
     def __init__(self, config: EmbeddingL2Config, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
         self.config = config

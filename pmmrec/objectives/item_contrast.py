@@ -44,8 +44,8 @@ class ItemContrast(Objective):
 
     Softmaxes run over the distinct items of the step that have the field, those of all processes where they are
     gathered. Counted is every place of a window whose item has both fields, of validation windows the last alone: with
-    `data.examples: items` every item of the batch once. It reads no user: alone, it trains the encoders of text and
-    image, and nothing else.
+    `data.examples: items` every item of the batch once. Nothing counts where there is but one text and one image, with
+    nothing to compare them with. It reads no user: alone, it trains the encoders of text and image, and nothing else.
 
     Metrics: `chance`, the loss where all similarities are equal; `accuracy`, the share of texts whose own image is
     alone at the top; `temperature`.
@@ -73,7 +73,8 @@ class ItemContrast(Objective):
         (text_UD, has_text_U), (image_UD, has_image_U) = _side(views, Modality.TEXT), _side(views, Modality.IMAGE)
         num_own_U = _num_own(views.windows, len(has_text_U))
         item_A = (has_text_U & has_image_U & (num_own_U > 0)).nonzero()[:, 0]
-        weight_A = num_own_U[item_A].to(text_UD.dtype)
+        has_others = (has_text_U.sum() > 1) | (has_image_U.sum() > 1)
+        weight_A = (num_own_U[item_A] * has_others).to(text_UD.dtype)
 
         scale = self._scale(text_UD)
         to_image_AU = (scale * (text_UD[item_A] @ image_UD.T)).masked_fill(~has_image_U, -math.inf)

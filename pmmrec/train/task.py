@@ -58,6 +58,8 @@ class TrainingTask(nn.Module):
         terms = {name: objectives.part_class(config)(config, context) for name, config in configs.items()}
         for name, term in terms.items():
             _refuse_unfit(name, term, recommender, has_targets="targets" in type(configs[name]).model_fields)
+            if term.shares_negatives:
+                _refuse_own_negatives(name, terms)
         task = cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
         for name in task.unread:
             recommender.parts[name].requires_grad_(False)
@@ -218,6 +220,17 @@ class TrainingTask(nn.Module):
 
     def _terms(self) -> dict[str, Objective]:
         return {name: term for name, term in self.objectives.items() if isinstance(term, Objective)}
+
+
+def _refuse_own_negatives(name: str, terms: Mapping[str, Objective]) -> None:
+    """RecipeError where an objective would draw negatives that no other one compares."""
+    others = Requests.union(term.requests for other, term in terms.items() if other != name)
+    for window, drawn in terms[name].requests.passes.items():
+        if not drawn <= others.passes.get(window, frozenset()):
+            raise RecipeError(
+                f"objectives.{name}.negatives: no other objective draws these negatives for these targets; give those "
+                "of an objective that draws some, or null for none"
+            )
 
 
 def _refuse_unfit(name: str, term: Objective, recommender: Recommender, *, has_targets: bool) -> None:

@@ -81,3 +81,13 @@ def test_views_without_vectors_of_a_field_are_refused(tiny_batch: Callable[..., 
     items = dataclasses.replace(views.items, cls_UD={Modality.TEXT: views.items.cls_UD[Modality.TEXT]})
     with pytest.raises(ValueError, match="items have no image vectors"):
         objective()(dataclasses.replace(views, items=items))
+
+
+@pytest.mark.parametrize(("no_text", "no_image", "count"), [([1, 2], [1, 2], 0), ([1], [1, 2], 2), ([], [0], 0)])
+def test_an_item_without_another_to_compare_with_does_not_count(
+    tiny_batch: Callable[..., Any], no_text: list[int], no_image: list[int], count: int
+) -> None:
+    head, views = objective(), tiny_batch([[0], [0]], num_items=3, no_text=no_text, no_image=no_image).views
+    term, (total, counted) = head(views), item_contrast_by_loops(head, views)
+    assert term.count == counted == count
+    torch.testing.assert_close(term.sum, total, rtol=0, atol=ATOL)

@@ -30,6 +30,8 @@ def item_contrast_by_loops(objective: ItemContrast, views: Views) -> tuple[Tenso
         for s, item in enumerate(row):
             if not is_valid[b][s] or not all(has_U[modality][item] for modality in Modality):
                 continue
+            if max(int(has_U[modality].sum()) for modality in Modality) < 2:
+                continue  # nothing to compare with
             for anchor, other in BOTH_WAYS:
                 columns = [j for j in range(len(has_U[other])) if has_U[other][j]]
                 all_odds = torch.stack([odds(anchor, item, other, j) for j in columns]).sum()

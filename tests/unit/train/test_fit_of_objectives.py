@@ -122,3 +122,19 @@ def test_texts_are_compared_with_images_only_where_each_has_a_vector() -> None:
             TrainingTask.of(recommender, config, 8)
     recommender.item_encoder = LearnedItems()
     assert TrainingTask.of(recommender, config, 8).requests
+
+
+@pytest.mark.parametrize("settings", [{"count": 2}, {"by": "popularity"}])
+def test_the_l2_term_shares_the_negatives_of_another_objective(settings: dict[str, Any]) -> None:
+    model = model_that_attends("past")
+    bpr, l2 = {"type": "bpr", "negatives": {"count": 1}}, {"type": "embedding_l2", "negatives": {"count": 1}}
+
+    def task(*trees: dict[str, Any]) -> TrainingTask:
+        named = {tree["type"]: objectives.config(tree) for tree in trees}
+        return TrainingTask.of(model, named, 8)
+
+    assert task(bpr, l2).requests.passes == task(bpr).requests.passes
+    assert task(bpr, {**l2, "negatives": None})
+    for trees in ([bpr, {**l2, "negatives": settings}], [l2]):
+        with pytest.raises(RecipeError, match=r"objectives\.embedding_l2\.negatives: no other objective draws these"):
+            task(*trees)
