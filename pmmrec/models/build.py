@@ -67,6 +67,8 @@ def build(
             f"model.propagation: {config.propagation.type} passes on vectors of users, and model.user_encoder: "
             f"{config.user_encoder.type} has none; choose user_table, or leave the propagation out"
         )
+    # In this order: weights are drawn one part after another.
+    item_encoder = item_encoder_class(config.item_encoder, context)
     user_encoder = user_encoder_class(config.user_encoder, context)
     if not isinstance(getattr(user_encoder, "max_inputs", None), int):
         raise RecipeError(
@@ -74,7 +76,7 @@ def build(
             "class must set it, a whole number, when it is built"
         )
     return Recommender(
-        item_encoder_class(config.item_encoder, context),
+        item_encoder,
         user_encoder,
         scorer_class(config.scorer, context),
         propagation_class(config.propagation, context),
