@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import io
 import os
@@ -99,6 +100,8 @@ def run_program(main: Callable[..., None]) -> None:
 
     show_any_letter()
     show_renamed_settings()
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)  # a crash in native code tells where Python was
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command(context_settings={"help_option_names": ["--help", "-h"]})(guarded)
     try:

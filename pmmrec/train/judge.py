@@ -13,7 +13,7 @@ from pmmrec.evaluation.catalogue import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
 from pmmrec.train.example_checks import check_judged
 from pmmrec.train.loop import BatchSource, Loop, TrainConfig
-from pmmrec.train.meter import added
+from pmmrec.train.meter import added, shown_losses
 from pmmrec.train.nonfinite import ADVICE
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.run import Run
@@ -36,20 +36,21 @@ class LossEvery:
         """
         with evaluating(loop.task):
             totals = added([loop.measure(batch) for batch in self._batches.epoch(1)])
-        if not any(float(totals[name][1]) for name in loop.task.weights):
+        counted = {name: totals[name] for name in loop.task.weights if totals[name][1]}
+        if not counted:
             names = ", ".join(f"objectives.{name}" for name in loop.task.weights)
             raise DataError(
                 f"validation.judge: loss: no example of validation has what {names} compare, so there is no loss to "
                 "judge by; hold out more, or use domains and objectives that fit each other"
             )
-        losses = {name: float(totals[name][0] / totals[name][1].clamp(min=1)) for name in loop.task.weights}
+        losses = {name: float(sum_ / count) for name, (sum_, count) in counted.items()}
         total = sum(loop.task.weights[name] * loss for name, loss in losses.items())
         if not math.isfinite(total):
             raise DivergenceError(f"step {loop.step}: every weight is finite, the validation loss is not. {ADVICE}")
         metrics = {LOSS: total, **{f"{LOSS}/{name}": loss for name, loss in losses.items()}}
         loop.validation[epoch] = metrics
         loop.log.event("validation", loop.step, epoch=epoch, mean=metrics, domains={})
-        shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        shown = shown_losses(losses, loop.task.weights)
         loop.log.say(f"epoch {epoch:>3}  validation loss {total:.3f} ({shown})")
 
 

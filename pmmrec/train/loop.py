@@ -23,7 +23,7 @@ from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.failures import lost_worker, out_of_memory
 from pmmrec.train.heartbeat import StepPhase
 from pmmrec.train.log import RunLog
-from pmmrec.train.meter import Forecast, Meter, added, chance, sizes_of
+from pmmrec.train.meter import Forecast, Meter, added, shown_losses, sizes_of
 from pmmrec.train.nonfinite import NonfiniteConfig, NonfiniteGuard, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, change_num_steps
 from pmmrec.train.processes import Processes
@@ -122,6 +122,7 @@ class Loop:
         self.group: WorkerGroup = processes if states is None else states.group  # for work that a stop may abandon
         self._flags = DelayedRead()
         self._last_flags: Tensor | None = None  # the stop flags of the step before
+        self._uncounted = set(task.weights)  # objectives that have counted nothing so far
         self._num_steps = config.epochs * batches.steps_per_epoch
         self._forecast = Forecast(config.epochs, batches.steps_per_epoch)
         refuse_unfit(processes.spread, processes.machine, config.accumulate)
@@ -284,6 +285,8 @@ class Loop:
         self._watchdog.between_steps()
         self.log.end_progress()
         stop_if_weights_nonfinite(self.task, self.processes, self.step)
+        for name in sorted(self._uncounted):
+            self.log.warn(f"objectives.{name}: has counted nothing so far: no example has what it compares")
         seconds = time.monotonic() - self._began_s
         self.cost.add_epoch(seconds, self.processes.device)
         peak = self.cost.peak_memory_bytes
@@ -360,20 +363,13 @@ class Loop:
         if not sizes["users"]:
             return  # every step of it was left out
         means = meter.means()
-        losses = {name: means[name] for name in self.task.weights}
-        total = sum(self.task.weights[name] * value for name, value in losses.items())
+        self._uncounted -= means.keys()
+        total = sum(weight * means.get(name, 0.0) for name, weight in self.task.weights.items())
         seconds = time.monotonic() - meter.started_s
         users_per_s = sizes["users"] / seconds
-        self.log.event(
-            "train",
-            self.step,
-            loss=total,
-            **means,
-            users_per_s=users_per_s,
-            **sizes,
-            learning_rate=self._rate,
-        )
-        shown = "  ".join(f"{name} {value:.3f}{chance(means, name, self.step)}" for name, value in losses.items())
+        figures = {"loss": total, **means, "users_per_s": users_per_s, **sizes, "learning_rate": self._rate}
+        self.log.event("train", self.step, **figures)
+        shown = shown_losses(means, self.task.weights, with_chance=self.step == 1)
         memory = f"  {_memory_gb(self.processes.device):.1f} GB" if self.processes.device.type == "cuda" else ""
         width = len(str(self._num_steps))
         step = f"step {self.step:>{width}}/{self._num_steps}"

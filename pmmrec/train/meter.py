@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,7 +61,8 @@ class Meter:
             self.figures[name] = self.figures[name] + counted if name in self.figures else counted
 
     def means(self) -> dict[str, float]:
-        return {name: float(sum_ / count.clamp(min=1)) for name, (sum_, count) in self._figures().items()}
+        """Of the figures that counted anything."""
+        return {name: float(sum_ / count) for name, (sum_, count) in self._figures().items() if count}
 
     def sizes(self) -> dict[str, int]:
         """What `Batch.sizes` names, added up over processes and steps."""
@@ -85,6 +86,11 @@ def added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return totals
 
 
-def chance(means: Mapping[str, float], name: str, step: int) -> str:
-    """For the first log line: the loss of a model that guesses at random."""
-    return f" chance {means[f'{name}/chance']:.3f}" if step == 1 and f"{name}/chance" in means else ""
+def shown_losses(means: Mapping[str, float], names: Iterable[str], *, with_chance: bool = False) -> str:
+    """Losses for a line of the log; "-" where nothing was counted. `with_chance`: those of guesses at random too."""
+    shown = []
+    for name in names:
+        chance = means.get(f"{name}/chance") if with_chance else None
+        guess = "" if chance is None else f" chance {chance:.3f}"
+        shown.append(f"{name} {means[name]:.3f}{guess}" if name in means else f"{name} -")
+    return "  ".join(shown)

@@ -67,6 +67,17 @@ def test_the_loss_of_validation_impressions_judges_too(at_news: Path, pmmrec: Pm
     assert min(losses[1:]) < losses[0]
 
 
+def test_an_objective_that_counts_nothing_is_named(at_news: Path, pmmrec: Pmmrec) -> None:
+    histories_of_one = "data.examples={type: impressions, history: 1}"
+    next_item = "objectives.following={type: next_item}"
+    done = pmmrec("pretrain", "pretrain/tiny", *NEWS, histories_of_one, next_item, "train.epochs=1", "rank_test=false")
+    assert done.code == 0, done.output
+    assert "following -" in done.output
+    assert "objectives.following: has counted nothing so far: no example has what it compares" in done.output
+    assert "objectives.click" not in done.output
+    assert all("click" in event and "following" not in event for event in events_of("train"))
+
+
 def test_a_training_on_impressions_that_is_stopped_goes_on_to_the_same_bits(at_news: Path) -> None:
     recipe = (shipped_file("pretrain/run.py"), "pretrain/tiny", *NEWS, f"data.sources=[{at_news / 'news'}]")
     assert_goes_on(at_news, "news", *recipe, "train.epochs=2", "train.log_every=1")

@@ -82,3 +82,11 @@ def test_a_system_says_what_it_is(small_run: Path, world: Path) -> None:
     assert repr(system) == f"{begins}no catalogue yet>"
     system.encode_items(world / "boutique")
     assert repr(system) == f"{begins}catalogue boutique of 36 items>"
+
+
+def test_a_program_that_crashes_in_native_code_tells_where_python_was() -> None:
+    program = "import os\nfrom pmmrec.terminal import run_program\ndef main():\n    os.abort()\nrun_program(main)"
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert ended.returncode < 0
+    assert "Fatal Python error: Aborted" in ended.stderr
+    assert "in main" in ended.stderr
