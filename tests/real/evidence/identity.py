@@ -96,7 +96,8 @@ class Identities:
     def _domain(self, name: str) -> Tree:
         planned = self._plan.domains[name]
         cut = planned.cut.model_dump(mode="json") if planned.cut else None
-        return {"k_core": planned.k_core, "cut": cut, FINGERPRINT: self._fingerprints.get(name)}
+        stored = {"text_vectors": planned.text_vectors} if planned.text_vectors else {}
+        return {"k_core": planned.k_core, "cut": cut, **stored, FINGERPRINT: self._fingerprints.get(name)}
 
 
 def _version() -> Tree:

@@ -21,6 +21,7 @@ from pmmrec.train.finish import CHECKPOINT_FOLDER
 from tests.real.evidence.identity import Identities
 from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 from tests.real.evidence.runs import Run
+from tests.real.evidence.vectors import store_text_vectors
 
 TABLES = ("items.parquet", "interactions.parquet")
 
@@ -78,6 +79,8 @@ class Layout:
         images = self._data / planned.images if planned.images else None
         tables = {"items": items, "interactions": interactions, "images": images}
         import_table(TableImport(**tables, name=name, out=folder, k_core=planned.k_core, num_threads=2))
+        if planned.text_vectors is not None:
+            store_text_vectors(folder, planned.text_vectors)
         self._write_note(name, origin)
         return True
 

@@ -59,6 +59,9 @@ class PlannedDomain(Config):
     images: Place | None = None
     k_core: int | None = Field(None, ge=1)
     cut: UserCut | None = Field(None, description="Half of the users; null: all.")
+    text_vectors: Word | None = Field(
+        None, description="Name under which vectors of the texts are stored, as a sentence encoder computes them."
+    )
 
 
 class Pretraining(Config):

