@@ -65,7 +65,8 @@ SILENT = RunLog(None, is_main=False)
 KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any], dict[str, Any]]] = {
     "paper": (PAPER, 6, {}, {}),
     "scaled": (SCALED, 5, {"window": {"size": 5, "policy": "all"}}, {}),
-    "catalogue": (CATALOGUE, 7, {}, {}),
+    # With 7 users, an input of a ReLU in step 10 is so near 0 that float32 and float64 disagree about its sign.
+    "catalogue": (CATALOGUE, 5, {}, {}),
     "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}, {}),  # half of the steps hold no image at all
     "items": (ITEMS, 4, {"examples": {"type": "items", "held_out": 0}}, {}),
     "impressions": (
