@@ -229,8 +229,7 @@ def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, reci
 
     Returns the reader for training. Raises as `stays_as_it_is`.
     """
-    recommender = task.recommender
-    encoder = recommender.item_encoder
+    recommender, encoder = task.recommender, task.recommender.item_encoder
     if not stays_as_it_is(task) or recipe.prefix.use == "off":
         return reader
     device, started_s = run.processes.device, time.monotonic()
