@@ -90,7 +90,9 @@ class _Workers:
         except (RuntimeError, ConnectionError, EOFError) as error:
             if not _is_of_lost_worker(error):
                 raise
-            raise LostWorkerError(str(error)) from error
+            # A worker that was killed while it sent a batch may show only as a connection that broke.
+            told = error if isinstance(error, RuntimeError) else f"DataLoader worker exited unexpectedly ({error})"
+            raise LostWorkerError(str(told)) from error
         return batch
 
     @contextmanager

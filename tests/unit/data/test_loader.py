@@ -13,6 +13,7 @@ import pytest
 import torch
 from forked import in_child
 from shops import NOISY, Shops, assert_same, epoch_of
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pmmrec.contracts import Batch
 from pmmrec.data import loader
@@ -140,3 +141,15 @@ def test_an_error_inside_a_worker_is_not_reported_as_a_lost_worker(
     monkeypatch.setattr(builder, "build", broken)
     with pytest.raises(EOFError, match="no more bytes"):
         next(BatchLoader(builder, workers=1).epoch(0))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError("ended early")])
+def test_a_worker_that_breaks_its_connection_is_reported_as_a_lost_worker(
+    shops: Shops, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def break_off(batches: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__next__", break_off)
+    with pytest.raises(LostWorkerError, match=rf"DataLoader worker exited unexpectedly .*{error.args[-1]}"):
+        next(BatchLoader(shops.builder(), workers=1).epoch(0))
