@@ -87,7 +87,7 @@ class _Workers:
         try:
             with self._listed():
                 batch: Batch = next(self._batches)
-        except (RuntimeError, ConnectionError, EOFError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
             if not _is_of_lost_worker(error):
                 raise
             # A worker that was killed while it sent a batch may show only as a connection that broke.
@@ -159,7 +159,9 @@ def _is_of_lost_worker(error: Exception) -> bool:
     """Whether torch reports a lost worker, or data of a worker ended early; its own errors begin with `Caught`."""
     if isinstance(error, RuntimeError):
         return "DataLoader worker (pid" in str(error)
-    return not str(error).startswith("Caught ")
+    # A message that was cut off is an OSError without a number; one with a number, such as a full disk, is of here.
+    is_cut_off = not isinstance(error, OSError) or isinstance(error, ConnectionError) or error.errno is None
+    return is_cut_off and not str(error).startswith("Caught ")
 
 
 def _ignore_signals(_worker: int) -> None:

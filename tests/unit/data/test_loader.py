@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -143,7 +144,14 @@ def test_an_error_inside_a_worker_is_not_reported_as_a_lost_worker(
         next(BatchLoader(builder, workers=1).epoch(0))
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError("ended early")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        EOFError("ended early"),
+        OSError("got end of file during message"),
+    ],
+)
 def test_a_worker_that_breaks_its_connection_is_reported_as_a_lost_worker(
     shops: Shops, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -152,4 +160,15 @@ def test_a_worker_that_breaks_its_connection_is_reported_as_a_lost_worker(
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__next__", break_off)
     with pytest.raises(LostWorkerError, match=rf"DataLoader worker exited unexpectedly .*{error.args[-1]}"):
+        next(BatchLoader(shops.builder(), workers=1).epoch(0))
+
+
+def test_an_error_of_the_system_in_this_process_is_no_lost_worker(
+    shops: Shops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(batches: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__next__", fail)
+    with pytest.raises(OSError, match="No space left on device"):
         next(BatchLoader(shops.builder(), workers=1).epoch(0))
