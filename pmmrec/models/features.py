@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, StoredInputs, ValueInputs, ValueSpec
+from pmmrec.dropout import Dropout
 from pmmrec.modality import VectorSpec
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.models.rows import laid_out
@@ -175,7 +176,7 @@ class FeatureEncoder(nn.Module):
             VectorPool(one) if isinstance(one, VectorsConfig) else nn.Identity() for one in ordered
         )
         self.projections = nn.ModuleList(nn.Linear(_shape(one)[-1], width) for one in ordered)
-        blocks = [(nn.Dropout(head.dropout), nn.Linear(width, width), activation()) for _ in range(head.layers)]
+        blocks = [(Dropout(head.dropout), nn.Linear(width, width), activation()) for _ in range(head.layers)]
         self.head = nn.Sequential(activation(), *(layer for block in blocks for layer in block))
 
     def forward(self, items: ItemInputs) -> Tensor:

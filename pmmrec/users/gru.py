@@ -11,6 +11,7 @@ from torch import nn
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
+from pmmrec.dropout import Dropout
 from pmmrec.errors import RecipeError
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
@@ -40,7 +41,7 @@ class GRUUserEncoder(UserEncoder):
     def __init__(self, config: GRUConfig, context: BuildContext) -> None:
         super().__init__()
         self.max_inputs = config.max_inputs
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.gru = nn.GRU(context.width, context.width, config.num_layers, bias=False, batch_first=True)
         for weight in (self.gru.weight_ih_l0, self.gru.weight_hh_l0):
             nn.init.xavier_uniform_(torch.as_tensor(weight))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
+from pmmrec.dropout import Dropout
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 
@@ -49,7 +50,7 @@ class MeanMLP(UserEncoder):
         super().__init__()
         self.max_inputs, self.attends = config.max_inputs, config.attends
         width = context.width
-        layers = [(nn.Dropout(config.dropout), nn.Linear(width, width), nn.ReLU()) for _ in range(config.num_layers)]
+        layers = [(Dropout(config.dropout), nn.Linear(width, width), nn.ReLU()) for _ in range(config.num_layers)]
         self.layers = nn.Sequential(*(module for layer in layers for module in layer))
 
     def forward(self, history: History) -> UserStates:
