@@ -20,7 +20,10 @@ from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
 from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
 from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
-from pmmrec.requests import DrawnNegatives, WindowRequest
+from pmmrec.requests import WindowRequest
+from pmmrec.windows import Candidates as Candidates  # noqa: PLC0414
+from pmmrec.windows import WindowPass as WindowPass  # noqa: PLC0414
+from pmmrec.windows import Windows as Windows  # noqa: PLC0414
 
 _T = TypeVar("_T")
 
@@ -123,67 +126,6 @@ class ItemInputs:
     @property
     def num_items(self) -> int:
         return self.row_U.shape[0]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The items that each user of a batch was shown, C at most."""
-
-    item_index_BC: Tensor  # int64, places in U; 0 where there is none
-    is_shown_BC: Tensor  # bool
-    is_clicked_BC: Tensor  # bool, only where shown
-
-
-@dataclass(frozen=True)
-class WindowPass:
-    """One pass of the user encoder over the windows of a batch: its inputs, and the items that it is to predict."""
-
-    item_index_BL: Tensor  # int64, places in U of the inputs; 0 where padding
-    is_valid_BL: Tensor  # bool, which inputs hold an item
-    target_index_BL: Tensor  # int64, places in U; 0 where there is no target
-    is_target_BL: Tensor  # bool, which positions have a target
-    is_masked_BL: Tensor | None = None  # bool, inputs whose item is hidden from the user encoder; None: no input
-    noise_BL: Tensor | None = None  # int64, values of Noise; padding is UNCHANGED. None: no noise was added
-    negative_index_BLC: Mapping[DrawnNegatives, Tensor] = field(default_factory=dict)  # int64, places in U
-    candidates: Candidates | None = None  # what the state that ranks is to rank; None: nobody asked
-
-    @property
-    def is_last_target_BL(self) -> Tensor:
-        """Which positions have a target and are the most recent of their window."""
-        is_last_L = torch.arange(self.is_target_BL.shape[1], device=self.is_target_BL.device)
-        return self.is_target_BL & (is_last_L == self.is_target_BL.shape[1] - 1)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Left-padded windows of users over the items of the batch; the most recent item stands last."""
-
-    item_index_BS: Tensor  # int64, places in U; 0 where padding
-    is_valid_BS: Tensor  # bool
-    passes: Mapping[WindowRequest, WindowPass] = field(default_factory=dict)  # what objectives asked for
-    user_index_B: Tensor | None = None  # int64, among the users of all domains of the run; None: nobody asked
-    last_alone_counts: bool = False  # only the last item of a window counts as a target, as in validation
-
-    @property
-    def is_counted_BS(self) -> Tensor:
-        """Which places hold an item that counts as a target."""
-        num_others = self.is_valid_BS.shape[1] - 1
-        return F.pad(self.is_valid_BS[:, -1:], (num_others, 0)) if self.last_alone_counts else self.is_valid_BS
-
-    @property
-    def has_next_BL(self) -> Tensor:
-        """Which inputs hold an item whose next item counts as a target: the positions of DAP and NICL."""
-        return self.is_valid_BS[:, :-1] & self.is_counted_BS[:, 1:]
-
-    @property
-    def candidates(self) -> Candidates | None:
-        return next((one.candidates for one in self.passes.values() if one.candidates is not None), None)
-
-    @property
-    def next_items(self) -> WindowPass:
-        """The pass over the windows as they are: every item but the last, each followed by its target."""
-        index_BS = self.item_index_BS
-        return WindowPass(index_BS[:, :-1], self.is_valid_BS[:, :-1], index_BS[:, 1:], self.has_next_BL)
 
 
 @dataclass(frozen=True)
