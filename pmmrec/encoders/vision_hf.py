@@ -166,8 +166,8 @@ class HFVision(CanBeCut, VisionEncoder):
         where, warnings = str(backbone.folder), list[str]()
         self._settings = read_config(backbone.folder, HALVES)
         self._layout = find_layout(LAYOUTS, self._settings.model_type, where)
-        self._pool, self._num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
-        if config.pool == "cls" and self._num_prefix_tokens == 0:
+        self._pool, self.num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
+        if config.pool == "cls" and self.num_prefix_tokens == 0:
             raise RecipeError(f"pool: {self._settings.model_type} has no cls token; use mean")
         own_size = square_side(self._settings.image_size, where)
         self.pixel_spec = PixelSpec(config.image_size or own_size)
@@ -205,7 +205,7 @@ class HFVision(CanBeCut, VisionEncoder):
 
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
-        return pooled_states(self.projection(self.last_states(inputs)), self._num_prefix_tokens, self._pool)
+        return pooled_states(self.projection(self.last_states(inputs)), self.num_prefix_tokens, self._pool)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own last hidden state, `(R, P, H)`."""

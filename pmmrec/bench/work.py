@@ -1,0 +1,169 @@
+"""The useful work of a batch: distinct items, valid tokens, valid positions, and gradients of what is trained alone."""
+# Shapes: B users, L positions, R rows given to one encoder, U distinct items, D width.
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pmmrec.bench.counted import MetaCounter
+from pmmrec.bench.encoder_work import PRE_NORM, known_work, num_patches
+from pmmrec.bench.flops import Ints, Work, learns, stack_work, stage_bytes, update_bytes
+from pmmrec.bench.objective_work import objective_works
+from pmmrec.contracts import Batch, FieldInputs, ItemInputs, Modality, PrefixInputs, TokenInputs
+from pmmrec.encoders import Encoder
+from pmmrec.encoders.vision_hf import HFVision
+from pmmrec.fusion.attentive import MergeAttention
+from pmmrec.models.towers import Towers
+from pmmrec.train.task import TrainingTask
+from pmmrec.users.transformer import TransformerUserEncoder
+
+OWN_ENTRIES = r"attention\.qkv"  # of our own blocks, which are post-norm
+STAGES = ("text", "vision", "fusion", "items", "users", "objectives")
+FLOAT = 4.0  # bytes
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What one batch asks for."""
+
+    stages: Mapping[str, Work]  # by name, those of `STAGES` that the task has
+    update_bytes: float
+    batch_bytes: float
+    tokens: int  # valid ones of all texts
+    positions: int  # valid ones of all passes over windows
+    items: int
+    users: int
+    unknown: tuple[str, ...]  # objectives without a formula; their products are left out
+
+    @property
+    def total(self) -> Work:
+        return Work.total(self.stages.values())
+
+
+class WorkMeter:
+    """Computes the useful work of batches for one task; what torch has to count is counted once."""
+
+    def __init__(self, task: TrainingTask) -> None:
+        self._task = task
+        self._counter = MetaCounter(task.recommender, task.width)
+
+    def of(self, batch: Batch) -> StepWork:
+        """The work of a batch, all its parts included, with kept states fetched."""
+        parts = [self._of_part(part) for part in (batch, *batch.more)]
+        names = dict.fromkeys(name for part in parts for name in part.stages)
+        return StepWork(
+            stages={name: Work.total(part.stages[name] for part in parts) for name in names},
+            update_bytes=update_bytes(self._task),
+            batch_bytes=sum(part.batch_bytes for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            positions=sum(part.positions for part in parts),
+            items=sum(part.items for part in parts),
+            users=sum(part.users for part in parts),
+            unknown=parts[0].unknown,
+        )
+
+    def _of_part(self, batch: Batch) -> StepWork:
+        length_R = position_lengths(batch)
+        objectives, unknown = objective_works(self._task, batch)
+        stages = {**self._items(batch.items), "users": self._users(length_R), "objectives": objectives}
+        return StepWork(
+            stages={name: stages[name] for name in STAGES if name in stages},
+            update_bytes=0.0,
+            batch_bytes=float(sum(tensor.nbytes for tensor in tensors_of(batch))),
+            tokens=sum(int(lengths_of(rows).sum()) for rows in texts_of(batch.items)),
+            positions=int(length_R.sum()),
+            items=batch.items.num_items,
+            users=len(batch.windows.is_valid_BS),
+            unknown=unknown,
+        )
+
+    def _items(self, items: ItemInputs) -> dict[str, Work]:
+        encoder, width = self._task.recommender.item_encoder, self._task.width
+        if not isinstance(encoder, Towers) or not items.fields:
+            work = self._counter.items(items) if items.fields else Work()
+            return {"items": work + stage_bytes(encoder, 0.0, FLOAT * width * items.num_items)}
+        works: dict[str, Work] = {}
+        fused_U = np.ones(items.num_items, dtype=np.int64)  # tokens in the fusion: mm_cls, then those of each field
+        for field, tower in encoder.encoders.items():
+            rows = items.fields[field]
+            length_R, num_left_out = self._lengths(tower, rows)
+            name = "vision" if field == Modality.IMAGE else "text"
+            read = float(sum(tensor.nbytes for tensor in tensors_of(rows)))
+            moved = stage_bytes(tower, read, FLOAT * width * float(length_R.sum()))
+            works[name] = works.get(name, Work()) + self._tower(field, tower, rows, length_R) + moved
+            np.add.at(fused_U, rows.item_index_R.cpu().numpy(), length_R - num_left_out)
+        if isinstance(encoder.fusion, MergeAttention):
+            blocks = list(encoder.fusion.blocks)
+            work = stack_work(blocks, OWN_ENTRIES, fused_U, input_learns=learns(encoder), is_pre_norm=False)
+            read, written = FLOAT * width * float(fused_U.sum()), FLOAT * width * items.num_items
+            works["fusion"] = work + stage_bytes(encoder.fusion, read, written)
+        return works
+
+    def _lengths(self, tower: Encoder, rows: FieldInputs) -> tuple[Ints, int]:
+        """Positions of each row in an encoder, and how many of them a fusion does not see."""
+        if isinstance(tower, HFVision) and tower.host.architecture in PRE_NORM:
+            length = num_patches(tower) + tower.num_prefix_tokens
+            return np.full(len(rows.item_index_R), length), tower.num_prefix_tokens
+        if isinstance(rows, TokenInputs) or (isinstance(rows, PrefixInputs) and rows.is_valid_RT.shape[1]):
+            return lengths_of(rows), 1
+        return np.full(len(rows.item_index_R), self._counter.image_tokens), 0
+
+    def _tower(self, field: str, tower: Encoder, rows: FieldInputs, length_R: Ints) -> Work:
+        work = known_work(tower, rows, length_R)
+        if work is not None:
+            return work
+        is_kept = isinstance(rows, PrefixInputs)
+        lengths, counts = np.unique(length_R, return_counts=True)
+        pairs = zip(lengths.tolist(), counts.tolist(), strict=True)
+        return Work.total(self._counter.row(field, length, is_kept=is_kept) * count for length, count in pairs)
+
+    def _users(self, length_R: Ints) -> Work:
+        encoder, width = self._task.recommender.user_encoder, self._task.width
+        num_positions, items_learn = float(length_R.sum()), learns(self._task.recommender.item_encoder)
+        if isinstance(encoder, TransformerUserEncoder):
+            flows = items_learn or encoder.position.weight.requires_grad
+            work = stack_work(list(encoder.blocks), OWN_ENTRIES, length_R, input_learns=flows, is_pre_norm=False)
+        else:
+            length = int(length_R.max(initial=1))
+            work = self._counter.history(length) * (num_positions / length)
+        size = FLOAT * width * num_positions
+        return work + stage_bytes(encoder, size, size)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors of a contract."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for entry in value.values() for tensor in tensors_of(entry)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [tensor for field in dataclasses.fields(value) for tensor in tensors_of(getattr(value, field.name))]
+    return []
+
+
+def position_lengths(batch: Batch) -> Ints:
+    """Valid positions of every history in every pass over the windows."""
+    masks = [one.is_valid_BL for one in batch.windows.passes.values()]
+    return np.concatenate([row_lengths(is_valid_BL) for is_valid_BL in masks] or [np.zeros(0, np.int64)])
+
+
+def row_lengths(is_valid_RT: Tensor) -> Ints:
+    """How many places of each row are valid."""
+    lengths: Ints = is_valid_RT.sum(dim=1).cpu().numpy().astype(np.int64)
+    return lengths
+
+
+def lengths_of(rows: FieldInputs) -> Ints:
+    """Valid tokens of each text."""
+    return row_lengths(rows.is_valid_RT) if isinstance(rows, TokenInputs | PrefixInputs) else np.zeros(0, np.int64)
+
+
+def texts_of(items: ItemInputs) -> list[FieldInputs]:
+    """The inputs of all texts."""
+    return [rows for field, rows in items.fields.items() if field != Modality.IMAGE]
