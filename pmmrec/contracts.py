@@ -22,6 +22,8 @@ from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
 from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
 from pmmrec.requests import WindowRequest
 from pmmrec.windows import Candidates as Candidates  # noqa: PLC0414
+from pmmrec.windows import ItemPlaces as ItemPlaces  # noqa: PLC0414
+from pmmrec.windows import Places as Places  # noqa: PLC0414
 from pmmrec.windows import WindowPass as WindowPass  # noqa: PLC0414
 from pmmrec.windows import Windows as Windows  # noqa: PLC0414
 
@@ -264,17 +266,14 @@ class Query:
     position_K: Tensor  # int64
 
     @classmethod
-    def at(cls, states: UserStates, is_asked_BL: Tensor) -> Self:
-        """The positions where `is_asked_BL` is true, user by user."""
-        user_K, position_K = is_asked_BL.nonzero(as_tuple=True)
-        return cls(states, user_K, position_K)
+    def at(cls, states: UserStates, places: Places) -> Self:
+        """The states at some positions."""
+        return cls(states, places.user_K, places.position_K)
 
     @classmethod
     def last(cls, states: UserStates) -> Self:
         """The last position of every user: the states that rank."""
-        num_users, length = states.is_valid_BL.shape
-        user_K = torch.arange(num_users, device=states.is_valid_BL.device)
-        return cls(states, user_K, torch.full_like(user_K, length - 1))
+        return cls.at(states, Places.last(states.is_valid_BL))
 
     def __len__(self) -> int:
         return len(self.user_K)

@@ -3,14 +3,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from pmmrec.requests import DrawnNegatives, WindowRequest
+
+
+@dataclass(frozen=True)
+class Places:
+    """K positions of windows, user by user."""
+
+    user_K: Tensor  # int64
+    position_K: Tensor  # int64
+
+    @classmethod
+    def where(cls, is_chosen_BL: Tensor) -> Places:
+        """The positions at which a mask is true. The host waits for a mask that is on a GPU."""
+        return cls(*is_chosen_BL.nonzero(as_tuple=True))
+
+    @classmethod
+    def last(cls, x_BL: Tensor) -> Places:
+        """The last position of every user, on the device of a tensor of their windows."""
+        num_users, length = x_BL.shape[:2]
+        user_K = torch.arange(num_users, device=x_BL.device)
+        return cls(user_K, torch.full_like(user_K, length - 1))
+
+    def of(self, x_BL: Tensor) -> Tensor:
+        """`(B, L, ...)` -> `(K, ...)`: what stands at these positions."""
+        return x_BL[self.user_K, self.position_K]
+
+
+@dataclass(frozen=True)
+class ItemPlaces(Places):
+    """Positions of windows that hold an item, and the items there, each once."""
+
+    item_A: Tensor  # int64, places in U, rising
+    which_K: Tensor  # int64, where `item_A` holds the item of each position
+
+    @classmethod
+    def holding(cls, item_index_BL: Tensor, is_chosen_BL: Tensor) -> ItemPlaces:
+        """The positions at which a mask is true. The host waits for tensors that are on a GPU."""
+        places = Places.where(is_chosen_BL)
+        return cls(places.user_K, places.position_K, *torch.unique(places.of(item_index_BL), return_inverse=True))
 
 
 @dataclass(frozen=True)
@@ -34,12 +74,22 @@ class WindowPass:
     noise_BL: Tensor | None = None  # int64, values of Noise; padding is UNCHANGED. None: no noise was added
     negative_index_BLC: Mapping[DrawnNegatives, Tensor] = field(default_factory=dict)  # int64, places in U
     candidates: Candidates | None = None  # what the state that ranks is to rank; None: nobody asked
+    at_targets: Places | None = None  # positions with a target; None: not known beside the mask
+    at_inputs: Places | None = None  # positions with an input; None: not known beside the mask
 
     @property
-    def is_last_target_BL(self) -> Tensor:
-        """Which positions have a target and are the most recent of their window."""
-        is_last_L = torch.arange(self.is_target_BL.shape[1], device=self.is_target_BL.device)
-        return self.is_target_BL & (is_last_L == self.is_target_BL.shape[1] - 1)
+    def target_places(self) -> Places:
+        """The positions with a target."""
+        return Places.where(self.is_target_BL) if self.at_targets is None else self.at_targets
+
+    @property
+    def input_places(self) -> Places:
+        """The positions with an input."""
+        return Places.where(self.is_valid_BL) if self.at_inputs is None else self.at_inputs
+
+    def placed(self) -> Self:
+        """The same pass with its places, so that nobody has to read masks on a GPU."""
+        return dataclasses.replace(self, at_targets=self.target_places, at_inputs=self.input_places)
 
 
 @dataclass(frozen=True)
@@ -51,6 +101,8 @@ class Windows:
     passes: Mapping[WindowRequest, WindowPass] = field(default_factory=dict)  # what objectives asked for
     user_index_B: Tensor | None = None  # int64, among the users of all domains of the run; None: nobody asked
     last_alone_counts: bool = False  # only the last item of a window counts as a target, as in validation
+    at_next: ItemPlaces | None = None  # inputs whose next item counts; None: not known beside the masks
+    at_counted: ItemPlaces | None = None  # places whose item counts; None: not known beside the masks
 
     @property
     def is_counted_BS(self) -> Tensor:
@@ -62,6 +114,22 @@ class Windows:
     def has_next_BL(self) -> Tensor:
         """Which inputs hold an item whose next item counts as a target: the positions of DAP and NICL."""
         return self.is_valid_BS[:, :-1] & self.is_counted_BS[:, 1:]
+
+    @property
+    def next_places(self) -> ItemPlaces:
+        """The inputs whose next item counts as a target."""
+        if self.at_next is not None:
+            return self.at_next
+        return ItemPlaces.holding(self.item_index_BS[:, :-1], self.has_next_BL)
+
+    @property
+    def counted_places(self) -> ItemPlaces:
+        """The places whose item counts as a target."""
+        return self.at_counted or ItemPlaces.holding(self.item_index_BS, self.is_counted_BS)
+
+    def placed(self) -> Self:
+        """The same windows with their places, so that nobody has to read masks on a GPU."""
+        return dataclasses.replace(self, at_next=self.next_places, at_counted=self.counted_places)
 
     @property
     def candidates(self) -> Candidates | None:

@@ -224,8 +224,11 @@ class BatchBuilder:
         for request, drawn in self._requests.passes.items():
             length = num_positions - (not request.reads_last)
             is_plain = isinstance(request, NextItems) and not drawn and self._have_history
-            passes[request] = windows.next_items if is_plain else padded([row[request] for row in rows], key_U, length)
+            of_pass = windows.next_items if is_plain else padded([row[request] for row in rows], key_U, length)
+            passes[request] = of_pass.placed()
         windows = dataclasses.replace(windows, passes=passes)
+        if View.MODALITIES in self._requests.views:
+            windows = windows.placed()
         if not self._have_users:
             return windows
         users = [self._first_user[visit.window.domain] + visit.window.user for visit in visits]

@@ -48,8 +48,8 @@ class Objective(nn.Module, ABC):
         """The sum and the count of this objective over one step, in float32 or wider, outside autocast.
 
         The count depends on windows, requests and on what items have, never on vectors, states or scores: it is asked
-        for before anything is encoded. It must run on meta tensors: nothing in it may depend on the numbers in a tensor
-        but by masks and their `nonzero`.
+        for before anything is encoded. It must run on meta tensors, and the host must not have to wait for a GPU: no
+        shape may depend on the numbers in a tensor. The batch knows the places of targets and of inputs; see `Places`.
         """
 
 

@@ -1,5 +1,5 @@
 """Align an item's text with its image, and with the next item (PMMRec, eq. 6-9)."""
-# Shapes: B users, S window positions, L = S - 1, U distinct items, D width, K counted positions, A items at those.
+# Shapes: B users, S window positions, U distinct items, D width, K positions with a next item, A items at those.
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemVectors, Modality, Term, Views
+from pmmrec.contracts import ItemVectors, Modality, Term, Views, Windows
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.negatives import Columns, NegativeRule
 from pmmrec.precision import outside_autocast, widened
@@ -63,13 +63,21 @@ class AlignmentConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class _Anchors:
-    """The counted positions: whose they are, which item stands there and which comes next."""
+    """The positions with a next item: whose they are, which item stands there and which comes next."""
 
     user_K: Tensor
     item_K: Tensor
     next_K: Tensor
     item_A: Tensor  # the items of `item_K`, each once
-    place_K: Tensor  # where `item_A` holds them
+    which_K: Tensor  # where `item_A` holds them
+    is_counted_K: Tensor  # False where the loss of a position is not defined
+
+    @classmethod
+    def of(cls, windows: Windows, has_both_U: Tensor, has_negative_B: Tensor) -> _Anchors:
+        at, index_BS = windows.next_places, windows.item_index_BS
+        item_K, next_K = at.of(index_BS), at.of(index_BS[:, 1:])
+        is_counted_K = has_both_U[item_K] & has_negative_B[at.user_K]
+        return cls(at.user_K, item_K, next_K, at.item_A, at.which_K, is_counted_K)
 
 
 @dataclass(frozen=True)
@@ -128,25 +136,17 @@ class Alignment(Objective):
         weight_BU = columns.negatives(self.config.negatives, text.unit_UD.dtype).weight_BU
         text_terms_B, image_terms_B = self._num_terms(weight_BU, text, image), self._num_terms(weight_BU, image, text)
 
-        own_BL = windows.item_index_BS[:, :-1]
-        has_both_BL = (text.has_U & image.has_U)[own_BL]
-        has_negative_B = (text_terms_B > 0) & (image_terms_B > 0)
-        is_counted_BL = windows.has_next_BL & has_both_BL & has_negative_B[:, None]
-        user_K, _ = is_counted_BL.nonzero(as_tuple=True)
-        item_K = own_BL[is_counted_BL]
-        at = _Anchors(
-            user_K, item_K, windows.item_index_BS[:, 1:][is_counted_BL], *torch.unique(item_K, return_inverse=True)
-        )
-
+        at = _Anchors.of(windows, text.has_U & image.has_U, (text_terms_B > 0) & (image_terms_B > 0))
         loss_K = (self._loss(text, image, weight_BU, at) + self._loss(image, text, weight_BU, at)) / 2
-        count = loss_K.new_full((), user_K.shape[0])
+        count = at.is_counted_K.sum().to(loss_K.dtype)
         num_next_K = (text.weight_U + image.weight_U)[at.next_K] * self.config.next_item_positives
         num_extra_K = num_next_K * self.config.positives_in_denominator
-        num_denominators = torch.stack((text_terms_B, image_terms_B))[:, user_K] + num_extra_K
-        chance = (num_denominators.log1p().mean(dim=0) - num_next_K.log1p()).sum()
-        cosine = (text.unit_UD * image.unit_UD).detach().sum(dim=1)[at.item_K].sum()
+        num_denominators = torch.stack((text_terms_B, image_terms_B))[:, at.user_K] + num_extra_K
+        chance_K = num_denominators.log1p().mean(dim=0) - num_next_K.log1p()
+        cosine_K = (text.unit_UD * image.unit_UD).detach().sum(dim=1)[at.item_K]
+        loss, chance, cosine = (torch.where(at.is_counted_K, x_K, 0.0).sum() for x_K in (loss_K, chance_K, cosine_K))
         metrics = {"chance": torch.stack((chance, count)), "own_cosine": torch.stack((cosine, count))}
-        return Term(loss_K.sum(), count, metrics)
+        return Term(loss, count, metrics)
 
     def _num_terms(self, weight_BU: Tensor, anchor: _Side, other: _Side) -> Tensor:
         """`(B,)`: how many negative terms a denominator of each user holds in one direction."""
@@ -162,7 +162,7 @@ class Alignment(Objective):
         config, unit_AD = self.config, anchor.unit_UD[at.item_A]
         across_AU = unit_AD @ other.unit_UD.T / config.temperature
         mass_AU = across_AU.exp() * other.weight_U
-        own_K = across_AU[at.place_K, at.item_K]
+        own_K = across_AU[at.which_K, at.item_K]
         next_terms: list[Tensor] = []
         if config.next_item_positives or config.intra_negatives:
             within_AU = unit_AD @ anchor.unit_UD.T / config.temperature
@@ -170,7 +170,8 @@ class Alignment(Objective):
                 mass_AU = mass_AU + within_AU.exp() * anchor.weight_U
             if config.next_item_positives:
                 next_terms = [_next_term(across_AU, other, at), _next_term(within_AU, anchor, at)]
-        negative_K = (mass_AU @ weight_BU.T)[at.place_K, at.user_K].log()
+        negative_K = (mass_AU @ weight_BU.T)[at.which_K, at.user_K]
+        negative_K = torch.where(at.is_counted_K, negative_K, 1.0).log()  # log 0 has no gradient
         numerator = torch.stack([own_K, *next_terms])
         denominator = torch.stack([own_K, negative_K, *(next_terms if config.positives_in_denominator else [])])
         return denominator.logsumexp(dim=0) - numerator.logsumexp(dim=0)
@@ -185,4 +186,4 @@ def _side(items: ItemVectors, modality: Modality) -> _Side:
 
 def _next_term(similarity_AU: Tensor, side: _Side, at: _Anchors) -> Tensor:
     """`(K,)`: similarity to the next item; -inf where it lacks the modality."""
-    return torch.where(side.has_U[at.next_K], similarity_AU[at.place_K, at.next_K], -math.inf)
+    return torch.where(side.has_U[at.next_K], similarity_AU[at.which_K, at.next_K], -math.inf)

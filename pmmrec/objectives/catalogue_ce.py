@@ -1,5 +1,5 @@
 """Tell the next item from all other items of the catalogue."""
-# Shapes: B users, S window positions, L = S - 1, U items of the batch: the catalogue. D width, K counted positions.
+# Shapes: B users, S window positions, U items of the batch: the catalogue. D width, K positions with a target.
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Query, Term, Views
 from pmmrec.objectives import Objective, objectives
-from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.requests import Requests, View
+
+NO_TARGET = -100  # of positions that do not count; the index that torch's cross-entropy ignores
 
 
 class CatalogueCEConfig(TargetsConfig):
@@ -70,18 +72,18 @@ class CatalogueCE(Objective):
             return self._term(views)
 
     def _term(self, views: Views) -> Term:
-        of_pass, states, is_counted_BL = read_targets(views, self.config, "catalogue_ce")
-        is_readable_U = views.items.is_readable_U
-        query, target_K = Query.at(states, is_counted_BL), of_pass.target_index_BL[is_counted_BL]
+        targets = TargetStates.read(views, self.config, "catalogue_ce")
+        is_readable_U, query = views.items.is_readable_U, targets.query
+        target_K = torch.where(targets.is_counted_K, targets.target_K, NO_TARGET)
         num_items, num_positions = len(is_readable_U), len(query)
         at_once = max(1, self.config.scores_at_once // num_items)
         # in the graph also where nobody has a target
         loss = (widened(query.hidden_KD).sum() + widened(views.items.fused_UD).sum()) * 0.0
         num_right = loss.new_zeros(())
+        closed_U = torch.where(is_readable_U, 0.0, -math.inf).to(loss.dtype)
 
         def cross_entropy(some: Query, target_k: Tensor) -> tuple[Tensor, Tensor]:
-            score_kU = views.score(some) / self.temperature
-            return _cross_entropy(score_kU.masked_fill(~is_readable_U, -math.inf), target_k)
+            return _cross_entropy(views.score(some) / self.temperature + closed_U, target_k)
 
         for start in range(0, num_positions, at_once):
             chunk = slice(start, start + at_once)
@@ -91,7 +93,7 @@ class CatalogueCE(Objective):
             else:
                 chunk_loss, chunk_right = cross_entropy(*inputs)
             loss, num_right = loss + chunk_loss, num_right + chunk_right
-        count = loss.detach().new_full((), num_positions)
+        count = targets.count(loss.dtype)
         chance = count * is_readable_U.sum().to(count.dtype).log()
         metrics = {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}
         return Term(loss, count, metrics)
@@ -99,8 +101,9 @@ class CatalogueCE(Objective):
 
 def _cross_entropy(score_KU: Tensor, target_K: Tensor) -> tuple[Tensor, Tensor]:
     """Summed loss of some positions, and at how many the target is alone at the top."""
-    loss = F.cross_entropy(score_KU, target_K, reduction="sum")
+    loss = F.cross_entropy(score_KU, target_K, reduction="sum", ignore_index=NO_TARGET)
     with torch.no_grad():
-        others_KU = score_KU.scatter(1, target_K[:, None], -math.inf)
-        is_right_K = score_KU.gather(1, target_K[:, None])[:, 0] > others_KU.amax(dim=1)
-    return loss, is_right_K.sum().to(loss.dtype)
+        own_K1 = score_KU.gather(1, target_K.clamp(min=0)[:, None])
+        is_alone_K = (score_KU >= own_K1).sum(dim=1) == 1
+        num_right = (is_alone_K & (target_K != NO_TARGET)).sum()
+    return loss, num_right.to(loss.dtype)

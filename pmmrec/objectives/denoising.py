@@ -1,5 +1,5 @@
 """Detect the noise in a window (NID, eq. 10), and recognise a user in spite of it (RCL, eq. 11)."""
-# Shapes: B users, L inputs of a window, D width, K counted inputs, A users with an input, G those of all processes.
+# Shapes: B users, L inputs of a window, D width, K counted inputs, G users of all processes.
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class NoiseDetection(Objective):
         of_pass, states = views.read(self.config.noise, "noise_detection")
         if of_pass.noise_BL is None:
             raise ValueError("noise_detection: the pass has no labels of noise")
-        is_valid_BL, hidden_BLD = of_pass.is_valid_BL, states.hidden_BLD
-        noise_K = of_pass.noise_BL[is_valid_BL]
+        places, hidden_BLD = of_pass.input_places, states.hidden_BLD
+        noise_K = places.of(of_pass.noise_BL)
         with outside_autocast(hidden_BLD.device):
-            logits_K3 = self.head(widened(hidden_BLD[is_valid_BL]))
+            logits_K3 = self.head(widened(places.of(hidden_BLD)))
             if self.config.relu:
                 logits_K3 = logits_K3.relu()
             loss = F.cross_entropy(logits_K3, noise_K, reduction="sum")
@@ -116,21 +116,17 @@ class Robustness(Objective):
         with outside_autocast(is_valid_BL.device):
             clean_BD, noised_BD = (self._means(states.hidden_BLD, is_valid_BL) for states in (clean, noised))
             means = (noised_BD, clean_BD) if self.config.symmetric else (noised_BD,)
-            has_input_B = is_valid_BL.any(dim=1)
-            keys, own_A = rows_of_all(means, has_input_B, views.peers)
-            score_AG = clean_BD[has_input_B] @ keys[0].T / self.config.temperature
-            loss = F.cross_entropy(score_AG, own_A, reduction="sum")  # exactly 0, gradient too, for a user alone
+            keys, rows = rows_of_all(means, is_valid_BL.any(dim=1), views.peers)
+            score_BG = rows.closed(clean_BD @ keys[0].T / self.config.temperature)
+            loss = rows.cross_entropy(score_BG)  # exactly 0, gradient too, for a user alone
             if self.config.symmetric:
-                back_AG = noised_BD[has_input_B] @ keys[1].T / self.config.temperature
-                loss = (loss + F.cross_entropy(back_AG, own_A, reduction="sum")) / 2
-        num_users = score_AG.shape[1]
-        num_counted = score_AG.shape[0] if num_users > 1 else 0
-        count = loss.new_full((), num_counted)
-        is_own_AG = own_A[:, None] == torch.arange(num_users, device=own_A.device)
-        own_score_A1 = score_AG.gather(1, own_A[:, None])
-        is_nearest_A = (own_score_A1 > score_AG).logical_or(is_own_AG).all(dim=1)
-        num_right = (is_nearest_A & (count > 0)).sum().to(loss.dtype)
-        chance = loss.new_full((), num_counted * math.log(max(num_users, 1)))
+                back_BG = rows.closed(noised_BD @ keys[1].T / self.config.temperature)
+                loss = (loss + rows.cross_entropy(back_BG)) / 2
+        num_users = rows.is_counted_G.sum()
+        count = (rows.is_counted_B & (num_users > 1)).sum().to(loss.dtype)
+        is_nearest_B = rows.is_alone_at_the_top(score_BG)
+        num_right = (is_nearest_B & (num_users > 1)).sum().to(loss.dtype)
+        chance = count * num_users.clamp(min=1).to(loss.dtype).log()
         metrics = {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}
         return Term(loss, count, metrics)
 

@@ -1,5 +1,5 @@
 """Score targets above negatives that were drawn for them (BCE as in SASRec, BPR)."""
-# Shapes: B users, L positions, K counted positions, C negatives of a target.
+# Shapes: B users, L positions, K positions with a target, C negatives of a target.
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Query, Term, Views
+from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
-from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast
 from pmmrec.requests import DrawnNegatives, Requests
 
@@ -56,22 +56,21 @@ class _Drawn(Objective):
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError where the views lack the pass or its negatives."""
-        of_pass, states, is_counted_BL = read_targets(views, self.config, self.config.type)
-        if self.config.negatives not in of_pass.negative_index_BLC:
-            raise ValueError(f"{self.config.type}: the pass holds no negatives {self.config.negatives!r}")
-        target_K1 = of_pass.target_index_BL[is_counted_BL][:, None]
-        negative_KC = of_pass.negative_index_BLC[self.config.negatives][is_counted_BL]
+        targets = TargetStates.read(views, self.config, self.config.type)
+        negative_KC = targets.negatives(self.config.negatives, self.config.type)
+        target_K1, is_counted_K = targets.target_K[:, None], targets.is_counted_K
         with outside_autocast(target_K1.device):
-            query = Query.at(states, is_counted_BL)
-            score_KC = views.score(query, torch.cat((target_K1, negative_KC), dim=1))
+            score_KC = views.score(targets.query, torch.cat((target_K1, negative_KC), dim=1))
             score_K1, score_KC = score_KC[:, :1], score_KC[:, 1:]
-            loss = self._loss(score_K1, score_KC)
-        count = loss.new_full((), len(query))
-        num_right = (score_K1 > score_KC).all(dim=1).sum().to(loss.dtype)
-        chance = count * self._loss(torch.zeros_like(score_K1[:1]), torch.zeros_like(score_KC[:1])).detach()
+            loss = torch.where(is_counted_K, self._loss(score_K1, score_KC), 0.0).sum()
+        count = targets.count(loss.dtype)
+        num_right = ((score_K1 > score_KC).all(dim=1) & is_counted_K).sum().to(loss.dtype)
+        equal_C = score_KC.new_zeros((1, score_KC.shape[1]))
+        chance = count * self._loss(equal_C[:, :1], equal_C)[0]
         return Term(loss, count, {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))})
 
     def _loss(self, score_K1: Tensor, score_KC: Tensor) -> Tensor:
+        """`(K,)`: the loss of each position."""
         raise NotImplementedError
 
 
@@ -87,7 +86,7 @@ class BCE(_Drawn):
     """
 
     def _loss(self, score_K1: Tensor, score_KC: Tensor) -> Tensor:
-        return (F.softplus(-score_K1)[:, 0] + F.softplus(score_KC).mean(dim=1)).sum()
+        return F.softplus(-score_K1)[:, 0] + F.softplus(score_KC).mean(dim=1)
 
 
 @objectives.register("bpr", BPRConfig)
@@ -102,4 +101,4 @@ class BPR(_Drawn):
     """
 
     def _loss(self, score_K1: Tensor, score_KC: Tensor) -> Tensor:
-        return F.softplus(score_KC - score_K1).mean(dim=1).sum()
+        return F.softplus(score_KC - score_K1).mean(dim=1)

@@ -1,5 +1,5 @@
 """Keep the vectors of users and items short (the L2 term of LightGCN and of matrix factorisation)."""
-# Shapes: B users, K counted positions, C negatives of a target, D width.
+# Shapes: B users, K positions with a target, C negatives of a target, D width.
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
-from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.requests import DrawnNegatives, Requests, View
 
@@ -49,20 +49,18 @@ class EmbeddingL2(Objective):
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError where the views lack the pass or its negatives."""
-        of_pass, _, is_counted_BL = read_targets(views, self.config, self.config.type)
-        index_K1 = of_pass.target_index_BL[is_counted_BL][:, None]
+        targets = TargetStates.read(views, self.config, self.config.type)
+        index_K1, is_counted_K1 = targets.target_K[:, None], targets.is_counted_K[:, None]
         if self.config.negatives is not None:
-            if self.config.negatives not in of_pass.negative_index_BLC:
-                raise ValueError(f"{self.config.type}: the pass holds no negatives {self.config.negatives!r}")
-            index_K1 = torch.cat((index_K1, of_pass.negative_index_BLC[self.config.negatives][is_counted_BL]), dim=1)
+            index_K1 = torch.cat((index_K1, targets.negatives(self.config.negatives, self.config.type)), dim=1)
         items = views.items if views.unpropagated is None else views.unpropagated.items
         user_MD = None if views.unpropagated is None else views.unpropagated.user_MD
         with outside_autocast(index_K1.device):
-            total = _square(items.fused_UD)[index_K1].sum()
+            total = torch.where(is_counted_K1, _square(items.fused_UD)[index_K1], 0.0).sum()
             if user_MD is not None and views.windows.user_index_B is not None:
-                square_B = _square(user_MD[views.windows.user_index_B])
-                total = total + (square_B[:, None] * is_counted_BL).sum()
-        return Term(total / 2, total.new_full((), len(index_K1)))
+                square_K = _square(user_MD[views.windows.user_index_B])[targets.query.user_K]
+                total = total + torch.where(targets.is_counted_K, square_K, 0.0).sum()
+        return Term(total / 2, targets.count(total.dtype))
 
 
 def _square(x_RD: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Tell an item's image by its text, and its text by its image (CLIP's image-text contrast)."""
-# Shapes: B examples, S window positions, U distinct items of the step, D width, A items that count.
+# Shapes: B examples, S window positions, U distinct items of the step, D width, A items at places that count.
 
 from __future__ import annotations
 
@@ -72,15 +72,16 @@ class ItemContrast(Objective):
     def _term(self, views: Views) -> Term:
         (text_UD, has_text_U), (image_UD, has_image_U) = _side(views, Modality.TEXT), _side(views, Modality.IMAGE)
         num_own_U = _num_own(views.windows, len(has_text_U))
-        item_A = (has_text_U & has_image_U & (num_own_U > 0)).nonzero()[:, 0]
-        has_others = (has_text_U.sum() > 1) | (has_image_U.sum() > 1)
-        weight_A = (num_own_U[item_A] * has_others).to(text_UD.dtype)
+        item_A = views.windows.counted_places.item_A
+        is_counted_A = (has_text_U & has_image_U)[item_A] & ((has_text_U.sum() > 1) | (has_image_U.sum() > 1))
+        weight_A = (num_own_U[item_A] * is_counted_A).to(text_UD.dtype)
 
         scale = self._scale(text_UD)
-        to_image_AU = (scale * (text_UD[item_A] @ image_UD.T)).masked_fill(~has_image_U, -math.inf)
-        to_text_AU = (scale * (image_UD[item_A] @ text_UD.T)).masked_fill(~has_text_U, -math.inf)
+        to_image_AU = scale * (text_UD[item_A] @ image_UD.T) + _closing(has_image_U, text_UD.dtype)
+        to_text_AU = scale * (image_UD[item_A] @ text_UD.T) + _closing(has_text_U, text_UD.dtype)
         loss_A = F.cross_entropy(to_image_AU, item_A, reduction="none")
         loss_A = (loss_A + F.cross_entropy(to_text_AU, item_A, reduction="none")) / 2
+        loss_A = torch.where(is_counted_A, loss_A, 0.0)
 
         count = weight_A.sum()
         chance = count * (has_text_U.sum().log() + has_image_U.sum().log()) / 2
@@ -114,7 +115,10 @@ def _num_own(windows: Windows, num_items: int) -> Tensor:
     return none_U.scatter_add(0, index, is_counted.to(torch.int64))
 
 
+def _closing(has_U: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to similarities: -inf for items without the field, unless no item has it, and none counts."""
+    return torch.where(has_U | ~has_U.any(), 0.0, -math.inf).to(dtype)
+
+
 def _is_alone_at_the_top(score_AU: Tensor, item_A: Tensor) -> Tensor:
-    own_A1 = score_AU.gather(1, item_A[:, None])
-    others_AU = score_AU.scatter(1, item_A[:, None], -math.inf)
-    return own_A1[:, 0] > others_AU.amax(dim=1)
+    return (score_AU >= score_AU.gather(1, item_A[:, None])).sum(dim=1) == 1

@@ -1,5 +1,5 @@
 """Tell the next item from items of other users (PMMRec's DAP, eq. 5)."""
-# Shapes: B users, S window positions, L = S - 1, U distinct items, D width, K counted positions.
+# Shapes: B users, S window positions, L = S - 1, U distinct items, D width, K positions with a target.
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Query, Term, Views
+from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns, NegativeRule, Negatives
-from pmmrec.objectives.targets import TargetsConfig, read_targets
+from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast
 from pmmrec.requests import Requests, View
 
@@ -73,15 +73,14 @@ class NextItem(Objective):
             return self._term(views)
 
     def _term(self, views: Views) -> Term:
-        of_pass, states, is_target_BL = read_targets(views, self.config, "next_item")
+        targets = TargetStates.read(views, self.config, "next_item")
         dtype = torch.promote_types(views.items.fused_UD.dtype, torch.float32)
         columns = Columns.of(views.windows, len(views.items.fused_UD), views.num_slots_U)
         negatives = columns.negatives(self.config.negatives, dtype, views.items.is_readable_U)
-        is_counted_BL = is_target_BL & negatives.has_any_B[:, None]
-        query = Query.at(states, is_counted_BL)
-        user_K, next_K = query.user_K, of_pass.target_index_BL[is_counted_BL]
+        user_K, next_K = targets.query.user_K, targets.target_K
+        is_counted_K = targets.is_counted_K & negatives.has_any_B[user_K]
 
-        score_KU = views.score(query) / self.temperature
+        score_KU = views.score(targets.query) / self.temperature
         score_K = score_KU.gather(1, next_K[:, None])[:, 0]
         positive_K, negative_bias_BU = score_K, negatives.log_weight_BU
         if self.config.logq != "none":
@@ -90,9 +89,12 @@ class NextItem(Objective):
             negative_bias_BU = torch.where(negatives.is_negative_BU, negative_bias_BU - log_q_U, -math.inf)
             if self.config.logq == "all_columns":
                 positive_K = score_K - log_q_U[next_K]
+        # users without negatives do not count; the sum over none of them would have no gradient
+        negative_bias_BU = torch.where(negatives.has_any_B[:, None], negative_bias_BU, 0.0)
         negative_K = (score_KU + negative_bias_BU[user_K]).logsumexp(dim=1)
-        loss = -F.logsigmoid(positive_K - negative_K).sum()  # eq. 5: log(1 + exp(negative - positive))
-        return _term_of(loss, score_K.detach(), score_KU.detach(), negatives, user_K)
+        gain_K = F.logsigmoid(positive_K - negative_K)  # eq. 5: -log(1 + exp(negative - positive))
+        loss = -torch.where(is_counted_K, gain_K, 0.0).sum()
+        return Term(loss, *_figures(score_KU.detach(), next_K, negatives, user_K, is_counted_K))
 
     def _log_q(self, views: Views) -> Tensor:
         if views.log_q_U is None:
@@ -102,10 +104,13 @@ class NextItem(Objective):
         return views.log_q_U
 
 
-def _term_of(loss: Tensor, score_K: Tensor, score_KU: Tensor, negatives: Negatives, user_K: Tensor) -> Term:
-    count = loss.new_full((), user_K.shape[0])
-    best_negative_K = score_KU.masked_fill(~negatives.is_negative_BU[user_K], -math.inf).amax(dim=1)
-    num_right = (score_K > best_negative_K).sum().to(loss.dtype)
-    chance = negatives.weight_BU.sum(dim=1).log1p()[user_K].sum()
-    metrics = {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}
-    return Term(loss, count, metrics)
+def _figures(
+    score_KU: Tensor, next_K: Tensor, negatives: Negatives, user_K: Tensor, is_counted_K: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The count, and the metrics."""
+    count = is_counted_K.sum().to(score_KU.dtype)
+    is_beaten_KU = (score_KU >= score_KU.gather(1, next_K[:, None])) & negatives.is_negative_BU[user_K]
+    num_right = (is_counted_K & ~is_beaten_KU.any(dim=1)).sum().to(score_KU.dtype)
+    chance_K = negatives.weight_BU.sum(dim=1).log1p()[user_K]
+    chance = torch.where(is_counted_K, chance_K, 0.0).sum()
+    return count, {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}

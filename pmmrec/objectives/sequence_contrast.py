@@ -1,9 +1,8 @@
 """Tell a window with items left out from those of other users (UniSRec)."""
-# Shapes: B users, L inputs of a window, D width, A users who count, G those of all processes.
+# Shapes: B users, L inputs of a window, D width, G users of all processes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -56,15 +55,13 @@ class SequenceContrast(Objective):
         with outside_autocast(is_counted_B.device):
             state_BD, view_BD = (F.normalize(widened(one.hidden_BLD[:, -1]), dim=1) for one in (clean, dropped))
             target_B1 = of_pass.target_index_BL[:, -1:].to(view_BD.dtype)
-            (view_GD, target_G1), own_A = rows_of_all((view_BD, target_B1), is_counted_B, views.peers)
-            is_own_AG = own_A[:, None] == torch.arange(len(view_GD), device=own_A.device)
-            is_open_AG = is_own_AG | (target_B1[is_counted_B] != target_G1.T)
-            score_AG = state_BD[is_counted_B] @ view_GD.T / self.config.temperature
-            score_AG = score_AG.masked_fill(~is_open_AG, -math.inf)
-            loss = F.cross_entropy(score_AG, own_A, reduction="sum")  # exactly 0, gradient too, for a user alone
-        num_open_A = is_open_AG.sum(dim=1)
-        count = (num_open_A > 1).sum().to(loss.dtype)
-        is_nearest_A = ((score_AG.gather(1, own_A[:, None]) > score_AG) | is_own_AG).all(dim=1)
-        num_right = (is_nearest_A & (num_open_A > 1)).sum().to(loss.dtype)
-        chance = num_open_A.to(loss.dtype).log().sum()
+            (view_GD, target_G1), rows = rows_of_all((view_BD, target_B1), is_counted_B, views.peers)
+            is_open_BG = rows.is_counted_G & (target_B1 != target_G1.T) | rows.is_own_BG
+            score_BG = rows.closed(state_BD @ view_GD.T / self.config.temperature, is_open_BG)
+            loss = rows.cross_entropy(score_BG)  # exactly 0, gradient too, for a user alone
+        num_open_B = is_open_BG.sum(dim=1)
+        is_compared_B = rows.is_counted_B & (num_open_B > 1)
+        count = is_compared_B.sum().to(loss.dtype)
+        num_right = (rows.is_alone_at_the_top(score_BG) & is_compared_B).sum().to(loss.dtype)
+        chance = torch.where(rows.is_counted_B, num_open_B.to(loss.dtype).log(), 0.0).sum()
         return Term(loss, count, {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))})

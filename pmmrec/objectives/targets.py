@@ -1,17 +1,19 @@
 """Choose the positions of a window at which an objective scores items, and the items that are right there."""
-# Shapes: B users, L positions, K counted positions.
+# Shapes: B users, L positions, K positions with a target, U distinct items, C negatives of a target.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from pmmrec.contracts import UserStates, Views, WindowPass
+from pmmrec.contracts import Query, Views, WindowPass
 from pmmrec.objectives import ObjectiveConfig
-from pmmrec.requests import Masked, NextItems, Others, WindowRequest
+from pmmrec.requests import DrawnNegatives, Masked, NextItems, Others, WindowRequest
 
 Targets = Literal["next", "last", "masked", "each"]
 
@@ -42,11 +44,37 @@ class TargetsConfig(ObjectiveConfig):
         return Masked() if self.mask_share is None else Masked(share=self.mask_share)
 
 
-def read_targets(views: Views, config: TargetsConfig, objective: str) -> tuple[WindowPass, UserStates, Tensor]:
-    """The pass that holds the targets, its states, and which positions `(B, L)` have a target that counts.
+@dataclass(frozen=True)
+class TargetStates:
+    """The states at which an objective scores items, and the item that is right at each."""
 
-    A target with nothing to read does not: no ranking holds it.
-    """
-    of_pass, states = views.read(config.window, objective)
-    is_target_BL = of_pass.is_last_target_BL if config.targets == "last" else of_pass.is_target_BL
-    return of_pass, states, is_target_BL & views.items.is_readable_U[of_pass.target_index_BL]
+    of_pass: WindowPass
+    query: Query  # K positions; those of a batch's targets, whether they count or not
+    target_K: Tensor  # int64, places in U; 0 where there is none
+    is_counted_K: Tensor  # bool; False where there is no target, or one with nothing to read, which no ranking holds
+
+    @classmethod
+    def read(cls, views: Views, config: TargetsConfig, objective: str) -> TargetStates:
+        """What the views hold of the targets that a configuration asks for. ValueError where they lack the pass."""
+        of_pass, states = views.read(config.window, objective)
+        is_readable_U = views.items.is_readable_U
+        if config.targets == "last":
+            query, target_K = Query.last(states), of_pass.target_index_BL[:, -1]
+            return cls(of_pass, query, target_K, of_pass.is_target_BL[:, -1] & is_readable_U[target_K])
+        places = of_pass.target_places
+        target_K = places.of(of_pass.target_index_BL)
+        return cls(of_pass, Query.at(states, places), target_K, is_readable_U[target_K])
+
+    def at(self, x_BL: Tensor) -> Tensor:
+        """`(B, L, ...)` -> `(K, ...)`: what stands at these positions."""
+        return x_BL[self.query.user_K, self.query.position_K]
+
+    def negatives(self, drawn: DrawnNegatives, objective: str) -> Tensor:
+        """The negatives of each target, `(K, C)` places in U. ValueError where the pass lacks them."""
+        if drawn not in self.of_pass.negative_index_BLC:
+            raise ValueError(f"{objective}: the pass holds no negatives {drawn!r}")
+        return self.at(self.of_pass.negative_index_BLC[drawn])
+
+    def count(self, dtype: torch.dtype) -> Tensor:
+        """How many positions count, as a number of this type."""
+        return self.is_counted_K.sum().to(dtype)

@@ -19,6 +19,7 @@ from pmmrec.testing.checks import Inapplicable, assert_close, check, require
 from pmmrec.testing.subjects import Subject
 from pmmrec.testing.twins import NO_TWIN, find_twin
 from pmmrec.testing.world import WIDTH, WINDOWS, batch_of, task_of
+from pmmrec.train.syncs import HostSyncs
 from pmmrec.train.task import TrainingTask
 
 STEP = 1e-2  # length of the plain gradient step
@@ -137,6 +138,23 @@ def shares_of_a_batch_add_up_to_the_whole(subject: Subject) -> Inapplicable:
         num_users = len(batch.windows.item_index_BS)
         for sizes in ([num_users - 1, 1], [1] * num_users):
             _assert_same_term(_together(objective, _shares(views, sizes)), whole, leaves, f"{name}: shares {sizes}")
+    return None
+
+
+@check("no waiting", objectives)
+def the_host_waits_for_no_number(subject: Subject) -> Inapplicable:
+    """Forward and backward ask for no number that a GPU would hold, where a batch brings its places along."""
+    objective = subject.build()
+    task = task_of(objective)
+    for name, batch in _batches(objective).items():
+        passes = {request: of_pass.placed() for request, of_pass in batch.windows.passes.items()}
+        windows = dataclasses.replace(batch.windows, passes=passes).placed()
+        views = task.views(dataclasses.replace(batch, windows=windows))
+        with HostSyncs() as syncs:
+            term = objective(views)
+            if term.sum.requires_grad:
+                torch.autograd.backward(term.sum)
+        require(syncs.count == 0, f"{name}: the host waits for {', '.join(syncs.found)}")
     return None
 
 

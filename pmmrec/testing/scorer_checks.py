@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pmmrec.contracts import ItemVectors, Query, UserStates
+from pmmrec.contracts import ItemVectors, Places, Query, UserStates
 from pmmrec.models import scorers
 from pmmrec.testing.checks import Inapplicable, assert_close, check, require
 from pmmrec.testing.subjects import Numbers, Subject, is_valid
@@ -24,7 +24,7 @@ def _asked(subject: Subject) -> tuple[Any, Query, ItemVectors, Tensor]:
     """A scorer, queries of several users at several positions, items, and how often each was touched."""
     numbers = Numbers()
     is_valid_BL = is_valid((4, 3, 2, 1, 4), LENGTH, left=True)
-    query = Query.at(UserStates(numbers.normal(NUM_USERS, LENGTH, WIDTH), is_valid_BL), is_valid_BL)
+    query = Query.at(UserStates(numbers.normal(NUM_USERS, LENGTH, WIDTH), is_valid_BL), Places.where(is_valid_BL))
     items = ItemVectors(numbers.normal(NUM_ITEMS, WIDTH))
     return subject.build().double().eval(), query, items, torch.arange(NUM_ITEMS)
 
@@ -122,7 +122,7 @@ def a_query_alone_scores_what_it_scores_in_a_batch(subject: Subject) -> Inapplic
     whole_KN = part(query, items)
     for user in range(NUM_USERS):
         states = UserStates(query.states.hidden_BLD[user, None], query.states.is_valid_BL[user, None])
-        own = Query.at(states, states.is_valid_BL)
+        own = Query.at(states, Places.where(states.is_valid_BL))
         assert_close(part(own, items), whole_KN[query.user_K == user], f"user {user} alone")
     return None
 

@@ -137,7 +137,7 @@ class NonfiniteGuard:
         Raises DivergenceError if it was and no more steps may be left out.
         """
         is_broken, step, self._step = self._flags.take(), self._step, None
-        if is_broken is None or step is None or not is_broken.any():
+        if is_broken is None or step is None or not any(is_broken.tolist()):
             return
         losses = [name for name, broken in zip(self._names, is_broken.tolist(), strict=False) if broken]
         accounts = self._processes.gathered([self._account(step)])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import ItemVectors, Query, UserStates
+from pmmrec.contracts import ItemVectors, Places, Query, UserStates
 from pmmrec.errors import RecipeError
 from pmmrec.models import attention
 from pmmrec.models.attention import AttentionConfig, AttentionScorer
@@ -26,7 +26,8 @@ def some_query() -> tuple[Query, ItemVectors, list[Tensor]]:
     hidden_BLD = torch.randn(3, 4, 6, dtype=torch.float64, generator=draw).requires_grad_()
     item_ND = torch.randn(5, 6, dtype=torch.float64, generator=draw).requires_grad_()
     is_valid_BL = torch.tensor([[True] * 4, [False, False, True, True], [False] * 3 + [True]])
-    return Query.at(UserStates(hidden_BLD, is_valid_BL), is_valid_BL), ItemVectors(item_ND), [hidden_BLD, item_ND]
+    query = Query.at(UserStates(hidden_BLD, is_valid_BL), Places.where(is_valid_BL))
+    return query, ItemVectors(item_ND), [hidden_BLD, item_ND]
 
 
 @pytest.mark.parametrize("multiplies", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pmmrec.contracts import Batch, PixelSpec, TextSpec
+from pmmrec.contracts import Batch, PixelSpec, TextSpec, Windows
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.examples.windows import WindowConfig
 from pmmrec.data.items import ItemReader
@@ -71,6 +72,15 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from tensors_of(getattr(value, name))
+
+
+def without_places(windows: Windows) -> Windows:
+    """The windows and their masks: places count the users of one process."""
+    passes = {
+        request: dataclasses.replace(of_pass, at_targets=None, at_inputs=None)
+        for request, of_pass in windows.passes.items()
+    }
+    return dataclasses.replace(windows, passes=passes, at_next=None, at_counted=None)
 
 
 def assert_same(left: Batch, right: Batch) -> None:

@@ -7,9 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from shops import Shops, epoch_of, tensors_of
+from shops import Shops, epoch_of, tensors_of, without_places
+from torch import Tensor
 
-from pmmrec.contracts import Batch, TextSpec
+from pmmrec.contracts import Batch, Places, TextSpec
 from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.examples.interactions import Interactions
 from pmmrec.data.examples.windows import WindowConfig, WindowIndex
@@ -19,7 +20,7 @@ from pmmrec.data.passes import NegativePool
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.validation_examples import ValidationExamples
 from pmmrec.errors import DataError
-from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Others, Requests, WindowRequest
+from pmmrec.requests import DrawnNegatives, Dropped, Masked, NextItems, Noised, Others, Requests, View, WindowRequest
 
 MASKED, DROPPED = Masked(share=0.3), Dropped(share=0.4)
 ONE, POPULAR = DrawnNegatives(), DrawnNegatives(count=3, by="popularity")
@@ -68,6 +69,28 @@ def test_each_item_of_a_window_is_the_target_at_its_place(shops: Shops) -> None:
             assert torch.equal(index_BL, windows.item_index_BS)
         for is_there_BL in (of_pass.is_valid_BL, of_pass.is_target_BL):
             assert torch.equal(is_there_BL, windows.is_valid_BS)
+
+
+def test_a_batch_holds_the_places_of_its_masks(shops: Shops) -> None:
+    for asked in ((NextItems(), Noised()), (MASKED, DROPPED), (Others(),)):
+        for batch in epoch_of(shops.builder(*asked, View.MODALITIES)):
+            windows = batch.windows
+            for of_pass in windows.passes.values():
+                assert_same_places(of_pass.at_targets, of_pass.is_target_BL)
+                assert_same_places(of_pass.at_inputs, of_pass.is_valid_BL)
+            index_BS = windows.item_index_BS
+            for at, is_there_BL in (
+                (windows.at_next, windows.has_next_BL),
+                (windows.at_counted, windows.is_counted_BS),
+            ):
+                assert_same_places(at, is_there_BL)
+                items = index_BS[:, : is_there_BL.shape[1]][is_there_BL]
+                assert torch.equal(at.item_A[at.which_K], items)
+                assert torch.equal(at.item_A, items.unique())
+
+
+def assert_same_places(places: Places, is_there_BL: Tensor) -> None:
+    assert torch.equal(torch.stack((places.user_K, places.position_K), dim=1), is_there_BL.nonzero())
 
 
 def test_dropped_inputs_leave_the_first_and_the_order(shops: Shops) -> None:
@@ -146,7 +169,7 @@ def test_processes_draw_what_one_would(shops: Shops, world: int, gather: bool) -
             found = [_drawn(part, _all_keys(batch) if gather else _all_keys(part), asked[0]) for part in shares]
             assert [row for part in found for row in part] == _drawn(batch, _all_keys(batch), asked[0])
             if gather:
-                windows = [list(tensors_of(part.windows)) for part in (batch, *shares)]
+                windows = [list(tensors_of(without_places(part.windows))) for part in (batch, *shares)]
                 for expected, *own in zip(*windows, strict=True):
                     assert torch.equal(torch.cat(own), expected)
 

@@ -88,6 +88,8 @@ class Reading:
 
     task: TrainingTask
     batch: Batch
+    sources: Sources
+    reader: ItemReader
 
 
 @pytest.fixture
@@ -103,4 +105,4 @@ def reading(small_run: Path, world: Path) -> Reading:
     encoder = recommender.item_encoder
     reader = ItemReader(sources.domains, encoder.reads, small_run / "c")
     batches = Batches(DataConfig(), sources, reader, task, 12, 1, Processes(MachineConfig(device="cpu")), SILENT)
-    return Reading(task, next(iter(batches.epoch(1))))
+    return Reading(task, next(iter(batches.epoch(1))), sources, reader)

@@ -55,7 +55,9 @@ def test_the_targets_that_count_are_the_validation_targets(
     counted: Counter[tuple[str, int]] = Counter()
     for batch in judge._batches.epoch(1):
         of_pass = batch.windows.passes[config.window]
-        is_counted_BL = of_pass.is_last_target_BL if targets == "last" else of_pass.is_target_BL
+        is_counted_BL = of_pass.is_target_BL.clone()
+        if targets == "last":
+            is_counted_BL[:, :-1] = False
         for user, position in is_counted_BL.nonzero().tolist():
             name = batch.user_id[user].removeprefix(f"{domain.name}/")
             query = [domain.user_ids[int(one)].as_py() for one in holdout.user_index].index(name)
