@@ -24,7 +24,7 @@ from pmmrec.train.task import TrainingTask
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TermSizes:
     """What the products of an objective depend on."""
 
     count: float  # positions or users that the objective counts
@@ -45,42 +45,42 @@ def objective_works(task: TrainingTask, batch: Batch) -> tuple[Work, tuple[str, 
         if formula is None or (type(term) in _SCORED and not isinstance(task.recommender.scorer, Dot)):
             unknown.append(name)
         else:
-            works.append(formula(term, Sizes(counts[name], num_items, num_users, task.width, batch)))
+            works.append(formula(term, TermSizes(counts[name], num_items, num_users, task.width, batch)))
     read = 4.0 * task.width * (sum(counts.values()) + num_items)
     return Work.total([*works, Work(forward_bytes=read, backward_bytes=read)]), tuple(unknown)
 
 
-def _all_items(_: Objective, sizes: Sizes) -> Work:
+def _all_items(_: Objective, sizes: TermSizes) -> Work:
     return scores(sizes.count, sizes.items, sizes.width)
 
 
-def _drawn(term: Any, sizes: Sizes) -> Work:
+def _drawn(term: Any, sizes: TermSizes) -> Work:
     return scores(sizes.count, 1 + term.config.negatives.count, sizes.width)
 
 
-def _classes(_: Objective, sizes: Sizes) -> Work:
+def _classes(_: Objective, sizes: TermSizes) -> Work:
     return product(sizes.count, sizes.width, len(Noise), learning_sides=2)
 
 
-def _other_users(term: Any, sizes: Sizes) -> Work:
+def _other_users(term: Any, sizes: TermSizes) -> Work:
     num_ways: int = 1 + term.config.symmetric
     return scores(sizes.count, sizes.count, sizes.width) * num_ways
 
 
-def _all_users(_: Objective, sizes: Sizes) -> Work:
+def _all_users(_: Objective, sizes: TermSizes) -> Work:
     return scores(sizes.count, sizes.users, sizes.width)
 
 
-def _both_ways(_: Objective, sizes: Sizes) -> Work:
+def _both_ways(_: Objective, sizes: TermSizes) -> Work:
     return scores(sizes.count, sizes.items, sizes.width) * 2
 
 
-def _alignment(term: Any, sizes: Sizes) -> Work:
+def _alignment(term: Any, sizes: TermSizes) -> Work:
     num_kinds: int = 1 + (term.config.next_item_positives or term.config.intra_negatives)
     return alignment_scores(_num_anchors(sizes.batch), sizes.items, sizes.users, sizes.width, num_kinds)
 
 
-def _nothing(_: Objective, __: Sizes) -> Work:
+def _nothing(_: Objective, __: TermSizes) -> Work:
     return Work()
 
 
@@ -92,7 +92,7 @@ def _num_anchors(batch: Batch) -> int:
 
 
 _SCORED = (NextItem, CatalogueCE, BCE, BPR)  # by the model's scorer
-FORMULAS: Mapping[type[Any], Callable[[Any, Sizes], Work]] = {
+FORMULAS: Mapping[type[Any], Callable[[Any, TermSizes], Work]] = {
     NextItem: _all_items,
     CatalogueCE: _all_items,
     BCE: _drawn,
