@@ -155,21 +155,22 @@ class Alignment(Objective):
     def _loss(self, anchor: _Side, other: _Side, weight_BU: Tensor, at: _Anchors) -> Tensor:
         """`(K,)`: one direction (eq. 8 with text as anchor, eq. 9 with image).
 
-        exp of all similarities of items at counted positions is taken once; a product with the weights sums it for
+        exp of all similarities of items with a next one is taken once; a product with the weights sums it for
         every such item and user, and each position picks its own sum. Nothing is subtracted from a total, so nothing
         cancels.
         """
-        config, unit_AD = self.config, anchor.unit_UD[at.item_A]
-        across_AU = unit_AD @ other.unit_UD.T / config.temperature
+        config, scaled_AD = self.config, anchor.unit_UD[at.item_A] / self.config.temperature
+        across_AU = scaled_AD @ other.unit_UD.T
         mass_AU = across_AU.exp() * other.weight_U
-        own_K = across_AU[at.which_K, at.item_K]
+        own_K, across_next_K = across_AU[at.which_K, torch.stack((at.item_K, at.next_K))]
         next_terms: list[Tensor] = []
         if config.next_item_positives or config.intra_negatives:
-            within_AU = unit_AD @ anchor.unit_UD.T / config.temperature
+            within_AU = scaled_AD @ anchor.unit_UD.T
             if config.intra_negatives:
                 mass_AU = mass_AU + within_AU.exp() * anchor.weight_U
             if config.next_item_positives:
-                next_terms = [_next_term(across_AU, other, at), _next_term(within_AU, anchor, at)]
+                within_next_K = within_AU[at.which_K, at.next_K]
+                next_terms = [_open(across_next_K, other, at), _open(within_next_K, anchor, at)]
         negative_K = (mass_AU @ weight_BU.T)[at.which_K, at.user_K]
         negative_K = torch.where(at.is_counted_K, negative_K, 1.0).log()  # log 0 has no gradient
         numerator = torch.stack([own_K, *next_terms])
@@ -184,6 +185,6 @@ def _side(items: ItemVectors, modality: Modality) -> _Side:
     return _Side(F.normalize(widened(items.cls_UD[modality]), dim=1), items.has_U[modality])
 
 
-def _next_term(similarity_AU: Tensor, side: _Side, at: _Anchors) -> Tensor:
-    """`(K,)`: similarity to the next item; -inf where it lacks the modality."""
-    return torch.where(side.has_U[at.next_K], similarity_AU[at.which_K, at.next_K], -math.inf)
+def _open(similarity_K: Tensor, side: _Side, at: _Anchors) -> Tensor:
+    """Similarities to next items; -inf where one lacks the modality."""
+    return torch.where(side.has_U[at.next_K], similarity_K, -math.inf)

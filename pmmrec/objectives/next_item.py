@@ -80,21 +80,28 @@ class NextItem(Objective):
         user_K, next_K = targets.query.user_K, targets.target_K
         is_counted_K = targets.is_counted_K & negatives.has_any_B[user_K]
 
-        score_KU = views.score(targets.query) / self.temperature
-        score_K = score_KU.gather(1, next_K[:, None])[:, 0]
-        positive_K, negative_bias_BU = score_K, negatives.log_weight_BU
-        if self.config.logq != "none":
-            log_q_U = self._log_q(views).to(dtype)
-            # not a plain difference: an item that the sampler never shows has log q = -inf and weight 0
-            negative_bias_BU = torch.where(negatives.is_negative_BU, negative_bias_BU - log_q_U, -math.inf)
-            if self.config.logq == "all_columns":
-                positive_K = score_K - log_q_U[next_K]
-        # users without negatives do not count; the sum over none of them would have no gradient
-        negative_bias_BU = torch.where(negatives.has_any_B[:, None], negative_bias_BU, 0.0)
-        negative_K = (score_KU + negative_bias_BU[user_K]).logsumexp(dim=1)
-        gain_K = F.logsigmoid(positive_K - negative_K)  # eq. 5: -log(1 + exp(negative - positive))
-        loss = -torch.where(is_counted_K, gain_K, 0.0).sum()
+        # The next item joins the negatives, at its own column: a softmax over all of them is one pass over the scores.
+        negative_bias_BU, positive_bias_K1 = self._biases(views, negatives, next_K)
+        bias_KU = negative_bias_BU.index_select(0, user_K)
+        next_bias_K1 = torch.logaddexp(bias_KU.gather(1, next_K[:, None]), positive_bias_K1)
+        bias_KU.scatter_(1, next_K[:, None], next_bias_K1)
+        score_KU = views.score(targets.query)
+        loss_K = F.cross_entropy(bias_KU.add_(score_KU, alpha=1 / self.temperature), next_K, reduction="none")
+        loss_K = loss_K + (next_bias_K1 - positive_bias_K1)[:, 0]
+        loss = torch.where(is_counted_K, loss_K, 0.0).sum()
         return Term(loss, *_figures(score_KU.detach(), next_K, negatives, user_K, is_counted_K))
+
+    def _biases(self, views: Views, negatives: Negatives, next_K: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to scores of negatives, `(B, U)`, and of next items, `(K, 1)`."""
+        positive_bias_K1 = negatives.weight_BU.new_zeros((len(next_K), 1))
+        if self.config.logq == "none":
+            return negatives.log_weight_BU, positive_bias_K1
+        dtype = positive_bias_K1.dtype
+        # an item that the sampler never shows has weight 0 and log q = -inf, of which no difference could be taken
+        log_q_U = self._log_q(views).to(dtype).clamp(min=torch.finfo(dtype).min)
+        if self.config.logq == "all_columns":
+            positive_bias_K1 = -log_q_U[next_K, None]
+        return negatives.log_weight_BU - log_q_U, positive_bias_K1
 
     def _log_q(self, views: Views) -> Tensor:
         if views.log_q_U is None:
@@ -109,8 +116,10 @@ def _figures(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The count, and the metrics."""
     count = is_counted_K.sum().to(score_KU.dtype)
-    is_beaten_KU = (score_KU >= score_KU.gather(1, next_K[:, None])) & negatives.is_negative_BU[user_K]
-    num_right = (is_counted_K & ~is_beaten_KU.any(dim=1)).sum().to(score_KU.dtype)
+    closed_BU = torch.where(negatives.is_negative_BU, 0.0, -math.inf).to(score_KU.dtype)
+    best_negative_K = closed_BU.index_select(0, user_K).add_(score_KU).amax(dim=1)
+    is_right_K = score_KU.gather(1, next_K[:, None])[:, 0] > best_negative_K
+    num_right = (is_counted_K & is_right_K).sum().to(score_KU.dtype)
     chance_K = negatives.weight_BU.sum(dim=1).log1p()[user_K]
     chance = torch.where(is_counted_K, chance_K, 0.0).sum()
     return count, {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))}

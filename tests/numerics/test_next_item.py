@@ -148,6 +148,22 @@ def test_items_that_only_replaced_others_are_no_negatives_even_with_log_q_of_min
     torch.testing.assert_close(actual, objective(views).sum, rtol=0, atol=0)
 
 
+def test_a_target_that_the_sampler_never_shows_costs_nothing(tiny_batch: Callable[..., Any]) -> None:
+    batch = tiny_batch([[0, 1], [2, 3]], num_items=4)
+    views = dataclasses.replace(batch.views, log_q_U=torch.tensor([-1.0, -math.inf, -1.0, -2.0], dtype=torch.float64))
+    objective = NextItem(NextItemConfig(logq="all_columns"), BuildContext(5))
+    alone = dataclasses.replace(
+        views,
+        windows=rows_of(views.windows, slice(0, 1)),
+        states=states_of_rows(views, slice(0, 1)),
+        num_slots_U=torch.ones(4),
+    )
+    term = objective(alone)
+    assert (term.sum.item(), term.count.item()) == (0.0, 1.0)
+    gradients = torch.autograd.grad(term.sum, [hidden_of(alone), views.items.fused_UD])
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_order_of_users_changes_nothing(tiny_batch: Callable[..., Any]) -> None:
     views = tiny_batch(CASES["padding"]).views
     order = torch.tensor([2, 0, 1])
