@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pmmrec.dropout import Dropout
+from pmmrec.packing import Packing, attend
 
 Activation = Literal["relu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over `(B, L, D)`."""
+    """Multi-head self-attention within rows of `(K, D)`."""
 
     def __init__(self, width: int, num_heads: int, dropout: float, *, qkv_bias: bool) -> None:
         super().__init__()
@@ -24,14 +26,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BLD: Tensor, is_allowed_BLL: Tensor) -> Tensor:
-        """`is_allowed_BLL[b, i, j]`: position i may look at position j; each row allows at least one."""
-        num_rows, length, width = x_BLD.shape
-        heads = self.qkv(x_BLD).view(num_rows, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
+    def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool) -> Tensor:
+        """`is_causal`: a place sees itself and those before it; else it sees its whole row."""
+        width = x_KD.shape[1]
+        query, key, value = self.qkv(x_KD).view(-1, 3, self.num_heads, width // self.num_heads).unbind(1)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, is_allowed_BLL[:, None], dropout_p=dropout)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(num_rows, length, width))
+        mixed_KHE = attend(query, key, value, packing, is_causal=is_causal, dropout=dropout)
+        out: Tensor = self.out(mixed_KHE.flatten(1))
         return out
 
 
@@ -55,22 +56,13 @@ class TransformerBlock(nn.Module):
         self.expand = nn.Linear(width, feed_forward_factor * width)
         self.contract = nn.Linear(feed_forward_factor * width, width)
         self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x_BLD: Tensor, is_allowed_BLL: Tensor) -> Tensor:
-        """`(B, L, D)` -> `(B, L, D)`."""
-        attended = self.attention_norm(x_BLD + self.dropout(self.attention(x_BLD, is_allowed_BLL)))
+    def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool = False) -> Tensor:
+        """`(K, D)`, the places of packed rows -> `(K, D)`."""
+        mixed_KD = self.attention(x_KD, packing, is_causal=is_causal)
+        attended = self.attention_norm(self.dropout.add(x_KD, mixed_KD))
         widened = self.dropout(self.activation(self.expand(attended)))
-        out: Tensor = self.feed_forward_norm(attended + self.dropout(self.contract(widened)))
+        out: Tensor = self.feed_forward_norm(self.dropout.add(attended, self.contract(widened)))
         return out
-
-
-def attention_allowed(is_valid_BL: Tensor, *, is_causal: bool) -> Tensor:
-    """`(B, L, L)`: who may look at whom. Each position sees itself, so that padding never yields NaN."""
-    length = is_valid_BL.shape[1]
-    itself_LL = torch.eye(length, dtype=torch.bool, device=is_valid_BL.device)
-    allowed_BLL = is_valid_BL[:, None, :].expand(-1, length, -1)
-    if is_causal:
-        allowed_BLL = allowed_BLL & torch.ones_like(itself_LL).tril()
-    return allowed_BLL | itself_LL

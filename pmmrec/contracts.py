@@ -1,15 +1,16 @@
 """The types that cross a boundary between rooms, and the letters that name their shapes."""
 # B users, S window positions, L = S - 1 inputs, U distinct items of a batch, N items of a catalogue, D width,
-# R rows given to one encoder (the items that have its field), T text tokens, P image tokens,
+# R rows given to one encoder (the items that have its field), K tokens of all its rows, T tokens of one,
 # C colour channels, H height, W breadth.
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
 from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
 from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
+from pmmrec.packing import HostArray, Ints, Packing, packing_of
 from pmmrec.requests import WindowRequest
 from pmmrec.windows import Candidates as Candidates  # noqa: PLC0414
 from pmmrec.windows import ItemPlaces as ItemPlaces  # noqa: PLC0414
@@ -48,19 +50,26 @@ def to_device(value: _T, device: torch.device | str) -> _T:
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """Texts of the items that have one. R is never 0: a row for item 0 stands in when no item has a text."""
+    """Texts of the items that have one, longer ones first. R is never 0: a row stands in when no item has a text."""
 
-    token_id_RT: Tensor  # int64, right-padded to the longest row
-    is_valid_RT: Tensor  # bool
-    item_index_R: Tensor  # int64, places in U
+    token_id_K: Tensor  # int64, the tokens of all texts, one text after another
+    packing: Packing  # where each text lies in K
+    item_index_R: HostArray  # int64, places in U; U itself for a row that stands in
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> Self:
+        """The inputs of items of which each has a text, given as token ids."""
+        packing, order_R = packing_of(np.array([len(text) for text in texts]))
+        token_ids = [token_id for row in order_R.tolist() for token_id in texts[row]]
+        return cls(torch.tensor(token_ids, dtype=torch.int64), packing, HostArray(order_R))
 
 
 @dataclass(frozen=True)
 class PixelInputs:
-    """Images of the items that have one. R is never 0: a grey image for item 0 stands in when no item has one."""
+    """Images of the items that have one. R is never 0: a grey image stands in when no item has one."""
 
     pixels_RCHW: Tensor  # uint8, 0..255; the encoder scales and normalises on its own device
-    item_index_R: Tensor  # int64, places in U
+    item_index_R: HostArray  # int64, places in U; U itself for a row that stands in
 
 
 @dataclass(frozen=True)
@@ -68,33 +77,33 @@ class PrefixSlots:
     """Where the kept states of items lie, before they are fetched. R is never 0: slot -1 stands in."""
 
     domain_R: Tensor  # int64, which domain of the run
-    slot_R: Tensor  # int64, place in that domain's table; -1: a state of zeros
-    item_index_R: Tensor  # int64, places in U
+    slot_R: Tensor  # int64, place in that domain's table, longer texts first; -1: a state of zeros
+    item_index_R: HostArray  # int64, places in U; U itself for a row that stands in
 
 
 @dataclass(frozen=True)
 class PrefixInputs:
     """What the frozen part of an encoder says of items, in place of their token ids or pixels."""
 
-    state_R: Tensor  # floating point: (R, T, H) right-padded for texts, (R, ...) of one shape for images
-    is_valid_RT: Tensor  # bool; (R, 0) for images, which have no padding
-    item_index_R: Tensor  # int64, places in U
+    state: Tensor  # floating point: (K, H), a state for each token of all texts; (R, ...) of one shape for images
+    packing: Packing | None  # where each text lies in K; None for images
+    item_index_R: HostArray  # int64, places in U; U itself for a row that stands in
 
 
 @dataclass(frozen=True)
 class StoredInputs:
-    """Stored features of the items that have one. R is never 0: zeros for item 0 stand in when no item has one."""
+    """Stored features of the items that have one. R is never 0: zeros stand in when no item has one."""
 
     vector_RF: Tensor  # floating point, as stored; (R, F), or (R, T, F) for features of several vectors
-    item_index_R: Tensor  # int64, places in U
+    item_index_R: HostArray  # int64, places in U; U itself for a row that stands in
 
 
 @dataclass(frozen=True)
 class ValueInputs:
-    """Values of an attribute of the items that have one. R is never 0: key 0 of item 0 stands in when none has one."""
+    """Values of an attribute of the items that have one. R is never 0: key 0 stands in when no item has one."""
 
     key_R: Tensor  # int64, stands for the value in every domain
-    item_index_R: Tensor  # int64, places in U
+    item_index_R: HostArray  # int64, places in U; U itself for a row that stands in
 
 
 FieldInputs: TypeAlias = TokenInputs | PixelInputs | PrefixSlots | PrefixInputs | StoredInputs | ValueInputs
@@ -109,7 +118,7 @@ class Prefix(Protocol):
         ...
 
     def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        """States of the inputs' rows, as `PrefixInputs.state_R` holds them; float32, without gradients."""
+        """States of the inputs' rows, as `PrefixInputs.state` holds them; float32, without gradients."""
         ...
 
 
@@ -185,9 +194,20 @@ class Batch:
 class TokenStates:
     """What one encoder says of R items: a vector for each token, and one for the whole."""
 
-    tokens_RTD: Tensor  # without the token that cls_RD stands for
-    is_valid_RT: Tensor  # bool
+    token_KD: Tensor  # without the tokens that cls_RD stands for
+    start_R: Ints  # on the host: where the tokens of each item begin in K; they lie one after another
+    length_R: Ints  # on the host: how many tokens each item has; may be 0
     cls_RD: Tensor
+
+    @classmethod
+    def of_even(cls, token_RTD: Tensor, cls_RD: Tensor) -> Self:
+        """States of items that have equally many tokens."""
+        num_rows, length = token_RTD.shape[:2]
+        return cls(token_RTD.flatten(0, 1), np.arange(num_rows) * length, np.full(num_rows, length), cls_RD)
+
+    def of_item(self, row: int) -> Tensor:
+        """The vectors of the tokens of one item, `(T, D)`."""
+        return self.token_KD[self.start_R[row] : self.start_R[row] + self.length_R[row]]
 
 
 @dataclass(frozen=True)
@@ -225,6 +245,7 @@ class History:
     is_masked_BL: Tensor | None = None  # bool, positions whose item is hidden; None: no position
     user_index_B: Tensor | None = None  # int64, among the users of all domains of the run
     user_BD: Tensor | None = None  # vectors of these users as a graph gave them; None: there is no graph
+    length_B: HostArray | None = None  # positions of each user that hold an item; None: as the mask says
 
     @classmethod
     def of(
@@ -235,6 +256,7 @@ class History:
         is_masked_BL: Tensor | None = None,
         user_index_B: Tensor | None = None,
         user_MD: Tensor | None = None,
+        length_B: HostArray | None = None,
     ) -> Self:
         """Histories given as rows of `items`; `user_MD`: the vectors of all users that a graph gave."""
         user_BD = None
@@ -246,7 +268,7 @@ class History:
             return torch.where(is_shown_BL[:, :, None], F.embedding(item_index_BL, vectors_UD), 0.0)
 
         streams_BLD = {name: gathered(vectors_UD) for name, vectors_UD in items.streams_UD.items()}
-        return cls(gathered(items.fused_UD), is_valid_BL, streams_BLD, is_masked_BL, user_index_B, user_BD)
+        return cls(gathered(items.fused_UD), is_valid_BL, streams_BLD, is_masked_BL, user_index_B, user_BD, length_B)
 
 
 @dataclass(frozen=True)

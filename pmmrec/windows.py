@@ -7,11 +7,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from pmmrec.packing import HostArray
 from pmmrec.requests import DrawnNegatives, WindowRequest
 
 
@@ -71,6 +73,7 @@ class WindowPass:
     target_index_BL: Tensor  # int64, places in U; 0 where there is no target
     is_target_BL: Tensor  # bool, which positions have a target
     is_masked_BL: Tensor | None = None  # bool, inputs whose item is hidden from the user encoder; None: no input
+    length_B: HostArray | None = None  # inputs of each user; None: as the mask says, which the host must read
     noise_BL: Tensor | None = None  # int64, values of Noise; padding is UNCHANGED. None: no noise was added
     negative_index_BLC: Mapping[DrawnNegatives, Tensor] = field(default_factory=dict)  # int64, places in U
     candidates: Candidates | None = None  # what the state that ranks is to rank; None: nobody asked
@@ -100,6 +103,7 @@ class Windows:
     is_valid_BS: Tensor  # bool
     passes: Mapping[WindowRequest, WindowPass] = field(default_factory=dict)  # what objectives asked for
     user_index_B: Tensor | None = None  # int64, among the users of all domains of the run; None: nobody asked
+    length_B: HostArray | None = None  # items of each window; None: as the mask says, which the host must read
     last_alone_counts: bool = False  # only the last item of a window counts as a target, as in validation
     at_next: ItemPlaces | None = None  # inputs whose next item counts; None: not known beside the masks
     at_counted: ItemPlaces | None = None  # places whose item counts; None: not known beside the masks
@@ -139,4 +143,6 @@ class Windows:
     def next_items(self) -> WindowPass:
         """The pass over the windows as they are: every item but the last, each followed by its target."""
         index_BS = self.item_index_BS
-        return WindowPass(index_BS[:, :-1], self.is_valid_BS[:, :-1], index_BS[:, 1:], self.has_next_BL)
+        length_B = None if self.length_B is None else HostArray(np.maximum(self.length_B.values - 1, 0))
+        inputs, targets = (index_BS[:, :-1], self.is_valid_BS[:, :-1]), (index_BS[:, 1:], self.has_next_BL)
+        return WindowPass(*inputs, *targets, length_B=length_B)

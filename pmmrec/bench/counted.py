@@ -35,7 +35,7 @@ class MetaCounter:
 
         def states() -> Tensor:
             found = self._states(field, num_tokens, is_kept=is_kept)
-            return found.tokens_RTD.sum() + found.cls_RD.sum()
+            return found.token_KD.sum() + found.cls_RD.sum()
 
         return self._once((field, num_tokens, is_kept), states)
 
@@ -56,7 +56,7 @@ class MetaCounter:
     @cached_property
     def image_tokens(self) -> int:
         """Tokens of an image that a fusion sees."""
-        return int(self._states(Modality.IMAGE.value, 1, is_kept=False).tokens_RTD.shape[1])
+        return int(self._states(Modality.IMAGE.value, 1, is_kept=False).length_R[0])
 
     @cached_property
     def _model(self) -> Recommender:

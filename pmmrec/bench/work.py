@@ -97,7 +97,9 @@ class WorkMeter:
             read = float(sum(tensor.nbytes for tensor in tensors_of(rows)))
             moved = stage_bytes(tower, read, FLOAT * width * float(length_R.sum()))
             works[name] = works.get(name, Work()) + self._tower(field, tower, rows, length_R) + moved
-            np.add.at(fused_U, rows.item_index_R.cpu().numpy(), length_R - num_left_out)
+            index_R = rows.item_index_R.values
+            is_of_item_R = index_R < items.num_items  # False: it stands in
+            fused_U[index_R[is_of_item_R]] += (length_R - num_left_out)[is_of_item_R]
         if isinstance(encoder.fusion, MergeAttention):
             blocks = list(encoder.fusion.blocks)
             work = stack_work(blocks, OWN_ENTRIES, fused_U, input_learns=learns(encoder), is_pre_norm=False)
@@ -110,7 +112,7 @@ class WorkMeter:
         if isinstance(tower, HFVision) and tower.host.architecture in PRE_NORM:
             length = num_patches(tower) + tower.num_prefix_tokens
             return np.full(len(rows.item_index_R), length), tower.num_prefix_tokens
-        if isinstance(rows, TokenInputs) or (isinstance(rows, PrefixInputs) and rows.is_valid_RT.shape[1]):
+        if isinstance(rows, TokenInputs | PrefixInputs) and rows.packing is not None:
             return lengths_of(rows), 1
         return np.full(len(rows.item_index_R), self._counter.image_tokens), 0
 
@@ -160,8 +162,9 @@ def row_lengths(is_valid_RT: Tensor) -> Ints:
 
 
 def lengths_of(rows: FieldInputs) -> Ints:
-    """Valid tokens of each text."""
-    return row_lengths(rows.is_valid_RT) if isinstance(rows, TokenInputs | PrefixInputs) else np.zeros(0, np.int64)
+    """Tokens of each text."""
+    packing = rows.packing if isinstance(rows, TokenInputs | PrefixInputs) else None
+    return np.zeros(0, np.int64) if packing is None else packing.length_R
 
 
 def texts_of(items: ItemInputs) -> list[FieldInputs]:

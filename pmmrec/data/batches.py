@@ -26,6 +26,7 @@ from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.splits import Split, SplitField
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.errors import RecipeError
+from pmmrec.packing import HostArray
 from pmmrec.requests import Holding, NextItems, Requests, View, WindowRequest
 from pmmrec.settings import Config
 
@@ -217,9 +218,12 @@ class BatchBuilder:
     ) -> Windows:
         """The windows, and the passes over them, of the distinct items `key_U`."""
         held = [visit.window.keys for visit in visits]
-        is_valid_BS = filled([len(keys) for keys in held], num_positions)
+        lengths = [len(keys) for keys in held]
+        is_valid_BS = filled(lengths, num_positions)
         places_BS = padded_places(held, key_U, num_positions)
-        windows = Windows(places_BS, is_valid_BS, last_alone_counts=self._last_alone_counts)
+        windows = Windows(
+            places_BS, is_valid_BS, length_B=HostArray(lengths), last_alone_counts=self._last_alone_counts
+        )
         passes: dict[WindowRequest, WindowPass] = {}
         for request, drawn in self._requests.passes.items():
             length = num_positions - (not request.reads_last)

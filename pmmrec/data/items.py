@@ -1,5 +1,5 @@
 """Read items of several domains as inputs of encoders."""
-# U distinct items, R of them with a modality, T tokens, C H W of an image.
+# U distinct items, R of them with a modality, K tokens of all texts, C H W of an image.
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ from pmmrec.data.prefix import Chunk, DeviceRoom, PrefixConfig, PrefixTable, Pre
 from pmmrec.data.releases import made_by
 from pmmrec.data.text import TokenTable
 from pmmrec.modality import Modality, VectorSpec
+from pmmrec.packing import HostArray, Ints, Packing, packing_of
 from pmmrec.progress import Progress
 
-Ints = NDArray[np.int64]
 STATES_AT_ONCE = 256  # items per forward of a frozen part
 
 
@@ -237,7 +237,7 @@ class ItemReader:
 
     def _inputs(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> FieldInputs:
         if field in self._kept:
-            return self._kept[field].slots(domain_U[has_U], row_U[has_U], np.flatnonzero(has_U))
+            return self._kept[field].slots(domain_U[has_U], row_U[has_U], _places(has_U))
         kind = self._kinds[field]
         if kind is TextSpec:
             return self._texts(field, domain_U, row_U, has_U)
@@ -250,29 +250,28 @@ class ItemReader:
     def _texts(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> TokenInputs:
         item_index = np.flatnonzero(has_U)
         if len(item_index) == 0:
-            pad_RT = torch.full((1, 1), self._pad_token_id[field], dtype=torch.int64)
-            return TokenInputs(pad_RT, torch.ones_like(pad_RT, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))
-        groups = [
-            (places, *self._tokens[field][domain].read(row_U[item_index[places]]))
-            for domain, places in _by_domain(domain_U[item_index])
-        ]
-        shape = (len(item_index), max(ids.shape[1] for _, ids, _ in groups))
-        token_id_RT = np.full(shape, self._pad_token_id[field], dtype=np.int64)
-        is_valid_RT = np.zeros(shape, dtype=bool)
-        for places, ids, is_valid in groups:
-            token_id_RT[places, : ids.shape[1]] = ids
-            is_valid_RT[places, : ids.shape[1]] = is_valid
-        return TokenInputs(torch.from_numpy(token_id_RT), torch.from_numpy(is_valid_RT), torch.from_numpy(item_index))
+            pad_K = torch.full((1,), self._pad_token_id[field], dtype=torch.int64)
+            return TokenInputs(pad_K, Packing([1]), HostArray(_places(has_U)))
+        domain_R, row_R = domain_U[item_index], row_U[item_index]
+        length_R = np.zeros(len(item_index), dtype=np.int64)
+        for domain, places in _by_domain(domain_R):
+            length_R[places] = self._tokens[field][domain].num_tokens_of(row_R[places])
+        packing, order_R = packing_of(length_R)
+        token_id_K = np.empty(packing.num_places, dtype=np.int64)
+        domain_K = domain_R[order_R][packing.row_K]
+        for domain, places in _by_domain(domain_R[order_R]):
+            token_id_K[domain_K == domain] = self._tokens[field][domain].read(row_R[order_R][places])
+        return TokenInputs(torch.from_numpy(token_id_K), packing, HostArray(item_index[order_R]))
 
     def _images(self, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> PixelInputs:
         item_index = np.flatnonzero(has_U)
         if len(item_index) == 0:
             grey_RCHW = torch.full((1, 3, self._size, self._size), GREY, dtype=torch.uint8)
-            return PixelInputs(grey_RCHW, torch.zeros(1, dtype=torch.int64))
+            return PixelInputs(grey_RCHW, HostArray(_places(has_U)))
         pixels_RCHW = np.empty((len(item_index), 3, self._size, self._size), dtype=np.uint8)
         for domain, places in _by_domain(domain_U[item_index]):
             pixels_RCHW[places] = self._pixels[domain].read(row_U[item_index[places]])
-        return PixelInputs(torch.from_numpy(pixels_RCHW), torch.from_numpy(item_index))
+        return PixelInputs(torch.from_numpy(pixels_RCHW), HostArray(item_index))
 
     def _stored(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> StoredInputs:
         item_index = np.flatnonzero(has_U)
@@ -281,18 +280,19 @@ class ItemReader:
         vector_RF = np.zeros((max(1, len(item_index)), *infos[0].shape), dtype=dtype)
         for domain, places in _by_domain(domain_U[item_index]):
             vector_RF[places] = self._domains[domain].feature(field).read(row_U[item_index[places]])
-        if len(item_index) == 0:
-            item_index = np.zeros(1, dtype=np.int64)
-        return StoredInputs(torch.from_numpy(vector_RF), torch.from_numpy(item_index))
+        return StoredInputs(torch.from_numpy(vector_RF), HostArray(_places(has_U)))
 
     def _values(self, field: str, domain_U: Ints, row_U: Ints, has_U: NDArray[np.bool_]) -> ValueInputs:
         item_index = np.flatnonzero(has_U)
         key_R = np.zeros(max(1, len(item_index)), dtype=np.int64)
         for domain, places in _by_domain(domain_U[item_index]):
             key_R[places] = self._domains[domain].value_keys(field)[row_U[item_index[places]]]
-        if len(item_index) == 0:
-            item_index = np.zeros(1, dtype=np.int64)
-        return ValueInputs(torch.from_numpy(key_R), torch.from_numpy(item_index))
+        return ValueInputs(torch.from_numpy(key_R), HostArray(_places(has_U)))
+
+
+def _places(has_U: NDArray[np.bool_]) -> Ints:
+    """The places of the items that have a field; one behind all items where none has it, for a row that stands in."""
+    return np.flatnonzero(has_U) if has_U.any() else np.array([len(has_U)])
 
 
 def _by_domain(domain_U: Ints) -> Iterator[tuple[int, Ints]]:

@@ -18,6 +18,7 @@ from pmmrec.data.examples import Examples
 from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.errors import DataError
+from pmmrec.packing import HostArray
 from pmmrec.requests import (
     DrawnNegatives,
     Dropped,
@@ -267,6 +268,7 @@ def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
     return WindowPass(
         item_index_BL=item_index_BL,
         is_valid_BL=filled([len(keys) for keys in inputs], length),
+        length_B=HostArray([len(keys) for keys in inputs]),
         target_index_BL=target_index_BL,
         is_target_BL=is_target_BL,
         is_masked_BL=left_padded(masked, length) if masked else None,

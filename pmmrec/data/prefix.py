@@ -1,5 +1,5 @@
 """Compute the states of an encoder's frozen part once for each item, keep them on disk, and fetch them by row."""
-# R rows fetched, T tokens of the longest of them, H width of the backbone.
+# R rows fetched, K tokens of all of them, H width of the backbone.
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pmmrec.contracts import PixelInputs, Prefix, PrefixInputs, PrefixSlots, Tok
 from pmmrec.data.cache import CacheEntry, ContentCache, mark_used
 from pmmrec.data.prefix_room import NoRoomError, make_room
 from pmmrec.data.releases import made_by
+from pmmrec.packing import HostArray, Ints, Packing
 from pmmrec.progress import Progress
 from pmmrec.settings import Config
 
-Ints = NDArray[np.int64]
 STATES, ENDS, LAYOUT = "states.bin", "ends.npy", "layout.json"
 MARK_EVERY_S = 600  # how often a table in use is marked as used
 DEVICE_SHARE = 0.25  # of a GPU's free memory, at most, for all tables of a run
@@ -111,22 +111,22 @@ class PrefixTable:
         if device.type == "cuda" and self._states.device != device and room.grants(device, self.num_bytes):
             self._states = self._states.to(device)
 
-    def fetch(self, slot_R: Ints) -> tuple[Tensor, Tensor]:
-        """States of these contents, `(R, T, H)` or `(R, ...)`, and which tokens are valid, `(R, T)` or `(R, 0)`.
+    def lengths(self, slot_R: Ints) -> Ints:
+        """How many states each of these contents has: the tokens of a text, one for an image."""
+        if not self.is_ragged:
+            return np.ones_like(slot_R)
+        return self._ends[slot_R] - np.where(slot_R > 0, self._ends[slot_R - 1], 0)
 
-        States have the stored precision, on the device of the table, right-padded with zeros.
+    def fetch(self, slot_R: Ints) -> Tensor:
+        """States of these contents one after another, `(K, H)` of texts or `(R, ...)` of images.
+
+        They have the stored precision, and lie on the device of the table.
         """
         self._mark_used()
-        device = self._states.device
-        end_R = torch.from_numpy(self._ends[slot_R])
-        if not self.is_ragged:
-            return self._states[(end_R - 1).to(device)], torch.zeros(len(slot_R), 0, dtype=torch.bool)
-        start_R = torch.from_numpy(np.where(slot_R > 0, self._ends[slot_R - 1], 0))
-        place_T = torch.arange(int((end_R - start_R).max()))
-        is_valid_RT = place_T < (end_R - start_R)[:, None]
-        row_RT = torch.where(is_valid_RT, start_R[:, None] + place_T, 0)
-        state_RTH = self._states[row_RT.to(device)]
-        return torch.where(is_valid_RT.to(device)[:, :, None], state_RTH, 0.0), is_valid_RT
+        length_R = self.lengths(slot_R)
+        end_of_before_R = self._ends[slot_R] - np.cumsum(length_R)
+        row_K = np.repeat(end_of_before_R, length_R) + np.arange(length_R.sum())
+        return self._states[torch.from_numpy(row_K).to(self._states.device)]
 
     def _mark_used(self) -> None:
         """Mark the table as used now and then, so that long runs keep theirs."""
@@ -175,48 +175,52 @@ class PrefixTables:
         return sum(table.num_bytes for table in self._tables if table is not None)
 
     def slots(self, domain_R: Ints, row_R: Ints, item_index_R: Ints) -> PrefixSlots:
-        """Where the states of these items lie; one slot -1 where there are no items."""
+        """Where the states of these items lie, longer texts first; one slot -1 where there are no items."""
         if not len(row_R):
             zero = torch.zeros(1, dtype=torch.int64)
-            return PrefixSlots(zero, zero - 1, zero)
-        slot_R = np.zeros(len(row_R), dtype=np.int64)
+            return PrefixSlots(zero, zero - 1, HostArray(item_index_R))
+        slot_R, length_R = np.zeros(len(row_R), dtype=np.int64), np.zeros(len(row_R), dtype=np.int64)
         for domain in np.unique(domain_R):
-            slot_R[domain_R == domain] = self._slots[domain][row_R[domain_R == domain]]
+            places = np.flatnonzero(domain_R == domain)
+            slot_R[places] = self._slots[domain][row_R[places]]
+            length_R[places] = self._table(domain).lengths(slot_R[places])
+        order_R = np.argsort(-length_R, kind="stable")
+        domain_R = domain_R[order_R].astype(np.int64)
         return PrefixSlots(
-            torch.from_numpy(domain_R.astype(np.int64)), torch.from_numpy(slot_R), torch.from_numpy(item_index_R)
+            torch.from_numpy(domain_R), torch.from_numpy(slot_R[order_R]), HostArray(item_index_R[order_R])
         )
 
     def fetch(self, slots: PrefixSlots, device: torch.device) -> PrefixInputs:
         """The states themselves, float32 on `device`. Call it in the process of the model, not in a data worker."""
         domain_R, slot_R = slots.domain_R.numpy(), slots.slot_R.numpy()
-        is_empty = bool(slot_R[0] < 0)
-        groups = []
-        for domain in np.unique(domain_R):
-            places, table = np.flatnonzero(domain_R == domain), self._tables[domain]
-            if table is None and is_empty:
-                table = next(other for other in self._tables if other is not None)
-            assert table is not None  # noqa: S101  slots exist only for rows that have states
+        if slot_R[0] < 0:
+            table = next(table for table in self._tables if table is not None)
+            one = table.fetch(np.zeros(1, dtype=np.int64))
+            state = torch.zeros_like(one[:1], dtype=torch.float32, device=device)
+            return PrefixInputs(state, Packing([1]) if table.is_ragged else None, slots.item_index_R)
+        domains, length_R, states = np.unique(domain_R), np.empty_like(slot_R), list[Tensor]()
+        for domain in domains:
+            places, table = np.flatnonzero(domain_R == domain), self._table(domain)
             table.move_to(device, self._room)
-            groups.append((places, *table.fetch(np.maximum(slot_R[places], 0))))
-        state_R, is_valid_RT = groups[0][1:] if len(groups) == 1 else _joined(groups, len(slot_R))
-        state_R = state_R.to(device).float()
-        state_R = torch.zeros_like(state_R) if is_empty else state_R
-        return PrefixInputs(state_R, is_valid_RT.to(device), slots.item_index_R.to(device))
+            length_R[places] = table.lengths(slot_R[places])
+            states.append(table.fetch(slot_R[places]).to(device).float())
+        domain_K = np.repeat(domain_R, length_R)
+        state = states[0] if len(states) == 1 else _joined(states, [domain_K == domain for domain in domains])
+        packing = Packing(length_R) if self._table(domains[0]).is_ragged else None
+        return PrefixInputs(state, packing, slots.item_index_R)
+
+    def _table(self, domain: int) -> PrefixTable:
+        table = self._tables[domain]
+        assert table is not None  # noqa: S101  slots exist only for rows that have states
+        return table
 
 
-def _joined(groups: list[tuple[Ints, Tensor, Tensor]], num_rows: int) -> tuple[Tensor, Tensor]:
-    """Join states and validity of several tables, each row in its place."""
-    _, first, _ = groups[0]
-    longest = max(is_valid.shape[1] for _, _, is_valid in groups)
-    shape = (longest, *first.shape[2:]) if longest else first.shape[1:]
-    state_R = first.new_zeros((num_rows, *shape))
-    is_valid_RT = torch.zeros(num_rows, longest, dtype=torch.bool)
-    for places, state, is_valid in groups:
-        place_R = torch.from_numpy(places)
-        length = slice(state.shape[1]) if longest else slice(None)
-        state_R[place_R.to(first.device), length] = state.to(first.device)
-        is_valid_RT[place_R, : is_valid.shape[1]] = is_valid
-    return state_R, is_valid_RT
+def _joined(states: Sequence[Tensor], is_of_K: Sequence[NDArray[np.bool_]]) -> Tensor:
+    """The states of several tables, each at the places that are of it."""
+    device = states[0].device
+    place = torch.from_numpy(np.concatenate([np.flatnonzero(is_of) for is_of in is_of_K])).to(device)
+    joined = torch.cat(list(states))
+    return torch.empty_like(joined).index_copy_(0, place, joined)
 
 
 def _make(
@@ -230,9 +234,9 @@ def _make(
     """Compute the states and write the files of a table to `folder`."""
     dtype, chunks = DTYPES[config.precision], request.chunks()
     chunk = next(chunks)
-    states_R = prefix.states(chunk.inputs)
+    states = prefix.states(chunk.inputs)
     ends = np.cumsum(request.num_rows_R)
-    shape = (int(ends[-1]), *states_R.shape[2 if request.is_ragged else 1 :])
+    shape = (int(ends[-1]), *states.shape[1:])
     num_bytes = math.prod(shape) * dtype.itemsize
     with (folder / STATES).open("wb") as file:
         file.truncate(num_bytes)  # first, so that processes that look for room at the same time count it
@@ -241,14 +245,14 @@ def _make(
     flat = torch.from_file(str(folder / STATES), shared=True, size=math.prod(shape), dtype=dtype)
     table, num_done = flat.view(shape), 0
     while True:
-        _write(table, ends, chunk.slot_R, states_R, chunk.inputs)
+        _write(table, ends, chunk.slot_R, states, chunk.inputs)
         num_done += len(chunk.slot_R)
         if progress is not None:
             progress("frozen states", num_done, len(ends))
         following = next(chunks, None)
         if following is None:
             break
-        chunk, states_R = following, prefix.states(following.inputs)
+        chunk, states = following, prefix.states(following.inputs)
     np.save(folder / ENDS, ends, allow_pickle=False)
     layout = {"dtype": config.precision, "shape": list(shape), "is_ragged": request.is_ragged}
     (folder / LAYOUT).write_text(json.dumps(layout), encoding="utf-8")
@@ -260,11 +264,12 @@ def _reserve(file: IO[bytes], num_bytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
-def _write(table: Tensor, ends: Ints, slot_R: Ints, states_R: Tensor, inputs: TokenInputs | PixelInputs) -> None:
-    states_R = states_R.to("cpu", table.dtype)
+def _write(table: Tensor, ends: Ints, slot_R: Ints, states: Tensor, inputs: TokenInputs | PixelInputs) -> None:
+    states = states.to("cpu", table.dtype)
     if isinstance(inputs, PixelInputs):
-        table[torch.from_numpy(ends[slot_R] - 1)] = states_R
+        table[torch.from_numpy(ends[slot_R] - 1)] = states
         return
-    for slot, state_TH, is_valid_T in zip(slot_R.tolist(), states_R, inputs.is_valid_RT.cpu(), strict=True):
-        rows_TH = state_TH[is_valid_T]
-        table[int(ends[slot]) - len(rows_TH) : int(ends[slot])] = rows_TH
+    packing = inputs.packing
+    start_R = ends[slot_R[inputs.item_index_R.values]] - packing.length_R
+    place_K = start_R[packing.row_K] + packing.place_K.values
+    table[torch.from_numpy(place_K)] = states

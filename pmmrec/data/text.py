@@ -1,5 +1,5 @@
 """Tokenise the texts of a domain once, keep the token ids in a cache, and read them by row."""
-# N items of a domain, R rows read, T tokens of the longest of them.
+# N items of a domain, R rows read, K tokens of all of them.
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class TokenTable:
     mapped: pages of a map that were touched would count as memory of each process.
     """
 
-    def __init__(self, folder: Path, pad_token_id: int) -> None:
+    def __init__(self, folder: Path) -> None:
         """The table in a folder of the cache; call `open` instead, which makes it where it is missing."""
         values = np.load(folder / VALUES, mmap_mode="r", allow_pickle=False)
         self._offsets: NDArray[np.int64] = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
         self._file, self._begin = SharedFile(folder / VALUES), int(values.offset)
-        self._folder, self._pad_token_id = folder, pad_token_id
+        self._folder = folder
 
     @classmethod
     def open(
@@ -64,15 +64,19 @@ class TokenTable:
         if field != Modality.TEXT:
             inputs["field"] = field
         entry = cache.entry("tokens", "token ids", inputs)
-        return entry.open(make, lambda folder: cls(folder, tokenizer.pad_token_id))
+        return entry.open(make, cls)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenTable, (self._folder, self._pad_token_id)  # a worker process opens the files again
+        return TokenTable, (self._folder,)  # a worker process opens the files again
 
     @property
     def num_tokens(self) -> NDArray[np.int64]:
         """Tokens of each item, `(N,)`; 0 without a text."""
         return np.diff(self._offsets)
+
+    def num_tokens_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of these items, `(R,)`."""
+        return self._offsets[rows + 1] - self._offsets[rows]
 
     def content(self, row: int) -> bytes:
         """The token ids of one item as bytes, equal where the ids are; empty without a text."""
@@ -114,15 +118,9 @@ class TokenTable:
                 return False
         return True
 
-    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Token ids `(R, T)`, right-padded to the longest of these rows, and which of them are tokens."""
-        starts = self._offsets[rows]
-        lengths = self._offsets[rows + 1] - starts
-        places = np.arange(lengths.max(initial=1))
-        is_valid = places < lengths[:, None]
-        token_ids = np.full(is_valid.shape, self._pad_token_id, dtype=np.int64)
-        token_ids[is_valid] = np.frombuffer(self._tokens_of(rows), dtype="<i4")
-        return token_ids, is_valid
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token ids `(K,)` of these rows, one row after another."""
+        return np.frombuffer(self._tokens_of(rows), dtype="<i4").astype(np.int64)
 
     def _tokens(self, first: int, end: int) -> NDArray[np.int32]:
         """Token ids of the items from `first` to `end`, one after another."""
@@ -132,7 +130,7 @@ class TokenTable:
     def _tokens_of(self, rows: NDArray[np.int64]) -> bytes:
         """Token ids of these items, one after another."""
         positions = self._begin + TOKEN_BYTES * self._offsets[rows]
-        sizes = TOKEN_BYTES * (self._offsets[rows + 1] - self._offsets[rows])
+        sizes = TOKEN_BYTES * self.num_tokens_of(rows)
         return b"".join(map(self._file.read, sizes.tolist(), positions.tolist()))
 
 

@@ -101,7 +101,7 @@ class JointEncoder(Encoder):
     def forward(self, fields: Mapping[str, FieldInputs], has_U: Mapping[str, Tensor]) -> TokenStates:
         """Rows of each field, and which of U items have it, -> states of U items.
 
-        Tokens of a field that an item lacks are not valid, and change nothing of its other tokens.
+        An item has no tokens of a field that it lacks.
         """
 
 

@@ -157,6 +157,4 @@ class Normalise(nn.Module):
 def pooled_states(states_RPD: Tensor, num_prefix_tokens: int, pool: Literal["cls", "mean"]) -> TokenStates:
     """States of a backbone's tokens, the prefix (cls, registers) first, as patches and one vector for the whole."""
     patches_RPD = states_RPD[:, num_prefix_tokens:]
-    is_valid_RP = torch.ones(patches_RPD.shape[:2], dtype=torch.bool, device=states_RPD.device)
-    cls_RD = states_RPD[:, 0] if pool == "cls" else patches_RPD.mean(1)
-    return TokenStates(patches_RPD, is_valid_RP, cls_RD)
+    return TokenStates.of_even(patches_RPD, states_RPD[:, 0] if pool == "cls" else patches_RPD.mean(1))

@@ -1,5 +1,5 @@
 """Split the forward of a backbone at its lowest trainable block, so that states of the frozen part can be kept."""
-# Shapes: R rows, T tokens, H width of the backbone.
+# Shapes: R rows, K tokens of all rows, H width of the backbone.
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, to_device
 from pmmrec.encoders.trainable import Layout, PartlyTrained, block_names
 from pmmrec.errors import RecipeError
 
-PREFIX_VERSION = 1  # raise it when the same weights and inputs give other states
+PREFIX_VERSION = 2  # raise it when the same weights and inputs give other states
 # Keys of a configuration that say where a model came from, not what it computes.
 _ORIGIN = re.compile(r"_.*|transformers_version|architectures|torch_dtype|dtype|attn_implementation|id2label|label2id")
 
@@ -69,7 +69,10 @@ class CanBeCut(PartlyTrained):
         )
 
     def up_to_cut(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        """The inputs of the lowest trainable block; the output of the backbone where none of it trains."""
+        """The inputs of the lowest trainable block; the output of the backbone where none of it trains.
+
+        As `PrefixInputs.state` holds them.
+        """
         if not self._trained:
             return self.hidden(inputs)
 
@@ -80,7 +83,7 @@ class CanBeCut(PartlyTrained):
         try:
             self.hidden(inputs)
         except _Reached as reached:
-            return reached.states
+            return reached.states if isinstance(inputs, PixelInputs) else reached.states[0]
         finally:
             hook.remove()
         raise RecipeError(f"{type(self.backbone).__name__}: never met its block {self._trained[0]}")
@@ -89,20 +92,21 @@ class CanBeCut(PartlyTrained):
         """The last hidden state, computed from the item or from its states at the cut."""
         if not isinstance(inputs, PrefixInputs):
             return self.hidden(inputs)
-        states_R, takes_mask, mask = inputs.state_R, self._layout.block_call == "hidden_and_mask", None
-        if takes_mask and inputs.is_valid_RT.shape[1]:
-            mask = _mask(self.backbone.config, states_R, inputs.is_valid_RT)
+        packing, takes_mask = inputs.packing, self._layout.block_call == "hidden_and_mask"
+        # A block of transformers reads one long row; its attention keeps the texts apart.
+        states = inputs.state if packing is None else inputs.state[None]
+        options = {} if packing is None else {"packing": packing}
         for name in self._trained:
             module = self.backbone.get_submodule(name)
             is_block = re.fullmatch(self._layout.blocks, name) is not None
             if is_block and self._checkpoints and not hasattr(module, "grad_checkpointing") and torch.is_grad_enabled():
-                states_R = checkpoint(module, states_R, use_reentrant=False)
+                states = checkpoint(module, states, use_reentrant=False)
             else:
-                states_R = module(states_R, mask) if is_block and takes_mask else module(states_R)
-        return states_R
+                states = module(states, None, **options) if is_block and takes_mask else module(states)
+        return states if packing is None else states[0]
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        """The library's own last hidden state."""
+        """The library's own last hidden state, `(R, ...)` of images or `(K, H)` of texts."""
         raise NotImplementedError
 
     @property
@@ -142,17 +146,6 @@ class FrozenPrefix:
         device = next(self._encoder.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return self._encoder.up_to_cut(to_device(inputs, device)).float()
-
-
-def _mask(config: Any, states_RTH: Tensor, is_valid_RT: Tensor) -> Tensor | None:
-    from transformers.masking_utils import create_bidirectional_mask
-
-    if is_valid_RT.is_meta:  # transformers reads the mask, and a meta tensor has no values
-        return None
-    mask: Tensor | None = create_bidirectional_mask(
-        config=config, inputs_embeds=states_RTH, attention_mask=is_valid_RT.long()
-    )
-    return mask
 
 
 def _configuration(backbone: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Text through an encoder of transformers (bert, roberta, xlm-roberta, ...)."""
-# Shapes: R rows, T tokens, D width.
+# Shapes: R rows, T tokens of the longest, K tokens of all, D width.
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
+import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
@@ -19,11 +19,13 @@ from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_projection
 from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
+from pmmrec.encoders.packed_attention import read_packed_texts
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.sentence import Pool, SentenceSettings, write_sentence_settings
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.packing import HostArray, Packing
 
 DEFAULT_VOCAB_SIZE = 8000
 HALVES = {"clip": "clip_text_model"}
@@ -36,6 +38,7 @@ class TextLayout(Layout):
     is_causal: bool = False  # token 0 sees nothing but itself
     positions_follow_padding: bool = False  # the first token's position is pad_token_id + 1
     has_positions: bool = True  # a table of positions limits the length
+    packs: bool = True  # reads texts one after another; False: only side by side, padded to the longest
     width_name: str = "hidden_size"  # setting that holds the width of the last hidden state
 
 
@@ -78,7 +81,7 @@ _CLIP_SITES = _causal_sites((r"mlp\.fc1", r"mlp\.fc2"))
 
 _BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", block_call="hidden_and_mask", sites=_BERT_SITES)
 _ROBERTA = replace(_BERT, positions_follow_padding=True)
-_RELATIVE = replace(_BERT, block_call=None)  # blocks ask for relative positions too
+_RELATIVE = replace(_BERT, block_call=None, packs=False)  # blocks ask for relative positions too
 LAYOUTS: Mapping[str, TextLayout] = {
     # All layers of ALBERT share the weights of their group: a group is a block.
     "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+", sites=_ALBERT_SITES),
@@ -89,6 +92,7 @@ LAYOUTS: Mapping[str, TextLayout] = {
         after=r"(text_model\.)?final_layer_norm",
         sites=_CLIP_SITES,
         is_causal=True,
+        packs=False,  # no row may be longer than its positions
     ),
     "deberta-v2": replace(_RELATIVE, sites=_DEBERTA_SITES),
     "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+", block_call="hidden_and_mask", sites=_DISTILBERT_SITES),
@@ -159,10 +163,11 @@ class HFTextConfig(BackboneConfig):
 
 @text_encoders.register("hf_text", HFTextConfig)
 class HFText(CanBeCut, TextEncoder):
-    """Encode texts with a model of transformers; a projection brings each of `(R, T)` tokens to the common width D.
+    """Encode texts with a model of transformers; a projection brings each token to the common width D.
 
     Eq. 1 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of XLM-R. Poolers are left
-    out. The tokens are all but token 0, whichever way the whole is pooled. `weights` names a pretrained backbone.
+    out. The tokens are all but token 0, whichever way the whole is pooled. `weights` names a pretrained backbone. Texts
+    pass without padding, but for CLIP, deberta-v2 and mpnet, which read them padded to the longest.
 
     Example:
         model:
@@ -172,6 +177,7 @@ class HFText(CanBeCut, TextEncoder):
     """
 
     layouts = LAYOUTS
+    _layout: TextLayout
 
     def __init__(self, config: HFTextConfig, context: BuildContext) -> None:
         super().__init__()
@@ -186,6 +192,8 @@ class HFText(CanBeCut, TextEncoder):
             self._tokenizer.say_differences(warnings.append)
         _check_tokens(self._tokenizer, self._settings, self._layout, self._pool, backbone.folder, warnings.append)
         self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
+        if self._layout.packs:
+            read_packed_texts(self.backbone)
         self.warnings = tuple(warnings)
         self.projection = make_projection(getattr(self._settings, self._layout.width_name), context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
@@ -204,21 +212,34 @@ class HFText(CanBeCut, TextEncoder):
 
     def forward(self, inputs: TokenInputs | PrefixInputs) -> TokenStates:
         """Token ids, or the kept states of the frozen part, -> states of the common width."""
-        is_valid_RT = inputs.is_valid_RT
-        states_RTD: Tensor = self.projection(self.last_states(inputs))
-        cls_RD = states_RTD[:, 0]
-        if self._pool == "mean":
-            shown_RTD = torch.where(is_valid_RT[:, :, None], states_RTD, 0.0)
-            cls_RD = shown_RTD.sum(1) / is_valid_RT.sum(1, keepdim=True)
-        return TokenStates(states_RTD[:, 1:], is_valid_RT[:, 1:], cls_RD)
+        packing = inputs.packing
+        if packing is None:
+            raise TypeError("a text encoder reads states of texts, not of images")
+        state_KD: Tensor = self.projection(self.last_states(inputs))
+        cls_RD = packing.mean(state_KD) if self._pool == "mean" else packing.first(state_KD)
+        return TokenStates(state_KD, packing.first_R.values + 1, packing.length_R - 1, cls_RD)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        """The library's own last hidden state, `(R, T, H)`."""
+        """The library's own last hidden state, `(K, H)`."""
         if isinstance(inputs, PixelInputs):
             raise TypeError("a text encoder reads token ids, not pixels")
+        token_id_K, packing = inputs.token_id_K, inputs.packing
+        if not self._layout.packs:
+            return packing.packed(self._padded_hidden(token_id_K, packing))
+        skipped = self._settings.pad_token_id + 1 if self._layout.positions_follow_padding else 0
+        position_1K = packing.place_K.on(token_id_K.device)[None] + skipped
+        hidden_1KH: Tensor = self.backbone(
+            input_ids=token_id_K[None], position_ids=position_1K, packing=packing
+        ).last_hidden_state
+        return hidden_1KH[0]
+
+    def _padded_hidden(self, token_id_K: Tensor, packing: Packing) -> Tensor:
+        """The last hidden state of texts that are padded to the longest, `(R, T, H)`."""
+        token_id_RT = packing.padded(token_id_K, fill=self._tokenizer.pad_token_id)
         # transformers looks into the mask, and a meta tensor holds nothing to look at.
-        mask_RT = None if inputs.is_valid_RT.is_meta else inputs.is_valid_RT.long()
-        hidden_RTH: Tensor = self.backbone(input_ids=inputs.token_id_RT, attention_mask=mask_RT).last_hidden_state
+        is_valid_RT = HostArray((np.arange(packing.longest) < packing.length_R[:, None]).astype(np.int64))
+        mask_RT = None if token_id_RT.is_meta else is_valid_RT.on(token_id_RT.device)
+        hidden_RTH: Tensor = self.backbone(input_ids=token_id_RT, attention_mask=mask_RT).last_hidden_state
         return hidden_RTH
 
     def checkpoint_activations(self) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.contracts import History, ItemVectors, Query, UserStates, to_device
 from pmmrec.evaluation.ranking import Rows
+from pmmrec.packing import HostArray, Ints
 from pmmrec.users import UserEncoder
 
 SHORTEST = 4  # inputs that a history is padded to, at least
-
-Ints = NDArray[np.int64]
 
 
 def queries_after(
@@ -77,7 +75,12 @@ def _histories(
     where = items.fused_UD.device
     index_BL = torch.from_numpy(item_index_BL).to(where)
     return History.of(
-        items, index_BL, torch.from_numpy(is_valid_BL).to(where), user_index_B=user_index_B, user_MD=user_MD
+        items,
+        index_BL,
+        torch.from_numpy(is_valid_BL).to(where),
+        user_index_B=user_index_B,
+        user_MD=user_MD,
+        length_B=HostArray(is_valid_BL.sum(axis=1)),
     )
 
 

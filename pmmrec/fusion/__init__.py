@@ -16,7 +16,7 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, states: Mapping[str, TokenStates]) -> Tensor:
-        """States of the same U items by field -> `(U, D)`. A field that an item lacks has no valid token."""
+        """States of the same U items by field -> `(U, D)`. A field that an item lacks has no token."""
 
 
 fusions: Family[Fusion] = Family("fusion", home=__name__, group="items")

@@ -1,20 +1,24 @@
 """Fuse the tokens of an item by attention (PMMRec, eq. 3)."""
-# Shapes: U distinct items, T text tokens, P image tokens, J = 1 + T + P, D width.
+# Shapes: U distinct items, T text tokens and P image tokens of one, K tokens of all with mm_cls, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pmmrec.blocks import TransformerBlock, attention_allowed
+from pmmrec.blocks import TransformerBlock
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Modality, TokenStates
 from pmmrec.errors import RecipeError
 from pmmrec.fusion import Fusion, fusions
+from pmmrec.packing import HostArray, Ints
+from pmmrec.rows import joined
 from pmmrec.settings import PartConfig
 
 
@@ -43,7 +47,7 @@ class MergeAttention(Fusion):
     """Attend from a learned vector mm_cls to the text tokens `(U, T, D)` and image tokens `(U, P, D)` of an item.
 
     Eq. 3 of https://arxiv.org/abs/2312.09602; the item is the output at mm_cls, or with `pool: mean`, as in the
-    released code, the mean of all outputs. Differs from the paper: a modality that an item lacks is masked, so its
+    released code, the mean of all outputs. Differs from the paper: an item may lack a modality; its
     vector stays in the same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
 
     Example:
@@ -73,31 +77,25 @@ class MergeAttention(Fusion):
 
     def forward(self, states: Mapping[str, TokenStates]) -> Tensor:
         """States of the same U items by field -> `(U, D)`."""
-        masks = {field: states[field].is_valid_RT for field in sorted(states, key=_order)}
-        present = [states[field] for field in masks]
-        first = present[0].tokens_RTD
-        num_items = first.shape[0]
-        mm_cls_U1D = self.mm_cls.to(first.dtype).expand(num_items, 1, -1)
-        x_UJD = torch.cat([mm_cls_U1D, *(state.tokens_RTD for state in present)], dim=1)
-        always_U1 = first.new_ones(num_items, 1, dtype=torch.bool)
-        is_valid_UJ = torch.cat([always_U1, *self._shown(masks)], dim=1)
-        is_allowed_UJJ = attention_allowed(is_valid_UJ, is_causal=False)
+        fields = sorted(states, key=_order)
+        shown = self._shown({field: states[field].length_R for field in fields})
+        seen = [dataclasses.replace(states[field], length_R=shown[field]) for field in fields]
+        x_KD, packing, order_U = joined(self.mm_cls, seen)
         for block in self.blocks:
-            x_UJD = block(x_UJD, is_allowed_UJJ)
-        if self.pool == "cls":
-            return x_UJD[:, 0]
-        return torch.where(is_valid_UJ[:, :, None], x_UJD, 0.0).sum(1) / is_valid_UJ.sum(1, keepdim=True)
+            x_KD = block(x_KD, packing)
+        pooled_UD = packing.first(x_KD) if self.pool == "cls" else packing.mean(x_KD)
+        return pooled_UD.index_select(0, HostArray(np.argsort(order_U)).on(x_KD.device))
 
-    def _shown(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
-        """Which tokens are seen: all, or in training those of one modality for a random share of the full items."""
-        texts = [mask_UT for field, mask_UT in masks.items() if field != Modality.IMAGE]
-        if not (self.training and self.modality_dropout) or not texts or len(texts) == len(masks):
-            return list(masks.values())
-        has_both_U = torch.cat(texts, dim=1).any(1) & masks[Modality.IMAGE].any(1)
-        is_dropped_U = has_both_U & (torch.rand(has_both_U.shape, device=has_both_U.device) < self.modality_dropout)
-        is_text_U = torch.rand(has_both_U.shape, device=has_both_U.device) < 0.5
-        hides = {True: ~(is_dropped_U & ~is_text_U)[:, None], False: ~(is_dropped_U & is_text_U)[:, None]}
-        return [mask & hides[field == Modality.IMAGE] for field, mask in masks.items()]
+    def _shown(self, lengths: Mapping[str, Ints]) -> Mapping[str, Ints]:
+        """How many tokens of each field `(U,)` are seen: all, or in training for a share of the full items one kind."""
+        texts = [length_U for field, length_U in lengths.items() if field != Modality.IMAGE]
+        if not (self.training and self.modality_dropout) or not texts or len(texts) == len(lengths):
+            return lengths
+        has_both_U = (np.sum(texts, axis=0) > 0) & (lengths[Modality.IMAGE] > 0)
+        draw_2U = torch.rand(2, len(has_both_U)).numpy()
+        is_dropped_U, is_text_U = has_both_U & (draw_2U[0] < self.modality_dropout), draw_2U[1] < 0.5
+        hidden = {True: is_dropped_U & is_text_U, False: is_dropped_U & ~is_text_U}  # of the image, of texts
+        return {field: np.where(hidden[field == Modality.IMAGE], 0, length_U) for field, length_U in lengths.items()}
 
 
 def _order(field: str) -> tuple[bool, str]:

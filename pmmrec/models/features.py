@@ -18,7 +18,7 @@ from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, Store
 from pmmrec.dropout import Dropout
 from pmmrec.modality import VectorSpec
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
-from pmmrec.models.rows import laid_out
+from pmmrec.rows import laid_out
 from pmmrec.settings import Config
 
 FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -187,12 +187,12 @@ class FeatureEncoder(nn.Module):
             if not isinstance(rows, StoredInputs):
                 raise TypeError(f"items hold no {name}, but the model reads it; the batch builder must supply it")
             projected_RD = projection(pool(rows.vector_RF.to(dtype)))
-            projected_UD.append(laid_out(projected_RD, rows.item_index_R, items.has_U[name]))
+            projected_UD.append(laid_out(projected_RD, rows.item_index_R, items.num_items))
         for name, table in zip(self.attributes, self.tables, strict=True):
             values = items.fields.get(name)
             if not isinstance(values, ValueInputs):
                 raise TypeError(f"items hold no {name}, but the model reads it; the batch builder must supply it")
-            projected_UD.append(laid_out(table(values.key_R), values.item_index_R, items.has_U[name]))
+            projected_UD.append(laid_out(table(values.key_R), values.item_index_R, items.num_items))
         head_UD: Tensor = self.head(torch.stack(projected_UD).sum(dim=0))
         return head_UD
 

@@ -1,5 +1,5 @@
 """Items by their texts and images: a text encoder, a vision encoder, or both, and a fusion."""
-# Shapes: R rows given to one encoder, U distinct items, T tokens, D width.
+# Shapes: R rows given to one encoder, U distinct items, D width.
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
@@ -26,7 +26,7 @@ from pmmrec.contracts import (
 from pmmrec.encoders import Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
 from pmmrec.fusion import Fusion, fusions
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
-from pmmrec.models.rows import laid_out
+from pmmrec.rows import place_rows
 from pmmrec.settings import PartConfig
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Towers(ItemEncoder):
     Of several fields, the item is the fusion of their tokens (eq. 1-3 of https://arxiv.org/abs/2312.09602), else the
     cls vector of its one encoder. The text encoder may read several texts, such as a title and a description, each
     alone. Differs from the paper: items may lack a modality, and `normalize: layer_norm` is ours. An item
-    that lacks a modality has zeros there, and its tokens are not valid; one that lacks all of them is the zero vector.
+    that lacks a modality has zeros and no tokens there; one that lacks all of them is the zero vector.
     Rows that stand in for a batch without a modality pass their encoder, with a gradient of exactly 0: every process
     uses every parameter.
 
@@ -189,7 +189,7 @@ class Towers(ItemEncoder):
 
     def _encode(self, items: ItemInputs) -> dict[str, TokenStates]:
         return {
-            field: place_rows(encoder(_rows_of(items, field)), items.fields[field].item_index_R, items.has_U[field])
+            field: place_rows(encoder(_rows_of(items, field)), items.fields[field].item_index_R, items.num_items)
             for field, encoder in self.encoders.items()
         }
 
@@ -199,10 +199,3 @@ def _rows_of(items: ItemInputs, field: str) -> FieldInputs:
     if rows is None or isinstance(rows, PrefixSlots):
         raise ValueError(f"items hold no {field}, but the model reads it; the batch builder must supply it")
     return rows
-
-
-def place_rows(rows: TokenStates, item_index_R: Tensor, has_U: Tensor) -> TokenStates:
-    """States of R rows laid out over U items; zeros, and no valid token, for the items that `has_U` leaves out."""
-    tokens_UTD = laid_out(rows.tokens_RTD, item_index_R, has_U)
-    is_valid_UT = laid_out(rows.is_valid_RT, item_index_R, has_U)
-    return TokenStates(tokens_UTD, is_valid_UT, laid_out(rows.cls_RD, item_index_R, has_U))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from pmmrec.contracts import ItemVectors, TokenStates
 from pmmrec.encoders import joint_encoders, text_encoders, vision_encoders
 from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders
+from pmmrec.rows import laid_out
 from pmmrec.settings import validate
 from pmmrec.testing.checks import Inapplicable, assert_close, assert_equal, check, require
 from pmmrec.testing.subjects import (
@@ -41,13 +43,14 @@ def an_item_alone_is_what_it_is_in_a_batch(subject: Subject) -> Inapplicable:
 
 def _vectors(subject: Subject, part: Any, rows: tuple[int, ...]) -> list[Tensor]:
     if subject.family is text_encoders:
-        return [part(token_inputs(part.tokenizer, rows)).cls_RD]
+        inputs = token_inputs(part.tokenizer, rows)
+        return [laid_out(part(inputs).cls_RD, inputs.item_index_R, len(rows))]
     if subject.family is vision_encoders:
         states: TokenStates = part(pixel_inputs(part.pixel_spec, rows))
-        return [states.tokens_RTD, states.cls_RD]
+        return [torch.stack([states.of_item(row) for row in range(len(rows))]), states.cls_RD]
     if subject.family is fusions:
         given = modality_states(Numbers())
-        return [part({modality: _rows_of(states, rows) for modality, states in given.items()})]
+        return [part({modality: _rows_of(states, list(rows)) for modality, states in given.items()})]
     items = item_inputs(part, rows)
     if subject.family is joint_encoders:
         return [part(items.fields, items.has_U).cls_RD]
@@ -55,11 +58,10 @@ def _vectors(subject: Subject, part: Any, rows: tuple[int, ...]) -> list[Tensor]
     return [vectors.fused_UD, *vectors.cls_UD.values(), *vectors.streams_UD.values()]
 
 
-def _rows_of(states: TokenStates, rows: tuple[int, ...]) -> TokenStates:
-    """Some items, without the padding that they do not need."""
-    longest = int(states.is_valid_RT[list(rows)].sum(dim=1).max())
-    chosen = {field.name: getattr(states, field.name)[list(rows)] for field in dataclasses.fields(states)}
-    return TokenStates(chosen["tokens_RTD"][:, :longest], chosen["is_valid_RT"][:, :longest], chosen["cls_RD"])
+def _rows_of(states: TokenStates, rows: list[int]) -> TokenStates:
+    """The states of some items alone."""
+    length_r, tokens = states.length_R[rows], torch.cat([states.of_item(row) for row in rows])
+    return TokenStates(tokens, np.cumsum(length_r) - length_r, length_r, states.cls_RD[rows])
 
 
 @check("missing = zero", fusions, item_encoders)
@@ -68,10 +70,10 @@ def a_missing_field_is_a_zero(subject: Subject) -> Inapplicable:
     part = subject.build().double()
     if subject.family is fusions:
         empty = {
-            modality: dataclasses.replace(states, is_valid_RT=torch.zeros_like(states.is_valid_RT))
+            modality: dataclasses.replace(states, length_R=np.zeros_like(states.length_R))
             for modality, states in modality_states(Numbers()).items()
         }
-        require(part(empty).isfinite().all(), "gives NaN or infinity for items without any valid token")
+        require(part(empty).isfinite().all(), "gives NaN or infinity for items without any token")
         return None
     if not part.fields:
         return "reads no field"

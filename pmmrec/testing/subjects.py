@@ -18,6 +18,7 @@ from pmmrec.adapters import adapters
 from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
 from pmmrec.contracts import (
     FieldInputs,
+    FieldSpec,
     History,
     ItemInputs,
     ItemVectors,
@@ -49,6 +50,7 @@ from pmmrec.fusion import fusions
 from pmmrec.modality import Tokenizer
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders, scorers
 from pmmrec.objectives import objectives
+from pmmrec.packing import HostArray
 from pmmrec.propagations import propagations
 from pmmrec.settings import PartConfig
 from pmmrec.testing.world import WIDTH, batch_of, task_of
@@ -183,18 +185,13 @@ def query_of(numbers: Numbers) -> Query:
 
 def token_inputs(tokenizer: Tokenizer, rows: Sequence[int] = ALL_ITEMS) -> TokenInputs:
     """Some of the texts."""
-    token_ids = tokenizer.encode([TEXTS[row] for row in rows])
-    longest = max(map(len, token_ids))
-    padded = [ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids in token_ids]
-    return TokenInputs(
-        torch.tensor(padded), is_valid([len(ids) for ids in token_ids], longest), torch.arange(len(rows))
-    )
+    return TokenInputs.of(tokenizer.encode([TEXTS[row] for row in rows]))
 
 
 def pixel_inputs(spec: PixelSpec, rows: Sequence[int] = ALL_ITEMS) -> PixelInputs:
     """Some of the random images."""
     pixels = Numbers(seed=2).pixels(NUM_ITEMS, spec.size)
-    return PixelInputs(pixels[list(rows)], torch.arange(len(rows)))
+    return PixelInputs(pixels[list(rows)], HostArray(range(len(rows))))
 
 
 def item_inputs(
@@ -203,32 +200,38 @@ def item_inputs(
     lacking: Mapping[str, Sequence[int]] | None = None,
 ) -> ItemInputs:
     """Some items; those at the places `lacking[field]` lack the field."""
-    has_U = {}
-    for field in encoder.reads:
-        absent = (lacking or {}).get(field, ())
-        has_U[field] = torch.tensor([place not in absent for place in range(len(rows))])
-    fields: dict[str, FieldInputs] = {}
+    has_U, fields = dict[str, Tensor](), dict[str, FieldInputs]()
     for field, spec in encoder.reads.items():
-        if isinstance(spec, TextSpec):
-            fields[field] = token_inputs(spec.tokenizer, rows)
-        elif isinstance(spec, PixelSpec):
-            fields[field] = pixel_inputs(spec, rows)
-        elif isinstance(spec, ValueSpec):
-            fields[field] = ValueInputs(torch.tensor(VALUES)[list(rows)], torch.arange(len(rows)))
-        else:
-            vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=torch.Generator().manual_seed(3))
-            fields[field] = StoredInputs(vectors[list(rows)], torch.arange(len(rows)))
+        absent = (lacking or {}).get(field, ())
+        places = [place for place in range(len(rows)) if place not in absent]
+        has_U[field] = torch.tensor([place in places for place in range(len(rows))])
+        given = _inputs_of(spec, [rows[place] for place in places] or [0])
+        index = np.array(places or [len(rows)])[given.item_index_R.values]
+        fields[field] = dataclasses.replace(given, item_index_R=HostArray(index))
     return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, fields)
+
+
+def _inputs_of(spec: FieldSpec, rows: Sequence[int]) -> TokenInputs | PixelInputs | ValueInputs | StoredInputs:
+    """Of a field of these items."""
+    if isinstance(spec, TextSpec):
+        return token_inputs(spec.tokenizer, rows)
+    if isinstance(spec, PixelSpec):
+        return pixel_inputs(spec, rows)
+    if isinstance(spec, ValueSpec):
+        return ValueInputs(torch.tensor(VALUES)[list(rows)], HostArray(range(len(rows))))
+    vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=torch.Generator().manual_seed(3))
+    return StoredInputs(vectors[list(rows)], HostArray(range(len(rows))))
 
 
 def modality_states(numbers: Numbers) -> dict[str, TokenStates]:
     """States of three items: with text and image, without an image, without a text."""
 
-    def states(lengths: Sequence[int], longest: int) -> TokenStates:
-        is_valid_RT = is_valid(lengths, longest).to(numbers.device)
-        return TokenStates(numbers.normal(3, longest, WIDTH), is_valid_RT, numbers.normal(3, WIDTH))
+    def states(*lengths: int) -> TokenStates:
+        length_R = np.array(lengths)
+        tokens_KD = numbers.normal(int(length_R.sum()), WIDTH)
+        return TokenStates(tokens_KD, np.cumsum(length_R) - length_R, length_R, numbers.normal(3, WIDTH))
 
-    return {"text": states((4, 2, 0), 4), "image": states((5, 0, 5), 5)}
+    return {"text": states(4, 2, 0), "image": states(5, 0, 5)}
 
 
 def _expect(tensor: Tensor, *shape: int) -> None:
@@ -237,9 +240,11 @@ def _expect(tensor: Tensor, *shape: int) -> None:
 
 
 def _tensors_of(states: TokenStates) -> list[Tensor]:
-    _expect(states.tokens_RTD, NUM_ITEMS, states.is_valid_RT.shape[1], WIDTH)
     _expect(states.cls_RD, NUM_ITEMS, WIDTH)
-    return [torch.where(states.is_valid_RT[:, :, None], states.tokens_RTD, 0.0), states.cls_RD]
+    tokens = [states.of_item(row) for row in ALL_ITEMS]
+    for token_TD, length in zip(tokens, states.length_R.tolist(), strict=True):
+        _expect(token_TD, length, WIDTH)
+    return [torch.cat(tokens), states.cls_RD]
 
 
 def _run_text(part: Any, numbers: Numbers) -> list[Tensor]:

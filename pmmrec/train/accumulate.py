@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from typing_extensions import Self
 from pmmrec.contracts import ItemInputs, ItemVectors, PrefixSlots
 from pmmrec.errors import RecipeError
 from pmmrec.models import ItemEncoder
+from pmmrec.packing import HostArray
 from pmmrec.settings import Config
 
 
@@ -105,13 +107,20 @@ def _span(items: ItemInputs, start: int, stop: int) -> ItemInputs:
 
 def _rows(rows: Any, start: int, stop: int) -> Any:
     """The rows of a span of items, of the same kind; the first row stands in where none has the field."""
-    index_R = rows.item_index_R
-    chosen = ((index_R >= start) & (index_R < stop)).nonzero()[:, 0]
+    index_R = rows.item_index_R.values
+    chosen = np.flatnonzero((index_R >= start) & (index_R < stop))
     place = index_R[chosen] - start
     if not len(chosen):
-        chosen = place = index_R.new_zeros(1)
-    tensors: dict[str, Tensor] = {field.name: getattr(rows, field.name)[chosen] for field in dataclasses.fields(rows)}
-    return dataclasses.replace(rows, **(tensors | {"item_index_R": place}))
+        chosen, place = np.zeros(1, dtype=np.int64), np.array([stop - start])
+    replaced: dict[str, Any] = {"item_index_R": HostArray(place)}
+    packing, taken = getattr(rows, "packing", None), HostArray(chosen)
+    if packing is not None:
+        replaced["packing"], taken = packing.some(chosen)
+    for field in dataclasses.fields(rows):
+        value = getattr(rows, field.name)
+        if isinstance(value, Tensor):
+            replaced[field.name] = value.index_select(0, taken.on(value.device))
+    return dataclasses.replace(rows, **replaced)
 
 
 def _joined(parts: list[ItemVectors], num_items: int) -> ItemVectors:

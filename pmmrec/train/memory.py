@@ -169,7 +169,7 @@ class Drawing:
             filled=slots / max(1, len(windows) * (longest - 1)),
             items=num_items,
             encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
-            tokens=self._longest_text(task, item_keys),
+            tokens=self._tokens_of_a_text(task, item_keys),
             candidates=max(map(len, shown)),
         )
 
@@ -218,19 +218,19 @@ class Drawing:
             drawn.append((first_key[domain] + rows, first_key[domain] + shown))
         return drawn
 
-    def _longest_text(self, task: TrainingTask, item_keys: Ints) -> int:
-        """The length in tokens of the longest text among at most a thousand of these items."""
+    def _tokens_of_a_text(self, task: TrainingTask, item_keys: Ints) -> int:
+        """The mean length in tokens of the texts of at most a thousand of these items, rounded up."""
         if not _texts(task):
             return 0
         chosen = item_keys[:: math.ceil(len(item_keys) / TEXTS_READ)]
-        first_key, longest = 0, 1
+        first_key, lengths = 0, list[int]()
         for domain in self.sources.domains:
             rows = chosen[(chosen >= first_key) & (chosen < first_key + domain.num_items)] - first_key
             for field, spec in _texts(task).items():
                 texts = [text for text in domain.texts(rows, field) if text is not None]
-                longest = max([longest, *map(len, spec.tokenizer.encode(texts))])
+                lengths += map(len, spec.tokenizer.encode(texts))
             first_key += domain.num_items
-        return longest
+        return math.ceil(sum(lengths) / max(1, len(lengths))) or 1
 
 
 def _shown(task: TrainingTask) -> list[Shown]:
@@ -292,7 +292,7 @@ def memory_lines(
 
 
 def _words(size: StepSize) -> str:
-    text = f", of up to {size.tokens} tokens" if size.tokens else ""
+    text = f", of {size.tokens} tokens a text" if size.tokens else ""
     return f"{size.items:,} items as negatives, {size.encoded:,} encoded by a process{text}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +38,7 @@ from pmmrec.contracts import (
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.models import ItemEncoder
 from pmmrec.models.recommender import Recommender
+from pmmrec.packing import HostArray, Packing
 from pmmrec.requests import DrawnNegatives, Masked, Noised, Shown, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.task import TrainingTask
@@ -57,7 +59,7 @@ class StepSize:
     filled: float  # share of them that hold an item
     items: int  # distinct ones that its windows are over
     encoded: int  # how many of them it encodes
-    tokens: int  # of the longest text
+    tokens: int  # of a text, on average
     candidates: int = 0  # of an impression
 
 
@@ -84,9 +86,11 @@ def step_memory(task: TrainingTask, size: StepSize, kernels: Kernels, prefixes: 
     `prefixes`: fields whose frozen states are kept. A mask counts as true as often as the windows are filled, other
     masks everywhere.
     """
-    batch = _batch(task, size, frozenset(prefixes))
-    freed = _peak(task, batch, size, kernels, keeps_gradients=False)
-    kept = _peak(task, batch, size, kernels, keeps_gradients=True)
+    # A batch for each trial: one that was tried holds tensors of what the host knows.
+    fields = frozenset(prefixes)
+    batch = _batch(task, size, fields)
+    freed = _peak(task, _batch(task, size, fields), size, kernels, keeps_gradients=False)
+    kept = _peak(task, _batch(task, size, fields), size, kernels, keeps_gradients=True)
     return StepMemory(sum(tensor.nbytes for tensor in _tensors(batch)), freed, kept)
 
 
@@ -269,7 +273,8 @@ def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[str]) -> Batc
     """A batch of these sizes on the meta device; every item has all that the model reads."""
     with torch.device("meta"):
         index_BS = torch.zeros((size.users, size.positions), dtype=torch.int64)
-        windows = Windows(index_BS, torch.ones_like(index_BS, dtype=torch.bool))
+        length_B = HostArray([1 + max(1, round(size.filled * (size.positions - 1)))] * size.users)
+        windows = Windows(index_BS, torch.ones_like(index_BS, dtype=torch.bool), length_B=length_B)
         passes = {request: _pass(request, drawn, windows, size) for request, drawn in task.requests.passes.items()}
         users_B = torch.zeros(size.users, dtype=torch.int64)
         windows = dataclasses.replace(windows, passes=passes, user_index_B=users_B)
@@ -283,7 +288,7 @@ def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Win
     if request.reads_last:
         index_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
         is_masked_BS = is_valid_BS.clone() if isinstance(request, Masked) else None
-        plain = WindowPass(index_BS, is_valid_BS, index_BS, is_valid_BS.clone(), is_masked_BS)
+        plain = WindowPass(index_BS, is_valid_BS, index_BS, is_valid_BS.clone(), is_masked_BS, windows.length_B)
     elif isinstance(request, Noised):
         index_BL = plain.item_index_BL.clone()
         plain = dataclasses.replace(plain, item_index_BL=index_BL, noise_BL=index_BL.clone())
@@ -304,20 +309,20 @@ def item_inputs(
 ) -> ItemInputs:
     """Items on the meta device that have all that the model reads, with the longest texts if not said otherwise."""
     encoder = recommender.item_encoder
-    index_U = torch.zeros(num_items, dtype=torch.int64, device="meta")
+    index_U, places = torch.zeros(num_items, dtype=torch.int64, device="meta"), HostArray(np.arange(num_items))
     inputs: dict[str, FieldInputs] = {}
     for field, spec in encoder.reads.items():
         if isinstance(spec, TextSpec):
-            shape = (num_items, num_tokens or spec.tokenizer.max_tokens)
-            token_id = torch.zeros(shape, dtype=torch.int64, device="meta")
-            inputs[field] = TokenInputs(token_id, torch.ones_like(token_id, dtype=torch.bool), index_U)
+            packing = Packing([num_tokens or spec.tokenizer.max_tokens] * num_items)
+            token_id_K = torch.zeros(packing.num_places, dtype=torch.int64, device="meta")
+            inputs[field] = TokenInputs(token_id_K, packing, places)
         elif isinstance(spec, PixelSpec):
             pixels = torch.zeros((num_items, 3, spec.size, spec.size), dtype=torch.uint8, device="meta")
-            inputs[field] = PixelInputs(pixels, index_U)
+            inputs[field] = PixelInputs(pixels, places)
         elif isinstance(spec, ValueSpec):
-            inputs[field] = ValueInputs(torch.zeros_like(index_U), index_U)
+            inputs[field] = ValueInputs(torch.zeros_like(index_U), places)
         else:
-            inputs[field] = StoredInputs(torch.zeros((num_items, *spec.shape), device="meta"), index_U)
+            inputs[field] = StoredInputs(torch.zeros((num_items, *spec.shape), device="meta"), places)
     fields = {
         field: _at_cut(encoder.encoders[field], rows) if field in prefixes else rows for field, rows in inputs.items()
     }
@@ -330,9 +335,8 @@ def _at_cut(encoder: nn.Module, rows: FieldInputs) -> FieldInputs:
     if not isinstance(encoder, CanBeCut) or not isinstance(rows, TokenInputs | PixelInputs):
         return rows
     with torch.no_grad():
-        state_R = encoder.up_to_cut(rows)
-    is_valid_RT = rows.is_valid_RT if isinstance(rows, TokenInputs) else state_R.new_ones((len(state_R), 0)).bool()
-    return PrefixInputs(state_R.float(), is_valid_RT, rows.item_index_R)
+        state = encoder.up_to_cut(rows)
+    return PrefixInputs(state.float(), rows.packing if isinstance(rows, TokenInputs) else None, rows.item_index_R)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from pmmrec.models.build import ParameterRow, parameter_table
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.targets import Targets
+from pmmrec.packing import HostArray
 from pmmrec.requests import Masked, Others, Requests, Shown, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
@@ -280,4 +282,6 @@ def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | 
         index_BL = torch.cat([one.item_index_BL for one in passes])
         is_valid_BL = torch.cat([one.is_valid_BL for one in passes])
     users = None if user_index_B is None else user_index_B.repeat(len(passes))
-    return History.of(nodes.items, index_BL, is_valid_BL, is_masked_BL, users, nodes.user_MD)
+    lengths = [one.length_B.values for one in passes if one.length_B is not None]
+    length_B = HostArray(np.concatenate(lengths)) if len(lengths) == len(passes) else None
+    return History.of(nodes.items, index_BL, is_valid_BL, is_masked_BL, users, nodes.user_MD, length_B)

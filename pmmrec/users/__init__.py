@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pmmrec.adapters import Host
 from pmmrec.contracts import History, Query, UserStates
 from pmmrec.family import Family
+from pmmrec.packing import HostArray
 
 Attends = Literal["past", "all", "others"]
 
@@ -73,6 +74,7 @@ def _followed_by_mask(history: History) -> History:
         is_valid_BL=F.pad(history.is_valid_BL, (0, 1), value=True),
         streams_BLD={name: F.pad(stream_BLD, (0, 0, 0, 1)) for name, stream_BLD in history.streams_BLD.items()},
         is_masked_BL=F.pad(is_masked_BL, (0, 1), value=True),
+        length_B=None if history.length_B is None else HostArray(history.length_B.values + 1),
     )
 
 

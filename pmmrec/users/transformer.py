@@ -1,5 +1,5 @@
 """Self-attention over the items that a user touched (PMMRec eq. 4, SASRec, BERT4Rec)."""
-# Shapes: B users, L inputs, D width.
+# Shapes: B users, L inputs, K inputs of all users, D width.
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pmmrec.adapters import Host, Sites
-from pmmrec.blocks import Activation, TransformerBlock, attention_allowed
+from pmmrec.blocks import Activation, TransformerBlock
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
+from pmmrec.dropout import Dropout
 from pmmrec.errors import RecipeError
+from pmmrec.packing import left_padded, lengths_of
 from pmmrec.renamed import renamed_attention
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
@@ -80,7 +82,7 @@ class TransformerUserEncoder(UserEncoder):
             self.mask = nn.Parameter(torch.empty(width))
             nn.init.normal_(self.mask, std=0.02)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 width,
@@ -108,11 +110,15 @@ class TransformerUserEncoder(UserEncoder):
                 f"user_encoder.max_inputs: {self.max_inputs}, but histories of {length} inputs came; "
                 "shorten the windows or raise max_inputs"
             )
+        length_B = history.length_B or lengths_of(history.is_valid_BL)
+        packing, *places = left_padded(length_B.values, length)
+        place_K, from_end_K = (one.on(input_BLD.device) for one in places)
+        input_KD = input_BLD.flatten(0, 1).index_select(0, place_K)
         if self.attends == "all" and history.is_masked_BL is not None:
-            input_BLD = torch.where(history.is_masked_BL[:, :, None], self.mask.to(input_BLD.dtype), input_BLD)
-        place_L = torch.arange(length - 1, -1, -1, device=input_BLD.device)
-        hidden_BLD: Tensor = self.dropout(self.norm(input_BLD + self.position(place_L)))
-        is_allowed_BLL = attention_allowed(history.is_valid_BL, is_causal=self.attends == "past")
+            is_masked_K = history.is_masked_BL.flatten().index_select(0, place_K)
+            input_KD = torch.where(is_masked_K[:, None], self.mask.to(input_KD.dtype), input_KD)
+        hidden_KD: Tensor = self.dropout(self.norm(input_KD + self.position(from_end_K)))
         for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, is_allowed_BLL)
-        return UserStates(hidden_BLD, history.is_valid_BL)
+            hidden_KD = block(hidden_KD, packing, is_causal=self.attends == "past")
+        hidden = hidden_KD.new_zeros((input_BLD.shape[0] * length, hidden_KD.shape[1]))
+        return UserStates(hidden.index_copy(0, place_K, hidden_KD).view(input_BLD.shape), history.is_valid_BL)

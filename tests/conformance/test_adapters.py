@@ -17,6 +17,7 @@ from pmmrec.contracts import History, PixelInputs, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.encoders.text import LAYOUTS as TEXT_LAYOUTS
 from pmmrec.encoders.vision_hf import LAYOUTS as VISION_LAYOUTS
+from pmmrec.packing import HostArray
 from pmmrec.users import user_encoders
 
 WIDTH = 6
@@ -64,16 +65,15 @@ def text(folder: Path, model_type: str) -> Use:
         }
     )
     encoder = _started(text_encoders.part_class(config), config, folder)
-    token_id = torch.tensor([[2, 20, 30, 40, 3], [2, 25, 3, 0, 0]])
-    inputs = TokenInputs(token_id, token_id != 0, torch.arange(2))
-    return encoder, "text_encoder", lambda: encoder(inputs).tokens_RTD[:, :2]
+    inputs = TokenInputs.of([[2, 20, 30, 40, 3], [2, 25, 3]])
+    return encoder, "text_encoder", lambda: encoder(inputs).token_KD
 
 
 def vision(folder: Path, config: Any, side: int) -> Use:
     encoder = _started(vision_encoders.part_class(config), config, folder)
     pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    inputs = PixelInputs(pixels, torch.arange(2))
-    return encoder, "vision_encoder", lambda: encoder(inputs).tokens_RTD
+    inputs = PixelInputs(pixels, HostArray(range(2)))
+    return encoder, "vision_encoder", lambda: encoder(inputs).token_KD
 
 
 def _started(part_class: Any, config: Any, folder: Path) -> Any:

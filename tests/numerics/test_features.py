@@ -14,6 +14,7 @@ from torch import Tensor
 from pmmrec.context import BuildContext, Catalogue
 from pmmrec.contracts import ItemInputs, StoredInputs, ValueInputs
 from pmmrec.models.features import Features, FeaturesConfig
+from pmmrec.packing import HostArray
 
 WIDTH = 4
 LENGTHS = {"clip": 3, "audio": 2}
@@ -31,7 +32,7 @@ def items_of(names: Sequence[str], several: str | None = None) -> ItemInputs:
         index_R = rows[has_U[name]]
         shape = (NUM_VECTORS, LENGTHS[name]) if name == several else (LENGTHS[name],)
         vectors = torch.randn(len(index_R), *shape, generator=draw, dtype=torch.float64)
-        fields[name] = StoredInputs(vectors, index_R)
+        fields[name] = StoredInputs(vectors, HostArray(index_R.tolist()))
     return ItemInputs(torch.zeros_like(rows), rows, has_U, fields)
 
 
@@ -65,7 +66,7 @@ def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
         hidden = [torch.zeros((), dtype=torch.float64) for _ in range(WIDTH)]
         has_any = False
         for place, name in enumerate(name for name in sorted(items.fields) if name not in BRANDS):
-            index_R = items.fields[name].item_index_R.tolist()
+            index_R = items.fields[name].item_index_R.values.tolist()
             if item not in index_R:
                 continue
             has_any = True
@@ -78,10 +79,10 @@ def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
             for d in range(WIDTH):
                 hidden[d] = hidden[d] + bias[d] + sum(weight[d, f] * vector[f] for f in range(len(vector)))
         for name in BRANDS:
-            if name not in items.fields or item not in items.fields[name].item_index_R.tolist():
+            if name not in items.fields or item not in items.fields[name].item_index_R.values.tolist():
                 continue
             has_any = True
-            key = int(items.fields[name].key_R[items.fields[name].item_index_R.tolist().index(item)])
+            key = int(items.fields[name].key_R[items.fields[name].item_index_R.values.tolist().index(item)])
             known = encoder.feature_encoder.tables[0].value_key_V.tolist()
             vector_D = state["tables.0.vector.weight"][known.index(key) + 1 if key in known else 0]
             hidden = [hidden[d] + vector_D[d] for d in range(WIDTH)]
@@ -124,7 +125,7 @@ def test_values_of_attributes_are_added_as_by_loops(names: tuple[str, ...]) -> N
     encoder = Features(config, BuildContext(WIDTH, catalogues=[books])).double().eval()
     torch.nn.init.normal_(encoder.feature_encoder.tables[0].vector.weight)  # the first starts at 0
     keys = BRANDS["brand"]
-    index_R = torch.tensor([item for item, key in enumerate(keys) if key is not None])
+    index_R = HostArray([item for item, key in enumerate(keys) if key is not None])
     brand = ValueInputs(torch.tensor([key for key in keys if key is not None]), index_R)
     items = items_of(names)
     has_U = {**items.has_U, "brand": torch.tensor([key is not None for key in keys])}
@@ -146,7 +147,7 @@ def check(encoder: Features, items: ItemInputs, activation: str) -> None:
 def test_an_item_without_any_feature_is_the_zero_vector_and_a_row_that_stands_in_trains_nothing() -> None:
     encoder = Features(FeaturesConfig(features={"clip": 3}), BuildContext(WIDTH)).double()
     rows = torch.arange(2)
-    alone = {"clip": StoredInputs(torch.zeros(1, 3, dtype=torch.float16), torch.zeros(1, dtype=torch.long))}
+    alone = {"clip": StoredInputs(torch.zeros(1, 3, dtype=torch.float16), HostArray([2]))}
     vectors = encoder(ItemInputs(rows, rows, {"clip": torch.zeros(2, dtype=torch.bool)}, alone))
     assert not vectors.fused_UD.any()
     assert not vectors.is_readable_U.any()

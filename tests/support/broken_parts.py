@@ -262,7 +262,7 @@ class OpensItsOwnWay(HFText):
 class DividesByTokens(MergeAttention):
     def forward(self, states):
         fused_UD = super().forward(states)
-        count_U = sum(state.is_valid_RT.sum(dim=1) for state in states.values())
+        count_U = torch.from_numpy(sum(state.length_R for state in states.values()))
         return fused_UD / count_U[:, None]
 
 

@@ -28,8 +28,8 @@ class Ladder:
         return self.name
 
     def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
-        values = inputs.token_id_RT if isinstance(inputs, TokenInputs) else inputs.pixels_RCHW.float().mean((1, 2, 3))
-        self.num_rows += len(values)
+        values = inputs.token_id_K if isinstance(inputs, TokenInputs) else inputs.pixels_RCHW.float().mean((1, 2, 3))
+        self.num_rows += len(inputs.item_index_R)
         return values.float()[..., None] * torch.arange(1.0, 1 + WIDTH)
 
 
@@ -46,8 +46,8 @@ class Network:
     @torch.no_grad()
     def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
         assert isinstance(inputs, TokenInputs)
-        self.num_rows += len(inputs.token_id_RT)
-        state = self.vectors[inputs.token_id_RT % len(self.vectors)]
+        self.num_rows += len(inputs.item_index_R)
+        state = self.vectors[inputs.token_id_K % len(self.vectors)]
         for _ in range(20):
             state = (state @ self.matrix).tanh()
         return state
@@ -74,14 +74,15 @@ def tables(cache: Path) -> list[Path]:
 
 
 def assert_same(plain: ItemInputs, kept: ItemInputs) -> None:
-    """Kept states are those of the rows that the plain reader hands out, with its padding and its places."""
+    """Kept states are those of the rows that the plain reader hands out, in their order."""
     plain_text, plain_image = plain.fields["text"], plain.fields["image"]
     assert isinstance(plain_text, TokenInputs)
     assert isinstance(plain_image, PixelInputs)
     text, image = text_of(kept), image_of(kept)
-    assert torch.equal(text.is_valid_RT, plain_text.is_valid_RT)
-    assert torch.equal(text.item_index_R, plain_text.item_index_R)
-    assert torch.equal(text.state_R, Ladder().states(plain_text))  # its padding is token 0, so a state of zeros
-    assert torch.equal(image.item_index_R, plain_image.item_index_R)
-    assert torch.equal(image.state_R, Ladder().states(plain_image))
-    assert image.is_valid_RT.shape == (len(image.state_R), 0)
+    assert text.packing is not None
+    assert text.packing.length_R.tolist() == plain_text.packing.length_R.tolist()
+    assert text.item_index_R.values.tolist() == plain_text.item_index_R.values.tolist()
+    assert torch.equal(text.state, Ladder().states(plain_text))
+    assert image.packing is None
+    assert image.item_index_R.values.tolist() == plain_image.item_index_R.values.tolist()
+    assert torch.equal(image.state, Ladder().states(plain_image))

@@ -1,5 +1,5 @@
 """A plugin for tests: the words and the patches of an item attend to one another in one backbone."""
-# U items, R rows of a field, T characters, P patches, J = T + P, H width of the backbone, D common width.
+# U items, R rows of a field, K characters and patches of all items, H width of the backbone, D common width.
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pmmrec.blocks import TransformerBlock, attention_allowed
+from pmmrec.blocks import TransformerBlock
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldInputs, FieldSpec, ItemInputs, ItemVectors, PixelSpec, TextSpec, TokenStates
 from pmmrec.encoders import EncoderConfig, JointEncoder, joint_encoders
 from pmmrec.encoders.backbone import make_projection
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
-from pmmrec.models.rows import laid_out
+from pmmrec.rows import joined, place_rows
 
 HIDDEN, PATCH, SIZE, FILE = 16, 8, 16, "backbone.safetensors"
 
@@ -53,22 +54,19 @@ class OneStream(JointEncoder):
 
     def forward(self, fields: Mapping[str, FieldInputs], has_U: Mapping[str, Tensor]) -> TokenStates:
         text, image = fields["text"], fields["image"]
-        words_RTH = self.backbone["letters"](text.token_id_RT)
-        pixels_RCHW = image.pixels_RCHW.to(words_RTH.dtype) / 255
+        words_KH = self.backbone["letters"](text.token_id_K)
+        pixels_RCHW = image.pixels_RCHW.to(words_KH.dtype) / 255
         patches_RPH = self.backbone["patches"](nn.functional.unfold(pixels_RCHW, PATCH, stride=PATCH).mT)
-        x_UJH = torch.cat(
-            [
-                laid_out(words_RTH, text.item_index_R, has_U["text"]),
-                laid_out(patches_RPH, image.item_index_R, has_U["image"]),
-            ],
-            dim=1,
-        )
-        is_word_UT = laid_out(text.is_valid_RT, text.item_index_R, has_U["text"])
-        is_valid_UJ = torch.cat([is_word_UT, has_U["image"][:, None].expand(-1, patches_RPH.shape[1])], dim=1)
-        x_UJH = self.backbone["block"](x_UJH, attention_allowed(is_valid_UJ, is_causal=False))
-        tokens_UJD = torch.where(is_valid_UJ[:, :, None], self.projection(x_UJH), 0.0)
-        cls_UD = tokens_UJD.sum(dim=1) / is_valid_UJ.sum(dim=1, keepdim=True).clamp(min=1)
-        return TokenStates(tokens_UJD, is_valid_UJ, cls_UD)
+        num_items, first_R = len(has_U["text"]), text.packing.first_R.values
+        words = TokenStates(words_KH, first_R, text.packing.length_R, words_KH[first_R])
+        patches = TokenStates.of_even(patches_RPH, patches_RPH[:, 0])
+        fields = [place_rows(words, text.item_index_R, num_items), place_rows(patches, image.item_index_R, num_items)]
+        x_KH, packing, order_U = joined(self.backbone["letters"].weight[0], fields)
+        token_KD, row_U = self.projection(self.backbone["block"](x_KH, packing)), np.argsort(order_U)
+        start_U, length_U = packing.first_R.values[row_U], packing.length_R[row_U]
+        is_readable_U1 = torch.stack(list(has_U.values())).any(dim=0)[:, None]
+        cls_UD = torch.where(is_readable_U1, packing.first(token_KD)[row_U], 0.0)
+        return TokenStates(token_KD, start_U + 1, length_U - 1, cls_UD)
 
     def checkpoint_activations(self) -> None:
         raise NotImplementedError

@@ -17,15 +17,15 @@ from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
+from pmmrec.packing import HostArray
 from pmmrec.users.transformer import TransformerConfig, TransformerUserEncoder
 
 WIDTH = 6
 SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
 BERT = {"model_type": "bert", "max_position_embeddings": 24, **SIZES}
 VIT = {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZES}
-TOKENS = torch.tensor([[2, 20, 30, 40, 3], [2, 25, 3, 0, 0]])
-TEXTS = TokenInputs(TOKENS, TOKENS != 0, torch.arange(2))
-IMAGES = PixelInputs(torch.arange(2 * 3 * 256).view(2, 3, 16, 16).remainder(251).to(torch.uint8), torch.arange(2))
+TEXTS = TokenInputs.of([[2, 20, 30, 40, 3], [2, 25, 3]])
+IMAGES = PixelInputs(torch.arange(2 * 3 * 256).view(2, 3, 16, 16).remainder(251).to(torch.uint8), HostArray(range(2)))
 LORA = {"type": "lora", "r": 2}
 
 
@@ -117,8 +117,8 @@ def test_everything_except_adapters_stays_in_eval_mode(text: HFText, users: Tran
 
 
 def states_of(encoder: Any, inputs: Any) -> PrefixInputs:
-    is_valid = inputs.is_valid_RT if isinstance(inputs, TokenInputs) else torch.ones((2, 0), dtype=torch.bool)
-    return PrefixInputs(encoder.prefix.states(inputs), is_valid, inputs.item_index_R)
+    packing = inputs.packing if isinstance(inputs, TokenInputs) else None
+    return PrefixInputs(encoder.prefix.states(inputs), packing, inputs.item_index_R)
 
 
 def gradients(encoder: Any, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:

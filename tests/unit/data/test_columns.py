@@ -16,6 +16,7 @@ from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
 from pmmrec.data.statistics import domain_statistics
 from pmmrec.data.verify import verify_domain
+from tests.support.packed import texts_of
 
 ITEMS = 'item_id,text,about it\na,red shoe,"made of  leather &amp; wool"\nb,blue hat,\nc,blue hat,  \nd,blue hat,new\n'
 
@@ -60,10 +61,10 @@ def test_a_reader_gives_values_of_attributes(domain: Domain, tmp_path: Path) -> 
     keys = domain.value_keys("about it")
     values = reader.read(np.array([0, 0, 0]), np.array([3, 1, 0])).fields["about it"]
     assert isinstance(values, ValueInputs)
-    assert (values.key_R.tolist(), values.item_index_R.tolist()) == ([keys[3], keys[0]], [0, 2])
+    assert (values.key_R.tolist(), values.item_index_R.values.tolist()) == ([keys[3], keys[0]], [0, 2])
     alone = reader.read(np.array([0]), np.array([2])).fields["about it"]
     assert isinstance(alone, ValueInputs)
-    assert (alone.key_R.tolist(), alone.item_index_R.tolist()) == ([0], [0])
+    assert (alone.key_R.tolist(), alone.item_index_R.values.tolist()) == ([0], [1])
     assert reader.contents(0).same_as_N.tolist() == [0, 1, 1, 3]
     assert reader.contents(0).distinct.tolist() == [0, 3]
 
@@ -86,11 +87,8 @@ def test_a_reader_gives_several_texts_of_the_same_items(domain: Domain, tokenize
     text, about = items.fields["text"], items.fields["about it"]
     assert isinstance(text, TokenInputs)
     assert isinstance(about, TokenInputs)
-    assert text.token_id_RT.tolist() == [[1, 13, 14], [1, 14, 13], [1, 14, 13]]
-    assert (about.token_id_RT.tolist(), about.item_index_R.tolist()) == (
-        [[1, 14, 12, 17, 11, 14], [1, 13, 0, 0, 0, 0]],
-        [0, 2],
-    )
+    assert texts_of(text) == {0: [1, 13, 14], 1: [1, 14, 13], 2: [1, 14, 13]}
+    assert texts_of(about) == {0: [1, 14, 12, 17, 11, 14], 2: [1, 13]}
     assert reader.contents(0).same_as_N.tolist() == [0, 1, 1, 3]  # b and c differ from d by what is said about it
 
 

@@ -229,11 +229,11 @@ def test_a_reader_gives_stored_vectors_and_finds_items_that_are_the_same(make_do
     rows = items.fields["clip"]
     assert isinstance(rows, StoredInputs)
     assert rows.vector_RF.dtype == torch.float16
-    assert (rows.vector_RF.tolist(), rows.item_index_R.tolist()) == ([[1, 2], [3, 4]], [0, 2])
+    assert (rows.vector_RF.tolist(), rows.item_index_R.values.tolist()) == ([[1, 2], [3, 4]], [0, 2])
     assert items.has_U["clip"].tolist() == [True, False, True]
     alone = reader.read(np.array([0]), np.array([2])).fields["clip"]
     assert isinstance(alone, StoredInputs)
-    assert (alone.vector_RF.tolist(), alone.item_index_R.tolist()) == ([[0, 0]], [0])
+    assert (alone.vector_RF.tolist(), alone.item_index_R.values.tolist()) == ([[0, 0]], [1])
     assert reader.contents(0).same_as_N.tolist() == [0, 1, 2, 0]
     assert reader.contents(0).is_readable_N.tolist() == [True, True, False, True]
 

@@ -12,6 +12,7 @@ import torch
 from pmmrec.contracts import ItemInputs, Modality, PixelSpec, TextSpec
 from pmmrec.data.items import ItemReader
 from pmmrec.errors import DataError
+from tests.support.packed import texts_of
 
 IMAGE = {"image": PixelSpec(size=8)}
 
@@ -36,8 +37,10 @@ def read(reader: ItemReader, *items: tuple[int, int]) -> ItemInputs:
 
 def test_items_of_several_domains_keep_their_order(reader: ItemReader) -> None:
     items = read(reader, (1, 0), (0, 1), (1, 1), (0, 0))
-    assert items.fields["text"].token_id_RT.tolist() == [[1, 14, 0], [1, 11, 12], [1, 14, 14], [1, 11, 0]]
-    assert items.fields["text"].item_index_R.tolist() == [0, 1, 2, 3]
+    text = items.fields["text"]
+    assert texts_of(text) == {0: [1, 14], 1: [1, 11, 12], 2: [1, 14, 14], 3: [1, 11]}
+    assert text.item_index_R.values.tolist() == [1, 2, 0, 3]  # longer texts first
+    assert text.packing.length_R.tolist() == [3, 3, 2, 2]
     assert (items.domain_U.tolist(), items.row_U.tolist()) == ([1, 0, 1, 0], [0, 1, 1, 0])
 
 
@@ -47,8 +50,8 @@ def test_an_encoder_is_given_only_the_items_that_have_its_modality(reader: ItemR
         Modality.TEXT: [True, False, True, True],
         Modality.IMAGE: [False, True, True, True],
     }
-    assert items.fields["text"].item_index_R.tolist() == [0, 2, 3]
-    assert items.fields["image"].item_index_R.tolist() == [1, 2, 3]
+    assert sorted(items.fields["text"].item_index_R.values) == [0, 2, 3]
+    assert items.fields["image"].item_index_R.values.tolist() == [1, 2, 3]
     assert items.fields["image"].pixels_RCHW.shape == (3, 3, 8, 8)
     greys = items.fields["image"].pixels_RCHW.float().mean(dim=(1, 2, 3))
     torch.testing.assert_close(greys, torch.tensor([20.0, 0.0, 30.0]), rtol=0, atol=1.5)  # JPEG; measured 0
@@ -57,7 +60,7 @@ def test_an_encoder_is_given_only_the_items_that_have_its_modality(reader: ItemR
 def test_one_padding_token_is_read_where_no_item_has_a_text(reader: ItemReader) -> None:
     text = read(reader, (0, 2), (1, 2)).fields["text"]
     assert text is not None
-    assert (text.token_id_RT.tolist(), text.is_valid_RT.tolist(), text.item_index_R.tolist()) == ([[0]], [[True]], [0])
+    assert texts_of(text) == {2: [0]}  # of no item: there are two
 
 
 def test_one_grey_image_is_read_where_no_item_has_one(reader: ItemReader) -> None:
@@ -66,7 +69,7 @@ def test_one_grey_image_is_read_where_no_item_has_one(reader: ItemReader) -> Non
     assert image.pixels_RCHW.shape == (1, 3, 8, 8)
     assert (image.pixels_RCHW == 128).all()
     assert image.pixels_RCHW.dtype == torch.uint8
-    assert image.item_index_R.tolist() == [0]
+    assert image.item_index_R.values.tolist() == [2]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
@@ -75,7 +78,7 @@ def test_the_catalogue_holds_every_content_once_longest_texts_first(reader: Item
     rows = torch.cat([items.row_U for items in chunks]).tolist()
     assert rows == [3, 1, 0, 2]
     assert all(items.num_items <= chunk and (items.domain_U == 0).all() for items in chunks)
-    assert chunks[0].fields["text"].token_id_RT[0].tolist() == [1, 11, 12, 13]
+    assert texts_of(chunks[0].fields["text"])[0] == [1, 11, 12, 13]
 
 
 def test_the_catalogue_holds_equal_items_once(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_items_with_nothing_to_read_are_named_and_given_to_no_encoder(shops: lis
     assert "second: 1 of 3 items have no image for the model to read ('i01'); they count as zero" in second
     assert [items.row_U.tolist() for items in reader.catalogue(0, 9)] == [[2, 3]]
     items = read(reader, (0, 0), (0, 2))
-    assert items.fields["image"].item_index_R.tolist() == [1]
+    assert items.fields["image"].item_index_R.values.tolist() == [1]
     assert items.has_U[Modality.IMAGE].tolist() == [False, True]
 
 

@@ -33,25 +33,25 @@ def test_items_of_one_domain_get_their_states_in_their_places(
     assert_same(read(open_reader(shop), zeros, rows), read(keep(shop), zeros, rows))
 
 
-def test_two_domains_are_padded_to_the_longest_text_of_both(
+def test_texts_of_two_domains_lie_longest_first(
     shop: Domain, films: Domain, open_reader: Callable[..., ItemReader], keep: Callable[..., ItemReader]
 ) -> None:
     domains, rows = [1, 0, 0, 1, 0], [3, 0, 5, 0, 2]
     assert_same(read(open_reader(shop, films), domains, rows), read(keep(shop, films), domains, rows))
 
 
-def test_a_batch_without_a_modality_gets_one_row_of_zeros_for_item_0(
+def test_a_batch_without_a_modality_gets_one_row_of_zeros_that_stands_in(
     shop: Domain, films: Domain, keep: Callable[..., ItemReader]
 ) -> None:
     reader = keep(films, shop)
     image = image_of(read(reader, [0, 0], [1, 2]))
-    assert torch.equal(image.state_R, torch.zeros(1, WIDTH))
-    assert image.item_index_R.tolist() == [0]
+    assert torch.equal(image.state, torch.zeros(1, WIDTH))
+    assert image.item_index_R.values.tolist() == [2]
     text = text_of(read(reader, [1], [2]))
-    assert not text.state_R.any()
-    assert text.state_R.shape[0] == 1
-    assert text.is_valid_RT.any()
-    assert text.item_index_R.tolist() == [0]
+    assert torch.equal(text.state, torch.zeros(1, WIDTH))
+    assert text.packing is not None
+    assert text.packing.length_R.tolist() == [1]
+    assert text.item_index_R.values.tolist() == [1]
 
 
 def test_a_reader_that_may_not_make_states_reads_kept_ones(
@@ -64,7 +64,7 @@ def test_a_reader_that_may_not_make_states_reads_kept_ones(
     expected = read(keep(shop), [0, 0], [0, 4])
     for modality in (Modality.TEXT, Modality.IMAGE):
         reader.keep_states(modality, ladder, config)
-    assert torch.equal(text_of(read(reader, [0, 0], [0, 4])).state_R, text_of(expected).state_R)
+    assert torch.equal(text_of(read(reader, [0, 0], [0, 4])).state, text_of(expected).state)
     assert ladder.num_rows == 0
 
 
@@ -93,7 +93,7 @@ def test_a_second_run_makes_nothing(shop: Domain, keep: Callable[..., ItemReader
     again = read(keep(shop, prefix=second), [0, 0], [1, 5])
     assert second.num_rows == 0
     assert tables(tmp_path / "cache") == made
-    assert torch.equal(text_of(first).state_R, text_of(again).state_R)
+    assert torch.equal(text_of(first).state, text_of(again).state)
 
 
 def test_another_name_tokenizer_size_or_precision_makes_other_tables(
@@ -132,8 +132,8 @@ def test_bfloat16_takes_half_the_room_and_rounds_once(
     wide = reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
     narrow = reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig(precision="bfloat16"))
     assert narrow.num_bytes * 2 == wide.num_bytes
-    found = text_of(read(keep(shop, precision="bfloat16"), [0, 0], [4, 6])).state_R
-    exact = text_of(read(keep(shop), [0, 0], [4, 6])).state_R
+    found = text_of(read(keep(shop, precision="bfloat16"), [0, 0], [4, 6])).state
+    exact = text_of(read(keep(shop), [0, 0], [4, 6])).state
     assert found.dtype == torch.float32
     assert torch.equal(found, exact.to(torch.bfloat16).float())
 
@@ -160,12 +160,12 @@ def _break_the_index(states: Path) -> None:
 def test_a_broken_table_is_made_again(
     shop: Domain, keep: Callable[..., ItemReader], tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    expected = text_of(read(keep(shop), [0, 0, 0], [0, 4, 6])).state_R
+    expected = text_of(read(keep(shop), [0, 0, 0], [0, 4, 6])).state
     made = tables(tmp_path / "cache")
     for folder in made:
         harm(folder / "states.bin")
     ladder = Ladder()
-    again = text_of(read(keep(shop, prefix=ladder), [0, 0, 0], [0, 4, 6])).state_R
+    again = text_of(read(keep(shop, prefix=ladder), [0, 0, 0], [0, 4, 6])).state
     assert ladder.num_rows == 11
     assert torch.equal(again, expected)
     assert tables(tmp_path / "cache") == made
@@ -183,9 +183,9 @@ def test_any_number_of_workers_gives_the_same_states(
     for one, other in zip(alone, ahead, strict=True):
         assert isinstance(other.items.fields["text"], PrefixSlots)  # a worker names states; it never fetches them
         expected, found = reader.to_device(one.items, "cpu"), reader.to_device(other.items, "cpu")
-        assert torch.equal(text_of(expected).state_R, text_of(found).state_R)
-        assert torch.equal(image_of(expected).state_R, image_of(found).state_R)
-        assert torch.equal(image_of(expected).item_index_R, image_of(found).item_index_R)
+        assert torch.equal(text_of(expected).state, text_of(found).state)
+        assert torch.equal(image_of(expected).state, image_of(found).state)
+        assert image_of(expected).item_index_R.values.tolist() == image_of(found).item_index_R.values.tolist()
 
 
 def test_a_reader_that_travelled_to_another_process_fetches_the_same(
@@ -193,7 +193,7 @@ def test_a_reader_that_travelled_to_another_process_fetches_the_same(
 ) -> None:
     reader = keep(shop)
     travelled = pickle.loads(pickle.dumps(reader))  # noqa: S301  what a spawned worker does with it
-    expected, found = (text_of(read(one, [0, 0], [4, 1])).state_R for one in (reader, travelled))
+    expected, found = (text_of(read(one, [0, 0], [4, 1])).state for one in (reader, travelled))
     assert torch.equal(expected, found)
 
 
@@ -201,8 +201,8 @@ def test_a_reader_that_travelled_to_another_process_fetches_the_same(
 def test_a_table_moves_to_a_gpu_that_has_plenty_of_room(shop: Domain, keep: Callable[..., ItemReader]) -> None:
     reader, cuda = keep(shop), torch.device("cuda:0")
     items = reader.to_device(reader.read(np.array([0, 0]), np.array([1, 5])), cuda)
-    assert text_of(items).state_R.device == cuda
-    assert torch.equal(text_of(items).state_R.cpu(), text_of(read(reader, [0, 0], [1, 5])).state_R)
+    assert text_of(items).state.device == cuda
+    assert torch.equal(text_of(items).state.cpu(), text_of(read(reader, [0, 0], [1, 5])).state)
     table = reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())._tables[0]
     table.move_to(cuda, DeviceRoom())
     assert table._states.device == cuda

@@ -54,9 +54,9 @@ def test_a_table_that_fails_halfway_leaves_nothing(
 ) -> None:
     class Broken(Ladder):
         def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
-            return super().states(inputs)[:, :-1]
+            return super().states(inputs)[:-1]
 
-    with pytest.raises(IndexError):
+    with pytest.raises(RuntimeError, match="shape mismatch"):
         open_reader(shop).keep_states(Modality.TEXT, Broken(), PrefixConfig())
     assert [path.name for path in (tmp_path / "cache").iterdir() if "prefix" in path.name] == []
 
@@ -266,7 +266,7 @@ def test_a_table_that_is_removed_for_another_while_it_is_opened_is_made_again(
 ) -> None:
     reader = open_reader(shop)
     reader.keep_states(Modality.TEXT, Ladder(), PrefixConfig())
-    expected = text_of(read(reader, [0, 0], [0, 4])).state_R
+    expected = text_of(read(reader, [0, 0], [0, 4])).state
     removed: list[str] = []
 
     def take_its_room(folder: Path, found: bool) -> None:
@@ -279,7 +279,7 @@ def test_a_table_that_is_removed_for_another_while_it_is_opened_is_made_again(
     reader.keep_states(Modality.TEXT, ladder, PrefixConfig())
     assert len(removed) == 1
     assert ladder.num_rows == 6
-    assert torch.equal(text_of(read(reader, [0, 0], [0, 4])).state_R, expected)
+    assert torch.equal(text_of(read(reader, [0, 0], [0, 4])).state, expected)
     assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 2
 
 
@@ -292,7 +292,7 @@ def test_whichever_file_of_a_table_vanishes_while_it_is_opened_it_is_made_again(
     reader, ladder = open_reader(shop), Ladder()
     reader.keep_states(Modality.TEXT, ladder, PrefixConfig())
     assert ladder.num_rows == 6
-    assert text_of(read(reader, [0], [6])).state_R.all()
+    assert text_of(read(reader, [0], [6])).state.all()
     assert len(list((tmp_path / "cache").glob("*prefix-*"))) == 1
 
 
@@ -304,7 +304,7 @@ def test_a_table_larger_than_the_memory_is_opened(tmp_path: Path) -> None:
     layout = {"dtype": "float32", "shape": [num_rows, width], "is_ragged": False}
     (tmp_path / "layout.json").write_text(json.dumps(layout))
     np.save(tmp_path / "ends.npy", np.array([1, num_rows]))
-    state_RH, _ = prefix.PrefixTable(tmp_path).fetch(np.array([0, 1]))
+    state_RH = prefix.PrefixTable(tmp_path).fetch(np.array([0, 1]))
     assert torch.equal(state_RH, torch.zeros(2, width))
 
 
@@ -328,9 +328,9 @@ def test_of_two_processes_that_want_the_same_table_one_makes_it_and_the_other_wa
             items = reader.read(np.zeros(600, dtype=np.int64), np.arange(600))
             text = items.fields["text"]
             assert isinstance(text, TokenInputs)
-            return torch.where(text.is_valid_RT[:, :, None], Network().states(text), 0.0)
+            return Network().states(text)
         reader.keep_states(Modality.TEXT, network, PrefixConfig())
-        return text_of(read(reader, [0] * 600, list(range(600)))).state_R
+        return text_of(read(reader, [0] * 600, list(range(600)))).state
 
     started = [forked.Process(target=make) for _ in range(2)]
     for process in started:

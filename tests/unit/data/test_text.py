@@ -22,23 +22,24 @@ def domain(make_domain: Any) -> Any:
     return make_domain([[0, 1, 2, 3]], texts=TEXTS, images=[2])
 
 
-def test_rows_are_padded_to_the_longest_of_those_read(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
-    token_ids, is_valid = TokenTable.open(domain, tokenizer, ContentCache(tmp_path / "cache")).read(np.array([1, 0]))
-    assert token_ids.tolist() == [[1, 13, 0], [1, 11, 12]]
-    assert is_valid.tolist() == [[True, True, False], [True, True, True]]
-    assert (token_ids.dtype, is_valid.dtype) == (np.int64, bool)
+def test_rows_are_read_one_after_another(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    table, rows = TokenTable.open(domain, tokenizer, ContentCache(tmp_path / "cache")), np.array([1, 0])
+    token_ids = table.read(rows)
+    assert (token_ids.tolist(), token_ids.dtype) == ([1, 13, 1, 11, 12], np.int64)
+    assert table.num_tokens_of(rows).tolist() == [2, 3]
 
 
 def test_items_without_a_text_have_no_tokens(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
     table = TokenTable.open(domain, tokenizer, ContentCache(tmp_path / "cache"))
     assert table.num_tokens.tolist() == [3, 2, 0, 8]
-    assert table.read(np.array([2, 1]))[1].tolist() == [[False, False], [True, True]]
+    assert table.num_tokens_of(np.array([2, 1])).tolist() == [0, 2]
+    assert table.read(np.array([2, 1])).tolist() == [1, 13]
 
 
 def test_a_domain_without_any_text_is_read_as_well(make_domain: Any, tokenizer: Any, tmp_path: Path) -> None:
     domain = make_domain([[0, 1, 0]], texts=[None, None], images=[0, 1])
     table = TokenTable.open(domain, tokenizer, ContentCache(tmp_path / "cache"))
-    assert table.read(np.array([0, 1]))[1].tolist() == [[False], [False]]
+    assert table.read(np.array([0, 1])).tolist() == []
 
 
 def test_texts_are_tokenised_once(domain: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_another_tokenizer_makes_another_table(domain: Any, tokenizer: Any, tmp_
 def test_a_damaged_table_is_made_again(domain: Any, tokenizer: Any, tmp_path: Path, name: str, harm: str) -> None:
     said: list[str] = []
     cache = ContentCache(tmp_path / "cache", said.append)
-    expected = TokenTable.open(domain, tokenizer, cache).read(np.arange(4))[0].tolist()
+    expected = TokenTable.open(domain, tokenizer, cache).read(np.arange(4)).tolist()
     (path,) = (tmp_path / "cache").glob(f"tokens-*/{name}")
     content = path.read_bytes()
     harmed = {"cut short": content[:-1], "changed": content[:-1] + bytes([content[-1] ^ 1]), "emptied": b""}
@@ -67,7 +68,7 @@ def test_a_damaged_table_is_made_again(domain: Any, tokenizer: Any, tmp_path: Pa
         path.unlink()
     else:
         path.write_bytes(harmed[harm])
-    assert TokenTable.open(domain, tokenizer, cache).read(np.arange(4))[0].tolist() == expected
+    assert TokenTable.open(domain, tokenizer, cache).read(np.arange(4)).tolist() == expected
     assert tokenizer.num_encoded == 6
     assert path.read_bytes() == content
     assert said == [f"{path.parent}: was damaged; token ids are made again"]
@@ -96,7 +97,7 @@ def test_a_table_sent_to_another_process_opens_the_files_again(domain: Any, toke
     sent = pickle.dumps(table)
     assert len(sent) < 500
     received = pickle.loads(sent)  # noqa: S301  # what a DataLoader does where it cannot fork
-    np.testing.assert_array_equal(received.read(np.arange(4))[0], table.read(np.arange(4))[0])
+    np.testing.assert_array_equal(received.read(np.arange(4)), table.read(np.arange(4)))
 
 
 @pytest.fixture

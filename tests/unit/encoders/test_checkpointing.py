@@ -13,6 +13,7 @@ from torch import Tensor
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
+from pmmrec.packing import HostArray
 
 TIMM: dict[str, dict[str, Any]] = {
     "convnext": {"name": "convnext_atto", "depths": [2, 2, 2, 2], "dims": [4, 8, 8, 16]},
@@ -48,7 +49,7 @@ def step(encoder: Any, inputs: Any) -> tuple[Tensor, dict[str, Tensor], int]:
     torch.manual_seed(3)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         states = encoder(inputs)
-    (states.cls_RD.square().sum() + states.tokens_RTD.sin().sum()).backward()
+    (states.cls_RD.square().sum() + states.token_KD.sin().sum()).backward()
     gradients = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
     return states.cls_RD.detach(), gradients, sum(held.values())
 
@@ -66,34 +67,29 @@ def assert_only_memory_changes(encoder: Any, inputs: Any) -> None:
 
 def test_blocks_of_a_text_encoder(fresh_text: Callable[..., Any], texts: list[str]) -> None:
     encoder = fresh_text(trainable_blocks="all")
-    rows = encoder.tokenizer.encode(texts)
-    longest = max(map(len, rows))
-    token_id_RT = torch.tensor([row + [encoder.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-    is_valid_RT = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
-    assert_only_memory_changes(encoder, TokenInputs(token_id_RT, is_valid_RT, torch.arange(len(rows))))
+    assert_only_memory_changes(encoder, TokenInputs.of(encoder.tokenizer.encode(texts)))
 
 
 def test_blocks_of_a_vision_encoder(fresh_vision: Callable[..., Any], pixels: Tensor) -> None:
-    assert_only_memory_changes(fresh_vision(trainable_blocks="all"), PixelInputs(pixels, torch.arange(3)))
+    assert_only_memory_changes(fresh_vision(trainable_blocks="all"), PixelInputs(pixels, HostArray(range(3))))
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_blocks_of_timm(tmp_path: Path, pixels: Tensor, name: str) -> None:
     encoder = fresh_timm(tmp_path, name, trainable_blocks="all")
-    assert_only_memory_changes(encoder, PixelInputs(pixels, torch.arange(3)))
+    assert_only_memory_changes(encoder, PixelInputs(pixels, HostArray(range(3))))
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_blocks_of_timm_from_kept_states(tmp_path: Path, pixels: Tensor, name: str) -> None:
     encoder = fresh_timm(tmp_path, name, trainable_blocks=1)
-    states_R = encoder.prefix.states(PixelInputs(pixels, torch.arange(3)))
-    kept = PrefixInputs(states_R, torch.zeros(3, 0, dtype=torch.bool), torch.arange(3))
+    states_R = encoder.prefix.states(PixelInputs(pixels, HostArray(range(3))))
+    kept = PrefixInputs(states_R, None, HostArray(range(3)))
     assert_only_memory_changes(encoder, kept)
 
 
 def test_blocks_from_kept_states_of_texts(fresh_text: Callable[..., Any], texts: list[str]) -> None:
     encoder = fresh_text(trainable_blocks=2)
-    rows = [row for row in encoder.tokenizer.encode(texts) if len(row) > 2][:1]
-    inputs = TokenInputs(torch.tensor(rows), torch.ones(1, len(rows[0]), dtype=torch.bool), torch.zeros(1).long())
-    kept = PrefixInputs(encoder.prefix.states(inputs), inputs.is_valid_RT, inputs.item_index_R)
+    inputs = TokenInputs.of(encoder.tokenizer.encode(texts))
+    kept = PrefixInputs(encoder.prefix.states(inputs), inputs.packing, inputs.item_index_R)
     assert_only_memory_changes(encoder, kept)

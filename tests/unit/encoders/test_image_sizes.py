@@ -15,6 +15,7 @@ from pmmrec.contracts import PixelInputs
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
+from pmmrec.packing import HostArray
 
 USUAL = {"patch_size": 4, "embed_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 7}
 # One stage is deep enough to shift its windows; a stage of depth 0 has no window that could fail.
@@ -51,7 +52,7 @@ def opened(architecture: dict[str, Any], folder: Path) -> HFVision:
 
 
 def images(size: int) -> PixelInputs:
-    return PixelInputs(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.arange(1))
+    return PixelInputs(torch.zeros(1, 3, size, size, dtype=torch.uint8), HostArray(range(1)))
 
 
 @pytest.mark.parametrize("model_type", ["swin", "swinv2"])
@@ -144,5 +145,5 @@ def test_windows_stay_when_images_change_their_size_and_the_saved_backbone_says_
     again = TimmVision(config, BuildContext(4, {"": Backbone(tmp_path / "saved", is_pretrained=True)})).eval()
     again.projection.load_state_dict(encoder.projection.state_dict())
     pixels = torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    rows = PixelInputs(pixels, torch.arange(2))
-    assert torch.equal(again(rows).tokens_RTD, encoder(rows).tokens_RTD)
+    rows = PixelInputs(pixels, HostArray(range(2)))
+    assert torch.equal(again(rows).token_KD, encoder(rows).token_KD)

@@ -42,8 +42,7 @@ def opened(folder: Path) -> HFText:
 
 
 def hidden(encoder: HFText) -> torch.Tensor:
-    ids = torch.tensor(encoder.tokenizer.encode(["red shoe"]))
-    return encoder.hidden(TokenInputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(1)))
+    return encoder.hidden(TokenInputs.of(encoder.tokenizer.encode(["red shoe"])))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +113,7 @@ def test_layers_are_never_left_out_in_training(fresh_text: Fresh) -> None:
     }
     architecture = {"model_type": "opt", **sizes, "max_position_embeddings": 40, "layerdrop": 0.9}
     encoder = fresh_text(architecture, pool="mean", trainable_blocks="all").train()
-    ids = torch.tensor(encoder.tokenizer.encode(["red shoe"]))
-    encoder(TokenInputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(1))).cls_RD.square().sum().backward()
+    encoder(TokenInputs.of(encoder.tokenizer.encode(["red shoe"]))).cls_RD.square().sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.backbone.parameters() if parameter.requires_grad)
 
 

@@ -1,5 +1,4 @@
 """An encoder entered at its cut says what the whole encoder says, and trains what the whole encoder trains."""
-# Shapes: R rows, T tokens, H width of the backbone.
 
 from __future__ import annotations
 
@@ -17,6 +16,7 @@ from pmmrec.encoders import text, vision_hf, vision_timm
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
+from pmmrec.packing import HostArray
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 TEXTS: dict[str, dict[str, Any]] = {
@@ -59,28 +59,21 @@ def fresh_timm(tmp_path: Path) -> Fresh:
 
 
 def token_inputs(encoder: HFText, texts: list[str]) -> TokenInputs:
-    rows = encoder.tokenizer.encode(texts)
-    longest = max(map(len, rows))
-    token_id_RT = torch.tensor([row + [encoder.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-    is_valid_RT = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
-    return TokenInputs(token_id_RT, is_valid_RT, torch.arange(len(rows)))
+    return TokenInputs.of(encoder.tokenizer.encode(texts))
 
 
 def kept(encoder: Any, inputs: TokenInputs | PixelInputs) -> PrefixInputs:
-    """What a table would hold of these inputs: nothing of padding."""
-    state_R = encoder.prefix.states(inputs)
-    if isinstance(inputs, PixelInputs):
-        return PrefixInputs(state_R, torch.zeros(len(state_R), 0, dtype=torch.bool), inputs.item_index_R)
-    state_R = torch.where(inputs.is_valid_RT[:, :, None], state_R, 0.0)
-    return PrefixInputs(state_R, inputs.is_valid_RT, inputs.item_index_R)
+    """What a table would hold of these inputs."""
+    packing = inputs.packing if isinstance(inputs, TokenInputs) else None
+    return PrefixInputs(encoder.prefix.states(inputs), packing, inputs.item_index_R)
 
 
 def trained(encoder: Any, inputs: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Vectors, valid tokens and gradients of one step in training mode, the dropout of one seed."""
+    """Vectors, tokens and gradients of one step in training mode, the dropout of one seed."""
     encoder.zero_grad()
     torch.manual_seed(3)
     states: TokenStates = encoder.train()(inputs)
-    tokens = states.tokens_RTD[states.is_valid_RT]
+    tokens = torch.cat([states.of_item(row) for row in range(len(states.length_R))])
     (states.cls_RD.square().sum() + tokens.pow(3).sum()).backward()
     gradients = {name: weight.grad.clone() for name, weight in encoder.named_parameters() if weight.grad is not None}
     return states.cls_RD.detach(), tokens.detach(), gradients
@@ -126,7 +119,7 @@ def test_a_vision_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
     architecture = {"model_type": model_type, **IMAGES.get(model_type, {**SIZES, **PIXELS})}
     pool = "mean" if model_type == "siglip_vision_model" else "cls"
     encoder = fresh_vision(architecture, pool=pool, trainable_blocks=depth)
-    assert_same_step(encoder, PixelInputs(pixels, torch.arange(len(pixels))))
+    assert_same_step(encoder, PixelInputs(pixels, HostArray(range(len(pixels)))))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
@@ -135,7 +128,7 @@ def test_a_backbone_of_timm_entered_at_its_cut_trains_the_same_to_the_bit(
     fresh_timm: Fresh, pixels: Tensor, class_name: str, depth: int
 ) -> None:
     encoder = fresh_timm(TIMM[class_name], trainable_blocks=depth)
-    assert_same_step(encoder, PixelInputs(pixels, torch.arange(len(pixels))))
+    assert_same_step(encoder, PixelInputs(pixels, HostArray(range(len(pixels)))))
 
 
 def test_real_weights_entered_below_their_top_blocks_train_the_same_to_the_bit(minilm: Path, texts: list[str]) -> None:

@@ -49,16 +49,11 @@ def opened(folder: Path, *, is_pretrained: bool = True, **settings: Any) -> HFTe
 
 
 def states(encoder: HFText, texts: list[str] = TEXTS) -> TokenStates:
-    rows = encoder.tokenizer.encode(texts)
-    longest = max(map(len, rows))
-    token_id_RT = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    is_valid_RT = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
-    return encoder(TokenInputs(token_id_RT, is_valid_RT, torch.arange(len(rows))))
+    return encoder(TokenInputs.of(encoder.tokenizer.encode(texts)))
 
 
 def one_row(encoder: HFText) -> TokenInputs:
-    token_id_RT = torch.tensor(encoder.tokenizer.encode(TEXTS[:1]))
-    return TokenInputs(token_id_RT, torch.ones_like(token_id_RT, dtype=torch.bool), torch.arange(1))
+    return TokenInputs.of(encoder.tokenizer.encode(TEXTS[:1]))
 
 
 def test_without_modules_the_whole_is_token_zero_and_case_counts(saved: Path) -> None:
@@ -104,8 +99,8 @@ def test_a_recipe_that_says_otherwise_wins_and_is_told_so(saved: Path, said: boo
     mode = "pooling_mode_mean_tokens" if said else "pooling_mode_cls_token"
     sentence_folder(saved, {**SWITCHES, mode: True}, do_lower_case=said)
     encoder = opened(saved, pool="cls" if said else "mean", lowercase=not said)
-    hidden_RTD, mean_RD = encoder.projection(encoder.hidden(one_row(encoder))), states(encoder, TEXTS[:1]).cls_RD
-    torch.testing.assert_close(mean_RD[0], hidden_RTD[0, 0] if said else hidden_RTD[0].mean(0))
+    hidden_TD, mean_RD = encoder.projection(encoder.hidden(one_row(encoder))), states(encoder, TEXTS[:1]).cls_RD
+    torch.testing.assert_close(mean_RD[0], hidden_TD[0] if said else hidden_TD.mean(0))
     assert (encoder.tokenizer.encode(["RED"]) == encoder.tokenizer.encode(["red"])) is not said
     assert [warning.partition(" the ")[0] for warning in encoder.warnings] == ["pool:", "lowercase:"]
     assert all("the recipe counts" in warning for warning in encoder.warnings)
@@ -202,7 +197,7 @@ def test_what_was_trained_is_read_again_as_it_was(saved: Path, tmp_path: Path, s
     assert again.warnings == ()
     assert again.tokenizer.fingerprint == encoder.tokenizer.fingerprint
     assert torch.equal(states(again).cls_RD, states(encoder).cls_RD)
-    assert torch.equal(states(again).tokens_RTD, states(encoder).tokens_RTD)
+    assert torch.equal(states(again).token_KD, states(encoder).token_KD)
 
 
 def test_a_fresh_backbone_is_pooled_by_token_zero_and_its_case_counts(bert: dict[str, Any]) -> None:

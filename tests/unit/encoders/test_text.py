@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from pmmrec.context import Backbone, BuildContext
-from pmmrec.contracts import TokenInputs
+from pmmrec.contracts import PrefixInputs, TokenInputs
 from pmmrec.encoders.text import LAYOUTS, HFText, HFTextConfig
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.packing import HostArray
+from pmmrec.rows import laid_out
 
 Fresh = Callable[..., HFText]
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -36,15 +38,28 @@ OTHER_NAMES: dict[str, dict[str, Any]] = {
 }
 
 
-def rows_of(token_id_RT: Tensor, is_valid_RT: Tensor) -> TokenInputs:
-    return TokenInputs(token_id_RT, is_valid_RT, torch.arange(len(token_id_RT)))
+def token_inputs(encoder: HFText, texts: list[str]) -> TokenInputs:
+    return TokenInputs.of(encoder.tokenizer.encode(texts))
 
 
-def token_rows(encoder: HFText, texts: list[str]) -> tuple[Tensor, Tensor]:
+def plain_states(encoder: HFText, model: Any, texts: list[str]) -> list[Tensor]:
+    """What a model of transformers says of each token of each text, padded to the longest."""
     rows = encoder.tokenizer.encode(texts)
     longest = max(map(len, rows))
     token_id_RT = torch.tensor([row + [encoder.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-    return token_id_RT, torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
+    mask_RT = torch.tensor([[int(place < len(row)) for place in range(longest)] for row in rows])
+    hidden_RTH = model(input_ids=token_id_RT, attention_mask=mask_RT).last_hidden_state
+    return [hidden_TH[: len(row)] for hidden_TH, row in zip(hidden_RTH, rows, strict=True)]
+
+
+def plain_twin(encoder: HFText, folder: Path) -> Any:
+    """The backbone as transformers opens it, with attention of its own."""
+    encoder.save_backbone(folder, encoder.backbone.state_dict())
+    return AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
+
+
+def in_order(rows: Tensor, inputs: TokenInputs) -> Tensor:
+    return laid_out(rows, inputs.item_index_R, len(inputs.item_index_R))
 
 
 @pytest.mark.parametrize("depth", [1, "all"])
@@ -54,7 +69,7 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
 ) -> None:
     architecture = {"model_type": model_type, "max_position_embeddings": 40, **OTHER_NAMES.get(model_type, SIZES)}
     encoder = fresh_text(architecture, pool="mean" if LAYOUTS[model_type].is_causal else "cls", trainable_blocks=depth)
-    states = encoder(rows_of(*token_rows(encoder, texts)))
+    states = encoder(token_inputs(encoder, texts))
     generator = torch.Generator().manual_seed(0)
     (states.cls_RD * torch.randn(states.cls_RD.shape, generator=generator)).sum().backward()
     for name, parameter in encoder.backbone.named_parameters():
@@ -62,41 +77,83 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
     assert any(parameter.requires_grad for parameter in encoder.backbone.parameters())
 
 
-def test_the_cls_vector_is_token_zero_and_the_tokens_are_the_others(fresh_text: Fresh, texts: list[str]) -> None:
-    encoder = fresh_text().eval()
-    token_id_RT, is_valid_RT = token_rows(encoder, texts)
-    states = encoder(rows_of(token_id_RT, is_valid_RT))
-    hidden_RTD = encoder.backbone(token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
-    projected_RTD = encoder.projection(hidden_RTD)
-    assert torch.equal(states.cls_RD, projected_RTD[:, 0])
-    assert torch.equal(states.tokens_RTD, projected_RTD[:, 1:])
-    assert torch.equal(states.is_valid_RT, is_valid_RT[:, 1:])
+LONG = ["red shoes " * 6, "a", "blue shirt", "blue shirt", "green"]
 
 
-def test_the_mean_is_over_the_tokens_of_each_text_alone(fresh_text: Fresh, texts: list[str]) -> None:
+@pytest.mark.parametrize("model_type", sorted(LAYOUTS))
+def test_packed_texts_are_what_transformers_makes_of_padded_ones(
+    fresh_text: Fresh, tmp_path: Path, model_type: str
+) -> None:
+    """Values of each token, and gradients of each weight."""
+    architecture = {"model_type": model_type, "max_position_embeddings": 40, **OTHER_NAMES.get(model_type, SIZES)}
+    if model_type == "modernbert":
+        architecture |= {"local_attention": 6, "layer_types": ["full_attention", "sliding_attention"]}
+    encoder = fresh_text(architecture, pool="mean", trainable_blocks="all").eval().double()
+    twin, inputs = plain_twin(encoder, tmp_path / "saved"), token_inputs(encoder, LONG)
+    theirs = plain_states(encoder, twin, LONG)
+    assert len(set(map(len, theirs))) > 2
+    expected = torch.cat([theirs[row] for row in inputs.item_index_R.values.tolist()])
+    actual = encoder.hidden(inputs)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (actual * weights).sum().backward()
+    (expected * weights).sum().backward()
+    of_twin = dict(twin.named_parameters())
+    learned = [name for name, weight in encoder.backbone.named_parameters() if weight.requires_grad]
+    for name in learned:
+        ours = encoder.backbone.get_parameter(name).grad
+        torch.testing.assert_close(ours, of_twin[name].grad, rtol=0, atol=1e-10)
+    assert len(learned) > 10
+
+
+def test_the_cls_vector_is_token_zero_and_the_tokens_are_the_others(
+    fresh_text: Fresh, texts: list[str], tmp_path: Path
+) -> None:
+    encoder = fresh_text().eval().double()
+    inputs = token_inputs(encoder, texts)
+    states = encoder(inputs)
+    plain = plain_states(encoder, plain_twin(encoder, tmp_path / "saved"), texts)
+    for row, item in enumerate(inputs.item_index_R.values.tolist()):
+        projected_TD = encoder.projection(plain[item])
+        torch.testing.assert_close(states.cls_RD[row], projected_TD[0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(states.of_item(row), projected_TD[1:], rtol=0, atol=1e-12)
+
+
+def test_the_mean_is_over_the_tokens_of_each_text_alone(fresh_text: Fresh, texts: list[str], tmp_path: Path) -> None:
     encoder = fresh_text(pool="mean").eval().double()
-    together = encoder(rows_of(*token_rows(encoder, texts))).cls_RD
-    alone = []
-    for text in texts:
-        token_id_RT, is_valid_RT = token_rows(encoder, [text])
-        hidden_RTD = encoder.backbone(token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
-        alone.append(encoder.projection(hidden_RTD)[0].mean(0))
+    inputs = token_inputs(encoder, texts)
+    together = in_order(encoder(inputs).cls_RD, inputs)
+    twin = plain_twin(encoder, tmp_path / "saved")
+    alone = [encoder.projection(plain_states(encoder, twin, [text])[0]).mean(0) for text in texts]
     torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-12)  # float64; measured 1e-16
 
 
-def test_padding_changes_no_text(fresh_text: Fresh, texts: list[str]) -> None:
-    encoder = fresh_text().eval().double()
-    token_id_RT, is_valid_RT = token_rows(encoder, texts)
-    wider_id_RT = torch.nn.functional.pad(token_id_RT, (0, 4), value=encoder.tokenizer.pad_token_id)
-    wider = encoder(rows_of(wider_id_RT, torch.nn.functional.pad(is_valid_RT, (0, 4))))
-    torch.testing.assert_close(wider.cls_RD, encoder(rows_of(token_id_RT, is_valid_RT)).cls_RD, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("model_type", sorted(LAYOUTS))
+def test_no_text_changes_another(fresh_text: Fresh, texts: list[str], model_type: str) -> None:
+    architecture = {"model_type": model_type, "max_position_embeddings": 40, **OTHER_NAMES.get(model_type, SIZES)}
+    encoder = fresh_text(architecture, pool="mean", trainable_blocks=0).eval().double()
+    inputs = token_inputs(encoder, texts)
+    alone = torch.cat([encoder(token_inputs(encoder, [text])).cls_RD for text in texts])
+    torch.testing.assert_close(in_order(encoder(inputs).cls_RD, inputs), alone, rtol=0, atol=1e-12)
+
+
+def test_a_backbone_that_is_called_without_a_packing_says_so(fresh_text: Fresh) -> None:
+    encoder = fresh_text()
+    with pytest.raises(TypeError, match="reads packed texts; call it with packing="):
+        encoder.backbone(input_ids=torch.ones(2, 3, dtype=torch.int64))
+
+
+def test_images_are_refused(fresh_text: Fresh) -> None:
+    encoder = fresh_text()
+    with pytest.raises(TypeError, match="reads states of texts, not of images"):
+        encoder(PrefixInputs(torch.zeros(1, 8), None, HostArray([0])))
 
 
 def test_the_frozen_prefix_says_the_same_twice_in_training(fresh_text: Fresh, texts: list[str]) -> None:
     encoder = fresh_text(trainable_blocks=1).train()
     seen: list[Tensor] = []
     encoder.backbone.encoder.layer[1].register_forward_hook(lambda _block, _inputs, output: seen.append(output))
-    first, second = (encoder(rows_of(*token_rows(encoder, texts))).cls_RD for _ in range(2))
+    first, second = (encoder(token_inputs(encoder, texts)).cls_RD for _ in range(2))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(first, second)  # the dropout of the top block is alive
 
@@ -113,26 +170,32 @@ def test_a_saved_backbone_opens_with_plain_transformers_and_says_the_same(
 ) -> None:
     encoder = fresh_text().eval()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
+    assert "attn_implementation" not in (tmp_path / "saved" / "config.json").read_text()
     model, tokenizer = AutoModel.from_pretrained(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
-    theirs = tokenizer(texts, padding=True, return_tensors="pt")
-    token_id_RT, is_valid_RT = token_rows(encoder, texts)
-    assert torch.equal(theirs["input_ids"], token_id_RT)
-    ours = encoder.backbone(token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
-    assert torch.equal(model.eval()(**theirs).last_hidden_state, ours)
+    assert tokenizer(texts)["input_ids"] == encoder.tokenizer.encode(texts)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in encoder.backbone.state_dict().items())
+    theirs, inputs = tokenizer(texts, padding=True, return_tensors="pt"), token_inputs(encoder, texts)
+    ours = inputs.packing.padded(encoder.double().hidden(inputs))
+    expected = model.eval().double()(**theirs).last_hidden_state[inputs.item_index_R.values]
+    is_token = theirs["attention_mask"][inputs.item_index_R.values].bool()
+    torch.testing.assert_close(ours[is_token], expected[is_token], rtol=0, atol=1e-12)
 
 
 def test_a_real_pretrained_encoder_says_what_plain_transformers_says(minilm: Path, tmp_path: Path) -> None:
     config = HFTextConfig(weights="minilm", trainable_blocks=2)
     encoder = HFText(config, BuildContext(384, {"": Backbone(minilm, is_pretrained=True)})).eval()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
-    titles = ["Red shoes for running", "a cast-iron pan"]
-    token_id_RT, is_valid_RT = token_rows(encoder, titles)
-    ours = encoder.backbone(token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
+    titles = ["Red shoes for running on snow", "a cast-iron pan"]
+    ours = encoder.double().hidden(token_inputs(encoder, titles))
     for folder in (minilm, tmp_path / "saved"):
-        plain = AutoModel.from_pretrained(folder).eval()
-        theirs = AutoTokenizer.from_pretrained(folder)(titles, padding=True, return_tensors="pt")
-        assert torch.equal(theirs["input_ids"][:, : token_id_RT.shape[1]], token_id_RT)
-        assert torch.equal(plain(token_id_RT, is_valid_RT.long()).last_hidden_state, ours)
+        plain = AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
+        for of_title, ids in zip(
+            AutoTokenizer.from_pretrained(folder)(titles, padding=False)["input_ids"],
+            encoder.tokenizer.encode(titles),
+            strict=True,
+        ):
+            assert [token_id for token_id in of_title if token_id] == ids  # its tokenizer pads with 0
+        torch.testing.assert_close(ours, torch.cat(plain_states(encoder, plain, titles)), rtol=0, atol=1e-10)
 
 
 def test_a_pretrained_encoder_brings_meaning(minilm: Path) -> None:
@@ -140,9 +203,8 @@ def test_a_pretrained_encoder_brings_meaning(minilm: Path) -> None:
         HFTextConfig(weights="minilm"), BuildContext(384, {"": Backbone(minilm, is_pretrained=True)})
     ).eval()
     titles = ["red running shoes", "crimson sneakers for jogging", "a cast-iron frying pan"]
-    token_id_RT, is_valid_RT = token_rows(encoder, titles)
-    hidden_RTD = encoder.backbone(token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
-    mean_RD = torch.where(is_valid_RT[:, :, None], hidden_RTD, 0.0).sum(1)
+    inputs = token_inputs(encoder, titles)
+    mean_RD = in_order(inputs.packing.mean(encoder.hidden(inputs)), inputs)
     near, far = torch.cosine_similarity(mean_RD[[0, 0]], mean_RD[[1, 2]])
     assert near > 0.6
     assert far < 0.3
@@ -206,9 +268,9 @@ def test_texts_longer_than_the_positions_are_an_error(fresh_text: Fresh, bert: d
 
 def test_all_positions_of_a_roberta_can_be_used(fresh_text: Fresh, bert: dict[str, Any]) -> None:
     encoder = fresh_text({**bert, "model_type": "roberta"}, max_tokens=23).eval()
-    token_id_RT, is_valid_RT = token_rows(encoder, ["shoes " * 50])
-    assert token_id_RT.shape[1] == 23
-    assert encoder(rows_of(token_id_RT, is_valid_RT)).cls_RD.isfinite().all()
+    inputs = token_inputs(encoder, ["shoes " * 50])
+    assert inputs.packing.longest == 23
+    assert encoder(inputs).cls_RD.isfinite().all()
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused(fresh_text: Fresh, tmp_path: Path, minilm: Path) -> None:
@@ -275,9 +337,12 @@ def test_the_text_half_of_a_clip_checkpoint_is_read(tmp_path: Path, fresh_text: 
         shutil.copyfile(tmp_path / "fresh" / name, tmp_path / "clip" / name)
     config = HFTextConfig(weights="clip", pool="mean", max_tokens=20)
     encoder = HFText(config, BuildContext(6, {"": Backbone(tmp_path / "clip", is_pretrained=True)})).eval()
-    token_id_RT, is_valid_RT = token_rows(encoder, texts)
-    theirs = clip.text_model(input_ids=token_id_RT, attention_mask=is_valid_RT.long()).last_hidden_state
-    assert torch.equal(encoder.hidden(rows_of(token_id_RT, is_valid_RT)), theirs)
+    state = clip.text_model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.backbone.state_dict().items())
+    inputs, theirs = token_inputs(encoder, texts), plain_states(encoder, clip.double().text_model, texts)
+    expected = torch.cat([theirs[row] for row in inputs.item_index_R.values.tolist()])
+    torch.testing.assert_close(encoder.double().hidden(inputs), expected, rtol=0, atol=1e-12)
+    encoder.float()
     encoder.save_backbone(tmp_path / "half", encoder.backbone.state_dict())
     assert encoder.read_backbone(tmp_path / "half").keys() == encoder.backbone.state_dict().keys()
 

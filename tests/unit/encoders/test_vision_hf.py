@@ -17,6 +17,7 @@ from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec
 from pmmrec.encoders.vision_hf import LAYOUTS, HFVision, HFVisionConfig
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.packing import HostArray
 
 Fresh = Callable[..., HFVision]
 SIZES = {
@@ -40,7 +41,7 @@ CLIP = {"model_type": "clip_vision_model", **SIZES}
 
 
 def images_of(pixels_RCHW: Tensor) -> PixelInputs:
-    return PixelInputs(pixels_RCHW, torch.arange(len(pixels_RCHW)))
+    return PixelInputs(pixels_RCHW, HostArray(range(len(pixels_RCHW))))
 
 
 def architecture(model_type: str) -> dict[str, Any]:
@@ -69,8 +70,8 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
 def test_the_tokens_are_the_patches_of_the_image(fresh_vision: Fresh, pixels: Tensor, model_type: str) -> None:
     encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type)).eval()
     states = encoder(images_of(pixels))
-    assert states.tokens_RTD.shape == (3, 16, 6)  # 4 x 4 patches of 8 pixels; Swin: 8 x 8 of 4, merged once
-    assert states.is_valid_RT.all()
+    assert states.token_KD.shape == (3 * 16, 6)  # 4 x 4 patches of 8 pixels; Swin: 8 x 8 of 4, merged once
+    assert states.length_R.tolist() == [16, 16, 16]
 
 
 def test_clip_is_read_before_its_last_norm(fresh_vision: Fresh, pixels: Tensor) -> None:
@@ -84,7 +85,7 @@ def test_clip_is_read_before_its_last_norm(fresh_vision: Fresh, pixels: Tensor) 
 
 def test_the_mean_is_over_patches(fresh_vision: Fresh, pixels: Tensor) -> None:
     states = fresh_vision(pool="mean").eval()(images_of(pixels))
-    torch.testing.assert_close(states.cls_RD, states.tokens_RTD.mean(1), rtol=0, atol=0)
+    torch.testing.assert_close(states.cls_RD, states.token_KD.view(3, 16, 6).mean(1), rtol=0, atol=0)
 
 
 def test_cls_of_a_backbone_without_one_is_an_error(fresh_vision: Fresh) -> None:
@@ -173,7 +174,7 @@ def test_images_of_another_size_stretch_the_positions(fresh_vision: Fresh, tmp_p
     config = HFVisionConfig(weights="saved", image_size=48, pool=pool_of(model_type))
     encoder = HFVision(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}))
     assert encoder.pixel_spec == PixelSpec(48)
-    assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).tokens_RTD.shape == (1, 36, 6)
+    assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).token_KD.shape == (36, 6)
 
 
 def test_the_size_of_a_fresh_backbone_is_the_one_asked_for(fresh_vision: Fresh, tmp_path: Path) -> None:

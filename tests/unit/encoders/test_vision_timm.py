@@ -18,6 +18,7 @@ from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec
 from pmmrec.encoders.vision_timm import LAYOUTS, TimmConfig, TimmVision
 from pmmrec.errors import CheckpointError, RecipeError
+from pmmrec.packing import HostArray
 
 Fresh = Callable[..., TimmVision]
 RESNET = {"name": "resnet18", "channels": [8, 8, 16, 16]}
@@ -47,7 +48,7 @@ def fresh(tmp_path: Path) -> Fresh:
 
 
 def images_of(pixels_RCHW: Tensor) -> PixelInputs:
-    return PixelInputs(pixels_RCHW, torch.arange(len(pixels_RCHW)))
+    return PixelInputs(pixels_RCHW, HostArray(range(len(pixels_RCHW))))
 
 
 def _arguments(example: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def test_a_saved_backbone_opens_here_and_says_the_same(
     again = TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)})).eval()
     again.projection.load_state_dict(encoder.projection.state_dict())
     assert again.pixel_spec == encoder.pixel_spec == PixelSpec(32)
-    assert torch.equal(again(images_of(pixels)).tokens_RTD, encoder(images_of(pixels)).tokens_RTD)
+    assert torch.equal(again(images_of(pixels)).token_KD, encoder(images_of(pixels)).token_KD)
     read, state = encoder.read_backbone(tmp_path / "saved"), encoder.backbone.state_dict()
     assert sorted(read) == sorted(state)
     assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
@@ -105,8 +106,7 @@ def test_a_feature_map_becomes_a_token_a_place(fresh: Fresh, pixels: Tensor) -> 
     encoder = fresh(EXAMPLES["RegNet"], image_size=64).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     map_RCHW = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
-    tokens = encoder(images_of(pixels)).tokens_RTD
-    assert tokens.shape == (2, 4, 6)
+    tokens = encoder(images_of(pixels)).token_KD.view(2, 4, 6)
     torch.testing.assert_close(tokens[:, 1], encoder.projection(map_RCHW[:, :, 0, 1]))
     torch.testing.assert_close(tokens[:, 2], encoder.projection(map_RCHW[:, :, 1, 0]))
 
@@ -114,7 +114,8 @@ def test_a_feature_map_becomes_a_token_a_place(fresh: Fresh, pixels: Tensor) -> 
 def test_a_swin_map_has_its_channels_last(fresh: Fresh, pixels: Tensor) -> None:
     encoder = fresh(SWIN).eval()
     map_RHWC = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
-    torch.testing.assert_close(encoder(images_of(pixels)).tokens_RTD[:, 1], encoder.projection(map_RHWC[:, 0, 1]))
+    second_RD = torch.stack([encoder(images_of(pixels)).of_item(row)[1] for row in range(len(pixels))])
+    torch.testing.assert_close(second_RD, encoder.projection(map_RHWC[:, 0, 1]))
 
 
 def test_the_cls_token_of_a_vit_is_not_a_patch(fresh: Fresh, pixels: Tensor) -> None:
@@ -122,7 +123,7 @@ def test_the_cls_token_of_a_vit_is_not_a_patch(fresh: Fresh, pixels: Tensor) -> 
     tokens_RPD = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
     states = encoder(images_of(pixels))
     torch.testing.assert_close(states.cls_RD, encoder.projection(tokens_RPD[:, 0]))
-    assert states.tokens_RTD.shape == (3, 16, 6)
+    assert states.token_KD.shape == (3 * 16, 6)
 
 
 def test_batch_statistics_of_frozen_stages_stay_in_training(fresh: Fresh, pixels: Tensor) -> None:
@@ -150,7 +151,7 @@ def test_another_size_stretches_the_positions_and_is_saved(fresh: Fresh, tmp_pat
     first.save_backbone(tmp_path / "saved", first.backbone.state_dict())
     config = TimmConfig(weights="saved", image_size=48)
     encoder = TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}))
-    assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).tokens_RTD.shape == (1, 36, 6)
+    assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).token_KD.shape == (36, 6)
     (tmp_path / "larger").mkdir()
     encoder.save_backbone(tmp_path / "larger", encoder.backbone.state_dict())
     again = TimmVision(

@@ -21,6 +21,7 @@ from pmmrec.data.write import DomainFolder
 from pmmrec.models import ItemEncoder, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.propagations.identity import Identity, IdentityConfig
+from pmmrec.rows import laid_out
 from pmmrec.users import user_encoders
 
 MakeSplit = Callable[..., Split]
@@ -53,9 +54,8 @@ class MeanOfLetters(ItemEncoder):
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         text = items.fields["text"]
-        letters_UTD = self.dropout(self.letter(text.token_id_RT)) * text.is_valid_RT[:, :, None]
-        count_U1 = text.is_valid_RT.sum(dim=1, keepdim=True)
-        return ItemVectors(self.out(letters_UTD.sum(dim=1) / count_U1))
+        letters_RD = text.packing.mean(self.dropout(self.letter(text.token_id_K)))
+        return ItemVectors(self.out(laid_out(letters_RD, text.item_index_R, items.num_items)))
 
 
 @pytest.fixture

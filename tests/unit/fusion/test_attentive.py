@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,12 +28,11 @@ def fresh(**settings: object) -> MergeAttention:
 
 
 def states_of(lengths: list[int], num_tokens: int, seed: int) -> TokenStates:
-    """Random states of items with so many valid tokens; padding holds noise that must not matter."""
+    """Random states of items that lie `num_tokens` apart; noise between them must not matter."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(len(lengths), num_tokens, WIDTH, dtype=torch.float64, generator=generator)
-    is_valid = torch.tensor([[place < length for place in range(num_tokens)] for length in lengths])
+    tokens = torch.randn(len(lengths) * num_tokens, WIDTH, dtype=torch.float64, generator=generator)
     cls = torch.randn(len(lengths), WIDTH, dtype=torch.float64, generator=generator)
-    return TokenStates(tokens.requires_grad_(), is_valid, cls)
+    return TokenStates(tokens.requires_grad_(), np.arange(len(lengths)) * num_tokens, np.array(lengths), cls)
 
 
 def four_items() -> dict[Modality, TokenStates]:
@@ -64,7 +66,7 @@ def fusion_by_loops(fusion: MergeAttention, states: dict[Modality, TokenStates])
     items = []
     for item in range(len(states[TEXT].cls_RD)):
         tokens = [fusion.mm_cls[None]]
-        tokens += [states[modality].tokens_RTD[item][states[modality].is_valid_RT[item]] for modality in (TEXT, IMAGE)]
+        tokens += [states[modality].of_item(item) for modality in (TEXT, IMAGE)]
         x_JD = torch.cat(tokens)
         for block in fusion.blocks:
             x_JD = block_by_loops(block, x_JD)
@@ -76,7 +78,7 @@ def fusion_by_loops(fusion: MergeAttention, states: dict[Modality, TokenStates])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_values_and_gradients_are_those_of_loops_over_items(pool: str, num_layers: int) -> None:
     fusion, states = fresh(pool=pool, num_layers=num_layers).eval(), four_items()
-    inputs = [states[TEXT].tokens_RTD, states[IMAGE].tokens_RTD, *fusion.parameters()]
+    inputs = [states[TEXT].token_KD, states[IMAGE].token_KD, *fusion.parameters()]
     expected, actual = fusion_by_loops(fusion, states), fusion(states)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)  # float64; measured 7e-16
     weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -89,7 +91,7 @@ def test_values_and_gradients_are_those_of_loops_over_items(pool: str, num_layer
 def test_an_item_is_fused_the_same_in_any_company() -> None:
     fusion, states = fresh().eval(), four_items()
     alone = {
-        modality: TokenStates(state.tokens_RTD[:1], state.is_valid_RT[:1], state.cls_RD[:1])
+        modality: TokenStates(state.of_item(0), np.zeros(1, dtype=int), state.length_R[:1], state.cls_RD[:1])
         for modality, state in states.items()
     }
     torch.testing.assert_close(fusion(alone), fusion(states)[:1], rtol=0, atol=1e-12)
@@ -109,28 +111,25 @@ def test_the_order_of_the_mapping_does_not_matter() -> None:
 
 def test_the_cls_vectors_do_not_enter() -> None:
     fusion, states = fresh().eval(), four_items()
-    other = {
-        modality: TokenStates(state.tokens_RTD, state.is_valid_RT, state.cls_RD + 1)
-        for modality, state in states.items()
-    }
+    other = {modality: dataclasses.replace(state, cls_RD=state.cls_RD + 1) for modality, state in states.items()}
     assert torch.equal(fusion(states), fusion(other))
 
 
 def test_dropped_modalities_leave_an_item_with_the_other() -> None:
     fusion, states = fresh(modality_dropout=1.0, dropout=0.0), four_items()
-    none = torch.zeros_like
     text, image = states[TEXT], states[IMAGE]
+    no_text, no_image = (dataclasses.replace(one, length_R=np.zeros_like(one.length_R)) for one in (text, image))
     fusion.eval()
-    text_only = fusion({TEXT: text, IMAGE: TokenStates(image.tokens_RTD, none(image.is_valid_RT), image.cls_RD)})
-    image_only = fusion({TEXT: TokenStates(text.tokens_RTD, none(text.is_valid_RT), text.cls_RD), IMAGE: image})
+    text_only, image_only = fusion({TEXT: text, IMAGE: no_image}), fusion({TEXT: no_text, IMAGE: image})
     whole = fusion(states)
     fusion.train()
     torch.manual_seed(0)
     kept = set()
     for _ in range(20):
         fused = fusion(states)
-        kept.add((torch.equal(fused[0], text_only[0]), torch.equal(fused[0], image_only[0])))
-        assert torch.equal(fused[1:], whole[1:])  # items with one modality, or none, keep what they have
+        kept.add(tuple(torch.allclose(fused[0], one[0], rtol=0, atol=1e-12) for one in (text_only, image_only)))
+        # Items with one modality, or none, keep what they have.
+        torch.testing.assert_close(fused[1:], whole[1:], rtol=0, atol=1e-12)
     assert kept == {(True, False), (False, True)}
 
 
@@ -141,12 +140,11 @@ def test_modality_dropout_is_off_in_eval() -> None:
 
 def test_half_of_the_items_are_dropped_at_one_half() -> None:
     fusion = fresh(modality_dropout=0.5, dropout=0.0)
-    masks = {"text": torch.ones(4000, 2, dtype=torch.bool), "image": torch.ones(4000, 3, dtype=torch.bool)}
     torch.manual_seed(0)
-    text_UT, image_UP = fusion._shown(masks)
-    assert not (~text_UT.any(1) & ~image_UP.any(1)).any()
-    for shown in (text_UT, image_UP):
-        assert abs((~shown.any(1)).float().mean().item() - 0.25) < 0.03  # 4 standard errors of 4000 draws
+    shown = fusion._shown({"text": np.full(4000, 2), "image": np.full(4000, 3)})
+    assert (shown["text"] + shown["image"]).all()
+    for length_U in shown.values():
+        assert abs((length_U == 0).mean() - 0.25) < 0.03  # 4 standard errors of 4000 draws
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:

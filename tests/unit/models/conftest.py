@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from pmmrec.context import Backbone
 from pmmrec.contracts import FieldInputs, ItemInputs, PixelInputs, PixelSpec, TextSpec, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
+from pmmrec.packing import HostArray
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 TEXT = {
@@ -57,24 +59,18 @@ class World:
         fields: dict[str, FieldInputs] = {}
         text, image = encoder.reads.get("text"), encoder.reads.get("image")
         if isinstance(text, TextSpec):
-            places = [place for place, has in enumerate(has_text) if has] or [0]
-            rows = text.tokenizer.encode([TEXTS[place] for place in places])
-            fields["text"] = _token_inputs(rows, places, text.tokenizer.pad_token_id)
+            places = [place for place, has in enumerate(has_text) if has]
+            given = TokenInputs.of(text.tokenizer.encode([TEXTS[place] for place in places or [0]]))
+            index_R = np.array(places or [len(has_text)])[given.item_index_R.values]
+            fields["text"] = dataclasses.replace(given, item_index_R=HostArray(index_R))
         if isinstance(image, PixelSpec):
-            places = [place for place, has in enumerate(has_image) if has] or [0]
+            places = [place for place, has in enumerate(has_image) if has]
             size = image.size
             generator = torch.Generator().manual_seed(0)
             pixels_UCHW = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
-            fields["image"] = PixelInputs(pixels_UCHW[places], torch.tensor(places))
+            fields["image"] = PixelInputs(pixels_UCHW[places or [0]], HostArray(places or [len(has_image)]))
         count = len(has_text)
         return ItemInputs(torch.zeros(count, dtype=torch.long), torch.arange(count), has_U, fields)
-
-
-def _token_inputs(rows: list[list[int]], places: list[int], pad: int) -> TokenInputs:
-    longest = max(map(len, rows))
-    token_id_RT: Tensor = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    is_valid_RT = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
-    return TokenInputs(token_id_RT, is_valid_RT, torch.tensor(places))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -15,34 +16,38 @@ from pydantic import ValidationError
 from pmmrec.contracts import Modality, TokenStates
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig, build
-from pmmrec.models.towers import TowersConfig, place_rows
+from pmmrec.models.towers import TowersConfig
+from pmmrec.packing import HostArray
+from pmmrec.rows import place_rows
 
 MakeWorld = Callable[..., Any]
 ALL, NONE = [True, True, True], [False, False, False]
 
 
 def rows_of(count: int) -> TokenStates:
-    tokens_RTD = torch.arange(count * 4, dtype=torch.float32).view(count, 2, 2) + 1
-    return TokenStates(tokens_RTD.requires_grad_(), torch.ones(count, 2, dtype=torch.bool), tokens_RTD[:, 0] * 10)
+    token_KD = (torch.arange(count * 4, dtype=torch.float32).view(-1, 2) + 1).requires_grad_()
+    start_R = np.arange(count) * 2
+    return TokenStates(token_KD, start_R, np.full(count, 2), token_KD[start_R] * 10)
 
 
 def test_rows_go_to_the_items_they_are_of() -> None:
     rows = rows_of(2)
-    placed = place_rows(rows, torch.tensor([2, 0]), torch.tensor([True, False, True]))
+    placed = place_rows(rows, HostArray([2, 0]), 3)
     assert torch.equal(placed.cls_RD[[2, 0]], rows.cls_RD)
-    assert torch.equal(placed.tokens_RTD[[2, 0]], rows.tokens_RTD)
-    assert placed.is_valid_RT.tolist() == [[True, True], [False, False], [True, True]]
+    assert torch.equal(placed.of_item(2), rows.of_item(0))
+    assert torch.equal(placed.of_item(0), rows.of_item(1))
+    assert placed.length_R.tolist() == [2, 0, 2]
     assert not placed.cls_RD[1].any()
 
 
 def test_a_row_that_stands_in_leaves_nothing_and_gets_a_gradient_of_zero() -> None:
     rows = rows_of(1)
-    placed = place_rows(rows, torch.tensor([0]), torch.tensor(NONE))
-    assert not placed.is_valid_RT.any()
+    placed = place_rows(rows, HostArray([3]), 3)
+    assert not placed.length_R.any()
     assert not placed.cls_RD.any()
-    (placed.tokens_RTD.sum() + placed.cls_RD.sum()).backward()
-    assert rows.tokens_RTD.grad is not None
-    assert not rows.tokens_RTD.grad.any()
+    placed.cls_RD.sum().backward()
+    assert rows.token_KD.grad is not None
+    assert not rows.token_KD.grad.any()
 
 
 def test_the_vectors_are_zero_where_an_item_lacks_the_modality(world: MakeWorld) -> None:
@@ -153,7 +158,8 @@ def test_one_text_encoder_reads_several_texts_each_alone(world: MakeWorld) -> No
     assert encoder.encoders == {"text": encoder.text_encoder, "about": encoder.text_encoder}
     assert encoder.fields == {"text", "about"}
     text = items.fields["text"]
-    about = dataclasses.replace(text, item_index_R=text.item_index_R.flip(0))
+    about = dataclasses.replace(text, item_index_R=HostArray([2, 3, 0]))  # 3: of no item
+    text = dataclasses.replace(text, item_index_R=HostArray([0, 1, 2]))
     has_U = {"text": torch.tensor(ALL), "about": torch.tensor([True, False, True])}
     vectors = encoder(dataclasses.replace(items, fields={"text": text, "about": about}, has_U=has_U))
     assert torch.equal(vectors.cls_UD["about"][[0, 2]], vectors.cls_UD["text"][[2, 0]])

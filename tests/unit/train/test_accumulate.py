@@ -21,6 +21,7 @@ from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.task import TrainingTask
+from tests.support.packed import texts_of
 
 ATOL = 1e-12  # float64; measured at most 1e-15
 
@@ -111,11 +112,14 @@ def test_parts_hold_every_item_once_with_its_rows(batch: Batch, num_parts: int) 
         assert part.num_items >= 1
         for field, rows in part.fields.items():
             has_U = torch.zeros(part.num_items, dtype=torch.bool)
-            has_U[rows.item_index_R] = True
             if part.has_U[field].any():
+                has_U[rows.item_index_R.values] = True
                 assert torch.equal(has_U, part.has_U[field])
             else:
-                assert rows.item_index_R.tolist() == [0]  # a row that stands in
+                assert rows.item_index_R.values.tolist() == [part.num_items]  # a row that stands in
+    with_text = [part.fields["text"] for part in parts if part.has_U["text"].any()]
+    texts = [text for inputs in with_text for text in texts_of(inputs).values()]
+    assert texts[: int(batch.items.has_U["text"].sum())] == list(texts_of(batch.items.fields["text"]).values())
     images = torch.cat([part.fields["image"].pixels_RCHW for part in parts if part.has_U[Modality.IMAGE].any()])
     num_images = int(batch.items.has_U[Modality.IMAGE].sum())
     assert torch.equal(images[:num_images], batch.items.fields["image"].pixels_RCHW)

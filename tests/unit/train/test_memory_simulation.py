@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pmmrec.contracts import Batch, ItemInputs, Modality, Windows
+from pmmrec.packing import HostArray
 from pmmrec.requests import Noised
 from pmmrec.train.accumulate import checkpoint_activations
 from pmmrec.train.memory_simulation import Kernels, LiveBytes, StepSize, item_inputs, step_memory
@@ -56,7 +57,7 @@ def real_batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality]
 
 def _of_their_own(items: ItemInputs) -> ItemInputs:
     """Each row is of another item."""
-    index_R = torch.arange(items.num_items)
+    index_R = HostArray(range(items.num_items))
     fields = {name: dataclasses.replace(rows, item_index_R=index_R) for name, rows in items.fields.items()}
     return dataclasses.replace(items, fields=fields)
 

@@ -16,6 +16,7 @@ from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import objectives as objective_family
+from pmmrec.packing import HostArray
 from pmmrec.settings import validate
 from pmmrec.zoo.save import save_checkpoint
 
@@ -104,16 +105,10 @@ def make_run(config: ModelConfig, backbones: Mapping[str, Backbone], seed: int) 
 def score_by_hand(recommender: Recommender) -> Tensor:
     """Scores of three items for one user who interacted with them in order."""
     tokenizer = recommender.item_encoder.reads["text"].tokenizer
-    rows = tokenizer.encode(TITLES)
-    token_id_RT = torch.full((3, max(map(len, rows))), tokenizer.pad_token_id)
-    is_valid_RT = torch.zeros_like(token_id_RT, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        token_id_RT[place, : len(row)] = torch.tensor(row)
-        is_valid_RT[place, : len(row)] = True
     index, has = torch.arange(3), torch.ones(3, dtype=torch.bool)
     pixels = torch.arange(3 * 3 * 64).view(3, 3, 8, 8).remainder(251).to(torch.uint8)
     reads = recommender.item_encoder.fields
-    inputs = {"text": TokenInputs(token_id_RT, is_valid_RT, index), "image": PixelInputs(pixels, index)}
+    inputs = {"text": TokenInputs.of(tokenizer.encode(TITLES)), "image": PixelInputs(pixels, HostArray(range(3)))}
     items = ItemInputs(
         domain_U=torch.zeros(3, dtype=torch.int64),
         row_U=index,

@@ -23,6 +23,7 @@ from transformers import AutoModel
 
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone, Catalogue, InteractionGraph
+from pmmrec.contracts import TokenInputs
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
@@ -91,17 +92,17 @@ def test_training_does_not_change_the_base(saved: Path, other: Any, tmp_path: Pa
 
 def test_peft_reads_the_adapters_of_an_encoder(saved: Path, other: Any, tmp_path: Path) -> None:
     train_adapters(saved, other, {**MERGEABLE, "text_encoder": LORA}, tmp_path / "adapted")
-    for part, inputs in (
-        ("text_encoder", {"input_ids": torch.tensor([[2, 9, 11, 3]])}),
-        ("vision_encoder", {"pixel_values": torch.rand(1, 3, 8, 8)}),
+    token_ids = [2, 9, 11, 3]
+    text, image = {"input_ids": torch.tensor([token_ids])}, {"pixel_values": torch.rand(1, 3, 8, 8)}
+    parts = other.recommender.parts
+    for part, inputs, said in (
+        ("text_encoder", text, lambda: parts["text_encoder"].hidden(TokenInputs.of([token_ids]))[None]),
+        ("vision_encoder", image, lambda: parts["vision_encoder"].backbone(**image).last_hidden_state),
     ):
         plain = AutoModel.from_pretrained(saved / part)
         theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapted" / "adapters" / part)).eval()
-        ours = other.recommender.parts[part].backbone
         with torch.no_grad():
-            torch.testing.assert_close(
-                theirs(**inputs).last_hidden_state, ours(**inputs).last_hidden_state, rtol=0, atol=1e-6
-            )
+            torch.testing.assert_close(theirs(**inputs).last_hidden_state, said(), rtol=0, atol=1e-6)
 
 
 def test_merged_weights_score_the_same_without_adapters(saved: Path, other: Any, score: Score, tmp_path: Path) -> None:

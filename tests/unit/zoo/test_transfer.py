@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pmmrec.contracts import Modality, PixelInputs, TokenInputs
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import parameter_table
+from pmmrec.packing import HostArray
 from pmmrec.settings import validate
 from pmmrec.zoo.about import group_of
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -234,10 +235,10 @@ def test_a_frozen_encoder_ignores_its_trainable_blocks(other: Any, saved: Path) 
     encoders = other.recommender.item_encoder.encoders
     assert [encoder.prefix for encoder in encoders.values()] == [None, None]  # all blocks learn
     apply(TransferPlan(load=("*",), train=("fusion", "user_encoder")), Checkpoint.open(saved), other.recommender)
-    text, pixels = torch.tensor([[2, 20, 3], [2, 3, 0]]), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     inputs = {
-        Modality.TEXT: TokenInputs(text, text != 0, torch.arange(2)),
-        Modality.IMAGE: PixelInputs(pixels, torch.arange(2)),
+        Modality.TEXT: TokenInputs.of([[2, 20, 3], [2, 3]]),
+        Modality.IMAGE: PixelInputs(pixels, HostArray(range(2))),
     }
     for modality, encoder in encoders.items():
         assert torch.equal(encoder.prefix.states(inputs[modality]), encoder.hidden(inputs[modality]))
