@@ -10,6 +10,7 @@ import typer
 
 from pmmrec import __version__
 from pmmrec.cli import bench, data, ranking, recipe, serving, training, zoo
+from pmmrec.startup import collect_rarely
 from pmmrec.terminal import show_any_letter, show_renamed_settings
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ def _begin(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
     ] = False,
 ) -> None:
+    collect_rarely()
     show_any_letter()
     show_renamed_settings()
 

@@ -7,15 +7,18 @@ They count interactions of the training part only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.evaluation.ranking import Rows, ScoreRows
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Baseline = Callable[[Split, Holdout], ScoreRows]
 
@@ -104,6 +107,8 @@ def left_out(split: Split) -> str | None:
 
 
 def _cosines(is_in_VN: sparse.csr_array, shrinkage: float) -> sparse.csr_array:
+    from scipy import sparse
+
     count_N = np.asarray(is_in_VN.sum(axis=0)).ravel()
     both = (is_in_VN.T @ is_in_VN).tocoo()
     i, j = both.coords
@@ -121,6 +126,8 @@ def _incidence(row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_ar
 
 def _sums(value: NDArray[np.float64], row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_array:
     """A matrix of values at their pairs; values of the same pair are added."""
+    from scipy import sparse
+
     matrix = sparse.csr_array((value, (row, column)), shape=shape)
     matrix.sum_duplicates()
     return matrix

@@ -17,6 +17,7 @@ from pmmrec.data.loader import LostWorkerError
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.settings import Config
+from pmmrec.startup import collect_as_usual
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import TrainingCost, reset_peak
 from pmmrec.train.delayed_read import DelayedRead
@@ -148,6 +149,7 @@ class Loop:
             sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
             self.log.event("parameters", 0, **sizes)
         self.log.say(self.cost.words())
+        collect_as_usual()
         try:
             with self.watched():
                 self._fit()

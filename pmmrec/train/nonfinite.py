@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pmmrec.contracts import Batch
@@ -21,6 +20,7 @@ from pmmrec.settings import Config
 from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes, joined
+from pmmrec.train.shards import own, whole
 from pmmrec.train.strategy import Strategy
 from pmmrec.train.task import TrainingTask
 
@@ -157,8 +157,8 @@ class NonfiniteGuard:
         """`(1,)` on the device; False where the optimizer checks gradients itself."""
         if self._optimizer_checks:
             return torch.zeros(1, dtype=torch.bool, device=device)
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm, device=device)
-        return ~whole.isfinite().reshape(1)
+        total = whole(norm) if isinstance(norm, Tensor) else torch.as_tensor(norm)
+        return ~total.to(device).isfinite().reshape(1)
 
     def _account(self, step: _Step) -> dict[str, Any]:
         """What this process knows about a step that was held back."""
@@ -237,10 +237,7 @@ def stop_if_weights_nonfinite(task: TrainingTask, processes: Processes, step: in
 
 def _shard_of(weight: Any, processes: Processes) -> Tensor:
     """This process's shard of a weight. ZeRO-3 keeps it in `ds_tensor`, with arbitrary padding at the end."""
-    if isinstance(weight, DTensor):
-        return weight.to_local()
     if processes.spread is not Spread.ZERO3:
-        whole: Tensor = weight
-        return whole
+        return own(weight)
     shard: Tensor = weight.ds_tensor
     return shard[: max(0, weight.ds_numel - processes.rank * shard.numel())]

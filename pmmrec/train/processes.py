@@ -10,16 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedType,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
-    set_seed,
-)
 from pydantic import Field
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pmmrec.errors import MachineError
 from pmmrec.launch import PROCESSES, Spread
@@ -30,6 +21,7 @@ from pmmrec.train.watchdog import Watchdog, joining
 
 Precision = Literal["fp32", "bf16", "fp16"]
 FSDP = "ACCELERATE_USE_FSDP"
+DEEPSPEED = "DEEPSPEED"  # the distributed type, as accelerate names it
 # Settings of accelerate for FSDP that are fixed here: models are built whole, then sharded, and stay on their device.
 _FSDP_MUST_BE = (("version", "2"), ("cpu_ram_efficient_loading", "false"), ("offload_params", "false"))
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
@@ -51,9 +43,15 @@ class MachineConfig(Config):
 
 
 class Processes:
-    """All processes of a run, seen from one of them. Wraps Accelerate, so that no other module imports it."""
+    """All processes of a run, seen from one of them. Wraps Accelerate, so that no other module imports it.
+
+    Accelerate and transformers are imported when they are needed: recipes are read without them.
+    """
 
     def __init__(self, config: MachineConfig) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
         _refuse_odd_environment(os.environ)
         on_cpu = config.device == "cpu" or not torch.cuda.is_available()
         asks_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
@@ -74,6 +72,8 @@ class Processes:
                 ],
             )
         if asks_deepspeed:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
             unset_hf_deepspeed_config()  # or transformers would draw other weights under ZeRO-3, in shards
         self._refuse_other_processes()
         self._refuse_other_spread()
@@ -99,7 +99,7 @@ class Processes:
     def _refuse_other_spread(self) -> None:
         """MachineError if sharding was asked for and would not happen."""
         kind = self.accelerator.distributed_type
-        if _is_set("ACCELERATE_USE_DEEPSPEED") and kind != DistributedType.DEEPSPEED:
+        if _is_set("ACCELERATE_USE_DEEPSPEED") and kind.value != DEEPSPEED:
             raise MachineError(
                 f"launch: DEEPSPEED was asked for and Accelerate made {kind.value} of it on {self.device}; choose "
                 "another launch file, such as ddp or two_cpu"
@@ -119,7 +119,7 @@ class Processes:
     @property
     def spread(self) -> Spread:
         """What the processes share out."""
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if self.accelerator.distributed_type.value == DEEPSPEED:
             stage = self.accelerator.state.deepspeed_plugin.zero_stage
             return {1: Spread.ZERO1, 2: Spread.ZERO2, 3: Spread.ZERO3}[stage]
         if self._is_sharded:
@@ -148,16 +148,22 @@ class Processes:
 
     def seed(self, seed: int, *, same: bool) -> None:
         """Seed the global generators (dropout, fresh weights); `same`: with the same seed in every process."""
+        from accelerate.utils import set_seed
+
         set_seed(seed if same else seed + 1_000_003 * self.rank)
 
     def from_main(self, value: Any) -> Any:
         """Broadcast the value of the main process to all."""
+        from accelerate.utils import broadcast_object_list
+
         box = [value]
         broadcast_object_list(box, from_process=0)
         return box[0]
 
     def gathered(self, own: list[T]) -> list[T]:
         """The lists of all processes joined, in the order of ranks. All processes must call it."""
+        from accelerate.utils import gather_object
+
         joined_lists: list[T] = gather_object(own)
         return joined_lists
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pmmrec.errors import CheckpointError
 from pmmrec.train.processes import Processes
+from pmmrec.train.shards import like, whole
 from pmmrec.train.state import State
 
 Tensors = dict[str, Tensor]
@@ -33,7 +32,7 @@ class TrainerState:
     def capture(self) -> State:
         """A copy with whole tensors on the CPU of the main process. Every process must call it."""
         tensors = self._tensors()
-        of_processes: list[Tensors] = gather_object([random_tensors(self._processes.device)])
+        of_processes: list[Tensors] = self._processes.gathered([random_tensors(self._processes.device)])
         for rank, generators in enumerate(of_processes):
             tensors |= {f"random/{rank}/{name}": tensor for name, tensor in generators.items()}
         scaler = self._processes.accelerator.scaler
@@ -89,7 +88,7 @@ class TrainerState:
     def _whole(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Whole copies, one at a time; all processes take part in gathering, only the main one keeps them."""
         for name, tensor in tensors:
-            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            full = whole(tensor)
             if self._processes.is_main:
                 yield name, full.detach().to("cpu", copy=True).contiguous()
 
@@ -178,9 +177,7 @@ def _like(value: Tensor, target: Tensor, name: str) -> Tensor:
     """A whole tensor, sharded like `target`."""
     if value.shape != target.shape:
         raise CheckpointError(f"state: {name} is {tuple(value.shape)} there and {tuple(target.shape)} in the model")
-    if not isinstance(target, DTensor):
-        return value
-    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    return like(value, target)
 
 
 def _of_parameter(value: Tensor, parameter: nn.Parameter, name: str) -> Any:

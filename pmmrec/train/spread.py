@@ -8,9 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -22,6 +19,7 @@ from pmmrec.launch import Spread
 from pmmrec.models.recommender import Recommender
 from pmmrec.train.accumulate import AccumulateConfig, refuse_batch_statistics
 from pmmrec.train.processes import MachineConfig, Processes
+from pmmrec.train.shards import whole
 from pmmrec.train.snapshot import TrainerState
 from pmmrec.train.strategy import Strategy
 from pmmrec.train.task import TrainingTask
@@ -74,7 +72,8 @@ class Replicated(Strategy):
 class Sharded(Strategy):
     """Every process holds a shard of each tensor (FSDP2), by torch's `fully_shard`, on GPUs and CPUs.
 
-    Accelerate is not used: on the CPU it silently starts plain DDP, and it chooses what to shard by class name.
+    Accelerate is not used: on the CPU it silently starts plain DDP, and it chooses what to shard by class name. FSDP is
+    imported here alone, since that takes half a second.
     Weights stay in float32; bf16 is autocast, as under DDP, so that both train alike.
     """
 
@@ -87,6 +86,8 @@ class Sharded(Strategy):
         clip_norm: float | None,
     ) -> None:
         """`task` is sharded by `shard`, and `optimizer` is built from its parameters afterwards."""
+        from torch.distributed.fsdp import FSDPModule
+
         if not isinstance(task, FSDPModule):
             raise TypeError("task: is not sharded; build the optimizer from its shards")
         self._task, self._root, self._processes, self._clip_norm = task, task, processes, clip_norm
@@ -111,7 +112,7 @@ class Sharded(Strategy):
 
     def clip_gradients(self) -> Tensor | float | None:
         norm = nn.utils.clip_grad_norm_(self._task.parameters(), self._clip_norm or math.inf)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return whole(norm)
 
     def whole_state(self) -> dict[str, Tensor]:
         return self.trainer_state.whole_model()
@@ -138,6 +139,9 @@ def shard(task: TrainingTask, processes: Processes) -> None:
     The blocks of encoders, fusion and user encoder are gathered when they are called; weights outside blocks stay
     gathered for the whole step.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     for block in blocks_of(task.recommender):
         fully_shard(block, mesh=mesh, reshard_after_forward=processes.reshards)

@@ -10,12 +10,14 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import psutil
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from pmmrec.errors import not_installed
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 Tracker = Literal["wandb", "tensorboard"]
 
@@ -50,6 +52,10 @@ def tracker_openers(
 
     Each is opened separately: in `Accelerator.init_trackers`, one that fails takes the others along.
     """
+    if not trackers:
+        return {}
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
     for tracker in trackers:
         if find_spec(tracker) is None:
             raise not_installed("machine.trackers", [tracker], tracker)

@@ -54,3 +54,39 @@ def test_importing_the_package_imports_no_torch(statement: str) -> None:
 def test_a_program_of_a_checkout_starts_as_it_stands(verb: str) -> None:
     program = Path(__file__).resolve().parents[2] / verb / "run.py"
     assert "--dry-run" in _started(str(program), "--help").stdout
+
+
+RUN = """
+import contextlib, io, json, sys
+from pmmrec.cli import app
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    app(json.loads(sys.argv[1]))
+print(json.dumps(sorted(sys.modules)))
+"""
+MODELS = ("transformers", "timm", "accelerate", "peft", "torch._dynamo", "torch.distributed.tensor", "scipy")
+
+
+def _modules_after(*words: str) -> set[str]:
+    """The modules that a verb has imported when it ends."""
+    return set(json.loads(_started("-c", RUN, json.dumps(words)).stdout))
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (("recipe", "list"), ("torch", *MODELS)),
+        (("data", "stats", "nowhere"), ("torch", *MODELS)),
+        (("recipe", "validate", "finetune/sasrec"), MODELS),
+        (("zoo", "list", "--hub", "nowhere"), MODELS),
+        (("compare", "nowhere"), MODELS),
+        (("evaluate", "nowhere", "nowhere"), MODELS),
+        (("score", "nowhere", "nowhere", "--out", "lists.csv"), MODELS),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_verb_imports_only_what_it_needs(words: tuple[str, ...], heavy: tuple[str, ...]) -> None:
+    assert not set(heavy) & _modules_after(*words)
+
+
+def test_the_help_of_a_program_imports_no_models() -> None:
+    assert not set(MODELS) & _modules_after("finetune", "--help")
