@@ -278,6 +278,12 @@ class ClimbsItsLoss(BCE):
         return dataclasses.replace(term, sum=term.sum.detach() * 2 - term.sum)
 
 
+class LooksAtANumber(BCE):
+    def forward(self, views):
+        term = super().forward(views)
+        return dataclasses.replace(term, sum=term.sum * (1 + (float(term.count) < 0)))
+
+
 class HidesThatItReadsTargets(Robustness):
     def forward(self, views):
         term = super().forward(views)
@@ -334,6 +340,7 @@ BROKEN = [
     (objectives, "bce", {}, CountsByVectors, "count"),
     (objectives, "bce", {}, ClimbsItsLoss, "step lowers loss"),
     (objectives, "bce", {}, ClimbsItsLoss, "twin"),
+    (objectives, "bce", {}, LooksAtANumber, "no waiting"),
     (objectives, "robustness", {}, HidesThatItReadsTargets, "targets"),
     (objectives, "robustness", {}, ForgetsPeers, "shares = whole"),
 ]
