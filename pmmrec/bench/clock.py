@@ -24,6 +24,7 @@ class StageClock:
         self.device = device
         self.kind = "gpu" if device.type == "cuda" else "cpu" if torch.get_num_threads() == 1 else "wall"
         self._open: list[str] = [REST]
+        self._is_paused = False
         self._spans: list[tuple[str, Any, Any]] = []
         self._since = self._mark()
         self._wall_s, self._wall_since_s = 0.0, time.perf_counter()
@@ -42,9 +43,11 @@ class StageClock:
         """The time of the block counts nowhere."""
         self._split()
         self._wall_s += time.perf_counter() - self._wall_since_s
+        self._is_paused = True
         try:
             yield
         finally:
+            self._is_paused = False
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self._since, self._wall_since_s = self._mark(), time.perf_counter()
@@ -92,6 +95,8 @@ class StageClock:
 
     def _split(self) -> None:
         """End the span of the stage that is open."""
+        if self._is_paused:
+            return
         now = self._mark()
         self._spans.append((self._open[-1], self._since, now))
         self._since = now

@@ -7,7 +7,6 @@ from torch import nn
 
 from pmmrec.adapters import Host
 from pmmrec.bench.flops import Ints, Work, learns, linear_map, stack_work
-from pmmrec.contracts import FieldInputs, PrefixInputs
 from pmmrec.encoders import Encoder
 from pmmrec.encoders.vision_hf import HFVision
 
@@ -16,9 +15,12 @@ POST_NORM = ("BertModel", "CamembertModel", "DistilBertModel", "ElectraModel", "
 PRE_NORM = ("CLIPVisionModel", "CLIPVisionTransformer", "DeiTModel", "Dinov2Model", "ViTModel")
 
 
-def known_work(encoder: Encoder, rows: FieldInputs, length_R: Ints) -> Work | None:
-    """The work of an encoder with its projection, over rows of these lengths; None where no formula describes it."""
-    host, is_kept = encoder.host, isinstance(rows, PrefixInputs)
+def known_work(encoder: Encoder, length_R: Ints, *, is_kept: bool) -> Work | None:
+    """The work of an encoder with its projection, over rows of these lengths; None where no formula describes it.
+
+    `is_kept`: the states of its frozen blocks are kept, so it begins at the lowest block that is trained.
+    """
+    host = encoder.host
     if host is None:
         return None
     is_known = host.architecture in (*POST_NORM, *PRE_NORM) and _has_known_layers(host)

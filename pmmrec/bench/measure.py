@@ -21,6 +21,7 @@ from pmmrec.encoders import Encoder
 from pmmrec.models.towers import Towers
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches
+from pmmrec.train.syncs import HostSyncs
 from pmmrec.users import UserEncoder
 
 WARM_UP = 2
@@ -47,6 +48,7 @@ class Computed:
     flops: float  # by torch's counter; a fused attention kernel counts what it computes once more
     tokens: float  # rows that the blocks of the text encoder saw, per block
     positions: float  # the same of the user encoder
+    host_syncs: int  # operations of the second step, logging left out, after which the host waits for a GPU
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def measure(training: PreparedRun, steps: int, between: Between | None = None) -
     source = MeasuredBatches(training.batches, clock, steps, after_step)
     loop = Loop(training.recipe.train, task, source, run.processes, run.log)
     _watch(loop, clock)
+    syncs = _SyncedStep(loop)
     run.log.say(f"bench: {WARM_UP} steps to warm up, {steps} to measure")
     memory = PeakMemory(device)
     loop.fit()
@@ -155,7 +158,7 @@ def measure(training: PreparedRun, steps: int, between: Between | None = None) -
         wall_s=wall_s / steps,
         peaks=best,
         works=tuple(works),
-        computed=_computed(training, first),
+        computed=_computed(training, first, syncs.count),
         first_work=meter.of(first),
         peak_memory_bytes=grown,
     )
@@ -198,7 +201,7 @@ def _stages(seconds: Mapping[str, float], works: Sequence[StepWork], peaks: Peak
     )
 
 
-def _computed(training: PreparedRun, batch: Batch) -> Computed:
+def _computed(training: PreparedRun, batch: Batch, host_syncs: int) -> Computed:
     """One more forward and backward, counted and not timed."""
     task, recommender = training.task, training.task.recommender
     text = recommender.item_encoder.parts.get("text_encoder")
@@ -209,7 +212,24 @@ def _computed(training: PreparedRun, batch: Batch) -> Computed:
             torch.stack([figures[name][0] for name in task.weights]).sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
     task.zero_grad()
     tokens, positions = (count.close() for count in counts)
-    return Computed(float(counter.get_total_flops()), tokens, positions)
+    return Computed(float(counter.get_total_flops()), tokens, positions, host_syncs)
+
+
+class _SyncedStep:
+    """Counts the host syncs of the second step of a loop, which is one of those that warm up."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.count = 0
+        self._loop, self._step = loop, loop._train_step
+        loop._train_step = self._counted  # type: ignore[method-assign]  # one object is watched, not the class
+
+    def _counted(self, batch: Batch, moved: Batch) -> None:
+        if self._loop.step != 1:
+            self._step(batch, moved)
+            return
+        with HostSyncs() as syncs:
+            self._step(batch, moved)
+        self.count = syncs.count
 
 
 class _RowCount:

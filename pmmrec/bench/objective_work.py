@@ -34,20 +34,21 @@ class TermSizes:
     batch: Batch
 
 
-def objective_works(task: TrainingTask, batch: Batch) -> tuple[Work, tuple[str, ...]]:
-    """All objectives together, and the names of those without a formula, which are left out."""
+def objective_works(task: TrainingTask, batch: Batch) -> tuple[dict[str, Work], tuple[str, ...]]:
+    """The work of each objective, and the names of those without a formula, which are left out."""
     counts = {name: float(pair[1]) for name, pair in task.counts(batch).items()}
     num_items, num_users = batch.items.num_items, len(batch.windows.is_valid_BS)
-    works: list[Work] = []
+    works: dict[str, Work] = {}
     unknown: list[str] = []
     for name, term in task.heads.items():
         formula = FORMULAS.get(type(term))
         if formula is None or (type(term) in _SCORED and not isinstance(task.recommender.scorer, Dot)):
             unknown.append(name)
-        else:
-            works.append(formula(term, TermSizes(counts[name], num_items, num_users, task.width, batch)))
-    read = 4.0 * task.width * (sum(counts.values()) + num_items)
-    return Work.total([*works, Work(forward_bytes=read, backward_bytes=read)]), tuple(unknown)
+            continue
+        read = 4.0 * task.width * (counts[name] + num_items)
+        work = formula(term, TermSizes(counts[name], num_items, num_users, task.width, batch))
+        works[name] = work + Work(forward_bytes=read, backward_bytes=read)
+    return works, tuple(unknown)
 
 
 def _all_items(_: Objective, sizes: TermSizes) -> Work:

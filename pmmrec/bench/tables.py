@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pmmrec.bench.against import NaiveCost
 from pmmrec.bench.measure import StepCost
 from pmmrec.tables import PlainTable, Sentence
 
@@ -45,9 +46,39 @@ def record(cost: StepCost) -> dict[str, Any]:
         "tokens": _pair(cost.first_work.tokens, cost.computed.tokens),
         "positions": _pair(cost.first_work.positions, cost.computed.positions),
         "flops": _pair(cost.first_work.total.flops, cost.computed.flops),
+        "host_syncs": cost.computed.host_syncs,
         "without_formula": list(cost.first_work.unknown),
         "stages": stages,
     }
+
+
+def naive_record(cost: StepCost, naive: NaiveCost) -> dict[str, Any]:
+    """The comparison with the naive twin."""
+    memory, flops = naive.peak_memory_bytes, naive.flops / cost.useful_flops
+    return {
+        "step_s": naive.seconds,
+        "flops": naive.flops,
+        "loss": naive.loss,
+        "loss_here": naive.loss_here,
+        "times_faster": naive.seconds / cost.seconds,
+        "times_fewer_useful_flops": flops,
+        "times_faster_over_flops": naive.seconds / cost.seconds / flops,
+        "peak_memory_bytes": {"naive": memory["naive"], "here": memory["this"]},
+        "memory_ratio": memory["this"] / memory["naive"],
+    }
+
+
+def naive_lines(cost: StepCost, naive: NaiveCost) -> list[Sentence]:
+    """What `--against naive` prints below the tables."""
+    found, memory = naive_record(cost, naive), naive.peak_memory_bytes
+    lines = [
+        f"against the naive twin: {found['times_faster']:.2f} times faster ({1000 * naive.seconds:,.0f} ms there, "
+        f"{1000 * cost.seconds:,.0f} ms here); useful work alone would make it {found['times_fewer_useful_flops']:.2f}",
+        f"loss of the first batch with the same weights: {naive.loss:.6f} there, {naive.loss_here:.6f} here",
+        f"peak memory: {found['memory_ratio']:.3f} of the twin's ({memory['naive'] / 1e6:,.0f} MB there, "
+        f"{memory['this'] / 1e6:,.0f} MB here), each in a process of its own",
+    ]
+    return [Sentence(line, indent=2) for line in lines]
 
 
 def tables(title: str, cost: StepCost) -> list[PlainTable | Sentence]:
@@ -89,6 +120,7 @@ def _lines(cost: StepCost) -> list[str]:
             lines.append(
                 f"{name}: {pair['valid']:,.0f} useful of {pair['computed']:,.0f} computed ({pair['share']:.2f})"
             )
+    lines.append(f"host syncs a step: {cost.computed.host_syncs}")
     lines += [f"objectives.{name}: has no formula, so its products are left out" for name in found["without_formula"]]
     return lines
 

@@ -15,7 +15,8 @@ from pmmrec.bench.counted import MetaCounter
 from pmmrec.bench.encoder_work import PRE_NORM, known_work, num_patches
 from pmmrec.bench.flops import Ints, Work, learns, stack_work, stage_bytes, update_bytes
 from pmmrec.bench.objective_work import objective_works
-from pmmrec.contracts import Batch, FieldInputs, ItemInputs, Modality, PrefixInputs, TokenInputs
+from pmmrec.bench.rows import item_places, row_lengths, text_lengths
+from pmmrec.contracts import Batch, FieldInputs, ItemInputs, Modality, PrefixInputs
 from pmmrec.encoders import Encoder
 from pmmrec.encoders.vision_hf import HFVision
 from pmmrec.fusion.attentive import MergeAttention
@@ -71,12 +72,16 @@ class WorkMeter:
     def _of_part(self, batch: Batch) -> StepWork:
         length_R = position_lengths(batch)
         objectives, unknown = objective_works(self._task, batch)
-        stages = {**self._items(batch.items), "users": self._users(length_R), "objectives": objectives}
+        stages = {
+            **self._items(batch.items),
+            "users": self._users(length_R),
+            "objectives": Work.total(objectives.values()),
+        }
         return StepWork(
             stages={name: stages[name] for name in STAGES if name in stages},
             update_bytes=0.0,
             batch_bytes=float(sum(tensor.nbytes for tensor in tensors_of(batch))),
-            tokens=sum(int(lengths_of(rows).sum()) for rows in texts_of(batch.items)),
+            tokens=sum(_num_tokens(rows) for rows in batch.items.fields.values()),
             positions=int(length_R.sum()),
             items=batch.items.num_items,
             users=len(batch.windows.is_valid_BS),
@@ -97,7 +102,7 @@ class WorkMeter:
             read = float(sum(tensor.nbytes for tensor in tensors_of(rows)))
             moved = stage_bytes(tower, read, FLOAT * width * float(length_R.sum()))
             works[name] = works.get(name, Work()) + self._tower(field, tower, rows, length_R) + moved
-            index_R = rows.item_index_R.values
+            index_R = item_places(rows)
             is_of_item_R = index_R < items.num_items  # False: it stands in
             fused_U[index_R[is_of_item_R]] += (length_R - num_left_out)[is_of_item_R]
         if isinstance(encoder.fusion, MergeAttention):
@@ -111,16 +116,17 @@ class WorkMeter:
         """Positions of each row in an encoder, and how many of them a fusion does not see."""
         if isinstance(tower, HFVision) and tower.host.architecture in PRE_NORM:
             length = num_patches(tower) + tower.num_prefix_tokens
-            return np.full(len(rows.item_index_R), length), tower.num_prefix_tokens
-        if isinstance(rows, TokenInputs | PrefixInputs) and rows.packing is not None:
-            return lengths_of(rows), 1
-        return np.full(len(rows.item_index_R), self._counter.image_tokens), 0
+            return np.full(len(item_places(rows)), length), tower.num_prefix_tokens
+        text_length_R = text_lengths(rows)
+        if text_length_R is not None:
+            return text_length_R, 1
+        return np.full(len(item_places(rows)), self._counter.image_tokens), 0
 
     def _tower(self, field: str, tower: Encoder, rows: FieldInputs, length_R: Ints) -> Work:
-        work = known_work(tower, rows, length_R)
+        is_kept = isinstance(rows, PrefixInputs)
+        work = known_work(tower, length_R, is_kept=is_kept)
         if work is not None:
             return work
-        is_kept = isinstance(rows, PrefixInputs)
         lengths, counts = np.unique(length_R, return_counts=True)
         pairs = zip(lengths.tolist(), counts.tolist(), strict=True)
         return Work.total(self._counter.row(field, length, is_kept=is_kept) * count for length, count in pairs)
@@ -155,18 +161,6 @@ def position_lengths(batch: Batch) -> Ints:
     return np.concatenate([row_lengths(is_valid_BL) for is_valid_BL in masks] or [np.zeros(0, np.int64)])
 
 
-def row_lengths(is_valid_RT: Tensor) -> Ints:
-    """How many places of each row are valid."""
-    lengths: Ints = is_valid_RT.sum(dim=1).cpu().numpy().astype(np.int64)
-    return lengths
-
-
-def lengths_of(rows: FieldInputs) -> Ints:
-    """Tokens of each text."""
-    packing = rows.packing if isinstance(rows, TokenInputs | PrefixInputs) else None
-    return np.zeros(0, np.int64) if packing is None else packing.length_R
-
-
-def texts_of(items: ItemInputs) -> list[FieldInputs]:
-    """The inputs of all texts."""
-    return [rows for field, rows in items.fields.items() if field != Modality.IMAGE]
+def _num_tokens(rows: FieldInputs) -> int:
+    length_R = text_lengths(rows)
+    return 0 if length_R is None else int(length_R.sum())

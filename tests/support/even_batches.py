@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,17 @@ def even_domain(folder: Path) -> Path:
     return folder / "even"
 
 
-def even_task(
+@dataclass(frozen=True)
+class FirstStep:
+    """A task with fresh weights in training mode, and its first batch."""
+
+    task: TrainingTask
+    batch: Batch  # as it was read
+    moved: Batch  # on the device of the model, with kept states
+    reader: ItemReader  # of tokens and pixels
+
+
+def first_step(
     domain: Path,
     folder: Path,
     item_encoder: Mapping[str, Any],
@@ -73,8 +84,8 @@ def even_task(
     terms: Mapping[str, Any] | None = None,
     *,
     keeps_states: bool = False,
-) -> tuple[TrainingTask, Batch]:
-    """A task with fresh weights in training mode, and its first batch on the device of the model."""
+) -> FirstStep:
+    """The step of a small model on a domain."""
     tree = {"width": 8, "item_encoder": dict(item_encoder), "user_encoder": dict(user_encoder or USERS)}
     config, sources = ModelConfig.model_validate(tree), Sources.open([domain])
     start_backbones(config, folder, sources.train_texts)
@@ -82,13 +93,14 @@ def even_task(
     recommender = build(config, find_backbones(config, folder, {}), sources.catalogues)
     configs = {name: objectives.config(term) for name, term in (terms or TERMS).items()}
     task = TrainingTask.of(recommender, configs, config.width).train()
-    reader = ItemReader(sources.domains, recommender.item_encoder.reads, folder / "cache")
+    plain, reader = (ItemReader(sources.domains, recommender.item_encoder.reads, folder / "cache") for _ in range(2))
     for field, encoder in recommender.item_encoder.encoders.items() if keeps_states else ():
         if encoder.prefix is not None:
             reader.keep_states(field, encoder.prefix, PrefixConfig())
     processes, silent = Processes(MachineConfig(device="cpu")), RunLog(None, is_main=False)
     batches = Batches(DataConfig(), sources, reader, task, NUM_USERS, 1, processes, silent)
-    return task, batches.to_device(next(iter(batches.epoch(1))), torch.device("cpu"))
+    batch = next(iter(batches.epoch(1)))
+    return FirstStep(task, batch, batches.to_device(batch, torch.device("cpu")), plain)
 
 
 def _write(path: Path, header: list[str], rows: list[list[Any]]) -> None:

@@ -37,6 +37,8 @@ def test_pauses_and_what_came_before_the_beginning_count_nowhere(ticks: list[flo
     ticks[0] += 1
     with clock.paused():
         ticks[0] += 50
+        with clock.stage("text"):  # a watched module that is called outside of a step
+            ticks[0] += 50
     ticks[0] += 2
     assert clock.end() == ({REST: 3}, 3)
 

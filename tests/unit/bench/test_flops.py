@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from even_batches import SIZES, TERMS, TEXT, USERS, VISION, even_task
+from even_batches import SIZES, TERMS, TEXT, USERS, VISION, FirstStep, first_step
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -109,8 +109,7 @@ def test_formulas_of_item_encoders_equal_the_count_of_torch(
     even: Path, tmp_path: Path, item_encoder: dict[str, Any], *, keeps_states: bool
 ) -> None:
     terms = TERMS if item_encoder is BOTH else DAP
-    task, batch = even_task(even, tmp_path, item_encoder, terms=terms, keeps_states=keeps_states)
-    check(task, batch)
+    check(first_step(even, tmp_path, item_encoder, terms=terms, keeps_states=keeps_states))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def test_formulas_of_item_encoders_equal_the_count_of_torch(
 def test_formulas_of_user_encoders_equal_the_count_of_torch(
     even: Path, tmp_path: Path, user_encoder: dict[str, Any]
 ) -> None:
-    check(*even_task(even, tmp_path, text("bert", 0), user_encoder, DAP))
+    check(first_step(even, tmp_path, text("bert", 0), user_encoder, DAP))
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -135,13 +134,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("term", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_formulas_of_objectives_equal_the_count_of_torch(even: Path, tmp_path: Path, term: dict[str, Any]) -> None:
-    task, batch = even_task(even, tmp_path, text("bert", 0), terms={"term": term})
-    check(task, batch)
+    check(first_step(even, tmp_path, text("bert", 0), terms={"term": term}))
 
 
-def check(task: TrainingTask, batch: Batch) -> None:
+def check(step: FirstStep) -> None:
     """The formulas equal the count: forward in every part, forward and backward in all."""
-    work, count = WorkMeter(task).of(batch), counted(task, batch)
+    work, count = WorkMeter(step.task).of(step.moved), counted(step.task, step.moved)
     assert not work.unknown
     for stage, path in PARTS.items():
         if stage in work.stages:

@@ -1,0 +1,74 @@
+"""Measure a training step against its naive twin on real domains: time, useful work, loss and peak memory.
+
+Takes the folder of the data, the number of steps, and names of cases (all of them if none is given); where the data is
+missing, says so and exits with 0. All output lies below runs/benchmarks: what was measured is kept there as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+DATA = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data").resolve()
+HOME = Path("runs/benchmarks").resolve()
+RECIPE = Path(__file__).with_name("released.yaml")
+STEPS = sys.argv[2] if len(sys.argv) > 2 else "4"
+TOP_2 = ("model.item_encoder.text.trainable_blocks=2", "model.item_encoder.vision.trainable_blocks=2")
+TEXT_ALONE = ("model.item_encoder.vision=null", "model.item_encoder.fusion=null")
+DOMAINS = {"fashion": "hm_ladies_source", "instruments": "amazon_instruments_text"}
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fashion, full": ("fashion", ()),
+    "fashion, top 2 kept": ("fashion", TOP_2),
+    "instruments, full": ("instruments", TEXT_ALONE),
+    "instruments, top 2 kept": ("instruments", (TOP_2[0], *TEXT_ALONE)),
+}
+
+
+def main() -> None:
+    if not DATA.is_dir():
+        print(f"skipped: no real data in {DATA}")
+        return
+    asked = sys.argv[3:] or list(CASES)
+    print("| domain and depth | times faster | times fewer useful FLOPs | faster / fewer | memory | losses |")
+    print("|:--|--:|--:|--:|--:|:--|", flush=True)
+    for title in asked:
+        cost = measured(*CASES[title])
+        (HOME / f"against naive, {title}.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
+        naive = cost["naive"]
+        keys = ("times_faster", "times_fewer_useful_flops", "times_faster_over_flops", "memory_ratio")
+        figures = " | ".join(f"{naive[key]:.2f}" for key in keys)
+        print(f"| {title} | {figures} | {naive['loss']:.5f}, {naive['loss_here']:.5f} |", flush=True)
+
+
+def measured(kind: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What `pmmrec bench --against naive` finds."""
+    sources = f"data.sources=[{imported(DOMAINS[kind])}]"
+    asked = ["pmmrec", "bench", str(RECIPE), sources, f"cache={HOME / 'cache'}", *overrides]
+    told = subprocess.run(
+        [*asked, "--against", "naive", "--steps", STEPS, "--json", "-"],
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
+    cost: dict[str, Any] = json.loads(told)
+    return cost
+
+
+def imported(name: str) -> Path:
+    """The domain, imported at the first time."""
+    domain = HOME / "domains" / name
+    if not (domain / "domain.json").exists():
+        shutil.rmtree(domain, ignore_errors=True)
+        domain.parent.mkdir(parents=True, exist_ok=True)
+        tables = [f"--{table}={DATA / name / table}.parquet" for table in ("items", "interactions")]
+        images = [f"--images={DATA / 'hm_images'}"] if name.startswith("hm_") else []
+        told = [*images, f"--name={name}", f"--out={domain}", "--k-core=none"]
+        subprocess.run(["pmmrec", "data", "import", "table", *tables, *told], check=True)
+    return domain
+
+
+if __name__ == "__main__":
+    main()
