@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.evaluation.ranking import Rows, ScoreRows
+from pmmrec.evaluation.scores import SharedScores, SparseScores
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -29,19 +30,14 @@ def random_baseline(split: Split, holdout: Holdout, *, seed: int = 0) -> ScoreRo
 
     def score(rows: slice) -> Tensor:
         drawn = np.random.Generator(np.random.PCG64(seed).advance(rows.start * num_items))  # one draw for each number
-        return torch.from_numpy(drawn.random((_length(rows), num_items)))
+        return torch.from_numpy(drawn.random((rows.stop - rows.start, num_items)))
 
     return score
 
 
 def popularity_baseline(split: Split, holdout: Holdout) -> ScoreRows:  # noqa: ARG001 - all baselines share one signature
     """Score an item by how often it occurs in training. Ties count against the target, which lowers its metrics."""
-    count_N = torch.from_numpy(split.train_counts.astype(np.float64))
-
-    def score(rows: slice) -> Tensor:
-        return count_N.expand(_length(rows), -1)
-
-    return score
+    return SharedScores(split.train_counts.astype(np.float64))
 
 
 def markov_baseline(split: Split, holdout: Holdout) -> ScoreRows:
@@ -52,11 +48,7 @@ def markov_baseline(split: Split, holdout: Holdout) -> ScoreRows:
     before = np.flatnonzero(~is_last)
     follows_NN = _sums(np.ones(len(before)), items[before], items[before + 1], (num_items, num_items))
     last_Q = holdout.history_items[holdout.history_offsets[1:] - 1]
-
-    def score(rows: slice) -> Tensor:
-        return torch.from_numpy(follows_NN[last_Q[rows]].toarray())
-
-    return score
+    return SparseScores(lambda rows: follows_NN[last_Q[rows]])
 
 
 def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> ScoreRows:
@@ -74,11 +66,7 @@ def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0
     age = holdout.history_offsets[1:][query] - 1 - np.arange(len(query))
     weight = np.power(decay, age, dtype=np.float64)
     history_QN = _sums(weight, query, holdout.history_items, (holdout.num_queries, num_items))
-
-    def score(rows: slice) -> Tensor:
-        return torch.from_numpy((history_QN[rows] @ similar_NN).toarray())
-
-    return score
+    return SparseScores(lambda rows: history_QN[rows] @ similar_NN)
 
 
 MAX_HELD = 200_000_000  # interactions that a baseline may hold in memory at once, about 30 bytes each
@@ -131,7 +119,3 @@ def _sums(value: NDArray[np.float64], row: Rows, column: Rows, shape: tuple[int,
     matrix = sparse.csr_array((value, (row, column)), shape=shape)
     matrix.sum_duplicates()
     return matrix
-
-
-def _length(rows: slice) -> int:
-    return int(rows.stop - rows.start)

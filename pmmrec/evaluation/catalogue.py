@@ -1,10 +1,9 @@
 """Measure how well a model ranks the whole catalogue for the users of a holdout."""
-# Q queries, q queries of one chunk, N items of the catalogue, U items of one chunk, L inputs, D width.
+# Q queries, T targets, N items of the catalogue, U items of one chunk, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from pmmrec.data.contents import Contents
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
+from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.metrics import USUAL, Measured, query_metrics
-from pmmrec.evaluation.queries import queries_after
-from pmmrec.evaluation.ranking import Ranks, Rows, ScoreRows, Seen, rank_targets
+from pmmrec.evaluation.model_scores import model_scorer
+from pmmrec.evaluation.ranking import Ranks, Seen, rank_targets
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender, packed
@@ -165,98 +164,3 @@ def encode_catalogue(
             row = start + int(torch.nonzero(is_broken_U)[0])
             raise NotFiniteVectorError(row, f"domain {domain_index}")
     return vectors_ND
-
-
-def model_scorer(
-    recommender: Recommender,
-    vectors_ND: Tensor,
-    holdout: Holdout,
-    counts: Rows,
-    device: torch.device | str,
-    contents: Contents | None = None,
-    first_user: int = 0,
-) -> ScoreRows:
-    """Scores of the model for slices of the holdout's queries, `(q, N)` float32 on `device`.
-
-    `counts`: how often each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly.
-    `first_user`: the place of the domain's first user among those of all domains of the model.
-    """
-    vectors_ND, users = vectors_ND.to(device), first_user + holdout.user_index
-    histories = (holdout.history_offsets, holdout.history_items)
-    return history_scorer(recommender, vectors_ND, *histories, counts, contents, users)
-
-
-def history_scorer(
-    recommender: Recommender,
-    vectors_ND: Tensor,
-    offsets: Rows,
-    items: Rows,
-    counts: Rows,
-    contents: Contents | None = None,
-    users: Rows | None = None,
-) -> ScoreRows:
-    """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
-
-    Every chunk is padded to one length, so that a user's scores do not depend on who else is in it. `counts`: how often
-    each item was touched in what may be known, `(N,)`. With `contents`, alike items tie exactly: a product of matrices
-    may round equal columns differently.
-    """
-    alike_N, contents = None, as_ranked(contents, recommender)
-    if contents is not None:
-        alike = alike_items(contents, counts if recommender.scorer.reads_counts else None)
-        if (alike != np.arange(len(alike))).any():
-            alike_N = torch.from_numpy(alike).to(vectors_ND.device)
-    count_N = torch.from_numpy(np.asarray(counts)).to(vectors_ND.device)
-    scorer = recommender.scorer
-    with evaluating(recommender):
-        catalogue = recommender.catalogue(vectors_ND)
-    num_inputs = min(recommender.user_encoder.max_inputs, int(np.diff(offsets).max(initial=1)))
-
-    def score(rows: slice) -> Tensor:
-        some = np.asarray(offsets[rows.start : rows.stop + 1]).astype(np.int64)
-        with evaluating(recommender):
-            query = queries_after(
-                recommender.user_encoder,
-                catalogue.items,
-                some - some[0],
-                items[some[0] : some[-1]],
-                vectors_ND.device,
-                keeps_histories=scorer.reads_histories,
-                num_inputs=num_inputs,
-                user_index_B=None if users is None else users[rows].astype(np.int64),
-                user_MD=catalogue.user_MD,
-            )
-            score_qN = scorer.ranked(recommender.score(query, catalogue.items), count_N).float()
-        return score_qN if alike_N is None else score_qN[:, alike_N]
-
-    return score
-
-
-def as_ranked(contents: Contents | None, recommender: Recommender) -> Contents | None:
-    """The contents as a ranking compares items: a graph tells equal items apart, by who touched them."""
-    if contents is None or not recommender.propagation.reads_graph:
-        return contents
-    return Contents(np.arange(len(contents.same_as_N)), contents.is_readable_N)
-
-
-def alike_items(contents: Contents, counts: Rows | None) -> NDArray[np.int64]:
-    """For each item the first that no scorer can tell from it, `(N,)`; `counts` where scores read them."""
-    if counts is None:
-        return contents.same_as_N
-    key_N = contents.same_as_N * (int(counts.max(initial=0)) + 1) + counts
-    _, first, place_N = np.unique(key_N, return_index=True, return_inverse=True)
-    alike_N: NDArray[np.int64] = first[place_N]
-    return alike_N
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards each module is in the mode it was in."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():  # inference_mode would hand out tensors that a user's own training cannot touch
-            yield
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode

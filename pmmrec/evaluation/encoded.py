@@ -16,7 +16,8 @@ from pmmrec.data.cache import CacheEntry, ContentCache, Say, silent
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, evaluating
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError
+from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.share import Share
 from pmmrec.models.recommender import Recommender, packed
 from pmmrec.progress import Progress

@@ -17,7 +17,7 @@ from pmmrec.data.info import NAME_PATTERN
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.baselines import baselines_for
-from pmmrec.evaluation.catalogue import Evaluation, users_at_once
+from pmmrec.evaluation.catalogue import Evaluation
 from pmmrec.evaluation.metrics import USUAL, Measured
 from pmmrec.evaluation.ranking import Seen, rank_targets
 from pmmrec.evaluation.scenarios import Scenario, popularity_masks
@@ -26,6 +26,7 @@ from pmmrec.settings import Config, validate
 
 METRICS_FILE = "metrics.json"
 OLD_KEY = "floors"  # the key of `baselines` in metrics.json of older versions
+BASELINE_SCORES = 1 << 21  # users x items that a baseline scores at once: 16 MB
 BASELINE = "baseline:"  # prefix of the columns of ranks.parquet that hold the ranks of baselines
 
 
@@ -151,12 +152,17 @@ def rank_baselines(
 ) -> dict[str, Evaluation]:
     """Evaluate every baseline that fits in memory, on the test targets or on those of `holdout`."""
     holdout, num_items = holdout or split.holdout("test"), split.domain.num_items
-    chunk = users_at_once(num_items)
+    chunk = baseline_chunk(num_items)
     scores = {name: baseline(split, holdout) for name, baseline in baselines_for(split).items()}
     rules: dict[str, Any] = {"seen": seen, "chunk": chunk, "counts_ties": measured.reads_ties}
     return {
         name: Evaluation(rank_targets(holdout, num_items, score, **rules), measured) for name, score in scores.items()
     }
+
+
+def baseline_chunk(num_items: int) -> int:
+    """How many users a baseline scores at a time: so many that their scores, in float64, stay in a cache."""
+    return max(1, min(1024, BASELINE_SCORES // max(1, num_items)))
 
 
 def baseline_columns(baselines: Mapping[str, Evaluation]) -> dict[str, NDArray[np.int64]]:

@@ -1,10 +1,10 @@
 """Rank the held-out items of each user among the whole catalogue."""
-# Q queries (users of a holdout), T targets of all queries. q queries of one chunk, t targets of one chunk.
-# N items of the catalogue, H items of the histories in a chunk.
+# Q queries (users of a holdout), T targets of all queries. q queries of one chunk, b queries and t targets of a block.
+# N items of the catalogue, P pairs of a query and an item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,12 +21,24 @@ from pmmrec.atomic import whole_file
 from pmmrec.data.splits import Holdout
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.ids import ids_at
+from pmmrec.evaluation.scores import (
+    Blocks,
+    Columns,
+    Ints,
+    ItemScores,
+    MatrixBlock,
+    ScoreBlock,
+    count_pairs,
+    distinct_pairs,
+)
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.progress import Progress
 
 Seen = Literal["exclude", "include"]
 Rows = NDArray[np.int64] | NDArray[np.int32]
-ScoreRows = Callable[[slice], Tensor]  # a slice of the queries -> scores of all items (q, N); larger is better
+ScoreRows = (
+    Callable[[slice], Tensor] | ItemScores
+)  # a slice of the queries -> scores of all items (q, N); larger is better
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,12 @@ def rank_targets(
     candidates, and a target among them is a miss (rank 0). `include`: every item is a candidate. Under both, items
     outside `is_readable_N` are never candidates, because the model can read nothing of them, and neither are items
     outside the list of a query, where the holdout has lists. `counts_ties`: also count the candidates that tie with a
-    target, which takes a second pass over the scores. Ranks are computed on the device of the scores. Processes of a
-    `group` share the chunks: all must call this, and all get every rank.
+    target, which takes a second pass over the scores. Processes of a `group` share the chunks: all must call this, and
+    all get every rank.
+
+    Scores are compared where they are computed. Those of `ItemScores` come in blocks that suit a cache, items that
+    always score the same share a column, and items of the history are not masked but counted by themselves and taken
+    off. All of this gives the ranks of the whole matrix, compared row by row.
 
     Raises DataError, in every process of the group, if there is no query or a score is not finite.
     """
@@ -94,23 +110,25 @@ def rank_targets(
         is_readable_N = np.ones(num_items, dtype=bool)
     figures = torch.zeros(len(fields(Ranks)), len(holdout.target) + 1, dtype=torch.int64)  # the last column: who failed
     failure: DataError | None = None
+    blocks = _blocks_of(score, holdout, is_readable_N)
     for place, is_own in turns(-(-holdout.num_queries // chunk), group):
-        rows = slice(place * chunk, min((place + 1) * chunk, holdout.num_queries))
-        score_qN = score(rows)
+        start, stop = place * chunk, min((place + 1) * chunk, holdout.num_queries)
         try:
-            check_scores(score_qN, holdout.user_index[rows], num_items, holdout.name)
+            for block in blocks(slice(start, stop)):
+                rows = slice(start, start + block.num_queries)
+                _check(block, holdout.user_index[rows], holdout.name)
+                if is_own:
+                    ranks = _rank_block(holdout, rows, block, seen, is_readable_N, counts_ties=counts_ties)
+                    targets = slice(holdout.target_offsets[rows.start], holdout.target_offsets[rows.stop])
+                    figures[:, targets] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
+                start = rows.stop
         except DataError as error:
             if group.world == 1:
                 raise
             failure, figures[:, -1] = error, 1  # the others are still working, and all stop together
-            continue
-        if is_own:
-            is_readable = torch.from_numpy(is_readable_N).to(score_qN.device)
-            ranks = _rank_chunk(holdout, rows, score_qN, seen, is_readable, counts_ties=counts_ties)
-            targets = slice(holdout.target_offsets[rows.start], holdout.target_offsets[rows.stop])
-            figures[:, targets] = torch.stack([getattr(ranks, f.name).long() for f in fields(Ranks)])
-        if progress is not None:
-            progress("users ranked", rows.stop, holdout.num_queries)
+        else:
+            if progress is not None:
+                progress("users ranked", stop, holdout.num_queries)
     figures = group.summed(figures)
     if failure is not None:
         raise failure
@@ -126,61 +144,108 @@ def check_seen(seen: str) -> None:
         raise RecipeError(f"seen: {seen!r} is not a rule; choose {' or '.join(get_args(Seen))}")
 
 
-def check_scores(score_qN: Tensor, user_index_q: Rows, num_items: int, name: str) -> None:
-    """DataError unless there is a finite score for each user and item."""
-    if score_qN.shape != (len(user_index_q), num_items):
-        expected = f"({len(user_index_q)}, {num_items})"
-        raise DataError(f"{name}: scores have shape {tuple(score_qN.shape)}; {expected} is users x items")
-    is_finite_q = torch.isfinite(score_qN).all(dim=1)
-    if not is_finite_q.all():
-        query = int(torch.nonzero(~is_finite_q)[0])
-        item = int(torch.nonzero(~torch.isfinite(score_qN[query]))[0])
-        where, value = f"{name}: user {int(user_index_q[query])}", score_qN[query, item].item()
+def _check(block: ScoreBlock, user_index_b: Rows, name: str) -> None:
+    """DataError unless all scores of a block are finite."""
+    if wrong := block.first_wrong():
+        query, item, value = wrong
+        where = f"{name}: user {int(user_index_b[query])}"
         raise DataError(f"{where}: item {item} scores {value}; scores must be finite, has the model diverged?")
 
 
-def listed_items(offsets: Rows, items: Rows, rows: slice, num_items: int, device: torch.device) -> Tensor:
-    """Which items are in the lists `rows`, `(q, N)` bool. List i is items[offsets[i]:offsets[i+1]]."""
-    offset = torch.tensor(offsets[rows.start : rows.stop + 1], dtype=torch.int64)
-    item_H = torch.tensor(items[int(offset[0]) : int(offset[-1])], dtype=torch.int64)
-    query_H = torch.repeat_interleave(offset.diff())
-    is_seen_qN = torch.zeros(len(offset) - 1, num_items, dtype=torch.bool, device=device)
-    is_seen_qN[query_H.to(device), item_H.to(device)] = True
-    return is_seen_qN
+def _blocks_of(score: ScoreRows, holdout: Holdout, is_readable_N: NDArray[np.bool_]) -> Blocks:
+    """Scores in blocks; those of a plain function are one block for each slice."""
+    if isinstance(score, ItemScores):
+        return score.blocks(is_readable_N)
+    num_items, plain = len(is_readable_N), score
+    columns = Columns.of(np.arange(num_items), is_readable_N)
+
+    def blocks(rows: slice) -> Iterator[ScoreBlock]:
+        score_qN, num_queries = plain(rows), rows.stop - rows.start
+        if score_qN.shape != (num_queries, num_items):
+            expected = f"({num_queries}, {num_items})"
+            raise DataError(f"{holdout.name}: scores have shape {tuple(score_qN.shape)}; {expected} is users x items")
+        item_C = torch.from_numpy(columns.item_C).to(score_qN.device)
+        yield MatrixBlock(score_qN if columns.are_items else score_qN[:, item_C], columns)
+
+    return blocks
 
 
-def _rank_chunk(
-    holdout: Holdout, rows: slice, score_qN: Tensor, seen: Seen, is_readable_N: Tensor, *, counts_ties: bool
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of a query of a block and an item, each once, by query and item."""
+
+    query_P: Ints
+    item_P: Ints
+    num_items: int
+
+    @classmethod
+    def of(cls, offsets: Rows, items: Rows, rows: slice, num_items: int) -> _Pairs:
+        """Query i of the block `rows` with each item of its list, items[offsets[i]:offsets[i+1]]."""
+        offset_B = np.asarray(offsets[rows.start : rows.stop + 1]).astype(np.int64)
+        item_H = np.asarray(items[offset_B[0] : offset_B[-1]]).astype(np.int64)
+        return cls(*distinct_pairs(offset_B - offset_B[0], item_H, num_items), num_items)
+
+    def where(self, is_in_P: NDArray[np.bool_]) -> _Pairs:
+        return _Pairs(self.query_P[is_in_P], self.item_P[is_in_P], self.num_items)
+
+    def has(self, query_R: Ints, item_R: Ints) -> NDArray[np.bool_]:
+        """Which of other pairs are among these, `(R,)`."""
+        key_P, key_R = self.query_P * self.num_items + self.item_P, query_R * self.num_items + item_R
+        place_R = np.searchsorted(key_P, key_R)
+        is_in_R = place_R < len(key_P)
+        is_in_R[is_in_R] = key_P[place_R[is_in_R]] == key_R[is_in_R]
+        return is_in_R
+
+
+def _rank_block(
+    holdout: Holdout,
+    rows: slice,
+    block: ScoreBlock,
+    seen: Seen,
+    is_readable_N: NDArray[np.bool_],
+    *,
+    counts_ties: bool,
 ) -> Ranks:
-    device = score_qN.device
-    offset = torch.tensor(holdout.target_offsets[rows.start : rows.stop + 1], dtype=torch.int64)
-    query_t = torch.repeat_interleave(offset.diff())
-    target_t = torch.tensor(holdout.target[offset[0] : offset[-1]], dtype=torch.int64)
-    is_seen_qN = listed_items(holdout.history_offsets, holdout.history_items, rows, score_qN.shape[1], device)
-    is_candidate_qN = is_readable_N & ~is_seen_qN if seen == "exclude" else is_readable_N.expand_as(is_seen_qN)
+    offset = np.asarray(holdout.target_offsets[rows.start : rows.stop + 1]).astype(np.int64)
+    query_t = np.repeat(np.arange(block.num_queries), np.diff(offset))
+    item_t = np.asarray(holdout.target[offset[0] : offset[-1]]).astype(np.int64)
+    known = _Pairs.of(holdout.history_offsets, holdout.history_items, rows, len(is_readable_N))
+    is_seen_t = known.has(query_t, item_t)
+    is_candidate_t = is_readable_N[item_t] & ~is_seen_t if seen == "exclude" else is_readable_N[item_t]
+    hidden = known.where(is_readable_N[known.item_P] if seen == "exclude" else np.zeros(len(known.item_P), dtype=bool))
+    listed: _Pairs | None = None
     if holdout.candidates is not None and holdout.candidate_offsets is not None:
-        lists = holdout.candidate_offsets, holdout.candidates
-        is_candidate_qN = is_candidate_qN & listed_items(*lists, rows, score_qN.shape[1], device)
-    at_t = query_t.to(device), target_t.to(device)
-    rank_t, tied_t = torch.zeros(2, len(target_t), dtype=torch.int64, device=device)
-    place_t = torch.arange(len(query_t)) - (offset - offset[0])[query_t]
-    for place in range(int(offset.diff().max())):  # one target of each query at a time: no more memory than one has
-        is_now_t = place_t == place
-        query, target = at_t[0][is_now_t], at_t[1][is_now_t]
-        score_q1 = score_qN[query, target][:, None]
-        of_q = slice(None) if place == 0 else query  # every query has a first target: no copy of all scores
-        rank_t[is_now_t] = (is_candidate_qN[of_q] & (score_qN[of_q] >= score_q1)).sum(dim=1)  # counts the target too
+        listed = _Pairs.of(holdout.candidate_offsets, holdout.candidates, rows, len(is_readable_N))
+        listed = listed.where(is_readable_N[listed.item_P] & ~hidden.has(listed.query_P, listed.item_P))
+        is_candidate_t &= listed.has(query_t, item_t)
+    if listed is None:
+        num_candidates_b = int(is_readable_N.sum()) - np.bincount(hidden.query_P, minlength=block.num_queries)
+    else:
+        num_candidates_b = np.bincount(listed.query_P, minlength=block.num_queries)
+    apart = hidden if listed is None else listed  # pairs that are counted by themselves
+    score_t, score_P = block.of(query_t, item_t), block.of(apart.query_P, apart.item_P)
+
+    def count(now: Ints, *, equal: bool) -> Ints:
+        query, score = query_t[now], score_t[now]
+        among = count_pairs(apart.query_P, score_P, query, score, equal=equal)
+        return among if listed is not None else block.count(query, score, equal=equal) - among
+
+    rank_t, tied_t = np.zeros((2, len(item_t)), dtype=np.int64)
+    place_t = np.arange(len(query_t)) - (offset - offset[0])[query_t]
+    for place in range(int(np.diff(offset).max())):  # one target of each query at a time
+        now = np.flatnonzero((place_t == place) & is_candidate_t)
+        rank_t[now] = count(now, equal=False)  # counts the target too
         if counts_ties:
-            tied_t[is_now_t] = (is_candidate_qN[of_q] & (score_qN[of_q] == score_q1)).sum(dim=1)
-    rank_t = rank_t.masked_fill(~is_candidate_qN[at_t], 0).cpu()
+            tied_t[now] = count(now, equal=True)
+    query, rank = torch.from_numpy(query_t), torch.from_numpy(rank_t)
     return Ranks(
-        query=query_t + rows.start,
-        user_index=torch.tensor(holdout.user_index[rows], dtype=torch.int64)[query_t],
-        target=target_t,
-        rank=_apart(query_t, rank_t),
-        num_candidates=is_candidate_qN.sum(dim=1).cpu()[query_t],
-        seen_target=is_seen_qN[at_t].cpu(),
-        num_tied=_without_targets(query_t, rank_t, tied_t.cpu()) if counts_ties else torch.zeros_like(rank_t),
+        query=query + rows.start,
+        user_index=torch.from_numpy(np.asarray(holdout.user_index[rows]).astype(np.int64)[query_t]),
+        target=torch.from_numpy(item_t),
+        rank=_apart(query, rank),
+        num_candidates=torch.from_numpy(num_candidates_b[query_t]),
+        seen_target=torch.from_numpy(is_seen_t),
+        num_tied=_without_targets(query, rank, torch.from_numpy(tied_t)) if counts_ties else torch.zeros_like(rank),
     )
 
 

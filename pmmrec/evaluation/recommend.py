@@ -20,10 +20,12 @@ from pmmrec.contracts import ItemVectors, Query, to_device
 from pmmrec.data.contents import Contents
 from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.catalogue import alike_items, as_ranked, evaluating
+from pmmrec.evaluation.eval_mode import evaluating
+from pmmrec.evaluation.model_scores import alike_items, as_ranked, some_items
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Rows, Seen, check_seen
 from pmmrec.evaluation.scan import SAFE, Complain, Scan, Sizes, WriteScores, inner_products
+from pmmrec.evaluation.scores import distinct_pairs
 from pmmrec.models.recommender import Recommender
 
 CHUNKS_OF_THREAD = 16  # between two moments at which lists come out
@@ -146,7 +148,7 @@ class ListMaker:
         is_all = len(first_C) == num_items
         with evaluating(recommender):
             self._catalogue = recommender.catalogue(vectors_ND)
-        candidates = self._catalogue.items if is_all else _some(self._catalogue.items, first_C)
+        candidates = self._catalogue.items if is_all else some_items(self._catalogue.items, first_C)
         count_C = torch.from_numpy(np.zeros(num_items) if counts is None else np.asarray(counts)).to(first_C.device)
         count_C = count_C[first_C]
         with torch.no_grad():
@@ -199,7 +201,7 @@ class ListMaker:
 
     def _chunk(self, scan: Scan, offset_B: Ints, item_H: Ints, first_user: int, user_index_B: Ints | None) -> TopItems:
         num_users = len(offset_B) - 1
-        seen_user_H, seen_item_H = _distinct(offset_B, item_H, self._vectors_ND.shape[0])
+        seen_user_H, seen_item_H = distinct_pairs(offset_B, item_H, self._vectors_ND.shape[0])
         if self._seen == "include":
             seen_user_H, seen_item_H = seen_user_H[:0], seen_item_H[:0]
         query = queries_after(
@@ -317,20 +319,7 @@ def _scored_by(recommender: Recommender, items: ItemVectors, count_C: Tensor) ->
 
     def write(query: Query, columns: slice, score_Bc: Tensor) -> None:
         device = query.user_K.device
-        some = to_device(_some(items, columns), device)
+        some = to_device(some_items(items, columns), device)
         score_Bc.copy_(recommender.scorer.ranked(recommender.score(query, some), count_C[columns].to(device)))
 
     return write
-
-
-def _some(items: ItemVectors, place: Tensor | slice) -> ItemVectors:
-    """Those at some places."""
-    streams_UD = {name: stream_UD[place] for name, stream_UD in items.streams_UD.items()}
-    return ItemVectors(items.fused_UD[place], streams_UD=streams_UD)
-
-
-def _distinct(offset_B: Ints, item_H: Ints, num_items: int) -> tuple[Ints, Ints]:
-    """Each user of a chunk with each item of their history, once."""
-    user_H = np.repeat(np.arange(len(offset_B) - 1), np.diff(offset_B))
-    pair = np.unique(user_H * num_items + item_H)
-    return pair // num_items, pair % num_items

@@ -21,7 +21,8 @@ from pmmrec.contracts import ItemVectors
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.errors import CheckpointError, DataError, RecipeError
-from pmmrec.evaluation.catalogue import alike_items, evaluating
+from pmmrec.evaluation.eval_mode import evaluating
+from pmmrec.evaluation.model_scores import alike_items
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.scan import SAFE, Scan, Sizes, inner_products
 from pmmrec.models.recommender import Recommender, packed, unpacked

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pmmrec.context import BuildContext
 from pmmrec.errors import CheckpointError, DataError, RecipeError
-from pmmrec.evaluation.catalogue import evaluating
+from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen, check_seen
 from pmmrec.homes import expanded

@@ -9,7 +9,7 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
 from pmmrec.errors import DataError, DivergenceError
-from pmmrec.evaluation.catalogue import evaluating
+from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
 from pmmrec.train.example_checks import check_judged
 from pmmrec.train.loop import BatchSource, Loop, TrainConfig

@@ -19,7 +19,8 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.data.importers.impressions import store_impressions
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
-from pmmrec.evaluation.catalogue import encode_catalogue, model_scorer
+from pmmrec.evaluation.catalogue import encode_catalogue
+from pmmrec.evaluation.model_scores import model_scorer
 from pmmrec.evaluation.ranking import rank_targets
 from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.launch import Spread

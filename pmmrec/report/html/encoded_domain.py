@@ -17,7 +17,8 @@ from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Split, split_of
-from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, evaluating, users_at_once
+from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, users_at_once
+from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.recommend import top_k

@@ -13,8 +13,9 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
-from pmmrec.evaluation.catalogue import encode_catalogue, evaluate_model, model_scorer
+from pmmrec.evaluation.catalogue import encode_catalogue, evaluate_model
 from pmmrec.evaluation.metrics import query_metrics
+from pmmrec.evaluation.model_scores import model_scorer
 from pmmrec.evaluation.ranking import rank_targets
 from pmmrec.models.recommender import Recommender
 

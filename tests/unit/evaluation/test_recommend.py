@@ -16,7 +16,8 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation import recommend
-from pmmrec.evaluation.catalogue import encode_catalogue, history_scorer
+from pmmrec.evaluation.catalogue import encode_catalogue
+from pmmrec.evaluation.model_scores import ModelScores
 from pmmrec.evaluation.recommend import ListMaker, top_k
 from pmmrec.evaluation.scan import Sizes, first_largest
 from pmmrec.models import Scorer
@@ -48,7 +49,7 @@ def test_lists_are_those_of_sorting_all_scores(
     recommender, vectors_ND = recommender.to(device), vectors_ND.to(device)
     offsets, items = domain.sequence_offsets, domain.sequence_items
     counts = domain.item_counts
-    score_QN = history_scorer(recommender, vectors_ND, offsets, items, counts)(slice(0, len(SEQUENCES)))
+    score_QN = ModelScores(recommender, vectors_ND, offsets, items, counts)(slice(0, len(SEQUENCES)))
     found = {}
     for top in top_k(recommender, vectors_ND, offsets, items, 4, counts=counts, seen=seen, chunk=chunk):
         for place, user in enumerate(top.user_index_B.tolist()):
@@ -86,7 +87,7 @@ def test_alike_items_tie_and_stand_in_the_order_of_their_rows(
     model = make_recommender(8, popularity=popularity)
     vectors_ND = torch.randn(NUM_ITEMS, 8, generator=torch.Generator().manual_seed(3))[torch.from_numpy(same_as_N)]
     offsets, items = np.cumsum([0, *map(len, SEQUENCES)]), np.concatenate(SEQUENCES)
-    score_QN = history_scorer(model, vectors_ND, offsets, items, counts, contents)(slice(0, len(SEQUENCES)))
+    score_QN = ModelScores(model, vectors_ND, offsets, items, counts, contents)(slice(0, len(SEQUENCES)))
     if popularity:
         score_QN = (score_QN * 1e5).round()  # the last digits hang on how popularity is added
     for k in (1, 4, NUM_ITEMS):
@@ -124,7 +125,7 @@ class Nearest(Scorer):
 def test_any_scorer_makes_lists(domain: Domain, recommender: Recommender, vectors_ND: torch.Tensor) -> None:
     recommender.scorer = Nearest()
     histories, counts = (domain.sequence_offsets, domain.sequence_items), domain.item_counts
-    score_QN = history_scorer(recommender, vectors_ND, *histories, counts)(slice(0, len(SEQUENCES)))
+    score_QN = ModelScores(recommender, vectors_ND, *histories, counts)(slice(0, len(SEQUENCES)))
     (top,) = top_k(recommender, vectors_ND, *histories, 5, counts=counts, seen="include", chunk=9)
     assert top.item_index_BK.tolist() == first_largest(score_QN, 5).tolist()
     recommender.user_encoder.get_parameter("position.weight").data.fill_(torch.nan)
@@ -241,7 +242,7 @@ def test_a_graph_tells_items_of_equal_content_apart(make_split: Callable[..., Sp
     nodes = recommender.catalogue(vectors_ND)
     expected_QN = nodes.user_MD @ nodes.items.fused_UD.T
     histories, counts = (domain.sequence_offsets, domain.sequence_items), domain.item_counts
-    score_QN = history_scorer(recommender, vectors_ND, *histories, counts, contents, rows)(slice(0, num_users))
+    score_QN = ModelScores(recommender, vectors_ND, *histories, counts, contents, rows)(slice(0, num_users))
     torch.testing.assert_close(score_QN, expected_QN, rtol=0, atol=1e-6)  # float32
     lists = top_k(
         *(recommender, vectors_ND, *histories, NUM_ITEMS),
