@@ -92,7 +92,7 @@ def print_plan(
         if adapters is not None:
             insert_adapters(checkpoint, recommender, adapters, report.loaded)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
-    build_optimizer(task, recipe.train.optimizer)
+    build_optimizer(task, recipe.train.optimizer, Spread.ONE if launched is None else launched.file.spread)
     is_computed = given is not None and stays_as_it_is(task)
     if launched is not None and is_computed and recipe.prefix.use != "off":
         vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]

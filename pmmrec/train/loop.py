@@ -133,8 +133,9 @@ class Loop:
         if config.checkpoint_activations:
             checkpoint_activations(task.recommender.item_encoder)
         prepare_task(processes, task)
-        optimizer = build_optimizer(task, config.optimizer)
+        optimizer = build_optimizer(task, config.optimizer, processes.spread)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
+        self._by_rows = optimizer.words()
         self._rate = 0.0  # of the latest step, in the first group
         self._strategy = build_strategy(processes, task, optimizer, self._scheduler, config.clip_norm)
         self._optimizer = self._strategy.optimizer
@@ -148,7 +149,7 @@ class Loop:
         if not is_resumed:
             sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
             self.log.event("parameters", 0, **sizes)
-        self.log.say(self.cost.words())
+        self.log.say(self.cost.words() + self._by_rows)
         collect_as_usual()
         try:
             with self.watched():

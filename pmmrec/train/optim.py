@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import Self
 
 from pmmrec.errors import RecipeError
+from pmmrec.launch import Spread
 from pmmrec.settings import Config
+from pmmrec.train.rowwise import RowwiseAdamW, Tables, choose_tables
 from pmmrec.train.task import TrainingTask
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -35,6 +37,11 @@ class OptimizerConfig(Config):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     parts: dict[str, GroupConfig] = {}
+    tables: Tables = Field(
+        "auto",
+        description="What a step updates of a table of item or user ids. whole: every row; one that it does not read "
+        "decays, and goes on by its momentum. rows: those that it reads. auto: rows above 100,000, in one process.",
+    )
     schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at 0.")
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps in which the rate rises from 0.")
 
@@ -67,10 +74,11 @@ def parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:
     return paths
 
 
-def build_optimizer(task: TrainingTask, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(task: TrainingTask, config: OptimizerConfig, spread: Spread = Spread.ONE) -> RowwiseAdamW:
     """AdamW with one group for each entry of `config.parts` and one for the rest.
 
-    The longest matching path wins. RecipeError where nothing trains or an entry matches no trainable parameter.
+    The longest matching path wins. Tables of ids may learn by rows; see `choose_tables`. RecipeError where nothing
+    trains or an entry matches no trainable parameter.
     """
     members: dict[str, list[nn.Parameter]] = {path: [] for path in ("", *config.parts)}
     for path, parameter in parameter_paths(task).items():
@@ -89,8 +97,8 @@ def build_optimizer(task: TrainingTask, config: OptimizerConfig) -> Optimizer:
     ]
     if not groups:
         raise RecipeError("model: no parameter is trainable; raise trainable_blocks or choose another plan")
-    # One kernel for all tensors, which can be told on the device that a step is to change nothing.
-    return AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    tables = choose_tables(task, config.tables, spread)
+    return RowwiseAdamW(groups, tables, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
 
 def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, num_steps: int) -> LambdaLR:

@@ -19,6 +19,7 @@ from pmmrec.launch import Spread
 from pmmrec.models.recommender import Recommender
 from pmmrec.train.accumulate import AccumulateConfig, refuse_batch_statistics
 from pmmrec.train.processes import MachineConfig, Processes
+from pmmrec.train.rowwise import dense_gradients
 from pmmrec.train.shards import whole
 from pmmrec.train.snapshot import TrainerState
 from pmmrec.train.strategy import Strategy
@@ -55,7 +56,8 @@ class Replicated(Strategy):
         self._accelerator.backward(loss)
 
     def clip_gradients(self) -> Tensor | float | None:
-        norm: Tensor = self._accelerator.clip_grad_norm_(self._module.parameters(), self._clip_norm or math.inf)
+        tensors = list(dense_gradients(self._module.parameters()))
+        norm: Tensor = self._accelerator.clip_grad_norm_(tensors, self._clip_norm or math.inf)
         return norm
 
     def whole_state(self) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ _WAITING = {
     _ops.unique_dim_consecutive,
     _ops.equal,
     _ops.bincount,
+    _ops._coalesce,
 }
 _INDEXING = {_ops.index, _ops.index_put, _ops.index_put_, _ops._index_put_impl_, _ops._unsafe_index}
 
