@@ -30,6 +30,7 @@ from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.thread_trial import settle_threads
 from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint, starting_point
 from pmmrec.zoo.transfer import apply, plan_full
@@ -135,6 +136,7 @@ def train(
     run.processes.seed(recipe.seed, same=False)
     states = States.of(run, recipe.train.state, sources, started_from=origin)
     loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[judge, keep], states=states)
+    settle_threads(run, loop, batches)
     loop.fit()
     outcome = rank_test_targets(run, recipe, loop, sources, "finetune", base)
     if outcome is not None:

@@ -27,6 +27,7 @@ from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.thread_trial import settle_threads
 from pmmrec.zoo.hub import refuse_taken_name
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A file, or a shipped recipe such as pretrain/pmmrec.")]
@@ -79,6 +80,7 @@ def main(
         run.processes.seed(recipe.seed, same=False)
         states = States.of(run, recipe.train.state, sources, started_from="none")
         loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[judge, keep], states=states)
+        settle_threads(run, loop, batches)
         loop.fit()
         outcome = rank_test_targets(run, recipe, loop, sources, kind="pretrain")
         if outcome is not None:

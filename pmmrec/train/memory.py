@@ -23,9 +23,10 @@ from pmmrec.data.randomness import Purpose, generator
 from pmmrec.errors import RecipeError
 from pmmrec.launch import LaunchFile, Spread
 from pmmrec.requests import Shown, View
+from pmmrec.train.division import gathers, shared_out
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory_simulation import Kernels, StepMemory, StepSize, step_memory
-from pmmrec.train.prepare import Sources, gathers, shared_out
+from pmmrec.train.prepare import Sources
 from pmmrec.train.processes import MachineConfig, Precision
 from pmmrec.train.spread import blocks_of
 from pmmrec.train.task import TrainingTask

@@ -39,6 +39,7 @@ from pmmrec.progress import Progress, bars
 from pmmrec.requests import View
 from pmmrec.settings import PartConfig
 from pmmrec.train.accumulate import AccumulateConfig
+from pmmrec.train.division import gathers, shared_out
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
@@ -305,21 +306,6 @@ def _keep_states(
         )
 
 
-def gathers(gather: bool | None, num_processes: int) -> bool:
-    """Whether processes use each other's items and users: if there are several, unless the recipe forbids it."""
-    return num_processes > 1 and gather is not False
-
-
-def shared_out(batch_users: int, num_processes: int, gather: bool | None, unit: str = "users") -> str:
-    """A line that says how the users of a step are divided, and whose items are negatives. `unit`: of examples."""
-    if num_processes == 1:
-        return f"a step: up to {batch_users:,} {unit}"
-    least, more = divmod(batch_users, num_processes)
-    each = f"{least:,} or {least + 1:,}" if more else f"{least:,}"
-    whose = "all processes" if gathers(gather, num_processes) else f"each process's own {unit} alone"
-    return f"a step: up to {batch_users:,} {unit}, {each} in each of {num_processes} processes; negatives: of {whose}"
-
-
 class Cut(Protocol):
     """The settings of a training that decide how its steps are divided."""
 
@@ -378,6 +364,10 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         return self._builder.steps_per_epoch
+
+    def first(self) -> Batch:
+        """The first batch of the training, read by this process."""
+        return self._builder.build(0, 0)
 
     def epoch(self, epoch: int, done: int = 0) -> Iterable[Batch]:
         """The batches of an epoch, counted from 1, without its first `done` steps."""

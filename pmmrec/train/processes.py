@@ -35,8 +35,8 @@ class MachineConfig(Config):
     precision: Precision = "fp32"
     threads: Threads = Field(
         "auto",
-        description="Compute threads of each process. auto: OMP_NUM_THREADS if set, else one for small models, else "
-        "the cores, shared by the processes of the machine.",
+        description="Compute threads of each process. auto: OMP_NUM_THREADS if set, else the number of free cores, or "
+        "fewer, with which the first batch takes the least time; the processes of a machine share its cores.",
     )
     trackers: tuple[Tracker, ...] = ()
     project: str | None = Field(None, description="Of Weights & Biases; null: WANDB_PROJECT, or pmmrec.")

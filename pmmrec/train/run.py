@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+import torch
 from typing_extensions import Self
 
 from pmmrec.atomic import whole_file
@@ -27,7 +29,7 @@ from pmmrec.train.run_folder import (
     write_json,
 )
 from pmmrec.train.stop import StopSignals
-from pmmrec.train.threads import choose_threads, using_threads
+from pmmrec.train.threads import ThreadChoice, choose_threads, using_threads
 from pmmrec.train.trackers import tracker_openers
 
 __all__ = ["Run", "Runnable", "is_requeued"]
@@ -57,6 +59,7 @@ class Run:
         processes: Processes,
         log: RunLog,
         status: RunStatus,
+        threads: ThreadChoice,
         held: ExitStack,
         watching: ExitStack,
         *,
@@ -66,6 +69,7 @@ class Run:
         self.weights: dict[str, str] = {}  # origin and commit of downloaded pretrained weights, by part
         self.signals = StopSignals()
         self.resumes, self.is_finished = status is RunStatus.STOPPED, status is RunStatus.FINISHED
+        self.threads = threads
         self._recipe, self._held, self._watching, self._ends_processes = recipe, held, watching, ends_processes
 
     @classmethod
@@ -87,21 +91,33 @@ class Run:
             processes.watchdog = beside.processes.watchdog  # it is open
         threads = choose_threads(machine.threads, model, os.environ)
         with ExitStack() as watching, ExitStack() as stack:
-            watching.enter_context(using_threads(threads))
+            watching.enter_context(using_threads(threads.number))
             watching.enter_context(processes.watchdog.open())
-            status = processes.from_main(by_main(processes, lambda: _opened(recipe, processes, stack, resume=resume)))
+            opened = by_main(processes, lambda: _opened(recipe, stack, resume=resume))
+            status, record = processes.from_main(opened)
+            threads = threads.kept(record)
+            torch.set_num_threads(threads.number)
             log = RunLog(recipe.folder, is_main=processes.is_main, trackers=openers)
-            log.say(f"run {recipe.folder}  {_machine(processes, threads)}, command: {_command()}")
+            log.say(f"run {recipe.folder}  {_machine(processes, threads.number)}, command: {_command()}")
             if status is RunStatus.FINISHED:
                 log.say(f"run {recipe.folder} is finished: there is nothing to go on with")
+            else:
+                by_main(processes, lambda: _write_environment(recipe.folder, processes, threads))
             held, watched = stack.pop_all(), watching.pop_all()
-        run = cls(recipe, processes, log, status, held, watched, ends_processes=beside is None)
+        run = cls(recipe, processes, log, status, threads, held, watched, ends_processes=beside is None)
         run.signals.open()
         return run
 
     def limit_time(self, *, step_minutes: float, phase_hours: float) -> None:
         """Set the time limits of the watchdog: for a step or a silence, and for the time between steps."""
         self.processes.watchdog.set_limits(60 * step_minutes, 3600 * phase_hours)
+
+    def use_threads(self, choice: ThreadChoice) -> None:
+        """Compute with this number of threads from here on; say why, and record it. Every process must call it."""
+        torch.set_num_threads(choice.number)
+        self.threads = choice
+        self.log.say(f"threads: {choice.number}, {choice.why}")
+        self.by_main(lambda: _write_environment(self.folder, self.processes, choice))
 
     def write_recipe(self) -> None:
         """Write the recipe again, once the run is known to go on with it. For the main process."""
@@ -178,16 +194,20 @@ def by_main(processes: Processes, work: Callable[[], Done]) -> Done | None:
     return done
 
 
-def _opened(recipe: Runnable, processes: Processes, stack: ExitStack, *, resume: bool) -> RunStatus:
-    """Open the folder of a run for as long as `stack` is open."""
+def _opened(recipe: Runnable, stack: ExitStack, *, resume: bool) -> tuple[RunStatus, Mapping[str, Any]]:
+    """Open the folder of a run for as long as `stack` is open; its status, and the environment of a stopped run."""
     log = RunLog(None, is_main=True)  # there is no folder yet
     how: dict[str, Any] = {"resume": resume, "reread": recipe.reread, "warn": log.warn}
     status = stack.enter_context(run_folder(recipe.folder, recipe.to_yaml(), **how))
     if status is RunStatus.NEW:
         _write_recipe(recipe)
-    if status is not RunStatus.FINISHED:
-        write_json(recipe.folder / ENVIRONMENT_FILE, environment(processes.world, processes.device))
-    return status
+    record = recipe.folder / ENVIRONMENT_FILE
+    return status, json.loads(record.read_text("utf-8")) if status is RunStatus.STOPPED and record.is_file() else {}
+
+
+def _write_environment(folder: Path, processes: Processes, threads: ThreadChoice) -> None:
+    found = environment(processes.world, processes.device)
+    write_json(folder / ENVIRONMENT_FILE, {**found, **threads.record})
 
 
 def _write_recipe(recipe: Runnable) -> None:

@@ -23,7 +23,7 @@ from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
-IDS = {
+IDS: dict[str, Any] = {
     "width": 8,
     "item_encoder": {"type": "ids"},
     "user_encoder": {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0},
@@ -68,12 +68,13 @@ class Workshop:
 def workshop(tmp_path: Path, world: Path) -> Callable[..., Workshop]:
     """Makes one workshop after another, each with the same fresh weights; `terms` are objectives by name."""
 
-    def make(terms: dict[str, Any] | None = None) -> Workshop:
+    def make(terms: dict[str, Any] | None = None, dropout: float = 0.0) -> Workshop:
         folder = tmp_path / f"shop-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         sources = Sources.open([world / "boutique"])
         torch.manual_seed(0)
-        recommender = build(ModelConfig.model_validate(IDS), {}, sources.catalogues)
+        model = {**IDS, "user_encoder": {**IDS["user_encoder"], "dropout": dropout}}
+        recommender = build(ModelConfig.model_validate(model), {}, sources.catalogues)
         configs = {name: objectives.config(tree) for name, tree in (terms or TERMS).items()}
         reader = ItemReader(sources.domains, {}, tmp_path)
         processes = Processes(MachineConfig(device="cpu"))
