@@ -33,7 +33,7 @@ class RunLog:
     def __init__(
         self, folder: Path | None, *, is_main: bool, trackers: Mapping[str, Callable[[], OpenTracker]] | None = None
     ) -> None:
-        self._is_main = is_main
+        self._is_main, self.folder = is_main, folder if is_main else None
         self._console = console_for(os.environ, quiet=not is_main)
         self._file = (folder / "events.jsonl").open("a", encoding="utf-8") if folder and is_main else None
         self._started_s = time.monotonic()

@@ -19,7 +19,7 @@ from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.settings import Config
 from pmmrec.startup import collect_as_usual
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
-from pmmrec.train.cost import TrainingCost, reset_peak
+from pmmrec.train.cost import TrainingCost, peak_memory_bytes, reset_peak
 from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.failures import lost_worker, out_of_memory
 from pmmrec.train.heartbeat import StepPhase
@@ -27,6 +27,7 @@ from pmmrec.train.log import RunLog
 from pmmrec.train.meter import Forecast, Meter, added, shown_losses, sizes_of
 from pmmrec.train.nonfinite import NonfiniteConfig, NonfiniteGuard, stop_if_weights_nonfinite
 from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, change_num_steps
+from pmmrec.train.pace import Pace
 from pmmrec.train.processes import Processes
 from pmmrec.train.snapshot import below
 from pmmrec.train.spread import build_strategy, prepare_task, refuse_unfit
@@ -126,6 +127,7 @@ class Loop:
         self._uncounted = set(task.weights)  # objectives that have counted nothing so far
         self._num_steps = config.epochs * batches.steps_per_epoch
         self._forecast = Forecast(config.epochs, batches.steps_per_epoch)
+        self._pace = Pace.of(log.folder, config, task, processes, batches.steps_per_epoch)
         refuse_unfit(processes.spread, processes.machine, config.accumulate)
         task.item_parts = config.accumulate.item_parts
         if task.item_parts > 1:
@@ -292,6 +294,7 @@ class Loop:
             self.log.warn(f"objectives.{name}: has counted nothing so far: no example has what it compares")
         seconds = time.monotonic() - self._began_s
         self.cost.add_epoch(seconds, self.processes.device)
+        self._pace.keep()
         peak = self.cost.peak_memory_bytes
         self.log.event("epoch", self.step, epoch=self.epoch, seconds=seconds, peak_memory_bytes=peak)
         self._is_trained = True
@@ -373,11 +376,14 @@ class Loop:
         figures = {"loss": total, **means, "users_per_s": users_per_s, **sizes, "learning_rate": self._rate}
         self.log.event("train", self.step, **figures)
         shown = shown_losses(means, self.task.weights, with_chance=self.step == 1)
-        memory = f"  {_memory_gb(self.processes.device):.1f} GB" if self.processes.device.type == "cuda" else ""
+        device = self.processes.device
+        memory = f"  {(peak_memory_bytes(device) or 0) / 1e9:.1f} GB" if device.type == "cuda" else ""
         width = len(str(self._num_steps))
         step = f"step {self.step:>{width}}/{self._num_steps}"
         left = self._forecast.words(self.step, is_at_most=self.may_end_early)
         self.log.say(f"{step}  loss {total:.3f} ({shown})  {users_per_s:.0f} {unit}/s{memory}{left}")
+        if self.step > 1 and (hint := self._pace.hint(users_per_s)):
+            self.log.warn(hint)
 
     def _end_epoch(self) -> None:
         try:
@@ -392,7 +398,3 @@ class Loop:
         if self._states is not None:
             self._flags.take()  # of the last step; `epoch_ended` exchanges new ones
             self._states.epoch_ended(self)
-
-
-def _memory_gb(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 1e9

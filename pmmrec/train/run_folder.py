@@ -25,6 +25,7 @@ from pmmrec.atomic import make_folder, whole_file, writing_to
 from pmmrec.errors import CheckpointError, MachineError, RecipeError, StoppedError
 from pmmrec.processes import folder_lock
 from pmmrec.settings import parse_yaml
+from pmmrec.train.pace import PACE_FILE
 from pmmrec.train.state import StateFolder
 from pmmrec.zoo import files
 from pmmrec.zoo.folder import METRICS_NAME
@@ -40,6 +41,7 @@ _MADE_FIRST = (
     CHECKPOINT_FOLDER,
     STATE_FOLDER,
     "backbones",
+    PACE_FILE,
     "tensorboard",
     "wandb",
 )
