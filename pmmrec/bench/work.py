@@ -73,7 +73,7 @@ class WorkMeter:
         length_R = position_lengths(batch)
         objectives, unknown = objective_works(self._task, batch)
         stages = {
-            **self._items(batch.items),
+            **self.items(batch.items),
             "users": self._users(length_R),
             "objectives": Work.total(objectives.values()),
         }
@@ -88,7 +88,8 @@ class WorkMeter:
             unknown=unknown,
         )
 
-    def _items(self, items: ItemInputs) -> dict[str, Work]:
+    def items(self, items: ItemInputs) -> dict[str, Work]:
+        """The stages that make the vectors of items."""
         encoder, width = self._task.recommender.item_encoder, self._task.width
         if not isinstance(encoder, Towers) or not items.fields:
             work = self._counter.items(items) if items.fields else Work()

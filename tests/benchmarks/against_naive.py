@@ -10,13 +10,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-DATA = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data").resolve()
 HOME = Path("runs/benchmarks").resolve()
 RECIPE = Path(__file__).with_name("released.yaml")
-STEPS = sys.argv[2] if len(sys.argv) > 2 else "4"
 TOP_2 = ("model.item_encoder.text.trainable_blocks=2", "model.item_encoder.vision.trainable_blocks=2")
 TEXT_ALONE = ("model.item_encoder.vision=null", "model.item_encoder.fusion=null")
 DOMAINS = {"fashion": "hm_ladies_source", "instruments": "amazon_instruments_text"}
@@ -28,47 +27,49 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def main() -> None:
-    if not DATA.is_dir():
-        print(f"skipped: no real data in {DATA}")
+def main(data: Path, steps: int, titles: list[str]) -> None:
+    if not data.is_dir():
+        print(f"skipped: no real data in {data}")
         return
-    asked = sys.argv[3:] or list(CASES)
     print("| domain and depth | times faster | times fewer useful FLOPs | faster / fewer | memory | losses |")
     print("|:--|--:|--:|--:|--:|:--|", flush=True)
-    for title in asked:
-        cost = measured(*CASES[title])
-        (HOME / f"against naive, {title}.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
-        naive = cost["naive"]
+    for title in titles or CASES:
+        naive = against_naive(title, data, HOME, steps)["naive"]
         keys = ("times_faster", "times_fewer_useful_flops", "times_faster_over_flops", "memory_ratio")
         figures = " | ".join(f"{naive[key]:.2f}" for key in keys)
         print(f"| {title} | {figures} | {naive['loss']:.5f}, {naive['loss_here']:.5f} |", flush=True)
 
 
-def measured(kind: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What `pmmrec bench --against naive` finds."""
-    sources = f"data.sources=[{imported(DOMAINS[kind])}]"
-    asked = ["pmmrec", "bench", str(RECIPE), sources, f"cache={HOME / 'cache'}", *overrides]
-    told = subprocess.run(
-        [*asked, "--against", "naive", "--steps", STEPS, "--json", "-"],
-        check=True,
-        stdout=subprocess.PIPE,
-    ).stdout
+def against_naive(title: str, data: Path, home: Path, steps: int) -> dict[str, Any]:
+    """What `pmmrec bench --against naive` finds in one of the cases."""
+    kind, overrides = CASES[title]
+    cost = compared(str(RECIPE), imported(DOMAINS[kind], data, home), overrides, home, steps)
+    (home / f"against naive, {title}.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
+    return cost
+
+
+def compared(recipe: str, domain: Path, overrides: Sequence[str], home: Path, steps: int) -> dict[str, Any]:
+    """The same for a recipe on a domain."""
+    asked = ["pmmrec", "bench", recipe, f"data.sources=[{domain}]", f"cache={home / 'cache'}", *overrides]
+    options = ["--against", "naive", "--steps", str(steps), "--json", "-"]
+    told = subprocess.run([*asked, *options], check=True, stdout=subprocess.PIPE).stdout
     cost: dict[str, Any] = json.loads(told)
     return cost
 
 
-def imported(name: str) -> Path:
+def imported(name: str, data: Path, home: Path) -> Path:
     """The domain, imported at the first time."""
-    domain = HOME / "domains" / name
+    domain = home / "domains" / name
     if not (domain / "domain.json").exists():
         shutil.rmtree(domain, ignore_errors=True)
         domain.parent.mkdir(parents=True, exist_ok=True)
-        tables = [f"--{table}={DATA / name / table}.parquet" for table in ("items", "interactions")]
-        images = [f"--images={DATA / 'hm_images'}"] if name.startswith("hm_") else []
+        tables = [f"--{table}={data / name / table}.parquet" for table in ("items", "interactions")]
+        images = [f"--images={data / 'hm_images'}"] if name.startswith("hm_") else []
         told = [*images, f"--name={name}", f"--out={domain}", "--k-core=none"]
-        subprocess.run(["pmmrec", "data", "import", "table", *tables, *told], check=True)
+        subprocess.run(["pmmrec", "data", "import", "table", *tables, *told], check=True, stdout=subprocess.DEVNULL)
     return domain
 
 
 if __name__ == "__main__":
-    main()
+    folder, steps, *chosen = [*sys.argv[1:], *("../shared/data", "4")[len(sys.argv) - 1 :]]
+    main(Path(folder).resolve(), int(steps), chosen)
