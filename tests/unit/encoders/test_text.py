@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, CLIPCo
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PrefixInputs, TokenInputs
+from pmmrec.encoders.packed_attention import NAME
 from pmmrec.encoders.text import LAYOUTS, HFText, HFTextConfig
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray
@@ -135,6 +136,14 @@ def test_no_text_changes_another(fresh_text: Fresh, texts: list[str], model_type
     inputs = token_inputs(encoder, texts)
     alone = torch.cat([encoder(token_inputs(encoder, [text])).cls_RD for text in texts])
     torch.testing.assert_close(in_order(encoder(inputs).cls_RD, inputs), alone, rtol=0, atol=1e-12)
+
+
+def test_packed_texts_are_read_where_transformers_thinks_that_a_model_cannot(
+    fresh_text: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BertModel, "_can_set_attn_implementation", lambda: False)
+    encoder = fresh_text()
+    assert encoder.backbone.config._attn_implementation == NAME
 
 
 def test_a_backbone_that_is_called_without_a_packing_says_so(fresh_text: Fresh) -> None:
@@ -338,7 +347,8 @@ def test_the_text_half_of_a_clip_checkpoint_is_read(tmp_path: Path, fresh_text: 
     config = HFTextConfig(weights="clip", pool="mean", max_tokens=20)
     encoder = HFText(config, BuildContext(6, {"": Backbone(tmp_path / "clip", is_pretrained=True)})).eval()
     state = clip.text_model.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.backbone.state_dict().items())
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, state[name.removeprefix("text_model.")])  # a prefix of earlier releases
     inputs, theirs = token_inputs(encoder, texts), plain_states(encoder, clip.double().text_model, texts)
     expected = torch.cat([theirs[row] for row in inputs.item_index_R.values.tolist()])
     torch.testing.assert_close(encoder.double().hidden(inputs), expected, rtol=0, atol=1e-12)
