@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmmrec.bench.flops import Work
-from pmmrec.contracts import History, ItemInputs, Modality, TokenStates, to_device
+from pmmrec.contracts import FieldInputs, History, ItemInputs, Modality, TokenStates, to_device
 from pmmrec.models.recommender import Recommender
 from pmmrec.train.memory_simulation import item_inputs
 
@@ -33,8 +33,10 @@ class MetaCounter:
     def row(self, field: str, num_tokens: int, *, is_kept: bool) -> Work:
         """The encoder of a field on one item, whose text has so many tokens."""
 
+        rows = self._rows(field, num_tokens, is_kept=is_kept)  # not counted: kept states are there already
+
         def states() -> Tensor:
-            found = self._states(field, num_tokens, is_kept=is_kept)
+            found = self._states(field, rows)
             return found.token_KD.sum() + found.cls_RD.sum()
 
         return self._once((field, num_tokens, is_kept), states)
@@ -56,15 +58,19 @@ class MetaCounter:
     @cached_property
     def image_tokens(self) -> int:
         """Tokens of an image that a fusion sees."""
-        return int(self._states(Modality.IMAGE.value, 1, is_kept=False).length_R[0])
+        field = Modality.IMAGE.value
+        return int(self._states(field, self._rows(field, 1, is_kept=False)).length_R[0])
 
     @cached_property
     def _model(self) -> Recommender:
         return copy.deepcopy(self._original).to("meta").train()
 
-    def _states(self, field: str, num_tokens: int, *, is_kept: bool) -> TokenStates:
+    def _rows(self, field: str, num_tokens: int, *, is_kept: bool) -> FieldInputs:
+        """The inputs of one item."""
         kept = frozenset([field] if is_kept else ())
-        rows = item_inputs(self._model, 1, num_tokens, kept).fields[field]
+        return item_inputs(self._model, 1, num_tokens, kept).fields[field]
+
+    def _states(self, field: str, rows: FieldInputs) -> TokenStates:
         found: TokenStates = self._model.item_encoder.encoders[field](rows)
         return found
 

@@ -90,7 +90,17 @@ TOWERS = {
             "trainable_blocks": "all",
         },
     },
-    "a convolutional network, which torch counts": {
+    "an EfficientNet, which torch counts": {
+        "type": "towers",
+        "vision": {
+            "type": "timm",
+            "architecture": {"name": "test_efficientnet"},
+            "image_size": 64,
+            "pool": "mean",
+            "trainable_blocks": 1,
+        },
+    },
+    "a ResNet, which torch counts": {
         "type": "towers",
         "vision": {
             "type": "timm",
