@@ -218,6 +218,24 @@ def attend(
     `is_causal`: a place sees itself and those before it. `window`: none that is further away than this. `dropout`: of
     attention weights. `scale`: of the products; None: one over the root of E.
     """
+    # Spans differ from batch to batch: torch.compile would never come to an end with them.
+    run: Any = _attend
+    if torch.compiler.is_compiling():
+        run = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]  # untyped in torch
+    mixed_KHE: Tensor = run(query_KHE, key_KHE, value_KHE, packing, is_causal, dropout, window, scale)
+    return mixed_KHE
+
+
+def _attend(
+    query_KHE: Tensor,
+    key_KHE: Tensor,
+    value_KHE: Tensor,
+    packing: Packing,
+    is_causal: bool,
+    dropout: float,
+    window: int | None,
+    scale: float | None,
+) -> Tensor:
     spans, parts = packing.spans(query_KHE.device), []
     sizes = [span.num_places for span in spans]
     # Not slices: the gradient of each would be a tensor of all places.

@@ -134,7 +134,7 @@ class Loop:
             refuse_batch_statistics(task.recommender.item_encoder, "train.accumulate")
         if config.checkpoint_activations:
             checkpoint_activations(task.recommender.item_encoder)
-        prepare_task(processes, task)
+        prepare_task(processes, task, log)
         optimizer = build_optimizer(task, config.optimizer, processes.spread)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
         self._by_rows = optimizer.words()

@@ -38,6 +38,11 @@ class MachineConfig(Config):
         description="Compute threads of each process. auto: OMP_NUM_THREADS if set, else the number of free cores, or "
         "fewer, with which the first batch takes the least time; the processes of a machine share its cores.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the blocks of encoders, fusion and users with torch.compile: slower first steps, faster "
+        "later ones. Where it does not work a line says so, and the blocks run as they are.",
+    )
     trackers: tuple[Tracker, ...] = ()
     project: str | None = Field(None, description="Of Weights & Biases; null: WANDB_PROJECT, or pmmrec.")
 

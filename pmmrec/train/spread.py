@@ -18,6 +18,8 @@ from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.models.recommender import Recommender
 from pmmrec.train.accumulate import AccumulateConfig, refuse_batch_statistics
+from pmmrec.train.compiled import compile_blocks
+from pmmrec.train.log import RunLog
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.rowwise import dense_gradients
 from pmmrec.train.shards import whole
@@ -188,13 +190,17 @@ def refuse_shared_batches(task: TrainingTask, spread: Spread, world: int) -> Non
         refuse_batch_statistics(task.recommender.item_encoder, launch, "train in one process")
 
 
-def prepare_task(processes: Processes, task: TrainingTask) -> None:
-    """Move the task to its device and shard it where the strategy does; call it before the optimizer is built.
+def prepare_task(processes: Processes, task: TrainingTask, log: RunLog) -> None:
+    """Move the task to its device, compile its blocks if the recipe asks for it, and shard it where the strategy does.
+
+    Call it before the optimizer is built.
 
     Raises RecipeError if a layer keeps batch statistics and there are several processes.
     """
     task.to(processes.device)
     refuse_shared_batches(task, processes.spread, processes.world)
+    if processes.machine.compile:
+        log.say(compile_blocks(blocks_of(task.recommender), processes.device, processes.spread))
     if processes.spread is Spread.FSDP2:
         shard(task, processes)
 
