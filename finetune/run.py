@@ -22,10 +22,11 @@ from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import print_plan
 from pmmrec.train.example_checks import check_examples
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
+from pmmrec.train.frozen_items import compute_items
 from pmmrec.train.judge import judge_epochs
 from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
-from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
+from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets
@@ -128,7 +129,7 @@ def train(
         run.log.say(report.table(task.sizes), *(setup.lines() if setup is not None else ()))
 
     reader = open_reader(sources, recommender, recipe, run)
-    reader = compute_items(sources, task, reader, recipe, run)
+    reader = compute_items(sources, task, reader, recipe, model, run)
     batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
     judge = judge_epochs(recipe, sources, reader, task, run)
     keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, setup))

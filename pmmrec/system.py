@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmmrec.atomic import caching_in
+from pmmrec.data.cache import silent
 from pmmrec.data.contents import MAX_UNREADABLE, check_features
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
@@ -25,9 +26,9 @@ from pmmrec.data.releases import made_by
 from pmmrec.data.splits import graph_of, split_of
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.baselines import left_out
-from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
+from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.domain_paths import write_domain_paths
-from pmmrec.evaluation.encoded import item_features, kept_vectors
+from pmmrec.evaluation.encoded import item_features
 from pmmrec.evaluation.outcome import Outcome, baseline_columns, domain_outcome, rank_baselines, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import ListMaker
@@ -39,6 +40,7 @@ from pmmrec.models.build import scorer_with
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
 from pmmrec.serving.candidates import CandidateItems, EncodedItems, check_new, report_rejected, weights_name
+from pmmrec.serving.encoding import encode, features_read
 from pmmrec.serving.export import Exported, write_index
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
@@ -47,7 +49,6 @@ from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint, with_base
 
 HUB = Path("hub")
-DEVICE_SHARE = 0.2  # of a GPU's free memory, at most, for the vectors of a catalogue; keys may take as much again
 
 
 class System:
@@ -61,14 +62,15 @@ class System:
         warn: Callable[[str], None],
         popularity: float | None = None,
         max_unreadable: float = MAX_UNREADABLE,
+        tell: Callable[[str], None] = silent,
     ) -> None:
         self.checkpoint, self.device = checkpoint, device
-        self._warn, self._warned = warn, set[str]()
+        self._warn, self._warned, self._tell = warn, set[str](), tell
         self._popularity, self._max_unreadable = popularity, max_unreadable
         self._cache = expanded(cache)
         self._recommender: Recommender | None = None
         self._loaded_for = ""
-        self._encoded: dict[str, EncodedItems] = {}
+        self._encoded: dict[tuple[str, ...], EncodedItems] = {}
         self._current: EncodedItems | None = None
         self._maker: tuple[tuple[str, int, str], ListMaker] | None = None
 
@@ -128,8 +130,10 @@ class System:
         split = split_of(self.checkpoint.split, opened)
         queries = scenario_queries(split, scenario)
         model, reader = self._model_for(opened), self._reader_for(opened)
+        asked = (model, reader, 0, split, queries.holdout, self.device, seen)
+        vectors_ND = self._encode(opened, reader=reader).vectors_ND
         with threads_for(self.checkpoint.model_config), bars() as progress:
-            evaluation = evaluate_model(model, reader, 0, split, queries.holdout, self.device, seen, progress=progress)
+            evaluation = evaluate_model(*asked, vectors_ND=vectors_ND, progress=progress)
         for warning in (left_out(split), split.left_out(queries.holdout)):
             if warning:
                 self._warn(warning)
@@ -196,11 +200,12 @@ class System:
             if k > num_items:
                 raise RecipeError(f"--top-k {k}: {opened.name} has only {num_items} items; choose k up to that")
             fresh = None if new is None else self._encode(new, share, say)
-            candidates = CandidateItems.of(self._encode(opened, share, say), fresh)
-            asked = f"{weights_name(self.checkpoint)} {self._popularity} {opened.fingerprint} {k} {seen}"
-            releases = made_by("pixels", "tokens", "vectors")
-            name = f"{asked} {'' if new is None else new.fingerprint} {releases}"
-            job = ScoreJob(place, histories, chosen, share=share, name=hashlib.sha256(name.encode()).hexdigest())
+            known = self._encode(opened, share, say)
+            candidates = CandidateItems.of(known, fresh)
+            items = f"{opened.fingerprint} {known.fingerprint} {'' if fresh is None else fresh.fingerprint}"
+            asked = f"{weights_name(self.checkpoint)} {self._popularity} {k} {seen} {made_by('pixels', 'vectors')}"
+            name = hashlib.sha256(f"{items} {asked}".encode()).hexdigest()
+            job = ScoreJob(place, histories, chosen, share=share, name=name)
             maker = self._maker_of(candidates, opened, k, seen)
             with bars_or_lines(say) as progress:
                 return job.run(maker, candidates.item_ids, progress)
@@ -262,7 +267,7 @@ class System:
             report_rejected(new, self._warn)
             check_new(new, known)
             yield new
-            self._encoded.pop(new.fingerprint, None)
+            self._encoded = {key: one for key, one in self._encoded.items() if one.domain is not new}
 
     def _maker_of(self, candidates: CandidateItems, domain: Domain, k: int, seen: Seen) -> ListMaker:
         """What makes the lists of many users, from all that is offered to those of a domain."""
@@ -302,37 +307,31 @@ class System:
         return self._maker[1]
 
     def _encode(
-        self, domain: Domain, share: Share | None = None, say: Callable[[str], None] | None = None
+        self,
+        domain: Domain,
+        share: Share | None = None,
+        say: Callable[[str], None] | None = None,
+        reader: ItemReader | None = None,
     ) -> EncodedItems:
-        if domain.fingerprint not in self._encoded:
-            recommender, reader = self._model_for(domain), self._reader_for(domain, say)
-            weights = weights_name(self.checkpoint, list(recommender.item_encoder.parts))
-            try:
-                with bars_or_lines(say) as progress, threads_for(self.checkpoint.model_config):
-                    vectors_ND = kept_vectors(
-                        recommender,
-                        reader,
-                        0,
-                        weights=weights,
-                        cache=self._cache,
-                        device=self.device,
-                        keep_on=self._home_of(domain.num_items),
-                        share=share,
-                        progress=progress,
-                        say=self._warn,
-                    )
-            except NotFiniteVectorError as error:
-                raise NotFiniteVectorError(error.row, str(domain.folder), domain.item_ids[error.row].as_py()) from error
-            self._encoded[domain.fingerprint] = EncodedItems(domain, vectors_ND, reader.contents(0))
-        return self._encoded[domain.fingerprint]
-
-    def _home_of(self, num_items: int) -> torch.device:
-        """Where vectors of so many items are kept: beside the model, or on the CPU where a GPU has not much room."""
-        if self.device.type != "cuda":
-            return self.device
-        free, _ = torch.cuda.mem_get_info(self.device)
-        num_bytes = 4 * num_items * self.checkpoint.model_config.width
-        return self.device if num_bytes < DEVICE_SHARE * free else torch.device("cpu")
+        model = self._model_for(domain)
+        known = (domain.fingerprint, *features_read(domain, model.item_encoder.reads))
+        if known not in self._encoded:
+            reader = reader or self._reader_for(domain, say)
+            with bars_or_lines(say) as progress, threads_for(self.checkpoint.model_config):
+                self._encoded[known] = encode(
+                    self.checkpoint,
+                    model,
+                    reader,
+                    domain,
+                    cache=self._cache,
+                    device=self.device,
+                    share=share,
+                    must_keep=share is not None,
+                    progress=progress,
+                    say=self._warn,
+                    tell=self._tell,
+                )
+        return self._encoded[known]
 
     def _model_for(self, domain: Domain) -> Recommender:
         # A model that knows items or users by id serves one domain only: loading it for another is refused there.
@@ -368,6 +367,7 @@ def load(
     popularity: float | None = None,
     max_unreadable: float = MAX_UNREADABLE,
     base: str | None = None,
+    tell: Callable[[str], None] = silent,
 ) -> System:
     """Open a checkpoint wherever it is. Weights are read, and fetched from another machine, at first use.
 
@@ -381,6 +381,7 @@ def load(
         max_unreadable: Share of a domain's items that may lack all that the model reads.
         base: For a checkpoint of adapters, the one they stand on, by folder or name; None: where it was in training,
             beside the adapters, or in `hub`.
+        tell: Called with a line that counts the items that were encoded, and those whose vectors were kept.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -389,7 +390,9 @@ def load(
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
     opened = open_checkpoint(str(checkpoint), Path(hub), parts=(), warn=warn)
-    return System(with_base(opened, base, Path(hub)), Path(cache or CACHE), chosen, warn, popularity, max_unreadable)
+    return System(
+        with_base(opened, base, Path(hub)), Path(cache or CACHE), chosen, warn, popularity, max_unreadable, tell
+    )
 
 
 def _opened(domain: Domain | Path | str, *, streamed: bool = False) -> Domain:

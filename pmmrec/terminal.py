@@ -151,6 +151,11 @@ def say_problems(found: Mapping[Path, list[str]]) -> None:
         raise typer.Exit(DataError.exit_code)
 
 
+def tell(line: str) -> None:
+    """Say on stderr what is being done; stdout is for results."""
+    typer.echo(line, err=True)
+
+
 def warn(text: str) -> None:
     """Say on stderr what a user should know though nothing fails."""
     typer.echo(f"warning: {text}", err=True)

@@ -16,7 +16,8 @@ from pmmrec.errors import MachineError, RecipeError
 from pmmrec.models.build import build
 from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, RunRecipe, read_recipe, recipe_class_for, recipe_tree
 from pmmrec.shipped import find_recipe
-from pmmrec.train.prepare import Batches, Sources, compute_items, open_backbones, open_reader
+from pmmrec.train.frozen_items import compute_items
+from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.adapters import insert_adapters
@@ -98,7 +99,7 @@ def prepared(plan: BenchPlan, warn: Callable[[str], object] = warnings.warn) -> 
                     insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
             reader = open_reader(sources, recommender, recipe, run)
             if isinstance(recipe, FinetuneRecipe):
-                reader = compute_items(sources, task, reader, recipe, run)
+                reader = compute_items(sources, task, reader, recipe, model, run)
             batches = Batches.of(recipe.data, sources, reader, task, train, recipe.seed, run)
             run.processes.seed(recipe.seed, same=False)
             yield PreparedRun(recipe, run, sources, task, reader, batches)

@@ -23,7 +23,7 @@ from pmmrec.cli.options import (
     SeenOption,
     show_json,
 )
-from pmmrec.terminal import errors_for_people, show, warn
+from pmmrec.terminal import errors_for_people, show, tell, warn
 
 app = typer.Typer()
 SCENARIO_HELP = (
@@ -61,7 +61,14 @@ def evaluate(
 
     with errors_for_people():
         system = load(
-            checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
+            checkpoint,
+            hub=hub,
+            cache=cache,
+            warn=warn,
+            popularity=popularity,
+            max_unreadable=max_unreadable,
+            base=base,
+            tell=tell,
         )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(domain, name=row, scenario=scenario.value, seen=seen.value, out=out)

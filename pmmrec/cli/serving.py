@@ -22,7 +22,7 @@ from pmmrec.cli.options import (
     MaxUnreadable,
     Popularity,
 )
-from pmmrec.terminal import errors_for_people, warn
+from pmmrec.terminal import errors_for_people, tell, warn
 
 app = typer.Typer()
 
@@ -74,6 +74,7 @@ def score(
             hub=hub,
             cache=cache,
             warn=warn if share.index == 0 else _silent,
+            tell=tell if share.index == 0 else _silent,
             popularity=popularity,
             max_unreadable=max_unreadable,
             base=base,
@@ -125,7 +126,14 @@ def index(
 
     with errors_for_people():
         system = load(
-            checkpoint, hub=hub, cache=cache, warn=warn, popularity=popularity, max_unreadable=max_unreadable, base=base
+            checkpoint,
+            hub=hub,
+            cache=cache,
+            warn=warn,
+            popularity=popularity,
+            max_unreadable=max_unreadable,
+            base=base,
+            tell=tell,
         )
         wanted = None if kind is Kind.AUTO else kind.value
         exported = system.index(domain, out, kind=wanted, k=k, num_users=users, seed=seed, say=_line_sayer())
@@ -137,11 +145,7 @@ def index(
 
 def _line_sayer() -> Callable[[str], None] | None:
     """A function that prints progress lines if no bar can be drawn."""
-    return None if sys.stderr.isatty() else _say
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    return None if sys.stderr.isatty() else tell
 
 
 def _silent(_line: str) -> None:

@@ -50,6 +50,11 @@ class Encoder(nn.Module, ABC):
         """The blocks that may carry adapters; None where there are none."""
         return None
 
+    @property
+    def backbone_facts(self) -> Mapping[str, Any]:
+        """What decides the states of the backbone beside its tensors, its inputs and the settings of the encoder."""
+        return {}
+
     @abstractmethod
     def checkpoint_activations(self) -> None:
         """From now on the blocks that learn keep no activations: they are computed once more on the way back."""

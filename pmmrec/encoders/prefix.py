@@ -114,6 +114,12 @@ class CanBeCut(PartlyTrained):
         """Settings of what is done to pixels before the backbone; texts come as token ids."""
         return {}
 
+    @property
+    def backbone_facts(self) -> Mapping[str, Any]:
+        """What decides the states of the backbone beside its tensors and inputs."""
+        kind, configuration = type(self.backbone).__name__, _configuration(self.backbone)
+        return {"class": kind, "configuration": configuration, **self.preprocessing}
+
 
 class FrozenPrefix:
     """The frozen part of one encoder, a function with a fingerprint of its weights at the first request."""
@@ -126,26 +132,28 @@ class FrozenPrefix:
         """SHA-256 over the frozen tensors, the configuration, the cut and the preprocessing."""
         encoder = self._encoder
         trained = tuple(f"{name}." for name in encoder._trained)
-        digest = hashlib.sha256()
-        facts = {
-            "version": PREFIX_VERSION,
-            "class": type(encoder.backbone).__name__,
-            "cut": list(encoder._trained[:1]),
-            "configuration": _configuration(encoder.backbone),
-            **encoder.preprocessing,
+        facts = {"version": PREFIX_VERSION, "cut": list(encoder._trained[:1]), **encoder.backbone_facts}
+        tensors = {
+            name: tensor
+            for name, tensor in encoder.backbone.state_dict().items()
+            if not name.startswith(trained) and not re.fullmatch(encoder._layout.unused, name)
         }
-        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(encoder.backbone.state_dict().items()):
-            if not name.startswith(trained) and not re.fullmatch(encoder._layout.unused, name):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint_of(facts, tensors)
 
     def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """Float32, without gradients and outside autocast, whatever the training's precision."""
         device = next(self._encoder.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return self._encoder.up_to_cut(to_device(inputs, device)).float()
+
+
+def fingerprint_of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over facts and tensors."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _configuration(backbone: Any) -> dict[str, Any]:

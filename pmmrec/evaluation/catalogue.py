@@ -80,22 +80,23 @@ def evaluate_model(
     seen: Seen = "exclude",
     *,
     measured: Measured = USUAL,
-    precision: torch.dtype = torch.float32,
+    vectors_ND: Tensor | None = None,
     group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Encode the catalogue once, rank it for every query of the holdout, and take the means with their intervals.
 
-    A `group` shares the work, chunk by chunk as one process would cut it: every process calls this, and gets to the bit
-    what one process alone would.
+    `vectors_ND`: the vectors of `encode_catalogue`, where they are known. A `group` shares the work, chunk by chunk as
+    one process would cut it: every process calls this, and gets to the bit what one process alone would.
     """
     holdout = which if isinstance(which, Holdout) else split.holdout(which)
     num_items = split.domain.num_items
     if not holdout.num_queries:
         folder, name = split.domain.folder, holdout.name
         raise DataError(f"{folder}: {split.no_query}, so there is no {name} target to rank")
-    rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "precision": precision}
-    vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules, group=group, progress=progress)
+    if vectors_ND is None:
+        rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "group": group, "progress": progress}
+        vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules)
     contents = reader.contents(domain_index)
     first_user = reader.first_user(domain_index)
     score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents, first_user)

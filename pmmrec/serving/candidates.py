@@ -29,6 +29,7 @@ class EncodedItems:
     domain: Domain
     vectors_ND: Tensor  # float32, row i is item `domain.item_ids[i]`
     contents: Contents  # which items are equal, and which the model cannot read (their vectors are zeros)
+    fingerprint: str  # of the items as the model reads them, stored features included
 
     @property
     def item_ids(self) -> list[str]:
@@ -82,9 +83,9 @@ def report_rejected(new: Domain, warn: Callable[[str], None]) -> None:
             warn(f"--new-items: {note}")
 
 
-def weights_name(checkpoint: Checkpoint, parts: list[str] | None = None) -> str:
-    """A hash that changes with any file of these parts (None: all parts) and any setting of the model."""
-    names = sorted(checkpoint.parts if parts is None else parts)
+def weights_name(checkpoint: Checkpoint) -> str:
+    """A hash that changes with any file of the parts and any setting of the item encoder."""
+    names = sorted(checkpoint.parts)
     index = checkpoint.index
     tree = {
         "parts": {name: checkpoint.parts[name].files for name in names},

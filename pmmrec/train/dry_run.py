@@ -28,12 +28,13 @@ from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statist
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.cost import TrainingCost
 from pmmrec.train.example_checks import check_examples, check_judged
+from pmmrec.train.frozen_items import stays_as_it_is
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
 from pmmrec.train.memory_simulation import item_inputs
 from pmmrec.train.optim import build_optimizer
-from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_backbones, stays_as_it_is
+from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit

@@ -14,6 +14,7 @@ from pmmrec.data.prefix import PrefixConfig
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import Evaluation, evaluate_model
 from pmmrec.evaluation.domain_paths import write_domain_paths
+from pmmrec.evaluation.encoded import encoder_name
 from pmmrec.evaluation.outcome import (
     DomainOutcome,
     Outcome,
@@ -24,9 +25,12 @@ from pmmrec.evaluation.outcome import (
 )
 from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.evaluation.share import WorkerGroup
+from pmmrec.homes import expanded
 from pmmrec.models.build import ModelConfig
+from pmmrec.models.computed import Computed
 from pmmrec.progress import bars
 from pmmrec.train.callbacks import ValidationConfig
+from pmmrec.train.frozen_items import kept_in_run
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Sources, open_reader
 from pmmrec.train.run import Run, Runnable
@@ -132,8 +136,9 @@ def rank_test_targets(
     holds only validation metrics. `base`: another place to look for the base checkpoint of adapters.
     """
     best = run.folder / CHECKPOINT_FOLDER
+    are_kept = isinstance(loop.task.recommender.item_encoder, Computed)
     with loop.watched(), loop.stoppable():
-        evaluations = _test(run, recipe, best, sources, base, loop.group) if recipe.rank_test else ()
+        evaluations = _test(run, recipe, best, sources, base, loop.group, are_kept) if recipe.rank_test else ()
     outcome = run.by_main(lambda: _written_outcome(run, recipe, loop, sources, kind, evaluations))
     if not recipe.rank_test:
         run.log.say("test targets left alone (rank_test: false); nothing is published")
@@ -153,9 +158,9 @@ def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
 
 
 def _test(
-    run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, group: WorkerGroup
+    run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, group: WorkerGroup, are_kept: bool
 ) -> tuple[Evaluation, ...]:
-    """Rank the test targets of every domain, shared by all processes."""
+    """Rank the test targets of every domain, shared by all processes. `are_kept`: its item vectors lie in the cache."""
     checkpoint = Checkpoint.open(folder)
     if isinstance(checkpoint, AdapterCheckpoint):
         checkpoint.look_for_base(base, recipe.hub)
@@ -166,11 +171,19 @@ def _test(
     for split, holdout in zip(sources.splits, holdouts, strict=True):
         if warning := split.left_out(holdout):
             run.log.warn(warning)
+    vectors_ND: list[Tensor | None] = [None] * len(sources.domains)
+    if are_kept:
+        name, cache = encoder_name(recommender, checkpoint.model_config), expanded(recipe.cache)
+        vectors_ND = [
+            kept_in_run(recommender, reader, place, domain, name, cache, run)
+            for place, domain in enumerate(sources.names)
+        ]
     with bars(is_shown=run.processes.is_main) as progress:
         return tuple(
             evaluate_model(
                 *(recommender, reader, index, split, holdout, device, judge.seen),
                 measured=judge.measured,
+                vectors_ND=vectors_ND[index],
                 group=group,
                 progress=progress,
             )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,14 +29,11 @@ from pmmrec.data.splits import Split, split_of
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.encoders import encoder_class
 from pmmrec.errors import RecipeError
-from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue
 from pmmrec.homes import expanded
 from pmmrec.modality import Modality
 from pmmrec.models.build import ModelConfig
-from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
-from pmmrec.requests import View
 from pmmrec.settings import PartConfig
 from pmmrec.train.accumulate import AccumulateConfig
 from pmmrec.train.division import gathers, shared_out
@@ -223,46 +220,6 @@ def read_items(
         for field, prefix in prefixes.items():
             _keep_states(reader, field, prefix, config, run.log, progress)
     return reader
-
-
-def compute_items(sources: Sources, task: TrainingTask, reader: ItemReader, recipe: Readable, run: Run) -> ItemReader:
-    """Compute the item vectors once if nothing of the item encoder is trained, unless `prefix_cache: off`.
-
-    Returns the reader for training. Raises as `stays_as_it_is`.
-    """
-    recommender, encoder = task.recommender, task.recommender.item_encoder
-    if not stays_as_it_is(task) or recipe.prefix.use == "off":
-        return reader
-    device, started_s = run.processes.device, time.monotonic()
-    recommender.to(device)
-    rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "group": run.processes}
-    vectors_ND = [
-        encode_catalogue(recommender, reader, place, domain.num_items, **rules)
-        for place, domain in enumerate(sources.domains)
-    ]
-    recommender.item_encoder = Computed(encoder, vectors_ND)
-    num_items = sum(len(vectors) for vectors in vectors_ND)
-    run.log.say(
-        f"items: none of their parts learns, so their {num_items:,} vectors were computed once, in "
-        f"{time.monotonic() - started_s:.1f} s"
-    )
-    return reader.names_alone()
-
-
-def stays_as_it_is(task: TrainingTask) -> bool:
-    """Whether an item encoder reads fields and nothing of it is trained, so that vectors can be computed once.
-
-    Raises RecipeError if an objective needs more than the vectors of the items.
-    """
-    encoder = task.recommender.item_encoder
-    if not encoder.fields or any(tensor.requires_grad for tensor in encoder.parameters()):
-        return False
-    if View.MODALITIES in task.requests.views:
-        raise RecipeError(
-            "objectives: one compares texts with images, but nothing of the item encoder learns, so it has nothing to "
-            "improve; take it away (objectives.NAME=null), or let a part of the item encoder train"
-        )
-    return True
 
 
 def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[str, Prefix]:

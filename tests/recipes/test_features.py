@@ -48,10 +48,10 @@ def test_an_option_without_effect_is_refused(boutique: Path, pmmrec: Pmmrec) -> 
 
 
 def stored(
-    boutique: Path, pmmrec: Pmmrec, *, lacking: tuple[int, ...] = (), shape: tuple[int, ...] = (12,)
+    boutique: Path, pmmrec: Pmmrec, *, lacking: tuple[int, ...] = (), shape: tuple[int, ...] = (12,), seed: int = 1
 ) -> np.ndarray:
     """Store random vectors under the name `content`, and give them."""
-    vectors = np.random.default_rng(1).normal(size=(Domain.open(boutique).num_items, *shape)).astype(np.float16)
+    vectors = np.random.default_rng(seed).normal(size=(Domain.open(boutique).num_items, *shape)).astype(np.float16)
     vectors[list(lacking)] = np.nan
     np.save(boutique.parent / "vectors.npy", vectors)
     told = pmmrec("data", "features", boutique, "--from", boutique.parent / "vectors.npy", "--name", "content")
@@ -74,7 +74,9 @@ QUICK = ("train.epochs=15", "validation.patience=15", "train.log_every=1", "trai
 def test_the_two_stage_recipe_learns_is_ranked_and_makes_lists(
     boutique: Path, pmmrec: Pmmrec, shape: tuple[int, ...], more: tuple[str, ...]
 ) -> None:
+    other = Path(shutil.copytree(boutique, boutique.parent / "other" / "boutique"))
     stored(boutique, pmmrec, lacking=(3,), shape=shape)
+    stored(other, pmmrec, lacking=(3,), shape=shape, seed=2)
     lost = Domain.open(boutique).item_ids[3].as_py()
     with working_in(boutique.parent):
         where = ("--from", "none", "--on", boutique, "machine.device=cpu", "train.batch_users=16", "cache=c")
@@ -91,6 +93,11 @@ def test_the_two_stage_recipe_learns_is_ranked_and_makes_lists(
         lists = Path("lists.csv").read_text()
         assert len(lists.splitlines()) > 10
         assert lost not in {line.split(",")[2] for line in lists.splitlines()}
+        system = load(run / "checkpoint", cache="c", device="cpu", warn=lambda _: None)
+        one, two = system.encode_items(boutique), system.encode_items(other)
+        assert one.domain.fingerprint == two.domain.fingerprint
+        assert one.fingerprint != two.fingerprint
+        assert not np.array_equal(one.vectors_ND.numpy(), two.vectors_ND.numpy())
 
 
 def test_a_plan_of_the_two_stage_recipe_is_shown_without_training(boutique: Path, pmmrec: Pmmrec) -> None:

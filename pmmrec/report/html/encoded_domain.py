@@ -17,13 +17,14 @@ from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Split, split_of
-from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, encode_catalogue, users_at_once
+from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.evaluation.recommend import top_k
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars
+from pmmrec.serving.encoding import encode
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 
@@ -63,8 +64,8 @@ class EncodedDomain:
         encoder = recommender.item_encoder
         with bars() as progress:
             reader = ItemReader([domain], encoder.reads, cache, progress, max_unreadable=1.0)
-        vectors_ND = encode_catalogue(recommender, reader, 0, domain.num_items, chunk=ITEMS_AT_ONCE, device=device)
-        return cls(domain, split, recommender, vectors_ND, reader.contents(0))
+            encoded = encode(checkpoint, recommender, reader, domain, cache=cache, device=device, progress=progress)
+        return cls(domain, split, recommender, encoded.vectors_ND.to(device), encoded.contents)
 
     def item_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of the items in `rows`, `(R, D)`."""

@@ -1,8 +1,10 @@
-"""Vectors of a catalogue that are kept: the same as fresh ones, never computed twice, resumed, shared."""
+"""Kept vectors of a catalogue: the same as fresh ones, never computed twice, resumed, shared."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from pmmrec.data.splits import Split
 from pmmrec.errors import DataError, MachineError
 from pmmrec.evaluation import encoded
 from pmmrec.evaluation.catalogue import encode_catalogue
-from pmmrec.evaluation.encoded import kept_vectors
+from pmmrec.evaluation.encoded import KeptVectors, encoder_name, kept_vectors, remove_unused
 from pmmrec.evaluation.share import Share
+from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
 
 CPU = torch.device("cpu")
@@ -56,6 +59,10 @@ class Counted:
 
 
 def kept(recommender: Recommender, reader: ItemReader, cache: Path, **more: object) -> torch.Tensor:
+    return found(recommender, reader, cache, **more).vectors_ND
+
+
+def found(recommender: Recommender, reader: ItemReader, cache: Path, **more: object) -> KeptVectors:
     told = {"weights": "w", "device": CPU, **more}
     return kept_vectors(recommender, reader, 0, cache=cache, **told)
 
@@ -70,12 +77,15 @@ def test_kept_vectors_are_those_of_encoding_bit_for_bit(
     assert not fresh[BARE].any()
 
 
-def test_nothing_is_encoded_twice(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
-    first = Counted(recommender)
-    kept(recommender, reader, tmp_path / "k")
-    assert first.num_items == NUM_ITEMS - 2
-    kept(recommender, reader, tmp_path / "k")
-    assert first.num_items == NUM_ITEMS - 2
+def test_nothing_is_encoded_twice_and_the_counts_say_so(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
+    counted = Counted(recommender)
+    first, second = (found(recommender, reader, tmp_path / "k") for _ in range(2))
+    assert counted.num_items == first.num_encoded == second.num_kept == NUM_ITEMS - 2
+    assert second.num_encoded == first.num_kept == 0
+    assert first.counts() == "21 of 21 items encoded, 0 kept"
+    assert second.counts() == "0 of 21 items encoded, 21 kept"
 
 
 def test_a_killed_run_goes_on_where_it_was(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
@@ -147,10 +157,72 @@ def test_no_temporary_file_stays(recommender: Recommender, reader: ItemReader, t
     assert {path.name for path in tmp_path.glob("k/vectors-*/*/*")} == {"vectors.npy", "index.json"}
 
 
-def test_a_cache_that_cannot_be_written_is_said(recommender: Recommender, reader: ItemReader, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error_where_vectors_must_be_kept(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
     (tmp_path / "k").write_text("")
     with pytest.raises(MachineError, match="item vectors cannot be kept there"):
-        kept(recommender, reader, tmp_path / "k")
+        kept(recommender, reader, tmp_path / "k", must_keep=True)
+
+
+def test_vectors_that_cannot_be_kept_are_encoded_and_said_once(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
+    (tmp_path / "k").write_text("")
+    said: list[str] = []
+    fresh = encode_catalogue(recommender, reader, 0, NUM_ITEMS, chunk=2, device="cpu")
+    unkept = found(recommender, reader, tmp_path / "k", say=said.append)
+    assert torch.equal(unkept.vectors_ND, fresh)
+    assert (unkept.num_encoded, unkept.num_kept) == (NUM_ITEMS - 2, 0)
+    assert len(said) == 1
+    assert "item vectors cannot be kept there" in said[0]
+
+
+def test_the_name_of_an_encoder_changes_with_its_tensors_its_settings_and_its_adapters(
+    recommender: Recommender,
+) -> None:
+    config = ModelConfig.model_validate({"width": 8, "item_encoder": {"type": "ids"}, "user_encoder": {"type": "gru"}})
+    names = [encoder_name(recommender, config), encoder_name(recommender, config, {"kind": "lora"})]
+    names.append(encoder_name(recommender, config.model_copy(update={"width": 16})))
+    assert encoder_name(recommender, config) == names[0]
+    with torch.no_grad():
+        recommender.user_encoder.get_parameter(next(iter(dict(recommender.user_encoder.named_parameters())))).add_(1)
+    assert encoder_name(recommender, config) == names[0]  # the user encoder decides no item vector
+    with torch.no_grad():
+        recommender.item_encoder.get_parameter("out.bias")[0] += 1
+    names.append(encoder_name(recommender, config))
+    assert len(set(names)) == 4
+
+
+def test_a_model_of_item_ids_reads_its_table_and_keeps_nothing(
+    make_split: Callable[..., Split], tmp_path: Path
+) -> None:
+    domain = make_split([[0, 1, 2]], NUM_ITEMS).domain
+    parts = {"item_encoder": {"type": "ids"}, "user_encoder": {"type": "gru"}}
+    ids = build(ModelConfig.model_validate({"width": 8, **parts}), {}, [domain.catalogue])
+    reader = ItemReader([domain], ids.item_encoder.reads, tmp_path / "cache")
+    table = found(ids, reader, tmp_path / "k")
+    assert torch.equal(table.vectors_ND, encode_catalogue(ids, reader, 0, NUM_ITEMS, chunk=100, device="cpu"))
+    assert (table.num_encoded, table.num_kept) == (0, 0)
+    assert not (tmp_path / "k").exists()
+
+
+def test_catalogues_that_were_not_used_for_the_longest_time_make_room(
+    recommender: Recommender, reader: ItemReader, tmp_path: Path
+) -> None:
+    for weights in "abc":
+        kept(recommender, reader, tmp_path / "k", weights=weights)
+    groups = sorted(tmp_path.glob("k/vectors-*"), key=lambda group: group.stat().st_mtime)
+    for hours, group in zip((3, 2, 0), groups, strict=True):
+        for index in group.glob("*/index.json"):
+            os.utime(index, (time.time() - 3600 * hours,) * 2)
+    num_bytes = sum(file.stat().st_size for file in groups[0].glob("*/*"))
+    said: list[str] = []
+    remove_unused(tmp_path / "k" / "vectors-new", said.append, budget=2 * num_bytes)
+    assert [group.exists() for group in groups] == [False, True, True]
+    assert said == [f"{groups[0]}: item vectors not used for 3.0 h made room for others"]
+    remove_unused(tmp_path / "k" / "vectors-new", said.append, budget=0)
+    assert [group.exists() for group in groups] == [False, False, True]  # the last one is in use
 
 
 def test_a_vector_that_is_not_finite_is_an_error_and_not_kept(
