@@ -31,6 +31,7 @@ from pmmrec.requests import Holding, NextItems, Requests, View, WindowRequest
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
+_UNUSED = np.random.default_rng(0)  # for examples about which nothing is random
 
 
 class DataConfig(Config):
@@ -158,7 +159,8 @@ class BatchBuilder:
 
     def build(self, epoch: int, step: int) -> Batch:
         """This process's share of the batch of one step."""
-        columns = [np.array_split(column, self._division.parts) for column in self.draw(epoch, step)]
+        drawn, parts = self.draw(epoch, step), self._division.parts
+        columns = [np.array_split(column, parts) for column in drawn] if parts > 1 else [[column] for column in drawn]
         first, *more = [self._build(Draw(*part)) for part in zip(*columns, strict=True)]
         return dataclasses.replace(first, more=tuple(more))
 
@@ -247,7 +249,8 @@ class BatchBuilder:
         visits = []
         for domain, number, visit in zip(*(column.tolist() for column in draw), strict=True):
             index = self._examples[domain]
-            rows = index.items(number, generator(self._seed, Purpose.WINDOW, visit, domain, number))
+            rng = generator(self._seed, Purpose.WINDOW, visit, domain, number) if index.draws else _UNUSED
+            rows = index.items(number, rng)
             first_key, impression, shown = self._first_key[domain], index.impression(number), None
             if impression is not None:
                 shown = KeyedImpression(first_key + impression.item_C, impression.is_clicked_C)

@@ -175,7 +175,7 @@ def _bounds(slots: int, steps: int, step: int) -> tuple[int, int]:
 
 def share(array: Ints, rank: int, world: int) -> Ints:
     """The part of a global batch that process `rank` of `world` takes; parts differ by one at most."""
-    return np.array_split(array, world)[rank]
+    return array if world == 1 else np.array_split(array, world)[rank]
 
 
 def _weights(num_examples: Sequence[int], names: Sequence[str], config: MixingConfig) -> NDArray[np.float64]:

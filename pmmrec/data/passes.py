@@ -35,6 +35,7 @@ from pmmrec.requests import (
 Ints = NDArray[np.int64]
 BLIND_ROUNDS = 16  # of drawing again in place of touched items, before the items that are left are listed
 NO_TARGET = -1
+MAX_KEPT = 4_000_000  # touched items of the users of a domain that are kept in memory, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class NegativePool:
         self._examples, self._split, self._first_key = examples, examples.split, first_key
         self._unreadable = np.flatnonzero(~is_readable_N)
         self._cumulative_N: NDArray[np.float64] | None = None
+        self._seen_by: dict[int, Ints] = {}
+        self._num_kept = 0
 
     def check(self, asked: Iterable[DrawnNegatives]) -> None:
         """DataError that names a user who touched every item that negatives can be drawn from."""
@@ -76,7 +79,7 @@ class NegativePool:
 
     def draw(self, user: int, num_targets: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
         """Keys of negatives, `(num_targets, count)`, for a user whom `check` lets pass."""
-        seen = np.unique(np.concatenate([self._examples.touched(user), self._unreadable]))
+        seen = self._seen(user)
         drawn = self._rows(num_targets * config.count, config, rng)
         for _ in range(BLIND_ROUNDS):
             is_seen = _is_among(drawn, seen)
@@ -87,6 +90,16 @@ class NegativePool:
             drawn = self._listed(seen, len(drawn), config, rng)
         keys: Ints = self._first_key + drawn.reshape(num_targets, config.count)
         return keys
+
+    def _seen(self, user: int) -> Ints:
+        """Rows that are not drawn for a user, in rising order; those of the users that came first are kept."""
+        seen = self._seen_by.get(user)
+        if seen is None:
+            seen = np.sort(np.concatenate([self._examples.touched(user), self._unreadable]).astype(np.int64))
+            if self._num_kept + len(seen) <= MAX_KEPT:
+                self._seen_by[user] = seen
+                self._num_kept += len(seen)
+        return seen
 
     def _rows(self, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
         if config.by == "uniform":
@@ -123,11 +136,10 @@ class NegativePool:
 
 
 def _is_among(items: Ints, rising: Ints) -> NDArray[np.bool_]:
-    """Which items are in an array that rises; as `np.isin`, which takes much longer for a few."""
+    """Which items are in an array that does not fall; as `np.isin`, which takes much longer for a few."""
     if not len(rising):
         return np.zeros(len(items), dtype=bool)
-    place = np.searchsorted(rising, items)
-    found: NDArray[np.bool_] = rising[np.minimum(place, len(rising) - 1)] == items
+    found: NDArray[np.bool_] = rising.take(rising.searchsorted(items), mode="clip") == items
     return found
 
 
@@ -229,6 +241,9 @@ class PassMaker:
         is_target = row.target_l != NO_TARGET
         negatives: dict[DrawnNegatives, Ints] = {}
         for config in drawn:
+            if is_target.all():
+                negatives[config] = self._negatives(row.target_l, visit, config)
+                continue
             negative_lC = np.full((len(is_target), config.count), NO_TARGET, dtype=np.int64)
             negative_lC[is_target] = self._negatives(row.target_l[is_target], visit, config)
             negatives[config] = negative_lC
@@ -297,14 +312,18 @@ def padded_places(rows: Sequence[Ints], key_U: Ints, length: int) -> Tensor:
     """Places of keys among the distinct items, `(B, length, ...)`; 0 before each row and where there is no target."""
     keys = np.concatenate(rows)
     places = np.where(keys == NO_TARGET, 0, np.searchsorted(key_U, keys))
-    ends = np.cumsum([len(row) for row in rows])[:-1]
-    return left_padded(np.split(places, ends), length)
+    return _laid_out(places, [len(row) for row in rows], length)
 
 
 def left_padded(rows: Sequence[NDArray[Any]], length: int) -> Tensor:
     """`(B, length, ...)` of the rows' own kind, with zeros before each row."""
-    padded = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=rows[0].dtype)
-    padded[filled([len(row) for row in rows], length).numpy()] = np.concatenate(rows)
+    return _laid_out(np.concatenate(rows), [len(row) for row in rows], length)
+
+
+def _laid_out(values: NDArray[Any], lengths: Sequence[int], length: int) -> Tensor:
+    """`(B, length, ...)`: the values of rows of these lengths, with zeros before each row."""
+    padded = np.zeros((len(lengths), length, *values.shape[1:]), dtype=values.dtype)
+    padded[filled(lengths, length).numpy()] = values
     return torch.from_numpy(padded)
 
 

@@ -44,6 +44,11 @@ class Examples(ABC):
     least_touched: int = 1
 
     @property
+    def draws(self) -> bool:
+        """Whether `items` reads its generator; to make one for each example takes time."""
+        return True
+
+    @property
     @abstractmethod
     def num_examples(self) -> int:
         """How many there are; an epoch with natural weights shows each once."""

@@ -86,6 +86,10 @@ class WindowIndex(Examples):
         )
 
     @property
+    def draws(self) -> bool:
+        return self._config.policy == "random"
+
+    @property
     def num_examples(self) -> int:
         return self._num_users if self._first_window is None else int(self._first_window[-1])
 
