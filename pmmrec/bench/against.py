@@ -59,7 +59,7 @@ class NaiveTraining:
         reader = ItemReader(training.sources.domains, reads, expanded(training.recipe.cache))
         self._device, self._config = training.run.processes.device, training.recipe.train
         self._precision = training.recipe.machine.precision
-        self.twin = NaiveTwin(training.task, reader).to(self._device)
+        self.twin = NaiveTwin(training.task, reader, training.recipe.data.window.size).to(self._device)
         self._optimizer = build_optimizer(self.twin.task, self._config.optimizer)
 
     def step(self, batch: Batch) -> None:
@@ -88,7 +88,9 @@ def measure_against_naive(training: PreparedRun, plan: BenchPlan) -> tuple[StepC
         clock.begin()
         naive.step(batch)
         seconds.append(sum(clock.end()[0].values()))
-        flops.append(sum(naive_work(training.task, part).flops for part in (moved, *moved.more)))
+        flops.append(
+            sum(naive_work(training.task, part, naive.twin.num_positions).flops for part in (moved, *moved.more))
+        )
         training.run.log.say(f"bench: step {len(seconds)}/{plan.steps} of the naive twin: {seconds[-1]:.3f} s")
 
     cost = measure(training, plan.steps, step)
@@ -98,13 +100,18 @@ def measure_against_naive(training: PreparedRun, plan: BenchPlan) -> tuple[StepC
     return cost, NaiveCost(sum(seconds) / len(seconds), sum(flops) / len(flops), losses[1], losses[0], memory)
 
 
-def naive_work(task: TrainingTask, batch: Batch) -> Work:
-    """What the twin computes, by the same formulas: every slot, every token, every position, every block."""
+def naive_work(task: TrainingTask, batch: Batch, num_positions: int) -> Work:
+    """What the twin computes, by the same formulas: every slot, every token, every position, every block.
+
+    `num_positions`: those to which every window is padded.
+    """
     encoder, users = task.recommender.item_encoder, task.recommender.user_encoder
     assert isinstance(encoder, Towers)  # noqa: S101  a twin has been made
     assert isinstance(users, TransformerUserEncoder)  # noqa: S101
-    index_BS = batch.windows.item_index_BS
-    num_slots = index_BS.numel() + batch.items.num_items - len(set(index_BS.flatten().tolist()))
+    num_users, width = batch.windows.item_index_BS.shape
+    num_more, num_window_slots = num_positions - width, num_users * num_positions
+    shown = {*batch.windows.item_index_BS.flatten().tolist(), *([0] if num_more else [])}  # padding shows item 0
+    num_slots = num_window_slots + batch.items.num_items - len(shown)
     works, num_fused = [], 1
     for tower in encoder.encoders.values():
         length, num_left_out = 0, 1
@@ -121,12 +128,11 @@ def naive_work(task: TrainingTask, batch: Batch) -> Work:
         )
     flows = learns(encoder) or learns(users)
     for of_pass in batch.windows.passes.values():
-        length_B = np.full(len(of_pass.is_valid_BL), of_pass.is_valid_BL.shape[1])
+        length_B = np.full(num_users, num_more + of_pass.is_valid_BL.shape[1])
         works.append(stack_work(list(users.blocks), OWN_ENTRIES, length_B, input_learns=flows, is_pre_norm=False))
-    num_inputs = index_BS.numel() - len(index_BS)
     for name, work in objective_works(task, batch)[0].items():
         is_over_slots = reads_slots(task.heads[name])
-        works.append(scores(num_inputs, index_BS.numel(), task.width) if is_over_slots else work)
+        works.append(scores(num_window_slots - num_users, num_window_slots, task.width) if is_over_slots else work)
     return Work.total(works)
 
 

@@ -22,7 +22,7 @@ class StageClock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.kind = "gpu" if device.type == "cuda" else "cpu" if torch.get_num_threads() == 1 else "wall"
+        self.kind = _kind(device)
         self._open: list[str] = [REST]
         self._is_paused = False
         self._spans: list[tuple[str, Any, Any]] = []
@@ -53,10 +53,11 @@ class StageClock:
             self._since, self._wall_since_s = self._mark(), time.perf_counter()
 
     def begin(self) -> None:
-        """Forget all that was measured so far."""
+        """Forget all that was measured so far, and choose the clock by the threads that there are now."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._spans.clear()
+        self.kind = _kind(self.device)
         self._since, self._wall_s, self._wall_since_s = self._mark(), 0.0, time.perf_counter()
 
     def end(self) -> tuple[dict[str, float], float]:
@@ -107,6 +108,10 @@ class StageClock:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # untyped in torch
         event.record()
         return event
+
+
+def _kind(device: torch.device) -> str:
+    return "gpu" if device.type == "cuda" else "cpu" if torch.get_num_threads() == 1 else "wall"
 
 
 def seconds_between(start: Any, stop: Any) -> float:

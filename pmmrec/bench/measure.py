@@ -22,6 +22,7 @@ from pmmrec.models.towers import Towers
 from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches
 from pmmrec.train.syncs import HostSyncs
+from pmmrec.train.thread_trial import settle_threads
 from pmmrec.users import UserEncoder
 
 WARM_UP = 2
@@ -127,8 +128,6 @@ def measure(training: PreparedRun, steps: int, between: Between | None = None) -
     """Train for a few steps and measure all but the first ones. `between`: called after each measured step."""
     run, task = training.run, training.task
     device, precision = run.processes.device, training.recipe.machine.precision
-    run.log.say("bench: measuring a plain product and a plain copy")
-    peaks = [measure_peaks(device, precision)]
     meter, works, clock = WorkMeter(task), list[StepWork](), StageClock(device)
 
     def after_step(batch: Batch, moved: Batch) -> None:
@@ -138,7 +137,10 @@ def measure(training: PreparedRun, steps: int, between: Between | None = None) -
 
     source = MeasuredBatches(training.batches, clock, steps, after_step)
     loop = Loop(training.recipe.train, task, source, run.processes, run.log)
+    settle_threads(run, loop, training.batches)
     _watch(loop, clock)
+    run.log.say("bench: measuring a plain product and a plain copy")
+    peaks = [measure_peaks(device, precision)]
     syncs = _SyncedStep(loop)
     run.log.say(f"bench: {WARM_UP} steps to warm up, {steps} to measure")
     memory = PeakMemory(device)

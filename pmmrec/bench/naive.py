@@ -1,8 +1,8 @@
 """A plain model with the weights of a task that computes a step as released systems do.
 
-Every slot of every window is encoded, padding included; texts are padded to `max_tokens`; all blocks run in each step;
-images are sent as floats; nothing is packed, cached or shared; the scores of the next item are taken over all slots,
-under a mask that a loop writes. It exists to be compared with: the loss is the same.
+Every window is padded to its full length and every slot of it is encoded; texts are padded to `max_tokens`; all blocks
+run in each step; images are sent as floats; nothing is packed, cached or shared; the scores of the next item are taken
+over all slots, under a mask that a loop writes. It exists to be compared with: the loss is the same.
 """
 # Shapes: B users, S window positions, L = S - 1, N encoded slots, U distinct items, T padded tokens, P patches,
 # J = 1 + T + P tokens of an item, D width.
@@ -45,9 +45,13 @@ from pmmrec.users.transformer import TransformerUserEncoder
 class NaiveTwin(nn.Module):
     """Computes the losses of a task from batches as they are read; its weights start as those of the task."""
 
-    def __init__(self, task: TrainingTask, reader: ItemReader) -> None:
-        """`reader`: of tokens and pixels, not of kept states. RecipeError for a task that it cannot compute."""
+    def __init__(self, task: TrainingTask, reader: ItemReader, num_positions: int) -> None:
+        """Copy a task. RecipeError where it has parts without a plain form here.
+
+        `reader`: of tokens and pixels, not of kept states. `num_positions`: those to which every window is padded.
+        """
         super().__init__()
+        self.num_positions = num_positions
         _refuse_others(task)
         self.task, self._reader = copy.deepcopy(task), reader
         for encoder in self.task.recommender.item_encoder.encoders.values():
@@ -56,9 +60,10 @@ class NaiveTwin(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Name -> `(2,)` sum and count of each objective; `batch` on the host."""
         device = next(self.parameters()).device
-        index_BS = batch.windows.item_index_BS
-        is_shown_U = torch.zeros(batch.items.num_items, dtype=torch.bool).index_fill(0, index_BS.flatten(), True)
-        slot_N = torch.cat([index_BS.flatten(), (~is_shown_U).nonzero()[:, 0]])  # items of no window: replacements
+        num_more = self.num_positions - batch.windows.item_index_BS.shape[1]
+        slot_BS = F.pad(batch.windows.item_index_BS, (num_more, 0))
+        is_shown_U = torch.zeros(batch.items.num_items, dtype=torch.bool).index_fill(0, slot_BS.flatten(), True)
+        slot_N = torch.cat([slot_BS.flatten(), (~is_shown_U).nonzero()[:, 0]])  # items of no window: replacements
         fused_ND, cls_ND = self._encoded(batch, slot_N, device)
         first_U = torch.empty_like(batch.items.row_U).scatter(0, slot_N.flip(0), torch.arange(len(slot_N)).flip(0))
         first_U = first_U.to(device)
@@ -66,12 +71,17 @@ class NaiveTwin(nn.Module):
         cls_UD = {field: vectors_ND[first_U] for field, vectors_ND in cls_ND.items()}
         items = ItemVectors(fused_ND[first_U], cls_UD, has_U)
         there = to_device(dataclasses.replace(batch, items=dataclasses.replace(batch.items, fields={})), device)
-        states = {request: self._states(items, one) for request, one in there.windows.passes.items()}
+        padded = {request: self._states(items, one, num_more) for request, one in there.windows.passes.items()}
+        states = {
+            request: UserStates(hidden_BLD[:, num_more:], there.windows.passes[request].is_valid_BL)
+            for request, hidden_BLD in padded.items()
+        }
         views = self.task._views(items, there, states)
         figures: dict[str, Tensor] = {}
         for name, term in self.task._terms().items():
             if isinstance(term, NextItem) and reads_slots(term):
-                figures[name] = self._next_item(term, views, fused_ND[: index_BS.numel()])
+                hidden_BLD = padded[term.config.window]
+                figures[name] = self._next_item(term, views, hidden_BLD, fused_ND[: slot_BS.numel()])
             else:
                 found = term(views)
                 figures[name] = torch.stack((found.sum, found.count))
@@ -144,23 +154,26 @@ class NaiveTwin(nn.Module):
             return x_NJD[:, 0]
         return torch.where(is_valid_NJ[:, :, None], x_NJD, 0.0).sum(1) / is_valid_NJ.sum(1, keepdim=True)
 
-    def _states(self, items: ItemVectors, of_pass: WindowPass) -> UserStates:
-        encoder, is_valid_BL = self.task.recommender.user_encoder, of_pass.is_valid_BL
+    def _states(self, items: ItemVectors, of_pass: WindowPass, num_more: int) -> Tensor:
+        """Hidden states of one pass, with `num_more` positions of padding on the left."""
+        encoder, is_valid_BL = self.task.recommender.user_encoder, F.pad(of_pass.is_valid_BL, (num_more, 0))
         assert isinstance(encoder, TransformerUserEncoder)  # noqa: S101  as was checked
-        item_BLD = torch.where(is_valid_BL[:, :, None], items.fused_UD[of_pass.item_index_BL], 0.0)
+        index_BL = F.pad(of_pass.item_index_BL, (num_more, 0))
+        item_BLD = torch.where(is_valid_BL[:, :, None], items.fused_UD[index_BL], 0.0)
         if of_pass.is_masked_BL is not None:
-            item_BLD = torch.where(of_pass.is_masked_BL[:, :, None], encoder.mask.to(item_BLD.dtype), item_BLD)
+            is_masked_BL = F.pad(of_pass.is_masked_BL, (num_more, 0))
+            item_BLD = torch.where(is_masked_BL[:, :, None], encoder.mask.to(item_BLD.dtype), item_BLD)
         place_L = torch.arange(item_BLD.shape[1] - 1, -1, -1, device=item_BLD.device)
         x_BLD = F.dropout(encoder.norm(item_BLD + encoder.position(place_L)), encoder.dropout.p, self.training)
         for block in encoder.blocks:
             x_BLD = padded_block(block, x_BLD, is_valid_BL, is_causal=encoder.attends == "past")
-        return UserStates(x_BLD, is_valid_BL)
+        return x_BLD
 
-    def _next_item(self, term: NextItem, views: Views, slot_ND: Tensor) -> Tensor:
+    def _next_item(self, term: NextItem, views: Views, hidden_BLD: Tensor, slot_ND: Tensor) -> Tensor:
         """Sum and count of DAP over all slots (N = B x S), as in `NextItem`."""
         windows, config = views.windows, term.config
-        of_pass, states = views.windows.passes[config.window], views.states[config.window]
-        item_BS, is_valid_BS = windows.item_index_BS, windows.is_valid_BS
+        of_pass, left = windows.passes[config.window], (self.num_positions - windows.item_index_BS.shape[1], 0)
+        item_BS, is_valid_BS = F.pad(windows.item_index_BS, left), F.pad(windows.is_valid_BS, left)
         num_users, num_positions = item_BS.shape
         item_N = item_BS.flatten()
         is_open_BN = torch.ones(num_users, len(item_N), dtype=torch.bool)
@@ -172,10 +185,10 @@ class NaiveTwin(nn.Module):
             is_seen_BSN = (item_BS[:, :, None] == item_N) & is_valid_BS[:, :, None]
             is_open_BN &= ~is_seen_BSN.any(dim=1)
         is_open_BN &= is_valid_BS.flatten() & views.items.is_readable_U[item_N]
-        is_target_BL = of_pass.is_target_BL & views.items.is_readable_U[of_pass.target_index_BL]
+        is_target_BL = F.pad(of_pass.is_target_BL & views.items.is_readable_U[of_pass.target_index_BL], left)
         is_counted_BL = is_target_BL & is_open_BN.any(dim=1)[:, None]
         with outside_autocast(slot_ND.device):
-            score_BLN = widened(states.hidden_BLD) @ widened(slot_ND).T / term.temperature
+            score_BLN = widened(hidden_BLD) @ widened(slot_ND).T / term.temperature
             negative_BLN, next_BL = score_BLN, _next_slots(num_users, num_positions, slot_ND.device)
             positive_BL = score_BLN.gather(2, next_BL[:, :, None])[:, :, 0]
             if views.log_q_U is not None and config.logq != "none":

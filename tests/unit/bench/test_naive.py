@@ -20,6 +20,7 @@ from pmmrec.bench.naive import NaiveTwin
 from pmmrec.bench.work import WorkMeter
 from pmmrec.errors import RecipeError
 
+WINDOW = 21  # positions to which the twin pads; batches here are narrower
 FUSION = {"type": "merge_attention", "num_heads": 2}
 BOTH = {"type": "towers", "text": TEXT, "vision": VISION, "fusion": FUSION, "normalize": "layer_norm"}
 NOISED = {"nid": {"type": "noise_detection"}, "rcl": {"type": "robustness"}}
@@ -54,7 +55,7 @@ def test_losses_and_gradients_of_the_twin_are_those_of_the_task(
         item_encoder = {**item_encoder, **towers}
     step = first_step(world / "bazaar", tmp_path, item_encoder, user_encoder, terms, keeps_states=keeps_states)
     task = step.task.eval()
-    twin = NaiveTwin(task, step.reader).eval()
+    twin = NaiveTwin(task, step.reader, WINDOW).eval()
     if not keeps_states:  # kept states are float32
         task.double()
         twin.double()
@@ -77,10 +78,10 @@ def gradients_of(figures: Mapping[str, Tensor], task: torch.nn.Module) -> dict[s
 
 def test_the_work_of_the_twin_is_what_torch_counts(even: Path, tmp_path: Path) -> None:
     step = first_step(even, tmp_path, BOTH, terms={"dap": RELEASED})
-    twin = NaiveTwin(step.task, step.reader).train()
+    twin = NaiveTwin(step.task, step.reader, WINDOW).train()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         twin.loss(step.batch).backward()
-    work = naive_work(step.task, step.moved)
+    work = naive_work(step.task, step.moved, WINDOW)
     assert work.flops == counter.get_total_flops()
     assert work.flops > 5 * WorkMeter(step.task).of(step.moved).total.flops
 
@@ -88,7 +89,7 @@ def test_the_work_of_the_twin_is_what_torch_counts(even: Path, tmp_path: Path) -
 def test_parts_without_a_plain_form_are_refused(even: Path, tmp_path: Path) -> None:
     step = first_step(even, tmp_path, {"type": "towers", "text": TEXT}, {"type": "gru"}, {"dap": TERMS["dap"]})
     with pytest.raises(RecipeError, match="--against naive: compares models"):
-        NaiveTwin(step.task, step.reader)
+        NaiveTwin(step.task, step.reader, WINDOW)
 
 
 def test_bench_against_the_twin_shows_both_losses_and_both_peaks(pmmrec: Pmmrec, world: Path, home: Path) -> None:
