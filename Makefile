@@ -57,8 +57,8 @@ evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures wh
 evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from zoo/results_gpu
 	$(MAKE) evidence PLAN=zoo/evidence_gpu.yaml RESULTS=zoo/results_gpu TO=zoo/RESULTS_GPU.md RUNS=runs/evidence_gpu JOBS=1
 
-bench: $(VENV)/installed-dev  ## tests/benchmarks/BENCHMARKS.md: what a training step costs, how that grows, and a naive model beside it
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/page.py "$(DATA)"
+bench: $(VENV)/installed-dev  ## tests/benchmarks/BENCHMARKS.md: what a training step costs, how that grows, a naive model beside it; KEEP=1: real rows as measured before
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/page.py "$(DATA)" $(if $(KEEP),--keep)
 
 benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA) if it is there; how fast score is
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"

@@ -40,11 +40,15 @@ def main(data: Path, steps: int, titles: list[str]) -> None:
         print(f"| {title} | {figures} | {naive['loss']:.5f}, {naive['loss_here']:.5f} |", flush=True)
 
 
-def against_naive(title: str, data: Path, home: Path, steps: int) -> dict[str, Any]:
-    """What `pmmrec bench --against naive` finds in one of the cases."""
+def against_naive(title: str, data: Path, home: Path, steps: int, *, keeps: bool = False) -> dict[str, Any]:
+    """What `pmmrec bench --against naive` finds in one of the cases; `keeps`: what it found before, if it did."""
+    kept = home / f"against naive, {title}.json"
+    if keeps and kept.exists():
+        before: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return before
     kind, overrides = CASES[title]
     cost = compared(str(RECIPE), imported(DOMAINS[kind], data, home), overrides, home, steps)
-    (home / f"against naive, {title}.json").write_text(json.dumps(cost, indent=1), encoding="utf-8")
+    kept.write_text(json.dumps(cost, indent=1), encoding="utf-8")
     return cost
 
 

@@ -1,7 +1,8 @@
 """Write tests/benchmarks/BENCHMARKS.md: what steps cost, how that grows, and what a naive model takes.
 
-Takes the folder of real data, whose rows are left out with a line where it is missing. All other output lies below
-runs/benchmarks. One thread, so that figures are CPU time, which other programs hardly change.
+Takes the folder of real data, whose rows are left out with a line where it is missing; `--keep` takes rows of real data
+that were measured before as they lie in runs/benchmarks, where all other output goes too. One thread, so that figures
+are CPU time, which other programs hardly change.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ INTRODUCTION = """\
 Written by `make bench`; [docs/bench.md](../../docs/bench.md) says what the figures mean and how they are measured."""
 
 
-def main(data: Path) -> None:
+def main(data: Path, *, keeps: bool) -> None:
     torch.set_num_threads(1)
     began_s = time.monotonic()
     sweeps = grow(HOME)
     draw(HERE / "growth.svg", sweeps)
     usual = next(point for point in sweeps["users of a step"] if point.value == 32).cost
-    parts = [INTRODUCTION, machine(), stages(usual), growth(sweeps), naive(data)]
+    parts = [INTRODUCTION, machine(), stages(usual), growth(sweeps), naive(data, keeps=keeps)]
     parts.append(f"All of it took {(time.monotonic() - began_s) / 60:.1f} minutes.")
     (HERE / "BENCHMARKS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -105,7 +106,7 @@ def growth(sweeps: Mapping[str, Sequence[Point]]) -> str:
     return f"## How it grows\n\n{text}\n\n![Time of a step and its floor](growth.svg)\n\n{table(columns, rows)}"
 
 
-def naive(data: Path) -> str:
+def naive(data: Path, *, keeps: bool) -> str:
     """Steps against the naive twin: of the small recipe on a made-up platform, of the released model on real data."""
     text = (
         "Each step alternates with one of a plain model of the same weights that encodes every slot, padded. The first "
@@ -116,7 +117,7 @@ def naive(data: Path) -> str:
     shop = made_up(HOME / "domains", "shop500a", items=500)
     found = {"made up": compared(RECIPE, shop, ("machine.threads=1",), HOME, NAIVE_STEPS)}
     if data.is_dir():
-        found |= {title: against_naive(title, data, HOME, NAIVE_STEPS) for title in CASES}
+        found |= {title: against_naive(title, data, HOME, NAIVE_STEPS, keeps=keeps) for title in CASES}
     rows = []
     for title, cost in found.items():
         of_twin = cost["naive"]
@@ -143,4 +144,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data").resolve())
+    folders = [argument for argument in sys.argv[1:] if argument != "--keep"]
+    main(Path((folders or ["../shared/data"])[0]).resolve(), keeps="--keep" in sys.argv)
