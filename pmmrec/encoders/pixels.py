@@ -149,8 +149,8 @@ class Normalise(nn.Module):
     def forward(self, pixels_RCHW: Tensor, dtype: torch.dtype) -> Tensor:
         """0..255 -> (x / 255 - mean) / std, reckoned in float32 and handed on as `dtype`."""
         mean_C11, std_C11 = self.get_buffer("mean_C11"), self.get_buffer("std_C11")
-        normal: Tensor = pixels_RCHW.to(torch.float32, copy=True)
-        normal = normal.div_(255).sub_(mean_C11).div_(std_C11)  # in place: a copy each would cost as much as a block
+        normal: Tensor = torch.div(pixels_RCHW, 255)  # float32, of bytes
+        normal = normal.sub_(mean_C11).div_(std_C11)  # in place: a copy each would cost as much as a block
         return normal.to(dtype)
 
 
