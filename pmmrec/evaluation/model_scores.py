@@ -90,10 +90,13 @@ class ModelScores(ItemScores):
             key_CD = self._recommender.scorer.keys(some_items(items, slice(1)), count_C[:1])
         if key_CD is None:
             return lambda rows: iter([MatrixBlock(self._scores(self._query(rows), items, count_C), columns)])
-        sizes = Sizes.on(self._device)
-        score_bC = torch.empty(sizes.users, len(count_C), device=self._device)
+        sizes, buffers = Sizes.on(self._device), list[Tensor]()
 
         def blocks(query: Query) -> Iterator[ScoreBlock]:
+            num_rows = min(sizes.users, len(query))
+            if not buffers or len(buffers[0]) < num_rows:
+                buffers[:] = [torch.empty(num_rows, len(count_C), device=self._device)]
+            (score_bC,) = buffers
             for start in range(0, len(query), sizes.users):
                 some = query[start : start + sizes.users]
                 for first in range(0, len(count_C), sizes.tile):

@@ -18,6 +18,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from scipy import sparse
 
+DENSE_SHARE = 0.05  # of stored scores in a block; with more of them a matrix is faster
+
 Ints: TypeAlias = NDArray[np.int64]
 Numbers: TypeAlias = NDArray[Any]  # scores, in the dtype in which they are compared
 Wrong: TypeAlias = tuple[int, int, float]  # a query of a block, an item, and its score that is not finite
@@ -182,7 +184,7 @@ class _SharedBlock(ScoreBlock):
 
 
 class SparseScores(ItemScores):
-    """Scores most of which are zero."""
+    """Scores of which many are zero; a block where few are is counted as a matrix."""
 
     def __init__(self, score: Callable[[slice], sparse.csr_array]) -> None:
         """`score`: a slice of the queries -> their scores `(q, N)`; no pair stands twice."""
@@ -192,7 +194,18 @@ class SparseScores(ItemScores):
         return torch.from_numpy(self._score(rows).toarray())
 
     def blocks(self, is_counted_N: NDArray[np.bool_]) -> Blocks:
-        return lambda rows: iter([_SparseBlock(self._score(rows), is_counted_N)])
+        columns = Columns.of(np.arange(len(is_counted_N)), is_counted_N)
+
+        def block(rows: slice) -> ScoreBlock:
+            score_bN = self._score(rows)
+            if score_bN.nnz < DENSE_SHARE * np.prod(score_bN.shape):
+                return _SparseBlock(score_bN, is_counted_N)
+            dense_bN = torch.from_numpy(score_bN.toarray())
+            return MatrixBlock(
+                dense_bN if columns.are_items else dense_bN[:, torch.from_numpy(columns.item_C)], columns
+            )
+
+        return lambda rows: iter([block(rows)])
 
 
 class _SparseBlock(ScoreBlock):

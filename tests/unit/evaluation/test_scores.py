@@ -15,6 +15,7 @@ from pmmrec.context import Catalogue
 from pmmrec.data.contents import Contents
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError
+from pmmrec.evaluation import scores as scores_module
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.model_scores import ModelScores
 from pmmrec.evaluation.ranking import Ranks, rank_targets
@@ -123,6 +124,12 @@ def test_blocks_of_a_model_give_the_ranks_of_whole_matrices_and_of_loops(
     assert_same(ranks, finer)
 
 
+@pytest.fixture(params=["stored as they are", "as matrices"])
+def _sparse_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores_module, "DENSE_SHARE", {"stored as they are": 2.0, "as matrices": 0.0}[request.param])
+
+
+@pytest.mark.usefixtures("_sparse_blocks")
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("seen", ["exclude", "include"])
 def test_blocks_of_baselines_give_the_ranks_of_whole_matrices(
@@ -138,6 +145,7 @@ def test_blocks_of_baselines_give_the_ranks_of_whole_matrices(
         assert_same(ranks, rank_targets(split.holdout("test"), 30, score.__call__, **rules))
 
 
+@pytest.mark.usefixtures("_sparse_blocks")
 @pytest.mark.parametrize("targets", MAKERS)
 def test_stored_zeros_and_negative_scores_of_sparse_rows_count(targets: str) -> None:
     holdout, rng = holdout_with(targets), np.random.default_rng(1)
@@ -168,6 +176,7 @@ def test_a_score_that_is_not_finite_is_named_as_in_a_whole_matrix(item: int, bad
     assert messages[0] == messages[1]
 
 
+@pytest.mark.usefixtures("_sparse_blocks")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_score_of_a_baseline_that_is_not_finite_names_user_and_item(bad: float) -> None:
     holdout, row = holdout_with("one target"), np.arange(NUM_ITEMS, dtype=np.float64)
