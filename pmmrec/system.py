@@ -5,22 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pmmrec.atomic import caching_in
 from pmmrec.data.cache import silent
 from pmmrec.data.contents import MAX_UNREADABLE, check_features
 from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
-from pmmrec.data.importers.new_items import import_new_items
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.data.splits import graph_of, split_of
@@ -39,9 +35,11 @@ from pmmrec.homes import CACHE, expanded
 from pmmrec.models.build import scorer_with
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
-from pmmrec.serving.candidates import CandidateItems, EncodedItems, check_new, report_rejected, weights_name
+from pmmrec.serving.candidates import CandidateItems, EncodedItems, weights_name
 from pmmrec.serving.encoding import encode, features_read
 from pmmrec.serving.export import Exported, write_index
+from pmmrec.serving.new_items import new_items_domain
+from pmmrec.serving.ready import Ready, open_ready
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind, faiss
 from pmmrec.train.threads import threads_for
@@ -195,18 +193,22 @@ class System:
         histories = Histories(opened)
         named = None if users is None else expanded(Path(users))
         chosen = chosen_users(histories, named, self._warn, skip_unknown=skip_unknown)
-        with self._new_items(new_items, new_images, opened, say) as new:
+        config, where = self.checkpoint.model_config, self._cache
+        with new_items_domain(config, new_items, new_images, opened, cache=where, warn=self._warn, say=say) as new:
             num_items = opened.num_items + (0 if new is None else new.num_items)
             if k > num_items:
                 raise RecipeError(f"--top-k {k}: {opened.name} has only {num_items} items; choose k up to that")
             fresh = None if new is None else self._encode(new, share, say)
-            known = self._encode(opened, share, say)
+            self._encoded = {key: one for key, one in self._encoded.items() if one.domain is not new}
+            ready = self._ready(opened) if new is None else None
+            known = self._encode(opened, share, say) if ready is None else ready.items
             candidates = CandidateItems.of(known, fresh)
             items = f"{opened.fingerprint} {known.fingerprint} {'' if fresh is None else fresh.fingerprint}"
             asked = f"{weights_name(self.checkpoint)} {self._popularity} {k} {seen} {made_by('pixels', 'vectors')}"
             name = hashlib.sha256(f"{items} {asked}".encode()).hexdigest()
             job = ScoreJob(place, histories, chosen, share=share, name=name)
-            maker = self._maker_of(candidates, opened, k, seen)
+            model = self._model_for(opened) if ready is None else ready.model
+            maker = self._maker_of(model, candidates, opened, k, seen)
             with bars_or_lines(say) as progress:
                 return job.run(maker, candidates.item_ids, progress)
 
@@ -242,36 +244,23 @@ class System:
             place, self.checkpoint, model, encoded, histories, kind=kind, k=k, num_users=num_users, seed=seed
         )
 
-    @contextmanager
-    def _new_items(
-        self, items: Path | str | None, images: Path | str | None, known: Domain, say: Callable[[str], None] | None
-    ) -> Iterator[Domain | None]:
-        """The domain that a table of new items makes; it goes when the block ends."""
-        if items is None:
-            yield None
-            return
-        encoder = self.checkpoint.model_config.item_encoder
-        knows_graph = self.checkpoint.model_config.knows_graph
-        if knows_graph or not encoder.reads_new_items:
-            by = "their neighbours in a graph" if knows_graph else "stored features" if encoder.fields else "id"
-            raise RecipeError(
-                f"--new-items: this model knows items by {by}, and can say nothing of items it has not met"
-            )
-        with caching_in(self._cache, "new items"):
-            self._cache.mkdir(parents=True, exist_ok=True)
-            home = tempfile.TemporaryDirectory(prefix="new-items-", dir=self._cache)
-        with home as folder:
-            with bars_or_lines(say) as progress:
-                pictures = None if images is None else expanded(Path(images))
-                new = import_new_items(expanded(Path(items)), pictures, Path(folder), progress)
-            report_rejected(new, self._warn)
-            check_new(new, known)
-            yield new
-            self._encoded = {key: one for key, one in self._encoded.items() if one.domain is not new}
+    def _ready(self, domain: Domain) -> Ready | None:
+        """The catalogue of a domain without its item encoder, where all of its vectors are kept."""
+        known = None if self._recommender is not None else open_ready(self.checkpoint, domain, self._cache, self.device)
+        if known is None or np.mean(~known.items.contents.is_readable_N) > self._max_unreadable:
+            return None
+        if self._popularity is not None:
+            known.model.scorer = scorer_with(self.checkpoint.model_config, self._popularity)
+        for warning in known.warnings:
+            self._warn(warning)
+        self._tell(f"{domain.name}: {known.counts()}")
+        return known
 
-    def _maker_of(self, candidates: CandidateItems, domain: Domain, k: int, seen: Seen) -> ListMaker:
+    def _maker_of(
+        self, model: Recommender, candidates: CandidateItems, domain: Domain, k: int, seen: Seen
+    ) -> ListMaker:
         """What makes the lists of many users, from all that is offered to those of a domain."""
-        model, counts = self._model_for(domain), None
+        counts = None
         if model.scorer.reads_counts:
             num_new = len(candidates.item_ids) - domain.num_items
             counts = np.concatenate([domain.item_counts, np.zeros(num_new, np.int64)])

@@ -112,9 +112,7 @@ def kept_vectors(
         vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules)
         return KeptVectors(vectors_ND.to(keep_on or device), 0, 0)
     rows, contents = reader.in_order(domain_index), reader.contents(domain_index)
-    inputs = {"weights": weights, "items": reader.fingerprint(domain_index), "releases": made_by("vectors")}
-    sizes = {"items_at_once": ITEMS_AT_ONCE, "items_of_piece": ITEMS_OF_PIECE}
-    entry = ContentCache(cache, say).entry("vectors", "item vectors", {**inputs, **sizes, "device": device.type})
+    entry = vectors_entry(reader, domain_index, weights, cache, device, say)
     pieces = [rows[start : start + ITEMS_OF_PIECE] for start in range(0, len(rows), ITEMS_OF_PIECE)]
     store = _Store(entry, say, must_keep=must_keep)
     home, vectors_ND, num_done = keep_on or device, torch.zeros(0, 0), 0
@@ -127,10 +125,37 @@ def kept_vectors(
         num_done += len(pieces[place])
         if progress is not None:
             progress("items encoded", num_done, len(rows))
-    again = np.flatnonzero(contents.same_as_N != np.arange(len(contents.same_as_N)))
-    first = torch.from_numpy(contents.same_as_N[again]).to(home)
-    vectors_ND[torch.from_numpy(again).to(home)] = vectors_ND[first]
+    _repeat(vectors_ND, contents.same_as_N)
     return KeptVectors(vectors_ND, store.num_encoded, len(rows) - store.num_encoded)
+
+
+def vectors_entry(
+    reader: ItemReader, domain_index: int, weights: str, cache: Path, device: torch.device, say: Say = silent
+) -> CacheEntry:
+    """The entry of the store whose pieces are the vectors of a domain; arguments as in `kept_vectors`."""
+    inputs = {"weights": weights, "items": reader.fingerprint(domain_index), "releases": made_by("vectors")}
+    sizes = {"items_at_once": ITEMS_AT_ONCE, "items_of_piece": ITEMS_OF_PIECE}
+    return ContentCache(cache, say).entry("vectors", "item vectors", {**inputs, **sizes, "device": device.type})
+
+
+def read_vectors(entry: CacheEntry, rows: NDArray[np.int64], same_as_N: NDArray[np.int64]) -> Tensor:
+    """The vectors `(N, D)` of a domain from the pieces of `vectors_entry`, whose items are `rows`, in this order.
+
+    Raises MachineError where a piece is missing or damaged.
+    """
+    pieces = [entry.piece(place).open(None, _load) for place in range(-(-len(rows) // ITEMS_OF_PIECE))]
+    vectors_RD = torch.cat(pieces)
+    vectors_ND = vectors_RD.new_zeros(len(same_as_N), vectors_RD.shape[1])
+    vectors_ND[torch.from_numpy(rows)] = vectors_RD
+    _repeat(vectors_ND, same_as_N)
+    return vectors_ND
+
+
+def _repeat(vectors_ND: Tensor, same_as_N: NDArray[np.int64]) -> None:
+    """Give each item the vector of the first one with the same content, in place."""
+    again = np.flatnonzero(same_as_N != np.arange(len(same_as_N)))
+    first = torch.from_numpy(same_as_N[again]).to(vectors_ND.device)
+    vectors_ND[torch.from_numpy(again).to(vectors_ND.device)] = vectors_ND[first]
 
 
 class _Store:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
 from pmmrec.errors import RecipeError
-from pmmrec.models import ItemEncoderConfig, Scorer, item_encoders, scorers
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, Scorer, item_encoders, scorers
 from pmmrec.models.recommender import Recommender
 from pmmrec.propagations import propagations
 from pmmrec.settings import Config, PartConfig
@@ -47,11 +47,12 @@ def build(
     catalogues: Sequence[Catalogue] = (),
     graphs: Sequence[InteractionGraph] = (),
     seed: int = 0,
+    item_encoder: ItemEncoder | None = None,
 ) -> Recommender:
     """A recommender with pretrained backbones read and all else drawn fresh, from torch's generator.
 
-    `catalogues`, `graphs` and `seed` are as in `BuildContext`. Under `torch.device("meta")` nothing is drawn and no
-    weights are read: shapes and counts only.
+    `catalogues`, `graphs` and `seed` are as in `BuildContext`. `item_encoder`: in place of a new one. Under
+    `torch.device("meta")` nothing is drawn and no weights are read: shapes and counts only.
 
     Raises:
         RecipeError: settings that do not fit one another or a backbone.
@@ -68,7 +69,7 @@ def build(
             f"{config.user_encoder.type} has none; choose user_table, or leave the propagation out"
         )
     # In this order: weights are drawn one part after another.
-    item_encoder = item_encoder_class(config.item_encoder, context)
+    item_encoder = item_encoder or item_encoder_class(config.item_encoder, context)
     user_encoder = user_encoder_class(config.user_encoder, context)
     if not isinstance(getattr(user_encoder, "max_inputs", None), int):
         raise RecipeError(

@@ -12,12 +12,13 @@ from pmmrec.data.cache import Say, silent
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.evaluation.catalogue import NotFiniteVectorError
-from pmmrec.evaluation.encoded import encoder_name, kept_vectors
+from pmmrec.evaluation.encoded import encoder_name, kept_vectors, vectors_entry
 from pmmrec.evaluation.share import Share
 from pmmrec.modality import VectorSpec
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress
 from pmmrec.serving.candidates import EncodedItems
+from pmmrec.serving.ready import keep_ready
 from pmmrec.zoo.checkpoint import Checkpoint
 
 DEVICE_SHARE = 0.2  # of a GPU's free memory, at most, for the vectors of a catalogue; keys may take as much again
@@ -42,12 +43,13 @@ def encode(
     `recommender`: the model of `checkpoint`, on `device`. `reader`: of this domain alone. `tell` is told how many items
     were encoded. Raises NotFiniteVectorError, which names the item.
     """
+    weights = encoder_name(recommender, checkpoint.model_config, checkpoint.index.adapters)
     try:
         kept = kept_vectors(
             recommender,
             reader,
             0,
-            weights=encoder_name(recommender, checkpoint.model_config, checkpoint.index.adapters),
+            weights=weights,
             cache=cache,
             device=device,
             keep_on=_home_of(domain.num_items, checkpoint.model_config.width, device),
@@ -60,7 +62,9 @@ def encode(
         raise NotFiniteVectorError(error.row, str(domain.folder), domain.item_ids[error.row].as_py()) from error
     if kept.num_encoded + kept.num_kept:
         tell(f"{domain.name}: {kept.counts()}")
-    return EncodedItems(domain, kept.vectors_ND, reader.contents(0), reader.fingerprint(0))
+    encoded = EncodedItems(domain, kept.vectors_ND, reader.contents(0), reader.fingerprint(0))
+    keep_ready(checkpoint, recommender, reader, encoded, vectors_entry(reader, 0, weights, cache, device))
+    return encoded
 
 
 def features_read(domain: Domain, reads: Mapping[str, FieldSpec]) -> list[str]:

@@ -16,6 +16,7 @@ from pmmrec.context import Backbone, Catalogue, InteractionGraph
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.recommender import Recommender
+from pmmrec.models.stored import StoredItems
 from pmmrec.settings import validate
 from pmmrec.zoo import files
 from pmmrec.zoo.base import AdapterBase, places_of
@@ -263,18 +264,23 @@ def starting_point(place: str, base: str | None, hub: Path, warn: Warn) -> Check
 
 
 def load_recommender(
-    checkpoint: Checkpoint, catalogues: Sequence[Catalogue] = (), graphs: Sequence[InteractionGraph] = ()
+    checkpoint: Checkpoint,
+    catalogues: Sequence[Catalogue] = (),
+    graphs: Sequence[InteractionGraph] = (),
+    item_encoder: StoredItems | None = None,
 ) -> Recommender:
     """The saved recommender in eval mode. Raises CheckpointError unless every tensor is accounted for.
 
     `catalogues` and `graphs` are those of the domain that it is to serve, for models that know ids or a graph.
+    `item_encoder`: stands in for the item encoder, whose parts are not read.
     """
+    backbones = checkpoint.backbones() if item_encoder is None else {}
     try:
-        recommender = build(checkpoint.model_config, checkpoint.backbones(), catalogues, graphs)
+        recommender = build(checkpoint.model_config, backbones, catalogues, graphs, item_encoder=item_encoder)
     except RecipeError as error:
         raise CheckpointError(f"{checkpoint.folder}: its model cannot be built: {error}") from error
     part_paths(recommender)
-    if set(recommender.parts) != set(checkpoint.parts):
+    if item_encoder is None and set(recommender.parts) != set(checkpoint.parts):
         raise CheckpointError(
             f"{checkpoint.folder}: holds the parts {files.listed(checkpoint.parts)}, "
             f"its model has {files.listed(recommender.parts)}"
