@@ -97,9 +97,8 @@ def rank_targets(
     target, which takes a second pass over the scores. Processes of a `group` share the chunks: all must call this, and
     all get every rank.
 
-    Scores are compared where they are computed. Those of `ItemScores` come in blocks that suit a cache, items that
-    always score the same share a column, and items of the history are not masked but counted by themselves and taken
-    off. All of this gives the ranks of the whole matrix, compared row by row.
+    `ItemScores` come in blocks that fit a cache, in which items that always score the same share a column. No mask is
+    made: the items of a history are counted separately and subtracted. The ranks are those of a loop over all items.
 
     Raises DataError, in every process of the group, if there is no query or a score is not finite.
     """
@@ -146,7 +145,7 @@ def check_seen(seen: str) -> None:
 
 def _check(block: ScoreBlock, user_index_b: Rows, name: str) -> None:
     """DataError unless all scores of a block are finite."""
-    if wrong := block.first_wrong():
+    if wrong := block.first_not_finite():
         query, item, value = wrong
         where = f"{name}: user {int(user_index_b[query])}"
         raise DataError(f"{where}: item {item} scores {value}; scores must be finite, has the model diverged?")
@@ -222,7 +221,7 @@ def _rank_block(
         num_candidates_b = int(is_readable_N.sum()) - np.bincount(hidden.query_P, minlength=block.num_queries)
     else:
         num_candidates_b = np.bincount(listed.query_P, minlength=block.num_queries)
-    apart = hidden if listed is None else listed  # pairs that are counted by themselves
+    apart = hidden if listed is None else listed  # pairs that are counted separately
     score_t, score_P = block.of(query_t, item_t), block.of(apart.query_P, apart.item_P)
 
     def count(now: Ints, *, equal: bool) -> Ints:
@@ -250,13 +249,13 @@ def _rank_block(
 
 
 def _without_targets(query_t: Tensor, rank_t: Tensor, tied_t: Tensor) -> Tensor:
-    """Of the candidates that tie with a target, those that are no targets: targets that tie have the same rank."""
+    """How many of the candidates that tie with a target are not targets; targets that tie have the same rank."""
     _, place_t, count = torch.unique(torch.stack([query_t, rank_t]), dim=1, return_inverse=True, return_counts=True)
     return torch.where(rank_t > 0, tied_t - count[place_t], 0)
 
 
 def _apart(query_t: Tensor, rank_t: Tensor) -> Tensor:
-    """Ranks of tied targets of one query, in their order: each tied one counted all the others ahead of it."""
+    """Different ranks for targets that tie: each had counted all the others ahead of it, now only the earlier ones."""
     key_t = query_t * (int(rank_t.max()) + 1) + rank_t
     order = len(key_t) - 1 - key_t.flip(0).argsort(stable=True)  # of tied targets the last comes first
     num_later_t = torch.arange(len(order)) - torch.searchsorted(key_t[order], key_t[order])

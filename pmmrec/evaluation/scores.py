@@ -22,7 +22,7 @@ DENSE_SHARE = 0.05  # of stored scores in a block; with more of them a matrix is
 
 Ints: TypeAlias = NDArray[np.int64]
 Numbers: TypeAlias = NDArray[Any]  # scores, in the dtype in which they are compared
-Wrong: TypeAlias = tuple[int, int, float]  # a query of a block, an item, and its score that is not finite
+NotFinite: TypeAlias = tuple[int, int, float]  # a query of a block, an item, and its score that is not finite
 
 
 class ScoreBlock(ABC):
@@ -31,7 +31,7 @@ class ScoreBlock(ABC):
     num_queries: int
 
     @abstractmethod
-    def first_wrong(self) -> Wrong | None:
+    def first_not_finite(self) -> NotFinite | None:
         """The first score that is not finite, query by query; None if all are finite."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class MatrixBlock(ScoreBlock):
         self._score_bC = score_bC.float() if score_bC.dtype == torch.bfloat16 else score_bC  # numpy has no bfloat16
         self._columns, self.num_queries = columns, len(score_bC)
 
-    def first_wrong(self) -> Wrong | None:
+    def first_not_finite(self) -> NotFinite | None:
         if all(bool(torch.isfinite(value)) for value in torch.aminmax(self._score_bC)):
             return None  # the extremes of scores with a NaN are NaN
         query = int(torch.nonzero(~torch.isfinite(self._score_bC).all(dim=1))[0])
@@ -168,7 +168,7 @@ class _SharedBlock(ScoreBlock):
         """`rising`: the scores of the counted items, sorted."""
         self._score_N, self._rising, self.num_queries = score_N, rising, num_queries
 
-    def first_wrong(self) -> Wrong | None:
+    def first_not_finite(self) -> NotFinite | None:
         wrong = np.flatnonzero(~np.isfinite(self._score_N))
         return (0, int(wrong[0]), float(self._score_N[wrong[0]])) if len(wrong) else None
 
@@ -220,7 +220,7 @@ class _SparseBlock(ScoreBlock):
         num_stored_b = np.bincount(self._query_H, minlength=self.num_queries)
         self._num_zero_b = int(is_counted_N.sum()) - num_stored_b  # zeros that are not stored
 
-    def first_wrong(self) -> Wrong | None:
+    def first_not_finite(self) -> NotFinite | None:
         wrong = np.flatnonzero(~np.isfinite(self._sorted_H))
         if not len(wrong):
             return None

@@ -191,7 +191,7 @@ def test_scores_are_those_of_one_user_without_padding(
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_ranks_do_not_hang_on_the_chunk(
+def test_ranks_do_not_depend_on_the_chunk(
     chunk: int, split: Split, recommender: Recommender, make_reader: MakeReader
 ) -> None:
     holdout, reader = split.holdout("validation"), make_reader(split.domain)

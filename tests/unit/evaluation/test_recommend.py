@@ -89,7 +89,7 @@ def test_alike_items_tie_and_stand_in_the_order_of_their_rows(
     offsets, items = np.cumsum([0, *map(len, SEQUENCES)]), np.concatenate(SEQUENCES)
     score_QN = ModelScores(model, vectors_ND, offsets, items, counts, contents)(slice(0, len(SEQUENCES)))
     if popularity:
-        score_QN = (score_QN * 1e5).round()  # the last digits hang on how popularity is added
+        score_QN = (score_QN * 1e5).round()  # the last digits depend on how popularity is added
     for k in (1, 4, NUM_ITEMS):
         (top,) = top_k(model, vectors_ND, offsets, items, k, counts=counts, contents=contents, seen=seen, chunk=9)
         for user, history in enumerate(SEQUENCES):

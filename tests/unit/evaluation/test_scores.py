@@ -233,3 +233,16 @@ def test_a_model_scores_each_distinct_item_once_for_each_user() -> None:
     scorer.register_forward_hook(count)
     rank_targets(holdout, NUM_ITEMS, scores, chunk=8, is_readable_N=contents.is_readable_N)
     assert num_scores == NUM_USERS * len(np.unique(contents.same_as_N))
+
+
+@pytest.mark.parametrize("name", ["popularity", "last-item Markov", "item-kNN"])
+def test_baselines_are_ranked_without_a_score_for_each_user_and_item(
+    name: str, make_split: Callable[[list[list[int]], int], Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores_module, "DENSE_SHARE", 2.0)
+    monkeypatch.setattr(SharedScores, "__call__", lambda *_: pytest.fail("a matrix was made"))
+    monkeypatch.setattr(SparseScores, "__call__", lambda *_: pytest.fail("a matrix was made"))
+    monkeypatch.setattr(scores_module, "MatrixBlock", lambda *_: pytest.fail("a matrix was made"))
+    split = make_split([[0, 1, 2, 3], [3, 2, 1, 0]], 9)
+    score = BASELINES[name](split, split.holdout("test"))
+    assert rank_targets(split.holdout("test"), 9, score, chunk=1).num_targets == 2
