@@ -177,6 +177,12 @@ def packing_of(length_R: Ints) -> tuple[Packing, Ints]:
     return Packing(length_R[order_R]), order_R
 
 
+def lengths_like(lengths: Sequence[int], num_rows: int) -> Ints:
+    """Lengths of so many rows, falling, that are distributed as these are."""
+    rising = np.sort(np.asarray(lengths, dtype=np.int64))
+    return rising[np.arange(num_rows) * len(rising) // num_rows][::-1]
+
+
 def lengths_of(is_valid_BL: Tensor) -> HostArray:
     """How many places of each row a left-padded mask fills: the host reads it, and waits for its device.
 

@@ -68,7 +68,7 @@ class MetaCounter:
     def _rows(self, field: str, num_tokens: int, *, is_kept: bool) -> FieldInputs:
         """The inputs of one item."""
         kept = frozenset([field] if is_kept else ())
-        return item_inputs(self._model, 1, num_tokens, kept).fields[field]
+        return item_inputs(self._model, 1, (num_tokens,), kept).fields[field]
 
     def _states(self, field: str, rows: FieldInputs) -> TokenStates:
         found: TokenStates = self._model.item_encoder.encoders[field](rows)

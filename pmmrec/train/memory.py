@@ -164,14 +164,17 @@ class Drawing:
         longest = max(map(len, windows)) + num_blank
         slots = sum(len(keys) - 1 + num_blank for keys in windows)
         num_items = self._with_negatives(task, len(item_keys), slots)
+        texts = self._tokens_of_texts(task, item_keys)
         return StepSize(
             users=math.ceil(len(windows) / num_processes) if sees_all else len(windows),
             positions=longest,
             filled=slots / max(1, len(windows) * (longest - 1)),
             items=num_items,
             encoded=math.ceil(num_items / num_processes) if sees_all else num_items,
-            tokens=self._tokens_of_a_text(task, item_keys),
+            tokens=math.ceil(sum(texts) / max(1, len(texts))),
             candidates=max(map(len, shown)),
+            texts=texts,
+            windows=tuple(len(keys) + num_blank for keys in windows),
         )
 
     def at_most(self, task: TrainingTask, num_processes: int) -> StepSize:
@@ -219,10 +222,10 @@ class Drawing:
             drawn.append((first_key[domain] + rows, first_key[domain] + shown))
         return drawn
 
-    def _tokens_of_a_text(self, task: TrainingTask, item_keys: Ints) -> int:
-        """The mean length in tokens of the texts of at most a thousand of these items, rounded up."""
+    def _tokens_of_texts(self, task: TrainingTask, item_keys: Ints) -> tuple[int, ...]:
+        """The tokens of the texts of at most a thousand of these items; one token where there is no text to read."""
         if not _texts(task):
-            return 0
+            return ()
         chosen = item_keys[:: math.ceil(len(item_keys) / TEXTS_READ)]
         first_key, lengths = 0, list[int]()
         for domain in self.sources.domains:
@@ -231,7 +234,7 @@ class Drawing:
                 texts = [text for text in domain.texts(rows, field) if text is not None]
                 lengths += map(len, spec.tokenizer.encode(texts))
             first_key += domain.num_items
-        return math.ceil(sum(lengths) / max(1, len(lengths))) or 1
+        return tuple(lengths) or (1,)
 
 
 def _shown(task: TrainingTask) -> list[Shown]:

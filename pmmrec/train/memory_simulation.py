@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from pmmrec.contracts import (
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.models import ItemEncoder
 from pmmrec.models.recommender import Recommender
-from pmmrec.packing import HostArray, Packing
+from pmmrec.packing import HostArray, Packing, lengths_like
 from pmmrec.requests import DrawnNegatives, Masked, Noised, Shown, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.task import TrainingTask
@@ -61,6 +61,8 @@ class StepSize:
     encoded: int  # how many of them it encodes
     tokens: int  # of a text, on average
     candidates: int = 0  # of an impression
+    texts: tuple[int, ...] = ()  # tokens of some texts; (): all have as many as the average
+    windows: tuple[int, ...] = ()  # items of each window; (): all are filled alike
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,10 @@ def step_memory(task: TrainingTask, size: StepSize, kernels: Kernels, prefixes: 
     """Of a task on the meta device; its forward and backward are the real ones, only their tensors hold nothing.
 
     `prefixes`: fields whose frozen states are kept. A mask counts as true as often as the windows are filled, other
-    masks everywhere.
+    masks everywhere. On a GPU, where attention pads rows of different lengths, rows have the lengths that `size` tells.
     """
+    if not kernels.on_gpu:
+        size = dataclasses.replace(size, texts=(), windows=())
     # A batch for each trial: one that was tried holds tensors of what the host knows.
     fields = frozenset(prefixes)
     batch = _batch(task, size, fields)
@@ -273,12 +277,13 @@ def _batch(task: TrainingTask, size: StepSize, prefixes: frozenset[str]) -> Batc
     """A batch of these sizes on the meta device; every item has all that the model reads."""
     with torch.device("meta"):
         index_BS = torch.zeros((size.users, size.positions), dtype=torch.int64)
-        length_B = HostArray([1 + max(1, round(size.filled * (size.positions - 1)))] * size.users)
+        even = 1 + max(1, round(size.filled * (size.positions - 1)))
+        length_B = HostArray(lengths_like(size.windows or (even,), size.users))
         windows = Windows(index_BS, torch.ones_like(index_BS, dtype=torch.bool), length_B=length_B)
         passes = {request: _pass(request, drawn, windows, size) for request, drawn in task.requests.passes.items()}
         users_B = torch.zeros(size.users, dtype=torch.int64)
         windows = dataclasses.replace(windows, passes=passes, user_index_B=users_B)
-        items = item_inputs(task.recommender, size.encoded, size.tokens, prefixes)
+        items = item_inputs(task.recommender, size.encoded, size.texts or (size.tokens,), prefixes)
         return Batch(items, windows, log_q_U=torch.zeros(size.items))
 
 
@@ -304,16 +309,19 @@ def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Win
 def item_inputs(
     recommender: Recommender,
     num_items: int,
-    num_tokens: int | None = None,
+    num_tokens: Sequence[int] = (),
     prefixes: frozenset[str] = frozenset(),
 ) -> ItemInputs:
-    """Items on the meta device that have all that the model reads, with the longest texts if not said otherwise."""
+    """Items on the meta device that have all that the model reads.
+
+    `num_tokens`: of some texts, which stand for all; (): the longest texts.
+    """
     encoder = recommender.item_encoder
     index_U, places = torch.zeros(num_items, dtype=torch.int64, device="meta"), HostArray(np.arange(num_items))
     inputs: dict[str, FieldInputs] = {}
     for field, spec in encoder.reads.items():
         if isinstance(spec, TextSpec):
-            packing = Packing([num_tokens or spec.tokenizer.max_tokens] * num_items)
+            packing = Packing(lengths_like(num_tokens or (spec.tokenizer.max_tokens,), num_items))
             token_id_K = torch.zeros(packing.num_places, dtype=torch.int64, device="meta")
             inputs[field] = TokenInputs(token_id_K, packing, places)
         elif isinstance(spec, PixelSpec):

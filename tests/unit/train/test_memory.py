@@ -141,6 +141,8 @@ def test_sizes_are_those_of_the_first_steps(drawing: Drawing, workshop: Any, num
     assert (size.items, size.positions) == (fullest.items.num_items, num_positions)
     assert (size.users, size.encoded) == (-(-num_users // number), -(-size.items // number))
     assert round(size.filled * num_users * (num_positions - 1)) == int(fullest.windows.has_next_BL.sum())
+    assert sorted(size.windows) == sorted(fullest.windows.is_valid_BS.sum(dim=1).tolist())
+    assert (size.tokens, size.texts) == (0, ())  # the model reads no text
 
 
 def test_lines_tell_users_negatives_and_every_part(drawing: Drawing, workshop: Any) -> None:

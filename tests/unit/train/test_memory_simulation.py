@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pmmrec.contracts import Batch, ItemInputs, Modality, Windows
-from pmmrec.packing import HostArray
+from pmmrec.packing import PAIRS_OF_SPAN, PAIRS_OF_SPAN_ELSEWHERE, HostArray
 from pmmrec.requests import Noised
 from pmmrec.train.accumulate import checkpoint_activations
 from pmmrec.train.memory_simulation import Kernels, LiveBytes, StepSize, item_inputs, step_memory
@@ -39,7 +39,7 @@ def real(value: Any) -> Any:
 
 def real_batch(task: TrainingTask, size: StepSize, prefixes: frozenset[Modality] = frozenset()) -> Batch:
     """A batch of these sizes; its windows go round the items, and hold as many as they are filled."""
-    items = item_inputs(on_meta(task).recommender, size.encoded, size.tokens, prefixes)
+    items = item_inputs(on_meta(task).recommender, size.encoded, size.texts or (size.tokens,), prefixes)
     num_valid = round(size.filled * (size.positions - 1)) + 1
     is_valid_BS = (torch.arange(size.positions) >= size.positions - num_valid).expand(size.users, -1)
     index_BS = torch.zeros(is_valid_BS.shape, dtype=torch.int64)
@@ -102,6 +102,27 @@ def test_a_trial_finds_the_bytes_of_a_real_step(reading: Any, how: str, filled: 
     found = step_memory(on_meta(task), size, CPU, prefixes)
     assert abs(found.with_gradients - measured) <= 64  # numbers by the way; measured: 24 of 400,000 bytes
     assert found.batch == sum(tensor.nbytes for tensor in tensors_of(batch))
+
+
+def test_rows_of_different_lengths_cost_a_gpu_the_padding_of_its_attention(
+    reading: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PAIRS_OF_SPAN, "cpu", PAIRS_OF_SPAN_ELSEWHERE)  # type: ignore[index]  # a constant
+    task = reading.task.train()
+    even, uneven = (dataclasses.replace(SIZE, tokens=7, texts=texts) for texts in ((), (2, 3, 4, 6, 20)))
+    measured = [peak_of(task, real_batch(task, size)) for size in (even, uneven)]
+    found = [step_memory(on_meta(task), size, GPU, ()).with_gradients for size in (even, uneven)]
+    assert measured[1] > 1.1 * measured[0]
+    assert 0.9 < (found[1] - found[0]) / (measured[1] - measured[0]) < 1.1  # measured: 0.95
+    half_full = dataclasses.replace(even, filled=0.5)
+    some_long = dataclasses.replace(half_full, windows=(11, 5, 5, 5, 5, 5))
+    found = [step_memory(on_meta(task), size, GPU, ()).activations for size in (half_full, some_long)]
+    assert found[1] > found[0]
+
+
+def test_a_cpu_attends_without_padding(reading: Any) -> None:
+    task, uneven = on_meta(reading.task), dataclasses.replace(SIZE, texts=(2, 16), windows=(11, 2))
+    assert step_memory(task, uneven, CPU, ()) == step_memory(task, SIZE, CPU, ())
 
 
 def test_frozen_blocks_keep_no_activations_for_those_that_are_computed_again(reading: Any) -> None:
