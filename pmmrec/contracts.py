@@ -21,7 +21,7 @@ from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
 from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
 from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
-from pmmrec.packing import HostArray, Ints, Packing, packing_of
+from pmmrec.packing import HostArray, Ints, Packing, packing_of, sent
 from pmmrec.requests import WindowRequest
 from pmmrec.windows import Candidates as Candidates  # noqa: PLC0414
 from pmmrec.windows import ItemPlaces as ItemPlaces  # noqa: PLC0414
@@ -38,7 +38,7 @@ def to_device(value: _T, device: torch.device | str) -> _T:
     """A copy of a contract (or of a mapping of them) whose tensors live on `device`."""
     moved: Any = value
     if isinstance(value, Tensor):
-        moved = value.to(device, non_blocking=True)
+        moved = sent(value, torch.device(device))
     elif isinstance(value, Mapping):
         moved = {name: to_device(entry, device) for name, entry in value.items()}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):

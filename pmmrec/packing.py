@@ -19,6 +19,19 @@ Ints = NDArray[np.int64]
 PAIRS_OF_SPAN: Mapping[str, int] = {"cpu": 1 << 10}
 PAIRS_OF_SPAN_ELSEWHERE = 1 << 21
 PAIRS_OF_PLACE = 10
+MAX_PINNED_BYTES = 1 << 28
+
+
+def sent(x: Tensor, device: torch.device, *, copy: bool = False) -> Tensor:
+    """The tensor on `device`, without making the host wait: to a GPU it goes through page-locked memory.
+
+    `copy`: a new tensor also where it lies on `device` already. Page-locked memory is reused and never given back, so
+    what is larger than `MAX_PINNED_BYTES` (a whole catalogue, sent once) goes without.
+    """
+    is_upload = device.type == "cuda" and x.device.type == "cpu"
+    if is_upload and x.numel() * x.element_size() <= MAX_PINNED_BYTES:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True, copy=copy)
 
 
 class HostArray:
@@ -42,7 +55,7 @@ class HostArray:
         """The tensor on `device`."""
         if device not in self._on:
             # A copy on a CPU too: the numbers of the host are not shared.
-            self._on[device] = torch.from_numpy(self.values).to(device, non_blocking=True, copy=True)
+            self._on[device] = sent(torch.from_numpy(self.values), device, copy=True)
         return self._on[device]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pmmrec import packing as module
 from pmmrec.contracts import to_device
-from pmmrec.packing import HostArray, Packing, attend, left_padded, lengths_of, packing_of
+from pmmrec.packing import HostArray, Packing, attend, left_padded, lengths_of, packing_of, sent
 
 torch.set_num_threads(1)
 HEADS, SIZE = 2, 3
@@ -170,3 +170,19 @@ def test_packings_and_arrays_pass_to_other_processes() -> None:
     packing.spans(torch.device("cpu"))
     travelled, array = pickle.loads(pickle.dumps((packing, HostArray([2, 5]))))  # noqa: S301  of this test
     assert (travelled.length_R.tolist(), array.values.tolist()) == ([3, 1], [2, 5])
+
+
+def test_a_tensor_stays_where_it_is_unless_a_copy_is_asked_for() -> None:
+    x = torch.arange(3)
+    assert sent(x, torch.device("cpu")) is x
+    assert sent(x, torch.device("cpu"), copy=True).data_ptr() != x.data_ptr()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is page-locked for a GPU")
+@pytest.mark.parametrize("most", [0, 1 << 20])
+def test_what_goes_to_a_gpu_arrives_with_and_without_page_locked_memory(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(module, "MAX_PINNED_BYTES", most)
+    for x in (torch.arange(1000), torch.zeros(0), torch.ones(3, 4).T):
+        assert torch.equal(sent(x, torch.device("cuda")).cpu(), x)
