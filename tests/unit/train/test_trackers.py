@@ -11,7 +11,6 @@ import pytest
 from command_line import Pmmrec
 
 from pmmrec.errors import MachineError
-from pmmrec.train import trackers
 from pmmrec.train.trackers import tracker_openers
 
 
@@ -77,7 +76,7 @@ def test_wandb_goes_by_its_own_variables_where_they_are_set(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     tracker = Mock()
-    monkeypatch.setattr(trackers, "WandBTracker", tracker)
+    monkeypatch.setattr("accelerate.tracking.WandBTracker", tracker)
     tracker_openers(("wandb",), Path("runs/watched"), project, "watched", "recipe")["wandb"]()
     asked = {key: value for key, value in expected.items() if key != "project"}
     tracker.assert_called_once_with(expected["project"], **asked, config={"recipe": "recipe"})
