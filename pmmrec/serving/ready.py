@@ -22,6 +22,7 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.errors import MachineError
+from pmmrec.evaluation.encoded import VERSION as VECTORS_VERSION
 from pmmrec.evaluation.encoded import read_vectors
 from pmmrec.models.recommender import Recommender
 from pmmrec.models.stored import StoredItems
@@ -97,6 +98,7 @@ def open_ready(checkpoint: Checkpoint, domain: Domain, cache: Path, device: torc
 def _entry(place: Path, checkpoint: Checkpoint, domain: Domain, device: torch.device) -> CacheEntry:
     inputs: dict[str, str | int] = {
         "version": VERSION,
+        "vectors": VECTORS_VERSION,
         "checkpoint": weights_name(checkpoint),
         "domain": domain.fingerprint,
         "features": json.dumps({name: info.sha256 for name, info in domain.info.features.items()}, sort_keys=True),
