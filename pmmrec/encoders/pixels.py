@@ -19,6 +19,7 @@ from pmmrec.errors import CheckpointError, RecipeError
 Channels = tuple[float, float, float]
 NEUTRAL: Channels = (0.5, 0.5, 0.5)
 RESAMPLING = "bicubic"  # how the data room resizes
+NUMBERS_IN_CACHE = 1 << 18  # of pixels that are normalised together on a CPU
 MAX_NAMED_SIZE = 4096  # no larger size is looked for where one is to be named
 # What libraries raise where windows, patches or stages do not fit a size.
 _MISFITS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, RecipeError)
@@ -149,8 +150,12 @@ class Normalise(nn.Module):
     def forward(self, pixels_RCHW: Tensor, dtype: torch.dtype) -> Tensor:
         """0..255 -> (x / 255 - mean) / std, reckoned in float32 and handed on as `dtype`."""
         mean_C11, std_C11 = self.get_buffer("mean_C11"), self.get_buffer("std_C11")
-        normal: Tensor = torch.div(pixels_RCHW, 255)  # float32, of bytes
-        normal = normal.sub_(mean_C11).div_(std_C11)  # in place: a copy each would cost as much as a block
+        normal = torch.empty(pixels_RCHW.shape, dtype=torch.float32, device=pixels_RCHW.device)
+        at_once = len(normal)
+        if normal.device.type == "cpu":  # so few images that they stay in cache: four passes over all cost as a block
+            at_once = max(1, NUMBERS_IN_CACHE // max(1, pixels_RCHW[0].numel()))
+        for out, pixels in zip(torch.split(normal, at_once), torch.split(pixels_RCHW, at_once), strict=True):
+            out.copy_(pixels).div_(255).sub_(mean_C11).div_(std_C11)
         return normal.to(dtype)
 
 
