@@ -54,8 +54,9 @@ class HostArray:
     def on(self, device: torch.device) -> Tensor:
         """The tensor on `device`."""
         if device not in self._on:
-            # A copy on a CPU too: the numbers of the host are not shared.
-            self._on[device] = sent(torch.from_numpy(self.values), device, copy=True)
+            # A copy on a CPU too: the numbers of the host are not shared. A later backward may need it.
+            with torch.inference_mode(mode=False):
+                self._on[device] = sent(torch.from_numpy(self.values), device, copy=True)
         return self._on[device]
 
 

@@ -186,3 +186,12 @@ def test_what_goes_to_a_gpu_arrives_with_and_without_page_locked_memory(
     monkeypatch.setattr(module, "MAX_PINNED_BYTES", most)
     for x in (torch.arange(1000), torch.zeros(0), torch.ones(3, 4).T):
         assert torch.equal(sent(x, torch.device("cuda")).cpu(), x)
+
+
+def test_a_packing_that_was_used_under_inference_mode_serves_training() -> None:
+    packing = Packing([3, 2])
+    tensors = drawn(packing)
+    with torch.inference_mode():
+        attend(*tensors, packing)
+    attend(*tensors, packing).sum().backward()
+    assert all(tensor.grad is not None for tensor in tensors)
