@@ -90,6 +90,19 @@ class Span:
         """The padded places, flat, that are not padding."""
         return HostArray(np.flatnonzero(self.is_valid_GT.values))
 
+    def mean(self, x_kD: Tensor) -> Tensor:
+        """The mean of each row, `(G, D)`, out of the places of the span."""
+        shape = (len(self.length_G), self.longest, x_kD.shape[1])
+        if self.is_even:
+            return x_kD.view(shape).mean(dim=1)
+        padded_GTD = x_kD.index_select(0, self.source_GT.on(x_kD.device)).view(shape)
+        is_valid_GT, length_G = (one.on(x_kD.device) for one in (self.is_valid_GT, self._lengths))
+        return torch.where(is_valid_GT[:, :, None], padded_GTD, 0.0).sum(dim=1) / length_G[:, None]
+
+    @cached_property
+    def _lengths(self) -> HostArray:
+        return HostArray(self.length_G)
+
     def band(self, window: int) -> HostArray:
         """Bool `(T, T)`: which places are at most `window` apart."""
         if window not in self._bands:
@@ -174,9 +187,9 @@ class Packing:
 
     def mean(self, x_KD: Tensor) -> Tensor:
         """The mean of each row, `(R, D)`."""
-        even = list(_spans(self.length_R, 0))
-        rows = zip(even, torch.split(x_KD, [span.num_places for span in even]), strict=True)
-        return torch.cat([x_kD.view(-1, span.longest, x_kD.shape[1]).mean(dim=1) for span, x_kD in rows])
+        spans = self.spans(x_KD.device)
+        rows = zip(spans, torch.split(x_KD, [span.num_places for span in spans]), strict=True)
+        return torch.cat([span.mean(x_kD) for span, x_kD in rows])
 
     def some(self, rows: Ints) -> tuple[Packing, HostArray]:
         """The packing of some rows, whose numbers rise, and their places in this one."""

@@ -118,7 +118,9 @@ def test_padding_and_packing_undo_one_another() -> None:
     assert Packing([2, 2]).padded(x_K[:4]).tolist() == [[0, 1], [2, 3]]
 
 
-def test_the_first_place_and_the_mean_of_rows() -> None:
+@pytest.mark.parametrize("grouping", list(GROUPINGS))
+def test_the_first_place_and_the_mean_of_rows(grouping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.PAIRS_OF_SPAN, "cpu", GROUPINGS[grouping])  # type: ignore[arg-type]
     packing = Packing([3, 3, 2, 1])
     x_KD = torch.randn(9, 2, dtype=torch.float64)
     rows = [x_KD[:3], x_KD[3:6], x_KD[6:8], x_KD[8:]]
