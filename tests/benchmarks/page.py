@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from against_naive import CASES, against_naive, compared
+from against_naive import CASES, COLUMNS, against_naive, compared, row
 from growth import RECIPE, STEPS, Point, draw, grow
 from made_up import made_up
 
@@ -118,23 +118,9 @@ def naive(data: Path, *, keeps: bool) -> str:
     found = {"made up": compared(RECIPE, shop, ("machine.threads=1",), HOME, NAIVE_STEPS)}
     if data.is_dir():
         found |= {title: against_naive(title, data, HOME, NAIVE_STEPS, keeps=keeps) for title in CASES}
-    rows = []
-    for title, cost in found.items():
-        of_twin = cost["naive"]
-        ratios = [of_twin[key] for key in ("times_faster", "times_fewer_useful_flops", "times_faster_over_flops")]
-        figures = [*(f"{ratio:.1f}" for ratio in ratios[:2]), f"{ratios[2]:.2f}", f"{of_twin['memory_ratio']:.3f}"]
-        rows.append((title, *figures, f"{of_twin['loss']:.4f}", f"{of_twin['loss_here']:.4f}"))
-    columns = (
-        "domain",
-        "times faster",
-        "times fewer useful FLOPs",
-        "faster / fewer",
-        "memory",
-        "its loss",
-        "loss here",
-    )
+    rows = [row(title, cost) for title, cost in found.items()]
     missing = "" if data.is_dir() else f"\n\nRows of real data are left out: there is none in `{data.name}`."
-    return f"## Against a naive model\n\n{text}\n\n{table(columns, rows)}{missing}"
+    return f"## Against a naive model\n\n{text}\n\n{table(COLUMNS, rows)}{missing}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
