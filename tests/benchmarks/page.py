@@ -50,7 +50,8 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
     versions = f"pmmrec {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{time.strftime('%Y-%m-%d')}, one thread of {cpu} ({os.cpu_count()} cores), {versions}."
+    where = f"one thread of {cpu} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.0f})"
+    return f"{time.strftime('%Y-%m-%d')}, {where}, {versions}."
 
 
 def stages(cost: Mapping[str, Any]) -> str:
@@ -119,8 +120,9 @@ def naive(data: Path, *, keeps: bool) -> str:
     if data.is_dir():
         found |= {title: against_naive(title, data, HOME, NAIVE_STEPS, keeps=keeps) for title in CASES}
     rows = [row(title, cost) for title, cost in found.items()]
-    missing = "" if data.is_dir() else f"\n\nRows of real data are left out: there is none in `{data.name}`."
-    return f"## Against a naive model\n\n{text}\n\n{table(COLUMNS, rows)}{missing}"
+    told = "" if not keeps else "\n\nRows of real data were measured apart from the rest, in the same way."
+    told = told if data.is_dir() else f"\n\nRows of real data are left out: there is none in `{data.name}`."
+    return f"## Against a naive model\n\n{text}\n\n{table(COLUMNS, rows)}{told}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
