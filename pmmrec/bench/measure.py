@@ -43,7 +43,7 @@ class StageCost:
 
 
 @dataclass(frozen=True)
-class Computed:
+class ComputedWork:
     """What one step really computed."""
 
     flops: float  # by torch's counter; a fused attention kernel counts what it computes once more
@@ -65,7 +65,7 @@ class StepCost:
     wall_s: float
     peaks: Peaks
     works: tuple[StepWork, ...]  # of each measured step
-    computed: Computed  # in the first batch
+    computed: ComputedWork  # in the first batch
     first_work: StepWork  # of that batch
     peak_memory_bytes: int
 
@@ -203,7 +203,7 @@ def _stages(seconds: Mapping[str, float], works: Sequence[StepWork], peaks: Peak
     )
 
 
-def _computed(training: PreparedRun, batch: Batch, host_syncs: int) -> Computed:
+def _computed(training: PreparedRun, batch: Batch, host_syncs: int) -> ComputedWork:
     """One more forward and backward, counted and not timed."""
     task, recommender = training.task, training.task.recommender
     text = recommender.item_encoder.parts.get("text_encoder")
@@ -214,7 +214,7 @@ def _computed(training: PreparedRun, batch: Batch, host_syncs: int) -> Computed:
             torch.stack([figures[name][0] for name in task.weights]).sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
     task.zero_grad()
     tokens, positions = (count.close() for count in counts)
-    return Computed(float(counter.get_total_flops()), tokens, positions, host_syncs)
+    return ComputedWork(float(counter.get_total_flops()), tokens, positions, host_syncs)
 
 
 class _SyncedStep:
