@@ -63,6 +63,7 @@ bench: $(VENV)/installed-dev  ## tests/benchmarks/BENCHMARKS.md: what a training
 benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA) if it is there; how fast score and ranking are
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"
 	$(BIN)/python tests/benchmarks/score.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/sasrec_loop.py "$(DATA)"
 	$(BIN)/python tests/benchmarks/ranking.py
 
 large: $(VENV)/installed-dev  ## how a platform of 50 million users trains, against a small one; takes 6 GB of disk below runs/benchmarks
