@@ -46,9 +46,15 @@ def _is_drawn_here(x: Tensor) -> bool:
 @torch.no_grad()
 def _factors(x: Tensor, p: float) -> Tensor:
     """What each element of `x` is multiplied by: 0 with probability `p`, else 1 / (1 - p)."""
+    is_kept, factor = kept(x, p)
+    return is_kept.to(x.dtype).mul_(factor)
+
+
+def kept(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """Which elements of `x` are kept, each with probability 1 - `p`, and what they are multiplied by."""
     num_dropped = min(round(p * _STEPS), _STEPS - 1)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -32768 to 32767
-    factors = torch.empty(x.shape, dtype=x.dtype)
-    torch.ge(bits, num_dropped - _STEPS // 2, out=factors)
-    return factors.mul_(_STEPS / (_STEPS - num_dropped))
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    bits = (
+        words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: x.numel()].view(x.shape)
+    )  # uniform from -32768 to 32767
+    return torch.ge(bits, num_dropped - _STEPS // 2), _STEPS / (_STEPS - num_dropped)

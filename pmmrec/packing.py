@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pmmrec.attention_dropout import AttentionWithDropout
+
 Ints = NDArray[np.int64]
 # What one more call of attention costs, and the copy of a padded place, in pairs of places. Measured at width 128 on a
 # CPU; elsewhere a call is mostly the start of some kernels.
@@ -277,9 +279,13 @@ def _attend(
     ):
         query, key, value = (_heads(x_kHE, span) for x_kHE in rows)
         mask = _mask(span, query_KHE.device, window, is_causal=is_causal)
-        mixed_GHTE = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None, scale=scale
-        )
+        if dropout and query.device.type == "cpu":
+            factor = query.shape[-1] ** -0.5 if scale is None else scale
+            mixed_GHTE = AttentionWithDropout.apply(query, key, value, mask, dropout, factor, is_causal)
+        else:
+            mixed_GHTE = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None, scale=scale
+            )
         mixed = mixed_GHTE.transpose(1, 2).flatten(0, 1)
         parts.append(mixed if span.is_even else mixed.index_select(0, span.kept.on(mixed.device)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)

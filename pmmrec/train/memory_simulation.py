@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pmmrec.attention_dropout import AttentionWithDropout
 from pmmrec.contracts import (
     Batch,
     Candidates,
@@ -205,6 +206,8 @@ class _Computing(TorchFunctionMode):
             args, kwargs = tree_map(self._half, args), tree_map(self._half, kwargs)
         if func is F.scaled_dot_product_attention and (self._kernels.on_gpu or not _dropout_of(*args, **kwargs)):
             return _FusedAttention.apply(*_inputs_of(*args, **kwargs))
+        if func is F.scaled_dot_product_attention:  # with dropout, on a CPU
+            return AttentionWithDropout.apply(*_inputs_of(*args, **kwargs), _dropout_of(*args, **kwargs), 1.0, True)
         if self._kernels.on_gpu and func is F.dropout:
             return _dropped(*args, **kwargs)
         return func(*args, **kwargs)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pmmrec import packing as module
 from pmmrec.contracts import to_device
+from pmmrec.dropout import dropout as dropped
 from pmmrec.packing import HostArray, Packing, attend, left_padded, lengths_of, packing_of, sent
 
 torch.set_num_threads(1)
@@ -72,6 +73,58 @@ def test_values_and_gradients_are_those_of_loops(
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("grouping", list(GROUPINGS))
+@pytest.mark.parametrize("window", [None, 1])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("name", list(LENGTHS))
+def test_dropped_weights_are_those_of_plain_attention_with_the_same_draws(
+    name: str, is_causal: bool, window: int | None, grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.PAIRS_OF_SPAN, "cpu", GROUPINGS[grouping])  # type: ignore[arg-type]
+    packing = Packing(LENGTHS[name])
+    inputs = drawn(packing)
+    torch.manual_seed(5)
+    actual = attend(*inputs, packing, is_causal=is_causal, window=window, dropout=0.4)
+    torch.manual_seed(5)
+    rows = []
+    for span, *some in zip(
+        packing.spans(torch.device("cpu")),
+        *(x.split([span.num_places for span in packing.spans(torch.device("cpu"))]) for x in inputs),
+        strict=True,
+    ):
+        lengths, places = span.length_G.tolist(), range(span.longest)
+        padded = [torch.nn.utils.rnn.pad_sequence(x.split(lengths), batch_first=True).transpose(1, 2) for x in some]
+        sees = torch.tensor(
+            [
+                [
+                    [j < n and (not is_causal or j <= i) and (window is None or abs(i - j) <= window) for j in places]
+                    for i in places
+                ]
+                for n in lengths
+            ]
+        )[:, None]
+        sees |= ~sees.any(dim=-1, keepdim=True)  # of padding, which is cut off
+        weight = (padded[0] @ padded[1].mT / SIZE**0.5).masked_fill(~sees, -torch.inf).softmax(-1)
+        mixed = (dropped(weight, 0.4) @ padded[2]).transpose(1, 2)
+        rows += [of_row[:length] for of_row, length in zip(mixed, lengths, strict=True)]
+    expected = torch.cat(rows)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    pairs = (torch.autograd.grad(one.sin().sum(), inputs) for one in (actual, expected))
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_dropped_weights_keep_a_byte_each() -> None:
+    packing, kept_bytes = Packing([64]), []
+    inputs = drawn(packing)
+    known = {x.untyped_storage().data_ptr() for x in inputs}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept_bytes.append(0 if x.untyped_storage().data_ptr() in known else x.nbytes) or x, lambda x: x
+    ):
+        attend(*inputs, packing, dropout=0.4)
+    assert sum(kept_bytes) <= HEADS * 64 * 64 + 8 * HEADS * 64 * SIZE
 
 
 def test_dropout_of_weights_keeps_their_mean() -> None:

@@ -1,0 +1,55 @@
+"""Attention with dropout of its weights on a CPU, where torch has no kernel for it and keeps a weight three times."""
+# Shapes: G rows, H heads, T places, E width of a head.
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmmrec.dropout import kept
+
+
+class AttentionWithDropout(torch.autograd.Function):
+    """Scaled dot-product attention `(G, H, T, E)` that keeps a byte for each weight, and computes weights once more.
+
+    Arguments: query, key, value, which keys a query may see (None: all, or with `is_causal` those not behind it), the
+    share of dropped weights, the scale, `is_causal`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_allowed: Tensor | None,
+        p: float,
+        scale: float,
+        is_causal: bool,
+    ) -> Tensor:
+        weight_GHTT = _weights(query, key, is_allowed, scale, is_causal=is_causal)
+        is_kept, factor = kept(weight_GHTT, p)
+        ctx.save_for_backward(query, key, value, is_allowed, is_kept)
+        ctx.scale, ctx.factor, ctx.is_causal = scale, factor, is_causal
+        return weight_GHTT.mul_(is_kept).mul_(factor) @ value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, is_allowed, is_kept = ctx.saved_tensors
+        weight_GHTT = _weights(query, key, is_allowed, ctx.scale, is_causal=ctx.is_causal)
+        of_weight = (gradients[0] @ value.transpose(-2, -1)).mul_(is_kept).mul_(ctx.factor)
+        of_score = torch.ops.aten._softmax_backward_data(of_weight, weight_GHTT, -1, weight_GHTT.dtype).mul_(ctx.scale)
+        of_value = weight_GHTT.mul_(is_kept).mul_(ctx.factor).transpose(-2, -1) @ gradients[0]
+        return of_score @ key, of_score.transpose(-2, -1) @ query, of_value, None, None, None, None
+
+
+def _weights(query: Tensor, key: Tensor, is_allowed: Tensor | None, scale: float, *, is_causal: bool) -> Tensor:
+    score_GHTT = (query * scale) @ key.transpose(-2, -1)
+    if is_allowed is None and is_causal:
+        is_allowed = score_GHTT.new_ones(score_GHTT.shape[-2:], dtype=torch.bool).tril()
+    if is_allowed is not None:
+        # Finite: a place of padding may see none, and must not become NaN.
+        score_GHTT.masked_fill_(~is_allowed, torch.finfo(score_GHTT.dtype).min)
+    return score_GHTT.softmax(dim=-1).to(query.dtype)
