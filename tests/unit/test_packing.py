@@ -127,6 +127,18 @@ def test_dropped_weights_keep_a_byte_each() -> None:
     assert sum(kept_bytes) <= HEADS * 64 * 64 + 8 * HEADS * 64 * SIZE
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_under_autocast_any_types_attend_together(dropout: float) -> None:
+    packing = Packing([4, 2])
+    inputs = [x.detach().float().requires_grad_() for x in drawn(packing)]
+    query, key, value = inputs
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(query.bfloat16(), key, value, packing, dropout=dropout)
+    assert mixed.dtype == torch.bfloat16
+    mixed.float().sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in inputs)
+
+
 def test_dropout_of_weights_keeps_their_mean() -> None:
     packing = Packing([4, 2])
     query, key, value = (x.detach() for x in drawn(packing))
