@@ -29,10 +29,8 @@ class Pace:
 
     def __init__(self, folder: Path | None, training: Mapping[str, Any]) -> None:
         """`folder`: of the run; None: nothing is kept. `training`: equal if steps are the same work."""
-        told = json.dumps(
-            {**training, "machine": platform.node(), "cores": os.cpu_count()}, sort_keys=True, default=str
-        )
-        self._key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        facts = {**training, "machine": platform.node(), "cores": os.cpu_count()}
+        self._key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self._folder, self._rates = folder, list[float]()
         self._before = {} if folder is None else _rates_of(folder.absolute().parent.glob(f"*/{PACE_FILE}"), self._key)
         self._is_told = False

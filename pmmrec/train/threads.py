@@ -92,12 +92,9 @@ def measured(most: int, step: Callable[[], None], *, is_alone: bool = True) -> T
 
 
 def fastest(best_s: Mapping[int, float]) -> int:
-    """The smallest number of threads that no larger one beats by more than `WORTH`, from seconds by number."""
-    chosen = min(best_s)
-    for number in sorted(best_s):
-        if best_s[number] <= WORTH * best_s[chosen]:
-            chosen = number
-    return chosen
+    """The smallest number of threads whose step is within 5 % of the fastest, from seconds by number."""
+    least_s = min(best_s.values())
+    return min(number for number, seconds in best_s.items() if WORTH * seconds < least_s)
 
 
 def cores_of_others(listen_s: float = LISTEN_S) -> float:
