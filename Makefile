@@ -60,7 +60,7 @@ evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from 
 bench: $(VENV)/installed-dev  ## tests/benchmarks/BENCHMARKS.md: what a training step costs, how that grows, a naive model beside it; KEEP=1: real rows as measured before
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/page.py "$(DATA)" $(if $(KEEP),--keep)
 
-benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, on real data in $(DATA) if it is there; how fast score and ranking are
+benchmarks: $(VENV)/installed-dev  ## what kept states of frozen blocks save, and SASRec beside a plain loop, on real data in $(DATA) if it is there; how fast score and ranking are
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/prefix_cache.py "$(DATA)"
 	$(BIN)/python tests/benchmarks/score.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/benchmarks/sasrec_loop.py "$(DATA)"

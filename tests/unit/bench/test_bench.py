@@ -26,6 +26,9 @@ def test_bench_tells_the_cost_of_each_stage_and_leaves_nothing_behind(pmmrec: Pm
     assert 0 < found["utilisation"] < 1
     for key in ("tokens", "positions", "flops"):
         assert 0 < found[key]["valid"] <= found[key]["computed"]
+    assert found["tokens"]["share"] >= 0.9
+    assert found["positions"]["share"] >= 0.8
+    assert found["host_syncs"] == 0
     assert [path.name for path in home.iterdir()] == ["c"]
 
 
