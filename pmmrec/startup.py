@@ -6,8 +6,9 @@ again and again, which takes a fifth of a start's CPU time, and finds nothing to
 
 from __future__ import annotations
 
-import atexit
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _RARELY = (100_000, 50, 1000)
 _USUAL = gc.get_threshold()
@@ -18,8 +19,13 @@ def collect_rarely() -> None:
     gc.set_threshold(*_RARELY)
 
 
-def collect_as_usual() -> None:
-    """Call before the work that repeats; what exists by now is not visited again."""
+@contextmanager
+def collecting_as_usual() -> Iterator[None]:
+    """Around the work that repeats: what exists before is not visited in the block, and is freed as ever after it."""
     gc.freeze()
-    atexit.register(gc.unfreeze)  # or bindings to native code report all that is left as leaks
-    gc.set_threshold(*_USUAL)
+    if gc.get_threshold() == _RARELY:
+        gc.set_threshold(*_USUAL)
+    try:
+        yield
+    finally:
+        gc.unfreeze()  # else no cycle of this training would ever be freed

@@ -17,7 +17,7 @@ from pmmrec.data.loader import LostWorkerError
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.settings import Config
-from pmmrec.startup import collect_as_usual
+from pmmrec.startup import collecting_as_usual
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.cost import TrainingCost, peak_memory_bytes, reset_peak
 from pmmrec.train.delayed_read import DelayedRead
@@ -152,9 +152,8 @@ class Loop:
             sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
             self.log.event("parameters", 0, **sizes)
         self.log.say(self.cost.words() + self._by_rows)
-        collect_as_usual()
         try:
-            with self.watched():
+            with collecting_as_usual(), self.watched():
                 self._fit()
         except LostWorkerError as error:
             raise MachineError(lost_worker(self.step + 1, error)) from error
