@@ -27,6 +27,7 @@ from pmmrec.evaluation.encoded import read_vectors
 from pmmrec.models.recommender import Recommender
 from pmmrec.models.stored import StoredItems
 from pmmrec.serving.candidates import EncodedItems, weights_name
+from pmmrec.settings import Config
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 VERSION = 1  # raise it when the files of an entry mean something else
@@ -52,7 +53,8 @@ def keep_ready(
     checkpoint: Checkpoint, model: Recommender, reader: ItemReader, encoded: EncodedItems, vectors: CacheEntry
 ) -> None:
     """Keep what `open_ready` needs of a catalogue that `model` has encoded, beside its `vectors`, if these are kept."""
-    if type(checkpoint) is not Checkpoint or model.knows_ids or not vectors.folder.is_dir():
+    config = checkpoint.model_config.item_encoder
+    if type(checkpoint) is not Checkpoint or not is_own(config) or model.knows_ids or not vectors.folder.is_dir():
         return
     contents = encoded.contents
     arrays = dict(zip(ARRAYS, (reader.in_order(0), contents.same_as_N, contents.is_readable_N), strict=True))
@@ -73,11 +75,14 @@ def keep_ready(
 
 
 def open_ready(checkpoint: Checkpoint, domain: Domain, cache: Path, device: torch.device) -> Ready | None:
-    """The catalogue of a domain by the vectors that are kept; None where some are not, or the model knows ids.
+    """The catalogue of a domain by the vectors that are kept; None where some are not.
+
+    Also None for models that know ids, and where a plugin encodes the items.
 
     Raises CheckpointError where a file of the checkpoint is not that of its index.
     """
-    if type(checkpoint) is not Checkpoint or not checkpoint.model_config.item_encoder.fields:
+    config = checkpoint.model_config.item_encoder
+    if type(checkpoint) is not Checkpoint or not config.fields or not is_own(config):
         return None
     name = _entry(cache, checkpoint, domain, device).folder.name
     for folder in sorted(cache.glob(f"vectors-*/{name}")):
@@ -88,11 +93,18 @@ def open_ready(checkpoint: Checkpoint, domain: Domain, cache: Path, device: torc
             continue  # damaged: the model makes it again
         for entry in checkpoint.parts.values():
             checkpoint.sound_folder(entry)
-        stored = StoredItems(checkpoint.model_config.item_encoder.fields, facts["streams"])
+        stored = StoredItems(config.fields, facts["streams"])
         items = EncodedItems(domain, vectors_ND.to(device), Contents(same_as_N, is_readable_N), facts["fingerprint"])
         model = load_recommender(checkpoint, item_encoder=stored).to(device)
         return Ready(items, model, tuple(facts["warnings"]))
     return None
+
+
+def is_own(part: Config) -> bool:
+    """Whether a part and those inside it are of this package: what a plugin computes is known once it is built."""
+    inside = (getattr(part, name) for name in type(part).model_fields)
+    is_here = type(part).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return is_here and all(is_own(one) for one in inside if isinstance(one, Config))
 
 
 def _entry(place: Path, checkpoint: Checkpoint, domain: Domain, device: torch.device) -> CacheEntry:

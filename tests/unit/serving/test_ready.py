@@ -13,6 +13,9 @@ import pytest
 import pmmrec as api
 from pmmrec import system as system_file
 from pmmrec.errors import CheckpointError
+from pmmrec.fusion.attentive import MergeAttentionConfig
+from pmmrec.serving import ready
+from pmmrec.serving.ready import is_own
 from pmmrec.system import System
 
 K = 4
@@ -72,6 +75,23 @@ def test_score_after_evaluate_builds_no_item_encoder(
     load().evaluate(domain, name="zero-shot")
     refuse_to_build(monkeypatch)
     load().score(domain, K, tmp_path / "lists.csv")
+
+
+class PluginFusion(MergeAttentionConfig):
+    """The settings of a fusion of another package."""
+
+
+def test_items_that_a_plugin_encodes_are_not_ready_without_it(
+    load, domain: Path, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load().checkpoint.model_config.item_encoder
+    assert is_own(config)
+    assert not is_own(config.model_copy(update={"fusion": PluginFusion()}))
+    monkeypatch.setattr(ready, "is_own", lambda _: False)
+    for name in ("first.csv", "second.csv"):
+        load().score(domain, K, tmp_path / name)
+    assert not list((tmp_path / "cache").glob("vectors-*/ready-*"))
+    assert lines == ["boutique: 36 of 36 items encoded, 0 kept", "boutique: 0 of 36 items encoded, 36 kept"]
 
 
 def test_another_weight_of_popularity_counts(load, domain: Path, tmp_path: Path) -> None:
