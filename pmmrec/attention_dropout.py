@@ -29,27 +29,37 @@ class AttentionWithDropout(torch.autograd.Function):
         scale: float,
         is_causal: bool,
     ) -> Tensor:
-        weight_GHTT = _weights(query, key, is_allowed, scale, is_causal=is_causal)
-        is_kept, factor = kept(weight_GHTT, p)
-        ctx.save_for_backward(query, key, value, is_allowed, is_kept)
-        ctx.scale, ctx.factor, ctx.is_causal = scale, factor, is_causal
-        return weight_GHTT.mul_(is_kept).mul_(factor) @ value
+        with torch.autocast("cpu", enabled=False):
+            weight_GHTT = _weights(query, key, is_allowed, scale, is_causal=is_causal)
+            is_kept, factor = kept(weight_GHTT, p)
+            ctx.save_for_backward(query, key, value, is_allowed, is_kept)
+            ctx.scale, ctx.factor, ctx.is_causal = scale, factor, is_causal
+            mixed: Tensor = weight_GHTT.mul_(is_kept).mul_(factor) @ value.to(weight_GHTT.dtype)
+        return mixed.to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, is_allowed, is_kept = ctx.saved_tensors
+        dtype, gradient = query.dtype, _wide(gradients[0])
+        query, key, value = _wide(query), _wide(key), _wide(value)
         weight_GHTT = _weights(query, key, is_allowed, ctx.scale, is_causal=ctx.is_causal)
-        of_weight = (gradients[0] @ value.transpose(-2, -1)).mul_(is_kept).mul_(ctx.factor)
+        of_weight = (gradient @ value.transpose(-2, -1)).mul_(is_kept).mul_(ctx.factor)
         of_score = torch.ops.aten._softmax_backward_data(of_weight, weight_GHTT, -1, weight_GHTT.dtype).mul_(ctx.scale)
-        of_value = weight_GHTT.mul_(is_kept).mul_(ctx.factor).transpose(-2, -1) @ gradients[0]
-        return of_score @ key, of_score.transpose(-2, -1) @ query, of_value, None, None, None, None
+        of_value = weight_GHTT.mul_(is_kept).mul_(ctx.factor).transpose(-2, -1) @ gradient
+        of_query, of_key = of_score @ key, of_score.transpose(-2, -1) @ query
+        return of_query.to(dtype), of_key.to(dtype), of_value.to(dtype), None, None, None, None
 
 
 def _weights(query: Tensor, key: Tensor, is_allowed: Tensor | None, scale: float, *, is_causal: bool) -> Tensor:
-    score_GHTT = (query * scale) @ key.transpose(-2, -1)
+    score_GHTT = (_wide(query) * scale) @ _wide(key).transpose(-2, -1)
     if is_allowed is None and is_causal:
         is_allowed = score_GHTT.new_ones(score_GHTT.shape[-2:], dtype=torch.bool).tril()
     if is_allowed is not None:
         # Finite: a place of padding may see none, and must not become NaN.
         score_GHTT.masked_fill_(~is_allowed, torch.finfo(score_GHTT.dtype).min)
-    return score_GHTT.softmax(dim=-1).to(query.dtype)
+    return score_GHTT.softmax(dim=-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32, if its numbers are half as long: so torch's own attention computes on a CPU."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -238,7 +238,7 @@ def test_in_bf16_a_step_with_kept_states_is_nearer_to_the_step_in_float32_than_o
     """Kept states are computed in float32 once; without them the frozen blocks run in bfloat16 like all the rest."""
     task = make_task({**MINILM, "trainable_blocks": 2}, fresh("bert", "vit", 1)[1])
     losses, gradients = [], []
-    for plain, kept in islice(pairs(task, sources, tmp_path), 3):
+    for plain, kept in pairs(task, sources, tmp_path):
         (truth, wanted), (anew, one), (read, two) = (
             (loss, torch.cat([found[name].flatten() for name in sorted(found)]))
             for loss, found in (step(task, plain), step(task, plain, in_bf16=True), step(task, kept, in_bf16=True))
@@ -248,7 +248,7 @@ def test_in_bf16_a_step_with_kept_states_is_nearer_to_the_step_in_float32_than_o
         gradients[-1] = [error / float(wanted.norm()) for error in gradients[-1]]
     loss_anew, loss_read, loss_apart = torch.tensor(losses).mean(dim=0).tolist()
     anew_error, read_error, apart = torch.tensor(gradients).mean(dim=0).tolist()
-    assert loss_read < loss_anew  # measured 0.0040 and 0.0068, of losses near 7
+    assert loss_read < loss_anew  # measured 0.0058 and 0.0129 over an epoch, of losses near 7
     assert read_error < anew_error  # measured 0.0135 and 0.0262 of the norm of all gradients
     assert loss_apart < 0.02  # measured 0.0059
     assert apart < 0.05  # measured 0.0238

@@ -116,6 +116,21 @@ def test_dropped_weights_are_those_of_plain_attention_with_the_same_draws(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_short_numbers_are_attended_to_in_float32(is_autocast: bool) -> None:
+    packing = Packing([9, 9, 4])
+    short = [x.detach().bfloat16().requires_grad_() for x in drawn(packing)]
+    found = []
+    for inputs in (short, [x.detach().double().requires_grad_() for x in short]):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast and inputs is short):
+            mixed = attend(*inputs, packing, dropout=0.4)
+        found.append([mixed, *torch.autograd.grad(mixed.double().sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one, other.bfloat16(), rtol=1e-2, atol=1e-3)  # one rounding
+
+
 def test_dropped_weights_keep_a_byte_each() -> None:
     packing, kept_bytes = Packing([64]), []
     inputs = drawn(packing)

@@ -49,6 +49,7 @@ class Count:
 
 def counted(task: TrainingTask, batch: Batch) -> Count:
     """FLOPs of a forward and a backward; attention is made of plain products."""
+    task.eval()  # attention with dropout computes scores once more on the way back
     with sdpa_kernel(SDPBackend.MATH):  # fused kernels compute scores once more on the way back
         with FlopCounterMode(display=False) as forward:
             figures = task(batch)
