@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from pmmrec.bench.flops import Work, alignment_scores, product, scores
 from pmmrec.contracts import Batch, Modality
 from pmmrec.models.dot import Dot
@@ -73,23 +75,27 @@ def _all_users(_: Objective, sizes: TermSizes) -> Work:
 
 
 def _both_ways(_: Objective, sizes: TermSizes) -> Work:
-    return scores(sizes.count, sizes.items, sizes.width) * 2
+    windows = sizes.batch.windows
+    num_anchors = _num_with_both(sizes.batch, windows.item_index_BS, windows.is_counted_BS)
+    return scores(num_anchors, sizes.items, sizes.width) * 2
 
 
 def _alignment(term: Any, sizes: TermSizes) -> Work:
     num_kinds: int = 1 + (term.config.next_item_positives or term.config.intra_negatives)
-    return alignment_scores(_num_anchors(sizes.batch), sizes.items, sizes.users, sizes.width, num_kinds)
+    windows = sizes.batch.windows
+    num_anchors = _num_with_both(sizes.batch, windows.item_index_BS[:, :-1], windows.has_next_BL)
+    return alignment_scores(num_anchors, sizes.items, sizes.users, sizes.width, num_kinds)
 
 
 def _nothing(_: Objective, __: TermSizes) -> Work:
     return Work()
 
 
-def _num_anchors(batch: Batch) -> int:
-    """Distinct items with text and image at positions that have a next item."""
-    own_BL, has_U = batch.windows.item_index_BS[:, :-1], batch.items.has_U
+def _num_with_both(batch: Batch, item_index_BL: Tensor, is_chosen_BL: Tensor) -> int:
+    """Distinct items with text and image at some positions."""
+    has_U = batch.items.has_U
     has_both_U = has_U[Modality.TEXT] & has_U[Modality.IMAGE]
-    return len(set(own_BL[batch.windows.has_next_BL & has_both_U[own_BL]].tolist()))
+    return len(set(item_index_BL[is_chosen_BL & has_both_U[item_index_BL]].tolist()))
 
 
 _SCORED = (NextItem, CatalogueCE, BCE, BPR)  # by the model's scorer

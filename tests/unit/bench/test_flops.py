@@ -148,6 +148,13 @@ def test_formulas_of_objectives_equal_the_count_of_torch(even: Path, tmp_path: P
     check(first_step(even, tmp_path, text("bert", 0), terms={"term": term}))
 
 
+def test_the_formula_of_texts_and_images_against_one_another_equals_the_count_of_torch(
+    even: Path, tmp_path: Path
+) -> None:
+    both = {**BOTH, "text": {**TEXT, "trainable_blocks": 0}, "vision": {**VISION, "trainable_blocks": 0}}
+    check(first_step(even, tmp_path, both, terms={**DAP, "itc": {"type": "item_contrast"}}))
+
+
 def check(step: FirstStep) -> None:
     """The formulas equal the count: forward in every part, forward and backward in all."""
     work, count = WorkMeter(step.task).of(step.moved), counted(step.task, step.moved)
