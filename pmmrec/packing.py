@@ -280,7 +280,6 @@ def _attend(
         query, key, value = (_heads(x_kHE, span) for x_kHE in rows)
         mask = _mask(span, query_KHE.device, window, is_causal=is_causal)
         if dropout and query.device.type == "cpu":
-            query, key, value = (_as_autocast(x) for x in (query, key, value))
             factor = query.shape[-1] ** -0.5 if scale is None else scale
             mixed_GHTE = AttentionWithDropout.apply(query, key, value, mask, dropout, factor, is_causal)
         else:
@@ -297,12 +296,6 @@ def _heads(x_kHE: Tensor, span: Span) -> Tensor:
     if not span.is_even:
         x_kHE = x_kHE.index_select(0, span.source_GT.on(x_kHE.device))
     return x_kHE.view(len(span.length_G), span.longest, *x_kHE.shape[1:]).transpose(1, 2)
-
-
-def _as_autocast(x: Tensor) -> Tensor:
-    """In the type in which torch's own attention computes: under autocast it casts float32."""
-    is_cast = x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type)
-    return x.to(torch.get_autocast_dtype(x.device.type)) if is_cast else x
 
 
 def _mask(span: Span, device: torch.device, window: int | None, *, is_causal: bool) -> Tensor | None:
