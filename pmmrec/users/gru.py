@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,9 +13,9 @@ from torch import nn
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
-from pmmrec.errors import RecipeError
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
+from pmmrec.users.packed import refuse_longer
 
 
 class GRUConfig(PartConfig):
@@ -22,7 +23,11 @@ class GRUConfig(PartConfig):
 
     type: Literal["gru"] = "gru"
     num_layers: int = Field(default=2, ge=1, le=1000)
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"num_layers": 1, "output_layer": True})
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Of the inputs.")
+    output_layer: bool = Field(
+        default=False, description="Whether a linear layer follows the units (NineRec with texts, RecBole)."
+    )
     max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
 
 
@@ -45,14 +50,10 @@ class GRUUserEncoder(UserEncoder):
         self.gru = nn.GRU(context.width, context.width, config.num_layers, bias=False, batch_first=True)
         for weight in (self.gru.weight_ih_l0, self.gru.weight_hh_l0):
             nn.init.xavier_uniform_(torch.as_tensor(weight))
+        self.output = nn.Linear(context.width, context.width) if config.output_layer else nn.Identity()
 
     def forward(self, history: History) -> UserStates:
         """States `(B, L, D)`. RecipeError where L is above `max_inputs`."""
-        length = history.item_BLD.shape[1]
-        if length > self.max_inputs:
-            raise RecipeError(
-                f"user_encoder.max_inputs: {self.max_inputs}, but histories of {length} inputs came; "
-                "shorten the windows or raise max_inputs"
-            )
+        refuse_longer(history, self.max_inputs)
         hidden_BLD, _ = self.gru(self.dropout(history.item_BLD))
-        return UserStates(hidden_BLD, history.is_valid_BL)
+        return UserStates(self.output(hidden_BLD), history.is_valid_BL)

@@ -16,10 +16,10 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
 from pmmrec.errors import RecipeError
-from pmmrec.packing import left_padded, lengths_of
 from pmmrec.renamed import renamed_attention
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
+from pmmrec.users.packed import PackedHistory, masked, refuse_longer
 
 # Queries, keys and values are made by one linear map.
 SITES = Sites(
@@ -104,21 +104,12 @@ class TransformerUserEncoder(UserEncoder):
 
     def forward(self, history: History) -> UserStates:
         """States `(B, L, D)`. RecipeError where L is above `max_inputs`; with `attends: all`, above one more."""
-        input_BLD, length = history.item_BLD, history.item_BLD.shape[1]
-        if length > self._max_positions:
-            raise RecipeError(
-                f"user_encoder.max_inputs: {self.max_inputs}, but histories of {length} inputs came; "
-                "shorten the windows or raise max_inputs"
-            )
-        length_B = history.length_B or lengths_of(history.is_valid_BL)
-        packing, *places = left_padded(length_B.values, length)
-        place_K, from_end_K = (one.on(input_BLD.device) for one in places)
-        input_KD = input_BLD.flatten(0, 1).index_select(0, place_K)
-        if self.attends == "all" and history.is_masked_BL is not None:
-            is_masked_K = history.is_masked_BL.flatten().index_select(0, place_K)
-            input_KD = torch.where(is_masked_K[:, None], self.mask.to(input_KD.dtype), input_KD)
-        hidden_KD: Tensor = self.dropout(self.norm(input_KD + self.position(from_end_K)))
+        refuse_longer(history, self.max_inputs, self._max_positions)
+        packed = PackedHistory.of(history)
+        input_KD = packed.packed(history.item_BLD)
+        if self.attends == "all":
+            input_KD = masked(input_KD, packed, self.mask)
+        hidden_KD: Tensor = self.dropout(self.norm(input_KD + self.position(packed.from_end_K)))
         for block in self.blocks:
-            hidden_KD = block(hidden_KD, packing, is_causal=self.attends == "past")
-        hidden = hidden_KD.new_zeros((input_BLD.shape[0] * length, hidden_KD.shape[1]))
-        return UserStates(hidden.index_copy(0, place_K, hidden_KD).view(input_BLD.shape), history.is_valid_BL)
+            hidden_KD = block(hidden_KD, packed.packing, is_causal=self.attends == "past")
+        return packed.states(hidden_KD)

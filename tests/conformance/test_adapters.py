@@ -100,7 +100,7 @@ def make(folder: Path, name: str) -> Use:
         architecture = {"name": model_type, **TIMM[model_type]}
         tree = {"type": "timm", "architecture": architecture, "pool": "mean", "image_size": 32, "trainable_blocks": 0}
         return vision(folder, vision_encoders.config(tree), 32)
-    settings: Any = user_encoders.config({"type": "transformer", "max_inputs": 4})
+    settings: Any = user_encoders.config({"type": model_type, "max_inputs": 4})
     part_class: Any = user_encoders.part_class(settings)
     torch.manual_seed(0)
     users = part_class(settings, BuildContext(WIDTH))
@@ -118,6 +118,7 @@ PARTS = [
     *(f"vision {name}" for name in VISION_LAYOUTS),
     *(f"timm {name}" for name in TIMM),
     "user transformer",
+    "user nextitnet",
 ]
 
 

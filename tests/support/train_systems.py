@@ -36,6 +36,10 @@ SYSTEMS = {
     "gru, bce": System(
         {"bce": {"type": "bce", "negatives": TWO}}, {**IDS, "user_encoder": {"type": "gru", "dropout": 0}}
     ),
+    "nextitnet, bce": System(
+        {"bce": {"type": "bce", "negatives": TWO}},
+        {**IDS, "user_encoder": {"type": "nextitnet", "dilations": [1, 2], "repeats": 1}},
+    ),
     "transformer, bpr": System({"bpr": {"type": "bpr", "negatives": {"count": 3, "by": "popularity"}}}),
     "per pair": System({"bpr": {"type": "bpr", "negatives": {**TWO, "per": "pair"}}}),
     "bert4rec": System(

@@ -34,12 +34,12 @@ def states_by_loops(encoder: GRUUserEncoder, history_LD: Tensor) -> Tensor:
             state = (1 - update) * new + update * state
             states.append(state)
         rows = torch.stack(states)
-    return rows
+    return torch.stack([encoder.output(row) for row in rows])
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_values_and_gradients_are_those_of_loops(num_layers: int) -> None:
-    encoder, lengths = fresh(num_layers=num_layers), [5, 3, 1]
+@pytest.mark.parametrize("settings", [{"num_layers": 1}, {"num_layers": 2}, {"output_layer": True}])
+def test_values_and_gradients_are_those_of_loops(settings: dict[str, object]) -> None:
+    encoder, lengths = fresh(**settings), [5, 3, 1]
     item_BLD = torch.randn(3, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     is_valid_BL = torch.tensor([[place >= 5 - length for place in range(5)] for length in lengths])
     leaf_BLD = item_BLD.requires_grad_()
