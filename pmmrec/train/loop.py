@@ -26,9 +26,10 @@ from pmmrec.train.heartbeat import StepPhase
 from pmmrec.train.log import RunLog
 from pmmrec.train.meter import Forecast, Meter, added, shown_losses, sizes_of
 from pmmrec.train.nonfinite import NonfiniteConfig, NonfiniteGuard, stop_if_weights_nonfinite
-from pmmrec.train.optim import OptimizerConfig, build_optimizer, build_scheduler, change_num_steps
+from pmmrec.train.optim import OptimizerConfig, build_optimizer
 from pmmrec.train.pace import Pace
 from pmmrec.train.processes import Processes
+from pmmrec.train.schedule import build_scheduler, change_num_steps
 from pmmrec.train.snapshot import below
 from pmmrec.train.spread import build_strategy, prepare_task, refuse_unfit
 from pmmrec.train.state import State, StateConfig
@@ -136,7 +137,7 @@ class Loop:
             checkpoint_activations(task.recommender.item_encoder)
         prepare_task(processes, task, log)
         optimizer = build_optimizer(task, config.optimizer, processes.spread)
-        self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps)
+        self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps, batches.steps_per_epoch)
         self._by_rows = optimizer.words()
         self._rate = 0.0  # of the latest step, in the first group
         self._strategy = build_strategy(processes, task, optimizer, self._scheduler, config.clip_norm)

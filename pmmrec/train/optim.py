@@ -1,21 +1,19 @@
-"""How fast each parameter learns: AdamW groups by part, warm-up, schedule."""
+"""How fast each parameter learns: groups of Adam or AdamW by part."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import Self
 
 from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.settings import Config
-from pmmrec.train.rowwise import RowwiseAdamW, Tables, choose_tables
+from pmmrec.train.rowwise import RowwiseAdam, Tables, choose_tables
+from pmmrec.train.schedule import Schedule
 from pmmrec.train.task import TrainingTask
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -30,8 +28,13 @@ class GroupConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW. `parts` is keyed by the start of a parameter's path, such as `text_encoder.backbone` or `fusion`."""
+    """AdamW or Adam. `parts` is keyed by the start of a parameter's path, as `text_encoder.backbone` or `fusion`."""
 
+    type: Literal["adamw", "adam"] = Field(
+        "adamw",
+        description="adamw: weights decay by themselves (arXiv 1711.05101). adam: weight_decay times a weight is added "
+        "to its gradient, as an L2 penalty would (arXiv 1412.6980; `weight_decay` of torch's Adam).",
+    )
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -42,7 +45,9 @@ class OptimizerConfig(Config):
         description="What a step updates of a table of item or user ids. whole: every row; one that it does not read "
         "decays, and goes on by its momentum. rows: those that it reads. auto: rows above 100,000, in one process.",
     )
-    schedule: Literal["constant", "cosine"] = Field("constant", description="After warm-up; cosine ends at 0.")
+    schedule: Schedule = Field(
+        "constant", description="After warm-up; cosine and linear end at 0. Or settings of exponential, or of step."
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps in which the rate rises from 0.")
 
     @model_validator(mode="after")
@@ -74,8 +79,8 @@ def parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:
     return paths
 
 
-def build_optimizer(task: TrainingTask, config: OptimizerConfig, spread: Spread = Spread.ONE) -> RowwiseAdamW:
-    """AdamW with one group for each entry of `config.parts` and one for the rest.
+def build_optimizer(task: TrainingTask, config: OptimizerConfig, spread: Spread = Spread.ONE) -> RowwiseAdam:
+    """Adam or AdamW with one group for each entry of `config.parts` and one for the rest.
 
     The longest matching path wins. Tables of ids may learn by rows; see `choose_tables`. RecipeError where nothing
     trains or an entry matches no trainable parameter.
@@ -98,48 +103,8 @@ def build_optimizer(task: TrainingTask, config: OptimizerConfig, spread: Spread 
     if not groups:
         raise RecipeError("model: no parameter is trainable; raise trainable_blocks or choose another plan")
     tables = choose_tables(task, config.tables, spread)
-    return RowwiseAdamW(groups, tables, lr=config.learning_rate, betas=config.betas, eps=config.eps)
-
-
-def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, num_steps: int) -> LambdaLR:
-    """For each group a linear warm-up, then constant or a cosine to 0 at `num_steps`."""
-    groups = [config.parts.get(group["name"], GroupConfig()) for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [_factor(config, group, num_steps) for group in groups])
-
-
-def change_num_steps(scheduler: LambdaLR, config: OptimizerConfig, before: int, now: int) -> str:
-    """Bring the rates from a schedule of `before` steps in all to one of `now` steps, for which `scheduler` was made.
-
-    Returns what the other number of steps changes from here on, for people. The rate told is that of the first group.
-    """
-    step, groups = scheduler.last_epoch, scheduler.optimizer.param_groups
-    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    rates = [float(base * factor(step)) for base, factor in pairs]  # as LambdaLR; get_lr warns of calls from elsewhere
-    old, scheduler._last_lr = float(groups[0]["lr"]), list(rates)
-    for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
-    warmups = [config.warmup, *(group.warmup for group in config.parts.values() if group.warmup is not None)]
-    ends = [int(max(warmups) * num_steps) for num_steps in (before, now)]
-    changes = [f"warm-up now ends at step {ends[1]} instead of {ends[0]}"] if step < max(ends) else []
-    if config.schedule == "cosine":
-        changes.append(f"cosine now ends at step {now} instead of {before}")
-    if old != rates[0]:
-        changes.append(f"the rate of step {step + 1} goes from {old:.3g} to {rates[0]:.3g}")
-    return "; ".join(changes) or "learning rates stay as they were"
-
-
-def _factor(config: OptimizerConfig, group: GroupConfig, num_steps: int) -> Callable[[int], float]:
-    num_warmup = int((config.warmup if group.warmup is None else group.warmup) * num_steps)
-
-    def factor(step: int) -> float:
-        if step < num_warmup:
-            return (step + 1) / (num_warmup + 1)
-        if config.schedule == "constant":
-            return 1.0
-        progress = (step - num_warmup) / max(1, num_steps - num_warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    return factor
+    rules = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps}
+    return RowwiseAdam(groups, tables, decoupled_weight_decay=config.type == "adamw", **rules)
 
 
 def _rates(config: OptimizerConfig, group: GroupConfig) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Adam
 
 from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
@@ -20,17 +20,20 @@ Tables = Literal["auto", "whole", "rows"]
 LARGE = 100_000  # rows of a table, above which `auto` updates those alone that a step reads
 
 
-class RowwiseAdamW(AdamW):
-    """Fused AdamW that updates only those rows of a table that have a gradient, where the gradient is sparse.
+class RowwiseAdam(Adam):
+    """Fused Adam or AdamW that updates only those rows of a table that have a gradient, where the gradient is sparse.
 
     A row that a step does not read keeps its weights and its moments: nothing decays, and no momentum moves it. This is
-    torch's SparseAdam with decoupled weight decay; where every row is read in every step it is AdamW. The step count is
-    that of the table, and the state is that of AdamW, so that a run may go on with the other. To add up what equal rows
-    get, the host waits for a GPU, once for each table.
+    torch's SparseAdam with weight decay; where every row is read in every step it is torch's Adam or AdamW. The step
+    count is that of the table, and the state is that of Adam, so that a run may go on with the other. To add up what
+    equal rows get, the host waits for a GPU, once for each table.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], tables: Mapping[str, int], **settings: Any) -> None:
-        """`tables`: names and numbers of rows of the tables with sparse gradients. The rest is AdamW's."""
+        """`tables`: names and numbers of rows of the tables with sparse gradients. The rest is Adam's.
+
+        With `decoupled_weight_decay` it is AdamW.
+        """
         # One kernel for all tensors, which can be told on the device that a step is to change nothing.
         super().__init__(groups, fused=True, **settings)
         self.tables = dict(tables)
@@ -51,17 +54,17 @@ class RowwiseAdamW(AdamW):
         ]
         for group, table, gradient in sparse:
             self._update(group, table, gradient.coalesce())
-            table.grad = None  # AdamW refuses sparse gradients
+            table.grad = None  # Adam refuses sparse gradients
         result: Any = super().step(closure)
         for _, table, gradient in sparse:
             table.grad = gradient
         return result
 
     def _update(self, group: dict[str, Any], table: Tensor, gradient: Tensor) -> None:
-        """AdamW (arXiv 1711.05101) on the rows of a sparse gradient."""
+        """Adam (arXiv 1412.6980) or AdamW (arXiv 1711.05101) on the rows of a sparse gradient."""
         state, (beta1, beta2) = self.state[table], group["betas"]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)  # as AdamW's fused kernel
+            state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)  # as Adam's fused kernel
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         is_held = torch.zeros_like(state["step"]) if found_inf is None else found_inf.view(()).to(state["step"])
@@ -70,12 +73,15 @@ class RowwiseAdamW(AdamW):
         row_K, gradient_KD = gradient.indices()[0], gradient.values()
         before = [tensor.index_select(0, row_K) for tensor in (table, state["exp_avg"], state["exp_avg_sq"])]
         weight_KD, mean_KD, square_KD = before
+        if group["decoupled_weight_decay"]:
+            decayed_KD = weight_KD * (1 - group["lr"] * group["weight_decay"])
+        else:
+            decayed_KD, gradient_KD = weight_KD, gradient_KD + group["weight_decay"] * weight_KD
         mean_KD = mean_KD.lerp(gradient_KD, 1 - beta1)
         square_KD = square_KD.lerp(gradient_KD.square(), 1 - beta2)
         corrections = [(1 - beta ** state["step"].double()).to(table.dtype) for beta in (beta1, beta2)]
         direction_KD = mean_KD / corrections[0] / ((square_KD / corrections[1]).sqrt() + group["eps"])
-        weight_KD = weight_KD * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * direction_KD
-        after = (weight_KD, mean_KD, square_KD)
+        after = (decayed_KD - group["lr"] * direction_KD, mean_KD, square_KD)
         for tensor, old, new in zip((table, state["exp_avg"], state["exp_avg_sq"]), before, after, strict=True):
             tensor.index_copy_(0, row_K, torch.where(is_held > 0, old, new))
 

@@ -16,9 +16,10 @@ from worker_group import run_group
 from pmmrec.data.batches import DataConfig
 from pmmrec.train.log import RunLog
 from pmmrec.train.loop import TrainConfig
-from pmmrec.train.optim import build_optimizer, build_scheduler
+from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig, Processes
+from pmmrec.train.schedule import build_scheduler
 
 STEP = 4
 
@@ -38,7 +39,7 @@ def _without_the_step(world: Path, out: Path) -> dict[str, Tensor]:
     config, silent = TrainConfig.model_validate(train_stopped.SETTINGS), RunLog(None, is_main=False)
     batches = Batches(DataConfig(), sources, reader, task, 8, 1, Processes(MachineConfig(device="cpu")), silent)
     optimizer = build_optimizer(task, config.optimizer)
-    scheduler = build_scheduler(optimizer, config.optimizer, 2 * batches.steps_per_epoch)
+    scheduler = build_scheduler(optimizer, config.optimizer, 2 * batches.steps_per_epoch, batches.steps_per_epoch)
     for number, batch in enumerate((*batches.epoch(1), *batches.epoch(2)), start=1):
         optimizer.zero_grad()
         terms = task.terms(task.views(batch))

@@ -16,8 +16,9 @@ from worker_group import run_group
 
 from pmmrec.contracts import Term
 from pmmrec.shipped import shipped_file
-from pmmrec.train.optim import build_optimizer, build_scheduler
+from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Sources
+from pmmrec.train.schedule import build_scheduler
 
 Share = dict[str, Term]
 
@@ -56,7 +57,7 @@ def _one_process(
     reader = train_shares.reader_of(opened, cache)
     shares = [train_shares.share_of(opened, reader, task, batch_users, rank) for rank in (0, 1)]
     optimizer = build_optimizer(task, config.optimizer)
-    scheduler = build_scheduler(optimizer, config.optimizer, shares[0].steps_per_epoch)
+    scheduler = build_scheduler(optimizer, config.optimizer, shares[0].steps_per_epoch, shares[0].steps_per_epoch)
     losses = []
     for step in range(shares[0].steps_per_epoch):
         terms = [task.terms(task.views(share.build(0, step))) for share in shares]

@@ -17,7 +17,8 @@ from pmmrec.objectives import Objective
 from pmmrec.train import loop as loop_file
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
 from pmmrec.train.loop import Loop, TrainConfig
-from pmmrec.train.optim import build_optimizer, build_scheduler
+from pmmrec.train.optim import build_optimizer
+from pmmrec.train.schedule import build_scheduler
 
 EPS_1 = {"learning_rate": 0.1, "eps": 1.0}  # AdamW forgets the size of a gradient unless eps is large
 
@@ -27,7 +28,9 @@ def by_hand(shop, **settings) -> list[dict[str, tuple[float, float]]]:
     config = TrainConfig.model_validate({"batch_users": 16, "epochs": 1, **settings})
     batches = shop.batches(config.batch_users)
     optimizer = build_optimizer(shop.task, config.optimizer)
-    scheduler = build_scheduler(optimizer, config.optimizer, config.epochs * batches.steps_per_epoch)
+    scheduler = build_scheduler(
+        optimizer, config.optimizer, config.epochs * batches.steps_per_epoch, batches.steps_per_epoch
+    )
     shop.task.train()
     steps = []
     for epoch in range(1, config.epochs + 1):

@@ -19,8 +19,9 @@ from pmmrec.objectives import Objective
 from pmmrec.requests import NextItems
 from pmmrec.train.loop import Loop, TrainConfig
 from pmmrec.train.nonfinite import stop_if_weights_nonfinite
-from pmmrec.train.optim import build_optimizer, build_scheduler
+from pmmrec.train.optim import build_optimizer
 from pmmrec.train.processes import joined
+from pmmrec.train.schedule import build_scheduler
 from pmmrec.train.snapshot import below, optimizer_tensors
 
 ROW = 5
@@ -52,7 +53,9 @@ def by_hand(shop, without: Container[int], **settings) -> dict[str, Tensor]:
     config = TrainConfig.model_validate({"batch_users": 16, "epochs": 1, **settings})
     batches = shop.batches(config.batch_users)
     optimizer = build_optimizer(shop.task, config.optimizer)
-    scheduler = build_scheduler(optimizer, config.optimizer, config.epochs * batches.steps_per_epoch)
+    scheduler = build_scheduler(
+        optimizer, config.optimizer, config.epochs * batches.steps_per_epoch, batches.steps_per_epoch
+    )
     shop.task.train()
     steps = itertools.count(1)
     for epoch in range(1, config.epochs + 1):

@@ -1,4 +1,4 @@
-"""Tables of ids that learn by rows, against AdamW written out, AdamW itself, and a run that was stopped."""
+"""Tables of ids that learn by rows: against Adam and AdamW written out, torch's own, and a run that was stopped."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.train import rowwise
 from pmmrec.train.optim import OptimizerConfig, build_optimizer
-from pmmrec.train.rowwise import RowwiseAdamW, dense_gradients
+from pmmrec.train.rowwise import RowwiseAdam, dense_gradients
 from pmmrec.train.syncs import HostSyncs
 
 RULES: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.2}
 BY_ROWS = {"optimizer": {"tables": "rows", "learning_rate": 0.05, "weight_decay": 0.1}}
+ADAM_BY_ROWS = {
+    "optimizer": BY_ROWS["optimizer"] | {"type": "adam", "schedule": {"type": "exponential", "factor": 0.5}}
+}
 
 
 def table_of(*, sparse: bool, dtype: torch.dtype = torch.float64) -> nn.Embedding:
@@ -31,8 +34,8 @@ def loss_of(table: nn.Embedding, rows: list[int], step: int) -> Tensor:
     return (table(torch.tensor(rows)) - target_KD).square().sum()
 
 
-def adamw_by_rows(steps: list[list[int]], **rules: Any) -> Tensor:
-    """AdamW as printed, number by number; rows that a step does not read are left alone."""
+def adam_by_rows(steps: list[list[int]], *, is_decoupled: bool, **rules: Any) -> Tensor:
+    """Adam or AdamW as printed, number by number; rows that a step does not read are left alone."""
     table = table_of(sparse=False)
     weight = table.weight.detach().clone()
     (beta1, beta2), mean, square = rules["betas"], torch.zeros_like(weight), torch.zeros_like(weight)
@@ -42,12 +45,12 @@ def adamw_by_rows(steps: list[list[int]], **rules: Any) -> Tensor:
         (gradient,) = torch.autograd.grad(loss_of(table, rows, step), table.weight)
         for row in set(rows):
             for place in range(3):
-                g = gradient[row, place]
+                g = gradient[row, place] + (0 if is_decoupled else rules["weight_decay"] * weight[row, place])
                 mean[row, place] = beta1 * mean[row, place] + (1 - beta1) * g
                 square[row, place] = beta2 * square[row, place] + (1 - beta2) * g**2
                 m, v = mean[row, place] / (1 - beta1**step), square[row, place] / (1 - beta2**step)
-                decayed = weight[row, place] * (1 - rules["lr"] * rules["weight_decay"])
-                weight[row, place] = decayed - rules["lr"] * m / (v**0.5 + rules["eps"])
+                decay = rules["lr"] * rules["weight_decay"] * is_decoupled
+                weight[row, place] = weight[row, place] * (1 - decay) - rules["lr"] * m / (v**0.5 + rules["eps"])
     return weight
 
 
@@ -59,26 +62,28 @@ def trained(table: nn.Embedding, optimizer: torch.optim.Optimizer, steps: list[l
     return table.weight.detach()
 
 
-def by_rows(table: nn.Embedding, **rules: Any) -> RowwiseAdamW:
-    return RowwiseAdamW([{"params": [table.weight]}], {}, **rules)
+def by_rows(table: nn.Embedding, *, is_decoupled: bool = True, **rules: Any) -> RowwiseAdam:
+    return RowwiseAdam([{"params": [table.weight]}], {}, decoupled_weight_decay=is_decoupled, **rules)
 
 
-def test_rows_that_are_read_learn_by_adamw_and_others_stay() -> None:
+@pytest.mark.parametrize("is_decoupled", [True, False], ids=["adamw", "adam"])
+def test_rows_that_are_read_learn_by_adam_and_others_stay(is_decoupled: bool) -> None:
     steps = [[0, 1, 1], [1, 4], [4, 0], [1]]
     table = table_of(sparse=True)
     before = table.weight.detach().clone()
-    after = trained(table, by_rows(table, **RULES), steps)
-    torch.testing.assert_close(after, adamw_by_rows(steps, **RULES), rtol=0, atol=1e-13)  # measured 3e-17
+    after = trained(table, by_rows(table, is_decoupled=is_decoupled, **RULES), steps)
+    expected = adam_by_rows(steps, is_decoupled=is_decoupled, **RULES)
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-13)  # measured 3e-17
     assert torch.equal(after[[2, 3, 5]], before[[2, 3, 5]])
 
 
-def test_it_is_adamw_where_every_row_is_read() -> None:
+@pytest.mark.parametrize("is_decoupled", [True, False], ids=["adamw", "adam"])
+def test_it_is_torchs_optimizer_where_every_row_is_read(is_decoupled: bool) -> None:
     steps = [[0, 1, 2, 3, 4, 5], [5, 4, 3, 3, 2, 1, 0]] * 3
     sparse, dense = table_of(sparse=True), table_of(sparse=False)
-    adamw = torch.optim.AdamW([{"params": [dense.weight]}], fused=True, **RULES)
-    torch.testing.assert_close(
-        trained(sparse, by_rows(sparse, **RULES), steps), trained(dense, adamw, steps), rtol=0, atol=1e-13
-    )  # measured 3e-16
+    whole = (torch.optim.AdamW if is_decoupled else torch.optim.Adam)([{"params": [dense.weight]}], fused=True, **RULES)
+    ours = trained(sparse, by_rows(sparse, is_decoupled=is_decoupled, **RULES), steps)
+    torch.testing.assert_close(ours, trained(dense, whole, steps), rtol=0, atol=1e-13)  # measured 3e-16
 
 
 def test_it_is_torchs_sparse_adam_without_decay() -> None:
@@ -130,18 +135,19 @@ def test_a_run_by_rows_leaves_items_alone_that_no_step_reads(workshop) -> None:
     assert len(changed) < len(before)
 
 
-def test_a_run_by_rows_goes_on_bit_for_bit_and_may_go_on_as_a_whole(workshop) -> None:
+@pytest.mark.parametrize("settings", [BY_ROWS, ADAM_BY_ROWS], ids=["adamw", "adam"])
+def test_a_run_by_rows_goes_on_bit_for_bit_and_may_go_on_as_a_whole(workshop, settings: dict[str, Any]) -> None:
     one, first, second, whole = (workshop() for _ in range(4))
-    one.loop(epochs=2, **BY_ROWS).fit()
-    stopped = first.loop(epochs=2, **BY_ROWS)
+    one.loop(epochs=2, **settings).fit()
+    stopped = first.loop(epochs=2, **settings)
     stopped.epoch = 1
     stopped._train_epoch()
     state = stopped.snapshot()
-    resumed = second.loop(epochs=2, **BY_ROWS)
+    resumed = second.loop(epochs=2, **settings)
     resumed.restore(dataclasses.replace(state, facts={**state.facts, "epoch": 2, "is_trained": False}))
     resumed._fit()
     assert all(torch.equal(a, b) for a, b in zip(one.task.parameters(), second.task.parameters(), strict=True))
-    other = whole.loop(epochs=2, optimizer=BY_ROWS["optimizer"] | {"tables": "whole"})
+    other = whole.loop(epochs=2, optimizer=settings["optimizer"] | {"tables": "whole"})
     other.restore(dataclasses.replace(state, facts={**state.facts, "epoch": 2, "is_trained": False}))
     other._fit()
 
