@@ -8,6 +8,7 @@ RUNS ?= runs/evidence
 KILLS ?= 50
 JOBS ?= 2
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -15,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests run side by side, and start programs: one thread each.
 test conformance spread torture hosts: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test conformance check real evidence evidence-gpu bench benchmarks large torture spread hosts clean
+.PHONY: quickstart test conformance check real evidence evidence-gpu bench benchmarks large torture spread hosts peers clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 $(VENV)/installed-deepspeed: $(VENV)/installed-dev
 	$(PIP) --editable '.[dev,deepspeed]'
+	@touch $@
+
+# Only what RecBole needs in other versions; the rest, torch among it, is read from the environment of the project.
+$(PEERS)/installed: tests/peers/requirements.txt $(VENV)/installed-dev
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/python -c 'import sys; print("$(CURDIR)", *(path for path in sys.path if "site-packages" in path), sep="\n")' \
+		> "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@
 
 quickstart: $(VENV)/installed  ## the whole way on the demo world: import, pretrain, publish, transfer, rank
@@ -78,6 +87,10 @@ torture: $(VENV)/installed-dev  ## what kills, stops, hangs or fills disks; then
 
 hosts: $(VENV)/installed-deepspeed  ## pretrain on two hosts (network namespaces: needs root and iproute2), and cut one off
 	$(BIN)/python -m pytest --timeout 1800 -m '' tests/distributed/test_two_hosts.py
+
+peers: $(VENV)/installed-dev  ## our systems beside RecBole's classes with the same weights; skips where RecBole cannot be installed
+	-$(MAKE) $(PEERS)/installed
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest tests/peers
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean
