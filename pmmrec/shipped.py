@@ -7,12 +7,27 @@ from typing import Literal
 
 from pmmrec.errors import RecipeError
 from pmmrec.homes import expanded
+from pmmrec.renamed import warn_of_rename
 
 Room = Literal["pretrain", "finetune", "zoo", "launch"]
 ROOMS: tuple[Room, ...] = ("pretrain", "finetune", "zoo", "launch")
 
 PLANS = "zoo/evidence*.yaml"  # of measurements: they name recipes, they are none
 CLUSTER_JOB = "kubernetes.yaml"  # among the launch files: read by kubectl, not by accelerate
+RECIPES = ("pretrain/*.yaml", "finetune/*.yaml", "zoo/*.yaml", "zoo/*/*.yaml", "zoo/*/small/*.yaml")
+
+# Recipes of earlier versions -> of today. Each was a model in `zoo` and the same model with its training in `finetune`.
+_SYSTEMS = {
+    "bert4rec": "zoo/ids/small/bert4rec",
+    "dssm": "zoo/ids/small/dssm",
+    "dssm_variant": "zoo/ids/small/dssm_variant",
+    "gru4rec": "zoo/ids/small/gru4rec",
+    "lightgcn": "zoo/ids/lightgcn",
+    "morec_ts": "zoo/vectors/ts",
+    "sasrec": "zoo/ids/small/sasrec_in_batch",
+    "sasrec_attention": "zoo/ids/small/sasrec_attention",
+}
+RENAMED_RECIPES = {f"{room}/{name}": today for room in ("zoo", "finetune") for name, today in _SYSTEMS.items()}
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -34,11 +49,11 @@ def shipped_file(name: str) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Every shipped recipe by name: `finetune/full` -> path."""
+    """Every shipped recipe by name: `finetune/full`, `zoo/ids/small/gru4rec` -> path."""
     root = shipped_root()
     plans = set(root.glob(PLANS))
-    found = [path for room in ROOMS[:3] for path in sorted((root / room).glob("*.yaml")) if path not in plans]
-    return {f"{path.parent.name}/{path.stem}": path for path in found}
+    found = [path for pattern in RECIPES for path in sorted(root.glob(pattern)) if path not in plans]
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in found}
 
 
 def shipped_launch_files() -> dict[str, Path]:
@@ -57,11 +72,17 @@ def find_recipe(name: str) -> Path:
 
 
 def shipped_recipe(name: str) -> Path:
-    """A shipped recipe by its name, with or without `.yaml`. RecipeError with the nearest name when there is none."""
+    """A shipped recipe by its name, with or without `.yaml`; by its earlier name with a warning that names today's.
+
+    RecipeError with the nearest name when there is none.
+    """
     import difflib
 
     known = shipped_recipes()
     key = name.removesuffix(".yaml")
+    if key in RENAMED_RECIPES:
+        warn_of_rename(f"recipe {key}", RENAMED_RECIPES[key])
+        return known[RENAMED_RECIPES[key]]
     if key in known:
         return known[key]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -20,7 +20,9 @@ def recipe_list() -> None:
     from pmmrec.shipped import shipped_recipes
     from pmmrec.tables import Sentence
 
-    show(*(Sentence(f"{name:<28} {_first_sentence(path)}", indent=29) for name, path in shipped_recipes().items()))
+    recipes = shipped_recipes()
+    room = max(map(len, recipes)) + 1
+    show(*(Sentence(f"{name:<{room}}{_first_sentence(path)}", indent=room) for name, path in recipes.items()))
 
 
 @app.command("show")
@@ -92,4 +94,4 @@ def _first_comment(path: Path) -> str:
 
 def _first_sentence(path: Path) -> str:
     words = " ".join(line.lstrip("# ") for line in _first_comment(path).splitlines())
-    return words.partition(". ")[0].removesuffix(".") + "."
+    return words.removeprefix("Paper: ").partition(". ")[0].removesuffix(".") + "."

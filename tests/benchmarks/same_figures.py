@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "small_target": ("finetune", "finetune/small", "--from", "small", *ON, "name=small_target", *FINETUNE),
     "frozen": ("finetune", "finetune/frozen", "--from", "small", *ON, "name=frozen", *FINETUNE),
     "adapter": ("finetune", "finetune/adapter", "--from", "small", *ON, "name=adapter", *FINETUNE),
-    "sasrec": ("finetune", "finetune/sasrec", "--from", "none", *ON, "name=sasrec", *FINETUNE),
+    "sasrec": ("finetune", "zoo/ids/small/sasrec_in_batch", "--from", "none", *ON, "name=sasrec", *FINETUNE),
 }
 NO_FIGURES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")
 

@@ -1,4 +1,4 @@
-"""Compare an epoch of SASRec by item ids (finetune/sasrec, one drawn negative) with a plain torch loop.
+"""Compare an epoch of SASRec by item ids (zoo/ids/small/sasrec_in_batch, one drawn negative) with a plain torch loop.
 
     python tests/benchmarks/sasrec_loop.py [DATA] [--epochs 4] [--profile]
 
@@ -129,11 +129,11 @@ class Alternate:
 def measure(name: str, domain: Path, epochs: int, *, profile: bool) -> None:
     """Print the CPU time of an epoch of each, and the ratio."""
     settings = [OBJECTIVES, f"train.epochs={epochs}", "machine.device=cpu"]
-    recipe = read_recipe(FinetuneRecipe, find_recipe("finetune/sasrec"), settings)
+    recipe = read_recipe(FinetuneRecipe, find_recipe("zoo/ids/small/sasrec_in_batch"), settings)
     sources = Sources.open([domain], recipe.data.split)
     torch.manual_seed(1)
     if recipe.model is None:
-        raise ValueError("finetune/sasrec: has no model")
+        raise ValueError("zoo/ids/small/sasrec_in_batch: has no model")
     recommender = build(recipe.model, {}, sources.catalogues)
     task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
     processes = Processes(MachineConfig(device="cpu"))

@@ -18,7 +18,7 @@ SETTINGS = (*QUICK, "machine.device=cpu", "train.optimizer.learning_rate=1e-2")
 
 
 def arguments(world: Path, *settings: str) -> tuple[object, ...]:
-    return ("finetune/lightgcn", "--from", "none", "--on", world / "boutique", *SETTINGS, *settings)
+    return ("zoo/ids/lightgcn", "--from", "none", "--on", world / "boutique", *SETTINGS, *settings)
 
 
 def losses(run: Path) -> list[float]:

@@ -101,7 +101,7 @@ def test_drawn_negatives_are_the_same_after_a_stop_and_with_another_number_of_pr
 
 @pytest.mark.parametrize("recipe", ["gru4rec", "bert4rec", "dssm", "dssm_variant"])
 def test_a_recipe_of_a_system_goes_on_to_the_same_bits(tmp_path: Path, world: Path, recipe: str) -> None:
-    asked = (shipped_file("finetune/run.py"), f"finetune/{recipe}", "--from", "none", "--on", world / "boutique")
+    asked = (shipped_file("finetune/run.py"), f"zoo/ids/small/{recipe}", "--from", "none", "--on", world / "boutique")
     quick = ("model.width=8", "train.epochs=2", "train.batch_users=16", "train.log_every=1", "machine.device=cpu")
     assert_goes_on(tmp_path, recipe, *asked, *quick, "cache=c")
 

@@ -76,7 +76,7 @@ def _modules_after(*words: str) -> set[str]:
     [
         (("recipe", "list"), ("torch", *MODELS)),
         (("data", "stats", "nowhere"), ("torch", *MODELS)),
-        (("recipe", "validate", "finetune/sasrec"), MODELS),
+        (("recipe", "validate", "zoo/ids/small/sasrec_in_batch"), MODELS),
         (("zoo", "list", "--hub", "nowhere"), MODELS),
         (("compare", "nowhere"), MODELS),
         (("evaluate", "nowhere", "nowhere"), MODELS),

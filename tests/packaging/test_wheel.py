@@ -96,7 +96,7 @@ def test_recipes_are_found_inside_the_wheel(site: Path, tmp_path: Path) -> None:
     )
     assert where.split() == [str(site / "pmmrec" / "__init__.py"), str(site / "pmmrec" / "_shipped")]
     listed = _python(site, tmp_path, "-c", APP, "recipe", "list").splitlines()
-    assert {line.split()[0] for line in listed} >= {"pretrain/pmmrec", "finetune/full", "zoo/sasrec"}
+    assert {line.split()[0] for line in listed} >= {"pretrain/pmmrec", "finetune/full", "zoo/ids/small/sasrec_in_batch"}
     assert _python(site, tmp_path, "-c", APP, "recipe", "validate", "pretrain/pmmrec").startswith(
         "pretrain/pmmrec: valid"
     )
@@ -105,7 +105,7 @@ def test_recipes_are_found_inside_the_wheel(site: Path, tmp_path: Path) -> None:
 def test_a_run_from_the_wheel_trains_and_ranks(site: Path, tmp_path: Path, world: Path) -> None:
     tiny = ("model.width=16", "train.epochs=1", "machine.device=cpu", "cache=c", "name=ids")
     on = ("--from", "none", "--on", world / "boutique")
-    said = _python(site, tmp_path, "-c", APP, "finetune", "finetune/sasrec", *on, *tiny)
+    said = _python(site, tmp_path, "-c", APP, "finetune", "zoo/ids/small/sasrec_in_batch", *on, *tiny)
     assert "epoch   1  validation" in said
     environment = json.loads((tmp_path / "runs" / "ids" / "environment.json").read_text())
     assert environment["commit"] is None

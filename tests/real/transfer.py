@@ -32,7 +32,14 @@ def main() -> None:
         pmmrec("data", "verify", f"domains/{name}")
     pmmrec("data", "stats", *(f"domains/{name}" for name in DOMAINS))
     step("runs/small", "pretrain", "pretrain/small")
-    step("runs/sasrec", "finetune", "finetune/sasrec", *on_target("none"), "name=sasrec", "machine.device=cpu")
+    step(
+        "runs/sasrec",
+        "finetune",
+        "zoo/ids/small/sasrec_in_batch",
+        *on_target("none"),
+        "name=sasrec",
+        "machine.device=cpu",
+    )
     step("runs/zero-shot", "evaluate", "small", TARGET, "--name", "zero-shot", "--out", "runs/zero-shot")
     step("runs/scratch", "finetune", "finetune/small", *on_target("none"), "name=scratch")
     step("runs/transfer", "finetune", "finetune/small", *on_target("small"), "name=transfer")

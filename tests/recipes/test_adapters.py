@@ -201,7 +201,7 @@ def test_a_base_without_adapters_to_stand_on_it_is_refused(
 def ids(home: Path, world: Path, pmmrec: Pmmrec) -> Result:
     """An id-only system trained on `boutique`, once as `ids`."""
     where = ("--from", "none", "--on", world / "boutique")
-    return done(pmmrec("finetune", "finetune/sasrec", *where, *QUICK, "model.width=16", "name=ids"))
+    return done(pmmrec("finetune", "zoo/ids/small/sasrec_in_batch", *where, *QUICK, "model.width=16", "name=ids"))
 
 
 def test_adapters_of_users_known_by_id_merge_too(home: Path, world: Path, pmmrec: Pmmrec, ids: Result) -> None:

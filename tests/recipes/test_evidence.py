@@ -39,7 +39,7 @@ PLAN = {
         "tiny/boutique/baselines": {"kind": "baselines"},
         KNOWN: {
             "kind": "finetune",
-            "recipe": "finetune/sasrec",
+            "recipe": "zoo/ids/small/sasrec_in_batch",
             "from": "none",
             "seeds": [1],
             "overrides": IDS,

@@ -81,7 +81,7 @@ def test_the_two_stage_recipe_learns_is_ranked_and_makes_lists(
     with working_in(boutique.parent):
         where = ("--from", "none", "--on", boutique, "machine.device=cpu", "train.batch_users=16", "cache=c")
         settings = [f"model.item_encoder.{setting}" for setting in more]
-        told = pmmrec("finetune", "finetune/morec_ts", *where, *SMALLER, *QUICK, *settings)
+        told = pmmrec("finetune", "zoo/vectors/ts", *where, *SMALLER, *QUICK, *settings)
         assert told.code == 0, told.output
         assert "1 of 36 items have no content for the model to read" in " ".join(told.output.split())
         run = Path("runs/morec_ts")
@@ -104,10 +104,10 @@ def test_a_plan_of_the_two_stage_recipe_is_shown_without_training(boutique: Path
     stored(boutique, pmmrec)
     with working_in(boutique.parent):
         where = ("--from", "none", "--on", boutique, "machine.device=cpu", "--dry-run", "--launch", "two_cpu")
-        told = pmmrec("finetune", "finetune/morec_ts", *where, *SMALLER)
+        told = pmmrec("finetune", "zoo/vectors/ts", *where, *SMALLER)
         assert told.code == 0, told.output
         assert "activations" in told.output
-        told = pmmrec("finetune", "finetune/morec_ts", *where)
+        told = pmmrec("finetune", "zoo/vectors/ts", *where)
         assert told.code == 3
         assert "feature 'content' holds 12 numbers an item, but the model reads vectors of 768" in " ".join(
             told.output.split()
@@ -115,6 +115,6 @@ def test_a_plan_of_the_two_stage_recipe_is_shown_without_training(boutique: Path
 
 
 def test_a_domain_without_the_feature_is_refused(world: Path, home: Path, pmmrec: Pmmrec) -> None:
-    told = pmmrec("finetune", "finetune/morec_ts", "--from", "none", "--on", world / "boutique", "machine.device=cpu")
+    told = pmmrec("finetune", "zoo/vectors/ts", "--from", "none", "--on", world / "boutique", "machine.device=cpu")
     assert told.code == 3
     assert "items have no feature 'content'; they have: none" in " ".join(told.output.split())

@@ -28,6 +28,21 @@ def test_a_recipe_is_valid_and_its_dump_reads_as_the_same(name: str) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("zoo/") and name.count("/") > 1])
+def test_the_recipe_of_a_system_begins_with_its_paper_its_table_and_what_differs(name: str) -> None:
+    lines = RECIPES[name].read_text(encoding="utf-8").splitlines()[:3]
+    for line, word in zip(lines, ("Paper", "Table", "Differs"), strict=True):
+        assert line.startswith(f"# {word}: "), line
+        assert line.endswith("."), f"{line}: one sentence"
+        assert ". " not in line, f"{line}: one sentence"
+        assert len(line) <= 120, line
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "/small/" in name])
+def test_a_small_system_is_64_wide(name: str) -> None:
+    assert recipe_tree(RECIPES[name])["model"]["width"] == 64
+
+
 def test_the_paper_recipe_is_literal_and_the_other_is_scaled() -> None:
     paper = read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec_paper"]).active_objectives
     ours = read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec"]).active_objectives
@@ -75,7 +90,7 @@ def test_noise_is_read_where_earlier_versions_kept_it() -> None:
     assert recipe.reread(told) == recipe.to_yaml()
 
 
-@pytest.mark.parametrize("name", ["pretrain/tiny", "finetune/sasrec"])
+@pytest.mark.parametrize("name", ["pretrain/tiny", "zoo/ids/small/sasrec_in_batch"])
 def test_what_an_earlier_search_recorded_of_a_recipe_is_read_in_the_words_of_today(name: str) -> None:
     recipe_class = PretrainRecipe if name == "pretrain/tiny" else FinetuneRecipe
     recipe = read_recipe(recipe_class, RECIPES[name], ["data.sources=[a, b]"] if name == "pretrain/tiny" else [])

@@ -19,6 +19,11 @@ from pmmrec.errors import RecipeError
 from pmmrec.testing.twins.graphs import lightgcn_by_loops
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
+RECIPES = {
+    **{name: f"zoo/ids/small/{name}" for name in ("gru4rec", "bert4rec", "dssm", "dssm_variant", "sasrec_attention")},
+    "lightgcn": "zoo/ids/lightgcn",
+    "sasrec": "zoo/ids/small/sasrec_in_batch",
+}
 SYSTEMS = {
     "gru4rec": ("model.width=16",),
     "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
@@ -41,7 +46,7 @@ QUICK = (
 def test_a_system_learns_and_is_ranked(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu")
-        told = pmmrec("finetune", f"finetune/{name}", *where, *QUICK, *SYSTEMS[name])
+        told = pmmrec("finetune", RECIPES[name], *where, *QUICK, *SYSTEMS[name])
         assert told.code == 0, told.output
         run = Path("runs") / name
         events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -58,7 +63,7 @@ def test_a_system_learns_and_is_ranked(world: Path, tmp_path: Path, pmmrec: Pmmr
 def test_a_plan_of_a_system_is_shown_without_training(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu", "--dry-run")
-        told = pmmrec("finetune", f"finetune/{name}", *where, "--launch", "two_cpu", *SYSTEMS[name])
+        told = pmmrec("finetune", RECIPES[name], *where, "--launch", "two_cpu", *SYSTEMS[name])
     assert told.code == 0, told.output
     assert "activations" in told.output
 
@@ -69,7 +74,7 @@ def test_users_known_by_id_are_ranked_by_their_own_rows_and_by_no_history(
 ) -> None:
     with working_in(tmp_path):
         quick = ("train.epochs=2", "train.batch_users=64", "machine.device=cpu", "model.width=16")
-        told = pmmrec("finetune", f"finetune/{name}", "--from", "none", "--on", world / "boutique", *quick)
+        told = pmmrec("finetune", RECIPES[name], "--from", "none", "--on", world / "boutique", *quick)
         assert told.code == 0, told.output
         kept = Path(f"runs/{name}/checkpoint")
         system = load(kept)
@@ -112,7 +117,7 @@ def test_what_interactions_cannot_serve_is_refused_by_the_plan_and_by_the_run(
 ) -> None:
     with working_in(tmp_path):
         where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu")
-        told = pmmrec("finetune", "finetune/dssm", *where, *plan, *settings)
+        told = pmmrec("finetune", "zoo/ids/small/dssm", *where, *plan, *settings)
     assert (told.code, message in told.output) == (2, True), told.output
 
 
@@ -120,7 +125,7 @@ def test_what_interactions_cannot_serve_is_refused_by_the_plan_and_by_the_run(
 def test_lists_and_an_index_rank_as_the_model_does(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         quick = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", *SYSTEMS[name])
-        told = pmmrec("finetune", f"finetune/{name}", "--from", "none", "--on", world / "boutique", *quick)
+        told = pmmrec("finetune", RECIPES[name], "--from", "none", "--on", world / "boutique", *quick)
         assert told.code == 0, told.output
         kept = Path("runs") / name / "checkpoint"
         told = pmmrec("score", kept, world / "boutique", "--top-k", 5, "--out", "lists.csv", "--cache", "cache")
@@ -135,7 +140,7 @@ def test_a_graph_is_read_by_every_ranking(world: Path, tmp_path: Path, pmmrec: P
     """The run, `evaluate` and `score` rank by the propagated vectors of items and users."""
     with working_in(tmp_path):
         quick = ("train.epochs=3", "train.batch_users=256", "machine.device=cpu", "model.width=16")
-        told = pmmrec("finetune", "finetune/lightgcn", "--from", "none", "--on", world / "boutique", *quick)
+        told = pmmrec("finetune", "zoo/ids/lightgcn", "--from", "none", "--on", world / "boutique", *quick)
         assert told.code == 0, told.output
         kept, domain = Path("runs/lightgcn/checkpoint"), Domain.open(world / "boutique")
         told = pmmrec("evaluate", kept, world / "boutique", "--out", "again", "--cache", "cache")

@@ -174,7 +174,11 @@ def test_a_wrong_recipe_ends_the_search_and_leaves_its_name_free(home: Path, wor
 
 def test_what_ends_a_later_start_leaves_the_trials_before_it(home: Path, world: Path, pmmrec: Pmmrec) -> None:
     command = _command(world, "objectives.nicl={type: alignment}", trials=5)  # a trial finds it wrong, and not before
-    plan = {"recipe": "finetune/sasrec", "overrides": [*TINY, "objectives.nicl={type: alignment}"], "trials": 5}
+    plan = {
+        "recipe": "zoo/ids/small/sasrec_in_batch",
+        "overrides": [*TINY, "objectives.nicl={type: alignment}"],
+        "trials": 5,
+    }
     where = {"space": "space.yaml", "start_from": "none", "on": world / "boutique"}
     search = Search(SearchPlan.model_validate({**plan, **where, "seed": SEED}), print)
     (search.folder / "trials").mkdir(parents=True)
@@ -229,13 +233,16 @@ def test_a_pretraining_is_searched_without_publishing_and_settings_that_do_not_g
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("finetune/sasrec",), "a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN"),
-        (("finetune/sasrec", "--from", "nobody", "--on", "BOUTIQUE"), "no checkpoint 'nobody'"),
+        (("zoo/ids/small/sasrec_in_batch",), "a fine-tuning needs --from CHECKPOINT (or none) and --on DOMAIN"),
+        (("zoo/ids/small/sasrec_in_batch", "--from", "nobody", "--on", "BOUTIQUE"), "no checkpoint 'nobody'"),
         (("finetune/full", "--from", "none", "--on", "BOUTIQUE"), "model: missing"),
-        (("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "train.epoch=1"), "did you mean 'epochs'?"),
-        (("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "--name", "a/b"), "name"),
         (
-            ("finetune/sasrec", "--from", "none", "--on", "BOUTIQUE", "--name", "taken"),
+            ("zoo/ids/small/sasrec_in_batch", "--from", "none", "--on", "BOUTIQUE", "train.epoch=1"),
+            "did you mean 'epochs'?",
+        ),
+        (("zoo/ids/small/sasrec_in_batch", "--from", "none", "--on", "BOUTIQUE", "--name", "a/b"), "name"),
+        (
+            ("zoo/ids/small/sasrec_in_batch", "--from", "none", "--on", "BOUTIQUE", "--name", "taken"),
             "taken: exists and is not a search",
         ),
         (("pretrain/tiny", "--on", "BOUTIQUE", "data.sources=[BOUTIQUE]"), "a pretraining takes neither --from nor"),

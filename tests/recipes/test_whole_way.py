@@ -129,7 +129,7 @@ def test_the_python_api_recommends_what_score_wrote(at_run: Path, world: Path, p
 
 def test_an_id_only_model_trains_and_refuses_another_catalogue(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
     ids = ("train.epochs=1", "train.batch_users=16", "model.width=16", "name=ids", "cache=c", "machine.device=cpu")
-    result = pmmrec("finetune", "finetune/sasrec", "--from", "none", "--on", world / "boutique", *ids)
+    result = pmmrec("finetune", "zoo/ids/small/sasrec_in_batch", "--from", "none", "--on", world / "boutique", *ids)
     assert result.code == 0, result.output
     elsewhere = pmmrec("evaluate", "runs/ids/checkpoint", world / "bazaar", "--cache", "c")
     assert elsewhere.code == 3
@@ -224,7 +224,9 @@ def test_an_objective_that_the_model_cannot_serve_is_told_before_training(
     home: Path, world: Path, pmmrec: Pmmrec
 ) -> None:
     settings = ("objectives.nicl={type: alignment}", "cache=c", "machine.device=cpu")
-    result = pmmrec("finetune", "finetune/sasrec", "--from", "none", "--on", world / "boutique", *settings)
+    result = pmmrec(
+        "finetune", "zoo/ids/small/sasrec_in_batch", "--from", "none", "--on", world / "boutique", *settings
+    )
     assert result.code == 2
     assert "objectives.nicl: compares text with image, but the model reads ids only" in result.output
     assert not (home / "runs" / "sasrec").exists()
@@ -265,10 +267,10 @@ def test_windows_longer_than_the_user_encoder_reads_are_refused_and_shorter_ones
     home: Path, world: Path, pmmrec: Pmmrec
 ) -> None:
     common = ("--from", "none", "--on", world / "boutique", "cache=c", "machine.device=cpu", "train.epochs=0")
-    longer = pmmrec("finetune", "finetune/sasrec", *common, "data.window.size=22")
+    longer = pmmrec("finetune", "zoo/ids/small/sasrec_in_batch", *common, "data.window.size=22")
     assert longer.code == 2
     assert "gives 21 inputs, but the user encoder reads 20" in longer.output
-    shorter = pmmrec("finetune", "finetune/sasrec", *common, "data.window.size=5")
+    shorter = pmmrec("finetune", "zoo/ids/small/sasrec_in_batch", *common, "data.window.size=5")
     assert shorter.code == 0
     assert "positions that this run never trains" in shorter.output
 

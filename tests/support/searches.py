@@ -18,7 +18,19 @@ model.user_encoder.num_layers: {int: [1, 2]}
 def command(world: Path, *more: object, space: str = SPACE, trials: int = 2) -> list[str]:
     Path("space.yaml").write_text(space, encoding="utf-8")
     on = ("--from", "none", "--on", world / "boutique")
-    asked = ("tune", "finetune/sasrec", "--space", "space.yaml", "--trials", trials, "--seed", SEED, *on, *TINY, *more)
+    asked = (
+        "tune",
+        "zoo/ids/small/sasrec_in_batch",
+        "--space",
+        "space.yaml",
+        "--trials",
+        trials,
+        "--seed",
+        SEED,
+        *on,
+        *TINY,
+        *more,
+    )
     return [str(word) for word in asked]
 
 

@@ -64,7 +64,17 @@ def test_trials_end_with_a_search_that_is_killed(tmp_path: Path, world: Path) ->
     """The lock of the search, which its trials keep open, is free soon after."""
     (tmp_path / "space.yaml").write_text("train.optimizer.weight_decay: {choice: [0, 0.1]}")
     small = ["model.width=16", "machine.device=cpu", "cache=c"]
-    command = [sys.executable, "-m", "pmmrec", "tune", "finetune/sasrec", *small, "--space", "space.yaml", "--trials"]
+    command = [
+        sys.executable,
+        "-m",
+        "pmmrec",
+        "tune",
+        "zoo/ids/small/sasrec_in_batch",
+        *small,
+        "--space",
+        "space.yaml",
+        "--trials",
+    ]
     options = ["--from", "none", "--on", str(world / "boutique"), "--name", "s"]
     long = ["train.epochs=5000", "validation.patience=5000"]
     until_s = time.monotonic() + PATIENCE_S

@@ -8,7 +8,8 @@ import pytest
 
 from pmmrec import shipped
 from pmmrec.errors import RecipeError
-from pmmrec.shipped import ROOMS, find_recipe, shipped_file, shipped_recipes, shipped_root
+from pmmrec.renamed import RenamedSettingWarning
+from pmmrec.shipped import RENAMED_RECIPES, ROOMS, find_recipe, shipped_file, shipped_recipes, shipped_root
 
 
 def test_a_checkout_is_read_where_it_stands() -> None:
@@ -30,10 +31,10 @@ def test_what_is_not_shipped_is_refused(name: str) -> None:
         shipped_file(name)
 
 
-def test_recipes_are_named_by_room_and_file() -> None:
+def test_recipes_are_named_by_folders_and_file() -> None:
     for name, path in shipped_recipes().items():
         assert path.is_file()
-        assert name == f"{path.parent.name}/{path.stem}"
+        assert path == shipped_root() / f"{name}.yaml"
 
 
 def test_a_plan_of_measurements_is_shipped_but_no_recipe() -> None:
@@ -41,16 +42,27 @@ def test_a_plan_of_measurements_is_shipped_but_no_recipe() -> None:
     assert "zoo/evidence" not in shipped_recipes()
 
 
-def test_only_plans_of_measurements_in_the_zoo_are_no_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("zoo/evidence.yaml", "zoo/evidence_gpu.yaml", "zoo/small.yaml", "finetune/evidence.yaml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_recipes_are_found_by_their_folders_and_plans_of_measurements_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = ["finetune/evidence", "zoo/small", "zoo/ids/a", "zoo/ids/small/a"]
+    others = ["zoo/evidence", "zoo/evidence_gpu", "finetune/spaces/small", "zoo/results/a/b/c"]
+    for name in (f"{recipe}.yaml" for recipe in (*recipes, *others)):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("name: x\n")
     monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "pmmrec")  # as if this were the checkout
-    assert list(shipped_recipes()) == ["finetune/evidence", "zoo/small"]
+    assert list(shipped_recipes()) == recipes
 
 
 def test_a_recipe_is_found_with_and_without_its_ending(home: Path) -> None:
     assert find_recipe("pretrain/tiny") == find_recipe("pretrain/tiny.yaml") == shipped_recipes()["pretrain/tiny"]
+
+
+@pytest.mark.parametrize("name", RENAMED_RECIPES)
+def test_a_recipe_is_found_by_its_earlier_name_with_a_word_about_todays(name: str) -> None:
+    today = RENAMED_RECIPES[name]
+    with pytest.warns(RenamedSettingWarning, match=f"recipe {name} is called {today} now"):
+        assert find_recipe(f"{name}.yaml") == shipped_recipes()[today]
 
 
 def test_a_file_of_the_user_wins_over_a_shipped_one(home: Path) -> None:

@@ -165,7 +165,7 @@ def test_fit_asks_for_both_or_neither_of_on_and_start_from() -> None:
 
 def test_fit_trains_as_the_command_line_does(home: Path, world: Path) -> None:
     tiny = ("model.width=16", "train.epochs=1", "cache=c", "machine.device=cpu", "name=fitted")
-    pmmrec.fit("finetune/sasrec", *tiny, on=world / "boutique", start_from="none")
+    pmmrec.fit("zoo/ids/small/sasrec_in_batch", *tiny, on=world / "boutique", start_from="none")
     assert (home / "runs" / "fitted" / "checkpoint" / "model_index.json").is_file()
 
 

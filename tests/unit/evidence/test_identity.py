@@ -30,7 +30,13 @@ def identities(
     **more: Any,
 ) -> Identities:
     """The identities of a plan with overrides of the id-only row (`ids`) and the pretraining (`before`)."""
-    row = {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "none", "overrides": list(ids)}
+    row = {
+        "kind": "finetune",
+        "recipe": "zoo/ids/small/sasrec_in_batch",
+        "from": "none",
+        "tuning": "none",
+        "overrides": list(ids),
+    }
     tree = {
         "title": "T",
         "tunings": {"none": words},
@@ -122,7 +128,7 @@ def test_an_added_or_removed_objective_makes_results_stale_even_without_settings
 
 
 def test_every_ignored_setting_exists() -> None:
-    recipe = read_recipe(FinetuneRecipe, find_recipe("finetune/sasrec"))
+    recipe = read_recipe(FinetuneRecipe, find_recipe("zoo/ids/small/sasrec_in_batch"))
     full, told = recipe.model_dump(mode="json"), settings_of(recipe).tree
     only_of_pretrainings = {"publish_as", "replace", "data.sources"}
     for path in {*UNTOLD, SEED} - only_of_pretrainings:

@@ -35,7 +35,7 @@ TREE: dict[str, Any] = {
     "pretrainings": {"films": {"recipe": "pretrain/tiny", "sources": ["films"]}},
     "cells": {
         BASELINES: {"kind": "baselines"},
-        IDS: {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "trials"},
+        IDS: {"kind": "finetune", "recipe": "zoo/ids/small/sasrec_in_batch", "from": "none", "tuning": "trials"},
         FULL: {"kind": "finetune", "recipe": "finetune/full", "from": "films", "tuning": "shipped"},
         "u/shop/base": {"same_as": IDS},
     },

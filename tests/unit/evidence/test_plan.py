@@ -27,7 +27,12 @@ TREE: Tree = {
     "pretrainings": {"both": {"recipe": "pretrain/tiny", "sources": ["films_a", "shop"]}},
     "cells": {
         "t/films_b/baselines": {"kind": "baselines"},
-        "t/films_b/ids": {"kind": "finetune", "recipe": "finetune/sasrec", "from": "none", "tuning": "none"},
+        "t/films_b/ids": {
+            "kind": "finetune",
+            "recipe": "zoo/ids/small/sasrec_in_batch",
+            "from": "none",
+            "tuning": "none",
+        },
         "t/films_b/full": {"kind": "finetune", "recipe": "finetune/full", "from": "both", "tuning": "none"},
         "t/films_b/unseen": {"kind": "zero_shot", "from": "both", "tuning": "none"},
         "u/films_b/base": {"same_as": "t/films_b/ids"},

@@ -34,15 +34,16 @@ def _model(recipe: str, **changes: Any) -> ModelConfig:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "small"), [("zoo/tiny", True), ("zoo/sasrec", True), ("zoo/small", False), ("zoo/pmmrec", False)]
+    ("recipe", "small"),
+    [("zoo/tiny", True), ("zoo/ids/small/sasrec_in_batch", True), ("zoo/small", False), ("zoo/pmmrec", False)],
 )
 def test_models_that_start_narrow_are_small_and_pretrained_encoders_are_not(recipe: str, small: bool) -> None:
     assert is_small(_model(recipe)) is small
 
 
 def test_a_wide_layer_anywhere_makes_a_model_large() -> None:
-    assert is_small(_model("zoo/sasrec", width=128))
-    assert not is_small(_model("zoo/sasrec", width=192))
+    assert is_small(_model("zoo/ids/small/sasrec_in_batch", width=128))
+    assert not is_small(_model("zoo/ids/small/sasrec_in_batch", width=192))
     tree = read_extended(find_recipe("zoo/tiny"), shipped_recipe)["model"]
     tree["item_encoder"]["vision"]["architecture"]["hidden_size"] = 256
     assert not is_small(validate(ModelConfig, tree, "tree"))

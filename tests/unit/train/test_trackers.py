@@ -17,7 +17,7 @@ from pmmrec.train.trackers import tracker_openers
 def _sasrec(pmmrec: Pmmrec, world: Path, *settings: str) -> None:
     sizes = ("model.width=16", "train.epochs=1", "cache=c", "machine.device=cpu", "name=watched")
     on = ("--from", "none", "--on", world / "boutique")
-    result = pmmrec("finetune", "finetune/sasrec", *on, *sizes, *settings)
+    result = pmmrec("finetune", "zoo/ids/small/sasrec_in_batch", *on, *sizes, *settings)
     assert result.code == 0, result.output
 
 
@@ -92,13 +92,13 @@ def test_a_tracker_that_is_not_installed_is_refused_before_a_run_is_made(
     with pytest.raises(MachineError, match=told):
         tracker_openers((tracker,), home, "project", "name", "")
     on = ("--from", "none", "--on", world / "boutique")
-    result = pmmrec("finetune", "finetune/sasrec", *on, f"machine.trackers=[{tracker}]", "cache=c")
+    result = pmmrec("finetune", "zoo/ids/small/sasrec_in_batch", *on, f"machine.trackers=[{tracker}]", "cache=c")
     assert result.code == 4
     assert not (home / "runs").exists()
 
 
 def test_an_unknown_tracker_is_refused_by_the_recipe(home: Path, world: Path, pmmrec: Pmmrec) -> None:
     on = ("--from", "none", "--on", world / "boutique")
-    result = pmmrec("finetune", "finetune/sasrec", *on, "machine.trackers=[weights]")
+    result = pmmrec("finetune", "zoo/ids/small/sasrec_in_batch", *on, "machine.trackers=[weights]")
     assert result.code == 2
     assert "machine.trackers[0]: " in result.output

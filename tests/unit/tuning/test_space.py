@@ -18,7 +18,7 @@ def _space(folder: Path, *lines: str) -> Space:
     return read_space(path)
 
 
-def _against(space: Space, name: str = "finetune/sasrec", *overrides: str) -> dict:
+def _against(space: Space, name: str = "zoo/ids/small/sasrec_in_batch", *overrides: str) -> dict:
     path = find_recipe(name)
     recipe_class = PretrainRecipe if name.startswith("pretrain") else FinetuneRecipe
     recipe, tree = read_recipe(recipe_class, path, overrides), recipe_tree(path, overrides)
@@ -60,9 +60,9 @@ def test_a_value_outside_the_space_is_not_the_recipes_own(tmp_path: Path) -> Non
         "train.clip_norm: {uniform: [0.5, 2]}",
     )
     assert _against(space) == {"train.clip_norm": 1.0}
-    assert _against(space, "finetune/sasrec", "train.optimizer.weight_decay=0", "train.clip_norm=null") == {
-        "train.optimizer.weight_decay": 0
-    }
+    assert _against(
+        space, "zoo/ids/small/sasrec_in_batch", "train.optimizer.weight_decay=0", "train.clip_norm=null"
+    ) == {"train.optimizer.weight_decay": 0}
 
 
 def test_a_setting_may_be_searched_under_its_earlier_name(tmp_path: Path) -> None:
