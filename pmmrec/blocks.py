@@ -1,4 +1,4 @@
-"""The post-norm Transformer block that fusion and user encoders share."""
+"""The Transformer block that fusion and user encoders share."""
 
 from __future__ import annotations
 
@@ -37,32 +37,46 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each followed by dropout, the residual sum and LayerNorm (post-norm)."""
+    """Attention and feed-forward, each followed by dropout, the residual sum and LayerNorm (post-norm).
+
+    With `norm_first` LayerNorm stands before each of them instead, and the residual sum is not normalised (pre-norm).
+    """
 
     def __init__(
         self,
         width: int,
         num_heads: int,
         *,
-        feed_forward_factor: int = 4,
+        feed_forward: int | None = None,
         dropout: float = 0.1,
         activation: Activation = "gelu",
         norm_eps: float = 1e-6,
         qkv_bias: bool = True,
+        norm_first: bool = False,
     ) -> None:
+        """`feed_forward`: the width between its two linear layers; None: four times that of the block."""
         super().__init__()
+        inner = feed_forward or 4 * width
+        self.norm_first = norm_first
         self.attention = Attention(width, num_heads, dropout, qkv_bias=qkv_bias)
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.expand = nn.Linear(width, feed_forward_factor * width)
-        self.contract = nn.Linear(feed_forward_factor * width, width)
+        self.expand = nn.Linear(width, inner)
+        self.contract = nn.Linear(inner, width)
         self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
         self.dropout = Dropout(dropout)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool = False) -> Tensor:
         """`(K, D)`, the places of packed rows -> `(K, D)`."""
+        if self.norm_first:
+            mixed_KD = self.attention(self.attention_norm(x_KD), packing, is_causal=is_causal)
+            attended = self.dropout.add(x_KD, mixed_KD)
+            return self.dropout.add(attended, self._fed_forward(self.feed_forward_norm(attended)))
         mixed_KD = self.attention(x_KD, packing, is_causal=is_causal)
         attended = self.attention_norm(self.dropout.add(x_KD, mixed_KD))
-        widened = self.dropout(self.activation(self.expand(attended)))
-        out: Tensor = self.feed_forward_norm(self.dropout.add(attended, self.contract(widened)))
+        out: Tensor = self.feed_forward_norm(self.dropout.add(attended, self._fed_forward(attended)))
+        return out
+
+    def _fed_forward(self, x_KD: Tensor) -> Tensor:
+        out: Tensor = self.contract(self.dropout(self.activation(self.expand(x_KD))))
         return out

@@ -68,7 +68,7 @@ class MergeAttention(Fusion):
             TransformerBlock(
                 width,
                 config.num_heads,
-                feed_forward_factor=config.feed_forward_factor,
+                feed_forward=config.feed_forward_factor * width,
                 dropout=config.dropout,
                 activation="gelu",
             )

@@ -8,18 +8,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from pmmrec.adapters import Host, Sites
-from pmmrec.blocks import Activation, TransformerBlock
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
-from pmmrec.errors import RecipeError
 from pmmrec.renamed import renamed_attention
-from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, masked, refuse_longer
+from pmmrec.users.stacks import BlocksConfig, blocks_of
 
 # Queries, keys and values are made by one linear map.
 SITES = Sites(
@@ -30,21 +28,22 @@ SITES = Sites(
 )
 
 
-class TransformerConfig(PartConfig):
+class TransformerConfig(BlocksConfig):
     """Settings of the Transformer user encoder; the defaults are those of the released code."""
 
     type: Literal["transformer"] = "transformer"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"attends": "all"})
-    num_layers: int = Field(default=2, ge=1, le=1000)
-    num_heads: int = Field(default=2, ge=1, description="Must divide the width.")
-    feed_forward_factor: int = Field(default=4, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    activation: Activation = "relu"
-    qkv_bias: bool = False
-    norm_eps: float = Field(default=1e-6, gt=0)
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"attends": "all"},
+        {"norm_first": True, "feed_forward": 12},
+        {"attends": "all", "output_head": True},
+    )
     attends: Literal["past", "all"] = Field(
         default="past",
         description="past: an input sees those before it. all: those behind it too; training masks items (BERT4Rec).",
+    )
+    output_head: bool = Field(
+        default=False, description="Whether a linear layer, GELU and LayerNorm follow the last block (BERT4Rec)."
     )
     max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
 
@@ -58,9 +57,20 @@ class TransformerConfig(PartConfig):
 class TransformerUserEncoder(UserEncoder):
     """Transformer blocks over item vectors `(B, L, D)` with learned positions, counted from the most recent input.
 
-    Eq. 4 of https://arxiv.org/abs/2312.09602, and SASRec (arXiv 1808.09781) under `attends: past`; BERT4Rec (arXiv
-    1904.06690) under `attends: all`. Differs from the papers: position 0 is the last place, so more padding on the left
-    changes nothing. Weights start as torch's (uniform, 0.02 wide at width 768), positions as normal(0.02).
+    Eq. 4 of https://arxiv.org/abs/2312.09602. Differs from the papers: position 0 is the last place, so more padding on
+    the left changes nothing. Weights start as torch's (uniform, 0.02 wide at width 768), positions as normal(0.02).
+
+    | settings | system |
+    |---|---|
+    | none | PMMRec, and SASRec in MoRec, MMSR and NineRec |
+    | `norm_first: true` | SASRec (arXiv 1808.09781): LayerNorm before attention, before feed-forward and at the end |
+    | `attends: all` | BERT4Rec in NineRec |
+    | `attends: all, output_head: true, activation: gelu, qkv_bias: true` | BERT4Rec (arXiv 1904.06690), RecBole |
+
+    The released code of SASRec normalises the queries of attention alone, and adds what it normalised to the result;
+    here, as in the paper, queries, keys and values are normalised, and the residual is not. The mask is a learned
+    vector. Released codes of BERT4Rec take a further row of the item table, which computes the same but is also an item
+    that can be drawn and ranked. BERT4Rec and RecBole also learn a bias for each item, which `dot` has not.
 
     Example:
         model:
@@ -70,31 +80,17 @@ class TransformerUserEncoder(UserEncoder):
     def __init__(self, config: TransformerConfig, context: BuildContext) -> None:
         super().__init__()
         width = context.width
-        if width % config.num_heads:
-            raise RecipeError(
-                f"user_encoder.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor"
-            )
-        self.max_inputs, self.attends = config.max_inputs, config.attends
+        self.max_inputs, self.attends, self.norm_first = config.max_inputs, config.attends, config.norm_first
         self._max_positions = config.max_inputs + (config.attends == "all")
         self.position = nn.Embedding(self._max_positions, width)
         nn.init.normal_(self.position.weight, std=0.02)
         if config.attends == "all":
             self.mask = nn.Parameter(torch.empty(width))
             nn.init.normal_(self.mask, std=0.02)
-        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)  # of the inputs; of the states with norm_first
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                width,
-                config.num_heads,
-                feed_forward_factor=config.feed_forward_factor,
-                dropout=config.dropout,
-                activation=config.activation,
-                norm_eps=config.norm_eps,
-                qkv_bias=config.qkv_bias,
-            )
-            for _ in range(config.num_layers)
-        )
+        self.blocks = blocks_of(config, width)
+        self.head = _head(config, width)
 
     @property
     def host(self) -> Host:
@@ -109,7 +105,15 @@ class TransformerUserEncoder(UserEncoder):
         input_KD = packed.packed(history.item_BLD)
         if self.attends == "all":
             input_KD = masked(input_KD, packed, self.mask)
-        hidden_KD: Tensor = self.dropout(self.norm(input_KD + self.position(packed.from_end_K)))
+        hidden_KD = input_KD + self.position(packed.from_end_K)
+        hidden_KD = self.dropout(hidden_KD if self.norm_first else self.norm(hidden_KD))
         for block in self.blocks:
             hidden_KD = block(hidden_KD, packed.packing, is_causal=self.attends == "past")
-        return packed.states(hidden_KD)
+        return packed.states(self.head(self.norm(hidden_KD) if self.norm_first else hidden_KD))
+
+
+def _head(config: TransformerConfig, width: int) -> nn.Module:
+    """What BERT4Rec has above its blocks, or nothing."""
+    if not config.output_head:
+        return nn.Identity()
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=config.norm_eps))

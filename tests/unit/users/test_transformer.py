@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.blocks import TransformerBlock
@@ -39,9 +39,10 @@ def histories(lengths: list[int], num_places: int = LENGTH) -> tuple[Tensor, Ten
 
 
 def block_by_loops(block: TransformerBlock, x_LD: Tensor, *, is_causal: bool) -> Tensor:
-    """One post-norm block over one history without padding."""
+    """One block over one history without padding."""
     num_heads, size = block.attention.num_heads, WIDTH // block.attention.num_heads
-    query, key, value = (x_LD @ weight.T for weight in block.attention.qkv.weight.chunk(3))
+    read_LD = block.attention_norm(x_LD) if block.norm_first else x_LD
+    query, key, value = (read_LD @ weight.T for weight in block.attention.qkv.weight.chunk(3))
     rows = []
     for place in range(len(x_LD)):
         seen = range(place + 1) if is_causal else range(len(x_LD))
@@ -51,7 +52,10 @@ def block_by_loops(block: TransformerBlock, x_LD: Tensor, *, is_causal: bool) ->
             scores = torch.stack([query[place, part] @ key[other, part] for other in seen]) / size**0.5
             heads.append(sum(share * value[other, part] for other, share in zip(seen, scores.softmax(0), strict=True)))
         rows.append(torch.cat(heads))
-    attended = block.attention_norm(x_LD + block.attention.out(torch.stack(rows)))
+    attended = x_LD + block.attention.out(torch.stack(rows))
+    if block.norm_first:
+        return attended + block.contract(F.relu(block.expand(block.feed_forward_norm(attended))))
+    attended = block.attention_norm(attended)
     return block.feed_forward_norm(attended + block.contract(F.relu(block.expand(attended))))
 
 
@@ -59,15 +63,27 @@ def hidden_by_loops(encoder: TransformerUserEncoder, history_LD: Tensor) -> Tens
     """Eq. 4 for one history without padding."""
     length = len(history_LD)
     rows = [history_LD[place] + encoder.position.weight[length - 1 - place] for place in range(length)]
-    x_LD = encoder.norm(torch.stack(rows))
+    x_LD = torch.stack(rows) if encoder.norm_first else encoder.norm(torch.stack(rows))
     for block in encoder.blocks:
         x_LD = block_by_loops(block, x_LD, is_causal=encoder.attends == "past")
-    return x_LD
+    x_LD = encoder.norm(x_LD) if encoder.norm_first else x_LD
+    if isinstance(encoder.head, nn.Identity):
+        return x_LD
+    return encoder.head[2](F.gelu(x_LD @ encoder.head[0].weight.T + encoder.head[0].bias))
 
 
-@pytest.mark.parametrize("is_causal", [True, False])
-def test_values_and_gradients_are_those_of_loops_over_users(*, is_causal: bool) -> None:
-    encoder = fresh(attends="past" if is_causal else "all")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attends": "all"},
+        {"norm_first": True, "feed_forward": 5},
+        {"attends": "all", "norm_first": True},
+        {"attends": "all", "output_head": True},
+    ],
+)
+def test_values_and_gradients_are_those_of_loops_over_users(settings: dict[str, object]) -> None:
+    encoder = fresh(**settings)
     lengths = [5, 3, 1]
     inputs_BLD, is_valid_BL = histories(lengths)
     inputs_BLD.requires_grad_()
@@ -177,6 +193,13 @@ def test_longer_histories_than_it_can_read_are_an_error_that_names_both() -> Non
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
     with pytest.raises(RecipeError, match=r"user_encoder\.num_heads: 3 do not divide the width 8"):
         fresh(num_heads=3)
+
+
+def test_the_width_of_the_feed_forward_is_a_number_or_a_factor() -> None:
+    assert fresh(feed_forward=5).blocks[0].expand.out_features == 5
+    assert fresh(feed_forward_factor=2).blocks[0].expand.out_features == 2 * WIDTH
+    with pytest.raises(RecipeError, match="feed_forward: is a width in place of feed_forward_factor; leave one"):
+        user_encoders.config({"type": "transformer", "feed_forward": 5, "feed_forward_factor": 2})
 
 
 def test_the_defaults_are_those_of_the_released_code() -> None:

@@ -1,0 +1,57 @@
+"""Transformer blocks of user encoders, and their settings."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+from torch import nn
+from typing_extensions import Self
+
+from pmmrec.blocks import Activation, TransformerBlock
+from pmmrec.errors import RecipeError
+from pmmrec.settings import PartConfig
+
+
+class BlocksConfig(PartConfig):
+    """Settings of the Transformer blocks of a user encoder; the defaults are those of PMMRec's released code."""
+
+    num_layers: int = Field(default=2, ge=1, le=1000)
+    num_heads: int = Field(default=2, ge=1, description="Must divide the width.")
+    feed_forward_factor: int = Field(default=4, ge=1, description="Width of the feed-forward over that of the model.")
+    feed_forward: int | None = Field(
+        default=None, ge=1, description="Width of the feed-forward, in place of the factor (UniSRec: 256 at width 300)."
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    activation: Activation = "relu"
+    qkv_bias: bool = False
+    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_first: bool = Field(
+        default=False,
+        description="Whether LayerNorm stands before attention and feed-forward, as in SASRec, instead of behind them.",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_width(self) -> Self:
+        if self.feed_forward is not None and self.feed_forward_factor != 4:
+            raise ValueError("feed_forward: is a width in place of feed_forward_factor; leave one of them out")
+        return self
+
+
+def blocks_of(config: BlocksConfig, width: int) -> nn.ModuleList:
+    """Transformer blocks one above another. RecipeError where the heads do not divide the width."""
+    if width % config.num_heads:
+        raise RecipeError(
+            f"user_encoder.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor"
+        )
+    return nn.ModuleList(
+        TransformerBlock(
+            width,
+            config.num_heads,
+            feed_forward=config.feed_forward or config.feed_forward_factor * width,
+            dropout=config.dropout,
+            activation=config.activation,
+            norm_eps=config.norm_eps,
+            qkv_bias=config.qkv_bias,
+            norm_first=config.norm_first,
+        )
+        for _ in range(config.num_layers)
+    )
