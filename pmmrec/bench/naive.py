@@ -243,6 +243,7 @@ def _refuse_others(task: TrainingTask) -> None:
         and all(isinstance(tower, HFText | HFVision) for tower in towers)
         and isinstance(recommender.user_encoder, TransformerUserEncoder)
         and isinstance(recommender.scorer, Dot)
+        and not recommender.scorer.unit_states
         and not recommender.propagation.reads_graph
     )
     if not fits:

@@ -214,10 +214,11 @@ class ListMaker:
             user_index_B=user_index_B,
             user_MD=self._catalogue.user_MD,
         )
-        is_finite = float(query.hidden_KD.norm(dim=1).max()) * self._largest_key < SAFE
+        state_BD = self._recommender.scorer.asked(query.hidden_KD)
+        is_finite = float(state_BD.norm(dim=1).max()) * self._largest_key < SAFE
         asked: Any = query  # as the scorer reads it, or as keys do
         if self._num_more is not None:
-            asked = torch.nn.functional.pad(query.hidden_KD, (0, self._num_more), value=1.0)
+            asked = torch.nn.functional.pad(state_BD, (0, self._num_more), value=1.0)
         gone = self._candidates.gone(seen_user_H, seen_item_H)
         value_BK, column_BK = scan.best(
             asked,

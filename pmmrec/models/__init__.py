@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, Query
@@ -94,10 +95,12 @@ class Scorer(nn.Module, ABC):
         reads_counts: Whether `ranked` reads how often items were touched. Where not, items with the same vectors score
             the same.
         reads_histories: Whether a score depends on more than the queried state: on the states before it.
+        unit_states: Whether queried states are divided by their norms before they are multiplied with keys.
     """
 
     reads_counts: bool = False
     reads_histories: bool = False
+    unit_states: bool = False
 
     @abstractmethod
     def forward(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:
@@ -117,11 +120,20 @@ class Scorer(nn.Module, ABC):
     def keys(self, items: ItemVectors, count_N: Tensor | None) -> Tensor | None:
         """The items as keys `(N, D)` or `(N, D + 1)`, for a search by inner product.
 
-        The inner product of a key with a queried state, which a 1 follows where keys are one longer, is the ranked
-        score. None: the score is no such product.
+        The inner product of a key with what `asked` gives for a state, which a 1 follows where keys are one longer, is
+        the ranked score. None: the score is no such product.
         """
         del items, count_N
         return None
+
+    def asked(self, hidden_KD: Tensor) -> Tensor:
+        """Queried states `(K, D)` as they are multiplied with keys."""
+        return as_asked(hidden_KD, unit_states=self.unit_states)
+
+
+def as_asked(hidden_KD: Tensor, *, unit_states: bool) -> Tensor:
+    """States as a scorer with these `unit_states` multiplies them with keys."""
+    return F.normalize(hidden_KD, dim=1) if unit_states else hidden_KD
 
 
 item_encoders: Family[ItemEncoder] = Family("item encoder", home=__name__, group="items")

@@ -1,4 +1,4 @@
-"""Score items by the dot product with a user's state."""
+"""Score items by the dot product with a user's state, or by the cosine."""
 # Shapes: K queries, N items, C candidates, D width.
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class DotConfig(PartConfig):
         {},
         {"popularity": 1.0},
         {"popularity": 0.5, "temperature": "sqrt_width"},
+        {"similarity": "cosine"},
+        {"similarity": "cosine", "popularity": 0.5, "temperature": 0.07},
+    )
+    similarity: Literal["dot", "cosine"] = Field(
+        "dot", description="cosine: states and items are divided by their norms (UniSRec, VQRec)."
     )
     popularity: float = Field(
         0.0, ge=0, description="Weight of log(1 + how often an item was touched) in the score; 1 undoes what DAP takes."
@@ -45,12 +50,16 @@ class DotConfig(PartConfig):
 
 @scorers.register("dot", DotConfig)
 class Dot(Scorer):
-    """The dot product of a queried state `(K, D)` and an item vector `(N, D)`; with `popularity`, a prior beside it.
+    """The dot product of a queried state `(K, D)` and an item vector `(N, D)`, or their cosine; a prior may be added.
 
     What DAP trains (eq. 5 of https://arxiv.org/abs/2312.09602); the paper ranks without a prior. In-batch negatives
     come as often as items are popular, so DAP without a log q correction learns log p(item | user) - log q(item): what
     this user wants more than others do. Its sum with log q ranks by p(item | user). With `logq` or `catalogue_ce`
     nothing is missing and `popularity` stays 0.
+
+    With `similarity: cosine` both sides are unit vectors, as UniSRec (https://arxiv.org/abs/2206.05941) and VQRec
+    (https://arxiv.org/abs/2210.12316) train and rank; the temperature that divides it in training is that of the
+    objective.
 
     Example:
         model: {scorer: {type: dot, popularity: 1}}
@@ -59,11 +68,12 @@ class Dot(Scorer):
     def __init__(self, config: DotConfig, context: BuildContext) -> None:
         super().__init__()
         self.popularity, self.reads_counts = config.popularity, config.popularity > 0
+        self.unit_states = config.similarity == "cosine"
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 
     def forward(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:
-        """Dot products, `(K, N)` or `(K, C)`."""
-        hidden_KD, item_ND = widened(query.hidden_KD), widened(items.fused_UD)
+        """Dot products or cosines, `(K, N)` or `(K, C)`."""
+        hidden_KD, item_ND = self.asked(widened(query.hidden_KD)), self._compared(widened(items.fused_UD))
         if candidate_KC is None:
             return hidden_KD @ item_ND.T
         return torch.einsum("kd,kcd->kc", hidden_KD, F.embedding(candidate_KC, item_ND))
@@ -76,10 +86,13 @@ class Dot(Scorer):
 
     def keys(self, items: ItemVectors, count_N: Tensor | None) -> Tensor:
         """Items `(N, D)`; with popularity items over the temperature and their prior, `(N, D + 1)`."""
-        item_ND = items.fused_UD
+        item_ND = self._compared(items.fused_UD)
         if not self.popularity:
             return item_ND
         return torch.cat((item_ND / self.temperature, self._prior(count_N, item_ND.dtype)[:, None]), dim=1)
+
+    def _compared(self, item_ND: Tensor) -> Tensor:
+        return F.normalize(item_ND, dim=1) if self.unit_states else item_ND
 
     def _prior(self, count_N: Tensor | None, dtype: torch.dtype) -> Tensor:
         if count_N is None:

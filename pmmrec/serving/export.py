@@ -137,13 +137,15 @@ def write_index(
     index = _built(kind, key_CD.numpy())
     tried = tuple(_recalls(index, kind, query_QD, key_CD, alike_items(encoded.contents, counts)[readable], k))
     with files.writing(out, replace=False) as place:
-        _write_items(place / ITEMS_FILE, encoded, vectors_ND, key_ND if num_more + num_even or streams else None)
+        is_own_key = not (num_more + num_even or streams or recommender.scorer.unit_states)
+        _write_items(place / ITEMS_FILE, encoded, vectors_ND, None if is_own_key else key_ND)
         faiss().write_index(index, str(place / FAISS_FILE))
         info = IndexInfo(
             format=FORMAT,
             kind=kind,
             width=vectors_ND.shape[1],
             streams=streams,
+            unit_states=recommender.scorer.unit_states,
             num_more=num_more,
             num_even=num_even,
             effort=tried[-1].effort,
@@ -205,7 +207,7 @@ def _check_finite(domain: Path, query_QD: Tensor, key_CD: Tensor) -> None:
 def _states(
     recommender: Recommender, catalogue: ItemVectors, histories: Histories, num_users: int, seed: int
 ) -> Tensor:
-    """Hidden states of users drawn at random from the domain; on the CPU."""
+    """States of users drawn at random from the domain, as keys want them; on the CPU."""
     num_users = min(num_users, histories.num_users)
     drawn = np.sort(np.random.default_rng(seed).choice(histories.num_users, num_users, replace=False))
     parts: list[Tensor] = []
@@ -214,7 +216,7 @@ def _states(
         for history in histories.chunks(1024, drawn):
             items = history.item_H.astype(np.int64)
             query = queries_after(recommender.user_encoder, catalogue, history.offset_B, items, device)
-            parts.append(query.hidden_KD.cpu())
+            parts.append(recommender.scorer.asked(query.hidden_KD).cpu())
     return torch.cat(parts)
 
 

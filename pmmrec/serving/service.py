@@ -23,6 +23,7 @@ from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen, check_seen
 from pmmrec.homes import expanded
+from pmmrec.models import as_asked
 from pmmrec.models.recommender import unpacked
 from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
 from pmmrec.settings import Config, validate
@@ -42,6 +43,7 @@ class IndexInfo(Config):
     kind: Kind
     width: int = Field(gt=0)  # of all vectors of an item
     streams: dict[str, int] = {}  # those beside an item's own vector, and their widths
+    unit_states: bool = False  # whether a query is a state divided by its norm
     num_more: int = Field(ge=0, le=1)  # 1: a key ends in a prior, and a query in a 1
     num_even: int = Field(0, ge=0, le=1)  # 1: then an entry that makes all key norms equal, and a 0 in a query
     effort: int = Field(ge=1)  # efSearch of hnsw, nprobe of ivf; 1 for flat
@@ -121,7 +123,8 @@ class ItemIndex:
         with evaluating(self.user_encoder):
             items = unpacked(self.vectors_ND, self.info.streams)
             queried = queries_after(self.user_encoder, items, offsets, rows, self.vectors_ND.device)
-        query: Floats = as_queries(queried.hidden_KD, self.info.num_more, self.info.num_even)[0].numpy()
+        asked_1D = as_asked(queried.hidden_KD, unit_states=self.info.unit_states)
+        query: Floats = as_queries(asked_1D, self.info.num_more, self.info.num_even)[0].numpy()
         return query
 
 
@@ -144,7 +147,7 @@ def load_index(folder: Path | str) -> ItemIndex:
     fits = len(table) == info.num_items and index.d == width_of_key
     if not fits or not len(item_of_C) == index.ntotal == info.num_candidates:
         raise CheckpointError(f"{folder}: {ITEMS_FILE} and {FAISS_FILE} do not fit {INDEX_FILE}; write the index again")
-    keys = vectors if width_of_key == info.width and not info.streams else _matrix(table["key"], width_of_key)
+    keys = _matrix(table["key"], width_of_key) if "key" in table.column_names else vectors
     return ItemIndex(
         info=info,
         item_ids=table["item_id"].cast(pa.large_string()).combine_chunks(),

@@ -140,7 +140,7 @@ def keys_give_the_ranked_scores(subject: Subject) -> Inapplicable:
     key_NE = part.keys(items, count_N)
     if key_NE is None:
         return "is not an inner product"
-    asked_KE = query.hidden_KD
+    asked_KE = part.asked(query.hidden_KD)
     if key_NE.shape[1] == WIDTH + 1:
         asked_KE = F.pad(asked_KE, (0, 1), value=1.0)
     assert_close(asked_KE @ key_NE.T, part.ranked(part(query, items), count_N), "keys against ranked scores")

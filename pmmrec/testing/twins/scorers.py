@@ -16,10 +16,14 @@ from pmmrec.testing.twins import twin_of
 
 @twin_of(scorers, "dot")
 def dot_by_loops(scorer: Dot, query: Query, items: ItemVectors, count_N: Tensor) -> Tensor:
-    """One dot product after another; with a prior of popularity, which a temperature of the product goes with."""
+    """One dot product or cosine after another; with a prior of popularity, a temperature divides the product."""
     found = []
     for user, position in zip(query.user_K.tolist(), query.position_K.tolist(), strict=True):
-        scores = [torch.dot(query.states.hidden_BLD[user, position], item_D) for item_D in items.fused_UD]
+        state_D = query.states.hidden_BLD[user, position]
+        scores = [torch.dot(state_D, item_D) for item_D in items.fused_UD]
+        if scorer.unit_states:
+            norms = [torch.sqrt((state_D**2).sum() * (item_D**2).sum()) for item_D in items.fused_UD]
+            scores = [score / norm for score, norm in zip(scores, norms, strict=True)]
         if scorer.popularity:
             priors = [scorer.popularity * math.log(1 + count) for count in count_N.tolist()]
             scores = [score / scorer.temperature + prior for score, prior in zip(scores, priors, strict=True)]

@@ -62,7 +62,7 @@ class MeanOfLetters(ItemEncoder):
 def make_recommender() -> Callable[..., Recommender]:
     """A model of letters with a causal Transformer over the last four items, of any width."""
 
-    def make(width: int, **dot_settings: float) -> Recommender:
+    def make(width: int, **dot_settings: float | str) -> Recommender:
         torch.manual_seed(0)
         config = user_encoders.config({"type": "transformer", "max_inputs": 4})
         user_encoder = user_encoders.part_class(config)(config, BuildContext(width))

@@ -76,15 +76,16 @@ def test_an_item_with_nothing_to_read_is_recommended_to_nobody(
         assert set(listed) == set(range(NUM_ITEMS)) - {7} - set(history if seen == "exclude" else [])
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("popularity", [0.0, 1.5])
 @pytest.mark.parametrize("seen", ["exclude", "include"])
 def test_alike_items_tie_and_stand_in_the_order_of_their_rows(
-    seen: str, popularity: float, make_recommender: Callable[..., Recommender]
+    seen: str, popularity: float, similarity: str, make_recommender: Callable[..., Recommender]
 ) -> None:
     same_as_N = np.array([0, 1, 0, 3, 1, 0, 6, 7, 1, 9, 0, 3])
     contents = Contents(same_as_N, np.arange(NUM_ITEMS) != 9)
     counts = np.array([3, 0, 3, 1, 0, 9, 1, 2, 5, 1, 3, 1])  # alike items of other counts are others with popularity
-    model = make_recommender(8, popularity=popularity)
+    model = make_recommender(8, popularity=popularity, similarity=similarity)
     vectors_ND = torch.randn(NUM_ITEMS, 8, generator=torch.Generator().manual_seed(3))[torch.from_numpy(same_as_N)]
     offsets, items = np.cumsum([0, *map(len, SEQUENCES)]), np.concatenate(SEQUENCES)
     score_QN = ModelScores(model, vectors_ND, offsets, items, counts, contents)(slice(0, len(SEQUENCES)))
