@@ -20,12 +20,14 @@ from pmmrec.testing.twins.graphs import lightgcn_by_loops
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
 RECIPES = {
-    **{name: f"zoo/ids/small/{name}" for name in ("gru4rec", "bert4rec", "dssm", "dssm_variant", "sasrec_attention")},
+    **{name: f"zoo/ids/small/{name}" for name in ("gru4rec", "nextitnet", "bert4rec", "dssm", "dssm_variant")},
+    "sasrec_attention": "zoo/ids/small/sasrec_attention",
     "lightgcn": "zoo/ids/lightgcn",
     "sasrec": "zoo/ids/small/sasrec_in_batch",
 }
 SYSTEMS = {
     "gru4rec": ("model.width=16",),
+    "nextitnet": ("model.width=16",),
     "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
     "dssm": ("model.width=16",),
     "dssm_variant": ("model.width=16",),
@@ -121,7 +123,7 @@ def test_what_interactions_cannot_serve_is_refused_by_the_plan_and_by_the_run(
     assert (told.code, message in told.output) == (2, True), told.output
 
 
-@pytest.mark.parametrize("name", ["gru4rec", "bert4rec", "dssm_variant"])
+@pytest.mark.parametrize("name", ["gru4rec", "nextitnet", "bert4rec", "dssm_variant"])
 def test_lists_and_an_index_rank_as_the_model_does(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         quick = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", *SYSTEMS[name])
