@@ -24,7 +24,7 @@ from pmmrec.renamed import RenamedSettingWarning, renamed_recipe
 from pmmrec.settings import Config, Place, Tree, overlay, parse_overrides, parse_yaml, read_extended, validate
 from pmmrec.shipped import shipped_recipe
 from pmmrec.train.callbacks import ValidationConfig
-from pmmrec.train.loop import TrainConfig
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.processes import MachineConfig
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.transfer import FULL, TransferPlan, model_after

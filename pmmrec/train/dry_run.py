@@ -26,11 +26,11 @@ from pmmrec.objectives import ObjectiveConfig
 from pmmrec.tables import PlainTable
 from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics
 from pmmrec.train.callbacks import ValidationConfig
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.cost import TrainingCost
 from pmmrec.train.example_checks import check_examples, check_judged
 from pmmrec.train.frozen_items import stays_as_it_is
 from pmmrec.train.log import RunLog
-from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, memory_lines
 from pmmrec.train.memory_simulation import item_inputs
 from pmmrec.train.optim import build_optimizer

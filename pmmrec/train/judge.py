@@ -11,8 +11,9 @@ from pmmrec.data.mixing import MixingConfig
 from pmmrec.errors import DataError, DivergenceError
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.example_checks import check_judged
-from pmmrec.train.loop import BatchSource, Loop, TrainConfig
+from pmmrec.train.loop import BatchSource, Loop
 from pmmrec.train.meter import added, shown_losses
 from pmmrec.train.nonfinite import ADVICE
 from pmmrec.train.prepare import Batches, Sources

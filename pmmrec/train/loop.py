@@ -9,64 +9,31 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pmmrec.contracts import Batch
 from pmmrec.data.loader import LostWorkerError
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.evaluation.share import WorkerGroup
-from pmmrec.settings import Config
 from pmmrec.startup import collecting_as_usual
-from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, refuse_batch_statistics
+from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.cost import TrainingCost, peak_memory_bytes, reset_peak
 from pmmrec.train.delayed_read import DelayedRead
 from pmmrec.train.failures import lost_worker, out_of_memory
 from pmmrec.train.heartbeat import StepPhase
 from pmmrec.train.log import RunLog
 from pmmrec.train.meter import Forecast, Meter, added, shown_losses, sizes_of
-from pmmrec.train.nonfinite import NonfiniteConfig, NonfiniteGuard, stop_if_weights_nonfinite
-from pmmrec.train.optim import OptimizerConfig, build_optimizer
+from pmmrec.train.nonfinite import NonfiniteGuard, stop_if_weights_nonfinite
+from pmmrec.train.optim import build_optimizer
 from pmmrec.train.pace import Pace
 from pmmrec.train.processes import Processes
 from pmmrec.train.schedule import build_scheduler, change_num_steps
 from pmmrec.train.snapshot import below
 from pmmrec.train.spread import build_strategy, prepare_task, refuse_unfit
-from pmmrec.train.state import State, StateConfig
+from pmmrec.train.state import State
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
-
-
-class TrainConfig(Config):
-    """How long and how fast."""
-
-    epochs: int = Field(10, ge=0, description="At most this many; early stopping may end sooner.")
-    batch_users: int = Field(64, ge=1, description="Users of one step, over all processes.")
-    gather: bool | None = Field(
-        None,
-        description="Negatives are those of all processes, each item encoded by one; null: where there are several. "
-        "false: those of each process's own users.",
-    )
-    accumulate: AccumulateConfig = AccumulateConfig()
-    checkpoint_activations: bool = Field(
-        False, description="Blocks of the encoders keep no activations: they are computed once more on the way back."
-    )
-    optimizer: OptimizerConfig = OptimizerConfig()
-    clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
-    log_every: int = Field(20, ge=1, description="Steps between two log lines.")
-    on_nonfinite: NonfiniteConfig = NonfiniteConfig()
-    state: StateConfig = StateConfig()
-    step_minutes: float = Field(
-        30.0,
-        gt=0,
-        description="A step that takes longer, or a process that is silent for longer, ends the run, which says which "
-        "process it was and in which step.",
-    )
-    phase_hours: float = Field(
-        24.0,
-        gt=0,
-        description="As step_minutes, of what lies between steps: preparing, validating, saving, ranking.",
-    )
 
 
 class BatchSource(Protocol):

@@ -23,8 +23,8 @@ from pmmrec.data.randomness import Purpose, generator
 from pmmrec.errors import RecipeError
 from pmmrec.launch import LaunchFile, Spread
 from pmmrec.requests import Shown, View
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.division import gathers, shared_out
-from pmmrec.train.loop import TrainConfig
 from pmmrec.train.memory_simulation import Kernels, StepMemory, StepSize, step_memory
 from pmmrec.train.prepare import Sources
 from pmmrec.train.processes import MachineConfig, Precision

@@ -14,8 +14,8 @@ from torch import Tensor
 from worker_group import run_group
 
 from pmmrec.data.batches import DataConfig
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.log import RunLog
-from pmmrec.train.loop import TrainConfig
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig, Processes

@@ -24,7 +24,8 @@ from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.settings import PartConfig
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.config import TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run

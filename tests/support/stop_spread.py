@@ -21,7 +21,8 @@ from pmmrec.contracts import Batch
 from pmmrec.data.batches import DataConfig
 from pmmrec.errors import StoppedError
 from pmmrec.terminal import errors_for_people
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.config import TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run

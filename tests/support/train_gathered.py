@@ -27,8 +27,9 @@ from pmmrec.launch import Spread
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.settings import PartConfig
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.log import RunLog
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources, find_backbones, start_backbones
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.task import TrainingTask

@@ -15,8 +15,9 @@ from pmmrec.data.items import ItemReader
 from pmmrec.errors import DivergenceError
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.log import RunLog
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.task import TrainingTask

@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from train_gathered import KINDS, PAPER, SEED, SILENT, counted_calls, ranks_of, reader_of, sources_of, task_of, train
 
 from pmmrec.data.batches import DataConfig
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.config import TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches
 from pmmrec.train.processes import MachineConfig, Processes
 

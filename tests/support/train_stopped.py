@@ -24,7 +24,8 @@ from pmmrec.errors import DivergenceError, MachineError, StoppedError
 from pmmrec.models.recommender import Recommender
 from pmmrec.train import stop
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.config import TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig
 from pmmrec.train.run import Run

@@ -16,8 +16,9 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.log import RunLog
-from pmmrec.train.loop import Callback, Loop, TrainConfig
+from pmmrec.train.loop import Callback, Loop
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.task import TrainingTask

@@ -16,7 +16,8 @@ from pmmrec.data.batches import DataConfig
 from pmmrec.errors import RecipeError
 from pmmrec.models import ItemEncoder
 from pmmrec.train.accumulate import AccumulateConfig, checkpoint_activations, encode_in_parts, item_parts
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.config import TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Batches, Sources
 from pmmrec.train.processes import MachineConfig, Processes

@@ -15,8 +15,8 @@ from pmmrec.errors import DataError, DivergenceError
 from pmmrec.objectives.targets import Targets, TargetsConfig
 from pmmrec.requests import DrawnNegatives, Requests
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.judge import LossEvery, judge_epochs
-from pmmrec.train.loop import TrainConfig
 
 
 def judge_of(

@@ -16,7 +16,8 @@ from pmmrec.errors import MachineError, RecipeError
 from pmmrec.objectives import Objective
 from pmmrec.train import loop as loop_file
 from pmmrec.train.callbacks import KeepBest, RankEvery, ValidationConfig
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.config import TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.schedule import build_scheduler
 

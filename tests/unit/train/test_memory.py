@@ -20,7 +20,7 @@ from pmmrec.data.examples.windows import WindowIndex
 from pmmrec.data.mixing import StepSampler
 from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
-from pmmrec.train.loop import TrainConfig
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, Need, Shares, memory_lines
 from pmmrec.train.memory_simulation import StepMemory
 from pmmrec.train.optim import build_optimizer

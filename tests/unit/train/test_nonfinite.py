@@ -17,7 +17,8 @@ from pmmrec.contracts import Term, Views
 from pmmrec.errors import DivergenceError
 from pmmrec.objectives import Objective
 from pmmrec.requests import NextItems
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.config import TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.nonfinite import stop_if_weights_nonfinite
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.processes import joined

@@ -10,8 +10,9 @@ import torch
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.objectives import objectives
+from pmmrec.train.config import TrainConfig
 from pmmrec.train.log import RunLog
-from pmmrec.train.loop import Loop, TrainConfig
+from pmmrec.train.loop import Loop
 from pmmrec.train.prepare import Batches
 from pmmrec.train.processes import MachineConfig, Processes
 from pmmrec.train.syncs import HostSyncs

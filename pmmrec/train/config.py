@@ -1,0 +1,43 @@
+"""The settings of a training."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pmmrec.settings import Config
+from pmmrec.train.accumulate import AccumulateConfig
+from pmmrec.train.nonfinite import NonfiniteConfig
+from pmmrec.train.optim import OptimizerConfig
+from pmmrec.train.state import StateConfig
+
+
+class TrainConfig(Config):
+    """How long and how fast."""
+
+    epochs: int = Field(10, ge=0, description="At most this many; early stopping may end sooner.")
+    batch_users: int = Field(64, ge=1, description="Users of one step, over all processes.")
+    gather: bool | None = Field(
+        None,
+        description="Negatives are those of all processes, each item encoded by one; null: where there are several. "
+        "false: those of each process's own users.",
+    )
+    accumulate: AccumulateConfig = AccumulateConfig()
+    checkpoint_activations: bool = Field(
+        False, description="Blocks of the encoders keep no activations: they are computed once more on the way back."
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
+    log_every: int = Field(20, ge=1, description="Steps between two log lines.")
+    on_nonfinite: NonfiniteConfig = NonfiniteConfig()
+    state: StateConfig = StateConfig()
+    step_minutes: float = Field(
+        30.0,
+        gt=0,
+        description="A step that takes longer, or a process that is silent for longer, ends the run, which says which "
+        "process it was and in which step.",
+    )
+    phase_hours: float = Field(
+        24.0,
+        gt=0,
+        description="As step_minutes, of what lies between steps: preparing, validating, saving, ranking.",
+    )
