@@ -130,6 +130,10 @@ class Space:
             tree = overlay(tree, _nested(path, value))
         return tree
 
+    def values_in(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that a recipe, as it is written, gives the settings of the space."""
+        return {path: _at(tree, keys_of(path)) for path in self.dimensions}
+
     def own_values(self, recipe: RunRecipe, tree: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe's own values where they lie in their dimension. `tree`: what the recipe was read from."""
         written = recipe.model_dump(mode="json")

@@ -20,11 +20,12 @@ from pmmrec.processes import folder_lock
 from tests.real.evidence.cells import Results
 from tests.real.evidence.layout import Layout
 from tests.real.evidence.page import Page
-from tests.real.evidence.plan import EvidencePlan, read_plan
+from tests.real.evidence.plan import EvidencePlan
+from tests.real.evidence.read_plan import read_plan
 from tests.real.evidence.runner import Runner, Wanted
 
 IDS = ["model.width=8", "train.epochs=1", "train.batch_users=16", "machine.device=cpu"]
-KNOWN, UNSEEN = "tiny/boutique/ids", "tiny/boutique/unseen"
+KNOWN, UNSEEN, SEARCHED = "tiny/boutique/ids", "tiny/boutique/unseen", "tiny/boutique/searched"
 PLAN = {
     "title": "Results",
     "tunings": {"none": "not tuned"},
@@ -35,8 +36,18 @@ PLAN = {
     "pretrainings": {
         "bazaar": {"recipe": "pretrain/tiny", "sources": ["bazaar_a"], "overrides": [*SMALL, "train.epochs=1"]}
     },
+    "searches": {"two": {"space": "finetune/spaces/small.yaml", "trials": 2}},
     "cells": {
         "tiny/boutique/baselines": {"kind": "baselines"},
+        SEARCHED: {
+            "kind": "finetune",
+            "recipe": "finetune/sasrec",
+            "from": "none",
+            "seeds": [1],
+            "search": "two",
+            "overrides": IDS,
+            "tuning": "none",
+        },
         KNOWN: {
             "kind": "finetune",
             "recipe": "zoo/ids/small/sasrec_in_batch",
@@ -55,9 +66,18 @@ PLAN = {
                 {"cell": "tiny/boutique/baselines"},
                 {"label": "ids", "cell": KNOWN},
                 {"label": "unseen", "cell": UNSEEN},
+                {"label": "searched", "cell": SEARCHED},
             ],
+            "columns": ["hr@10", "cpu", "trainable", "parameters", "multiply_adds"],
         }
     },
+    "orderings": [
+        {
+            "paper": "A paper, table 1",
+            "rows": [{"cell": KNOWN, "label": "ids"}, {"cell": SEARCHED, "label": "searched"}],
+            "why": "Forty users are too few.",
+        }
+    ],
 }
 
 
@@ -130,6 +150,29 @@ def test_every_cell_and_every_difference_has_its_file(place: Place) -> None:
     means = [cell.systems["model"]["all"].intervals["hr@10"].mean for cell in (unseen, ids)]
     assert difference == pytest.approx(means[0] - means[1], abs=2e-6)  # figures are kept to six decimals
     assert place.results.difference(KNOWN, "tiny/boutique/baselines@popularity") is not None
+
+
+def test_a_search_comes_before_the_seeds_and_what_it_chose_is_kept(place: Place) -> None:
+    cell = place.results.cell(SEARCHED)
+    best = yaml.safe_load((place.folder / "home" / "searches" / SEARCHED / "best.yaml").read_text())
+    assert cell.chosen.trials == 2
+    assert cell.chosen.cpu_s > 0
+    assert cell.chosen.values["train.optimizer.learning_rate"] == best["train"]["optimizer"]["learning_rate"]
+    run = place.folder / "home" / "cells" / SEARCHED / "seed-1" / "recipe.yaml"
+    assert (
+        yaml.safe_load(run.read_text())["model"]["user_encoder"]["dropout"] == best["model"]["user_encoder"]["dropout"]
+    )
+    assert place.results.difference(KNOWN, SEARCHED) is not None
+    page = place.page().decode()
+    assert "Chosen by 2 trials, CPU" in page
+    assert r"| A paper, table 1 | boutique | ids \> searched | HR@10: " in page
+
+
+def test_the_work_of_one_user_is_that_of_the_user_encoder_where_items_are_known_by_id(place: Place) -> None:
+    width, num_inputs, num_layers = 8, 20, 2
+    products = 12 * width**2 * num_inputs  # of one layer: queries, keys, values, output, and four times the width
+    attention = 2 * width * num_inputs**2
+    assert place.results.cell(KNOWN).trainings[0].cost.multiply_adds == num_layers * (products + attention)
 
 
 def test_what_is_measured_is_the_run_it_is_said_to_be(place: Place) -> None:
@@ -206,7 +249,7 @@ def test_what_is_stale_is_measured_again_when_that_is_asked_for(copy: Place) -> 
     assert copy.runner(tree).stale() == {}
     changed = {name for name, kept in bytes_of(copy.results.folder).items() if kept != before[name]}
     assert {name for name in changed if "--" not in name} == {"tiny/boutique/ids.json"}
-    assert len(changed) == 3  # and both differences of it
+    assert len(changed) == 4  # and the three differences of it
     assert copy.results.cell(KNOWN).identity["recipe"]["train"]["batch_users"] == 10
 
 
@@ -252,7 +295,7 @@ def test_changed_data_is_imported_again_and_makes_stale_what_was_measured_on_it(
     assert copy.runner().measure(Wanted(), jobs=1) == {}
     assert copy.said == ["imported boutique"]
     changes = ["domain.fingerprint"]
-    assert copy.runner().stale() == dict.fromkeys(("tiny/boutique/baselines", KNOWN, UNSEEN), changes)
+    assert copy.runner().stale() == dict.fromkeys(("tiny/boutique/baselines", SEARCHED, KNOWN, UNSEEN), changes)
 
 
 def test_two_do_not_measure_in_the_same_folder(place: Place) -> None:

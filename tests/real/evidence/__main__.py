@@ -16,7 +16,7 @@ from pmmrec.processes import signals_as_interrupts
 from tests.real.evidence.cells import Results
 from tests.real.evidence.layout import Layout
 from tests.real.evidence.page import Page
-from tests.real.evidence.plan import read_plan
+from tests.real.evidence.read_plan import read_plan
 from tests.real.evidence.runner import Runner, Wanted
 
 

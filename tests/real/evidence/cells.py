@@ -16,6 +16,7 @@ from tests.real.evidence.plan import MODEL, EvidencePlan, shown_reference
 
 DIFFERENCES = "differences"  # their folder beside those of the cells
 DECIMALS = 6
+EXACT = ("identity", "values")  # settings, which are no measurements
 _R = TypeVar("_R", bound="Config")
 
 
@@ -57,6 +58,7 @@ class Cost(Config):
     total_parameters: int
     peak_memory_bytes: int | None = None  # of the GPU; without one, of the process since its start
     seconds_per_epoch: float | None = None
+    multiply_adds: int | None = None  # of one user's forward; None: not counted
 
     @property
     def trainable_share(self) -> float:
@@ -78,6 +80,14 @@ class Training(Config):
     cost: Cost | None = None  # None: measured before runs recorded it
 
 
+class Chosen(Config):
+    """What a search found before the seeds of a cell were run."""
+
+    values: dict[str, Any]  # by the path of a setting
+    trials: int
+    cpu_s: float  # of all trials
+
+
 class CellResult(Config):
     """The result of one cell: metrics by system (one, or the baselines) and stratum."""
 
@@ -90,6 +100,7 @@ class CellResult(Config):
     seeds: tuple[int, ...] = ()
     systems: dict[str, dict[str, Figures]]
     trainings: tuple[Training, ...] = ()
+    chosen: Chosen | None = None  # None: there was no search
     pretraining: Training | None = None  # the pretraining it started from, if the plan includes it
     hardware: Hardware | None = None  # of an evaluation; trainings have their own
     checkpoint: str | None = None  # sha256 of the index it started from; None also in older results
@@ -157,7 +168,7 @@ class Results:
     def unplanned(self, plan: EvidencePlan) -> list[Path]:
         """Result files that the plan does not contain."""
         planned = {self.cell_path(cell_id) for cell_id in plan.measured}
-        for difference in plan.differences:
+        for difference in plan.compared:
             a, b = (shown_reference(*plan.resolve(side)) for side in (difference.a, difference.b))
             planned.add(self.difference_path(a, b))
         return [path for path in sorted(self.folder.rglob("*.json")) if path not in planned]
@@ -176,5 +187,5 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, DECIMALS)
     if isinstance(value, dict):
-        return {key: entry if key == "identity" else _rounded(entry) for key, entry in value.items()}
+        return {key: entry if key in EXACT else _rounded(entry) for key, entry in value.items()}
     return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value

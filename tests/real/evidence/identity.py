@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pmmrec.errors import RecipeError
@@ -15,6 +16,7 @@ from pmmrec.recipe import FinetuneRecipe, PretrainRecipe, RunRecipe, read_recipe
 from pmmrec.renamed import renamed_recipe
 from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
+from pmmrec.tuning.space import read_space
 from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 
 SEED = "seed"  # the seeds of a cell are listed separately
@@ -80,6 +82,8 @@ class Identities:
         before = self.pretraining(start) if start != SCRATCH else Identity({}, {})
         if isinstance(cell, FinetuneCell):
             told["seeds"] = list(cell.seeds)
+            if (search := self._plan.search_of(cell_id)) is not None:
+                told["search"] = {"space": _space(search.file), "trials": search.trials, SEED: search.seed}
             with _told_of(f"cells.{cell_id}"):
                 identity = _told_with_recipe(told, _finetune_settings(cell.recipe, cell.overrides))
         else:
@@ -87,6 +91,10 @@ class Identities:
         if start == SCRATCH:
             return identity
         return Identity({**identity.tree, "from": before.tree}, {**identity.chosen, "from": before.chosen})
+
+    def search(self, cell_id: str) -> Identity:
+        """The identity of the search for the settings of a cell."""
+        return self.cell(cell_id).with_(kind="search", seeds=[])
 
     def run(self, cell_id: str, seed: int | None) -> Identity:
         """The identity of one training of a cell; `seed` None: of a cell without training."""
@@ -128,6 +136,12 @@ def _pretrain_settings(recipe: str, overrides: tuple[str, ...]) -> Identity:
 @cache
 def _finetune_settings(recipe: str, overrides: tuple[str, ...]) -> Identity:
     return settings_of(read_recipe(FinetuneRecipe, find_recipe(recipe), overrides))
+
+
+@cache
+def _space(source: Path) -> Tree:
+    dimensions = read_space(source).dimensions
+    return {path: dimension.model_dump(mode="json", exclude_none=True) for path, dimension in dimensions.items()}
 
 
 def _told_with_recipe(told: Tree, settings: Identity) -> Identity:

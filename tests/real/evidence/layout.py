@@ -18,6 +18,7 @@ from pmmrec.data.write import record_of
 from pmmrec.errors import DataError
 from pmmrec.settings import Tree
 from pmmrec.train.finish import CHECKPOINT_FOLDER
+from pmmrec.tuning.results import BEST_FILE
 from tests.real.evidence.identity import Identities
 from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 from tests.real.evidence.runs import Run
@@ -90,11 +91,40 @@ class Layout:
         settings = [*planned.overrides, f"data.sources={sources}", f"seed={planned.seed}", "rank_test=false"]
         where = self._place(self.home / "pretrained", name)
         return Run(
-            label=f"pretraining {name}",
+            label=_pretraining_label(name),
             folder=self.home / "pretrained" / name,
             arguments=("pretrain", planned.recipe, *settings, *where),
             identity=identities.pretraining(name),
             keeps_checkpoint=True,
+        )
+
+    def before(self, cell_id: str, identities: Identities) -> list[Run]:
+        """The runs whose results the runs of a cell need: a pretraining, then a search."""
+        cell = self._plan.measured[cell_id]
+        start = getattr(cell, "start_from", SCRATCH)
+        runs = [] if start == SCRATCH else [self.pretraining(start, identities)]
+        if isinstance(cell, FinetuneCell) and cell.search is not None:
+            runs.append(self.search(cell_id, identities))
+        return runs
+
+    def search(self, cell_id: str, identities: Identities) -> Run:
+        """The search for the settings of a cell, on its own domain; the test targets are not ranked."""
+        cell, planned = self._plan.measured[cell_id], self._plan.search_of(cell_id)
+        if not isinstance(cell, FinetuneCell) or planned is None:
+            raise ValueError(f"{cell_id}: has no search")
+        folder, domain = self.home / "searches" / cell_id, str(self.domain(domain_of(cell_id)))
+        cache = (f"cache={json.dumps(str(self._cache))}",) if self._cache else ()
+        settings = (*cell.overrides, f"hub={json.dumps(str(self.home / 'hub'))}", *cache)
+        limits = ("--space", str(planned.file), "--trials", str(planned.trials), "--seed", str(planned.seed))
+        where = ("--name", folder.name, "--runs", str(folder.parent), "--from", self._start(cell), "--on", domain)
+        return Run(
+            label=_search_label(cell_id),
+            folder=folder,
+            arguments=("tune", cell.recipe, *settings, *limits, *where),
+            identity=identities.search(cell_id),
+            needs=_needs(cell.start_from),
+            made=BEST_FILE,
+            start=None if cell.start_from == SCRATCH else self.checkpoint(cell.start_from),
         )
 
     def runs(self, cell_id: str, identities: Identities) -> dict[int | None, Run]:
@@ -107,15 +137,17 @@ class Layout:
         return {}
 
     def _finetuning(self, cell_id: str, cell: FinetuneCell, seed: int, identities: Identities) -> Run:
-        start = SCRATCH if cell.start_from == SCRATCH else str(self.checkpoint(cell.start_from))
         name, domain = f"seed-{seed}", str(self.domain(domain_of(cell_id)))
-        settings = (*cell.overrides, f"seed={seed}", *self._place(self.cell(cell_id), name))
+        settings = (f"seed={seed}", *self._place(self.cell(cell_id), name))
+        recipe, needs = (cell.recipe, *cell.overrides), _needs(cell.start_from)
+        if cell.search is not None:
+            recipe, needs = (str(self.search(cell_id, identities).folder / BEST_FILE),), (_search_label(cell_id),)
         return Run(
             label=f"{cell_id} seed {seed}",
             folder=self.cell(cell_id) / name,
-            arguments=("finetune", cell.recipe, "--from", start, "--on", domain, *settings),
+            arguments=("finetune", *recipe, *settings, "--from", self._start(cell), "--on", domain),
             identity=identities.run(cell_id, seed),
-            needs=None if cell.start_from == SCRATCH else cell.start_from,
+            needs=needs,
             start=None if cell.start_from == SCRATCH else self.checkpoint(cell.start_from),
         )
 
@@ -139,9 +171,12 @@ class Layout:
                 *cache,
             ),
             identity=identities.run(cell_id, None),
-            needs=cell.start_from,
+            needs=_needs(cell.start_from),
             start=self.checkpoint(cell.start_from),
         )
+
+    def _start(self, cell: FinetuneCell) -> str:
+        return SCRATCH if cell.start_from == SCRATCH else str(self.checkpoint(cell.start_from))
 
     def _place(self, runs: Path, name: str) -> tuple[str, ...]:
         cache = (f"cache={json.dumps(str(self._cache))}",) if self._cache else ()
@@ -174,6 +209,18 @@ class Layout:
         pictures = self._data / planned.images if planned.images else None
         seen = {"pictures": _listing(pictures)} if pictures is not None and pictures.is_dir() else {}
         return {**planned.model_dump(mode="json"), "files": files, **seen}
+
+
+def _pretraining_label(name: str) -> str:
+    return f"pretraining {name}"
+
+
+def _search_label(cell_id: str) -> str:
+    return f"search {cell_id}"
+
+
+def _needs(start: str) -> tuple[str, ...]:
+    return () if start == SCRATCH else (_pretraining_label(start),)
 
 
 def _is_same(kept: Tree, now: Tree) -> bool:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pmmrec.atomic import whole_file
 from pmmrec.evaluation.scenarios import COLD_BELOW
+from pmmrec.evaluation.significance import Interval
 from pmmrec.report.tables import Percent, markdown
 from pmmrec.tables import Cell, PlainTable
-from tests.real.evidence.cells import CellResult, Cost, Results, Training
+from pmmrec.tuning.results import short_names
+from tests.real.evidence.cells import CellResult, Chosen, Cost, Results, Training
 from tests.real.evidence.curves import Curve, draw
 from tests.real.evidence.plan import (
     BASELINE_NAMES,
@@ -20,6 +22,7 @@ from tests.real.evidence.plan import (
     MODEL,
     BaselinesCell,
     EvidencePlan,
+    Ordering,
     PlannedTable,
     domain_of,
     shown_reference,
@@ -31,6 +34,8 @@ HEADINGS = {
     "cpu": "CPU min",
     "wall": "wall min",
     "trainable": "trained parameters",
+    "parameters": "all parameters",
+    "multiply_adds": "multiply-adds of a user, M",
     "share": "share of all, %",
     "memory": "peak memory, MB",
     "epoch": "s per epoch",
@@ -43,12 +48,31 @@ WHOSE = {
 }
 COST_OF: dict[str, Callable[[Cost], float | None]] = {
     "trainable": lambda cost: cost.trainable_parameters,
+    "parameters": lambda cost: cost.total_parameters,
+    "multiply_adds": lambda cost: None if cost.multiply_adds is None else cost.multiply_adds / 1e6,
     "share": lambda cost: cost.trainable_share,
     "memory": lambda cost: None if cost.peak_memory_bytes is None else cost.peak_memory_bytes / 1e6,
     "epoch": lambda cost: cost.seconds_per_epoch,
 }
 FEW_USERS = 100  # with so many, the 95 % interval of a share of 10 % is 12 points wide
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+ORDERINGS = (
+    "Neighbours of an order are compared, paired over users. Shown: the first is above the second in every pair, and "
+    "no interval contains 0. Contradicted: in some pair the second is above the first, and the interval does not "
+    "contain 0. Not shown: anything else."
+)
+
+
+def verdict(intervals: Sequence[Interval | None]) -> str:
+    """Whether an order shows, given the differences of its neighbours, the better one minus the other."""
+    known = [one for one in intervals if one is not None]
+    if any(one.high < 0 for one in known):
+        return "contradicted"
+    if len(known) < len(intervals):
+        return "not measured"
+    return "shown" if all(one.low > 0 for one in known) else "not shown"
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,7 @@ class Page:
         blocks = [f"# {self._plan.title}", self._included(self._plan.include)]
         for name, table in self._plan.tables.items():
             blocks += self._section(name, table, curves.get(name))
+        blocks += self._orderings()
         return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"
 
     def _section(self, name: str, table: PlannedTable, curve: str | None) -> Iterator[str]:
@@ -101,6 +126,26 @@ class Page:
         yield markdown(differences) if (differences := self._differences(table, lines)).rows else ""
         yield f"![validation NDCG@10 by epoch, {name}]({curve})" if curve else ""
         yield "\n".join(f"- {_mark(place)} {note}" for place, note in enumerate(notes, 1))
+
+    def _orderings(self) -> Iterator[str]:
+        """What papers report of the order of systems, and whether it shows here."""
+        if self._plan.orderings:
+            yield "## The order of systems in papers and here"
+            yield ORDERINGS
+            columns = ["paper", "domain", "order, best first", "differences of neighbours here, points", "here", "why"]
+            yield markdown(PlainTable("", columns, [self._ordering(one) for one in self._plan.orderings]))
+
+    def _ordering(self, ordering: Ordering) -> list[Cell]:
+        kept = [self._results.difference(*self._names(pair)) for pair in ordering.pairs]
+        intervals = [one.strata["all"].intervals.get(ordering.metric) if one else None for one in kept]
+        order = " > ".join(str(row.label) for row in ordering.rows)
+        shown = "; ".join("-" if one is None else " ".join(Percent(one).pieces()) for one in intervals)
+        domain = domain_of(self._plan.resolve(ordering.rows[0].cell)[0])
+        return [ordering.paper, domain, order, f"{ordering.metric.upper()}: {shown}", verdict(intervals), ordering.why]
+
+    def _names(self, pair: tuple[str, str]) -> tuple[str, str]:
+        a, b = (shown_reference(*self._plan.resolve(side)) for side in pair)
+        return a, b
 
     def _lines(self, table: PlannedTable) -> Iterator[Line]:
         for row in table.rows:
@@ -178,7 +223,7 @@ def _cost(column: str, trainings: Sequence[Training]) -> Cell:
         return None
     if column == "share":
         return Percent(_mean(values))
-    return round(_mean(values), 1) if column == "epoch" else round(_mean(values))
+    return round(_mean(values), 1) if column in ("epoch", "multiply_adds") else round(_mean(values))
 
 
 def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
@@ -202,6 +247,8 @@ def _note(line: Line) -> str:
     if result.pretraining is not None:
         facts.append(_of_pretraining(result.pretraining))
     facts.append(f"Tuning: {line.tuning.rstrip('.')}.")
+    if result.chosen is not None:
+        facts.append(_of_search(result.chosen))
     machines = [training.hardware.shown for training in result.trainings]
     machines += [result.hardware.shown] if result.hardware else []
     facts.append(f"On {'; '.join(dict.fromkeys(machines))}.")
@@ -213,6 +260,16 @@ def _of_pretraining(training: Training) -> str:
         f"Pretrained with seed {training.seed}, best after {training.best_epoch} of {training.num_epochs} epochs, "
         f"CPU {training.cpu_s / 60:.1f} min."
     )
+
+
+def _of_search(chosen: Chosen) -> str:
+    short = short_names(list(chosen.values))
+    values = ", ".join(f"{short[path]} {_plain(value)}" for path, value in chosen.values.items())
+    return f"Chosen by {chosen.trials} trials, CPU {chosen.cpu_s / 60:.1f} min: {values}."
+
+
+def _plain(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _mark(place: int) -> str:

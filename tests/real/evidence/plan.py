@@ -1,25 +1,25 @@
-"""Read the plan: what is measured on which data, and how it is shown."""
+"""The plan: what is measured on which data, and how it is shown."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from pmmrec.data.cut import UserCut
-from pmmrec.errors import RecipeError
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.metrics import CUTOFFS, MEASURES, metric_name
 from pmmrec.evaluation.scenarios import Stratum
-from pmmrec.settings import Config, Place, read_yaml, validate
+from pmmrec.settings import Config, Place
+from pmmrec.shipped import shipped_file
 
 METRICS = tuple(metric_name(measure, cutoff) for measure in MEASURES for cutoff in CUTOFFS)
 TIMES = ("best_epoch", "cpu", "wall")
-COSTS = ("trainable", "share", "memory", "epoch")
+COSTS = ("trainable", "parameters", "share", "memory", "epoch", "multiply_adds")
 COLUMNS = ("users", *METRICS, *TIMES, *COSTS)
 SCRATCH = "none"
 MODEL = "model"  # the only system of a cell that is not of baselines
@@ -34,12 +34,18 @@ def slug(baseline: str) -> str:
     return baseline.lower().replace(" ", "-")
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
+
+
 BASELINE_NAMES = {slug(name): name for name in BASELINES}
 
 
 def _is_column(name: str) -> str:
     if name not in COLUMNS:
-        raise ValueError(f"{name!r} is not a column; {_hint(name, COLUMNS)}")
+        raise ValueError(f"{name!r} is not a column; {hint(name, COLUMNS)}")
     return name
 
 
@@ -73,29 +79,44 @@ class Pretraining(Config):
     seed: int = Field(1, ge=0, lt=2**31)
 
 
+class PlannedSearch(Config):
+    """A search for the settings of a cell on its own domain, by its validation targets, before its seeds are run."""
+
+    space: Text = Field(description="A file, relative to the current folder, or a shipped one.")
+    trials: int = Field(ge=1)
+    seed: int = Field(1, ge=0)
+
+    @property
+    def file(self) -> Path:
+        """The file of the space. RecipeError where there is none."""
+        path = Path(self.space)
+        return path if path.is_file() else shipped_file(self.space)
+
+
 class BaselinesCell(Config):
     """Random, popularity, last-item Markov and item-kNN: nothing is trained."""
 
     kind: Literal["baselines"]
 
 
-class _StartingCell(Config):
+class StartingCell(Config):
     model_config = ConfigDict(populate_by_name=True)
 
     start_from: str = Field(alias="from", description="A pretraining of the plan; none: from scratch.")
     tuning: Word = Field(description="One of the plan's `tunings`.")
 
 
-class FinetuneCell(_StartingCell):
+class FinetuneCell(StartingCell):
     """One training for each seed."""
 
     kind: Literal["finetune"]
     recipe: Text
     overrides: tuple[str, ...] = ()
     seeds: Seeds = (1, 2, 3)
+    search: Word | None = Field(None, description="One of the plan's `searches`; null: the settings as they are.")
 
 
-class ZeroShotCell(_StartingCell):
+class ZeroShotCell(StartingCell):
     """A pretrained checkpoint without further training."""
 
     kind: Literal["zero_shot"]
@@ -144,6 +165,21 @@ class Row(Config):
     label: str | None = None
 
 
+class Ordering(Config):
+    """An order of systems that a paper reports, and whether it shows here."""
+
+    paper: Text = Field(description="The paper, its table and the figures that it reports.")
+    rows: tuple[Row, ...] = Field(min_length=2, description="The systems, the best one first.")
+    metric: Text = "hr@10"
+    why: str = Field("", description="Why it shows here or does not, in one sentence.")
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Neighbours, the better one first."""
+        cells = [row.cell for row in self.rows]
+        return list(pairwise(cells))
+
+
 class PlannedTable(Config):
     """A table of the page; it also shows the planned differences between its rows."""
 
@@ -164,9 +200,22 @@ class EvidencePlan(Config):
     tunings: dict[Word, Text] = Field({}, description="How the settings of rows were chosen, as text.")
     domains: dict[Word, PlannedDomain]
     pretrainings: dict[Word, Pretraining] = {}
+    searches: dict[Word, PlannedSearch] = {}
     cells: dict[CellId, AnyCell]
     differences: tuple[Difference, ...] = ()
     tables: dict[Word, PlannedTable]
+    orderings: tuple[Ordering, ...] = ()
+
+    @property
+    def compared(self) -> tuple[Difference, ...]:
+        """The planned differences, and those between neighbours of orderings."""
+        pairs = [Difference(a=a, b=b) for ordering in self.orderings for a, b in ordering.pairs]
+        return tuple(dict.fromkeys((*self.differences, *pairs)))
+
+    def search_of(self, cell_id: str) -> PlannedSearch | None:
+        """The search for the settings of a measured cell; None where there is none."""
+        cell = self.cells[cell_id]
+        return self.searches[cell.search] if isinstance(cell, FinetuneCell) and cell.search is not None else None
 
     @property
     def measured(self) -> dict[str, MeasuredCell]:
@@ -182,7 +231,7 @@ class EvidencePlan(Config):
     def tuning_of(self, cell_id: str) -> str:
         """How the settings of a measured cell were chosen; empty for baselines, which have none."""
         cell = self.cells[cell_id]
-        return self.tunings[cell.tuning] if isinstance(cell, _StartingCell) else ""
+        return self.tunings[cell.tuning] if isinstance(cell, StartingCell) else ""
 
     def domains_of(self, cell_id: str) -> tuple[str, ...]:
         """The domain of a measured cell, then the sources of its checkpoint."""
@@ -200,145 +249,3 @@ def domain_of(cell_id: str) -> str:
 def shown_reference(cell_id: str, system: str) -> str:
     """`CELL`, or `CELL@BASELINE`."""
     return cell_id if system == MODEL else f"{cell_id}@{system}"
-
-
-def read_plan(path: Path) -> EvidencePlan:
-    """Read a plan from a YAML file. RecipeError that lists every problem with its place."""
-    plan = validate(EvidencePlan, read_yaml(path), str(path))
-    problems = [*_of_pretrainings(plan), *_of_cells(plan), *_of_tables(plan), *_of_differences(plan)]
-    problems += _of_files(plan, path.parent)
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RecipeError(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in problems))
-    return plan
-
-
-def _of_pretrainings(plan: EvidencePlan) -> Iterator[str]:
-    for name, pretraining in plan.pretrainings.items():
-        if name == SCRATCH:
-            yield f"pretrainings.{name}: 'none' means from scratch; choose another name"
-        for source in pretraining.sources:
-            if source not in plan.domains:
-                yield f"pretrainings.{name}.sources: no domain {source!r}; {_hint(source, plan.domains)}"
-
-
-def _of_cells(plan: EvidencePlan) -> Iterator[str]:
-    for cell_id, cell in plan.cells.items():
-        place, domain = f"cells.{cell_id}", domain_of(cell_id)
-        if isinstance(cell, SameCell):
-            yield from _of_same(plan, place, cell.same_as, domain)
-            continue
-        if domain not in plan.domains:
-            yield f"{place}: no domain {domain!r}; {_hint(domain, plan.domains)}"
-        if isinstance(cell, _StartingCell) and cell.tuning not in plan.tunings:
-            yield f"{place}.tuning: no tuning {cell.tuning!r}; {_hint(cell.tuning, plan.tunings)}"
-        start = getattr(cell, "start_from", SCRATCH)
-        if start == SCRATCH:
-            if isinstance(cell, ZeroShotCell):
-                yield f"{place}.from: zero-shot needs a pretraining; {_hint('', plan.pretrainings)}"
-        elif start not in plan.pretrainings:
-            yield f"{place}.from: no pretraining {start!r}; {_hint(start, (*plan.pretrainings, SCRATCH))}"
-        elif domain in plan.domains:
-            yield from _of_shared_users(plan, place, domain, start)
-
-
-def _of_same(plan: EvidencePlan, place: str, same_as: str, domain: str) -> Iterator[str]:
-    if same_as not in plan.cells:
-        yield f"{place}.same_as: no cell {same_as!r}; {_hint(same_as, plan.cells)}"
-    elif isinstance(plan.cells[same_as], SameCell):
-        yield f"{place}.same_as: {same_as!r} is itself an alias; name the measured cell"
-    elif domain_of(same_as) != domain:
-        yield f"{place}.same_as: {same_as!r} has another domain than {domain!r}"
-
-
-def _of_shared_users(plan: EvidencePlan, place: str, domain: str, start: str) -> Iterator[str]:
-    target = plan.domains[domain]
-    for name in plan.pretrainings[start].sources:
-        source = plan.domains.get(name)
-        if source is None or source.folder != target.folder:
-            continue
-        halves = (source.cut, target.cut)
-        if None in halves or {cut.half for cut in halves if cut} != {"a", "b"} or not _same_draw(*halves):
-            yield f"{place}.from: {start!r} has seen users of {domain!r} in {name!r}; cut both, salt and share alike"
-
-
-def _same_draw(a: UserCut | None, b: UserCut | None) -> bool:
-    return a is not None and b is not None and (a.salt, a.share) == (b.salt, b.share)
-
-
-def _of_tables(plan: EvidencePlan) -> Iterator[str]:
-    for name, table in plan.tables.items():
-        for index, row in enumerate(table.rows):
-            place = f"tables.{name}.rows[{index}]"
-            problem = _of_reference(plan, row.cell)
-            if problem:
-                yield f"{place}.cell: {problem}"
-                continue
-            cell_id, system = plan.resolve(row.cell)
-            is_baselines = isinstance(plan.cells[cell_id], BaselinesCell)
-            if is_baselines and system == MODEL and row.label is not None:
-                yield f"{place}.label: each baseline has a label of its own; leave it out"
-            elif not is_baselines and row.label is None:
-                yield f"{place}.label: missing; what is this row called?"
-
-
-def _of_differences(plan: EvidencePlan) -> Iterator[str]:
-    for index, difference in enumerate(plan.differences):
-        place, is_broken = f"differences[{index}]", False
-        for side, reference in (("a", difference.a), ("b", difference.b)):
-            problem = _of_reference(plan, reference)
-            if (
-                not problem
-                and "@" not in reference
-                and isinstance(plan.cells[plan.resolve(reference)[0]], BaselinesCell)
-            ):
-                problem = f"{reference!r} holds several baselines; name one: {reference}@{next(iter(BASELINE_NAMES))}"
-            if problem:
-                is_broken = True
-                yield f"{place}.{side}: {problem}"
-        if not is_broken:
-            yield from _of_pair(plan, place, difference)
-
-
-def _of_pair(plan: EvidencePlan, place: str, difference: Difference) -> Iterator[str]:
-    (a, system_a), (b, system_b) = plan.resolve(difference.a), plan.resolve(difference.b)
-    if (a, system_a) == (b, system_b):
-        yield f"{place}: both sides are the same measurement"
-    elif domain_of(a) != domain_of(b):
-        yield f"{place}: {domain_of(a)!r} and {domain_of(b)!r} differ in users; only cells of one domain can be paired"
-    else:
-        seeds = [cell.seeds for cell in (plan.cells[a], plan.cells[b]) if isinstance(cell, FinetuneCell)]
-        if len(set(seeds)) > 1:
-            yield f"{place}: seeds {list(seeds[0])} and {list(seeds[1])}; pairs need the same ones"
-
-
-def _of_reference(plan: EvidencePlan, reference: str) -> str | None:
-    cell_id, at, system = reference.partition("@")
-    if cell_id not in plan.cells:
-        return f"no cell {cell_id!r}; {_hint(cell_id, plan.cells)}"
-    measured = plan.resolve(cell_id)[0]
-    if measured not in plan.measured:
-        return f"{cell_id!r} is the same as {measured!r}, which is not measured"
-    if not at:
-        return None
-    if not isinstance(plan.cells[measured], BaselinesCell):
-        return f"{cell_id!r} holds one system; leave @{system} out"
-    return None if system in BASELINE_NAMES else f"no baseline {system!r}; {_hint(system, BASELINE_NAMES)}"
-
-
-def _of_files(plan: EvidencePlan, beside: Path) -> Iterator[str]:
-    includes = {"include": plan.include} | {
-        f"tables.{name}.include": table.include for name, table in plan.tables.items()
-    }
-    for place, include in includes.items():
-        if include is not None and not (beside / include).is_file():
-            yield f"{place}: no file {beside / include}"
-    for (one, a), (other, b) in combinations(plan.domains.items(), 2):
-        if a == b:
-            yield f"domains.{other}: the same as {one!r}; one of them is enough"
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"

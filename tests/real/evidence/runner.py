@@ -15,11 +15,23 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.errors import DataError, PMMRecError, RecipeError
 from pmmrec.processes import folder_lock
-from tests.real.evidence.cells import CellResult, DifferenceResult, Results, Training, digest_of
+from pmmrec.settings import read_yaml
+from pmmrec.tuning.results import BEST_FILE
+from pmmrec.tuning.space import read_space
+from tests.real.evidence.cells import CellResult, Chosen, DifferenceResult, Results, Training, digest_of
 from tests.real.evidence.identity import Identities
 from tests.real.evidence.layout import Layout
 from tests.real.evidence.measure import Targets
-from tests.real.evidence.plan import BASELINE_NAMES, MODEL, SCRATCH, EvidencePlan, domain_of, shown_reference
+from tests.real.evidence.one_user import multiply_adds
+from tests.real.evidence.plan import (
+    BASELINE_NAMES,
+    MODEL,
+    SCRATCH,
+    EvidencePlan,
+    FinetuneCell,
+    domain_of,
+    shown_reference,
+)
 from tests.real.evidence.runs import Processes, Run, Stamp, checkpoint_hash, training_of
 
 Say = Callable[[str], None]
@@ -117,8 +129,12 @@ class Runner:
         identities = Identities(self._plan, self._layout.fingerprints())
         cells = [cell_id for cell_id in cells if cell_id not in self._progress.failures]
         runs = {cell_id: list(self._layout.runs(cell_id, identities).values()) for cell_id in cells}
-        todo = [run for cell_runs in runs.values() for run in cell_runs if wanted.fresh or run.stamp() is None]
-        todo = [*self._pretrainings(todo, identities), *todo]
+        todo: list[Run] = []
+        for cell_id, cell_runs in runs.items():
+            own = [run for run in cell_runs if wanted.fresh or run.stamp() is None]
+            before = self._layout.before(cell_id, identities) if own else []
+            todo += [run for run in before if run.stamp() is None and run.label not in {one.label for one in todo}]
+            todo += own
         self._progress.num_runs = len(todo)
         self._work(todo, runs, identities, processes, jobs)
         self._differ(None)
@@ -170,11 +186,6 @@ class Runner:
                     self._say(f"imported {name}")
         return broken
 
-    def _pretrainings(self, todo: Sequence[Run], identities: Identities) -> list[Run]:
-        names = dict.fromkeys(run.needs for run in todo if run.needs is not None)
-        runs = [self._layout.pretraining(name, identities) for name in names]
-        return [run for run in runs if run.stamp() is None]
-
     def _work(
         self,
         todo: list[Run],
@@ -203,7 +214,7 @@ class Runner:
                 processes.end()
 
     def _ready(self, waiting: Sequence[Run], pending: set[str]) -> list[Run]:
-        return [run for run in waiting if run.needs is None or _pretraining_label(run.needs) not in pending]
+        return [run for run in waiting if not pending & {*run.needs}]
 
     def _ended(self, run: Run, future: Future[Stamp], waiting: list[Run]) -> None:
         """Report how a run ended; runs that depend on a failed one fail too."""
@@ -214,12 +225,17 @@ class Runner:
             outcome = f"{stamp.wall_s / 60:.1f} min, CPU {stamp.cpu_s / 60:.1f} min"
         if run.label in progress.failures:
             outcome = f"FAILED: {progress.failures[run.label]}"
-            for other in [other for other in waiting if other.needs and _pretraining_label(other.needs) == run.label]:
-                waiting.remove(other)
-                progress.num_ended += 1
-                progress.failures[other.label] = f"{other.label}: needs {run.label}, which failed"
+            self._give_up(run.label, waiting)
         left = progress.num_runs - progress.num_ended
         self._say(f"[{progress.num_ended}/{progress.num_runs}] {run.label}: {outcome}; {left} left")
+
+    def _give_up(self, failed: str, waiting: list[Run]) -> None:
+        """Runs that need a failed one fail too, and so do those that need them."""
+        for other in [other for other in waiting if failed in other.needs]:
+            waiting.remove(other)
+            self._progress.num_ended += 1
+            self._progress.failures[other.label] = f"{other.label}: needs {failed}, which failed"
+            self._give_up(other.label, waiting)
 
     def _write(self, cell_id: str, runs: Sequence[Run], identities: Identities) -> None:
         if any(run.label in self._progress.failures for run in runs):
@@ -244,6 +260,7 @@ class Runner:
         stamps = {seed: stamp for seed, run in runs.items() if (stamp := run.stamp()) is not None}
         seeds = tuple(seed for seed in runs if seed is not None)
         checkpoints = {stamp.checkpoint for stamp in stamps.values()}
+        adds = self._multiply_adds(cell_id, identities) if seeds else None
         ranks = self._rank_files(cell_id, list(BASELINE_NAMES) if not runs else [MODEL], identities)
         return CellResult(
             cell=cell_id,
@@ -253,12 +270,33 @@ class Runner:
             tuning=self._plan.tuning_of(cell_id),
             seeds=seeds,
             systems={system: targets.figures(targets.ranks(files)) for system, files in ranks.items()},
-            trainings=tuple(training_of(runs[seed], seed, stamps[seed]) for seed in seeds),
+            trainings=tuple(training_of(runs[seed], seed, stamps[seed], adds) for seed in seeds),
+            chosen=self._chosen(cell_id, identities),
             pretraining=self._pretraining_of(cell_id, identities),
             hardware=stamps[None].hardware if None in stamps else None,
             checkpoint=checkpoints.pop() if len(checkpoints) == 1 else None,
             identity=identity.tree,
         )
+
+    def _multiply_adds(self, cell_id: str, identities: Identities) -> int | None:
+        """The multiply-adds of one user's forward in the model of a cell; None where a checkpoint decides it."""
+        cell = self._plan.measured[cell_id]
+        if not isinstance(cell, FinetuneCell) or cell.start_from != SCRATCH:
+            return None
+        recipe, overrides = cell.recipe, list(cell.overrides)
+        if cell.search is not None:
+            recipe, overrides = str(self._layout.search(cell_id, identities).folder / BEST_FILE), []
+        return multiply_adds(recipe, overrides, self._layout.domain(domain_of(cell_id)))
+
+    def _chosen(self, cell_id: str, identities: Identities) -> Chosen | None:
+        """The settings that the search of a cell found; None where there is none."""
+        planned = self._plan.search_of(cell_id)
+        if planned is None:
+            return None
+        run = self._layout.search(cell_id, identities)
+        stamp, recipe = run.stamp(), read_yaml(run.folder / BEST_FILE)
+        values = read_space(planned.file).values_in(recipe)
+        return Chosen(values=values, trials=planned.trials, cpu_s=0.0 if stamp is None else stamp.cpu_s)
 
     def _pretraining_of(self, cell_id: str, identities: Identities) -> Training | None:
         start = self._start(cell_id)
@@ -281,7 +319,7 @@ class Runner:
         are skipped.
         """
         identities = Identities(self._plan, self._layout.fingerprints())
-        for planned in self._plan.differences:
+        for planned in self._plan.compared:
             sides = [self._side(reference, identities) for reference in (planned.a, planned.b)]
             a, b = sides
             if a is None or b is None or {a.cell.cell, b.cell.cell} & self._progress.failures.keys():
@@ -319,7 +357,7 @@ class Runner:
             b=b.name,
             hashes=(a.cell.hash, b.cell.hash),
             figures=figures,
-            seeds=a.cell.seeds or b.cell.seeds,
+            seeds=max(a.cell.seeds, b.cell.seeds, key=len),
             strata=targets.difference(*ranks),
         )
         self._say(f"wrote {self._results.write(difference)}")
@@ -335,10 +373,6 @@ def _noted_in(failures: dict[str, str], what: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - one failure must not end hours of other measurements
         place = traceback.extract_tb(error.__traceback__)[-1]
         failures[what] = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-
-
-def _pretraining_label(name: str) -> str:
-    return f"pretraining {name}"
 
 
 def _matches(name: str, words: Sequence[str]) -> bool:

@@ -40,14 +40,15 @@ class Stamp(Config):
 
 @dataclass(frozen=True)
 class Run:
-    """A process that makes one run folder."""
+    """A process that makes one folder: of a run, or of a search."""
 
     label: str  # for people
     folder: Path
     arguments: tuple[str, ...]  # of the `pmmrec` command
     identity: Identity
-    needs: str | None = None  # the pretraining it depends on
+    needs: tuple[str, ...] = ()  # the labels of the runs it depends on
     keeps_checkpoint: bool = False
+    made: str = METRICS_FILE  # the file that a complete run has written last
     start: Path | None = None  # the checkpoint it starts from
 
     @property
@@ -57,7 +58,7 @@ class Run:
     def stamp(self) -> Stamp | None:
         """The stamp in the folder; None unless it is complete and belongs to this run."""
         path = self.folder / STAMP
-        if not path.is_file() or not (self.folder / METRICS_FILE).is_file():
+        if not path.is_file() or not (self.folder / self.made).is_file():
             return None
         try:
             stamp = validate(Stamp, json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -131,8 +132,8 @@ def checkpoint_hash(folder: Path) -> str | None:
     return files.sha256_of(index) if index.is_file() else None
 
 
-def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
-    """The cost and validation curve of a finished training."""
+def training_of(run: Run, seed: int, stamp: Stamp, multiply_adds: int | None = None) -> Training:
+    """The cost and validation curve of a finished training. `multiply_adds`: of one user's forward."""
     outcome = read_outcome(run.folder)
     return Training(
         seed=seed,
@@ -143,7 +144,7 @@ def training_of(run: Run, seed: int, stamp: Stamp) -> Training:
         training_s=outcome.training_s or 0.0,
         hardware=stamp.hardware,
         validation=tuple(_points(run.folder / "events.jsonl")),
-        cost=_cost(outcome),
+        cost=_cost(outcome, multiply_adds),
     )
 
 
@@ -164,7 +165,7 @@ def cpu_name() -> str:
     return names[0] if names else "an unnamed processor"
 
 
-def _cost(outcome: Outcome) -> Cost | None:
+def _cost(outcome: Outcome, multiply_adds: int | None) -> Cost | None:
     """The cost recorded by a run; None if there is none."""
     trainable, total = outcome.trainable_parameters, outcome.total_parameters
     if trainable is None or not total:
@@ -174,6 +175,7 @@ def _cost(outcome: Outcome) -> Cost | None:
         total_parameters=total,
         peak_memory_bytes=outcome.peak_memory_bytes,
         seconds_per_epoch=outcome.seconds_per_epoch,
+        multiply_adds=multiply_adds,
     )
 
 

@@ -14,7 +14,7 @@ from pmmrec.recipe import UNTOLD, FinetuneRecipe, read_recipe
 from pmmrec.shipped import find_recipe
 from tests.real.evidence import identity
 from tests.real.evidence.identity import SEED, Identities, Identity, settings_of
-from tests.real.evidence.plan import read_plan
+from tests.real.evidence.read_plan import read_plan
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IDS, FULL, UNSEEN = "t/shop/ids", "t/shop/full", "t/shop/unseen"

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from pmmrec.data.domain import Domain
 from pmmrec.zoo.hub.weights import find_weights
 from tests.real.evidence.layout import Layout
-from tests.real.evidence.plan import read_plan
+from tests.real.evidence.read_plan import read_plan
 
 PLAIN, CUT = "shop", "shop_a"
 

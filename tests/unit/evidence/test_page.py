@@ -23,8 +23,9 @@ from tests.real.evidence.cells import (
     Training,
     digest_of,
 )
-from tests.real.evidence.page import Page
-from tests.real.evidence.plan import METRICS, EvidencePlan, read_plan
+from tests.real.evidence.page import Page, verdict
+from tests.real.evidence.plan import METRICS, EvidencePlan
+from tests.real.evidence.read_plan import read_plan
 
 BASELINES, IDS, FULL = "t/shop/baselines", "t/shop/ids", "t/shop/full"
 TREE: dict[str, Any] = {
@@ -296,3 +297,21 @@ def test_results_that_are_not_in_the_plan_are_listed(plan: EvidencePlan, tmp_pat
     other = results.folder / "t" / "shop" / "other.json"
     other.write_text(json.dumps({}))
     assert results.unplanned(plan) == [other]
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([(0.1, 0.2), (0.01, 0.3)], "shown"),
+        ([(0.1, 0.2), (-0.01, 0.3)], "not shown"),
+        ([(0.0, 0.2)], "not shown"),
+        ([(0.1, 0.2), (-0.2, -0.1)], "contradicted"),
+        ([None, (-0.2, -0.1)], "contradicted"),
+        ([(0.1, 0.2), None], "not measured"),
+    ],
+)
+def test_an_order_shows_only_where_every_neighbour_differs(
+    differences: list[tuple[float, float] | None], expected: str
+) -> None:
+    intervals = [one and Interval(mean=sum(one) / 2, low=one[0], high=one[1], level=0.95) for one in differences]
+    assert verdict(intervals) == expected

@@ -13,9 +13,11 @@ import yaml
 from pmmrec.errors import RecipeError
 from pmmrec.shipped import shipped_root
 from tests.real.evidence.identity import Identities
-from tests.real.evidence.plan import BaselinesCell, EvidencePlan, read_plan
+from tests.real.evidence.plan import BaselinesCell, EvidencePlan
+from tests.real.evidence.read_plan import read_plan
 
 Tree = dict[str, Any]
+ROW: Tree = {"cell": "t/films_b/ids", "label": "ids"}
 TREE: Tree = {
     "title": "Results",
     "tunings": {"none": "not tuned"},
@@ -103,6 +105,20 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("cells.t/films_b/ids.epochs", 3, "cells.t/films_b/ids.epochs: unknown key"),
         ("cells.t/films_b/ids.seeds", [1, 1], "cells.t/films_b/ids.seeds: .*repeats a seed"),
         ("cells.t/films_b/ids.seeds", [], "cells.t/films_b/ids.seeds: "),
+        ("cells.t/films_b/ids.search", "nine", "cells.t/films_b/ids.search: no search 'nine'; there are: none"),
+        ("searches", {"few": {"space": "small.yaml", "trials": 0}}, "searches.few.trials: "),
+        ("orderings", [{"paper": "P", "rows": [ROW]}], r"orderings\[0\].rows: needs 2 or more"),
+        ("orderings", [{"paper": "P", "rows": [ROW, dict(ROW)]}], r"orderings\[0\]: both sides are the same"),
+        (
+            "orderings",
+            [{"paper": "P", "rows": [ROW, {"cell": "t/films_b/full"}]}],
+            r"orderings\[0\].rows: t/films_b/full has no label",
+        ),
+        (
+            "orderings",
+            [{"paper": "P", "rows": [ROW, {"cell": "t/films_b/full", "label": "full"}], "metric": "hr"}],
+            r"orderings\[0\].metric: 'hr' is no metric",
+        ),
         ("cells.t/films_b/full.from", "bath", "cells.t/films_b/full.from: no pretraining 'bath'; did you mean 'both'?"),
         ("cells.t/films_b/unseen.from", "none", "cells.t/films_b/unseen.from: zero-shot needs a pretraining"),
         ("cells.t/films/baselines", {"kind": "baselines"}, "cells.t/films/baselines: no domain 'films'; did you mean"),

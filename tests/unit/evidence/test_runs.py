@@ -78,7 +78,10 @@ def test_the_cost_of_a_training_is_read_from_its_metrics_if_recorded(tmp_path: P
     (run.folder / "metrics.json").write_text(json.dumps(told | sizes))
     cost = training_of(run, 1, stamp).cost
     assert cost is not None
-    assert cost.model_dump() == sizes
+    assert cost.model_dump(exclude_none=True) == sizes
+    counted = training_of(run, 1, stamp, multiply_adds=12).cost
+    assert counted is not None
+    assert counted.multiply_adds == 12
     assert cost.trainable_share == 0.25
 
 
