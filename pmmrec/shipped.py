@@ -20,7 +20,7 @@ RECIPES = ("pretrain/*.yaml", "finetune/*.yaml", "zoo/*.yaml", "zoo/*/*.yaml", "
 _SYSTEMS = {
     "bert4rec": "zoo/ids/small/bert4rec",
     "dssm": "zoo/ids/small/dssm",
-    "dssm_variant": "zoo/ids/small/dssm_variant",
+    "dssm_variant": "zoo/ids/small/dssm_variant_each",
     "gru4rec": "zoo/ids/small/gru4rec",
     "lightgcn": "zoo/ids/lightgcn",
     "morec_ts": "zoo/vectors/ts",

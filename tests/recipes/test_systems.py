@@ -22,6 +22,7 @@ from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 RECIPES = {
     **{name: f"zoo/ids/small/{name}" for name in ("gru4rec", "nextitnet", "bert4rec", "dssm", "dssm_variant")},
     "sasrec_attention": "zoo/ids/small/sasrec_attention",
+    "dssm_variant": "zoo/ids/small/dssm_variant_each",
     "lightgcn": "zoo/ids/lightgcn",
     "sasrec": "zoo/ids/small/sasrec_in_batch",
 }
