@@ -28,6 +28,7 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
+from pmmrec.train.stages import freeze_for_good
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets
 from pmmrec.train.task import TrainingTask
@@ -121,11 +122,13 @@ def train(
     recommender = build(model, backbones, sources.catalogues, sources.graphs, recipe.seed)
     task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
     check_examples(recipe.data, task, run.log)
-    setup = None
+    report, setup = None, None
     if checkpoint is not None:
         report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         if recipe.adapters is not None:
             setup = insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
+    freeze_for_good(task, recipe.train.stages)
+    if report is not None:
         run.log.say(report.table(task.sizes), *(setup.lines() if setup is not None else ()))
 
     reader = open_reader(sources, recommender, recipe, run)

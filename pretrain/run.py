@@ -24,6 +24,7 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
+from pmmrec.train.stages import freeze_for_good
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets
 from pmmrec.train.task import TrainingTask
@@ -70,6 +71,7 @@ def main(
         run.processes.seed(recipe.seed, same=True)
         recommender = build(recipe.model, backbones, sources.catalogues, sources.graphs, recipe.seed)
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
+        freeze_for_good(task, recipe.train.stages)
         check_examples(recipe.data, task, run.log)
 
         reader = open_reader(sources, recommender, recipe, run)

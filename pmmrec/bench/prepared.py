@@ -19,6 +19,7 @@ from pmmrec.shipped import find_recipe
 from pmmrec.train.frozen_items import compute_items
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run
+from pmmrec.train.stages import freeze_for_good
 from pmmrec.train.task import TrainingTask
 from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import starting_point
@@ -97,6 +98,7 @@ def prepared(plan: BenchPlan, warn: Callable[[str], object] = warnings.warn) -> 
                 report = apply(transfer, checkpoint, recommender, task.heads)
                 if recipe.adapters is not None:
                     insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
+            freeze_for_good(task, recipe.train.stages)
             reader = open_reader(sources, recommender, recipe, run)
             if isinstance(recipe, FinetuneRecipe):
                 reader = compute_items(sources, task, reader, recipe, model, run)

@@ -83,6 +83,13 @@ class ItemEncoder(nn.Module, ABC):
         found = [warning for encoder in self.encoders.values() for warning in encoder.warnings]
         return list(dict.fromkeys(found))  # an encoder may read several fields
 
+    def begin_epoch(self, frozen: Collection[str]) -> None:
+        """Called before each epoch of training, in which the parts named in `frozen` do not learn."""
+        del frozen
+
+    def end_epoch(self) -> None:
+        """Called after each epoch, before it is validated and kept, in every process alike."""
+
     @abstractmethod
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, each encoded once."""

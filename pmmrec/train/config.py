@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig
 from pmmrec.train.nonfinite import NonfiniteConfig
 from pmmrec.train.optim import OptimizerConfig
+from pmmrec.train.stages import StageConfig, check_stages
 from pmmrec.train.state import StateConfig
 
 
@@ -26,6 +28,9 @@ class TrainConfig(Config):
         False, description="Blocks of the encoders keep no activations: they are computed once more on the way back."
     )
     optimizer: OptimizerConfig = OptimizerConfig()
+    stages: tuple[StageConfig, ...] = Field(
+        (), description="Which parameters learn in which epochs, stage after stage; none: all, as the plan says."
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
     log_every: int = Field(20, ge=1, description="Steps between two log lines.")
     on_nonfinite: NonfiniteConfig = NonfiniteConfig()
@@ -41,3 +46,8 @@ class TrainConfig(Config):
         gt=0,
         description="As step_minutes, of what lies between steps: preparing, validating, saving, ranking.",
     )
+
+    @model_validator(mode="after")
+    def _stages_follow_one_another(self) -> Self:
+        check_stages(self.stages)
+        return self

@@ -38,6 +38,7 @@ from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_b
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
+from pmmrec.train.stages import Stages
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.trackers import tracker_openers
 from pmmrec.zoo.adapters import insert_adapters
@@ -92,8 +93,10 @@ def print_plan(
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
         if adapters is not None:
             insert_adapters(checkpoint, recommender, adapters, report.loaded)
+    spread = Spread.ONE if launched is None else launched.file.spread
+    Stages(recipe.train.stages, task, spread)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
-    build_optimizer(task, recipe.train.optimizer, Spread.ONE if launched is None else launched.file.spread)
+    build_optimizer(task, recipe.train.optimizer, spread)
     is_computed = given is not None and stays_as_it_is(task)
     if launched is not None and is_computed and recipe.prefix.use != "off":
         vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]

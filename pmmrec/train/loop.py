@@ -31,6 +31,7 @@ from pmmrec.train.processes import Processes
 from pmmrec.train.schedule import build_scheduler, change_num_steps
 from pmmrec.train.snapshot import below
 from pmmrec.train.spread import build_strategy, prepare_task, refuse_unfit
+from pmmrec.train.stages import Stages
 from pmmrec.train.state import State
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
@@ -103,6 +104,7 @@ class Loop:
         if config.checkpoint_activations:
             checkpoint_activations(task.recommender.item_encoder)
         prepare_task(processes, task, log)
+        self._stages = Stages(config.stages, task, processes.spread)
         optimizer = build_optimizer(task, config.optimizer, processes.spread)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps, batches.steps_per_epoch)
         self._by_rows = optimizer.words()
@@ -228,7 +230,8 @@ class Loop:
         reset_peak(self.processes.device)
         self._began_s, self._epoch_s = time.monotonic() - self._epoch_s, 0.0
         self.task.train()
-        self.task.begin_epoch(self.epoch)
+        if (told := self._stages.begin_epoch(self.epoch)) is not None:
+            self.log.say(told)
         self.log.begin_progress(f"epoch {self.epoch}", self._batches.steps_per_epoch)
         self._forecast.begin_epoch(self.step)
         if not self._meter.figures:
@@ -259,6 +262,8 @@ class Loop:
         stop_if_weights_nonfinite(self.task, self.processes, self.step)
         for name in sorted(self._uncounted):
             self.log.warn(f"objectives.{name}: has counted nothing so far: no example has what it compares")
+        with self._strategy.gathered_parameters():
+            self.task.end_epoch()
         seconds = time.monotonic() - self._began_s
         self.cost.add_epoch(seconds, self.processes.device)
         self._pace.keep()
@@ -281,6 +286,7 @@ class Loop:
                 del figures  # and with them the graph, before the update
         totals = added(done)
         self._read_flags(totals)
+        self._stages.drop_gradients()
         norm = self._strategy.clip_gradients()
         self._guard.before_update(totals, norm)
         self._optimizer.step()

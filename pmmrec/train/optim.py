@@ -60,13 +60,20 @@ class OptimizerConfig(Config):
         return self
 
 
+def all_parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:
+    """Parameters by part: `text_encoder.projection.weight`, `objectives.nid.head.weight`, ..."""
+    parts = {**task.recommender.parts, "objectives": task.objectives}
+    return {f"{part}.{name}": one for part, module in parts.items() for name, one in module.named_parameters()}
+
+
+def begins_with(path: str, start: str) -> bool:
+    """Whether a path is `start`, or lies below it."""
+    return path == start or path.startswith(f"{start}.")
+
+
 def parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:
-    """Trainable parameters by part: `text_encoder.projection.weight`, `objectives.nid.head.weight`, ..."""
-    paths: dict[str, nn.Parameter] = {}
-    for part, module in {**task.recommender.parts, "objectives": task.objectives}.items():
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                paths[f"{part}.{name}"] = parameter
+    """Those of `all_parameter_paths` that can learn. RecipeError for one that no checkpoint would hold."""
+    paths = {path: parameter for path, parameter in all_parameter_paths(task).items() if parameter.requires_grad}
     unread = [part for part in task.unread if any(path.startswith(f"{part}.") for path in paths)]
     if unread:
         raise RecipeError(
@@ -87,7 +94,7 @@ def build_optimizer(task: TrainingTask, config: OptimizerConfig, spread: Spread 
     """
     members: dict[str, list[nn.Parameter]] = {path: [] for path in ("", *config.parts)}
     for path, parameter in parameter_paths(task).items():
-        matches = [start for start in members if not start or path == start or path.startswith(f"{start}.")]
+        matches = [start for start in members if not start or begins_with(path, start)]
         members[max(matches, key=len)].append(parameter)
     idle = [start for start, group in members.items() if start and not group]
     if idle:

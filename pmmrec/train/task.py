@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -111,9 +111,15 @@ class TrainingTask(nn.Module):
             figures |= {f"{name}/{metric}": value for metric, value in term.metrics.items()}
         return figures
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Prepare the graph for an epoch, numbered from 1."""
+    def begin_epoch(self, epoch: int, frozen: Collection[str] = ()) -> None:
+        """Prepare graph and items for an epoch, numbered from 1, in which the parts named do not learn."""
         self.recommender.propagation.begin_epoch(epoch)
+        self.recommender.item_encoder.begin_epoch(frozen)
+
+    @torch.no_grad()
+    def end_epoch(self) -> None:
+        """Let items settle what follows from the weights of an epoch, before they are validated and kept."""
+        self.recommender.item_encoder.end_epoch()
 
     def awake(self) -> None:
         """Nothing; where weights are in shares (FSDP2), those outside of blocks are gathered by it."""

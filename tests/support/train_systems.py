@@ -29,6 +29,7 @@ class System:
     model: dict[str, Any] = field(default_factory=lambda: IDS)
     data: dict[str, Any] = field(default_factory=dict)
     batch_users: int = 7  # odd: one process has fewer
+    training: dict[str, Any] = field(default_factory=dict)  # further settings of it
     compares_users: bool = False  # whether users of a step are negatives of one another
 
 
@@ -74,6 +75,14 @@ SYSTEMS = {
         {"examples": "items"},
         compares_users=True,
     ),
+    "stages": System(
+        {"bce": {"type": "bce", "negatives": TWO}},
+        training={
+            "epochs": 2,
+            "optimizer": {"type": "adam", "learning_rate": 0.01, "eps": 1e-3},
+            "stages": [{"epochs": 1, "learns": ["item_table"]}, {"frozen": ["user_encoder.position"]}],
+        },
+    ),
     "attention scorer": System(
         {"bce": {"type": "bce", "negatives": TWO}, "ce": {"type": "catalogue_ce"}},
         {**IDS, "scorer": {"type": "attention", "num_heads": 2}},
@@ -88,7 +97,8 @@ def train(
     system = SYSTEMS[name]
     sources = sources_of(home, DataConfig.model_validate(system.data).split)
     task = task_of(home, system.terms, sources, system.model).to(dtype)
-    fit(home, out, task, sources, processes, system.data, {"batch_users": system.batch_users, **settings})
+    rules = {"batch_users": system.batch_users, **system.training, **settings}
+    fit(home, out, task, sources, processes, system.data, rules)
 
 
 def main(home: Path, out: Path) -> None:
