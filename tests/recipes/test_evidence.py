@@ -36,12 +36,12 @@ PLAN = {
     "pretrainings": {
         "bazaar": {"recipe": "pretrain/tiny", "sources": ["bazaar_a"], "overrides": [*SMALL, "train.epochs=1"]}
     },
-    "searches": {"two": {"space": "finetune/spaces/small.yaml", "trials": 2}},
+    "searches": {"two": {"on": "bazaar_a", "space": "finetune/spaces/small.yaml", "trials": 2}},
     "cells": {
         "tiny/boutique/baselines": {"kind": "baselines"},
         SEARCHED: {
             "kind": "finetune",
-            "recipe": "finetune/sasrec",
+            "recipe": "zoo/ids/small/sasrec_in_batch",
             "from": "none",
             "seeds": [1],
             "search": "two",
@@ -154,7 +154,8 @@ def test_every_cell_and_every_difference_has_its_file(place: Place) -> None:
 
 def test_a_search_comes_before_the_seeds_and_what_it_chose_is_kept(place: Place) -> None:
     cell = place.results.cell(SEARCHED)
-    best = yaml.safe_load((place.folder / "home" / "searches" / SEARCHED / "best.yaml").read_text())
+    (found,) = (place.folder / "home" / "searches" / "bazaar_a").glob("zoo-ids-small-sasrec_in_batch-*/best.yaml")
+    best = yaml.safe_load(found.read_text())
     assert cell.chosen.trials == 2
     assert cell.chosen.cpu_s > 0
     assert cell.chosen.values["train.optimizer.learning_rate"] == best["train"]["optimizer"]["learning_rate"]

@@ -82,8 +82,7 @@ class Identities:
         before = self.pretraining(start) if start != SCRATCH else Identity({}, {})
         if isinstance(cell, FinetuneCell):
             told["seeds"] = list(cell.seeds)
-            if (search := self._plan.search_of(cell_id)) is not None:
-                told["search"] = {"space": _space(search.file), "trials": search.trials, SEED: search.seed}
+            told |= self._searched(cell_id)
             with _told_of(f"cells.{cell_id}"):
                 identity = _told_with_recipe(told, _finetune_settings(cell.recipe, cell.overrides))
         else:
@@ -93,8 +92,17 @@ class Identities:
         return Identity({**identity.tree, "from": before.tree}, {**identity.chosen, "from": before.chosen})
 
     def search(self, cell_id: str) -> Identity:
-        """The identity of the search for the settings of a cell."""
-        return self.cell(cell_id).with_(kind="search", seeds=[])
+        """The identity of the search for the settings of a cell, which others may share."""
+        identity, searched = self.cell(cell_id), self._searched(cell_id)["search"]
+        return identity.with_(kind="search", seeds=[], domain=searched["domain"])
+
+    def _searched(self, cell_id: str) -> Tree:
+        """The search for the settings of a cell, where there is one."""
+        search = self._plan.search_of(cell_id)
+        if search is None or search.on is None:
+            return {}
+        told = {"space": _space(search.file), "trials": search.trials, SEED: search.seed}
+        return {"search": {**told, "domain": self._domain(search.on)}}
 
     def run(self, cell_id: str, seed: int | None) -> Identity:
         """The identity of one training of a cell; `seed` None: of a cell without training."""

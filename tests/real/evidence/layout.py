@@ -20,7 +20,7 @@ from pmmrec.settings import Tree
 from pmmrec.train.finish import CHECKPOINT_FOLDER
 from pmmrec.tuning.results import BEST_FILE
 from tests.real.evidence.identity import Identities
-from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
+from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, PlannedSearch, ZeroShotCell, domain_of
 from tests.real.evidence.runs import Run
 from tests.real.evidence.vectors import store_text_vectors
 
@@ -108,19 +108,22 @@ class Layout:
         return runs
 
     def search(self, cell_id: str, identities: Identities) -> Run:
-        """The search for the settings of a cell, on its own domain; the test targets are not ranked."""
+        """The search for the settings of a cell; the test targets are not ranked."""
         cell, planned = self._plan.measured[cell_id], self._plan.search_of(cell_id)
-        if not isinstance(cell, FinetuneCell) or planned is None:
+        if not isinstance(cell, FinetuneCell) or planned is None or planned.on is None:
             raise ValueError(f"{cell_id}: has no search")
-        folder, domain = self.home / "searches" / cell_id, str(self.domain(domain_of(cell_id)))
+        folder = self.home / "searches" / planned.on / _search_name(cell, planned)
         cache = (f"cache={json.dumps(str(self._cache))}",) if self._cache else ()
         settings = (*cell.overrides, f"hub={json.dumps(str(self.home / 'hub'))}", *cache)
         limits = ("--space", str(planned.file), "--trials", str(planned.trials), "--seed", str(planned.seed))
-        where = ("--name", folder.name, "--runs", str(folder.parent), "--from", self._start(cell), "--on", domain)
+        where = ("--name", folder.name, "--runs", str(folder.parent))
         return Run(
-            label=_search_label(cell_id),
+            label=f"search {planned.on}/{folder.name}",
             folder=folder,
-            arguments=("tune", cell.recipe, *settings, *limits, *where),
+            arguments=(
+                *("tune", cell.recipe, *settings, *limits, *where),
+                *("--from", self._start(cell), "--on", str(self.domain(planned.on))),
+            ),
             identity=identities.search(cell_id),
             needs=_needs(cell.start_from),
             made=BEST_FILE,
@@ -141,7 +144,8 @@ class Layout:
         settings = (f"seed={seed}", *self._place(self.cell(cell_id), name))
         recipe, needs = (cell.recipe, *cell.overrides), _needs(cell.start_from)
         if cell.search is not None:
-            recipe, needs = (str(self.search(cell_id, identities).folder / BEST_FILE),), (_search_label(cell_id),)
+            search = self.search(cell_id, identities)
+            recipe, needs = (str(search.folder / BEST_FILE),), (search.label,)
         return Run(
             label=f"{cell_id} seed {seed}",
             folder=self.cell(cell_id) / name,
@@ -215,8 +219,10 @@ def _pretraining_label(name: str) -> str:
     return f"pretraining {name}"
 
 
-def _search_label(cell_id: str) -> str:
-    return f"search {cell_id}"
+def _search_name(cell: FinetuneCell, planned: PlannedSearch) -> str:
+    """The same for cells that can share a search."""
+    told = json.dumps([cell.recipe, cell.overrides, cell.start_from, planned.model_dump(mode="json")])
+    return f"{cell.recipe.replace('/', '-')[:60]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def _needs(start: str) -> tuple[str, ...]:

@@ -80,8 +80,12 @@ class Pretraining(Config):
 
 
 class PlannedSearch(Config):
-    """A search for the settings of a cell on its own domain, by its validation targets, before its seeds are run."""
+    """A search for the settings of a cell, by validation targets, before its seeds are run.
 
+    Cells of one recipe and the same overrides whose search is on one domain share it.
+    """
+
+    on: Word | None = Field(None, description="The domain whose validation targets decide; null: that of the cell.")
     space: Text = Field(description="A file, relative to the current folder, or a shipped one.")
     trials: int = Field(ge=1)
     seed: int = Field(1, ge=0)
@@ -213,9 +217,12 @@ class EvidencePlan(Config):
         return tuple(dict.fromkeys((*self.differences, *pairs)))
 
     def search_of(self, cell_id: str) -> PlannedSearch | None:
-        """The search for the settings of a measured cell; None where there is none."""
+        """The search for the settings of a measured cell, with its domain; None where there is none."""
         cell = self.cells[cell_id]
-        return self.searches[cell.search] if isinstance(cell, FinetuneCell) and cell.search is not None else None
+        if not isinstance(cell, FinetuneCell) or cell.search is None:
+            return None
+        planned = self.searches[cell.search]
+        return planned.model_copy(update={"on": planned.on or domain_of(cell_id)})
 
     @property
     def measured(self) -> dict[str, MeasuredCell]:
@@ -234,11 +241,13 @@ class EvidencePlan(Config):
         return self.tunings[cell.tuning] if isinstance(cell, StartingCell) else ""
 
     def domains_of(self, cell_id: str) -> tuple[str, ...]:
-        """The domain of a measured cell, then the sources of its checkpoint."""
+        """The domain of a measured cell, the sources of its checkpoint, and the domain of its search."""
         cell = self.cells[cell_id]
         start = getattr(cell, "start_from", SCRATCH)
         sources = self.pretrainings[start].sources if start != SCRATCH else ()
-        return (domain_of(cell_id), *sources)
+        search = self.search_of(cell_id)
+        searched = () if search is None or search.on is None else (search.on,)
+        return tuple(dict.fromkeys((domain_of(cell_id), *sources, *searched)))
 
 
 def domain_of(cell_id: str) -> str:

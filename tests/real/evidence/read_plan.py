@@ -29,7 +29,13 @@ from tests.real.evidence.plan import (
 def read_plan(path: Path) -> EvidencePlan:
     """Read a plan from a YAML file. RecipeError that lists every problem with its place."""
     plan = validate(EvidencePlan, read_yaml(path), str(path))
-    problems = [*_of_pretrainings(plan), *_of_cells(plan), *_of_tables(plan), *_of_differences(plan)]
+    problems = [
+        *_of_pretrainings(plan),
+        *_of_searches(plan),
+        *_of_cells(plan),
+        *_of_tables(plan),
+        *_of_differences(plan),
+    ]
     problems += [*_of_orderings(plan), *_of_files(plan, path.parent)]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -44,6 +50,12 @@ def _of_pretrainings(plan: EvidencePlan) -> Iterator[str]:
         for source in pretraining.sources:
             if source not in plan.domains:
                 yield f"pretrainings.{name}.sources: no domain {source!r}; {hint(source, plan.domains)}"
+
+
+def _of_searches(plan: EvidencePlan) -> Iterator[str]:
+    for name, search in plan.searches.items():
+        if search.on is not None and search.on not in plan.domains:
+            yield f"searches.{name}.on: no domain {search.on!r}; {hint(search.on, plan.domains)}"
 
 
 def _of_cells(plan: EvidencePlan) -> Iterator[str]:

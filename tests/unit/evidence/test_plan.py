@@ -107,6 +107,11 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("cells.t/films_b/ids.seeds", [], "cells.t/films_b/ids.seeds: "),
         ("cells.t/films_b/ids.search", "nine", "cells.t/films_b/ids.search: no search 'nine'; there are: none"),
         ("searches", {"few": {"space": "small.yaml", "trials": 0}}, "searches.few.trials: "),
+        (
+            "searches",
+            {"few": {"on": "shoe", "space": "small.yaml", "trials": 1}},
+            "searches.few.on: no domain 'shoe'; did you mean 'shop'?",
+        ),
         ("orderings", [{"paper": "P", "rows": [ROW]}], r"orderings\[0\].rows: needs 2 or more"),
         ("orderings", [{"paper": "P", "rows": [ROW, dict(ROW)]}], r"orderings\[0\]: both sides are the same"),
         (
