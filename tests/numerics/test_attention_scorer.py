@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Places, Query, UserStates
 from pmmrec.errors import RecipeError
-from pmmrec.models import attention
+from pmmrec.models import attention, scorers
 from pmmrec.models.attention import AttentionConfig, AttentionScorer
 from pmmrec.testing.twins.scorers import attention_by_loops
 
@@ -30,10 +32,18 @@ def some_query() -> tuple[Query, ItemVectors, list[Tensor]]:
     return query, ItemVectors(item_ND), [hidden_BLD, item_ND]
 
 
-@pytest.mark.parametrize("multiplies", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"multiplies_candidate": False},
+        {"multiplies": "candidate", "activation": "leaky_relu"},
+        {"multiplies_candidate": False, "activation": "leaky_relu"},
+    ],
+)
 @pytest.mark.parametrize("num_heads", [1, 3])
-def test_all_items_and_candidates_score_as_their_loops(num_heads: int, multiplies: bool) -> None:
-    scorer = scorer_of(num_heads=num_heads, multiplies_candidate=multiplies)
+def test_all_items_and_candidates_score_as_their_loops(num_heads: int, settings: dict[str, Any]) -> None:
+    scorer = scorer_of(num_heads=num_heads, **settings)
     query, items, leaves = some_query()
     candidate_KC = torch.randint(0, 5, (len(query), 2), generator=torch.Generator().manual_seed(2))
     looped = attention_by_loops(scorer, query, items, torch.arange(5))
@@ -76,6 +86,21 @@ def test_queries_in_chunks_score_as_all_at_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(attention, "NUMBERS_AT_ONCE", 200)  # two queries over five items, six over two candidates
     torch.testing.assert_close(scorer(query, items), whole[0], rtol=0, atol=1e-15)
     torch.testing.assert_close(scorer(query, items, candidate_KC), whole[1], rtol=0, atol=1e-15)
+
+
+def test_dropout_of_weights_keeps_the_mean_of_scores_and_nothing_is_dropped_in_evaluation() -> None:
+    scorer, (query, items, _) = scorer_of(dropout=0.5), some_query()
+    plain = scorer_of()(query, items)
+    assert torch.equal(scorer.eval()(query, items), plain)
+    scorer.train()
+    drawn = torch.stack([scorer(query, items) for _ in range(2000)])
+    assert drawn.std(dim=0).min() > 1e-3
+    torch.testing.assert_close(drawn.mean(dim=0), plain, rtol=0, atol=0.05)  # measured 0.02
+
+
+def test_a_residual_that_is_left_out_has_no_kind() -> None:
+    with pytest.raises(RecipeError, match="multiplies: has no effect with multiplies_candidate: false"):
+        scorers.config({"type": "attention", "multiplies_candidate": False, "multiplies": "candidate"})
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:

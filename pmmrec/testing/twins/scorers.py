@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmmrec.contracts import ItemVectors, Query
 from pmmrec.models import scorers
@@ -42,17 +42,23 @@ def attention_by_loops(scorer: AttentionScorer, query: Query, items: ItemVectors
 
 def _attention(scorer: AttentionScorer, query: Query, user: int, position: int, item_D: Tensor) -> Tensor:
     """The score of one candidate at one position of a user."""
-    q_D: Tensor = scorer.query(item_D)
+
+    def mapped(linear: nn.Linear, x_D: Tensor) -> Tensor:
+        out: Tensor = linear(x_D)
+        return torch.where(out > 0, out, 0.2 * out) if scorer.is_leaky else out
+
+    q_D = mapped(scorer.query, item_D)
     size = len(q_D) // scorer.num_heads
     seen = [place for place in range(position + 1) if query.states.is_valid_BL[user, place]]
     found = []
     for head in range(scorer.num_heads):
         part = slice(head * size, (head + 1) * size)
         states = [query.states.hidden_BLD[user, place] for place in seen]
-        keys, values = ([linear(state)[part] for state in states] for linear in (scorer.key, scorer.value))
+        keys, values = ([mapped(linear, state)[part] for state in states] for linear in (scorer.key, scorer.value))
         weights = [torch.exp(torch.dot(q_D[part], key) / math.sqrt(size)) for key in keys]
         shares = [weight / torch.stack(weights).sum() for weight in weights]
         mixed = torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(dim=0)
-        found.append(mixed * q_D[part] if scorer.multiplies_candidate else mixed)
+        factors = {"projection": q_D[part], "candidate": item_D[part], None: torch.ones_like(mixed)}
+        found.append(mixed * factors[scorer.multiplies])
     score: Tensor = scorer.out(torch.cat(found))[0]
     return score
