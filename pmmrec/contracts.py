@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.modality import FieldSpec as FieldSpec  # noqa: PLC0414 - these are contracts as well
+from pmmrec.modality import IdSpec as IdSpec  # noqa: PLC0414
 from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
 from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
@@ -126,13 +127,14 @@ class Prefix(Protocol):
 class ItemInputs:
     """Distinct items, ready to be encoded: each occurs once.
 
-    A field is something that an item can be read by: `text`, `image`, or a stored feature by its name.
+    A field is something that an item can be read by: `text`, `image`, a stored feature by its name, or its id, which is
+    `row_U` itself.
     """
 
     domain_U: Tensor  # int64, which domain of the run
     row_U: Tensor  # int64, row in that domain's items.arrow
     has_U: Mapping[str, Tensor]  # bool, by field; holds exactly the fields that the model reads
-    fields: Mapping[str, FieldInputs] = field(default_factory=dict)  # the same fields; none where vectors are computed
+    fields: Mapping[str, FieldInputs] = field(default_factory=dict)  # those but the id; none where vectors are computed
 
     @property
     def num_items(self) -> int:

@@ -14,6 +14,9 @@ class Modality(str, Enum):
     IMAGE = "image"
 
 
+ITEM_ID = "item_id"  # the field that stands for an item itself, in a model that reads fields as well
+
+
 @dataclass(frozen=True)
 class PixelSpec:
     """How an image must look when it reaches a vision encoder: RGB, resized to `size` x `size` pixels, not cropped."""
@@ -56,4 +59,9 @@ class ValueSpec:
     """That a model reads a further column of the items as an attribute with a few different values."""
 
 
-FieldSpec: TypeAlias = TextSpec | PixelSpec | VectorSpec | ValueSpec
+@dataclass(frozen=True)
+class IdSpec:
+    """That a model knows each item by its row, so that no two items are the same to it; the field is `ITEM_ID`."""
+
+
+FieldSpec: TypeAlias = TextSpec | PixelSpec | VectorSpec | ValueSpec | IdSpec

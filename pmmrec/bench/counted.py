@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pmmrec.bench.flops import Work
 from pmmrec.contracts import FieldInputs, History, ItemInputs, Modality, TokenStates, to_device
 from pmmrec.models.recommender import Recommender
-from pmmrec.train.memory_simulation import item_inputs
+from pmmrec.train.meta_items import item_inputs
 
 
 class MetaCounter:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.contracts import FieldSpec, PixelSpec, TextSpec, ValueSpec
+from pmmrec.contracts import FieldSpec, IdSpec, PixelSpec, TextSpec, ValueSpec
 from pmmrec.data.cache import ContentCache
 from pmmrec.data.domain import Domain
 from pmmrec.data.features import FeatureTable
@@ -51,6 +51,8 @@ def kinds_of(reads: Mapping[str, FieldSpec]) -> Kinds:
 
 def having(domain: Domain, field: str, kind: type[FieldSpec]) -> NDArray[np.bool_]:
     """Which items of a domain have a field that is read in this way, `(N,)`."""
+    if kind is IdSpec:
+        return np.ones(domain.num_items, dtype=bool)
     if kind is PixelSpec:
         return domain.has[Modality.IMAGE]
     return domain.feature(field).has_N if kind is VectorSpec else domain.has_text(field)
@@ -59,11 +61,12 @@ def having(domain: Domain, field: str, kind: type[FieldSpec]) -> NDArray[np.bool
 def contents_of(domain: Domain, kinds: Kinds, tokens: Mapping[str, TokenTable], cache: ContentCache) -> Contents:
     """Compare items by their token ids, image bytes, stored features and attributes, as far as a model reads them.
 
-    `tokens` holds the table of each text. `cache` keeps the comparisons of images and features; raises MachineError
-    where it cannot be written.
+    No two are the same to a model that knows their ids. `tokens` holds the table of each text. `cache` keeps the
+    comparisons of images and features; raises MachineError where it cannot be written.
     """
     same_as_N = np.arange(domain.num_items)
-    for place, (field, kind) in enumerate(sorted(kinds.items())):
+    compared = {} if IdSpec in kinds.values() else kinds
+    for place, (field, kind) in enumerate(sorted(compared.items())):
         if kind is TextSpec:
             same_field_N = tokens[field].first_same()
         elif kind is PixelSpec:
@@ -94,7 +97,7 @@ def check_features(domain: Domain, reads: Mapping[str, FieldSpec]) -> None:
             found, wanted = (" x ".join(map(str, one)) for one in (shape, spec.shape))
             raise DataError(
                 f"{domain.folder}: feature {name!r} holds {found} numbers an item, but the model reads vectors of "
-                f"{wanted}; set model.item_encoder.features.{name}, or store the feature that the model was trained on"
+                f"{wanted}; set features.{name} of the item encoder, or store the feature that the model was trained on"
             )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pmmrec.contracts import (
     FieldInputs,
     FieldSpec,
+    IdSpec,
     ItemInputs,
     PixelInputs,
     PixelSpec,
@@ -143,7 +144,7 @@ class ItemReader:
     def read(self, domain_U: Ints, row_U: Ints) -> ItemInputs:
         """The inputs of these items (at least one, no item twice), in their order."""
         has_U = {field: self._has(field, domain_U, row_U) for field in self._kinds}
-        reads = has_U if self._fetches else {}
+        reads = {field: has for field, has in has_U.items() if self._kinds[field] is not IdSpec and self._fetches}
         return ItemInputs(
             domain_U=torch.from_numpy(domain_U.astype(np.int64)),
             row_U=torch.from_numpy(row_U.astype(np.int64)),

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import Self
 
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, Query
 from pmmrec.encoders import Encoder, EncoderConfig
@@ -29,17 +28,22 @@ class ItemEncoderConfig(PartConfig):
         return frozenset()
 
     @property
+    def knows_ids(self) -> bool:
+        """Whether it has a row for each item of the domains that it was built for, and serves these alone."""
+        return not self.fields
+
+    @property
     def reads_new_items(self) -> bool:
         """Whether it can say something of an item of which only texts, an image and further columns are known."""
-        return bool(self.fields)
+        return not self.knows_ids
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The fields that are read as texts; a tokenizer that starts with a run is learned from them."""
         return (Modality.TEXT.value,)
 
-    def keeping(self, parts: Collection[str]) -> Self:
-        """The same settings without the parts that are not named. ValueError where that leaves nothing to read."""
+    def keeping(self, parts: Collection[str]) -> ItemEncoderConfig:
+        """The settings without the parts that are not named. ValueError where that leaves nothing to read."""
         del parts  # an encoder of one part has nothing to do without
         return self
 
@@ -56,6 +60,11 @@ class ItemEncoder(nn.Module, ABC):
     def fields(self) -> frozenset[str]:
         """The names of the fields that it reads."""
         return frozenset(self.reads)
+
+    @property
+    def knows_ids(self) -> bool:
+        """Whether it has a row for each item of the domains that it was built for, and serves these alone."""
+        return not self.fields
 
     @property
     def cls_fields(self) -> frozenset[str]:

@@ -37,6 +37,10 @@ class Computed(ItemEncoder):
         return self.encoder.reads
 
     @property
+    def knows_ids(self) -> bool:
+        return self.encoder.knows_ids
+
+    @property
     def streams(self) -> Mapping[str, int]:
         return self.encoder.streams
 

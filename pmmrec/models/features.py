@@ -15,23 +15,14 @@ from typing_extensions import Self
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, StoredInputs, ValueInputs, ValueSpec
-from pmmrec.dropout import Dropout
+from pmmrec.head import HeadConfig, head_of
 from pmmrec.modality import VectorSpec
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.rows import laid_out
 from pmmrec.settings import Config
 
 FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 NO_VALUE = 2**63 - 1  # stands for no value of any attribute
-
-
-class HeadConfig(Config):
-    """Settings of the layers above the projection of stored vectors."""
-
-    layers: int = Field(0, ge=0, description="Blocks of dropout, linear layer and activation (MoRec TS-DNN: 2 to 12).")
-    activation: Literal["gelu", "relu"] = Field("gelu", description="After the projection and in every block.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Of the blocks; without effect where there is none.")
 
 
 class VectorsConfig(Config):
@@ -167,17 +158,14 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, config: FeaturesConfig, context: BuildContext) -> None:
         super().__init__()
-        head, width = config.head, context.width
-        activation = ACTIVATIONS[head.activation]
         self.names, self.attributes = tuple(sorted(config.features)), tuple(sorted(config.attributes))
         ordered = [config.features[name] for name in self.names]
         self.tables = nn.ModuleList(ValueTable(name, config.attributes[name], context) for name in self.attributes)
         self.pools = nn.ModuleList(
             VectorPool(one) if isinstance(one, VectorsConfig) else nn.Identity() for one in ordered
         )
-        self.projections = nn.ModuleList(nn.Linear(_shape(one)[-1], width) for one in ordered)
-        blocks = [(Dropout(head.dropout), nn.Linear(width, width), activation()) for _ in range(head.layers)]
-        self.head = nn.Sequential(activation(), *(layer for block in blocks for layer in block))
+        self.projections = nn.ModuleList(nn.Linear(_shape(one)[-1], context.width) for one in ordered)
+        self.head = head_of(config.head, context.width)
 
     def forward(self, items: ItemInputs) -> Tensor:
         """Stored vectors and values of U items -> `(U, D)`. A field that an item lacks adds nothing."""

@@ -36,7 +36,7 @@ class Recommender(nn.Module):
     @property
     def knows_ids(self) -> bool:
         """Whether it serves the items or the users of its domains alone, by their rows."""
-        return not self.item_encoder.fields or self.user_encoder.reads_users or self.propagation.reads_graph
+        return self.item_encoder.knows_ids or self.user_encoder.reads_users or self.propagation.reads_graph
 
     def nodes(self, items: ItemVectors, *, with_users: bool = False) -> Nodes:
         """Items with the vectors of users known by id, where a graph reads them, or where they are asked for."""

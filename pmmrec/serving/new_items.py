@@ -38,7 +38,7 @@ def new_items_domain(
         return
     encoder, knows_graph = model.item_encoder, model.knows_graph
     if knows_graph or not encoder.reads_new_items:
-        by = "their neighbours in a graph" if knows_graph else "stored features" if encoder.fields else "id"
+        by = "their neighbours in a graph" if knows_graph else "id" if encoder.knows_ids else "stored features"
         raise RecipeError(f"--new-items: this model knows items by {by}, and can say nothing of items it has not met")
     with caching_in(cache, "new items"):
         cache.mkdir(parents=True, exist_ok=True)

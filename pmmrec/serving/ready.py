@@ -82,7 +82,7 @@ def open_ready(checkpoint: Checkpoint, domain: Domain, cache: Path, device: torc
     Raises CheckpointError where a file of the checkpoint is not that of its index.
     """
     config = checkpoint.model_config.item_encoder
-    if type(checkpoint) is not Checkpoint or not config.fields or not is_own(config):
+    if type(checkpoint) is not Checkpoint or config.knows_ids or not is_own(config):
         return None
     name = _entry(cache, checkpoint, domain, device).folder.name
     for folder in sorted(cache.glob(f"vectors-*/{name}")):

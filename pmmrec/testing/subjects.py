@@ -18,8 +18,8 @@ from pmmrec.adapters import adapters
 from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
 from pmmrec.contracts import (
     FieldInputs,
-    FieldSpec,
     History,
+    IdSpec,
     ItemInputs,
     ItemVectors,
     Nodes,
@@ -47,7 +47,7 @@ from pmmrec.encoders import (
 )
 from pmmrec.family import Entry, Family
 from pmmrec.fusion import fusions
-from pmmrec.modality import Tokenizer
+from pmmrec.modality import Tokenizer, VectorSpec
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders, scorers
 from pmmrec.objectives import objectives
 from pmmrec.packing import HostArray
@@ -205,13 +205,17 @@ def item_inputs(
         absent = (lacking or {}).get(field, ())
         places = [place for place in range(len(rows)) if place not in absent]
         has_U[field] = torch.tensor([place in places for place in range(len(rows))])
+        if isinstance(spec, IdSpec):
+            continue
         given = _inputs_of(spec, [rows[place] for place in places] or [0])
         index = np.array(places or [len(rows)])[given.item_index_R.values]
         fields[field] = dataclasses.replace(given, item_index_R=HostArray(index))
     return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, fields)
 
 
-def _inputs_of(spec: FieldSpec, rows: Sequence[int]) -> TokenInputs | PixelInputs | ValueInputs | StoredInputs:
+def _inputs_of(
+    spec: TextSpec | PixelSpec | ValueSpec | VectorSpec, rows: Sequence[int]
+) -> TokenInputs | PixelInputs | ValueInputs | StoredInputs:
     """Of a field of these items."""
     if isinstance(spec, TextSpec):
         return token_inputs(spec.tokenizer, rows)

@@ -32,7 +32,7 @@ from pmmrec.train.example_checks import check_examples, check_judged
 from pmmrec.train.frozen_items import stays_as_it_is
 from pmmrec.train.log import RunLog
 from pmmrec.train.memory import Drawing, Launched, memory_lines
-from pmmrec.train.memory_simulation import item_inputs
+from pmmrec.train.meta_items import item_inputs
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
@@ -99,7 +99,8 @@ def print_plan(
     build_optimizer(task, recipe.train.optimizer, spread)
     is_computed = given is not None and stays_as_it_is(task)
     if launched is not None and is_computed and recipe.prefix.use != "off":
-        vectors_ND = [torch.empty(domain.num_items, task.width, device="meta") for domain in sources.domains]
+        width = task.width + sum(recommender.item_encoder.streams.values())
+        vectors_ND = [torch.empty(domain.num_items, width, device="meta") for domain in sources.domains]
         recommender.item_encoder = Computed(recommender.item_encoder, vectors_ND)
     examples = [data.kind.training(split) for split in sources.splits]
     judged = _judged(recipe, data, task, sources, launched) if recipe.validation.judge == "loss" else []

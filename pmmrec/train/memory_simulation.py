@@ -6,11 +6,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,26 +21,16 @@ from pmmrec.attention_dropout import AttentionWithDropout
 from pmmrec.contracts import (
     Batch,
     Candidates,
-    FieldInputs,
     ItemInputs,
     ItemVectors,
-    PixelInputs,
-    PixelSpec,
-    PrefixInputs,
-    StoredInputs,
-    TextSpec,
-    TokenInputs,
-    ValueInputs,
-    ValueSpec,
     WindowPass,
     Windows,
 )
-from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.models import ItemEncoder
-from pmmrec.models.recommender import Recommender
-from pmmrec.packing import HostArray, Packing, lengths_like
+from pmmrec.packing import HostArray, lengths_like
 from pmmrec.requests import DrawnNegatives, Masked, Noised, Shown, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
+from pmmrec.train.meta_items import item_inputs
 from pmmrec.train.task import TrainingTask
 
 _ops: Any = torch.ops.aten
@@ -307,47 +296,6 @@ def _pass(request: WindowRequest, drawn: frozenset[DrawnNegatives], windows: Win
         plain = dataclasses.replace(plain, candidates=Candidates(index_BC, is_shown_BC, is_shown_BC.clone()))
     negatives = {one: torch.zeros((*shape, one.count), dtype=torch.int64) for one in drawn}
     return dataclasses.replace(plain, negative_index_BLC=negatives)
-
-
-def item_inputs(
-    recommender: Recommender,
-    num_items: int,
-    num_tokens: Sequence[int] = (),
-    prefixes: frozenset[str] = frozenset(),
-) -> ItemInputs:
-    """Items on the meta device that have all that the model reads.
-
-    `num_tokens`: of some texts, which stand for all; (): the longest texts.
-    """
-    encoder = recommender.item_encoder
-    index_U, places = torch.zeros(num_items, dtype=torch.int64, device="meta"), HostArray(np.arange(num_items))
-    inputs: dict[str, FieldInputs] = {}
-    for field, spec in encoder.reads.items():
-        if isinstance(spec, TextSpec):
-            packing = Packing(lengths_like(num_tokens or (spec.tokenizer.max_tokens,), num_items))
-            token_id_K = torch.zeros(packing.num_places, dtype=torch.int64, device="meta")
-            inputs[field] = TokenInputs(token_id_K, packing, places)
-        elif isinstance(spec, PixelSpec):
-            pixels = torch.zeros((num_items, 3, spec.size, spec.size), dtype=torch.uint8, device="meta")
-            inputs[field] = PixelInputs(pixels, places)
-        elif isinstance(spec, ValueSpec):
-            inputs[field] = ValueInputs(torch.zeros_like(index_U), places)
-        else:
-            inputs[field] = StoredInputs(torch.zeros((num_items, *spec.shape), device="meta"), places)
-    fields = {
-        field: _at_cut(encoder.encoders[field], rows) if field in prefixes else rows for field, rows in inputs.items()
-    }
-    has_U = {field: torch.ones(num_items, dtype=torch.bool, device="meta") for field in fields}
-    return ItemInputs(index_U, index_U.clone(), has_U, fields)
-
-
-def _at_cut(encoder: nn.Module, rows: FieldInputs) -> FieldInputs:
-    """The states that stand in for rows where the frozen part of their encoder is kept."""
-    if not isinstance(encoder, CanBeCut) or not isinstance(rows, TokenInputs | PixelInputs):
-        return rows
-    with torch.no_grad():
-        state = encoder.up_to_cut(rows)
-    return PrefixInputs(state.float(), rows.packing if isinstance(rows, TokenInputs) else None, rows.item_index_R)
 
 
 def _tensors(value: Any) -> list[Tensor]:

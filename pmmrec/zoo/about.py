@@ -36,6 +36,8 @@ def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> di
     """Family, type, width and settings of each part, by name."""
     item_encoder = model_config.item_encoder
     own = item_encoder.model_dump(mode="json")
+    inner = own.get("content", {})  # of an item encoder around another one
+    nested = {name: one for name, one in {**inner, **own}.items() if isinstance(one, Mapping)}
     settings = {name: encoder.model_dump(mode="json") for name, encoder in item_encoder.encoders.items()}
     settings["user_encoder"] = model_config.user_encoder.model_dump(mode="json")
     settings["propagation"] = model_config.propagation.model_dump(mode="json")
@@ -44,7 +46,7 @@ def about_parts(model_config: ModelConfig, parts: Mapping[str, nn.Module]) -> di
     for name, part in parts.items():
         family, type_name = _kind(part) or (item_encoders.name, item_encoder.type)
         about[name] = {"family": family, "type": type_name, "width": model_config.width}
-        about[name]["settings"] = settings.get(name, own.get(name, own))
+        about[name]["settings"] = settings.get(name, nested.get(name, own))
     return about
 
 

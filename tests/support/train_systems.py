@@ -83,6 +83,14 @@ SYSTEMS = {
             "stages": [{"epochs": 1, "learns": ["item_table"]}, {"frozen": ["user_encoder.position"]}],
         },
     ),
+    "ids and content": System(
+        {"dap": {"type": "next_item"}, "nicl": {"type": "alignment"}},
+        {
+            "item_encoder": {"type": "with_ids", "content": TOWERS, "join": "concat", "dropout": 0},
+            "user_encoder": TRANSFORMER,
+        },
+        compares_users=True,
+    ),
     "attention scorer": System(
         {"bce": {"type": "bce", "negatives": TWO}, "ce": {"type": "catalogue_ce"}},
         {**IDS, "scorer": {"type": "attention", "num_heads": 2}},

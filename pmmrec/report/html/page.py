@@ -224,7 +224,7 @@ def _add_domains(page: ReportPage, found: Sequence[ShownCheckpoint], domains: li
 
 def _known_to(entry: ShownCheckpoint, domains: list[Domain]) -> list[Domain]:
     """The domains that a checkpoint can encode: a model with item ids only knows those of its run."""
-    if entry.checkpoint.model_config.item_encoder.fields or entry.run is None:
+    if not entry.checkpoint.model_config.item_encoder.knows_ids or entry.run is None:
         return domains
     measured = {found.domain for found in entry.run.outcome.domains}
     return [domain for domain in domains if domain.name in measured] or domains

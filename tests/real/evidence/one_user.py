@@ -13,7 +13,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.models.build import build
 from pmmrec.recipe import FinetuneRecipe, read_recipe
 from pmmrec.shipped import find_recipe
-from pmmrec.train.memory_simulation import item_inputs
+from pmmrec.train.meta_items import item_inputs
 from pmmrec.train.prepare import Sources, find_backbones, start_backbones
 
 

@@ -14,7 +14,8 @@ from pmmrec.contracts import Batch, ItemInputs, Modality, Windows
 from pmmrec.packing import PAIRS_OF_SPAN, PAIRS_OF_SPAN_ELSEWHERE, HostArray
 from pmmrec.requests import Noised
 from pmmrec.train.accumulate import checkpoint_activations
-from pmmrec.train.memory_simulation import Kernels, LiveBytes, StepSize, item_inputs, step_memory
+from pmmrec.train.memory_simulation import Kernels, LiveBytes, StepSize, step_memory
+from pmmrec.train.meta_items import item_inputs
 from pmmrec.train.task import TrainingTask
 
 SIZE = StepSize(users=6, positions=11, filled=1.0, items=15, encoded=15, tokens=9)
