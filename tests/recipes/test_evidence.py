@@ -36,7 +36,7 @@ PLAN = {
     "pretrainings": {
         "bazaar": {"recipe": "pretrain/tiny", "sources": ["bazaar_a"], "overrides": [*SMALL, "train.epochs=1"]}
     },
-    "searches": {"two": {"on": "bazaar_a", "space": "finetune/spaces/small.yaml", "trials": 2}},
+    "searches": {"two": {"domain": "bazaar_a", "space": "finetune/spaces/small.yaml", "trials": 2}},
     "cells": {
         "tiny/boutique/baselines": {"kind": "baselines"},
         SEARCHED: {

@@ -99,10 +99,10 @@ class Identities:
     def _searched(self, cell_id: str) -> Tree:
         """The search for the settings of a cell, where there is one."""
         search = self._plan.search_of(cell_id)
-        if search is None or search.on is None:
+        if search is None or search.domain is None:
             return {}
         told = {"space": _space(search.file), "trials": search.trials, SEED: search.seed}
-        return {"search": {**told, "domain": self._domain(search.on)}}
+        return {"search": {**told, "domain": self._domain(search.domain)}}
 
     def run(self, cell_id: str, seed: int | None) -> Identity:
         """The identity of one training of a cell; `seed` None: of a cell without training."""

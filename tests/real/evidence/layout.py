@@ -110,19 +110,19 @@ class Layout:
     def search(self, cell_id: str, identities: Identities) -> Run:
         """The search for the settings of a cell; the test targets are not ranked."""
         cell, planned = self._plan.measured[cell_id], self._plan.search_of(cell_id)
-        if not isinstance(cell, FinetuneCell) or planned is None or planned.on is None:
+        if not isinstance(cell, FinetuneCell) or planned is None or planned.domain is None:
             raise ValueError(f"{cell_id}: has no search")
-        folder = self.home / "searches" / planned.on / _search_name(cell, planned)
+        folder = self.home / "searches" / planned.domain / _search_name(cell, planned)
         cache = (f"cache={json.dumps(str(self._cache))}",) if self._cache else ()
         settings = (*cell.overrides, f"hub={json.dumps(str(self.home / 'hub'))}", *cache)
         limits = ("--space", str(planned.file), "--trials", str(planned.trials), "--seed", str(planned.seed))
         where = ("--name", folder.name, "--runs", str(folder.parent))
         return Run(
-            label=f"search {planned.on}/{folder.name}",
+            label=f"search {planned.domain}/{folder.name}",
             folder=folder,
             arguments=(
                 *("tune", cell.recipe, *settings, *limits, *where),
-                *("--from", self._start(cell), "--on", str(self.domain(planned.on))),
+                *("--from", self._start(cell), "--on", str(self.domain(planned.domain))),
             ),
             identity=identities.search(cell_id),
             needs=_needs(cell.start_from),

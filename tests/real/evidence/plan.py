@@ -85,7 +85,7 @@ class PlannedSearch(Config):
     Cells of one recipe and the same overrides whose search is on one domain share it.
     """
 
-    on: Word | None = Field(None, description="The domain whose validation targets decide; null: that of the cell.")
+    domain: Word | None = Field(None, description="The domain whose validation targets decide; null: that of the cell.")
     space: Text = Field(description="A file, relative to the current folder, or a shipped one.")
     trials: int = Field(ge=1)
     seed: int = Field(1, ge=0)
@@ -222,7 +222,7 @@ class EvidencePlan(Config):
         if not isinstance(cell, FinetuneCell) or cell.search is None:
             return None
         planned = self.searches[cell.search]
-        return planned.model_copy(update={"on": planned.on or domain_of(cell_id)})
+        return planned.model_copy(update={"domain": planned.domain or domain_of(cell_id)})
 
     @property
     def measured(self) -> dict[str, MeasuredCell]:
@@ -246,7 +246,7 @@ class EvidencePlan(Config):
         start = getattr(cell, "start_from", SCRATCH)
         sources = self.pretrainings[start].sources if start != SCRATCH else ()
         search = self.search_of(cell_id)
-        searched = () if search is None or search.on is None else (search.on,)
+        searched = () if search is None or search.domain is None else (search.domain,)
         return tuple(dict.fromkeys((domain_of(cell_id), *sources, *searched)))
 
 

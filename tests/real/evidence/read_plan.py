@@ -54,8 +54,8 @@ def _of_pretrainings(plan: EvidencePlan) -> Iterator[str]:
 
 def _of_searches(plan: EvidencePlan) -> Iterator[str]:
     for name, search in plan.searches.items():
-        if search.on is not None and search.on not in plan.domains:
-            yield f"searches.{name}.on: no domain {search.on!r}; {hint(search.on, plan.domains)}"
+        if search.domain is not None and search.domain not in plan.domains:
+            yield f"searches.{name}.domain: no domain {search.domain!r}; {hint(search.domain, plan.domains)}"
 
 
 def _of_cells(plan: EvidencePlan) -> Iterator[str]:

@@ -109,8 +109,8 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("searches", {"few": {"space": "small.yaml", "trials": 0}}, "searches.few.trials: "),
         (
             "searches",
-            {"few": {"on": "shoe", "space": "small.yaml", "trials": 1}},
-            "searches.few.on: no domain 'shoe'; did you mean 'shop'?",
+            {"few": {"domain": "shoe", "space": "small.yaml", "trials": 1}},
+            "searches.few.domain: no domain 'shoe'; did you mean 'shop'?",
         ),
         ("orderings", [{"paper": "P", "rows": [ROW]}], r"orderings\[0\].rows: needs 2 or more"),
         ("orderings", [{"paper": "P", "rows": [ROW, dict(ROW)]}], r"orderings\[0\]: both sides are the same"),
