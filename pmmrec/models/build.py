@@ -14,7 +14,7 @@ from pmmrec.models import ItemEncoder, ItemEncoderConfig, Scorer, item_encoders,
 from pmmrec.models.recommender import Recommender
 from pmmrec.propagations import propagations
 from pmmrec.settings import Config, PartConfig
-from pmmrec.users import user_encoders
+from pmmrec.users import UserEncoder, user_encoders
 
 if TYPE_CHECKING:
     ItemEncoderField: TypeAlias = ItemEncoderConfig
@@ -70,18 +70,35 @@ def build(
         )
     # In this order: weights are drawn one part after another.
     item_encoder = item_encoder or item_encoder_class(config.item_encoder, context)
-    user_encoder = user_encoder_class(config.user_encoder, context)
+    user_encoder: UserEncoder = user_encoder_class(config.user_encoder, context)
     if not isinstance(getattr(user_encoder, "max_inputs", None), int):
         raise RecipeError(
             f"model.user_encoder: {config.user_encoder.type} has no max_inputs, the longest history that it reads; its "
             "class must set it, a whole number, when it is built"
         )
+    _refuse_missing_streams(config, item_encoder, user_encoder)
     return Recommender(
         item_encoder,
         user_encoder,
         scorer_class(config.scorer, context),
         propagation_class(config.propagation, context),
     )
+
+
+def _refuse_missing_streams(config: ModelConfig, item_encoder: ItemEncoder, user_encoder: UserEncoder) -> None:
+    """RecipeError where the user encoder reads a stream that the item encoder does not give, or not in its width."""
+    where = f"model.user_encoder: {config.user_encoder.type} reads the stream"
+    for name in sorted(user_encoder.streams):
+        if name not in item_encoder.streams:
+            raise RecipeError(
+                f"{where} {name}, which model.item_encoder: {config.item_encoder.type} does not give; choose an item "
+                "encoder that does, such as with_ids with join: stream"
+            )
+        if item_encoder.streams[name] != config.width:
+            raise RecipeError(
+                f"{where} {name}, whose vectors are {item_encoder.streams[name]} long, and not {config.width} as "
+                "model.width says; leave out what sets their length"
+            )
 
 
 def scorer_with(config: ModelConfig, popularity: float) -> Scorer:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -70,6 +71,11 @@ class FeaturesConfig(ItemEncoderConfig):
         default_factory=dict,
         description="Further column of the items -> how many of its most frequent values get a vector of their own.",
     )
+    join: Literal["add", "attention"] = Field(
+        "add",
+        description="How the vectors of several fields become one: their sum, or their mean, weighted by a small "
+        "network that reads each of them (FDSA).",
+    )
     head: HeadConfig = HeadConfig()
 
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -79,6 +85,7 @@ class FeaturesConfig(ItemEncoderConfig):
         {"features": {"layers": {"vectors": 4, "length": 5, "pool": "one", "index": 3}}},
         {"features": {"clip": 5}, "attributes": {"brand": 4, "shop": 1}},
         {"attributes": {"brand": 2}},
+        {"features": {"clip": 5, "audio": 3}, "attributes": {"brand": 4}, "join": "attention"},
     )
 
     @model_validator(mode="after")
@@ -89,6 +96,8 @@ class FeaturesConfig(ItemEncoderConfig):
             raise ValueError(f"{', '.join(sorted(raw))}: neither a stored feature nor an attribute; towers read it")
         if both := set(self.features) & set(self.attributes):
             raise ValueError(f"{', '.join(sorted(both))}: is a feature and an attribute; read it as one of them")
+        if self.join == "attention" and len(self.fields) == 1:
+            raise ValueError("join: attention weighs several fields, and there is one; leave it out")
         return self
 
     @property
@@ -150,8 +159,26 @@ class ValueTable(nn.Module):
         return vectors_RD
 
 
+class FieldAttention(nn.Module):
+    """The mean of the vectors of an item's fields, weighted by the softmax of `w . relu(W x + b)`.
+
+    Fields that an item lacks weigh nothing. The last layer needs no bias, which would change no weight.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1, bias=False))
+
+    def forward(self, x_UFD: Tensor, has_UF: Tensor) -> Tensor:
+        """Vectors of fields `(U, F, D)` -> `(U, D)`; anything where an item has none of them."""
+        is_absent_UF = ~has_UF & has_UF.any(dim=1, keepdim=True)
+        weight_UF = self.weigh(x_UFD)[:, :, 0].masked_fill(is_absent_UF, -math.inf).softmax(dim=1)
+        mean_UD: Tensor = (weight_UF[:, :, None] * x_UFD).sum(dim=1)
+        return mean_UD
+
+
 class FeatureEncoder(nn.Module):
-    """A linear layer for each feature and a table for each attribute, whose outputs are added, then the head.
+    """A linear layer for each feature and a table for each attribute, whose outputs are joined, then the head.
 
     The head is an activation and its blocks.
     """
@@ -165,6 +192,7 @@ class FeatureEncoder(nn.Module):
             VectorPool(one) if isinstance(one, VectorsConfig) else nn.Identity() for one in ordered
         )
         self.projections = nn.ModuleList(nn.Linear(_shape(one)[-1], context.width) for one in ordered)
+        self.join = FieldAttention(context.width) if config.join == "attention" else None
         self.head = head_of(config.head, context.width)
 
     def forward(self, items: ItemInputs) -> Tensor:
@@ -181,7 +209,12 @@ class FeatureEncoder(nn.Module):
             if not isinstance(values, ValueInputs):
                 raise TypeError(f"items hold no {name}, but the model reads it; the batch builder must supply it")
             projected_UD.append(laid_out(table(values.key_R), values.item_index_R, items.num_items))
-        head_UD: Tensor = self.head(torch.stack(projected_UD).sum(dim=0))
+        if self.join is None:
+            joined_UD = torch.stack(projected_UD).sum(dim=0)
+        else:
+            has_UF = torch.stack([items.has_U[name] for name in (*self.names, *self.attributes)], dim=1)
+            joined_UD = self.join(torch.stack(projected_UD, dim=1), has_UF)
+        head_UD: Tensor = self.head(joined_UD)
         return head_UD
 
 
@@ -200,6 +233,8 @@ class Features(ItemEncoder):
     several vectors, such as the hidden states of all layers of an encoder (https://arxiv.org/abs/2404.02059), `pool`
     makes one before the linear layer. `attributes` are further columns of the items, such as a brand, of which each
     frequent value has a vector, as a linear layer over one-hot values would give; it is added to those of features.
+    With `join: attention` the vectors of fields are weighed instead of added, as the features of an item in FDSA
+    (https://www.ijcai.org/proceedings/2019/600, RecBole).
 
     Example:
         model:

@@ -30,7 +30,7 @@ class UserEncoder(nn.Module, ABC):
             all other positions but masked ones; such an encoder knows no order, and learns each item from the rest.
         reads_users: Whether it reads `history.user_index_B`.
         reads_history: Whether it reads what users did; else it can learn from interactions without a history.
-        streams: Names of the streams of items that it reads beside their vectors.
+        streams: Names of the streams of items that it reads beside their vectors, as wide as these.
     """
 
     max_inputs: int

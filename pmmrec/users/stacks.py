@@ -24,10 +24,6 @@ class BlocksConfig(PartConfig):
     activation: Activation = "relu"
     qkv_bias: bool = False
     norm_eps: float = Field(default=1e-6, gt=0)
-    norm_first: bool = Field(
-        default=False,
-        description="Whether LayerNorm stands before attention and feed-forward, as in SASRec, instead of behind them.",
-    )
 
     @model_validator(mode="after")
     def _has_one_width(self) -> Self:
@@ -36,7 +32,7 @@ class BlocksConfig(PartConfig):
         return self
 
 
-def blocks_of(config: BlocksConfig, width: int) -> nn.ModuleList:
+def blocks_of(config: BlocksConfig, width: int, *, norm_first: bool = False) -> nn.ModuleList:
     """Transformer blocks one above another. RecipeError where the heads do not divide the width."""
     if width % config.num_heads:
         raise RecipeError(
@@ -51,7 +47,7 @@ def blocks_of(config: BlocksConfig, width: int) -> nn.ModuleList:
             activation=config.activation,
             norm_eps=config.norm_eps,
             qkv_bias=config.qkv_bias,
-            norm_first=config.norm_first,
+            norm_first=norm_first,
         )
         for _ in range(config.num_layers)
     )

@@ -42,6 +42,10 @@ class TransformerConfig(BlocksConfig):
         default="past",
         description="past: an input sees those before it. all: those behind it too; training masks items (BERT4Rec).",
     )
+    norm_first: bool = Field(
+        default=False,
+        description="Whether LayerNorm stands before attention and feed-forward, as in SASRec, instead of behind them.",
+    )
     output_head: bool = Field(
         default=False, description="Whether a linear layer, GELU and LayerNorm follow the last block (BERT4Rec)."
     )
@@ -89,7 +93,7 @@ class TransformerUserEncoder(UserEncoder):
             nn.init.normal_(self.mask, std=0.02)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)  # of the inputs; of the states with norm_first
         self.dropout = Dropout(config.dropout)
-        self.blocks = blocks_of(config, width)
+        self.blocks = blocks_of(config, width, norm_first=config.norm_first)
         self.head = _head(config, width)
 
     @property

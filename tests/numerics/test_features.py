@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pmmrec.context import BuildContext, Catalogue
 from pmmrec.contracts import ItemInputs, StoredInputs, ValueInputs
+from pmmrec.errors import RecipeError
+from pmmrec.models import item_encoders
 from pmmrec.models.features import Features, FeaturesConfig
 from pmmrec.packing import HostArray
 
@@ -50,9 +52,20 @@ def pooled_by_loops(vector_TF: Tensor, pool: str, query: Tensor | None) -> Tenso
     )
 
 
-def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
-    """GELU(sum of W_f x_f + b_f and of v_a), then GELU(W h + b) for each layer; zeros for an item without any field.
+def weighed_by_loops(state: Mapping[str, Tensor], read: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The softmax over fields of w . relu(W x + b)."""
+    weight, bias, out = (state[f"join.weigh.{name}"] for name in ("0.weight", "0.bias", "2.weight"))
+    exponentials = []
+    for row in read:
+        inner = [bias[d] + sum(weight[d, k] * row[k] for k in range(WIDTH)) for d in range(WIDTH)]
+        exponentials.append(torch.exp(sum(out[0, d] * inner[d] * (inner[d] > 0) for d in range(WIDTH))))
+    return [one / sum(exponentials) for one in exponentials]
 
+
+def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
+    """GELU(sum, or weighted mean, of W_f x_f + b_f and of v_a), then GELU(W h + b) for each layer.
+
+    An item without any field is zeros.
     v_a is the vector of the value of attribute a, of which there is one for all values that the encoder does not know.
     """
 
@@ -63,34 +76,34 @@ def by_loops(encoder: Features, items: ItemInputs, activation: str) -> Tensor:
     layers = sorted({int(key.split(".")[1]) for key in state if key.startswith("head.")})
     vectors = []
     for item in range(items.num_items):
-        hidden = [torch.zeros((), dtype=torch.float64) for _ in range(WIDTH)]
-        has_any = False
+        read = []  # the vectors of its fields, as lists of numbers
         for place, name in enumerate(name for name in sorted(items.fields) if name not in BRANDS):
             index_R = items.fields[name].item_index_R.values.tolist()
             if item not in index_R:
                 continue
-            has_any = True
             vector = items.fields[name].vector_RF[index_R.index(item)]
             if vector.dim() == 2:
                 vector = pooled_by_loops(
                     vector, encoder.feature_encoder.pools[place].pool, state.get(f"pools.{place}.query")
                 )
             weight, bias = state[f"projections.{place}.weight"], state[f"projections.{place}.bias"]
-            for d in range(WIDTH):
-                hidden[d] = hidden[d] + bias[d] + sum(weight[d, f] * vector[f] for f in range(len(vector)))
+            read.append([bias[d] + sum(weight[d, f] * vector[f] for f in range(len(vector))) for d in range(WIDTH)])
         for name in BRANDS:
             if name not in items.fields or item not in items.fields[name].item_index_R.values.tolist():
                 continue
-            has_any = True
             key = int(items.fields[name].key_R[items.fields[name].item_index_R.values.tolist().index(item)])
             known = encoder.feature_encoder.tables[0].value_key_V.tolist()
             vector_D = state["tables.0.vector.weight"][known.index(key) + 1 if key in known else 0]
-            hidden = [hidden[d] + vector_D[d] for d in range(WIDTH)]
-        hidden = [act(number) for number in hidden]
+            read.append(list(vector_D))
+        if not read:
+            vectors.append(torch.zeros(WIDTH, dtype=torch.float64))
+            continue
+        shares = weighed_by_loops(state, read) if "join.weigh.0.weight" in state else [1.0] * len(read)
+        hidden = [act(sum(share * row[d] for share, row in zip(shares, read, strict=True))) for d in range(WIDTH)]
         for layer in layers:
             weight, bias = state[f"head.{layer}.weight"], state[f"head.{layer}.bias"]
             hidden = [act(bias[d] + sum(weight[d, k] * hidden[k] for k in range(WIDTH))) for d in range(WIDTH)]
-        vectors.append(torch.stack(hidden) if has_any else torch.zeros(WIDTH, dtype=torch.float64))
+        vectors.append(torch.stack(hidden))
     return torch.stack(vectors)
 
 
@@ -117,10 +130,11 @@ def test_several_vectors_are_pooled_as_loops_pool_them(pool: str) -> None:
     check(encoder, items_of(("clip", "audio"), several="clip"), "gelu")
 
 
-@pytest.mark.parametrize("names", [(), ("clip", "audio")])
-def test_values_of_attributes_are_added_as_by_loops(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("names", "join"), [((), "add"), (("clip", "audio"), "add"), (("clip", "audio"), "attention")])
+def test_values_of_attributes_are_joined_as_by_loops(names: tuple[str, ...], join: str) -> None:
     torch.manual_seed(1)
-    config = FeaturesConfig(features={name: LENGTHS[name] for name in names}, attributes={"brand": 2})
+    features = {name: LENGTHS[name] for name in names}
+    config = FeaturesConfig(features=features, attributes={"brand": 2}, join=join)
     books = Catalogue("books", 4, "aa", value_counts=lambda _: {7: 1, 5: 3, 9: 1})
     encoder = Features(config, BuildContext(WIDTH, catalogues=[books])).double().eval()
     torch.nn.init.normal_(encoder.feature_encoder.tables[0].vector.weight)  # the first starts at 0
@@ -130,6 +144,17 @@ def test_values_of_attributes_are_added_as_by_loops(names: tuple[str, ...]) -> N
     items = items_of(names)
     has_U = {**items.has_U, "brand": torch.tensor([key is not None for key in keys])}
     check(encoder, dataclasses.replace(items, fields={**items.fields, "brand": brand}, has_U=has_U), "gelu")
+
+
+def test_attention_over_fields_is_that_of_loops_whatever_an_item_lacks() -> None:
+    torch.manual_seed(1)
+    encoder = Features(FeaturesConfig(features=LENGTHS, join="attention"), BuildContext(WIDTH)).double().eval()
+    check(encoder, items_of(("clip", "audio")), "gelu")
+
+
+def test_attention_over_one_field_is_refused() -> None:
+    with pytest.raises(RecipeError, match="join: attention weighs several fields, and there is one"):
+        item_encoders.config({"type": "features", "features": {"clip": 3}, "join": "attention"})
 
 
 def check(encoder: Features, items: ItemInputs, activation: str) -> None:
