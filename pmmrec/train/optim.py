@@ -39,7 +39,7 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
-    parts: dict[str, GroupConfig] = {}
+    parts: dict[str, GroupConfig | None] = Field({}, description="Path -> what it does differently; null: nothing.")
     tables: Tables = Field(
         "auto",
         description="What a step updates of a table of item or user ids. whole: every row; one that it does not read "
@@ -49,6 +49,11 @@ class OptimizerConfig(Config):
         "constant", description="After warm-up; cosine and linear end at 0. Or settings of exponential, or of step."
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps in which the rate rises from 0.")
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The parts that do something differently."""
+        return {path: group for path, group in self.parts.items() if group is not None}
 
     @model_validator(mode="after")
     def _parts_differ(self) -> Self:
@@ -87,12 +92,12 @@ def parameter_paths(task: TrainingTask) -> dict[str, nn.Parameter]:
 
 
 def build_optimizer(task: TrainingTask, config: OptimizerConfig, spread: Spread = Spread.ONE) -> RowwiseAdam:
-    """Adam or AdamW with one group for each entry of `config.parts` and one for the rest.
+    """Adam or AdamW with one group for each entry of `config.groups` and one for the rest.
 
     The longest matching path wins. Tables of ids may learn by rows; see `choose_tables`. RecipeError where nothing
     trains or an entry matches no trainable parameter.
     """
-    members: dict[str, list[nn.Parameter]] = {path: [] for path in ("", *config.parts)}
+    members: dict[str, list[nn.Parameter]] = {path: [] for path in ("", *config.groups)}
     for path, parameter in parameter_paths(task).items():
         matches = [start for start in members if not start or begins_with(path, start)]
         members[max(matches, key=len)].append(parameter)
@@ -103,7 +108,7 @@ def build_optimizer(task: TrainingTask, config: OptimizerConfig, spread: Spread 
             f"train.optimizer.parts.{idle[0]}: no trainable parameter starts so; trainable parts: {', '.join(heads)}"
         )
     groups = [
-        {"params": group, "name": start or "rest", **_rates(config, config.parts.get(start, GroupConfig()))}
+        {"params": group, "name": start or "rest", **_rates(config, config.groups.get(start, GroupConfig()))}
         for start, group in members.items()
         if group
     ]

@@ -69,13 +69,13 @@ class Scheduled(Protocol):
     @property
     def warmup(self) -> float: ...
     @property
-    def parts(self) -> Mapping[str, Warmup]: ...
+    def groups(self) -> Mapping[str, Warmup]: ...
 
 
 def build_scheduler(optimizer: Optimizer, config: Scheduled, num_steps: int, steps_per_epoch: int) -> LambdaLR:
     """For each group a linear warm-up, times the schedule of a training of `num_steps` steps."""
     shares = [
-        config.parts[group["name"]].warmup if group["name"] in config.parts else None for group in _groups(optimizer)
+        config.groups[group["name"]].warmup if group["name"] in config.groups else None for group in _groups(optimizer)
     ]
     warmups = [config.warmup if share is None else share for share in shares]
     return LambdaLR(optimizer, [_factor(config.schedule, share, num_steps, steps_per_epoch) for share in warmups])
@@ -92,7 +92,7 @@ def change_num_steps(scheduler: LambdaLR, config: Scheduled, before: int, now: i
     old, scheduler._last_lr = float(groups[0]["lr"]), list(rates)
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
-    warmups = [config.warmup, *(group.warmup for group in config.parts.values() if group.warmup is not None)]
+    warmups = [config.warmup, *(group.warmup for group in config.groups.values() if group.warmup is not None)]
     ends = [int(max(warmups) * num_steps) for num_steps in (before, now)]
     changes = [f"warm-up now ends at step {ends[1]} instead of {ends[0]}"] if step < max(ends) else []
     if config.schedule in ("cosine", "linear"):

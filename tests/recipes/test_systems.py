@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,25 +17,20 @@ from pmmrec.contracts import ItemVectors, Nodes
 from pmmrec.data.domain import Domain
 from pmmrec.data.splits import split_of
 from pmmrec.errors import RecipeError
+from pmmrec.shipped import shipped_recipes
 from pmmrec.testing.twins.graphs import lightgcn_by_loops
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
 
-RECIPES = {
-    **{name: f"zoo/ids/small/{name}" for name in ("gru4rec", "nextitnet", "bert4rec", "dssm", "dssm_variant")},
-    "sasrec_attention": "zoo/ids/small/sasrec_attention",
-    "dssm_variant": "zoo/ids/small/dssm_variant_each",
-    "lightgcn": "zoo/ids/lightgcn",
-    "sasrec": "zoo/ids/small/sasrec_in_batch",
-}
+WIDTH, BLOCK = "model.width=16", "model.user_encoder.num_layers=1"
 SYSTEMS = {
-    "gru4rec": ("model.width=16",),
-    "nextitnet": ("model.width=16",),
-    "bert4rec": ("model.width=16", "model.user_encoder.num_layers=1"),
-    "dssm": ("model.width=16",),
-    "dssm_variant": ("model.width=16",),
-    "lightgcn": ("model.width=16",),
-    "sasrec_attention": ("model.width=16", "model.user_encoder.num_layers=1"),
-    "sasrec": ("model.width=16", "model.user_encoder.num_layers=1"),
+    "bert4rec": ("zoo/ids/small/bert4rec", WIDTH, BLOCK),
+    "dssm": ("zoo/ids/small/dssm", WIDTH),
+    "dssm_variant": ("zoo/ids/small/dssm_variant_each", WIDTH),
+    "gru4rec": ("zoo/ids/small/gru4rec", WIDTH),
+    "lightgcn": ("zoo/ids/lightgcn", WIDTH),
+    "nextitnet": ("zoo/ids/small/nextitnet", WIDTH),
+    "sasrec": ("zoo/ids/small/sasrec_in_batch", WIDTH, BLOCK),
+    "sasrec_attention": ("zoo/ids/small/sasrec_attention", WIDTH, BLOCK),
 }
 QUICK = (
     "train.epochs=25",
@@ -49,7 +45,7 @@ QUICK = (
 def test_a_system_learns_and_is_ranked(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu")
-        told = pmmrec("finetune", RECIPES[name], *where, *QUICK, *SYSTEMS[name])
+        told = pmmrec("finetune", *SYSTEMS[name], *where, *QUICK)
         assert told.code == 0, told.output
         run = Path("runs") / name
         events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -66,9 +62,16 @@ def test_a_system_learns_and_is_ranked(world: Path, tmp_path: Path, pmmrec: Pmmr
 def test_a_plan_of_a_system_is_shown_without_training(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         where = ("--from", "none", "--on", world / "boutique", "machine.device=cpu", "--dry-run")
-        told = pmmrec("finetune", RECIPES[name], *where, "--launch", "two_cpu", *SYSTEMS[name])
+        told = pmmrec("finetune", *SYSTEMS[name], *where, "--launch", "two_cpu")
     assert told.code == 0, told.output
     assert "activations" in told.output
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if re.fullmatch("zoo/ids/[^/]+", name)])
+def test_a_system_of_the_papers_size_is_planned(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
+    with working_in(tmp_path):
+        told = pmmrec("finetune", name, "--from", "none", "--on", world / "boutique", "--dry-run")
+    assert told.code == 0, told.output
 
 
 @pytest.mark.parametrize("name", ["dssm", "lightgcn"])
@@ -76,8 +79,8 @@ def test_users_known_by_id_are_ranked_by_their_own_rows_and_by_no_history(
     world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str
 ) -> None:
     with working_in(tmp_path):
-        quick = ("train.epochs=2", "train.batch_users=64", "machine.device=cpu", "model.width=16")
-        told = pmmrec("finetune", RECIPES[name], "--from", "none", "--on", world / "boutique", *quick)
+        quick = ("train.epochs=2", "train.batch_users=64", "machine.device=cpu")
+        told = pmmrec("finetune", *SYSTEMS[name], "--from", "none", "--on", world / "boutique", *quick)
         assert told.code == 0, told.output
         kept = Path(f"runs/{name}/checkpoint")
         system = load(kept)
@@ -127,8 +130,8 @@ def test_what_interactions_cannot_serve_is_refused_by_the_plan_and_by_the_run(
 @pytest.mark.parametrize("name", ["gru4rec", "nextitnet", "bert4rec", "dssm_variant"])
 def test_lists_and_an_index_rank_as_the_model_does(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
-        quick = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", *SYSTEMS[name])
-        told = pmmrec("finetune", RECIPES[name], "--from", "none", "--on", world / "boutique", *quick)
+        quick = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu")
+        told = pmmrec("finetune", *SYSTEMS[name], "--from", "none", "--on", world / "boutique", *quick)
         assert told.code == 0, told.output
         kept = Path("runs") / name / "checkpoint"
         told = pmmrec("score", kept, world / "boutique", "--top-k", 5, "--out", "lists.csv", "--cache", "cache")

@@ -180,6 +180,12 @@ def test_a_part_may_warm_up_on_its_own(workshop) -> None:
     assert rates == {"rest": pytest.approx([1 / 3, 2 / 3, 1, 1]), "user_encoder": [1, 1, 1, 1]}
 
 
+def test_null_takes_an_entry_away(reading) -> None:
+    config = _config(warmup=0.5, parts={"user_encoder": None, "fusion": {"warmup": 0}})
+    assert set(_groups(reading.task, config)) == {"rest", "fusion"}
+    assert config.groups == {"fusion": config.parts["fusion"]}
+
+
 @pytest.mark.parametrize(
     ("parts", "problem"),
     [({"": {"learning_rate": 1}}, "one has no name"), ({"fusion": {}}, "parts.fusion: has no effect, it sets nothing")],

@@ -1,0 +1,78 @@
+"""Every small recipe of a system trains, evaluates, scores, saves and loads by the ordinary commands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import Pmmrec, Result, working_in
+
+from pmmrec import load
+from pmmrec.data.domain import Domain
+from pmmrec.recipe import recipe_tree
+from pmmrec.shipped import shipped_recipes
+
+SMALL = {name: path for name, path in shipped_recipes().items() if "/small/" in name}
+ADAPTED = "zoo/content/small/adapter4rec"
+QUICK = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", "cache=cache", "name=run")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to work in, whose cache all recipes share."""
+    with working_in(tmp_path_factory.mktemp("systems")):
+        yield Path.cwd()
+
+
+def features_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The stored features that a recipe reads, and the shape of each of an item."""
+    if not isinstance(tree, Mapping):
+        return {}
+    shapes = {}
+    for name, asked in (tree.get("features") or {}).items():
+        shapes[name] = (asked["vectors"], asked["length"]) if isinstance(asked, Mapping) else (asked,)
+    return shapes | {name: shape for inner in tree.values() for name, shape in features_of(inner).items()}
+
+
+def platform(world: Path, pmmrec: Pmmrec, features: Mapping[str, tuple[int, ...]]) -> Path:
+    """A tiny domain, with random numbers for the features that a recipe reads."""
+    if not features:
+        return world / "boutique"
+    domain = Path(shutil.copytree(world / "boutique", "boutique", dirs_exist_ok=False))
+    for name, shape in features.items():
+        numbers = np.random.default_rng(1).normal(size=(Domain.open(domain).num_items, *shape))
+        np.save("numbers.npy", numbers.astype(np.float16))
+        done(pmmrec("data", "features", domain, "--from", "numbers.npy", "--name", name))
+    return domain
+
+
+def done(told: Result) -> Result:
+    assert told.code == 0, told.output
+    return told
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_system_does_what_every_model_does(place: Path, world: Path, pmmrec: Pmmrec, name: str) -> None:
+    shutil.rmtree("runs", ignore_errors=True)
+    shutil.rmtree("boutique", ignore_errors=True)
+    domain, start = platform(world, pmmrec, features_of(recipe_tree(SMALL[name]).get("model"))), "none"
+    if name == ADAPTED:
+        before = (*QUICK, "name=before", "rank_test=false")
+        done(pmmrec("finetune", "zoo/content/small/sasrec_text", "--from", start, "--on", domain, *before))
+        start = "runs/before/checkpoint"
+    done(pmmrec("finetune", name, "--from", start, "--on", domain, *QUICK))
+
+    run, kept = Path("runs/run"), Path("runs/run/checkpoint")
+    done(pmmrec("zoo", "verify", kept))
+    done(pmmrec("evaluate", kept, domain, "--out", "runs/again", "--cache", "cache"))
+    ranks = [pq.read_table(where / "ranks.parquet")["rank"].to_pylist() for where in (run, Path("runs/again"))]
+    assert ranks[0] == ranks[1]
+    done(pmmrec("score", kept, domain, "--top-k", 5, "--out", "runs/lists.csv", "--cache", "cache"))
+    assert len(Path("runs/lists.csv").read_text().splitlines()) == 1 + 5 * Domain.open(domain).num_users
+    system = load(kept, cache="cache", device="cpu", warn=lambda _: None)
+    assert system.encode_items(domain).vectors_ND.shape[0] == Domain.open(domain).num_items
