@@ -18,7 +18,7 @@ from pmmrec.data.examples import Examples
 from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.errors import DataError
-from pmmrec.packing import HostArray
+from pmmrec.packing import HostArray, Ints
 from pmmrec.requests import (
     DrawnNegatives,
     Dropped,
@@ -32,7 +32,6 @@ from pmmrec.requests import (
     WindowRequest,
 )
 
-Ints = NDArray[np.int64]
 BLIND_ROUNDS = 16  # of drawing again in place of touched items, before the items that are left are listed
 NO_TARGET = -1
 MAX_KEPT = 4_000_000  # touched items of the users of a domain that are kept in memory, 8 bytes each

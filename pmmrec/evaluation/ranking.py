@@ -24,7 +24,6 @@ from pmmrec.evaluation.ids import ids_at
 from pmmrec.evaluation.scores import (
     Blocks,
     Columns,
-    Ints,
     ItemScores,
     MatrixBlock,
     ScoreBlock,
@@ -32,6 +31,7 @@ from pmmrec.evaluation.scores import (
     distinct_pairs,
 )
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
+from pmmrec.packing import Ints
 from pmmrec.progress import Progress
 
 Seen = Literal["exclude", "include"]

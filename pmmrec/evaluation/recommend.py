@@ -27,9 +27,9 @@ from pmmrec.evaluation.ranking import Rows, Seen, check_seen
 from pmmrec.evaluation.scan import SAFE, Complain, Scan, Sizes, WriteScores, inner_products
 from pmmrec.evaluation.scores import distinct_pairs
 from pmmrec.models.recommender import Recommender
+from pmmrec.packing import Ints
 
 CHUNKS_OF_THREAD = 16  # between two moments at which lists come out
-Ints = NDArray[np.int64]
 
 
 class NotFiniteError(DataError):

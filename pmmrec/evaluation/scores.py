@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pmmrec.packing import Ints
+
 if TYPE_CHECKING:
     from scipy import sparse
 
 DENSE_SHARE = 0.05  # of stored scores in a block; with more of them a matrix is faster
 
-Ints: TypeAlias = NDArray[np.int64]
 Numbers: TypeAlias = NDArray[Any]  # scores, in the dtype in which they are compared
 NotFinite: TypeAlias = tuple[int, int, float]  # a query of a block, an item, and its score that is not finite
 

@@ -12,6 +12,8 @@ from pmmrec.family import Family
 from pmmrec.requests import Requests
 from pmmrec.settings import PartConfig
 
+IGNORED = -100  # the target that torch's cross-entropy leaves out
+
 
 class ObjectiveConfig(PartConfig):
     """Settings that every objective has."""

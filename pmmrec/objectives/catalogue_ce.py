@@ -15,12 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Query, Term, Views
-from pmmrec.objectives import Objective, objectives
+from pmmrec.objectives import IGNORED, Objective, objectives
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.requests import Requests, View
-
-NO_TARGET = -100  # of positions that do not count; the index that torch's cross-entropy ignores
 
 
 class CatalogueCEConfig(TargetsConfig):
@@ -74,7 +72,7 @@ class CatalogueCE(Objective):
     def _term(self, views: Views) -> Term:
         targets = TargetStates.read(views, self.config, "catalogue_ce")
         is_readable_U, query = views.items.is_readable_U, targets.query
-        target_K = torch.where(targets.is_counted_K, targets.target_K, NO_TARGET)
+        target_K = torch.where(targets.is_counted_K, targets.target_K, IGNORED)
         num_items, num_positions = len(is_readable_U), len(query)
         at_once = max(1, self.config.scores_at_once // num_items)
         # in the graph also where nobody has a target
@@ -101,9 +99,9 @@ class CatalogueCE(Objective):
 
 def _cross_entropy(score_KU: Tensor, target_K: Tensor) -> tuple[Tensor, Tensor]:
     """Summed loss of some positions, and at how many the target is alone at the top."""
-    loss = F.cross_entropy(score_KU, target_K, reduction="sum", ignore_index=NO_TARGET)
+    loss = F.cross_entropy(score_KU, target_K, reduction="sum", ignore_index=IGNORED)
     with torch.no_grad():
         own_K1 = score_KU.gather(1, target_K.clamp(min=0)[:, None])
         is_alone_K = (score_KU >= own_K1).sum(dim=1) == 1
-        num_right = (is_alone_K & (target_K != NO_TARGET)).sum()
+        num_right = (is_alone_K & (target_K != IGNORED)).sum()
     return loss, num_right.to(loss.dtype)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pmmrec.contracts import Peers
-
-UNCOUNTED = -100  # the target that torch's cross-entropy ignores
+from pmmrec.objectives import IGNORED
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class UserRows:
 
     def cross_entropy(self, score_BG: Tensor) -> Tensor:
         """The summed loss of users that count, each to find itself."""
-        own_B = torch.where(self.is_counted_B, self.own_B, UNCOUNTED)
-        return F.cross_entropy(score_BG, own_B, reduction="sum", ignore_index=UNCOUNTED)
+        own_B = torch.where(self.is_counted_B, self.own_B, IGNORED)
+        return F.cross_entropy(score_BG, own_B, reduction="sum", ignore_index=IGNORED)
 
     def is_alone_at_the_top(self, score_BG: Tensor) -> Tensor:
         """Which users count and score strictly higher with themselves than with all others."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from pmmrec.context import BuildContext, InteractionGraph
 from pmmrec.contracts import Nodes
 from pmmrec.errors import RecipeError
+from pmmrec.packing import Ints
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.propagations import Propagation, propagations
-from pmmrec.propagations.adjacency import Adjacency, Ints
+from pmmrec.propagations.adjacency import Adjacency
 from pmmrec.settings import PartConfig
 
 

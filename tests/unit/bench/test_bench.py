@@ -22,8 +22,13 @@ def test_bench_tells_the_cost_of_each_stage_and_leaves_nothing_behind(pmmrec: Pm
     assert sorted(stages) == sorted(STAGES)
     assert sum(stage["share"] for stage in stages.values()) == pytest.approx(1)
     assert found["step_s"] == pytest.approx(sum(stage["seconds"] for stage in stages.values()))
-    assert all(stages[name]["ratio_to_floor"] > 1 for name in ("text", "vision", "users", "objectives", "backward"))
-    assert 0 < found["utilisation"] < 1
+    for name in ("text", "vision", "users", "objectives", "backward"):
+        stage, peaks = stages[name], (found["peak_flops_per_s"], found["bytes_per_s"])
+        assert stage["flops"] > 0
+        assert stage["floor_s"] == pytest.approx(max(stage["flops"] / peaks[0], stage["num_bytes"] / peaks[1]))
+        assert stage["ratio_to_floor"] == pytest.approx(stage["seconds"] / stage["floor_s"])
+    rate = found["useful_flops"] / found["step_s"]
+    assert found["utilisation"] == pytest.approx(rate / found["peak_flops_per_s"])
     for key in ("tokens", "positions", "flops"):
         assert 0 < found[key]["valid"] <= found[key]["computed"]
     assert found["tokens"]["share"] >= 0.9
