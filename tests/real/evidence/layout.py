@@ -127,6 +127,7 @@ class Layout:
             identity=identities.search(cell_id),
             needs=_needs(cell.start_from),
             made=BEST_FILE,
+            resumes=True,
             start=None if cell.start_from == SCRATCH else self.checkpoint(cell.start_from),
         )
 

@@ -49,6 +49,7 @@ class Run:
     needs: tuple[str, ...] = ()  # the labels of the runs it depends on
     keeps_checkpoint: bool = False
     made: str = METRICS_FILE  # the file that a complete run has written last
+    resumes: bool = False  # whether the same command goes on where it was stopped
     start: Path | None = None  # the checkpoint it starts from
 
     @property
@@ -68,6 +69,18 @@ class Run:
         is_of_another = stamp.checkpoint is not None and now is not None and stamp.checkpoint != now
         return None if is_of_another or self.identity.changes_since(stamp.identity) else stamp
 
+    def prepare(self) -> None:
+        """Remove what an earlier run left, unless the same run can go on with it."""
+        begun = self.folder.with_name(f"{self.folder.name}.begun.json")
+        identity = json.dumps(self.identity.tree, sort_keys=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.resumes and begun.is_file() and begun.read_text(encoding="utf-8") == identity:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.resumes:
+            with whole_file(begun) as draft:
+                draft.write_text(identity, encoding="utf-8")
+
     def checkpoint_hash(self) -> str | None:
         """The hash of the checkpoint that it starts from, as it is now."""
         return None if self.start is None else checkpoint_hash(self.start)
@@ -83,8 +96,7 @@ class Processes:
 
     def work(self, run: Run) -> Stamp:
         """Execute a run from the start and stamp it. MachineError with its last message if it fails."""
-        shutil.rmtree(run.folder, ignore_errors=True)
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        run.prepare()
         checkpoint = run.checkpoint_hash()
         with self._started(run) as process:
             code, wall_s = process.wait(), process.seconds

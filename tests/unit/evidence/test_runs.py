@@ -53,6 +53,17 @@ def test_a_complete_run_is_kept_unless_its_checkpoint_has_changed(tmp_path: Path
     assert run.stamp() is not None
 
 
+@pytest.mark.parametrize(("resumes", "seed", "is_kept"), [(True, 1, True), (True, 2, False), (False, 1, False)])
+def test_what_a_stopped_run_left_is_kept_if_the_same_run_can_go_on_with_it(
+    tmp_path: Path, resumes: bool, seed: int, is_kept: bool
+) -> None:
+    replace(run_of(tmp_path), resumes=resumes).prepare()
+    left = tmp_path / "run" / "trials"
+    left.mkdir(parents=True)
+    replace(run_of(tmp_path, seed=seed), resumes=resumes).prepare()
+    assert left.is_dir() is is_kept
+
+
 @pytest.mark.parametrize("name", ["evidence.json", "metrics.json"])
 def test_a_run_that_lacks_a_file_is_incomplete(tmp_path: Path, name: str) -> None:
     run = stamped(run_of(tmp_path))
