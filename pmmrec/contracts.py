@@ -313,8 +313,11 @@ class Query:
 class Score(Protocol):
     """Scores of items for queries, as the model's scorer gives them."""
 
-    def __call__(self, query: Query, candidate_KC: Tensor | None = None) -> Tensor:
-        """`(K, U)` of all items of the step, or `(K, C)` of the candidates of each query, given by places in U."""
+    def __call__(self, query: Query, candidate_KC: Tensor | None = None, stream: str | None = None) -> Tensor:
+        """`(K, U)` of all items of the step, or `(K, C)` of the candidates of each query, given by places in U.
+
+        `stream`: the vectors of this stream stand for the items.
+        """
         ...
 
 

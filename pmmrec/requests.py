@@ -38,6 +38,8 @@ class View(str, Enum):
     ORDER = "order"  # which item of a window comes after which
     POPULARITY = "popularity"  # log of how often the sampler is expected to show each item
     CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
+    REWORDED = "reworded"  # item vectors from a second text, as a stream of this name, in training
+    SYNTHETIC = "synthetic"  # vectors of items that do not exist, one made from each item, likewise
     NODES = "nodes"  # vectors of items and of users known by id, as they are before a graph propagates them
 
 
@@ -96,9 +98,27 @@ class Others(WindowRequest):
 
 
 class Dropped(WindowRequest):
-    """The inputs of `NextItems` without some of them, but never without all; there are no targets."""
+    """The inputs of `NextItems` without some of them, or read by other words; there are no targets."""
 
     share: float = Field(default=0.2, gt=0, lt=1, description="Chance of each input but the first to be left out.")
+    reworded: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Chance of a window to keep all inputs, and to read them by their second text (UniSRec: 0.1).",
+    )
+    reworded_items: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Chance of each input of such a window to be read so; the rest stays (released UniSRec: 0.2).",
+    )
+
+    @model_validator(mode="after")
+    def _rewords_something(self) -> Self:
+        if not self.reworded and self.reworded_items != 1:
+            raise ValueError("reworded_items: has no effect without reworded; leave it out")
+        return self
 
 
 class Shown(WindowRequest):
@@ -128,6 +148,9 @@ class DrawnNegatives(Config):
         description="position: anew for every target (SASRec). pair: once an epoch for each user and item, so that an "
         "item that a user touched several times has the same negatives each time (BPR over pairs).",
     )
+
+
+STREAMS_OF_TRAINING = frozenset({View.REWORDED, View.SYNTHETIC})
 
 
 @dataclass(frozen=True)

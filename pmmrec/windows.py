@@ -74,6 +74,7 @@ class WindowPass:
     is_target_BL: Tensor  # bool, which positions have a target
     is_masked_BL: Tensor | None = None  # bool, inputs whose item is hidden from the user encoder; None: no input
     length_B: HostArray | None = None  # inputs of each user; None: as the mask says, which the host must read
+    is_reworded_BL: Tensor | None = None  # bool, inputs that are read by a second text; None: no input
     noise_BL: Tensor | None = None  # int64, values of Noise; padding is UNCHANGED. None: no noise was added
     negative_index_BLC: Mapping[DrawnNegatives, Tensor] = field(default_factory=dict)  # int64, places in U
     candidates: Candidates | None = None  # what the state that ranks is to rank; None: nobody asked

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,7 @@ class Row:
     target_l: Ints | None = None  # NO_TARGET where there is none; None: there are none
     is_masked_l: NDArray[np.bool_] | None = None
     noise_l: Ints | None = None
+    is_reworded_l: NDArray[np.bool_] | None = None
     negative_lC: Mapping[DrawnNegatives, Ints] = field(default_factory=dict)  # NO_TARGET where there is no target
     shown_c: Ints | None = None  # candidates; None: there are none
     is_clicked_c: NDArray[np.bool_] | None = None
@@ -202,9 +204,7 @@ class PassMaker:
             shown = self._shown(request, visit)
             return Row(keys, shown_c=shown.keys, is_clicked_c=shown.is_clicked)
         if isinstance(request, Dropped):
-            is_kept = self._random(Purpose.DROPPING, visit).random(len(keys) - 1) >= request.share
-            is_kept[:1] = True
-            return Row(keys[:-1][is_kept])
+            return self._dropped(keys[:-1], request, self._random(Purpose.DROPPING, visit))
         if not isinstance(request, NextItems):
             raise TypeError(f"passes: nothing is known of windows of the kind {type(request).__name__}")
         inputs, targets = (keys[:-1], keys[1:]) if visit.has_history else (keys[:0], keys)
@@ -220,6 +220,15 @@ class PassMaker:
         if not is_masked.any():
             is_masked[rng.integers(0, num_items)] = True
         return is_masked
+
+    def _dropped(self, inputs: Ints, request: Dropped, rng: np.random.Generator) -> Row:
+        is_kept = rng.random(len(inputs)) >= request.share
+        is_kept[:1] = True
+        if not request.reworded:
+            return Row(inputs[is_kept])
+        if rng.random() >= request.reworded:
+            return Row(inputs[is_kept], is_reworded_l=np.zeros(int(is_kept.sum()), dtype=bool))
+        return Row(inputs, is_reworded_l=rng.random(len(inputs)) < request.reworded_items)
 
     def _shown(self, request: Shown, visit: Visit) -> KeyedImpression:
         """The candidates of an example, or the clicked ones and some others."""
@@ -246,7 +255,7 @@ class PassMaker:
             negative_lC = np.full((len(is_target), config.count), NO_TARGET, dtype=np.int64)
             negative_lC[is_target] = self._negatives(row.target_l[is_target], visit, config)
             negatives[config] = negative_lC
-        return Row(row.input_l, row.target_l, row.is_masked_l, row.noise_l, negatives)
+        return dataclasses.replace(row, negative_lC=negatives)
 
     def _negatives(self, target_k: Ints, visit: Visit, config: DrawnNegatives) -> Ints:
         """Keys of what is drawn for some targets, `(k, C)`."""
@@ -273,6 +282,7 @@ def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
     first, inputs = rows[0], [row.input_l for row in rows]
     masked = [row.is_masked_l for row in rows if row.is_masked_l is not None]
     noise = [row.noise_l for row in rows if row.noise_l is not None]
+    reworded = [row.is_reworded_l for row in rows if row.is_reworded_l is not None]
     targets = [row.target_l for row in rows if row.target_l is not None]
     item_index_BL = padded_places(inputs, key_U, length)
     target_index_BL, is_target_BL = torch.zeros_like(item_index_BL), torch.zeros(item_index_BL.shape, dtype=torch.bool)
@@ -287,6 +297,7 @@ def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
         is_target_BL=is_target_BL,
         is_masked_BL=left_padded(masked, length) if masked else None,
         noise_BL=left_padded(noise, length) if noise else None,
+        is_reworded_BL=left_padded(reworded, length) if reworded else None,
         negative_index_BLC={
             config: padded_places([row.negative_lC[config] for row in rows], key_U, length)
             for config in first.negative_lC

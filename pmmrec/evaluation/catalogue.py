@@ -143,13 +143,13 @@ def encode_catalogue(
         raise DataError(
             f"domain {domain_index}: the reader knows {known} items, not {num_items}; read the domain to rank"
         )
-    vectors_ND, rows = torch.empty(0), reader.in_order(domain_index)
+    vectors_ND, rows, encoder = torch.empty(0), reader.in_order(domain_index), recommender.item_encoder
     autocast = torch.autocast(torch.device(device).type, dtype=precision, enabled=precision != torch.float32)
     with evaluating(recommender), autocast:
         for place, is_own in turns(-(-len(rows) // chunk), group):
             some = rows[place * chunk : (place + 1) * chunk]
             items = reader.read(np.full(len(some), domain_index), some)
-            vectors_UD = packed(recommender.item_encoder(reader.to_device(items, device)))
+            vectors_UD = packed(encoder(reader.to_device(items, device)), encoder.streams)
             if not len(vectors_ND):
                 vectors_ND = torch.zeros(num_items, vectors_UD.shape[1], device=device)
             if is_own:

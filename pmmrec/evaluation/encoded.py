@@ -272,12 +272,12 @@ def _free_first(places: Iterable[int], entry: CacheEntry) -> Iterator[int]:
 def _encode(
     recommender: Recommender, reader: ItemReader, domain_index: int, rows: NDArray[np.int64], device: torch.device
 ) -> Tensor:
-    parts = []
+    parts, encoder = [], recommender.item_encoder
     with evaluating(recommender):
         for start in range(0, len(rows), ITEMS_AT_ONCE):
             some = rows[start : start + ITEMS_AT_ONCE]
             items = reader.read(np.full(len(some), domain_index), some)
-            parts.append(packed(recommender.item_encoder(reader.to_device(items, device))).float().cpu())
+            parts.append(packed(encoder(reader.to_device(items, device)), encoder.streams).float().cpu())
     vectors_PD = torch.cat(parts)
     wrong = torch.nonzero(~torch.isfinite(vectors_PD).all(dim=1))
     if len(wrong):

@@ -49,7 +49,13 @@ class ItemEncoderConfig(PartConfig):
 
 
 class ItemEncoder(nn.Module, ABC):
-    """What an item is, as vectors. Built as `part_class(config, context)`."""
+    """What an item is, as vectors. Built as `part_class(config, context)`.
+
+    Attributes:
+        asked: The training streams that objectives ask for; it gives them, and reads what they need.
+    """
+
+    asked: frozenset[str] = frozenset()
 
     @property
     def reads(self) -> Mapping[str, FieldSpec]:
@@ -74,6 +80,11 @@ class ItemEncoder(nn.Module, ABC):
     @property
     def streams(self) -> Mapping[str, int]:
         """The widths of the vectors that it gives beside an item's own, by name."""
+        return {}
+
+    @property
+    def training_streams(self) -> Mapping[str, int]:
+        """The widths of further streams that it can give to objectives, by name; no ranking reads them."""
         return {}
 
     @property

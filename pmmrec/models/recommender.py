@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -76,9 +76,12 @@ class Recommender(nn.Module):
         return scores
 
 
-def packed(items: ItemVectors) -> Tensor:
-    """All vectors of items that rank, side by side, `(N, W)`: how a catalogue is kept. See `unpacked`."""
-    vectors = [items.fused_UD, *(items.streams_UD[name] for name in sorted(items.streams_UD))]
+def packed(items: ItemVectors, streams: Iterable[str]) -> Tensor:
+    """All vectors of items that rank, side by side, `(N, W)`: how a catalogue is kept. See `unpacked`.
+
+    `streams`: those of the item encoder; training streams are left out.
+    """
+    vectors = [items.fused_UD, *(items.streams_UD[name] for name in sorted(streams))]
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
 

@@ -15,14 +15,18 @@ from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.peers import rows_of_all
 from pmmrec.precision import outside_autocast, widened
-from pmmrec.requests import Dropped, NextItems, Requests
+from pmmrec.requests import Dropped, NextItems, Requests, View
 
 
 class SequenceContrastConfig(ObjectiveConfig):
     """Settings of the contrast of sequences; the defaults are those of UniSRec, whose weight beside it is 1e-3."""
 
     type: Literal["sequence_contrast"] = "sequence_contrast"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"temperature": 0.5, "dropped": {"share": 0.5}})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"temperature": 0.5, "dropped": {"share": 0.5}},
+        {"dropped": {"reworded": 0.5}},
+    )
     dropped: Dropped = Field(Dropped(), description="How inputs are left out; equal settings share one pass.")
     temperature: float = Field(0.07, gt=0, description="Divides cosine similarities.")
 
@@ -31,10 +35,14 @@ class SequenceContrastConfig(ObjectiveConfig):
 class SequenceContrast(Objective):
     """Find a user's window with inputs left out among those of the other users of the batch, by their last states.
 
-    The sequence-sequence task of UniSRec (https://arxiv.org/abs/2206.05941), for its view without some items: the loss
-    of a user is -log of exp(cos(h, h') / temperature) of the own view h' over the sum of all views. Users with the same
-    target are left out of the sum, where released code adds 1 for each. Counted are users with a target and another
-    user to tell them from; with peers the users of all processes are there.
+    The sequence-sequence task of UniSRec (https://arxiv.org/abs/2206.05941): the loss of a user is -log of
+    exp(cos(h, h') / temperature) of the own view h' over the sum of all views. Users with the same target are left out
+    of the sum, where released code adds 1 for each. Counted are users with a target and another user to tell them from;
+    with peers the users of all processes are there.
+
+    A view leaves items out, or with the chance `dropped.reworded` keeps all and reads them by their second text, which
+    the item encoder must give (`mixture.reworded`). Differs from released code: it chooses for a whole batch, and reads
+    one of five items of such a window so (`dropped.reworded_items: 0.2`).
 
     Metrics: `chance`, the log of the number of views that are told apart; `accuracy`, the share of users whose own view
     is strictly nearest.
@@ -45,7 +53,8 @@ class SequenceContrast(Objective):
 
     def __init__(self, config: SequenceContrastConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()
-        self.config, self.requests = config, Requests.of(NextItems(), config.dropped)
+        views = (View.REWORDED,) if config.dropped.reworded else ()
+        self.config, self.requests = config, Requests.of(NextItems(), config.dropped, views=views)
 
     def forward(self, views: Views) -> Term:
         """Sum over users who count. ValueError where the views lack one of the two passes."""

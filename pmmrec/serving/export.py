@@ -124,7 +124,7 @@ def write_index(
     counts = encoded.domain.item_counts if recommender.scorer.reads_counts else None
     with evaluating(recommender):
         catalogue = recommender.catalogue(encoded.vectors_ND).items
-    vectors_ND = packed(catalogue).cpu()
+    vectors_ND = packed(catalogue, recommender.item_encoder.streams).cpu()
     key_ND = _keys(checkpoint, recommender, vectors_ND, counts)
     streams = dict(recommender.item_encoder.streams)
     num_more = key_ND.shape[1] - (vectors_ND.shape[1] - sum(streams.values()))

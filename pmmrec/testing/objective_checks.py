@@ -168,7 +168,8 @@ def _leaves(views: Views) -> tuple[Views, dict[str, Tensor]]:
 
     items = views.items
     cls_UD = {field: leaf(field, vectors_UD) for field, vectors_UD in items.cls_UD.items()}
-    items = ItemVectors(leaf("items", items.fused_UD), cls_UD, items.has_U)
+    streams_UD = {name: leaf(f"stream {name}", stream_UD) for name, stream_UD in items.streams_UD.items()}
+    items = ItemVectors(leaf("items", items.fused_UD), cls_UD, items.has_U, streams_UD)
     states = {
         request: UserStates(leaf(f"states of {request!r}", one.hidden_BLD), one.is_valid_BL)
         for request, one in views.states.items()
@@ -184,8 +185,9 @@ class _Scores:
     scorer: Dot
     items: ItemVectors
 
-    def __call__(self, query: Any, candidate_KC: Tensor | None = None) -> Tensor:
-        scores: Tensor = self.scorer(query, self.items, candidate_KC)
+    def __call__(self, query: Any, candidate_KC: Tensor | None = None, stream: str | None = None) -> Tensor:
+        fused_UD = self.items.fused_UD if stream is None else self.items.streams_UD[stream]
+        scores: Tensor = self.scorer(query, ItemVectors(fused_UD), candidate_KC)
         return scores
 
 

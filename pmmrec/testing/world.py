@@ -17,6 +17,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective
 from pmmrec.propagations.identity import Identity, IdentityConfig
 from pmmrec.requests import (
+    STREAMS_OF_TRAINING,
     DrawnNegatives,
     Dropped,
     Masked,
@@ -46,7 +47,10 @@ WINDOWS: Mapping[str, Sequence[Sequence[int]]] = {
 
 
 class LearnedItems(ItemEncoder):
-    """A learned vector for the text and one for the image of each item; their sum is the item."""
+    """A learned vector for the text and one for the image of each item; their sum is the item.
+
+    Further vectors of items are made from these, by factors that tell them apart.
+    """
 
     fields = cls_fields = frozenset(modality.value for modality in Modality)
 
@@ -58,12 +62,18 @@ class LearnedItems(ItemEncoder):
     def parts(self) -> Mapping[str, nn.Module]:
         return dict(self.tables.items())
 
+    @property
+    def training_streams(self) -> Mapping[str, int]:
+        return {view.value: WIDTH for view in STREAMS_OF_TRAINING}
+
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U items."""
         cls_UD: dict[str, Tensor] = {}
         for field, has_U in items.has_U.items():
             cls_UD[field] = torch.where(has_U[:, None], self.tables[field](items.row_U), 0.0)
-        return ItemVectors(torch.stack(list(cls_UD.values())).sum(dim=0), cls_UD, dict(items.has_U))
+        fused_UD = torch.stack(list(cls_UD.values())).sum(dim=0)
+        streams_UD = {name: fused_UD * (2 + place) for place, name in enumerate(sorted(self.asked))}
+        return ItemVectors(fused_UD, cls_UD, dict(items.has_U), streams_UD)
 
 
 def task_of(objective: Objective) -> TrainingTask:
@@ -71,7 +81,9 @@ def task_of(objective: Objective) -> TrainingTask:
     context = BuildContext(WIDTH)
     torch.manual_seed(0)
     parts = _users_for(objective.requests, context), Dot(DotConfig(), context), Identity(IdentityConfig(), context)
-    recommender = Recommender(LearnedItems(), *parts)
+    items = LearnedItems()
+    items.asked = frozenset(view.value for view in objective.requests.views & STREAMS_OF_TRAINING)
+    recommender = Recommender(items, *parts)
     return TrainingTask(recommender, {"objective": objective}, {"objective": 1.0}, WIDTH)
 
 
@@ -129,7 +141,12 @@ def _pass(request: WindowRequest, windows: Windows, draw: torch.Generator) -> Wi
     if isinstance(request, Dropped):
         is_first_BL = plain.is_valid_BL.cumsum(dim=1) == 1
         has_more_B1 = plain.is_valid_BL.sum(dim=1, keepdim=True) > 1
-        return dataclasses.replace(without_targets, is_valid_BL=plain.is_valid_BL & ~(is_first_BL & has_more_B1))
+        is_reworded_BL = torch.rand(plain.is_valid_BL.shape, generator=draw) < request.reworded
+        return dataclasses.replace(
+            without_targets,
+            is_valid_BL=plain.is_valid_BL & ~(is_first_BL & has_more_B1),
+            is_reworded_BL=is_reworded_BL if request.reworded else None,
+        )
     raise TypeError(f"no example of a pass {request!r}; teach it to pmmrec.testing.world")
 
 

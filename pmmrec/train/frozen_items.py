@@ -75,6 +75,11 @@ def stays_as_it_is(task: TrainingTask) -> bool:
     encoder = task.recommender.item_encoder
     if not encoder.fields or any(tensor.requires_grad for tensor in encoder.parameters()):
         return False
+    if encoder.asked:
+        raise RecipeError(
+            f"objectives: one asks for {', '.join(sorted(encoder.asked))} vectors of items, but nothing of the item "
+            "encoder learns; take it away (objectives.NAME=null), or let a part of the item encoder train"
+        )
     if View.MODALITIES in task.requests.views:
         raise RecipeError(
             "objectives: one compares texts with images, but nothing of the item encoder learns, so it has nothing to "

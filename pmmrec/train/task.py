@@ -32,11 +32,15 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.targets import Targets
 from pmmrec.packing import HostArray
-from pmmrec.requests import Masked, Others, Requests, Shown, View, WindowRequest
+from pmmrec.requests import STREAMS_OF_TRAINING, Masked, Others, Requests, Shown, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
 from pmmrec.users import Attends
 
+HINTS: Mapping[View, str] = {
+    View.REWORDED: "model.item_encoder.reworded of type mixture",
+    View.SYNTHETIC: "model.item_encoder of type codes",
+}
 TARGETS_UNDER: Mapping[Attends, Targets] = {"past": "next", "all": "masked", "others": "each"}
 
 
@@ -62,6 +66,7 @@ class TrainingTask(nn.Module):
             _refuse_unfit(name, term, recommender, has_targets="targets" in type(configs[name]).model_fields)
             if term.shares_negatives:
                 _refuse_own_negatives(name, terms)
+        recommender.item_encoder.asked = _asked_streams(terms, recommender)
         task = cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
         for name in task.unread:
             recommender.parts[name].requires_grad_(False)
@@ -171,7 +176,11 @@ class TrainingTask(nn.Module):
             return views
         return dataclasses.replace(views, num_slots_U=whole.num_slots_U, peers=OtherUsers(whole.num_users))
 
-    def _score(self, items: ItemVectors, query: Query, candidate_KC: Tensor | None = None) -> Tensor:
+    def _score(
+        self, items: ItemVectors, query: Query, candidate_KC: Tensor | None = None, stream: str | None = None
+    ) -> Tensor:
+        if stream is not None:
+            items = dataclasses.replace(items, fused_UD=items.streams_UD[stream])
         return self.recommender.score(query, items, candidate_KC)
 
     def terms(self, views: Views) -> dict[str, Term]:
@@ -188,9 +197,9 @@ class TrainingTask(nn.Module):
         has_U = batch.items.has_U if whole is None else whole.has_U
         num_items = batch.items.num_items if whole is None else len(whole.num_slots_U)
         zeros_UD = torch.zeros(num_items, self.width, device=batch.device)
-        streams_UD = {
-            name: zeros_UD.new_zeros(num_items, width) for name, width in self.recommender.item_encoder.streams.items()
-        }
+        encoder = self.recommender.item_encoder
+        widths = {**encoder.streams, **{name: encoder.training_streams[name] for name in encoder.asked}}
+        streams_UD = {name: zeros_UD.new_zeros(num_items, width) for name, width in widths.items()}
         items = ItemVectors(zeros_UD, dict.fromkeys(has_U, zeros_UD), has_U, streams_UD)
         states = {
             request: UserStates(zeros_UD.new_zeros(*of_pass.is_valid_BL.shape, self.width), of_pass.is_valid_BL)
@@ -275,6 +284,21 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender, *, has_t
         )
 
 
+def _asked_streams(terms: Mapping[str, Objective], recommender: Recommender) -> frozenset[str]:
+    """The training streams that objectives ask for. RecipeError where the item encoder does not give one."""
+    encoder = recommender.item_encoder
+    for name, term in terms.items():
+        for view in sorted(term.requests.views & STREAMS_OF_TRAINING):
+            if view.value not in encoder.training_streams:
+                there = ", ".join(encoder.training_streams) or "none"
+                raise RecipeError(
+                    f"objectives.{name}: asks for {view.value} vectors of items, which the item encoder does not give "
+                    f"(there are: {there}); take away the objective, or its setting that asks; see {HINTS[view]}"
+                )
+    views = Requests.union(term.requests for term in terms.values()).views
+    return frozenset(view.value for view in views & STREAMS_OF_TRAINING)
+
+
 def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None) -> History:
     """The inputs of several passes of one length, one pass after another."""
     is_masked_BL = None
@@ -287,7 +311,21 @@ def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | 
     else:
         index_BL = torch.cat([one.item_index_BL for one in passes])
         is_valid_BL = torch.cat([one.is_valid_BL for one in passes])
+    items = nodes.items
+    if any(one.is_reworded_BL is not None for one in passes):
+        items, index_BL = _with_reworded(items, index_BL, passes)
     users = None if user_index_B is None else user_index_B.repeat(len(passes))
     lengths = [one.length_B.values for one in passes if one.length_B is not None]
     length_B = HostArray(np.concatenate(lengths)) if len(lengths) == len(passes) else None
-    return History.of(nodes.items, index_BL, is_valid_BL, is_masked_BL, users, nodes.user_MD, length_B)
+    return History.of(items, index_BL, is_valid_BL, is_masked_BL, users, nodes.user_MD, length_B)
+
+
+def _with_reworded(items: ItemVectors, index_BL: Tensor, passes: Sequence[WindowPass]) -> tuple[ItemVectors, Tensor]:
+    """The items, and behind them the same items by their second texts; inputs that are read so refer to the latter."""
+    is_reworded_BL = torch.cat(
+        [torch.zeros_like(one.is_valid_BL) if one.is_reworded_BL is None else one.is_reworded_BL for one in passes]
+    )
+    reworded_UD = items.streams_UD[View.REWORDED.value]
+    streams_UD = {name: torch.cat((stream_UD, stream_UD)) for name, stream_UD in items.streams_UD.items()}
+    both = ItemVectors(torch.cat((items.fused_UD, reworded_UD)), streams_UD=streams_UD)
+    return both, index_BL + len(reworded_UD) * is_reworded_BL

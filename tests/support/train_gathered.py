@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.features import store_vectors
 from pmmrec.data.importers.impressions import store_impressions
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.items import ItemReader
@@ -109,6 +111,9 @@ def make_home(home: Path) -> None:
         images = folder / "images" if has_images else None
         import_table(TableImport(**tables, images=images, name=name, out=home / name, k_core=None))
         _show(home / name, folder / "shown.csv")
+        for feature in ("content", "dropped"):
+            vectors_NF = draw.normal(size=(NUM_ITEMS, 5)).astype(np.float32)
+            store_vectors(Domain.open(home / name), vectors_NF, feature, feature)
     start_backbones(_model(), home / "backbones", sources_of(home).train_texts)
 
 

@@ -18,6 +18,7 @@ from pmmrec.train.processes import MachineConfig, Processes
 
 TRANSFORMER = {"type": "transformer", "num_layers": 1, "num_heads": 2, "dropout": 0}
 IDS = {"item_encoder": {"type": "ids"}, "user_encoder": TRANSFORMER}
+MIXTURE = {"type": "mixture", "feature": "content", "length": 5, "experts": 2, "dropout": 0, "noise": False}
 TWO = {"count": 2, "by": "uniform"}
 
 
@@ -73,6 +74,18 @@ SYSTEMS = {
         {"itc": {"type": "item_contrast"}},
         {"item_encoder": TOWERS, "user_encoder": TRANSFORMER},
         {"examples": "items"},
+        compares_users=True,
+    ),
+    "unisrec": System(
+        {
+            "item": {"type": "target_contrast", "temperature": 0.5},
+            "views": {"type": "sequence_contrast", "temperature": 0.5, "dropped": {"reworded": 0.5}},
+        },
+        {
+            "item_encoder": {**MIXTURE, "reworded": "dropped"},
+            "user_encoder": TRANSFORMER,
+            "scorer": {"type": "dot", "similarity": "cosine"},
+        },
         compares_users=True,
     ),
     "stages": System(

@@ -108,6 +108,25 @@ def test_dropped_inputs_leave_the_first_and_the_order(shops: Shops) -> None:
     assert len(lengths) > 1
 
 
+def test_some_windows_keep_their_inputs_and_are_read_by_second_texts(shops: Shops) -> None:
+    request, reworded = Dropped(share=0.4, reworded=0.5, reworded_items=0.7), Counter[bool]()
+    for batch, plain in zip(epoch_of(shops.builder(request)), epoch_of(shops.builder(DROPPED)), strict=True):
+        of_pass, windows, dropped = batch.windows.passes[request], batch.windows, plain.windows.passes[DROPPED]
+        assert of_pass.is_reworded_BL is not None
+        assert dropped.is_reworded_BL is None
+        assert not (of_pass.is_reworded_BL & ~of_pass.is_valid_BL).any()
+        for row in range(len(batch.user_id)):
+            is_other = bool(of_pass.is_reworded_BL[row].any())
+            whole = windows.item_index_BS[row, :-1], windows.is_valid_BS[row, :-1]
+            expected = whole if is_other else (dropped.item_index_BL[row], dropped.is_valid_BL[row])
+            num_kept = int(of_pass.is_valid_BL[row].sum())
+            if is_other or num_kept < int(whole[1].sum()):  # else nothing was dropped, or nothing reworded, by chance
+                assert torch.equal(of_pass.item_index_BL[row], expected[0])
+                assert torch.equal(of_pass.is_valid_BL[row], expected[1])
+            reworded[is_other] += 1
+    assert min(reworded[True], reworded[False]) > 0
+
+
 @pytest.mark.parametrize("negatives", [ONE, POPULAR])
 @pytest.mark.parametrize("window", [NextItems(), MASKED])
 def test_negatives_are_items_of_the_domain_that_the_user_never_touched(
@@ -159,7 +178,7 @@ def test_every_item_in_a_batch_stands_there_once_with_negatives_among_them(shops
 @pytest.mark.parametrize("gather", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_draw_what_one_would(shops: Shops, world: int, gather: bool) -> None:
-    for asked in ((NextItems(),), (MASKED, DROPPED), (Others(),)):
+    for asked in ((NextItems(),), (MASKED, DROPPED), (MASKED, Dropped(reworded=0.5)), (Others(),)):
         whole = epoch_of(shops.builder(*asked, negatives=POPULAR))
         parts = [
             epoch_of(shops.builder(*asked, negatives=POPULAR, rank=rank, world=world, gather=gather))

@@ -104,7 +104,7 @@ class Counting(torch.nn.Module):
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
-        self.inner, self.rows = inner, []
+        self.inner, self.rows, self.streams = inner, [], {}
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         self.rows += items.row_U.tolist()

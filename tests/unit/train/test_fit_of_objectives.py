@@ -17,7 +17,7 @@ from pmmrec.requests import Dropped, NextItems, Noised, Requests, WindowRequest
 from pmmrec.testing.world import LearnedItems
 from pmmrec.train.task import TrainingTask
 
-NEXT = [{"type": "next_item"}, {"type": "catalogue_ce"}, {"type": "bce"}, {"type": "bpr"}]
+NEXT = [{"type": name} for name in ("next_item", "catalogue_ce", "bce", "bpr", "target_contrast")]
 
 
 def model_that_attends(attends: str) -> Recommender:
@@ -35,6 +35,15 @@ def model_that_attends(attends: str) -> Recommender:
 
 def task_of(attends: str, tree: dict[str, object]) -> TrainingTask:
     return TrainingTask.of(model_that_attends(attends), {"term": objectives.config(tree)}, 8)
+
+
+def test_what_the_item_encoder_does_not_give_is_refused() -> None:
+    for tree, hint in (
+        ({"type": "sequence_contrast", "dropped": {"reworded": 0.1}}, r"reworded vectors .*item_encoder.reworded"),
+        ({"type": "target_contrast", "synthetic": True}, r"synthetic vectors .*of type codes"),
+    ):
+        with pytest.raises(RecipeError, match=rf"objectives\.term: asks for {hint}"):
+            task_of("past", tree)
 
 
 @pytest.mark.parametrize("targets", ["next", "last"])

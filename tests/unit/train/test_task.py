@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
-from pmmrec.contracts import History
+from pmmrec.contracts import History, ItemVectors, Nodes, WindowPass
 from pmmrec.data.batches import DataConfig
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
 from pmmrec.requests import NextItems, Noised, Requests, View
 from pmmrec.train.prepare import Batches
-from pmmrec.train.task import TrainingTask
+from pmmrec.train.task import TrainingTask, _history
 
 
 def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(reading) -> None:
@@ -35,6 +37,19 @@ def test_each_encoder_runs_once_for_a_batch_with_clean_and_corrupted_windows(rea
     with_image = reading.batch.items.fields["image"].pixels_RCHW.shape[0]
     assert calls == {"text": [with_text], "vision": [with_image], "user": [2 * num_users]}
     assert with_text < int(reading.batch.windows.is_valid_BS.sum())
+
+
+def test_windows_that_are_reworded_read_second_texts_where_they_say_so() -> None:
+    items = ItemVectors(torch.randn(3, 2), streams_UD={"reworded": torch.randn(3, 2)})
+    index_BL, is_valid_BL = torch.tensor([[2, 0], [0, 1]]), torch.tensor([[True, True], [False, True]])
+    nothing_BL = torch.zeros_like(is_valid_BL)
+    plain = WindowPass(index_BL, is_valid_BL, torch.zeros_like(index_BL), nothing_BL)
+    reworded = dataclasses.replace(plain, is_reworded_BL=torch.tensor([[False, True], [False, True]]))
+    history = _history(Nodes(items), [plain, reworded], None)
+    clean, second = items.fused_UD, items.streams_UD["reworded"]
+    nothing = torch.zeros(2)
+    rows = [[clean[2], clean[0]], [nothing, clean[1]], [clean[2], second[0]], [nothing, second[1]]]
+    assert torch.equal(history.item_BLD, torch.stack([torch.stack(row) for row in rows]))
 
 
 def test_both_passes_of_one_forward_equal_two_separate_passes(reading) -> None:
