@@ -16,7 +16,7 @@ PRE_NORM = ("CLIPVisionModel", "CLIPVisionTransformer", "DeiTModel", "Dinov2Mode
 
 
 def known_work(encoder: Encoder, length_R: Ints, *, is_kept: bool) -> Work | None:
-    """The work of an encoder with its projection, over rows of these lengths; None where no formula describes it.
+    """The work of an encoder with projection and head, over rows of these lengths; None where no formula describes it.
 
     `is_kept`: the states of its frozen blocks are kept, so it begins at the lowest block that is trained.
     """
@@ -40,6 +40,10 @@ def known_work(encoder: Encoder, length_R: Ints, *, is_kept: bool) -> Work | Non
         works.append(stack_work(blocks, _entries(host), length_R, input_learns=flows, is_pre_norm=is_pre_norm))
     flows = flows or any(learns(block) for block in blocks)
     works.append(linear_map(projection, float(length_R.sum()), input_learns=flows))
+    head = getattr(encoder, "head", None)
+    rows = float(length_R.sum()) + len(length_R)  # every token, and the whole of each row
+    for layer in [] if head is None else [one for one in head if isinstance(one, nn.Linear)]:
+        works.append(linear_map(layer, rows, input_learns=True))
     return Work.total(works)
 
 

@@ -240,7 +240,7 @@ def _refuse_others(task: TrainingTask) -> None:
     towers: list[Encoder] = list(encoder.encoders.values())
     fits = (
         isinstance(encoder, Towers)
-        and all(isinstance(tower, HFText | HFVision) for tower in towers)
+        and all(isinstance(tower, HFText | HFVision) and tower.head is None for tower in towers)
         and isinstance(recommender.user_encoder, TransformerUserEncoder)
         and isinstance(recommender.scorer, Dot)
         and not recommender.scorer.unit_states
@@ -248,6 +248,6 @@ def _refuse_others(task: TrainingTask) -> None:
     )
     if not fits:
         raise RecipeError(
-            "--against naive: compares models whose items are read by encoders of transformers (hf_text, hf_vision), "
-            "with a transformer over users and dot products; leave it out for others"
+            "--against naive: compares models whose items are read by encoders of transformers (hf_text, hf_vision) "
+            "without head, with a transformer over users and dot products; leave it out for others"
         )

@@ -1,7 +1,9 @@
 """What encoders around a backbone have in common: where it comes from, and the way to the common width."""
+# Shapes: R rows, K tokens of all rows, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,8 +11,10 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
+from pmmrec.contracts import TokenStates
 from pmmrec.encoders import EncoderConfig
 from pmmrec.encoders.trainable import Depth
+from pmmrec.head import HeadConfig, head_of
 
 
 class BackboneConfig(EncoderConfig):
@@ -21,6 +25,11 @@ class BackboneConfig(EncoderConfig):
     )
     trainable_blocks: Depth = Field(
         default=2, description="How many of the top blocks train; 0: the backbone is frozen; all: all of it trains."
+    )
+
+    head: HeadConfig | None = Field(
+        default=None,
+        description="Layers above the projection; null: none. `head: {}` is GELU alone: the DT-layer of MoRec.",
     )
 
     @model_validator(mode="after")
@@ -38,6 +47,18 @@ def make_projection(backbone_width: int, width: int) -> nn.Linear:
     nn.init.xavier_normal_(projection.weight)
     nn.init.zeros_(projection.bias)
     return projection
+
+
+def make_head(config: HeadConfig | None, width: int) -> nn.Sequential | None:
+    """The layers above a projection; None where the settings ask for none."""
+    return None if config is None else head_of(config, width)
+
+
+def through_head(states: TokenStates, head: nn.Sequential | None) -> TokenStates:
+    """What a head makes of projected states: of every token, and of the whole, which was pooled before it."""
+    if head is None:
+        return states
+    return dataclasses.replace(states, token_KD=head(states.token_KD), cls_RD=head(states.cls_RD))
 
 
 def is_dry_run() -> bool:

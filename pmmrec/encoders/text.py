@@ -17,7 +17,7 @@ from pmmrec.adapters import Sites
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import TextEncoder, text_encoders
-from pmmrec.encoders.backbone import BackboneConfig, make_projection
+from pmmrec.encoders.backbone import BackboneConfig, make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
 from pmmrec.encoders.packed_attention import read_packed_texts
 from pmmrec.encoders.prefix import CanBeCut
@@ -118,24 +118,25 @@ LAYOUTS: Mapping[str, TextLayout] = {
 }
 
 
+_TINY: Mapping[str, Any] = {
+    "architecture": {
+        "model_type": "bert",
+        "max_position_embeddings": 24,
+        "hidden_size": 8,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    },
+    "vocab_size": 300,
+    "max_tokens": 12,
+}
+
+
 class HFTextConfig(BackboneConfig):
     """Settings of a text encoder of transformers."""
 
     type: Literal["hf_text"] = "hf_text"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
-        {
-            "architecture": {
-                "model_type": "bert",
-                "max_position_embeddings": 24,
-                "hidden_size": 8,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-            },
-            "vocab_size": 300,
-            "max_tokens": 12,
-        },
-    )
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (_TINY, {**_TINY, "head": {"layers": 1}})
     vocab_size: int = Field(default=DEFAULT_VOCAB_SIZE, description="Tokens of a fresh backbone's BPE, at most.")
     max_tokens: int = Field(default=50, ge=2, description="Longer texts are cut; special tokens count.")
     lowercase: bool | None = Field(
@@ -166,8 +167,9 @@ class HFText(CanBeCut, TextEncoder):
     """Encode texts with a model of transformers; a projection brings each token to the common width D.
 
     Eq. 1 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of XLM-R. Poolers are left
-    out. The tokens are all but token 0, whichever way the whole is pooled. `weights` names a pretrained backbone. Texts
-    pass without padding, but for CLIP, deberta-v2 and mpnet, which read them padded to the longest.
+    out. The tokens are all but token 0, whichever way the whole is pooled; a `head` works on each token and on the
+    pooled whole. `weights` names a pretrained backbone. Texts pass without padding, but for CLIP, deberta-v2 and mpnet,
+    which read them padded to the longest.
 
     Example:
         model:
@@ -196,6 +198,7 @@ class HFText(CanBeCut, TextEncoder):
             read_packed_texts(self.backbone)
         self.warnings = tuple(warnings)
         self.projection = make_projection(getattr(self._settings, self._layout.width_name), context.width)
+        self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
     @classmethod
@@ -217,7 +220,8 @@ class HFText(CanBeCut, TextEncoder):
             raise TypeError("a text encoder reads states of texts, not of images")
         state_KD: Tensor = self.projection(self.last_states(inputs))
         cls_RD = packing.mean(state_KD) if self._pool == "mean" else packing.first(state_KD)
-        return TokenStates(state_KD, packing.first_R.values + 1, packing.length_R - 1, cls_RD)
+        states = TokenStates(state_KD, packing.first_R.values + 1, packing.length_R - 1, cls_RD)
+        return through_head(states, self.head)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own last hidden state, `(K, H)`."""

@@ -17,7 +17,7 @@ from pmmrec.adapters import Sites
 from pmmrec.context import BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
-from pmmrec.encoders.backbone import make_projection
+from pmmrec.encoders.backbone import make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import (
     checkpoint_blocks,
     new_config,
@@ -124,22 +124,24 @@ LAYOUTS: Mapping[str, VisionLayout] = {
 }
 
 
+_TINY: Mapping[str, Any] = {
+    "model_type": "vit",
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 8,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+
+
 class HFVisionConfig(VisionConfig):
     """Settings of a vision encoder of transformers."""
 
     type: Literal["hf_vision"] = "hf_vision"
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
-        {
-            "architecture": {
-                "model_type": "vit",
-                "image_size": 16,
-                "patch_size": 8,
-                "hidden_size": 8,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-            }
-        },
+        {"architecture": _TINY},
+        {"architecture": _TINY, "pool": "mean", "head": {"layers": 1, "activation": "relu"}},
     )
 
 
@@ -189,6 +191,7 @@ class HFVision(CanBeCut, VisionEncoder):
             self._options = _stretch_positions(self.backbone)
         self.normalise = Normalise(self._mean, self._std)
         self.projection = make_projection(self._settings.hidden_size, context.width)
+        self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
     @classmethod
@@ -205,7 +208,8 @@ class HFVision(CanBeCut, VisionEncoder):
 
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
-        return pooled_states(self.projection(self.last_states(inputs)), self.num_prefix_tokens, self._pool)
+        states = pooled_states(self.projection(self.last_states(inputs)), self.num_prefix_tokens, self._pool)
+        return through_head(states, self.head)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own last hidden state, `(R, P, H)`."""

@@ -20,7 +20,7 @@ from pmmrec.adapters import Sites
 from pmmrec.context import BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
-from pmmrec.encoders.backbone import is_dry_run, make_projection
+from pmmrec.encoders.backbone import is_dry_run, make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import check_names, in_one_line, read_json, write_json
 from pmmrec.encoders.pixels import (
     Channels,
@@ -247,6 +247,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         self.pixel_spec = PixelSpec(self._settings.size)
         self.normalise = Normalise(self._settings.mean, self._settings.std)
         self.projection = make_projection(self.backbone.num_features, context.width)
+        self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
     @classmethod
@@ -268,7 +269,8 @@ class TimmVision(CanBeCut, VisionEncoder):
             features = features.flatten(2).transpose(1, 2)
         elif self._layout.output == "NHWC":
             features = features.flatten(1, 2)
-        return pooled_states(self.projection(features), self._num_prefix_tokens, self._pool)
+        states = pooled_states(self.projection(features), self._num_prefix_tokens, self._pool)
+        return through_head(states, self.head)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own features, in its own layout."""
