@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from command_line import Pmmrec, working_in
 from pmmrec.data.domain import Domain
 from pmmrec.system import load
 
-CONTENT = {"type": "features", "features": {"content": 12}}
+CONTENT = {"features": {"content": 12}}
 QUICK = ("train.epochs=15", "validation.patience=15", "train.log_every=1", "train.optimizer.learning_rate=1e-2")
 BEHIND = "transfer={load: ['*'], fresh: [item_table], drop: [item_table]}"
 
@@ -34,9 +35,12 @@ def platforms(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> Path:
 
 
 def write_recipe(join: str) -> None:
-    item_encoder = {"type": "with_ids", "content": CONTENT, "join": join}
-    model = {"width": 16, "item_encoder": item_encoder, "user_encoder": {"type": "transformer", "num_layers": 1}}
-    tree = {"extends": "zoo/vectors/ts.yaml", "name": "both", "system": "both", "model": model}
+    """The two-stage system of the zoo, smaller; `stream` has no reader here, so its transformer reads ids alone."""
+    kind = {"add": "id_and_modality_ts", "concat": "id_and_modality_concat_ts", "stream": "id_and_modality_ts"}[join]
+    model: dict[str, Any] = {"width": 16, "item_encoder": {"content": CONTENT}, "user_encoder": {"num_layers": 1}}
+    if join == "stream":
+        model["item_encoder"]["join"] = join
+    tree = {"extends": f"zoo/ids_and_content/small/{kind}.yaml", "name": "both", "model": model}
     Path("both.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -112,3 +116,15 @@ def test_a_plan_is_shown_without_training(platforms: Path, pmmrec: Pmmrec, join:
         told = pmmrec("finetune", recipe, "--from", start, "--on", "boutique", *dry, *where)
         assert told.code == 0, told.output
         assert "activations" in told.output
+
+
+@pytest.mark.parametrize("name", ["id_and_modality", "id_and_modality_concat"])
+def test_it_learns_end_to_end_on_a_pretrained_text_encoder(world: Path, home: Path, pmmrec: Pmmrec, name: str) -> None:
+    where = ("--from", "none", "--on", world / "boutique", "train.epochs=2", "train.log_every=1", "cache=c")
+    told = pmmrec("finetune", f"zoo/ids_and_content/small/{name}", *where)
+    assert told.code == 0, told.output
+    events = [json.loads(line) for line in (home / "runs" / name / "events.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if event["event"] == "train"]
+    assert losses[-1] < losses[0]
+    told = pmmrec("evaluate", f"runs/{name}/checkpoint", world / "boutique", "--cache", "c", "--out", "again")
+    assert told.code == 0, told.output
