@@ -1,4 +1,4 @@
-"""Commands for checkpoints: zoo list, show, verify, diff, push, pull, merge."""
+"""Commands for checkpoints and systems: zoo list, systems, show, verify, diff, push, pull, merge."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ def zoo_list(
 
     with errors_for_people():
         show(hub_table(place or hub))
+
+
+@app.command("systems")
+def zoo_systems(
+    of: Annotated[
+        str | None, Option("--of", metavar="TEXT", help="Only those with TEXT in their name, paper or table: NineRec.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the systems of papers that come as recipes: what each reads, trains, transfers and scores by."""
+    from pmmrec.report.systems import system_facts, systems_table
+
+    with errors_for_people():
+        facts = system_facts(of)
+        show_json({"systems": facts}) if as_json else show(systems_table(facts))
 
 
 @app.command("show")

@@ -39,6 +39,7 @@ VERBS = [
     "recipe validate",
     "zoo",
     "zoo list",
+    "zoo systems",
     "zoo show",
     "zoo verify",
 ]
