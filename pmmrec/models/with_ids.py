@@ -166,6 +166,12 @@ class WithIds(ItemEncoder):
     def encoders(self) -> Mapping[str, Encoder]:
         return self.content.encoders
 
+    def begin_epoch(self, frozen: Collection[str]) -> None:
+        self.content.begin_epoch(frozen)
+
+    def end_epoch(self) -> None:
+        self.content.end_epoch()
+
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, each encoded once."""
         content: ItemVectors = self.content(items)
