@@ -74,7 +74,9 @@ PLAN = {
     "orderings": [
         {
             "paper": "A paper, table 1",
-            "rows": [{"cell": KNOWN, "label": "ids"}, {"cell": SEARCHED, "label": "searched"}],
+            "table": "tiny",
+            "domains": ["boutique"],
+            "systems": ["ids", "searched"],
             "why": "Forty users are too few.",
         }
     ],

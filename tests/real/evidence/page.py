@@ -133,14 +133,14 @@ class Page:
             yield "## The order of systems in papers and here"
             yield ORDERINGS
             columns = ["paper", "domain", "order, best first", "differences of neighbours here, points", "here", "why"]
-            yield markdown(PlainTable("", columns, [self._ordering(one) for one in self._plan.orderings]))
+            rows = [self._ordering(one, domain) for one in self._plan.orderings for domain in one.domains]
+            yield markdown(PlainTable("", columns, rows))
 
-    def _ordering(self, ordering: Ordering) -> list[Cell]:
-        kept = [self._results.difference(*self._names(pair)) for pair in ordering.pairs]
+    def _ordering(self, ordering: Ordering, domain: str) -> list[Cell]:
+        kept = [self._results.difference(*self._names(pair)) for pair in ordering.pairs(domain)]
         intervals = [one.strata["all"].intervals.get(ordering.metric) if one else None for one in kept]
-        order = " > ".join(str(row.label) for row in ordering.rows)
+        order = " > ".join(str(self._plan.label_of(cell_id)) for cell_id in ordering.cells(domain))
         shown = "; ".join("-" if one is None else " ".join(Percent(one).pieces()) for one in intervals)
-        domain = domain_of(self._plan.resolve(ordering.rows[0].cell)[0])
         return [ordering.paper, domain, order, f"{ordering.metric.upper()}: {shown}", verdict(intervals), ordering.why]
 
     def _names(self, pair: tuple[str, str]) -> tuple[str, str]:

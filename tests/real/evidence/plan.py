@@ -170,18 +170,22 @@ class Row(Config):
 
 
 class Ordering(Config):
-    """An order of systems that a paper reports, and whether it shows here."""
+    """An order of systems that a paper reports, and whether it shows on some domains here."""
 
     paper: Text = Field(description="The paper, its table and the figures that it reports.")
-    rows: tuple[Row, ...] = Field(min_length=2, description="The systems, the best one first.")
+    table: Word = Field(description="The first word of the cells, TABLE/DOMAIN/SYSTEM.")
+    domains: tuple[Word, ...] = Field(min_length=1)
+    systems: tuple[Word, ...] = Field(min_length=2, description="The last words of the cells, the best one first.")
     metric: Text = "hr@10"
     why: str = Field("", description="Why it shows here or does not, in one sentence.")
 
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Neighbours, the better one first."""
-        cells = [row.cell for row in self.rows]
-        return list(pairwise(cells))
+    def cells(self, domain: str) -> list[str]:
+        """The cells on a domain, the best one first."""
+        return [f"{self.table}/{domain}/{system}" for system in self.systems]
+
+    def pairs(self, domain: str) -> list[tuple[str, str]]:
+        """Neighbours on a domain, the better one first."""
+        return list(pairwise(self.cells(domain)))
 
 
 class PlannedTable(Config):
@@ -213,7 +217,7 @@ class EvidencePlan(Config):
     @property
     def compared(self) -> tuple[Difference, ...]:
         """The planned differences, and those between neighbours of orderings."""
-        pairs = [Difference(a=a, b=b) for ordering in self.orderings for a, b in ordering.pairs]
+        pairs = [Difference(a=a, b=b) for one in self.orderings for d in one.domains for a, b in one.pairs(d)]
         return tuple(dict.fromkeys((*self.differences, *pairs)))
 
     def search_of(self, cell_id: str) -> PlannedSearch | None:
@@ -223,6 +227,11 @@ class EvidencePlan(Config):
             return None
         planned = self.searches[cell.search]
         return planned.model_copy(update={"domain": planned.domain or domain_of(cell_id)})
+
+    def label_of(self, cell_id: str) -> str | None:
+        """What the tables call the system of a cell; None where none shows it."""
+        labels = [row.label for table in self.tables.values() for row in table.rows if row.cell == cell_id]
+        return next((label for label in labels if label is not None), None)
 
     @property
     def measured(self) -> dict[str, MeasuredCell]:

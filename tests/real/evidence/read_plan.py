@@ -130,11 +130,12 @@ def _of_orderings(plan: EvidencePlan) -> Iterator[str]:
         place = f"orderings[{index}]"
         if ordering.metric not in METRICS:
             yield f"{place}.metric: {ordering.metric!r} is no metric; {hint(ordering.metric, METRICS)}"
-        unnamed = [row.cell for row in ordering.rows if row.label is None]
-        if unnamed:
-            yield f"{place}.rows: {unnamed[0]} has no label; what is it called?"
-        for a, b in ordering.pairs:
-            yield from _of_difference(plan, place, Difference(a=a, b=b))
+        for domain in ordering.domains:
+            for cell_id in ordering.cells(domain):
+                if cell_id in plan.cells and plan.label_of(cell_id) is None:
+                    yield f"{place}: {cell_id} stands in no table, so it has no label"
+            for a, b in ordering.pairs(domain):
+                yield from _of_difference(plan, place, Difference(a=a, b=b))
 
 
 def _of_difference(plan: EvidencePlan, place: str, difference: Difference) -> Iterator[str]:

@@ -17,7 +17,7 @@ from tests.real.evidence.plan import BaselinesCell, EvidencePlan
 from tests.real.evidence.read_plan import read_plan
 
 Tree = dict[str, Any]
-ROW: Tree = {"cell": "t/films_b/ids", "label": "ids"}
+ORDER: Tree = {"paper": "P", "table": "t", "domains": ["films_b"], "systems": ["full", "ids"]}
 TREE: Tree = {
     "title": "Results",
     "tunings": {"none": "not tuned"},
@@ -112,18 +112,11 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
             {"few": {"domain": "shoe", "space": "small.yaml", "trials": 1}},
             "searches.few.domain: no domain 'shoe'; did you mean 'shop'?",
         ),
-        ("orderings", [{"paper": "P", "rows": [ROW]}], r"orderings\[0\].rows: needs 2 or more"),
-        ("orderings", [{"paper": "P", "rows": [ROW, dict(ROW)]}], r"orderings\[0\]: both sides are the same"),
-        (
-            "orderings",
-            [{"paper": "P", "rows": [ROW, {"cell": "t/films_b/full"}]}],
-            r"orderings\[0\].rows: t/films_b/full has no label",
-        ),
-        (
-            "orderings",
-            [{"paper": "P", "rows": [ROW, {"cell": "t/films_b/full", "label": "full"}], "metric": "hr"}],
-            r"orderings\[0\].metric: 'hr' is no metric",
-        ),
+        ("orderings", [ORDER | {"systems": ["ids"]}], r"orderings\[0\].systems: needs 2 or more"),
+        ("orderings", [ORDER | {"systems": ["ids", "ids"]}], r"orderings\[0\]: both sides are the same"),
+        ("orderings", [ORDER | {"domains": ["shop"]}], r"orderings\[0\].a: no cell 't/shop/full'"),
+        ("orderings", [ORDER], r"orderings\[0\]: t/films_b/full stands in no table, so it has no label"),
+        ("orderings", [ORDER | {"metric": "hr"}], r"orderings\[0\].metric: 'hr' is no metric"),
         ("cells.t/films_b/full.from", "bath", "cells.t/films_b/full.from: no pretraining 'bath'; did you mean 'both'?"),
         ("cells.t/films_b/unseen.from", "none", "cells.t/films_b/unseen.from: zero-shot needs a pretraining"),
         ("cells.t/films/baselines", {"kind": "baselines"}, "cells.t/films/baselines: no domain 'films'; did you mean"),
