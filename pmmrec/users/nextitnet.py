@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from pmmrec.adapters import Host, Sites
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
-from pmmrec.packing import HostArray
+from pmmrec.packing import HostArray, Ints
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, refuse_longer
@@ -35,6 +36,7 @@ class NextItNetConfig(PartConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
         {"dilations": (1, 2), "repeats": 1, "kernel_size": 2, "output_layer": True},
+        {"repeats": 1, "cls": True},
     )
     dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1, 4),
@@ -45,6 +47,10 @@ class NextItNetConfig(PartConfig):
     kernel_size: int = Field(default=3, ge=2, description="Positions that a convolution reads: its own and past ones.")
     norm_eps: float = Field(default=1e-8, gt=0)
     output_layer: bool = Field(default=False, description="Whether a linear layer follows the last block (RecBole).")
+    cls: bool = Field(
+        default=False,
+        description="Whether a state is that of a learned vector behind the item ([CLS] of PeterRec); twice the work.",
+    )
     max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
 
 
@@ -60,18 +66,26 @@ class CausalConvolution(nn.Module):
         self.kernel_size, self.dilation = kernel_size, dilation
         self.weights = nn.Linear(kernel_size * width, width)
 
-    def forward(self, x_KD: Tensor, place_K: HostArray) -> Tensor:
-        """`(K, D)` of packed histories -> `(K, D)`. `place_K`: how many items of its user lie before each place."""
-        source = self._sources(place_K).on(x_KD.device)
-        tap_KTD = F.pad(x_KD, (0, 0, 1, 0)).index_select(0, source)
-        out_KD: Tensor = self.weights(tap_KTD.view(len(x_KD), -1))
+    def forward(self, x_KD: Tensor, place_K: HostArray, before_KD: Tensor | None = None) -> Tensor:
+        """`(K, D)` of packed histories -> `(K, D)`.
+
+        `place_K`: how many items of its user lie before each place. `before_KD`: None: x is what stands at the places,
+        one item after another. Else that is `before_KD`, and x is what follows each of them in place of the next one.
+        """
+        shift_T = np.arange(self.kernel_size)[::-1] * self.dilation
+        if before_KD is None:
+            tap_KTD = _shifted(x_KD, shift_T, place_K)
+        else:
+            tap_KTD = torch.cat((_shifted(before_KD, shift_T[:-1] - 1, place_K), x_KD[:, None]), dim=1)
+        out_KD: Tensor = self.weights(tap_KTD.flatten(1))
         return out_KD
 
-    def _sources(self, place_K: HostArray) -> HostArray:
-        """Flat `(K, T)`: 1 + the place that each tap reads; 0, a row of zeros, where the history has not begun."""
-        shift_T = np.arange(self.kernel_size)[::-1] * self.dilation
-        own_K1 = np.arange(1, len(place_K) + 1)[:, None]
-        return HostArray(np.where(place_K.values[:, None] >= shift_T, own_K1 - shift_T, 0).ravel())
+
+def _shifted(x_KD: Tensor, shift_T: Ints, place_K: HostArray) -> Tensor:
+    """`(K, T, D)`: for each place what lies so many places before it; zeros where the history has not begun."""
+    own_K1 = np.arange(1, len(place_K) + 1)[:, None]
+    row_KT = HostArray(np.where(place_K.values[:, None] >= shift_T, own_K1 - shift_T, 0).ravel())
+    return F.pad(x_KD, (0, 0, 1, 0)).index_select(0, row_KT.on(x_KD.device)).view(len(x_KD), len(shift_T), -1)
 
 
 class NextItNetBlock(nn.Module):
@@ -84,10 +98,14 @@ class NextItNetBlock(nn.Module):
         self.second = CausalConvolution(width, kernel_size, 2 * dilation)
         self.second_norm = nn.LayerNorm(width, eps=norm_eps)
 
-    def forward(self, x_KD: Tensor, place_K: HostArray) -> Tensor:
-        """`(K, D)` of packed histories -> `(K, D)`."""
+    def forward(self, x_KD: Tensor, place_K: HostArray, cls_KD: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`(K, D)` of packed histories -> `(K, D)`; the same of what follows each place, if there is anything."""
         inner_KD = F.relu(self.first_norm(self.first(x_KD, place_K)))
-        return x_KD + F.relu(self.second_norm(self.second(inner_KD, place_K)))
+        out_KD = x_KD + F.relu(self.second_norm(self.second(inner_KD, place_K)))
+        if cls_KD is None:
+            return out_KD, None
+        inner_cls_KD = F.relu(self.first_norm(self.first(cls_KD, place_K, x_KD)))
+        return out_KD, cls_KD + F.relu(self.second_norm(self.second(inner_cls_KD, place_K, inner_KD)))
 
 
 @user_encoders.register("nextitnet", NextItNetConfig)
@@ -100,6 +118,9 @@ class NextItNet(UserEncoder):
     as items of zeros, which biases turn into others, so that a state depends on how much padding there is. Here there
     are zeros before the first item of every convolution. Weights start as those of torch's convolutions.
 
+    With `cls` the state of a position is what the blocks make of a learned vector that follows its item, as at the end
+    of the histories of PeterRec; here it can be trained at every position, and so in pretraining too.
+
     Example:
         model: {user_encoder: {type: nextitnet, dilations: [1, 4], repeats: 2}}
     """
@@ -111,6 +132,9 @@ class NextItNet(UserEncoder):
             NextItNetBlock(context.width, config.kernel_size, dilation, config.norm_eps)
             for dilation in config.dilations * config.repeats
         )
+        self.cls = nn.Embedding(1, context.width) if config.cls else None
+        if self.cls is not None:
+            nn.init.normal_(self.cls.weight, std=0.02)
         self.output = nn.Linear(context.width, context.width) if config.output_layer else nn.Identity()
 
     @property
@@ -124,6 +148,9 @@ class NextItNet(UserEncoder):
         refuse_longer(history, self.max_inputs)
         packed = PackedHistory.of(history)
         hidden_KD = packed.packed(history.item_BLD)
+        cls_KD = (
+            None if self.cls is None else self.cls(packed.place_K.new_zeros(1)).to(hidden_KD.dtype).expand_as(hidden_KD)
+        )
         for block in self.blocks:
-            hidden_KD = block(hidden_KD, packed.packing.place_K)
-        return packed.states(self.output(hidden_KD))
+            hidden_KD, cls_KD = block(hidden_KD, packed.packing.place_K, cls_KD)
+        return packed.states(self.output(hidden_KD if cls_KD is None else cls_KD))

@@ -18,7 +18,10 @@ from pmmrec.recipe import recipe_tree
 from pmmrec.shipped import shipped_recipes
 
 SMALL = {name: path for name, path in shipped_recipes().items() if "/small/" in name}
-ADAPTED = "zoo/content/small/adapter4rec"
+STARTS = {  # recipe -> that of the checkpoint which it starts from, with settings
+    "zoo/content/small/adapter4rec": ("zoo/content/small/sasrec_text",),
+    "zoo/ids/small/peterrec": ("zoo/ids/small/nextitnet", "model.user_encoder.cls=true"),
+}
 QUICK = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", "cache=cache", "name=run")
 
 
@@ -61,9 +64,9 @@ def test_a_small_system_does_what_every_model_does(place: Path, world: Path, pmm
     shutil.rmtree("runs", ignore_errors=True)
     shutil.rmtree("boutique", ignore_errors=True)
     domain, start = platform(world, pmmrec, features_of(recipe_tree(SMALL[name]).get("model"))), "none"
-    if name == ADAPTED:
+    if name in STARTS:
         before = (*QUICK, "name=before", "rank_test=false")
-        done(pmmrec("finetune", "zoo/content/small/sasrec_text", "--from", start, "--on", domain, *before))
+        done(pmmrec("finetune", *STARTS[name], "--from", start, "--on", domain, *before))
         start = "runs/before/checkpoint"
     done(pmmrec("finetune", name, "--from", start, "--on", domain, *QUICK))
 

@@ -40,7 +40,7 @@ SYSTEMS = {
     ),
     "nextitnet, bce": System(
         {"bce": {"type": "bce", "negatives": TWO}},
-        {**IDS, "user_encoder": {"type": "nextitnet", "dilations": [1, 2], "repeats": 1}},
+        {**IDS, "user_encoder": {"type": "nextitnet", "dilations": [1, 2], "repeats": 1, "cls": True}},
     ),
     "transformer, bpr": System({"bpr": {"type": "bpr", "negatives": {"count": 3, "by": "popularity"}}}),
     "per pair": System({"bpr": {"type": "bpr", "negatives": {**TWO, "per": "pair"}}}),

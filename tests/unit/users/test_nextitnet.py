@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pmmrec.adapters.plan import AdapterPlan, adapt
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History
 from pmmrec.errors import RecipeError
@@ -44,12 +45,22 @@ def convolved_by_loops(convolution: CausalConvolution, rows: list[Tensor]) -> li
                     total = total + torch.dot(weight_DTD[output, tap], rows[source])
             outputs.append(total)
         found.append(torch.stack(outputs))
-    return found
+    adapter = getattr(convolution.weights, "adapter", None)
+    if adapter is None:
+        return found
+    reads = rows if adapter.is_parallel else found
+    return [out + adapter.up(F.gelu(adapter.down(row))) for out, row in zip(found, reads, strict=True)]
 
 
 def states_by_loops(encoder: NextItNet, history_LD: Tensor) -> Tensor:
-    """One block after another over one history without padding."""
-    rows = list(history_LD)
+    """One block after another over one history without padding; with a [CLS] over each part of it and the [CLS]."""
+    if encoder.cls is None:
+        return hidden_by_loops(encoder, list(history_LD))
+    parts = [[*history_LD[: place + 1], encoder.cls.weight[0]] for place in range(len(history_LD))]
+    return torch.stack([hidden_by_loops(encoder, part)[-1] for part in parts])
+
+
+def hidden_by_loops(encoder: NextItNet, rows: list[Tensor]) -> Tensor:
     for block in encoder.blocks:
         inner = [block.first_norm(row).relu() for row in convolved_by_loops(block.first, rows)]
         added = [block.second_norm(row).relu() for row in convolved_by_loops(block.second, inner)]
@@ -58,7 +69,7 @@ def states_by_loops(encoder: NextItNet, history_LD: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"dilations": (1, 2, 3), "kernel_size": 2}, {"repeats": 2, "output_layer": True}]
+    "settings", [{}, {"dilations": (1, 2, 3), "kernel_size": 2}, {"repeats": 2, "output_layer": True}, {"cls": True}]
 )
 def test_values_and_gradients_are_those_of_loops(settings: dict[str, object]) -> None:
     encoder = fresh(**settings)
@@ -76,6 +87,22 @@ def test_values_and_gradients_are_those_of_loops(settings: dict[str, object]) ->
     )
     for one, other in zip(ours_by_source, theirs_by_source, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)  # float64; measured 7e-15
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("cls", [False, True])
+def test_adapters_of_peterrec_stand_behind_or_beside_both_convolutions(parallel: bool, cls: bool) -> None:
+    encoder, (leaf_BLD, is_valid_BL) = fresh(cls=cls), histories()
+    plan = {"user_encoder": {"type": "houlsby", "width": 2, "activation": "gelu", "parallel": parallel}}
+    adapt({"user_encoder": encoder}, AdapterPlan.model_validate(plan))
+    for block in encoder.blocks:
+        for convolution in (block.first, block.second):
+            convolution.weights.adapter.is_parallel = parallel
+            torch.nn.init.normal_(convolution.weights.adapter.up.weight)  # it starts at 0, and changes nothing
+    hidden_BLD = encoder.eval()(History(leaf_BLD, is_valid_BL)).hidden_BLD
+    for user, length in enumerate(LENGTHS):
+        expected = states_by_loops(encoder, leaf_BLD[user, -length:])
+        torch.testing.assert_close(hidden_BLD[user, -length:], expected, rtol=0, atol=1e-12)  # measured 2e-15
 
 
 def test_a_convolution_is_that_of_torch_with_zeros_on_the_left() -> None:
