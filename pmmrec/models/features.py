@@ -65,7 +65,8 @@ class FeaturesConfig(ItemEncoderConfig):
     type: Literal["features"] = "features"
     features: dict[FeatureName, FeatureSettings] = Field(
         default_factory=dict,
-        description="Name -> length of its vector, or settings of several; `pmmrec data features` stores them.",
+        description="Name -> length of its vector, or settings of several; `pmmrec data features` stores them. null: "
+        "not read.",
     )
     attributes: dict[Annotated[str, Field(min_length=1)], Annotated[int, Field(ge=1)]] = Field(
         default_factory=dict,
@@ -87,6 +88,16 @@ class FeaturesConfig(ItemEncoderConfig):
         {"attributes": {"brand": 2}},
         {"features": {"clip": 5, "audio": 3}, "attributes": {"brand": 4}, "join": "attention"},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, value: Any) -> Any:
+        """`features: {NAME: null}` leaves a feature out that a recipe below it reads."""
+        if not isinstance(value, Mapping):
+            return value
+        named = {key: value[key] for key in ("features", "attributes") if isinstance(value.get(key), Mapping)}
+        kept = {key: {name: one for name, one in each.items() if one is not None} for key, each in named.items()}
+        return {**value, **kept}
 
     @model_validator(mode="after")
     def _names_fields(self) -> Self:

@@ -94,7 +94,8 @@ class BPR(_Drawn):
     """Score the target above each drawn negative.
 
     The loss of a position is `-mean over negatives of log sigmoid(s_target - s_negative)` (arXiv 1205.2618). Released
-    codes add 1e-6 inside the logarithm; here it is exact.
+    codes add 1e-6 inside the logarithm; here it is exact. NineRec's BERT4Rec over images divides the sum over masked
+    items by users instead of by masked items, so that its loss is larger by the masked items of a user.
 
     Example:
         objectives: {bpr: {type: bpr, negatives: {count: 1, by: uniform}}}

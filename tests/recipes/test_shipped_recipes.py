@@ -122,6 +122,16 @@ def test_a_transfer_from_nothing_is_refused() -> None:
         recipe.model_from(None)
 
 
+def test_a_feature_that_a_recipe_reads_can_be_left_out() -> None:
+    content = "model.item_encoder.content"
+    changed = [f"{content}.features.image_content=null", f"{content}.join=add", f"{content}.attributes.brand=3"]
+    encoder = read_recipe(FinetuneRecipe, RECIPES["zoo/ids_and_content/fdsa"], changed).model.item_encoder
+    assert encoder.content.features == {"content": 768}
+    assert encoder.content.attributes == {"brand": 3}
+    with pytest.raises(RecipeError, match="join: attention weighs several fields, and there is one"):
+        read_recipe(FinetuneRecipe, RECIPES["zoo/ids_and_content/fdsa"], changed[:1])
+
+
 def test_taking_every_objective_away_is_refused() -> None:
     with pytest.raises(RecipeError, match="at least one"):
         read_recipe(FinetuneRecipe, RECIPES["finetune/full"], ["objectives.dap=null"])

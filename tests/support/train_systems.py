@@ -108,14 +108,14 @@ SYSTEMS = {
         {"ce": {"type": "catalogue_ce"}},
         {
             "item_encoder": {"type": "with_ids", "content": TOWERS, "join": "stream"},
-            "user_encoder": {"type": "two_stream", "num_layers": 1, "dropout": 0, "norm_eps": 1e-3},
+            "user_encoder": {"type": "two_stream", "num_layers": 1, "dropout": 0},
         },
     ),
     "carca": System(
         {"bce": {"type": "bce", "negatives": TWO}},
         {
             "item_encoder": {"type": "with_ids", "content": TOWERS, "join": "concat", "content_width": 6, "dropout": 0},
-            "user_encoder": {"type": "carca", "num_layers": 1, "dropout": 0, "norm_eps": 1e-3},
+            "user_encoder": {"type": "carca", "num_layers": 1, "dropout": 0},
             "scorer": {"type": "attention", "activation": "leaky_relu", "multiplies": "candidate"},
         },
     ),
