@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
@@ -200,6 +201,12 @@ class TokenStates:
     start_R: Ints  # on the host: where the tokens of each item begin in K; they lie one after another
     length_R: Ints  # on the host: how many tokens each item has; may be 0
     cls_RD: Tensor
+    has_R: NDArray[np.bool_] | None = None  # on the host: which items have the field; None: those with tokens
+
+    @property
+    def is_there_R(self) -> NDArray[np.bool_]:
+        """Which items have the field, on the host."""
+        return self.length_R > 0 if self.has_R is None else self.has_R
 
     @classmethod
     def of_even(cls, token_RTD: Tensor, cls_RD: Tensor) -> Self:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,28 +27,59 @@ def place_rows(rows: TokenStates, item_index_R: HostArray, num_items: int) -> To
     """States of R rows as those of U items; an item without a row has no tokens, and zeros for the whole."""
     is_of_item_R = item_index_R.values < num_items  # False: it stands in
     start_U, length_U = np.zeros(num_items, dtype=np.int64), np.zeros(num_items, dtype=np.int64)
+    has_U = np.zeros(num_items, dtype=bool)
+    has_U[item_index_R.values[is_of_item_R]] = True
     start_U[item_index_R.values[is_of_item_R]] = rows.start_R[is_of_item_R]
     length_U[item_index_R.values[is_of_item_R]] = rows.length_R[is_of_item_R]
-    return TokenStates(rows.token_KD, start_U, length_U, laid_out(rows.cls_RD, item_index_R, num_items))
+    return TokenStates(rows.token_KD, start_U, length_U, laid_out(rows.cls_RD, item_index_R, num_items), has_U)
 
 
-def joined(first_D: Tensor, states: Sequence[TokenStates]) -> tuple[Tensor, Packing, Ints]:
+@dataclass(frozen=True)
+class Joined:
+    """The tokens of U items, packed: each row of the packing holds those of one item."""
+
+    token_KD: Tensor
+    packing: Packing
+    row_U: Ints  # on the host: which row of the packing each item has
+
+    def first(self, token_KD: Tensor) -> Tensor:
+        """The first token of each item, `(U, D)`, out of tokens that lie as these do."""
+        return self.of_items(self.packing.first(token_KD))
+
+    def mean(self, token_KD: Tensor) -> Tensor:
+        """The mean of the tokens of each item, `(U, D)`, out of tokens that lie as these do."""
+        return self.of_items(self.packing.mean(token_KD))
+
+    def of_items(self, rows: Tensor) -> Tensor:
+        """Rows of the packing in the order of the items."""
+        return rows.index_select(0, HostArray(self.row_U).on(rows.device))
+
+
+def joined(first_D: Tensor | None, states: Sequence[TokenStates]) -> Joined:
     """The tokens of U items in several states, one state after another, with `first_D` before the tokens of each item.
 
-    `(K, D)`, their packing, and the item of each of its rows. Tokens that no item has take part with a gradient of 0:
-    then every process uses every parameter.
+    Without `first_D`, an item without any token gets one of zeros. Tokens that no item has take part with a gradient of
+    0: then every process uses every parameter.
     """
-    packing, order_U = packing_of(1 + np.sum([state.length_R for state in states], axis=0))
-    start_U = np.empty_like(order_U)
-    start_U[order_U] = packing.first_R.values
-    source_K = np.zeros(packing.num_places, dtype=np.int64)  # 0: first_D
-    place_U, before = start_U + 1, 1
+    num_tokens_U = np.sum([state.length_R for state in states], axis=0)
+    num_before_U = np.ones_like(num_tokens_U) if first_D is not None else (num_tokens_U == 0).astype(np.int64)
+    packing, order_U = packing_of(num_before_U + num_tokens_U)
+    row_U = np.argsort(order_U)
+    source_K = np.zeros(packing.num_places, dtype=np.int64)  # 0: first_D, or zeros
+    place_U, before = packing.first_R.values[row_U] + num_before_U, 1
     for state in states:
         source_K[_ranges(place_U, state.length_R)] = before + _ranges(state.start_R, state.length_R)
         place_U, before = place_U + state.length_R, before + len(state.token_KD)
     tokens = [state.token_KD for state in states]
-    sources = torch.cat([first_D.to(tokens[0].dtype)[None], *tokens])
-    return sources.index_select(0, HostArray(source_K).on(sources.device)), packing, order_U
+    first_1D = tokens[0].new_zeros(1, tokens[0].shape[1]) if first_D is None else first_D.to(tokens[0].dtype)[None]
+    sources = torch.cat([first_1D, *tokens])
+    return Joined(sources.index_select(0, HostArray(source_K).on(sources.device)), packing, row_U)
+
+
+def cls_tokens(states: TokenStates) -> TokenStates:
+    """States whose only token of an item is its cls vector; none where it lacks the field."""
+    num_items = len(states.cls_RD)
+    return TokenStates(states.cls_RD, np.arange(num_items), states.is_there_R.astype(np.int64), states.cls_RD)
 
 
 def _ranges(start_U: Ints, length_U: Ints) -> Ints:

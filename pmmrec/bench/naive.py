@@ -33,6 +33,7 @@ from pmmrec.encoders import Encoder
 from pmmrec.encoders.text import HFText
 from pmmrec.encoders.vision_hf import HFVision
 from pmmrec.errors import RecipeError
+from pmmrec.fusion import Fusion
 from pmmrec.fusion.attentive import MergeAttention
 from pmmrec.models.dot import Dot
 from pmmrec.models.towers import Towers
@@ -146,6 +147,7 @@ class NaiveTwin(nn.Module):
 
     def _fused(self, fusion: MergeAttention, tokens: list[Tensor], is_valid: list[Tensor]) -> Tensor:
         num_slots = len(tokens[0])
+        assert fusion.mm_cls is not None  # noqa: S101  as was checked
         x_NJD = torch.cat([fusion.mm_cls.expand(num_slots, 1, -1), *tokens], dim=1)
         is_valid_NJ = torch.cat([is_valid[0].new_ones(num_slots, 1), *is_valid], dim=1)
         for block in fusion.blocks:
@@ -233,6 +235,11 @@ def _next_slots(num_users: int, num_positions: int, device: torch.device) -> Ten
     return torch.arange(num_users * num_positions, device=device).view(num_users, num_positions)[:, 1:]
 
 
+def _has_plain_form(fusion: Fusion | None) -> bool:
+    is_of_paper = isinstance(fusion, MergeAttention) and fusion.mm_cls is not None and not fusion.with_cls
+    return fusion is None or is_of_paper
+
+
 def _refuse_others(task: TrainingTask) -> None:
     """RecipeError for a task whose parts have no plain form here."""
     recommender = task.recommender
@@ -240,6 +247,7 @@ def _refuse_others(task: TrainingTask) -> None:
     towers: list[Encoder] = list(encoder.encoders.values())
     fits = (
         isinstance(encoder, Towers)
+        and _has_plain_form(encoder.fusion)
         and all(isinstance(tower, HFText | HFVision) and tower.head is None for tower in towers)
         and isinstance(recommender.user_encoder, TransformerUserEncoder)
         and isinstance(recommender.scorer, Dot)

@@ -91,11 +91,14 @@ class WorkMeter:
     def items(self, items: ItemInputs) -> dict[str, Work]:
         """The stages that make the vectors of items."""
         encoder, width = self._task.recommender.item_encoder, self._task.width
-        if not isinstance(encoder, Towers) or not items.fields:
+        if not isinstance(encoder, Towers) or not isinstance(encoder.fusion, MergeAttention | None) or not items.fields:
             work = self._counter.items(items) if items.fields else Work()
             return {"items": work + stage_bytes(encoder, 0.0, FLOAT * width * items.num_items)}
         works: dict[str, Work] = {}
-        fused_U = np.ones(items.num_items, dtype=np.int64)  # tokens in the fusion: mm_cls, then those of each field
+        fusion = encoder.fusion
+        # Tokens in the fusion: mm_cls, then those of each field.
+        fused_U = np.full(items.num_items, int(fusion is None or fusion.mm_cls is not None), dtype=np.int64)
+        num_cls = int(fusion is not None and fusion.with_cls)
         for field, tower in encoder.encoders.items():
             rows = items.fields[field]
             length_R, num_left_out = self._lengths(tower, rows)
@@ -105,12 +108,14 @@ class WorkMeter:
             works[name] = works.get(name, Work()) + self._tower(field, tower, rows, length_R) + moved
             index_R = item_places(rows)
             is_of_item_R = index_R < items.num_items  # False: it stands in
-            fused_U[index_R[is_of_item_R]] += (length_R - num_left_out)[is_of_item_R]
-        if isinstance(encoder.fusion, MergeAttention):
-            blocks = list(encoder.fusion.blocks)
-            work = stack_work(blocks, OWN_ENTRIES, fused_U, input_learns=learns(encoder), is_pre_norm=False)
+            fused_U[index_R[is_of_item_R]] += (length_R - num_left_out + num_cls)[is_of_item_R]
+        if fusion is not None:
+            blocks = list(fusion.blocks)
+            work = stack_work(
+                blocks, OWN_ENTRIES, np.maximum(fused_U, 1), input_learns=learns(encoder), is_pre_norm=False
+            )
             read, written = FLOAT * width * float(fused_U.sum()), FLOAT * width * items.num_items
-            works["fusion"] = work + stage_bytes(encoder.fusion, read, written)
+            works["fusion"] = work + stage_bytes(fusion, read, written)
         return works
 
     def _lengths(self, tower: Encoder, rows: FieldInputs) -> tuple[Ints, int]:

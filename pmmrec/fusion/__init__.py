@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from pmmrec.contracts import TokenStates
+from pmmrec.contracts import Modality, TokenStates
 from pmmrec.family import Family
 
 
 class Fusion(nn.Module, ABC):
-    """Built as `part_class(config, context)`."""
+    """Built as `part_class(config, context)`.
+
+    Attributes:
+        num_fields: How many fields it fuses; None: any number.
+    """
+
+    num_fields: int | None = None
 
     @abstractmethod
     def forward(self, states: Mapping[str, TokenStates]) -> Tensor:
@@ -20,3 +26,8 @@ class Fusion(nn.Module, ABC):
 
 
 fusions: Family[Fusion] = Family("fusion", home=__name__, group="items")
+
+
+def in_order(fields: Iterable[str]) -> list[str]:
+    """Fields in the order in which fusions read them: texts by name, then the image."""
+    return sorted(fields, key=lambda field: (field == Modality.IMAGE, field))

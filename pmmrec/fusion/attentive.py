@@ -9,24 +9,31 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from pmmrec.blocks import TransformerBlock
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Modality, TokenStates
 from pmmrec.errors import RecipeError
-from pmmrec.fusion import Fusion, fusions
-from pmmrec.packing import HostArray, Ints
-from pmmrec.rows import joined
+from pmmrec.fusion import Fusion, fusions, in_order
+from pmmrec.rows import cls_tokens, joined
 from pmmrec.settings import PartConfig
+
+Bools = NDArray[np.bool_]
 
 
 class MergeAttentionConfig(PartConfig):
     """Settings of merge-attention."""
 
     type: Literal["merge_attention"] = "merge_attention"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"num_heads": 2}, {"num_heads": 2, "pool": "mean"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"num_heads": 2},
+        {"num_heads": 2, "pool": "mean"},
+        {"num_heads": 2, "pool": "mean", "mm_cls": False, "with_cls": True},
+    )
     num_layers: int = Field(default=1, ge=1, le=1000)
     num_heads: int = Field(default=12, ge=1, description="Must divide the width.")
     feed_forward_factor: int = Field(default=4, ge=1)
@@ -34,6 +41,11 @@ class MergeAttentionConfig(PartConfig):
     pool: Literal["cls", "mean"] = Field(
         default="cls", description="The item: the output at mm_cls, or the mean of all outputs (the released code)."
     )
+    mm_cls: bool = Field(default=True, description="Whether a learned vector attends with the tokens (MMSR: no).")
+    with_cls: bool = Field(
+        default=False, description="Whether the cls vector of each field attends with its tokens (MMSR: yes)."
+    )
+    norm_eps: float = Field(default=1e-6, gt=0, description="Of LayerNorm (BERT: 1e-12).")
     modality_dropout: float = Field(
         default=0.0,
         ge=0,
@@ -41,14 +53,23 @@ class MergeAttentionConfig(PartConfig):
         description="Chance, in training, that an item with texts and an image shows only one of the two.",
     )
 
+    @model_validator(mode="after")
+    def _pools_what_is_there(self) -> Self:
+        if self.pool == "cls" and not self.mm_cls:
+            raise ValueError("pool: cls is the output at mm_cls, which mm_cls: false leaves out; use mean")
+        return self
+
 
 @fusions.register("merge_attention", MergeAttentionConfig)
 class MergeAttention(Fusion):
     """Attend from a learned vector mm_cls to the text tokens `(U, T, D)` and image tokens `(U, P, D)` of an item.
 
     Eq. 3 of https://arxiv.org/abs/2312.09602; the item is the output at mm_cls, or with `pool: mean`, as in the
-    released code, the mean of all outputs. Differs from the paper: an item may lack a modality; its
-    vector stays in the same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
+    released code, the mean of all outputs. Differs from the paper: an item may lack a modality; its vector stays in the
+    same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
+
+    The merge-attention of MMSR (https://arxiv.org/abs/2403.17372) is `mm_cls: false, with_cls: true, pool: mean,
+    norm_eps: 1e-12`: all tokens attend, both cls tokens included, and nothing else. Give its text encoder `pool: cls`.
 
     Example:
         model:
@@ -62,8 +83,11 @@ class MergeAttention(Fusion):
         if width % config.num_heads:
             raise RecipeError(f"fusion.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor")
         self.pool, self.modality_dropout = config.pool, config.modality_dropout
-        self.mm_cls = nn.Parameter(torch.empty(width))
-        nn.init.normal_(self.mm_cls, std=0.02)
+        self.with_cls = config.with_cls
+        self.mm_cls: nn.Parameter | None = None
+        if config.mm_cls:
+            self.mm_cls = nn.Parameter(torch.empty(width))
+            nn.init.normal_(self.mm_cls, std=0.02)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 width,
@@ -71,33 +95,34 @@ class MergeAttention(Fusion):
                 feed_forward=config.feed_forward_factor * width,
                 dropout=config.dropout,
                 activation="gelu",
+                norm_eps=config.norm_eps,
             )
             for _ in range(config.num_layers)
         )
 
     def forward(self, states: Mapping[str, TokenStates]) -> Tensor:
         """States of the same U items by field -> `(U, D)`."""
-        fields = sorted(states, key=_order)
-        shown = self._shown({field: states[field].length_R for field in fields})
-        seen = [dataclasses.replace(states[field], length_R=shown[field]) for field in fields]
-        x_KD, packing, order_U = joined(self.mm_cls, seen)
+        fields = in_order(states)
+        has = {field: one.is_there_R if self.with_cls else one.length_R > 0 for field, one in states.items()}
+        shown = self._shown(has)
+        seen: list[TokenStates] = []
+        for field in fields:
+            length_R = np.where(shown[field], states[field].length_R, 0)
+            one = dataclasses.replace(states[field], length_R=length_R, has_R=shown[field])
+            seen += [cls_tokens(one), one] if self.with_cls else [one]
+        items = joined(self.mm_cls, seen)
+        x_KD = items.token_KD
         for block in self.blocks:
-            x_KD = block(x_KD, packing)
-        pooled_UD = packing.first(x_KD) if self.pool == "cls" else packing.mean(x_KD)
-        return pooled_UD.index_select(0, HostArray(np.argsort(order_U)).on(x_KD.device))
+            x_KD = block(x_KD, items.packing)
+        return items.first(x_KD) if self.pool == "cls" else items.mean(x_KD)
 
-    def _shown(self, lengths: Mapping[str, Ints]) -> Mapping[str, Ints]:
-        """How many tokens of each field `(U,)` are seen: all, or in training for a share of the full items one kind."""
-        texts = [length_U for field, length_U in lengths.items() if field != Modality.IMAGE]
-        if not (self.training and self.modality_dropout) or not texts or len(texts) == len(lengths):
-            return lengths
-        has_both_U = (np.sum(texts, axis=0) > 0) & (lengths[Modality.IMAGE] > 0)
+    def _shown(self, has: Mapping[str, Bools]) -> Mapping[str, Bools]:
+        """Which items `(U,)` show each field: those that have it, but in training a share of the full ones one kind."""
+        texts = [has_U for field, has_U in has.items() if field != Modality.IMAGE]
+        if not (self.training and self.modality_dropout) or not texts or len(texts) == len(has):
+            return has
+        has_both_U = np.any(texts, axis=0) & has[Modality.IMAGE]
         draw_2U = torch.rand(2, len(has_both_U)).numpy()
         is_dropped_U, is_text_U = has_both_U & (draw_2U[0] < self.modality_dropout), draw_2U[1] < 0.5
         hidden = {True: is_dropped_U & is_text_U, False: is_dropped_U & ~is_text_U}  # of the image, of texts
-        return {field: np.where(hidden[field == Modality.IMAGE], 0, length_U) for field, length_U in lengths.items()}
-
-
-def _order(field: str) -> tuple[bool, str]:
-    """Texts by name, then the image."""
-    return (field == Modality.IMAGE, field)
+        return {field: has_U & ~hidden[field == Modality.IMAGE] for field, has_U in has.items()}

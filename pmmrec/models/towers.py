@@ -84,6 +84,13 @@ class TowersConfig(ItemEncoderConfig):
         read = [*(self.text_fields if self.text is not None else ()), *(["vision"] if self.vision is not None else [])]
         if len(read) > 1 and self.fusion is None:
             raise ValueError(f"fusion: {' and '.join(read)} are read; say how they become one vector")
+        if self.fusion is not None and len(read) > 1:
+            num_fields = fusions.part_class(self.fusion).num_fields
+            if num_fields not in (None, len(read)):
+                raise ValueError(
+                    f"fusion: {self.fusion.type} joins {num_fields} fields, but {' and '.join(read)} are read; choose "
+                    "merge_attention, or read fewer"
+                )
         if len(read) == 1 and self.fusion is not None:
             raise ValueError("fusion: has no effect, only one field is read; remove it")
         return self
@@ -181,6 +188,8 @@ class Towers(ItemEncoder):
             (fused_UD,) = cls_UD.values()
         else:
             fused_UD = self.fusion(states)
+            # Views, so that a gradient at them is not that of a fusion which reads them too.
+            cls_UD = {field: cls.view_as(cls) for field, cls in cls_UD.items()}
         if self._is_normalized:
             fused_UD = F.layer_norm(fused_UD, fused_UD.shape[-1:])  # the zero vector stays what it is
         has_U = {field: items.has_U[field] for field in states}

@@ -96,6 +96,22 @@ SYSTEMS = {
             "stages": [{"epochs": 1, "learns": ["item_table"]}, {"frozen": ["user_encoder.position"]}],
         },
     ),
+    "co-attention": System(
+        {"dap": {"type": "next_item"}},
+        {
+            "item_encoder": {**TOWERS, "fusion": {"type": "co_attention", "num_heads": 2, "dropout": 0}},
+            "user_encoder": TRANSFORMER,
+        },
+        compares_users=True,
+    ),
+    "film": System(
+        {"dap": {"type": "next_item"}},
+        {
+            "item_encoder": {**TOWERS, "fusion": {"type": "film", "layers": 1, "dropout": 0}},
+            "user_encoder": TRANSFORMER,
+        },
+        compares_users=True,
+    ),
     "ids and content": System(
         {"dap": {"type": "next_item"}, "nicl": {"type": "alignment"}},
         {

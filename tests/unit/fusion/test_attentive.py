@@ -141,10 +141,10 @@ def test_modality_dropout_is_off_in_eval() -> None:
 def test_half_of_the_items_are_dropped_at_one_half() -> None:
     fusion = fresh(modality_dropout=0.5, dropout=0.0)
     torch.manual_seed(0)
-    shown = fusion._shown({"text": np.full(4000, 2), "image": np.full(4000, 3)})
-    assert (shown["text"] + shown["image"]).all()
-    for length_U in shown.values():
-        assert abs((length_U == 0).mean() - 0.25) < 0.03  # 4 standard errors of 4000 draws
+    shown = fusion._shown({"text": np.full(4000, True), "image": np.full(4000, True)})
+    assert (shown["text"] | shown["image"]).all()
+    for has_U in shown.values():
+        assert abs((~has_U).mean() - 0.25) < 0.03  # 4 standard errors of 4000 draws
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
