@@ -25,7 +25,7 @@ from recbole_models import (
     their_scores,
     transformer_weights,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from pmmrec.models.recommender import Recommender
 
@@ -60,16 +60,19 @@ def sasrec(theirs: Any, position_PD: Tensor) -> Recommender:
 
 def bert4rec(theirs: Any, position_PD: Tensor) -> Recommender:
     """Ours with their weights; one of their positions is that of the mask."""
-    model = ours({**BERT, "attends": "all", "max_inputs": LENGTH - 1})
+    model = ours({**BERT, "attends": "all", "output_head": True, "max_inputs": LENGTH - 1})
     weights = transformer_weights(theirs, theirs.trm_encoder)
+    for place, layer in ((0, theirs.output_ffn), (2, theirs.output_ln)):
+        weights |= {f"head.{place}.{kind}": getattr(layer, kind) for kind in ("weight", "bias")}
     mask_D = theirs.item_embedding.weight[theirs.mask_token]
     copied({**weights, "position.weight": position_PD, "mask": mask_D}, model.user_encoder)
     return with_items(model, theirs.item_embedding.weight[1 : theirs.mask_token])
 
 
 def gru4rec(theirs: Any) -> Recommender:
-    model = ours({"type": "gru", "num_layers": 2, "max_inputs": LENGTH})
-    copied({f"gru.{name}": weight for name, weight in theirs.gru_layers.named_parameters()}, model.user_encoder)
+    model = ours({"type": "gru", "num_layers": 2, "output_layer": True, "max_inputs": LENGTH})
+    weights = {f"gru.{name}": weight for name, weight in theirs.gru_layers.named_parameters()}
+    copied({**weights, "output.weight": theirs.dense.weight, "output.bias": theirs.dense.bias}, model.user_encoder)
     return with_items(model, theirs.item_embedding.weight[1:])
 
 
@@ -93,15 +96,14 @@ def test_sasrec_scores_right_padded_histories_as_recbole() -> None:
         assert_equal_scores(our_scores(sasrec(theirs, counted_from_latest(theirs, length)), rows), expected)
 
 
-def without_output_map(theirs: Any) -> Any:
-    """BERT4Rec of RecBole without the linear map, GELU and LayerNorm above its blocks, and without a bias of items."""
-    theirs.output_ffn = theirs.output_gelu = theirs.output_ln = nn.Identity()
+def without_item_bias(theirs: Any) -> Any:
+    """BERT4Rec of RecBole without a bias of each item, which starts at 0."""
     theirs.output_bias.zero_()
     return theirs
 
 
 def test_bert4rec_scores_right_padded_histories_as_recbole_without_their_oldest_item() -> None:
-    theirs = without_output_map(peer("BERT4Rec"))
+    theirs = without_item_bias(peer("BERT4Rec"))
     for length in (2, 4, LENGTH):  # RecBole drops the oldest item, also where there is room for the mask behind it
         rows = histories([length])
         expected = their_scores(theirs, right_padded(rows), [length])
@@ -110,7 +112,7 @@ def test_bert4rec_scores_right_padded_histories_as_recbole_without_their_oldest_
 
 
 def test_bert4rec_states_of_masked_histories_are_those_of_recbole() -> None:
-    theirs, rows = without_output_map(peer("BERT4Rec")), histories([LENGTH - 1, 3, 1])
+    theirs, rows = without_item_bias(peer("BERT4Rec")), histories([LENGTH - 1, 3, 1])
     model = bert4rec(theirs, counted_from_latest(theirs, LENGTH))
     padded_BL = left_padded([torch.cat((row, torch.tensor([theirs.mask_token - 1]))) for row in rows])
     expected = theirs(padded_BL)[:, -1] @ theirs.item_embedding.weight[1 : theirs.mask_token].T
@@ -120,7 +122,6 @@ def test_bert4rec_states_of_masked_histories_are_those_of_recbole() -> None:
 @pytest.mark.parametrize("pad", [left_padded, right_padded])
 def test_gru4rec_scores_histories_as_recbole(pad: Callable[..., Tensor]) -> None:
     theirs, rows = peer("GRU4Rec", num_layers=2), histories(LENGTHS)
-    theirs.dense = nn.Identity()
     theirs.item_embedding.weight[0] = 0  # the padding, which must not move the state where it comes first
     lengths = list(map(len, rows)) if pad is right_padded else [LENGTH] * len(rows)
     assert_equal_scores(our_scores(gru4rec(theirs), rows), their_scores(theirs, pad(rows), lengths))

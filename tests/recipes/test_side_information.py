@@ -12,6 +12,7 @@ import pytest
 from command_line import Pmmrec, working_in
 
 from pmmrec.data.domain import Domain
+from pmmrec.serving.service import load_index
 from pmmrec.system import load
 
 FEATURES = "model.item_encoder.content.features"
@@ -63,6 +64,21 @@ def test_it_learns_is_ranked_and_makes_lists(boutique: Path, pmmrec: Pmmrec, nam
         best = system.recommend([domain.item_ids[row].as_py() for row in domain.sequence(user).tolist()], 4)
         assert [item for item, _ in best] == [row[2] for row in rows]
         assert pmmrec("zoo", "verify", kept).code == 0
+
+
+def test_an_index_of_two_streams_recommends_what_the_model_does(boutique: Path, pmmrec: Pmmrec) -> None:
+    with working_in(boutique.parent):
+        where = ("--from", "none", "--on", boutique, "machine.device=cpu", "cache=c", "name=run")
+        told = pmmrec("finetune", "zoo/ids_and_content/fdsa", *where, *QUICK, *SYSTEMS["zoo/ids_and_content/fdsa"])
+        assert told.code == 0, told.output
+        told = pmmrec("index", "runs/run/checkpoint", boutique, "--out", "index", "--kind", "flat", "--cache", "c")
+        assert (told.code, "1.0000 of exact search" in told.output) == (0, True), told.output
+        domain, system = Domain.open(boutique), load("runs/run/checkpoint", cache="c", device="cpu")
+        system.encode_items(domain)
+        history = [domain.item_ids[row].as_py() for row in domain.sequence(2).tolist()]
+        listed, expected = load_index("index").recommend(history, 5), system.recommend(history, 5)
+        assert [item for item, _ in listed] == [item for item, _ in expected]
+        assert [score for _, score in listed] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 def test_scores_that_are_no_inner_product_have_no_index(boutique: Path, pmmrec: Pmmrec) -> None:
