@@ -30,7 +30,7 @@ from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.stages import freeze_for_good
 from pmmrec.train.states import States
-from pmmrec.train.targets import check_targets
+from pmmrec.train.targets import check_targets, check_users
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.thread_trial import settle_threads
 from pmmrec.zoo.adapters import insert_adapters
@@ -89,6 +89,7 @@ def main(
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open([domain], recipe.data.split)
     check_targets(recipe, sources)
+    check_users(recipe, model, sources)
     if dry_run:
         plans = recipe.transfer, recipe.adapters
         print_plan(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)

@@ -37,7 +37,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
 from pmmrec.serving.candidates import CandidateItems, EncodedItems, weights_name
 from pmmrec.serving.encoding import encode, features_read
-from pmmrec.serving.export import Exported, write_index
+from pmmrec.serving.export import Exported, refuse_without_keys, write_index
 from pmmrec.serving.new_items import new_items_domain
 from pmmrec.serving.ready import Ready, open_ready
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
@@ -238,8 +238,9 @@ class System:
         check_out(place)
         faiss()
         opened = _opened(domain, streamed=True)
-        model, encoded = self._model_for(opened), self._encode(opened, say=say)
-        histories = Histories(opened)
+        model = self._model_for(opened)
+        refuse_without_keys(self.checkpoint, model)
+        encoded, histories = self._encode(opened, say=say), Histories(opened)
         return write_index(
             place, self.checkpoint, model, encoded, histories, kind=kind, k=k, num_users=num_users, seed=seed
         )

@@ -26,7 +26,7 @@ from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
 from pmmrec.train.stages import freeze_for_good
 from pmmrec.train.states import States
-from pmmrec.train.targets import check_targets
+from pmmrec.train.targets import check_targets, check_users
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.thread_trial import settle_threads
 from pmmrec.zoo.hub import refuse_taken_name
@@ -56,6 +56,7 @@ def main(
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open(recipe.data.sources, recipe.data.split)
     check_targets(recipe, sources)
+    check_users(recipe, recipe.model, sources)
     if dry_run:
         refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
         print_plan(recipe, recipe.model, recipe.data, sources, named_folders(weights or ()), launched=launched)

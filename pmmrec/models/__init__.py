@@ -122,11 +122,13 @@ class Scorer(nn.Module, ABC):
         reads_counts: Whether `ranked` reads how often items were touched. Where not, items with the same vectors score
             the same.
         reads_histories: Whether a score depends on more than the queried state: on the states before it.
+        streams: Names of the streams of items that it reads beside their vectors.
         unit_states: Whether queried states are divided by their norms before they are multiplied with keys.
     """
 
     reads_counts: bool = False
     reads_histories: bool = False
+    streams: frozenset[str] = frozenset()
     unit_states: bool = False
 
     @abstractmethod

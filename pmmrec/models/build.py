@@ -68,6 +68,11 @@ def build(
             f"model.propagation: {config.propagation.type} passes on vectors of users, and model.user_encoder: "
             f"{config.user_encoder.type} has none; choose user_table, or leave the propagation out"
         )
+    if scorer_class.reads_histories and not user_encoder_class.reads_history:
+        raise RecipeError(
+            f"model.scorer: {config.scorer.type} attends to the states of a history, and model.user_encoder: "
+            f"{config.user_encoder.type} reads none; choose scorer dot, or a user encoder that reads histories"
+        )
     # In this order: weights are drawn one part after another.
     item_encoder = item_encoder or item_encoder_class(config.item_encoder, context)
     user_encoder: UserEncoder = user_encoder_class(config.user_encoder, context)
@@ -76,13 +81,25 @@ def build(
             f"model.user_encoder: {config.user_encoder.type} has no max_inputs, the longest history that it reads; its "
             "class must set it, a whole number, when it is built"
         )
+    scorer: Scorer = scorer_class(config.scorer, context)
+    _refuse_unread_streams(config, item_encoder, user_encoder.streams | scorer.streams)
     _refuse_missing_streams(config, item_encoder, user_encoder)
     return Recommender(
         item_encoder,
         user_encoder,
-        scorer_class(config.scorer, context),
+        scorer,
         propagation_class(config.propagation, context),
     )
+
+
+def _refuse_unread_streams(config: ModelConfig, item_encoder: ItemEncoder, read: frozenset[str]) -> None:
+    """RecipeError where the item encoder gives a stream that nothing reads."""
+    unread = sorted(set(item_encoder.streams) - read)
+    if unread:
+        raise RecipeError(
+            f"model.item_encoder: {config.item_encoder.type} gives the stream {unread[0]}, which model.user_encoder: "
+            f"{config.user_encoder.type} does not read; choose one that does, such as two_stream, or another join"
+        )
 
 
 def _refuse_missing_streams(config: ModelConfig, item_encoder: ItemEncoder, user_encoder: UserEncoder) -> None:

@@ -168,6 +168,13 @@ def _origin(checkpoint: Checkpoint, domain: Domain) -> dict[str, Any]:
     }
 
 
+def refuse_without_keys(checkpoint: Checkpoint, recommender: Recommender) -> None:
+    """RecipeError for a model that no index can serve; known before its items are encoded."""
+    config = checkpoint.model_config
+    width = config.width + sum(recommender.item_encoder.streams.values())
+    _keys(checkpoint, recommender, torch.zeros(1, width), None)
+
+
 def _keys(
     checkpoint: Checkpoint, recommender: Recommender, vectors_ND: Tensor, counts: NDArray[np.int64] | None
 ) -> Tensor:

@@ -1,16 +1,20 @@
-"""Check before a run starts that it has targets for validation and for the test, and cut-offs that fit its domains."""
+"""Check before a run starts that it has targets to rank, users who can be ranked, and cut-offs that fit its domains."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.splits import HoldoutName
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.metrics import CUTOFFS
+from pmmrec.models.build import ModelConfig
 from pmmrec.requests import Holding
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.prepare import Sources
+from pmmrec.users import user_encoders
 
 
 class Ranked(Protocol):
@@ -30,11 +34,8 @@ def check_targets(recipe: Ranked, sources: Sources) -> None:
     Raises DataError where a domain has no validation target though validation reads them, or no test target though the
     recipe ranks them; RecipeError for a cut-off that reaches beyond the items of a domain, unless it is a usual one.
     """
-    reads_targets = recipe.validation.judge == "ranking" or Holding.TARGET in recipe.data.kind.holds
-    needed: dict[HoldoutName, bool] = {"validation": reads_targets, "test": recipe.rank_test}
-    names = [name for name, is_needed in needed.items() if is_needed]
     for split in sources.splits:
-        for name in names:
+        for name in _needed(recipe):
             if not split.has_query(name):
                 advice = " or say rank_test=false" if name == "test" else ""
                 raise DataError(
@@ -48,6 +49,33 @@ def check_targets(recipe: Ranked, sources: Sources) -> None:
                 f"{setting}: {cutoff} is more than the {smallest.num_items:,} items of {smallest.name}, among which "
                 f"every target is found; choose up to {smallest.num_items}"
             )
+
+
+def check_users(recipe: Ranked, model: ModelConfig, sources: Sources) -> None:
+    """DataError where a model that knows users by id would rank users who have nothing in training.
+
+    Each user has a row, but theirs would never learn.
+    """
+    if not user_encoders.part_class(model.user_encoder).reads_users:
+        return
+    for split in sources.splits:
+        is_trained_M = np.concatenate([lengths for _, lengths in split.train_lengths()]) > 0
+        for name in _needed(recipe):
+            users, _ = split.query_users(name)
+            num_unseen = int((~is_trained_M[users]).sum())
+            if num_unseen:
+                raise DataError(
+                    f"{split.domain.folder}: {num_unseen:,} of {len(users):,} users with {name} targets have no "
+                    f"interaction in training, and model.user_encoder: {model.user_encoder.type} knows users by id; "
+                    "choose another data.split, or a user encoder that reads histories"
+                )
+
+
+def _needed(recipe: Ranked) -> list[HoldoutName]:
+    """The held-out parts that a run reads."""
+    reads_targets = recipe.validation.judge == "ranking" or Holding.TARGET in recipe.data.kind.holds
+    needed: dict[HoldoutName, bool] = {"validation": reads_targets, "test": recipe.rank_test}
+    return [name for name, is_needed in needed.items() if is_needed]
 
 
 def _cutoffs(config: ValidationConfig) -> list[tuple[str, int]]:

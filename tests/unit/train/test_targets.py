@@ -16,10 +16,11 @@ from pmmrec.data.importers.given_split import store_split
 from pmmrec.data.importers.impressions import store_impressions
 from pmmrec.data.splits import splits
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.models.build import ModelConfig
 from pmmrec.settings import validate
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.prepare import Sources
-from pmmrec.train.targets import check_targets
+from pmmrec.train.targets import check_targets, check_users
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def _sources(shop: Path, **split: Any) -> Sources:
     return Sources.open([shop], splits.config(split))
 
 
-def _given(shop: Path, last_two: tuple[str, str]) -> Sources:
-    """The split whose last interactions of each user are in these parts."""
+def _given(shop: Path, last_two: tuple[str, str], num_unseen: int = 0) -> Sources:
+    """The split whose last interactions of each user are in these parts; all others of some users are in the first."""
     domain, rows = Domain.open(shop), []
     for user, user_id in enumerate(domain.user_ids.to_pylist()):
         items = domain.sequence(user).tolist()
-        parts = [*["train"] * (len(items) - 2), *last_two]
+        parts = [*[last_two[0] if user < num_unseen else "train"] * (len(items) - 2), *last_two]
         rows += [(user_id, domain.item_ids[item].as_py(), part) for item, part in zip(items, parts, strict=True)]
     path = _table(shop.parent / "parts.csv", ("user_id", "item_id", "split"), *rows)
     store_split(shop, path, "paper")
@@ -64,6 +65,21 @@ def test_a_given_split_without_a_part_is_refused(shop: Path, last_two: tuple[str
     with pytest.raises(DataError, match=f"shop: no user has .*, so there is no {lacking} target to rank; choose"):
         check_targets(_Recipe(), sources)
     assert not sources.splits[0].has_query("validation" if lacking == "validation" else "test")
+
+
+def _model(user_encoder: str) -> ModelConfig:
+    tree = {"width": 8, "item_encoder": {"type": "ids"}, "user_encoder": {"type": user_encoder}}
+    return ModelConfig.model_validate(tree)
+
+
+def test_users_known_by_id_who_have_nothing_in_training_are_refused_and_counted(shop: Path) -> None:
+    sources = _given(shop, ("validation", "test"), num_unseen=3)
+    message = "3 of 40 users with test targets have no interaction in training, and model.user_encoder: user_table"
+    with pytest.raises(DataError, match=message):
+        check_users(_Recipe(), _model("user_table"), sources)
+    check_users(_Recipe(), _model("gru"), sources)
+    check_users(_Recipe(rank_test=False), _model("user_table"), sources)  # they are no queries of validation
+    check_users(_Recipe(), _model("user_table"), _sources(shop, type="leave_one_out"))
 
 
 def test_a_run_that_leaves_the_test_alone_needs_no_test_targets(shop: Path) -> None:
