@@ -12,7 +12,7 @@ from pmmrec.system import load
 
 IDS = "zoo/ids/small"
 STREAM = "model.item_encoder={type: with_ids, join: stream, content: {type: towers, text: {type: hf_text, %s}}}"
-TEXT = "trainable_blocks: all, architecture: {model_type: bert, hidden_size: 8, num_hidden_layers: 1}"
+TEXT = "trainable_blocks: all, architecture: {model_type: bert, hidden_size: 24, num_hidden_layers: 1}"
 
 
 @pytest.mark.parametrize("plan", [(), ("--dry-run",)], ids=["run", "plan"])
