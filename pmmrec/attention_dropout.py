@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class AttentionWithDropout(torch.autograd.Function):
             is_kept, factor = kept(weight_GHTT, p)
             ctx.save_for_backward(query, key, value, is_allowed, is_kept)
             ctx.scale, ctx.factor, ctx.is_causal = scale, factor, is_causal
-            mixed: Tensor = weight_GHTT.mul_(is_kept).mul_(factor) @ value.to(weight_GHTT.dtype)
+            mixed: Tensor = _dropped(weight_GHTT, is_kept, factor) @ value.to(weight_GHTT.dtype)
         return mixed.to(query.dtype)
 
     @staticmethod
@@ -43,11 +44,17 @@ class AttentionWithDropout(torch.autograd.Function):
         dtype, gradient = query.dtype, _wide(gradients[0])
         query, key, value = _wide(query), _wide(key), _wide(value)
         weight_GHTT = _weights(query, key, is_allowed, ctx.scale, is_causal=ctx.is_causal)
-        of_weight = (gradient @ value.transpose(-2, -1)).mul_(is_kept).mul_(ctx.factor)
+        of_weight = _dropped(gradient @ value.transpose(-2, -1), is_kept, ctx.factor)
         of_score = torch.ops.aten._softmax_backward_data(of_weight, weight_GHTT, -1, weight_GHTT.dtype).mul_(ctx.scale)
-        of_value = weight_GHTT.mul_(is_kept).mul_(ctx.factor).transpose(-2, -1) @ gradient
+        of_value = _dropped(weight_GHTT, is_kept, ctx.factor).transpose(-2, -1) @ gradient
         of_query, of_key = of_score @ key, of_score.transpose(-2, -1) @ query
         return of_query.to(dtype), of_key.to(dtype), of_value.to(dtype), None, None, None, None
+
+
+def _dropped(x: Tensor, is_kept: Tensor, factor: float) -> Tensor:
+    """`x` times 0 or `factor`, in its own memory: numpy multiplies by bytes several times as fast as torch."""
+    np.multiply(x.numpy(), is_kept.numpy(), out=x.numpy())
+    return x.mul_(factor)
 
 
 def _weights(query: Tensor, key: Tensor, is_allowed: Tensor | None, scale: float, *, is_causal: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,10 +52,12 @@ def _factors(x: Tensor, p: float) -> Tensor:
 
 
 def kept(x: Tensor, p: float) -> tuple[Tensor, float]:
-    """Which elements of `x` are kept, each with probability 1 - `p`, and what they are multiplied by."""
+    """1 for elements of `x` that are kept, each with probability 1 - `p`, else 0, and what to multiply the kept by.
+
+    The numbers are uint8: torch takes six times as long to turn bool into float, and numpy compares much faster.
+    """
     num_dropped = min(round(p * _STEPS), _STEPS - 1)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    bits = (
-        words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: x.numel()].view(x.shape)
-    )  # uniform from -32768 to 32767
-    return torch.ge(bits, num_dropped - _STEPS // 2), _STEPS / (_STEPS - num_dropped)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+    bits = words.random_(torch.iinfo(torch.int64).min, None).numpy().view(np.int16)  # uniform from -32768 to 32767
+    is_kept = bits[: x.numel()] >= num_dropped - _STEPS // 2
+    return torch.from_numpy(is_kept.view(np.uint8)).view(x.shape), _STEPS / (_STEPS - num_dropped)

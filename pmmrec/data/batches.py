@@ -20,8 +20,9 @@ from pmmrec.data.examples import ExampleKind, Examples, ExamplesField, kind_of
 from pmmrec.data.examples.windows import WindowConfig, WindowKindConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import Draw, MixingConfig, StepSampler, share
+from pmmrec.data.negatives import NegativePool
 from pmmrec.data.noise import KeyedWindow, SlotPool
-from pmmrec.data.passes import KeyedImpression, NegativePool, PassMaker, Row, Visit, filled, padded, padded_places
+from pmmrec.data.passes import KeyedImpression, PassMaker, PassRows, Visit, filled, padded, padded_places
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.splits import Split, SplitField
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
@@ -31,6 +32,8 @@ from pmmrec.requests import Holding, NextItems, Requests, View, WindowRequest
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
+MARKS_OF_KEY = 64  # items that are marked as fast as one key is sorted
+MAX_USER_IDS = 100_000  # kept in memory
 _UNUSED = np.random.default_rng(0)  # for examples about which nothing is random
 
 
@@ -130,6 +133,7 @@ class BatchBuilder:
         # The key of an item is its row behind all items of the domains before its own; so it is with users.
         self._first_key = np.cumsum([0, *(domain.num_items for domain in self._domains)])
         self._first_user = np.cumsum([0, *(domain.num_users for domain in self._domains)])
+        self._user_ids: dict[int, str] = {}  # by place among the users of all domains
         self._have_history, self._have_users = (one in self._kind.holds for one in (Holding.HISTORY, Holding.USER))
         self._last_alone_counts = self._examples[0].last_alone_counts
         pools = [
@@ -169,9 +173,9 @@ class BatchBuilder:
         everywhere = self._visits(everyone) if sees_all else []
         own = self._own(everywhere) if sees_all else self._visits(Draw(*map(self._share, everyone)))
         pool = SlotPool([visit.window for visit in everywhere or own]) if self._maker.reads_others else None
-        rows = [self._maker.rows(visit, pool) for visit in own]
+        rows = self._maker.rows(own, pool)
         if self._gathers:
-            drawn = [self._maker.rows(visit, pool) for visit in everywhere] if self._maker.adds_items else []
+            drawn = self._maker.rows(everywhere, pool) if self._maker.adds_items else {}
             key_U = self._keys(everywhere, drawn)  # replacements are among the items of all
         else:
             key_U = self._keys(own, rows)
@@ -195,12 +199,18 @@ class BatchBuilder:
         """This process's share of the windows of all."""
         return [visits[place] for place in self._share(np.arange(len(visits))).tolist()]
 
-    def _keys(self, visits: Sequence[Visit], rows: Sequence[Mapping[WindowRequest, Row]]) -> Ints:
+    def _keys(self, visits: Sequence[Visit], rows: Mapping[WindowRequest, PassRows]) -> Ints:
         """The distinct items of a step, in the order of (domain, row)."""
+        num_items = int(self._first_key[-1])
         if View.CATALOGUE in self._requests.views:
-            return np.arange(self._first_key[-1])
-        others = [keys for of_window in rows for row in of_window.values() for keys in row.other_keys]
-        return np.unique(np.concatenate([*(visit.window.keys for visit in visits), *others]))
+            return np.arange(num_items)
+        others = [keys for of_pass in rows.values() for keys in of_pass.other_keys]
+        keys = np.concatenate([*(visit.window.keys for visit in visits), *others])
+        if num_items > MARKS_OF_KEY * len(keys):
+            return np.unique(keys)
+        is_there = np.zeros(num_items, dtype=bool)  # faster than sorting
+        is_there[keys] = True
+        return np.flatnonzero(is_there)
 
     def _dealt(self, key_U: Ints) -> Ints:
         """Those that this process encodes: every one, or every world-th, so that no domain falls to one process alone.
@@ -216,7 +226,7 @@ class BatchBuilder:
         return domains, keys - self._first_key[domains]
 
     def _over(
-        self, key_U: Ints, visits: Sequence[Visit], rows: Sequence[Mapping[WindowRequest, Row]], num_positions: int
+        self, key_U: Ints, visits: Sequence[Visit], rows: Mapping[WindowRequest, PassRows], num_positions: int
     ) -> Windows:
         """The windows, and the passes over them, of the distinct items `key_U`."""
         held = [visit.window.keys for visit in visits]
@@ -230,7 +240,7 @@ class BatchBuilder:
         for request, drawn in self._requests.passes.items():
             length = num_positions - (not request.reads_last)
             is_plain = isinstance(request, NextItems) and not drawn and self._have_history
-            of_pass = windows.next_items if is_plain else padded([row[request] for row in rows], key_U, length)
+            of_pass = windows.next_items if is_plain else padded(rows[request], key_U, length)
             passes[request] = of_pass.placed()
         windows = dataclasses.replace(windows, passes=passes)
         if View.MODALITIES in self._requests.views:
@@ -285,8 +295,14 @@ class BatchBuilder:
             )
 
     def _user_id(self, window: KeyedWindow) -> str:
-        domain = self._domains[window.domain]
-        return f"{domain.name}/{domain.sequences.user_id(window.user)}"
+        key = int(self._first_user[window.domain]) + window.user
+        told = self._user_ids.get(key)
+        if told is None:
+            domain = self._domains[window.domain]
+            told = f"{domain.name}/{domain.sequences.user_id(window.user)}"
+            if len(self._user_ids) < MAX_USER_IDS:
+                self._user_ids[key] = told
+        return told
 
 
 def refuse_empty_shares(smallest_batch: int, division: Division, *, is_validation: bool = False) -> None:

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmmrec.contracts import Candidates, WindowPass
-from pmmrec.data.examples import Examples
+from pmmrec.data.negatives import NegativePool
 from pmmrec.data.noise import KeyedWindow, SlotPool, add_noise
 from pmmrec.data.randomness import Purpose, generator
-from pmmrec.errors import DataError
 from pmmrec.packing import HostArray, Ints
 from pmmrec.requests import (
     DrawnNegatives,
     Dropped,
     Masked,
-    NegativeWeight,
     NextItems,
     Noised,
     Others,
@@ -33,9 +30,7 @@ from pmmrec.requests import (
     WindowRequest,
 )
 
-BLIND_ROUNDS = 16  # of drawing again in place of touched items, before the items that are left are listed
 NO_TARGET = -1
-MAX_KEPT = 4_000_000  # touched items of the users of a domain that are kept in memory, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -47,101 +42,24 @@ class Row:
     is_masked_l: NDArray[np.bool_] | None = None
     noise_l: Ints | None = None
     is_reworded_l: NDArray[np.bool_] | None = None
-    negative_lC: Mapping[DrawnNegatives, Ints] = field(default_factory=dict)  # NO_TARGET where there is no target
     shown_c: Ints | None = None  # candidates; None: there are none
     is_clicked_c: NDArray[np.bool_] | None = None
 
+
+@dataclass(frozen=True)
+class PassRows:
+    """The rows of all windows of a batch in one pass, and what was drawn for their targets."""
+
+    rows: Sequence[Row]
+    negatives: Mapping[DrawnNegatives, Sequence[Ints]] = field(default_factory=dict)  # (l, C) of each; NO_TARGET: none
+
     @property
     def other_keys(self) -> list[Ints]:
-        """The items that may lie outside of its window: replacements, negatives and candidates."""
-        drawn = [negative_lC[negative_lC[:, 0] != NO_TARGET].ravel() for negative_lC in self.negative_lC.values()]
-        replaced = [] if self.noise_l is None else [self.input_l]
-        return [*replaced, *drawn, *([] if self.shown_c is None else [self.shown_c])]
-
-
-class NegativePool:
-    """Draws items of one domain that a user did not touch and that a model can read."""
-
-    def __init__(self, examples: Examples, first_key: int, is_readable_N: NDArray[np.bool_]) -> None:
-        """`examples`: of the domain; they say what users touched. `first_key`: of the domain's first item."""
-        self._examples, self._split, self._first_key = examples, examples.split, first_key
-        self._unreadable = np.flatnonzero(~is_readable_N)
-        self._cumulative_N: NDArray[np.float64] | None = None
-        self._seen_by: dict[int, Ints] = {}
-        self._num_kept = 0
-
-    def check(self, asked: Iterable[DrawnNegatives]) -> None:
-        """DataError that names a user who touched every item that negatives can be drawn from."""
-        for by in sorted({config.by for config in asked}):
-            opens = np.flatnonzero(self._weights(by))
-            for user in self._examples.users_who_touched(len(opens)):
-                if not len(np.setdiff1d(opens, self._examples.touched(user))):
-                    raise DataError(self._nothing_left(user, len(opens), by))
-
-    def draw(self, user: int, num_targets: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
-        """Keys of negatives, `(num_targets, count)`, for a user whom `check` lets pass."""
-        seen = self._seen(user)
-        drawn = self._rows(num_targets * config.count, config, rng)
-        for _ in range(BLIND_ROUNDS):
-            is_seen = _is_among(drawn, seen)
-            if not is_seen.any():
-                break
-            drawn[is_seen] = self._rows(int(is_seen.sum()), config, rng)
-        else:
-            drawn = self._listed(seen, len(drawn), config, rng)
-        keys: Ints = self._first_key + drawn.reshape(num_targets, config.count)
-        return keys
-
-    def _seen(self, user: int) -> Ints:
-        """Rows that are not drawn for a user, in rising order; those of the users that came first are kept."""
-        seen = self._seen_by.get(user)
-        if seen is None:
-            seen = np.sort(np.concatenate([self._examples.touched(user), self._unreadable]).astype(np.int64))
-            if self._num_kept + len(seen) <= MAX_KEPT:
-                self._seen_by[user] = seen
-                self._num_kept += len(seen)
-        return seen
-
-    def _rows(self, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
-        if config.by == "uniform":
-            return rng.integers(0, self._split.domain.num_items, size=count)
-        if self._cumulative_N is None:
-            self._cumulative_N = np.cumsum(self._split.train_counts, dtype=np.float64)
-        drawn = rng.random(count) * self._cumulative_N[-1]
-        rows: Ints = np.searchsorted(self._cumulative_N, drawn, side="right").astype(np.int64)
-        return rows
-
-    def _listed(self, seen: Ints, count: int, config: DrawnNegatives, rng: np.random.Generator) -> Ints:
-        """Rows drawn from a list of the items that are left, for users who touched almost all."""
-        weight_N = self._weights(config.by)
-        weight_N[seen] = 0
-        return rng.choice(len(weight_N), count, p=weight_N / weight_N.sum()).astype(np.int64)
-
-    def _weights(self, by: NegativeWeight) -> NDArray[np.float64]:
-        """How likely each item is drawn for a user who touched nothing, `(N,)`; the sum is not 1."""
-        is_popular = by == "popularity"
-        counts_N = self._split.train_counts if is_popular else np.ones(self._split.domain.num_items)
-        weight_N = counts_N.astype(np.float64)
-        weight_N[self._unreadable] = 0
-        return weight_N
-
-    def _nothing_left(self, user: int, num_open: int, by: NegativeWeight) -> str:
-        """What is wrong where a user touched all items that can be drawn, and what to do."""
-        domain = self._split.domain
-        which = "that someone touched in training, from which " if by == "popularity" else "from which "
-        other = "draw them uniformly (negatives: {by: uniform}), " if by == "popularity" else ""
-        return (
-            f"{domain.folder}: user {domain.sequences.user_id(user)!r} touched all {num_open:,} items {which}negatives "
-            f"are drawn; {other}import the domain without the user, or choose an objective without drawn negatives"
-        )
-
-
-def _is_among(items: Ints, rising: Ints) -> NDArray[np.bool_]:
-    """Which items are in an array that does not fall; as `np.isin`, which takes much longer for a few."""
-    if not len(rising):
-        return np.zeros(len(items), dtype=bool)
-    found: NDArray[np.bool_] = rising.take(rising.searchsorted(items), mode="clip") == items
-    return found
+        """The items that may lie outside of the windows: replacements, negatives and candidates."""
+        replaced = [row.input_l for row in self.rows if row.noise_l is not None]
+        shown = [row.shown_c for row in self.rows if row.shown_c is not None]
+        drawn = [np.concatenate(negatives).ravel() for negatives in self.negatives.values()]
+        return [*replaced, *shown, *(keys[keys != NO_TARGET] for keys in drawn)]
 
 
 @dataclass(frozen=True)
@@ -175,18 +93,20 @@ class PassMaker:
         self.reads_others = any(isinstance(request, Noised) for request in self._passes)
         self.adds_items = any(self._passes.values()) or any(isinstance(request, Shown) for request in self._passes)
 
-    def rows(self, visit: Visit, pool: SlotPool | None) -> dict[WindowRequest, Row]:
-        """The row of each pass, but for passes that `Windows.next_items` gives already.
+    def rows(self, visits: Sequence[Visit], pool: SlotPool | None) -> dict[WindowRequest, PassRows]:
+        """The rows of each pass, but for passes that `Windows.next_items` gives already.
 
         `pool`: all windows of the step; needed where noise is asked for.
         """
-        rows: dict[WindowRequest, Row] = {}
+        found: dict[WindowRequest, PassRows] = {}
         for request, drawn in self._passes.items():
-            if isinstance(request, NextItems) and not drawn and visit.has_history:
+            if isinstance(request, NextItems) and not drawn and all(visit.has_history for visit in visits):
                 continue
-            row = self._row(request, visit, pool)
-            rows[request] = self._with_negatives(row, visit, drawn) if drawn else row
-        return rows
+            rows = [self._row(request, visit, pool) for visit in visits]
+            targets = [row.target_l for row in rows if row.target_l is not None]
+            negatives = {config: self._negatives(targets, visits, config) for config in drawn} if targets else {}
+            found[request] = PassRows(rows, negatives)
+        return found
 
     def _row(self, request: WindowRequest, visit: Visit, pool: SlotPool | None) -> Row:
         keys = visit.window.keys
@@ -243,30 +163,44 @@ class PassMaker:
         chosen = np.sort(np.concatenate([np.flatnonzero(shown.is_clicked), drawn]))
         return KeyedImpression(shown.keys[chosen], shown.is_clicked[chosen])
 
-    def _with_negatives(self, row: Row, visit: Visit, drawn: frozenset[DrawnNegatives]) -> Row:
-        if row.target_l is None:
-            return row
-        is_target = row.target_l != NO_TARGET
-        negatives: dict[DrawnNegatives, Ints] = {}
-        for config in drawn:
-            if is_target.all():
-                negatives[config] = self._negatives(row.target_l, visit, config)
-                continue
-            negative_lC = np.full((len(is_target), config.count), NO_TARGET, dtype=np.int64)
-            negative_lC[is_target] = self._negatives(row.target_l[is_target], visit, config)
-            negatives[config] = negative_lC
-        return dataclasses.replace(row, negative_lC=negatives)
+    def _negatives(self, targets: Sequence[Ints], visits: Sequence[Visit], config: DrawnNegatives) -> Sequence[Ints]:
+        """Keys of what is drawn for the targets of each window, `(l, C)`; NO_TARGET where there is none."""
+        is_whole = not (np.concatenate(targets) == NO_TARGET).any()
+        wanted = targets if is_whole else [target_l[target_l != NO_TARGET] for target_l in targets]
+        drawn: dict[int, Ints] = {}
+        for domain in sorted({visit.window.domain for visit in visits}):
+            here = [place for place, visit in enumerate(visits) if visit.window.domain == domain]
+            some = [(visits[place], wanted[place]) for place in here]
+            draw = self._by_position if config.per == "position" else self._by_pair
+            drawn.update(zip(here, draw(self._pools[domain], some, config), strict=True))
+        if is_whole:
+            return [drawn[place] for place in range(len(visits))]
+        negatives = [np.full((len(target_l), config.count), NO_TARGET, dtype=np.int64) for target_l in targets]
+        for place, negative_lC in enumerate(negatives):
+            negative_lC[targets[place] != NO_TARGET] = drawn[place]
+        return negatives
 
-    def _negatives(self, target_k: Ints, visit: Visit, config: DrawnNegatives) -> Ints:
-        """Keys of what is drawn for some targets, `(k, C)`."""
-        pool, user = self._pools[visit.window.domain], visit.window.user
-        kind = (config.count, int(config.by == "popularity"))
-        if config.per == "position":
-            return pool.draw(user, len(target_k), config, self._random(Purpose.NEGATIVES, visit, *kind))
-        keys, place_k = np.unique(target_k, return_inverse=True)
-        pair = (self._seed, Purpose.PAIR_NEGATIVES, visit.visit, visit.window.domain, user)
-        drawn = [pool.draw(user, 1, config, generator(*pair, key, *kind)) for key in keys.tolist()]
-        return np.concatenate(drawn)[place_k]
+    def _by_position(
+        self, pool: NegativePool, some: Sequence[tuple[Visit, Ints]], config: DrawnNegatives
+    ) -> Sequence[Ints]:
+        users, counts = [visit.window.user for visit, _ in some], [len(target_k) for _, target_k in some]
+
+        def random(place: int) -> np.random.Generator:
+            return self._random(Purpose.NEGATIVES, some[place][0], config.count, int(config.by == "popularity"))
+
+        return pool.draw_each(users, counts, config, random)
+
+    def _by_pair(
+        self, pool: NegativePool, some: Sequence[tuple[Visit, Ints]], config: DrawnNegatives
+    ) -> Sequence[Ints]:
+        kind, drawn = (config.count, int(config.by == "popularity")), []
+        for visit, target_k in some:
+            keys, place_k = np.unique(target_k, return_inverse=True)
+            domain, user = visit.window.domain, visit.window.user
+            pair = (self._seed, Purpose.PAIR_NEGATIVES, visit.visit, domain, user)
+            negatives = [pool.draw(user, 1, config, generator(*pair, key, *kind)) for key in keys.tolist()]
+            drawn.append(np.concatenate(negatives)[place_k])
+        return drawn
 
     def _random(self, purpose: Purpose, visit: Visit, *place: int) -> np.random.Generator:
         return generator(self._seed, purpose, visit.visit, visit.window.domain, visit.number, *place)
@@ -277,9 +211,10 @@ def _is_last(length: int) -> NDArray[np.bool_]:
     return is_last
 
 
-def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
+def padded(of_pass: PassRows, key_U: Ints, length: int) -> WindowPass:
     """The rows of one pass, left-padded to `length`, over the distinct items `key_U`, which rise."""
-    first, inputs = rows[0], [row.input_l for row in rows]
+    rows = of_pass.rows
+    inputs = [row.input_l for row in rows]
     masked = [row.is_masked_l for row in rows if row.is_masked_l is not None]
     noise = [row.noise_l for row in rows if row.noise_l is not None]
     reworded = [row.is_reworded_l for row in rows if row.is_reworded_l is not None]
@@ -299,8 +234,7 @@ def padded(rows: Sequence[Row], key_U: Ints, length: int) -> WindowPass:
         noise_BL=left_padded(noise, length) if noise else None,
         is_reworded_BL=left_padded(reworded, length) if reworded else None,
         negative_index_BLC={
-            config: padded_places([row.negative_lC[config] for row in rows], key_U, length)
-            for config in first.negative_lC
+            config: padded_places(negatives, key_U, length) for config, negatives in of_pass.negatives.items()
         },
         candidates=_candidates(rows, key_U),
     )

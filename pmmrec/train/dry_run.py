@@ -16,7 +16,7 @@ from pmmrec.data.batches import DataConfig, Division, refuse_empty_shares
 from pmmrec.data.contents import check_features, check_readable, is_readable, kinds_of
 from pmmrec.data.examples import Examples
 from pmmrec.data.mixing import MixingConfig, StepSampler
-from pmmrec.data.passes import NegativePool
+from pmmrec.data.negatives import NegativePool
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.launch import Spread
 from pmmrec.models.build import ModelConfig, build

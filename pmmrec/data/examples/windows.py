@@ -15,6 +15,7 @@ from pmmrec.data.validation_examples import ValidationExamples
 from pmmrec.requests import Holding
 from pmmrec.settings import Config, PartConfig
 
+MAX_HELD = 4_000_000  # interactions of a domain that are held in memory, 4 bytes each
 WindowPolicy = Literal["latest", "random", "all"]
 
 
@@ -103,7 +104,7 @@ class WindowIndex(Examples):
         `generator` is read under `random` only, where each start is equally likely.
         """
         place = self._place(window)
-        history = self.split.train(self._user(place))
+        history = self._history(self._user(place))
         size = self._config.size
         end = len(history)
         if self._config.policy == "random" and end > size:
@@ -155,6 +156,13 @@ class WindowIndex(Examples):
         """Which chunk of its history a window is, from the end of it; 0 where a history has one window."""
         return 0 if self._first_window is None else window - int(self._first_window[place])
 
+    def _history(self, user: int) -> NDArray[np.int32]:
+        """Training items of a user, from memory where all of a domain's fit."""
+        if self.split.domain.num_interactions > MAX_HELD:
+            return self.split.train(user)
+        offsets = self.split.train_offsets
+        return self.split.train_items[offsets[user] : offsets[user + 1]]
+
     def _user(self, place: int) -> int:
         return place if self._users is None else int(self._users[place])
 
@@ -163,4 +171,4 @@ class WindowIndex(Examples):
             raise IndexError(f"window {window} of {self.num_examples}")
         if self._first_window is None:
             return window
-        return int(np.searchsorted(self._first_window, window, side="right")) - 1
+        return int(self._first_window.searchsorted(window, side="right")) - 1

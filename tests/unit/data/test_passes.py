@@ -11,12 +11,13 @@ from shops import Shops, epoch_of, tensors_of, without_places
 from torch import Tensor
 
 from pmmrec.contracts import Batch, Places, TextSpec
+from pmmrec.data import negatives
 from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.examples.interactions import Interactions
 from pmmrec.data.examples.windows import WindowConfig, WindowIndex
 from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
-from pmmrec.data.passes import NegativePool
+from pmmrec.data.negatives import NegativePool
 from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.validation_examples import ValidationExamples
 from pmmrec.errors import DataError
@@ -311,3 +312,20 @@ def test_a_user_with_one_item_left_is_given_that_item(domain_maker, tmp_path) ->
         0, 50, ONE, np.random.default_rng(0)
     )
     assert set(drawn.ravel().tolist()) == {399}
+
+
+@pytest.mark.parametrize("config", [ONE, POPULAR])
+@pytest.mark.parametrize("joined", [0, 1 << 18])
+def test_several_users_at_once_are_given_what_each_is_given_alone(
+    domain_maker, tmp_path, monkeypatch: pytest.MonkeyPatch, config: DrawnNegatives, joined: int
+) -> None:
+    # Users 0 to 3 have half, a tenth, almost all and all but one of the items behind them: spare numbers run out.
+    monkeypatch.setattr(negatives, "MAX_JOINED", joined)
+    sequences = [[*range(200), 0, 1], [*range(40), 0, 1], [*range(390), 0, 1], [*range(399), 0, 1], [399, 0, 1, 2]]
+    domain = domain_maker(tmp_path)(sequences, "alike", texts=[f"t{n}" for n in range(400)])
+    pool = NegativePool(Interactions(leave_one_out(domain)), 1000, np.arange(400) % 7 != 6)
+    users, num_targets = [3, 0, 2, 0, 1, 4], [5, 20, 7, 0, 1, 30]
+    drawn = pool.draw_each(users, num_targets, config, np.random.default_rng)
+    for place, user in enumerate(users):
+        alone = pool.draw(user, num_targets[place], config, np.random.default_rng(place))
+        np.testing.assert_array_equal(drawn[place], alone)

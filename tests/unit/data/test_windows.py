@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pmmrec.data.examples import windows as examples
 from pmmrec.data.examples.windows import WindowConfig, WindowIndex
 from pmmrec.data.splits.leave_one_out import leave_one_out
 
@@ -40,6 +41,15 @@ def test_random_draws_every_start_equally_often_and_whole_windows_only(long_and_
     assert set(starts) == {tuple(range(start, start + 4)) for start in range(5)}
     assert all(abs(count - 1000) < 120 for count in starts.values())  # standard error 28
     assert index.items(1, rng).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("policy", ["latest", "random", "all"])
+def test_windows_are_the_same_whether_histories_are_held_in_memory(
+    long_and_short: Any, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    held = drawn(windows(long_and_short, policy))
+    monkeypatch.setattr(examples, "MAX_HELD", 0)
+    assert drawn(windows(long_and_short, policy)) == held
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8, 21])
