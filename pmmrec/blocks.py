@@ -18,13 +18,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 class Attention(nn.Module):
     """Multi-head self-attention within rows of `(K, D)`."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float, *, qkv_bias: bool) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float, *, qkv_bias: bool, out_bias: bool) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} cannot be shared by {num_heads} heads; choose a divisor of the width")
         self.num_heads, self.dropout = num_heads, dropout
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.out = nn.Linear(width, width)
+        self.out = nn.Linear(width, width, bias=out_bias)
 
     def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool) -> Tensor:
         """`is_causal`: a place sees itself and those before it; else it sees its whole row."""
@@ -52,13 +52,14 @@ class TransformerBlock(nn.Module):
         activation: Activation = "gelu",
         norm_eps: float = 1e-6,
         qkv_bias: bool = True,
+        out_bias: bool = True,
         norm_first: bool = False,
     ) -> None:
         """`feed_forward`: the width between its two linear layers; None: four times that of the block."""
         super().__init__()
         inner = feed_forward or 4 * width
         self.norm_first = norm_first
-        self.attention = Attention(width, num_heads, dropout, qkv_bias=qkv_bias)
+        self.attention = Attention(width, num_heads, dropout, qkv_bias=qkv_bias, out_bias=out_bias)
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
         self.expand = nn.Linear(width, inner)
         self.contract = nn.Linear(inner, width)

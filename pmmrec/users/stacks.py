@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
@@ -9,6 +11,9 @@ from typing_extensions import Self
 from pmmrec.blocks import Activation, TransformerBlock
 from pmmrec.errors import RecipeError
 from pmmrec.settings import PartConfig
+
+Start = Literal["torch", "xavier", "normal"]
+STD = 0.02  # of what starts as normal numbers
 
 
 class BlocksConfig(PartConfig):
@@ -23,7 +28,13 @@ class BlocksConfig(PartConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     activation: Activation = "relu"
     qkv_bias: bool = False
+    out_bias: bool = Field(default=True, description="Of the map behind attention; false in the code of MoRec.")
     norm_eps: float = Field(default=1e-6, gt=0)
+    init: Start = Field(
+        default="torch",
+        description="How linear layers and positions start. torch: as torch's layers, positions as normal(0.02). "
+        "xavier: xavier_normal, biases 0 (MoRec, MMSR, NineRec). normal: normal(0.02), biases 0 (BERT4Rec, RecBole).",
+    )
 
     @model_validator(mode="after")
     def _has_one_width(self) -> Self:
@@ -47,7 +58,22 @@ def blocks_of(config: BlocksConfig, width: int, *, norm_first: bool = False) -> 
             activation=config.activation,
             norm_eps=config.norm_eps,
             qkv_bias=config.qkv_bias,
+            out_bias=config.out_bias,
             norm_first=norm_first,
         )
         for _ in range(config.num_layers)
     )
+
+
+def start(encoder: nn.Module, init: Start) -> None:
+    """Draw the weights of linear layers and tables of a user encoder again, unless they start as torch's."""
+    if init == "torch":
+        return
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            if init == "xavier":
+                nn.init.xavier_normal_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=STD)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -17,7 +17,7 @@ from pmmrec.dropout import Dropout
 from pmmrec.renamed import renamed_attention
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, masked, refuse_longer
-from pmmrec.users.stacks import BlocksConfig, blocks_of
+from pmmrec.users.stacks import STD, BlocksConfig, blocks_of, start
 
 # Queries, keys and values are made by one linear map.
 SITES = Sites(
@@ -36,7 +36,8 @@ class TransformerConfig(BlocksConfig):
         {},
         {"attends": "all"},
         {"norm_first": True, "feed_forward": 12},
-        {"attends": "all", "output_head": True},
+        {"attends": "all", "output_head": True, "init": "normal"},
+        {"out_bias": False, "init": "xavier"},
     )
     attends: Literal["past", "all"] = Field(
         default="past",
@@ -62,13 +63,14 @@ class TransformerUserEncoder(UserEncoder):
     """Transformer blocks over item vectors `(B, L, D)` with learned positions, counted from the most recent input.
 
     Eq. 4 of https://arxiv.org/abs/2312.09602. Differs from the papers: position 0 is the last place, so more padding on
-    the left changes nothing. Weights start as torch's (uniform, 0.02 wide at width 768), positions as normal(0.02).
+    the left changes nothing. Weights start as `init` says: torch's linear layers are uniform, 0.02 wide at width 768.
 
     | settings | system |
     |---|---|
-    | none | PMMRec, and SASRec in MoRec, MMSR and NineRec |
+    | none | PMMRec |
+    | `out_bias: false, init: xavier` | SASRec in MoRec, MMSR and NineRec |
     | `norm_first: true` | SASRec (arXiv 1808.09781): LayerNorm before attention, before feed-forward and at the end |
-    | `attends: all` | BERT4Rec in NineRec |
+    | `attends: all, out_bias: false, init: xavier` | BERT4Rec in NineRec |
     | `attends: all, output_head: true, activation: gelu, qkv_bias: true` | BERT4Rec (arXiv 1904.06690), RecBole |
 
     The released code of SASRec normalises the queries of attention alone, and adds what it normalised to the result;
@@ -87,14 +89,15 @@ class TransformerUserEncoder(UserEncoder):
         self.max_inputs, self.attends, self.norm_first = config.max_inputs, config.attends, config.norm_first
         self._max_positions = config.max_inputs + (config.attends == "all")
         self.position = nn.Embedding(self._max_positions, width)
-        nn.init.normal_(self.position.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=STD)
         if config.attends == "all":
             self.mask = nn.Parameter(torch.empty(width))
-            nn.init.normal_(self.mask, std=0.02)
+            nn.init.normal_(self.mask, std=STD)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)  # of the inputs; of the states with norm_first
         self.dropout = Dropout(config.dropout)
         self.blocks = blocks_of(config, width, norm_first=config.norm_first)
         self.head = _head(config, width)
+        start(self, config.init)
 
     @property
     def host(self) -> Host:

@@ -16,7 +16,7 @@ from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, refuse_longer
-from pmmrec.users.stacks import BlocksConfig, blocks_of
+from pmmrec.users.stacks import STD, BlocksConfig, Start, blocks_of, start
 
 CONTENT = "content"
 
@@ -30,6 +30,7 @@ class TwoStreamConfig(BlocksConfig):
     activation: Activation = "gelu"
     qkv_bias: bool = True
     norm_eps: float = Field(default=1e-12, gt=0)
+    init: Start = "normal"
     max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
 
 
@@ -56,11 +57,12 @@ class TwoStream(UserEncoder):
         width = context.width
         self.max_inputs = config.max_inputs
         self.position = nn.Embedding(config.max_inputs, width)
-        nn.init.normal_(self.position.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=STD)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = Dropout(config.dropout)
         self.item_blocks, self.content_blocks = (blocks_of(config, width) for _ in range(2))
         self.join = nn.Linear(2 * width, width)
+        start(self, config.init)
 
     def forward(self, history: History) -> UserStates:
         """States `(B, L, D)`. RecipeError where L is above `max_inputs`."""

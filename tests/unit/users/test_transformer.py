@@ -181,6 +181,22 @@ def test_the_width_of_the_feed_forward_is_a_number_or_a_factor() -> None:
         user_encoders.config({"type": "transformer", "feed_forward": 5, "feed_forward_factor": 2})
 
 
+@pytest.mark.parametrize(("init", "std"), [("xavier", (2 / 128) ** 0.5), ("normal", 0.02)])
+def test_weights_start_as_released_codes_start_them(init: str, std: float) -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(init=init, out_bias=False, feed_forward=64, num_layers=1)
+    encoder = TransformerUserEncoder(config, BuildContext(64))
+    (block,) = encoder.blocks
+    assert block.attention.out.bias is None
+    assert not block.expand.bias.any()
+    assert block.attention_norm.weight.eq(1).all()
+    for linear in (block.attention.out, block.expand):
+        assert linear.weight.std().item() == pytest.approx(std, rel=0.05)
+    rows, columns = encoder.position.weight.shape
+    wanted = std if init == "normal" else (2 / (rows + columns)) ** 0.5
+    assert encoder.position.weight.std().item() == pytest.approx(wanted, rel=0.1)
+
+
 def test_the_defaults_are_those_of_the_released_code() -> None:
     encoder = TransformerUserEncoder(TransformerConfig(), BuildContext(768))
     assert encoder.max_inputs == 20
