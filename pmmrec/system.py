@@ -24,7 +24,7 @@ from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import evaluate_model
 from pmmrec.evaluation.domain_paths import write_domain_paths
-from pmmrec.evaluation.encoded import item_features
+from pmmrec.evaluation.item_features import item_features
 from pmmrec.evaluation.outcome import Outcome, baseline_columns, domain_outcome, rank_baselines, write_outcome
 from pmmrec.evaluation.ranking import Seen, write_ranks
 from pmmrec.evaluation.recommend import ListMaker
@@ -88,7 +88,10 @@ class System:
         return self._current
 
     def features(self, domain: Domain | Path | str, vectors: str = "fused") -> NDArray[np.float32]:
-        """Vectors `(N, D)` to store as a feature: fused, or the cls vectors of one field; NaN where there is none."""
+        """Vectors to store as a feature: fused or the cls vectors of a field `(N, D)`, or `text.layers` `(N, T, H)`.
+
+        NaN where there is none; see `pmmrec.evaluation.item_features`.
+        """
         opened = _opened(domain)
         with threads_for(self.checkpoint.model_config), bars() as progress:
             return item_features(self._model_for(opened), self._reader_for(opened), 0, vectors, self.device, progress)

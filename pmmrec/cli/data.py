@@ -108,7 +108,11 @@ def features_command(
         ),
     ],
     vectors: Annotated[
-        str | None, Option(help="Of a checkpoint: `fused` (the default), or a field such as `text`.")
+        str | None,
+        Option(
+            help="Of a checkpoint: `fused` (the default), a field such as `text`, or `text.layers`: the hidden states "
+            "of its encoder at every layer."
+        ),
     ] = None,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,

@@ -92,6 +92,13 @@ def check_features(domain: Domain, reads: Mapping[str, FieldSpec]) -> None:
     for name, spec in reads.items():
         if not isinstance(spec, VectorSpec):
             continue
+        if name not in domain.info.features and len(spec.shape) > 1:
+            wanted = " x ".join(map(str, spec.shape))
+            raise DataError(
+                f"{domain.folder}: items have no feature {name!r}, vectors of {wanted}, which the model reads; "
+                f"`pmmrec data features {domain.folder} --from CHECKPOINT --vectors text.layers --name {name}` stores "
+                "the hidden states of a text encoder (image.layers: of an image encoder), `--from FILE.npy` any others"
+            )
         shape = domain.feature(name).info.shape
         if shape != spec.shape:
             found, wanted = (" x ".join(map(str, one)) for one in (shape, spec.shape))

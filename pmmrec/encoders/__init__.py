@@ -55,6 +55,14 @@ class Encoder(nn.Module, ABC):
         """What decides the states of the backbone beside its tensors, its inputs and the settings of the encoder."""
         return {}
 
+    def layers(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each row at every layer, `(R, T, H)`: what enters the lowest block, and what leaves each block.
+
+        Pooled as the encoder pools, without projection. RecipeError where the encoder has no such states.
+        """
+        del inputs
+        raise RecipeError(f"layers: {type(self).__name__} does not give the hidden states of its layers")
+
     @abstractmethod
     def checkpoint_activations(self) -> None:
         """From now on the blocks that learn keep no activations: they are computed once more on the way back."""

@@ -105,6 +105,31 @@ class CanBeCut(PartlyTrained):
                 states = module(states, None, **options) if is_block and takes_mask else module(states)
         return states if packing is None else states[0]
 
+    def layer_states(self, inputs: TokenInputs | PixelInputs) -> list[Tensor]:
+        """What enters the lowest block, and what leaves each block; of images `(R, ...)`, of texts `(1, K, H)`.
+
+        RecipeError where blocks give states of different shapes, as the stages of a ResNet or a Swin do.
+        """
+        found: list[Tensor] = []
+        names = block_names(self.backbone, self._layout)
+
+        def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:  # noqa: ARG001
+            found.append(arguments[0])
+
+        def leave(module: nn.Module, arguments: tuple[Any, ...], out: Any) -> None:  # noqa: ARG001
+            found.append(out[0] if isinstance(out, tuple) else out)
+
+        blocks = [self.backbone.get_submodule(name) for name in names]
+        hooks = [blocks[0].register_forward_pre_hook(enter), *(block.register_forward_hook(leave) for block in blocks)]
+        try:
+            self.hidden(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len({tuple(states.shape) for states in found}) != 1 or len(found) != len(blocks) + 1:
+            raise RecipeError(f"layers: the blocks of {type(self.backbone).__name__} give states of different shapes")
+        return found
+
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own last hidden state, `(R, ...)` of images or `(K, H)` of texts."""
         raise NotImplementedError

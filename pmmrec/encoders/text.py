@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
 from pmmrec.adapters import Sites
 from pmmrec.context import Backbone, BuildContext
-from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
+from pmmrec.contracts import FieldInputs, PixelInputs, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
@@ -219,9 +220,20 @@ class HFText(CanBeCut, TextEncoder):
         if packing is None:
             raise TypeError("a text encoder reads states of texts, not of images")
         state_KD: Tensor = self.projection(self.last_states(inputs))
-        cls_RD = packing.mean(state_KD) if self._pool == "mean" else packing.first(state_KD)
-        states = TokenStates(state_KD, packing.first_R.values + 1, packing.length_R - 1, cls_RD)
+        whole_RD = self._whole(state_KD, packing)
+        states = TokenStates(state_KD, packing.first_R.values + 1, packing.length_R - 1, whole_RD)
         return through_head(states, self.head)
+
+    def _whole(self, state_KD: Tensor, packing: Packing) -> Tensor:
+        return packing.mean(state_KD) if self._pool == "mean" else packing.first(state_KD)
+
+    def layers(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each text at every layer, `(R, T, H)`."""
+        if not isinstance(inputs, TokenInputs):
+            raise TypeError("a text encoder reads token ids")
+        if not self._layout.packs:
+            raise RecipeError(f"layers: {self._settings.model_type} reads padded texts; its layers are not given")
+        return torch.stack([self._whole(state[0], inputs.packing) for state in self.layer_states(inputs)], dim=1)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own last hidden state, `(K, H)`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pmmrec.adapters import Sites
 from pmmrec.context import BuildContext
-from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
+from pmmrec.contracts import FieldInputs, PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import (
@@ -210,6 +210,13 @@ class HFVision(CanBeCut, VisionEncoder):
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
         states = pooled_states(self.projection(self.last_states(inputs)), self.num_prefix_tokens, self._pool)
         return through_head(states, self.head)
+
+    def layers(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each image at every layer, `(R, T, H)`."""
+        if not isinstance(inputs, PixelInputs):
+            raise TypeError("a vision encoder reads pixels")
+        states = self.layer_states(inputs)
+        return torch.stack([pooled_states(one, self.num_prefix_tokens, self._pool).cls_RD for one in states], dim=1)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own last hidden state, `(R, P, H)`."""

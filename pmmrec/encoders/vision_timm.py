@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from pmmrec.adapters import Sites
 from pmmrec.context import BuildContext
-from pmmrec.contracts import PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
+from pmmrec.contracts import FieldInputs, PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
 from pmmrec.encoders.backbone import is_dry_run, make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import check_names, in_one_line, read_json, write_json
@@ -271,6 +271,15 @@ class TimmVision(CanBeCut, VisionEncoder):
             features = features.flatten(1, 2)
         states = pooled_states(self.projection(features), self._num_prefix_tokens, self._pool)
         return through_head(states, self.head)
+
+    def layers(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each image at every layer, `(R, T, H)`."""
+        if not isinstance(inputs, PixelInputs):
+            raise TypeError("a vision encoder reads pixels")
+        if self._layout.output != "tokens":
+            raise RecipeError(f"layers: the stages of {self._settings.architecture} give states of different shapes")
+        states = self.layer_states(inputs)
+        return torch.stack([pooled_states(one, self._num_prefix_tokens, self._pool).cls_RD for one in states], dim=1)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own features, in its own layout."""

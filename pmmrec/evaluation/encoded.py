@@ -26,7 +26,7 @@ from pmmrec.data.cache import INDEX, CacheEntry, ContentCache, Say, remove, sile
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
 from pmmrec.encoders.prefix import fingerprint_of
-from pmmrec.errors import DataError, MachineError, RecipeError
+from pmmrec.errors import MachineError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError, encode_catalogue
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.share import Share
@@ -216,46 +216,6 @@ def _last_used(group: Path) -> float:
         return max((index.stat().st_mtime for index in group.glob(f"*/{INDEX}")), default=group.stat().st_mtime)
     except OSError:
         return time.time()
-
-
-def item_features(
-    recommender: Recommender,
-    reader: ItemReader,
-    domain_index: int,
-    which: str,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> NDArray[np.float32]:
-    """Vectors `(N, D)` of all items: `fused` ones, or the cls vectors of one field; NaN where an item has none.
-
-    Raises RecipeError where the model gives no such vectors, NotFiniteVectorError where a vector is not finite.
-    """
-    contents, encoder = reader.contents(domain_index), recommender.item_encoder
-    if which != "fused" and which not in encoder.cls_fields:
-        given = " or ".join(["fused", *sorted(encoder.cls_fields)])
-        raise RecipeError(f"the checkpoint gives no {which} vectors; ask for {given}")
-    vectors_ND: NDArray[np.float32] | None = None
-    num_done, num_items = 0, len(contents.same_as_N)
-    for items in reader.catalogue(domain_index, ITEMS_AT_ONCE):
-        with evaluating(recommender):
-            vectors = encoder(reader.to_device(items, device))
-        rows, has_U = items.row_U.numpy(), vectors.is_readable_U
-        vectors_UD = vectors.fused_UD if which == "fused" else vectors.cls_UD[which]
-        if which != "fused":
-            has_U = vectors.has_U[which]
-        vectors_UD = torch.where(has_U[:, None], vectors_UD.float(), torch.nan)
-        wrong = torch.nonzero(~torch.isfinite(vectors_UD).all(dim=1) & has_U)
-        if len(wrong):
-            raise NotFiniteVectorError(int(rows[int(wrong[0])]), f"domain {domain_index}")
-        if vectors_ND is None:
-            vectors_ND = np.full((num_items, vectors_UD.shape[1]), np.nan, dtype=np.float32)
-        vectors_ND[rows] = vectors_UD.cpu().numpy()
-        num_done += len(rows)
-        if progress is not None:
-            progress("items encoded", num_done, len(contents.distinct))
-    if vectors_ND is None:
-        raise DataError(f"domain {domain_index}: no item can be read")
-    return vectors_ND[contents.same_as_N]
 
 
 def _free_first(places: Iterable[int], entry: CacheEntry) -> Iterator[int]:

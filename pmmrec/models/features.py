@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -18,11 +18,10 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, StoredInputs, ValueInputs, ValueSpec
 from pmmrec.head import HeadConfig, head_of
 from pmmrec.modality import VectorSpec
-from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import FeatureName, ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.rows import laid_out
 from pmmrec.settings import Config
 
-FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 NO_VALUE = 2**63 - 1  # stands for no value of any attribute
 
 

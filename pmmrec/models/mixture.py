@@ -16,8 +16,7 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, StoredInputs
 from pmmrec.dropout import Dropout
 from pmmrec.modality import VectorSpec
-from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
-from pmmrec.models.features import FeatureName
+from pmmrec.models import FeatureName, ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.requests import View
 from pmmrec.rows import laid_out
 

@@ -207,23 +207,23 @@ def item_inputs(
         has_U[field] = torch.tensor([place in places for place in range(len(rows))])
         if isinstance(spec, IdSpec):
             continue
-        given = _inputs_of(spec, [rows[place] for place in places] or [0])
+        given = _inputs_of(field, spec, [rows[place] for place in places] or [0])
         index = np.array(places or [len(rows)])[given.item_index_R.values]
         fields[field] = dataclasses.replace(given, item_index_R=HostArray(index))
     return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, fields)
 
 
 def _inputs_of(
-    spec: TextSpec | PixelSpec | ValueSpec | VectorSpec, rows: Sequence[int]
+    field: str, spec: TextSpec | PixelSpec | ValueSpec | VectorSpec, rows: Sequence[int]
 ) -> TokenInputs | PixelInputs | ValueInputs | StoredInputs:
-    """Of a field of these items."""
+    """Of a field of these items; two features differ."""
     if isinstance(spec, TextSpec):
         return token_inputs(spec.tokenizer, rows)
     if isinstance(spec, PixelSpec):
         return pixel_inputs(spec, rows)
     if isinstance(spec, ValueSpec):
         return ValueInputs(torch.tensor(VALUES)[list(rows)], HostArray(range(len(rows))))
-    vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=torch.Generator().manual_seed(3))
+    vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=torch.Generator().manual_seed(sum(field.encode())))
     return StoredInputs(vectors[list(rows)], HostArray(range(len(rows))))
 
 
