@@ -123,8 +123,12 @@ class System:
         scenario: Scenario = "regular",
         seen: Seen = "exclude",
         out: Path | str | None = None,
+        tuned_baselines: bool = False,
     ) -> Outcome:
-        """Rank the targets of a scenario beside the baselines; with `out`, write metrics.json and ranks.parquet."""
+        """Rank the targets of a scenario beside the baselines; with `out`, write metrics.json and ranks.parquet.
+
+        `tuned_baselines`: also beside EASE and item-kNN with the settings that rank the validation targets best.
+        """
         if out is not None and expanded(Path(out)).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
@@ -138,7 +142,7 @@ class System:
         for warning in (left_out(split), split.left_out(queries.holdout)):
             if warning:
                 self._warn(warning)
-        baselines = rank_baselines(split, seen, queries.holdout)
+        baselines = rank_baselines(split, seen, queries.holdout, tuned=tuned_baselines)
         is_held_out, learned = queries.is_held_out_T, self.checkpoint.was_trained_on(opened.name, opened.fingerprint)
         found = domain_outcome(split, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
         outcome = Outcome(

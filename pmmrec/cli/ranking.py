@@ -48,6 +48,9 @@ def evaluate(
     name: Annotated[str | None, Option(help="Name of the row; default: the run that made the checkpoint.")] = None,
     scenario: Annotated[Scenario, Option(help=SCENARIO_HELP)] = Scenario.REGULAR,
     seen: SeenOption = Seen.EXCLUDE,
+    tuned_baselines: Annotated[
+        bool, Option("--tuned-baselines", help="Also EASE and item-kNN with settings chosen on the validation targets.")
+    ] = False,
     popularity: Popularity = None,
     max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
@@ -71,7 +74,9 @@ def evaluate(
             tell=tell,
         )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
-        outcome = system.evaluate(domain, name=row, scenario=scenario.value, seen=seen.value, out=out)
+        outcome = system.evaluate(
+            domain, name=row, scenario=scenario.value, seen=seen.value, out=out, tuned_baselines=tuned_baselines
+        )
         if as_json:
             show_json(outcome)
         else:

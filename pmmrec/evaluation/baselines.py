@@ -51,17 +51,27 @@ def markov_baseline(split: Split, holdout: Holdout) -> ScoreRows:
     return SparseScores(lambda rows: follows_NN[last_Q[rows]])
 
 
-def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0, decay: float = 0.9) -> ScoreRows:
+def item_knn_baseline(
+    split: Split,
+    holdout: Holdout,
+    *,
+    shrinkage: float = 10.0,
+    decay: float = 0.9,
+    num_neighbours: int | None = None,
+) -> ScoreRows:
     """Score an item by the sum of its cosines with the items of the history, recent ones weighing more.
 
     Cosines are between columns of the binary user-item matrix of training, c_ij / (sqrt(c_i c_j) + shrinkage). An item
-    is not a neighbour of itself; every other item is. `shrinkage` lowers the weight of pairs that few users share. The
+    is not a neighbour of itself; every other item is, or the `num_neighbours` of the largest cosines (of equal ones the
+    lower rows). `shrinkage` lowers the weight of pairs that few users share. The
     history's last item weighs 1, the one before it `decay`, the one before that `decay` squared. With shrinkage 0 and
     decay 1 this is the textbook's item-kNN, and much weaker.
     """
     num_users, num_items = len(split.train_offsets) - 1, split.domain.num_items
     user = np.repeat(np.arange(num_users), np.diff(split.train_offsets))
-    similar_NN = _cosines(_incidence(user, split.train_items, (num_users, num_items)), shrinkage)
+    similar_NN = _cosines(incidence(user, split.train_items, (num_users, num_items)), shrinkage)
+    if num_neighbours is not None:
+        similar_NN = _nearest(similar_NN, num_neighbours)
     query = np.repeat(np.arange(holdout.num_queries), np.diff(holdout.history_offsets))
     age = holdout.history_offsets[1:][query] - 1 - np.arange(len(query))
     weight = np.power(decay, age, dtype=np.float64)
@@ -69,6 +79,7 @@ def item_knn_baseline(split: Split, holdout: Holdout, *, shrinkage: float = 10.0
     return SparseScores(lambda rows: history_QN[rows] @ similar_NN)
 
 
+SCORES_AT_ONCE = 1 << 21  # users x items that a baseline scores at once: 16 MB
 MAX_HELD = 200_000_000  # interactions that a baseline may hold in memory at once, about 30 bytes each
 
 BASELINES: Mapping[str, Baseline] = {
@@ -77,6 +88,11 @@ BASELINES: Mapping[str, Baseline] = {
     "last-item Markov": markov_baseline,
     "item-kNN": item_knn_baseline,
 }
+
+
+def num_scored_at_once(num_items: int) -> int:
+    """How many users a baseline scores at a time: so many that their scores, in float64, stay in a cache."""
+    return max(1, min(1024, SCORES_AT_ONCE // max(1, num_items)))
 
 
 def baselines_for(split: Split) -> dict[str, Baseline]:
@@ -105,7 +121,18 @@ def _cosines(is_in_VN: sparse.csr_array, shrinkage: float) -> sparse.csr_array:
     return sparse.csr_array((cosine, (i, j)), shape=both.shape)
 
 
-def _incidence(row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_array:
+def _nearest(similar_NN: sparse.csr_array, number: int) -> sparse.csr_array:
+    """The largest entries of each row."""
+    from scipy import sparse
+
+    row = np.repeat(np.arange(similar_NN.shape[0]), np.diff(similar_NN.indptr))
+    order = np.lexsort((similar_NN.indices, -similar_NN.data, row))
+    place = np.arange(len(order)) - similar_NN.indptr[row]  # of each sorted entry in its row
+    kept = order[place < number]
+    return sparse.csr_array((similar_NN.data[kept], (row[kept], similar_NN.indices[kept])), shape=similar_NN.shape)
+
+
+def incidence(row: Rows, column: Rows, shape: tuple[int, int]) -> sparse.csr_array:
     """A binary matrix: 1 at each pair that occurs, however often."""
     matrix = _sums(np.ones(len(row)), row, column, shape)
     matrix.data[:] = 1.0

@@ -16,17 +16,17 @@ from pmmrec.atomic import whole_file
 from pmmrec.data.info import NAME_PATTERN
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.evaluation.baselines import baselines_for
+from pmmrec.evaluation.baselines import baselines_for, num_scored_at_once
 from pmmrec.evaluation.catalogue import Evaluation
 from pmmrec.evaluation.metrics import USUAL, Measured
 from pmmrec.evaluation.ranking import Seen, rank_targets
 from pmmrec.evaluation.scenarios import Scenario, popularity_masks
 from pmmrec.evaluation.significance import Interval
+from pmmrec.evaluation.tuned_baselines import TUNED_BASELINES
 from pmmrec.settings import Config, validate
 
 METRICS_FILE = "metrics.json"
 OLD_KEY = "floors"  # the key of `baselines` in metrics.json of older versions
-BASELINE_SCORES = 1 << 21  # users x items that a baseline scores at once: 16 MB
 BASELINE = "baseline:"  # prefix of the columns of ranks.parquet that hold the ranks of baselines
 
 
@@ -148,21 +148,25 @@ def domain_outcome(
 
 
 def rank_baselines(
-    split: Split, seen: Seen = "exclude", holdout: Holdout | None = None, measured: Measured = USUAL
+    split: Split,
+    seen: Seen = "exclude",
+    holdout: Holdout | None = None,
+    measured: Measured = USUAL,
+    *,
+    tuned: bool = False,
 ) -> dict[str, Evaluation]:
-    """Evaluate every baseline that fits in memory, on the test targets or on those of `holdout`."""
+    """Evaluate every baseline that fits in memory, on the test targets or on those of `holdout`.
+
+    `tuned`: also those whose settings are chosen on the validation targets; MachineError where one does not fit.
+    """
     holdout, num_items = holdout or split.holdout("test"), split.domain.num_items
-    chunk = baseline_chunk(num_items)
-    scores = {name: baseline(split, holdout) for name, baseline in baselines_for(split).items()}
+    chunk = num_scored_at_once(num_items)
+    more = {name: tune(split, seen).baseline for name, tune in TUNED_BASELINES.items()} if tuned else {}
+    scores = {name: baseline(split, holdout) for name, baseline in {**baselines_for(split), **more}.items()}
     rules: dict[str, Any] = {"seen": seen, "chunk": chunk, "counts_ties": measured.reads_ties}
     return {
         name: Evaluation(rank_targets(holdout, num_items, score, **rules), measured) for name, score in scores.items()
     }
-
-
-def baseline_chunk(num_items: int) -> int:
-    """How many users a baseline scores at a time: so many that their scores, in float64, stay in a cache."""
-    return max(1, min(1024, BASELINE_SCORES // max(1, num_items)))
 
 
 def baseline_columns(baselines: Mapping[str, Evaluation]) -> dict[str, NDArray[np.int64]]:

@@ -22,10 +22,9 @@ from score import made_platform
 from pmmrec.data.domain import Domain
 from pmmrec.data.splits import Split
 from pmmrec.data.splits.leave_one_out import leave_one_out
-from pmmrec.evaluation.baselines import BASELINES
+from pmmrec.evaluation.baselines import BASELINES, num_scored_at_once
 from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.model_scores import ModelScores, model_scorer
-from pmmrec.evaluation.outcome import baseline_chunk
 from pmmrec.evaluation.ranking import rank_targets
 from pmmrec.models.build import ModelConfig, build
 
@@ -83,7 +82,7 @@ def rankings(split: Split, width: int) -> dict[str, Callable[[], object]]:
         "model, whole matrix": partial(rank, scores.__call__, chunk=chunk),
     }
     for name, baseline in BASELINES.items():
-        ways[name] = partial(rank, baseline(split, holdout), chunk=baseline_chunk(num_items))
+        ways[name] = partial(rank, baseline(split, holdout), chunk=num_scored_at_once(num_items))
     return ways
 
 

@@ -39,6 +39,7 @@ PLAN = {
     "searches": {"two": {"domain": "bazaar_a", "space": "finetune/spaces/small.yaml", "trials": 2}},
     "cells": {
         "tiny/boutique/baselines": {"kind": "baselines"},
+        "tiny/boutique/tuned": {"kind": "tuned_baselines"},
         SEARCHED: {
             "kind": "finetune",
             "recipe": "zoo/ids/small/sasrec_in_batch",
@@ -64,6 +65,7 @@ PLAN = {
             "title": "A tiny world",
             "rows": [
                 {"cell": "tiny/boutique/baselines"},
+                {"cell": "tiny/boutique/tuned"},
                 {"label": "ids", "cell": KNOWN},
                 {"label": "unseen", "cell": UNSEEN},
                 {"label": "searched", "cell": SEARCHED},
@@ -145,6 +147,13 @@ def test_every_cell_and_every_difference_has_its_file(place: Place) -> None:
     assert ids.trainings[0].cpu_s > 0
     assert ids.trainings[0].hardware.threads == 1
     assert set(baselines.systems) == {"random", "popularity", "last-item-markov", "item-knn"}
+    tuned = cells["tiny/boutique/tuned"]
+    assert set(tuned.systems) == {"ease", "tuned-item-knn"}
+    assert (tuned.chosen.trials, tuned.chosen.cpu_s > 0) == (27, True)
+    assert set(tuned.chosen.values) == {
+        *("ease.regularisation", "tuned-item-knn.num_neighbours", "tuned-item-knn.shrinkage")
+    }
+    assert "Chosen by 27 trials" in place.page().decode()
     assert unseen.pretraining.num_epochs == 1
     strata = ids.systems["model"]
     assert strata["regular"].num_users + strata["cold"].num_users == strata["all"].num_users == 40
@@ -298,7 +307,7 @@ def test_changed_data_is_imported_again_and_makes_stale_what_was_measured_on_it(
     assert copy.runner().measure(Wanted(), jobs=1) == {}
     assert copy.said == ["imported boutique"]
     changes = ["domain.fingerprint"]
-    assert copy.runner().stale() == dict.fromkeys(("tiny/boutique/baselines", SEARCHED, KNOWN, UNSEEN), changes)
+    assert copy.runner().stale() == dict.fromkeys(PLAN["cells"], changes)
 
 
 def test_two_do_not_measure_in_the_same_folder(place: Place) -> None:

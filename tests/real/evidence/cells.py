@@ -81,7 +81,7 @@ class Training(Config):
 
 
 class Chosen(Config):
-    """What a search found before the seeds of a cell were run."""
+    """What a search found before the seeds of a cell were run, or what suits the validation targets best."""
 
     values: dict[str, Any]  # by the path of a setting
     trials: int
@@ -93,7 +93,7 @@ class CellResult(Config):
 
     schema_version: Literal[1] = 1
     cell: str
-    kind: Literal["baselines", "finetune", "zero_shot"]
+    kind: Literal["baselines", "tuned_baselines", "finetune", "zero_shot"]
     hash: str  # of `identity`
     num_items: int
     tuning: str = ""

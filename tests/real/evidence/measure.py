@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from pmmrec.data.splits import Split
-from pmmrec.evaluation.baselines import BASELINES
+from pmmrec.evaluation.baselines import BASELINES, Baseline
 from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.metrics import query_metrics
 from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
 from pmmrec.evaluation.scenarios import STRATA, stratum_mask
 from pmmrec.evaluation.significance import difference_interval, mean_interval
-from tests.real.evidence.cells import Figures, digest_of
+from pmmrec.evaluation.tuned_baselines import TUNED_BASELINES
+from tests.real.evidence.cells import Chosen, Figures, digest_of
 from tests.real.evidence.plan import slug
 
 
@@ -48,15 +50,24 @@ class Targets:
         a, b = query_metrics(rank_a_MQ), query_metrics(rank_b_MQ)
         return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
-    def write_baselines(self, folder: Path) -> dict[str, Path]:
+    def write_baselines(self, folder: Path, baselines: Mapping[str, Baseline] = BASELINES) -> dict[str, Path]:
         """Rank with every baseline; returns the file of ranks of each, below `folder`."""
         domain, files = self._split.domain, {}
-        for name, baseline in BASELINES.items():
+        for name, baseline in baselines.items():
             score = baseline(self._split, self._holdout)
             ranks = rank_targets(self._holdout, domain.num_items, score, chunk=users_at_once(domain.num_items))
             files[slug(name)] = folder / slug(name) / "ranks.parquet"
             write_ranks(files[slug(name)], ranks, domain.user_ids, domain.item_ids)
         return files
+
+    def write_tuned_baselines(self, folder: Path) -> Chosen:
+        """Rank with the baselines that are tuned on the validation targets; returns the settings that were chosen."""
+        start = time.process_time()
+        tuned = {name: tune(self._split, "exclude") for name, tune in TUNED_BASELINES.items()}
+        self.write_baselines(folder, {name: one.baseline for name, one in tuned.items()})
+        values = {f"{slug(name)}.{key}": value for name, one in tuned.items() for key, value in one.settings.items()}
+        num_tried = sum(one.num_tried for one in tuned.values())
+        return Chosen(values=values, trials=num_tried, cpu_s=time.process_time() - start)
 
 
 def _means(metrics: Mapping[str, Tensor], is_in_Q: Tensor) -> Figures:

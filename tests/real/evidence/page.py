@@ -16,7 +16,7 @@ from pmmrec.tuning.results import short_names
 from tests.real.evidence.cells import CellResult, Chosen, Cost, Results, Training
 from tests.real.evidence.curves import Curve, draw
 from tests.real.evidence.plan import (
-    BASELINE_NAMES,
+    BASELINES_OF,
     COSTS,
     METRICS,
     MODEL,
@@ -151,10 +151,9 @@ class Page:
         for row in table.rows:
             cell_id, system = self._plan.resolve(row.cell)
             cell, result = self._plan.measured[cell_id], self._results.cell(cell_id)
-            is_baselines = isinstance(cell, BaselinesCell)
-            systems = list(BASELINE_NAMES) if is_baselines and system == MODEL else [system]
-            for one in systems:
-                label = row.label or BASELINE_NAMES[one]
+            names = cell.names if isinstance(cell, BaselinesCell) else {}
+            for one in names if names and system == MODEL else [system]:
+                label = row.label or names[one]
                 yield Line(label, cell_id, one, result, cell_id in self._stale, self._plan.tuning_of(cell_id))
 
     def _differences(self, table: PlannedTable, lines: Sequence[Line]) -> PlainTable:
@@ -238,10 +237,10 @@ def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
 
 
 def _note(line: Line) -> str:
-    """Seeds, tuning, pretraining and machine of a row; empty for baselines."""
+    """Seeds, tuning, pretraining and machine of a row; of baselines only what was chosen."""
     result = line.result
-    if result is None or result.kind == "baselines":
-        return ""
+    if result is None or result.kind in BASELINES_OF:
+        return "" if result is None or result.chosen is None else _of_search(result.chosen)
     facts = [f"Seeds {', '.join(map(str, result.seeds))}." if len(result.seeds) > 1 else ""]
     facts += [f"Seed {seed}." for seed in result.seeds if len(result.seeds) == 1]
     if result.pretraining is not None:

@@ -14,6 +14,7 @@ from pmmrec.data.cut import UserCut
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.metrics import CUTOFFS, MEASURES, metric_name
 from pmmrec.evaluation.scenarios import Stratum
+from pmmrec.evaluation.tuned_baselines import TUNED_BASELINES
 from pmmrec.settings import Config, Place
 from pmmrec.shipped import shipped_file
 
@@ -40,7 +41,11 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
 
 
-BASELINE_NAMES = {slug(name): name for name in BASELINES}
+# The kinds of cells in which nothing is trained -> what they measure, by reference.
+BASELINES_OF: Mapping[str, Mapping[str, str]] = {
+    "baselines": {slug(name): name for name in BASELINES},
+    "tuned_baselines": {slug(name): name for name in TUNED_BASELINES},
+}
 
 
 def _is_column(name: str) -> str:
@@ -98,9 +103,14 @@ class PlannedSearch(Config):
 
 
 class BaselinesCell(Config):
-    """Random, popularity, last-item Markov and item-kNN: nothing is trained."""
+    """Random, popularity, last-item Markov and item-kNN; or EASE and item-kNN, tuned on the validation targets."""
 
-    kind: Literal["baselines"]
+    kind: Literal["baselines", "tuned_baselines"]
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What is measured, by reference."""
+        return BASELINES_OF[self.kind]
 
 
 class StartingCell(Config):
@@ -144,13 +154,14 @@ def _kind_of(value: Any) -> str | None:
 
 AnyCell: TypeAlias = Annotated[
     Annotated[BaselinesCell, Tag("baselines")]
+    | Annotated[BaselinesCell, Tag("tuned_baselines")]
     | Annotated[FinetuneCell, Tag("finetune")]
     | Annotated[ZeroShotCell, Tag("zero_shot")]
     | Annotated[SameCell, Tag("same_as")],
     Discriminator(
         _kind_of,
         custom_error_type="kind",
-        custom_error_message="must have kind: baselines, finetune or zero_shot, or same_as: CELL",
+        custom_error_message="must have kind: baselines, tuned_baselines, finetune or zero_shot, or same_as: CELL",
     ),
 ]
 

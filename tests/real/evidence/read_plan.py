@@ -10,7 +10,6 @@ from pmmrec.data.cut import UserCut
 from pmmrec.errors import RecipeError
 from pmmrec.settings import read_yaml, validate
 from tests.real.evidence.plan import (
-    BASELINE_NAMES,
     METRICS,
     MODEL,
     SCRATCH,
@@ -142,8 +141,9 @@ def _of_difference(plan: EvidencePlan, place: str, difference: Difference) -> It
     is_broken = False
     for side, reference in (("a", difference.a), ("b", difference.b)):
         problem = _of_reference(plan, reference)
-        if not problem and "@" not in reference and isinstance(plan.cells[plan.resolve(reference)[0]], BaselinesCell):
-            problem = f"{reference!r} holds several baselines; name one: {reference}@{next(iter(BASELINE_NAMES))}"
+        cell = None if problem or "@" in reference else plan.cells[plan.resolve(reference)[0]]
+        if isinstance(cell, BaselinesCell):
+            problem = f"{reference!r} holds several baselines; name one: {reference}@{next(iter(cell.names))}"
         if problem:
             is_broken = True
             yield f"{place}.{side}: {problem}"
@@ -173,9 +173,10 @@ def _of_reference(plan: EvidencePlan, reference: str) -> str | None:
         return f"{cell_id!r} is the same as {measured!r}, which is not measured"
     if not at:
         return None
-    if not isinstance(plan.cells[measured], BaselinesCell):
+    cell = plan.cells[measured]
+    if not isinstance(cell, BaselinesCell):
         return f"{cell_id!r} holds one system; leave @{system} out"
-    return None if system in BASELINE_NAMES else f"no baseline {system!r}; {hint(system, BASELINE_NAMES)}"
+    return None if system in cell.names else f"no baseline {system!r}; {hint(system, cell.names)}"
 
 
 def _of_files(plan: EvidencePlan, beside: Path) -> Iterator[str]:

@@ -24,9 +24,9 @@ from tests.real.evidence.layout import Layout
 from tests.real.evidence.measure import Targets
 from tests.real.evidence.one_user import multiply_adds
 from tests.real.evidence.plan import (
-    BASELINE_NAMES,
     MODEL,
     SCRATCH,
+    BaselinesCell,
     EvidencePlan,
     FinetuneCell,
     domain_of,
@@ -254,14 +254,19 @@ class Runner:
         cell, identity = self._plan.measured[cell_id], identities.cell(cell_id)
         split = leave_one_out(Domain.open(self._layout.domain(domain_of(cell_id))))
         targets, runs = Targets(split), self._layout.runs(cell_id, identities)
-        if not runs:
+        chosen = self._chosen(cell_id, identities)
+        names = cell.names if isinstance(cell, BaselinesCell) else {}
+        if names:
             shutil.rmtree(self._layout.cell(cell_id), ignore_errors=True)
-            targets.write_baselines(self._layout.cell(cell_id))
+            if cell.kind == "tuned_baselines":
+                chosen = targets.write_tuned_baselines(self._layout.cell(cell_id))
+            else:
+                targets.write_baselines(self._layout.cell(cell_id))
         stamps = {seed: stamp for seed, run in runs.items() if (stamp := run.stamp()) is not None}
         seeds = tuple(seed for seed in runs if seed is not None)
         checkpoints = {stamp.checkpoint for stamp in stamps.values()}
         adds = self._multiply_adds(cell_id, identities) if seeds else None
-        ranks = self._rank_files(cell_id, list(BASELINE_NAMES) if not runs else [MODEL], identities)
+        ranks = self._rank_files(cell_id, list(names), identities)
         return CellResult(
             cell=cell_id,
             kind=cell.kind,
@@ -271,7 +276,7 @@ class Runner:
             seeds=seeds,
             systems={system: targets.figures(targets.ranks(files)) for system, files in ranks.items()},
             trainings=tuple(training_of(runs[seed], seed, stamps[seed], adds) for seed in seeds),
-            chosen=self._chosen(cell_id, identities),
+            chosen=chosen,
             pretraining=self._pretraining_of(cell_id, identities),
             hardware=stamps[None].hardware if None in stamps else None,
             checkpoint=checkpoints.pop() if len(checkpoints) == 1 else None,

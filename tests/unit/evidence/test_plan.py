@@ -95,7 +95,11 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("domains.films_c", TREE["domains"]["films_a"], "domains.films_c: the same as 'films_a'"),
         ("pretrainings.both.sources", ["shoe"], "pretrainings.both.sources: no domain 'shoe'; did you mean 'shop'?"),
         ("pretrainings.none", TREE["pretrainings"]["both"], "pretrainings.none: 'none' means from scratch"),
-        ("cells.t/films_b/ids.kind", "train", "cells.t/films_b/ids: must have kind: baselines, finetune or zero_shot"),
+        (
+            "cells.t/films_b/ids.kind",
+            "train",
+            "cells.t/films_b/ids: must have kind: baselines, tuned_baselines, finetune or zero_shot",
+        ),
         ("cells.t/films_b/ids.recipe", None, "cells.t/films_b/ids.recipe: field required"),
         ("cells.t/films_b/ids.tuning", None, "cells.t/films_b/ids.tuning: field required"),
         ("cells.t/films_b/ids.tuning", "nine", "cells.t/films_b/ids.tuning: no tuning 'nine'; did you mean 'none'?"),
