@@ -53,7 +53,8 @@ class AttentionWithDropout(torch.autograd.Function):
 
 def _dropped(x: Tensor, is_kept: Tensor, factor: float) -> Tensor:
     """`x` times 0 or `factor`, in its own memory: numpy multiplies by bytes several times as fast as torch."""
-    np.multiply(x.numpy(), is_kept.numpy(), out=x.numpy())
+    if not x.is_meta:
+        np.multiply(x.numpy(), is_kept.numpy(), out=x.numpy())
     return x.mul_(factor)
 
 

@@ -28,10 +28,18 @@ def boutique(world: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(world / "boutique", tmp_path / "boutique"))
 
 
-def test_states_are_stored_and_towers_learn_above_them(boutique: Path, small_run: Path, pmmrec: Pmmrec) -> None:
+def stored(boutique: Path, pmmrec: Pmmrec, name: str, shape: tuple[int, ...], seed: int) -> None:
+    """Store random states of the items."""
+    draw = np.random.default_rng(seed)
+    np.save("states.npy", draw.normal(size=(Domain.open(boutique).num_items, *shape)).astype(np.float16))
+    told = pmmrec("data", "features", boutique, "--from", "states.npy", "--name", name)
+    assert told.code == 0, told.output
+
+
+def test_states_of_a_checkpoint_are_stored_as_the_refusal_says(boutique: Path, small_run: Path, pmmrec: Pmmrec) -> None:
     with working_in(boutique.parent):
-        where = ("--from", "none", "--on", boutique, *HERE, *SMALL, *READS)
-        told = pmmrec("finetune", NAME, *where, "train.epochs=1")
+        quick = ("--from", "none", "--on", boutique, *HERE, *SMALL, *READS, "train.epochs=1")
+        told = pmmrec("finetune", NAME, *quick)
         assert told.code == 3
         assert "--vectors text.layers --name image_layers` stores the hidden states" in " ".join(told.output.split())
         for field in ("text", "image"):
@@ -41,9 +49,18 @@ def test_states_are_stored_and_towers_learn_above_them(boutique: Path, small_run
         domain = Domain.open(boutique)
         states = domain.feature("text_layers").read(np.arange(domain.num_items))
         assert states.shape == (domain.num_items, 2, 16)  # what enters the one block, and what leaves it
+        told = pmmrec("finetune", NAME, *quick)
+        assert told.code == 0, told.output
+
+
+def test_towers_learn_are_ranked_and_make_lists(boutique: Path, pmmrec: Pmmrec) -> None:
+    with working_in(boutique.parent):
+        stored(boutique, pmmrec, "text_layers", (2, 16), seed=1)
+        stored(boutique, pmmrec, "image_layers", (2, 16), seed=2)
         rate = "train.optimizer.learning_rate=1e-2"
-        learning = ("train.epochs=20", rate, "train.optimizer.parts.side_towers.learning_rate=1e-2")
-        told = pmmrec("finetune", NAME, *where, *learning)
+        rates = (rate, "train.optimizer.parts.side_towers.learning_rate=1e-2")
+        learning = ("train.epochs=15", "validation.patience=15", *rates)
+        told = pmmrec("finetune", NAME, "--from", "none", "--on", boutique, *HERE, *SMALL, *READS, *learning)
         assert told.code == 0, told.output
         run = Path("runs/iisan")
         events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -59,10 +76,7 @@ def test_states_are_stored_and_towers_learn_above_them(boutique: Path, small_run
 
 def test_a_plan_is_shown_without_training(boutique: Path, pmmrec: Pmmrec) -> None:
     with working_in(boutique.parent):
-        states = np.random.default_rng(1).normal(size=(Domain.open(boutique).num_items, 7, 384)).astype(np.float16)
-        np.save("states.npy", states)
-        told = pmmrec("data", "features", boutique, "--from", "states.npy", "--name", "text_layers")
-        assert told.code == 0, told.output
+        stored(boutique, pmmrec, "text_layers", (7, 384), seed=1)
         dry = ("--dry-run", "--launch", "two_cpu")
         told = pmmrec("finetune", NAME, "--from", "none", "--on", boutique, *HERE, *dry)
         assert told.code == 0, told.output
