@@ -52,6 +52,7 @@ class VectorSpec:
     """Which stored feature a model reads: one whose entries have this shape."""
 
     shape: tuple[int, ...]  # (F,), or (T, F) for features of several vectors
+    num_values: int | None = None  # entries are codes, whole numbers below it; None: any numbers
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from pmmrec.evaluation.recommend import ListMaker
 from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
+from pmmrec.faiss_library import faiss
 from pmmrec.homes import CACHE, expanded
 from pmmrec.models.build import scorer_with
 from pmmrec.models.recommender import Recommender
@@ -41,7 +42,7 @@ from pmmrec.serving.export import Exported, refuse_without_keys, write_index
 from pmmrec.serving.new_items import new_items_domain
 from pmmrec.serving.ready import Ready, open_ready
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
-from pmmrec.serving.search import Kind, faiss
+from pmmrec.serving.search import Kind
 from pmmrec.train.threads import threads_for
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint, with_base

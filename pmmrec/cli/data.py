@@ -1,4 +1,4 @@
-"""Commands for domains: data import, stats, verify, demo."""
+"""Commands for domains: data import, split, features, codes, stats, verify, demo."""
 
 from __future__ import annotations
 
@@ -147,6 +147,33 @@ def features_command(
             found = system.features(opened, vectors or "fused")
             stored = store_vectors(opened, found, name, source)
         for line in stored.lines():
+            typer.echo(line)
+
+
+@app.command("codes")
+def codes_command(
+    domain: Annotated[Path, Argument(metavar="DOMAIN", help="Domain folder.")],
+    feature: Annotated[str, Option(help="The stored feature whose vectors are coded.")],
+    name: Annotated[
+        str, Option("--out", metavar="NAME", help="Recipes name it: model.item_encoder={type: codes, feature: NAME}.")
+    ],
+    parts: Annotated[int, Option(min=1, help="Codes of each item; they divide the length of the vectors.")] = 32,
+    iterations: Annotated[
+        int | None, Option(min=1, help="Of the fit; default: 50 for the rotation, 25 for centroids. Fewer are faster.")
+    ] = None,
+) -> None:
+    """Store codes of the vectors of a stored feature: product quantisation, fitted to the training items.
+
+    Items are those of the leave-one-out split. 256 training items or more are needed, and as many as vectors are long.
+    """
+    from pmmrec.data.domain import Domain
+    from pmmrec.data.importers.codes import store_codes
+    from pmmrec.data.splits import split_of
+    from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
+
+    with errors_for_people():
+        split = split_of(LeaveOneOutConfig(), Domain.open(domain))
+        for line in store_codes(split, feature, name, parts, iterations, warn=warn).lines():
             typer.echo(line)
 
 

@@ -92,20 +92,40 @@ def check_features(domain: Domain, reads: Mapping[str, FieldSpec]) -> None:
     for name, spec in reads.items():
         if not isinstance(spec, VectorSpec):
             continue
-        if name not in domain.info.features and len(spec.shape) > 1:
-            wanted = " x ".join(map(str, spec.shape))
+        if name not in domain.info.features and (advice := _how_to_store(domain, name, spec)) is not None:
+            raise DataError(f"{domain.folder}: items have no feature {name!r}, which the model reads; {advice}")
+        info = domain.feature(name).info
+        shape = info.shape
+        if info.num_values != spec.num_values:
+            both = (info.num_values, spec.num_values)
+            found, wanted = ("vectors" if one is None else f"codes of {one} values" for one in both)
+            verb = "features" if spec.num_values is None else "codes"
             raise DataError(
-                f"{domain.folder}: items have no feature {name!r}, vectors of {wanted}, which the model reads; "
-                f"`pmmrec data features {domain.folder} --from CHECKPOINT --vectors text.layers --name {name}` stores "
-                "the hidden states of a text encoder (image.layers: of an image encoder), `--from FILE.npy` any others"
+                f"{domain.folder}: feature {name!r} holds {found}, but the model reads {wanted}; name another feature, "
+                f"or make one: pmmrec data {verb}"
             )
-        shape = domain.feature(name).info.shape
         if shape != spec.shape:
             found, wanted = (" x ".join(map(str, one)) for one in (shape, spec.shape))
             raise DataError(
                 f"{domain.folder}: feature {name!r} holds {found} numbers an item, but the model reads vectors of "
                 f"{wanted}; set features.{name} of the item encoder, or store the feature that the model was trained on"
             )
+
+
+def _how_to_store(domain: Domain, name: str, spec: VectorSpec) -> str | None:
+    """The command that makes a feature of several vectors, or one of codes."""
+    if spec.num_values is not None:
+        return (
+            f"`pmmrec data codes {domain.folder} --feature VECTORS --parts {spec.shape[0]} --out {name}` makes codes "
+            "of a stored feature VECTORS"
+        )
+    if len(spec.shape) == 1:
+        return None
+    return (
+        f"`pmmrec data features {domain.folder} --from CHECKPOINT --vectors text.layers --name {name}` stores the "
+        "hidden states of a text encoder (image.layers: of an image encoder), `--from FILE.npy` any vectors of "
+        f"{' x '.join(map(str, spec.shape))}"
+    )
 
 
 def check_readable(domain: Domain, kinds: Kinds, max_unreadable: float) -> str | None:

@@ -55,6 +55,7 @@ class FeatureInfo(FileRecord):
     dtype: Literal["float16", "float32"]
     num_with: int = Field(ge=0)  # items that have an entry
     source: str  # file or checkpoint that it was made from, without its folder
+    num_values: int | None = Field(None, ge=1)  # entries are codes, whole numbers below it; None: any numbers
 
 
 class Filters(Config):

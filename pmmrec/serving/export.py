@@ -25,9 +25,10 @@ from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.model_scores import alike_items
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.scan import SAFE, Scan, Sizes, inner_products
+from pmmrec.faiss_library import faiss
 from pmmrec.models.recommender import Recommender, packed, unpacked
 from pmmrec.serving.candidates import EncodedItems
-from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
+from pmmrec.serving.search import Floats, IndexSearch, Kind
 from pmmrec.serving.service import (
     FAISS_FILE,
     FORMAT,

@@ -8,14 +8,13 @@ own, and requests more while the end of the list cuts through equal scores.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.errors import not_installed
+from pmmrec.faiss_library import faiss
 
 Kind = Literal["flat", "hnsw", "ivf"]
 Floats = NDArray[np.float32]
@@ -26,14 +25,6 @@ GROWTH = 4  # factor by which the request grows while it is not enough
 SEARCHED_AT_ONCE = 64  # queries
 SCORED_AT_ONCE = 4096  # entries whose keys are copied from the index at once
 ROUNDING = 2.0**-24  # relative error of one float32 operation
-
-
-def faiss() -> Any:
-    """Import faiss. MachineError if it is not installed."""
-    try:
-        return importlib.import_module("faiss")
-    except ImportError as error:
-        raise not_installed("index", ["faiss-cpu"], "index") from error
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from pmmrec.errors import CheckpointError, DataError, RecipeError
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Seen, check_seen
+from pmmrec.faiss_library import faiss
 from pmmrec.homes import expanded
 from pmmrec.models import as_asked
 from pmmrec.models.recommender import unpacked
-from pmmrec.serving.search import Floats, IndexSearch, Kind, faiss
+from pmmrec.serving.search import Floats, IndexSearch, Kind
 from pmmrec.settings import Config, validate
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.zoo import files

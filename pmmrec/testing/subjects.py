@@ -223,7 +223,10 @@ def _inputs_of(
         return pixel_inputs(spec, rows)
     if isinstance(spec, ValueSpec):
         return ValueInputs(torch.tensor(VALUES)[list(rows)], HostArray(range(len(rows))))
-    vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=torch.Generator().manual_seed(sum(field.encode())))
+    draw = torch.Generator().manual_seed(sum(field.encode()))
+    vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=draw)
+    if spec.num_values is not None:
+        vectors = torch.randint(0, spec.num_values, (NUM_ITEMS, *spec.shape), generator=draw).float()
     return StoredInputs(vectors[list(rows)], HostArray(range(len(rows))))
 
 

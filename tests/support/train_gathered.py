@@ -114,6 +114,8 @@ def make_home(home: Path) -> None:
         for feature in ("content", "dropped"):
             vectors_NF = draw.normal(size=(NUM_ITEMS, 5)).astype(np.float32)
             store_vectors(Domain.open(home / name), vectors_NF, feature, feature)
+        codes_NM = draw.integers(0, 50, (NUM_ITEMS, 3)).astype(np.float16)
+        store_vectors(Domain.open(home / name), codes_NM, "codes", "codes", num_values=50)
     start_backbones(_model(), home / "backbones", sources_of(home).train_texts)
 
 

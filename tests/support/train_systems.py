@@ -88,6 +88,11 @@ SYSTEMS = {
         },
         compares_users=True,
     ),
+    "vqrec": System(
+        {"item": {"type": "target_contrast", "temperature": 0.5}},
+        {"item_encoder": {"type": "codes", "feature": "codes", "parts": 3, "values": 50}, "user_encoder": TRANSFORMER},
+        compares_users=True,
+    ),
     "stages": System(
         {"bce": {"type": "bce", "negatives": TWO}},
         training={

@@ -68,17 +68,23 @@ def store_file(folder: Path, source: Path, name: str) -> StoredFeature:
 
 
 def store_vectors(
-    domain: Domain, vectors_NF: NDArray[Any], name: str, source: str, unused: Named | None = None
+    domain: Domain,
+    vectors_NF: NDArray[Any],
+    name: str,
+    source: str,
+    unused: Named | None = None,
+    num_values: int | None = None,
 ) -> StoredFeature:
     """Store vectors of all items of a domain, in item order; a row of NaN alone is of an item without one.
 
-    `source` says where they come from, `unused` which of its rows are of no item. Raises as `store_file`.
+    `source` says where they come from, `unused` which of its rows are of no item. `num_values`: the vectors are codes,
+    whole numbers below it. Raises as `store_file`.
     """
     check_name(domain, name)
     path = domain.folder / feature_file(name)
     dtype: Literal["float16", "float32"] = "float16" if vectors_NF.dtype == np.float16 else "float32"
     with whole_file(path) as draft:
-        shape = {"shape": vectors_NF.shape[1:], "dtype": dtype, "source": Path(source).name}
+        shape = {"shape": vectors_NF.shape[1:], "dtype": dtype, "source": Path(source).name, "num_values": num_values}
         info = validate(FeatureInfo, {**shape, "num_with": 0, "sha256": "0" * 64, "num_bytes": 0}, str(source))
         without = Named()
         _write(draft, vectors_NF, info, domain, source, without)

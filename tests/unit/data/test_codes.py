@@ -1,0 +1,99 @@
+"""Codes of stored vectors: what faiss fits, against its own matrices by loops; what cannot be fitted is refused."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Pmmrec
+
+from pmmrec.data.contents import check_features
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.codes import _fitted, store_codes
+from pmmrec.data.importers.features import store_vectors
+from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.splits import split_of
+from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
+from pmmrec.data.verify import verify_domain
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.faiss_library import faiss
+from pmmrec.modality import VectorSpec
+
+NUM_ITEMS, LENGTH, PARTS = 300, 8, 4
+
+
+@pytest.fixture
+def domain(tmp_path: Path) -> Domain:
+    """300 items with vectors, of which one has none; nobody touches the last two before his last item."""
+    draw, users = np.random.default_rng(0), range(50)
+    with (tmp_path / "items.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["item_id", "text"], *([f"i{row:03d}", f"item {row}"] for row in range(NUM_ITEMS))])
+    with (tmp_path / "interactions.csv").open("w", newline="") as file:
+        items = [[*draw.permutation(298)[:11], 298 + user % 2] for user in users]
+        items[0] = [*range(298), 298]
+        rows = [[f"u{user}", f"i{item:03d}", time] for user in users for time, item in enumerate(items[user])]
+        csv.writer(file).writerows([["user_id", "item_id", "timestamp"], *rows])
+    tables = {"items": tmp_path / "items.csv", "interactions": tmp_path / "interactions.csv"}
+    import_table(TableImport(**tables, name="books", out=tmp_path / "books", k_core=None))
+    opened = Domain.open(tmp_path / "books")
+    vectors = draw.normal(size=(NUM_ITEMS, LENGTH)).astype(np.float32)
+    vectors[5] = np.nan
+    store_vectors(opened, vectors, "content", "content")
+    return Domain.open(opened.folder)
+
+
+def test_codes_are_those_of_the_nearest_centroids_of_rotated_parts() -> None:
+    library, vectors = faiss(), np.random.default_rng(1).normal(size=(NUM_ITEMS, LENGTH)).astype(np.float32)
+    index = _fitted(library, vectors, PARTS, 2)
+    rotation = library.downcast_VectorTransform(index.chain.at(0))
+    lists = library.downcast_index(index.index)
+    matrix = library.vector_to_array(rotation.A).reshape(LENGTH, LENGTH)
+    centroids = library.vector_to_array(lists.pq.centroids).reshape(PARTS, 256, LENGTH // PARTS)
+    coarse = lists.quantizer.reconstruct(0)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(LENGTH), atol=1e-5)
+    codes = index.sa_encode(vectors)[:, -PARTS:]
+    for row in range(0, NUM_ITEMS, 7):
+        rest = (matrix @ vectors[row] - coarse).reshape(PARTS, -1)
+        for part in range(PARTS):
+            distances = ((centroids[part] - rest[part]) ** 2).sum(axis=1)
+            assert distances[codes[row, part]] == pytest.approx(distances.min(), abs=1e-5)
+
+
+def test_codes_are_stored_as_a_feature_that_says_what_it_is(domain: Domain) -> None:
+    split, warnings = split_of(LeaveOneOutConfig(), domain), list[str]()
+    stored = store_codes(split, "content", "codes", PARTS, 2, warnings.append)
+    num_fitted = int(((split.train_counts > 0) & domain.feature("content").has_N).sum())
+    assert num_fitted < 299
+    assert stored.info.source == f"OPQ4,IVF1,PQ4x8 of content, fitted to {num_fitted} training items"
+    assert (stored.info.num_values, stored.info.shape, stored.info.num_with) == (256, (PARTS,), NUM_ITEMS - 1)
+    assert warnings == [f"{num_fitted} training items are few for codes of 256 values; faiss advises 9,984"]
+    opened = Domain.open(domain.folder)
+    codes = opened.feature("codes").read(np.arange(NUM_ITEMS))
+    assert codes.min() >= 0
+    assert codes.max() <= 255
+    assert np.array_equal(codes, codes.round())
+    assert len(np.unique(codes[:, 0])) > 200
+    assert verify_domain(domain.folder) == []
+    check_features(opened, {"codes": VectorSpec((PARTS,), 256), "content": VectorSpec((LENGTH,))})
+    with pytest.raises(DataError, match="'content' holds vectors, but the model reads codes of 256 values"):
+        check_features(opened, {"content": VectorSpec((LENGTH,), 256)})
+    with pytest.raises(DataError, match="'codes' holds codes of 256 values, but the model reads vectors"):
+        check_features(opened, {"codes": VectorSpec((PARTS,))})
+
+
+def test_too_few_items_and_parts_that_do_not_divide_are_refused(domain: Domain) -> None:
+    split = split_of(LeaveOneOutConfig(), domain)
+    with pytest.raises(RecipeError, match="--parts 3: do not divide the 8 numbers of content"):
+        store_codes(split, "content", "codes", 3)
+
+
+def test_the_verb_refuses_a_small_domain_in_one_line(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
+    small = Path(shutil.copytree(world / "boutique", tmp_path / "boutique"))
+    opened = Domain.open(small)
+    store_vectors(opened, np.ones((opened.num_items, 32), np.float32), "content", "content")
+    told = pmmrec("data", "codes", small, "--feature", "content", "--out", "codes")
+    assert told.code == 3
+    assert "training items have a content, and codes of 256 values for vectors of 32 numbers need 256" in told.output
