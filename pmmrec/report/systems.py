@@ -111,13 +111,13 @@ def _facts(name: str, small: str | None, path: Path, head: Head) -> SystemFacts:
         reads: tuple[str, ...] = (CHECKPOINT,)
         transfers, scorer = trains, CHECKPOINT
     else:
-        model = _skeleton(recipe.model)
+        model = skeleton(recipe.model)
         reads, trains, scorer = _reads(model), _trained(model, recipe.model), _part_words(recipe.model.scorer)
         transfers = tuple(name for name, part in model.parts.items() if _has_weights(part) and not _has_rows(part))
     return SystemFacts(head.paper, head.table, head.differs, name, small, reads, objectives, trains, transfers, scorer)
 
 
-def _skeleton(config: ModelConfig) -> Recommender:
+def skeleton(config: ModelConfig) -> Recommender:
     """The model without weights, over an invented platform; its encoders are small ones that are quickly made."""
     config = config.model_copy(update={"item_encoder": _with_small_encoders(config.item_encoder)})
     catalogue = Catalogue("platform", 2, "items", 2, "users", lambda _: {0: 1})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +13,9 @@ from command_line import Pmmrec, Result, working_in
 
 from pmmrec import load
 from pmmrec.data.domain import Domain
-from pmmrec.recipe import recipe_tree
+from pmmrec.modality import VectorSpec
+from pmmrec.recipe import FinetuneRecipe, read_recipe
+from pmmrec.report.systems import skeleton
 from pmmrec.shipped import shipped_recipes
 
 SMALL = {name: path for name, path in shipped_recipes().items() if "/small/" in name}
@@ -32,14 +33,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path.cwd()
 
 
-def features_of(tree: Any) -> dict[str, tuple[int, ...]]:
+def features_of(recipe: Path) -> dict[str, tuple[int, ...]]:
     """The stored features that a recipe reads, and the shape of each of an item."""
-    if not isinstance(tree, Mapping):
-        return {}
-    shapes = {}
-    for name, asked in (tree.get("features") or {}).items():
-        shapes[name] = (asked["vectors"], asked["length"]) if isinstance(asked, Mapping) else (asked,)
-    return shapes | {name: shape for inner in tree.values() for name, shape in features_of(inner).items()}
+    model = read_recipe(FinetuneRecipe, recipe).model
+    reads = {} if model is None else skeleton(model).item_encoder.reads
+    return {name: spec.shape for name, spec in reads.items() if isinstance(spec, VectorSpec)}
 
 
 def platform(world: Path, pmmrec: Pmmrec, features: Mapping[str, tuple[int, ...]]) -> Path:
@@ -63,7 +61,7 @@ def done(told: Result) -> Result:
 def test_a_small_system_does_what_every_model_does(place: Path, world: Path, pmmrec: Pmmrec, name: str) -> None:
     shutil.rmtree("runs", ignore_errors=True)
     shutil.rmtree("boutique", ignore_errors=True)
-    domain, start = platform(world, pmmrec, features_of(recipe_tree(SMALL[name]).get("model"))), "none"
+    domain, start = platform(world, pmmrec, features_of(SMALL[name])), "none"
     if name in STARTS:
         before = (*QUICK, "name=before", "rank_test=false")
         done(pmmrec("finetune", *STARTS[name], "--from", start, "--on", domain, *before))
