@@ -28,6 +28,7 @@ class CatalogueCEConfig(TargetsConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
         {"targets": "masked"},
+        {"targets": "last"},
         {"targets": "each"},
         {"scores_at_once": 10},
     )

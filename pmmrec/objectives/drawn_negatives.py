@@ -32,6 +32,7 @@ class BCEConfig(DrawnConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
         {"targets": "masked", "negatives": {"count": 3}},
+        {"targets": "last"},
         {"targets": "each"},
     )
 

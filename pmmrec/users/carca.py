@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
-from pmmrec.errors import RecipeError
 from pmmrec.packing import Packing, attend
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, refuse_longer
+from pmmrec.users.stacks import refuse_heads
 
 SLOPE = 0.2  # of the leaky ReLU below 0: the default of TensorFlow, and so of the released code
 
@@ -76,10 +76,7 @@ class Carca(UserEncoder):
     def __init__(self, config: CarcaConfig, context: BuildContext) -> None:
         super().__init__()
         width = context.width
-        if width % config.num_heads:
-            raise RecipeError(
-                f"user_encoder.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor"
-            )
+        refuse_heads(config.num_heads, width)
         self.max_inputs = config.max_inputs
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(CarcaBlock(width, config) for _ in range(config.num_layers))

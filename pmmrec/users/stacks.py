@@ -43,12 +43,15 @@ class BlocksConfig(PartConfig):
         return self
 
 
+def refuse_heads(num_heads: int, width: int) -> None:
+    """RecipeError where the heads do not divide the width."""
+    if width % num_heads:
+        raise RecipeError(f"user_encoder.num_heads: {num_heads} do not divide the width {width}; choose a divisor")
+
+
 def blocks_of(config: BlocksConfig, width: int, *, norm_first: bool = False) -> nn.ModuleList:
     """Transformer blocks one above another. RecipeError where the heads do not divide the width."""
-    if width % config.num_heads:
-        raise RecipeError(
-            f"user_encoder.num_heads: {config.num_heads} do not divide the width {width}; choose a divisor"
-        )
+    refuse_heads(config.num_heads, width)
     return nn.ModuleList(
         TransformerBlock(
             width,
