@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,32 @@ def test_adapters_second_norms_cls_and_new_items_learn_alone(
         for verb in (("zoo", "verify", after), ("score", after, world / "boutique", "--top-k", 5, "--out", "l.csv")):
             told = pmmrec(*verb)
             assert told.code == 0, told.output
+
+
+def test_users_of_both_platforms_are_read_by_both_where_these_share_a_catalogue(
+    world: Path, tmp_path: Path, pmmrec: Pmmrec
+) -> None:
+    files = world / "files" / "boutique"
+    rows = list(csv.DictReader((files / "interactions.csv").open()))
+    first = set(sorted({row["item_id"] for row in rows})[::2])
+    later = [{**row, "timestamp": int(row["timestamp"]) + 10**9 * (row["item_id"] not in first)} for row in rows]
+    with working_in(tmp_path):
+        for name, some in (("first", [row for row in rows if row["item_id"] in first]), ("both", later)):
+            with Path(f"{name}.csv").open("w", newline="") as file:
+                table = csv.DictWriter(file, list(rows[0]))
+                table.writeheader()
+                table.writerows(some)
+            tables = ("--items", files / "items.csv", "--interactions", f"{name}.csv", "--k-core", "none")
+            told = pmmrec("data", "import", "table", *tables, "--name", name, "--out", name)
+            assert told.code == 0, told.output
+        told = pmmrec("pretrain", "pretrain/peterrec", "data.sources=[first]", "model.width=16", "hub=hub", *WHERE)
+        assert told.code == 0, told.output
+        train = "adapters.train=[item_table, user_encoder.cls, user_encoder.blocks.0.second_norm]"
+        changed = ("transfer=full", "adapters.user_encoder.width=4", train, "name=after")
+        told = pmmrec("finetune", "zoo/ids/peterrec", "--from", "peterrec", "--on", "both", *WHERE, *changed)
+        assert told.code == 0, told.output
+        actions = {tuple(line.replace("│", " ").split()[:2]) for line in told.output.splitlines()}
+        assert {("item_table", "loaded"), ("user_encoder", "loaded")} <= actions
 
 
 def test_a_checkpoint_without_cls_is_refused_in_one_line(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
