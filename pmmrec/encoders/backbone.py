@@ -49,6 +49,13 @@ def make_projection(backbone_width: int, width: int) -> nn.Linear:
     return projection
 
 
+def make_map(num_channels: int, width: int) -> nn.Conv2d:
+    """The way from the channels of a feature map to the common width, by 3 x 3 places and without bias (MMSR)."""
+    convolution = nn.Conv2d(num_channels, width, kernel_size=3, padding=1, bias=False)
+    nn.init.xavier_normal_(convolution.weight)
+    return convolution
+
+
 def make_head(config: HeadConfig | None, width: int) -> nn.Sequential | None:
     """The layers above a projection; None where the settings ask for none."""
     return None if config is None else head_of(config, width)

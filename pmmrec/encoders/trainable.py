@@ -26,6 +26,7 @@ class Layout:
     blocks: str  # modules: the blocks, from bottom to top
     after: str = ""  # modules between the top block and the last hidden state; they train with the top block
     unused: str = ""  # parameters that the last hidden state does not depend on; they never train
+    fixed: str = ""  # parameters that never train, though the last hidden state depends on them
     # How a block is called from states alone, which go on through `after`; None: not known here.
     block_call: Literal["hidden_and_mask", "hidden"] | None = None
     sites: Sites | None = None  # where adapters stand in a block; None: not known here
@@ -60,7 +61,7 @@ def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple
     for name in trained:
         backbone.get_submodule(name).requires_grad_(True)
     for name, parameter in backbone.named_parameters():
-        if re.fullmatch(layout.unused, name):
+        if re.fullmatch(layout.unused, name) or re.fullmatch(layout.fixed, name):
             parameter.requires_grad_(False)
     return tuple(trained)
 

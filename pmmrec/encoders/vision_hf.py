@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pmmrec.adapters import Sites
@@ -27,8 +28,9 @@ from pmmrec.encoders.huggingface import (
     read_state,
     save_model,
 )
+from pmmrec.encoders.masking import in_order, noise_of_images
 from pmmrec.encoders.pixels import Normalise, VisionConfig, check_size, pooled_states, square_side
-from pmmrec.encoders.prefix import CanBeCut
+from pmmrec.encoders.prefix import CanBeCut, FrozenPrefix
 from pmmrec.encoders.preprocessor import read_scale, write_preprocessor
 from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import RecipeError
@@ -121,6 +123,7 @@ LAYOUTS: Mapping[str, VisionLayout] = {
     "swin": _SWIN,
     "swinv2": _SWIN,
     "vit": _VIT,
+    "vit_mae": replace(_VIT, fixed=r"embeddings\.position_embeddings"),  # waves, which transformers does not train
 }
 
 
@@ -142,6 +145,13 @@ class HFVisionConfig(VisionConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"architecture": _TINY},
         {"architecture": _TINY, "pool": "mean", "head": {"layers": 1, "activation": "relu"}},
+        {"architecture": {**_TINY, "model_type": "vit_mae"}, "mask_ratio": 0.5},
+    )
+    mask_ratio: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Of a masked autoencoder (vit_mae): the share of patches left out; null: 0 (MMSR: 0, 0.5, 0.75).",
     )
 
 
@@ -151,7 +161,9 @@ class HFVision(CanBeCut, VisionEncoder):
 
     Eq. 2 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of CLIP ViT-B/32. Of a
     two-sided checkpoint (CLIP, SigLIP) the vision half is read. Poolers are left out or frozen. The tokens are the
-    patches: cls, distillation and register tokens are not among them.
+    patches: cls, distillation and register tokens are not among them. A masked autoencoder (vit_mae) sees a share of
+    1 - `mask_ratio` of the patches: others at each step of training, and the same ones of an image whenever it is
+    ranked, whichever items are encoded with it. transformers draws 75 % anew there too, unless told otherwise.
 
     Example:
         model:
@@ -168,12 +180,13 @@ class HFVision(CanBeCut, VisionEncoder):
         where, warnings = str(backbone.folder), list[str]()
         self._settings = read_config(backbone.folder, HALVES)
         self._layout = find_layout(LAYOUTS, self._settings.model_type, where)
+        self._mask_ratio = _set_mask_ratio(self._settings, config.mask_ratio, where)
         self._pool, self.num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
         if config.pool == "cls" and self.num_prefix_tokens == 0:
             raise RecipeError(f"pool: {self._settings.model_type} has no cls token; use mean")
         own_size = square_side(self._settings.image_size, where)
         self.pixel_spec = PixelSpec(config.image_size or own_size)
-        patch = square_side(getattr(self._settings, "patch_size", 1), where)
+        self._patch = patch = square_side(getattr(self._settings, "patch_size", 1), where)
         if patch > self.pixel_spec.size:
             raise RecipeError(f"image_size: {self.pixel_spec.size} pixels hold no patch of {patch}; take larger images")
         if self._layout.has_windows:
@@ -199,7 +212,9 @@ class HFVision(CanBeCut, VisionEncoder):
         """Write the configuration of `architecture`, and how images must look; texts play no part."""
         if config.architecture is None:
             raise RecipeError("weights: a pretrained backbone is opened, not started; give `architecture` instead")
-        fitted = {} if config.image_size is None else {"image_size": config.image_size}
+        fitted: dict[str, Any] = {} if config.image_size is None else {"image_size": config.image_size}
+        if "mask_ratio" in config.architecture:
+            raise RecipeError("architecture.mask_ratio: is set by `mask_ratio` beside `architecture`")
         settings = new_config(config.architecture, **fitted)
         find_layout(LAYOUTS, settings.model_type, "architecture.model_type")
         settings.save_pretrained(folder)
@@ -223,8 +238,25 @@ class HFVision(CanBeCut, VisionEncoder):
         if isinstance(inputs, TokenInputs):
             raise TypeError("a vision encoder reads pixels, not token ids")
         normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
-        hidden_RPH: Tensor = self.backbone(pixel_values=normal_RCHW, **self._options).last_hidden_state
+        options = {**self._options, **self._masks(inputs.pixels_RCHW)}
+        hidden_RPH: Tensor = self.backbone(pixel_values=normal_RCHW, **options).last_hidden_state
         return hidden_RPH
+
+    def _masks(self, pixels_RCHW: Tensor) -> dict[str, Tensor]:
+        """What chooses the patches that a masked autoencoder sees; nothing for others, and where it is to be drawn."""
+        if self._mask_ratio is None or (self._mask_ratio and self.training):
+            return {}
+        num_patches = (self.pixel_spec.size // self._patch) ** 2
+        if not self._mask_ratio:
+            return {"noise": in_order(len(pixels_RCHW), num_patches, pixels_RCHW.device)}
+        return {"noise": noise_of_images(pixels_RCHW, num_patches)}
+
+    @property
+    def prefix(self) -> FrozenPrefix | None:
+        """As of any encoder. RecipeError where training draws other patches at each step, and no state can be kept."""
+        if self._mask_ratio and self.training:
+            raise RecipeError("mask_ratio: training sees other patches at each step; say mask_ratio: 0 to keep states")
+        return super().prefix
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
@@ -242,6 +274,16 @@ class HFVision(CanBeCut, VisionEncoder):
     def read_backbone(self, folder: Path) -> dict[str, Tensor]:
         """The tensors that `save_backbone` wrote, by the same names."""
         return read_state(folder, read_config(folder, HALVES), self._layout, self.backbone)
+
+
+def _set_mask_ratio(settings: Any, mask_ratio: float | None, where: str) -> float | None:
+    """Put it into the configuration of a masked autoencoder; None for others. RecipeError where it has no effect."""
+    if not hasattr(settings, "mask_ratio"):
+        if mask_ratio is not None:
+            raise RecipeError(f"mask_ratio: has no effect, {where} holds no masked autoencoder; leave it out")
+        return None
+    settings.mask_ratio = mask_ratio or 0.0
+    return mask_ratio or 0.0
 
 
 def _num_prefix_tokens(settings: Any, layout: VisionLayout) -> int:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.adapters import Sites
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldInputs, PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
-from pmmrec.encoders.backbone import is_dry_run, make_head, make_projection, through_head
+from pmmrec.encoders.backbone import is_dry_run, make_head, make_map, make_projection, through_head
 from pmmrec.encoders.huggingface import check_names, in_one_line, read_json, write_json
 from pmmrec.encoders.pixels import (
     Channels,
@@ -187,6 +188,17 @@ class TimmConfig(VisionConfig):
             "image_size": 64,
             "pool": "mean",
         },
+        {
+            "architecture": {"name": "resnet18", "channels": [4, 4, 8, 8], "zero_init_last": False},
+            "image_size": 64,
+            "pool": "mean",
+            "projection": "conv3x3",
+        },
+    )
+    projection: Literal["linear", "conv3x3"] = Field(
+        default="linear",
+        description="The way to the common width: of each token alone, or of 3 x 3 places of a feature map, without "
+        "bias and below ReLU (MMSR's ResNet, 49 tokens of 224 pixels).",
     )
 
     @model_validator(mode="after")
@@ -246,7 +258,10 @@ class TimmVision(CanBeCut, VisionEncoder):
         self.warnings = tuple(warnings)
         self.pixel_spec = PixelSpec(self._settings.size)
         self.normalise = Normalise(self._settings.mean, self._settings.std)
-        self.projection = make_projection(self.backbone.num_features, context.width)
+        if config.projection == "conv3x3" and self._layout.output != "NCHW":
+            raise RecipeError(f"projection: {found.architecture} gives no feature map of channels; use linear")
+        make = make_map if config.projection == "conv3x3" else make_projection
+        self.projection: nn.Linear | nn.Conv2d = make(self.backbone.num_features, context.width)
         self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
@@ -265,6 +280,9 @@ class TimmVision(CanBeCut, VisionEncoder):
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
         features = self.last_states(inputs)
+        if isinstance(self.projection, nn.Conv2d):
+            tokens_RPD = F.relu(self.projection(features)).flatten(2).transpose(1, 2)
+            return through_head(pooled_states(tokens_RPD, 0, self._pool), self.head)
         if self._layout.output == "NCHW":
             features = features.flatten(2).transpose(1, 2)
         elif self._layout.output == "NHWC":
