@@ -197,11 +197,12 @@ class Batch:
 class TokenStates:
     """What one encoder says of R items: a vector for each token, and one for the whole."""
 
-    token_KD: Tensor  # without the tokens that cls_RD stands for
+    token_KD: Tensor  # without the first token (cls), where there is one
     start_R: Ints  # on the host: where the tokens of each item begin in K; they lie one after another
     length_R: Ints  # on the host: how many tokens each item has; may be 0
     cls_RD: Tensor
     has_R: NDArray[np.bool_] | None = None  # on the host: which items have the field; None: those with tokens
+    first_RD: Tensor | None = None  # the first token, which is none of the above; None: the encoder has no cls token
 
     @property
     def is_there_R(self) -> NDArray[np.bool_]:
@@ -209,10 +210,11 @@ class TokenStates:
         return self.length_R > 0 if self.has_R is None else self.has_R
 
     @classmethod
-    def of_even(cls, token_RTD: Tensor, cls_RD: Tensor) -> Self:
+    def of_even(cls, token_RTD: Tensor, cls_RD: Tensor, first_RD: Tensor | None = None) -> Self:
         """States of items that have equally many tokens."""
         num_rows, length = token_RTD.shape[:2]
-        return cls(token_RTD.flatten(0, 1), np.arange(num_rows) * length, np.full(num_rows, length), cls_RD)
+        start_R, length_R = np.arange(num_rows) * length, np.full(num_rows, length)
+        return cls(token_RTD.flatten(0, 1), start_R, length_R, cls_RD, first_RD=first_RD)
 
     def of_item(self, row: int) -> Tensor:
         """The vectors of the tokens of one item, `(T, D)`."""

@@ -31,7 +31,11 @@ def place_rows(rows: TokenStates, item_index_R: HostArray, num_items: int) -> To
     has_U[item_index_R.values[is_of_item_R]] = True
     start_U[item_index_R.values[is_of_item_R]] = rows.start_R[is_of_item_R]
     length_U[item_index_R.values[is_of_item_R]] = rows.length_R[is_of_item_R]
-    return TokenStates(rows.token_KD, start_U, length_U, laid_out(rows.cls_RD, item_index_R, num_items), has_U)
+    cls_UD, first_RD = laid_out(rows.cls_RD, item_index_R, num_items), rows.first_RD
+    first_UD = cls_UD if first_RD is rows.cls_RD else None
+    if first_RD is not None and first_UD is None:
+        first_UD = laid_out(first_RD, item_index_R, num_items)
+    return TokenStates(rows.token_KD, start_U, length_U, cls_UD, has_U, first_UD)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ def joined(first_D: Tensor | None, states: Sequence[TokenStates]) -> Joined:
     return Joined(sources.index_select(0, HostArray(source_K).on(sources.device)), packing, row_U)
 
 
-def cls_tokens(states: TokenStates) -> TokenStates:
-    """States whose only token of an item is its cls vector; none where it lacks the field."""
-    num_items = len(states.cls_RD)
-    return TokenStates(states.cls_RD, np.arange(num_items), states.is_there_R.astype(np.int64), states.cls_RD)
+def all_tokens(states: TokenStates) -> list[TokenStates]:
+    """The states, behind others whose only token of an item is its first one, where the encoder has a cls token."""
+    if states.first_RD is None:
+        return [states]
+    start_R, length_R = np.arange(len(states.first_RD)), states.is_there_R.astype(np.int64)
+    return [TokenStates(states.first_RD, start_R, length_R, states.cls_RD), states]
 
 
 def _ranges(start_U: Ints, length_U: Ints) -> Ints:

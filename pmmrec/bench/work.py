@@ -98,7 +98,7 @@ class WorkMeter:
         fusion = encoder.fusion
         # Tokens in the fusion: mm_cls, then those of each field.
         fused_U = np.full(items.num_items, int(fusion is None or fusion.mm_cls is not None), dtype=np.int64)
-        num_cls = int(fusion is not None and fusion.with_cls)
+        with_cls = fusion is not None and fusion.with_cls
         for field, tower in encoder.encoders.items():
             rows = items.fields[field]
             length_R, num_left_out = self._lengths(tower, rows)
@@ -108,6 +108,7 @@ class WorkMeter:
             works[name] = works.get(name, Work()) + self._tower(field, tower, rows, length_R) + moved
             index_R = item_places(rows)
             is_of_item_R = index_R < items.num_items  # False: it stands in
+            num_cls = min(num_left_out, int(with_cls))
             fused_U[index_R[is_of_item_R]] += (length_R - num_left_out + num_cls)[is_of_item_R]
         if fusion is not None:
             blocks = list(fusion.blocks)

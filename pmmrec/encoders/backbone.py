@@ -65,7 +65,10 @@ def through_head(states: TokenStates, head: nn.Sequential | None) -> TokenStates
     """What a head makes of projected states: of every token, and of the whole, which was pooled before it."""
     if head is None:
         return states
-    return dataclasses.replace(states, token_KD=head(states.token_KD), cls_RD=head(states.cls_RD))
+    cls_RD, first_RD = head(states.cls_RD), states.first_RD
+    if first_RD is not None:
+        first_RD = cls_RD if first_RD is states.cls_RD else head(first_RD)
+    return dataclasses.replace(states, token_KD=head(states.token_KD), cls_RD=cls_RD, first_RD=first_RD)
 
 
 def is_dry_run() -> bool:

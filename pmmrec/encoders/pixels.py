@@ -161,5 +161,6 @@ class Normalise(nn.Module):
 
 def pooled_states(states_RPD: Tensor, num_prefix_tokens: int, pool: Literal["cls", "mean"]) -> TokenStates:
     """States of a backbone's tokens, the prefix (cls, registers) first, as patches and one vector for the whole."""
-    patches_RPD = states_RPD[:, num_prefix_tokens:]
-    return TokenStates.of_even(patches_RPD, states_RPD[:, 0] if pool == "cls" else patches_RPD.mean(1))
+    patches_RPD, first_RD = states_RPD[:, num_prefix_tokens:], states_RPD[:, 0] if num_prefix_tokens else None
+    whole_RD = patches_RPD.mean(1) if pool == "mean" or first_RD is None else first_RD
+    return TokenStates.of_even(patches_RPD, whole_RD, first_RD)

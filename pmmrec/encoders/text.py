@@ -220,8 +220,10 @@ class HFText(CanBeCut, TextEncoder):
         if packing is None:
             raise TypeError("a text encoder reads states of texts, not of images")
         state_KD: Tensor = self.projection(self.last_states(inputs))
-        whole_RD = self._whole(state_KD, packing)
-        states = TokenStates(state_KD, packing.first_R.values + 1, packing.length_R - 1, whole_RD)
+        first_RD = packing.first(state_KD)
+        whole_RD = packing.mean(state_KD) if self._pool == "mean" else first_RD
+        start_R, length_R = packing.first_R.values + 1, packing.length_R - 1
+        states = TokenStates(state_KD, start_R, length_R, whole_RD, first_RD=first_RD)
         return through_head(states, self.head)
 
     def _whole(self, state_KD: Tensor, packing: Packing) -> Tensor:

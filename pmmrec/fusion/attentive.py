@@ -19,7 +19,7 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import Modality, TokenStates
 from pmmrec.errors import RecipeError
 from pmmrec.fusion import Fusion, fusions, in_order
-from pmmrec.rows import cls_tokens, joined
+from pmmrec.rows import all_tokens, joined
 from pmmrec.settings import PartConfig
 
 Bools = NDArray[np.bool_]
@@ -43,7 +43,7 @@ class MergeAttentionConfig(PartConfig):
     )
     mm_cls: bool = Field(default=True, description="Whether a learned vector attends with the tokens (MMSR: no).")
     with_cls: bool = Field(
-        default=False, description="Whether the cls vector of each field attends with its tokens (MMSR: yes)."
+        default=False, description="Whether the cls token of each field attends with its other tokens (MMSR: yes)."
     )
     norm_eps: float = Field(default=1e-6, gt=0, description="Of LayerNorm (BERT: 1e-12).")
     modality_dropout: float = Field(
@@ -69,7 +69,7 @@ class MergeAttention(Fusion):
     same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
 
     The merge-attention of MMSR (https://arxiv.org/abs/2403.17372) is `mm_cls: false, with_cls: true, pool: mean,
-    norm_eps: 1e-12`: all tokens attend, both cls tokens included, and nothing else. Give its text encoder `pool: cls`.
+    norm_eps: 1e-12`: all tokens attend, the cls tokens of encoders that have one included, and nothing else.
 
     Example:
         model:
@@ -109,7 +109,7 @@ class MergeAttention(Fusion):
         for field in fields:
             length_R = np.where(shown[field], states[field].length_R, 0)
             one = dataclasses.replace(states[field], length_R=length_R, has_R=shown[field])
-            seen += [cls_tokens(one), one] if self.with_cls else [one]
+            seen += all_tokens(one) if self.with_cls else [one]
         items = joined(self.mm_cls, seen)
         x_KD = items.token_KD
         for block in self.blocks:

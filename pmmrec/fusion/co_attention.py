@@ -21,7 +21,7 @@ from pmmrec.dropout import Dropout
 from pmmrec.errors import RecipeError
 from pmmrec.fusion import Fusion, fusions, in_order
 from pmmrec.packing import HostArray
-from pmmrec.rows import Joined, cls_tokens, joined
+from pmmrec.rows import Joined, all_tokens, joined
 from pmmrec.settings import PartConfig
 
 
@@ -35,7 +35,7 @@ class CoAttentionConfig(PartConfig):
     feed_forward_factor: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     with_cls: bool = Field(
-        default=True, description="Whether the cls vector of each field attends with its tokens (MMSR: yes)."
+        default=True, description="Whether the cls token of each field attends with its other tokens (MMSR: yes)."
     )
 
 
@@ -146,5 +146,5 @@ class CoAttention(Fusion):
         return fused_UD
 
     def _typed(self, states: TokenStates, place: int) -> Joined:
-        items = joined(None, [cls_tokens(states), states] if self.with_cls else [states])
+        items = joined(None, all_tokens(states) if self.with_cls else [states])
         return dataclasses.replace(items, token_KD=items.token_KD + self.type_vector[place])

@@ -16,7 +16,7 @@ from pmmrec.contracts import TokenStates
 from pmmrec.fusion import Fusion, fusions, in_order
 from pmmrec.head import blocks_of
 from pmmrec.packing import HostArray
-from pmmrec.rows import cls_tokens, joined
+from pmmrec.rows import all_tokens, joined
 from pmmrec.settings import PartConfig
 
 FieldPool = Literal["mean", "mean_without_cls", "cls"]
@@ -28,8 +28,8 @@ class PairedConfig(PartConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"pool": "cls", "layers": 2}, {"pool": "mean_without_cls"})
     pool: FieldPool = Field(
         default="mean",
-        description="The vector of a field: the mean of its tokens, the cls vector of its encoder among them or not, "
-        "or that cls vector alone.",
+        description="The vector of a field: the mean of its tokens, the cls token among them or not, or what its "
+        "encoder pools (cls, or a mean of its own).",
     )
     layers: int = Field(default=0, ge=0, description="Blocks of dropout, linear layer and ReLU above it (+DNN: 3).")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Of the blocks; without effect where there is none.")
@@ -79,7 +79,7 @@ def pooled(states: TokenStates, pool: FieldPool) -> Tensor:
     """One vector `(U, D)` of each item; any finite one where it lacks the field."""
     if pool == "cls":
         return states.cls_RD
-    items = joined(None, [states] if pool == "mean_without_cls" else [cls_tokens(states), states])
+    items = joined(None, [states] if pool == "mean_without_cls" else all_tokens(states))
     return items.mean(items.token_KD)
 
 
@@ -93,8 +93,8 @@ class SumConfig(PairedConfig):
 class Sum(Paired):
     """The sum of a linear map of the text and one of the image: W_x N(x) + W_y N(y), of vectors `(U, D)`.
 
-    Of MMSR (https://arxiv.org/abs/2403.17372); `layers: 3` is its +DNN. N is one LayerNorm for both. Give text encoders
-    `pool: cls`, so that the mean counts the cls token once. Differs from the paper: an item may lack a modality.
+    Of MMSR (https://arxiv.org/abs/2403.17372); `layers: 3` is its +DNN. N is one LayerNorm for both. Differs from the
+    paper: an item may lack a modality.
 
     Example:
         model: {item_encoder: {fusion: {type: sum, layers: 3}}}

@@ -61,7 +61,8 @@ def _vectors(subject: Subject, part: Any, rows: tuple[int, ...]) -> list[Tensor]
 def _rows_of(states: TokenStates, rows: list[int]) -> TokenStates:
     """The states of some items alone."""
     length_r, tokens = states.length_R[rows], torch.cat([states.of_item(row) for row in rows])
-    return TokenStates(tokens, np.cumsum(length_r) - length_r, length_r, states.cls_RD[rows])
+    first_rD = None if states.first_RD is None else states.first_RD[rows]
+    return TokenStates(tokens, np.cumsum(length_r) - length_r, length_r, states.cls_RD[rows], first_RD=first_rD)
 
 
 @check("missing = zero", fusions, item_encoders)

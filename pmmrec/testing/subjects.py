@@ -236,7 +236,8 @@ def modality_states(numbers: Numbers) -> dict[str, TokenStates]:
     def states(*lengths: int) -> TokenStates:
         length_R = np.array(lengths)
         tokens_KD = numbers.normal(int(length_R.sum()), WIDTH)
-        return TokenStates(tokens_KD, np.cumsum(length_R) - length_R, length_R, numbers.normal(3, WIDTH))
+        first_RD = cls_RD = numbers.normal(3, WIDTH)
+        return TokenStates(tokens_KD, np.cumsum(length_R) - length_R, length_R, cls_RD, first_RD=first_RD)
 
     return {"text": states(4, 2, 0), "image": states(5, 0, 5)}
 

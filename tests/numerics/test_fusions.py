@@ -38,8 +38,11 @@ def states_of(lengths: list[int], has: list[bool], seed: int) -> TokenStates:
     length_R = np.array(lengths)
     token_KD = torch.randn(int(length_R.sum()), WIDTH, dtype=torch.float64, generator=draw)
     cls_RD = torch.randn(len(lengths), WIDTH, dtype=torch.float64, generator=draw) * torch.tensor(has)[:, None]
+    first_RD = torch.randn(len(lengths), WIDTH, dtype=torch.float64, generator=draw) * torch.tensor(has)[:, None]
     start_R = np.cumsum(length_R) - length_R
-    return TokenStates(token_KD.requires_grad_(), start_R, length_R, cls_RD.requires_grad_(), np.array(has))
+    learned = (one.requires_grad_() for one in (cls_RD, first_RD))
+    cls_RD, first_RD = learned
+    return TokenStates(token_KD.requires_grad_(), start_R, length_R, cls_RD, np.array(has), first_RD)
 
 
 def five_items() -> dict[str, TokenStates]:
@@ -51,10 +54,10 @@ def five_items() -> dict[str, TokenStates]:
 
 
 def tokens_of(states: TokenStates, item: int, *, with_cls: bool) -> list[Tensor]:
-    """The tokens of an item, its cls vector first."""
+    """The tokens of an item, its cls token first."""
     if not states.has_R[item]:
         return []
-    return [*([states.cls_RD[item]] if with_cls else []), *states.of_item(item)]
+    return [*([states.first_RD[item]] if with_cls else []), *states.of_item(item)]
 
 
 def linear(layer: torch.nn.Linear, x_D: Tensor) -> Tensor:
@@ -189,7 +192,7 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_values_and_gradients_are_those_of_loops_whatever_an_item_lacks(settings: dict[str, Any]) -> None:
     fusion, states = fusion_of(**settings), five_items()
-    given = [tensor for one in states.values() for tensor in (one.token_KD, one.cls_RD)]
+    given = [tensor for one in states.values() for tensor in (one.token_KD, one.cls_RD, one.first_RD)]
     learned = [*given, *fusion.parameters()]
     found, expected = fusion(states), TWINS[settings["type"]](fusion, states, settings)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)  # weights and values near 1; measured 6e-14

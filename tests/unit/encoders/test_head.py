@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.fusion.paired import pooled
 from pmmrec.testing.subjects import pixel_inputs, token_inputs
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -92,3 +93,23 @@ def test_without_a_head_there_are_the_same_tensors_under_the_same_names(tmp_path
     headed = encoder_of(tmp_path / "headed", {**TEXT, "head": {"layers": 1}}).state_dict()
     assert set(headed) - set(plain) == {"head.2.weight", "head.2.bias"}
     assert all(torch.equal(headed[name], tensor) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize("head", [None, {"layers": 1}], ids=["bare", "head"])
+@pytest.mark.parametrize("tree", [TEXT, VIT, RESNET], ids=["text", "vit", "resnet"])
+def test_the_first_token_is_that_of_cls_whichever_way_the_whole_is_pooled(
+    tmp_path: Path, tree: dict[str, Any], head: dict[str, Any] | None
+) -> None:
+    """A fusion counts it once; an encoder without a cls token has none."""
+    encoder = encoder_of(tmp_path, {**tree, "pool": "mean", "head": head})
+    states = encoder(token_inputs(encoder.tokenizer) if tree is TEXT else pixel_inputs(encoder.pixel_spec))
+    if tree is RESNET:
+        assert states.first_RD is None
+        expected = [states.of_item(row).mean(0) for row in range(3)]
+    else:
+        encoder._pool = "cls"
+        of_cls = encoder(token_inputs(encoder.tokenizer) if tree is TEXT else pixel_inputs(encoder.pixel_spec))
+        assert of_cls.first_RD is of_cls.cls_RD
+        torch.testing.assert_close(states.first_RD, of_cls.cls_RD, rtol=0, atol=1e-14)
+        expected = [torch.cat([of_cls.cls_RD[row][None], states.of_item(row)]).mean(0) for row in range(3)]
+    torch.testing.assert_close(pooled(states, "mean"), torch.stack(expected), rtol=0, atol=1e-14)
