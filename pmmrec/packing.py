@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pmmrec.attention_dropout import AttentionWithDropout
+from pmmrec.attention_dropout import AttentionWithDropout, RowsAtOnce
 
 Ints = NDArray[np.int64]
 # What one more call of attention costs, and the copy of a padded place, in pairs of places. Measured at width 128 on a
@@ -271,24 +271,31 @@ def _attend(
     window: int | None,
     scale: float | None,
 ) -> Tensor:
-    spans, parts = packing.spans(query_KHE.device), []
-    sizes = [span.num_places for span in spans]
+    spans, device = packing.spans(query_KHE.device), query_KHE.device
+    if dropout and device.type == "cpu":
+        factor = query_KHE.shape[-1] ** -0.5 if scale is None else scale
+        rows = [_rows_at_once(span, device, window, is_causal=is_causal) for span in spans]
+        mixed_KHE: Tensor = AttentionWithDropout.apply(query_KHE, key_KHE, value_KHE, rows, dropout, factor)
+        return mixed_KHE
+    sizes, parts = [span.num_places for span in spans], []
     # Not slices: the gradient of each would be a tensor of all places.
-    for span, *rows in zip(
+    for span, *of_span in zip(
         spans, *(torch.split(x_KHE, sizes) for x_KHE in (query_KHE, key_KHE, value_KHE)), strict=True
     ):
-        query, key, value = (_heads(x_kHE, span) for x_kHE in rows)
-        mask = _mask(span, query_KHE.device, window, is_causal=is_causal)
-        if dropout and query.device.type == "cpu":
-            factor = query.shape[-1] ** -0.5 if scale is None else scale
-            mixed_GHTE = AttentionWithDropout.apply(query, key, value, mask, dropout, factor, is_causal)
-        else:
-            mixed_GHTE = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None, scale=scale
-            )
+        query, key, value = (_heads(x_kHE, span) for x_kHE in of_span)
+        mask = _mask(span, device, window, is_causal=is_causal)
+        mixed_GHTE = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None, scale=scale
+        )
         mixed = mixed_GHTE.transpose(1, 2).flatten(0, 1)
         parts.append(mixed if span.is_even else mixed.index_select(0, span.kept.on(mixed.device)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rows_at_once(span: Span, device: torch.device, window: int | None, *, is_causal: bool) -> RowsAtOnce:
+    source, valid = (None, None) if span.is_even else (span.source_GT.on(device), span.kept.on(device))
+    is_allowed = _mask(span, device, window, is_causal=is_causal)
+    return RowsAtOnce(len(span.length_G), span.longest, span.num_places, source, valid, is_allowed, is_causal)
 
 
 def _heads(x_kHE: Tensor, span: Span) -> Tensor:

@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pmmrec.attention_dropout import AttentionWithDropout
 from pmmrec.contracts import (
     Batch,
     Candidates,
@@ -195,8 +194,8 @@ class _Computing(TorchFunctionMode):
             args, kwargs = tree_map(self._half, args), tree_map(self._half, kwargs)
         if func is F.scaled_dot_product_attention and (self._kernels.on_gpu or not _dropout_of(*args, **kwargs)):
             return _FusedAttention.apply(*_inputs_of(*args, **kwargs))
-        if func is F.scaled_dot_product_attention:  # with dropout, on a CPU
-            return AttentionWithDropout.apply(*_inputs_of(*args, **kwargs), _dropout_of(*args, **kwargs), 1.0, True)
+        if func is F.scaled_dot_product_attention:
+            return _DroppedAttention.apply(*_inputs_of(*args, **kwargs))
         if self._kernels.on_gpu and func is F.dropout:
             return _dropped(*args, **kwargs)
         return func(*args, **kwargs)
@@ -212,6 +211,26 @@ class _Computing(TorchFunctionMode):
         if id(value) not in self._halves:
             self._halves[id(value)] = value.to(self._kernels.half)
         return self._halves[id(value)]
+
+
+class _DroppedAttention(torch.autograd.Function):
+    """Keeps its inputs and a byte for each weight, as `AttentionWithDropout` does on a CPU; computes weights twice."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, is_allowed: Tensor | None) -> Tensor:  # noqa: ARG004  # as the one below
+        weight = _wide(query) @ _wide(key).transpose(-2, -1)
+        ctx.save_for_backward(query, key, value, torch.empty_like(weight, dtype=torch.uint8))
+        mixed: Tensor = (weight @ _wide(value)).to(query.dtype)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, _ = ctx.saved_tensors
+        query, key, value, gradient = map(_wide, (query, key, value, gradients[0]))
+        weight = query @ key.transpose(-2, -1)
+        of_score = (gradient @ value.transpose(-2, -1)) * weight
+        found = (of_score @ key, of_score.transpose(-2, -1) @ query, weight.transpose(-2, -1) @ gradient)
+        return (*(one.to(gradients[0].dtype) for one in found), None)
 
 
 class _FusedAttention(torch.autograd.Function):
