@@ -21,6 +21,7 @@ from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroSh
 
 SEED = "seed"  # the seeds of a cell are listed separately
 FINGERPRINT = "fingerprint"
+STORED = ("text_vectors", "text_states", "text_codes")  # features of a planned domain
 EVIDENCE_VERSION = 1  # raise it when the same settings and data give other metrics than before
 
 
@@ -112,7 +113,7 @@ class Identities:
     def _domain(self, name: str) -> Tree:
         planned = self._plan.domains[name]
         cut = planned.cut.model_dump(mode="json") if planned.cut else None
-        stored = {"text_vectors": planned.text_vectors} if planned.text_vectors else {}
+        stored = {name: value for name in STORED if (value := getattr(planned, name)) is not None}
         return {"k_core": planned.k_core, "cut": cut, **stored, FINGERPRINT: self._fingerprints.get(name)}
 
 

@@ -22,7 +22,7 @@ from pmmrec.tuning.results import BEST_FILE
 from tests.real.evidence.identity import Identities
 from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, PlannedSearch, ZeroShotCell, domain_of
 from tests.real.evidence.runs import Run
-from tests.real.evidence.vectors import store_text_vectors
+from tests.real.evidence.vectors import store_text_features
 
 TABLES = ("items.parquet", "interactions.parquet")
 
@@ -80,8 +80,7 @@ class Layout:
         images = self._data / planned.images if planned.images else None
         tables = {"items": items, "interactions": interactions, "images": images}
         import_table(TableImport(**tables, name=name, out=folder, k_core=planned.k_core, num_threads=2))
-        if planned.text_vectors is not None:
-            store_text_vectors(folder, planned.text_vectors)
+        store_text_features(folder, planned)
         self._write_note(name, origin)
         return True
 

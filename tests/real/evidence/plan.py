@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from typing_extensions import Self
 
 from pmmrec.data.cut import UserCut
 from pmmrec.evaluation.baselines import BASELINES
@@ -73,6 +74,14 @@ class PlannedDomain(Config):
     text_vectors: Word | None = Field(
         None, description="Name under which vectors of the texts are stored, as a sentence encoder computes them."
     )
+    text_states: Word | None = Field(None, description="The same of the states of all layers of that encoder.")
+    text_codes: Word | None = Field(None, description="The same of codes of `text_vectors`, as VQRec reads them.")
+
+    @model_validator(mode="after")
+    def _codes_are_of_vectors(self) -> Self:
+        if self.text_codes is not None and self.text_vectors is None:
+            raise ValueError("text_codes: are made of text_vectors; name these too")
+        return self
 
 
 class Pretraining(Config):

