@@ -108,7 +108,7 @@ def check_features(domain: Domain, reads: Mapping[str, FieldSpec]) -> None:
             found, wanted = (" x ".join(map(str, one)) for one in (shape, spec.shape))
             raise DataError(
                 f"{domain.folder}: feature {name!r} holds {found} numbers an item, but the model reads vectors of "
-                f"{wanted}; set features.{name} of the item encoder, or store the feature that the model was trained on"
+                f"{wanted}; set that in model.item_encoder, or store the feature that the model was trained on"
             )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from pmmrec.contracts import FieldSpec
 from pmmrec.data.cache import Say, silent
+from pmmrec.data.contents import check_features
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.evaluation.catalogue import NotFiniteVectorError
@@ -68,7 +69,11 @@ def encode(
 
 
 def features_read(domain: Domain, reads: Mapping[str, FieldSpec]) -> list[str]:
-    """The SHA-256 of each stored feature that a model reads; the fingerprint of a domain leaves features out."""
+    """The SHA-256 of each stored feature that a model reads; the fingerprint of a domain leaves features out.
+
+    Raises as `check_features`.
+    """
+    check_features(domain, reads)
     return [domain.feature(name).info.sha256 for name, spec in sorted(reads.items()) if isinstance(spec, VectorSpec)]
 
 

@@ -94,7 +94,9 @@ def print_plan(
         if adapters is not None:
             insert_adapters(checkpoint, recommender, adapters, report.loaded)
     spread = Spread.ONE if launched is None else launched.file.spread
-    Stages(recipe.train.stages, task, spread)
+    stages = Stages(recipe.train.stages, task, spread)
+    if (told := stages.never_begun(recipe.train.epochs)) is not None:
+        log.warn(told)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer, spread)
     is_computed = given is not None and stays_as_it_is(task)

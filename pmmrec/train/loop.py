@@ -105,6 +105,8 @@ class Loop:
             checkpoint_activations(task.recommender.item_encoder)
         prepare_task(processes, task, log)
         self._stages = Stages(config.stages, task, processes.spread)
+        if (told := self._stages.never_begun(config.epochs)) is not None:
+            log.warn(told)
         optimizer = build_optimizer(task, config.optimizer, processes.spread)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps, batches.steps_per_epoch)
         self._by_rows = optimizer.words()

@@ -92,6 +92,13 @@ class Stages:
             return None
         return f"stage {number + 1} of {len(self._configs)} begins: {len(learning)} tensors of {', '.join(parts)} learn"
 
+    def never_begun(self, epochs: int) -> str | None:
+        """What to say where a stage lies behind the last of so many epochs; None where all of them begin."""
+        if not self._configs or epochs == 0 or (number := self._stage_of(epochs)[0] + 1) == len(self._configs):
+            return None
+        before = sum(stage.epochs or 0 for stage in self._configs[:number])
+        return f"train.stages[{number}]: begins after epoch {before}, and train.epochs is {epochs}: it never does"
+
     def drop_gradients(self) -> None:
         """Drop the gradients of what does not learn in this epoch."""
         for parameter in self._frozen:

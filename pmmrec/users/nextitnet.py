@@ -38,13 +38,15 @@ class NextItNetConfig(PartConfig):
         {"dilations": (1, 2), "repeats": 1, "kernel_size": 2, "output_layer": True},
         {"repeats": 1, "cls": True},
     )
-    dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    dilations: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         default=(1, 4),
         min_length=1,
         description="Of the first convolution of a block, one block for each; the second has twice as much.",
     )
     repeats: int = Field(default=2, ge=1, le=1000, description="How often the blocks of `dilations` are stacked.")
-    kernel_size: int = Field(default=3, ge=2, description="Positions that a convolution reads: its own and past ones.")
+    kernel_size: int = Field(
+        default=3, ge=2, le=1000, description="Positions that a convolution reads: its own and past ones."
+    )
     norm_eps: float = Field(default=1e-8, gt=0)
     output_layer: bool = Field(default=False, description="Whether a linear layer follows the last block (RecBole).")
     cls: bool = Field(

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmmrec.data.features import FeatureTable
 from pmmrec.data.importers.features import StoredFeature, check_name, store_vectors
 from pmmrec.data.splits import Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.faiss_library import faiss
+from pmmrec.packing import Ints
 
 NUM_VALUES = 256  # of each part: 8 bits
 ADVISED = 39 * NUM_VALUES  # training items, by faiss
 ROWS_AT_ONCE = 100_000
+LONGEST = 1e15  # length of a vector: squares of 100 million such vectors add up in float32
 
 Floats = NDArray[np.float32]
 
@@ -40,11 +43,11 @@ def store_codes(
     `iterations`: of the rotation and of the centroids; None: 50 and 25, as faiss has it. `warn`: called where there are
     few items.
 
-    Raises DataError where too few items can be fitted to, RecipeError for a name that is taken or a length that the
-    parts do not divide, MachineError without faiss.
+    Raises DataError where too few items can be fitted to or a vector is too long, RecipeError for a name that is taken
+    or a length that the parts do not divide, MachineError without faiss.
     """
     domain, library = split.domain, faiss()
-    check_name(domain, name)
+    check_name(domain, name, "--out")
     table = domain.feature(feature)
     if len(table.info.shape) != 1 or table.info.num_values is not None:
         raise RecipeError(f"--feature {feature}: codes are made of one vector for each item; name such a feature")
@@ -60,14 +63,26 @@ def store_codes(
         )
     if len(rows) < ADVISED:
         warn(f"{len(rows):,} training items are few for codes of {NUM_VALUES} values; faiss advises {ADVISED:,}")
+    having = np.flatnonzero(table.has_N)
+    _refuse_long(table, having, f"{domain.folder}: feature {feature!r}")
     index = _fitted(library, table.read(rows).astype(np.float32), parts, iterations)
     code_NM = np.full((domain.num_items, parts), np.nan, dtype=np.float16)  # which holds 0 to 255 exactly
-    having = np.flatnonzero(table.has_N)
     for start in range(0, len(having), ROWS_AT_ONCE):
         some = having[start : start + ROWS_AT_ONCE]
         code_NM[some] = index.sa_encode(table.read(some).astype(np.float32))[:, -parts:]
     source = f"OPQ{parts},IVF1,PQ{parts}x8 of {feature}, fitted to {len(rows)} training items"
     return store_vectors(domain, code_NM, name, source, num_values=NUM_VALUES)
+
+
+def _refuse_long(table: FeatureTable, having: Ints, where: str) -> None:
+    """DataError for a vector too long for sums of squares in float32, in which codes are fitted."""
+    for start in range(0, len(having), ROWS_AT_ONCE):
+        norm_T = np.linalg.norm(table.read(having[start : start + ROWS_AT_ONCE]).astype(np.float64), axis=1)
+        if norm_T.max() > LONGEST:
+            raise DataError(
+                f"{where} holds a vector of length {norm_T.max():.1e}, and codes are made of vectors of up to "
+                f"{LONGEST:.0e}; store them divided by a number"
+            )
 
 
 def _fitted(library: Any, vector_TF: Floats, parts: int, iterations: int | None) -> Any:

@@ -101,18 +101,18 @@ def store_vectors(
     return StoredFeature(path, info, domain.num_items, without, unused or Named())
 
 
-def check_name(domain: Domain, name: str) -> None:
-    """RecipeError where a feature of the domain cannot be called so."""
+def check_name(domain: Domain, name: str, option: str = "--name") -> None:
+    """RecipeError where a feature of the domain cannot be called so; `option` gave the name."""
     if not FEATURE_NAME.fullmatch(name):
-        raise RecipeError(f"--name {name}: use letters, digits, _, - and ., beginning with a letter or digit")
+        raise RecipeError(f"{option} {name}: use letters, digits, _, - and ., beginning with a letter or digit")
     if name in {modality.value for modality in Modality}:
-        raise RecipeError(f"--name {name}: is what the {name} of an item itself is called; choose another name")
-    _refuse_taken(domain.folder, domain.info, name)
+        raise RecipeError(f"{option} {name}: is what the {name} of an item itself is called; choose another name")
+    _refuse_taken(domain.folder, domain.info, name, option)
 
 
-def _refuse_taken(folder: Path, info: DomainInfo, name: str) -> None:
+def _refuse_taken(folder: Path, info: DomainInfo, name: str, option: str = "--name") -> None:
     if name in info.features:
-        raise RecipeError(f"--name {name}: {folder / feature_file(name)} exists; choose another name")
+        raise RecipeError(f"{option} {name}: {folder / feature_file(name)} exists; choose another name")
 
 
 @contextmanager

@@ -90,6 +90,18 @@ def test_too_few_items_and_parts_that_do_not_divide_are_refused(domain: Domain) 
         store_codes(split, "content", "codes", 3)
 
 
+def test_vectors_too_long_for_float32_are_refused(domain: Domain) -> None:
+    store_vectors(domain, np.full((NUM_ITEMS, LENGTH), 1e15, np.float32), "huge", "huge")
+    split = split_of(LeaveOneOutConfig(), Domain.open(domain.folder))
+    with pytest.raises(DataError, match=r"feature 'huge' holds a vector of length 2.8e[+]15, .* of up to 1e[+]15"):
+        store_codes(split, "huge", "codes", PARTS, 2, list[str]().append)
+
+
+def test_a_name_that_is_taken_is_told_by_the_option_that_gave_it(domain: Domain) -> None:
+    with pytest.raises(RecipeError, match=r"--out content: .* exists; choose another name"):
+        store_codes(split_of(LeaveOneOutConfig(), domain), "content", "content", PARTS, 2)
+
+
 def test_the_verb_refuses_a_small_domain_in_one_line(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
     small = Path(shutil.copytree(world / "boutique", tmp_path / "boutique"))
     opened = Domain.open(small)

@@ -93,6 +93,17 @@ def test_a_stage_says_when_it_begins(workshop, capsys: pytest.CaptureFixture[str
     assert len(told) == 3
 
 
+def test_a_stage_that_lies_behind_the_last_epoch_is_told_once(workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = workshop()
+    shop.loop(stages=STAGES, **RULES | {"epochs": 2})
+    shop.loop(stages=STAGES, **RULES | {"epochs": 3})
+    shop.loop(stages=STAGES, **RULES | {"epochs": 0})
+    output = capsys.readouterr()
+    told = "train.stages[2]: begins after epoch 2, and train.epochs is 2: it never does"
+    assert (output.out + output.err).count("it never does") == 1
+    assert told in output.out + output.err
+
+
 @pytest.mark.parametrize(
     ("stages", "problem"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -133,6 +134,12 @@ def test_a_state_sees_as_many_items_as_the_docstring_says() -> None:
     last_D = encoder(History(item_BLD, torch.ones(1, 70, dtype=torch.bool))).hidden_BLD[0, -1]
     (gradient,) = torch.autograd.grad((last_D * torch.randn(WIDTH, dtype=torch.float64)).sum(), item_BLD)
     assert gradient[0].any(dim=1).nonzero().min() == 70 - 61
+
+
+@pytest.mark.parametrize("settings", [{"dilations": (2**62,)}, {"kernel_size": 2**62}])
+def test_distances_beyond_those_of_any_history_are_refused_in_the_recipe(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        NextItNetConfig(**settings)
 
 
 def test_longer_histories_than_it_can_read_are_an_error_that_names_both() -> None:
