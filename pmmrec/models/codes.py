@@ -103,7 +103,7 @@ class Permutation(nn.Module):
     @torch.no_grad()
     def assign(self) -> None:
         """Make the assignment whose logits have the largest sum, in each part."""
-        logit_MVV = self.logit.float().cpu().numpy()
+        logit_MVV = self.logit.clone().float().cpu().numpy()  # a view would keep FSDP2 from freeing what it gathered
         places = [linear_sum_assignment(logit_VV, maximize=True)[1] for logit_VV in logit_MVV]
         self.place_MV.copy_(torch.from_numpy(np.stack(places)))
 

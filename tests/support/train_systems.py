@@ -31,6 +31,7 @@ class System:
     data: dict[str, Any] = field(default_factory=dict)
     batch_users: int = 7  # odd: one process has fewer
     training: dict[str, Any] = field(default_factory=dict)  # further settings of it
+    draws: bool = False  # whether training draws numbers that processes draw otherwise than one does
     compares_users: bool = False  # whether users of a step are negatives of one another
 
 
@@ -92,6 +93,15 @@ SYSTEMS = {
         {"item": {"type": "target_contrast", "temperature": 0.5}},
         {"item_encoder": {"type": "codes", "feature": "codes", "parts": 3, "values": 50}, "user_encoder": TRANSFORMER},
         compares_users=True,
+    ),
+    "vqrec, aligned": System(
+        {"all": {"type": "catalogue_ce"}},
+        {
+            "item_encoder": {"type": "codes", "feature": "codes", "parts": 3, "values": 50, "permutation": {}},
+            "user_encoder": TRANSFORMER,
+        },
+        training={"epochs": 2, "stages": [{"epochs": 1, "learns": ["permutation"]}, {"frozen": ["permutation"]}]},
+        draws=True,
     ),
     "stages": System(
         {"bce": {"type": "bce", "negatives": TWO}},
