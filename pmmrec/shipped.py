@@ -80,9 +80,10 @@ def shipped_recipe(name: str) -> Path:
 
     known = shipped_recipes()
     key = name.removesuffix(".yaml")
-    if key in RENAMED_RECIPES:
-        warn_of_rename(f"recipe {key}", RENAMED_RECIPES[key])
-        return known[RENAMED_RECIPES[key]]
+    earlier = key.removeprefix("../")  # as a copy of a recipe of `finetune` extends one of `zoo`
+    if earlier in RENAMED_RECIPES:
+        warn_of_rename(f"recipe {earlier}", RENAMED_RECIPES[earlier])
+        return known[RENAMED_RECIPES[earlier]]
     if key in known:
         return known[key]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from command_line import Pmmrec, Result, working_in
 
 from pmmrec import load
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.features import store_vectors
 from pmmrec.modality import VectorSpec
 from pmmrec.recipe import FinetuneRecipe, read_recipe
 from pmmrec.report.systems import skeleton
@@ -33,23 +34,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path.cwd()
 
 
-def features_of(recipe: Path) -> dict[str, tuple[int, ...]]:
-    """The stored features that a recipe reads, and the shape of each of an item."""
+def platform(world: Path, recipe: Path) -> Path:
+    """A tiny domain, with random numbers or codes for the stored features that a recipe reads."""
     model = read_recipe(FinetuneRecipe, recipe).model
     reads = {} if model is None else skeleton(model).item_encoder.reads
-    return {name: spec.shape for name, spec in reads.items() if isinstance(spec, VectorSpec)}
-
-
-def platform(world: Path, pmmrec: Pmmrec, features: Mapping[str, tuple[int, ...]]) -> Path:
-    """A tiny domain, with random numbers for the features that a recipe reads."""
-    if not features:
+    specs = {name: spec for name, spec in reads.items() if isinstance(spec, VectorSpec)}
+    if not specs:
         return world / "boutique"
-    domain = Path(shutil.copytree(world / "boutique", "boutique", dirs_exist_ok=False))
-    for name, shape in features.items():
-        numbers = np.random.default_rng(1).normal(size=(Domain.open(domain).num_items, *shape))
-        np.save("numbers.npy", numbers.astype(np.float16))
-        done(pmmrec("data", "features", domain, "--from", "numbers.npy", "--name", name))
-    return domain
+    folder, rng = Path(shutil.copytree(world / "boutique", "boutique")), np.random.default_rng(1)
+    for name, spec in specs.items():
+        shape, most = (Domain.open(folder).num_items, *spec.shape), spec.num_values
+        numbers = rng.normal(size=shape).astype(np.float16) if most is None else rng.integers(most, size=shape)
+        store_vectors(Domain.open(folder), numbers, name, "random", num_values=most)
+    return folder
 
 
 def done(told: Result) -> Result:
@@ -61,7 +58,7 @@ def done(told: Result) -> Result:
 def test_a_small_system_does_what_every_model_does(place: Path, world: Path, pmmrec: Pmmrec, name: str) -> None:
     shutil.rmtree("runs", ignore_errors=True)
     shutil.rmtree("boutique", ignore_errors=True)
-    domain, start = platform(world, pmmrec, features_of(SMALL[name])), "none"
+    domain, start = platform(world, SMALL[name]), "none"
     if name in STARTS:
         before = (*QUICK, "name=before", "rank_test=false")
         done(pmmrec("finetune", *STARTS[name], "--from", start, "--on", domain, *before))

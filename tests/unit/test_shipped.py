@@ -9,7 +9,15 @@ import pytest
 from pmmrec import shipped
 from pmmrec.errors import RecipeError
 from pmmrec.renamed import RenamedSettingWarning
-from pmmrec.shipped import RENAMED_RECIPES, ROOMS, find_recipe, shipped_file, shipped_recipes, shipped_root
+from pmmrec.shipped import (
+    RENAMED_RECIPES,
+    ROOMS,
+    find_recipe,
+    shipped_file,
+    shipped_recipe,
+    shipped_recipes,
+    shipped_root,
+)
 
 
 def test_a_checkout_is_read_where_it_stands() -> None:
@@ -62,7 +70,7 @@ def test_a_recipe_is_found_with_and_without_its_ending(home: Path) -> None:
 def test_a_recipe_is_found_by_its_earlier_name_with_a_word_about_todays(name: str) -> None:
     today = RENAMED_RECIPES[name]
     with pytest.warns(RenamedSettingWarning, match=f"recipe {name} is called {today} now"):
-        assert find_recipe(f"{name}.yaml") == shipped_recipes()[today]
+        assert find_recipe(f"{name}.yaml") == shipped_recipe(f"../{name}.yaml") == shipped_recipes()[today]
 
 
 def test_a_file_of_the_user_wins_over_a_shipped_one(home: Path) -> None:
