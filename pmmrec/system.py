@@ -89,13 +89,14 @@ class System:
         return self._current
 
     def features(self, domain: Domain | Path | str, vectors: str = "fused") -> NDArray[np.float32]:
-        """Vectors to store as a feature: fused or the cls vectors of a field `(N, D)`, or `text.layers` `(N, T, H)`.
+        """Vectors to store as a feature: fused or the cls vectors of a field `(N, D)`, or those of a backbone.
 
         NaN where there is none; see `pmmrec.evaluation.item_features`.
         """
         opened = _opened(domain)
         with threads_for(self.checkpoint.model_config), bars() as progress:
-            return item_features(self._model_for(opened), self._reader_for(opened), 0, vectors, self.device, progress)
+            encoder = self._model_for(opened).item_encoder
+            return item_features(encoder, self._reader_for(opened), 0, vectors, self.device, progress)
 
     def recommend(self, history: Sequence[str], k: int = 10, *, seen: Seen = "exclude") -> list[tuple[str, float]]:
         """The best k items after `history` (item ids, oldest first) as (item id, score), from the encoded catalogue."""

@@ -97,7 +97,8 @@ def features_command(
         Option(
             "--from",
             metavar="SOURCE",
-            help="A .npy or .parquet file of vectors, or a checkpoint (folder, name in the hub, URL, hf://user/name).",
+            help="A .npy or .parquet file of vectors, a checkpoint (folder, name in the hub, URL, hf://user/name), or "
+            "a recipe, whose pretrained encoder is read.",
         ),
     ],
     name: Annotated[
@@ -110,8 +111,8 @@ def features_command(
     vectors: Annotated[
         str | None,
         Option(
-            help="Of a checkpoint: `fused` (the default), a field such as `text`, or `text.layers`: the hidden states "
-            "of its encoder at every layer."
+            help="Of a checkpoint: `fused` (the default) or a field such as `text`. Of a checkpoint or a recipe: "
+            "`text.pooled`, what the backbone of its encoder gives, or `text.layers`, its states at every layer."
         ),
     ] = None,
     hub: HubFolder = HUB,
@@ -127,6 +128,8 @@ def features_command(
     items without a row have no vector.
 
     checkpoint: its item encoder computes them from texts and images.
+
+    recipe: its pretrained encoder computes them, before any training.
     """
     from pmmrec.data.domain import Domain
     from pmmrec.data.importers.features import check_name, store_file, store_vectors
@@ -139,12 +142,18 @@ def features_command(
                 raise RecipeError(f"--vectors: has no effect, {source} holds the vectors; leave it out")
             stored = store_file(domain, expanded(Path(source)), name)
         else:
+            from pmmrec.pretrained import is_recipe, pretrained_features
             from pmmrec.system import load
 
             opened = Domain.open(domain)
             check_name(opened, name)
-            system = load(source, hub=hub, cache=cache, warn=warn, max_unreadable=max_unreadable)
-            found = system.features(opened, vectors or "fused")
+            if is_recipe(source):
+                found = pretrained_features(
+                    source, opened, vectors or "fused", cache=cache, max_unreadable=max_unreadable, warn=warn
+                )
+            else:
+                system = load(source, hub=hub, cache=cache, warn=warn, max_unreadable=max_unreadable)
+                found = system.features(opened, vectors or "fused")
             stored = store_vectors(opened, found, name, source)
         for line in stored.lines():
             typer.echo(line)

@@ -122,7 +122,7 @@ def _how_to_store(domain: Domain, name: str, spec: VectorSpec) -> str | None:
     if len(spec.shape) == 1:
         return None
     return (
-        f"`pmmrec data features {domain.folder} --from CHECKPOINT --vectors text.layers --name {name}` stores the "
+        f"`pmmrec data features {domain.folder} --from RECIPE --vectors text.layers --name {name}` stores the "
         "hidden states of a text encoder (image.layers: of an image encoder), `--from FILE.npy` any vectors of "
         f"{' x '.join(map(str, spec.shape))}"
     )

@@ -55,6 +55,14 @@ class Encoder(nn.Module, ABC):
         """What decides the states of the backbone beside its tensors, its inputs and the settings of the encoder."""
         return {}
 
+    def pooled(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each row as the backbone gives it, `(R, H)`: pooled as ever, without projection.
+
+        RecipeError where the encoder gives no such vector.
+        """
+        del inputs
+        raise RecipeError(f"pooled: {type(self).__name__} does not give what its backbone says of a row")
+
     def layers(self, inputs: FieldInputs) -> Tensor:
         """The whole of each row at every layer, `(R, T, H)`: what enters the lowest block, and what leaves each block.
 

@@ -229,6 +229,12 @@ class HFText(CanBeCut, TextEncoder):
     def _whole(self, state_KD: Tensor, packing: Packing) -> Tensor:
         return packing.mean(state_KD) if self._pool == "mean" else packing.first(state_KD)
 
+    def pooled(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each text as the backbone gives it, `(R, H)`."""
+        if not isinstance(inputs, TokenInputs):
+            raise TypeError("a text encoder reads token ids")
+        return self._whole(self.hidden(inputs), inputs.packing)
+
     def layers(self, inputs: FieldInputs) -> Tensor:
         """The whole of each text at every layer, `(R, T, H)`."""
         if not isinstance(inputs, TokenInputs):

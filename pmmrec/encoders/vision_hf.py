@@ -226,6 +226,12 @@ class HFVision(CanBeCut, VisionEncoder):
         states = pooled_states(self.projection(self.last_states(inputs)), self.num_prefix_tokens, self._pool)
         return through_head(states, self.head)
 
+    def pooled(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each image as the backbone gives it, `(R, H)`."""
+        if not isinstance(inputs, PixelInputs):
+            raise TypeError("a vision encoder reads pixels")
+        return pooled_states(self.hidden(inputs), self.num_prefix_tokens, self._pool).cls_RD
+
     def layers(self, inputs: FieldInputs) -> Tensor:
         """The whole of each image at every layer, `(R, T, H)`."""
         if not isinstance(inputs, PixelInputs):

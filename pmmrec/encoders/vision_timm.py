@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from pmmrec.adapters import Sites
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldInputs, PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
@@ -36,7 +35,8 @@ from pmmrec.encoders.pixels import (
     square_side,
 )
 from pmmrec.encoders.prefix import CanBeCut
-from pmmrec.encoders.trainable import Layout, find_layout
+from pmmrec.encoders.timm_layouts import LAYOUTS, TimmLayout
+from pmmrec.encoders.trainable import find_layout
 from pmmrec.encoders.weights import WEIGHTS, refuse_broken_numbers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
 
@@ -57,53 +57,6 @@ NOT_OURS = frozenset(
         "scriptable",
     }
 )
-
-
-@dataclass(frozen=True)
-class TimmLayout(Layout):
-    """What else must be known of a class of timm: how its features are laid out, and whether its size is fixed."""
-
-    output: Literal["tokens", "NCHW", "NHWC"] = "NCHW"
-    is_size_fixed: bool = False
-    has_windows: bool = False  # windows keep their size when images change theirs
-
-
-# Heads are gone with num_classes=0, but their tensors still stand in checkpoints, and some of their norms in models.
-_HEADS = r"(head|fc|classifier|fc_norm|head_norm|attn_pool|global_pool)\..+"
-_MLP = (r"mlp\.fc1", r"mlp\.fc2")
-_VIT_SITES = Sites(r"attn\.qkv", r"attn\.qkv", (r"attn\.qkv", r"attn\.proj"), _MLP)
-_ATTN, _STAGE_MLP = r"blocks\.\d+\.attn", (r"blocks\.\d+\.mlp\.fc1", r"blocks\.\d+\.mlp\.fc2")
-_QKV, _PROJ = rf"{_ATTN}\.qkv", rf"{_ATTN}\.proj"
-_SWIN_SITES = Sites(_QKV, _QKV, (_QKV, _PROJ), _STAGE_MLP)
-# Its attention reads the weights of qkv without calling it.
-_SWIN_V2_SITES = Sites(_PROJ, _PROJ, (_ATTN, _PROJ), _STAGE_MLP, uncalled=_QKV)
-_SWIN = TimmLayout(
-    blocks=r"layers\.\d+",
-    after=r"norm",
-    unused=_HEADS,
-    block_call="hidden",
-    sites=_SWIN_SITES,
-    output="NHWC",
-    is_size_fixed=True,
-    has_windows=True,
-)
-LAYOUTS: Mapping[str, TimmLayout] = {
-    "ConvNeXt": TimmLayout(blocks=r"stages\.\d+", after=r"norm_pre", unused=_HEADS, block_call="hidden"),
-    "EfficientNet": TimmLayout(blocks=r"blocks\.\d+", after=r"conv_head|bn2", unused=_HEADS, block_call="hidden"),
-    "RegNet": TimmLayout(blocks=r"s\d+", after=r"final_conv", unused=_HEADS, block_call="hidden"),
-    "ResNet": TimmLayout(blocks=r"layer\d+", unused=_HEADS, block_call="hidden"),
-    "SwinTransformer": _SWIN,
-    "SwinTransformerV2": replace(_SWIN, sites=_SWIN_V2_SITES),
-    "VisionTransformer": TimmLayout(
-        blocks=r"blocks\.\d+",
-        after=r"norm",
-        unused=_HEADS,
-        block_call="hidden",
-        sites=_VIT_SITES,
-        output="tokens",
-        is_size_fixed=True,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -283,12 +236,20 @@ class TimmVision(CanBeCut, VisionEncoder):
         if isinstance(self.projection, nn.Conv2d):
             tokens_RPD = F.relu(self.projection(features)).flatten(2).transpose(1, 2)
             return through_head(pooled_states(tokens_RPD, 0, self._pool), self.head)
-        if self._layout.output == "NCHW":
-            features = features.flatten(2).transpose(1, 2)
-        elif self._layout.output == "NHWC":
-            features = features.flatten(1, 2)
-        states = pooled_states(self.projection(features), self._num_prefix_tokens, self._pool)
+        states = pooled_states(self.projection(self._tokens(features)), self._num_prefix_tokens, self._pool)
         return through_head(states, self.head)
+
+    def _tokens(self, features: Tensor) -> Tensor:
+        """The library's features as tokens, `(R, P, H)`."""
+        if self._layout.output == "NCHW":
+            return features.flatten(2).transpose(1, 2)
+        return features.flatten(1, 2) if self._layout.output == "NHWC" else features
+
+    def pooled(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each image as the backbone gives it, `(R, H)`."""
+        if not isinstance(inputs, PixelInputs):
+            raise TypeError("a vision encoder reads pixels")
+        return pooled_states(self._tokens(self.hidden(inputs)), self._num_prefix_tokens, self._pool).cls_RD
 
     def layers(self, inputs: FieldInputs) -> Tensor:
         """The whole of each image at every layer, `(R, T, H)`."""

