@@ -161,7 +161,7 @@ def features_command(
 
 @app.command("codes")
 def codes_command(
-    domain: Annotated[Path, Argument(metavar="DOMAIN", help="Domain folder.")],
+    domains: Domains,
     feature: Annotated[str, Option(help="The stored feature whose vectors are coded.")],
     name: Annotated[
         str, Option("--out", metavar="NAME", help="Recipes name it: model.item_encoder={type: codes, feature: NAME}.")
@@ -173,7 +173,8 @@ def codes_command(
 ) -> None:
     """Store codes of the vectors of a stored feature: product quantisation, fitted to the training items.
 
-    Items are those of the leave-one-out split. 256 training items or more are needed, and as many as vectors are long.
+    Items are those of the leave-one-out split, of all domains together: a code then means the same in each, as one
+    pretraining on several needs it. 256 training items or more are needed, and as many as vectors are long.
     """
     from pmmrec.data.domain import Domain
     from pmmrec.data.importers.codes import store_codes
@@ -181,9 +182,10 @@ def codes_command(
     from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 
     with errors_for_people():
-        split = split_of(LeaveOneOutConfig(), Domain.open(domain))
-        for line in store_codes(split, feature, name, parts, iterations, warn=warn).lines():
-            typer.echo(line)
+        splits = [split_of(LeaveOneOutConfig(), Domain.open(domain)) for domain in domains]
+        for stored in store_codes(splits, feature, name, parts, iterations, warn=warn):
+            for line in stored.lines():
+                typer.echo(line)
 
 
 @app.command("stats")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -109,6 +109,21 @@ def check_features(domain: Domain, reads: Mapping[str, FieldSpec]) -> None:
             raise DataError(
                 f"{domain.folder}: feature {name!r} holds {found} numbers an item, but the model reads vectors of "
                 f"{wanted}; set that in model.item_encoder, or store the feature that the model was trained on"
+            )
+
+
+def check_codes(domains: Sequence[Domain], reads: Mapping[str, FieldSpec]) -> None:
+    """DataError where domains that train together have codes that were fitted apart, and mean other things in each."""
+    for name, spec in reads.items():
+        if not isinstance(spec, VectorSpec) or spec.num_values is None:
+            continue
+        fits = {domain.feature(name).info.source: domain for domain in domains}
+        if len(fits) > 1:
+            apart = " and ".join(str(domain.folder) for domain in fits.values())
+            folders = " ".join(str(domain.folder) for domain in domains)
+            raise DataError(
+                f"{apart}: their {name} were fitted apart, so that a code means another thing in each; make them "
+                f"together: `pmmrec data codes {folders} ...`"
             )
 
 

@@ -13,7 +13,7 @@ from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.contracts import History
 from pmmrec.data.batches import DataConfig, Division, refuse_empty_shares
-from pmmrec.data.contents import check_features, check_readable, is_readable, kinds_of
+from pmmrec.data.contents import check_codes, check_features, check_readable, is_readable, kinds_of
 from pmmrec.data.examples import Examples
 from pmmrec.data.mixing import MixingConfig, StepSampler
 from pmmrec.data.negatives import NegativePool
@@ -150,6 +150,8 @@ def _check_items(sources: Sources, recommender: Recommender, data: DataConfig, l
         log.warn(odd)
     for domain in sources.domains:
         check_features(domain, recommender.item_encoder.reads)
+    check_codes(sources.domains, recommender.item_encoder.reads)
+    for domain in sources.domains:
         warning = check_readable(domain, kinds_of(recommender.item_encoder.reads), data.max_unreadable)
         if warning is not None:
             log.warn(warning)

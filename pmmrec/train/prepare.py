@@ -18,7 +18,7 @@ from torch import Tensor
 from pmmrec.context import Backbone, Catalogue, InteractionGraph
 from pmmrec.contracts import Batch, ItemInputs, Prefix, to_device
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
-from pmmrec.data.contents import check_features, having
+from pmmrec.data.contents import check_codes, check_features, having
 from pmmrec.data.domain import Domain
 from pmmrec.data.examples import Examples
 from pmmrec.data.items import ItemReader
@@ -185,6 +185,7 @@ def _say_unread(sources: Sources, recommender: Recommender, log: RunLog) -> None
     """Warn of each field that the model reads and no item has: its encoder learns nothing."""
     for domain in sources.domains:
         check_features(domain, recommender.item_encoder.reads)
+    check_codes(sources.domains, recommender.item_encoder.reads)
     for field, spec in sorted(recommender.item_encoder.reads.items()):
         if not any(having(domain, field, type(spec)).any() for domain in sources.domains):
             known = sorted({name for domain in sources.domains for name in domain.attributes})

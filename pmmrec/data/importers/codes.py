@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,52 +26,73 @@ Floats = NDArray[np.float32]
 
 
 def store_codes(
-    split: Split,
+    splits: Sequence[Split],
     feature: str,
     name: str,
     parts: int = 32,
     iterations: int | None = None,
     warn: Callable[[str], object] = warnings.warn,
-) -> StoredFeature:
+) -> list[StoredFeature]:
     """Store the codes of a stored feature under another name: `parts` whole numbers below 256 for each item.
 
     The vectors are rotated by a learned matrix, the one coarse centroid is taken away, and what is left is cut into
     parts; the code of a part is the nearest of 256 centroids. All of it is fitted to the items that occur in the
-    training part of the split, as faiss does for `OPQ32,IVF1,PQ32x8` by inner product. Its polysemous training is left
-    out (`np`): that takes most of the time, and does nothing but number the centroids of each part otherwise.
+    training parts of all splits together, so that a code means the same in each of their domains, as faiss does for
+    `OPQ32,IVF1,PQ32x8` by inner product. Its polysemous training is left out (`np`): that takes most of the time, and
+    does nothing but number the centroids of each part otherwise.
 
     `iterations`: of the rotation and of the centroids; None: 50 and 25, as faiss has it. `warn`: called where there are
     few items.
 
-    Raises DataError where too few items can be fitted to or a vector is too long, RecipeError for a name that is taken
-    or a length that the parts do not divide, MachineError without faiss.
+    Raises DataError where too few items can be fitted to or a vector is too long, RecipeError for a name that is taken,
+    a length that the parts do not divide or that differs among domains, MachineError without faiss.
     """
-    domain, library = split.domain, faiss()
-    check_name(domain, name, "--out")
-    table = domain.feature(feature)
+    library, tables = faiss(), [_table(split, feature, name, parts) for split in splits]
+    both, folders = list(zip(tables, splits, strict=True)), ", ".join(str(split.domain.folder) for split in splits)
+    lengths = sorted({table.info.shape[0] for table in tables})
+    if len(lengths) > 1:
+        raise RecipeError(f"--feature {feature}: is {' and '.join(map(str, lengths))} numbers long; name one length")
+    rows = [np.flatnonzero(table.has_N & (split.train_counts > 0)) for table, split in both]
+    num_rows, least = sum(map(len, rows)), max(NUM_VALUES, lengths[0])
+    if num_rows < least:
+        raise DataError(
+            f"{folders}: {num_rows:,} training items have a {feature}, and codes of 256 values for vectors of "
+            f"{lengths[0]} numbers need {least:,} or more; take a larger domain, several at once, or shorter vectors"
+        )
+    if num_rows < ADVISED:
+        warn(f"{num_rows:,} training items are few for codes of {NUM_VALUES} values; faiss advises {ADVISED:,}")
+    for table, split in both:
+        _refuse_long(table, np.flatnonzero(table.has_N), f"{split.domain.folder}: feature {feature!r}")
+    vector_TF = np.concatenate([table.read(some).astype(np.float32) for table, some in zip(tables, rows, strict=True)])
+    index = _fitted(library, vector_TF, parts, iterations)
+    names = ", ".join(split.domain.name for split in splits)
+    source = f"OPQ{parts},IVF1,PQ{parts}x8 of {feature}, fitted to {num_rows} training items of {names}"
+    return [
+        store_vectors(split.domain, _codes(index, table, parts), name, source, num_values=NUM_VALUES)
+        for table, split in both
+    ]
+
+
+def _table(split: Split, feature: str, name: str, parts: int) -> FeatureTable:
+    """The feature to make codes of. RecipeError where it has none, or they cannot be called so."""
+    check_name(split.domain, name, "--out")
+    table = split.domain.feature(feature)
     if len(table.info.shape) != 1 or table.info.num_values is not None:
         raise RecipeError(f"--feature {feature}: codes are made of one vector for each item; name such a feature")
-    length = table.info.shape[0]
-    if length % parts:
+    if table.info.shape[0] % parts:
+        length = table.info.shape[0]
         raise RecipeError(f"--parts {parts}: do not divide the {length} numbers of {feature}; choose a divisor")
-    rows = np.flatnonzero(table.has_N & (split.train_counts > 0))
-    least = max(NUM_VALUES, length)
-    if len(rows) < least:
-        raise DataError(
-            f"{domain.folder}: {len(rows):,} training items have a {feature}, and codes of 256 values for vectors of "
-            f"{length} numbers need {least:,} or more; take a larger domain, or shorter vectors"
-        )
-    if len(rows) < ADVISED:
-        warn(f"{len(rows):,} training items are few for codes of {NUM_VALUES} values; faiss advises {ADVISED:,}")
+    return table
+
+
+def _codes(index: Any, table: FeatureTable, parts: int) -> NDArray[np.float16]:
+    """The codes of all items of a domain `(N, M)`; NaN where an item has no vector."""
+    code_NM = np.full((len(table.has_N), parts), np.nan, dtype=np.float16)  # which holds 0 to 255 exactly
     having = np.flatnonzero(table.has_N)
-    _refuse_long(table, having, f"{domain.folder}: feature {feature!r}")
-    index = _fitted(library, table.read(rows).astype(np.float32), parts, iterations)
-    code_NM = np.full((domain.num_items, parts), np.nan, dtype=np.float16)  # which holds 0 to 255 exactly
     for start in range(0, len(having), ROWS_AT_ONCE):
         some = having[start : start + ROWS_AT_ONCE]
         code_NM[some] = index.sa_encode(table.read(some).astype(np.float32))[:, -parts:]
-    source = f"OPQ{parts},IVF1,PQ{parts}x8 of {feature}, fitted to {len(rows)} training items"
-    return store_vectors(domain, code_NM, name, source, num_values=NUM_VALUES)
+    return code_NM
 
 
 def _refuse_long(table: FeatureTable, having: Ints, where: str) -> None:

@@ -39,7 +39,7 @@ def store_text_features(folder: Path, planned: PlannedDomain) -> None:
     if planned.text_states is not None:
         store_vectors(domain, states_NTF.astype(np.float16), planned.text_states, ENCODER)
     if planned.text_vectors is not None and planned.text_codes is not None:
-        store_codes(leave_one_out(Domain.open(folder)), planned.text_vectors, planned.text_codes, warn=lambda _: None)
+        store_codes([leave_one_out(Domain.open(folder))], planned.text_vectors, planned.text_codes, warn=lambda _: None)
 
 
 @torch.no_grad()

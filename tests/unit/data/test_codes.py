@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import Pmmrec
 
-from pmmrec.data.contents import check_features
+from pmmrec.data.contents import check_codes, check_features
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.codes import _fitted, store_codes
 from pmmrec.data.importers.features import store_vectors
@@ -28,6 +28,10 @@ NUM_ITEMS, LENGTH, PARTS = 300, 8, 4
 @pytest.fixture
 def domain(tmp_path: Path) -> Domain:
     """300 items with vectors, of which one has none; nobody touches the last two before his last item."""
+    return domain_of(tmp_path, "books")
+
+
+def domain_of(tmp_path: Path, name: str) -> Domain:
     draw, users = np.random.default_rng(0), range(50)
     with (tmp_path / "items.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["item_id", "text"], *([f"i{row:03d}", f"item {row}"] for row in range(NUM_ITEMS))])
@@ -37,8 +41,8 @@ def domain(tmp_path: Path) -> Domain:
         rows = [[f"u{user}", f"i{item:03d}", time] for user in users for time, item in enumerate(items[user])]
         csv.writer(file).writerows([["user_id", "item_id", "timestamp"], *rows])
     tables = {"items": tmp_path / "items.csv", "interactions": tmp_path / "interactions.csv"}
-    import_table(TableImport(**tables, name="books", out=tmp_path / "books", k_core=None))
-    opened = Domain.open(tmp_path / "books")
+    import_table(TableImport(**tables, name=name, out=tmp_path / name, k_core=None))
+    opened = Domain.open(tmp_path / name)
     vectors = draw.normal(size=(NUM_ITEMS, LENGTH)).astype(np.float32)
     vectors[5] = np.nan
     store_vectors(opened, vectors, "content", "content")
@@ -64,10 +68,10 @@ def test_codes_are_those_of_the_nearest_centroids_of_rotated_parts() -> None:
 
 def test_codes_are_stored_as_a_feature_that_says_what_it_is(domain: Domain) -> None:
     split, warnings = split_of(LeaveOneOutConfig(), domain), list[str]()
-    stored = store_codes(split, "content", "codes", PARTS, 2, warnings.append)
+    (stored,) = store_codes([split], "content", "codes", PARTS, 2, warnings.append)
     num_fitted = int(((split.train_counts > 0) & domain.feature("content").has_N).sum())
     assert num_fitted < 299
-    assert stored.info.source == f"OPQ4,IVF1,PQ4x8 of content, fitted to {num_fitted} training items"
+    assert stored.info.source == f"OPQ4,IVF1,PQ4x8 of content, fitted to {num_fitted} training items of books"
     assert (stored.info.num_values, stored.info.shape, stored.info.num_with) == (256, (PARTS,), NUM_ITEMS - 1)
     assert warnings == [f"{num_fitted} training items are few for codes of 256 values; faiss advises 9,984"]
     opened = Domain.open(domain.folder)
@@ -84,22 +88,38 @@ def test_codes_are_stored_as_a_feature_that_says_what_it_is(domain: Domain) -> N
         check_features(opened, {"codes": VectorSpec((PARTS,))})
 
 
+def test_codes_of_domains_that_train_together_are_fitted_to_both(domain: Domain, tmp_path: Path) -> None:
+    other = domain_of(tmp_path, "films")  # the same vectors
+    splits = [split_of(LeaveOneOutConfig(), one) for one in (domain, other)]
+    store_codes(splits, "content", "codes", PARTS, 2, list[str]().append)
+    opened = [Domain.open(one.folder) for one in (domain, other)]
+    codes = [one.feature("codes").read(np.arange(NUM_ITEMS)) for one in opened]
+    np.testing.assert_array_equal(*codes)
+    assert opened[0].feature("codes").info.source.endswith("training items of books, films")
+    reads = {"codes": VectorSpec((PARTS,), 256)}
+    check_codes(opened, reads)
+    for one in opened:
+        store_codes([split_of(LeaveOneOutConfig(), one)], "content", "alone", PARTS, 2, list[str]().append)
+    with pytest.raises(DataError, match=r"their alone were fitted apart, .*`pmmrec data codes \S+books \S+films"):
+        check_codes([Domain.open(one.folder) for one in opened], {"alone": reads["codes"]})
+
+
 def test_too_few_items_and_parts_that_do_not_divide_are_refused(domain: Domain) -> None:
     split = split_of(LeaveOneOutConfig(), domain)
     with pytest.raises(RecipeError, match="--parts 3: do not divide the 8 numbers of content"):
-        store_codes(split, "content", "codes", 3)
+        store_codes([split], "content", "codes", 3)
 
 
 def test_vectors_too_long_for_float32_are_refused(domain: Domain) -> None:
     store_vectors(domain, np.full((NUM_ITEMS, LENGTH), 1e15, np.float32), "huge", "huge")
     split = split_of(LeaveOneOutConfig(), Domain.open(domain.folder))
     with pytest.raises(DataError, match=r"feature 'huge' holds a vector of length 2.8e[+]15, .* of up to 1e[+]15"):
-        store_codes(split, "huge", "codes", PARTS, 2, list[str]().append)
+        store_codes([split], "huge", "codes", PARTS, 2, list[str]().append)
 
 
 def test_a_name_that_is_taken_is_told_by_the_option_that_gave_it(domain: Domain) -> None:
     with pytest.raises(RecipeError, match=r"--out content: .* exists; choose another name"):
-        store_codes(split_of(LeaveOneOutConfig(), domain), "content", "content", PARTS, 2)
+        store_codes([split_of(LeaveOneOutConfig(), domain)], "content", "content", PARTS, 2)
 
 
 def test_the_verb_refuses_a_small_domain_in_one_line(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
