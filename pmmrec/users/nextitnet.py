@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pmmrec.adapters import Host, Sites
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
-from pmmrec.packing import HostArray, Ints
+from pmmrec.packing import HostArray
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, refuse_longer
@@ -56,6 +56,24 @@ class NextItNetConfig(PartConfig):
     max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
 
 
+class Taps:
+    """What convolutions over packed histories read: rows of their inputs, behind a row of zeros."""
+
+    def __init__(self, place_K: HostArray, device: torch.device) -> None:
+        """`place_K`: how many items of its user lie before each place."""
+        self._place_K, self._device = place_K.values, device
+        self._rows: dict[tuple[int, ...], Tensor] = {}
+
+    def of(self, x_KD: Tensor, shift_T: Sequence[int]) -> Tensor:
+        """`(K, T, D)`: for each place what lies so many places before it; zeros where the history has not begun."""
+        shifts = tuple(shift_T)
+        if shifts not in self._rows:
+            own_K1 = np.arange(1, len(self._place_K) + 1)[:, None]
+            row_KT = np.where(self._place_K[:, None] >= np.array(shifts), own_K1 - np.array(shifts), 0)
+            self._rows[shifts] = HostArray(row_KT.ravel()).on(self._device)
+        return F.pad(x_KD, (0, 0, 1, 0)).index_select(0, self._rows[shifts]).view(len(x_KD), len(shifts), -1)
+
+
 class CausalConvolution(nn.Module):
     """A linear map of the items at `l - (T - 1) * dilation, ..., l - dilation, l`; zeros before the first item.
 
@@ -65,29 +83,22 @@ class CausalConvolution(nn.Module):
 
     def __init__(self, width: int, kernel_size: int, dilation: int) -> None:
         super().__init__()
-        self.kernel_size, self.dilation = kernel_size, dilation
+        self.shifts = [tap * dilation for tap in range(kernel_size)][::-1]
         self.weights = nn.Linear(kernel_size * width, width)
 
-    def forward(self, x_KD: Tensor, place_K: HostArray, before_KD: Tensor | None = None) -> Tensor:
+    def forward(self, x_KD: Tensor, taps: Taps, before_KD: Tensor | None = None) -> Tensor:
         """`(K, D)` of packed histories -> `(K, D)`.
 
-        `place_K`: how many items of its user lie before each place. `before_KD`: None: x is what stands at the places,
-        one item after another. Else that is `before_KD`, and x is what follows each of them in place of the next one.
+        `before_KD`: None: x is what stands at the places, one item after another. Else `before_KD` is, and x follows
+        each of them in place of the next one.
         """
-        shift_T = np.arange(self.kernel_size)[::-1] * self.dilation
         if before_KD is None:
-            tap_KTD = _shifted(x_KD, shift_T, place_K)
+            tap_KTD = taps.of(x_KD, self.shifts)
         else:
-            tap_KTD = torch.cat((_shifted(before_KD, shift_T[:-1] - 1, place_K), x_KD[:, None]), dim=1)
+            past_KTD = taps.of(before_KD, [shift - 1 for shift in self.shifts[:-1]])
+            tap_KTD = torch.cat((past_KTD, x_KD[:, None]), dim=1)
         out_KD: Tensor = self.weights(tap_KTD.flatten(1))
         return out_KD
-
-
-def _shifted(x_KD: Tensor, shift_T: Ints, place_K: HostArray) -> Tensor:
-    """`(K, T, D)`: for each place what lies so many places before it; zeros where the history has not begun."""
-    own_K1 = np.arange(1, len(place_K) + 1)[:, None]
-    row_KT = HostArray(np.where(place_K.values[:, None] >= shift_T, own_K1 - shift_T, 0).ravel())
-    return F.pad(x_KD, (0, 0, 1, 0)).index_select(0, row_KT.on(x_KD.device)).view(len(x_KD), len(shift_T), -1)
 
 
 class NextItNetBlock(nn.Module):
@@ -100,14 +111,14 @@ class NextItNetBlock(nn.Module):
         self.second = CausalConvolution(width, kernel_size, 2 * dilation)
         self.second_norm = nn.LayerNorm(width, eps=norm_eps)
 
-    def forward(self, x_KD: Tensor, place_K: HostArray, cls_KD: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_KD: Tensor, taps: Taps, cls_KD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`(K, D)` of packed histories -> `(K, D)`; the same of what follows each place, if there is anything."""
-        inner_KD = F.relu(self.first_norm(self.first(x_KD, place_K)))
-        out_KD = x_KD + F.relu(self.second_norm(self.second(inner_KD, place_K)))
+        inner_KD = F.relu(self.first_norm(self.first(x_KD, taps)))
+        out_KD = x_KD + F.relu(self.second_norm(self.second(inner_KD, taps)))
         if cls_KD is None:
             return out_KD, None
-        inner_cls_KD = F.relu(self.first_norm(self.first(cls_KD, place_K, x_KD)))
-        return out_KD, cls_KD + F.relu(self.second_norm(self.second(inner_cls_KD, place_K, inner_KD)))
+        inner_cls_KD = F.relu(self.first_norm(self.first(cls_KD, taps, x_KD)))
+        return out_KD, cls_KD + F.relu(self.second_norm(self.second(inner_cls_KD, taps, inner_KD)))
 
 
 @user_encoders.register("nextitnet", NextItNetConfig)
@@ -153,6 +164,7 @@ class NextItNet(UserEncoder):
         cls_KD = (
             None if self.cls is None else self.cls(packed.place_K.new_zeros(1)).to(hidden_KD.dtype).expand_as(hidden_KD)
         )
+        taps = Taps(packed.packing.place_K, hidden_KD.device)
         for block in self.blocks:
-            hidden_KD, cls_KD = block(hidden_KD, packed.packing.place_K, cls_KD)
+            hidden_KD, cls_KD = block(hidden_KD, taps, cls_KD)
         return packed.states(self.output(hidden_KD if cls_KD is None else cls_KD))

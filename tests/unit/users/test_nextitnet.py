@@ -14,7 +14,7 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import History
 from pmmrec.errors import RecipeError
 from pmmrec.packing import HostArray
-from pmmrec.users.nextitnet import CausalConvolution, NextItNet, NextItNetConfig
+from pmmrec.users.nextitnet import CausalConvolution, NextItNet, NextItNetConfig, Taps
 
 WIDTH = 4
 LENGTHS = [9, 3, 1]
@@ -34,14 +34,14 @@ def histories() -> tuple[Tensor, Tensor]:
 
 def convolved_by_loops(convolution: CausalConvolution, rows: list[Tensor]) -> list[Tensor]:
     """One place, one tap and one output after another."""
-    taps, found = convolution.kernel_size, []
-    weight_DTD = convolution.weights.weight.view(WIDTH, taps, WIDTH)
+    taps, found = len(convolution.shifts), []
+    weight_DTD, dilation = convolution.weights.weight.view(WIDTH, taps, WIDTH), convolution.shifts[-2]
     for place in range(len(rows)):
         outputs = []
         for output in range(WIDTH):
             total = convolution.weights.bias[output]
             for tap in range(taps):
-                source = place - (taps - 1 - tap) * convolution.dilation
+                source = place - (taps - 1 - tap) * dilation
                 if source >= 0:
                     total = total + torch.dot(weight_DTD[output, tap], rows[source])
             outputs.append(total)
@@ -115,7 +115,7 @@ def test_a_convolution_is_that_of_torch_with_zeros_on_the_left() -> None:
     item_1LD = torch.randn(1, 7, WIDTH, dtype=torch.float64)
     expected = reference(F.pad(item_1LD.transpose(1, 2), (4, 0)))[0].T
     torch.testing.assert_close(
-        convolution(item_1LD[0], HostArray(range(7))), expected, rtol=0, atol=1e-12
+        convolution(item_1LD[0], Taps(HostArray(range(7)), item_1LD.device)), expected, rtol=0, atol=1e-12
     )  # measured 4e-16
 
 
