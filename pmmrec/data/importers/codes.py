@@ -53,7 +53,7 @@ def store_codes(
     if len(lengths) > 1:
         raise RecipeError(f"--feature {feature}: is {' and '.join(map(str, lengths))} numbers long; name one length")
     rows = [np.flatnonzero(table.has_N & (split.train_counts > 0)) for table, split in both]
-    num_rows, least = sum(map(len, rows)), max(NUM_VALUES, lengths[0])
+    num_rows, least = sum(map(len, rows)), least_items(lengths[0])
     if num_rows < least:
         raise DataError(
             f"{folders}: {num_rows:,} training items have a {feature}, and codes of 256 values for vectors of "
@@ -93,6 +93,11 @@ def _codes(index: Any, table: FeatureTable, parts: int) -> NDArray[np.float16]:
         some = having[start : start + ROWS_AT_ONCE]
         code_NM[some] = index.sa_encode(table.read(some).astype(np.float32))[:, -parts:]
     return code_NM
+
+
+def least_items(length: int) -> int:
+    """How many training items codes of vectors of this length are fitted to, at least."""
+    return max(NUM_VALUES, length)
 
 
 def _refuse_long(table: FeatureTable, having: Ints, where: str) -> None:

@@ -12,7 +12,7 @@ from command_line import Pmmrec
 
 from pmmrec.data.contents import check_codes, check_features
 from pmmrec.data.domain import Domain
-from pmmrec.data.importers.codes import _fitted, store_codes
+from pmmrec.data.importers.codes import _fitted, least_items, store_codes
 from pmmrec.data.importers.features import store_vectors
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.splits import split_of
@@ -108,13 +108,14 @@ def test_too_few_items_and_parts_that_do_not_divide_are_refused(domain: Domain) 
     split = split_of(LeaveOneOutConfig(), domain)
     with pytest.raises(RecipeError, match="--parts 3: do not divide the 8 numbers of content"):
         store_codes([split], "content", "codes", 3)
+    assert [least_items(length) for length in (8, 256, 768)] == [256, 256, 768]
 
 
 def test_vectors_too_long_for_float32_are_refused(domain: Domain) -> None:
-    store_vectors(domain, np.full((NUM_ITEMS, LENGTH), 1e15, np.float32), "huge", "huge")
+    store_vectors(domain, np.full((NUM_ITEMS, LENGTH), 1e15, np.float32), "long", "long")
     split = split_of(LeaveOneOutConfig(), Domain.open(domain.folder))
-    with pytest.raises(DataError, match=r"feature 'huge' holds a vector of length 2.8e[+]15, .* of up to 1e[+]15"):
-        store_codes([split], "huge", "codes", PARTS, 2, list[str]().append)
+    with pytest.raises(DataError, match=r"feature 'long' holds a vector of length 2.8e[+]15, .* of up to 1e[+]15"):
+        store_codes([split], "long", "codes", PARTS, 2, list[str]().append)
 
 
 def test_a_name_that_is_taken_is_told_by_the_option_that_gave_it(domain: Domain) -> None:
