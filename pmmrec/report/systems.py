@@ -26,6 +26,7 @@ from pmmrec.row_table import RowTable
 from pmmrec.settings import PartConfig
 from pmmrec.shipped import shipped_recipes
 from pmmrec.tables import PlainTable
+from pmmrec.zoo.transfer import EVERY, FULL, Names
 
 SMALL = "small"  # folder of the recipes for two cores, beside those of the papers' sizes
 COLUMNS = ["recipe", "paper", "table", "reads", "objective", "trains", "transfers", "scorer"]
@@ -60,7 +61,8 @@ class SystemFacts(Head):
         recipe: Its name.
         small: The recipe of the same system for two cores; None where there is none.
         trains: The parts that learn; of an encoder also which blocks, where not all do.
-        transfers: The parts that serve other platforms: those without a row for each item or user.
+        transfers: The parts that serve other platforms: those without a row for each item or user. Where a recipe needs
+            a checkpoint, the parts that it takes from there.
     """
 
     recipe: str
@@ -107,9 +109,12 @@ def _facts(name: str, small: str | None, path: Path, head: Head) -> SystemFacts:
     recipe = read_recipe(FinetuneRecipe, path)
     objectives = tuple(_objective_words(one) for one in recipe.active_objectives.values())
     if recipe.model is None:
-        trains = () if recipe.adapters is None else _adapted(recipe.adapters)
         reads: tuple[str, ...] = (CHECKPOINT,)
-        transfers, scorer = trains, CHECKPOINT
+        plan, scorer = recipe.transfer or FULL, CHECKPOINT
+        trains, transfers = (
+            (*_adapted(recipe.adapters), *_named(plan.fresh, "all others")),
+            _named(plan.load, "all parts"),
+        )
     else:
         model = skeleton(recipe.model)
         reads, trains, scorer = _reads(model), _trained(model, recipe.model), _part_words(recipe.model.scorer)
@@ -180,8 +185,12 @@ def _has_rows(part: nn.Module) -> bool:
     return any(isinstance(module, RowTable) for module in part.modules())
 
 
-def _adapted(plan: AdapterPlan) -> tuple[str, ...]:
-    return (*(f"{config.type} in {part}" for part, config in plan.by_part.items()), *plan.train)
+def _named(parts: Names, every: str) -> tuple[str, ...]:
+    return tuple(every if name == EVERY else name for name in parts)
+
+
+def _adapted(plan: AdapterPlan | None) -> tuple[str, ...]:
+    return () if plan is None else (*(f"{config.type} in {part}" for part, config in plan.by_part.items()), *plan.train)
 
 
 def _objective_words(config: ObjectiveConfig) -> str:

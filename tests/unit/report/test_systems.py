@@ -51,7 +51,7 @@ def test_every_system_is_listed_once(facts: dict[str, SystemFacts]) -> None:
             "as its checkpoint",
             "bce",
             "houlsby in text_encoder, houlsby in user_encoder",
-            "houlsby in text_encoder, houlsby in user_encoder",
+            "all parts",
             "as its checkpoint",
         ),
         (
