@@ -257,5 +257,6 @@ def _refuse_others(task: TrainingTask) -> None:
     if not fits:
         raise RecipeError(
             "--against naive: compares models whose items are read by encoders of transformers (hf_text, hf_vision) "
-            "without head, with a transformer over users and dot products; leave it out for others"
+            "without head and fused by merge_attention as in PMMRec, with a transformer over users and dot products; "
+            "leave it out for others"
         )

@@ -110,9 +110,9 @@ class WithIds(ItemEncoder):
 
     With e of the id and c of the content, `add` is e + c and `concat` is MLP([e; c]), whose blocks are dropout, linear
     layer and activation; with `stream` the item is e, and c goes to the user encoder beside it. An item without content
-    has c = 0. No two items are the same, and what is learned serves the items of the run alone; the plan
-    `transfer: {load: ["*"], fresh: [item_table], drop: [item_table]}` takes the rest to another domain. Blocks start as
-    torch's, vectors of ids as normal(0.02).
+    has c = 0, and one that training never meets keeps the e that it began with. Blocks start as torch's, vectors of ids
+    as normal(0.02). No two items are the same, and what is learned serves the items of the run alone; the plan
+    `transfer: {load: ["*"], fresh: [item_table], drop: [item_table]}` takes the rest to another domain.
 
     | setting | system |
     |---|---|

@@ -86,8 +86,20 @@ def test_the_work_of_the_twin_is_what_torch_counts(even: Path, tmp_path: Path) -
     assert work.flops > 5 * WorkMeter(step.task).of(step.moved).total.flops
 
 
-def test_parts_without_a_plain_form_are_refused(even: Path, tmp_path: Path) -> None:
-    step = first_step(even, tmp_path, {"type": "towers", "text": TEXT}, {"type": "gru"}, {"dap": TERMS["dap"]})
+@pytest.mark.parametrize(
+    ("items", "users"),
+    [
+        ({"type": "towers", "text": TEXT}, {"type": "gru"}),
+        ({"type": "towers", "text": {**TEXT, "head": {}}}, {"type": "transformer"}),
+        ({**BOTH, "fusion": {"type": "gate"}}, {"type": "transformer"}),
+        ({**BOTH, "fusion": {"type": "merge_attention", "num_heads": 2, "with_cls": True}}, {"type": "transformer"}),
+    ],
+    ids=["users", "head", "fusion", "cls"],
+)
+def test_parts_without_a_plain_form_are_refused(
+    even: Path, tmp_path: Path, items: dict[str, Any], users: dict[str, Any]
+) -> None:
+    step = first_step(even, tmp_path, items, users, {"dap": TERMS["dap"]})
     with pytest.raises(RecipeError, match="--against naive: compares models"):
         NaiveTwin(step.task, step.reader, WINDOW)
 
