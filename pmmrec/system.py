@@ -31,6 +31,7 @@ from pmmrec.evaluation.recommend import ListMaker
 from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scenarios import Scenario, scenario_queries
 from pmmrec.evaluation.share import Share
+from pmmrec.evaluation.tuned_baselines import check_tunable
 from pmmrec.faiss_library import faiss
 from pmmrec.homes import CACHE, expanded
 from pmmrec.models.build import scorer_with
@@ -136,6 +137,8 @@ class System:
         opened = _opened(domain)
         split = split_of(self.checkpoint.split, opened)
         queries = scenario_queries(split, scenario)
+        if tuned_baselines:
+            check_tunable(split)
         model, reader = self._model_for(opened), self._reader_for(opened)
         asked = (model, reader, 0, split, queries.holdout, self.device, seen)
         vectors_ND = self._encode(opened, reader=reader).vectors_ND

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pmmrec.data.splits import Holdout, Split
-from pmmrec.errors import MachineError
+from pmmrec.errors import DataError, MachineError
 from pmmrec.evaluation.baselines import Baseline, incidence, item_knn_baseline, num_scored_at_once
 from pmmrec.evaluation.metrics import mean_metrics
 from pmmrec.evaluation.ranking import ScoreRows, Seen, rank_targets
@@ -69,14 +69,8 @@ class EASE:
     """
 
     def __init__(self, split: Split, free_bytes: int | None = None) -> None:
+        _refuse_many_items(split, free_bytes)
         num_users, num_items = len(split.train_offsets) - 1, split.domain.num_items
-        needed = NUM_MATRICES * 8 * num_items**2
-        free = psutil.virtual_memory().available if free_bytes is None else free_bytes
-        if needed > free:
-            raise MachineError(
-                f"EASE: {num_items:,} items of {split.domain.name} need {needed / GB:,.1f} GB for all pairs of them, "
-                f"and {free / GB:,.1f} GB are free; leave tuned baselines out, or use more memory"
-            )
         user = np.repeat(np.arange(num_users), np.diff(split.train_offsets))
         is_in_VN = incidence(user, split.train_items, (num_users, num_items))
         self._gram_NN = torch.from_numpy((is_in_VN.T @ is_in_VN).toarray())
@@ -102,13 +96,36 @@ class EASE:
         return score
 
 
+def check_tunable(split: Split, free_bytes: int | None = None) -> None:
+    """Raise before anything is computed what `tuned_ease` and `tuned_item_knn` would raise."""
+    _refuse_many_items(split, free_bytes)
+    if not split.has_query("validation"):
+        raise DataError(
+            f"{split.domain.folder}: {split.no_query}, so there is no validation target to choose the settings of "
+            "baselines by; leave tuned baselines out"
+        )
+
+
+def _refuse_many_items(split: Split, free_bytes: int | None) -> None:
+    """MachineError where the matrices of all pairs of items do not fit."""
+    num_items = split.domain.num_items
+    needed = NUM_MATRICES * 8 * num_items**2
+    free = psutil.virtual_memory().available if free_bytes is None else free_bytes
+    if needed > free:
+        raise MachineError(
+            f"EASE: {num_items:,} items of {split.domain.name} need {needed / GB:,.1f} GB for all pairs of them, and "
+            f"{free / GB:,.1f} GB are free; leave tuned baselines out, or use more memory"
+        )
+
+
 def tuned_ease(split: Split, seen: Seen = "exclude") -> TunedBaseline:
-    """EASE with the best regularisation. Raises as `EASE` does, and DataError where there is no validation target."""
+    """EASE with the best regularisation. Raises as `check_tunable`."""
+    check_tunable(split)
     return _best(split, seen, EASE_GRID, EASE(split).baseline)
 
 
 def tuned_item_knn(split: Split, seen: Seen = "exclude") -> TunedBaseline:
-    """item-kNN with the best neighbourhood and shrinkage. Raises DataError where there is no validation target."""
+    """item-kNN with the best neighbourhood and shrinkage. For a split of which `check_tunable` is content."""
     return _best(split, seen, KNN_GRID, lambda **settings: partial(item_knn_baseline, **settings))
 
 

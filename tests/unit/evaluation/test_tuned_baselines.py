@@ -13,12 +13,13 @@ import torch
 from command_line import Pmmrec, working_in
 
 from pmmrec.data.splits import Split
-from pmmrec.errors import MachineError
+from pmmrec.errors import DataError, MachineError
 from pmmrec.evaluation.baselines import item_knn_baseline
 from pmmrec.evaluation.metrics import mean_metrics
 from pmmrec.evaluation.outcome import rank_baselines
 from pmmrec.evaluation.ranking import rank_targets
-from pmmrec.evaluation.tuned_baselines import EASE, EASE_GRID, KNN_GRID, TUNED_BASELINES
+from pmmrec.evaluation.tuned_baselines import EASE, EASE_GRID, KNN_GRID, TUNED_BASELINES, check_tunable
+from pmmrec.system import load
 
 MakeSplit = Callable[[list[list[int]], int], Split]
 
@@ -109,6 +110,18 @@ def test_ease_is_refused_with_the_memory_that_it_would_need(make_split: MakeSpli
     large = make_split([[0, 1, 2, 29_999], [3, 2, 1, 0]], 30_000)
     with pytest.raises(MachineError, match=r"EASE: 30,000 items of .* need 21\.6 GB"):
         EASE(large, free_bytes=16 * 10**9)
+
+
+def test_what_cannot_be_tuned_is_refused_before_anything_is_encoded(
+    small_run: Path, world: Path, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="no user has three interactions, so there is no validation target to choose"):
+        check_tunable(make_split([[0, 1], [1, 0]], 4))
+    system = load(small_run / "hub" / "small")
+    monkeypatch.setattr(system, "_model_for", lambda _: pytest.fail("the model was built"))
+    monkeypatch.setattr("pmmrec.evaluation.tuned_baselines.NUM_MATRICES", 10**9)
+    with pytest.raises(MachineError, match="EASE: 36 items of boutique need"):
+        system.evaluate(world / "boutique", name="small", tuned_baselines=True)
 
 
 def test_nothing_is_tuned_for_who_does_not_ask(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
