@@ -40,6 +40,11 @@ from pmmrec.encoders.trainable import find_layout
 from pmmrec.encoders.weights import WEIGHTS, refuse_broken_numbers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
 
+_SMALL: Mapping[str, Any] = {
+    "architecture": {"name": "resnet18", "channels": [4, 4, 8, 8], "zero_init_last": False},
+    "image_size": 64,
+    "pool": "mean",
+}
 # Arguments of timm.create_model that would read other files than the folder's, or change what comes out.
 NOT_OURS = frozenset(
     {
@@ -135,19 +140,7 @@ class TimmConfig(VisionConfig):
     """Settings of a vision encoder of timm; `architecture` is `{name: resnet18, ...}` with arguments of its class."""
 
     type: Literal["timm"] = "timm"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
-        {
-            "architecture": {"name": "resnet18", "channels": [4, 4, 8, 8], "zero_init_last": False},
-            "image_size": 64,
-            "pool": "mean",
-        },
-        {
-            "architecture": {"name": "resnet18", "channels": [4, 4, 8, 8], "zero_init_last": False},
-            "image_size": 64,
-            "pool": "mean",
-            "projection": "conv3x3",
-        },
-    )
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (_SMALL, {**_SMALL, "projection": "conv3x3"})
     projection: Literal["linear", "conv3x3"] = Field(
         default="linear",
         description="The way to the common width: of each token alone, or of 3 x 3 places of a feature map, without "

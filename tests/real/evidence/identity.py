@@ -168,5 +168,7 @@ def _changes(stored: Any, now: Any, chosen: Any, path: str) -> Iterator[str]:
         inner = f"{path}.{key}" if path else str(key)
         if key in stored and key in now:
             yield from _changes(stored[key], now[key], chosen.get(key), inner)
+        elif path.rpartition(".")[2] == "objectives" and {**now, **stored}[key] is None:
+            continue  # an objective that another recipe has and this one takes away
         elif key in stored or key in chosen:
             yield inner

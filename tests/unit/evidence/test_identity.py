@@ -127,6 +127,14 @@ def test_an_added_or_removed_objective_makes_results_stale_even_without_settings
     assert Identity(one, {"objectives": {"dap": {}}}).changes_since(two) == ["objectives.nid"]
 
 
+def test_an_objective_that_is_taken_away_is_as_one_that_never_was() -> None:
+    dap = {"type": "next_item", "weight": 1.0}
+    one, two = {"objectives": {"dap": dap}}, {"objectives": {"dap": dap, "bce": None}}
+    assert Identity(two, {"objectives": {"dap": {}, "bce": None}}).changes_since(one) == []
+    assert Identity(one, {"objectives": {"dap": {}}}).changes_since(two) == []
+    assert Identity(two, {"objectives": {"dap": {}, "bce": None}}).changes_since({"objectives": {"bce": dap}}) != []
+
+
 def test_every_ignored_setting_exists() -> None:
     recipe = read_recipe(FinetuneRecipe, find_recipe("zoo/ids/small/sasrec_in_batch"))
     full, told = recipe.model_dump(mode="json"), settings_of(recipe).tree

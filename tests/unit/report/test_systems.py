@@ -41,7 +41,7 @@ def test_every_system_is_listed_once(facts: dict[str, SystemFacts]) -> None:
         (
             "zoo/vectors/ts",
             "feature content",
-            "next_item",
+            "bce",
             "feature_encoder, user_encoder",
             "feature_encoder, user_encoder",
             "dot",
