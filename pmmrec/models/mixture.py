@@ -88,8 +88,8 @@ class Mixture(ItemEncoder):
 
     The items of UniSRec (https://arxiv.org/abs/2206.05941): expert e whitens, `(dropout(x) - b_e) W_e`, and a softmax
     over `x W_g` weighs the experts; in training `x W_g` has normal noise of deviation `softplus(x W_n) + 0.01`. W_g and
-    W_n start at 0. An item without the feature is the zero vector. Differs from the paper: none known; from released
-    code in that expert weights are one tensor.
+    W_n start at 0. An item without the feature is the zero vector. Differs from the released code: the weights of all
+    experts are one tensor.
 
     Under `reworded` an objective that asks for it gets the vectors of the same items by a second text, whose words were
     partly left out; an item without one keeps its own.
