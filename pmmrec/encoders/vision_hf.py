@@ -189,6 +189,7 @@ class HFVision(CanBeCut, VisionEncoder):
         self._patch = patch = square_side(getattr(self._settings, "patch_size", 1), where)
         if patch > self.pixel_spec.size:
             raise RecipeError(f"image_size: {self.pixel_spec.size} pixels hold no patch of {patch}; take larger images")
+        _refuse_no_patch(self._mask_ratio or 0.0, (self.pixel_spec.size // patch) ** 2)
         if self._layout.has_windows:
             is_fresh = config.architecture is not None and self.pixel_spec.size == own_size
             _check_windows(self._settings, self.pixel_spec.size, patch, resizes=is_fresh)
@@ -290,6 +291,15 @@ def _set_mask_ratio(settings: Any, mask_ratio: float | None, where: str) -> floa
         return None
     settings.mask_ratio = mask_ratio or 0.0
     return mask_ratio or 0.0
+
+
+def _refuse_no_patch(mask_ratio: float, num_patches: int) -> None:
+    """RecipeError where transformers, which rounds down, would leave none of the patches of an image."""
+    if int(num_patches * (1 - mask_ratio)) < 1:
+        raise RecipeError(
+            f"mask_ratio: {mask_ratio} leaves none of the {num_patches} patches of an image; take a smaller share, or "
+            "larger images"
+        )
 
 
 def _num_prefix_tokens(settings: Any, layout: VisionLayout) -> int:

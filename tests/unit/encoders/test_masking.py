@@ -106,6 +106,8 @@ def test_a_mask_without_effect_is_refused(tmp_path: Path) -> None:
     vit = {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZES}
     with pytest.raises(RecipeError, match="mask_ratio: has no effect"):
         encoder_of(tmp_path / "vit", architecture=vit, mask_ratio=0.5)
+    with pytest.raises(RecipeError, match=r"mask_ratio: 0\.99 leaves none of the .* patches of an image"):
+        encoder_of(tmp_path / "none", mask_ratio=0.99)
     inside = {**MAE["architecture"], "mask_ratio": 0.5}
     with pytest.raises(RecipeError, match="is set by `mask_ratio` beside"):
         encoder_of(tmp_path / "inside", architecture=inside)
