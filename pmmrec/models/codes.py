@@ -82,13 +82,18 @@ class Permutation(nn.Module):
 
     def __init__(self, config: PermutationConfig, parts: int, values: int) -> None:
         super().__init__()
-        self.config, self.learns = config, True
+        self.config, self.is_in_stage = config, True
         self.logit = nn.Parameter(torch.randn(parts, values, values))
         self.register_buffer("place_MV", torch.arange(values).repeat(parts, 1))
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether it learns in the epoch that began last."""
+        return self.is_in_stage and self.logit.requires_grad
+
     def drawn(self) -> Tensor | None:
         """`(M, V, V)`, a one in each row; None where the assignment is to be used."""
-        if not (self.learns and self.training and self.logit.requires_grad):
+        if not (self.is_learning and self.training):
             return None
         noise_MVV = -torch.empty_like(self.logit).exponential_().log()
         soft_MVV = sinkhorn((self.logit + noise_MVV) / self.config.temperature, self.config.sinkhorn)
@@ -159,10 +164,10 @@ class Codes(ItemEncoder):
 
     def begin_epoch(self, frozen: Collection[str]) -> None:
         if self.permutation is not None:
-            self.permutation.learns = PERMUTATION not in frozen
+            self.permutation.is_in_stage = PERMUTATION not in frozen
 
     def end_epoch(self) -> None:
-        if self.permutation is not None and self.permutation.learns:
+        if self.permutation is not None and self.permutation.is_learning:
             self.permutation.assign()
 
     def forward(self, items: ItemInputs) -> ItemVectors:

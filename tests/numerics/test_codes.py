@@ -133,6 +133,15 @@ def test_after_an_epoch_items_are_looked_up_by_the_best_assignment_and_stay_so()
     assert not of_logit.any()  # every process has a gradient, which is 0
 
 
+def test_a_permutation_that_is_frozen_for_good_stays_what_it_was() -> None:
+    encoder = encoder_of(permutes=True).train()
+    encoder.permutation.requires_grad_(False)
+    before = encoder(items()).fused_UD
+    encoder.begin_epoch(frozen=())
+    encoder.end_epoch()
+    assert torch.equal(encoder(items()).fused_UD, before)
+
+
 def test_synthetic_items_keep_a_share_of_their_codes_and_come_only_where_asked() -> None:
     torch.manual_seed(0)
     config = CodesConfig(feature="codes", parts=200, values=256, synthetic_share=0.75)
