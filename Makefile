@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests run side by side, and start programs: one thread each.
 test conformance spread torture hosts: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test conformance check real evidence evidence-gpu bench benchmarks large torture spread hosts peers clean
+.PHONY: quickstart test conformance check real evidence evidence-gpu bench benchmarks large torture spread hosts peers peers-speed clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -91,6 +91,9 @@ hosts: $(VENV)/installed-deepspeed  ## pretrain on two hosts (network namespaces
 peers: $(VENV)/installed-dev  ## our systems beside RecBole's classes with the same weights; skips where RecBole cannot be installed
 	-$(MAKE) $(PEERS)/installed
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest tests/peers
+
+peers-speed: $(PEERS)/installed  ## an epoch, full ranking and peak memory beside RecBole's, on real data in $(DATA)
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python tests/peers/speed.py "$(DATA)"
 
 clean:  ## take away what quickstart made, and nothing else
 	./launch/quickstart.sh clean
