@@ -45,6 +45,17 @@ def test_a_small_system_is_64_wide(name: str) -> None:
     )  # adapters have the model of their base
 
 
+def test_a_fine_tuning_has_another_folder_of_runs_than_its_pretraining() -> None:
+    pairs = {
+        "zoo/ids/peterrec": "pretrain/peterrec",
+        **{name: name.replace("finetune/", "pretrain/") for name in RECIPES if name.startswith("finetune/")},
+    }
+    both = [(one, before) for one, before in pairs.items() if before in RECIPES]
+    assert len(both) > 6
+    for one, before in both:
+        assert recipe_tree(RECIPES[one])["name"] != recipe_tree(RECIPES[before])["name"], one
+
+
 def test_the_paper_recipe_is_literal_and_the_other_is_scaled() -> None:
     paper = read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec_paper"]).active_objectives
     ours = read_recipe(PretrainRecipe, RECIPES["pretrain/pmmrec"]).active_objectives
