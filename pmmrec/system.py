@@ -150,14 +150,8 @@ class System:
         baselines = rank_baselines(split, seen, queries.holdout, tuned=tuned_baselines)
         is_held_out, learned = queries.is_held_out_T, self.checkpoint.was_trained_on(opened.name, opened.fingerprint)
         found = domain_outcome(split, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
-        outcome = Outcome(
-            name=name,
-            kind="evaluate",
-            seen=seen,
-            scenario=scenario,
-            split=split.config.model_dump(mode="json"),
-            domains=(found,),
-        )
+        told = split.config.model_dump(mode="json")
+        outcome = Outcome(name=name, kind="evaluate", seen=seen, scenario=scenario, split=told, domains=(found,))
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
                 place_of = {} if queries.place_T is None else {"place": queries.place_T, "held_out": is_held_out}

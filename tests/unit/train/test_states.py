@@ -113,25 +113,16 @@ def test_a_stop_does_not_wait_for_the_ranking_of_test_targets(tmp_path: Path, wo
             signal.raise_signal(signal.SIGTERM)
 
     settings = ("model.width=16", "train.epochs=1", f"cache={tmp_path}", f"runs={tmp_path}", "machine.device=cpu")
-    asked = (
-        "finetune",
-        "zoo/ids/small/sasrec_in_batch",
-        "--from",
-        "none",
-        "--on",
-        world / "boutique",
-        *settings,
-        "name=cut",
-    )
+    asked = ("zoo/ids/small/sasrec_in_batch", "--from", "none", "--on", world / "boutique", *settings, "name=cut")
     hook = register_module_forward_pre_hook(before)
     try:
-        assert pmmrec(*asked).code == 75
+        assert pmmrec("finetune", *asked).code == 75
     finally:
         hook.remove()
     kinds = [event["event"] for event in _events(tmp_path / "cut")]
     assert kinds == ["parameters", "validation", "gradient_norm", "train", "epoch", "validation"]
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    assert pmmrec(*asked, "--resume").code == 0
+    assert pmmrec("finetune", *asked, "--resume").code == 0
     assert [event["event"] for event in _events(tmp_path / "cut")] == [*kinds, "finished"]
     assert (tmp_path / "cut" / "metrics.json").exists()
 
