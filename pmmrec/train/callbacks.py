@@ -48,7 +48,12 @@ class ValidationConfig(Config):
         description="How many users of each domain are ranked, after each epoch and at the end, always the same ones; "
         "null: all.",
     )
-    patience: int = Field(5, ge=1, description="Epochs without a better value before training stops.")
+    patience: int = Field(
+        5,
+        ge=1,
+        description="Epochs without a better value before training stops; those before the last of train.stages, which "
+        "is always reached, do not count.",
+    )
 
     @field_validator("metric")
     @classmethod
@@ -156,7 +161,7 @@ class RankEvery:
 
 
 class KeepBest:
-    """Saves the weights whenever the validation metric improves; stops after `patience` epochs without."""
+    """Saves the weights whenever validation improves; ends the last stage after `patience` epochs without."""
 
     def __init__(self, config: ValidationConfig, save: Callable[[Loop], None]) -> None:
         self._config, self._save = config, save
@@ -166,7 +171,8 @@ class KeepBest:
         if loop.best is None or self._config.is_better(value, loop.best[1]):
             loop.best = (epoch, value)
             self._save(loop)
-        loop.may_end_early = loop.best[0] + self._config.patience < loop.config.epochs
-        if epoch - loop.best[0] >= self._config.patience:
+        counted_from = max(loop.best[0], loop.config.epochs_before_last_stage)
+        loop.may_end_early = counted_from + self._config.patience < loop.config.epochs
+        if epoch - counted_from >= self._config.patience:
             loop.should_stop, name = True, self._config.judged_by
             loop.log.say(f"epoch {epoch:>3}  no better {name} since epoch {loop.best[0]}: training ends")

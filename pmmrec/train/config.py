@@ -47,6 +47,11 @@ class TrainConfig(Config):
         description="As step_minutes, of what lies between steps: preparing, validating, saving, ranking.",
     )
 
+    @property
+    def epochs_before_last_stage(self) -> int:
+        """How many epochs the stages before the last one take; 0 where there is one stage or none."""
+        return sum(stage.epochs or 0 for stage in self.stages[:-1])
+
     @model_validator(mode="after")
     def _stages_follow_one_another(self) -> Self:
         check_stages(self.stages)

@@ -45,8 +45,10 @@ def store_codes(
     few items.
 
     Raises DataError where too few items can be fitted to or a vector is too long, RecipeError for a name that is taken,
-    a length that the parts do not divide or that differs among domains, MachineError without faiss.
+    a length that the parts do not divide or that differs among domains, or a domain named twice, MachineError without
+    faiss.
     """
+    _refuse_twice(splits)
     library, tables = faiss(), [_table(split, feature, name, parts) for split in splits]
     both, folders = list(zip(tables, splits, strict=True)), ", ".join(str(split.domain.folder) for split in splits)
     lengths = sorted({table.info.shape[0] for table in tables})
@@ -71,6 +73,14 @@ def store_codes(
         store_vectors(split.domain, _codes(index, table, parts), name, source, num_values=NUM_VALUES)
         for table, split in both
     ]
+
+
+def _refuse_twice(splits: Sequence[Split]) -> None:
+    """RecipeError where a domain is named twice: its codes would be stored twice."""
+    folders = [split.domain.folder for split in splits]
+    for place, folder in enumerate(folders):
+        if any(folder.samefile(other) for other in folders[:place]):
+            raise RecipeError(f"{folder}: named twice; a domain counts once")
 
 
 def _table(split: Split, feature: str, name: str, parts: int) -> FeatureTable:

@@ -118,6 +118,15 @@ def test_vectors_too_long_for_float32_are_refused(domain: Domain) -> None:
         store_codes([split], "long", "codes", PARTS, 2, list[str]().append)
 
 
+def test_a_domain_named_twice_is_refused_before_anything_is_stored(domain: Domain) -> None:
+    splits = [
+        split_of(LeaveOneOutConfig(), one) for one in (domain, Domain.open(domain.folder / "." / "features" / ".."))
+    ]
+    with pytest.raises(RecipeError, match="named twice; a domain counts once"):
+        store_codes(splits, "content", "codes", PARTS, 2)
+    assert "codes" not in Domain.open(domain.folder).info.features
+
+
 def test_a_name_that_is_taken_is_told_by_the_option_that_gave_it(domain: Domain) -> None:
     with pytest.raises(RecipeError, match=r"--out content: .* exists; choose another name"):
         store_codes([split_of(LeaveOneOutConfig(), domain)], "content", "content", PARTS, 2)

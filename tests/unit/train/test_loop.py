@@ -179,6 +179,15 @@ def test_training_ends_after_patience_epochs_without_a_better_value(workshop) ->
     assert [event["epoch"] for event in shop.events("validation")] == [0, 1, 2]
 
 
+def test_patience_counts_the_epochs_of_the_last_stage_alone(workshop) -> None:
+    stages = [{"epochs": 1, "learns": ["user_encoder"]}, {"epochs": 2, "learns": ["item_table"]}, {}]
+    loop = _judged(
+        workshop(), _Kept(), patience=2, epochs=9, stages=stages, optimizer={"learning_rate": 1e-12}
+    )  # no rank ever moves
+    assert sorted(loop.validation) == [0, 1, 2, 3, 4, 5]
+    assert loop.best[0] == 0
+
+
 def test_time_in_training_leaves_validation_out(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     rest_s = 1e6
     clock = SimpleNamespace(rested_s=0.0, monotonic=lambda: time.monotonic() + clock.rested_s)
