@@ -35,11 +35,12 @@ def platforms(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> Path:
 
 
 def write_recipe(join: str) -> None:
-    """The two-stage system of the zoo, smaller; `stream` has no reader here, so its transformer reads ids alone."""
+    """The two-stage system of the zoo, smaller; the stream is read as FDSA reads it."""
     kind = {"add": "id_and_modality_ts", "concat": "id_and_modality_concat_ts", "stream": "id_and_modality_ts"}[join]
     model: dict[str, Any] = {"width": 16, "item_encoder": {"content": CONTENT}, "user_encoder": {"num_layers": 1}}
     if join == "stream":
         model["item_encoder"]["join"] = join
+        model["user_encoder"] = {"type": "two_stream", "num_layers": 1, "num_heads": 2}
     tree = {"extends": f"zoo/ids_and_content/small/{kind}.yaml", "name": "both", "model": model}
     Path("both.yaml").write_text(yaml.safe_dump(tree))
 
