@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pmmrec.dropout import Dropout
 from pmmrec.packing import Packing, attend
 
+CARCA_SLOPE = 0.2  # of CARCA's leaky ReLU below 0: the default of TensorFlow, and so of the released code
 Activation = Literal["relu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 

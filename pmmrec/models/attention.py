@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from pmmrec.blocks import CARCA_SLOPE
 from pmmrec.context import BuildContext
 from pmmrec.contracts import ItemVectors, Query
 from pmmrec.dropout import Dropout
@@ -21,7 +22,6 @@ from pmmrec.models import Scorer, scorers
 from pmmrec.precision import widened
 from pmmrec.settings import PartConfig
 
-SLOPE = 0.2  # of the leaky ReLU below 0: the default of TensorFlow, and so of the released code
 NUMBERS_AT_ONCE = 1 << 26  # of weights and of what is found: 256 MB of float32
 
 
@@ -81,10 +81,17 @@ class AttentionScorer(Scorer):
         self.out = nn.Linear(width, 1)
 
     def forward(self, query: Query, items: ItemVectors, candidate_KC: Tensor | None = None) -> Tensor:
-        """Scores `(K, N)`, or `(K, C)` of the candidates; some queries at a time, where all would need much memory."""
+        """Scores `(K, N)`, or `(K, C)` of the candidates.
+
+        Some queries at a time, where all would need much memory; some items at a time, where one query would.
+        """
         num_candidates = items.fused_UD.shape[0] if candidate_KC is None else candidate_KC.shape[1]
         num_states, width = query.states.hidden_BLD.shape[1:]
-        at_once = max(1, NUMBERS_AT_ONCE // (num_candidates * (self.num_heads * num_states + width)))
+        at_once = NUMBERS_AT_ONCE // (self.num_heads * num_states + width)  # pairs of a query and an item
+        if candidate_KC is None and num_candidates > max(1, at_once):
+            pieces = torch.split(items.fused_UD, max(1, at_once))
+            return torch.cat([self(query, ItemVectors(piece_UD)) for piece_UD in pieces], dim=1)
+        at_once = max(1, at_once // max(1, num_candidates))
         if len(query) <= at_once:
             return self._scores(query, items, candidate_KC)
         chunks = [slice(start, start + at_once) for start in range(0, len(query), at_once)]
@@ -114,7 +121,7 @@ class AttentionScorer(Scorer):
 
     def _heads(self, linear: nn.Linear, x: Tensor) -> Tensor:
         """`(..., D)` -> `(..., H, D / H)`."""
-        mapped: Tensor = F.leaky_relu(linear(x), SLOPE) if self.is_leaky else linear(x)
+        mapped: Tensor = F.leaky_relu(linear(x), CARCA_SLOPE) if self.is_leaky else linear(x)
         return mapped.view(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
 
 

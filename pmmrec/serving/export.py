@@ -128,10 +128,8 @@ def write_index(
     vectors_ND = packed(catalogue, recommender.item_encoder.streams).cpu()
     key_ND = _keys(checkpoint, recommender, vectors_ND, counts)
     streams = dict(recommender.item_encoder.streams)
-    num_more = key_ND.shape[1] - (vectors_ND.shape[1] - sum(streams.values()))
-    num_even = int(kind != "flat")
-    if num_even:
-        key_ND = equally_long(key_ND)
+    num_more, num_even = key_ND.shape[1] - (vectors_ND.shape[1] - sum(streams.values())), int(kind != "flat")
+    key_ND = equally_long(key_ND) if num_even else key_ND
     key_CD = key_ND[torch.from_numpy(readable)].contiguous()
     query_QD = as_queries(_states(recommender, catalogue, histories, num_users, seed), num_more, num_even)
     _check_finite(encoded.domain.folder, query_QD, key_CD)

@@ -113,13 +113,11 @@ def print_plan(
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
     _refuse_unfit_training(task, recipe, sampler.smallest_batch, launched)
 
-    log.say(recipe.to_yaml().rstrip())
-    log.say("")
+    log.say(recipe.to_yaml().rstrip(), "")
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
     log.say(sizes if report is None else report.table(task.sizes), TrainingCost.of(task).words(), "")
-    shares = [100 * weight for weight in sampler.weights]
-    columns = ["domain", data.examples.type, "of each epoch, %"]
-    log.say(PlainTable("", columns, [*zip(sources.names, counts, shares, strict=True)]))
+    rows = zip(sources.names, counts, (100 * weight for weight in sampler.weights), strict=True)
+    log.say(PlainTable("", ["domain", data.examples.type, "of each epoch, %"], [*rows]))
     steps = sampler.steps_per_epoch
     log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
     if launched is not None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pmmrec.blocks import CARCA_SLOPE
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
@@ -18,8 +19,6 @@ from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, refuse_longer
 from pmmrec.users.stacks import refuse_heads
-
-SLOPE = 0.2  # of the leaky ReLU below 0: the default of TensorFlow, and so of the released code
 
 
 class CarcaConfig(PartConfig):
@@ -50,11 +49,13 @@ class CarcaBlock(nn.Module):
         """`(K, D)`, the places of packed rows -> `(K, D)`."""
         query_KD = self.query_norm(x_KD)
         pairs = ((self.query, query_KD), (self.key, x_KD), (self.value, x_KD))
-        heads = [F.leaky_relu(linear(one_KD), SLOPE).view(len(x_KD), self.num_heads, -1) for linear, one_KD in pairs]
+        heads = [
+            F.leaky_relu(linear(one_KD), CARCA_SLOPE).view(len(x_KD), self.num_heads, -1) for linear, one_KD in pairs
+        ]
         dropout = self.weight_dropout if self.training else 0.0
         found_KHE = attend(heads[0], heads[1], heads[2], packing, is_causal=True, dropout=dropout)
         row_KD = self.feed_forward_norm(query_KD * found_KHE.flatten(1))
-        inner_KD = self.dropout(F.leaky_relu(self.expand(row_KD), SLOPE))
+        inner_KD = self.dropout(F.leaky_relu(self.expand(row_KD), CARCA_SLOPE))
         return self.dropout.add(row_KD, self.contract(inner_KD))
 
 

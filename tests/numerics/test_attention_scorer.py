@@ -79,11 +79,15 @@ def test_a_user_without_any_item_scores_finitely() -> None:
     assert scorer_of()(Query.last(states), some_query()[1]).isfinite().all()
 
 
-def test_queries_in_chunks_score_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "at_once",
+    [200, 40, 1],  # two queries over five items, six over two candidates; one query over two items, over one
+)
+def test_queries_and_items_in_chunks_score_as_all_at_once(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, (query, items, _) = scorer_of(num_heads=3), some_query()
     candidate_KC = torch.randint(0, 5, (len(query), 2), generator=torch.Generator().manual_seed(2))
     whole = scorer(query, items), scorer(query, items, candidate_KC)
-    monkeypatch.setattr(attention, "NUMBERS_AT_ONCE", 200)  # two queries over five items, six over two candidates
+    monkeypatch.setattr(attention, "NUMBERS_AT_ONCE", at_once)
     torch.testing.assert_close(scorer(query, items), whole[0], rtol=0, atol=1e-15)
     torch.testing.assert_close(scorer(query, items, candidate_KC), whole[1], rtol=0, atol=1e-15)
 
