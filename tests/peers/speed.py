@@ -8,13 +8,15 @@ train on windows, of which each item is a target once. What a model has learned 
 of the validation targets, which both compute here in the same way; both rank all items, seen ones too.
 
 Each library has a process of its own, on one thread. They take turns, epoch by epoch, and CPU time is counted, so the
-ratios hold on a busy machine too. Memory is the peak of the whole process. All output lies below runs/benchmarks.
+ratios hold on a busy machine too. Memory is the peak of a process above what its libraries take. All output lies below
+runs/benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import multiprocessing
 import resource
@@ -67,7 +69,9 @@ class Turn:
     """This process's end of the pipe: it trains an epoch whenever it is asked to."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._since_s = pipe, 0.0
+        """Libraries must have been imported."""
+        importlib.import_module("torch._dynamo")  # as optimizers do
+        self._pipe, self._since_s, self._libraries = pipe, 0.0, peak_bytes()
 
     def begin(self) -> bool:
         """Wait until an epoch is wanted; False where there are no more."""
@@ -80,9 +84,14 @@ class Turn:
         trained_s = time.process_time()
         ndcg = rank()
         ranked_s = time.process_time()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before anything is computed for show
+        peak = peak_bytes() - self._libraries  # before anything is computed for show
         epoch = Epoch(trained_s - self._since_s, ranked_s - trained_s, ndcg, cross_entropy(), peak)
         self._pipe.send(epoch)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def train_ours(pipe: Connection, system: str, domain: Path) -> None:
@@ -100,6 +109,7 @@ def train_ours(pipe: Connection, system: str, domain: Path) -> None:
     from pmmrec.train.task import TrainingTask
 
     torch.set_num_threads(1)
+    turn = Turn(pipe)
     user_encoder, targets = OURS[system]
     recipe = FinetuneRecipe.model_validate(
         {
@@ -122,7 +132,7 @@ def train_ours(pipe: Connection, system: str, domain: Path) -> None:
     task = TrainingTask.of(recommender, recipe.active_objectives, WIDTH)
     processes = Processes(MachineConfig(device="cpu"))
     reader = ItemReader(sources.domains, {}, HOME / "states")
-    split, turn = sources.splits[0], Turn(pipe)
+    split = sources.splits[0]
     holdout = split.holdout("validation")
 
     def rank() -> float:
@@ -157,6 +167,7 @@ def train_theirs(pipe: Connection, system: str, data: Path) -> None:
     from recbole.utils import get_model, get_trainer, init_seed
 
     torch.set_num_threads(1)
+    turn = Turn(pipe)
     warnings.simplefilter("ignore", FutureWarning)  # of pandas and torch, about RecBole
     settings = {
         "data_path": str(data),
@@ -181,7 +192,6 @@ def train_theirs(pipe: Connection, system: str, data: Path) -> None:
     model = get_model(system)(config, train_data.dataset)
     trainer = get_trainer(config["MODEL_TYPE"], system)(config, model)
     trainer.eval_collector.data_collect(train_data)
-    turn = Turn(pipe)
 
     def cross_entropy() -> float:
         losses = []
