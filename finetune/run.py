@@ -28,7 +28,7 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
-from pmmrec.train.stages import freeze_for_good
+from pmmrec.train.stages import freeze_for_good, frozen_at_random
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets, check_users
 from pmmrec.train.task import TrainingTask
@@ -129,6 +129,8 @@ def train(
         if recipe.adapters is not None:
             setup = insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
     freeze_for_good(task, recipe.train.stages)
+    if told := frozen_at_random(task, recipe.train.stages, () if report is None else report.loaded):
+        run.log.warn(told)
     if report is not None:
         run.log.say(report.table(task.sizes), *(setup.lines() if setup is not None else ()))
 

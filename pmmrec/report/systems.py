@@ -112,7 +112,7 @@ def _facts(name: str, small: str | None, path: Path, head: Head) -> SystemFacts:
         reads: tuple[str, ...] = (CHECKPOINT,)
         plan, scorer = recipe.transfer or FULL, CHECKPOINT
         trains, transfers = (
-            (*_adapted(recipe.adapters), *_named(plan.fresh, "all others")),
+            (*_adapted(recipe.adapters), *_named(plan.fresh, "all parts that are not loaded")),
             _named(plan.load, "all parts"),
         )
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
@@ -57,6 +57,22 @@ def freeze_for_good(task: TrainingTask, stages: Sequence[StageConfig]) -> None:
     for path, parameter in paths.items() if stages else ():
         if not any(stage.learning(path) for stage in stages):
             parameter.requires_grad_(False)
+
+
+def frozen_at_random(task: TrainingTask, stages: Sequence[StageConfig], loaded: Collection[str]) -> str | None:
+    """Words for people where weights learn in no stage, and come from no checkpoint and no pretrained encoder.
+
+    `loaded`: the parts that come from a checkpoint.
+    """
+    known = {*loaded, *task.recommender.item_encoder.encoders}
+    idle = {path for path in all_parameter_paths(task) if stages and not any(stage.learning(path) for stage in stages)}
+    parts = sorted({path.split(".")[0] for path in idle} - known)
+    if not parts:
+        return None
+    return (
+        f"train.stages: weights of {', '.join(parts)} learn in no stage, and no checkpoint gave them: they stay "
+        "random; start from a checkpoint, or train without stages (`train.stages=[]`)"
+    )
 
 
 class Stages:

@@ -15,7 +15,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.optim import all_parameter_paths, build_optimizer
-from pmmrec.train.stages import StageConfig, Stages, freeze_for_good
+from pmmrec.train.stages import StageConfig, Stages, freeze_for_good, frozen_at_random
 
 FIRST, USERS = "user_encoder.blocks", "user_encoder"
 STAGES: list[dict[str, Any]] = [{"epochs": 1, "learns": ["item_table"]}, {"epochs": 1, "frozen": [FIRST]}, {}]
@@ -83,6 +83,16 @@ def test_what_learns_in_no_stage_is_frozen_before_anything_is_built(workshop) ->
     assert {"item_table.vector.weight", "user_encoder.position.weight"} <= learning
     groups = build_optimizer(task, TrainConfig().optimizer).param_groups
     assert sum(len(group["params"]) for group in groups) == len(learning)
+
+
+def test_what_stays_random_is_told_and_what_was_loaded_is_not(workshop) -> None:
+    task, stages = workshop().task, configs({"frozen": [FIRST]})
+    told = frozen_at_random(task, stages, loaded=())
+    assert told is not None
+    assert "weights of user_encoder learn in no stage" in told
+    assert frozen_at_random(task, stages, loaded=(USERS,)) is None
+    assert frozen_at_random(task, (), loaded=()) is None
+    assert frozen_at_random(task, configs({"epochs": 1, "frozen": [FIRST]}, {}), loaded=()) is None
 
 
 def test_a_stage_says_when_it_begins(workshop, capsys: pytest.CaptureFixture[str]) -> None:
