@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import Self
@@ -38,9 +38,23 @@ class StepConfig(Config):
         return self
 
 
-def _kind(value: object) -> str:
+WORDS = ("constant", "cosine", "linear")
+
+
+def _kind(value: object) -> str | None:
+    """Which of the settings below a value is meant as; None: it is none of them."""
+    if isinstance(value, str):
+        return "word" if value in WORDS else None
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return "step" if kind == "step" else "exponential" if isinstance(value, Mapping | BaseModel) else "word"
+    return kind if kind in ("exponential", "step") else None
+
+
+_DISCRIMINATOR = Discriminator(
+    _kind,
+    custom_error_type="schedule",
+    custom_error_message="must be one of constant, cosine, linear, {type: exponential, factor: ...} and "
+    "{type: step, after: [...]}",
+)
 
 
 if TYPE_CHECKING:
@@ -50,7 +64,7 @@ else:
         Annotated[Literal["constant", "cosine", "linear"], Tag("word")]
         | Annotated[ExponentialConfig, Tag("exponential")]
         | Annotated[StepConfig, Tag("step")],
-        Discriminator(_kind),
+        _DISCRIMINATOR,
     ]
 
 

@@ -133,8 +133,11 @@ def test_a_step_decay_falls_after_the_epochs_it_names(workshop) -> None:
 @pytest.mark.parametrize(
     ("schedule", "problem"),
     [
-        ("exponentially", "Input should be 'constant', 'cosine' or 'linear'"),
-        ({"type": "steps", "factor": 0.1}, "type"),
+        ("exponentially", "must be one of constant, cosine, linear, {type: exponential, factor"),
+        ("step", "and {type: step, after"),
+        ({"type": "steps", "factor": 0.1}, "must be one of constant, cosine, linear, {type: exponential, factor"),
+        ({"factor": 0.1}, "must be one of constant, cosine, linear, {type: exponential, factor"),
+        (["linear"], "must be one of constant, cosine, linear, {type: exponential, factor"),
         ({"type": "exponential", "factor": 1.0}, "factor"),
         ({"type": "step", "after": [3, 3]}, "after: name each epoch once, in order"),
     ],
