@@ -105,8 +105,6 @@ class Loop:
             checkpoint_activations(task.recommender.item_encoder)
         prepare_task(processes, task, log)
         self._stages = Stages(config.stages, task, processes.spread)
-        if (told := self._stages.never_begun(config.epochs)) is not None:
-            log.warn(told)
         optimizer = build_optimizer(task, config.optimizer, processes.spread)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps, batches.steps_per_epoch)
         self._by_rows = optimizer.words()
@@ -123,6 +121,8 @@ class Loop:
         if not is_resumed:
             sizes = {"trainable": self.cost.trainable_parameters, "total": self.cost.total_parameters}
             self.log.event("parameters", 0, **sizes)
+        if (told := self._stages.never_begun(self.config.epochs)) is not None:
+            self.log.warn(told)
         self.log.say(self.cost.words() + self._by_rows)
         try:
             with collecting_as_usual(), self.watched():
