@@ -26,6 +26,8 @@ def compile_blocks(
     if why is not None:
         return f"{SETTING}: {why}; blocks run as they are"
     torch._dynamo.config.suppress_errors = True  # a block that cannot be compiled runs as it is
+    # The first step goes back through its graph twice, for the norms of the gradients that it tells.
+    torch._functorch.config.donated_buffer = False
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
     return f"{SETTING}: {len(blocks)} blocks are compiled when they are first met; the first steps take longer"

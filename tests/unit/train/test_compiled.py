@@ -28,11 +28,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> Iterator[None]:
-    suppresses = torch._dynamo.config.suppress_errors
+    suppresses, donates = torch._dynamo.config.suppress_errors, torch._functorch.config.donated_buffer
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
     torch._dynamo.config.suppress_errors = suppresses
+    torch._functorch.config.donated_buffer = donates
 
 
 def stack() -> nn.ModuleList:
@@ -89,6 +90,22 @@ def test_generated_code_computes_the_same() -> None:
     assert line == "machine.compile: 2 blocks are compiled when they are first met; the first steps take longer"
     for one, other in zip(states_and_gradients(compiled, 0), states_and_gradients(plain, 0), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)  # float32, sums of gradients; measured 8e-6
+
+
+@pytest.mark.long  # a C++ compiler makes the code
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_gradients_of_generated_code_can_be_taken_twice() -> None:
+    """As the first step of a run takes them, once for the norms that it tells."""
+    blocks, (packing, _) = stack(), packing_of(np.array([4, 3, 2]))
+    compile_blocks(list(blocks), CPU, Spread.ONE)
+    hidden_KD = torch.randn(packing.num_places, 8, requires_grad=True)
+    for block in blocks:
+        hidden_KD = block(hidden_KD, packing, is_causal=True)
+    once, again = (
+        torch.autograd.grad(hidden_KD.square().sum(), list(blocks.parameters()), retain_graph=retain)
+        for retain in (True, False)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
 def test_blocks_run_as_they_are_where_nothing_can_be_compiled() -> None:
