@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from pmmrec.cli.options import HUB, AsJson, CacheFolder, HubFolder, MaxUnreadable, show_json
 from pmmrec.terminal import errors_for_people, named_folders, say_problems, show, warn
+
+if TYPE_CHECKING:
+    from pmmrec.data.importers.features import StoredFeature
 
 Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folders.")]
 
@@ -135,8 +138,7 @@ def features_command(
 
     recipe: its pretrained encoder computes them, before any training.
     """
-    from pmmrec.data.domain import Domain
-    from pmmrec.data.importers.features import check_name, store_file, store_vectors
+    from pmmrec.data.importers.features import store_file
     from pmmrec.errors import RecipeError
     from pmmrec.homes import expanded
 
@@ -147,20 +149,28 @@ def features_command(
                 raise RecipeError(f"--vectors: has no effect, {source} holds the vectors; leave it out")
             stored = store_file(domain, expanded(Path(source)), name)
         else:
-            from pmmrec.pretrained import is_recipe, pretrained_features
-            from pmmrec.system import load
-
-            opened = Domain.open(domain)
-            check_name(opened, name)
-            if is_recipe(source):
-                rules: dict[str, Any] = {"cache": cache, "max_unreadable": max_unreadable, "weights": folders}
-                found = pretrained_features(source, opened, vectors or "fused", **rules, warn=warn)
-            else:
-                system = load(source, hub=hub, cache=cache, warn=warn, max_unreadable=max_unreadable)
-                found = system.features(opened, vectors or "fused")
-            stored = store_vectors(opened, found, name, source)
+            rules: dict[str, Any] = {"cache": cache, "max_unreadable": max_unreadable, "warn": warn}
+            stored = _store_computed(domain, source, name, vectors or "fused", hub, folders, rules)
         for line in stored.lines():
             typer.echo(line)
+
+
+def _store_computed(
+    domain: Path, source: str, name: str, vectors: str, hub: Path, folders: Mapping[str, Path], rules: Mapping[str, Any]
+) -> StoredFeature:
+    """Store what a checkpoint, or the pretrained encoder of a recipe, computes."""
+    from pmmrec.data.domain import Domain
+    from pmmrec.data.importers.features import check_name, store_vectors
+    from pmmrec.pretrained import is_recipe, pretrained_features
+    from pmmrec.system import load
+
+    opened = Domain.open(domain)
+    check_name(opened, name)
+    if is_recipe(source):
+        found = pretrained_features(source, opened, vectors, weights=folders, **rules)
+    else:
+        found = load(source, hub=hub, **rules).features(opened, vectors)
+    return store_vectors(opened, found, name, source)
 
 
 def _folders_for(source: str, weights: Sequence[str]) -> dict[str, Path]:

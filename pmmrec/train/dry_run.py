@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +38,7 @@ from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_b
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
-from pmmrec.train.stages import Stages
+from pmmrec.train.stages import Stages, frozen_at_random
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.trackers import tracker_openers
 from pmmrec.zoo.adapters import insert_adapters
@@ -94,9 +94,7 @@ def print_plan(
         if adapters is not None:
             insert_adapters(checkpoint, recommender, adapters, report.loaded)
     spread = Spread.ONE if launched is None else launched.file.spread
-    stages = Stages(recipe.train.stages, task, spread)
-    if (told := stages.never_begun(recipe.train.epochs)) is not None:
-        log.warn(told)
+    _check_stages(recipe, task, spread, () if report is None else report.loaded, log)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
     build_optimizer(task, recipe.train.optimizer, spread)
     is_computed = given is not None and stays_as_it_is(task)
@@ -123,6 +121,14 @@ def print_plan(
     if launched is not None:
         drawing = Drawing(sources, data, examples, sampler, recipe.train, recipe.seed)
         log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
+
+
+def _check_stages(recipe: Plannable, task: TrainingTask, spread: Spread, loaded: Collection[str], log: RunLog) -> None:
+    """Raise and warn as the stages of the run would."""
+    stages = Stages(recipe.train.stages, task, spread)
+    for told in (stages.never_begun(recipe.train.epochs), frozen_at_random(task, recipe.train.stages, loaded)):
+        if told is not None:
+            log.warn(told)
 
 
 def _judged(
