@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pyarrow as pa
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 from typing_extensions import Self
 
 from pmmrec.errors import DataError
@@ -56,6 +56,12 @@ class FeatureInfo(FileRecord):
     num_with: int = Field(ge=0)  # items that have an entry
     source: str  # file or checkpoint that it was made from, without its folder
     num_values: int | None = Field(None, ge=1)  # entries are codes, whole numbers below it; None: any numbers
+
+    @model_serializer(mode="wrap")
+    def _without_null(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Earlier versions do not know `num_values`, so only features of codes name it."""
+        tree: dict[str, Any] = written(self)
+        return {key: value for key, value in tree.items() if key != "num_values" or value is not None}
 
 
 class Filters(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,9 @@ def test_codes_are_stored_as_a_feature_that_says_what_it_is(domain: Domain) -> N
     assert (stored.info.num_values, stored.info.shape, stored.info.num_with) == (256, (PARTS,), NUM_ITEMS - 1)
     assert warnings == [f"{num_fitted} training items are few for codes of 256 values; faiss advises 9,984"]
     opened = Domain.open(domain.folder)
+    written = json.loads((domain.folder / "domain.json").read_text())["features"]
+    assert written["codes"]["num_values"] == 256
+    assert "num_values" not in written["content"]  # earlier versions read a domain without codes
     codes = opened.feature("codes").read(np.arange(NUM_ITEMS))
     assert codes.min() >= 0
     assert codes.max() <= 255
