@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,6 +107,8 @@ class Permutation(nn.Module):
     @torch.no_grad()
     def assign(self) -> None:
         """Make the assignment whose logits have the largest sum, in each part."""
+        from scipy.optimize import linear_sum_assignment  # a third of a second that no other model should wait for
+
         logit_MVV = self.logit.clone().float().cpu().numpy()  # a view would keep FSDP2 from freeing what it gathered
         places = [linear_sum_assignment(logit_VV, maximize=True)[1] for logit_VV in logit_MVV]
         self.place_MV.copy_(torch.from_numpy(np.stack(places)))

@@ -17,6 +17,7 @@ from pmmrec.contracts import ItemVectors, Nodes
 from pmmrec.data.domain import Domain
 from pmmrec.data.splits import split_of
 from pmmrec.errors import RecipeError
+from pmmrec.recipe import FinetuneRecipe, read_recipe
 from pmmrec.shipped import shipped_recipes
 from pmmrec.testing.twins.graphs import lightgcn_by_loops
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender
@@ -67,7 +68,14 @@ def test_a_plan_of_a_system_is_shown_without_training(world: Path, tmp_path: Pat
     assert "activations" in told.output
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if re.fullmatch("zoo/ids/[^/]+", name)])
+FROM_SCRATCH = [
+    name
+    for name, path in shipped_recipes().items()
+    if re.fullmatch("zoo/ids/[^/]+", name) and read_recipe(FinetuneRecipe, path).adapters is None
+]
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
 def test_a_system_of_the_papers_size_is_planned(world: Path, tmp_path: Path, pmmrec: Pmmrec, name: str) -> None:
     with working_in(tmp_path):
         told = pmmrec("finetune", name, "--from", "none", "--on", world / "boutique", "--dry-run")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
@@ -61,11 +60,11 @@ class OneStream(JointEncoder):
         words = TokenStates(words_KH, first_R, text.packing.length_R, words_KH[first_R])
         patches = TokenStates.of_even(patches_RPH, patches_RPH[:, 0])
         fields = [place_rows(words, text.item_index_R, num_items), place_rows(patches, image.item_index_R, num_items)]
-        x_KH, packing, order_U = joined(self.backbone["letters"].weight[0], fields)
-        token_KD, row_U = self.projection(self.backbone["block"](x_KH, packing)), np.argsort(order_U)
-        start_U, length_U = packing.first_R.values[row_U], packing.length_R[row_U]
+        both = joined(self.backbone["letters"].weight[0], fields)
+        token_KD = self.projection(self.backbone["block"](both.token_KD, both.packing))
+        start_U, length_U = both.packing.first_R.values[both.row_U], both.packing.length_R[both.row_U]
         is_readable_U1 = torch.stack(list(has_U.values())).any(dim=0)[:, None]
-        cls_UD = torch.where(is_readable_U1, packing.first(token_KD)[row_U], 0.0)
+        cls_UD = torch.where(is_readable_U1, both.first(token_KD), 0.0)
         return TokenStates(token_KD, start_U + 1, length_U - 1, cls_UD)
 
     def checkpoint_activations(self) -> None:
