@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests run side by side, and start programs: one thread each.
 test conformance spread torture hosts: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test conformance check real evidence evidence-gpu bench benchmarks large torture spread hosts peers peers-speed clean
+.PHONY: quickstart test conformance check real evidence evidence-gpu systems bench benchmarks large torture spread hosts peers peers-speed clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,9 @@ evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures wh
 
 evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from zoo/results_gpu
 	$(MAKE) evidence PLAN=zoo/evidence_gpu.yaml RESULTS=zoo/results_gpu TO=zoo/RESULTS_GPU.md RUNS=runs/evidence_gpu JOBS=1
+
+systems:  ## every system side by side: zoo/SYSTEMS.md from zoo/results_systems; measures what is missing, which takes hours
+	$(MAKE) evidence PLAN=zoo/evidence_systems.yaml RESULTS=zoo/results_systems TO=zoo/SYSTEMS.md RUNS=runs/evidence_systems
 
 bench: $(VENV)/installed-dev  ## tests/benchmarks/BENCHMARKS.md: what a training step costs, how that grows, a naive model beside it; KEEP=1: real rows as measured before
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/page.py "$(DATA)" $(if $(KEEP),--keep)

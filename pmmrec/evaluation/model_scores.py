@@ -18,7 +18,7 @@ from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.queries import queries_after
 from pmmrec.evaluation.ranking import Rows
 from pmmrec.evaluation.scan import Sizes
-from pmmrec.evaluation.scores import Blocks, Columns, ItemScores, MatrixBlock, ScoreBlock
+from pmmrec.evaluation.scores import Blocks, ItemScores, MatrixBlock, ScoreBlock, ScoreColumns
 from pmmrec.models.recommender import Recommender
 
 
@@ -82,7 +82,7 @@ class ModelScores(ItemScores):
 
     def blocks(self, is_counted_N: NDArray[np.bool_]) -> Blocks:
         """The same scores in blocks."""
-        columns, items, count_C = Columns.of(self._first_N, is_counted_N), self._catalogue.items, self._count_N
+        columns, items, count_C = ScoreColumns.of(self._first_N, is_counted_N), self._catalogue.items, self._count_N
         if not columns.are_items:
             item_C = torch.from_numpy(columns.item_C).to(self._device)
             items, count_C = some_items(items, item_C), count_C[item_C]

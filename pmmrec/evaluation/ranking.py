@@ -23,10 +23,10 @@ from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.ids import ids_at
 from pmmrec.evaluation.scores import (
     Blocks,
-    Columns,
     ItemScores,
     MatrixBlock,
     ScoreBlock,
+    ScoreColumns,
     count_pairs,
     distinct_pairs,
 )
@@ -156,7 +156,7 @@ def _blocks_of(score: ScoreRows, holdout: Holdout, is_readable_N: NDArray[np.boo
     if isinstance(score, ItemScores):
         return score.blocks(is_readable_N)
     num_items, plain = len(is_readable_N), score
-    columns = Columns.of(np.arange(num_items), is_readable_N)
+    columns = ScoreColumns.of(np.arange(num_items), is_readable_N)
 
     def blocks(rows: slice) -> Iterator[ScoreBlock]:
         score_qN, num_queries = plain(rows), rows.stop - rows.start

@@ -60,7 +60,7 @@ class ItemScores(ABC):
 
 
 @dataclass(frozen=True)
-class Columns:
+class ScoreColumns:
     """Which column of a score matrix holds which item: columns of one counted item, of several, then of none."""
 
     item_C: Ints  # the first item of each column
@@ -69,7 +69,7 @@ class Columns:
     size_M: NDArray[np.float64]  # number of counted items of the columns behind these that have several
 
     @classmethod
-    def of(cls, first_N: Ints, is_counted_N: NDArray[np.bool_]) -> Columns:
+    def of(cls, first_N: Ints, is_counted_N: NDArray[np.bool_]) -> ScoreColumns:
         """`first_N`: for each item the first one that always scores the same."""
         item_C = np.flatnonzero(first_N == np.arange(len(first_N)))
         size_C = np.bincount(first_N[is_counted_N], minlength=len(first_N))[item_C]
@@ -99,7 +99,7 @@ class Columns:
 class MatrixBlock(ScoreBlock):
     """A matrix of scores. On a CPU rows are counted one at a time, because a row stays in the cache of a core."""
 
-    def __init__(self, score_bC: Tensor, columns: Columns) -> None:
+    def __init__(self, score_bC: Tensor, columns: ScoreColumns) -> None:
         self._score_bC = score_bC.float() if score_bC.dtype == torch.bfloat16 else score_bC  # numpy has no bfloat16
         self._columns, self.num_queries = columns, len(score_bC)
 
@@ -126,7 +126,7 @@ class MatrixBlock(ScoreBlock):
         return count_at_once(self._score_bC, self._columns, query_t, score_t, equal=equal)
 
 
-def count_by_rows(score_bC: Numbers, columns: Columns, query_t: Ints, score_t: Numbers, *, equal: bool) -> Ints:
+def count_by_rows(score_bC: Numbers, columns: ScoreColumns, query_t: Ints, score_t: Numbers, *, equal: bool) -> Ints:
     """What `ScoreBlock.count` returns, row by row."""
     compare = np.equal if equal else np.greater_equal
     is_in_C = np.empty(score_bC.shape[1], dtype=bool)
@@ -137,7 +137,7 @@ def count_by_rows(score_bC: Numbers, columns: Columns, query_t: Ints, score_t: N
     return num_t
 
 
-def count_at_once(score_bC: Tensor, columns: Columns, query_t: Ints, score_t: Numbers, *, equal: bool) -> Ints:
+def count_at_once(score_bC: Tensor, columns: ScoreColumns, query_t: Ints, score_t: Numbers, *, equal: bool) -> Ints:
     """What `ScoreBlock.count` returns, for all rows at once: fast on a GPU."""
     device, compare = score_bC.device, torch.eq if equal else torch.ge
     score_tC = score_bC if len(query_t) == len(score_bC) else score_bC[torch.from_numpy(query_t).to(device)]
@@ -195,7 +195,7 @@ class SparseScores(ItemScores):
         return torch.from_numpy(self._score(rows).toarray())
 
     def blocks(self, is_counted_N: NDArray[np.bool_]) -> Blocks:
-        columns = Columns.of(np.arange(len(is_counted_N)), is_counted_N)
+        columns = ScoreColumns.of(np.arange(len(is_counted_N)), is_counted_N)
 
         def block(rows: slice) -> ScoreBlock:
             score_bN = self._score(rows)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPModel
 
@@ -355,22 +354,6 @@ def test_the_text_half_of_a_clip_checkpoint_is_read(tmp_path: Path, fresh_text: 
     encoder.float()
     encoder.save_backbone(tmp_path / "half", encoder.backbone.state_dict())
     assert encoder.read_backbone(tmp_path / "half").keys() == encoder.backbone.state_dict().keys()
-
-
-def test_one_origin_must_be_given(bert: dict[str, Any]) -> None:
-    for settings in ({}, {"weights": "minilm", "architecture": bert}):
-        with pytest.raises(ValidationError, match="give one of `weights`"):
-            HFTextConfig(**settings)
-
-
-def test_a_vocabulary_for_a_pretrained_backbone_is_an_error() -> None:
-    with pytest.raises(ValidationError, match="vocab_size: has no effect"):
-        HFTextConfig(weights="minilm", vocab_size=500)
-
-
-def test_settings_survive_a_round_trip(bert: dict[str, Any]) -> None:
-    for config in (HFTextConfig(weights="minilm"), HFTextConfig(architecture=bert, trainable_blocks="all")):
-        assert HFTextConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 def saved_without_cls(fresh_text: Fresh, folder: Path, **settings: Any) -> Backbone:

@@ -21,9 +21,9 @@ from pmmrec.evaluation.model_scores import ModelScores
 from pmmrec.evaluation.ranking import Ranks, rank_targets
 from pmmrec.evaluation.scan import Sizes
 from pmmrec.evaluation.scores import (
-    Columns,
     ItemScores,
     MatrixBlock,
+    ScoreColumns,
     SharedScores,
     SparseScores,
     count_at_once,
@@ -199,7 +199,7 @@ def test_rows_are_counted_alike_one_by_one_and_at_once(equal: bool, dtype: torch
     while (first_N != first_N[first_N]).any():
         first_N = first_N[first_N]
     is_counted_N = rng.random(NUM_ITEMS) < 0.8
-    columns = Columns.of(first_N, is_counted_N)
+    columns = ScoreColumns.of(first_N, is_counted_N)
     score_bN = torch.from_numpy(rng.integers(4, size=(6, NUM_ITEMS))).to(dtype)[:, torch.from_numpy(first_N)]
     score_bC = score_bN[:, torch.from_numpy(columns.item_C)]
     query_t = np.array([1, 2, 5])

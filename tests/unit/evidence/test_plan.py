@@ -185,9 +185,9 @@ def test_all_mistakes_are_reported_at_once(read: Callable[[Tree], EvidencePlan])
     ]
 
 
-@pytest.fixture(scope="module")
-def shipped() -> EvidencePlan:
-    return read_plan(shipped_root() / "zoo" / "evidence.yaml")
+@pytest.fixture(scope="module", params=["evidence", "evidence_systems"])
+def shipped(request: pytest.FixtureRequest) -> EvidencePlan:
+    return read_plan(shipped_root() / "zoo" / f"{request.param}.yaml")
 
 
 @pytest.fixture(scope="module")
