@@ -87,7 +87,7 @@ def main(
         twin = scratch_twin(recipe, checkpoint, folders, resume=resume)
         folders = weights_asked(model, given, folders)
     launched = Launched.read(launch, processes, is_plan=dry_run)
-    sources = Sources.open([domain], recipe.data.split)
+    sources = Sources.open([domain], recipe.data)
     check_targets(recipe, sources)
     check_users(recipe, model, sources)
     if dry_run:

@@ -15,7 +15,10 @@ from typing_extensions import Self
 from pmmrec.adapters.plan import AdapterPlan
 from pmmrec.context import Backbone
 from pmmrec.data.batches import DataConfig
+from pmmrec.data.domain import Domain
 from pmmrec.data.prefix import PrefixConfig
+from pmmrec.data.splits import Split
+from pmmrec.data.splits.held_out_users import HeldOutUsers, HeldOutUsersConfig
 from pmmrec.errors import RecipeError
 from pmmrec.homes import CACHE
 from pmmrec.models.build import ModelConfig
@@ -66,6 +69,28 @@ class PretrainData(DataConfig):
     """Data of a pretraining: the source domains."""
 
     sources: tuple[Place, ...] = Field(min_length=1, description="Domain folders, made by `pmmrec data import`.")
+    holdout: HeldOutUsersConfig | None = Field(
+        None,
+        description="All users of the sources train with their whole sequences, but this sample of users, on whose "
+        "last items epochs are judged; null: sources are split as data.split says. {users: 0.05} takes one in twenty.",
+    )
+
+    @model_validator(mode="after")
+    def _holdout_alone_splits(self) -> Self:
+        if self.holdout is not None and self.users is not None:
+            raise ValueError("users: has no effect with holdout, which says who trains; leave one of them out")
+        if self.holdout is not None and self.examples.type == "impressions":
+            raise ValueError("holdout: impressions have a split of their own; leave one of them out")
+        return self
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the sources keep test targets."""
+        return self.holdout is None
+
+    def split_of(self, domain: Domain) -> Split:
+        """What of a source trains, and what is held out. Raises as `pmmrec.data.splits.split_of`."""
+        return super().split_of(domain) if self.holdout is None else HeldOutUsers(self.holdout, domain)
 
 
 class RunRecipe(Config):

@@ -19,7 +19,6 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.histories import Histories
 from pmmrec.data.items import ItemReader
 from pmmrec.data.releases import made_by
-from pmmrec.data.splits import graph_of, split_of
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.baselines import left_out
 from pmmrec.evaluation.catalogue import evaluate_model
@@ -135,7 +134,7 @@ class System:
         if out is not None and expanded(Path(out)).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
-        split = split_of(self.checkpoint.split, opened)
+        split = self.checkpoint.split_of(opened)
         queries = scenario_queries(split, scenario)
         if tuned_baselines:
             check_tunable(split)
@@ -150,8 +149,8 @@ class System:
         baselines = rank_baselines(split, seen, queries.holdout, tuned=tuned_baselines)
         is_held_out, learned = queries.is_held_out_T, self.checkpoint.was_trained_on(opened.name, opened.fingerprint)
         found = domain_outcome(split, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
-        told = split.config.model_dump(mode="json")
-        outcome = Outcome(name=name, kind="evaluate", seen=seen, scenario=scenario, split=told, domains=(found,))
+        asked_of = {"seen": seen, "scenario": scenario, "split": split.told}
+        outcome = Outcome(name=name, kind="evaluate", domains=(found,), **asked_of)
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
                 place_of = {} if queries.place_T is None else {"place": queries.place_T, "held_out": is_held_out}
@@ -333,8 +332,7 @@ class System:
         # A model that knows items or users by id serves one domain only: loading it for another is refused there.
         is_other = self._loaded_for != domain.fingerprint
         if self._recommender is None or (self._recommender.knows_ids and is_other):
-            graph = graph_of(self.checkpoint.split, domain)
-            recommender = load_recommender(self.checkpoint, [domain.catalogue], [graph])
+            recommender = load_recommender(self.checkpoint, [domain.catalogue], [self.checkpoint.graph_of(domain)])
             if self._popularity is not None:
                 recommender.scorer = scorer_with(self.checkpoint.model_config, self._popularity)
             self._recommender = recommender.to(self.device)

@@ -54,7 +54,7 @@ def main(
     """Pretrain on the domains of a recipe; publish item encoders, fusion and user encoder as parts."""
     recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
     launched = Launched.read(launch, processes, is_plan=dry_run)
-    sources = Sources.open(recipe.data.sources, recipe.data.split)
+    sources = Sources.open(recipe.data.sources, recipe.data)
     check_targets(recipe, sources)
     check_users(recipe, recipe.model, sources)
     if dry_run:

@@ -82,7 +82,7 @@ def prepared(plan: BenchPlan, warn: Callable[[str], object] = warnings.warn) -> 
         model, given = recipe.model_from(checkpoint), recipe.backbones_from(checkpoint)
     elif isinstance(recipe, PretrainRecipe):
         model, given = recipe.model, {}
-    sources = Sources.open(sources_of, recipe.data.split)
+    sources = Sources.open(sources_of, recipe.data)
     with tempfile.TemporaryDirectory(prefix="pmmrec-bench-") as scratch:
         train = recipe.train.model_copy(update={"epochs": 1})
         machine = recipe.machine.model_copy(update={"trackers": ()})

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from pmmrec.contracts import Batch, GlobalItems, ItemInputs, WindowPass, Windows
 from pmmrec.data.contents import MAX_UNREADABLE
+from pmmrec.data.domain import Domain
 from pmmrec.data.examples import ExampleKind, Examples, ExamplesField, kind_of
 from pmmrec.data.examples.windows import WindowConfig, WindowKindConfig
 from pmmrec.data.items import ItemReader
@@ -24,8 +25,9 @@ from pmmrec.data.negatives import NegativePool
 from pmmrec.data.noise import KeyedWindow, SlotPool
 from pmmrec.data.passes import KeyedImpression, PassMaker, PassRows, Visit, filled, padded, padded_places
 from pmmrec.data.randomness import Purpose, generator
-from pmmrec.data.splits import Split, SplitField
+from pmmrec.data.splits import Split, SplitField, split_of
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
+from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import RecipeError
 from pmmrec.packing import HostArray
 from pmmrec.requests import Holding, NextItems, Requests, View, WindowRequest
@@ -42,6 +44,11 @@ class DataConfig(Config):
 
     split: SplitField = Field(
         default=LeaveOneOutConfig(), description="Which interactions train and which are held out."
+    )
+    users: UserSampleConfig | None = Field(
+        default=None,
+        description="The users who train, of each domain; null: all. Ids, popularity and all baselines know these "
+        "alone. {sample: 1000, seed: 1} draws so many.",
     )
     examples: ExamplesField = Field(
         default=WindowKindConfig(),
@@ -73,6 +80,15 @@ class DataConfig(Config):
     def kind(self) -> ExampleKind:
         """The kind of examples."""
         return kind_of(self.examples, self.window)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the domains of the run keep test targets."""
+        return True
+
+    def split_of(self, domain: Domain) -> Split:
+        """What of a domain trains, and what is held out. Raises as `pmmrec.data.splits.split_of`."""
+        return split_of(self.split, domain, self.users)
 
 
 @dataclass(frozen=True)

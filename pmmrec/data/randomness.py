@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     PAIR_NEGATIVES = 9  # what is drawn for a user and an item
     HELD_OUT_ITEMS = 10  # of a domain, where items are the examples
     CANDIDATES = 11  # which of the candidates of an impression are left
+    SAMPLED_USERS = 12  # of a domain, where not all train
+    HELD_OUT_USERS = 13  # of a source, whose last items are for validation
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

@@ -76,7 +76,8 @@ def _ending_in(split: Split, scenario: Literal["cold", "new"]) -> Queries:
     lengths = np.diff(offsets)
     user_H = np.repeat(np.arange(len(lengths)), lengths)
     place_H = np.arange(len(items_H)) - offsets[user_H]
-    end_Q = np.flatnonzero((place_H > 0) & (split.train_counts[items_H] < below))
+    is_ranked_M = np.ones(len(lengths), dtype=bool) if split.users is None else split.users.is_ranked_M
+    end_Q = np.flatnonzero((place_H > 0) & (split.train_counts[items_H] < below) & is_ranked_M[user_H])
     user_Q, place_Q = user_H[end_Q], place_H[end_Q]
     history_offsets = np.concatenate([[0], np.cumsum(place_Q)])
     within = np.arange(history_offsets[-1]) - np.repeat(history_offsets[:-1], place_Q)

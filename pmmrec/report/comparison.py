@@ -237,7 +237,10 @@ def _refuse_other_measures(runs: Sequence[tuple[Path, Outcome]]) -> None:
     first_folder, first = runs[0]
     for folder, outcome in runs:
         if not outcome.domains:
-            raise DataError(f"{folder}: its test targets were not ranked (rank_test: false), so it has no test metrics")
+            raise DataError(
+                f"{folder}: its test targets were not ranked (rank_test: false), or there are none (data.holdout), so "
+                "it has no test metrics"
+            )
     for folder, outcome in runs[1:]:
         ours, theirs = _measure(first), _measure(outcome)
         shared = ours.keys() & theirs.keys()

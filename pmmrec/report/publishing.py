@@ -46,7 +46,7 @@ def push(folder: Path, place: str, hub: Path, options: PushOptions) -> Origin:
 def write_card(folder: Path, outcome: Outcome | None, licence: str, place: str) -> None:
     """Write metrics and a card into a checkpoint that people will load as `place`.
 
-    If no test targets were ranked (`outcome` None) the card shows the validation metrics.
+    If no test targets were ranked (`outcome` None, or of no domain) the card shows the validation metrics.
     """
     checkpoint = Checkpoint.open(folder)
     domains = checkpoint.provenance["domains"]
@@ -66,7 +66,7 @@ def write_card(folder: Path, outcome: Outcome | None, licence: str, place: str) 
             for name, about in domains.items()
         ],
         recipe=recipe,
-        results=_validated(checkpoint.metrics) if outcome is None else _tested(outcome),
+        results=_tested(outcome) if outcome is not None and tested else _validated(checkpoint.metrics),
         licence=licence,
         figures=[
             CardFigure(found.domain, name, at.mean, at.low, at.high, at.level, found.num_users)

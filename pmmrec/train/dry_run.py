@@ -115,7 +115,7 @@ def print_plan(
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
     log.say(sizes if report is None else report.table(task.sizes), TrainingCost.of(task).words(), "")
     rows = zip(sources.names, counts, (100 * weight for weight in sampler.weights), strict=True)
-    log.say(PlainTable("", ["domain", data.examples.type, "of each epoch, %"], [*rows]))
+    log.say(PlainTable("", ["domain", data.examples.type, "of each epoch, %"], [*rows]), *sources.told)
     steps = sampler.steps_per_epoch
     log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
     if launched is not None:

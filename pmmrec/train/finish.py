@@ -133,16 +133,20 @@ def rank_test_targets(
     """Rank the test targets once with the best weights; write metrics.json and the ranks.
 
     Returns None outside the main process, and if the recipe does not rank them (`rank_test: false`): metrics.json then
-    holds only validation metrics. `base`: another place to look for the base checkpoint of adapters.
+    holds only validation metrics, as it does where the domains keep no test target (`data.holdout`). `base`: another
+    place to look for the base checkpoint of adapters.
     """
     best = run.folder / CHECKPOINT_FOLDER
     are_kept = isinstance(loop.task.recommender.item_encoder, Computed)
     with loop.watched(), loop.stoppable():
-        evaluations = _test(run, recipe, best, sources, base, loop.group, are_kept) if recipe.rank_test else ()
+        is_ranked = recipe.rank_test and recipe.data.has_test
+        evaluations = _test(run, recipe, best, sources, base, loop.group, are_kept) if is_ranked else ()
     outcome = run.by_main(lambda: _written_outcome(run, recipe, loop, sources, kind, evaluations))
     if not recipe.rank_test:
         run.log.say("test targets left alone (rank_test: false); nothing is published")
         return None
+    if not recipe.data.has_test:
+        run.log.say("data.holdout: the sources keep no test target; metrics.json holds the figures of validation")
     return outcome
 
 
@@ -200,8 +204,8 @@ def _written_outcome(
         name=recipe.name,
         kind=kind,
         seen=recipe.validation.seen,
-        split=recipe.data.split.model_dump(mode="json"),
-        domains=_written(run, recipe, sources, evaluations) if recipe.rank_test else (),
+        split=sources.splits[0].told,
+        domains=_written(run, recipe, sources, evaluations) if evaluations else (),
         best_epoch=best_epoch,
         num_epochs=max(loop.validation),
         training_s=round(loop.training_s, 1),

@@ -25,8 +25,7 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.loader import BatchLoader
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
-from pmmrec.data.splits import Split, split_of
-from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
+from pmmrec.data.splits import Split
 from pmmrec.encoders import encoder_class
 from pmmrec.errors import RecipeError
 from pmmrec.homes import expanded
@@ -34,7 +33,6 @@ from pmmrec.modality import Modality
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
-from pmmrec.settings import PartConfig
 from pmmrec.train.accumulate import AccumulateConfig
 from pmmrec.train.division import gathers, shared_out
 from pmmrec.train.log import RunLog
@@ -57,8 +55,8 @@ class Sources:
     splits: tuple[Split, ...]
 
     @classmethod
-    def open(cls, folders: Sequence[Path], split: PartConfig | None = None) -> Sources:
-        """Open and split the domains; None: leave-one-out.
+    def open(cls, folders: Sequence[Path], data: DataConfig | None = None) -> Sources:
+        """Open the domains and split them as the recipe says; None: leave-one-out.
 
         Raises RecipeError when two have one name: names tell users and items apart.
         """
@@ -67,7 +65,12 @@ class Sources:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RecipeError(f"data.sources: two domains are called {twice[0]!r}; import one under another --name")
-        return cls(domains, tuple(split_of(split or LeaveOneOutConfig(), domain) for domain in domains))
+        return cls(domains, tuple(map((data or DataConfig()).split_of, domains)))
+
+    @property
+    def told(self) -> list[str]:
+        """A sentence on each domain of which a sample of users trains."""
+        return [split.users.words(split.domain.name) for split in self.splits if split.users is not None]
 
     @property
     def names(self) -> list[str]:
@@ -298,7 +301,7 @@ class Batches:
         process. `examples`: those of validation, by domain, in place of training's; they are not logged.
         """
         if examples is None:
-            log.say(shared_out(batch_users, processes.world, gather, config.kind.unit))
+            log.say(shared_out(batch_users, processes.world, gather, config.kind.unit), *sources.told)
             if parts > 1:
                 log.say(f"a step passes in {parts} parts; negatives of a user are those of its part alone")
             for warning in reader.warnings:

@@ -74,7 +74,7 @@ def check_users(recipe: Ranked, model: ModelConfig, sources: Sources) -> None:
 def _needed(recipe: Ranked) -> list[HoldoutName]:
     """The held-out parts that a run reads."""
     reads_targets = recipe.validation.judge == "ranking" or Holding.TARGET in recipe.data.kind.holds
-    needed: dict[HoldoutName, bool] = {"validation": reads_targets, "test": recipe.rank_test}
+    needed: dict[HoldoutName, bool] = {"validation": reads_targets, "test": recipe.rank_test and recipe.data.has_test}
     return [name for name, is_needed in needed.items() if is_needed]
 
 

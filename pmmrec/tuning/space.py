@@ -45,6 +45,8 @@ _FIXED = {
     "validation.metric": "trials must be judged by the same metric",
     "validation.seen": "trials must be judged by the same metric",
     "data.sources": "trials must be judged on the same users",
+    "data.holdout": "trials must be judged on the same users",
+    "data.users": "trials must be judged on the same users",
 }
 
 

@@ -7,10 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Self
 
-from pmmrec.data.splits import splits
+from pmmrec.context import InteractionGraph
+from pmmrec.data.domain import Domain
+from pmmrec.data.splits import Split, split_of, splits
+from pmmrec.data.splits.held_out_users import HeldOutUsers, HeldOutUsersConfig
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
+from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.family import PartGroup
 from pmmrec.models.build import ModelConfig
@@ -72,13 +78,47 @@ class CheckpointFolder:
 
         Raises CheckpointError for a split that is not known.
         """
+        tree = self._data_settings.get("split")
+        try:
+            return LeaveOneOutConfig() if tree is None else splits.config(dict(tree))
+        except (RecipeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.folder / RECIPE_NAME}: data.split: {error}") from error
+
+    def split_of(self, domain: Domain) -> Split:
+        """How figures of this checkpoint split a domain: by `split`, and with the users it learned from there.
+
+        A domain that a pretraining with `data.holdout` has learned from has no test target. Raises CheckpointError for
+        settings that cannot be read, and as `pmmrec.data.splits.split_of`.
+        """
+        users = holdout = None
+        path = self.folder / RECIPE_NAME
+        if self.was_trained_on(domain.name, domain.fingerprint):
+            users, holdout = (self._data_settings.get(name) for name in ("users", "holdout"))
+        try:
+            if holdout is not None:
+                return HeldOutUsers(validate(HeldOutUsersConfig, holdout, "data.holdout"), domain)
+            sample = None if users is None else validate(UserSampleConfig, users, "data.users")
+        except RecipeError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        return split_of(self.split, domain, sample)
+
+    def graph_of(self, domain: Domain) -> InteractionGraph:
+        """The training interactions of `split_of`; neither is read before a model asks for them."""
+
+        def read() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            return self.split_of(domain).graph.read()
+
+        return InteractionGraph(domain.num_users, domain.num_items, read)
+
+    @cached_property
+    def _data_settings(self) -> Mapping[str, Any]:
+        """What the recipe says under `data`; empty where there is no recipe. CheckpointError for a broken one."""
         path = self.folder / RECIPE_NAME
         try:
             data = read_yaml(path).get("data") if path.is_file() and path.stat().st_size else None
-            tree = data.get("split") if isinstance(data, Mapping) else None
-            return LeaveOneOutConfig() if tree is None else splits.config(dict(tree))
-        except (RecipeError, TypeError, ValueError) as error:
+        except RecipeError as error:
             raise CheckpointError(f"{path}: data.split: {error}") from error
+        return data if isinstance(data, Mapping) else {}
 
     @property
     def parts(self) -> Mapping[str, PartEntry]:

@@ -130,7 +130,7 @@ def measure(name: str, domain: Path, epochs: int, *, profile: bool) -> None:
     """Print the CPU time of an epoch of each, and the ratio."""
     settings = [OBJECTIVES, f"train.epochs={epochs}", "machine.device=cpu"]
     recipe = read_recipe(FinetuneRecipe, find_recipe("zoo/ids/small/sasrec_in_batch"), settings)
-    sources = Sources.open([domain], recipe.data.split)
+    sources = Sources.open([domain], recipe.data)
     torch.manual_seed(1)
     if recipe.model is None:
         raise ValueError("zoo/ids/small/sasrec_in_batch: has no model")

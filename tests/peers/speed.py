@@ -126,7 +126,7 @@ def train_ours(pipe: Connection, system: str, domain: Path) -> None:
             "machine": {"device": "cpu"},
         }
     )
-    sources = Sources.open([domain], recipe.data.split)
+    sources = Sources.open([domain], recipe.data)
     torch.manual_seed(1)
     recommender = build(recipe.model, {}, sources.catalogues)
     task = TrainingTask.of(recommender, recipe.active_objectives, WIDTH)

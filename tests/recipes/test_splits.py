@@ -146,3 +146,40 @@ def test_a_dry_run_refuses_what_the_run_refuses_and_neither_takes_the_name(
         ended = pmmrec(*asked, *more)
         assert (ended.code, told in ended.output) == (code, True), ended.output
         assert not (at_home / "runs" / "one").exists()
+
+
+def test_a_pretraining_learns_from_all_users_but_a_sample_and_is_judged_by_it(
+    at_home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    holdout = "data.holdout={users: 0.2, seed: 3}"
+    done = pmmrec("pretrain", "pretrain/tiny", *SMALL, *QUICK, *sources(world), holdout, "name=all")
+    assert done.code == 0, done.output
+    assert "data.holdout: the sources keep no test target" in done.output
+    assert "published: hub/all" in done.output
+    outcome = json.loads((at_home / "runs/all/metrics.json").read_text())
+    assert outcome["split"] == {"type": "held_out_users", "users": 0.2, "seed": 3}
+    assert outcome["domains"] == []
+    assert "On validation: HR@10" in (at_home / "hub/all/README.md").read_text()
+    on_source = pmmrec("evaluate", "all", str(world / "bazaar"), "--cache", "cache")
+    assert on_source.code != 0
+    assert "data.holdout trains on all users but those of validation, so there is no test target" in on_source.output
+    elsewhere = pmmrec("evaluate", "all", str(world / "boutique"), "--cache", "cache")
+    assert elsewhere.code == 0, elsewhere.output
+    assert "test targets of 40 users" in elsewhere.output
+
+
+def test_a_run_on_a_sample_of_users_says_so_and_its_baselines_know_the_sample_alone(
+    at_home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    few = ("data.users={sample: 10, seed: 2}", "--from", "none", "--on", str(world / "boutique"))
+    done = pmmrec("finetune", "finetune/tiny", *SMALL, *QUICK, *few, "name=few")
+    assert done.code == 0, done.output
+    assert "boutique: 10 of 40 users train (data.users, seed 2)" in done.output
+    outcome = json.loads((at_home / "runs/few/metrics.json").read_text())
+    assert outcome["split"]["users"] == {"sample": 10, "seed": 2, "held_out": "all"}
+    assert outcome["domains"][0]["num_users"] == 40
+    shown = pmmrec("evaluate", "runs/few/checkpoint", str(world / "boutique"), "--out", "shown", "--cache", "cache")
+    assert shown.code == 0, shown.output
+    again = json.loads((at_home / "shown/metrics.json").read_text())
+    assert again["split"] == outcome["split"]
+    assert again["domains"][0]["baselines"] == outcome["domains"][0]["baselines"]

@@ -207,7 +207,8 @@ def train(
     other moments, see `_Stop`.
     """
     folders = [world / name for name in ((domain,) if isinstance(domain, str) else domain)]
-    sources, config, stop = Sources.open(folders, split), _config(epochs, optimizer, state), _Stop(**when)
+    data = DataConfig() if split is None else DataConfig(split=split)
+    sources, config, stop = Sources.open(folders, data), _config(epochs, optimizer, state), _Stop(**when)
     recipe = Recipe(home / name, seed=seed, epochs=epochs, sources=tuple(map(str, folders)))
     judge = ValidationConfig(metric="ndcg@10", patience=patience)
     best: dict[str, Tensor] = {}

@@ -134,7 +134,7 @@ def _show(domain: Path, file: Path) -> None:
 
 
 def sources_of(home: Path, split: PartConfig | None = None) -> Sources:
-    return Sources.open([home / "shop", home / "films"], split)
+    return Sources.open([home / "shop", home / "films"], DataConfig() if split is None else DataConfig(split=split))
 
 
 def task_of(home: Path, terms: dict[str, Any], sources: Sources, model: dict[str, Any] | None = None) -> TrainingTask:

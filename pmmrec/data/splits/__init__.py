@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pmmrec.context import InteractionGraph
 from pmmrec.data.domain import Domain
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.sequences import Stretch
+from pmmrec.data.user_sample import UserSample, UserSampleConfig
 from pmmrec.errors import DataError
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
@@ -33,6 +34,7 @@ class SplitPart(IntEnum):
     TEST = 2
 
 
+HISTORY_ONLY = len(SplitPart)  # beside these parts: of users who do not train; queries know it, nothing learns it
 HELD_OUT: dict[HoldoutName, SplitPart] = {"validation": SplitPart.VALIDATION, "test": SplitPart.TEST}
 
 
@@ -71,12 +73,14 @@ class Split(ABC):
     """Assigns each interaction of a domain to training, validation or test. Counts and training see training only.
 
     Built as `part_class(config, domain)`. A member implements `parts`; everything else follows from it. Users are read
-    one at a time or in stretches; only `train_offsets` and `train_items` hold all of them in memory.
+    one at a time or in stretches; only `train_offsets` and `train_items` hold all of them in memory. `users` are those
+    who train, if not all do: what others did is history of their queries, and no baseline counts it.
     """
 
     reads_times: bool = False  # whether `parts` needs the times of interactions
     ranks_lists: ClassVar[bool] = False  # whether each query has its own list of candidates, and a user several queries
     no_query: ClassVar[str] = "no user has a held-out item"  # why a domain may have no query
+    users: UserSample | None = None  # set by `split_of`
 
     def __init__(self, config: PartConfig, domain: Domain) -> None:
         self.config, self.domain = config, domain
@@ -89,6 +93,24 @@ class Split(ABC):
     @abstractmethod
     def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
         """The `SplitPart` of each interaction of a stretch of users, `(H,)`."""
+
+    def assigned(self, stretch: Stretch) -> NDArray[np.uint8]:
+        """The part of each interaction or HISTORY_ONLY, `(H,)`: `parts`, but users outside the sample train nothing."""
+        part_H = self.parts(stretch)
+        if self.users is None:
+            return part_H
+        users = slice(stretch.first, stretch.first + len(stretch.offset_B) - 1)
+        length_B = np.diff(stretch.offset_B)
+        is_trained_H = np.repeat(self.users.is_in_M[users], length_B)
+        is_ranked_H = np.repeat(self.users.is_ranked_M[users], length_B)
+        is_history_H = np.where(part_H == SplitPart.TRAIN, ~is_trained_H, ~is_ranked_H)
+        return np.where(is_history_H, HISTORY_ONLY, part_H).astype(np.uint8)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Its settings and those of the sample of users, as metrics.json holds them."""
+        users = {} if self.users is None else {"users": self.users.config.model_dump(mode="json")}
+        return {**self.config.model_dump(mode="json"), **users}
 
     @property
     def stored(self) -> str | None:
@@ -104,7 +126,7 @@ class Split(ABC):
         items = self.domain.sequence(user)
         time_H = self.domain.times(user) if self.reads_times else None
         stretch = Stretch(user, np.array([0, len(items)]), items, time_H)
-        trained: NDArray[np.int32] = items[self.parts(stretch) == SplitPart.TRAIN]
+        trained: NDArray[np.int32] = items[self.assigned(stretch) == SplitPart.TRAIN]
         return trained
 
     def train_length(self, user: int) -> int:
@@ -119,7 +141,7 @@ class Split(ABC):
     def train_stretches(self) -> Iterator[Stretch]:
         """Training items of all users, in order."""
         for stretch in self.stretches():
-            is_train_H = self.parts(stretch) == SplitPart.TRAIN
+            is_train_H = self.assigned(stretch) == SplitPart.TRAIN
             yield Stretch(stretch.first, offsets_of(_count(stretch, is_train_H)), stretch.item_H[is_train_H])
 
     @cached_property
@@ -150,9 +172,9 @@ class Split(ABC):
         return counts
 
     def held_out(self) -> Iterator[NDArray[np.bool_]]:
-        """Which interactions are held out, for all users in order, one stretch at a time."""
+        """Which interactions train nothing, for all users in order, one stretch at a time."""
         for stretch in self.stretches():
-            yield self.parts(stretch) != SplitPart.TRAIN
+            yield self.assigned(stretch) != SplitPart.TRAIN
 
     def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
         """The queries of validation or of the test: those of all users, or of `num_users`, always the same ones."""
@@ -168,10 +190,10 @@ class Split(ABC):
                 continue
             lengths_B = np.diff(stretch.offset_B)
             is_asked_H = np.repeat(is_asked_B, lengths_B)
-            part_H = self.parts(stretch)[is_asked_H]
+            part_H = self.assigned(stretch)[is_asked_H]
             asked = Stretch(0, offsets_of(lengths_B[is_asked_B]), stretch.item_H[is_asked_H])
             is_target_H = _is_first(asked, part_H == HELD_OUT[name])
-            is_known_H = _is_in(part_H, self.knows(name))
+            is_known_H = _is_in(part_H, (*self.knows(name), HISTORY_ONLY))
             for what, is_in_H in (("target", is_target_H), ("history", is_known_H)):
                 lengths[what].append(_count(asked, is_in_H))
             targets.append(asked.item_H[is_target_H])
@@ -204,9 +226,9 @@ class Split(ABC):
     def _query_users(self, name: HoldoutName) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """`query_users` of one stretch after another."""
         for stretch in self.stretches():
-            part_H = self.parts(stretch)
+            part_H = self.assigned(stretch)
             num_targets_B = _count(stretch, part_H == HELD_OUT[name])
-            num_known_B = _count(stretch, _is_in(part_H, self.knows(name)))
+            num_known_B = _count(stretch, _is_in(part_H, (*self.knows(name), HISTORY_ONLY)))
             asked = stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B > 0))
             yield asked, stretch.first + np.flatnonzero((num_targets_B > 0) & (num_known_B == 0))
 
@@ -239,9 +261,9 @@ def _count(stretch: Stretch, is_in_H: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.where(np.diff(stretch.offset_B) > 0, counts_B, 0)
 
 
-def _is_in(part_H: NDArray[np.uint8], parts: Sequence[SplitPart]) -> NDArray[np.bool_]:
+def _is_in(part_H: NDArray[np.uint8], parts: Sequence[int]) -> NDArray[np.bool_]:
     """Which interactions belong to one of the parts, `(H,)`."""
-    return np.asarray([part in parts for part in SplitPart])[part_H]
+    return np.asarray([part in parts for part in (*SplitPart, HISTORY_ONLY)])[part_H]
 
 
 def _is_first(stretch: Stretch, is_in_H: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -265,15 +287,13 @@ else:
     SplitField = splits.field
 
 
-def split_of(config: PartConfig, domain: Domain) -> Split:
-    """The split of a domain that `config` asks for. Raises DataError where it needs times that the domain lacks."""
-    return splits.part_class(config)(config, domain)
+def split_of(config: PartConfig, domain: Domain, users: UserSampleConfig | None = None) -> Split:
+    """The split of a domain that `config` asks for; `users`: the sample of users who train, None: all.
 
-
-def graph_of(config: PartConfig, domain: Domain) -> InteractionGraph:
-    """The training interactions of a domain under a split; neither is read before a model asks for them."""
-
-    def read() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return split_of(config, domain).graph.read()
-
-    return InteractionGraph(domain.num_users, domain.num_items, read)
+    Raises DataError where it needs times that the domain lacks, RecipeError for more users than have training items.
+    """
+    split = splits.part_class(config)(config, domain)
+    if users is not None:
+        length_M = np.concatenate([lengths for _, lengths in split.train_lengths()])
+        split.users = UserSample.draw(users, length_M, domain.name)
+    return split

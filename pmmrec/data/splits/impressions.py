@@ -93,6 +93,8 @@ class Impressions(Split):
 
     def has_query(self, name: HoldoutName) -> bool:
         """See `Split.has_query`."""
+        if self.users is not None:
+            return len(self.lists(HELD_OUT[name]).user_M) > 0
         return bool(pc.any(pc.equal(self._table["part"], int(HELD_OUT[name]))).as_py())
 
     def holdout(self, name: HoldoutName, num_users: int | None = None) -> Holdout:
@@ -116,6 +118,9 @@ class Impressions(Split):
         """The impressions of one part: those of all users, or of `num_users`, always the same ones."""
         is_asked_M = (self._table["part"].to_numpy() == int(part)) & (self._known_M > 0)
         user_M = self._table["user"].to_numpy()
+        if self.users is not None:
+            is_in_M = self.users.is_in_M if part == SplitPart.TRAIN else self.users.is_ranked_M
+            is_asked_M &= is_in_M[user_M]
         is_asked_M &= np.isin(user_M, some_users(np.unique(user_M[is_asked_M]), num_users))
         asked = self._table.filter(pa.array(is_asked_M)).combine_chunks()
         return ShownLists(

@@ -45,16 +45,18 @@ class LeaveOneOut(Split):
     def train(self, user: int) -> NDArray[np.int32]:
         """See `Split.train`; reads no more than the items of the user."""
         items = self.domain.sequence(user)
+        if self.users is not None and not self.users.is_in_M[user]:
+            return items[:0]
         return items if len(items) < MIN_HELD_OUT else items[:-2]
 
     def train_length(self, user: int) -> int:
         """See `Split.train_length`; reads no items."""
-        return int(_trained(self.domain.sequences.lengths(user, user + 1))[0])
+        return int(self._trained(user, self.domain.sequences.lengths(user, user + 1))[0])
 
     def train_lengths(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """See `Split.train_lengths`; reads no items."""
         for first, lengths in self.domain.sequences.all_lengths():
-            yield first, _trained(lengths)
+            yield first, self._trained(first, lengths)
 
     def query_users(self, name: HoldoutName) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See `Split.query_users`; reads no items."""
@@ -62,14 +64,16 @@ class LeaveOneOut(Split):
         kind = np.min_scalar_type(self.domain.num_users)
         lengths = self.domain.sequences.all_lengths()
         users = np.concatenate([(first + np.flatnonzero(n_B >= MIN_HELD_OUT)).astype(kind) for first, n_B in lengths])
+        if self.users is not None:
+            users = users[self.users.is_ranked_M[users]]
         return users.astype(np.int64), np.empty(0, dtype=np.int64)
+
+    def _trained(self, first: int, length_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of training items of users from `first` on, whose sequences have these lengths."""
+        trained_B = np.where(length_B >= MIN_HELD_OUT, length_B - 2, length_B)
+        return trained_B if self.users is None else trained_B * self.users.is_in_M[first : first + len(length_B)]
 
 
 def leave_one_out(domain: Domain) -> LeaveOneOut:
     """The leave-one-out split of a domain."""
     return LeaveOneOut(LeaveOneOutConfig(), domain)
-
-
-def _trained(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of training items in sequences of these lengths."""
-    return np.where(lengths >= MIN_HELD_OUT, lengths - 2, lengths)

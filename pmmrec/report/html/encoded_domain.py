@@ -16,7 +16,7 @@ from torch import Tensor
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
-from pmmrec.data.splits import Split, split_of
+from pmmrec.data.splits import Split
 from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.queries import queries_after
@@ -59,7 +59,7 @@ class EncodedDomain:
     @classmethod
     def open(cls, checkpoint: Checkpoint, domain: Domain, cache: Path, device: torch.device) -> EncodedDomain:
         """Load the model and encode the whole catalogue."""
-        split = split_of(checkpoint.split, domain)
+        split = checkpoint.split_of(domain)
         recommender = load_recommender(checkpoint, [domain.catalogue], [split.graph]).to(device)
         encoder = recommender.item_encoder
         with bars() as progress:

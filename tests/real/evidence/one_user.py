@@ -27,7 +27,7 @@ def multiply_adds(recipe_name: str, overrides: Sequence[str], domain: Path) -> i
     model = recipe.model
     if model is None:
         raise RecipeError(f"{recipe_name}: has no model of its own, so its work cannot be counted without a checkpoint")
-    sources = Sources.open([domain], recipe.data.split)
+    sources = Sources.open([domain], recipe.data)
     with tempfile.TemporaryDirectory() as scratch:
         start_backbones(model, Path(scratch), sources.train_texts)
         backbones = find_backbones(model, Path(scratch), {}, None, warn=lambda _: None)

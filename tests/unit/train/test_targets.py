@@ -43,7 +43,7 @@ def _table(path: Path, *rows: tuple[object, ...]) -> Path:
 
 
 def _sources(shop: Path, **split: Any) -> Sources:
-    return Sources.open([shop], splits.config(split))
+    return Sources.open([shop], DataConfig(split=splits.config(split)))
 
 
 def _given(shop: Path, last_two: tuple[str, str], num_unseen: int = 0) -> Sources:
