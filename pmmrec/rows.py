@@ -45,6 +45,7 @@ class Joined:
     token_KD: Tensor
     packing: Packing
     row_U: Ints  # on the host: which row of the packing each item has
+    state_K: Ints  # on the host: which state each token is of, from 1; 0: the vector before them, or zeros
 
     def first(self, token_KD: Tensor) -> Tensor:
         """The first token of each item, `(U, D)`, out of tokens that lie as these do."""
@@ -70,14 +71,16 @@ def joined(first_D: Tensor | None, states: Sequence[TokenStates]) -> Joined:
     packing, order_U = packing_of(num_before_U + num_tokens_U)
     row_U = np.argsort(order_U)
     source_K = np.zeros(packing.num_places, dtype=np.int64)  # 0: first_D, or zeros
+    state_K = np.zeros_like(source_K)
     place_U, before = packing.first_R.values[row_U] + num_before_U, 1
-    for state in states:
-        source_K[_ranges(place_U, state.length_R)] = before + _ranges(state.start_R, state.length_R)
+    for number, state in enumerate(states, start=1):
+        place_k = _ranges(place_U, state.length_R)
+        source_K[place_k], state_K[place_k] = before + _ranges(state.start_R, state.length_R), number
         place_U, before = place_U + state.length_R, before + len(state.token_KD)
     tokens = [state.token_KD for state in states]
     first_1D = tokens[0].new_zeros(1, tokens[0].shape[1]) if first_D is None else first_D.to(tokens[0].dtype)[None]
     sources = torch.cat([first_1D, *tokens])
-    return Joined(sources.index_select(0, HostArray(source_K).on(sources.device)), packing, row_U)
+    return Joined(sources.index_select(0, HostArray(source_K).on(sources.device)), packing, row_U, state_K)
 
 
 def all_tokens(states: TokenStates) -> list[TokenStates]:

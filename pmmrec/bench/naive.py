@@ -236,8 +236,10 @@ def _next_slots(num_users: int, num_positions: int, device: torch.device) -> Ten
 
 
 def _has_plain_form(fusion: Fusion | None) -> bool:
+    if fusion is None:
+        return True
     is_of_paper = isinstance(fusion, MergeAttention) and fusion.mm_cls is not None and not fusion.with_cls
-    return fusion is None or is_of_paper
+    return is_of_paper and fusion.pool != "mean_of_fields"
 
 
 def _refuse_others(task: TrainingTask) -> None:

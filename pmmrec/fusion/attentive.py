@@ -19,7 +19,8 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import Modality, TokenStates
 from pmmrec.errors import RecipeError
 from pmmrec.fusion import Fusion, fusions, in_order
-from pmmrec.rows import all_tokens, joined
+from pmmrec.packing import HostArray
+from pmmrec.rows import Joined, all_tokens, joined
 from pmmrec.settings import PartConfig
 
 Bools = NDArray[np.bool_]
@@ -32,14 +33,17 @@ class MergeAttentionConfig(PartConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"num_heads": 2},
         {"num_heads": 2, "pool": "mean"},
+        {"num_heads": 2, "pool": "mean_of_fields"},
         {"num_heads": 2, "pool": "mean", "mm_cls": False, "with_cls": True},
     )
     num_layers: int = Field(default=1, ge=1, le=1000)
     num_heads: int = Field(default=12, ge=1, description="Must divide the width.")
     feed_forward_factor: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    pool: Literal["cls", "mean"] = Field(
-        default="cls", description="The item: the output at mm_cls, or the mean of all outputs (the released code)."
+    pool: Literal["cls", "mean", "mean_of_fields"] = Field(
+        default="cls",
+        description="The item: the output at mm_cls, the mean of all outputs (the released code), or the mean of the "
+        "means of each field: then a text of 20 tokens and an image of 4 count alike.",
     )
     mm_cls: bool = Field(default=True, description="Whether a learned vector attends with the tokens (MMSR: no).")
     with_cls: bool = Field(
@@ -65,8 +69,10 @@ class MergeAttention(Fusion):
     """Attend from a learned vector mm_cls to the text tokens `(U, T, D)` and image tokens `(U, P, D)` of an item.
 
     Eq. 3 of https://arxiv.org/abs/2312.09602; the item is the output at mm_cls, or with `pool: mean`, as in the
-    released code, the mean of all outputs. Differs from the paper: an item may lack a modality; its vector stays in the
-    same space. Weights start as torch's (uniform, 0.02 wide at width 768), mm_cls as normal(0.02).
+    released code, the mean of all outputs, in which a modality weighs as much as it has tokens. With `pool:
+    mean_of_fields`, which is ours, each field that the item has weighs the same, and mm_cls nothing. Differs from the
+    paper: an item may lack a modality; its vector stays in the same space. Weights start as torch's (uniform, 0.02 wide
+    at width 768), mm_cls as normal(0.02).
 
     The merge-attention of MMSR (https://arxiv.org/abs/2403.17372) is `mm_cls: false, with_cls: true, pool: mean,
     norm_eps: 1e-12`: all tokens attend, the cls tokens of encoders that have one included, and nothing else.
@@ -106,15 +112,23 @@ class MergeAttention(Fusion):
         has = {field: one.is_there_R if self.with_cls else one.length_R > 0 for field, one in states.items()}
         shown = self._shown(has)
         seen: list[TokenStates] = []
-        for field in fields:
+        field_of_state = [0]
+        for number, field in enumerate(fields, start=1):
             length_R = np.where(shown[field], states[field].length_R, 0)
             one = dataclasses.replace(states[field], length_R=length_R, has_R=shown[field])
-            seen += all_tokens(one) if self.with_cls else [one]
+            of_field = all_tokens(one) if self.with_cls else [one]
+            seen += of_field
+            field_of_state += [number] * len(of_field)
         items = joined(self.mm_cls, seen)
         x_KD = items.token_KD
         for block in self.blocks:
             x_KD = block(x_KD, items.packing)
-        return items.first(x_KD) if self.pool == "cls" else items.mean(x_KD)
+        if self.pool == "cls":
+            return items.first(x_KD)
+        if self.pool == "mean_of_fields":
+            weight_K = HostArray(_weights_of_fields(items, np.array(field_of_state)))
+            x_KD = x_KD * weight_K.on(x_KD.device).to(x_KD.dtype)[:, None]
+        return items.mean(x_KD)
 
     def _shown(self, has: Mapping[str, Bools]) -> Mapping[str, Bools]:
         """Which items `(U,)` show each field: those that have it, but in training a share of the full ones one kind."""
@@ -126,3 +140,19 @@ class MergeAttention(Fusion):
         is_dropped_U, is_text_U = has_both_U & (draw_2U[0] < self.modality_dropout), draw_2U[1] < 0.5
         hidden = {True: is_dropped_U & is_text_U, False: is_dropped_U & ~is_text_U}  # of the image, of texts
         return {field: has_U & ~hidden[field == Modality.IMAGE] for field, has_U in has.items()}
+
+
+def _weights_of_fields(items: Joined, field_of_state: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What each token weighs in a mean of its item's tokens that shall be the mean of the means of its fields.
+
+    Field 0 is mm_cls, or the zeros of an item without tokens: it counts where there is no other.
+    """
+    row_K, field_K = items.packing.row_K, field_of_state[items.state_K]
+    num_tokens_RF = np.zeros((items.packing.num_rows, field_of_state.max() + 1))
+    np.add.at(num_tokens_RF, (row_K, field_K), 1)
+    has_tokens_R = (num_tokens_RF[:, 1:] > 0).any(axis=1)
+    num_tokens_RF[has_tokens_R, 0] = 0
+    share_RF = np.divide(1.0, num_tokens_RF, out=np.zeros_like(num_tokens_RF), where=num_tokens_RF > 0)
+    share_RF *= (items.packing.length_R / (num_tokens_RF > 0).sum(axis=1))[:, None]
+    weight_K: NDArray[np.float64] = share_RF[row_K, field_K]
+    return weight_K

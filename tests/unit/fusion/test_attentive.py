@@ -65,16 +65,17 @@ def fusion_by_loops(fusion: MergeAttention, states: dict[Modality, TokenStates])
     """Eq. 3, item by item."""
     items = []
     for item in range(len(states[TEXT].cls_RD)):
-        tokens = [fusion.mm_cls[None]]
-        tokens += [states[modality].of_item(item) for modality in (TEXT, IMAGE)]
-        x_JD = torch.cat(tokens)
+        fields = [states[modality].of_item(item) for modality in (TEXT, IMAGE)]
+        x_JD = torch.cat([fusion.mm_cls[None], *fields])
         for block in fusion.blocks:
             x_JD = block_by_loops(block, x_JD)
-        items.append(x_JD[0] if fusion.pool == "cls" else x_JD.mean(0))
+        means = [one.mean(0) for one in x_JD[1:].split([len(field) for field in fields]) if len(one)]
+        of_fields = sum(means) / len(means) if means else x_JD[0]
+        items.append({"cls": x_JD[0], "mean": x_JD.mean(0), "mean_of_fields": of_fields}[fusion.pool])
     return torch.stack(items)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean_of_fields"])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_values_and_gradients_are_those_of_loops_over_items(pool: str, num_layers: int) -> None:
     fusion, states = fresh(pool=pool, num_layers=num_layers).eval(), four_items()
@@ -88,8 +89,9 @@ def test_values_and_gradients_are_those_of_loops_over_items(pool: str, num_layer
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)  # float64; measured 4e-15
 
 
-def test_an_item_is_fused_the_same_in_any_company() -> None:
-    fusion, states = fresh().eval(), four_items()
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean_of_fields"])
+def test_an_item_is_fused_the_same_in_any_company(pool: str) -> None:
+    fusion, states = fresh(pool=pool).eval(), four_items()
     alone = {
         modality: TokenStates(state.of_item(0), np.zeros(1, dtype=int), state.length_R[:1], state.cls_RD[:1])
         for modality, state in states.items()
@@ -102,6 +104,20 @@ def test_one_modality_alone_is_an_item_that_lacks_the_other() -> None:
     text = states_of([3, 5], 5, seed=1)
     absent = states_of([0, 0], 4, seed=2)
     torch.testing.assert_close(fusion({TEXT: text}), fusion({TEXT: text, IMAGE: absent}), rtol=0, atol=1e-12)
+
+
+def test_a_field_weighs_the_same_with_twice_its_tokens() -> None:
+    fusion, states = fresh(pool="mean_of_fields", with_cls=False).eval(), four_items()
+    image = states[IMAGE]
+    doubled = TokenStates(
+        torch.cat([image.token_KD[:4], image.token_KD[:4]]),
+        np.array([0, 0, 0, 0]),
+        np.array([8, 0, 0, 0]),
+        image.cls_RD,
+    )
+    # Without blocks the item is what its tokens are.
+    fusion.blocks = torch.nn.ModuleList()
+    torch.testing.assert_close(fusion({**states, IMAGE: doubled})[0], fusion(states)[0], rtol=0, atol=1e-12)
 
 
 def test_the_order_of_the_mapping_does_not_matter() -> None:
