@@ -43,6 +43,7 @@ from pmmrec.serving.new_items import new_items_domain
 from pmmrec.serving.ready import Ready, open_ready
 from pmmrec.serving.score import Scored, ScoreJob, check_lists_out, check_out, chosen_users
 from pmmrec.serving.search import Kind
+from pmmrec.settings import PartConfig
 from pmmrec.train.threads import threads_for
 from pmmrec.zoo import files
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint, with_base
@@ -126,30 +127,32 @@ class System:
         seen: Seen = "exclude",
         out: Path | str | None = None,
         tuned_baselines: bool = False,
+        split: PartConfig | None = None,
     ) -> Outcome:
         """Rank the targets of a scenario beside the baselines; with `out`, write metrics.json and ranks.parquet.
 
         `tuned_baselines`: also beside EASE and item-kNN with the settings that rank the validation targets best.
+        `split`: in place of that of the checkpoint's recipe, for a domain that the checkpoint has not learned from.
         """
         if out is not None and expanded(Path(out)).exists():
             raise RecipeError(f"--out {out}: exists; choose another folder or remove it")
         opened = _opened(domain)
-        split = self.checkpoint.split_of(opened)
-        queries = scenario_queries(split, scenario)
+        used = self.checkpoint.split_of(opened, split)
+        queries = scenario_queries(used, scenario)
         if tuned_baselines:
-            check_tunable(split)
+            check_tunable(used)
         model, reader = self._model_for(opened), self._reader_for(opened)
-        asked = (model, reader, 0, split, queries.holdout, self.device, seen)
+        asked = (model, reader, 0, used, queries.holdout, self.device, seen)
         vectors_ND = self._encode(opened, reader=reader).vectors_ND
         with threads_for(self.checkpoint.model_config), bars() as progress:
             evaluation = evaluate_model(*asked, vectors_ND=vectors_ND, progress=progress)
-        for warning in (left_out(split), split.left_out(queries.holdout)):
+        for warning in (left_out(used), used.left_out(queries.holdout)):
             if warning:
                 self._warn(warning)
-        baselines = rank_baselines(split, seen, queries.holdout, tuned=tuned_baselines)
+        baselines = rank_baselines(used, seen, queries.holdout, tuned=tuned_baselines)
         is_held_out, learned = queries.is_held_out_T, self.checkpoint.was_trained_on(opened.name, opened.fingerprint)
-        found = domain_outcome(split, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
-        asked_of = {"seen": seen, "scenario": scenario, "split": split.told}
+        found = domain_outcome(used, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
+        asked_of = {"seen": seen, "scenario": scenario, "split": used.told}
         outcome = Outcome(name=name, kind="evaluate", domains=(found,), **asked_of)
         if out is not None:
             with files.writing(Path(out), replace=False) as place:

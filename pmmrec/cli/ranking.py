@@ -28,7 +28,8 @@ from pmmrec.terminal import errors_for_people, show, tell, warn
 app = typer.Typer()
 SCENARIO_HELP = (
     "regular: the last item of each user. cold: all sub-sequences that end in an item with fewer than 10 occurrences "
-    "in training. new: all that end in an item that never occurs in training."
+    "in training. new: all that end in an item that never occurs in training. latest: all that end in an item that "
+    "occurs in the test part alone."
 )
 
 
@@ -38,6 +39,7 @@ class Scenario(str, Enum):
     REGULAR = "regular"
     COLD = "cold"
     NEW = "new"
+    LATEST = "latest"
 
 
 @app.command()
@@ -47,6 +49,13 @@ def evaluate(
     out: Annotated[Path | None, Option("--out", help="Folder for metrics.json and ranks.parquet.")] = None,
     name: Annotated[str | None, Option(help="Name of the row; default: the run that made the checkpoint.")] = None,
     scenario: Annotated[Scenario, Option(help=SCENARIO_HELP)] = Scenario.REGULAR,
+    split: Annotated[
+        str | None,
+        Option(
+            metavar="SETTINGS",
+            help="In place of the checkpoint's split, such as '{type: global_time, test: 0.1}'; not where it learned.",
+        ),
+    ] = None,
     seen: SeenOption = Seen.EXCLUDE,
     tuned_baselines: Annotated[
         bool, Option("--tuned-baselines", help="Also EASE and item-kNN with settings chosen on the validation targets.")
@@ -59,10 +68,15 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Rank the targets of a domain and compare with baselines; without training this is zero-shot."""
+    from pmmrec.data.batches import DataConfig
     from pmmrec.report.outcomes import held_out_tables, outcome_tables, popularity_tables, stratum_notes
+    from pmmrec.settings import parse_yaml, validate
     from pmmrec.system import load
 
     with errors_for_people():
+        other = None
+        if split is not None:
+            other = validate(DataConfig, {"split": parse_yaml(split, "--split")}, "--split").split
         system = load(
             checkpoint,
             hub=hub,
@@ -75,7 +89,13 @@ def evaluate(
         )
         row = name or str(system.checkpoint.provenance.get("run", checkpoint))
         outcome = system.evaluate(
-            domain, name=row, scenario=scenario.value, seen=seen.value, out=out, tuned_baselines=tuned_baselines
+            domain,
+            name=row,
+            scenario=scenario.value,
+            seen=seen.value,
+            out=out,
+            tuned_baselines=tuned_baselines,
+            split=other,
         )
         if as_json:
             show_json(outcome)

@@ -1,4 +1,4 @@
-"""Choose which targets are ranked: the last item of each user, cold items, or items new to the platform."""
+"""Choose which targets are ranked: those of the test, cold items, items new to training, or items of the last days."""
 # Q queries, T targets, H interactions of all users, one after another.
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.data.splits import Holdout, Split
+from pmmrec.data.splits import Holdout, Split, SplitPart
 from pmmrec.errors import DataError, RecipeError
 
 Stratum = Literal["all", "regular", "cold", "new"]
 STRATA: tuple[Stratum, ...] = get_args(Stratum)
-Scenario = Literal["regular", "cold", "new"]
+Scenario = Literal["regular", "cold", "new", "latest"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
 COLD_BELOW = 10  # occurrences in training; PMMRec (section IV-F) calls an item with fewer cold
@@ -24,7 +24,7 @@ POPULARITY: Mapping[str, int] = {"0": 0, "1-9": 1, "10-99": 10, "100+": 100}  # 
 
 @dataclass(frozen=True)
 class Queries:
-    """Histories and the targets of each. In `cold` and `new` a user may have several queries, of one target each."""
+    """Histories and the targets of each. Outside `regular` a user may have several queries, of one target each."""
 
     scenario: Scenario
     holdout: Holdout  # ordered by user and position
@@ -50,13 +50,20 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
 
     `new`: all sub-sequences that end in an item that never occurs in training (MoRec). None is a training step.
 
+    `latest`: all sub-sequences that end in an item that occurs in the test part alone: under `global_time` an item that
+    appeared after its last point in time, such as on the last day. Validation did not know it either.
+
     Raises RecipeError for an unknown scenario, DataError if the domain has no such target.
     """
     if scenario == "regular":
         holdout = split.holdout("test")
         queries = Queries("regular", holdout, None, np.ones(len(holdout.target), dtype=np.bool_))
-    elif scenario in ("cold", "new"):
-        queries = _ending_in(split, "cold" if scenario == "cold" else "new")
+    elif scenario == "cold":
+        queries = _ending_in(split, "cold", split.train_counts < COLD_BELOW)
+    elif scenario == "new":
+        queries = _ending_in(split, "new", split.train_counts == 0)
+    elif scenario == "latest":
+        queries = _ending_in(split, "latest", ~_is_known_before_test(split))
     else:
         raise RecipeError(f"scenario {scenario!r}: no such scenario; there are: {', '.join(SCENARIOS)}")
     if not queries.num_queries:
@@ -64,20 +71,28 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
             "regular": f"{split.no_query}, so there is no test target",
             "cold": f"every item that is a target occurs {COLD_BELOW} times or more in training, so none is cold",
             "new": "every item that is a target occurs in training, so none is new",
+            "latest": "every item that is a target occurs before the test part, so none appeared in it",
         }
         raise DataError(f"{split.domain.folder}: {lacking[queries.scenario]}; choose another scenario")
     return queries
 
 
-def _ending_in(split: Split, scenario: Literal["cold", "new"]) -> Queries:
-    """Every sub-sequence of a user's items that ends in a cold or a new item."""
-    below = {"cold": COLD_BELOW, "new": 1}[scenario]
+def _is_known_before_test(split: Split) -> NDArray[np.bool_]:
+    """Whether each item occurs outside the test part, whoever trains, `(N,)`."""
+    is_known_N = np.zeros(split.domain.num_items, dtype=bool)
+    for stretch in split.stretches():
+        is_known_N[stretch.item_H[split.parts(stretch) != SplitPart.TEST]] = True
+    return is_known_N
+
+
+def _ending_in(split: Split, scenario: Scenario, is_asked_N: NDArray[np.bool_]) -> Queries:
+    """Every sub-sequence of a user's items that ends in one of these items."""
     offsets, items_H = split.domain.sequence_offsets.astype(np.int64), np.asarray(split.domain.sequence_items)
     lengths = np.diff(offsets)
     user_H = np.repeat(np.arange(len(lengths)), lengths)
     place_H = np.arange(len(items_H)) - offsets[user_H]
     is_ranked_M = np.ones(len(lengths), dtype=bool) if split.users is None else split.users.is_ranked_M
-    end_Q = np.flatnonzero((place_H > 0) & (split.train_counts[items_H] < below) & is_ranked_M[user_H])
+    end_Q = np.flatnonzero((place_H > 0) & is_asked_N[items_H] & is_ranked_M[user_H])
     user_Q, place_Q = user_H[end_Q], place_H[end_Q]
     history_offsets = np.concatenate([[0], np.cumsum(place_Q)])
     within = np.arange(history_offsets[-1]) - np.repeat(history_offsets[:-1], place_Q)

@@ -84,16 +84,22 @@ class CheckpointFolder:
         except (RecipeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / RECIPE_NAME}: data.split: {error}") from error
 
-    def split_of(self, domain: Domain) -> Split:
+    def split_of(self, domain: Domain, instead: PartConfig | None = None) -> Split:
         """How figures of this checkpoint split a domain: by `split`, and with the users it learned from there.
 
-        A domain that a pretraining with `data.holdout` has learned from has no test target. Raises CheckpointError for
-        settings that cannot be read, and as `pmmrec.data.splits.split_of`.
+        A domain that a pretraining with `data.holdout` has learned from has no test target. `instead`: another split;
+        RecipeError where the checkpoint learned from the domain, for it may know what that one would hold out. Raises
+        CheckpointError for settings that cannot be read, and as `pmmrec.data.splits.split_of`.
         """
-        users = holdout = None
         path = self.folder / RECIPE_NAME
-        if self.was_trained_on(domain.name, domain.fingerprint):
-            users, holdout = (self._data_settings.get(name) for name in ("users", "holdout"))
+        if not self.was_trained_on(domain.name, domain.fingerprint):
+            return split_of(instead or self.split, domain)
+        if instead is not None and instead != self.split:
+            raise RecipeError(
+                f"--split: {self.folder} learned from {domain.name} under another split, and so from targets of this "
+                "one; leave it out, or train under this split"
+            )
+        users, holdout = (self._data_settings.get(name) for name in ("users", "holdout"))
         try:
             if holdout is not None:
                 return HeldOutUsers(validate(HeldOutUsersConfig, holdout, "data.holdout"), domain)

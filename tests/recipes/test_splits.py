@@ -183,3 +183,26 @@ def test_a_run_on_a_sample_of_users_says_so_and_its_baselines_know_the_sample_al
     again = json.loads((at_home / "shown/metrics.json").read_text())
     assert again["split"] == outcome["split"]
     assert again["domains"][0]["baselines"] == outcome["domains"][0]["baselines"]
+
+
+def test_items_of_the_last_days_are_ranked_for_a_checkpoint_of_another_split(
+    small_run: Path, at_home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    shutil.copytree(small_run / "hub", at_home / "hub")
+    split = "{type: global_time, validation: 0.1, test: 0.8}"
+    asked = ("--split", split, "--scenario", "latest", "--out", "shown", "--cache", "cache")
+    done = pmmrec("evaluate", "small", str(world / "boutique"), *asked)
+    assert done.code == 0, done.output
+    outcome = json.loads((at_home / "shown/metrics.json").read_text())
+    assert (outcome["scenario"], outcome["split"]["type"]) == ("latest", "global_time")
+    domain = Domain.open(world / "boutique")
+    _, from_test = split_of(splits.config({"type": "global_time", "validation": 0.1, "test": 0.8}), domain).cuts
+    users = range(domain.num_users)
+    item_H, time_H = (np.concatenate([read(user) for user in users]) for read in (domain.sequence, domain.times))
+    before = set(item_H[time_H < from_test].tolist())
+    targets = [item for user in users for item in domain.sequence(user)[1:].tolist() if item not in before]
+    (measured,) = outcome["domains"]
+    assert (measured["num_targets"] or measured["num_users"]) == len(targets) > 0
+    on_source = pmmrec("evaluate", "small", str(world / "bazaar"), *asked)
+    assert "--split: hub/small learned from bazaar under another split" in on_source.output
+    assert pmmrec("evaluate", "small", str(world / "boutique"), "--split", "weekly").code != 0

@@ -12,6 +12,7 @@ import torch
 from pmmrec.data.domain import Domain
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, Split
+from pmmrec.data.user_sample import UserSample, UserSampleConfig
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.catalogue import evaluate_model
@@ -106,6 +107,20 @@ def test_no_new_target_lies_in_the_training_part_but_many_cold_ones_do(make_spli
     assert new.is_held_out_T.all()
 
 
+def test_latest_targets_are_items_that_nobody_touched_before_the_test(make_split: MakeSplit) -> None:
+    split = make_split([[0, 1, 2, 3], [0, 4, 3], [2, 0, 4], [1, 5, 5], [0, 1]], 6)
+    latest = scenario_queries(split, "latest")  # 4 is a validation item of another user, 5 of the same one
+    assert [(latest.holdout.user_index[q], latest.holdout.target[q]) for q in range(latest.num_queries)] == [
+        (0, 3),
+        (1, 3),
+    ]
+    assert latest.place_T is not None
+    assert latest.place_T.tolist() == [3, 2]
+    assert latest.is_held_out_T.all()
+    split.users = UserSample(UserSampleConfig(sample=1), np.array([True, False, False, False, False]), 5)
+    assert scenario_queries(split, "latest").holdout.target.tolist() == [3, 3]  # the platform knew the others
+
+
 def test_regular_queries_are_the_last_item_of_each_user(make_split: MakeSplit) -> None:
     split = make_split([[0, 1, 2], [3, 4], [1, 0, 2, 4]], 5)
     queries, holdout = scenario_queries(split, "regular"), split.holdout("test")
@@ -116,12 +131,12 @@ def test_regular_queries_are_the_last_item_of_each_user(make_split: MakeSplit) -
 
 def test_a_scenario_without_targets_and_an_unknown_scenario_are_errors(make_split: MakeSplit) -> None:
     popular = make_split([[0, 1] * 12 for _ in range(3)], 2)
-    for scenario, words in (("cold", "so none is cold"), ("new", "so none is new")):
+    for scenario, words in (("cold", "so none is cold"), ("new", "so none is new"), ("latest", "none appeared in it")):
         with pytest.raises(DataError, match=words):
             scenario_queries(popular, scenario)
     with pytest.raises(DataError, match="no user has three interactions"):
         scenario_queries(make_split([[0, 1]], 2), "regular")
-    with pytest.raises(RecipeError, match="scenario 'warm': no such scenario; there are: regular, cold, new"):
+    with pytest.raises(RecipeError, match="scenario 'warm': no such scenario; there are: regular, cold, new, latest"):
         scenario_queries(popular, "warm")
 
 

@@ -135,6 +135,8 @@ def test_settings_that_would_make_trials_incomparable_cannot_be_searched(tmp_pat
         "seed: seed",
         "validation.metric: validation.metric",
         "data: data.sources",
+        "data: data.holdout",
+        "data: data.users",
         "rank_test: rank_test",
     ]
 
