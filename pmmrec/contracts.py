@@ -229,6 +229,7 @@ class ItemVectors:
     cls_UD: Mapping[str, Tensor] = field(default_factory=dict)  # by field; zeros where the item lacks it
     has_U: Mapping[str, Tensor] = field(default_factory=dict)  # bool, by field
     streams_UD: Mapping[str, Tensor] = field(default_factory=dict)  # named extra vectors of two-stream systems
+    mask_D: Tensor | None = None  # what stands for a hidden item, where it was encoded with these
 
     @property
     def is_readable_U(self) -> Tensor:
@@ -257,6 +258,7 @@ class History:
     user_index_B: Tensor | None = None  # int64, among the users of all domains of the run
     user_BD: Tensor | None = None  # vectors of these users as a graph gave them; None: there is no graph
     length_B: HostArray | None = None  # positions of each user that hold an item; None: as the mask says
+    mask_D: Tensor | None = None  # what stands for a hidden item; None: the user encoder's own vector
 
     @classmethod
     def of(
@@ -279,7 +281,8 @@ class History:
             return torch.where(is_shown_BL[:, :, None], F.embedding(item_index_BL, vectors_UD), 0.0)
 
         streams_BLD = {name: gathered(vectors_UD) for name, vectors_UD in items.streams_UD.items()}
-        return cls(gathered(items.fused_UD), is_valid_BL, streams_BLD, is_masked_BL, user_index_B, user_BD, length_B)
+        item_BLD, mask_D = gathered(items.fused_UD), items.mask_D
+        return cls(item_BLD, is_valid_BL, streams_BLD, is_masked_BL, user_index_B, user_BD, length_B, mask_D)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ class ItemEncoderConfig(PartConfig):
         return not self.fields
 
     @property
+    def reads_mask_text(self) -> bool:
+        """Whether it can encode a text alone, which then stands for hidden items."""
+        return False
+
+    @property
     def reads_new_items(self) -> bool:
         """Whether it can say something of an item of which only texts, an image and further columns are known."""
         return not self.knows_ids
@@ -57,9 +62,12 @@ class ItemEncoder(nn.Module, ABC):
 
     Attributes:
         asked: The training streams that objectives ask for; it gives them, and reads what they need.
+        mask_text: In training it encodes this text as one more item and gives its vector as `ItemVectors.mask_D`.
+            None: the user encoder has a vector of its own for hidden items.
     """
 
     asked: frozenset[str] = frozenset()
+    mask_text: str | None = None
 
     @property
     def reads(self) -> Mapping[str, FieldSpec]:
@@ -113,6 +121,13 @@ class ItemEncoder(nn.Module, ABC):
 
     def end_epoch(self) -> None:
         """Called after each epoch, before it is validated and kept, in every process alike."""
+
+    def keep_states(self) -> None:
+        """Called before weights are sharded, where items will come as kept states: keep that of `mask_text` too."""
+
+    def mask_vector(self) -> Tensor | None:
+        """The vector `(D,)` of `mask_text`; None where there is none, or where it no longer changes."""
+        return None
 
     @abstractmethod
     def forward(self, items: ItemInputs) -> ItemVectors:

@@ -84,6 +84,12 @@ def build(
     scorer: Scorer = scorer_class(config.scorer, context)
     _refuse_unread_streams(config, item_encoder, user_encoder.streams | scorer.streams)
     _refuse_missing_streams(config, item_encoder, user_encoder)
+    if user_encoder.mask_text is not None and not config.item_encoder.reads_mask_text:
+        raise RecipeError(
+            f"model.user_encoder.mask_text: model.item_encoder: {config.item_encoder.type} encodes no text alone; take "
+            "towers that read one text and no image, or leave it out: then the mask is a learned vector"
+        )
+    item_encoder.mask_text = user_encoder.mask_text
     return Recommender(
         item_encoder,
         user_encoder,

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
@@ -19,13 +20,16 @@ from pmmrec.contracts import (
     ItemInputs,
     ItemVectors,
     Modality,
+    PrefixInputs,
     PrefixSlots,
     TextSpec,
+    TokenInputs,
     TokenStates,
 )
 from pmmrec.encoders import Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
 from pmmrec.fusion import Fusion, fusions
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models.mask_text import mask_alone, with_mask
 from pmmrec.rows import place_rows
 from pmmrec.settings import PartConfig
 
@@ -106,6 +110,10 @@ class TowersConfig(ItemEncoderConfig):
         return frozenset([*self.texts, *images])
 
     @property
+    def reads_mask_text(self) -> bool:
+        return self.text is not None and len(self.fields) == 1
+
+    @property
     def texts(self) -> tuple[str, ...]:
         return () if self.text is None else self.text_fields
 
@@ -145,6 +153,7 @@ class Towers(ItemEncoder):
         super().__init__()
         self._text_fields = config.text_fields
         self._is_normalized = config.normalize == "layer_norm"
+        self._mask_at_cut: ItemInputs | None = None
         self.text_encoder: TextEncoder | None = None
         self.vision_encoder: VisionEncoder | None = None
         self.fusion: Fusion | None = None
@@ -180,8 +189,41 @@ class Towers(ItemEncoder):
             specs[Modality.IMAGE.value] = self.vision_encoder.pixel_spec
         return specs
 
+    def keep_states(self) -> None:
+        mask = self._mask
+        self._mask_at_cut = None if mask is None else self._at_cut(mask)
+
+    def mask_vector(self) -> Tensor | None:
+        mask = self._mask
+        return None if mask is None else self._vectors(mask).fused_UD[0]
+
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, each encoded once."""
+        mask = self._mask if self.training else None
+        if mask is None:
+            return self._vectors(items)
+        if any(isinstance(rows, PrefixInputs) for rows in items.fields.values()):
+            mask = self._mask_at_cut or self._at_cut(mask)
+        both = self._vectors(with_mask(items, mask))
+        cls_UD = {field: cls_UD[:-1] for field, cls_UD in both.cls_UD.items()}
+        return ItemVectors(both.fused_UD[:-1], cls_UD, items.has_U, mask_D=both.fused_UD[-1])
+
+    @property
+    def _mask(self) -> ItemInputs | None:
+        """The text of the mask as an item."""
+        if self.mask_text is None or self.text_encoder is None:
+            return None
+        return mask_alone(self.text_encoder, self._text_fields[0], self.mask_text)
+
+    def _at_cut(self, mask: ItemInputs) -> ItemInputs:
+        """The mask by what the frozen part of the text encoder says of it."""
+        encoder, ((field, rows),) = self.text_encoder, mask.fields.items()
+        if encoder is None or encoder.prefix is None or not isinstance(rows, TokenInputs):
+            raise TypeError("items come as kept states, but the text encoder has no frozen part")
+        state = encoder.prefix.states(rows)
+        return replace(mask, fields={field: PrefixInputs(state, rows.packing, rows.item_index_R)})
+
+    def _vectors(self, items: ItemInputs) -> ItemVectors:
         states = self._encode(items)
         cls_UD = {field: state.cls_RD for field, state in states.items()}
         if self.fusion is None:

@@ -133,4 +133,5 @@ def _joined(parts: list[ItemVectors], num_items: int) -> ItemVectors:
         cls_UD={field: joined([part.cls_UD[field] for part in parts]) for field in first.cls_UD},
         has_U={field: joined([part.has_U[field] for part in parts]) for field in first.has_U},
         streams_UD={name: joined([part.streams_UD[name] for part in parts]) for name in first.streams_UD},
+        mask_D=first.mask_D,
     )

@@ -37,6 +37,7 @@ def compute_items(
         return reader
     started_s, weights = time.monotonic(), encoder_name(recommender, model)
     recommender.to(run.processes.device)
+    task.keep_mask()
     vectors_ND = [
         kept_in_run(recommender, reader, place, name, weights, expanded(recipe.cache), run)
         for place, name in enumerate(sources.names)

@@ -55,7 +55,8 @@ def items_of_all(own: ItemVectors, global_items: GlobalItems, *, with_cls: bool)
     }
     cls_UD = {name: gathered["cls", name] for name in own.cls_UD} if with_cls else {}
     streams_UD = {name: gathered["stream", name] for name in own.streams_UD}
-    return ItemVectors(gathered["fused"], cls_UD, {name: global_items.has_U[name] for name in own.has_U}, streams_UD)
+    has_U = {name: global_items.has_U[name] for name in own.has_U}
+    return ItemVectors(gathered["fused"], cls_UD, has_U, streams_UD, own.mask_D)
 
 
 class OtherUsers:

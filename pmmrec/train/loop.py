@@ -136,6 +136,8 @@ class Loop:
 
     def _fit(self) -> None:
         if self.epoch == 0:
+            with self._strategy.gathered_parameters():
+                self.task.keep_mask()
             self._end_epoch()
         while self.epoch <= self.config.epochs and not self.should_stop:
             if not self._is_trained:

@@ -281,6 +281,7 @@ class _SharedOut(ItemEncoder):
             {field: of_all(vectors) for field, vectors in own.cls_UD.items()},
             {field: of_all(has_U) for field, has_U in own.has_U.items()},
             {name: of_all(vectors) for name, vectors in own.streams_UD.items()},
+            own.mask_D,
         )
 
 

@@ -223,6 +223,8 @@ def read_items(
             recommender.to(run.processes.device)
         for field, prefix in prefixes.items():
             _keep_states(reader, field, prefix, config, run.log, progress)
+        if prefixes:
+            encoder.keep_states()
     return reader
 
 

@@ -27,6 +27,7 @@ from pmmrec.contracts import (
     Windows,
 )
 from pmmrec.errors import RecipeError
+from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.models.build import ParameterRow, parameter_table
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
@@ -125,6 +126,15 @@ class TrainingTask(nn.Module):
     def end_epoch(self) -> None:
         """Let items settle what follows from the weights of an epoch, before they are validated and kept."""
         self.recommender.item_encoder.end_epoch()
+        self.keep_mask()
+
+    def keep_mask(self) -> None:
+        """Keep the text of the mask, as the item encoder encodes it now, for ranking. Every process must call it."""
+        encoder = self.recommender.item_encoder
+        with evaluating(encoder):
+            mask_D = encoder.mask_vector()
+            if mask_D is not None:
+                self.recommender.user_encoder.get_buffer("mask").copy_(mask_D)
 
     def awake(self) -> None:
         """Nothing; where weights are in shares (FSDP2), those outside of blocks are gathered by it."""

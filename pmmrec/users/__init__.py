@@ -28,6 +28,8 @@ class UserEncoder(nn.Module, ABC):
         attends: past: a state depends on the items up to its position alone. all: on the whole history; such an encoder
             learns from masked items, and its input at masked positions is a vector of its own. others: on the items at
             all other positions but masked ones; such an encoder knows no order, and learns each item from the rest.
+        mask_text: The text whose vector stands for a hidden item. In training it comes as `history.mask_D`; for ranking
+            the encoder keeps it in a buffer `mask`. None: it has a vector of its own for hidden items, or none.
         reads_users: Whether it reads `history.user_index_B`.
         reads_history: Whether it reads what users did; else it can learn from interactions without a history.
         streams: Names of the streams of items that it reads beside their vectors, as wide as these.
@@ -35,6 +37,7 @@ class UserEncoder(nn.Module, ABC):
 
     max_inputs: int
     attends: Attends = "past"
+    mask_text: str | None = None
     reads_users: bool = False
     reads_history: bool = True
     streams: frozenset[str] = frozenset()

@@ -43,10 +43,14 @@ class PackedHistory:
         return UserStates(hidden_BLD, self.history.is_valid_BL)
 
 
-def masked(item_KD: Tensor, packed: PackedHistory, mask_D: Tensor) -> Tensor:
-    """Packed items `(K, D)` with the vector of the mask `(D,)` at the positions that an objective has hidden."""
+def masked(item_KD: Tensor, packed: PackedHistory, own_D: Tensor) -> Tensor:
+    """Packed items `(K, D)` with the vector of the mask `(D,)` at the positions that an objective has hidden.
+
+    `own_D`: the mask of the user encoder, where the history brings none.
+    """
     if packed.history.is_masked_BL is None:
         return item_KD
+    mask_D = own_D if packed.history.mask_D is None else packed.history.mask_D
     is_masked_K1 = packed.packed(packed.history.is_masked_BL)[:, None]
     return torch.where(is_masked_K1, mask_D.to(item_KD.dtype), item_KD)
 

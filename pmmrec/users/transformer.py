@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from pmmrec.adapters import Host, Sites
 from pmmrec.context import BuildContext
@@ -35,6 +36,7 @@ class TransformerConfig(BlocksConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
         {"attends": "all"},
+        {"attends": "all", "mask_text": "hidden"},
         {"norm_first": True, "feed_forward": 12},
         {"attends": "all", "output_head": True, "init": "normal"},
         {"out_bias": False, "init": "xavier"},
@@ -42,6 +44,12 @@ class TransformerConfig(BlocksConfig):
     attends: Literal["past", "all"] = Field(
         default="past",
         description="past: an input sees those before it. all: those behind it too; training masks items (BERT4Rec).",
+    )
+    mask_text: str | None = Field(
+        default=None,
+        min_length=1,
+        description="attends: all: a hidden item is read as the item encoder encodes this text (NineRec over texts); "
+        "null: as a learned vector.",
     )
     norm_first: bool = Field(
         default=False,
@@ -51,6 +59,12 @@ class TransformerConfig(BlocksConfig):
         default=False, description="Whether a linear layer, GELU and LayerNorm follow the last block (BERT4Rec)."
     )
     max_inputs: int = Field(default=20, ge=1, description="The longest history it can read.")
+
+    @model_validator(mode="after")
+    def _mask_text_is_read(self) -> Self:
+        if self.mask_text is not None and self.attends != "all":
+            raise ValueError("mask_text: has no effect with attends: past, which hides no item; leave it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -75,13 +89,16 @@ class TransformerUserEncoder(UserEncoder):
 
     The released code of SASRec normalises the queries of attention alone, and adds what it normalised to the result;
     here, as in the paper, queries, keys and values are normalised, and the residual is not. The mask is a learned
-    vector. Released codes of BERT4Rec take a further row of the item table, which computes the same but is also an item
-    that can be drawn and ranked. BERT4Rec and RecBole also learn a bias for each item, which `dot` has not.
+    vector; with `mask_text` it is the vector of a text, which is encoded with the items of each batch. Released codes
+    of BERT4Rec by ids take a further row of the item table, which computes the same as a learned vector but is also an
+    item that can be drawn and ranked. BERT4Rec and RecBole also learn a bias for each item, which `dot` has not.
 
     Example:
         model:
           user_encoder: {type: transformer, num_layers: 2, num_heads: 2, attends: past, dropout: 0.1}
     """
+
+    mask: Tensor
 
     def __init__(self, config: TransformerConfig, context: BuildContext) -> None:
         super().__init__()
@@ -90,9 +107,13 @@ class TransformerUserEncoder(UserEncoder):
         self._max_positions = config.max_inputs + (config.attends == "all")
         self.position = nn.Embedding(self._max_positions, width)
         nn.init.normal_(self.position.weight, std=STD)
+        self.mask_text = config.mask_text
         if config.attends == "all":
-            self.mask = nn.Parameter(torch.empty(width))
-            nn.init.normal_(self.mask, std=STD)
+            mask_D = torch.empty(width).normal_(std=STD)
+            if config.mask_text is None:
+                self.mask = nn.Parameter(mask_D)
+            else:
+                self.register_buffer("mask", mask_D)  # until the text has been encoded
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)  # of the inputs; of the states with norm_first
         self.dropout = Dropout(config.dropout)
         self.blocks = blocks_of(config, width, norm_first=config.norm_first)

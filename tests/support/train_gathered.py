@@ -210,7 +210,8 @@ def counted_calls(task: TrainingTask) -> dict[str, int]:
     """How often each encoder has been called so far; goes on counting."""
     encoder = task.recommender.item_encoder
     encoders = {"text": "text_encoder", "image": "vision_encoder"}
-    modules = {name: getattr(encoder, part) for name, part in encoders.items() if hasattr(encoder, part)}
+    found = {name: getattr(encoder, part, None) for name, part in encoders.items()}
+    modules = {name: module for name, module in found.items() if module is not None}
     modules["user"] = task.recommender.user_encoder
     calls = dict.fromkeys(modules, 0)
 

@@ -52,6 +52,13 @@ SYSTEMS = {
         },
         {**IDS, "user_encoder": {**TRANSFORMER, "attends": "all"}},
     ),
+    "mask text": System(
+        {"bce": {"type": "bce", "targets": "masked", "negatives": TWO}},
+        {
+            "item_encoder": {"type": "towers", "text": TOWERS["text"], "normalize": "layer_norm"},
+            "user_encoder": {**TRANSFORMER, "attends": "all", "mask_text": "a b c"},
+        },
+    ),
     "dssm": System(
         {"bce": {"type": "bce", "negatives": TWO}},
         {**IDS, "user_encoder": {"type": "user_table"}},
