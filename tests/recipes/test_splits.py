@@ -203,6 +203,6 @@ def test_items_of_the_last_days_are_ranked_for_a_checkpoint_of_another_split(
     targets = [item for user in users for item in domain.sequence(user)[1:].tolist() if item not in before]
     (measured,) = outcome["domains"]
     assert (measured["num_targets"] or measured["num_users"]) == len(targets) > 0
-    on_source = pmmrec("evaluate", "small", str(world / "bazaar"), *asked)
+    on_source = pmmrec("evaluate", "small", str(world / "bazaar"), "--split", split)
     assert "--split: hub/small learned from bazaar under another split" in on_source.output
     assert pmmrec("evaluate", "small", str(world / "boutique"), "--split", "weekly").code != 0
