@@ -13,10 +13,12 @@ from pmmrec.context import Backbone
 from pmmrec.launch import launch_help
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.recipe import FinetuneRecipe, read_recipe
-from pmmrec.report.against_scratch import against_scratch, scratch_twin, weights_asked
+from pmmrec.report.against_scratch import against_scratch, fewer_users, scratch_twin, weights_asked
+from pmmrec.report.learning_curve import learning_curve
 from pmmrec.report.outcomes import outcome_tables
 from pmmrec.report.publishing import write_card
 from pmmrec.shipped import find_recipe
+from pmmrec.tables import Sentence
 from pmmrec.terminal import named_folders, run_program, warn
 from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import print_plan
@@ -24,6 +26,7 @@ from pmmrec.train.example_checks import check_examples
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.frozen_items import compute_items
 from pmmrec.train.judge import judge_epochs
+from pmmrec.train.log import RunLog
 from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
@@ -60,6 +63,12 @@ DryRun = Annotated[bool, Option("--dry-run", help="Check recipe, data and shapes
 WithScratch = Annotated[
     bool, Option("--with-scratch", help="Then train the same model from scratch and say whether transfer paid.")
 ]
+Users = Annotated[
+    str | None,
+    Option(
+        "--users", metavar="N,N,...", help="With --with-scratch: also both on samples of so many users, as a curve."
+    ),
+]
 
 
 def main(
@@ -74,6 +83,7 @@ def main(
     launch: LaunchFile = None,
     processes: NumProcesses = None,
     with_scratch: WithScratch = False,
+    users: Users = None,
 ) -> None:
     """Train on one domain from the parts of a checkpoint, or from scratch, and rank its test targets once."""
     recipe, resume = read_recipe(FinetuneRecipe, find_recipe(recipe_name), overrides or ()), resume or is_requeued()
@@ -86,10 +96,13 @@ def main(
     if with_scratch:
         twin = scratch_twin(recipe, checkpoint, folders, resume=resume)
         folders = weights_asked(model, given, folders)
+    fewer = fewer_users(recipe, twin, users, resume=resume)
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open([domain], recipe.data)
     check_targets(recipe, sources)
-    check_users(recipe, model, sources)
+    sources_of = [Sources.open([domain], ours.data) for ours, _ in fewer]
+    for some in (sources, *sources_of):
+        check_users(recipe, model, some)
     if dry_run:
         plans = recipe.transfer, recipe.adapters
         print_plan(recipe, model, recipe.data, sources, folders, given, checkpoint, *plans, launched)
@@ -97,10 +110,26 @@ def main(
 
     with Run.start(recipe, model=model, resume=resume) as run:
         train(run, recipe, model, given, sources, folders, checkpoint, origin, base)
-        if twin is not None and twin.model is not None:
-            with Run.start(twin, model=twin.model, resume=resume, beside=run) as scratch:
-                train(scratch, twin, twin.model, {}, sources, twin_folders, None, "none")
-            run.log.say(*against_scratch(run.folder, scratch.folder))
+        if twin is None:
+            return
+        pairs = [(recipe, twin, sources), *((*pair, some) for pair, some in zip(fewer, sources_of, strict=True))]
+        for ours, theirs, some in pairs:
+            if ours is not recipe:
+                with Run.start(ours, model=model, resume=resume, beside=run) as on_fewer:
+                    train(on_fewer, ours, model, given, some, folders, checkpoint, origin, base)
+            scratch_model = theirs.model_from(None)
+            with Run.start(theirs, model=scratch_model, resume=resume, beside=run) as scratch:
+                train(scratch, theirs, scratch_model, {}, some, twin_folders, None, "none")
+        run.log.say(*against_scratch(recipe.folder, twin.folder))
+        curve = [(some.num_trained_users, ours.folder, theirs.folder) for ours, theirs, some in pairs]
+        run.by_main(lambda: say_when_it_stops(run.log, curve))
+
+
+def say_when_it_stops(log: RunLog, pairs: list[tuple[int, Path, Path]]) -> None:
+    """Draw the learning curve of transfer and scratch beside the first run, and say where transfer stops paying."""
+    curve = learning_curve(pairs)
+    files = curve.write(pairs[0][1], log.warn)
+    log.say(Sentence(curve.sentence()), f"learning curve: {', '.join(map(str, files))}")
 
 
 def train(

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from pmmrec.context import Backbone
+from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.outcome import Outcome
 from pmmrec.models.build import ModelConfig
@@ -47,6 +48,36 @@ def scratch_twin(
     if not resume:
         refuse_taken(twin.folder)
     return twin
+
+
+def fewer_users(
+    recipe: FinetuneRecipe, twin: FinetuneRecipe | None, counts: str | None, *, resume: bool = False
+) -> list[tuple[FinetuneRecipe, FinetuneRecipe]]:
+    """A recipe and its twin on fewer users: `100,300` gives NAME-users100 and NAME-users300, and their twins.
+
+    Users are drawn by the seed of data.users, or else by that of the recipe. Raises RecipeError for numbers that cannot
+    be read or have no twin to compare with, and for a run that exists unless it is resumed.
+    """
+    if counts is None:
+        return []
+    if twin is None:
+        raise RecipeError("--users: compares with a twin from scratch on so many users; say --with-scratch too")
+    words = [word.strip() for word in counts.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words) or len({*map(int, words)}) < len(words):
+        raise RecipeError(f"--users {counts}: give different numbers of users, such as 100,300,1000")
+    sample = recipe.data.users or UserSampleConfig(sample=1, seed=recipe.seed)
+    pairs = []
+    for count in sorted(map(int, words)):
+        if recipe.data.users is not None and count >= recipe.data.users.sample:
+            raise RecipeError(f"--users {count}: data.users.sample is {recipe.data.users.sample}; choose fewer")
+        data = recipe.data.model_copy(update={"users": sample.model_copy(update={"sample": count})})
+        ours = recipe.model_copy(update={"data": data, "name": f"{recipe.name}-users{count}"})
+        theirs = twin.model_copy(update={"data": data, "name": f"{recipe.name}-users{count}-scratch"})
+        pairs.append((ours, theirs))
+    if not resume:
+        for one in (one for pair in pairs for one in pair):
+            refuse_taken(one.folder)
+    return pairs
 
 
 def weights_asked(model: ModelConfig, given: Mapping[str, Backbone], weights: Mapping[str, Path]) -> dict[str, Path]:

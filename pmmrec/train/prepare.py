@@ -73,6 +73,11 @@ class Sources:
         return [split.users.words(split.domain.name) for split in self.splits if split.users is not None]
 
     @property
+    def num_trained_users(self) -> int:
+        """How many users of all domains have something to learn from."""
+        return sum(int(np.count_nonzero(lengths)) for split in self.splits for _, lengths in split.train_lengths())
+
+    @property
     def names(self) -> list[str]:
         return [domain.name for domain in self.domains]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from command_line import Pmmrec, working_in
 
 from pmmrec.data.domain import Domain
@@ -83,8 +84,22 @@ def test_other_scenarios_do_not_compare(at_run: Path, world: Path, pmmrec: Pmmre
 def test_a_transfer_ends_with_its_twin_from_scratch_and_a_verdict(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:
     common = ("train.epochs=1", "train.batch_users=16", "cache=c", "name=paid")
     on = ("--from", "small", "--on", world / "boutique")
-    told = pmmrec("finetune", "finetune/full", *on, *common, "--with-scratch")
+    asked = ("finetune", "finetune/full", *on, *common, "--with-scratch", "--users", "12")
+    told = pmmrec(*asked)
     assert told.code == 0, told.output
+    curve = json.loads(Path("runs/paid/learning_curve.json").read_text())
+    assert [point["num_users"] for point in curve["points"]] == [12, 40]
+    assert [point["runs"]["scratch"] for point in curve["points"]] == ["paid-users12-scratch", "paid-scratch"]
+    assert [*curve["points"][1]["validation"]["transfer"]] == ["0", "1"]
+    assert "over scratch" in curve["sentence"]
+    for picture in ("learning_curve.png", "learning_curve_users.png"):
+        assert (Path("runs/paid") / picture).read_bytes().startswith(b"\x89PNG")
+    for name in ("paid-users12", "paid-users12-scratch"):
+        recipe = yaml.safe_load((Path("runs") / name / "recipe.yaml").read_text())
+        assert recipe["data"]["users"] == {"sample": 12, "seed": 1, "held_out": "all"}
+    again = pmmrec(*asked, "--resume")
+    assert again.code == 0, again.output
+    assert " ".join(curve["sentence"].split()[:4]) in again.output
     tail = told.output[told.output.rindex("boutique: test targets") :]
     for words in ("item-kNN", "paid ", "paid-scratch ", "epoch(s) to its best", "(Holm)"):
         assert words in tail, tail
@@ -118,4 +133,6 @@ def test_a_twin_is_refused_where_there_is_no_transfer(at_run: Path, world: Path,
     told = pmmrec("finetune", "finetune/tiny", *on)
     assert told.code == 2
     assert "--with-scratch: has no effect with `--from none`" in told.output
+    alone = pmmrec("finetune", "finetune/full", "--from", "small", *on[2:-1], "--users", "12")
+    assert (alone.code, "say --with-scratch too" in alone.output) == (2, True)
     assert not Path("runs/twinless").exists()

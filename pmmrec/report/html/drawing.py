@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmmrec.evaluation.significance import Interval
 from pmmrec.report.epochs import Epoch, best_epoch
 
 if TYPE_CHECKING:
@@ -53,6 +54,37 @@ def draw_curves(systems: Mapping[str, Sequence[Sequence[Epoch]]], metric: str) -
         axes.set_ylabel(f"validation {metric.upper()}, %")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        _legend(axes)
+    return out.getvalue()
+
+
+def draw_by_users(systems: Mapping[str, Sequence[Interval]], num_users: Sequence[int], metric: str) -> bytes:
+    """PNG of a test metric by the number of users who train, with its intervals; a line for each system."""
+    from matplotlib.ticker import NullLocator
+
+    with _figure((7.0, 3.6)) as (axes, out):
+        for place, (name, intervals) in enumerate(systems.items()):
+            mean, low, high = (
+                100 * np.array([getattr(at, end) for at in intervals]) for end in ("mean", "low", "high")
+            )
+            axes.errorbar(
+                num_users,
+                mean,
+                yerr=(mean - low, high - mean),
+                capsize=3,
+                linestyle=DASHES[place % len(DASHES)],
+                color=COLORS[place % len(COLORS)],
+                marker=MARKS[place % len(MARKS)],
+                linewidth=1.4,
+                label=_short(name),
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(num_users, [f"{number:,}" for number in num_users])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("users who train")
+        axes.set_ylabel(f"test {metric.upper()}, %")
+        axes.set_ylim(bottom=0)
         axes.grid(visible=True, color="#dddddd", linewidth=0.6)
         _legend(axes)
     return out.getvalue()
