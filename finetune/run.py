@@ -22,7 +22,7 @@ from pmmrec.tables import Sentence
 from pmmrec.terminal import named_folders, run_program, warn
 from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import print_plan
-from pmmrec.train.example_checks import check_examples
+from pmmrec.train.example_checks import check_examples, refuse_unasked
 from pmmrec.train.finish import CHECKPOINT_FOLDER, rank_test_targets, save_best
 from pmmrec.train.frozen_items import compute_items
 from pmmrec.train.judge import judge_epochs
@@ -31,7 +31,7 @@ from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
-from pmmrec.train.stages import freeze_for_good, frozen_at_random
+from pmmrec.train.stages import freeze_for_good, refuse_frozen_at_random
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets, check_users
 from pmmrec.train.task import TrainingTask
@@ -151,6 +151,7 @@ def train(
     run.processes.seed(recipe.seed, same=True)
     recommender = build(model, backbones, sources.catalogues, sources.graphs, recipe.seed)
     task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+    refuse_unasked(recipe.model, task)
     check_examples(recipe.data, task, run.log)
     report, setup = None, None
     if checkpoint is not None:
@@ -158,8 +159,7 @@ def train(
         if recipe.adapters is not None:
             setup = insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
     freeze_for_good(task, recipe.train.stages)
-    if told := frozen_at_random(task, recipe.train.stages, () if report is None else report.loaded):
-        run.log.warn(told)
+    refuse_frozen_at_random(task, recipe.train.stages, () if report is None else report.loaded)
     if report is not None:
         run.log.say(report.table(task.sizes), *(setup.lines() if setup is not None else ()))
 

@@ -235,8 +235,8 @@ class FinetuneRecipe(RunRecipe):
         """The model to train: the recipe's, or else the checkpoint's. RecipeError if neither has one."""
         if checkpoint is None and self.adapters is not None:
             raise RecipeError(
-                f"{self.name}: adapters: stand on a checkpoint, and `--from none` leaves none; name one, or train "
-                "whole parts first (finetune/scratch)"
+                f"{self.name}: adapters: stand on a checkpoint, and `--from none` leaves none; train a model of the "
+                "same parts without adapters first, and name its checkpoint"
             )
         if checkpoint is None and self.transfer is not None:
             raise RecipeError(

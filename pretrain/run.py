@@ -17,14 +17,14 @@ from pmmrec.shipped import find_recipe
 from pmmrec.terminal import named_folders, run_program
 from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import print_plan
-from pmmrec.train.example_checks import check_examples
+from pmmrec.train.example_checks import check_examples, refuse_unasked
 from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
 from pmmrec.train.judge import judge_epochs
 from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
 from pmmrec.train.run import Run, is_requeued
-from pmmrec.train.stages import freeze_for_good
+from pmmrec.train.stages import freeze_for_good, refuse_frozen_at_random
 from pmmrec.train.states import States
 from pmmrec.train.targets import check_targets, check_users
 from pmmrec.train.task import TrainingTask
@@ -73,6 +73,8 @@ def main(
         recommender = build(recipe.model, backbones, sources.catalogues, sources.graphs, recipe.seed)
         task = TrainingTask.of(recommender, recipe.active_objectives, recipe.model.width)
         freeze_for_good(task, recipe.train.stages)
+        refuse_frozen_at_random(task, recipe.train.stages, loaded=())
+        refuse_unasked(recipe.model, task)
         check_examples(recipe.data, task, run.log)
 
         reader = open_reader(sources, recommender, recipe, run)

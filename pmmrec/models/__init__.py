@@ -51,6 +51,11 @@ class ItemEncoderConfig(PartConfig):
         """The fields that are read as texts; a tokenizer that starts with a run is learned from them."""
         return (Modality.TEXT.value,)
 
+    @property
+    def for_objectives(self) -> Mapping[str, str]:
+        """Settings that serve a training stream alone: its name, by the path of the setting."""
+        return {}
+
     def keeping(self, parts: Collection[str]) -> ItemEncoderConfig:
         """The settings without the parts that are not named. ValueError where that leaves nothing to read."""
         del parts  # an encoder of one part has nothing to do without

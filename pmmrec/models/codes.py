@@ -50,6 +50,11 @@ class CodesConfig(ItemEncoderConfig):
         return frozenset((self.feature,))
 
     @property
+    def for_objectives(self) -> Mapping[str, str]:
+        is_default = self.synthetic_share == type(self).model_fields["synthetic_share"].default
+        return {} if is_default else {"synthetic_share": View.SYNTHETIC.value}
+
+    @property
     def reads_new_items(self) -> bool:
         return False
 

@@ -51,6 +51,10 @@ class MixtureConfig(ItemEncoderConfig):
         return frozenset((self.feature,))
 
     @property
+    def for_objectives(self) -> Mapping[str, str]:
+        return {} if self.reworded is None else {"reworded": View.REWORDED.value}
+
+    @property
     def reads_new_items(self) -> bool:
         return False
 

@@ -98,6 +98,10 @@ class WithIdsConfig(ItemEncoderConfig):
     def texts(self) -> tuple[str, ...]:
         return self.content.texts
 
+    @property
+    def for_objectives(self) -> Mapping[str, str]:
+        return {f"content.{setting}": stream for setting, stream in self.content.for_objectives.items()}
+
     def keeping(self, parts: Collection[str]) -> ItemEncoderConfig:
         """With the named parts of the content alone; without `item_table` it is the content that is left."""
         content = self.content.keeping(parts)

@@ -31,6 +31,7 @@ class Objective(nn.Module, ABC):
         requests: What it asks for beyond the vectors of the items: passes over windows, drawn negatives, views.
         reads_targets: Whether it predicts items of the windows. With False it must read no target and no item behind
             the inputs of a pass, and may then use a user encoder that has seen them.
+        reads_inputs: Whether it says something of each input by the state at its position, which must have read it.
         reads_fused: Whether it reads fused item vectors, beside states and scores. Where no objective of a task does,
             and none asks for a pass, the parts of the model that make these do not learn.
     """
@@ -38,6 +39,7 @@ class Objective(nn.Module, ABC):
     shares_negatives: bool = False
     requests: Requests = Requests()
     reads_targets: bool = True
+    reads_inputs: bool = False
     reads_fused: bool = True
 
     @property

@@ -59,6 +59,7 @@ class NoiseDetection(Objective):
     """
 
     reads_targets = False
+    reads_inputs = True
 
     def __init__(self, config: NoiseDetectionConfig, context: BuildContext) -> None:
         super().__init__()

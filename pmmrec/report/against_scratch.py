@@ -18,6 +18,7 @@ from pmmrec.report.epochs import Best, best_epoch, judged_by, read_epochs
 from pmmrec.settings import validate
 from pmmrec.tables import Sentence
 from pmmrec.train.run_folder import refuse_taken
+from pmmrec.train.stages import learning_in_one
 from pmmrec.zoo.checkpoint import Checkpoint
 from pmmrec.zoo.hub import find_weights
 
@@ -44,6 +45,7 @@ def scratch_twin(
     for name in sorted(named):
         find_weights(name, weights, warn=lambda _: None)  # the run itself warns
     tree = recipe.model_dump(mode="json") | {"name": f"{recipe.name}-scratch", "transfer": None, "adapters": None}
+    tree["train"]["stages"] = [stage.model_dump(mode="json") for stage in learning_in_one(recipe.train.stages)]
     twin = validate(FinetuneRecipe, tree | {"model": model.model_dump(mode="json")}, f"{recipe.name}, from scratch")
     if not resume:
         refuse_taken(twin.folder)

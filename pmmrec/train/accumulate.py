@@ -48,6 +48,15 @@ class AccumulateConfig(Config):
         return self.parts if self.mode == "plain" else 1
 
 
+def refuse_idle_parts(config: AccumulateConfig, num_items: int) -> None:
+    """RecipeError where the items of a step pass in more parts than there are items to read in all domains."""
+    if config.item_parts > num_items:
+        raise RecipeError(
+            f"train.accumulate.parts: {config.item_parts} parts of at most {num_items} items leave some without any; "
+            f"take {num_items} or fewer"
+        )
+
+
 def refuse_batch_statistics(encoder: nn.Module, setting: str, instead: str = "leave this setting out") -> None:
     """RecipeError where a layer that learns looks at a batch as a whole: a part, or a second pass, misleads it."""
     for name, module in encoder.named_modules():

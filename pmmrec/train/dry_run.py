@@ -24,11 +24,11 @@ from pmmrec.models.computed import Computed
 from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
 from pmmrec.tables import PlainTable
-from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics
+from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics, refuse_idle_parts
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.cost import TrainingCost
-from pmmrec.train.example_checks import check_examples, check_judged
+from pmmrec.train.example_checks import check_examples, check_judged, refuse_unasked
 from pmmrec.train.frozen_items import stays_as_it_is
 from pmmrec.train.log import RunLog
 from pmmrec.train.memory import Drawing, Launched, memory_lines
@@ -38,7 +38,7 @@ from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_b
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
-from pmmrec.train.stages import Stages, frozen_at_random
+from pmmrec.train.stages import Stages, refuse_frozen_at_random
 from pmmrec.train.task import TrainingTask
 from pmmrec.train.trackers import tracker_openers
 from pmmrec.zoo.adapters import insert_adapters
@@ -55,6 +55,8 @@ class Plannable(Runnable, Protocol):
     def train(self) -> TrainConfig: ...
     @property
     def validation(self) -> ValidationConfig: ...
+    @property
+    def model(self) -> ModelConfig | None: ...
     @property
     def active_objectives(self) -> dict[str, ObjectiveConfig]: ...
     @property
@@ -85,6 +87,7 @@ def print_plan(
         with torch.device("meta"):
             recommender = build(model, backbones, sources.catalogues, sources.graphs, recipe.seed)
             task = TrainingTask.of(recommender, recipe.active_objectives, model.width)
+            refuse_unasked(recipe.model, task)
             check_examples(data, task, log)
             _check_shapes(recommender, data.kind.num_inputs)
     _check_items(sources, recommender, data, log)
@@ -109,6 +112,7 @@ def print_plan(
         NegativePool(one, 0, is_readable_N).check(task.requests.drawn)
     counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
+    refuse_idle_parts(recipe.train.accumulate, sources.num_items)
     _refuse_unfit_training(task, recipe, sampler.smallest_batch, launched)
 
     log.say(recipe.to_yaml().rstrip(), "")
@@ -126,9 +130,9 @@ def print_plan(
 def _check_stages(recipe: Plannable, task: TrainingTask, spread: Spread, loaded: Collection[str], log: RunLog) -> None:
     """Raise and warn as the stages of the run would."""
     stages = Stages(recipe.train.stages, task, spread)
-    for told in (stages.never_begun(recipe.train.epochs), frozen_at_random(task, recipe.train.stages, loaded)):
-        if told is not None:
-            log.warn(told)
+    refuse_frozen_at_random(task, recipe.train.stages, loaded)
+    if (told := stages.never_begun(recipe.train.epochs)) is not None:
+        log.warn(told)
 
 
 def _judged(

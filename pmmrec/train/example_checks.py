@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from pmmrec.data.batches import DataConfig
 from pmmrec.errors import RecipeError
+from pmmrec.models.build import ModelConfig
 from pmmrec.requests import Holding, Shown
 from pmmrec.train.log import RunLog
 from pmmrec.train.task import TrainingTask
+
+
+def refuse_unasked(model: ModelConfig | None, task: TrainingTask) -> None:
+    """RecipeError for a setting of a recipe's own model that only an objective would read, and none does."""
+    settings = {} if model is None else model.item_encoder.for_objectives
+    for setting, stream in settings.items():
+        if stream not in task.recommender.item_encoder.asked:
+            raise RecipeError(
+                f"model.item_encoder.{setting}: has no effect, no objective asks for {stream} vectors of items; leave "
+                "it out, or add an objective that does (such as sequence_contrast or target_contrast)"
+            )
 
 
 def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
@@ -23,10 +35,16 @@ def check_examples(data: DataConfig, task: TrainingTask, log: RunLog) -> None:
         )
     if encoder.reads_history:
         _check_length(data, encoder.max_inputs, log)
-    elif kind.reads_window:
+        return
+    if kind.reads_window:
         raise RecipeError(
             f"data.examples: {data.examples.type} hold histories, which the user encoder does not read; choose "
             "data.examples=interactions"
+        )
+    if idle := sorted(kind.of_history & set(data.examples.model_dump(exclude_defaults=True))):
+        raise RecipeError(
+            f"data.examples.{idle[0]}: has no effect, the user encoder reads no history; leave it out, or choose a "
+            "user encoder that reads one"
         )
 
 

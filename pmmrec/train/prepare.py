@@ -33,7 +33,7 @@ from pmmrec.modality import Modality
 from pmmrec.models.build import ModelConfig
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import Progress, bars
-from pmmrec.train.accumulate import AccumulateConfig
+from pmmrec.train.accumulate import AccumulateConfig, refuse_idle_parts
 from pmmrec.train.division import gathers, shared_out
 from pmmrec.train.log import RunLog
 from pmmrec.train.processes import Processes
@@ -80,6 +80,11 @@ class Sources:
     @property
     def names(self) -> list[str]:
         return [domain.name for domain in self.domains]
+
+    @property
+    def num_items(self) -> int:
+        """Of all domains together."""
+        return sum(domain.num_items for domain in self.domains)
 
     @property
     def catalogues(self) -> list[Catalogue]:
@@ -325,7 +330,8 @@ class Batches:
     def of(
         cls, config: DataConfig, sources: Sources, reader: ItemReader, task: TrainingTask, cut: Cut, seed: int, run: Run
     ) -> Batches:
-        """The batches of a run, divided as its training settings say."""
+        """The batches of a run, divided as its training settings say. RecipeError where there are too few items."""
+        refuse_idle_parts(cut.accumulate, sources.num_items)
         rules = (config, sources, reader, task, cut.batch_users, seed, run.processes, run.log)
         return cls(*rules, gather=cut.gather, parts=cut.accumulate.user_parts)
 

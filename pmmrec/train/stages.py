@@ -59,20 +59,27 @@ def freeze_for_good(task: TrainingTask, stages: Sequence[StageConfig]) -> None:
             parameter.requires_grad_(False)
 
 
-def frozen_at_random(task: TrainingTask, stages: Sequence[StageConfig], loaded: Collection[str]) -> str | None:
-    """Words for people where weights learn in no stage, and come from no checkpoint and no pretrained encoder.
+def refuse_frozen_at_random(task: TrainingTask, stages: Sequence[StageConfig], loaded: Collection[str]) -> None:
+    """RecipeError where weights learn in no stage, and come from no checkpoint and no pretrained encoder.
 
     `loaded`: the parts that come from a checkpoint.
     """
-    known = {*loaded, *task.recommender.item_encoder.encoders}
+    encoders = list(task.recommender.item_encoder.encoders.values())
+    known = {*loaded, *(name for name, part in task.recommender.parts.items() if part in encoders)}
     idle = {path for path in all_parameter_paths(task) if stages and not any(stage.learning(path) for stage in stages)}
     parts = sorted({path.split(".")[0] for path in idle} - known)
-    if not parts:
-        return None
-    return (
-        f"train.stages: weights of {', '.join(parts)} learn in no stage, and no checkpoint gave them: they stay "
-        "random; start from a checkpoint, or train without stages (`train.stages=[]`)"
-    )
+    if parts:
+        raise RecipeError(
+            f"train.stages: weights of {', '.join(parts)} learn in no stage, and no checkpoint gives them: they would "
+            "stay random; start from a checkpoint that has them, or train from scratch without stages "
+            "(train.stages=[])"
+        )
+
+
+def learning_in_one(stages: Sequence[StageConfig]) -> tuple[StageConfig, ...]:
+    """The stages of a training from scratch: a path that none of them lets learn is frozen in none."""
+    frozen = [tuple(path for path in stage.frozen if any(one.learning(path) for one in stages)) for stage in stages]
+    return tuple(stage.model_copy(update={"frozen": paths}) for stage, paths in zip(stages, frozen, strict=True))
 
 
 class Stages:

@@ -281,6 +281,11 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender, *, has_t
             f"objectives.{name}: predicts the next item, which a user encoder with attends: {attends} has already "
             f"seen; {other}, or set model.user_encoder.attends=past"
         )
+    if term.reads_inputs and attends == "others":
+        raise RecipeError(
+            f"objectives.{name}: tells of each input whether it is noise, by a state that does not read it with "
+            f"attends: others; take it away (objectives.{name}=null), or set model.user_encoder.attends=past"
+        )
     if attends != "all" and any(isinstance(request, Masked) for request in term.requests.passes):
         raise RecipeError(
             f"objectives.{name}: predicts masked items, which needs a user encoder that reads the items on both sides, "

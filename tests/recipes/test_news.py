@@ -107,6 +107,10 @@ def test_a_plan_tells_the_candidates_among_the_items_of_a_step(at_news: Path, pm
             "but objectives.dap counts items of the histories before them",
         ),
         (("data.window.size=9",), "window: has no effect with examples: impressions"),
+        (
+            ("model.user_encoder={type: user_table}",),
+            "data.examples.history: has no effect, the user encoder reads no history; leave it out",
+        ),
     ],
 )
 @pytest.mark.parametrize("plan", [(), ("--dry-run",)], ids=["run", "plan"])

@@ -100,11 +100,13 @@ class ExampleKind(ABC):
     Attributes:
         holds: What an example holds; objectives and user encoders that need more are refused.
         reads_window: Whether `data.window` changes anything.
+        of_history: The names of its settings that have no effect where the user encoder reads no history.
         unit: What examples are called in the log.
     """
 
     holds: frozenset[Holding]
     reads_window: bool = False
+    of_history: frozenset[str] = frozenset()
     unit: str = "users"
 
     def __init__(self, config: PartConfig, window: WindowConfig) -> None:

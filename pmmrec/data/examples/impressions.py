@@ -37,6 +37,7 @@ class ImpressionKind(ExampleKind):
     """
 
     holds = frozenset({Holding.USER, Holding.HISTORY, Holding.TARGET, Holding.CANDIDATES})
+    of_history = frozenset({"history"})
     unit = "impressions"
     config: ImpressionKindConfig
 

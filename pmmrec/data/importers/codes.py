@@ -44,9 +44,9 @@ def store_codes(
     `iterations`: of the rotation and of the centroids; None: 50 and 25, as faiss has it. `warn`: called where there are
     few items.
 
-    Raises DataError where too few items can be fitted to or a vector is too long, RecipeError for a name that is taken,
-    a length that the parts do not divide or that differs among domains, or a domain named twice, MachineError without
-    faiss.
+    Raises DataError where too few items or different vectors can be fitted to, or a vector is too long, RecipeError for
+    a name that is taken, a length that the parts do not divide or that differs among domains, or a domain named twice,
+    MachineError without faiss.
     """
     _refuse_twice(splits)
     library, tables = faiss(), [_table(split, feature, name, parts) for split in splits]
@@ -66,6 +66,11 @@ def store_codes(
     for table, split in both:
         _refuse_long(table, np.flatnonzero(table.has_N), f"{split.domain.folder}: feature {feature!r}")
     vector_TF = np.concatenate([table.read(some).astype(np.float32) for table, some in zip(tables, rows, strict=True)])
+    if (num_distinct := _num_distinct(vector_TF)) < NUM_VALUES:
+        raise DataError(
+            f"{folders}: the {num_rows:,} training items with a {feature} have {num_distinct:,} different vectors, and "
+            f"codes of {NUM_VALUES} values need {NUM_VALUES} or more; store vectors that tell items apart"
+        )
     index = _fitted(library, vector_TF, parts, iterations)
     names = ", ".join(split.domain.name for split in splits)
     source = f"OPQ{parts},IVF1,PQ{parts}x8 of {feature}, fitted to {num_rows} training items of {names}"
@@ -73,6 +78,16 @@ def store_codes(
         store_vectors(split.domain, _codes(index, table, parts), name, source, num_values=NUM_VALUES)
         for table, split in both
     ]
+
+
+def _num_distinct(vector_TF: Floats) -> int:
+    """How many rows differ, counted up to as many as codes need."""
+    found: set[bytes] = set()
+    for vector_F in vector_TF:
+        found.add(vector_F.tobytes())
+        if len(found) == NUM_VALUES:
+            break
+    return len(found)
 
 
 def _refuse_twice(splits: Sequence[Split]) -> None:

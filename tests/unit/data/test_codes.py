@@ -115,6 +115,15 @@ def test_too_few_items_and_parts_that_do_not_divide_are_refused(domain: Domain) 
     assert [least_items(length) for length in (8, 256, 768)] == [256, 256, 768]
 
 
+@pytest.mark.parametrize("num_different", [1, 255])
+def test_vectors_too_few_of_which_differ_are_refused(domain: Domain, num_different: int) -> None:
+    rows = np.arange(NUM_ITEMS) % num_different
+    store_vectors(domain, np.repeat(rows[:, None], LENGTH, axis=1).astype(np.float32), "same", "same")
+    split = split_of(LeaveOneOutConfig(), Domain.open(domain.folder))
+    with pytest.raises(DataError, match=f"have {num_different} different vectors, and codes of 256 values need 256"):
+        store_codes([split], "same", "codes", PARTS, 2, list[str]().append)
+
+
 def test_vectors_too_long_for_float32_are_refused(domain: Domain) -> None:
     store_vectors(domain, np.full((NUM_ITEMS, LENGTH), 1e15, np.float32), "long", "long")
     split = split_of(LeaveOneOutConfig(), Domain.open(domain.folder))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.optim import all_parameter_paths, build_optimizer
-from pmmrec.train.stages import StageConfig, Stages, freeze_for_good, frozen_at_random
+from pmmrec.train.stages import StageConfig, Stages, freeze_for_good, learning_in_one, refuse_frozen_at_random
 
 FIRST, USERS = "user_encoder.blocks", "user_encoder"
 STAGES: list[dict[str, Any]] = [{"epochs": 1, "learns": ["item_table"]}, {"epochs": 1, "frozen": [FIRST]}, {}]
@@ -85,14 +86,27 @@ def test_what_learns_in_no_stage_is_frozen_before_anything_is_built(workshop) ->
     assert sum(len(group["params"]) for group in groups) == len(learning)
 
 
-def test_what_stays_random_is_told_and_what_was_loaded_is_not(workshop) -> None:
+def test_what_would_stay_random_is_refused_and_what_was_loaded_is_not(workshop) -> None:
     task, stages = workshop().task, configs({"frozen": [FIRST]})
-    told = frozen_at_random(task, stages, loaded=())
-    assert told is not None
-    assert "weights of user_encoder learn in no stage" in told
-    assert frozen_at_random(task, stages, loaded=(USERS,)) is None
-    assert frozen_at_random(task, (), loaded=()) is None
-    assert frozen_at_random(task, configs({"epochs": 1, "frozen": [FIRST]}, {}), loaded=()) is None
+    with pytest.raises(RecipeError, match="weights of user_encoder learn in no stage, and no checkpoint gives them"):
+        refuse_frozen_at_random(task, stages, loaded=())
+    refuse_frozen_at_random(task, stages, loaded=(USERS,))
+    refuse_frozen_at_random(task, (), loaded=())
+    refuse_frozen_at_random(task, configs({"epochs": 1, "frozen": [FIRST]}, {}), loaded=())
+
+
+def test_pretrained_encoders_may_learn_in_no_stage() -> None:
+    encoder = nn.Linear(2, 2)
+    items = SimpleNamespace(encoders={"text": encoder}, parts={"text_encoder": encoder})
+    recommender = SimpleNamespace(item_encoder=items, parts=items.parts)
+    task = SimpleNamespace(recommender=recommender, objectives=nn.ModuleDict())
+    refuse_frozen_at_random(task, configs({"frozen": ["text_encoder"]}), loaded=())
+
+
+def test_from_scratch_nothing_is_frozen_that_learns_in_no_stage() -> None:
+    alone = configs({"epochs": 5, "learns": ["permutation"]}, {"frozen": ["permutation", FIRST]})
+    assert learning_in_one(alone) == configs({"epochs": 5, "learns": ["permutation"]}, {"frozen": ["permutation"]})
+    assert learning_in_one(configs({"frozen": [FIRST]})) == configs({})
 
 
 def test_a_stage_says_when_it_begins(workshop, capsys: pytest.CaptureFixture[str]) -> None:
