@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from pmmrec.cli import importing
 from pmmrec.cli.options import HUB, AsJson, CacheFolder, HubFolder, MaxUnreadable, show_json
 from pmmrec.terminal import errors_for_people, named_folders, say_problems, show, warn
 
@@ -19,35 +20,7 @@ Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folde
 
 
 app = typer.Typer(help="Import the files of a platform as a domain; describe and check domains.", no_args_is_help=True)
-import_app = typer.Typer(help="Import one platform; each file layout has its own command.", no_args_is_help=True)
-app.add_typer(import_app, name="import")
-
-
-@import_app.command("table")
-def import_table_command(
-    items: Annotated[Path, Option(help="csv, tsv or parquet with item_id, text and any other columns.")],
-    interactions: Annotated[Path, Option(help="csv, tsv or parquet with user_id, item_id and, if known, timestamp.")],
-    name: Annotated[str, Option(help="Name of the platform; runs and reports use it.")],
-    out: Annotated[Path, Option(help="Folder to make.")],
-    images: Annotated[Path | None, Option(help="Folder of ITEM_ID.jpg, .png, .webp, .gif or .bmp.")] = None,
-    k_core: Annotated[str, Option(help="Keep users and items with at least this many interactions; none: all.")] = "5",
-    image_side: Annotated[int | None, Option(help="Shortest side of stored pictures in pixels; default 256.")] = None,
-) -> None:
-    """Import a platform from two tables and a folder of pictures."""
-    from pmmrec.data.importers.table import TableImport, import_table
-    from pmmrec.progress import bars
-    from pmmrec.report.domains import import_lines
-    from pmmrec.settings import validate
-
-    with errors_for_people():
-        tree = {"items": items, "interactions": interactions, "images": images, "name": name, "out": out}
-        sizes: dict[str, Any] = {"k_core": None if k_core == "none" else k_core}
-        if image_side is not None:
-            sizes["image_side"] = image_side
-        task = validate(TableImport, {**tree, **sizes}, "arguments")
-        with bars() as progress:
-            domain = import_table(task, progress)
-        show(*import_lines(domain))
+app.add_typer(importing.app, name="import")
 
 
 @app.command("split")

@@ -68,6 +68,20 @@ class Filters(Config):
     """Which interactions the import left out on purpose."""
 
     k_core: int | None = Field(None, ge=1, description="Users and items all have this many interactions; None: any.")
+    min_user: int | None = Field(None, ge=1, description="Users all have this many interactions; None: any.")
+    min_item: int | None = Field(None, ge=1, description="Items all have this many interactions; None: any.")
+    min_rating: float | None = Field(None, description="Interactions all have this rating or a higher one.")
+    since: str | None = Field(None, description="No interaction is earlier: a date, or a number of the unit of times.")
+    until: str | None = Field(None, description="All interactions are earlier.")
+    repeats: Literal["keep", "first", "last"] = Field("keep", description="Which of a user's repeats of an item stay.")
+    sample_users: int | None = Field(None, ge=1, description="How many users were drawn, before the core.")
+    seed: int | None = Field(None, ge=0, description="Of the draw.")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Earlier versions know `k_core` alone, so other filters are named where they are used."""
+        tree: dict[str, Any] = written(self)
+        return {key: value for key, value in tree.items() if key == "k_core" or value not in (None, "keep")}
 
 
 class ImportSummary(Config):
@@ -77,6 +91,7 @@ class ImportSummary(Config):
     num_interactions_read: int = Field(ge=0)
     kept: dict[str, int]  # items, users, interactions, texts, images
     rejected: dict[str, dict[str, int]]  # kind (item, interaction, image, user) -> reason -> how many
+    filtered: dict[str, dict[str, int]] = {}  # likewise, rows that are valid but left out on purpose
     num_pictures_ignored: int = Field(ge=0)  # files that belong to no item
     notes: tuple[str, ...] = ()  # how times, quotes and the like were read
 
@@ -84,11 +99,22 @@ class ImportSummary(Config):
         """The summary as text, one fact a line."""
         kept = ", ".join(f"{count:,} {what}" for what, count in self.kept.items())
         lines = [f"read {self.num_items_read:,} items, {self.num_interactions_read:,} interactions", f"kept {kept}"]
-        for kind, reasons in self.rejected.items():
-            lines += [f"rejected {count:,} x {kind}: {reason}" for reason, count in reasons.items()]
+        for verb, by_kind in (("rejected", self.rejected), ("filtered", self.filtered)):
+            for kind, reasons in by_kind.items():
+                lines += [f"{verb} {count:,} x {kind}: {reason}" for reason, count in reasons.items()]
+        lines += self.balances()
         if self.num_pictures_ignored:
             lines.append(f"ignored {self.num_pictures_ignored:,} pictures that belong to no item")
         return lines + list(self.notes)
+
+    def balances(self) -> list[str]:
+        """Where the rows of each file went: read = kept + rejected + filtered."""
+        lines = []
+        for kind, num_read in (("item", self.num_items_read), ("interaction", self.num_interactions_read)):
+            rejected, filtered = (sum(found.get(kind, {}).values()) for found in (self.rejected, self.filtered))
+            parts = f"{self.kept[f'{kind}s']:,} kept + {rejected:,} rejected + {filtered:,} filtered"
+            lines.append(f"{kind}s: {num_read:,} read = {parts}")
+        return lines
 
 
 class DomainInfo(Config):

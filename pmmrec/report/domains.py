@@ -21,8 +21,8 @@ from pmmrec.tables import Cell, PlainTable
 def import_lines(domain: Domain) -> list[str]:
     """Lines about what an import read, kept and rejected."""
     lines = [f"{domain.folder}: domain {domain.name!r}", *domain.info.summary.lines()]
-    if domain.info.summary.rejected:
-        lines.append(f"each rejected row, with its reason: {domain.folder / 'rejected.parquet'}")
+    if domain.info.summary.rejected or domain.info.summary.filtered:
+        lines.append(f"each row that was left out, with its reason: {domain.folder / 'rejected.parquet'}")
     return lines
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pmmrec.data.importers.source import PARQUET, Source
+from pmmrec.data.importers.source import Source
 from pmmrec.errors import DataError
 
 COLUMN = "image"
@@ -22,16 +22,18 @@ class PictureColumn:
 
     def __init__(self, source: Source, *, is_struct: bool, has_path: bool) -> None:
         self._source, self._is_struct = source, is_struct
-        held = source.required(COLUMN).sql
+        column = source.required(COLUMN)
+        self._stored, held = column.stored, column.sql
         self.has_bytes = f"({held}.{BYTES} IS NOT NULL)" if is_struct else f"({held} IS NOT NULL)"  # SQL
         self.has_path_alone = f"(NOT {self.has_bytes} AND {held}.{PATH} IS NOT NULL)" if has_path else "false"  # SQL
 
     @classmethod
     def of(cls, source: Source) -> PictureColumn | None:
         """None where the table has no such column, or one of another type."""
-        if source.path.suffix.lower() != PARQUET or source.column(COLUMN) is None:
+        column = source.column(COLUMN)
+        if source.parquet is None or column is None or not column.stored:
             return None
-        kind = pq.read_schema(source.path).field(COLUMN).type
+        kind = pq.read_schema(source.parquet).field(column.stored).type
         if _is_bytes(kind):
             return cls(source, is_struct=False, has_path=False)
         names = [field.name for field in kind] if pa.types.is_struct(kind) else []
@@ -46,9 +48,9 @@ class PictureColumn:
             yield next(data for row, data in numbered if row == wanted)
 
     def _all(self) -> Iterator[bytes | None]:
-        name = f"{COLUMN}.{BYTES}" if self._is_struct else COLUMN
+        name = f"{self._stored}.{BYTES}" if self._is_struct else self._stored
         try:
-            with pq.ParquetFile(self._source.path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
+            with pq.ParquetFile(self._source.parquet, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
                 for batch in file.iter_batches(ROWS_AT_ONCE, columns=[name]):
                     column = batch.column(0)
                     yield from (pc.struct_field(column, BYTES) if self._is_struct else column).to_pylist()

@@ -28,6 +28,8 @@ class Quoting:
 
     def notes(self, role: str, num_rows: int) -> list[str]:
         """What a user should know about the quoting, once the rows are read; `role` says what the file holds."""
+        if not self.encloses and not self.first_odd:
+            return []
         if not self.encloses:
             return [f"{role}: read without quoting, since a quote mark in line {self.first_odd} encloses no value"]
         notes, num_inside = [], self.num_lines - 1 - num_rows
@@ -44,12 +46,12 @@ class Quoting:
         return notes
 
 
-def quoting_of(path: Path, separator: str, *, is_strict: bool) -> Quoting:
+def quoting_of(path: Path, separator: str, *, is_strict: bool, shown: Path | None = None) -> Quoting:
     """Read a file line by line, by the rules of RFC 4180; blanks around quoted values are allowed unless `is_strict`.
 
     `is_strict` (tsv, often written without quoting): where a line breaks these rules, or a quoted value goes on in the
     next line, quote marks are text if all lines have as many values as the first. If not, raises DataError where a
-    value would swallow a line that looks like a row.
+    value would swallow a line that looks like a row; `shown` is what it calls the file.
     """
     scan = _Scan(separator, allows_blanks=not is_strict)
     with path.open("rb") as file:
@@ -66,10 +68,17 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool) -> Quoting:
         return Quoting(False, scan.num_lines, scan.num_lines, scan.first_odd)
     if scan.first_swallowed:
         raise DataError(
-            f"{path}: line {scan.first_swallowed} looks like a row, but a quote mark that opens in line "
+            f"{shown or path}: line {scan.first_swallowed} looks like a row, but a quote mark that opens in line "
             f"{scan.first_odd} or later would make it part of a value; close the quote, or quote no value at all"
         )
     return Quoting(True, scan.num_lines, scan.num_records if scan.follows_rules else scan.num_lines, scan.first_odd)
+
+
+def unquoted(path: Path) -> Quoting:
+    """Quote marks are text; counts the lines that are not empty, each of which is a row."""
+    with path.open("rb") as file:
+        num_lines = sum(1 for line in file if line.strip(b"\r\n"))
+    return Quoting(False, num_lines, num_lines)
 
 
 def _line_patterns(sign: bytes, lead: bytes = b"", trail: bytes = b"") -> _Patterns:

@@ -21,6 +21,7 @@ class Selection:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        self._filtered: set[str] = set()  # reasons of rows that are valid, but left out on purpose
         connection.create_function("cleaned", cleaned, ["VARCHAR"], "VARCHAR", null_handling="special")
         connection.execute("CREATE TABLE rejected (kind VARCHAR, id VARCHAR, row BIGINT, reason VARCHAR)")
 
@@ -69,7 +70,7 @@ class Selection:
                 WHERE NOT {_is_blank("user_id")} GROUP BY user_id"""
         )
         self._run(
-            f"""CREATE TABLE judged AS SELECT x.row, users.user_key, items.row AS item_key, x.time, x.rest, CASE
+            f"""CREATE TABLE judged AS SELECT x.row, user_key, items.row AS item_key, x.time, x.rest, x.rating, CASE
                   WHEN {_is_blank("x.user_id")} THEN 'empty user id'
                   WHEN {_is_blank("x.item_id")} THEN 'empty item id'
                   WHEN bare_items.item_id IS NOT NULL THEN 'item with neither text nor image'
@@ -79,24 +80,43 @@ class Selection:
                 FROM raw_interactions x LEFT JOIN users USING (user_id) LEFT JOIN items ON items.item_id = x.item_id
                 LEFT JOIN bare_items ON bare_items.item_id = x.item_id"""
         )
-        self._run("CREATE TABLE live AS SELECT row, user_key, item_key, time, rest FROM judged WHERE reason IS NULL")
+        self._run("CREATE TABLE live AS SELECT * EXCLUDE reason FROM judged WHERE reason IS NULL")
         self._check_any_left(path, items_path)
         self._reject_interactions("SELECT row, reason FROM judged WHERE reason IS NOT NULL")
         self._run("DROP TABLE judged")
         self._reject_users("no interaction left")
 
-    def keep_core(self, k: int, path: Path) -> None:
-        """Reduce `live` until each user and each item in it has at least `k` interactions, repeats counted."""
+    def leave_out(self, condition: str, reason: str, path: Path, *, on_purpose: bool = True) -> None:
+        """Remove the rows of `live` that meet a condition, and users without any other.
+
+        `on_purpose`: the rows are valid, and counted as filtered. Raises DataError where none is left.
+        """
+        self._run(f"CREATE OR REPLACE TABLE left_out AS SELECT row FROM live WHERE {condition}")
+        if self._count("left_out") == self._count("live"):
+            raise DataError(f"{path}: no interaction is left: {reason} holds for all; choose another rule")
+        self._run("DELETE FROM live WHERE row IN (SELECT row FROM left_out)")
+        if on_purpose:
+            self._filtered.add(reason)
+        self._reject_interactions("SELECT row, $reason AS reason FROM left_out", reason)
+        self._reject_users(reason)
+
+    def keep_core(self, min_user: int, min_item: int, path: Path) -> None:
+        """Reduce `live` until each user has `min_user` interactions and each item `min_item`, repeats counted."""
         self._run("CREATE TABLE before_core AS SELECT row FROM live")
         count, last = self._count("live"), -1
         while count != last:
-            for key in ("user_key", "item_key"):
-                strong = f"SELECT {key} FROM live GROUP BY {key} HAVING count(*) >= {int(k)}"
+            for key, least in (("user_key", min_user), ("item_key", min_item)):
+                strong = f"SELECT {key} FROM live GROUP BY {key} HAVING count(*) >= {int(least)}"
                 self._run(f"CREATE OR REPLACE TABLE live AS SELECT * FROM live WHERE {key} IN ({strong})")
             count, last = self._count("live"), count
+        is_even = min_user == min_item
         if count == 0:
-            raise DataError(f"{path}: no user and item have {k} interactions each; choose a smaller k_core, or none")
-        reason = f"outside the {k}-core"
+            each = f"{min_user} interactions each" if is_even else f"{min_user} and {min_item} interactions"
+            raise DataError(f"{path}: no user and item have {each}; choose a smaller k_core, or none")
+        reason = (
+            f"outside the {min_user}-core" if is_even else f"outside the core of {min_user} a user, {min_item} an item"
+        )
+        self._filtered.add(reason)
         self._reject_interactions(
             "SELECT row, $reason AS reason FROM before_core WHERE row NOT IN (SELECT row FROM live)", reason
         )
@@ -115,13 +135,14 @@ class Selection:
             raise DataError(f"{num_items:,} items; a domain numbers them in 32 bits, split it in two")
         return num_items
 
-    def rejections(self) -> dict[str, dict[str, int]]:
-        """The number of rejected rows, by kind and reason."""
+    def rejections(self, *, on_purpose: bool = False) -> dict[str, dict[str, int]]:
+        """The number of rejected rows, by kind and reason; or of those that were left out on purpose."""
         counted: dict[str, dict[str, int]] = {}
         for kind, reason, count in self._rows(
             "SELECT kind, reason, count(*) FROM rejected GROUP BY ALL ORDER BY kind, count(*) DESC, reason"
         ):
-            counted.setdefault(kind, {})[reason] = count
+            if (reason in self._filtered) == on_purpose:
+                counted.setdefault(kind, {})[reason] = count
         return counted
 
     def write_rejected(self, path: Path) -> None:

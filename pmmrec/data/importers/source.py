@@ -1,13 +1,14 @@
-"""Read a csv, tsv or parquet file of a user into a table of DuckDB, without changing any value."""
+"""Read a file of a user into a table of DuckDB, without changing any value."""
 # ruff: noqa: S608  statements contain no names or values of users: columns become column_0, ..., values parameters
 
 from __future__ import annotations
 
-import codecs
 import csv
 import dataclasses
-import hashlib
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmmrec.data.importers.columns import columns_like, hint
-from pmmrec.data.importers.quoting import Quoting, quoting_of
-from pmmrec.data.info import SourceFile
+from pmmrec.data.importers.prepared import prepared
+from pmmrec.data.importers.quoting import Quoting, quoting_of, unquoted
+from pmmrec.data.importers.text_format import SEPARATORS, UNQUOTED, TextFormat, first_row, separator_of
 from pmmrec.errors import DataError, MachineError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OTHER_SEPARATORS = ";\t|,"
-UNQUOTED = ".tsv"  # files of this kind often contain quote marks as text
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-PARQUET = ".parquet"
 WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
-# The first bytes of files that are not text, whatever their suffix.
-SIGNATURES = (
-    (b"\x1f\x8b", "a gzip file; unpack it first"),
-    (b"PK\x03\x04", "a zip file or a workbook (xlsx); unpack it, or save the sheet as csv"),
-    (b"PAR1", "a parquet file; end its name in .parquet"),
-    (codecs.BOM_UTF16_LE, "UTF-16 text; save the file as UTF-8"),
-    (codecs.BOM_UTF16_BE, "UTF-16 text; save the file as UTF-8"),
-)
 NO_TEXTS = re.compile(r"BLOB|STRUCT|MAP|UNION|.*\]$", re.DOTALL)
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_REASON = re.compile(r"^(Expected Number of Columns.*|Value with unterminated quote.*|Maximum line size.*)", re.M)
@@ -48,6 +37,7 @@ class Column:
     sql: str
     type: str  # of DuckDB
     in_nanoseconds: bool = False  # whether a parquet file stores times in nanoseconds
+    stored: str = ""  # its name in the file; empty where it is made of several
 
     @property
     def holds_bytes(self) -> bool:
@@ -58,28 +48,50 @@ class Column:
 class Source:
     """A file of a user: its columns, its hash, and its rows as a table."""
 
-    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
-        """Raises DataError for a missing file, an unknown type, broken text or broken columns."""
-        self.path = path
-        self._connection = connection
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        suffix = path.suffix.lower()
-        if suffix not in (*SEPARATORS, PARQUET):
-            advice = "unpack it first" if suffix in COMPRESSED else "give .csv, .tsv or .parquet"
-            raise DataError(f"{path}: unknown type {suffix!r}; {advice}")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path}: is empty; its first line must name the columns")
-        self._separator = SEPARATORS.get(suffix)
-        self.record = _read_through(path, is_text=self._separator is not None)
-        self._quoting, self._num_rows = Quoting(), 0
-        if self._separator is not None:
-            self._quoting = quoting_of(path, self._separator, is_strict=suffix == UNQUOTED)
-        self.columns = self._parquet_columns() if self._separator is None else self._text_columns(self._separator)
+    def __init__(
+        self,
+        given: Path | str,
+        connection: duckdb.DuckDBPyConnection,
+        text_format: TextFormat | None = None,
+        work: Path | None = None,
+    ) -> None:
+        """`given`: a file, or the address of a database; `work`: a folder for converted files.
+
+        Raises DataError for a missing file, an unknown type, broken text or broken columns.
+        """
+        self.path = Path(given)  # what messages call it
+        self._connection, self._work = connection, work
+        self._format = text_format or TextFormat()
+        self._file = prepared(given, self._format, self._room)
+        self.record = self._file.record
+        self._quoting, self._separator, self._num_rows = Quoting(), "", 0
+        self._read = self._text_columns() if self._file.is_text else self._parquet_columns()
+        self.columns, self._made = self._read, list[Column]()
+        self._hidden: set[str | None] = set()
+
+    def _room(self) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=self._work))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    @property
+    def parquet(self) -> Path | None:
+        """The parquet file that holds the rows; None for a text."""
+        return None if self._file.is_text else self._file.path
 
     def column(self, name: str) -> Column | None:
         """The column called exactly `name`, None where there is none."""
         return next((column for column in self.columns if column.name == name), None)
+
+    def original(self, name: str) -> Column | None:
+        """The column that the file itself calls so, None where there is none."""
+        return next((column for column in self._read if column.name == name), None)
+
+    def put(self, column: Column, instead_of: str | None) -> None:
+        """Add a column that is made of those of the file; its name, and `instead_of`, no longer name others."""
+        self._made.append(column)
+        self._hidden |= {column.name, instead_of}
+        self.columns = [*self._made, *(one for one in self._read if one.name not in self._hidden)]
 
     def required(self, name: str) -> Column:
         """The column called exactly `name`. Raises what `require` raises."""
@@ -91,21 +103,26 @@ class Source:
         return columns_like(name, [column.name for column in self.columns])
 
     def require(self, *names: str) -> None:
-        """Raise DataError where columns are missing; it names them, the columns found, and those that may be meant."""
+        """Raise DataError where columns are missing; it says what `lacking` says."""
+        lacking = self.lacking(*names)
+        if lacking is not None:
+            raise DataError(lacking)
+
+    def lacking(self, *names: str) -> str | None:
+        """What to say of columns that are missing: their names, the columns found, and those that may be meant."""
         missing = [name for name in names if self.column(name) is None]
         if not missing:
-            return
+            return None
         found = [column.name for column in self.columns]
-        advice = hint(missing, found)
-        other = next((sign for sign in OTHER_SEPARATORS if sign in found[0] and sign != self._separator), None)
-        if self._separator is not None and len(found) == 1 and other is not None:
-            advice = f"columns seem to be separated by {other!r}, save them with {self._separator!r}"
         what = f"no column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
-        raise DataError(f"{self.path}: {what}, found {', '.join(map(repr, found))}; {advice}")
+        return f"{self.path}: {what}, found {', '.join(map(repr, found))}; {hint(missing, found)}"
 
     def notes(self, role: str) -> list[str]:
         """What a user should know about how the file was read; `role` says what it holds. Call it after `load`."""
-        return self._quoting.notes(role, self._num_rows)
+        notes = [f"{role}: {done}" for done in self._file.how]
+        if self._file.is_text and self._separator != SEPARATORS[self._file.suffix]:
+            notes.append(f"{role}: values are separated by {self._separator!r}")
+        return notes + self._quoting.notes(role, self._num_rows)
 
     def as_id(self, name: str) -> str:
         """SQL of the ids in a column, as text. Raises DataError for types that cannot be ids, such as floats."""
@@ -140,36 +157,40 @@ class Source:
         if num_rows == 0:
             raise DataError(f"{self.path}: names its columns but has no row of data")
         self._num_rows, expected = int(num_rows), self._quoting.num_records
-        if expected is not None and num_rows != expected - 1:
-            found = f"{expected - 1:,} rows are in the file, but {num_rows:,} were read"
+        expected = None if expected is None else expected - (not self._format.columns)
+        if expected is not None and num_rows != expected:
+            found = f"{expected:,} rows are in the file, but {num_rows:,} were read"
             place = f" from line {self._quoting.first_odd} on" if self._quoting.first_odd else ""
             raise DataError(f"{self.path}: {found}; check quote marks and line ends{place}, or save it as parquet")
         return self._num_rows
 
     def _scan(self) -> str:
-        if self._separator is None:
-            names = ", ".join(column.sql for column in self.columns)
+        if not self._file.is_text:
+            names = ", ".join(column.sql for column in self._read)
             return f"read_parquet($path, hive_partitioning=false) AS source({names})"
-        columns = ", ".join(f"'{column.sql}': 'VARCHAR'" for column in self.columns)
+        columns = ", ".join(f"'{column.sql}': 'VARCHAR'" for column in self._read)
         quote = '"' if self._quoting.encloses else ""
-        dialect = f"delim=$separator, quote='{quote}', escape='{quote}', header=true, auto_detect=false"
+        has_header = "false" if self._format.columns else "true"
+        dialect = f"delim=$separator, quote='{quote}', escape='{quote}', header={has_header}, auto_detect=false"
         return f"read_csv($path, columns={{{columns}}}, {dialect}, compression='none')"
 
     def _parameters(self) -> dict[str, str]:
         plain_path = re.sub(
-            r"([*?\[])", r"[\1]", str(self.path)
+            r"([*?\[])", r"[\1]", str(self._file.path)
         )  # otherwise DuckDB would read all files that match a pattern
         parameters = {"path": plain_path}
-        return parameters if self._separator is None else {**parameters, "separator": self._separator}
+        return {**parameters, "separator": self._separator} if self._file.is_text else parameters
 
-    def _text_columns(self, separator: str) -> list[Column]:
+    def _text_columns(self) -> list[Column]:
+        path, given = self._file.path, self._format
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                encloses = self._quoting.encloses
-                reader = csv.reader(
-                    file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if encloses else csv.QUOTE_NONE
-                )
-                names = next(reader, [])
+            self._separator = separator_of(path, self._file.suffix, given)
+            if given.quote == "none":
+                self._quoting = unquoted(path)
+            else:
+                is_strict = self._file.suffix in UNQUOTED
+                self._quoting = quoting_of(path, self._separator, is_strict=is_strict, shown=self.path)
+            names = given.columns or first_row(path, self._separator, has_quotes=self._quoting.encloses)
         except csv.Error as error:
             raise DataError(f"{self.path}: line 1: {error}; it must name the columns") from error
         return self._checked([(name, "VARCHAR") for name in names])
@@ -178,7 +199,7 @@ class Source:
         statement = "DESCRIBE SELECT * FROM read_parquet($path, hive_partitioning=false)"
         try:
             described = self._connection.execute(statement, self._parameters()).fetchall()
-            schema = pq.read_schema(self.path)  # unchanged names: DuckDB renames a column that occurs twice
+            schema = pq.read_schema(self._file.path)  # unchanged names: DuckDB renames a column that occurs twice
         except (duckdb.Error, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot be read as parquet: {_explain(str(error))}") from error
         fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
@@ -192,37 +213,7 @@ class Source:
         twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
         if twice:
             raise DataError(f"{self.path}: column {twice[0]!r} occurs twice; rename or remove one")
-        return [Column(name, f"column_{place}", kind) for place, (name, kind) in enumerate(named)]
-
-
-def _refuse_other_kinds(path: Path, begin: bytes) -> None:
-    """Raise DataError for a file of another kind with the suffix of a text file."""
-    for signature, kind in SIGNATURES:
-        if begin.startswith(signature):
-            raise DataError(f"{path}: is {kind}")
-
-
-def _read_through(path: Path, *, is_text: bool) -> SourceFile:
-    """Size and SHA-256 of a file. Raises DataError for a text that is not UTF-8."""
-    digest, num_bytes, num_lines = hashlib.sha256(), 0, 0
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                if is_text and num_bytes == 0:
-                    _refuse_other_kinds(path, block)
-                digest.update(block)
-                num_bytes += len(block)
-                if is_text:
-                    decoder.decode(block)
-                    num_lines += block.count(b"\n")
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        line = num_lines + error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}: line {line}: not UTF-8 text; save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return SourceFile(file_name=path.name, sha256=digest.hexdigest(), num_bytes=num_bytes)
+        return [Column(name, f"column_{place}", kind, stored=name) for place, (name, kind) in enumerate(named)]
 
 
 def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:

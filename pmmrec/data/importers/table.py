@@ -1,4 +1,4 @@
-"""Import items and interactions in csv, tsv or parquet files, and a folder of pictures, as a domain."""
+"""Import two tables, of items and of interactions, and a folder of pictures as a domain."""
 # ruff: noqa: S608  statements contain no values of users
 
 from __future__ import annotations
@@ -7,68 +7,87 @@ import contextlib
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.importers.picture_column import COLUMN, PictureColumn
+from pmmrec.data.importers.filters import apply_filters
+from pmmrec.data.importers.loading import USED, Loader, Sources
+from pmmrec.data.importers.picture_column import COLUMN
 from pmmrec.data.importers.pictures import Pictures
 from pmmrec.data.importers.selection import Selection
-from pmmrec.data.importers.source import PARQUET, Column, Source, is_of_machine, stream
-from pmmrec.data.importers.times import TimeRule, TimeUnit, time_rule
+from pmmrec.data.importers.source import is_of_machine, stream
+from pmmrec.data.importers.text_format import SEPARATORS, TextFormat
+from pmmrec.data.importers.times import TimeUnit
+from pmmrec.data.importers.user_sequences import UserSequences
 from pmmrec.data.info import NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary, SourceFile
 from pmmrec.data.write import DomainFolder, new_folder
-from pmmrec.errors import MachineError, RecipeError
+from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.modality import Modality
 from pmmrec.progress import Progress
 from pmmrec.settings import Config, Place
 
-SEQUENCE_BATCH = 1_000_000  # interactions that are collected before they are split by user
+FILES = "csv, tsv, psv, json lines, parquet, Arrow, xlsx, or the address of a database"
+Database = Annotated[str, StringConstraints(pattern="^[a-z]+://")]
 NO_EFFECT = "image_side has no effect without images; leave it out or give images"
-FILE_ORDER = "times: no column 'timestamp', so the order of rows is kept"
 
 
 class TableImport(Config):
     """Settings of one import."""
 
-    items: Place = Field(
-        description="csv, tsv or parquet: item_id, text, and any further columns as attributes; `image` holds pictures."
-    )
-    interactions: Place = Field(description="csv, tsv or parquet: user_id, item_id, and timestamp if there is one.")
+    items: Database | Place = Field(description=f"{FILES}: item_id, text, and any further columns as attributes.")
+    interactions: Database | Place = Field(description="Likewise: user_id, item_id, and timestamp if there is one.")
     images: Place | None = Field(None, description="Folder of <item_id>.jpg, .png, .webp, .gif or .bmp.")
     name: str = Field(pattern=NAME_PATTERN, description="What reports call the domain.")
     out: Place = Field(description="Folder of the new domain; must not exist.")
     k_core: int | None = Field(5, ge=1, lt=2**31, description="Least interactions of each user and item. None: any.")
+    min_user: int | None = Field(None, ge=1, lt=2**31, description="Least interactions of a user, in place of k_core.")
+    min_item: int | None = Field(None, ge=1, lt=2**31, description="Least interactions of an item, in place of k_core.")
+    min_rating: float | None = Field(None, description="Leave out interactions whose column `rating` is lower.")
+    since: str | None = Field(
+        None, description="Leave out earlier interactions: a date, or a number of the times' unit."
+    )
+    until: str | None = Field(None, description="Leave out interactions of this time and later ones.")
+    repeats: Literal["keep", "first", "last"] = Field(
+        "keep", description="Which of a user's repeats of an item to keep."
+    )
+    sample_users: int | None = Field(None, ge=1, description="Draw so many users, before the core.")
+    seed: int | None = Field(None, ge=0, description="Of the draw; 0 if none is given.")
+    columns: dict[str, str] = Field({}, description="Columns of other names: {item_id: sku, text: '{title}. {brand}'}.")
+    items_format: TextFormat = Field(TextFormat(), description="How the items are read, where they are a text.")
+    interactions_format: TextFormat = Field(TextFormat(), description="How the interactions are read, likewise.")
+    time_format: str | None = Field(None, description="How timestamps are written, as strptime: '%d/%m/%Y'.")
+    max_rejects: float = Field(1.0, ge=0, le=1, description="Share of rows of each file that may be rejected.")
     image_side: int = Field(256, ge=16, le=4096, description="Shortest side of a stored image in pixels, at most.")
     memory_gb: float = Field(2.0, ge=0.25, description="Memory of the database; the rest goes to disk beside `out`.")
     num_threads: int = Field(4, ge=1, le=64, description="Threads of the database and of image decoding.")
 
     @model_validator(mode="after")
-    def _image_side_needs_images(self) -> Self:
-        may_hold_images = self.items.suffix.lower() == PARQUET  # the import reads its columns later
-        if self.images is None and "image_side" in self.model_fields_set and not may_hold_images:
+    def _has_an_effect(self) -> Self:
+        given = self.model_fields_set
+        may_hold_images = isinstance(self.items, str) or self.items.suffix.lower() not in SEPARATORS
+        if self.images is None and "image_side" in given and not may_hold_images:
             raise ValueError(NO_EFFECT)
+        if self.sample_users is None and self.seed is not None:
+            raise ValueError("seed has no effect without sample_users; leave it out")
+        if "k_core" in given and self.k_core is not None and (self.min_user or self.min_item):
+            raise ValueError("k_core, or min_user and min_item; give one of the two")
         return self
 
-
-@dataclass(frozen=True)
-class _Sources:
-    """The content of the user's files, before rows are selected."""
-
-    items: Source
-    interactions: Source
-    attributes: list[Column]
-    pictures: PictureColumn | None
-    times: TimeRule | None
-    num_items: int
-    num_interactions: int
+    @property
+    def filters(self) -> Filters:
+        """Which interactions to leave out on purpose."""
+        least = {"min_user": self.min_user, "min_item": self.min_item}
+        core = {"k_core": None, **least} if any(least.values()) else {"k_core": self.k_core}
+        names = ("min_rating", "since", "until", "repeats", "sample_users")
+        seed = None if self.sample_users is None else self.seed or 0
+        return Filters(**core, seed=seed, **{name: getattr(self, name) for name in names})
 
 
 def import_table(settings: TableImport, progress: Progress | None = None) -> Domain:
@@ -104,6 +123,8 @@ class _Import:
         progress: Progress | None,
     ) -> None:
         self._settings, self._connection, self._progress = settings, connection, progress
+        self._work = work
+        self._used = USED if settings.min_rating is None else (*USED, "rating")
         self._domain = DomainFolder(folder)
         self._selection = Selection(connection)
         side, num_threads = settings.image_side, settings.num_threads
@@ -111,80 +132,52 @@ class _Import:
 
     def run(self, *, was_stale: bool) -> None:
         settings, selection, pictures = self._settings, self._selection, self._pictures
-        sources = self._load()
+        loader = Loader(self._connection, self._work, settings.columns, settings.time_format)
+        interactions = settings.interactions, settings.interactions_format
+        sources = loader.load((settings.items, settings.items_format), interactions)
+        if sources.pictures is not None and settings.images is not None:
+            found = f"{sources.items.path}: column {COLUMN!r} holds pictures, and a folder of pictures is given too"
+            raise RecipeError(f"{found}; leave one of them out")
         self._say("rows read", 1)
-        selection.take_items(settings.items)
+        selection.take_items(sources.items.path)
         pictures.match(selection, sources.pictures)
         if "image_side" in settings.model_fields_set and not pictures.is_given:
             raise RecipeError(NO_EFFECT)
         pictures.decode_of_textless(selection, self._progress)
         selection.reject_bare_items()
-        selection.take_interactions(settings.interactions, settings.items)
-        if settings.k_core is not None:
-            selection.keep_core(settings.k_core, settings.interactions)
+        path = sources.interactions.path
+        selection.take_interactions(path, sources.items.path)
+        apply_filters(settings.filters, selection, self._connection, sources.times, path)
+        self._check_rejects(sources)
         num_items = selection.number_items()
         self._say("rows chosen", 2)
-        self._domain.write_items(self._item_batches(sources), [column.name for column in sources.attributes])
+        self._domain.write_items(self._item_batches(sources), list(sources.attributes))
         if pictures.is_given:
             self._domain.write_images(pictures.batches(selection, num_items, self._progress))
-        sequences = _Sequences(self._connection, has_times=sources.times is not None)
+        sequences = UserSequences(self._connection, has_times=sources.times is not None)
         self._domain.write_sequences(sequences.batches(), has_times=sources.times is not None)
         selection.write_rejected(self._domain.folder / REJECTED_FILE)
         self._seal(sources, self._notes(sources, sequences.num_ties, was_stale=was_stale))
 
-    def _load(self) -> _Sources:
-        items = Source(self._settings.items, self._connection)
-        interactions = Source(self._settings.interactions, self._connection)
-        items.require("item_id", "text")
-        interactions.require("user_id", "item_id")
-        pictures = PictureColumn.of(items)
-        if pictures is not None and self._settings.images is not None:
-            found = f"{items.path}: column {COLUMN!r} holds pictures, and a folder of pictures is given too"
-            raise RecipeError(f"{found}; leave one of them out")
-        attributes = [
-            column
-            for column in items.columns
-            if column.name not in ("item_id", "text") and column.name.strip() and not column.holds_bytes
-        ]
-        columns = {"item_id": items.as_id("item_id"), "text": items.as_text("text")}
-        if pictures is not None:
-            columns |= {"has_bytes": pictures.has_bytes, "has_path_alone": pictures.has_path_alone}
-        columns |= {column.sql: f"CAST({column.sql} AS VARCHAR)" for column in attributes}
-        num_items = items.load("raw_items", columns)
-        columns = {"user_id": interactions.as_id("user_id"), "item_id": interactions.as_id("item_id")}
-        stamp = interactions.column("timestamp")
-        columns["stamp"] = stamp.sql if stamp else "0"
-        num_interactions = interactions.load("stamped", columns)
-        times = time_rule(self._connection, "stamped", stamp, str(interactions.path)) if stamp else None
-        time, rest = (times.sql, times.rest) if times else ("row", "0")
-        self._connection.execute(
-            f"""CREATE TABLE raw_interactions AS SELECT row, user_id, item_id, {time} AS time, {rest} AS rest,
-                stamp IS NOT NULL AND trim(CAST(stamp AS VARCHAR)) <> '' AS has_stamp FROM stamped"""
-        )
-        return _Sources(items, interactions, attributes, pictures, times, num_items, num_interactions)
-
-    def _item_batches(self, sources: _Sources) -> Iterator[pa.RecordBatch]:
-        columns = ", ".join(["item_id", "text", *(column.sql for column in sources.attributes)])
+    def _item_batches(self, sources: Sources) -> Iterator[pa.RecordBatch]:
+        columns = ", ".join(["item_id", "text", *sources.attributes.values()])
         return stream(self._connection, f"SELECT {columns} FROM catalogue ORDER BY item_index")
 
-    def _notes(self, sources: _Sources, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
-        notes = [sources.times.note, *sources.times.warnings] if sources.times else [_file_order(sources.interactions)]
-        for role, source in (("items", sources.items), ("interactions", sources.interactions)):
-            notes += source.notes(role)
-        notes += [*_about_images(sources.items, sources.pictures), *self._pictures.notes]
+    def _notes(self, sources: Sources, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
+        notes = [*sources.notes, *self._pictures.notes]
         if num_ties:
             notes.append(
                 f"times: {num_ties:,} interactions have the same time as the one before; the order of rows is kept"
             )
         named = [column.name for column in sources.interactions.columns if column.name.strip()]
-        unused = [name for name in named if name not in ("user_id", "item_id", "timestamp")]
+        unused = [name for name in named if name not in self._used]
         if unused:
             notes.append(f"interactions: columns not used: {', '.join(unused)}")
         if was_stale:
             notes.append("removed what an unfinished import had left behind")
         return tuple(notes)
 
-    def _seal(self, sources: _Sources, notes: tuple[str, ...]) -> None:
+    def _seal(self, sources: Sources, notes: tuple[str, ...]) -> None:
         settings, domain = self._settings, self._domain
         kept = {
             "items": domain.num_items,
@@ -197,7 +190,7 @@ class _Import:
         records: dict[str, SourceFile] = {"items": sources.items.record, "interactions": sources.interactions.record}
         domain.seal(
             settings.name,
-            filters=Filters(k_core=settings.k_core),
+            filters=settings.filters,
             image_side=settings.image_side if self._pictures.is_given else None,
             time_unit=unit,
             sources=records,
@@ -206,75 +199,28 @@ class _Import:
                 num_interactions_read=sources.num_interactions,
                 kept=kept,
                 rejected=self._selection.rejections(),
+                filtered=self._selection.rejections(on_purpose=True),
                 num_pictures_ignored=self._pictures.num_ignored,
                 notes=notes,
             ),
         )
 
+    def _check_rejects(self, sources: Sources) -> None:
+        """DataError where more rows of a file are rejected than `max_rejects` allows."""
+        limit, rejected = self._settings.max_rejects, self._selection.rejections()
+        for kind, source, num_read in (
+            ("item", sources.items, sources.num_items),
+            ("interaction", sources.interactions, sources.num_interactions),
+        ):
+            reasons = rejected.get(kind, {})
+            if sum(reasons.values()) > limit * num_read:
+                listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.items())
+                found = f"{sum(reasons.values()):,} of {num_read:,} rows are rejected, more than {100 * limit:g} %"
+                raise DataError(f"{source.path}: {found}: {listed}; mend them, or raise --max-rejects")
+
     def _say(self, stage: str, done: int) -> None:
         if self._progress is not None:
             self._progress(stage, done, 2)
-
-
-class _Sequences:
-    """Turns `live` into one row for each user: users by their first row, items by exact time, then by row."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, *, has_times: bool) -> None:
-        self._connection, self._has_times = connection, has_times
-        self.num_ties = 0  # interactions with the same time as the one before
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        query = """SELECT live.user_key, CAST(catalogue.item_index AS INTEGER) AS item, live.time, live.rest
-                   FROM live JOIN catalogue ON catalogue.row = live.item_key
-                   ORDER BY live.user_key, live.time, live.rest, live.row"""
-        names, types = ("user", "item", "time", "rest"), (pa.int64(), pa.int32(), pa.int64(), pa.int64())
-        waiting = pa.Table.from_batches([], pa.schema(list(zip(names, types, strict=True))))
-        for batch in stream(self._connection, query):
-            named = pa.Table.from_batches([batch]).rename_columns(waiting.column_names)
-            waiting = pa.concat_tables([waiting, named.cast(waiting.schema)])
-            if len(waiting) >= SEQUENCE_BATCH:
-                is_last_user = waiting["user"].to_numpy() == waiting["user"][-1].as_py()
-                num_whole = int(np.argmax(is_last_user))  # the last user may continue in the next batch
-                yield from self._users(waiting.slice(0, num_whole))
-                waiting = waiting.slice(num_whole)
-        yield from self._users(waiting)
-
-    def _users(self, rows: pa.Table) -> Iterator[pa.RecordBatch]:
-        """Record batches of users whose sequences are complete."""
-        if len(rows) == 0:
-            return
-        user, item, time, rest = (rows[name].to_numpy() for name in ("user", "item", "time", "rest"))
-        is_same = user[1:] == user[:-1]
-        starts = np.concatenate([[0], np.flatnonzero(~is_same) + 1])
-        offsets = pa.array(np.append(starts, len(user)), pa.int64())
-        columns = [self._ids(user[starts]), pa.LargeListArray.from_arrays(offsets, pa.array(item, pa.int32()))]
-        if self._has_times:
-            self.num_ties += int((is_same & (time[1:] == time[:-1]) & (rest[1:] == rest[:-1])).sum())
-            columns.append(pa.LargeListArray.from_arrays(offsets, pa.array(time, pa.int64())))
-        yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "times"][: len(columns)])
-
-    def _ids(self, keys: np.ndarray) -> pa.Array:
-        first, last = int(keys[0]), int(keys[-1])
-        query = f"SELECT user_id FROM users WHERE user_key BETWEEN {first} AND {last} ORDER BY user_key"
-        ids = pa.Table.from_batches(stream(self._connection, query))["user_id"]
-        return ids.cast(pa.large_string()).combine_chunks()
-
-
-def _about_images(items: Source, pictures: PictureColumn | None) -> list[str]:
-    """Notes on columns that may be meant as pictures but are not read."""
-    notes, column = [], items.column(COLUMN)
-    unread = [one.name for one in items.columns if one.holds_bytes and (one.name != COLUMN or pictures is None)]
-    if unread:
-        notes.append(f"items: columns of bytes not used: {', '.join(unread)}; pictures are read from {COLUMN!r} alone")
-    if column is not None and not column.holds_bytes:
-        kept = f"items: column {COLUMN!r} is {column.type} and kept as text"
-        notes.append(f"{kept}; pictures come from its bytes in a parquet file, or from a folder")
-    return notes
-
-
-def _file_order(interactions: Source) -> str:
-    near = " or ".join(map(repr, interactions.like("timestamp")))
-    return f"{FILE_ORDER}; is it {near}? Rename it" if near else FILE_ORDER
 
 
 @contextlib.contextmanager

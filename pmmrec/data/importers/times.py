@@ -10,7 +10,7 @@ import duckdb
 
 from pmmrec.data.importers.source import WHOLE_NUMBERS, Column
 from pmmrec.data.importers.units import check_units
-from pmmrec.errors import DataError
+from pmmrec.errors import DataError, RecipeError
 
 TimeUnit = Literal["as given", "milliseconds"]
 MILLISECONDS_FROM = 1e11  # as seconds this is the year 5138, as milliseconds 1973
@@ -33,14 +33,19 @@ class TimeRule:
     warnings: tuple[str, ...] = ()
 
 
-def time_rule(connection: duckdb.DuckDBPyConnection, table: str, column: Column, where: str) -> TimeRule:
+def time_rule(
+    connection: duckdb.DuckDBPyConnection, table: str, column: Column, where: str, time_format: str | None = None
+) -> TimeRule:
     """The rule for the column `stamp` of `table`, chosen by all its rows; `where` names the file in messages.
 
     Whole numbers are kept. Fractions of seconds become milliseconds, fractions of milliseconds are rounded. ISO dates
     become milliseconds, in UTC where they name no zone. The dropped part of a time still orders interactions. A row
     that does not fit the rule of most rows has no time. Raises DataError for other types and for mixed units.
+    `time_format` says how texts are written, as strptime does: they are read by it alone.
     """
     kind = column.type
+    if time_format is not None:
+        return _formatted(connection, column, where, time_format)
     if kind == "DATE" or kind.startswith("TIMESTAMP"):
         return _instants(column)
     if WHOLE_NUMBERS.fullmatch(kind) or kind == '"NULL"':
@@ -65,6 +70,22 @@ def _text_rule(connection: duckdb.DuckDBPyConnection, table: str, where: str) ->
         return _number_rule(connection, table, number, where)
     warning = f"times: {num_dates - num_zoned:,} of {num_dates:,} dates name no zone and are read as UTC"
     return _iso_dates((warning,) if 0 < num_zoned < num_dates else ())
+
+
+def _formatted(connection: duckdb.DuckDBPyConnection, column: Column, where: str, time_format: str) -> TimeRule:
+    """Texts that follow a format of strptime; in UTC where it has no zone."""
+    if column.type != "VARCHAR":
+        raise DataError(f"{where}: column 'timestamp' is {column.type}, not text, so a time format has no effect")
+    quoted = "'" + time_format.replace("'", "''") + "'"
+    try:
+        connection.execute(f"SELECT try_strptime('', {quoted})")
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0].partition(": ")[2]
+        raise RecipeError(f"time format {time_format!r}: {reason}; such as '%d/%m/%Y %H:%M:%S'") from error
+    micros = f"epoch_us(try_strptime(trim(stamp), {quoted}))"
+    below = f"CAST({micros} % 1000 < 0 AS BIGINT)"  # DuckDB divides towards zero
+    note = f"times: read as {time_format!r}, kept as milliseconds since 1970 (UTC)"
+    return TimeRule(f"({micros} // 1000 - {below})", "milliseconds", note, f"({micros} % 1000 + 1000 * {below})")
 
 
 def _instants(column: Column) -> TimeRule:

@@ -8,7 +8,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pmmrec.data.importers.source import PARQUET, SEPARATORS, Source, stream
+from pmmrec.data.importers.prepared import PARQUET
+from pmmrec.data.importers.source import Source, stream
+from pmmrec.data.importers.text_format import SEPARATORS
 from pmmrec.errors import DataError
 
 TEXT = ".txt"

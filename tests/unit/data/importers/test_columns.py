@@ -71,7 +71,7 @@ def test_all_missing_columns_are_named_in_one_error(shop) -> None:
         shop.run()
     assert str(told.value) == (
         f"{shop.items}: no columns 'item_id', 'text', found 'movieId', 'title', 'genres'; rename 'movieId' to "
-        "'item_id', 'title' to 'text'"
+        "'item_id', 'title' to 'text'; or import with --map item_id=movieId --map text=title"
     )
     shop.items.write_text("movieId,genres\n1,Drama\n")
     with pytest.raises(DataError, match="; rename 'movieId' to 'item_id'; add 'text', or rename the column that holds"):

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from pmmrec.data import write
 from pmmrec.data.domain import Domain
-from pmmrec.data.importers import table
-from pmmrec.data.importers.table import TableImport
+from pmmrec.data.importers import user_sequences
+from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.verify import verify_domain
 from pmmrec.errors import DataError, PMMRecError, RecipeError
 
@@ -91,10 +91,10 @@ def test_many_users_in_small_batches_make_the_same_domain(shop, monkeypatch: pyt
     rows = [f"u{rng.integers(50)},{rng.choice(['a', 'b', 'c'])},{rng.integers(20)}" for _ in range(2000)]
     shop.interactions.write_text("user_id,item_id,timestamp\n" + "\n".join(rows))
     expected = shop.run()
-    stream = table.stream
-    monkeypatch.setattr(table, "SEQUENCE_BATCH", 30)
+    stream = user_sequences.stream
+    monkeypatch.setattr(user_sequences, "SEQUENCE_BATCH", 30)
     monkeypatch.setattr(
-        table, "stream", lambda *query: (b.slice(k, 7) for b in stream(*query) for k in range(0, len(b), 7))
+        user_sequences, "stream", lambda *query: (b.slice(k, 7) for b in stream(*query) for k in range(0, len(b), 7))
     )
     monkeypatch.setattr(write, "MAX_BATCH_BYTES", 500)
     pieces = shop.run(out=shop.folder / "pieces")
@@ -299,6 +299,6 @@ def test_progress_is_reported(shop) -> None:
         out=shop.out,
         k_core=1,
     )
-    domain = table.import_table(settings, lambda *call: calls.append(call))
+    domain = import_table(settings, lambda *call: calls.append(call))
     assert isinstance(domain, Domain)
     assert calls == [("rows read", 1, 2), ("rows chosen", 2, 2), ("images", 3, 3)]

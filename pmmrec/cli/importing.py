@@ -1,0 +1,146 @@
+"""Commands that import what a user has: data import table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Option
+
+from pmmrec.terminal import errors_for_people, show
+
+app = typer.Typer(help="Import one platform; each file layout has its own command.", no_args_is_help=True)
+
+TABLE = "csv, tsv, psv (also .gz, .bz2, .zst; any separator), json lines, parquet, Arrow, xlsx, duckdb:///DB?query=SQL"
+
+
+class Repeats(str, Enum):
+    """Which of a user's repeats of an item stay."""
+
+    KEEP = "keep"
+    FIRST = "first"
+    LAST = "last"
+
+
+class Quote(str, Enum):
+    """Whether quote marks enclose values."""
+
+    FOUND = "found"
+    NONE = "none"
+
+
+Name = Annotated[str, Option(help="Name of the platform; runs and reports use it.")]
+Out = Annotated[Path, Option(help="Folder to make.")]
+Images = Annotated[Path | None, Option(help="Folder of ITEM_ID.jpg, .png, .webp, .gif or .bmp.")]
+KCore = Annotated[
+    str | None, Option(help="Keep users and items with at least this many interactions; none: all. Default: 5.")
+]
+MinUser = Annotated[int | None, Option(help="In place of --k-core: least interactions of a user.")]
+MinItem = Annotated[int | None, Option(help="In place of --k-core: least interactions of an item.")]
+MinRating = Annotated[float | None, Option(help="Leave out interactions whose column rating is lower.")]
+Since = Annotated[str | None, Option("--from", help="Leave out earlier interactions: 2020-12-31, or a number.")]
+Until = Annotated[str | None, Option("--to", help="Leave out interactions of this time and later ones.")]
+RepeatsOption = Annotated[Repeats, Option(help="Which of a user's repeats of an item to keep.")]
+SampleUsers = Annotated[int | None, Option(help="Draw this many users, before the core.")]
+Seed = Annotated[int | None, Option(help="Of the draw; default 0.")]
+MaxRejects = Annotated[str | None, Option(metavar="SHARE", help="Refuse files of which more is rejected, such as 1%.")]
+ImageSide = Annotated[int | None, Option(help="Shortest side of stored pictures in pixels; default 256.")]
+
+
+@app.command("table")
+def import_table_command(
+    items: Annotated[str, Option(help=f"item_id, text and any other columns. {TABLE}.")],
+    interactions: Annotated[str, Option(help="user_id, item_id (or item_ids: lists) and, if known, timestamp.")],
+    name: Name,
+    out: Out,
+    images: Images = None,
+    renamed: Annotated[
+        list[str] | None,
+        Option("--map", metavar="NAME=COLUMN", help="item_id=sku, text='{title}. {brand}'; items.NAME: of one file."),
+    ] = None,
+    delimiter: Annotated[str | None, Option(help="Between values of both texts; default: found.")] = None,
+    encoding: Annotated[str | None, Option(help="Of both texts, such as cp1252; default: UTF-8, or UTF-16.")] = None,
+    quote: Annotated[Quote, Option(help="none: quote marks are text.")] = Quote.FOUND,
+    time_format: Annotated[str | None, Option(help="How timestamps are written, such as %d/%m/%Y %H:%M.")] = None,
+    k_core: KCore = None,
+    min_user: MinUser = None,
+    min_item: MinItem = None,
+    min_rating: MinRating = None,
+    since: Since = None,
+    until: Until = None,
+    repeats: RepeatsOption = Repeats.KEEP,
+    sample_users: SampleUsers = None,
+    seed: Seed = None,
+    max_rejects: MaxRejects = None,
+    image_side: ImageSide = None,
+) -> None:
+    """Import a platform from two tables and a folder of pictures."""
+    with errors_for_people():
+        text_format = _given({"delimiter": delimiter, "encoding": encoding, "quote": quote.value})
+        tree = {
+            "items": items,
+            "interactions": interactions,
+            "images": images,
+            "name": name,
+            "out": out,
+            "columns": _pairs(renamed or ()),
+            "items_format": text_format,
+            "interactions_format": text_format,
+            **_given({"time_format": time_format, "max_rejects": _share(max_rejects), "image_side": image_side}),
+            **_given({"k_core": k_core, "min_user": min_user, "min_item": min_item, "min_rating": min_rating}),
+            **_given({"since": since, "until": until, "repeats": repeats.value, "sample_users": sample_users}),
+            **_given({"seed": seed}),
+        }
+        _import(tree)
+
+
+def _import(tree: dict[str, Any]) -> None:
+    from pmmrec.data.importers.table import TableImport, import_table
+    from pmmrec.progress import bars
+    from pmmrec.report.domains import import_lines
+    from pmmrec.settings import validate
+
+    if tree.get("k_core") == "none":
+        tree["k_core"] = None
+    task = validate(TableImport, tree, "arguments")
+    with bars() as progress:
+        domain = import_table(task, progress)
+    show(*import_lines(domain))
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    """`NAME=COLUMN` as a mapping. Raises RecipeError for another form and for a name that is given twice."""
+    from pmmrec.errors import RecipeError
+
+    pairs: dict[str, str] = {}
+    for one in given:
+        name, sign, column = one.partition("=")
+        if not (name and sign and column):
+            raise RecipeError(
+                f"--map {one}: write NAME=COLUMN, such as item_id=product_id or text='{{title}}. {{brand}}'"
+            )
+        if name in pairs:
+            raise RecipeError(f"--map {one}: {name} is given twice; name one column, or compose it: '{{a}} {{b}}'")
+        pairs[name] = column
+    return pairs
+
+
+def _share(given: str | None) -> float | None:
+    """`1%` or `0.01` as a share. Raises RecipeError for anything else."""
+    from pmmrec.errors import RecipeError
+
+    if given is None:
+        return None
+    try:
+        number = float(given.removesuffix("%"))
+    except ValueError as error:
+        raise RecipeError(f"--max-rejects {given}: not a share; write 1% or 0.01") from error
+    return number / 100 if given.endswith("%") else number

@@ -1,0 +1,149 @@
+"""Turn a file of a user into what imports read: a text in UTF-8, or a parquet file."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmmrec.data.importers import records
+from pmmrec.data.importers.database import is_database, write_query
+from pmmrec.data.importers.text_format import SEPARATORS, UTF8, UTF16_MARKS, TextFormat
+from pmmrec.data.importers.unpacking import COMPRESSIONS, opened, unpacked
+from pmmrec.data.info import SourceFile
+from pmmrec.errors import DataError, RecipeError
+
+PARQUET = ".parquet"
+OTHER_COMPRESSIONS = (".xz", ".zip", ".7z", ".rar")
+SUFFIXES = (*SEPARATORS, PARQUET, *records.WRITERS)
+# The first bytes of files that are not text, whatever their suffix.
+SIGNATURES = (
+    (b"\x1f\x8b", "a gzip file; end its name in .gz"),
+    (b"PK\x03\x04", "a zip file or a workbook (xlsx); unpack it, or end its name in .xlsx"),
+    (b"PAR1", "a parquet file; end its name in .parquet"),
+    (b"ARROW1", "an Arrow file; end its name in .arrow"),
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file as imports read it."""
+
+    path: Path  # of a UTF-8 text, or of a parquet file
+    suffix: str  # of the user's file, without that of its compression
+    is_text: bool
+    record: SourceFile
+    how: tuple[str, ...] = ()  # what was done to it, if anything: such as "read as utf-16"
+
+
+def prepared(given: Path | str, text_format: TextFormat, room: Callable[[], Path]) -> Prepared:
+    """Prepare a file, or the query of a database; `room` makes a folder for what has to be written.
+
+    Raises DataError for a missing or empty file, an unknown type, a broken archive and a text of another encoding;
+    RecipeError for settings of a text where there is none.
+    """
+    if is_database(given):
+        target = room() / "query.parquet"
+        write_query(str(given), target)
+        return Prepared(target, PARQUET, False, _recorded(target, target.name))
+    path = Path(given)
+    suffix, compression = _kind(path)
+    _refuse_without_effect(path, suffix, text_format)
+    if suffix in SEPARATORS:
+        return _text(path, suffix, compression, text_format, room)
+    if suffix == PARQUET:
+        return Prepared(path, suffix, False, _recorded(path, path.name))
+    target = room() / "rows.parquet"
+    how = records.WRITERS[suffix](_whole(path, compression, room), path, target)
+    return Prepared(target, suffix, False, _recorded(path, path.name), how)
+
+
+def _whole(path: Path, compression: str | None, room: Callable[[], Path]) -> Path:
+    """The file without its compression."""
+    if compression is None:
+        return path
+    target = room() / "unpacked"
+    with target.open("wb") as out:
+        for block in unpacked(path, compression):
+            out.write(block)
+    return target
+
+
+def _kind(path: Path) -> tuple[str, str | None]:
+    """The suffix of a file, and how it is compressed."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give a file, or see `pmmrec data kinds`")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    name = path.with_suffix("") if compression else path
+    suffix = name.suffix.lower()
+    is_known = suffix in SUFFIXES and not (compression and suffix in records.WHOLE_FILES)
+    if not is_known:
+        advice = "unpack it first" if suffix in OTHER_COMPRESSIONS or compression else f"give {', '.join(SUFFIXES)}"
+        raise DataError(f"{path}: unknown type {suffix or path.suffix!r}; {advice}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: is empty; its first line must name the columns")
+    return suffix, compression
+
+
+def _refuse_without_effect(path: Path, suffix: str, text_format: TextFormat) -> None:
+    given = [name for name in ("delimiter", "encoding") if getattr(text_format, name) is not None]
+    given += ["quote"] if text_format.quote == "none" else []
+    if given and suffix not in SEPARATORS:
+        raise RecipeError(f"{path}: --{given[0]} has no effect, it is not a csv, tsv or psv; leave it out")
+
+
+def _text(
+    path: Path, suffix: str, compression: str | None, text_format: TextFormat, room: Callable[[], Path]
+) -> Prepared:
+    """A text as UTF-8: the file itself where it is such, a converted copy otherwise."""
+    with opened(path, compression) as file:
+        begin = file.read(8)
+    for signature, kind in SIGNATURES:
+        if begin.startswith(signature):
+            raise DataError(f"{path}: is {kind}")
+    found = "utf-16" if begin.startswith(UTF16_MARKS) else UTF8
+    encoding = text_format.encoding or found
+    record = _recorded(path, path.name)
+    is_utf8 = codecs.lookup(encoding).name in (UTF8, "utf-8-sig")
+    if compression is None and is_utf8:
+        for _ in _decoded(path, None, UTF8):
+            pass
+        return Prepared(path, suffix, True, record)
+    target = room() / f"text{suffix}"
+    with target.open("w", encoding=UTF8, newline="") as out:
+        for block in _decoded(path, compression, encoding):
+            out.write(block)
+    if not target.stat().st_size:
+        raise DataError(f"{path}: is empty; its first line must name the columns")
+    return Prepared(target, suffix, True, record, () if is_utf8 else (f"read as {encoding}",))
+
+
+def _decoded(path: Path, compression: str | None, encoding: str) -> Iterator[str]:
+    """Blocks of a text. Raises DataError with the line that does not have the encoding."""
+    decoder, num_lines, shown = codecs.getincrementaldecoder(encoding)(), 0, encoding.upper()
+    try:
+        for block in unpacked(path, compression):
+            text = decoder.decode(block)
+            num_lines += text.count("\n")
+            yield text
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        read = error.object[: error.start].decode(encoding, errors="ignore")
+        line = num_lines + read.count("\n") + 1
+        advice = (
+            "save the file as UTF-8, or name its encoding (--encoding cp1252)" if shown == "UTF-8" else "name another"
+        )
+        raise DataError(f"{path}: line {line}: not {shown} text; {advice}") from error
+
+
+def _recorded(path: Path, file_name: str) -> SourceFile:
+    """Size and SHA-256 of a file."""
+    digest, num_bytes = hashlib.sha256(), 0
+    for block in unpacked(path, None):
+        digest.update(block)
+        num_bytes += len(block)
+    return SourceFile(file_name=file_name, sha256=digest.hexdigest(), num_bytes=num_bytes)

@@ -1,0 +1,203 @@
+"""Write json files, lines of Python literals, Arrow files and workbooks as parquet, every value unchanged."""
+# ruff: noqa: S608  statements contain no values of users: names of columns are escaped
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pmmrec.data.importers.unpacking import unpacked
+from pmmrec.errors import DataError, not_installed
+
+ROWS_AT_ONCE = 20_000
+MAX_LITERAL_BYTES = 1_000_000  # of a line: `ast` takes up to a hundred times as much memory
+SAMPLE_LINES = 1_000
+_LISTS_OF_SCALARS = re.compile(r"(VARCHAR|BIGINT|DOUBLE|BOOLEAN|UUID|DATE|TIMESTAMP|TIME|HUGEINT|UBIGINT)\[\]")
+_JSON_PLACE = re.compile(r'Malformed JSON in file ".*?", at (byte \d+ in (?:record/value|line) \d+): (.*?)\.')
+How = tuple[str, ...]
+
+
+def write_json(path: Path, shown: Path, target: Path) -> How:
+    """Objects of a json file, one a line or in a list. Numbers and words stay as written; lists of them stay lists.
+
+    Lines that are Python literals, such as those of the Amazon and Steam data, are read as such. `shown` is what
+    messages call the file.
+    """
+    if _are_literals(path):
+        _write_rows(_literals(path, shown), target)
+        return ("its lines are Python literals",)
+    source = "read_json($path, compression='uncompressed'"
+    parameters = {"path": _plain(path)}
+    try:
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            described = connection.execute(f"DESCRIBE SELECT * FROM {source}, sample_size=-1)", parameters).fetchall()
+            kinds = {str(name): _kept_as(str(kind)) for name, kind, *_ in described}
+            columns = ", ".join(f"{_literal(name)}: '{kind}'" for name, kind in kinds.items())
+            rows = connection.sql(f"SELECT * FROM {source}, columns={{{columns}}})", params=parameters)
+            _write_batches(rows.to_arrow_reader(ROWS_AT_ONCE), target)
+    except duckdb.Error as error:
+        found = _JSON_PLACE.search(str(error))
+        told = f"{found[1]}: {found[2]}" if found else str(error).splitlines()[0]
+        raise DataError(
+            f"{shown}: cannot be read as json: {told}; give one object a line, or a list of objects"
+        ) from error
+    return ()
+
+
+def write_arrow(path: Path, shown: Path, target: Path) -> How:
+    """An Arrow or Feather file, or a stream of Arrow."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            if is_file:
+                file = pa.ipc.open_file(source)
+                batches = (file.get_batch(number) for number in range(file.num_record_batches))
+                _write_batches(pa.RecordBatchReader.from_batches(file.schema, batches), target)
+            else:
+                _write_batches(pa.ipc.open_stream(source), target)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{shown}: cannot be read as an Arrow file: {error}") from error
+    return ()
+
+
+def write_workbook(path: Path, shown: Path, target: Path) -> How:
+    """The first sheet of a workbook, whose first row names the columns; numbers as a text shows them."""
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise not_installed(f"{shown}: reading a workbook", ["openpyxl"], "xlsx") from error
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:  # a library of parsers, which may raise anything on broken files
+        raise DataError(f"{shown}: cannot be read as a workbook: {error}; save the sheet as csv") from error
+    sheet, others = book.worksheets[0], [one.title for one in book.worksheets[1:]]
+    rows = sheet.iter_rows(values_only=True)
+    names = [_cell(value) or "" for value in next(rows, ())]
+    used = [place for place, name in enumerate(names) if name]
+    named = ({names[place]: row[place] for place in used} for row in rows if any(value is not None for value in row))
+    _write_rows(named, target, [names[place] for place in used])
+    return (f"the first sheet, {sheet.title!r}, is read, not {', '.join(map(repr, others))}",) if others else ()
+
+
+WRITERS: Mapping[str, Callable[[Path, Path, Path], How]] = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), write_json),
+    **dict.fromkeys((".arrow", ".feather"), write_arrow),
+    ".xlsx": write_workbook,
+}
+WHOLE_FILES = (".arrow", ".feather", ".xlsx", ".parquet")  # are compressed inside, if at all
+
+
+def write_stream(rows: Any, target: Path, what: str) -> None:
+    """Write anything that gives Arrow batches: tables of pyarrow, pandas, polars, relations of DuckDB."""
+    try:
+        _write_batches(pa.RecordBatchReader.from_stream(rows), target)
+    except (TypeError, pa.ArrowException) as error:
+        raise DataError(f"{what}: cannot be read as a table: {error}") from error
+
+
+def _write_batches(reader: pa.RecordBatchReader, target: Path) -> None:
+    with pq.ParquetWriter(target, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+def _write_rows(rows: Iterable[Mapping[str, Any]], target: Path, names: list[str] | None = None) -> None:
+    """Rows of any values as columns of text; lists stay lists where all values of the column are such."""
+    rows = iter(rows)
+    first = list(itertools.islice(rows, ROWS_AT_ONCE))
+    if names is None:
+        names = list(dict.fromkeys(name for row in first for name in row))
+    lists = {
+        name
+        for name in names
+        if all(isinstance(row.get(name), list | None) for row in first) and any(row.get(name) for row in first)
+    }
+    schema = pa.schema([(name, pa.list_(pa.string()) if name in lists else pa.string()) for name in names])
+    with pq.ParquetWriter(target, schema) as writer:
+        while first:
+            columns = [[_listed(row.get(n)) if n in lists else _cell(row.get(n)) for row in first] for n in names]
+            writer.write_table(pa.table(columns, schema=schema))
+            first = list(itertools.islice(rows, ROWS_AT_ONCE))
+
+
+def _listed(value: Any) -> list[str | None] | None:
+    return [_cell(one) for one in value] if isinstance(value, list) else None if value is None else [_cell(value)]
+
+
+def _cell(value: Any) -> str | None:
+    """A value as text: whole numbers without a point, dates as ISO, lists and objects as json."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+
+
+def _are_literals(path: Path) -> bool:
+    """Whether the first line is a dict as Python writes it, and no json."""
+    first = next(_lines(path), b"")
+    if not first.lstrip().startswith((b"{'", b"{u'", b'{"')) or len(first) > MAX_LITERAL_BYTES:
+        return False
+    try:
+        json.loads(first)
+    except ValueError:
+        try:
+            return isinstance(ast.literal_eval(first.decode()), dict)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return False
+    return False
+
+
+def _literals(path: Path, shown: Path) -> Iterator[dict[str, Any]]:
+    """The dict in each line. Nothing is executed: `literal_eval` knows only values."""
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        if len(line) > MAX_LITERAL_BYTES:
+            raise DataError(f"{shown}: line {number}: longer than {MAX_LITERAL_BYTES:,} bytes; cut it")
+        try:
+            value = ast.literal_eval(line.decode())
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise DataError(
+                f"{shown}: line {number}: not a Python literal: {line[:60]!r}; mend or remove it"
+            ) from error
+        if not isinstance(value, dict):
+            raise DataError(f"{shown}: line {number}: a {type(value).__name__} instead of a dict; remove it")
+        yield {str(name): one for name, one in value.items()}
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    held = b""
+    for block in unpacked(path, None):
+        *whole, held = (held + block).split(b"\n")
+        yield from whole
+        if len(held) > MAX_LITERAL_BYTES:
+            yield held  # too long, which the caller says
+            return
+    if held:
+        yield held
+
+
+def _kept_as(kind: str) -> str:
+    return "VARCHAR[]" if _LISTS_OF_SCALARS.fullmatch(kind) else "VARCHAR"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _plain(path: Path) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", str(path))  # otherwise DuckDB would read all files that match a pattern

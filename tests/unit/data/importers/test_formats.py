@@ -1,0 +1,253 @@
+"""What people have on disk is read, and what was found is said."""
+
+from __future__ import annotations
+
+import bz2
+import datetime
+import gzip
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import feather
+from pydantic import ValidationError
+
+from pmmrec.data.importers import unpacking
+from pmmrec.data.importers.text_format import TextFormat
+from pmmrec.errors import DataError, MachineError, RecipeError
+
+ROWS = np.arange(3)
+TEXTS = ["red shirt", "blue shirt", "hat"]
+ITEMS = [{"item_id": one, "text": text} for one, text in zip("abc", TEXTS, strict=True)]
+CSV = "item_id,text\na,red shirt\nb,blue shirt\nc,hat\n"
+
+
+def compressed(suffix: str, data: bytes) -> bytes:
+    if suffix == ".gz":
+        middle = len(data) // 2
+        return gzip.compress(data[:middle]) + gzip.compress(data[middle:])  # an archive may have several members
+    if suffix == ".bz2":
+        return bz2.compress(data)
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_compressed_files_are_read_and_recorded_as_they_are(shop, suffix: str, kind: str) -> None:
+    content = CSV if kind == "csv" else "".join(json.dumps(row) + "\n" for row in ITEMS)
+    items = shop.write(f"items.{kind}{suffix}", compressed(suffix, content.encode()))
+    domain = shop.run(items=items)
+    assert domain.texts(ROWS) == TEXTS
+    assert domain.info.sources["items"].sha256 == hashlib.sha256(items.read_bytes()).hexdigest()
+    assert domain.info.sources["items"].file_name == items.name
+
+
+def test_half_an_archive_is_refused(shop) -> None:
+    whole = gzip.compress(b"item_id,text\n" + b"".join(b"%d,text %d\n" % (k, 7 * k) for k in range(5000)))
+    with pytest.raises(DataError, match=r"items\.csv\.gz: cannot be read: Truncated"):
+        shop.run(items=shop.write("items.csv.gz", whole[: len(whole) // 2]))
+    assert not shop.out.exists()
+
+
+def test_an_archive_that_grows_without_end_is_refused(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "GROWTH_FROM_BYTES", 1000)
+    items = shop.write("items.csv.gz", gzip.compress(b"item_id,text\na," + b"x" * 2_000_000))
+    with pytest.raises(DataError, match=r"grows to more than [0-9,]+ bytes; unpack it yourself"):
+        shop.run(items=items)
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("\ufeffitem_id;text\r\na;red shirt\r\nb;blue shirt\r\nc;hat\r\n".encode(), "values are separated by ';'"),
+        (CSV.replace(",", "\t").encode("utf-16"), "read as utf-16"),
+        (b"\xfe\xff" + CSV.encode("utf-16-be"), "read as utf-16"),
+    ],
+)
+def test_files_of_excel_are_read_and_said(shop, content: bytes, note: str) -> None:
+    shop.items.write_bytes(content)
+    domain = shop.run()
+    assert domain.texts(ROWS) == TEXTS
+    assert f"items: {note}" in domain.info.summary.notes
+
+
+def test_an_encoding_that_is_named_is_used(shop) -> None:
+    shop.items.write_bytes(CSV.replace("red", "r\u00e9d").encode("cp1252"))
+    with pytest.raises(DataError, match=r"line 2: not UTF-8 text; .*--encoding cp1252"):
+        shop.run()
+    assert shop.run(items_format=TextFormat(encoding="cp1252")).texts(ROWS[:1]) == ["r\u00e9d shirt"]
+
+
+def test_a_text_that_lacks_the_named_encoding_is_refused_with_its_line(shop) -> None:
+    with pytest.raises(DataError, match="line 3: not ASCII text; name another"):
+        shop.run(items=shop.write("i.csv", CSV.replace("blue", "bl\u00fce")), items_format=TextFormat(encoding="ascii"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"encoding": "klingon"}, "no encoding of texts is called 'klingon'"),
+        ({"encoding": "hex"}, "no encoding of texts is called 'hex'"),
+        ({"delimiter": '"'}, "separates no values"),
+    ],
+)
+def test_settings_of_a_text_that_cannot_be_are_refused(settings: dict, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        TextFormat(**settings)
+
+
+def test_settings_of_a_text_have_no_effect_on_other_files(shop) -> None:
+    items = shop.folder / "items.arrow"
+    feather.write_feather(pa.table({"item_id": ["a"], "text": ["x"]}), items)
+    with pytest.raises(RecipeError, match=r"items\.arrow: --encoding has no effect"):
+        shop.run(items=items, items_format=TextFormat(encoding="latin-1"))
+
+
+def test_a_delimiter_of_two_signs_and_columns_without_a_header_are_read(shop) -> None:
+    items = shop.write("movies.txt", 'a::He said "red"::x\nb::blue::y\n\nc::#hat::z\n')
+    layout = TextFormat(delimiter="::", quote="none", columns=("item_id", "text", "genre"))
+    domain = shop.run(items=items, items_format=layout)
+    assert domain.texts(ROWS) == ['He said "red"', "blue", "#hat"]
+    assert domain.attribute("genre") == ["x", "y", "z"]
+
+
+def test_quote_marks_are_text_where_that_is_said(shop) -> None:
+    shop.items.write_text('item_id,text\na,"red\nb,12" blue\nc,"hat"\n')
+    domain = shop.run(items_format=TextFormat(quote="none"))
+    assert domain.texts(ROWS) == ['"red', '12" blue', '"hat"']
+
+
+@pytest.mark.parametrize("form", ["lines", "list"])
+def test_json_keeps_ids_as_they_are_written(shop, form: str, sequences) -> None:
+    log = [{"user_id": 7, "item_id": "0007", "more": {"x": [1]}}, {"user_id": 12345678901234567890123, "item_id": "#a"}]
+    items = [{"item_id": "0007", "text": "red"}, {"item_id": "#a", "text": "2020-01-01", "tags": ["x", "y"]}]
+    paths = {}
+    for role, rows in (("items", items), ("interactions", log)):
+        text = json.dumps(rows) if form == "list" else "\n".join(map(json.dumps, rows))
+        paths[role] = shop.write(f"{role}.json", text)
+    domain = shop.run(**paths)
+    assert sequences(domain) == {"7": ["0007"], "12345678901234567890123": ["#a"]}
+    assert domain.texts(np.arange(2)) == ["red", "2020-01-01"]
+
+
+def test_broken_json_is_refused_with_its_place(shop) -> None:
+    items = shop.write("items.jsonl", '{"item_id": "a", "text": "x"}\n{"item_id": "b", "te\n')
+    with pytest.raises(DataError, match=r"items\.jsonl: cannot be read as json: byte \d+ in line 3"):
+        shop.run(items=items)
+
+
+def test_lines_of_python_literals_are_values_and_never_run(shop) -> None:
+    lines = ["{'item_id': u'0007', 'text': 'it\\'s red', 'price': 1.5}", "{'item_id': '8', 'text': \"blue\"}", ""]
+    shop.interactions.write_text("user_id,item_id\nu,0007\nu,8\n")
+    domain = shop.run(items=shop.write("items.json", "\n".join(lines)))
+    assert domain.item_ids.to_pylist() == ["0007", "8"]
+    assert domain.texts(np.arange(2)) == ["it's red", "blue"]
+    assert "items: its lines are Python literals" in domain.info.summary.notes
+    canary = shop.folder / "canary"
+    for number, bad in enumerate((f"open({str(canary)!r}, 'w')", "['a']", "{'item_id': ")):
+        path = shop.write(f"bad{number}.json", f"{lines[0]}\n{bad}\n")
+        with pytest.raises(DataError, match=r"line 2: "):
+            shop.run(items=path, out=shop.folder / "bad")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("form", ["file", "stream"])
+def test_arrow_files_and_streams_are_read(shop, form: str) -> None:
+    table, path = pa.Table.from_pylist(ITEMS), shop.folder / "items.arrow"
+    with pa.OSFile(str(path), "wb") as sink:
+        make = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+        with make(sink, table.schema) as writer:
+            writer.write_table(table)
+    assert shop.run(items=path).texts(ROWS) == TEXTS
+    with pytest.raises(DataError, match="cannot be read as an Arrow file"):
+        shop.run(items=shop.write("broken.feather", path.read_bytes()[:60]), out=shop.folder / "other")
+
+
+def workbook(path: Path) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    rows = [
+        ["item_id", "text", None, "since"],
+        [7, "red", 1, datetime.datetime(2020, 1, 2)],
+        ["0008", "blue", None, 2.5],
+    ]
+    for row in rows:
+        book.active.append(row)
+    book.active.title = "shop"
+    book.create_sheet("notes")
+    book.save(path)
+    return path
+
+
+def test_the_first_sheet_of_a_workbook_is_read(shop) -> None:
+    shop.interactions.write_text("user_id,item_id\nu,7\nu,0008\n")
+    domain = shop.run(items=workbook(shop.folder / "items.xlsx"))
+    assert domain.item_ids.to_pylist() == ["7", "0008"]
+    assert domain.attribute("since") == ["2020-01-02T00:00:00", "2.5"]
+    assert "items: the first sheet, 'shop', is read, not 'notes'" in domain.info.summary.notes
+
+
+def test_a_workbook_needs_openpyxl_and_says_so(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    with pytest.raises(MachineError, match="openpyxl is not installed; pip install"):
+        shop.run(items=shop.write("items.xlsx", b"PK"))
+
+
+@pytest.mark.parametrize("scheme", ["duckdb", "sqlite"])
+def test_a_query_of_a_database_gives_the_rows(shop, scheme: str) -> None:
+    path = shop.folder / "shop.db"
+    with duckdb.connect(str(path)) if scheme == "duckdb" else sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE goods (sku VARCHAR, title VARCHAR)")
+        for row in ITEMS:
+            database.execute("INSERT INTO goods VALUES (?, ?)", list(row.values()))
+    database.close()
+    query = "SELECT sku AS item_id, title || '#1' AS text FROM goods WHERE title LIKE '%shirt%' OR sku = 'c'"
+    assert shop.run(items=f"{scheme}:///{path}?query={query}").texts(ROWS) == [f"{text}#1" for text in TEXTS]
+    table = shop.run(
+        items=f"{scheme}:///{path}?table=goods", columns={"item_id": "sku", "text": "title"}, out=shop.folder / "other"
+    )
+    assert table.texts(ROWS) == TEXTS
+    for bad, kind, reason in (
+        (f"{scheme}:///{path}?query=SELECT nothing", DataError, "the query was: SELECT nothing"),
+        (f"{scheme}:///{path}?query=DROP TABLE goods", DataError, "the query was"),
+        (f"{scheme}:///{path}.no?table=goods", DataError, "no such file"),
+        (f"{scheme}:///{path}", RecipeError, "not the address of a database"),
+        ("postgres:///shop?table=goods", RecipeError, "not the address of a database"),
+    ):
+        with pytest.raises(kind, match=reason):
+            shop.run(items=bad, out=shop.folder / "bad")
+
+
+@pytest.mark.parametrize(
+    ("content", "how"),
+    [
+        ("user_id\titem_ids\nv\tb a b\nu\tc\nw\t\n", "lists with blanks between ids"),
+        ("user_id;item_ids\nv;b,a,b\nu;c\nw;\n", "lists with commas between ids"),
+        ("user_id\titem_ids\nv\t['b', 'a', 'b']\nu\t['c']\nw\t[]\n", "lists in brackets"),
+        ('user_id\titem_ids\nv\t["b","a","b"]\nu\t["c"]\nw\t[]\n', "lists in brackets"),
+    ],
+)
+def test_lists_of_items_become_interactions_in_order(shop, sequences, rejected, content: str, how: str) -> None:
+    shop.interactions.write_text(content)
+    if "\t" in content:
+        shop.interactions = shop.interactions.rename(shop.folder / "log.tsv")
+    domain = shop.run()
+    assert sequences(domain) == {"v": ["b", "a", "b"], "u": ["c"]}
+    assert (
+        f"interactions: 3 {how} of items give 5 rows, which rejected rows are numbered by" in domain.info.summary.notes
+    )
+    assert ("interaction", "w/", 5, "empty item id") in rejected(domain)
+    assert domain.info.summary.num_interactions_read == 5
+
+
+def test_a_list_column_of_parquet_is_unfolded(shop, sequences) -> None:
+    path = shop.folder / "log.parquet"
+    pa.parquet.write_table(pa.table({"user_id": [1, 2], "item_ids": [["b", "a"], ["c"]], "timestamp": [5, 6]}), path)
+    domain = shop.run(interactions=path)
+    assert sequences(domain) == {"1": ["b", "a"], "2": ["c"]}
+    assert domain.times(0).tolist() == [5, 5]
