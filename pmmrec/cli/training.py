@@ -11,7 +11,8 @@ from typing import Annotated, NamedTuple
 import typer
 from typer import Argument, Option
 
-from pmmrec.terminal import errors_for_people, named_folders, run_program, show
+from pmmrec.cli.options import HUB, AsJson, BasePlace, Checkpoint, DomainFolder, HubFolder, show_json
+from pmmrec.terminal import errors_for_people, named_folders, run_program, show, tell, warn
 
 app = typer.Typer()
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -106,6 +107,38 @@ def tune(
         for setting, share in found.importances.items():
             typer.echo(f"importance {share:6.1%}  {setting}")
         typer.echo(f"best settings: {found.best}")
+
+
+@app.command()
+def advise(
+    checkpoint: Checkpoint,
+    domain: DomainFolder,
+    overrides: Annotated[list[str] | None, Argument(metavar="A.B=C...", help="Settings of the fine-tunings.")] = None,
+    recipe: Annotated[str, Option(metavar="RECIPE", help="Of the fine-tunings, and of the split.")] = "finetune/full",
+    minutes: Annotated[float, Option(help="Training time of both fine-tunings together.")] = 10,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="Of its runs; default: advise-... in runs.")] = None,
+    hub: HubFolder = HUB,
+    base: BasePlace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a checkpoint could do on a domain, and recommend a plan with its command line.
+
+    Ranks the validation targets by popularity, item-kNN, zero-shot and two short fine-tunings; no test target is read.
+    The same command goes on where it was stopped.
+    """
+    from pmmrec.settings import validate
+    from pmmrec.tables import Sentence
+
+    with errors_for_people():
+        from pmmrec.advice.advise import AdvicePlan, Adviser
+
+        asked = {"checkpoint": checkpoint, "domain": domain, "recipe": recipe, "overrides": overrides or ()}
+        how = {"minutes": minutes, "out": out, "hub": hub, "base": base}
+        advice = Adviser(validate(AdvicePlan, {**asked, **how}, "arguments"), tell, warn).advise()
+        if as_json:
+            show_json(advice.record())
+        else:
+            show(advice.table(), *map(Sentence, advice.lines()))
 
 
 class _Machines(NamedTuple):

@@ -50,20 +50,21 @@ class Evaluation:
     @cached_property
     def metrics(self) -> Mapping[str, float]:
         """Means over users, 0..1, and `seen_target`: the share no model can hit."""
-        means = {name: float(values_Q.mean()) for name, values_Q in self._by_user.items()}
+        means = {name: float(values_Q.mean()) for name, values_Q in self.by_user.items()}
         return means | {"seen_target": self.ranks.seen_share}
 
     @cached_property
     def intervals(self) -> Mapping[str, Interval]:
         """Intervals of the same metrics over users; drawing them takes longer than ranking a small domain."""
-        return {name: mean_interval(values_Q) for name, values_Q in self._by_user.items()}
+        return {name: mean_interval(values_Q) for name, values_Q in self.by_user.items()}
 
     def where(self, is_in_T: NDArray[np.bool_]) -> Evaluation:
         """The same evaluation of the selected targets alone."""
         return replace(self, ranks=self.ranks.where(is_in_T))
 
     @property
-    def _by_user(self) -> dict[str, NDArray[np.float64]]:
+    def by_user(self) -> dict[str, NDArray[np.float64]]:
+        """Values of each user whose means are the metrics, `(Q,)`, in the order of users."""
         ranks = self.ranks
         values = query_metrics(ranks.rank, ranks.query, self.measured, ranks.num_candidates, ranks.num_tied)
         user_Q = self.ranks.user_of_query.numpy()

@@ -161,7 +161,7 @@ class RankEvery:
 
 
 class KeepBest:
-    """Saves the weights whenever validation improves; ends the last stage after `patience` epochs without."""
+    """Saves the weights whenever validation improves; ends training after `patience` epochs without, or in time."""
 
     def __init__(self, config: ValidationConfig, save: Callable[[Loop], None]) -> None:
         self._config, self._save = config, save
@@ -176,3 +176,13 @@ class KeepBest:
         if epoch - counted_from >= self._config.patience:
             loop.should_stop, name = True, self._config.judged_by
             loop.log.say(f"epoch {epoch:>3}  no better {name} since epoch {loop.best[0]}: training ends")
+        elif self._is_out_of_time(loop, epoch):
+            loop.should_stop = True
+            loop.log.say(f"epoch {epoch:>3}  another would pass train.minutes={loop.config.minutes:g}: training ends")
+
+    def _is_out_of_time(self, loop: Loop, epoch: int) -> bool:
+        """Whether one more epoch, as long as those so far, would take training past `train.minutes`."""
+        if loop.config.minutes is None or not 0 < epoch < loop.config.epochs:
+            return False
+        seconds: float = loop.processes.from_main(loop.training_s)  # all end in the same epoch
+        return seconds * (epoch + 1) / epoch > 60 * loop.config.minutes

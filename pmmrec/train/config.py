@@ -17,6 +17,12 @@ class TrainConfig(Config):
     """How long and how fast."""
 
     epochs: int = Field(10, ge=0, description="At most this many; early stopping may end sooner.")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Training ends before an epoch that would take it, without validation, past so many minutes; one "
+        "epoch is always trained. null: no limit.",
+    )
     batch_users: int = Field(64, ge=1, description="Users of one step, over all processes.")
     gather: bool | None = Field(
         None,

@@ -188,6 +188,14 @@ def test_patience_counts_the_epochs_of_the_last_stage_alone(workshop) -> None:
     assert loop.best[0] == 0
 
 
+@pytest.mark.parametrize(("minutes", "epochs"), [(1e-9, 1), (60.0, 3)])
+def test_training_ends_before_an_epoch_that_would_pass_its_minutes(workshop, minutes: float, epochs: int) -> None:
+    shop = workshop()
+    loop = _judged(shop, _Kept(), patience=9, epochs=3, minutes=minutes)
+    assert sorted(loop.validation) == list(range(epochs + 1))  # one epoch is always trained
+    assert loop.should_stop == (epochs < 3)
+
+
 def test_time_in_training_leaves_validation_out(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     rest_s = 1e6
     clock = SimpleNamespace(rested_s=0.0, monotonic=lambda: time.monotonic() + clock.rested_s)
