@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.dropout import Dropout
-from pmmrec.packing import Packing, attend
+from pmmrec.packing import Packing, attend, attend_last
 
 CARCA_SLOPE = 0.2  # of CARCA's leaky ReLU below 0: the default of TensorFlow, and so of the released code
 Activation = Literal["relu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+class QueryKeyValue(nn.Linear):
+    """One linear map `D -> 3 D` to queries, keys and values, of which neighbouring ones can be asked for alone."""
+
+    def forward(self, x: Tensor, part: slice | None = None) -> Tensor:
+        """`part`: which outputs; None: all."""
+        if part is None:
+            return super().forward(x)
+        return F.linear(x, self.weight[part], None if self.bias is None else self.bias[part])
 
 
 class Attention(nn.Module):
@@ -24,17 +35,35 @@ class Attention(nn.Module):
         if width % num_heads:
             raise ValueError(f"width {width} cannot be shared by {num_heads} heads; choose a divisor of the width")
         self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv: nn.Module = QueryKeyValue(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width, bias=out_bias)
 
-    def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool) -> Tensor:
-        """`is_causal`: a place sees itself and those before it; else it sees its whole row."""
-        width = x_KD.shape[1]
-        query, key, value = self.qkv(x_KD).view(-1, 3, self.num_heads, width // self.num_heads).unbind(1)
+    def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool, last_alone: bool = False) -> Tensor:
+        """`is_causal`: a place sees itself and those before it; else it sees its whole row.
+
+        `last_alone`: what the last place of each row sees, `(R, D)`.
+        """
         dropout = self.dropout if self.training else 0.0
-        mixed_KHE = attend(query, key, value, packing, is_causal=is_causal, dropout=dropout)
-        out: Tensor = self.out(mixed_KHE.flatten(1))
+        if last_alone:
+            key, value = self._heads(x_KD, 1, 3)
+            (query,) = self._heads(packing.last(x_KD), 0, 1)  # the last call: adapters beside it add to these places
+            mixed = attend_last(query, key, value, packing, dropout=dropout)
+        else:
+            query, key, value = self._heads(x_KD)
+            mixed = attend(query, key, value, packing, is_causal=is_causal, dropout=dropout)
+        out: Tensor = self.out(mixed.flatten(1))
         return out
+
+    def _heads(self, x_KD: Tensor, first: int = 0, stop: int = 3) -> tuple[Tensor, ...]:
+        """Queries, keys and values from `first` to before `stop`, `(K, H, E)` each."""
+        width, count = x_KD.shape[1], stop - first
+        part = None if count == 3 else slice(first * width, stop * width)
+        mapped_KM: Tensor
+        if isinstance(self.qkv, QueryKeyValue):
+            mapped_KM = self.qkv(x_KD, part)
+        else:  # wrapped by adapters, which know all outputs alone
+            mapped_KM = self.qkv(x_KD)[:, part or slice(None)]
+        return mapped_KM.view(-1, count, self.num_heads, width // self.num_heads).unbind(1)
 
 
 class TransformerBlock(nn.Module):
@@ -68,14 +97,14 @@ class TransformerBlock(nn.Module):
         self.dropout = Dropout(dropout)
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool = False) -> Tensor:
-        """`(K, D)`, the places of packed rows -> `(K, D)`."""
+    def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool = False, last_alone: bool = False) -> Tensor:
+        """`(K, D)`, the places of packed rows -> `(K, D)`; with `last_alone` the last place of each row, `(R, D)`."""
+        attention_of = partial(self.attention, packing=packing, is_causal=is_causal, last_alone=last_alone)
+        residual = packing.last(x_KD) if last_alone else x_KD
         if self.norm_first:
-            mixed_KD = self.attention(self.attention_norm(x_KD), packing, is_causal=is_causal)
-            attended = self.dropout.add(x_KD, mixed_KD)
+            attended = self.dropout.add(residual, attention_of(self.attention_norm(x_KD)))
             return self.dropout.add(attended, self._fed_forward(self.feed_forward_norm(attended)))
-        mixed_KD = self.attention(x_KD, packing, is_causal=is_causal)
-        attended = self.attention_norm(self.dropout.add(x_KD, mixed_KD))
+        attended = self.attention_norm(self.dropout.add(residual, attention_of(x_KD)))
         out: Tensor = self.feed_forward_norm(self.dropout.add(attended, self._fed_forward(attended)))
         return out
 

@@ -259,6 +259,7 @@ class History:
     user_BD: Tensor | None = None  # vectors of these users as a graph gave them; None: there is no graph
     length_B: HostArray | None = None  # positions of each user that hold an item; None: as the mask says
     mask_D: Tensor | None = None  # what stands for a hidden item; None: the user encoder's own vector
+    last_alone: bool = False  # only the state at the last position is read: an encoder may leave out the others
 
     @classmethod
     def of(
@@ -287,7 +288,7 @@ class History:
 
 @dataclass(frozen=True)
 class UserStates:
-    """What a user encoder says of users at every position of their histories."""
+    """What a user encoder says of users at every position of their histories, or of the last one alone (L = 1)."""
 
     hidden_BLD: Tensor  # of padding: anything
     is_valid_BL: Tensor  # bool
@@ -352,7 +353,7 @@ class Views:
 
     items: ItemVectors
     windows: Windows
-    states: Mapping[WindowRequest, UserStates]  # of each pass over the windows
+    states: Mapping[WindowRequest, UserStates]  # of each pass; the last alone where no objective reads others
     score: Score
     log_q_U: Tensor | None = None
     num_slots_U: Tensor | None = None  # int64, slots of each item in all processes; None: the windows are all there are

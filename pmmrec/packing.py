@@ -150,6 +150,11 @@ class Packing:
         return HostArray(np.cumsum(self.length_R) - self.length_R)
 
     @cached_property
+    def last_R(self) -> HostArray:
+        """The last place of each row."""
+        return HostArray(np.cumsum(self.length_R) - 1)
+
+    @cached_property
     def row_K(self) -> Ints:
         """The row of each place."""
         return np.repeat(np.arange(self.num_rows), self.length_R)
@@ -186,6 +191,10 @@ class Packing:
     def first(self, x_K: Tensor) -> Tensor:
         """The first place of each row, `(R, ...)`."""
         return x_K.index_select(0, self.first_R.on(x_K.device))
+
+    def last(self, x_K: Tensor) -> Tensor:
+        """The last place of each row, `(R, ...)`."""
+        return x_K.index_select(0, self.last_R.on(x_K.device))
 
     def mean(self, x_KD: Tensor) -> Tensor:
         """The mean of each row, `(R, D)`."""
@@ -225,16 +234,16 @@ def lengths_of(is_valid_BL: Tensor) -> HostArray:
     return HostArray(is_valid.sum(axis=1))
 
 
-def left_padded(length_B: Ints, num_places: int) -> tuple[Packing, HostArray, HostArray]:
+def left_padded(length_B: Ints, num_places: int) -> tuple[Packing, HostArray, HostArray, HostArray]:
     """The packing of B rows that stand on the right of `num_places` places, out of their lengths.
 
-    Beside it: where each packed place lies in `(B, num_places)`, flat, and how many of its row follow. A row without
-    any place has the last one.
+    Beside it: where each packed place lies in `(B, num_places)`, flat, how many of its row follow, and where each of
+    the B rows lies in the packing. A row without any place has the last one.
     """
     packing, order_R = packing_of(np.maximum(length_B, 1))
     from_end_K = packing.length_R[packing.row_K] - 1 - packing.place_K.values
     place_K = (order_R[packing.row_K] + 1) * num_places - 1 - from_end_K
-    return packing, HostArray(place_K), HostArray(from_end_K)
+    return packing, HostArray(place_K), HostArray(from_end_K), HostArray(np.argsort(order_R))
 
 
 def attend(
@@ -259,6 +268,36 @@ def attend(
         run = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call]  # untyped in torch
     mixed_KHE: Tensor = run(query_KHE, key_KHE, value_KHE, packing, is_causal, dropout, window, scale)
     return mixed_KHE
+
+
+def attend_last(
+    query_RHE: Tensor, key_KHE: Tensor, value_KHE: Tensor, packing: Packing, *, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention of the last place of each row to its whole row, `(R, H, E)`.
+
+    It is what `attend` gives for these places, causal or not, but for rounding: products of one row may be summed in
+    another order than those of several.
+    """
+    run: Any = _attend_last
+    if torch.compiler.is_compiling():
+        run = torch.compiler.disable(_attend_last)  # type: ignore[no-untyped-call]  # untyped in torch
+    mixed_RHE: Tensor = run(query_RHE, key_KHE, value_KHE, packing, dropout)
+    return mixed_RHE
+
+
+def _attend_last(query_RHE: Tensor, key_KHE: Tensor, value_KHE: Tensor, packing: Packing, dropout: float) -> Tensor:
+    spans, device = packing.spans(key_KHE.device), key_KHE.device
+    query_GHE = torch.split(query_RHE, [len(span.length_G) for span in spans])
+    sizes = [span.num_places for span in spans]
+    parts = [
+        F.scaled_dot_product_attention(
+            query[:, :, None], _heads(key, span), _heads(value, span), _mask(span, device, None), dropout_p=dropout
+        )
+        for span, query, key, value in zip(
+            spans, query_GHE, torch.split(key_KHE, sizes), torch.split(value_KHE, sizes), strict=True
+        )
+    ]
+    return torch.cat([mixed_GH1E[:, :, 0] for mixed_GH1E in parts])
 
 
 def _attend(
@@ -305,7 +344,7 @@ def _heads(x_kHE: Tensor, span: Span) -> Tensor:
     return x_kHE.view(len(span.length_G), span.longest, *x_kHE.shape[1:]).transpose(1, 2)
 
 
-def _mask(span: Span, device: torch.device, window: int | None, *, is_causal: bool) -> Tensor | None:
+def _mask(span: Span, device: torch.device, window: int | None, *, is_causal: bool = False) -> Tensor | None:
     """Which keys a query may see, where `is_causal` alone does not say it: padding comes last, so no place sees it."""
     is_banded = window is not None and window < span.longest - 1
     if not is_banded and (span.is_even or is_causal):

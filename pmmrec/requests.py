@@ -159,6 +159,7 @@ class Requests:
 
     passes: Mapping[WindowRequest, frozenset[DrawnNegatives]] = field(default_factory=dict)  # and for its targets
     views: frozenset[View] = frozenset()
+    last_alone: frozenset[WindowRequest] = frozenset()  # passes of which nothing but the last state of a window is read
 
     @property
     def drawn(self) -> frozenset[DrawnNegatives]:
@@ -172,18 +173,30 @@ class Requests:
         return needs | ({Holding.HISTORY: "the order of its items"} if View.ORDER in self.views else {})
 
     @classmethod
-    def of(cls, *windows: WindowRequest, negatives: DrawnNegatives | None = None, views: Iterable[View] = ()) -> Self:
-        """Passes over windows, with `negatives` drawn for the targets of each, and views."""
+    def of(
+        cls,
+        *windows: WindowRequest,
+        negatives: DrawnNegatives | None = None,
+        views: Iterable[View] = (),
+        last_alone: bool = False,
+    ) -> Self:
+        """Passes over windows, with `negatives` drawn for the targets of each, and views.
+
+        `last_alone`: of these passes the last state of each window is read and no other, so others need not be there.
+        """
         drawn = frozenset(() if negatives is None else (negatives,))
-        return cls(dict.fromkeys(windows, drawn), frozenset(views))
+        return cls(dict.fromkeys(windows, drawn), frozenset(views), frozenset(windows if last_alone else ()))
 
     @classmethod
     def union(cls, several: Iterable[Requests]) -> Self:
         """All that is asked for, each thing once; the windows as they are come first."""
         passes: dict[WindowRequest, frozenset[DrawnNegatives]] = {}
         views: frozenset[View] = frozenset()
+        whole: set[WindowRequest] = set()
         for requests in several:
             views |= requests.views
+            whole |= requests.passes.keys() - requests.last_alone
             for window, drawn in requests.passes.items():
                 passes[window] = passes.get(window, frozenset()) | drawn
-        return cls(dict(sorted(passes.items(), key=lambda entry: not isinstance(entry[0], NextItems))), views)
+        in_order = dict(sorted(passes.items(), key=lambda entry: not isinstance(entry[0], NextItems)))
+        return cls(in_order, views, frozenset(passes.keys() - whole))

@@ -41,8 +41,8 @@ class MetaCounter:
 
         return self._once((field, num_tokens, is_kept), states)
 
-    def history(self, length: int) -> Work:
-        """The user encoder on one history."""
+    def history(self, length: int, *, last_alone: bool) -> Work:
+        """The user encoder on one history; `last_alone`: for its last state."""
 
         def states() -> Tensor:
             encoder = self._model.user_encoder
@@ -50,10 +50,11 @@ class MetaCounter:
             is_valid_BL = torch.ones(1, length, dtype=torch.bool, device="meta")
             streams = dict.fromkeys(encoder.streams, item_BLD)
             user_index_B = torch.zeros(1, dtype=torch.int64, device="meta")
-            found: Tensor = encoder(History(item_BLD, is_valid_BL, streams, user_index_B=user_index_B)).hidden_BLD
+            history = History(item_BLD, is_valid_BL, streams, user_index_B=user_index_B, last_alone=last_alone)
+            found: Tensor = encoder(history).hidden_BLD
             return found
 
-        return self._once(("history", length), states)
+        return self._once(("history", length, last_alone), states)
 
     @cached_property
     def image_tokens(self) -> int:

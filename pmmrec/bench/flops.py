@@ -70,13 +70,14 @@ def linear_map(layer: nn.Linear | nn.Conv2d, rows: float, *, input_learns: bool)
     return product(rows, layer.weight[0].numel(), outer, learning_sides=layer.weight.requires_grad + input_learns)
 
 
-def attention(length_R: Ints, width: int, *, learns: bool) -> Work:
+def attention(length_R: Ints, width: int, *, learns: bool, last_alone: bool = False) -> Work:
     """Every position of a row attends to all of its row: `Q K^T` and its product with V, `2 n^2 width` FLOPs each.
 
-    The backward pass has two products for each. Causal rows count in full, as in torch's counter, and scores that fused
-    kernels compute once more on the way back do not count.
+    `last_alone`: the last position of each row does, `2 n width` FLOPs each. The backward pass has two products for
+    each. Causal rows count in full, as in torch's counter, and scores that fused kernels compute once more on the way
+    back do not count.
     """
-    forward = 4.0 * float((length_R**2).sum()) * width
+    forward = 4.0 * float((length_R if last_alone else length_R**2).sum()) * width
     return Work(forward, 2 * forward if learns else 0.0)
 
 
@@ -85,7 +86,15 @@ def learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def block_work(block: nn.Module, entries: str, length_R: Ints, *, input_learns: bool, is_pre_norm: bool) -> Work:
+def block_work(
+    block: nn.Module,
+    entries: str,
+    length_R: Ints,
+    *,
+    input_learns: bool,
+    is_pre_norm: bool,
+    last_alone: bool = False,
+) -> Work:
     """A Transformer block over rows of these lengths.
 
     Args:
@@ -94,26 +103,37 @@ def block_work(block: nn.Module, entries: str, length_R: Ints, *, input_learns: 
         length_R: Valid positions of each row.
         input_learns: Whether something below it is trained, so that gradients flow through it.
         is_pre_norm: Whether queries, keys and values are made of a layer norm of the block.
+        last_alone: Whether only the last position of each row is computed: from one layer come queries for it, and keys
+            and values for all.
     """
     rows = float(length_R.sum())
+    asked = float(len(length_R)) if last_alone else rows
+    mapped = (2 * rows + asked) / 3  # of a layer that makes all three
     layers = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
     first = [layer for name, layer in layers.items() if re.fullmatch(entries, name)]
     rest = [layer for name, layer in layers.items() if not re.fullmatch(entries, name)]
     flows = input_learns or (is_pre_norm and learns(block))
-    works = [linear_map(layer, rows, input_learns=flows) for layer in first]
+    works = [linear_map(layer, mapped, input_learns=flows) for layer in first]
     flows = flows or learns(block)
-    works.append(attention(length_R, rest[0].in_features, learns=flows))
-    works += [linear_map(layer, rows, input_learns=flows) for layer in rest]
+    works.append(attention(length_R, rest[0].in_features, learns=flows, last_alone=last_alone))
+    works += [linear_map(layer, asked, input_learns=flows) for layer in rest]
     return Work.total(works)
 
 
 def stack_work(
-    blocks: Sequence[nn.Module], entries: str, length_R: Ints, *, input_learns: bool, is_pre_norm: bool
+    blocks: Sequence[nn.Module],
+    entries: str,
+    length_R: Ints,
+    *,
+    input_learns: bool,
+    is_pre_norm: bool,
+    last_alone: bool = False,
 ) -> Work:
-    """Blocks one after another, from bottom to top."""
-    works = []
-    for block in blocks:
-        works.append(block_work(block, entries, length_R, input_learns=input_learns, is_pre_norm=is_pre_norm))
+    """Blocks one after another, from bottom to top; `last_alone`: nobody reads more than the last place of each row."""
+    works, top = [], len(blocks) - 1
+    for place, block in enumerate(blocks):
+        rules = {"input_learns": input_learns, "is_pre_norm": is_pre_norm, "last_alone": last_alone and place == top}
+        works.append(block_work(block, entries, length_R, **rules))
         input_learns = input_learns or learns(block)
     return Work.total(works)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from pmmrec.encoders import Encoder
 from pmmrec.encoders.vision_hf import HFVision
 from pmmrec.fusion.attentive import MergeAttention
 from pmmrec.models.towers import Towers
+from pmmrec.requests import WindowRequest
 from pmmrec.train.task import TrainingTask
 from pmmrec.users.transformer import TransformerUserEncoder
 
@@ -70,11 +71,11 @@ class WorkMeter:
         )
 
     def _of_part(self, batch: Batch) -> StepWork:
-        length_R = position_lengths(batch)
+        length_R = position_lengths(batch, batch.windows.passes)
         objectives, unknown = objective_works(self._task, batch)
         stages = {
             **self.items(batch.items),
-            "users": self._users(length_R),
+            "users": self._users(batch),
             "objectives": Work.total(objectives.values()),
         }
         return StepWork(
@@ -138,17 +139,26 @@ class WorkMeter:
         pairs = zip(lengths.tolist(), counts.tolist(), strict=True)
         return Work.total(self._counter.row(field, length, is_kept=is_kept) * count for length, count in pairs)
 
-    def _users(self, length_R: Ints) -> Work:
-        encoder, width = self._task.recommender.user_encoder, self._task.width
-        num_positions, items_learn = float(length_R.sum()), learns(self._task.recommender.item_encoder)
+    def _users(self, batch: Batch) -> Work:
+        encoder, size = self._task.recommender.user_encoder, FLOAT * self._task.width
+        alone = [request for request in batch.windows.passes if request in self._task.last_alone]
+        rest = [request for request in batch.windows.passes if request not in alone]
+        alone_R, rest_R = (position_lengths(batch, requests) for requests in (alone, rest))
+        work = self._states(alone_R, last_alone=True) + self._states(rest_R, last_alone=False)
+        num_read, num_given = float(alone_R.sum() + rest_R.sum()), float(len(alone_R) + rest_R.sum())
+        return work + stage_bytes(encoder, size * num_read, size * num_given)
+
+    def _states(self, length_R: Ints, *, last_alone: bool) -> Work:
+        """The states at all positions of histories of these lengths, or the last of each alone."""
+        encoder = self._task.recommender.user_encoder
         if isinstance(encoder, TransformerUserEncoder):
-            flows = items_learn or encoder.position.weight.requires_grad
-            work = stack_work(list(encoder.blocks), OWN_ENTRIES, length_R, input_learns=flows, is_pre_norm=False)
-        else:
-            length = int(length_R.max(initial=1))
-            work = self._counter.history(length) * (num_positions / length)
-        size = FLOAT * width * num_positions
-        return work + stage_bytes(encoder, size, size)
+            rules = {"input_learns": self._input_learns(encoder), "is_pre_norm": False, "last_alone": last_alone}
+            return stack_work(list(encoder.blocks), OWN_ENTRIES, length_R, **rules)
+        length = int(length_R.max(initial=1))
+        return self._counter.history(length, last_alone=last_alone) * (float(length_R.sum()) / length)
+
+    def _input_learns(self, encoder: TransformerUserEncoder) -> bool:
+        return learns(self._task.recommender.item_encoder) or encoder.position.weight.requires_grad
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -162,9 +172,9 @@ def tensors_of(value: Any) -> list[Tensor]:
     return []
 
 
-def position_lengths(batch: Batch) -> Ints:
-    """Valid positions of every history in every pass over the windows."""
-    masks = [one.is_valid_BL for one in batch.windows.passes.values()]
+def position_lengths(batch: Batch, requests: Iterable[WindowRequest]) -> Ints:
+    """Valid positions of every history in some passes over the windows."""
+    masks = [batch.windows.passes[request].is_valid_BL for request in requests]
     return np.concatenate([row_lengths(is_valid_BL) for is_valid_BL in masks] or [np.zeros(0, np.int64)])
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,6 +50,7 @@ def queries_after(
         rows = np.flatnonzero(padded_B == length)
         users = None if user_index_B is None else torch.from_numpy(user_index_B[rows])
         history = to_device(_histories(items, offset_B, item_H, rows, length, users, user_MD), device)
+        history = dataclasses.replace(history, last_alone=not keeps_histories)
         groups.append((torch.from_numpy(rows).to(device), user_encoder.query(history)))
     if not keeps_histories:
         hidden_B1D = torch.cat([query.hidden_KD for _, query in groups])[:, None]

@@ -18,7 +18,7 @@ from pmmrec.contracts import Query, Term, Views
 from pmmrec.objectives import IGNORED, Objective, objectives
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast, widened
-from pmmrec.requests import Requests, View
+from pmmrec.requests import View
 
 
 class CatalogueCEConfig(TargetsConfig):
@@ -62,7 +62,7 @@ class CatalogueCE(Objective):
     def __init__(self, config: CatalogueCEConfig, context: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.requests = Requests.of(config.window, views=(View.CATALOGUE,))
+        self.requests = config.requests(views=(View.CATALOGUE,))
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 
     def forward(self, views: Views) -> Term:

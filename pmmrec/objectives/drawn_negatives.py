@@ -16,7 +16,7 @@ from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast
-from pmmrec.requests import DrawnNegatives, Requests
+from pmmrec.requests import DrawnNegatives
 
 
 class DrawnConfig(TargetsConfig):
@@ -53,7 +53,7 @@ class _Drawn(Objective):
     def __init__(self, config: DrawnConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
         self.config = config
-        self.requests = Requests.of(config.window, negatives=config.negatives)
+        self.requests = config.requests(negatives=config.negatives)
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError where the views lack the pass or its negatives."""

@@ -15,7 +15,7 @@ from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast, widened
-from pmmrec.requests import DrawnNegatives, Requests, View
+from pmmrec.requests import DrawnNegatives, View
 
 
 class EmbeddingL2Config(TargetsConfig):
@@ -45,7 +45,7 @@ class EmbeddingL2(Objective):
     def __init__(self, config: EmbeddingL2Config, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
         self.config = config
-        self.requests = Requests.of(config.window, negatives=config.negatives, views=(View.NODES,))
+        self.requests = config.requests(negatives=config.negatives, views=(View.NODES,))
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError where the views lack the pass or its negatives."""

@@ -54,7 +54,7 @@ class ImpressionCE(Objective):
     def __init__(self, config: ImpressionCEConfig, context: BuildContext) -> None:
         super().__init__()
         self.config, self.request = config, Shown(num_not_clicked=config.not_clicked)
-        self.requests = Requests.of(self.request)
+        self.requests = Requests.of(self.request, last_alone=True)
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
 
     def forward(self, views: Views) -> Term:

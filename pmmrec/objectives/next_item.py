@@ -18,7 +18,7 @@ from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns, NegativeRule, Negatives
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast
-from pmmrec.requests import Requests, View
+from pmmrec.requests import View
 
 
 class NextItemConfig(TargetsConfig):
@@ -65,7 +65,7 @@ class NextItem(Objective):
         super().__init__()
         self.config = config
         self.temperature = math.sqrt(context.width) if isinstance(config.temperature, str) else config.temperature
-        self.requests = Requests.of(config.window, views=() if config.logq == "none" else (View.POPULARITY,))
+        self.requests = config.requests(views=() if config.logq == "none" else (View.POPULARITY,))
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError when `logq` asks for a popularity that the views lack."""

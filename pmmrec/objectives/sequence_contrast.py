@@ -54,7 +54,7 @@ class SequenceContrast(Objective):
     def __init__(self, config: SequenceContrastConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()
         views = (View.REWORDED,) if config.dropped.reworded else ()
-        self.config, self.requests = config, Requests.of(NextItems(), config.dropped, views=views)
+        self.config, self.requests = config, Requests.of(NextItems(), config.dropped, views=views, last_alone=True)
 
     def forward(self, views: Views) -> Term:
         """Sum over users who count. ValueError where the views lack one of the two passes."""

@@ -17,7 +17,7 @@ from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast
-from pmmrec.requests import Requests, View
+from pmmrec.requests import View
 
 NO_TARGET = -1
 
@@ -61,7 +61,7 @@ class TargetContrast(Objective):
     def __init__(self, config: TargetContrastConfig, context: BuildContext) -> None:  # noqa: ARG002  # every objective is built so
         super().__init__()
         self.config = config
-        self.requests = Requests.of(config.window, views=(View.SYNTHETIC,) if config.synthetic else ())
+        self.requests = config.requests(views=(View.SYNTHETIC,) if config.synthetic else ())
 
     def forward(self, views: Views) -> Term:
         """Sum over positions that count. ValueError where the views lack the pass."""

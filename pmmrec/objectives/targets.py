@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from pmmrec.contracts import Query, Views, WindowPass
+from pmmrec.contracts import Places, Query, Views, WindowPass
 from pmmrec.objectives import ObjectiveConfig
-from pmmrec.requests import DrawnNegatives, Masked, NextItems, Others, WindowRequest
+from pmmrec.requests import DrawnNegatives, Masked, NextItems, Others, Requests, View, WindowRequest
 
 Targets = Literal["next", "last", "masked", "each"]
 
@@ -43,13 +44,18 @@ class TargetsConfig(ObjectiveConfig):
             return NextItems()
         return Masked() if self.mask_share is None else Masked(share=self.mask_share)
 
+    def requests(self, negatives: DrawnNegatives | None = None, views: Iterable[View] = ()) -> Requests:
+        """The pass with these targets, with `negatives` drawn for them, and views."""
+        return Requests.of(self.window, negatives=negatives, views=views, last_alone=self.targets == "last")
+
 
 @dataclass(frozen=True)
 class TargetStates:
     """The states at which an objective scores items, and the item that is right at each."""
 
     of_pass: WindowPass
-    query: Query  # K positions; those of a batch's targets, whether they count or not
+    places: Places  # K positions of the windows
+    query: Query  # their states; those of a batch's targets, whether they count or not
     target_K: Tensor  # int64, places in U; 0 where there is none
     is_counted_K: Tensor  # bool; False where there is no target, or one with nothing to read, which no ranking holds
 
@@ -59,15 +65,16 @@ class TargetStates:
         of_pass, states = views.read(config.window, objective)
         is_readable_U = views.items.is_readable_U
         if config.targets == "last":
-            query, target_K = Query.last(states), of_pass.target_index_BL[:, -1]
-            return cls(of_pass, query, target_K, of_pass.is_target_BL[:, -1] & is_readable_U[target_K])
+            last, target_K = Places.last(of_pass.is_target_BL), of_pass.target_index_BL[:, -1]
+            is_counted_K = of_pass.is_target_BL[:, -1] & is_readable_U[target_K]
+            return cls(of_pass, last, Query.last(states), target_K, is_counted_K)
         places = of_pass.target_places
         target_K = places.of(of_pass.target_index_BL)
-        return cls(of_pass, Query.at(states, places), target_K, is_readable_U[target_K])
+        return cls(of_pass, places, Query.at(states, places), target_K, is_readable_U[target_K])
 
     def at(self, x_BL: Tensor) -> Tensor:
         """`(B, L, ...)` -> `(K, ...)`: what stands at these positions."""
-        return x_BL[self.query.user_K, self.query.position_K]
+        return self.places.of(x_BL)
 
     def negatives(self, drawn: DrawnNegatives, objective: str) -> Tensor:
         """The negatives of each target, `(K, C)` places in U. ValueError where the pass lacks them."""

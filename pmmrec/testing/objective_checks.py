@@ -15,8 +15,9 @@ from pmmrec.contracts import Batch, Candidates, ItemVectors, Term, UserStates, V
 from pmmrec.models.dot import Dot, DotConfig
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.negatives import Columns
+from pmmrec.requests import WindowRequest
 from pmmrec.testing.checks import Inapplicable, assert_close, check, require
-from pmmrec.testing.subjects import Subject
+from pmmrec.testing.subjects import Numbers, Subject
 from pmmrec.testing.twins import NO_TWIN, find_twin
 from pmmrec.testing.world import WIDTH, WINDOWS, batch_of, task_of
 from pmmrec.train.syncs import HostSyncs
@@ -126,6 +127,21 @@ def _other_targets(views: Views) -> Windows:
     return dataclasses.replace(windows, item_index_BS=index_BS, passes=passes)
 
 
+@check("last alone", objectives)
+def the_last_state_is_read_alone_where_it_is_said(subject: Subject) -> Inapplicable:
+    """Passes of which the last states alone are asked for give the same where other states are there as well."""
+    objective = subject.build().double()
+    if not objective.requests.last_alone:
+        return "reads states at all positions, or none"
+    task = task_of(objective).double()
+    leaves = dict(task.named_parameters())
+    for name, batch in _batches(objective).items():
+        views = task.views(batch)
+        every = dataclasses.replace(views, states=_all_states(views))
+        _assert_same_term(objective(every), objective(views), leaves, f"{name}: beside other states")
+    return None
+
+
 @check("shares = whole", objectives)
 def shares_of_a_batch_add_up_to_the_whole(subject: Subject) -> Inapplicable:
     """Users may be shared out to processes, or to parts of a step: sums, counts, metrics and gradients add up."""
@@ -172,10 +188,22 @@ def _leaves(views: Views) -> tuple[Views, dict[str, Tensor]]:
     items = ItemVectors(leaf("items", items.fused_UD), cls_UD, items.has_U, streams_UD)
     states = {
         request: UserStates(leaf(f"states of {request!r}", one.hidden_BLD), one.is_valid_BL)
-        for request, one in views.states.items()
+        for request, one in _all_states(views).items()
     }
     scorer = Dot(DotConfig(), BuildContext(WIDTH))
     return dataclasses.replace(views, items=items, states=states, score=_Scores(scorer, items)), leaves
+
+
+def _all_states(views: Views) -> dict[WindowRequest, UserStates]:
+    """The states of each pass; where the last ones alone are there, numbers stand before them."""
+    states = dict(views.states)
+    for request, one in views.states.items():
+        is_valid_BL, hidden_BLD = views.windows.passes[request].is_valid_BL, one.hidden_BLD
+        num_missing = is_valid_BL.shape[1] - hidden_BLD.shape[1]
+        if num_missing > 0:
+            others_BLD = Numbers(seed=4, dtype=hidden_BLD.dtype).normal(len(hidden_BLD), num_missing, WIDTH)
+            states[request] = UserStates(torch.cat((others_BLD, hidden_BLD), dim=1), is_valid_BL)
+    return states
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,6 +181,30 @@ def _train_without_dropout(part: Any, history: History) -> None:
     part.train(torch.equal(first, second))
 
 
+@check("last alone", user_encoders)
+def the_last_state_alone_is_that_of_all(subject: Subject) -> Inapplicable:
+    """Where the last state alone is read, it is what it is among all, and so are the gradients of what it reads."""
+    part = subject.build().double()
+    history = history_of(Numbers(), part)
+    _train_without_dropout(part, history)
+    leaves = {"items": history.item_BLD, **history.streams_BLD}
+    leaves |= {name: one for name, one in part.named_parameters() if one.requires_grad}
+    weight_BD = Numbers(seed=3).normal(len(history.item_BLD), WIDTH).detach()
+    alone_BD, whole_BD = (
+        part.query(dataclasses.replace(history, last_alone=last_alone)).hidden_KD for last_alone in (True, False)
+    )
+    assert_close(alone_BD, whole_BD, "the last state alone")
+    alone, whole = (
+        torch.autograd.grad(
+            (state_BD * weight_BD).sum(), list(leaves.values()), materialize_grads=True, allow_unused=True
+        )
+        for state_BD in (alone_BD, whole_BD)
+    )
+    for name, one, other in zip(leaves, alone, whole, strict=True):
+        assert_close(one, other, f"the last state alone: gradient of {name}")
+    return None
+
+
 @check("query", user_encoders)
 def the_query_is_the_last_state(subject: Subject) -> Inapplicable:
     """The state that ranks is finite, at the greatest length too; under `attends == "past"` it is the last state."""

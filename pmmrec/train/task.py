@@ -85,6 +85,11 @@ class TrainingTask(nn.Module):
         return {name: term.requests for name, term in self._terms().items()}
 
     @property
+    def last_alone(self) -> frozenset[WindowRequest]:
+        """The passes of which neither objectives nor scorer read more than the last state of each window."""
+        return frozenset() if self.recommender.scorer.reads_histories else self.requests.last_alone
+
+    @property
     def unread(self) -> list[str]:
         """Names of the parts that no objective reads. They do not learn: a process group would wait for gradients."""
         terms, encoder = self._terms().values(), self.recommender.item_encoder
@@ -163,20 +168,23 @@ class TrainingTask(nn.Module):
     def _states(self, nodes: Nodes, windows: Windows) -> dict[WindowRequest, UserStates]:
         """States of all passes, and those that rank where candidates are asked for.
 
-        Passes of one length are computed together.
+        Passes of one length are computed together, those whose last states alone are read apart from the others.
         """
-        passes = {request: windows.passes[request] for request in self.requests.passes}
-        states: dict[WindowRequest, UserStates] = {
-            request: self.recommender.query(_history(nodes, [one], windows.user_index_B)).states
-            for request, one in passes.items()
-            if isinstance(request, Shown)
-        }
-        passes = {request: one for request, one in passes.items() if request not in states}
-        for length in dict.fromkeys(one.item_index_BL.shape[1] for one in passes.values()):
-            some = {request: one for request, one in passes.items() if one.item_index_BL.shape[1] == length}
-            both = self.recommender.states(_history(nodes, list(some.values()), windows.user_index_B))
-            hidden, is_valid = both.hidden_BLD.chunk(len(some)), both.is_valid_BL.chunk(len(some))
-            states |= {request: UserStates(hidden[n], is_valid[n]) for n, request in enumerate(some)}
+        users, states = windows.user_index_B, dict[WindowRequest, UserStates]()
+        requests, last_alone = self.requests.passes, self.last_alone
+        groups: dict[tuple[int, bool], list[WindowRequest]] = {}
+        for request in requests:
+            of_pass, is_last_alone = windows.passes[request], request in last_alone
+            if isinstance(request, Shown):
+                history = _history(nodes, [of_pass], users, last_alone=is_last_alone)
+                states[request] = self.recommender.query(history).states
+            else:
+                groups.setdefault((of_pass.item_index_BL.shape[1], is_last_alone), []).append(request)
+        for (_, is_last_alone), group in groups.items():
+            passes = [windows.passes[request] for request in group]
+            both = self.recommender.states(_history(nodes, passes, users, last_alone=is_last_alone))
+            hidden, is_valid = both.hidden_BLD.chunk(len(group)), both.is_valid_BL.chunk(len(group))
+            states |= {request: UserStates(hidden[n], is_valid[n]) for n, request in enumerate(group)}
         return states
 
     def _views(self, items: ItemVectors, batch: Batch, states: Mapping[WindowRequest, UserStates]) -> Views:
@@ -314,7 +322,7 @@ def _asked_streams(terms: Mapping[str, Objective], recommender: Recommender) -> 
     return frozenset(view.value for view in views & STREAMS_OF_TRAINING)
 
 
-def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None) -> History:
+def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None, *, last_alone: bool) -> History:
     """The inputs of several passes of one length, one pass after another."""
     is_masked_BL = None
     if any(one.is_masked_BL is not None for one in passes):
@@ -332,7 +340,8 @@ def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | 
     users = None if user_index_B is None else user_index_B.repeat(len(passes))
     lengths = [one.length_B.values for one in passes if one.length_B is not None]
     length_B = HostArray(np.concatenate(lengths)) if len(lengths) == len(passes) else None
-    return History.of(items, index_BL, is_valid_BL, is_masked_BL, users, nodes.user_MD, length_B)
+    history = History.of(items, index_BL, is_valid_BL, is_masked_BL, users, nodes.user_MD, length_B)
+    return dataclasses.replace(history, last_alone=last_alone)
 
 
 def _with_reworded(items: ItemVectors, index_BL: Tensor, passes: Sequence[WindowPass]) -> tuple[ItemVectors, Tensor]:

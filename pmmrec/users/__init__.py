@@ -55,11 +55,16 @@ class UserEncoder(nn.Module, ABC):
     def forward(self, history: History) -> UserStates:
         """States `(B, L, D)` at every position. More padding on the left changes no state of a valid position.
 
+        With `history.last_alone` nobody reads other states than those of the last position: an encoder that saves work
+        by it gives these alone, `(B, 1, D)`, and any other may leave it unread.
         It must run on meta tensors: nothing in it may depend on the numbers in a tensor.
         """
 
     def query(self, history: History) -> Query:
-        """The one state of each user that ranks: of the last item, or of a mask behind it unless `attends` is past."""
+        """The one state of each user that ranks: of the last item, or of a mask behind it unless `attends` is past.
+
+        The states before it are there as well, unless `history.last_alone` says that nobody reads them.
+        """
         if self.attends != "past":
             history = _followed_by_mask(history)
         states: UserStates = self(history)

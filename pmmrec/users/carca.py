@@ -14,7 +14,7 @@ from pmmrec.blocks import CARCA_SLOPE
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
-from pmmrec.packing import Packing, attend
+from pmmrec.packing import Packing, attend, attend_last
 from pmmrec.settings import PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, refuse_longer
@@ -45,18 +45,19 @@ class CarcaBlock(nn.Module):
         self.expand, self.contract = nn.Linear(width, width), nn.Linear(width, width)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_KD: Tensor, packing: Packing) -> Tensor:
-        """`(K, D)`, the places of packed rows -> `(K, D)`."""
-        query_KD = self.query_norm(x_KD)
-        pairs = ((self.query, query_KD), (self.key, x_KD), (self.value, x_KD))
-        heads = [
-            F.leaky_relu(linear(one_KD), CARCA_SLOPE).view(len(x_KD), self.num_heads, -1) for linear, one_KD in pairs
-        ]
+    def forward(self, x_KD: Tensor, packing: Packing, *, last_alone: bool = False) -> Tensor:
+        """`(K, D)`, the places of packed rows -> `(K, D)`; with `last_alone` the last place of each row, `(R, D)`."""
+        asking = self.query_norm(packing.last(x_KD) if last_alone else x_KD)
+        pairs = ((self.query, asking), (self.key, x_KD), (self.value, x_KD))
+        heads = [F.leaky_relu(linear(one), CARCA_SLOPE).view(len(one), self.num_heads, -1) for linear, one in pairs]
         dropout = self.weight_dropout if self.training else 0.0
-        found_KHE = attend(heads[0], heads[1], heads[2], packing, is_causal=True, dropout=dropout)
-        row_KD = self.feed_forward_norm(query_KD * found_KHE.flatten(1))
-        inner_KD = self.dropout(F.leaky_relu(self.expand(row_KD), CARCA_SLOPE))
-        return self.dropout.add(row_KD, self.contract(inner_KD))
+        if last_alone:
+            found = attend_last(heads[0], heads[1], heads[2], packing, dropout=dropout)
+        else:
+            found = attend(heads[0], heads[1], heads[2], packing, is_causal=True, dropout=dropout)
+        row = self.feed_forward_norm(asking * found.flatten(1))
+        inner = self.dropout(F.leaky_relu(self.expand(row), CARCA_SLOPE))
+        return self.dropout.add(row, self.contract(inner))
 
 
 @user_encoders.register("carca", CarcaConfig)
@@ -88,6 +89,7 @@ class Carca(UserEncoder):
         refuse_longer(history, self.max_inputs)
         packed = PackedHistory.of(history)
         hidden_KD: Tensor = self.dropout(packed.packed(history.item_BLD))
-        for block in self.blocks:
+        *lower, top = self.blocks
+        for block in lower:
             hidden_KD = block(hidden_KD, packed.packing)
-        return packed.states(self.norm(hidden_KD))
+        return packed.states(self.norm(top(hidden_KD, packed.packing, last_alone=history.last_alone)))

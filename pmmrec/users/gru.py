@@ -56,4 +56,5 @@ class GRUUserEncoder(UserEncoder):
         """States `(B, L, D)`. RecipeError where L is above `max_inputs`."""
         refuse_longer(history, self.max_inputs)
         hidden_BLD, _ = self.gru(self.dropout(history.item_BLD))
-        return UserStates(self.output(hidden_BLD), history.is_valid_BL)
+        read = slice(-1, None) if history.last_alone else slice(None)
+        return UserStates(self.output(hidden_BLD[:, read]), history.is_valid_BL[:, read])

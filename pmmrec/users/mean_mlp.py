@@ -58,10 +58,11 @@ class MeanMLP(UserEncoder):
         is_read_BL = history.is_valid_BL
         if history.is_masked_BL is not None:
             is_read_BL = is_read_BL & ~history.is_masked_BL
-        is_read_BLL = is_read_BL[:, None] & self._is_within(is_read_BL)
+        read = slice(-1, None) if history.last_alone else slice(None)
+        is_read_BLL = is_read_BL[:, None] & self._is_within(is_read_BL)[read]
         weight_BLL = is_read_BLL.to(history.item_BLD.dtype)
         mean_BLD = weight_BLL @ history.item_BLD / weight_BLL.sum(dim=2, keepdim=True).clamp(min=1)
-        return UserStates(self.layers(mean_BLD), history.is_valid_BL)
+        return UserStates(self.layers(mean_BLD), history.is_valid_BL[:, read])
 
     def _is_within(self, is_read_BL: Tensor) -> Tensor:
         """`(L, L)`: whether the state at a position (row) may read the item at another (column)."""

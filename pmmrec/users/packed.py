@@ -22,6 +22,7 @@ class PackedHistory:
     packing: Packing  # of the users, longer histories first; a user without any item has one place
     place_K: Tensor  # int64, where each packed place lies in (B, L), flat
     from_end_K: Tensor  # int64, how many items of the same user follow
+    row_B: Tensor  # int64, which row of the packing each user is
 
     @classmethod
     def of(cls, history: History) -> Self:
@@ -36,7 +37,12 @@ class PackedHistory:
         return x_BL.flatten(0, 1).index_select(0, self.place_K)
 
     def states(self, hidden_KD: Tensor) -> UserStates:
-        """Packed states `(K, D)` as those of the histories, `(B, L, D)`; zeros at padding."""
+        """Packed states `(K, D)` as those of the histories, `(B, L, D)`; zeros at padding.
+
+        Where the last states alone are read, they are given one for each row of the packing, `(R, D)` -> `(B, 1, D)`.
+        """
+        if self.history.last_alone:
+            return UserStates(hidden_KD.index_select(0, self.row_B)[:, None], self.history.is_valid_BL[:, -1:])
         num_users, length = self.history.is_valid_BL.shape
         hidden = hidden_KD.new_zeros((num_users * length, hidden_KD.shape[1]))
         hidden_BLD = hidden.index_copy(0, self.place_K, hidden_KD).view(num_users, length, -1)

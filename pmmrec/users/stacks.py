@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from pmmrec.blocks import Activation, TransformerBlock
 from pmmrec.errors import RecipeError
 from pmmrec.settings import PartConfig
+from pmmrec.users.packed import PackedHistory
 
 Start = Literal["torch", "xavier", "normal"]
 STD = 0.02  # of what starts as normal numbers
@@ -66,6 +67,15 @@ def blocks_of(config: BlocksConfig, width: int, *, norm_first: bool = False) -> 
         )
         for _ in range(config.num_layers)
     )
+
+
+def through(blocks: nn.ModuleList, hidden_KD: Tensor, packed: PackedHistory, *, is_causal: bool) -> Tensor:
+    """`(K, D)` of packed histories -> `(K, D)`; the last places `(R, D)` where their states alone are read."""
+    *lower, top = blocks
+    for block in lower:
+        hidden_KD = block(hidden_KD, packed.packing, is_causal=is_causal)
+    hidden: Tensor = top(hidden_KD, packed.packing, is_causal=is_causal, last_alone=packed.history.last_alone)
+    return hidden
 
 
 def start(encoder: nn.Module, init: Start) -> None:

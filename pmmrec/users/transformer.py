@@ -18,7 +18,7 @@ from pmmrec.dropout import Dropout
 from pmmrec.renamed import renamed_attention
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, masked, refuse_longer
-from pmmrec.users.stacks import STD, BlocksConfig, blocks_of, start
+from pmmrec.users.stacks import STD, BlocksConfig, blocks_of, start, through
 
 # Queries, keys and values are made by one linear map.
 SITES = Sites(
@@ -135,9 +135,8 @@ class TransformerUserEncoder(UserEncoder):
             input_KD = masked(input_KD, packed, self.mask)
         hidden_KD = input_KD + self.position(packed.from_end_K)
         hidden_KD = self.dropout(hidden_KD if self.norm_first else self.norm(hidden_KD))
-        for block in self.blocks:
-            hidden_KD = block(hidden_KD, packed.packing, is_causal=self.attends == "past")
-        return packed.states(self.head(self.norm(hidden_KD) if self.norm_first else hidden_KD))
+        hidden = through(self.blocks, hidden_KD, packed, is_causal=self.attends == "past")
+        return packed.states(self.head(self.norm(hidden) if self.norm_first else hidden))
 
 
 def _head(config: TransformerConfig, width: int) -> nn.Module:

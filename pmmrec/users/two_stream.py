@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from pmmrec.blocks import Activation
 from pmmrec.context import BuildContext
@@ -16,7 +16,7 @@ from pmmrec.contracts import History, UserStates
 from pmmrec.dropout import Dropout
 from pmmrec.users import UserEncoder, user_encoders
 from pmmrec.users.packed import PackedHistory, refuse_longer
-from pmmrec.users.stacks import STD, BlocksConfig, Start, blocks_of, start
+from pmmrec.users.stacks import STD, BlocksConfig, Start, blocks_of, start, through
 
 CONTENT = "content"
 
@@ -70,11 +70,8 @@ class TwoStream(UserEncoder):
         packed = PackedHistory.of(history)
         position_KD = self.position(packed.from_end_K)
         both = ((history.item_BLD, self.item_blocks), (history.streams_BLD[CONTENT], self.content_blocks))
-        states_KD = [self._states(packed.packed(x_BLD) + position_KD, blocks, packed) for x_BLD, blocks in both]
-        return packed.states(self.dropout(self.norm(self.join(torch.cat(states_KD, dim=1)))))
-
-    def _states(self, input_KD: Tensor, blocks: nn.ModuleList, packed: PackedHistory) -> Tensor:
-        hidden_KD: Tensor = self.dropout(self.norm(input_KD))
-        for block in blocks:
-            hidden_KD = block(hidden_KD, packed.packing, is_causal=True)
-        return hidden_KD
+        states = [
+            through(blocks, self.dropout(self.norm(packed.packed(x_BLD) + position_KD)), packed, is_causal=True)
+            for x_BLD, blocks in both
+        ]
+        return packed.states(self.dropout(self.norm(self.join(torch.cat(states, dim=1)))))

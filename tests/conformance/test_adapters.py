@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,17 @@ def make(folder: Path, name: str) -> Use:
         architecture = {"name": model_type, **TIMM[model_type]}
         tree = {"type": "timm", "architecture": architecture, "pool": "mean", "image_size": 32, "trainable_blocks": 0}
         return vision(folder, vision_encoders.config(tree), 32)
-    settings: Any = user_encoders.config({"type": model_type, "max_inputs": 4})
-    part_class: Any = user_encoders.part_class(settings)
+    part, (inputs_BLD, is_valid_BL) = users({"type": model_type})
+    return part, "user_encoder", lambda: states_of(part, inputs_BLD, is_valid_BL)[:, 1:]
+
+
+def users(settings: Mapping[str, Any]) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """A user encoder, and what two users touched."""
+    config: Any = user_encoders.config({**settings, "max_inputs": 4})
+    part_class: Any = user_encoders.part_class(config)
     torch.manual_seed(0)
-    users = part_class(settings, BuildContext(WIDTH))
-    inputs_BLD = torch.randn(2, 4, WIDTH)
-    is_valid_BL = torch.tensor([[False, True, True, True], [True] * 4])
-    return users, "user_encoder", lambda: states_of(users, inputs_BLD, is_valid_BL)[:, 1:]
+    part = part_class(config, BuildContext(WIDTH))
+    return part, (torch.randn(2, 4, WIDTH), torch.tensor([[False, True, True, True], [True] * 4]))
 
 
 def states_of(users: Any, item_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
@@ -147,6 +152,25 @@ def test_adapters_change_nothing_until_they_learn_and_then_learn_alone(tmp_path:
         if key.endswith(end):
             assert parameter.grad is not None
             assert parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "settings", [{"type": "transformer"}, {"type": "nextitnet"}, {"type": "nextitnet", "cls": True}]
+)
+def test_the_last_state_alone_is_adapted_as_among_all(settings: dict[str, Any], kind: str) -> None:
+    part, (item_BLD, is_valid_BL) = users(settings)
+    part.double().eval()
+    adapt(
+        {"user_encoder": part},
+        AdapterPlan.model_validate({"user_encoder": {"type": kind.partition(",")[0], **KINDS[kind]}}),
+    )
+    for parameter in part.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    history = History(item_BLD.double(), is_valid_BL)
+    alone_B1D, whole_BLD = (part(replace(history, last_alone=last_alone)).hidden_BLD for last_alone in (True, False))
+    torch.testing.assert_close(alone_B1D, whole_BLD[:, -1:], rtol=0, atol=1e-12)  # float64
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])

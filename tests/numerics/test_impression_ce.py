@@ -97,8 +97,11 @@ def test_the_state_that_ranks_is_scored_whatever_the_user_encoder_attends_to(att
     task.recommender.user_encoder = users
     states, of_pass = task.views(batch).states[term_of.request], batch.windows.passes[term_of.request]
     history = History.of(task.recommender.item_encoder(batch.items), of_pass.item_index_BL, of_pass.is_valid_BL)
-    assert torch.equal(Query.last(states).hidden_KD, task.recommender.query(history).hidden_KD)
-    assert states.hidden_BLD.shape[1] == of_pass.item_index_BL.shape[1] + (attends == "all")  # a mask stands behind
+    alone, whole = (task.recommender.query(dataclasses.replace(history, last_alone=some)) for some in (True, False))
+    assert torch.equal(Query.last(states).hidden_KD, alone.hidden_KD)
+    assert states.hidden_BLD.shape[1] == 1  # no other state is read
+    assert whole.states.hidden_BLD.shape[1] == of_pass.item_index_BL.shape[1] + (attends == "all")  # a mask behind
+    torch.testing.assert_close(alone.hidden_KD, whole.hidden_KD, rtol=0, atol=1e-6)  # near 1; measured 4e-7
 
 
 def test_a_pass_without_candidates_is_refused() -> None:

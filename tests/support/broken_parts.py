@@ -140,6 +140,15 @@ class RanksByTheFirstState(GRUUserEncoder):
         return dataclasses.replace(query, position_K=torch.zeros_like(query.position_K))
 
 
+class GivesTheFirstStateAlone(GRUUserEncoder):
+    """Of what is asked for alone it gives another state."""
+
+    def forward(self, history):
+        states = super().forward(dataclasses.replace(history, last_alone=False))
+        first = dataclasses.replace(states, hidden_BLD=states.hidden_BLD[:, :1], is_valid_BL=states.is_valid_BL[:, :1])
+        return first if history.last_alone else states
+
+
 class ComparesCandidates(Dot):
     def forward(self, query, items, candidate_KC=None):
         return super().forward(query, items, candidate_KC).softmax(dim=1)
@@ -272,6 +281,12 @@ class CountsByVectors(BCE):
         return dataclasses.replace(term, count=(views.items.fused_UD > 0).sum().to(term.sum.dtype))
 
 
+class HidesThatItReadsEarlierStates(BCE):
+    def forward(self, views):
+        term, states = super().forward(views), views.states[self.config.window]
+        return dataclasses.replace(term, sum=term.sum + states.hidden_BLD.sum())
+
+
 class ClimbsItsLoss(BCE):
     def forward(self, views):
         term = super().forward(views)
@@ -321,6 +336,7 @@ BROKEN = [
     (user_encoders, "gru", {}, KeepsAStateOutOfItsState, "save, load"),
     (user_encoders, "gru", {}, DrawsFromItsOwnGenerator, "seed"),
     (user_encoders, "gru", {}, RanksByTheFirstState, "query"),
+    (user_encoders, "gru", {}, GivesTheFirstStateAlone, "last alone"),
     (scorers, "dot", {}, ComparesCandidates, "all = one by one"),
     (scorers, "dot", {}, ComparesCandidates, "chunks = whole"),
     (scorers, "dot", {}, ReadsTheNextState, "causal"),
@@ -338,6 +354,7 @@ BROKEN = [
     (text_encoders, "hf_text", HFTextConfig.examples[0], SavesOtherNumbers, "backbone saved"),
     (text_encoders, "hf_text", HFTextConfig.examples[0], OpensItsOwnWay, "backbone opened"),
     (objectives, "bce", {}, CountsByVectors, "count"),
+    (objectives, "bce", {"targets": "last"}, HidesThatItReadsEarlierStates, "last alone"),
     (objectives, "bce", {}, ClimbsItsLoss, "step lowers loss"),
     (objectives, "bce", {}, ClimbsItsLoss, "twin"),
     (objectives, "bce", {}, LooksAtANumber, "no waiting"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from pmmrec import packing as module
 from pmmrec.contracts import to_device
 from pmmrec.dropout import dropout as dropped
-from pmmrec.packing import HostArray, Packing, attend, left_padded, lengths_of, packing_of, sent
+from pmmrec.packing import HostArray, Packing, attend, attend_last, left_padded, lengths_of, packing_of, sent
 
 torch.set_num_threads(1)
 HEADS, SIZE = 2, 3
@@ -73,6 +73,36 @@ def test_values_and_gradients_are_those_of_loops(
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("grouping", list(GROUPINGS))
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("name", list(LENGTHS))
+def test_the_last_place_of_each_row_attends_as_among_all(
+    name: str, is_causal: bool, grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.PAIRS_OF_SPAN, "cpu", GROUPINGS[grouping])  # type: ignore[arg-type]
+    packing = Packing(LENGTHS[name])
+    query, key, value = inputs = drawn(packing)
+    expected = packing.last(attend(*inputs, packing, is_causal=is_causal))
+    actual = attend_last(packing.last(query), key, value, packing)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad((actual * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_dropout_of_the_weights_of_last_places_keeps_their_mean() -> None:
+    packing = Packing([3, 2])
+    query, key, value = drawn(packing)
+    plain = attend_last(packing.last(query), key, value, packing)
+    torch.manual_seed(0)
+    many = [attend_last(packing.last(query), key, value, packing, dropout=0.3) for _ in range(4000)]
+    torch.testing.assert_close(torch.stack(many).mean(0), plain, rtol=0, atol=0.06)  # measured 0.01
 
 
 @pytest.mark.parametrize("grouping", list(GROUPINGS))
@@ -223,10 +253,11 @@ def test_left_padded_rows_lie_where_they_stood() -> None:
     is_valid_BL = torch.tensor([[False, False, True], [True, True, True], [False, False, False]])
     lengths = lengths_of(is_valid_BL)
     assert lengths.values.tolist() == [1, 3, 0]
-    packing, place_K, from_end_K = left_padded(lengths.values, 3)
+    packing, place_K, from_end_K, row_B = left_padded(lengths.values, 3)
     assert packing.length_R.tolist() == [3, 1, 1]
     assert place_K.values.tolist() == [3, 4, 5, 2, 8]  # a row without any has its last place
     assert from_end_K.values.tolist() == [2, 1, 0, 0, 0]
+    assert row_B.values.tolist() == [1, 0, 2]
 
 
 def test_rows_with_gaps_are_refused() -> None:

@@ -35,5 +35,5 @@ def multiply_adds(recipe_name: str, overrides: Sequence[str], domain: Path) -> i
             recommender = build(model, backbones, sources.catalogues, sources.graphs, recipe.seed)
     counter, num_inputs = MetaCounter(recommender, model.width), max(recipe.data.kind.num_inputs, 1)
     item = counter.items(item_inputs(recommender, num_items=1)).forward
-    user = counter.history(min(num_inputs, recommender.user_encoder.max_inputs)).forward
+    user = counter.history(min(num_inputs, recommender.user_encoder.max_inputs), last_alone=False).forward
     return round((2 * (num_inputs + 1) * item + user) / 2)

@@ -128,10 +128,11 @@ def test_formulas_of_item_encoders_equal_the_count_of_torch(
     [USERS, {"type": "gru"}, {"type": "mean_mlp", "num_layers": 1}],
     ids=lambda config: str(config["type"]),
 )
+@pytest.mark.parametrize("terms", [DAP, {"dap": {"type": "next_item", "targets": "last"}}], ids=["all", "last"])
 def test_formulas_of_user_encoders_equal_the_count_of_torch(
-    even: Path, tmp_path: Path, user_encoder: dict[str, Any]
+    even: Path, tmp_path: Path, user_encoder: dict[str, Any], terms: dict[str, Any]
 ) -> None:
-    check(first_step(even, tmp_path, text("bert", 0), user_encoder, DAP))
+    check(first_step(even, tmp_path, text("bert", 0), user_encoder, terms))
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -140,6 +141,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "pairs": {"type": "bpr"},
     "both windows as anchors": {"type": "robustness", "symmetric": True, "noise": {"shuffle": 1, "replace": 0}},
     "items left out": {"type": "sequence_contrast", "dropped": {"share": 1e-9}},
+    "the last item alone": {"type": "catalogue_ce", "targets": "last"},
 }
 
 

@@ -45,7 +45,7 @@ def test_windows_that_are_reworded_read_second_texts_where_they_say_so() -> None
     nothing_BL = torch.zeros_like(is_valid_BL)
     plain = WindowPass(index_BL, is_valid_BL, torch.zeros_like(index_BL), nothing_BL)
     reworded = dataclasses.replace(plain, is_reworded_BL=torch.tensor([[False, True], [False, True]]))
-    history = _history(Nodes(items), [plain, reworded], None)
+    history = _history(Nodes(items), [plain, reworded], None, last_alone=False)
     clean, second = items.fused_UD, items.streams_UD["reworded"]
     nothing = torch.zeros(2)
     rows = [[clean[2], clean[0]], [nothing, clean[1]], [clean[2], second[0]], [nothing, second[1]]]
@@ -70,6 +70,42 @@ def test_no_pass_with_noise_is_run_where_no_objective_asks(workshop) -> None:
     batch = next(iter(shop.batches(8).epoch(1)))
     assert shop.task.requests == Requests.of(NextItems())
     assert set(shop.task.views(batch).states) == {NextItems()}
+
+
+S2O = {"bce": {"type": "bce", "targets": "last"}, "l2": {"type": "embedding_l2", "targets": "last"}}
+
+
+def test_the_last_states_alone_give_the_loss_and_gradients_of_all_states(workshop) -> None:
+    found = []
+    for reads_histories in (False, True):
+        shop = workshop(S2O)
+        task, batch = shop.task.double(), next(iter(shop.batches(8).epoch(1)))
+        task.recommender.scorer.reads_histories = reads_histories
+        states = task.views(batch).states[NextItems()]
+        assert states.hidden_BLD.shape[1] == (batch.windows.item_index_BS.shape[1] - 1 if reads_histories else 1)
+        figures = task(batch)
+        gradients = torch.autograd.grad(figures["bce"][0], list(task.parameters()), allow_unused=True)
+        found.append([*figures.values(), *gradients])
+    for alone, whole in zip(*found, strict=True):
+        torch.testing.assert_close(alone, whole, rtol=0, atol=1e-12)  # float64
+
+
+def test_all_states_are_computed_where_one_objective_reads_them(workshop) -> None:
+    shop = workshop({**S2O, "dap": {"type": "next_item"}})
+    batch = next(iter(shop.batches(8).epoch(1)))
+    assert not shop.task.requests.last_alone
+    assert shop.task.views(batch).states[NextItems()].hidden_BLD.shape[1] == batch.windows.item_index_BS.shape[1] - 1
+
+
+def test_passes_whose_last_states_are_read_stand_apart_from_others_of_their_length(workshop) -> None:
+    shop = workshop({**S2O, "nid": {"type": "noise_detection"}})
+    batch = next(iter(shop.batches(8).epoch(1)))
+    assert shop.task.requests.last_alone == {NextItems()}
+    states, num_inputs = shop.task.views(batch).states, batch.windows.item_index_BS.shape[1] - 1
+    assert {request: one.hidden_BLD.shape[1] for request, one in states.items()} == {
+        NextItems(): 1,
+        Noised(): num_inputs,
+    }
 
 
 def test_the_task_needs_what_its_objectives_need(reading) -> None:

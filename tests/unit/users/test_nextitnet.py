@@ -13,7 +13,7 @@ from pmmrec.adapters.plan import AdapterPlan, adapt
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History
 from pmmrec.errors import RecipeError
-from pmmrec.packing import HostArray
+from pmmrec.packing import Packing
 from pmmrec.users.nextitnet import CausalConvolution, NextItNet, NextItNetConfig, Taps
 
 WIDTH = 4
@@ -112,11 +112,10 @@ def test_a_convolution_is_that_of_torch_with_zeros_on_the_left() -> None:
     with torch.no_grad():
         convolution.weights.weight.view(WIDTH, 3, WIDTH).copy_(reference.weight.transpose(1, 2))
         convolution.weights.bias.copy_(reference.bias)
-    item_1LD = torch.randn(1, 7, WIDTH, dtype=torch.float64)
-    expected = reference(F.pad(item_1LD.transpose(1, 2), (4, 0)))[0].T
-    torch.testing.assert_close(
-        convolution(item_1LD[0], Taps(HostArray(range(7)), item_1LD.device)), expected, rtol=0, atol=1e-12
-    )  # measured 4e-16
+    item_LD = torch.randn(7, WIDTH, dtype=torch.float64)
+    expected = reference(F.pad(item_LD.T[None], (4, 0)))[0].T
+    tap_LTD = Taps(Packing([7]), item_LD.device).of(item_LD, convolution.shifts, None, None)
+    torch.testing.assert_close(convolution(item_LD, tap_LTD), expected, rtol=0, atol=1e-12)  # measured 4e-16
 
 
 def test_more_padding_changes_nothing_whatever_it_holds() -> None:
