@@ -25,11 +25,20 @@ FieldPool = Literal["mean", "mean_without_cls", "cls"]
 class PairedConfig(PartConfig):
     """Settings that all fusions of two pooled fields have."""
 
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"pool": "cls", "layers": 2}, {"pool": "mean_without_cls"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"pool": "cls", "layers": 2},
+        {"pool": "mean_without_cls"},
+        {"pool": "cls", "norm": False, "init": "torch"},
+    )
     pool: FieldPool = Field(
         default="mean",
         description="The vector of a field: the mean of its tokens, the cls token among them or not, or what its "
         "encoder pools (cls, or a mean of its own).",
+    )
+    norm: bool = Field(default=True, description="Whether one LayerNorm, which both fields share, comes first.")
+    init: Literal["xavier", "torch"] = Field(
+        default="xavier", description="How linear layers start: xavier, normal and without bias (MMSR); torch."
     )
     layers: int = Field(default=0, ge=0, description="Blocks of dropout, linear layer and ReLU above it (+DNN: 3).")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Of the blocks; without effect where there is none.")
@@ -39,7 +48,7 @@ class Paired(Fusion):
     """Two pooled fields under one LayerNorm that both share, joined by a formula, below blocks of a DNN.
 
     x is the text and y the image; of two texts, x is the first by name. A field that an item lacks is 0 behind the
-    LayerNorm.
+    LayerNorm. NineRec leaves the LayerNorm out (`norm: false`) and starts from the weights of torch (`init: torch`).
     """
 
     num_fields = 2
@@ -48,11 +57,11 @@ class Paired(Fusion):
         super().__init__()
         width = context.width
         self.pool = config.pool
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6) if config.norm else nn.Identity()
         self.make(width)
         self.blocks = nn.Sequential(*blocks_of(config.layers, width, width, "relu", config.dropout))
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and config.init == "xavier":
                 nn.init.xavier_normal_(module.weight)
                 nn.init.zeros_(module.bias)
 
@@ -142,8 +151,9 @@ class GateConfig(PairedConfig):
 class Gate(Paired):
     """The text decides what passes of the image: W_o (sigmoid(W_x N(x)) * W_y N(y)), of vectors `(U, D)`.
 
-    Of MMSR (https://arxiv.org/abs/2403.17372), whose gate is no mean of both: the text itself does not pass. The rest
-    is as in `sum`.
+    Of MMSR (https://arxiv.org/abs/2403.17372), whose gate is no mean of both: the text itself does not pass. With
+    `norm: false, init: torch, pool: cls` it is that of NineRec (https://arxiv.org/abs/2309.07705). The rest is as in
+    `sum`.
 
     Example:
         model: {item_encoder: {fusion: {type: gate}}}

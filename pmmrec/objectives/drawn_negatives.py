@@ -23,6 +23,9 @@ class DrawnConfig(TargetsConfig):
     """Settings of an objective whose negatives are drawn."""
 
     negatives: DrawnNegatives = Field(DrawnNegatives(), description="How negatives are drawn for every target.")
+    temperature: float = Field(
+        1.0, gt=0, description="Divides scores. Cosines need one far below 1: they differ by 2 at most."
+    )
 
 
 class BCEConfig(DrawnConfig):
@@ -34,6 +37,7 @@ class BCEConfig(DrawnConfig):
         {"targets": "masked", "negatives": {"count": 3}},
         {"targets": "last"},
         {"targets": "each"},
+        {"temperature": 2.0},
     )
 
 
@@ -41,7 +45,10 @@ class BPRConfig(DrawnConfig):
     """Settings of BPR."""
 
     type: Literal["bpr"] = "bpr"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "last", "negatives": {"count": 3}})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"targets": "last", "negatives": {"count": 3}, "temperature": 2.0},
+    )
 
 
 class _Drawn(Objective):
@@ -61,7 +68,7 @@ class _Drawn(Objective):
         negative_KC = targets.negatives(self.config.negatives, self.config.type)
         target_K1, is_counted_K = targets.target_K[:, None], targets.is_counted_K
         with outside_autocast(target_K1.device):
-            score_KC = views.score(targets.query, torch.cat((target_K1, negative_KC), dim=1))
+            score_KC = views.score(targets.query, torch.cat((target_K1, negative_KC), dim=1)) / self.config.temperature
             score_K1, score_KC = score_KC[:, :1], score_KC[:, 1:]
             loss = torch.where(is_counted_K, self._loss(score_K1, score_KC), 0.0).sum()
         count = targets.count(loss.dtype)
@@ -81,6 +88,10 @@ class BCE(_Drawn):
 
     The loss of a position is `-log sigmoid(s_target) - mean over negatives of log sigmoid(-s_negative)`, as in SASRec
     (arXiv 1808.09781) with one negative; in papers that take one mean over both it is half as large (`weight: 0.5`).
+
+    Scores are divided by `temperature`. Those of the scorer `dot` with `similarity: cosine` lie between -1 and 1, and
+    with the default of 1.0 even the best of them leave a loss of 0.63: VQRec by this loss needs a temperature such as
+    0.07.
 
     Example:
         objectives: {bce: {type: bce, negatives: {count: 1, by: uniform}}}

@@ -17,12 +17,18 @@ ATOL = 1e-12  # float64; measured below 5e-14, of which the logarithms of the lo
 
 
 @pytest.mark.parametrize("targets", ["next", "last"])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("count", "temperature"), [(1, 1.0), (3, 1.0), (1, 0.5)])
 @pytest.mark.parametrize("type_name", ["bce", "bpr"])
 def test_the_sum_equals_its_loops(
-    tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], type_name: str, count: int, targets: str
+    tiny_batch: Callable[..., Any],
+    assert_twins: Callable[..., None],
+    type_name: str,
+    count: int,
+    temperature: float,
+    targets: str,
 ) -> None:
-    config = objectives.config({"type": type_name, "negatives": {"count": count}, "targets": targets})
+    tree = {"type": type_name, "negatives": {"count": count}, "targets": targets, "temperature": temperature}
+    config = objectives.config(tree)
     objective = objectives.part_class(config)(config, BuildContext(5))
     num_counted = 0
     for seed in range(8):

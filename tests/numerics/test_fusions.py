@@ -86,7 +86,8 @@ def paired_by_loops(fusion: Any, states: dict[str, TokenStates], settings: dict[
             one, pool = states[field], settings.get("pool", "mean")
             tokens = [one.cls_RD[item]] if pool == "cls" else tokens_of(one, item, with_cls=pool == "mean")
             vector = sum(tokens) / len(tokens) if tokens else zeros
-            under.append(normed(fusion.norm, vector) if one.has_R[item] else zeros)
+            vector = normed(fusion.norm, vector) if settings.get("norm", True) else vector
+            under.append(vector if one.has_R[item] else zeros)
         x, y = under
         kind = settings["type"]
         if kind == "sum":
@@ -181,6 +182,7 @@ MMSR = {"mm_cls": False, "with_cls": True, "pool": "mean", "norm_eps": 1e-12}
 SETTINGS: list[dict[str, Any]] = [
     *({"type": kind, "pool": pool} for kind in PAIRED for pool in POOLS),
     *({"type": kind, "layers": 3, "dropout": 0.5} for kind in PAIRED),
+    *({"type": kind, "norm": False, "init": "torch"} for kind in PAIRED),
     {"type": "co_attention", "num_heads": 2, "feed_forward_factor": 2},
     {"type": "co_attention", "num_heads": 3, "num_layers": 2, "with_cls": False},
     {"type": "merge_attention", "num_heads": 2, "num_layers": 2, **MMSR},

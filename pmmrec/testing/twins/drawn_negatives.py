@@ -23,7 +23,7 @@ def drawn_by_loops(objective: BCE | BPR, views: Views) -> tuple[Tensor, int]:
         if not is_readable[target] or (config.targets == "last" and position != of_pass.is_target_BL.shape[1] - 1):
             continue
         state, drawn = states.hidden_BLD[b, position], of_pass.negative_index_BLC[config.negatives][b, position]
-        right, wrong = torch.dot(state, items_UD[target]), [torch.dot(state, items_UD[index]) for index in drawn]
+        right, *wrong = (torch.dot(state, items_UD[index]) / config.temperature for index in (target, *drawn))
         if config.type == "bce":
             no = torch.stack([-torch.log(torch.sigmoid(-score)) for score in wrong])
             total = total - torch.log(torch.sigmoid(right)) + no.mean()
