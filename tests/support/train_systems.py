@@ -65,6 +65,15 @@ SYSTEMS = {
         {"examples": "interactions"},
         batch_users=25,
     ),
+    "dssm, layers": System(
+        {"bce": {"type": "bce", "negatives": TWO}},
+        {
+            "item_encoder": {"type": "ids", "layers": 1, "dropout": 0},
+            "user_encoder": {"type": "user_table", "layers": 2, "dropout": 0},
+        },
+        {"examples": "interactions"},
+        batch_users=25,
+    ),
     "dssm variant": System(
         {"bce": {"type": "bce", "targets": "each", "negatives": TWO}},
         {**IDS, "user_encoder": {"type": "mean_mlp", "attends": "others"}},

@@ -36,6 +36,17 @@ def test_ids_read_no_modality_and_are_one_part() -> None:
     assert not IdsConfig().encoders
 
 
+def test_layers_stand_above_the_rows_as_a_part_of_their_own() -> None:
+    torch.manual_seed(0)
+    encoder = Ids(IdsConfig(layers=1), BuildContext(4, catalogues=[BOOKS])).eval()
+    assert list(encoder.parts) == ["item_table", "item_layers"]
+    _, linear, _ = encoder.item_layers
+    vectors = encoder(ItemInputs(torch.tensor([0, 0]), torch.tensor([2, 0]), {}))
+    row_UD = encoder.item_table.vector.weight[[2, 0]]
+    expected_UD = torch.nn.functional.gelu(row_UD @ linear.weight.T + linear.bias)
+    torch.testing.assert_close(vectors.fused_UD, expected_UD, rtol=0, atol=1e-6)
+
+
 def test_a_saved_table_is_read_by_the_same_catalogues(tmp_path: object) -> None:
     path = f"{tmp_path}/part.safetensors"
     save_file(fresh(BOOKS, FILMS).state_dict(), path)

@@ -33,6 +33,16 @@ def test_a_state_is_the_row_of_its_user_at_every_position() -> None:
     assert torch.equal(encoder.query(history([5])).hidden_KD[0], encoder.vector.weight[5])
 
 
+def test_layers_stand_above_the_rows_in_all_that_users_are() -> None:
+    torch.manual_seed(0)
+    encoder = UserTable(UserTableConfig(layers=2), BuildContext(6, catalogues=(BOOKS,))).eval()
+    expected_MD = encoder.vector.weight
+    for _, linear, _ in zip(*[iter(encoder.layers)] * 3, strict=True):
+        expected_MD = torch.nn.functional.gelu(expected_MD @ linear.weight.T + linear.bias)
+    torch.testing.assert_close(encoder.vectors(), expected_MD, rtol=0, atol=1e-6)
+    torch.testing.assert_close(encoder.query(history([3])).hidden_KD[0], expected_MD[3], rtol=0, atol=1e-6)
+
+
 def test_gradients_reach_the_rows_of_the_users_alone() -> None:
     encoder = fresh(BOOKS)
     encoder.query(history([1, 3])).hidden_KD.sum().backward()
