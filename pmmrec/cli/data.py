@@ -23,6 +23,16 @@ app = typer.Typer(help="Import the files of a platform as a domain; describe and
 app.add_typer(importing.app, name="import")
 
 
+@app.command("kinds")
+def kinds_command(as_json: AsJson = False) -> None:
+    """List the public data sets that `data import KIND FOLDER` reads, by their files, and settings of a kind."""
+    from pmmrec.report.domains import KindList
+
+    with errors_for_people():
+        found = KindList.all()
+        show_json(found) if as_json else show(found.table())
+
+
 @app.command("split")
 def split_command(
     domain: Annotated[Path, Argument(metavar="DOMAIN", help="Domain folder.")],

@@ -1,4 +1,4 @@
-"""Commands that import what a user has: data import table."""
+"""Commands that import what a user has: data import table, data import KIND."""
 
 from __future__ import annotations
 
@@ -8,11 +8,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
+from typer.core import TyperGroup
 
 from pmmrec.terminal import errors_for_people, show
 
-app = typer.Typer(help="Import one platform; each file layout has its own command.", no_args_is_help=True)
+
+class KindGroup(TyperGroup):
+    """A group in which every other name than `table` is a kind of data set, known once it is asked for."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # typer's own types, or those of click, by its version
+        """The command of a name; that of `auto` for all kinds, which sees the name in its context."""
+        return super().get_command(ctx, cmd_name) or super().get_command(ctx, "auto")
+
+
+app = typer.Typer(
+    cls=KindGroup,
+    help="Import one platform: `table` from two tables, or KIND from the folder of a public data set "
+    "(`pmmrec data kinds`).",
+    no_args_is_help=True,
+)
 
 TABLE = "csv, tsv, psv (also .gz, .bz2, .zst; any separator), json lines, parquet, Arrow, xlsx, duckdb:///DB?query=SQL"
 
@@ -35,6 +50,10 @@ class Quote(str, Enum):
 Name = Annotated[str, Option(help="Name of the platform; runs and reports use it.")]
 Out = Annotated[Path, Option(help="Folder to make.")]
 Images = Annotated[Path | None, Option(help="Folder of ITEM_ID.jpg, .png, .webp, .gif or .bmp.")]
+Mapped = Annotated[
+    list[str] | None,
+    Option("--map", metavar="NAME=COLUMN", help="item_id=sku, text='{title}. {brand}'; items.NAME: of one file."),
+]
 KCore = Annotated[
     str | None, Option(help="Keep users and items with at least this many interactions; none: all. Default: 5.")
 ]
@@ -57,10 +76,7 @@ def import_table_command(
     name: Name,
     out: Out,
     images: Images = None,
-    renamed: Annotated[
-        list[str] | None,
-        Option("--map", metavar="NAME=COLUMN", help="item_id=sku, text='{title}. {brand}'; items.NAME: of one file."),
-    ] = None,
+    renamed: Mapped = None,
     delimiter: Annotated[str | None, Option(help="Between values of both texts; default: found.")] = None,
     encoding: Annotated[str | None, Option(help="Of both texts, such as cp1252; default: UTF-8, or UTF-16.")] = None,
     quote: Annotated[Quote, Option(help="none: quote marks are text.")] = Quote.FOUND,
@@ -86,7 +102,7 @@ def import_table_command(
             "images": images,
             "name": name,
             "out": out,
-            "columns": _pairs(renamed or ()),
+            "columns": _pairs("--map", renamed or ()),
             "items_format": text_format,
             "interactions_format": text_format,
             **_given({"time_format": time_format, "max_rejects": _share(max_rejects), "image_side": image_side}),
@@ -97,18 +113,68 @@ def import_table_command(
         _import(tree)
 
 
-def _import(tree: dict[str, Any]) -> None:
+@app.command("auto")
+def import_folder_command(
+    context: typer.Context,
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="The folder of the data set.")],
+    name: Name,
+    out: Out,
+    settings: Annotated[
+        list[str] | None, Option("--set", metavar="NAME=VALUE", help="A setting of the kind; `data kinds` lists them.")
+    ] = None,
+    items: Annotated[str | None, Option(help="Another table of items, with item_id and text.")] = None,
+    images: Images = None,
+    renamed: Mapped = None,
+    k_core: KCore = None,
+    min_user: MinUser = None,
+    min_item: MinItem = None,
+    min_rating: MinRating = None,
+    since: Since = None,
+    until: Until = None,
+    repeats: RepeatsOption = Repeats.KEEP,
+    sample_users: SampleUsers = None,
+    seed: Seed = None,
+    max_rejects: MaxRejects = None,
+    image_side: ImageSide = None,
+) -> None:
+    """Import a public data set by its folder: `auto` recognises it, or KIND names it (`pmmrec data kinds`)."""
+    with errors_for_people():
+        tree = {
+            "name": name,
+            "out": out,
+            "columns": _pairs("--map", renamed or ()),
+            "repeats": repeats.value,
+            **_given({"items": items, "images": images, "image_side": image_side, "max_rejects": _share(max_rejects)}),
+            **_given({"k_core": k_core, "min_user": min_user, "min_item": min_item, "min_rating": min_rating}),
+            **_given({"since": since, "until": until, "sample_users": sample_users, "seed": seed}),
+        }
+        _import_folder(str(context.info_name), folder, _pairs("--set", settings or ()), tree)
+
+
+def _import_folder(kind: str, folder: Path, settings: Mapping[str, str], tree: Mapping[str, Any]) -> None:
+    from pmmrec.data.importers.folder import import_folder
+    from pmmrec.progress import bars
+    from pmmrec.report.domains import import_lines
+
+    with bars() as progress:
+        domain, why = import_folder(kind, folder, settings, _without_core(tree), progress)
+    show(f"kind: {why}", *import_lines(domain))
+
+
+def _import(tree: Mapping[str, Any]) -> None:
     from pmmrec.data.importers.table import TableImport, import_table
     from pmmrec.progress import bars
     from pmmrec.report.domains import import_lines
     from pmmrec.settings import validate
 
-    if tree.get("k_core") == "none":
-        tree["k_core"] = None
-    task = validate(TableImport, tree, "arguments")
+    task = validate(TableImport, _without_core(tree), "arguments")
     with bars() as progress:
         domain = import_table(task, progress)
     show(*import_lines(domain))
+
+
+def _without_core(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {**tree, "k_core": None} if tree.get("k_core") == "none" else dict(tree)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,20 +182,18 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _pairs(given: Sequence[str]) -> dict[str, str]:
-    """`NAME=COLUMN` as a mapping. Raises RecipeError for another form and for a name that is given twice."""
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` as a mapping. Raises RecipeError for another form and for a name that is given twice."""
     from pmmrec.errors import RecipeError
 
     pairs: dict[str, str] = {}
     for one in given:
-        name, sign, column = one.partition("=")
-        if not (name and sign and column):
-            raise RecipeError(
-                f"--map {one}: write NAME=COLUMN, such as item_id=product_id or text='{{title}}. {{brand}}'"
-            )
+        name, sign, value = one.partition("=")
+        if not (name and sign and value):
+            raise RecipeError(f"{option} {one}: write NAME=VALUE, such as --map item_id=product_id")
         if name in pairs:
-            raise RecipeError(f"--map {one}: {name} is given twice; name one column, or compose it: '{{a}} {{b}}'")
-        pairs[name] = column
+            raise RecipeError(f"{option} {one}: {name} is given twice; give it once")
+        pairs[name] = value
     return pairs
 
 

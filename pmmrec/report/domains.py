@@ -11,6 +11,7 @@ from pathlib import Path
 from pmmrec.atomic import make_folder, writing_to
 from pmmrec.data.demo_world import DemoWorldConfig, write_demo_world
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.folder import KindLine, kind_lines
 from pmmrec.data.importers.table import TableImport, import_table
 from pmmrec.data.statistics import COLD_BELOW, DomainStatistics, domain_statistics
 from pmmrec.errors import MachineError, RecipeError
@@ -24,6 +25,23 @@ def import_lines(domain: Domain) -> list[str]:
     if domain.info.summary.rejected or domain.info.summary.filtered:
         lines.append(f"each row that was left out, with its reason: {domain.folder / 'rejected.parquet'}")
     return lines
+
+
+@dataclass(frozen=True)
+class KindList:
+    """The kinds of data sets that can be imported by their folder."""
+
+    kinds: tuple[KindLine, ...]
+
+    @classmethod
+    def all(cls) -> KindList:
+        """Those of this project and of plugins."""
+        return cls(tuple(kind_lines()))
+
+    def table(self) -> PlainTable:
+        """A row for each kind."""
+        rows: list[list[Cell]] = [[one.name, one.expects, ", ".join(one.settings)] for one in self.kinds]
+        return PlainTable("", ["kind", "files", "settings (--set)"], rows)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def apply_mapping(mapping: Mapping[str, str], items: Source, interactions: Sourc
             candidates = [items, interactions]
         else:
             candidates = [interactions if name in OF_INTERACTIONS else items]
-        wanted = _FIELD.findall(given) or [given]
+        wanted = [name for name in _FIELD.findall(given) or [given] if not name.endswith("?")]
         fitting = [source for source in candidates if all(source.original(column) for column in wanted)]
         if not fitting:
             raise RecipeError(_told(target, given, wanted, candidates))
@@ -52,7 +52,10 @@ def _column(source: Source, name: str, given: str) -> Column:
 
 
 def _template(source: Source, given: str) -> str:
-    """SQL of a text with the values of columns. A blank value is left out together with the words before it."""
+    """SQL of a text with the values of columns. A blank value is left out together with the words before it.
+
+    `{name?}` is blank where the file has no such column.
+    """
     parts = _FIELD.split(given)  # words, column, words, column, ..., words
     values = [_as_text(source, name) for name in parts[1::2]]
     is_there = [f"(coalesce(trim({value}), '') <> '')" for value in values]
@@ -67,7 +70,9 @@ def _template(source: Source, given: str) -> str:
 
 
 def _as_text(source: Source, name: str) -> str:
-    column = source.original(name)
+    column = source.original(name.removesuffix("?"))
+    if column is None and name.endswith("?"):
+        return "CAST(NULL AS VARCHAR)"
     if column is not None and column.type == _LIST_OF_TEXTS:
         return f"array_to_string({column.sql}, ' ')"
     if column is None or NO_TEXTS.match(column.type):

@@ -49,9 +49,9 @@ def prepared(given: Path | str, text_format: TextFormat, room: Callable[[], Path
         write_query(str(given), target)
         return Prepared(target, PARQUET, False, _recorded(target, target.name))
     path = Path(given)
-    suffix, compression = _kind(path)
+    suffix, compression = _kind(path, is_text=text_format.delimiter is not None)
     _refuse_without_effect(path, suffix, text_format)
-    if suffix in SEPARATORS:
+    if suffix in SEPARATORS or suffix not in SUFFIXES:
         return _text(path, suffix, compression, text_format, room)
     if suffix == PARQUET:
         return Prepared(path, suffix, False, _recorded(path, path.name))
@@ -71,8 +71,8 @@ def _whole(path: Path, compression: str | None, room: Callable[[], Path]) -> Pat
     return target
 
 
-def _kind(path: Path) -> tuple[str, str | None]:
-    """The suffix of a file, and how it is compressed."""
+def _kind(path: Path, *, is_text: bool) -> tuple[str, str | None]:
+    """The suffix of a file, and how it is compressed. `is_text`: a file of an unknown suffix is a text."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give a file, or see `pmmrec data kinds`")
     if not path.is_file():
@@ -81,7 +81,7 @@ def _kind(path: Path) -> tuple[str, str | None]:
     name = path.with_suffix("") if compression else path
     suffix = name.suffix.lower()
     is_known = suffix in SUFFIXES and not (compression and suffix in records.WHOLE_FILES)
-    if not is_known:
+    if not is_known and not (is_text and suffix not in OTHER_COMPRESSIONS):
         advice = "unpack it first" if suffix in OTHER_COMPRESSIONS or compression else f"give {', '.join(SUFFIXES)}"
         raise DataError(f"{path}: unknown type {suffix or path.suffix!r}; {advice}")
     if path.stat().st_size == 0:
@@ -92,7 +92,7 @@ def _kind(path: Path) -> tuple[str, str | None]:
 def _refuse_without_effect(path: Path, suffix: str, text_format: TextFormat) -> None:
     given = [name for name in ("delimiter", "encoding") if getattr(text_format, name) is not None]
     given += ["quote"] if text_format.quote == "none" else []
-    if given and suffix not in SEPARATORS:
+    if given and suffix in SUFFIXES and suffix not in SEPARATORS:
         raise RecipeError(f"{path}: --{given[0]} has no effect, it is not a csv, tsv or psv; leave it out")
 
 

@@ -7,7 +7,7 @@ import ast
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def write_json(path: Path, shown: Path, target: Path) -> How:
     messages call the file.
     """
     if _are_literals(path):
-        _write_rows(_literals(path, shown), target)
+        write_rows(_literals(path, shown), target)
         return ("its lines are Python literals",)
     source = "read_json($path, compression='uncompressed'"
     parameters = {"path": _plain(path)}
@@ -44,7 +44,7 @@ def write_json(path: Path, shown: Path, target: Path) -> How:
             kinds = {str(name): _kept_as(str(kind)) for name, kind, *_ in described}
             columns = ", ".join(f"{_literal(name)}: '{kind}'" for name, kind in kinds.items())
             rows = connection.sql(f"SELECT * FROM {source}, columns={{{columns}}})", params=parameters)
-            _write_batches(rows.to_arrow_reader(ROWS_AT_ONCE), target)
+            _batches_to(rows.to_arrow_reader(ROWS_AT_ONCE), target)
     except duckdb.Error as error:
         found = _JSON_PLACE.search(str(error))
         told = f"{found[1]}: {found[2]}" if found else str(error).splitlines()[0]
@@ -54,18 +54,49 @@ def write_json(path: Path, shown: Path, target: Path) -> How:
     return ()
 
 
+def write_shards(paths: Sequence[Path], target: Path, shown: Path) -> Path:
+    """Write Arrow or parquet files of the same columns as one table."""
+    try:
+        writer = None
+        for path in paths:
+            if path.suffix == ".parquet":
+                with pq.ParquetFile(path) as file:
+                    writer = _add(writer, file.schema_arrow, file.iter_batches(), target)
+            else:
+                with pa.memory_map(str(path)) as source:
+                    reader = _arrow_reader(source)
+                    writer = _add(writer, reader.schema, reader, target)
+        if writer is not None:
+            writer.close()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{shown}: {path.name} cannot be read as part of the table: {error}") from error
+    return target
+
+
+def _add(
+    writer: pq.ParquetWriter | None, schema: pa.Schema, batches: Iterable[pa.RecordBatch], target: Path
+) -> pq.ParquetWriter:
+    writer = writer or pq.ParquetWriter(target, schema)
+    for batch in batches:
+        writer.write_batch(batch)
+    return writer
+
+
+def _arrow_reader(source: pa.NativeFile) -> pa.RecordBatchReader:
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    if not is_file:
+        return pa.ipc.open_stream(source)
+    file = pa.ipc.open_file(source)
+    batches = (file.get_batch(number) for number in range(file.num_record_batches))
+    return pa.RecordBatchReader.from_batches(file.schema, batches)
+
+
 def write_arrow(path: Path, shown: Path, target: Path) -> How:
     """An Arrow or Feather file, or a stream of Arrow."""
     try:
         with pa.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            if is_file:
-                file = pa.ipc.open_file(source)
-                batches = (file.get_batch(number) for number in range(file.num_record_batches))
-                _write_batches(pa.RecordBatchReader.from_batches(file.schema, batches), target)
-            else:
-                _write_batches(pa.ipc.open_stream(source), target)
+            _batches_to(_arrow_reader(source), target)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shown}: cannot be read as an Arrow file: {error}") from error
     return ()
@@ -86,7 +117,7 @@ def write_workbook(path: Path, shown: Path, target: Path) -> How:
     names = [_cell(value) or "" for value in next(rows, ())]
     used = [place for place, name in enumerate(names) if name]
     named = ({names[place]: row[place] for place in used} for row in rows if any(value is not None for value in row))
-    _write_rows(named, target, [names[place] for place in used])
+    write_rows(named, target, [names[place] for place in used])
     return (f"the first sheet, {sheet.title!r}, is read, not {', '.join(map(repr, others))}",) if others else ()
 
 
@@ -101,18 +132,18 @@ WHOLE_FILES = (".arrow", ".feather", ".xlsx", ".parquet")  # are compressed insi
 def write_stream(rows: Any, target: Path, what: str) -> None:
     """Write anything that gives Arrow batches: tables of pyarrow, pandas, polars, relations of DuckDB."""
     try:
-        _write_batches(pa.RecordBatchReader.from_stream(rows), target)
+        _batches_to(pa.RecordBatchReader.from_stream(rows), target)
     except (TypeError, pa.ArrowException) as error:
         raise DataError(f"{what}: cannot be read as a table: {error}") from error
 
 
-def _write_batches(reader: pa.RecordBatchReader, target: Path) -> None:
+def _batches_to(reader: pa.RecordBatchReader, target: Path) -> None:
     with pq.ParquetWriter(target, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
 
 
-def _write_rows(rows: Iterable[Mapping[str, Any]], target: Path, names: list[str] | None = None) -> None:
+def write_rows(rows: Iterable[Mapping[str, Any]], target: Path, names: list[str] | None = None) -> None:
     """Rows of any values as columns of text; lists stay lists where all values of the column are such."""
     rows = iter(rows)
     first = list(itertools.islice(rows, ROWS_AT_ONCE))

@@ -25,8 +25,11 @@ class Selection:
         connection.create_function("cleaned", cleaned, ["VARCHAR"], "VARCHAR", null_handling="special")
         connection.execute("CREATE TABLE rejected (kind VARCHAR, id VARCHAR, row BIGINT, reason VARCHAR)")
 
-    def take_items(self, path: Path) -> None:
-        """Make `items`, with clean texts. Raises DataError when an id occurs twice."""
+    def take_items(self, path: Path, *, may_repeat: bool = False) -> None:
+        """Make `items`, with clean texts.
+
+        Raises DataError when an id occurs twice, unless it `may_repeat`: then its first row counts.
+        """
         self._run(
             f"""INSERT INTO rejected SELECT 'item', item_id, row, 'empty item id' FROM raw_items
                 WHERE {_is_blank("item_id")} ORDER BY row"""
@@ -35,6 +38,13 @@ class Selection:
             f"""CREATE TABLE items AS SELECT * REPLACE (cleaned(text) AS text) FROM raw_items
                 WHERE NOT {_is_blank("item_id")}"""
         )
+        if may_repeat:
+            later = "SELECT row FROM items QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row) > 1"
+            self._run(
+                f"""INSERT INTO rejected SELECT 'item', item_id, row, 'a later row of the item' FROM items
+                    WHERE row IN ({later}) ORDER BY row"""
+            )
+            self._run(f"DELETE FROM items WHERE row IN ({later})")
         twice = self._rows(
             """SELECT item_id, list(row ORDER BY row)[:2] FROM items GROUP BY item_id HAVING count(*) > 1
                ORDER BY min(row)"""

@@ -120,7 +120,7 @@ class Source:
     def notes(self, role: str) -> list[str]:
         """What a user should know about how the file was read; `role` says what it holds. Call it after `load`."""
         notes = [f"{role}: {done}" for done in self._file.how]
-        if self._file.is_text and self._separator != SEPARATORS[self._file.suffix]:
+        if self._file.is_text and self._separator not in (self._format.delimiter, SEPARATORS.get(self._file.suffix)):
             notes.append(f"{role}: values are separated by {self._separator!r}")
         return notes + self._quoting.notes(role, self._num_rows)
 

@@ -60,6 +60,7 @@ class TableImport(Config):
     sample_users: int | None = Field(None, ge=1, description="Draw so many users, before the core.")
     seed: int | None = Field(None, ge=0, description="Of the draw; 0 if none is given.")
     columns: dict[str, str] = Field({}, description="Columns of other names: {item_id: sku, text: '{title}. {brand}'}.")
+    repeated_items: Literal["refuse", "first"] = Field("refuse", description="What to do with several rows of an item.")
     items_format: TextFormat = Field(TextFormat(), description="How the items are read, where they are a text.")
     interactions_format: TextFormat = Field(TextFormat(), description="How the interactions are read, likewise.")
     time_format: str | None = Field(None, description="How timestamps are written, as strptime: '%d/%m/%Y'.")
@@ -139,7 +140,7 @@ class _Import:
             found = f"{sources.items.path}: column {COLUMN!r} holds pictures, and a folder of pictures is given too"
             raise RecipeError(f"{found}; leave one of them out")
         self._say("rows read", 1)
-        selection.take_items(sources.items.path)
+        selection.take_items(sources.items.path, may_repeat=settings.repeated_items == "first")
         pictures.match(selection, sources.pictures)
         if "image_side" in settings.model_fields_set and not pictures.is_given:
             raise RecipeError(NO_EFFECT)

@@ -31,6 +31,11 @@ def test_a_blank_value_is_left_out_with_the_words_before_it(foreign) -> None:
     assert domain.texts(ROWS) == ["Red. Acme. shirt", "Blue", "Acme. hat"]
 
 
+def test_a_column_that_may_be_missing_is_marked(foreign) -> None:
+    domain = foreign.run(columns={"item_id": "sku", "user_id": "who", "text": "{title}. {colour?}. {kind?}"})
+    assert domain.texts(ROWS) == ["Red. shirt", "Blue", "hat"]
+
+
 def test_an_item_without_any_of_the_values_has_no_text(foreign, rejected) -> None:
     domain = foreign.run(columns={"item_id": "sku", "user_id": "who", "text": "Title: {title}"})
     assert domain.texts(np.arange(2)) == ["Title: Red", "Title: Blue"]

@@ -1,0 +1,66 @@
+"""Import a data set in a published layout by its folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.kinds import importers, kind_of
+from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.errors import DataError
+from pmmrec.homes import expanded
+from pmmrec.progress import Progress
+from pmmrec.settings import PartConfig, validate
+
+
+@dataclass(frozen=True)
+class KindLine:
+    """A kind of data set, for a list."""
+
+    name: str
+    expects: str
+    summary: str
+    settings: tuple[str, ...]
+
+
+def kind_lines() -> list[KindLine]:
+    """All kinds, by name."""
+    return [
+        KindLine(one.name, one.part_class.expects, one.summary, _settings(one.config_class))
+        for one in sorted(importers, key=lambda one: one.name)
+    ]
+
+
+def _settings(config_class: type[PartConfig]) -> tuple[str, ...]:
+    fields = config_class.model_fields.items()
+    return tuple(f"{name}={field.default}" for name, field in fields if name != "type")
+
+
+def import_folder(
+    kind: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    tree: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> tuple[Domain, str]:
+    """Import `folder` as a data set of a kind, or `auto`. Returns the domain, and by which files it was recognised.
+
+    `settings` are those of the kind, `tree` those of `TableImport`; what stands in `tree` wins over what the kind says.
+    Raises what `kind_of` and `import_table` raise, and DataError where neither gives a table of items.
+    """
+    folder = expanded(Path(folder))
+    with tempfile.TemporaryDirectory() as work:
+        found, why = kind_of(kind, settings, folder, Path(work))
+        inputs = found.inputs().tree()
+        columns = {**inputs.pop("columns"), **tree.get("columns", {})}
+        if "items" in tree:  # a table of the user has the names that imports know
+            columns = {name: column for name, column in columns.items() if name not in ("text", "items.item_id")}
+            inputs.pop("items_format", None)
+        task = {**inputs, **tree, "columns": columns}
+        if "items" not in task:
+            raise DataError(f"{folder}: holds no table of items with texts; name one: --items FILE (item_id, text)")
+        return import_table(validate(TableImport, task, "arguments"), progress), why

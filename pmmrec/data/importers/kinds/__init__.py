@@ -1,0 +1,168 @@
+"""Kinds of data sets: each recognises a folder in one published layout, and says how its files are read."""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import duckdb
+
+from pmmrec.data.importers.records import write_rows
+from pmmrec.data.importers.text_format import TextFormat
+from pmmrec.data.importers.unpacking import COMPRESSIONS, unpacked
+from pmmrec.errors import DataError
+from pmmrec.family import Family
+from pmmrec.settings import PartConfig
+
+PLAIN = TextFormat()
+TABS = TextFormat(delimiter="\t", quote="none")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The two tables of a folder as `TableImport` reads them. Names of columns are those of the files."""
+
+    items: Path | None  # None: the data set has none, the user must name a table
+    interactions: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    items_format: TextFormat = PLAIN
+    interactions_format: TextFormat = PLAIN
+    images: Path | None = None
+    time_format: str | None = None
+    repeated_items: str = "refuse"
+
+    def tree(self) -> dict[str, Any]:
+        """The settings of an import."""
+        tree = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in tree.items() if value is not None}
+
+
+class Kind(ABC):
+    """A folder in one published layout; `expects` names its files, `work` is a folder for what must be converted."""
+
+    expects: ClassVar[str]
+
+    def __init__(self, config: PartConfig, folder: Path, work: Path) -> None:  # noqa: ARG002  of kinds with settings
+        self.folder, self.work = folder, work
+
+    @abstractmethod
+    def recognise(self) -> str | None:
+        """By which files the folder is of this kind; None where it is not."""
+
+    @abstractmethod
+    def inputs(self) -> Inputs:
+        """How the files are read. Raises DataError where one is missing or ambiguous."""
+
+
+importers: Family[Kind] = Family("kind of import", home=__name__)
+
+
+def kind_of(name: str, settings: Mapping[str, Any], folder: Path, work: Path) -> tuple[Kind, str]:
+    """The kind of that name, or with `auto` the one that recognises the folder, and by which files.
+
+    Raises RecipeError for an unknown name, DataError where no kind recognises the folder, or several do.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder of the data set")
+    if name == AUTO:
+        made = [(one.name, one.part_class(one.config_class(type=one.name), folder, work)) for one in importers]
+        found = [(one, why) for one, kind in made if (why := kind.recognise()) is not None]
+        if len(found) != 1:
+            told = "; ".join(f"{one} by {why}" for one, why in found) or "no kind"
+            holds = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+            raise DataError(f"{folder}: {told} would read this folder, which holds {holds}; see `pmmrec data kinds`")
+        name = found[0][0]
+    config = importers.config({**settings, "type": name})
+    kind = importers.part_class(config)(config, folder, work)
+    why = kind.recognise()
+    if why is None:
+        raise DataError(f"{folder}: is no folder of {name}, which expects {kind.expects}")
+    return kind, f"{name}, recognised by {why}"
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder whose names match, compressed or not, in order."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return [path for path in paths if fnmatch.fnmatchcase(_plain_name(path.name), pattern)]
+
+
+def optional_file(folder: Path, *patterns: str) -> Path | None:
+    """The only file that matches a pattern, compressed or not; the first pattern that any matches counts.
+
+    Raises DataError where several match it.
+    """
+    for pattern in patterns:
+        found = matching(folder, pattern)
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found[:4])
+            raise DataError(f"{folder}: {len(found)} files match {pattern}: {names}; leave one")
+        if found:
+            return found[0]
+    return None
+
+
+def required_file(folder: Path, *patterns: str) -> Path:
+    """`optional_file`, where there must be one. Raises DataError for none."""
+    found = optional_file(folder, *patterns)
+    if found is None:
+        raise DataError(f"{folder}: no file {' or '.join(patterns)}")
+    return found
+
+
+def has_files(folder: Path, *patterns: str) -> bool:
+    """Whether each pattern has a file, compressed or not."""
+    return all(matching(folder, pattern) for pattern in patterns)
+
+
+def _plain_name(name: str) -> str:
+    return next((name.removesuffix(suffix) for suffix in COMPRESSIONS if name.endswith(suffix)), name)
+
+
+def first_folder(folder: Path, *patterns: str) -> Path | None:
+    """The first folder below that matches a pattern, such as one of pictures."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    return next((path for pattern in patterns for path in folders if fnmatch.fnmatchcase(path.name, pattern)), None)
+
+
+def first_line(path: Path, encoding: str = "utf-8-sig") -> str:
+    """The first line of a text, compressed or not; empty where there is none."""
+    block = next(unpacked(path, COMPRESSIONS.get(path.suffix)), b"")
+    return block.split(b"\n", 1)[0].decode(encoding, errors="replace").rstrip("\r")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text in UTF-8. Raises DataError for one that is not."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error.reason}; save the file as UTF-8") from error
+
+
+def converted(rows: Iterable[Mapping[str, Any]], target: Path) -> Path:
+    """Write rows as a table that imports read; every value becomes text."""
+    write_rows(rows, target)
+    return target
+
+
+def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str, ...], str]]) -> Path:
+    """Write the rows of a query as a table. `tables`: name -> a text without quoting, its columns and its separator."""
+    config = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    try:
+        with duckdb.connect(config=config) as connection:
+            for name, (path, columns, sign) in tables.items():
+                kinds = ", ".join(f"'{column}': 'VARCHAR'" for column in columns)
+                dialect = f"columns={{{kinds}}}, delim='{sign}', quote='', escape='', header=false, auto_detect=false"
+                source = f"read_csv($path, {dialect})"
+                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}", {"path": str(path)})  # noqa: S608
+            connection.sql(query).write_parquet(str(target))
+    except duckdb.Error as error:
+        where = ", ".join(str(path) for path, _, _ in tables.values())
+        raise DataError(f"{where}: {str(error).splitlines()[0]}") from error
+    return target

@@ -1,0 +1,47 @@
+"""KuaiRec, short videos with captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pmmrec.data.importers.kinds import Inputs, Kind, first_folder, has_files, importers, required_file
+from pmmrec.settings import PartConfig
+
+CAPTIONS = "kuairec_caption_category.csv"
+
+
+class KuaiRecConfig(PartConfig):
+    """Which of the two matrices is read."""
+
+    type: Literal["kuairec"] = "kuairec"
+    matrix: Literal["big", "small"] = Field("big", description="small: nearly every user has seen every video.")
+
+
+@importers.register("kuairec", KuaiRecConfig)
+class KuaiRec(Kind):
+    """KuaiRec: views with times, and captions with topics. The rating is the share of a video that was watched.
+
+    Views of any length are kept; `--min-rating 2` keeps those of twice the length of the video, as its authors do.
+    """
+
+    expects = "big_matrix.csv or small_matrix.csv, kuairec_caption_category.csv; in the folder or in data/"
+
+    def __init__(self, config: KuaiRecConfig, folder: Path, work: Path) -> None:
+        super().__init__(config, folder, work)
+        self.matrix = config.matrix
+
+    def recognise(self) -> str | None:
+        data, names = _data(self.folder), (f"{self.matrix}_matrix.csv", CAPTIONS)
+        return ", ".join(names) if has_files(data, *names) else None
+
+    def inputs(self) -> Inputs:
+        data = _data(self.folder)
+        columns = {"item_id": "video_id", "rating": "watch_ratio", "text": "{caption}. {topic_tag?}"}
+        return Inputs(required_file(data, CAPTIONS), required_file(data, f"{self.matrix}_matrix.csv"), columns)
+
+
+def _data(folder: Path) -> Path:
+    return first_folder(folder, "data") or folder
