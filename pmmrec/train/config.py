@@ -7,6 +7,7 @@ from typing_extensions import Self
 
 from pmmrec.settings import Config
 from pmmrec.train.accumulate import AccumulateConfig
+from pmmrec.train.average import AverageConfig
 from pmmrec.train.nonfinite import NonfiniteConfig
 from pmmrec.train.optim import OptimizerConfig
 from pmmrec.train.stages import StageConfig, check_stages
@@ -36,6 +37,9 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = Field(
         (), description="Which parameters learn in which epochs, stage after stage; none: all, as the plan says."
+    )
+    average: AverageConfig | None = Field(
+        None, description="Validate and keep an average of the weights over the steps; null: those of the last step."
     )
     clip_norm: float | None = Field(1.0, gt=0, description="Largest norm of all gradients together; null: no clipping.")
     log_every: int = Field(20, ge=1, description="Steps between two log lines.")

@@ -25,6 +25,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import ObjectiveConfig
 from pmmrec.tables import PlainTable
 from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics, refuse_idle_parts
+from pmmrec.train.average import Average
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.cost import TrainingCost
@@ -175,6 +176,7 @@ def _refuse_unfit_training(
     refuse_empty_shares(smallest_batch, _division(recipe, launched))
     refuse_unfit(spread, machine, config.accumulate)
     refuse_shared_batches(task, spread, world)
+    Average(config.average, task, spread)
     task.item_parts = config.accumulate.item_parts
     if task.item_parts > 1:
         refuse_batch_statistics(encoder, "train.accumulate")

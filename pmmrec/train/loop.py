@@ -17,6 +17,7 @@ from pmmrec.errors import MachineError, RecipeError
 from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.startup import collecting_as_usual
 from pmmrec.train.accumulate import checkpoint_activations, refuse_batch_statistics
+from pmmrec.train.average import Average
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.cost import TrainingCost, peak_memory_bytes, reset_peak
 from pmmrec.train.delayed_read import DelayedRead
@@ -105,6 +106,7 @@ class Loop:
             checkpoint_activations(task.recommender.item_encoder)
         prepare_task(processes, task, log)
         self._stages = Stages(config.stages, task, processes.spread)
+        self._average = Average(config.average, task, processes.spread)
         optimizer = build_optimizer(task, config.optimizer, processes.spread)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps, batches.steps_per_epoch)
         self._by_rows = optimizer.words()
@@ -186,7 +188,9 @@ class Loop:
             "num_steps": self._num_steps,
             "skipped": self._guard.skipped,
         }
-        return dataclasses.replace(state, facts={**state.facts, **facts}, tensors={**state.tensors, **meter})
+        average = {f"average/{name}": one.to("cpu", copy=True) for name, one in self._average.tensors.items()}
+        tensors = {**state.tensors, **meter, **average}
+        return dataclasses.replace(state, facts={**state.facts, **facts}, tensors=tensors)
 
     def restore(self, state: State) -> None:
         """Be where `snapshot` was taken. Raises CheckpointError where the state is of another model.
@@ -201,6 +205,7 @@ class Loop:
                 f"not {ours}: go on with {kept}, or begin another run"
             )
         self._strategy.trainer_state.restore(state)
+        self._average.restore(below(state.tensors, "average"))
         facts, device = state.facts, self.processes.device
         self.step, self.epoch, self.should_stop = facts["step"], facts["epoch"], facts["should_stop"]
         self.validation = {int(epoch): metrics for epoch, metrics in facts["validation"].items()}
@@ -299,6 +304,7 @@ class Loop:
         self._scheduler.step()
         self._optimizer.zero_grad()
         self.step += 1
+        self._average.update(self.step)
         self._meter.add(totals, is_held)
 
     def _counts(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
@@ -364,7 +370,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         try:
-            with self.stoppable():
+            with self.stoppable(), self._average.in_place():
                 for callback in self._callbacks:
                     callback.epoch_ended(self, self.epoch)
         except MachineError as error:  # such as a disk that is full when better weights are kept

@@ -139,9 +139,12 @@ class _Watched(Batches):
 Attempt = Callable[..., Outcome]
 
 
-def _config(epochs: int, optimizer: dict[str, Any] | None, state: dict[str, Any] | None) -> TrainConfig:
+def _config(
+    epochs: int, optimizer: dict[str, Any] | None, state: dict[str, Any] | None, average: dict[str, Any] | None
+) -> TrainConfig:
     """`SETTINGS` with changes."""
     rules = {"state": {**SETTINGS["state"], **(state or {})}, "on_nonfinite": {"skip": 2}, "epochs": epochs}
+    rules["average"] = average
     return TrainConfig.model_validate({**SETTINGS, **rules, "optimizer": optimizer or SETTINGS["optimizer"]})
 
 
@@ -194,6 +197,7 @@ def train(
     split: PartConfig | None = None,
     epochs: int = 3,
     optimizer: dict[str, Any] | None = None,
+    average: dict[str, Any] | None = None,
     seed: int = 1,
     patience: int = 9,
     finish: bool = False,
@@ -208,7 +212,7 @@ def train(
     """
     folders = [world / name for name in ((domain,) if isinstance(domain, str) else domain)]
     data = DataConfig() if split is None else DataConfig(split=split)
-    sources, config, stop = Sources.open(folders, data), _config(epochs, optimizer, state), _Stop(**when)
+    sources, config, stop = Sources.open(folders, data), _config(epochs, optimizer, state, average), _Stop(**when)
     recipe = Recipe(home / name, seed=seed, epochs=epochs, sources=tuple(map(str, folders)))
     judge = ValidationConfig(metric="ndcg@10", patience=patience)
     best: dict[str, Tensor] = {}
