@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.contracts import TokenStates
@@ -33,6 +34,12 @@ class VisionConfig(BackboneConfig):
     std: Channels | None = Field(default=None, description="Of each channel in 0..1; None: the backbone's, else 0.5.")
     pool: Literal["cls", "mean"] = Field(
         default="cls", description="The whole image: the cls token, or the mean of all patches."
+    )
+
+    projection: Literal["linear", "conv3x3"] = Field(
+        default="linear",
+        description="The way to the common width: of each token alone, or of 3 x 3 places of a feature map, without "
+        "bias and below ReLU (MMSR's ResNet, 49 tokens of 224 pixels).",
     )
 
     @model_validator(mode="after")
@@ -157,6 +164,12 @@ class Normalise(nn.Module):
         for out, pixels in zip(torch.split(normal, at_once), torch.split(pixels_RCHW, at_once), strict=True):
             out.copy_(pixels).div_(255).sub_(mean_C11).div_(std_C11)
         return normal.to(dtype)
+
+
+def map_states(map_RCHW: Tensor, projection: nn.Module, pool: Literal["cls", "mean"]) -> TokenStates:
+    """A feature map under its convolution and ReLU as tokens, one a place, and their mean."""
+    tokens_RPD = F.relu(projection(map_RCHW)).flatten(2).transpose(1, 2)
+    return pooled_states(tokens_RPD, 0, pool)
 
 
 def pooled_states(states_RPD: Tensor, num_prefix_tokens: int, pool: Literal["cls", "mean"]) -> TokenStates:

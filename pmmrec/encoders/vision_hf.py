@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmmrec.adapters import Sites
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldInputs, PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
-from pmmrec.encoders.backbone import make_head, make_projection, through_head
+from pmmrec.encoders.backbone import make_head, make_map, make_projection, through_head
 from pmmrec.encoders.huggingface import (
     checkpoint_blocks,
     new_config,
@@ -29,12 +29,13 @@ from pmmrec.encoders.huggingface import (
     save_model,
 )
 from pmmrec.encoders.masking import in_order, noise_of_images
-from pmmrec.encoders.pixels import Normalise, VisionConfig, check_size, pooled_states, square_side
+from pmmrec.encoders.pixels import Normalise, VisionConfig, check_size, map_states, pooled_states, square_side
 from pmmrec.encoders.prefix import CanBeCut, FrozenPrefix
 from pmmrec.encoders.preprocessor import read_scale, write_preprocessor
 from pmmrec.encoders.trainable import Layout, find_layout
 from pmmrec.errors import RecipeError
 
+SIZE_OF_MAPS = 224  # pixels a side, of backbones whose configuration says none
 HALVES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
@@ -45,6 +46,7 @@ class VisionLayout(Layout):
     num_prefix_tokens: int = 1  # cls first; 0: there is none
     has_registers: bool = False  # more prefix tokens, as many as the configuration says
     has_windows: bool = False  # windows over maps that shrink from stage to stage do not fit every size
+    is_map: bool = False  # the last hidden state is a map, (R, C, H, W), and images may have any size
 
 
 def _sites(attention: str, mlp: tuple[str, str], out: str = "o_proj") -> Sites:
@@ -112,6 +114,7 @@ LAYOUTS: Mapping[str, VisionLayout] = {
         has_registers=True,
         sites=_sites(r"attention\.", (r"mlp\.up_proj", r"mlp\.down_proj")),
     ),
+    "resnet": VisionLayout(blocks=r"encoder\.stages\.\d+", block_call="hidden", num_prefix_tokens=0, is_map=True),
     "siglip_vision_model": VisionLayout(
         blocks=r"(vision_model\.)?encoder\.layers\.\d+",
         after=r"(vision_model\.)?post_layernorm",
@@ -136,6 +139,13 @@ _TINY: Mapping[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 16,
 }
+_TINY_RESNET: Mapping[str, Any] = {
+    "model_type": "resnet",
+    "embedding_size": 4,
+    "hidden_sizes": [4, 8],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
 
 
 class HFVisionConfig(VisionConfig):
@@ -146,6 +156,7 @@ class HFVisionConfig(VisionConfig):
         {"architecture": _TINY},
         {"architecture": _TINY, "pool": "mean", "head": {"layers": 1, "activation": "relu"}},
         {"architecture": {**_TINY, "model_type": "vit_mae"}, "mask_ratio": 0.5},
+        {"architecture": _TINY_RESNET, "image_size": 32, "pool": "mean", "projection": "conv3x3"},
     )
     mask_ratio: float | None = Field(
         default=None,
@@ -161,7 +172,8 @@ class HFVision(CanBeCut, VisionEncoder):
 
     Eq. 2 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of CLIP ViT-B/32. Of a
     two-sided checkpoint (CLIP, SigLIP) the vision half is read. Poolers are left out or frozen. The tokens are the
-    patches: cls, distillation and register tokens are not among them. A masked autoencoder (vit_mae) sees a share of
+    patches, or the places of a ResNet's map (`projection: conv3x3` is the way that MMSR brings these to the common
+    width): cls, distillation and register tokens are not among them. A masked autoencoder (vit_mae) sees a share of
     1 - `mask_ratio` of the patches: others at each step of training, and the same ones of an image whenever it is
     ranked, whichever items are encoded with it. transformers draws 75 % anew there too, unless told otherwise.
 
@@ -173,6 +185,7 @@ class HFVision(CanBeCut, VisionEncoder):
     """
 
     layouts = LAYOUTS
+    _layout: VisionLayout
 
     def __init__(self, config: HFVisionConfig, context: BuildContext) -> None:
         super().__init__()
@@ -184,8 +197,10 @@ class HFVision(CanBeCut, VisionEncoder):
         self._pool, self.num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
         if config.pool == "cls" and self.num_prefix_tokens == 0:
             raise RecipeError(f"pool: {self._settings.model_type} has no cls token; use mean")
-        own_size = square_side(self._settings.image_size, where)
+        own_size = _own_size(self._settings, self._layout, where)
         self.pixel_spec = PixelSpec(config.image_size or own_size)
+        if config.projection == "conv3x3" and not self._layout.is_map:
+            raise RecipeError(f"projection: {self._settings.model_type} gives no feature map of channels; use linear")
         self._patch = patch = square_side(getattr(self._settings, "patch_size", 1), where)
         if patch > self.pixel_spec.size:
             raise RecipeError(f"image_size: {self.pixel_spec.size} pixels hold no patch of {patch}; take larger images")
@@ -201,10 +216,11 @@ class HFVision(CanBeCut, VisionEncoder):
         self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
         self.warnings = tuple(warnings)
         self._options: dict[str, bool] = {}
-        if self.pixel_spec.size != own_size:
+        if self.pixel_spec.size != own_size and not self._layout.is_map:
             self._options = _stretch_positions(self.backbone)
         self.normalise = Normalise(self._mean, self._std)
-        self.projection = make_projection(self._settings.hidden_size, context.width)
+        make = make_map if config.projection == "conv3x3" else make_projection
+        self.projection: nn.Linear | nn.Conv2d = make(_width(self._settings, self._layout), context.width)
         self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
@@ -217,21 +233,28 @@ class HFVision(CanBeCut, VisionEncoder):
         if "mask_ratio" in config.architecture:
             raise RecipeError("architecture.mask_ratio: is set by `mask_ratio` beside `architecture`")
         settings = new_config(config.architecture, **fitted)
-        find_layout(LAYOUTS, settings.model_type, "architecture.model_type")
+        layout = find_layout(LAYOUTS, settings.model_type, "architecture.model_type")
         settings.save_pretrained(folder)
-        size = square_side(settings.image_size, "architecture.image_size")
+        size = config.image_size or _own_size(settings, layout, "architecture.image_size")
         write_preprocessor(folder, size, config.mean, config.std)
 
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
-        states = pooled_states(self.projection(self.last_states(inputs)), self.num_prefix_tokens, self._pool)
+        last = self.last_states(inputs)
+        if isinstance(self.projection, nn.Conv2d):
+            return through_head(map_states(last, self.projection, self._pool), self.head)
+        states = pooled_states(self.projection(self._tokens(last)), self.num_prefix_tokens, self._pool)
         return through_head(states, self.head)
+
+    def _tokens(self, last: Tensor) -> Tensor:
+        """The last hidden state as tokens, `(R, P, H)`."""
+        return last.flatten(2).transpose(1, 2) if self._layout.is_map else last
 
     def pooled(self, inputs: FieldInputs) -> Tensor:
         """The whole of each image as the backbone gives it, `(R, H)`."""
         if not isinstance(inputs, PixelInputs):
             raise TypeError("a vision encoder reads pixels")
-        return pooled_states(self.hidden(inputs), self.num_prefix_tokens, self._pool).cls_RD
+        return pooled_states(self._tokens(self.hidden(inputs)), self.num_prefix_tokens, self._pool).cls_RD
 
     def layers(self, inputs: FieldInputs) -> Tensor:
         """The whole of each image at every layer, `(R, T, H)`."""
@@ -241,13 +264,13 @@ class HFVision(CanBeCut, VisionEncoder):
         return torch.stack([pooled_states(one, self.num_prefix_tokens, self._pool).cls_RD for one in states], dim=1)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        """The library's own last hidden state, `(R, P, H)`."""
+        """The library's own last hidden state, `(R, P, H)`, or `(R, C, H, W)` of a map."""
         if isinstance(inputs, TokenInputs):
             raise TypeError("a vision encoder reads pixels, not token ids")
         normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
         options = {**self._options, **self._masks(inputs.pixels_RCHW)}
-        hidden_RPH: Tensor = self.backbone(pixel_values=normal_RCHW, **options).last_hidden_state
-        return hidden_RPH
+        hidden: Tensor = self.backbone(pixel_values=normal_RCHW, **options).last_hidden_state
+        return hidden
 
     def _masks(self, pixels_RCHW: Tensor) -> dict[str, Tensor]:
         """What chooses the patches that a masked autoencoder sees; nothing for others, and where it is to be drawn."""
@@ -300,6 +323,16 @@ def _refuse_no_patch(mask_ratio: float, num_patches: int) -> None:
             f"mask_ratio: {mask_ratio} leaves none of the {num_patches} patches of an image; take a smaller share, or "
             "larger images"
         )
+
+
+def _own_size(settings: Any, layout: VisionLayout, where: str) -> int:
+    return SIZE_OF_MAPS if layout.is_map else square_side(settings.image_size, where)
+
+
+def _width(settings: Any, layout: VisionLayout) -> int:
+    """Of the last hidden state."""
+    width: int = settings.hidden_sizes[-1] if layout.is_map else settings.hidden_size
+    return width
 
 
 def _num_prefix_tokens(settings: Any, layout: VisionLayout) -> int:

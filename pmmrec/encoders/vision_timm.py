@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
@@ -28,6 +27,7 @@ from pmmrec.encoders.pixels import (
     VisionConfig,
     check_size,
     chosen_scale,
+    map_states,
     pooled_states,
     read_channels,
     say_resampling,
@@ -141,11 +141,6 @@ class TimmConfig(VisionConfig):
 
     type: Literal["timm"] = "timm"
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (_SMALL, {**_SMALL, "projection": "conv3x3"})
-    projection: Literal["linear", "conv3x3"] = Field(
-        default="linear",
-        description="The way to the common width: of each token alone, or of 3 x 3 places of a feature map, without "
-        "bias and below ReLU (MMSR's ResNet, 49 tokens of 224 pixels).",
-    )
 
     @model_validator(mode="after")
     def _architecture_is_named(self) -> Self:
@@ -227,8 +222,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
         features = self.last_states(inputs)
         if isinstance(self.projection, nn.Conv2d):
-            tokens_RPD = F.relu(self.projection(features)).flatten(2).transpose(1, 2)
-            return through_head(pooled_states(tokens_RPD, 0, self._pool), self.head)
+            return through_head(map_states(features, self.projection, self._pool), self.head)
         states = pooled_states(self.projection(self._tokens(features)), self._num_prefix_tokens, self._pool)
         return through_head(states, self.head)
 

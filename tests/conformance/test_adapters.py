@@ -120,7 +120,7 @@ def states_of(users: Any, item_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
 
 PARTS = [
     *(f"text {name}" for name in TEXT_LAYOUTS),
-    *(f"vision {name}" for name in VISION_LAYOUTS),
+    *(f"vision {name}" for name, layout in VISION_LAYOUTS.items() if layout.sites is not None),
     *(f"timm {name}" for name in TIMM),
     "user transformer",
     "user nextitnet",

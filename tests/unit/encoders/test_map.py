@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import ResNetConfig, ResNetModel
+from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
 from pmmrec.context import Backbone, BuildContext
+from pmmrec.contracts import PixelSpec, TokenStates
 from pmmrec.encoders import vision_encoders
 from pmmrec.errors import RecipeError
 from pmmrec.testing.subjects import pixel_inputs
@@ -21,6 +22,17 @@ RESNET: dict[str, Any] = {
     "image_size": 96,
     "pool": "mean",
     "projection": "conv3x3",
+}
+OF_TRANSFORMERS: dict[str, Any] = {
+    **RESNET,
+    "type": "hf_vision",
+    "architecture": {
+        "model_type": "resnet",
+        "embedding_size": 64,
+        "hidden_sizes": [4, 4, 8, 8],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+    },
 }
 
 
@@ -91,6 +103,39 @@ def test_tokens_are_those_of_transformers_resnet_and_of_loops_over_its_map(tmp_p
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("projection", ["conv3x3", "linear"])
+def test_the_resnets_of_both_libraries_give_the_same(tmp_path: Path, projection: str) -> None:
+    theirs, ours = (tmp_path / name for name in ("timm", "transformers"))
+    for folder in (theirs, ours):
+        folder.mkdir()
+    timm = encoder_of(theirs, {**RESNET, "projection": projection})
+    encoder = encoder_of(ours, {**OF_TRANSFORMERS, "projection": projection})
+    encoder.backbone.load_state_dict(of_transformers(timm.backbone).state_dict())
+    encoder.projection.load_state_dict(timm.projection.state_dict())
+    inputs = pixel_inputs(encoder.pixel_spec)
+    assert encoder.pixel_spec == timm.pixel_spec
+    for one, other in zip(_told(encoder(inputs)), _told(timm(inputs)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    torch.testing.assert_close(encoder.pooled(inputs), timm.pooled(inputs), rtol=0, atol=1e-12)
+
+
+def _told(states: TokenStates) -> tuple[Tensor, Tensor]:
+    return states.token_KD, states.cls_RD
+
+
+def test_a_classifier_of_transformers_is_opened_without_its_head(tmp_path: Path) -> None:
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(**sizes)).double().eval()
+    model.save_pretrained(tmp_path)
+    config = vision_encoders.config({"type": "hf_vision", "weights": "resnet", "pool": "mean", "projection": "conv3x3"})
+    part_class: Any = vision_encoders.part_class(config)
+    encoder = part_class(config, BuildContext(5, {"": Backbone(tmp_path, is_pretrained=True)})).double().eval()
+    assert encoder.pixel_spec == PixelSpec(224)
+    inputs = pixel_inputs(PixelSpec(32))
+    expected = model.resnet(encoder.normalise(inputs.pixels_RCHW, torch.float64)).last_hidden_state
+    torch.testing.assert_close(encoder.hidden(inputs), expected, rtol=0, atol=1e-6)  # opened in float32
+
+
 def test_an_image_of_224_pixels_has_49_tokens(tmp_path: Path) -> None:
     encoder = encoder_of(tmp_path, {**RESNET, "image_size": 224})
     assert encoder(pixel_inputs(encoder.pixel_spec)).length_R.tolist() == [49, 49, 49]
@@ -98,6 +143,10 @@ def test_an_image_of_224_pixels_has_49_tokens(tmp_path: Path) -> None:
 
 def test_what_gives_no_map_is_refused(tmp_path: Path) -> None:
     sizes = {"embed_dim": 8, "depth": 2, "num_heads": 2}
-    tree = {**RESNET, "architecture": {"name": "vit_tiny_patch16_224", **sizes}, "image_size": 32}
-    with pytest.raises(RecipeError, match="gives no feature map of channels; use linear"):
-        encoder_of(tmp_path, tree)
+    vit = {"model_type": "vit", "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for tree in (
+        {**RESNET, "architecture": {"name": "vit_tiny_patch16_224", **sizes}, "image_size": 32},
+        {**OF_TRANSFORMERS, "architecture": vit, "image_size": 32},
+    ):
+        with pytest.raises(RecipeError, match="gives no feature map of channels; use linear"):
+            encoder_of(tmp_path, tree)

@@ -28,6 +28,7 @@ DINO = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp
 IMAGES: dict[str, dict[str, Any]] = {
     "dinov2": DINO,
     "dinov2_with_registers": {**DINO, "num_register_tokens": 2},
+    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"},
 }
 SWIN = {"window_size": 4, "depths": [1, 1], "embed_dim": 8, "num_heads": [2, 2]}
 TIMM: dict[str, dict[str, Any]] = {
@@ -117,7 +118,7 @@ def test_a_vision_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
     fresh_vision: Fresh, pixels: Tensor, model_type: str, depth: int
 ) -> None:
     architecture = {"model_type": model_type, **IMAGES.get(model_type, {**SIZES, **PIXELS})}
-    pool = "mean" if model_type == "siglip_vision_model" else "cls"
+    pool = "cls" if vision_hf.LAYOUTS[model_type].num_prefix_tokens else "mean"
     encoder = fresh_vision(architecture, pool=pool, trainable_blocks=depth)
     assert_same_step(encoder, PixelInputs(pixels, HostArray(range(len(pixels)))))
 

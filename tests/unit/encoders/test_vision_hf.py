@@ -34,6 +34,7 @@ OTHER_NAMES: dict[str, dict[str, Any]] = {
     "dinov2": DINO,
     "dinov2_with_registers": {**DINO, "num_register_tokens": 2},
     "dinov3_vit": {**SIZES, "num_register_tokens": 2},
+    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"},
     "swin": SWIN,
     "swinv2": SWIN,
 }
@@ -70,7 +71,10 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
 def test_the_tokens_are_the_patches_of_the_image(fresh_vision: Fresh, pixels: Tensor, model_type: str) -> None:
     encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type)).eval()
     states = encoder(images_of(pixels))
-    assert states.token_KD.shape == (3 * 16, 6)  # 4 x 4 patches of 8 pixels; Swin: 8 x 8 of 4, merged once
+    assert states.token_KD.shape == (
+        3 * 16,
+        6,
+    )  # 4 x 4 patches of 8 pixels; Swin: 8 x 8 of 4, merged once; ResNet: a map
     assert states.length_R.tolist() == [16, 16, 16]
 
 
@@ -206,8 +210,8 @@ def test_missing_weights_are_an_error(fresh_vision: Fresh, tmp_path: Path) -> No
 
 
 def test_an_architecture_that_is_not_known_is_an_error_that_lists_the_known(fresh_vision: Fresh) -> None:
-    with pytest.raises(RecipeError, match="'resnet' is not known here; known: beit, clip_vision_model"):
-        fresh_vision({"model_type": "resnet"})
+    with pytest.raises(RecipeError, match="'convnext' is not known here; known: beit, clip_vision_model"):
+        fresh_vision({"model_type": "convnext"})
 
 
 def test_an_image_smaller_than_a_patch_is_an_error(fresh_vision: Fresh) -> None:
