@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.dropout import Dropout
+from pmmrec.feed_forward import activated_linear
 from pmmrec.packing import Packing, attend, attend_last
 
 CARCA_SLOPE = 0.2  # of CARCA's leaky ReLU below 0: the default of TensorFlow, and so of the released code
@@ -109,5 +110,5 @@ class TransformerBlock(nn.Module):
         return out
 
     def _fed_forward(self, x_KD: Tensor) -> Tensor:
-        out: Tensor = self.contract(self.dropout(self.activation(self.expand(x_KD))))
-        return out
+        p = self.dropout.p if self.dropout.training else 0.0
+        return activated_linear(self.expand(x_KD), self.contract, self.activation, p)

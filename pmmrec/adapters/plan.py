@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from pmmrec.adapters import Adapter, AdapterConfig, Host, adapter_tensors, adapters, chosen_blocks
 from pmmrec.errors import RecipeError
+from pmmrec.feed_forward import part_activations
 from pmmrec.settings import Config
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _insert(name: str, part: nn.Module, config: AdapterConfig | None, heads: tup
         raise RecipeError(f"{where}: {type(part).__name__} cannot have adapters; leave it out")
     adapter_class: Any = adapters.part_class(config)
     adapter: Adapter = adapter_class(config)
+    part_activations(host.module)
     holders = adapter.insert(host, chosen_blocks(host, config, where), where)
     lowest = min(level for level, block in enumerate(host.blocks) if any(h.startswith(f"{block}.") for h in holders))
     host.learns_from_top(len(host.blocks) - lowest)

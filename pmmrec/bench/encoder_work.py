@@ -9,6 +9,7 @@ from pmmrec.adapters import Host
 from pmmrec.bench.flops import Ints, Work, learns, linear_map, stack_work
 from pmmrec.encoders import Encoder
 from pmmrec.encoders.vision_hf import HFVision
+from pmmrec.feed_forward import ActivatedLinear
 
 # Architectures by where their blocks normalise; all others are counted by torch's counter, one item at a time.
 POST_NORM = ("BertModel", "CamembertModel", "DistilBertModel", "ElectraModel", "RobertaModel", "XLMRobertaModel")
@@ -69,7 +70,7 @@ def _has_known_layers(host: Host) -> bool:
     """Whether every block is made of six plain linear layers, without adapters or gates."""
     for name in host.blocks:
         block = host.sub(name)
-        num_layers = sum(type(module) is nn.Linear for module in block.modules())
+        num_layers = sum(type(module) in (nn.Linear, ActivatedLinear) for module in block.modules())
         num_matrices = sum(parameter.dim() > 1 for parameter in block.parameters())
         if (num_layers, num_matrices) != (6, 6):
             return False

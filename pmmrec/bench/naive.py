@@ -29,10 +29,12 @@ from pmmrec.contracts import (
     to_device,
 )
 from pmmrec.data.items import ItemReader
+from pmmrec.dropout import draw_as_torch
 from pmmrec.encoders import Encoder
 from pmmrec.encoders.text import HFText
 from pmmrec.encoders.vision_hf import HFVision
 from pmmrec.errors import RecipeError
+from pmmrec.feed_forward import part_activations
 from pmmrec.fusion import Fusion
 from pmmrec.fusion.attentive import MergeAttention
 from pmmrec.models.dot import Dot
@@ -56,7 +58,10 @@ class NaiveTwin(nn.Module):
         _refuse_others(task)
         self.task, self._reader = copy.deepcopy(task), reader
         for encoder in self.task.recommender.item_encoder.encoders.values():
-            encoder.get_submodule("backbone").set_attn_implementation("sdpa")  # type: ignore[operator]  # of transformers
+            backbone = encoder.get_submodule("backbone")
+            backbone.set_attn_implementation("sdpa")  # type: ignore[operator]  # of transformers
+            part_activations(backbone)
+            draw_as_torch(backbone)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Name -> `(2,)` sum and count of each objective; `batch` on the host."""

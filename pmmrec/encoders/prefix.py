@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pmmrec.adapters import Host
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, to_device
+from pmmrec.dropout import draw_cheaply
 from pmmrec.encoders.trainable import Layout, PartlyTrained, block_names
 from pmmrec.errors import RecipeError
+from pmmrec.feed_forward import join_activations
 
 PREFIX_VERSION = 2  # raise it when the same weights and inputs give other states
 # Keys of a configuration that say where a model came from, not what it computes.
@@ -67,6 +69,12 @@ class CanBeCut(PartlyTrained):
             known=tuple(sorted(name for name, layout in self.layouts.items() if layout.sites is not None)),
             learns_from_top=lambda num_blocks: self.train_top_blocks(self._layout, num_blocks),
         )
+
+    def compute_cheaply(self) -> None:
+        """Let the backbone, as its library made it, compute dropout and feed-forwards as on our own blocks."""
+        draw_cheaply(self.backbone)
+        if self._layout.sites is not None:
+            join_activations(self.backbone, block_names(self.backbone, self._layout), self._layout.sites.feed_forward)
 
     def up_to_cut(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The inputs of the lowest trainable block; the output of the backbone where none of it trains.

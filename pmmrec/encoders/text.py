@@ -197,6 +197,7 @@ class HFText(CanBeCut, TextEncoder):
         self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
         if self._layout.packs:
             read_packed_texts(self.backbone)
+        self.compute_cheaply()
         self.warnings = tuple(warnings)
         self.projection = make_projection(getattr(self._settings, self._layout.width_name), context.width)
         self.head = make_head(config.head, context.width)

@@ -214,6 +214,7 @@ class HFVision(CanBeCut, VisionEncoder):
                 f"{where}: use_mean_pooling: true: its images were pooled by the mean of patches; pool: mean"
             )
         self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
+        self.compute_cheaply()
         self.warnings = tuple(warnings)
         self._options: dict[str, bool] = {}
         if self.pixel_spec.size != own_size and not self._layout.is_map:

@@ -25,6 +25,7 @@ from pmmrec.contracts import (
     WindowPass,
     Windows,
 )
+from pmmrec.feed_forward import computed_again
 from pmmrec.models import ItemEncoder
 from pmmrec.packing import HostArray, lengths_like
 from pmmrec.requests import DrawnNegatives, Masked, Noised, Shown, WindowRequest
@@ -196,6 +197,10 @@ class _Computing(TorchFunctionMode):
             return _FusedAttention.apply(*_inputs_of(*args, **kwargs))
         if func is F.scaled_dot_product_attention:
             return _DroppedAttention.apply(*_inputs_of(*args, **kwargs))
+        if func is computed_again and (self._kernels.on_gpu or self._kernels.half is not None):
+            x, weight, bias, activation, p = args
+            with self:
+                return F.linear(F.dropout(activation(x), p), weight, bias)
         if self._kernels.on_gpu and func is F.dropout:
             return _dropped(*args, **kwargs)
         return func(*args, **kwargs)
