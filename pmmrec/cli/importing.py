@@ -49,7 +49,8 @@ class Quote(str, Enum):
 
 Name = Annotated[str, Option(help="Name of the platform; runs and reports use it.")]
 Out = Annotated[Path, Option(help="Folder to make.")]
-Images = Annotated[Path | None, Option(help="Folder of ITEM_ID.jpg, .png, .webp, .gif or .bmp.")]
+Images = Annotated[Path | None, Option(help="Folder (searched in depth), zip, tar or LMDB of ITEM_ID.jpg, .png, ...")]
+ImageColumn = Annotated[str | None, Option(help="Column of items with paths within --images, or with bytes.")]
 Mapped = Annotated[
     list[str] | None,
     Option("--map", metavar="NAME=COLUMN", help="item_id=sku, text='{title}. {brand}'; items.NAME: of one file."),
@@ -76,6 +77,7 @@ def import_table_command(
     name: Name,
     out: Out,
     images: Images = None,
+    image_column: ImageColumn = None,
     renamed: Mapped = None,
     delimiter: Annotated[str | None, Option(help="Between values of both texts; default: found.")] = None,
     encoding: Annotated[str | None, Option(help="Of both texts, such as cp1252; default: UTF-8, or UTF-16.")] = None,
@@ -105,7 +107,14 @@ def import_table_command(
             "columns": _pairs("--map", renamed or ()),
             "items_format": text_format,
             "interactions_format": text_format,
-            **_given({"time_format": time_format, "max_rejects": _share(max_rejects), "image_side": image_side}),
+            **_given(
+                {
+                    "image_column": image_column,
+                    "time_format": time_format,
+                    "max_rejects": _share(max_rejects),
+                    "image_side": image_side,
+                }
+            ),
             **_given({"k_core": k_core, "min_user": min_user, "min_item": min_item, "min_rating": min_rating}),
             **_given({"since": since, "until": until, "repeats": repeats.value, "sample_users": sample_users}),
             **_given({"seed": seed}),
@@ -124,6 +133,7 @@ def import_folder_command(
     ] = None,
     items: Annotated[str | None, Option(help="Another table of items, with item_id and text.")] = None,
     images: Images = None,
+    image_column: ImageColumn = None,
     renamed: Mapped = None,
     k_core: KCore = None,
     min_user: MinUser = None,
@@ -144,7 +154,15 @@ def import_folder_command(
             "out": out,
             "columns": _pairs("--map", renamed or ()),
             "repeats": repeats.value,
-            **_given({"items": items, "images": images, "image_side": image_side, "max_rejects": _share(max_rejects)}),
+            **_given(
+                {
+                    "items": items,
+                    "images": images,
+                    "image_column": image_column,
+                    "image_side": image_side,
+                    "max_rejects": _share(max_rejects),
+                }
+            ),
             **_given({"k_core": k_core, "min_user": min_user, "min_item": min_item, "min_rating": min_rating}),
             **_given({"since": since, "until": until, "sample_users": sample_users, "seed": seed}),
         }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Sources:
     num_items: int
     num_interactions: int
     notes: tuple[str, ...] = ()
+    has_paths: bool = False  # whether `raw_items.picture_path` names pictures
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Loader:
     work: Path
     mapping: Mapping[str, str]
     time_format: str | None = None
+    image_column: str | None = None
 
     def load(self, items: tuple[Path | str, TextFormat], interactions: tuple[Path | str, TextFormat]) -> Sources:
         """Raises DataError for files that break a rule, RecipeError for a mapping that fits none of them."""
         opened = Source(items[0], self.connection, items[1], self.work)
         done = Source(interactions[0], self.connection, interactions[1], self.work)
         apply_mapping(self.mapping, opened, done)
+        has_paths = self._name_pictures(opened)
         has_lists = done.column(LISTS) is not None
         _require({opened: ("item_id", "text"), done: ("user_id", LISTS if has_lists else "item_id")})
         pictures = PictureColumn.of(opened)
@@ -61,8 +65,19 @@ class Loader:
             notes.append(note)
         for role, source in (("items", opened), ("interactions", done)):
             notes += source.notes(role)
-        notes += _about_images(opened, pictures)
-        return Sources(opened, done, attributes, pictures, times, num_items, num_rows, tuple(notes))
+        notes += [] if has_paths else _about_images(opened, pictures)
+        return Sources(opened, done, attributes, pictures, times, num_items, num_rows, tuple(notes), has_paths)
+
+    def _name_pictures(self, items: Source) -> bool:
+        """Whether `image_column` holds paths; one that holds bytes becomes the column `image`."""
+        if self.image_column is None:
+            return False
+        column = items.required(self.image_column)
+        if column.holds_bytes:
+            items.put(dataclasses.replace(column, name=COLUMN), instead_of=column.name)
+        elif column.type != "VARCHAR":
+            raise DataError(f"{items.path}: column {column.name!r} is {column.type[:60]}; give bytes, or paths as text")
+        return not column.holds_bytes
 
     def _load_items(self, source: Source, pictures: PictureColumn | None) -> tuple[dict[str, str], int]:
         """Make `raw_items`. Returns the further columns, by name, and the number of rows."""
@@ -74,6 +89,8 @@ class Loader:
         columns = {"item_id": source.as_id("item_id"), "text": source.as_text("text")}
         if pictures is not None:
             columns |= {"has_bytes": pictures.has_bytes, "has_path_alone": pictures.has_path_alone}
+        if self.image_column is not None and (paths := source.column(self.image_column)) is not None:
+            columns["picture_path"] = f"CAST({paths.sql} AS VARCHAR)"
         attributes = {column.name: f"attribute_{place}" for place, column in enumerate(further)}
         columns |= {attributes[column.name]: f"CAST({column.sql} AS VARCHAR)" for column in further}
         return attributes, source.load("raw_items", columns)

@@ -1,13 +1,15 @@
-"""List the pictures in a folder, those in unsupported formats, and the folders below it."""
+"""List the pictures in a folder and all folders below it, and read them."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
+from pmmrec.data.images import PictureError
 from pmmrec.errors import DataError
 
 # If an item has two pictures, the suffix that comes first here is taken.
@@ -45,34 +47,55 @@ _Row = tuple[str, str, str, int | None, bool]
 
 
 class PictureFolder:
-    """One folder; `batches` lists its pictures, `folders` names the folders below it, which are not searched."""
+    """A folder of pictures, searched in depth; hidden folders and links to folders are left out.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.folders: list[str] = []
+    `shown` is what messages call it, where its content was unpacked from a file.
+    """
+
+    rules: tuple[str, ...] = ("",)  # how names are compared with ids, besides being equal
+
+    def __init__(self, path: Path, shown: Path | None = None) -> None:
+        self._inside, self.path = path, shown or path
 
     def batches(self) -> Iterator[pa.Table]:
-        """Rows of `SCHEMA`. Raises DataError where the folder cannot be listed."""
-        inside = self.path.resolve()
+        """Rows of `SCHEMA`. Raises DataError where a folder cannot be listed."""
         rows: list[_Row] = []
         try:
-            with os.scandir(self.path) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        self.folders += [entry.name] if not entry.name.startswith(".") else []
-                        continue
-                    row = _row(entry, inside)
-                    if row is not None:
-                        rows.append(row)
-                    if len(rows) == LIST_BATCH:
-                        yield _as_table(rows)
-                        rows = []
+            for entry, place in self._entries():
+                row = _row(entry, place, self._inside.resolve())
+                if row is not None:
+                    rows.append(row)
+                if len(rows) == LIST_BATCH:
+                    yield picture_table(rows)
+                    rows = []
         except OSError as error:
             raise DataError(f"{self.path}: pictures cannot be listed: {error.strerror}") from error
-        yield _as_table(rows)
+        yield picture_table(rows)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """The bytes of a picture. Raises PictureError for pipes (which may never end) and files too large."""
+        path = self._inside / name
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("not a file")
+        if status.st_size > max_bytes:
+            raise PictureError(f"larger than {max_bytes:,} bytes")
+        return path.read_bytes()
+
+    def _entries(self) -> Iterator[tuple[os.DirEntry[str], str]]:
+        """Entries that are no folders, with the folder they are in, relative to this one."""
+        waiting = [""]
+        while waiting:
+            place = waiting.pop()
+            with os.scandir(self._inside / place) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        yield entry, place
+                    elif not entry.name.startswith(".") and _is_utf8(entry.name):
+                        waiting.append(f"{place}{entry.name}/")
 
 
-def _row(entry: os.DirEntry[str], inside: Path) -> _Row | None:
+def _row(entry: os.DirEntry[str], place: str, inside: Path) -> _Row | None:
     """The row of a picture; None for other files."""
     stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122  a Path for each name is slow
     suffix = suffix.lower()
@@ -83,7 +106,7 @@ def _row(entry: os.DirEntry[str], inside: Path) -> _Row | None:
         return None
     target = Path(os.path.realpath(entry.path))  # resolve() may raise for circular links
     is_outside = entry.is_symlink() and not target.is_relative_to(inside)
-    return stem, entry.name, suffix, SUFFIXES.index(suffix) if is_read else None, is_outside
+    return stem, f"{place}{entry.name}", suffix, SUFFIXES.index(suffix) if is_read else None, is_outside
 
 
 def _is_utf8(name: str) -> bool:
@@ -94,6 +117,7 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _as_table(rows: list[_Row]) -> pa.Table:
+def picture_table(rows: list[_Row]) -> pa.Table:
+    """Rows of `SCHEMA`."""
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in SCHEMA]
     return pa.table(columns, schema=SCHEMA)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ import pyarrow as pa
 
 from pmmrec.data.images import PictureError, stored_jpeg
 from pmmrec.data.importers.picture_column import PictureColumn
-from pmmrec.data.importers.picture_folder import SUFFIXES, PictureFolder
+from pmmrec.data.importers.picture_folder import SUFFIXES
+from pmmrec.data.importers.picture_matching import match_names, match_paths
+from pmmrec.data.importers.picture_store import PictureStore, open_pictures
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import stream
 from pmmrec.data.info import IMAGES_SCHEMA
@@ -50,7 +51,7 @@ class _Picture:
 
 
 class Pictures:
-    """The pictures of one import, from a folder or from the column `image` of the items.
+    """The pictures of one import, from a folder, an archive or an LMDB file, or from the column `image` of the items.
 
     The table `item_pictures` in DuckDB names the item of each; the folder `work` keeps those that are decoded early.
     """
@@ -60,6 +61,7 @@ class Pictures:
     ) -> None:
         self._folder, self._work, self._connection = folder, work, connection
         self._column: PictureColumn | None = None
+        self._store: PictureStore | None = None
         self._side, self._num_threads = side, num_threads
         self._notes: list[str] = []
         self.num_ignored = 0  # files of a folder that belong to no item
@@ -70,15 +72,17 @@ class Pictures:
         """What a user should know about pictures that are not read."""
         return tuple(self._notes)
 
-    def match(self, selection: Selection, column: PictureColumn | None) -> None:
+    def match(self, selection: Selection, column: PictureColumn | None, *, has_paths: bool = False) -> None:
         """Fill `item_pictures`, and reject pictures that cannot be read and second pictures of an item.
 
+        `has_paths`: the column `picture_path` of `items` names pictures of the folder; otherwise their names are ids.
         `column` is given where the columns `has_bytes` and `has_path_alone` of `items` tell which have a picture. Names
         in the folder are compared with ids; an id such as `../x` never becomes a path. Raises DataError when the folder
         is missing or holds no picture of any item.
         """
         if self._folder is not None:
-            self._match_folder(PictureFolder(self._folder), selection)
+            self._store = open_pictures(self._folder, self._work)
+            self._match_store(self._store, selection, has_paths=has_paths)
         else:
             has_bytes = "has_bytes" if column is not None else "false"
             self._run(
@@ -91,46 +95,43 @@ class Pictures:
                 "SELECT item_id, 'a path without bytes' FROM items WHERE has_path_alone ORDER BY row"
             )
 
-    def _match_folder(self, folder: PictureFolder, selection: Selection) -> None:
+    def _match_store(self, store: PictureStore, selection: Selection, *, has_paths: bool) -> None:
         self._run(
             """CREATE TABLE pictures (stem VARCHAR, file_name VARCHAR, suffix VARCHAR, choice INTEGER,
                is_outside BOOLEAN)"""
         )
-        for batch in folder.batches():
+        for batch in store.batches():
             self._connection.register("listed", batch)
             self._run("INSERT INTO pictures SELECT * FROM listed")
             self._connection.unregister("listed")
+        rule = match_paths(self._connection, selection) if has_paths else match_names(self._connection, store.rules)
         self._run(
-            """CREATE TABLE item_pictures AS SELECT items.row, first.file_name, first.is_outside, items.item_id
-               FROM items JOIN (SELECT stem, file_name, is_outside FROM pictures WHERE choice IS NOT NULL
-                 QUALIFY row_number() OVER (PARTITION BY stem ORDER BY choice, file_name) = 1) AS first
-               ON first.stem = items.item_id"""
-        )
-        self._run(
-            f"""CREATE TABLE other_pictures AS SELECT items.row, item_id, pictures.file_name, CASE
+            f"""CREATE TABLE other_pictures AS SELECT items.row, item_id, file_name, CASE
                   WHEN choice IS NULL THEN 'format not read: ' || suffix ELSE '{SECOND}' END AS reason
-                FROM pictures JOIN items ON stem = item_id
-                WHERE pictures.file_name NOT IN (SELECT file_name FROM item_pictures)"""
+                FROM matches JOIN items USING (row) WHERE file_name NOT IN (SELECT file_name FROM item_pictures)"""
         )
-        ((num_pictures, num_matched, num_others),) = self._rows(
-            """SELECT (SELECT count(*) FROM pictures), (SELECT count(*) FROM item_pictures),
-               (SELECT count(*) FROM other_pictures)"""
+        ((num_pictures, num_used, num_matched, num_others, num_items),) = self._rows(
+            """SELECT (SELECT count(*) FROM pictures), (SELECT count(DISTINCT file_name) FROM item_pictures),
+               (SELECT count(*) FROM item_pictures), (SELECT count(*) FROM other_pictures),
+               (SELECT count(*) FROM items)"""
         )
-        self.num_ignored = num_pictures - num_matched - num_others
-        self._note_others(folder)
+        self.num_ignored = num_pictures - num_used - num_others
+        self._note_others()
         if num_matched == 0:
             what = "can be read" if num_others else "belongs to an item"
-            found = f"{folder.path}: none of its {num_pictures:,} pictures {what}"
+            found = f"{store.path}: none of its {num_pictures:,} pictures {what}"
             raise DataError("; ".join([f"{found}; name them <item_id>{', '.join(SUFFIXES)}", *self._notes]))
+        without = num_items - num_matched
+        self._notes.append(f"images: {num_matched:,} items have a picture by {rule}, {without:,} have none")
         selection.reject_all_images("SELECT item_id, reason FROM other_pictures ORDER BY row, file_name")
         selection.reject_all_images(
             "SELECT item_id, 'link to a file outside the folder' FROM item_pictures WHERE is_outside ORDER BY row"
         )
         self._run("DELETE FROM item_pictures WHERE is_outside")
 
-    def _note_others(self, folder: PictureFolder) -> None:
+    def _note_others(self) -> None:
         """Note the kinds of pictures that are not used, each with the first names."""
-        nobody_s = "SELECT file_name FROM pictures WHERE stem NOT IN (SELECT item_id FROM items)"
+        nobody_s = "SELECT file_name FROM pictures WHERE file_name NOT IN (SELECT file_name FROM matches)"
         cased = f"{nobody_s} AND lower(stem) IN (SELECT lower(item_id) FROM items)"
         composed = f"{nobody_s} AND nfc_normalize(stem) IN (SELECT nfc_normalize(item_id) FROM items)"
         for query, what in (
@@ -148,8 +149,6 @@ class Pictures:
             ((count,),) = self._rows(f"SELECT count(*) FROM ({query})")
             names = [name for (name,) in self._rows(f"{query} ORDER BY file_name LIMIT {NUM_EXAMPLES}")]
             self._note(count, what, names)
-        what = "folders below it are not searched; put all pictures into one"
-        self._note(len(folder.folders), what, sorted(folder.folders)[:NUM_EXAMPLES])
 
     def _note(self, count: int, what: str, names: list[str]) -> None:
         if count:
@@ -223,18 +222,12 @@ class Pictures:
 
     def _content(self, job: _Job) -> bytes:
         """The bytes of a picture. Raises PictureError for folders, pipes (which may never end) and files too large."""
-        if self._folder is None or job.file_name is None:
-            data = job.data or b""
-            if len(data) > MAX_PICTURE_BYTES:
-                raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
-            return data
-        path = self._folder / job.file_name
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise PictureError("not a file")
-        if status.st_size > MAX_PICTURE_BYTES:
+        if self._store is not None and job.file_name is not None:
+            return self._store.read(job.file_name, MAX_PICTURE_BYTES)
+        data = job.data or b""
+        if len(data) > MAX_PICTURE_BYTES:
             raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
-        return path.read_bytes()
+        return data
 
     def _kept(self, row: int) -> Path:
         return self._work / f"{row}.picture"

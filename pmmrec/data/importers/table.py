@@ -43,7 +43,10 @@ class TableImport(Config):
 
     items: Database | Place = Field(description=f"{FILES}: item_id, text, and any further columns as attributes.")
     interactions: Database | Place = Field(description="Likewise: user_id, item_id, and timestamp if there is one.")
-    images: Place | None = Field(None, description="Folder of <item_id>.jpg, .png, .webp, .gif or .bmp.")
+    images: Place | None = Field(
+        None, description="Folder, zip, tar or LMDB of <item_id>.jpg, .png, .webp, .gif or .bmp."
+    )
+    image_column: str | None = Field(None, description="Column of items with paths within `images`, or with bytes.")
     name: str = Field(pattern=NAME_PATTERN, description="What reports call the domain.")
     out: Place = Field(description="Folder of the new domain; must not exist.")
     k_core: int | None = Field(5, ge=1, lt=2**31, description="Least interactions of each user and item. None: any.")
@@ -133,7 +136,7 @@ class _Import:
 
     def run(self, *, was_stale: bool) -> None:
         settings, selection, pictures = self._settings, self._selection, self._pictures
-        loader = Loader(self._connection, self._work, settings.columns, settings.time_format)
+        loader = Loader(self._connection, self._work, settings.columns, settings.time_format, settings.image_column)
         interactions = settings.interactions, settings.interactions_format
         sources = loader.load((settings.items, settings.items_format), interactions)
         if sources.pictures is not None and settings.images is not None:
@@ -141,7 +144,9 @@ class _Import:
             raise RecipeError(f"{found}; leave one of them out")
         self._say("rows read", 1)
         selection.take_items(sources.items.path, may_repeat=settings.repeated_items == "first")
-        pictures.match(selection, sources.pictures)
+        if sources.has_paths and settings.images is None:
+            raise RecipeError("image_column: holds paths, so name the folder that they are in: --images")
+        pictures.match(selection, sources.pictures, has_paths=sources.has_paths)
         if "image_side" in settings.model_fields_set and not pictures.is_given:
             raise RecipeError(NO_EFFECT)
         pictures.decode_of_textless(selection, self._progress)

@@ -129,6 +129,13 @@ def first_folder(folder: Path, *patterns: str) -> Path | None:
     return next((path for pattern in patterns for path in folders if fnmatch.fnmatchcase(path.name, pattern)), None)
 
 
+def pictures_in(folder: Path, *patterns: str) -> Path | None:
+    """The first folder below that matches a pattern, otherwise the only LMDB file."""
+    found = first_folder(folder, *patterns)
+    databases = matching(folder, "*.lmdb")
+    return databases[0] if found is None and len(databases) == 1 else found
+
+
 def first_line(path: Path, encoding: str = "utf-8-sig") -> str:
     """The first line of a text, compressed or not; empty where there is none."""
     block = next(unpacked(path, COMPRESSIONS.get(path.suffix)), b"")

@@ -12,11 +12,11 @@ from pmmrec.data.importers.kinds import (
     Inputs,
     Kind,
     converted,
-    first_folder,
     has_files,
     importers,
     lines_of,
     optional_file,
+    pictures_in,
     required_file,
 )
 from pmmrec.errors import DataError
@@ -47,7 +47,7 @@ class MicroLens(Kind):
     def inputs(self) -> Inputs:
         titles = required_file(self.folder, *TITLES)
         items = converted(_titles(titles), self.work / "titles.parquet")
-        covers = first_folder(self.folder, "*covers*", "*cover*")
+        covers = pictures_in(self.folder, "*covers*", "*cover*")
         pairs = optional_file(self.folder, "*_pairs.csv")
         if pairs is not None:
             return Inputs(items, pairs, {"user_id": "user", "interactions.item_id": "item"}, images=covers)

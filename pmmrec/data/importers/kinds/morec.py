@@ -8,10 +8,10 @@ from pmmrec.data.importers.kinds import (
     TABS,
     Inputs,
     Kind,
-    first_folder,
     first_line,
     has_files,
     importers,
+    pictures_in,
     queried,
     required_file,
 )
@@ -36,7 +36,7 @@ class MoRec(Kind):
     Items have a title, or a title and an abstract; where they have neither, pictures are needed.
     """
 
-    expects = "*users*.tsv (USER<tab>ITEM ITEM ...), *items*.tsv (ITEM<tab>TITLE<tab>ABSTRACT)"
+    expects = "*users*.tsv (USER<tab>ITEM ITEM ...), *items*.tsv (ITEM<tab>TITLE<tab>ABSTRACT), *.lmdb"
 
     def recognise(self) -> str | None:
         if not has_files(self.folder, "*users*.tsv"):
@@ -57,5 +57,5 @@ class MoRec(Kind):
             {},
             TABS.model_copy(update={"columns": COLUMNS[:num_columns]}) if num_columns > 1 else TextFormat(),
             TABS.model_copy(update={"columns": ("user_id", "item_ids")}),
-            first_folder(self.folder, "*images", "*covers", "*cover"),
+            pictures_in(self.folder, "*images", "*covers", "*cover"),
         )

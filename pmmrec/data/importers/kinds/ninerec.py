@@ -11,11 +11,11 @@ from pmmrec.data.importers.kinds import (
     TABS,
     Inputs,
     Kind,
-    first_folder,
     first_line,
     has_files,
     importers,
     optional_file,
+    pictures_in,
     required_file,
 )
 from pmmrec.data.importers.text_format import TextFormat
@@ -36,7 +36,7 @@ class NineRec(Kind):
     Columns of pairs are told apart by their ids, which begin with u and v: released files have both orders.
     """
 
-    expects = "*_item.csv, *_pair.csv or *_behaviour.tsv, and *_cover/ if there is one"
+    expects = "*_item.csv, *_pair.csv or *_behaviour.tsv, and *_cover/ or *.lmdb if there is one"
 
     def __init__(self, config: NineRecConfig, folder: Path, work: Path) -> None:
         super().__init__(config, folder, work)
@@ -51,7 +51,7 @@ class NineRec(Kind):
     def inputs(self) -> Inputs:
         items = required_file(self.folder, "*_item.csv")
         titles = TextFormat(delimiter=",", columns=("item_id", "zh", "en"))
-        covers = first_folder(self.folder, "*_cover")
+        covers = pictures_in(self.folder, "*_cover")
         pairs = optional_file(self.folder, "*_pair.csv")
         values = first_line(pairs).split(",") if pairs is not None else []
         if pairs is None or len(values) < 3:

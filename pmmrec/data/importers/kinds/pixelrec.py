@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pmmrec.data.importers.kinds import Inputs, Kind, first_folder, first_line, importers
+from pmmrec.data.importers.kinds import Inputs, Kind, first_line, importers, pictures_in
 from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
@@ -36,7 +36,7 @@ class PixelRec(Kind):
         if len(logs) != 1 or len(infos) != 1:
             found = ", ".join(path.name for path in (*logs, *infos))
             raise DataError(f"{self.folder}: several tables of interactions or of items: {found}; leave one of each")
-        return Inputs(infos[0], logs[0], {"text": "title"}, images=first_folder(self.folder, "cover*", "images"))
+        return Inputs(infos[0], logs[0], {"text": "title"}, images=pictures_in(self.folder, "cover*", "images"))
 
 
 def _tables(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -288,6 +288,19 @@ def test_articles_without_rows_leave_pictures_alone(tmp_path: Path) -> None:
     assert domain.info.summary.rejected["interaction"] == {"item with neither text nor image": 1}
 
 
+def test_pictures_in_an_lmdb_file_are_found(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    folder = written(tmp_path / "data", {"hm_users.tsv": "u\tv1 v2\n", "hm_items.tsv": "v1\r\nv2\r\n"})
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, format="PNG")
+    path = str(folder / "hm_images.lmdb")
+    with lmdb.open(path, subdir=False, map_size=1 << 20) as file, file.begin(write=True) as transaction:
+        transaction.put(b"2", picture.getvalue())
+    domain = imported(folder)
+    assert texts(domain) == {"v2": None}
+    assert domain.info.summary.kept["images"] == 1
+
+
 def test_items_of_mmrec_come_from_a_table_of_the_user(tmp_path: Path, sequences: Callable) -> None:
     log = "userID\titemID\trating\ttimestamp\tx_label\n0\t1\t5.0\t20\t0\n0\t0\t5.0\t10\t1\n"
     folder = written(tmp_path / "baby", {"baby.inter": log})
