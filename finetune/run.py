@@ -156,6 +156,7 @@ def train(
     report, setup = None, None
     if checkpoint is not None:
         report = apply(recipe.transfer or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
+        task.loaded = report.loaded
         if recipe.adapters is not None:
             setup = insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
     freeze_for_good(task, recipe.train.stages)

@@ -96,6 +96,7 @@ def prepared(plan: BenchPlan, warn: Callable[[str], object] = warnings.warn) -> 
             if checkpoint is not None and isinstance(recipe, FinetuneRecipe):
                 transfer = recipe.transfer or plan_full(checkpoint, recommender)
                 report = apply(transfer, checkpoint, recommender, task.heads)
+                task.loaded = report.loaded
                 if recipe.adapters is not None:
                     insert_adapters(checkpoint, recommender, recipe.adapters, report.loaded)
             freeze_for_good(task, recipe.train.stages)

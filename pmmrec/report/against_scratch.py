@@ -45,6 +45,7 @@ def scratch_twin(
     for name in sorted(named):
         find_weights(name, weights, warn=lambda _: None)  # the run itself warns
     tree = recipe.model_dump(mode="json") | {"name": f"{recipe.name}-scratch", "transfer": None, "adapters": None}
+    tree["train"]["toward_start"] = None  # there is no checkpoint to be drawn to
     tree["train"]["stages"] = [stage.model_dump(mode="json") for stage in learning_in_one(recipe.train.stages)]
     twin = validate(FinetuneRecipe, tree | {"model": model.model_dump(mode="json")}, f"{recipe.name}, from scratch")
     if not resume:

@@ -38,6 +38,12 @@ class TrainConfig(Config):
     stages: tuple[StageConfig, ...] = Field(
         (), description="Which parameters learn in which epochs, stage after stage; none: all, as the plan says."
     )
+    toward_start: float | None = Field(
+        None,
+        gt=0,
+        description="Strength of a decay toward the weights of the checkpoint, for the parts that it gave (L2-SP); "
+        "null: none.",
+    )
     average: AverageConfig | None = Field(
         None, description="Validate and keep an average of the weights over the steps; null: those of the last step."
     )

@@ -41,6 +41,7 @@ from pmmrec.train.run_folder import refuse_taken
 from pmmrec.train.spread import refuse_shared_batches, refuse_unfit
 from pmmrec.train.stages import Stages, refuse_frozen_at_random
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.toward_start import TowardStart
 from pmmrec.train.trackers import tracker_openers
 from pmmrec.zoo.adapters import insert_adapters
 from pmmrec.zoo.checkpoint import Checkpoint
@@ -95,12 +96,14 @@ def print_plan(
     report = None
     if checkpoint is not None:
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
+        task.loaded = report.loaded
         if adapters is not None:
             insert_adapters(checkpoint, recommender, adapters, report.loaded)
     spread = Spread.ONE if launched is None else launched.file.spread
     _check_stages(recipe, task, spread, () if report is None else report.loaded, log)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
-    build_optimizer(task, recipe.train.optimizer, spread)
+    optimizer = build_optimizer(task, recipe.train.optimizer, spread)
+    TowardStart(recipe.train.toward_start, task, optimizer, spread)
     is_computed = given is not None and stays_as_it_is(task)
     if launched is not None and is_computed and recipe.prefix.use != "off":
         width = task.width + sum(recommender.item_encoder.streams.values())

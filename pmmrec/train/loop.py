@@ -36,6 +36,7 @@ from pmmrec.train.stages import Stages
 from pmmrec.train.state import State
 from pmmrec.train.states import States
 from pmmrec.train.task import TrainingTask
+from pmmrec.train.toward_start import TowardStart
 
 
 class BatchSource(Protocol):
@@ -109,6 +110,7 @@ class Loop:
         self._average = Average(config.average, task, processes.spread)
         optimizer = build_optimizer(task, config.optimizer, processes.spread)
         self._scheduler = build_scheduler(optimizer, config.optimizer, self._num_steps, batches.steps_per_epoch)
+        self._toward_start = TowardStart(config.toward_start, task, optimizer, processes.spread)
         self._by_rows = optimizer.words()
         self._rate = 0.0  # of the latest step, in the first group
         self._strategy = build_strategy(processes, task, optimizer, self._scheduler, config.clip_norm)
@@ -300,6 +302,7 @@ class Loop:
         self._guard.before_update(totals, norm)
         self._optimizer.step()
         is_held = self._guard.after_update(self.step + 1, batch)
+        self._toward_start.pull(is_held)
         self._rate = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         self._optimizer.zero_grad()

@@ -273,9 +273,9 @@ def memory_lines(
     on_cpu = launched.file.on_cpu or machine.device == "cpu"
     kernels = Kernels(not on_cpu, HALVES.get(machine.precision))
     shares = Shares.of(task, spread, number)
-    if train.average is not None:
-        averaged = _numbers([tensor for tensor in task.parameters() if tensor.requires_grad])
-        shares = shares._replace(weights=shares.weights + FLOAT32 * averaged)
+    learning = _numbers([tensor for tensor in task.parameters() if tensor.requires_grad])
+    num_copies = (train.average is not None) + (train.toward_start is not None)
+    shares = shares._replace(weights=shares.weights + FLOAT32 * learning * num_copies)
     sizes = drawing.as_drawn(task, number), drawing.at_most(task, number)
     parts = train.accumulate.user_parts
     needs = [

@@ -57,6 +57,7 @@ class TrainingTask(nn.Module):
         self.objectives = nn.ModuleDict(terms)
         self.weights = dict(weights)
         self.item_parts = 1  # in how many parts the items of a batch pass their encoder
+        self.loaded: Collection[str] = ()  # the parts that come from a checkpoint
 
     @classmethod
     def of(cls, recommender: Recommender, configs: Mapping[str, ObjectiveConfig], width: int) -> TrainingTask:
