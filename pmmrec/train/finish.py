@@ -27,7 +27,6 @@ from pmmrec.evaluation.ranking import write_ranks
 from pmmrec.evaluation.share import WorkerGroup
 from pmmrec.homes import expanded
 from pmmrec.models.build import ModelConfig
-from pmmrec.models.computed import Computed
 from pmmrec.progress import bars
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.frozen_items import kept_in_run
@@ -137,10 +136,9 @@ def rank_test_targets(
     place to look for the base checkpoint of adapters.
     """
     best = run.folder / CHECKPOINT_FOLDER
-    are_kept = isinstance(loop.task.recommender.item_encoder, Computed)
     with loop.watched(), loop.stoppable():
         is_ranked = recipe.rank_test and recipe.data.has_test
-        evaluations = _test(run, recipe, best, sources, base, loop.group, are_kept) if is_ranked else ()
+        evaluations = _test(run, recipe, best, sources, base, loop.group) if is_ranked else ()
     outcome = run.by_main(lambda: _written_outcome(run, recipe, loop, sources, kind, evaluations))
     if not recipe.rank_test:
         run.log.say("test targets left alone (rank_test: false); nothing is published")
@@ -162,9 +160,13 @@ def publish_best(run: Run, hub: Path, name: str, *, replace: bool) -> Path:
 
 
 def _test(
-    run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, group: WorkerGroup, are_kept: bool
+    run: Run, recipe: Finishable, folder: Path, sources: Sources, base: str | None, group: WorkerGroup
 ) -> tuple[Evaluation, ...]:
-    """Rank the test targets of every domain, shared by all processes. `are_kept`: its item vectors lie in the cache."""
+    """Rank the test targets of every domain, shared by all processes.
+
+    The item vectors are read from the cache or kept there, where `evaluate` and `score` find them; but not those that
+    come from states of frozen blocks in bfloat16, which are rounded, nor those of a table of ids.
+    """
     checkpoint = Checkpoint.open(folder)
     if isinstance(checkpoint, AdapterCheckpoint):
         checkpoint.look_for_base(base, recipe.hub)
@@ -176,8 +178,13 @@ def _test(
         if warning := split.left_out(holdout):
             run.log.warn(warning)
     vectors_ND: list[Tensor | None] = [None] * len(sources.domains)
-    if are_kept:
-        name, cache = encoder_name(recommender, checkpoint.model_config), expanded(recipe.cache)
+    encoder = recommender.item_encoder
+    reads_states = recipe.prefix.use != "off" and any(tensor.requires_grad for tensor in encoder.parameters())
+    if encoder.fields and not (reads_states and recipe.prefix.precision == "bfloat16"):
+        name, cache = (
+            encoder_name(recommender, checkpoint.model_config, checkpoint.index.adapters),
+            expanded(recipe.cache),
+        )
         vectors_ND = [
             kept_in_run(recommender, reader, place, domain, name, cache, run)
             for place, domain in enumerate(sources.names)

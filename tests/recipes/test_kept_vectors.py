@@ -86,6 +86,23 @@ def test_a_second_start_of_a_frozen_plan_encodes_nothing_and_finds_the_same(
         assert counts(evaluated) == [(0, total)]
 
 
+@pytest.mark.parametrize("recipe", ["finetune/full", "finetune/adapter"])
+def test_what_the_test_ranking_of_a_fine_tuning_encoded_is_not_encoded_again(
+    shared: Path, small_run: Path, world: Path, pmmrec: Pmmrec, recipe: str
+) -> None:
+    with working_in(shared):
+        name, total = Path(recipe).name, num_items(shared)
+        start = ("finetune", recipe, "--from", small_run / "hub" / "small", "--on", world / "boutique")
+        settings = ("train.epochs=1", "train.batch_users=16", "machine.device=cpu", f"cache=c-{name}", f"name={name}")
+        assert counts(pmmrec(*start, *settings)) == [(total, 0)]
+        where = (f"runs/{name}/checkpoint", world / "boutique", "--cache", f"c-{name}")
+        assert counts(pmmrec("evaluate", *where, "--out", f"out-{name}")) == [(0, total)]
+        assert counts(pmmrec("score", *where, "--out", f"{name}.parquet")) == [(0, total)]
+        assert (
+            read_outcome(Path(f"out-{name}")).domains[0].metrics == read_outcome(Path("runs") / name).domains[0].metrics
+        )
+
+
 def test_a_damaged_store_is_made_again_and_said_in_one_line(
     shared: Path, small_run: Path, world: Path, pmmrec: Pmmrec
 ) -> None:
