@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pmmrec.data.info import (
     read_info,
 )
 from pmmrec.data.sequences import Sequences
-from pmmrec.errors import DataError
+from pmmrec.errors import DataError, MachineError
 from pmmrec.homes import expanded
 from pmmrec.modality import Modality
 
@@ -76,6 +77,52 @@ class Domain:
             if found != said:
                 raise DataError(f"{folder}: {found} interactions where {DOMAIN_FILE} says {said}")
         return domain
+
+    @classmethod
+    def from_tables(cls, items: Any, interactions: Any, *, out: Path, **settings: Any) -> Domain:
+        """Import two tables as a new domain in the folder `out`, and open it.
+
+        Args:
+            items: `item_id`, `text` and any further columns; `image` may hold the bytes of pictures. A pandas or polars
+                DataFrame, a pyarrow Table, a DuckDB relation, a dict of columns, or a path.
+            interactions: `user_id`, `item_id` and, if known, `timestamp`; likewise.
+            out: A folder that does not exist. `name` is that of the folder unless it is given.
+            settings: Any further settings of `pmmrec.data.importers.table.TableImport`: `images=Path("pictures")`,
+                `k_core=None`, `columns={"item_id": "sku", "text": "{title}. {brand}"}`, `min_rating=4`.
+
+        Raises DataError for tables that break a rule, RecipeError for settings that cannot be meant.
+
+        Example:
+            domain = Domain.from_tables(goods, sales, out=Path("domains/shop"), columns={"item_id": "sku"})
+        """
+        from pmmrec.data.importers.memory import import_tables
+
+        return import_tables(items, interactions, out, settings)
+
+    def to_arrow(self) -> tuple[pa.Table, pa.Table]:
+        """Items (`item_id`, `text`, further columns) and interactions (`user_id`, `item_id`, `timestamp` if known).
+
+        Interactions are in the order of users and, within each, of time; all of them are held in memory.
+        """
+        rows = np.arange(self.num_items)
+        columns = {"item_id": self.item_ids, "text": pa.array(self.texts(rows), pa.large_string())}
+        items = pa.table({**columns, **self._attributes})
+        whole = self.sequences.table.mapped()
+        owner = pc.list_parent_indices(whole["items"].combine_chunks())
+        log = {
+            "user_id": whole["user_id"].take(owner),
+            "item_id": self.item_ids.take(pc.list_flatten(whole["items"])),
+        }
+        if self.info.time_unit is not None:
+            log["timestamp"] = pc.list_flatten(whole["times"])
+        return items, pa.table(log)
+
+    def to_pandas(self) -> tuple[Any, Any]:
+        """`to_arrow` as two DataFrames. Raises MachineError where pandas is not installed."""
+        if find_spec("pandas") is None:
+            raise MachineError("to_pandas: pandas is not installed; pip install pandas, or use to_arrow")
+        items, interactions = self.to_arrow()
+        return items.to_pandas(), interactions.to_pandas()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.folder,)  # a worker process opens the files itself

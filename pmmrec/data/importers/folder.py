@@ -11,7 +11,7 @@ from typing import Any
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.kinds import importers, kind_of
 from pmmrec.data.importers.table import TableImport, import_table
-from pmmrec.errors import DataError
+from pmmrec.errors import DataError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.progress import Progress
 from pmmrec.settings import PartConfig, validate
@@ -63,4 +63,8 @@ def import_folder(
         task = {**inputs, **tree, "columns": columns}
         if "items" not in task:
             raise DataError(f"{folder}: holds no table of items with texts; name one: --items FILE (item_id, text)")
-        return import_table(validate(TableImport, task, "arguments"), progress), why
+        given = validate(TableImport, task, "arguments")
+        try:
+            return import_table(given, progress), why
+        except (DataError, RecipeError) as error:  # names the folder, not the file that was converted
+            raise type(error)(str(error).replace(work, str(folder))) from error

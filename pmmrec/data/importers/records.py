@@ -129,12 +129,18 @@ WRITERS: Mapping[str, Callable[[Path, Path, Path], How]] = {
 WHOLE_FILES = (".arrow", ".feather", ".xlsx", ".parquet")  # are compressed inside, if at all
 
 
-def write_stream(rows: Any, target: Path, what: str) -> None:
-    """Write anything that gives Arrow batches: tables of pyarrow, pandas, polars, relations of DuckDB."""
+def write_stream(rows: Any, target: Path, shown: str, *, hidden: str) -> None:
+    """Write anything that gives Arrow batches: tables of pyarrow, pandas, polars, relations of DuckDB.
+
+    Columns whose names begin with `hidden` are left out. Raises DataError for rows that make no table.
+    """
     try:
-        _batches_to(pa.RecordBatchReader.from_stream(rows), target)
+        reader = pa.RecordBatchReader.from_stream(rows)
+        names = [name for name in reader.schema.names if not name.startswith(hidden)]
+        schema = pa.schema([reader.schema.field(name) for name in names])
+        _batches_to(pa.RecordBatchReader.from_batches(schema, (batch.select(names) for batch in reader)), target)
     except (TypeError, pa.ArrowException) as error:
-        raise DataError(f"{what}: cannot be read as a table: {error}") from error
+        raise DataError(f"{shown}: cannot be read as a table: {error}") from error
 
 
 def _batches_to(reader: pa.RecordBatchReader, target: Path) -> None:

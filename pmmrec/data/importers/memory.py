@@ -1,0 +1,51 @@
+"""Import tables that are in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pmmrec.data.domain import Domain
+from pmmrec.data.importers.records import write_stream
+from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.errors import DataError, RecipeError
+from pmmrec.homes import expanded
+from pmmrec.progress import Progress
+from pmmrec.settings import validate
+
+INDEX = "__index_level_"  # how pyarrow calls an index of pandas
+
+
+def import_tables(
+    items: Any, interactions: Any, out: Path, settings: Mapping[str, Any], progress: Progress | None = None
+) -> Domain:
+    """See `Domain.from_tables`."""
+    out = expanded(Path(out))
+    tree = {"name": out.name, **settings, "out": out}
+    with tempfile.TemporaryDirectory() as work:
+        for role, given in (("items", items), ("interactions", interactions)):
+            is_named = isinstance(given, str | Path)
+            tree[role] = given if is_named else _written(given, Path(work) / f"{role}.parquet", role)
+        task = validate(TableImport, tree, "arguments")
+        try:
+            return import_table(task, progress)
+        except (DataError, RecipeError) as error:  # names the table, not the file that it became
+            raise type(error)(str(error).replace(f"{work}/", "").replace(".parquet:", ":")) from error
+
+
+def _written(given: Any, target: Path, role: str) -> Path:
+    """A table in memory as a file that imports read. Raises DataError for an object that is no table."""
+    if isinstance(given, Mapping):
+        try:
+            given = pa.table(dict(given))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(f"{role}: columns do not make a table: {error}") from error
+    if not hasattr(given, "__arrow_c_stream__"):
+        kinds = "a pandas or polars DataFrame, a pyarrow Table, a DuckDB relation, a dict of columns or a path"
+        raise DataError(f"{role}: {type(given).__name__} is no table; give {kinds}")
+    write_stream(given, target, role, hidden=INDEX)
+    return target
