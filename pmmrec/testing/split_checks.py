@@ -9,6 +9,7 @@ from typing import get_args
 import numpy as np
 
 from pmmrec.data.splits import HELD_OUT, Holdout, HoldoutName, Split, SplitPart, split_of, splits
+from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.testing.checks import Inapplicable, check, require
 from pmmrec.testing.shop import shop
 from pmmrec.testing.subjects import Subject
@@ -134,6 +135,33 @@ def it_is_a_function_of_domain_and_settings(subject: Subject) -> Inapplicable:
         _equal(len(set(some.user_index.tolist())), FEW, f"{name}: number of users")
         for user in set(some.user_index.tolist()):
             _equal(_of_user(some, user), _of_user(whole, user), f"{name}: user {user} among a few, and among all")
+    return None
+
+
+@check("sample", splits)
+def a_sample_of_users_trains_alone(subject: Subject) -> Inapplicable:
+    """With `data.users` the users of the sample train on what they would, others on nothing, and all stay queries."""
+    whole = _split(subject)
+    trained = [whole.train(user).tolist() for user in range(whole.domain.num_users)]
+    num_users = sum(map(bool, trained)) // 2
+    some = split_of(subject.config, shop(), UserSampleConfig(sample=num_users))
+    alone = split_of(subject.config, shop(), UserSampleConfig(sample=num_users, held_out="sample"))
+    found = [some.train(user).tolist() for user in range(whole.domain.num_users)]
+    users = [user for user, items in enumerate(found) if items]
+    _equal(len(users), num_users, "number of users who train")
+    for user in users:
+        _equal(found[user], trained[user], f"user {user} of the sample: training items")
+    lengths = [*map(len, found)]
+    _equal([some.train_length(user) for user in range(len(found))], lengths, "numbers of training items")
+    _equal(np.concatenate([one for _, one in some.train_lengths()]).tolist(), lengths, "the same in stretches")
+    _equal(some.train_items.tolist(), [item for items in found for item in items], "training items of all users")
+    for name in NAMES:
+        queries, others, own = whole.holdout(name), some.holdout(name), alone.holdout(name)
+        _equal(others.user_index.tolist(), queries.user_index.tolist(), f"{name}: users who are ranked")
+        for user in set(queries.user_index.tolist()):
+            _equal(_of_user(others, user), _of_user(queries, user), f"{name}: user {user} with a sample")
+        asked = [user for user in queries.user_index.tolist() if user in users]
+        _equal(own.user_index.tolist(), asked, f"{name}: users with held_out: sample")
     return None
 
 
