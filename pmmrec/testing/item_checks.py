@@ -19,6 +19,7 @@ from pmmrec.settings import validate
 from pmmrec.testing.checks import Inapplicable, assert_close, assert_equal, check, require
 from pmmrec.testing.subjects import (
     ALL_ITEMS,
+    TEXTS,
     Numbers,
     Subject,
     item_inputs,
@@ -97,6 +98,52 @@ def _check_zero(vectors: ItemVectors, field: str, places: tuple[int, ...]) -> No
     if field in vectors.cls_UD:
         lacking = vectors.cls_UD[field][list(places)]
         require(not lacking.any(), f"the {field} vector of an item without one is not zero")
+
+
+@check("training streams", item_encoders)
+def streams_of_training_are_given_where_they_are_asked_for(subject: Subject) -> Inapplicable:
+    """Vectors for objectives alone come where they are asked for, as wide as promised; an item that lacks all has 0."""
+    part = subject.build().double().train()
+    if not part.training_streams:
+        return "gives none"
+    promised = set(part.training_streams)
+    require(not promised & set(part(item_inputs(part)).streams_UD), "gives streams of training that nobody asks for")
+    part.asked = frozenset(promised)
+    for mode in (False, True):
+        vectors = part.train(mode)(item_inputs(part, lacking=dict.fromkeys(part.fields, (1,))))
+        for name, width in part.training_streams.items():
+            stream_UD = vectors.streams_UD[name]
+            shape = (len(ALL_ITEMS), width)
+            require(stream_UD.shape == shape, f"the stream {name} has the shape {tuple(stream_UD.shape)}, not {shape}")
+            require(stream_UD.isfinite().all(), f"the stream {name} holds NaN or infinity")
+            require(
+                not stream_UD[1].any(), f"in the stream {name} an item that lacks everything is not the zero vector"
+            )
+            require(stream_UD[0].any(), f"in the stream {name} an item that lacks nothing is the zero vector")
+    torch.autograd.backward(sum(vectors.streams_UD[name].sum() for name in promised))
+    require(any(one.grad is not None for one in part.parameters()), "no parameter learns from its streams of training")
+    return None
+
+
+@check("mask text", item_encoders)
+def the_text_of_the_mask_is_one_more_item(subject: Subject) -> Inapplicable:
+    """In training the text that stands for hidden items has the vector of an item of which there is this text alone."""
+    config: Any = subject.config
+    if not config.reads_mask_text:
+        return "encodes no text alone"
+    part = subject.build().double().eval()
+    part.training = True  # without dropout
+    plain: ItemVectors = part(item_inputs(part))
+    require(plain.mask_D is None and part.mask_vector() is None, "gives a mask that nobody asks for")
+    for row in ALL_ITEMS:
+        part.mask_text = TEXTS[row]
+        vectors: ItemVectors = part(item_inputs(part))
+        found: tuple[Any, ...] = (vectors.mask_D, part.mask_vector())
+        for mask_D in found:
+            require(mask_D is not None, "gives no mask where one is asked for")
+            assert_close(mask_D, plain.fused_UD[row], f"the mask that has the text of item {row}")
+        assert_close(vectors.fused_UD, plain.fused_UD, "items beside a mask")
+    return None
 
 
 @check("backbone saved", text_encoders, vision_encoders, joint_encoders)

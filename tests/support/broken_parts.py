@@ -14,6 +14,7 @@ from pmmrec.fusion import fusions
 from pmmrec.fusion.attentive import MergeAttention
 from pmmrec.models import item_encoders, scorers
 from pmmrec.models.dot import Dot
+from pmmrec.models.mixture import Mixture, MixtureConfig
 from pmmrec.models.towers import Towers
 from pmmrec.objectives import objectives
 from pmmrec.objectives.denoising import Robustness
@@ -258,6 +259,19 @@ class HasABias(Towers):
         return dataclasses.replace(vectors, fused_UD=vectors.fused_UD + 1)
 
 
+class MasksByAnotherItem(Towers):
+    def forward(self, items):
+        vectors = super().forward(items)
+        return vectors if vectors.mask_D is None else dataclasses.replace(vectors, mask_D=vectors.fused_UD[0])
+
+
+class RewordsWhatIsNotThere(Mixture):
+    def forward(self, items):
+        vectors = super().forward(items)
+        streams_UD = {name: stream_UD + 1 for name, stream_UD in vectors.streams_UD.items()}
+        return dataclasses.replace(vectors, streams_UD=streams_UD)
+
+
 class SavesOtherNumbers(HFText):
     def read_backbone(self, folder):
         return {name: tensor + 1 for name, tensor in super().read_backbone(folder).items()}
@@ -314,6 +328,7 @@ def without_docstring(part_class: type) -> type:
     return type("Silent", (part_class,), {"__doc__": None})
 
 
+TEXT_TOWER = {"text": {"type": "hf_text", **HFTextConfig.examples[0]}}
 BROKEN = [
     (user_encoders, "gru", {}, without_docstring(GRUUserEncoder), "summary"),
     (user_encoders, "gru", {}, ReadsTheNextItem, "causal"),
@@ -348,8 +363,10 @@ BROKEN = [
     (propagations, "lightgcn", {}, KnowsItemsByPlace, "any order"),
     (propagations, "lightgcn", {}, CountsEveryInteraction, "edges once"),
     (propagations, "lightgcn", {}, CountsItsEpochs, "epoch"),
-    (item_encoders, "towers", HFTextConfig.examples[0], LooksAtOtherItems, "alone = in batch"),
-    (item_encoders, "towers", HFTextConfig.examples[0], HasABias, "missing = zero"),
+    (item_encoders, "towers", TEXT_TOWER, LooksAtOtherItems, "alone = in batch"),
+    (item_encoders, "towers", TEXT_TOWER, HasABias, "missing = zero"),
+    (item_encoders, "towers", TEXT_TOWER, MasksByAnotherItem, "mask text"),
+    (item_encoders, "mixture", MixtureConfig.examples[1], RewordsWhatIsNotThere, "training streams"),
     (fusions, "merge_attention", {"num_heads": 2}, DividesByTokens, "missing = zero"),
     (text_encoders, "hf_text", HFTextConfig.examples[0], SavesOtherNumbers, "backbone saved"),
     (text_encoders, "hf_text", HFTextConfig.examples[0], OpensItsOwnWay, "backbone opened"),

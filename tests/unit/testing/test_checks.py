@@ -10,7 +10,7 @@ from broken_data import BROKEN as BROKEN_DATA
 from broken_parts import BROKEN, HasOtherKeys, ReadsAStream
 
 from pmmrec.family import Entry
-from pmmrec.models import item_encoders, scorers
+from pmmrec.models import scorers
 from pmmrec.objectives import objectives
 from pmmrec.testing.__main__ import table_of
 from pmmrec.testing.checks import CHECKS, checks_of
@@ -33,7 +33,6 @@ ALL = [*BROKEN, *BROKEN_DATA]
 def test_a_check_fails_on_a_part_that_lacks_the_property(
     family: Any, name: str, tree: Any, part_class: Any, check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree = {"text": {"type": "hf_text", **tree}} if family is item_encoders else tree
     config = family.config({"type": name, **tree})
     (tmp_path / "whole").mkdir()
     assert ask(Subject(family, config, tmp_path / "whole"), check) is None
