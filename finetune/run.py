@@ -167,7 +167,7 @@ def train(
     reader = open_reader(sources, recommender, recipe, run)
     reader = compute_items(sources, task, reader, recipe, model, run)
     batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
-    judge = judge_epochs(recipe, sources, reader, task, run)
+    judge = judge_epochs(recipe, sources, reader, task, run, batches)
     keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, setup))
 
     run.processes.seed(recipe.seed, same=False)

@@ -79,7 +79,7 @@ def main(
 
         reader = open_reader(sources, recommender, recipe, run)
         batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
-        judge = judge_epochs(recipe, sources, reader, task, run)
+        judge = judge_epochs(recipe, sources, reader, task, run, batches)
         keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
 
         run.processes.seed(recipe.seed, same=False)

@@ -135,8 +135,12 @@ class BatchBuilder:
         seed: int,
         division: Division | None = None,
         examples: Sequence[Examples] | None = None,
+        beside: BatchBuilder | None = None,
     ) -> None:
-        """`examples`: of each domain, in place of those of its training part."""
+        """`examples`: of each domain, in place of those of its training part.
+
+        `beside`: another builder of the same items, requests and processes; one catalogue serves both.
+        """
         self._domains = [split.domain for split in splits]
         self._reader, self._seed, self._division = reader, seed, division or Division()
         self._kind = config.kind
@@ -161,6 +165,7 @@ class BatchBuilder:
         asks_popularity = View.POPULARITY in requests.views
         self._log_share = self._log_expected_slots(config.mixing) if asks_popularity else None
         self._gathers = self._division.gather and self._division.world > 1
+        self._beside = beside
 
     @property
     def steps_per_epoch(self) -> int:
@@ -169,6 +174,8 @@ class BatchBuilder:
     @cached_property
     def catalogue(self) -> ItemInputs | None:
         """This process's share of all items, for all steps; None where a batch holds the items of its windows."""
+        if self._beside is not None:
+            return self._beside.catalogue
         if View.CATALOGUE not in self._requests.views:
             return None
         return self._reader.read(*self._rows(self._dealt(np.arange(self._first_key[-1]))))

@@ -69,17 +69,19 @@ class Judged(Protocol):
 
 
 def judge_epochs(
-    recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run
+    recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run, batches: Batches
 ) -> RankEvery | LossEvery:
-    """The validation that a recipe asks for."""
+    """The validation that a recipe asks for. `batches`: those of its training."""
     config = recipe.validation
     if config.judge == "ranking":
         return RankEvery(config, reader, sources.splits, sources.names)
-    return LossEvery(validation_batches(recipe, sources, reader, task, run))
+    return LossEvery(validation_batches(recipe, sources, reader, task, run, batches))
 
 
-def validation_batches(recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run) -> Batches:
-    """The examples of validation, once an epoch, in batches like those of training."""
+def validation_batches(
+    recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run, batches: Batches
+) -> Batches:
+    """The examples of validation, once an epoch, in batches like those of training, which share their catalogue."""
     data, train = recipe.data, recipe.train
     check_judged(data, task)
     examples = [data.kind.validation(split, recipe.validation.users) for split in sources.splits]
@@ -88,4 +90,4 @@ def validation_batches(recipe: Judged, sources: Sources, reader: ItemReader, tas
             run.log.warn(one.warning)
     config = data.model_copy(update={"mixing": MixingConfig(batches=data.mixing.batches)})
     rules = (config, sources, reader, task, train.batch_users, recipe.seed, run.processes, run.log)
-    return Batches(*rules, gather=train.gather, parts=train.accumulate.user_parts, examples=examples)
+    return Batches(*rules, gather=train.gather, parts=train.accumulate.user_parts, examples=examples, beside=batches)

@@ -306,11 +306,13 @@ class Batches:
         gather: bool | None = None,
         parts: int = 1,
         examples: Sequence[Examples] | None = None,
+        beside: Batches | None = None,
     ) -> None:
         """`gather`: items are divided among processes, and negatives are those of all; None: if there are several.
 
         `parts`: number of parts in which the users of a step are processed, each with its own negatives; equal in every
-        process. `examples`: those of validation, by domain, in place of training's; they are not logged.
+        process. `examples`: those of validation, by domain, in place of training's; they are not logged. `beside`: the
+        batches of training, with which they share a catalogue that every step holds.
         """
         if examples is None:
             log.say(shared_out(batch_users, processes.world, gather, config.kind.unit), *sources.told)
@@ -321,10 +323,11 @@ class Batches:
         self._sources = sources
         division = Division(processes.rank, processes.world, gathers(gather, processes.world), parts)
         rules = (sources.splits, reader, config, task.requests, batch_users, seed, division)
-        self._builder = BatchBuilder(*rules, examples)
+        self._builder: BatchBuilder = BatchBuilder(*rules, examples, None if beside is None else beside._builder)
         self._loader = BatchLoader(self._builder, config.workers)
         self._reader = reader
-        self._resident: dict[torch.device, ItemInputs] = {}  # the catalogue, where every step holds all of it
+        # The catalogue, where every step holds all of it.
+        self._resident: dict[torch.device, ItemInputs] = {} if beside is None else beside._resident
 
     @classmethod
     def of(

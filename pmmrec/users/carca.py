@@ -67,7 +67,9 @@ class Carca(UserEncoder):
     The profile of CARCA (arXiv 2204.06519), under the scorer `attention`, which attends from candidates to its states.
     Queries alone are normalised; queries, keys, values and the feed-forward, which is as wide as the model, pass a
     leaky ReLU (slope 0.2). Differs from the released code: a state sees the items up to its own. There it sees the
-    whole history, in which the targets of training stand. Context of an interaction, such as its time, is not read.
+    whole history, in which the targets of training stand. The context of an interaction, such as its time, which CARCA
+    joins to the item, is left out: a candidate would need that of the target. Columns of the items are read, as
+    `attributes` of `features`.
 
     Example:
         model:

@@ -25,7 +25,7 @@ def judge_of(
     config = ValidationConfig.model_validate(validation)
     recipe = SimpleNamespace(seed=1, data=data or DataConfig(), train=TrainConfig(batch_users=16), validation=config)
     run: Any = SimpleNamespace(processes=shop.processes, log=shop.log)
-    return judge_epochs(recipe, shop.sources, shop.reader, shop.task, run), config
+    return judge_epochs(recipe, shop.sources, shop.reader, shop.task, run, shop.batches(16)), config
 
 
 SPLITS = ({"type": "leave_one_out"}, {"type": "ratio"}, {"type": "ratio", "by": "time"})
@@ -42,7 +42,7 @@ def test_the_targets_that_count_are_the_validation_targets(
     shop, config = workshop(), TargetsConfig(type="any", targets=targets)
     (domain,) = shop.sources.domains
     of_recipe = split_of(splits.config(split), domain)
-    shop.sources = SimpleNamespace(domains=(domain,), splits=(of_recipe,), names=[domain.name])
+    shop.sources = SimpleNamespace(domains=(domain,), splits=(of_recipe,), names=[domain.name], told=[])
     shop.task = SimpleNamespace(requests=Requests.of(config.window, negatives=FIVE))
     judge, _ = judge_of(shop, DataConfig(examples=examples), judge="loss", users=num_users)
     assert isinstance(judge, LossEvery)
@@ -70,6 +70,18 @@ def test_the_targets_that_count_are_the_validation_targets(
             assert not drawn & {*known, *holdout.targets(query).tolist()}
         assert of_pass.is_masked_BL is None or torch.equal(of_pass.is_masked_BL, is_counted_BL)
     assert counted == expected
+
+
+def test_training_and_validation_hold_one_catalogue(workshop) -> None:
+    shop = workshop({"all": {"type": "catalogue_ce"}})
+    batches = shop.batches(16)
+    config = ValidationConfig(judge="loss")
+    recipe = SimpleNamespace(seed=1, data=DataConfig(), train=TrainConfig(batch_users=16), validation=config)
+    run: Any = SimpleNamespace(processes=shop.processes, log=shop.log)
+    judged = judge_epochs(recipe, shop.sources, shop.reader, shop.task, run, batches)._batches
+    moved = [one.to_device(next(iter(one.epoch(1))), torch.device("cpu")).items for one in (batches, judged)]
+    assert moved[0].num_items == shop.sources.domains[0].num_items
+    assert moved[0].row_U.data_ptr() == moved[1].row_U.data_ptr()
 
 
 def test_objectives_count_no_training_item(workshop) -> None:
