@@ -40,6 +40,13 @@ class Repeats(str, Enum):
     LAST = "last"
 
 
+class RepeatedItems(str, Enum):
+    """What to do with several rows of an item."""
+
+    REFUSE = "refuse"
+    FIRST = "first"
+
+
 class Quote(str, Enum):
     """Whether quote marks enclose values."""
 
@@ -82,6 +89,9 @@ def import_table_command(
     delimiter: Annotated[str | None, Option(help="Between values of both texts; default: found.")] = None,
     encoding: Annotated[str | None, Option(help="Of both texts, such as cp1252; default: UTF-8, or UTF-16.")] = None,
     quote: Annotated[Quote, Option(help="none: quote marks are text.")] = Quote.FOUND,
+    repeated_items: Annotated[
+        RepeatedItems, Option(help="Several rows of an item: refuse them, or keep the first.")
+    ] = RepeatedItems.REFUSE,
     time_format: Annotated[str | None, Option(help="How timestamps are written, such as %d/%m/%Y %H:%M.")] = None,
     k_core: KCore = None,
     min_user: MinUser = None,
@@ -117,7 +127,7 @@ def import_table_command(
             ),
             **_given({"k_core": k_core, "min_user": min_user, "min_item": min_item, "min_rating": min_rating}),
             **_given({"since": since, "until": until, "repeats": repeats.value, "sample_users": sample_users}),
-            **_given({"seed": seed}),
+            **_given({"seed": seed, "repeated_items": repeated_items.value}),
         }
         _import(tree)
 

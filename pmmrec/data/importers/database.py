@@ -24,6 +24,11 @@ def is_database(given: Path | str) -> bool:
     return isinstance(given, str) and "://" in given
 
 
+def database_file(address: str) -> Path:
+    """The file of an address, for messages."""
+    return Path(address.partition("://")[2].partition("?")[0][1:])
+
+
 def write_query(address: str, target: Path) -> None:
     """Write the rows of `duckdb:///PATH?query=SQL` or `?table=NAME`; four slashes begin an absolute path.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -42,10 +45,16 @@ def unpack_pictures(archive: Path, target: Path) -> None:
     try:
         unpack = _unpack_zip if archive.name.lower().endswith(ZIP) else _unpack_tar
         unpack(archive, target)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from error
+    except (NotImplementedError, RuntimeError, ValueError) as error:  # of zipfile: encrypted, or packed in another way
+        raise DataError(f"{archive}: cannot be unpacked: {error}; unpack it yourself and name the folder") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise DataError(f"{archive}: two members have names that exclude each other: {error.filename}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{archive}: cannot be unpacked: {error.strerror or error}") from error
 
 
 def _unpack_zip(archive: Path, target: Path) -> None:

@@ -46,6 +46,7 @@ class PictureDatabase:
             self._environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
         except lmdb.Error as error:
             raise DataError(f"{path}: cannot be read as an LMDB file: {error}") from error
+        check_whole(path, self._environment)
 
     def batches(self) -> Iterator[pa.Table]:
         """Rows of `picture_folder.SCHEMA`: the keys."""
@@ -67,6 +68,15 @@ class PictureDatabase:
         if len(value) > max_bytes:
             raise PictureError(f"larger than {max_bytes:,} bytes")
         return _encoded(bytes(value)) if value[:1] == b"\x80" else bytes(value)  # a pickle of protocol 2 or later
+
+
+def check_whole(path: Path, environment: Any) -> None:
+    """Raise DataError for a file that ends before its last page: lmdb maps it, and would end the process there."""
+    file = path / DATA_FILE if path.is_dir() else path
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if file.stat().st_size < expected:
+        found = f"{file.stat().st_size:,} bytes where its pages need {expected:,}"
+        raise DataError(f"{file}: {found}; it was not copied whole, copy it again")
 
 
 class _Stored:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pmmrec.data.importers import records
 from pmmrec.data.importers.database import is_database, write_query
 from pmmrec.data.importers.text_format import SEPARATORS, UTF8, UTF16_MARKS, TextFormat
-from pmmrec.data.importers.unpacking import COMPRESSIONS, opened, unpacked
+from pmmrec.data.importers.unpacking import COMPRESSIONS, unpacked
 from pmmrec.data.info import SourceFile
 from pmmrec.errors import DataError, RecipeError
 
@@ -100,8 +100,7 @@ def _text(
     path: Path, suffix: str, compression: str | None, text_format: TextFormat, room: Callable[[], Path]
 ) -> Prepared:
     """A text as UTF-8: the file itself where it is such, a converted copy otherwise."""
-    with opened(path, compression) as file:
-        begin = file.read(8)
+    begin = next(unpacked(path, compression), b"")
     for signature, kind in SIGNATURES:
         if begin.startswith(signature):
             raise DataError(f"{path}: is {kind}")

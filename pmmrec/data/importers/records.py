@@ -33,8 +33,7 @@ def write_json(path: Path, shown: Path, target: Path) -> How:
     messages call the file.
     """
     if _are_literals(path):
-        write_rows(_literals(path, shown), target)
-        return ("its lines are Python literals",)
+        return ("its lines are Python literals", *write_rows(_literals(path, shown), target))
     source = "read_json($path, compression='uncompressed'"
     parameters = {"path": _plain(path)}
     try:
@@ -149,23 +148,30 @@ def _batches_to(reader: pa.RecordBatchReader, target: Path) -> None:
             writer.write_batch(batch)
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], target: Path, names: list[str] | None = None) -> None:
-    """Rows of any values as columns of text; lists stay lists where all values of the column are such."""
+def write_rows(rows: Iterable[Mapping[str, Any]], target: Path, names: list[str] | None = None) -> How:
+    """Rows of any values as columns of text; lists stay lists where all values of the column are such.
+
+    Columns are those of the first `ROWS_AT_ONCE` rows unless they are named; later ones are left out and told.
+    """
     rows = iter(rows)
-    first = list(itertools.islice(rows, ROWS_AT_ONCE))
+    some = list(itertools.islice(rows, ROWS_AT_ONCE))
     if names is None:
-        names = list(dict.fromkeys(name for row in first for name in row))
-    lists = {
-        name
-        for name in names
-        if all(isinstance(row.get(name), list | None) for row in first) and any(row.get(name) for row in first)
-    }
+        names = list(dict.fromkeys(name for row in some for name in row))
+    lists = {name for name in names if any(row.get(name) for row in some) and _holds_lists(name, some)}
     schema = pa.schema([(name, pa.list_(pa.string()) if name in lists else pa.string()) for name in names])
+    late: dict[str, None] = {}
     with pq.ParquetWriter(target, schema) as writer:
-        while first:
-            columns = [[_listed(row.get(n)) if n in lists else _cell(row.get(n)) for row in first] for n in names]
+        while some:
+            late |= dict.fromkeys(name for row in some for name in row if name not in schema.names)
+            columns = [[_listed(row.get(n)) if n in lists else _cell(row.get(n)) for row in some] for n in names]
             writer.write_table(pa.table(columns, schema=schema))
-            first = list(itertools.islice(rows, ROWS_AT_ONCE))
+            some = list(itertools.islice(rows, ROWS_AT_ONCE))
+    told = f"columns that first occur after row {ROWS_AT_ONCE:,} are left out: {', '.join(late)}"
+    return (told,) if late else ()
+
+
+def _holds_lists(name: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+    return all(isinstance(row.get(name), list | None) for row in rows)
 
 
 def _listed(value: Any) -> list[str | None] | None:

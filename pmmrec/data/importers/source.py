@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmmrec.data.importers.columns import columns_like, hint
+from pmmrec.data.importers.database import database_file, is_database
 from pmmrec.data.importers.prepared import prepared
 from pmmrec.data.importers.quoting import Quoting, quoting_of, unquoted
 from pmmrec.data.importers.text_format import SEPARATORS, UNQUOTED, TextFormat, first_row, separator_of
@@ -59,7 +60,7 @@ class Source:
 
         Raises DataError for a missing file, an unknown type, broken text or broken columns.
         """
-        self.path = Path(given)  # what messages call it
+        self.path = database_file(str(given)) if is_database(given) else Path(given)  # what messages call it
         self._connection, self._work = connection, work
         self._format = text_format or TextFormat()
         self._file = prepared(given, self._format, self._room)

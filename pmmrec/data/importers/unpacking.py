@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
@@ -17,22 +16,12 @@ MAX_GROWTH = 400
 GROWTH_FROM_BYTES = 1_000_000_000
 
 
-def opened(path: Path, compression: str | None) -> IO[bytes]:
-    """The bytes of a file, without its compression. Raises DataError where it cannot be opened."""
-    try:
-        if compression is None:
-            return path.open("rb")
-        stream: IO[bytes] = pa.input_stream(str(path), compression=compression)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return stream
-
-
 def unpacked(path: Path, compression: str | None) -> Iterator[bytes]:
     """Blocks of the bytes of a file. Raises DataError for a broken archive, and one that grows without end."""
-    num_bytes, limit = 0, max(GROWTH_FROM_BYTES, MAX_GROWTH * path.stat().st_size)
+    num_bytes = 0
     try:
-        with opened(path, compression) as file:
+        limit = max(GROWTH_FROM_BYTES, MAX_GROWTH * path.stat().st_size)
+        with path.open("rb") if compression is None else pa.input_stream(str(path), compression=compression) as file:
             while block := file.read(BLOCK_BYTES):
                 num_bytes += len(block)
                 if compression and num_bytes > limit:

@@ -33,7 +33,6 @@ class Inputs:
     items_format: TextFormat = PLAIN
     interactions_format: TextFormat = PLAIN
     images: Path | None = None
-    time_format: str | None = None
     repeated_items: str = "refuse"
 
     def tree(self) -> dict[str, Any]:

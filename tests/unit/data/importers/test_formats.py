@@ -17,7 +17,7 @@ import pytest
 from pyarrow import feather
 from pydantic import ValidationError
 
-from pmmrec.data.importers import unpacking
+from pmmrec.data.importers import records, unpacking
 from pmmrec.data.importers.text_format import TextFormat
 from pmmrec.errors import DataError, MachineError, RecipeError
 
@@ -51,6 +51,15 @@ def test_half_an_archive_is_refused(shop) -> None:
     whole = gzip.compress(b"item_id,text\n" + b"".join(b"%d,text %d\n" % (k, 7 * k) for k in range(5000)))
     with pytest.raises(DataError, match=r"items\.csv\.gz: cannot be read: Truncated"):
         shop.run(items=shop.write("items.csv.gz", whole[: len(whole) // 2]))
+    assert not shop.out.exists()
+
+
+@pytest.mark.parametrize("place", [12, 40, -6])
+def test_an_archive_with_a_wrong_byte_is_refused(shop, place: int) -> None:
+    whole = bytearray(gzip.compress("".join(f"{k},text {k * k}\n" for k in range(500)).encode()))
+    whole[place] ^= 0xFF
+    with pytest.raises(DataError, match=r"items\.csv\.gz: cannot be read: "):
+        shop.run(items=shop.write("items.csv.gz", bytes(whole)))
     assert not shop.out.exists()
 
 
@@ -154,6 +163,14 @@ def test_lines_of_python_literals_are_values_and_never_run(shop) -> None:
         with pytest.raises(DataError, match=r"line 2: "):
             shop.run(items=path, out=shop.folder / "bad")
     assert not canary.exists()
+
+
+def test_columns_of_literals_that_come_late_are_told(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "ROWS_AT_ONCE", 2)
+    lines = [{"item_id": "a", "text": "x"}, {"item_id": "b", "text": "y"}, {"item_id": "c", "text": "z", "late": 1}]
+    domain = shop.run(items=shop.write("items.json", "\n".join(map(repr, lines))))
+    assert domain.attributes == ()
+    assert "items: columns that first occur after row 2 are left out: late" in domain.info.summary.notes
 
 
 @pytest.mark.parametrize("form", ["file", "stream"])

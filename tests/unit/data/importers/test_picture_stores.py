@@ -21,6 +21,7 @@ from PIL import Image
 from pmmrec.data.domain import Domain
 from pmmrec.data.images import pixels
 from pmmrec.data.importers import picture_archive
+from pmmrec.data.importers.picture_database import check_whole
 from pmmrec.errors import DataError, MachineError, RecipeError
 
 
@@ -182,6 +183,19 @@ def test_broken_archives_are_refused(shop, name: str, content: bytes) -> None:
         shop.run(images=shop.write(name, content))
 
 
+def test_a_member_with_wrong_bytes_is_refused(shop) -> None:
+    path = shop.folder / "p.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.png", png(10) * 20)
+    data = bytearray(path.read_bytes())
+    for place in range(60, 80):
+        data[place] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"p\.zip: cannot be unpacked"):
+        shop.run(images=path)
+    assert not shop.out.exists()
+
+
 def test_members_whose_names_exclude_each_other_are_refused(shop) -> None:
     path = archive(shop.folder / "p.zip", {"a.png": png(1), "a.png/b.png": png(2)})
     with pytest.raises(DataError, match="names that exclude each other"):
@@ -253,6 +267,16 @@ def test_nothing_but_the_image_class_is_built_from_a_value(shop, rejected) -> No
     assert shades(domain) == [None, None, 9]
     assert {row[1]: row[3] for row in rejected(domain)} == dict.fromkeys("ab", "not a picture of a known LMDB layout")
     assert not canary.exists()
+
+
+def test_an_lmdb_file_that_was_not_copied_whole_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.lmdb"
+    path.write_bytes(bytes(4096 * 3))
+    pages = types.SimpleNamespace(info=lambda: {"last_pgno": 2}, stat=lambda: {"psize": 4096})
+    check_whole(path, pages)
+    pages.info = lambda: {"last_pgno": 3}
+    with pytest.raises(DataError, match="12,288 bytes where its pages need 16,384; it was not copied whole"):
+        check_whole(path, pages)
 
 
 def test_a_file_that_is_no_lmdb_is_refused_and_the_package_is_named(shop, monkeypatch: pytest.MonkeyPatch) -> None:

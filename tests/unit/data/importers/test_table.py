@@ -230,6 +230,13 @@ def test_duplicate_item_ids_are_refused_by_name(shop) -> None:
     assert_refused(shop, DataError, r"2 item ids occur more than once: 'a' \(rows 1 and 3\), 'b' \(rows 2 and 5\)")
 
 
+def test_the_first_row_of_an_item_may_be_kept(shop, rejected) -> None:
+    shop.items.write_text("item_id,text\na,x\nb,y\na,z\nc,x\n")
+    domain = shop.run(repeated_items="first")
+    assert domain.texts(ALL_ROWS) == ["x", "y", "x"]
+    assert rejected(domain) == [("item", "a", 3, "a later row of the item")]
+
+
 def test_interactions_with_unknown_items_only_are_refused_with_examples(shop) -> None:
     shop.interactions.write_text("user_id,item_id\nu,01\nv,02\n")
     assert_refused(shop, DataError, r"every interaction is with an item .* '01', '02', while it holds 'a', 'b', 'c'")
