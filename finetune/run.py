@@ -99,6 +99,8 @@ def main(
     fewer = fewer_users(recipe, twin, users, resume=resume)
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open([domain], recipe.data)
+    if checkpoint is not None:
+        checkpoint.refuse_learned_targets(sources.domains[0])
     check_targets(recipe, sources)
     sources_of = [Sources.open([domain], ours.data) for ours, _ in fewer]
     for some in (sources, *sources_of):

@@ -56,7 +56,7 @@ def bars(*, is_shown: bool = True) -> Iterator[Progress]:
     from rich.console import Console
     from rich.text import Text
 
-    class Pace(rich_progress.ProgressColumn):
+    class PaceColumn(rich_progress.ProgressColumn):
         """How many a second."""
 
         def render(self, task: rich_progress.Task) -> Text:
@@ -70,7 +70,7 @@ def bars(*, is_shown: bool = True) -> Iterator[Progress]:
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
-        Pace(),
+        PaceColumn(),
         rich_progress.TimeRemainingColumn(),
     )
     started: dict[str, rich_progress.TaskID] = {}

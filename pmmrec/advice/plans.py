@@ -59,8 +59,12 @@ class Advice:
 
     @property
     def recommended(self) -> MeasuredPlan:
-        """The simplest plan that the best is not shown to beat: its paired interval reaches zero."""
-        return next(plan for plan in self.plans if plan is self.best or self.best.over(plan).low <= 0)
+        """The simplest plan that none is shown to beat: the paired intervals of all others over it reach zero."""
+        best = self.best
+        return next(plan for plan in self.plans if plan is best or self._is_unbeaten(plan))
+
+    def _is_unbeaten(self, plan: MeasuredPlan) -> bool:
+        return all(other.over(plan).low <= 0 for other in self.plans if other is not plan)
 
     def table(self) -> PlainTable:
         """A row for each plan: metrics in %, the difference to the recommended one in points, the price, a note."""

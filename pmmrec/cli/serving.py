@@ -95,7 +95,7 @@ def score(
         typer.echo(scored.line())
 
 
-class Kind(str, Enum):
+class IndexKind(str, Enum):
     """The kind of a FAISS index."""
 
     AUTO = "auto"
@@ -110,8 +110,9 @@ def index(
     domain: DomainFolder,
     out: Annotated[Path, Option("--out", help="Folder to make; pmmrec.serving.load_index opens it.")],
     kind: Annotated[
-        Kind, Option(help="flat: exact. hnsw: a graph. ivf: lists. auto: flat up to 200,000 items, ivf from 2 million.")
-    ] = Kind.AUTO,
+        IndexKind,
+        Option(help="flat: exact. hnsw: a graph. ivf: lists. auto: flat up to 200,000 items, ivf from 2 million."),
+    ] = IndexKind.AUTO,
     k: Annotated[int, Option("--k", min=1, help="Length of the lists on which recall is measured.")] = 10,
     users: Annotated[int, Option("--users", min=1, help="Number of users on which recall is measured.")] = 1000,
     seed: Annotated[int, Option(min=0, help="Seed of the draw of these users.")] = 0,
@@ -135,7 +136,7 @@ def index(
             base=base,
             tell=tell,
         )
-        wanted = None if kind is Kind.AUTO else kind.value
+        wanted = None if kind is IndexKind.AUTO else kind.value
         exported = system.index(domain, out, kind=wanted, k=k, num_users=users, seed=seed, say=_line_sayer())
         for line in exported.lines():
             typer.echo(line)

@@ -116,9 +116,7 @@ def print_plan(
         NegativePool(one, 0, is_readable_N).check(task.requests.drawn)
     counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
-    refuse_idle_parts(recipe.train.accumulate, sources.num_items)
-    _refuse_unfit_training(task, recipe, sampler.smallest_batch, launched)
-
+    _refuse_unfit_training(task, recipe, sampler.smallest_batch, sources.num_items, launched)
     log.say(recipe.to_yaml().rstrip(), "")
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
     log.say(sizes if report is None else report.table(task.sizes), TrainingCost.of(task).words(), "")
@@ -170,12 +168,13 @@ def _check_items(sources: Sources, recommender: Recommender, data: DataConfig, l
 
 
 def _refuse_unfit_training(
-    task: TrainingTask, recipe: Plannable, smallest_batch: int, launched: Launched | None
+    task: TrainingTask, recipe: Plannable, smallest_batch: int, num_items: int, launched: Launched | None
 ) -> None:
     """Set up how steps are trained. Raises what the run would for settings that do not fit the task or the launch."""
     machine, config, encoder = recipe.machine, recipe.train, task.recommender.item_encoder
     spread, world = (Spread.ONE, 1) if launched is None else (launched.file.spread, launched.num_processes)
     tracker_openers(machine.trackers, recipe.folder, machine.project, recipe.name, recipe.to_yaml())
+    refuse_idle_parts(config.accumulate, num_items)
     refuse_empty_shares(smallest_batch, _division(recipe, launched))
     refuse_unfit(spread, machine, config.accumulate)
     refuse_shared_batches(task, spread, world)

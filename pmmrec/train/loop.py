@@ -140,8 +140,6 @@ class Loop:
 
     def _fit(self) -> None:
         if self.epoch == 0:
-            with self._strategy.gathered_parameters():
-                self.task.keep_mask()
             self._end_epoch()
         while self.epoch <= self.config.epochs and not self.should_stop:
             if not self._is_trained:
@@ -374,6 +372,8 @@ class Loop:
     def _end_epoch(self) -> None:
         try:
             with self.stoppable(), self._average.in_place():
+                with self._strategy.gathered_parameters():
+                    self.task.keep_mask()
                 for callback in self._callbacks:
                     callback.epoch_ended(self, self.epoch)
         except MachineError as error:  # such as a disk that is full when better weights are kept

@@ -64,10 +64,11 @@ def check_users(recipe: Ranked, model: ModelConfig, sources: Sources) -> None:
             users, _ = split.query_users(name)
             num_unseen = int((~is_trained_M[users]).sum())
             if num_unseen:
+                other = "another data.split" if split.users is None else "data.users.held_out=sample"
                 raise DataError(
                     f"{split.domain.folder}: {num_unseen:,} of {len(users):,} users with {name} targets have no "
                     f"interaction in training, and model.user_encoder: {model.user_encoder.type} knows users by id; "
-                    "choose another data.split, or a user encoder that reads histories"
+                    f"choose {other}, or a user encoder that reads histories"
                 )
 
 

@@ -132,10 +132,9 @@ class TrainingTask(nn.Module):
     def end_epoch(self) -> None:
         """Let items settle what follows from the weights of an epoch, before they are validated and kept."""
         self.recommender.item_encoder.end_epoch()
-        self.keep_mask()
 
     def keep_mask(self) -> None:
-        """Keep the text of the mask, as the item encoder encodes it now, for ranking. Every process must call it."""
+        """Keep the text of the mask, as the weights of now encode it, for ranking. Every process must call it."""
         encoder = self.recommender.item_encoder
         with evaluating(encoder):
             mask_D = encoder.mask_vector()

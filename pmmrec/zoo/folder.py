@@ -108,6 +108,15 @@ class CheckpointFolder:
             raise CheckpointError(f"{path}: {error}") from error
         return split_of(self.split, domain, sample)
 
+    def refuse_learned_targets(self, domain: Domain) -> None:
+        """RecipeError for a domain from which a pretraining with `data.holdout` learned what splits hold out."""
+        is_whole = self._data_settings.get("holdout") is not None
+        if is_whole and self.was_trained_on(domain.name, domain.fingerprint):
+            raise RecipeError(
+                f"--on {domain.folder}: {self.folder} learned from all of its users but a sample (data.holdout), and "
+                "so from targets that this run would rank; name another domain, or a checkpoint without data.holdout"
+            )
+
     def graph_of(self, domain: Domain) -> InteractionGraph:
         """The training interactions of `split_of`; neither is read before a model asks for them."""
 

@@ -116,10 +116,13 @@ def test_kept_states_give_what_tokens_give(home: Path) -> None:
         encoder.keep_states()
 
 
-def test_it_is_ranked_listed_and_served_as_it_was_saved(world: Path, tmp_path: Path, pmmrec: Pmmrec) -> None:
+@pytest.mark.parametrize("more", [(), ("train.average.decay=0.9",)], ids=["last weights", "averaged weights"])
+def test_it_is_ranked_listed_and_served_as_it_was_saved(
+    world: Path, tmp_path: Path, pmmrec: Pmmrec, more: tuple[str, ...]
+) -> None:
     with working_in(tmp_path):
         where = ("--from", "none", "--on", world / "boutique")
-        told = pmmrec("finetune", "zoo/content/small/bert4rec_text", *where, *QUICK, TEXT)
+        told = pmmrec("finetune", "zoo/content/small/bert4rec_text", *where, *QUICK, TEXT, *more)
         assert told.code == 0, told.output
         run, kept = Path("runs/run"), Path("runs/run/checkpoint")
         mask_D = load_file(kept / "user_encoder" / "part.safetensors")["mask"]

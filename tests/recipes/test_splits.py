@@ -163,6 +163,9 @@ def test_a_pretraining_learns_from_all_users_but_a_sample_and_is_judged_by_it(
     on_source = pmmrec("evaluate", "all", str(world / "bazaar"), "--cache", "cache")
     assert on_source.code != 0
     assert "data.holdout trains on all users but those of validation, so there is no test target" in on_source.output
+    tuned = pmmrec("finetune", "finetune/full", "--from", "all", "--on", str(world / "bazaar"), "--dry-run")
+    assert tuned.code == 2
+    assert "learned from all of its users but a sample (data.holdout), and so from targets" in tuned.output
     elsewhere = pmmrec("evaluate", "all", str(world / "boutique"), "--cache", "cache")
     assert elsewhere.code == 0, elsewhere.output
     assert "test targets of 40 users" in elsewhere.output

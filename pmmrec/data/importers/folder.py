@@ -56,11 +56,11 @@ def import_folder(
     with tempfile.TemporaryDirectory() as work:
         found, why = kind_of(kind, settings, folder, Path(work))
         inputs = found.inputs().tree()
-        columns = {**inputs.pop("columns"), **tree.get("columns", {})}
-        if "items" in tree:  # a table of the user has the names that imports know
+        columns = inputs.pop("columns")
+        if "items" in tree:  # a table of the user has the names that imports know, or those that the user maps
             columns = {name: column for name, column in columns.items() if name not in ("text", "items.item_id")}
             inputs.pop("items_format", None)
-        task = {**inputs, **tree, "columns": columns}
+        task = {**inputs, **tree, "columns": {**columns, **tree.get("columns", {})}}
         if "items" not in task:
             raise DataError(f"{folder}: holds no table of items with texts; name one: --items FILE (item_id, text)")
         given = validate(TableImport, task, "arguments")

@@ -24,7 +24,7 @@ USED = ("user_id", "item_id", LISTS, "timestamp")
 
 
 @dataclass(frozen=True)
-class Sources:
+class LoadedTables:
     """The content of the user's files, before rows are selected: `raw_items` and `raw_interactions` of the database."""
 
     items: Source
@@ -48,7 +48,7 @@ class Loader:
     time_format: str | None = None
     image_column: str | None = None
 
-    def load(self, items: tuple[Path | str, TextFormat], interactions: tuple[Path | str, TextFormat]) -> Sources:
+    def load(self, items: tuple[Path | str, TextFormat], interactions: tuple[Path | str, TextFormat]) -> LoadedTables:
         """Raises DataError for files that break a rule, RecipeError for a mapping that fits none of them."""
         opened = Source(items[0], self.connection, items[1], self.work)
         done = Source(interactions[0], self.connection, interactions[1], self.work)
@@ -66,7 +66,7 @@ class Loader:
         for role, source in (("items", opened), ("interactions", done)):
             notes += source.notes(role)
         notes += [] if has_paths else _about_images(opened, pictures)
-        return Sources(opened, done, attributes, pictures, times, num_items, num_rows, tuple(notes), has_paths)
+        return LoadedTables(opened, done, attributes, pictures, times, num_items, num_rows, tuple(notes), has_paths)
 
     def _name_pictures(self, items: Source) -> bool:
         """Whether `image_column` holds paths; one that holds bytes becomes the column `image`."""
@@ -176,7 +176,7 @@ def _require(wanted: Mapping[Source, tuple[str, ...]]) -> None:
         found = [column.name for column in source.columns]
         options += flags([name for name in names if source.column(name) is None], found)
     told = "; ".join(message for message in lacking.values() if message)
-    raise DataError(f"{told}{'; or import with ' if options else ''}{' '.join(dict.fromkeys(options))}")
+    raise DataError(f"{told}; or import with {' '.join(dict.fromkeys(options))}")
 
 
 def _about_images(items: Source, pictures: PictureColumn | None) -> list[str]:

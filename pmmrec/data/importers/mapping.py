@@ -35,9 +35,8 @@ def apply_mapping(mapping: Mapping[str, str], items: Source, interactions: Sourc
 
 
 def flags(missing: Sequence[str], found: Sequence[str]) -> list[str]:
-    """The options that would name the missing columns, by the best guess at each."""
-    guesses = ((name, columns_like(name, found)) for name in missing)
-    return [f"--map {name}={near[0]}" for name, near in guesses if near]
+    """The options that would name the missing columns, by the best guess at each; COLUMN where there is none."""
+    return [f"--map {name}={next(iter(columns_like(name, found)), 'COLUMN')}" for name in missing]
 
 
 def _column(source: Source, name: str, given: str) -> Column:

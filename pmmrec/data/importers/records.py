@@ -35,7 +35,7 @@ def write_json(path: Path, shown: Path, target: Path) -> How:
     if _are_literals(path):
         return ("its lines are Python literals", *write_rows(_literals(path, shown), target))
     source = "read_json($path, compression='uncompressed'"
-    parameters = {"path": _plain(path)}
+    parameters = {"path": plain_path(path)}
     try:
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
@@ -242,5 +242,6 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _plain(path: Path) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", str(path))  # otherwise DuckDB would read all files that match a pattern
+def plain_path(path: Path) -> str:
+    """A path as DuckDB must be given it: otherwise it would read all files that match a pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))

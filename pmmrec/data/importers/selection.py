@@ -166,7 +166,8 @@ class Selection:
             ((row,),) = self._rows("SELECT min(row) FROM raw_interactions WHERE time IS NULL")
             raise DataError(
                 f"{path}: {num_bad:,} of {count:,} timestamps cannot be read, the first in row {row}; "
-                "give seconds, milliseconds or ISO dates, or leave out the column to keep the order of the file"
+                "give seconds, milliseconds or ISO dates, say how they are written (--time-format '%d.%m.%Y %H:%M'), "
+                "or leave out the column to keep the order of the file"
             )
 
     def _check_any_left(self, path: Path, items_path: Path) -> None:

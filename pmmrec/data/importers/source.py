@@ -21,6 +21,7 @@ from pmmrec.data.importers.columns import columns_like, hint
 from pmmrec.data.importers.database import database_file, is_database
 from pmmrec.data.importers.prepared import prepared
 from pmmrec.data.importers.quoting import Quoting, quoting_of, unquoted
+from pmmrec.data.importers.records import plain_path
 from pmmrec.data.importers.text_format import SEPARATORS, UNQUOTED, TextFormat, first_row, separator_of
 from pmmrec.errors import DataError, MachineError
 
@@ -176,10 +177,7 @@ class Source:
         return f"read_csv($path, columns={{{columns}}}, {dialect}, compression='none')"
 
     def _parameters(self) -> dict[str, str]:
-        plain_path = re.sub(
-            r"([*?\[])", r"[\1]", str(self._file.path)
-        )  # otherwise DuckDB would read all files that match a pattern
-        parameters = {"path": plain_path}
+        parameters = {"path": plain_path(self._file.path)}
         return {**parameters, "separator": self._separator} if self._file.is_text else parameters
 
     def _text_columns(self) -> list[Column]:

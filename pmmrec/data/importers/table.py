@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.filters import apply_filters
-from pmmrec.data.importers.loading import USED, Loader, Sources
+from pmmrec.data.importers.loading import USED, LoadedTables, Loader
 from pmmrec.data.importers.picture_column import COLUMN
 from pmmrec.data.importers.pictures import Pictures
 from pmmrec.data.importers.selection import Selection
@@ -165,11 +165,11 @@ class _Import:
         selection.write_rejected(self._domain.folder / REJECTED_FILE)
         self._seal(sources, self._notes(sources, sequences.num_ties, was_stale=was_stale))
 
-    def _item_batches(self, sources: Sources) -> Iterator[pa.RecordBatch]:
+    def _item_batches(self, sources: LoadedTables) -> Iterator[pa.RecordBatch]:
         columns = ", ".join(["item_id", "text", *sources.attributes.values()])
         return stream(self._connection, f"SELECT {columns} FROM catalogue ORDER BY item_index")
 
-    def _notes(self, sources: Sources, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
+    def _notes(self, sources: LoadedTables, num_ties: int, *, was_stale: bool) -> tuple[str, ...]:
         notes = [*sources.notes, *self._pictures.notes]
         if num_ties:
             notes.append(
@@ -183,7 +183,7 @@ class _Import:
             notes.append("removed what an unfinished import had left behind")
         return tuple(notes)
 
-    def _seal(self, sources: Sources, notes: tuple[str, ...]) -> None:
+    def _seal(self, sources: LoadedTables, notes: tuple[str, ...]) -> None:
         settings, domain = self._settings, self._domain
         kept = {
             "items": domain.num_items,
@@ -211,7 +211,7 @@ class _Import:
             ),
         )
 
-    def _check_rejects(self, sources: Sources) -> None:
+    def _check_rejects(self, sources: LoadedTables) -> None:
         """DataError where more rows of a file are rejected than `max_rejects` allows."""
         limit, rejected = self._settings.max_rejects, self._selection.rejections()
         for kind, source, num_read in (

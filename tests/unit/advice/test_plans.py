@@ -1,4 +1,4 @@
-"""The recommended plan is the simplest that the best is not shown to beat."""
+"""The recommended plan is the simplest that none is shown to beat."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def test_a_simpler_plan_is_recommended_where_the_best_is_not_shown_to_beat_it() 
         "recommended: zero-shot, the simplest that none is shown to beat by NDCG@10; the best is full"
     )
     assert command == "pmmrec zero-shot"
+
+
+def test_a_plan_that_another_than_the_best_is_shown_to_beat_is_not_recommended() -> None:
+    simple, steady, best = plan("popularity", [0, 1]), plan("zero-shot", [0, 1]), plan("full", [1, 0])
+    steady.values["ndcg@10"] += 0.001  # for every user, so that the interval of the difference lies above zero
+    best.values["ndcg@10"] += 0.002
+    found = advice(simple, steady, best)
+    assert found.best is best
+    assert best.over(simple).low < 0 < steady.over(simple).low
+    assert found.recommended is steady
 
 
 def test_the_record_gives_differences_to_the_recommended_plan() -> None:

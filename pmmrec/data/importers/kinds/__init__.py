@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import duckdb
 
-from pmmrec.data.importers.records import write_rows
+from pmmrec.data.importers.records import plain_path, write_rows
 from pmmrec.data.importers.text_format import TextFormat
 from pmmrec.data.importers.unpacking import COMPRESSIONS, unpacked
 from pmmrec.errors import DataError
@@ -166,7 +166,7 @@ def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str
                 kinds = ", ".join(f"'{column}': 'VARCHAR'" for column in columns)
                 dialect = f"columns={{{kinds}}}, delim='{sign}', quote='', escape='', header=false, auto_detect=false"
                 source = f"read_csv($path, {dialect})"
-                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}", {"path": str(path)})  # noqa: S608
+                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}", {"path": plain_path(path)})  # noqa: S608
             connection.sql(query).write_parquet(str(target))
     except duckdb.Error as error:
         where = ", ".join(str(path) for path, _, _ in tables.values())

@@ -264,7 +264,7 @@ def test_every_kind_has_a_sample() -> None:
 
 
 def test_settings_of_a_kind_change_what_is_read(tmp_path: Path, sequences: Callable) -> None:
-    mind = written(tmp_path / "mind", SAMPLES["mind"][1])
+    mind = written(tmp_path / "mind [small]", SAMPLES["mind"][1])  # a pattern of DuckDB
     assert sequences(imported(mind, "mind", settings={"history": "false"})) == {"u": ["N1", "N2", "N2"], "v": ["N1"]}
     nine = written(tmp_path / "nine", SAMPLES["ninerec"][1])
     assert texts(imported(nine, settings={"language": "zh"}, kind="ninerec")) == {"v1": "\u7ea2", "v2": "\u84dd"}
@@ -308,6 +308,9 @@ def test_items_of_mmrec_come_from_a_table_of_the_user(tmp_path: Path, sequences:
         imported(folder)
     items = written(tmp_path, {"items.csv": "item_id,text\n0,red\n1,blue\n"}) / "items.csv"
     assert sequences(imported(folder, items=items)) == {"0": ["0", "1"]}
+    items.write_text("nr,title,brand\n0,red,Acme\n1,blue,\n")
+    columns = {"items.item_id": "nr", "text": "{title}. {brand}"}
+    assert texts(imported(folder, items=items, columns=columns)) == {"0": "red. Acme", "1": "blue"}
 
 
 def test_folders_of_datasets_are_read_whole(tmp_path: Path, sequences: Callable) -> None:

@@ -48,7 +48,7 @@ def test_all_that_is_missing_in_both_files_is_told_at_once_with_the_options(fore
     message = str(told.value)
     assert f"{foreign.items}: no columns 'item_id', 'text'" in message
     assert f"{foreign.interactions}: no columns 'user_id', 'item_id'" in message
-    assert message.endswith("; or import with --map item_id=sku --map text=title")
+    assert message.endswith("; or import with --map item_id=sku --map text=title --map user_id=COLUMN")
 
 
 def test_an_entry_that_fits_no_file_is_refused(foreign) -> None:
