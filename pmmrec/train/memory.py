@@ -28,6 +28,7 @@ from pmmrec.train.division import gathers, shared_out
 from pmmrec.train.memory_simulation import Kernels, StepMemory, StepSize, step_memory
 from pmmrec.train.prepare import Sources
 from pmmrec.train.processes import MachineConfig, Precision
+from pmmrec.train.rowwise import choose_tables
 from pmmrec.train.spread import blocks_of
 from pmmrec.train.task import TrainingTask
 
@@ -82,8 +83,10 @@ class Shares(NamedTuple):
     exchange: int  # buffers in which weights and gradients of all processes are exchanged
 
     @classmethod
-    def of(cls, task: TrainingTask, spread: Spread, num_processes: int) -> Self:
+    def of(cls, task: TrainingTask, spread: Spread, num_processes: int, rows_read: int = 0) -> Self:
         """The shares of the first process, which are the largest; all in float32, as weights are.
+
+        Of a table that learns by rows (`choose_tables`), the gradient has `rows_read` rows at most.
 
         DDP holds a second copy of the gradients for the exchange. FSDP2 shards each tensor along its first dimension,
         and gathers the tensors outside blocks for a whole step, and two blocks at a time. DeepSpeed holds a second copy
@@ -93,6 +96,8 @@ class Shares(NamedTuple):
         whole, learning = list(task.parameters()), [p for p in task.parameters() if p.requires_grad]
         weights, gradients = _numbers(whole), _numbers(learning)
         optimizer, exchange = 2 * gradients + len(learning), 0  # two moments of each number, steps of each tensor
+        by_rows = [one for one in task.modules() if isinstance(one, nn.Embedding) and one.sparse]
+        gradients -= sum(max(0, table.num_embeddings - rows_read) * table.embedding_dim for table in by_rows)
         if spread is Spread.DDP:
             exchange = gradients
         elif spread is Spread.FSDP2:
@@ -272,15 +277,15 @@ def memory_lines(
     spread, number, train = launched.file.spread, launched.num_processes, drawing.train
     on_cpu = launched.file.on_cpu or machine.device == "cpu"
     kernels = Kernels(not on_cpu, HALVES.get(machine.precision))
-    shares = Shares.of(task, spread, number)
+    choose_tables(task, train.optimizer.tables, spread)
     learning = _numbers([tensor for tensor in task.parameters() if tensor.requires_grad])
     num_copies = (train.average is not None) + (train.toward_start is not None)
-    shares = shares._replace(weights=shares.weights + FLOAT32 * learning * num_copies)
-    sizes = drawing.as_drawn(task, number), drawing.at_most(task, number)
-    parts = train.accumulate.user_parts
-    needs = [
-        Need.of(shares, step_memory(task, size, kernels, prefixes), parts, spread, on_gpu=not on_cpu) for size in sizes
-    ]
+    sizes, needs = (drawing.as_drawn(task, number), drawing.at_most(task, number)), []
+    for size in sizes:
+        shares = Shares.of(task, spread, number, rows_read=size.items)
+        shares = shares._replace(weights=shares.weights + FLOAT32 * learning * num_copies)
+        step, parts = step_memory(task, size, kernels, prefixes), train.accumulate.user_parts
+        needs.append(Need.of(shares, step, parts, spread, on_gpu=not on_cpu))
     first, last = (need.rows() for need in needs)
     drawn, most = sizes
     place = "on the CPU" if on_cpu else "on a GPU"

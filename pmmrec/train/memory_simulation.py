@@ -138,6 +138,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped 
         return out
 
     def _see(self, tensor: Tensor) -> None:
+        if tensor.is_sparse:
+            return  # its indices and values are tensors themselves
         storage = tensor.untyped_storage()
         key, num_bytes = storage._cdata, storage.nbytes()
         if key in self._seen or key in self._keys:

@@ -22,9 +22,10 @@ from pmmrec.errors import RecipeError
 from pmmrec.launch import Spread
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.memory import Drawing, Launched, Need, Shares, memory_lines
-from pmmrec.train.memory_simulation import StepMemory
+from pmmrec.train.memory_simulation import Kernels, StepMemory, StepSize, step_memory
 from pmmrec.train.optim import build_optimizer
 from pmmrec.train.processes import MachineConfig
+from pmmrec.train.rowwise import choose_tables
 from pmmrec.train.task import TrainingTask
 
 SHARDED = (Spread.ZERO1, Spread.ZERO2, Spread.ZERO3)
@@ -66,6 +67,19 @@ def test_one_process_holds_the_bytes_of_weights_gradients_and_moments(partly: Tr
     assert shares.gradients == num_bytes(p.grad for p in partly.parameters() if p.grad is not None)
     assert shares.optimizer == num_bytes(value for state in optimizer.state.values() for value in state.values())
     assert shares.exchange == 0
+
+
+def test_a_table_that_learns_by_rows_has_a_gradient_of_the_rows_that_a_step_reads(workshop: Any) -> None:
+    task = workshop().task.to("meta")
+    rows = task.recommender.item_encoder.item_table
+    table = rows.vector = nn.Embedding(10_000, rows.vector.embedding_dim, device="meta")
+    size, kernels = StepSize(users=2, positions=3, filled=1.0, items=4, encoded=4, tokens=0), Kernels(on_gpu=False)
+    whole, of_step = Shares.of(task, Spread.ONE, 1), step_memory(task, size, kernels, ())
+    assert choose_tables(task, "rows", Spread.ONE)
+    by_rows = Shares.of(task, Spread.ONE, 1, rows_read=3)
+    assert whole.gradients - by_rows.gradients == 4 * (table.num_embeddings - 3) * table.embedding_dim
+    assert by_rows.optimizer == whole.optimizer
+    assert step_memory(task, size, kernels, ()).with_gradients < of_step.with_gradients - 0.9 * table.weight.nbytes
 
 
 def test_ddp_holds_its_gradients_twice(partly: TrainingTask, reading: Any, tmp_path: Path) -> None:
