@@ -172,7 +172,8 @@ class KeepBest:
             loop.best = (epoch, value)
             self._save(loop)
         counted_from = max(loop.best[0], loop.config.epochs_before_last_stage)
-        loop.may_end_early = counted_from + self._config.patience < loop.config.epochs
+        is_patient = counted_from + self._config.patience >= loop.config.epochs
+        loop.may_end_early = not is_patient or loop.config.minutes is not None
         if epoch - counted_from >= self._config.patience:
             loop.should_stop, name = True, self._config.judged_by
             loop.log.say(f"epoch {epoch:>3}  no better {name} since epoch {loop.best[0]}: training ends")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,10 @@ def test_a_transfer_ends_with_its_twin_from_scratch_and_a_verdict(at_run: Path, 
     for name in ("paid-users12", "paid-users12-scratch"):
         recipe = yaml.safe_load((Path("runs") / name / "recipe.yaml").read_text())
         assert recipe["data"]["users"] == {"sample": 12, "seed": 1, "held_out": "all"}
+    shutil.rmtree("runs/paid-users12-scratch")  # as after a stop before the last run began
     again = pmmrec(*asked, "--resume")
     assert again.code == 0, again.output
+    assert json.loads(Path("runs/paid/learning_curve.json").read_text()) == curve
     assert " ".join(curve["sentence"].split()[:4]) in again.output
     tail = told.output[told.output.rindex("boutique: test targets") :]
     for words in ("item-kNN", "paid ", "paid-scratch ", "epoch(s) to its best", "(Holm)"):

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pmmrec.data.domain import Domain
 from pmmrec.data.randomness import Purpose, generator
 from pmmrec.data.sequences import Stretch
 from pmmrec.data.splits import HISTORY_ONLY, Split, SplitPart
@@ -40,9 +39,6 @@ class HeldOutUsers(Split):
 
     no_query = "data.holdout trains on all users but those of validation"
     config: HeldOutUsersConfig
-
-    def __init__(self, config: HeldOutUsersConfig, domain: Domain) -> None:
-        super().__init__(config, domain)
 
     def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
         length_B = np.diff(stretch.offset_B)
