@@ -41,7 +41,7 @@ def write_query(address: str, target: Path) -> None:
     write = _write_duckdb if address.startswith("duckdb") else _write_sqlite
     try:
         write(path, query, target)
-    except (duckdb.Error, sqlite3.Error) as error:
+    except (duckdb.Error, sqlite3.Error, pa.ArrowException) as error:
         raise DataError(f"{path}: {str(error).splitlines()[0]}; the query was: {query[:200]}") from error
 
 
@@ -61,7 +61,7 @@ def _write_duckdb(path: Path, query: str, target: Path) -> None:
     config = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     with duckdb.connect(str(path), read_only=True, config=config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        reader = connection.sql(query).to_arrow_reader(ROWS_AT_ONCE)
+        reader = pa.RecordBatchReader.from_stream(connection.sql(query))
         with pq.ParquetWriter(target, reader.schema) as writer:
             for batch in reader:
                 writer.write_batch(batch)
@@ -72,7 +72,9 @@ def _write_sqlite(path: Path, query: str, target: Path) -> None:
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
     try:
         cursor = connection.execute(query)
-        names = [column[0] for column in cursor.description or ()]
+        if cursor.description is None:
+            raise DataError(f"{path}: the query gives no rows: {query[:200]}")
+        names = [column[0] for column in cursor.description]
         schema = pa.schema([(name, pa.string()) for name in names])
         with pq.ParquetWriter(target, schema) as writer:
             for rows in _batches(cursor):

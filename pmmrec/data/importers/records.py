@@ -43,7 +43,7 @@ def write_json(path: Path, shown: Path, target: Path) -> How:
             kinds = {str(name): _kept_as(str(kind)) for name, kind, *_ in described}
             columns = ", ".join(f"{_literal(name)}: '{kind}'" for name, kind in kinds.items())
             rows = connection.sql(f"SELECT * FROM {source}, columns={{{columns}}})", params=parameters)
-            _batches_to(rows.to_arrow_reader(ROWS_AT_ONCE), target)
+            _batches_to(pa.RecordBatchReader.from_stream(rows), target)
     except duckdb.Error as error:
         found = _JSON_PLACE.search(str(error))
         told = f"{found[1]}: {found[2]}" if found else str(error).splitlines()[0]
