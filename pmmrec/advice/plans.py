@@ -94,7 +94,7 @@ class Advice:
         if chosen is not best:
             told = (
                 f"recommended: {chosen.name}, the simplest that none is shown to beat by {METRIC.upper()}; the best is "
-                f"{best.name}, by {_points(best.over(chosen))} points"
+                f"{best.name}, by {best.over(chosen).in_points} points"
             )
         return [told, chosen.command]
 
@@ -121,8 +121,3 @@ class Advice:
             "recommended": chosen.name,
             "command": chosen.command,
         }
-
-
-def _points(difference: Interval) -> str:
-    mean, low, high = (100 * one for one in (difference.mean, difference.low, difference.high))
-    return f"{mean:+.2f} [{low:.2f}, {high:.2f}]"

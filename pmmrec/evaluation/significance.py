@@ -33,6 +33,12 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    @property
+    def in_points(self) -> str:
+        """A difference of shares in percentage points, such as `+0.58 [-0.17, 1.34]`."""
+        mean, low, high = (100 * one for one in (self.mean, self.low, self.high))
+        return f"{mean:+.2f} [{low:.2f}, {high:.2f}]"
+
 
 def mean_interval(values: Values, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> Interval:
     """Interval of the mean of one value per user, `(Q,)`, or per seed and user, `(M, Q)`.

@@ -41,11 +41,6 @@ class Point:
         """Whether the interval of the difference lies above zero."""
         return self.difference.low > 0
 
-    def words(self) -> str:
-        """The difference in points, such as `+0.58 [-0.17, 1.34]`."""
-        mean, low, high = (100 * one for one in (self.difference.mean, self.difference.low, self.difference.high))
-        return f"{mean:+.2f} [{low:.2f}, {high:.2f}]"
-
     def caught_up(self, metric: str) -> int | None:
         """The epoch from which scratch, by the best so far, is never behind the transfer; None: it always is."""
         ours, theirs = (_best_so_far(epochs, metric) for epochs in self.epochs)
@@ -115,20 +110,21 @@ class LearningCurve:
         paying = [place for place, point in enumerate(self.points) if point.pays]
         over = f"{self.metric.upper()} over scratch in points"
         if not paying:
-            told = ", ".join(f"{point.words()} with {point.num_users:,}" for point in self.points)
+            told = ", ".join(f"{point.difference.in_points} with {point.num_users:,}" for point in self.points)
             return f"transfer is not shown to pay with any number of users: {over} is {told}"
         last = self.points[paying[-1]]
         if paying[-1] == len(self.points) - 1:
-            return f"transfer still pays with all {last.num_users:,} users: {over} is {last.words()}"
+            return f"transfer still pays with all {last.num_users:,} users: {over} is {last.difference.in_points}"
         after = self.points[paying[-1] + 1]
         return (
-            f"transfer stopped paying after {last.num_users:,} users: {over} is {last.words()} with "
-            f"{last.num_users:,}, {after.words()} with {after.num_users:,}"
+            f"transfer stopped paying after {last.num_users:,} users: {over} is {last.difference.in_points} with "
+            f"{last.num_users:,}, {after.difference.in_points} with {after.num_users:,}"
         )
 
     def _by_epochs(self, point: Point) -> str:
         caught, metric = point.caught_up(self.judged_by), self.judged_by.upper()
-        tested = f"at their best epochs {self.metric.upper()} over scratch is {point.words()} points on the test"
+        over = f"{self.metric.upper()} over scratch is {point.difference.in_points}"
+        tested = f"at their best epochs {over} points on the test"
         if caught is None:
             return f"transfer stayed ahead in all epochs, by the best validation {metric} so far; {tested}"
         if caught == 1:

@@ -59,6 +59,7 @@ def _limit(name: str, bound: str, connection: duckdb.DuckDBPyConnection, times: 
     if times is None:
         raise RecipeError(f"--{name} {bound}: has no effect, interactions have no timestamps; leave it out")
     if bound.lstrip("-").isdigit():
+        _refuse_idle(name, int(bound), connection)
         return int(bound)
     try:
         date = datetime.datetime.fromisoformat(bound)
@@ -73,6 +74,17 @@ def _limit(name: str, bound: str, connection: duckdb.DuckDBPyConnection, times: 
     if unit is None:
         raise RecipeError(f"--{name} {bound}: times such as {usual} are no dates; give a number of the same unit")
     return round(milliseconds * PER_MILLISECOND[unit])
+
+
+def _refuse_idle(name: str, bound: int, connection: duckdb.DuckDBPyConnection) -> None:
+    """RecipeError for a number that leaves out nothing, such as a year where times are seconds."""
+    first, last = _rows(connection, "SELECT min(time), max(time) FROM live")[0]
+    is_idle = bound <= first if name == "from" else bound > last
+    if is_idle:
+        raise RecipeError(
+            f"--{name} {bound}: has no effect, times are numbers from {first} to {last}; give one of the same unit, a "
+            "date, such as 2020-12-31, or leave it out"
+        )
 
 
 def _sample(num_users: int, seed: int, selection: Selection, connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -101,6 +101,12 @@ def test_a_sample_of_users_depends_on_the_seed_and_on_no_order(shop, sequences) 
         ({"min_rating": 6}, DataError, "no interaction is left: rating below 6 holds for all"),
         ({"since": "soon"}, RecipeError, "--from soon: neither a date"),
         ({"since": "2020-01-01"}, RecipeError, "times such as 3 are no dates"),
+        (
+            {"since": "1"},
+            RecipeError,
+            "--from 1: has no effect, times are numbers from 1 to 6; give one of the same unit",
+        ),
+        ({"until": "2024"}, RecipeError, "--to 2024: has no effect, times are numbers from 1 to 6"),
         ({"sample_users": 9}, RecipeError, "only 3 users are left"),
         ({"max_rejects": 0.1}, DataError, r"1 of 7 rows are rejected, more than 10 %: unknown item \(1\); mend"),
         ({"seed": 3}, ValidationError, "seed has no effect without sample_users"),
