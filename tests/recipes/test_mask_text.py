@@ -153,11 +153,16 @@ def test_it_is_ranked_listed_and_served_as_it_was_saved(
 
 
 @pytest.mark.parametrize("plan", [(), ("--dry-run",)], ids=["run", "plan"])
-def test_a_text_encoder_with_frozen_blocks_reads_it_too(
+def test_frozen_blocks_and_averaged_weights_read_it_too(
     world: Path, tmp_path: Path, pmmrec: Pmmrec, plan: tuple[str, ...]
 ) -> None:
     with working_in(tmp_path):
-        frozen = ("model.item_encoder.text.trainable_blocks=1", "prefix_cache=on", TEXT)
+        frozen = ("model.item_encoder.text.trainable_blocks=1", "prefix_cache=on", "train.average={decay: 0.9}", TEXT)
         where = ("--from", "none", "--on", world / "boutique", *plan)
         told = pmmrec("finetune", "zoo/content/small/bert4rec_text", *where, *QUICK, *frozen)
-    assert told.code == 0, told.output
+        assert told.code == 0, told.output
+        if not plan:
+            kept = Path("runs/run/checkpoint")
+            mask_D = load_file(kept / "user_encoder" / "part.safetensors")["mask"]
+            encoder = load_recommender(Checkpoint.open(kept)).item_encoder
+            torch.testing.assert_close(mask_D, encoder.mask_vector(), rtol=0, atol=1e-6)
