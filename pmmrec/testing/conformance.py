@@ -11,6 +11,7 @@ from pmmrec.settings import PartConfig
 from pmmrec.testing import (
     adapter_checks,
     example_checks,
+    importer_checks,
     item_checks,
     objective_checks,
     propagation_checks,
@@ -24,7 +25,7 @@ from pmmrec.testing.subjects import Subject
 # importing them adds their checks
 assert_registered = (
     *(item_checks, objective_checks, propagation_checks, scorer_checks, user_checks),
-    *(adapter_checks, split_checks, example_checks),
+    *(adapter_checks, split_checks, example_checks, importer_checks),
 )
 LONGEST_SHOWN = 60  # characters of settings inside a setting
 
@@ -34,7 +35,8 @@ def conformance(family: Family[Any], *parts: str | Mapping[str, Any]) -> Callabl
 
     Args:
         family: `user_encoders`, `objectives`, `scorers`, `propagations`, `item_encoders`, `fusions`,
-            `text_encoders`, `vision_encoders`, `joint_encoders`, `adapters`, `splits` or `example_kinds`.
+            `text_encoders`, `vision_encoders`, `joint_encoders`, `adapters`, `splits`, `example_kinds` or
+            `importers`.
         parts: Registered names, tested with the settings in `examples` of their settings class; or settings with
             `type`. None: every registered part.
 

@@ -36,6 +36,7 @@ from pmmrec.contracts import (
     to_device,
 )
 from pmmrec.data.examples import example_kinds
+from pmmrec.data.importers.kinds import importers
 from pmmrec.data.splits import splits
 from pmmrec.encoders import (
     EncoderConfig,
@@ -67,7 +68,7 @@ MODULES: tuple[Family[Any], ...] = (  # families of parts of a model, which are 
     scorers,
     objectives,
 )
-FAMILIES: tuple[Family[Any], ...] = (*MODULES, adapters, splits, example_kinds)
+FAMILIES: tuple[Family[Any], ...] = (*MODULES, adapters, splits, example_kinds, importers)
 TEXTS = ("red shoes", "a blue shirt", "green")
 VALUES = (11, 22, 33)  # of an attribute; items of the catalogue have the first two
 NUM_ITEMS = len(TEXTS)

@@ -9,6 +9,7 @@ import pytest
 
 from pmmrec.adapters import adapters
 from pmmrec.data.examples import example_kinds
+from pmmrec.data.importers.kinds import importers
 from pmmrec.data.splits import splits
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.family import Family
@@ -50,6 +51,7 @@ test_objectives = conformance(objectives)
 test_adapters = conformance(adapters)
 test_splits = conformance(splits)
 test_example_kinds = conformance(example_kinds)
+test_importers = conformance(importers)
 
 
 @pytest.mark.parametrize("one", checks_of(item_encoders), ids=lambda one: one.name)

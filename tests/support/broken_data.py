@@ -1,4 +1,4 @@
-"""Adapters, splits and kinds of examples that each lack one property, and the check that finds it."""
+"""Adapters, splits, kinds of examples and of imports that each lack one property, and the check that finds it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pmmrec.adapters.bottleneck import Pfeiffer
 from pmmrec.adapters.peft_kinds import Lora
 from pmmrec.data.examples import example_kinds
 from pmmrec.data.examples.interactions import InteractionKind, Interactions
+from pmmrec.data.importers.kinds import importers
+from pmmrec.data.importers.kinds.mind import MIND
 from pmmrec.data.splits import HELD_OUT, SplitPart, splits
 from pmmrec.data.splits.ratio import Ratio
 
@@ -112,6 +114,15 @@ class ValidatesOnTraining(InteractionKind):
         return self.training(split)
 
 
+class ExpectsNothing(MIND):
+    expects = ""
+
+
+class RecognisesAnyTable(MIND):
+    def recognise(self):
+        return "*.csv" if list(self.folder.glob("*.csv")) else None
+
+
 BROKEN = [
     (adapters, "pfeiffer", {}, StartsWithNoise, "starts equal"),
     (adapters, "pfeiffer", {}, AddsNothing, "learn alone"),
@@ -127,4 +138,6 @@ BROKEN = [
     (example_kinds, "interactions", {}, DrawsExamplesAnew, "repeatable"),
     (example_kinds, "interactions", {}, ExpectsTwice, "slots"),
     (example_kinds, "interactions", {}, ValidatesOnTraining, "validation"),
+    (importers, "mind", {}, ExpectsNothing, "says its files"),
+    (importers, "mind", {}, RecognisesAnyTable, "not others"),
 ]

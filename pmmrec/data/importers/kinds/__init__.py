@@ -124,7 +124,7 @@ def _plain_name(name: str) -> str:
 
 def first_folder(folder: Path, *patterns: str) -> Path | None:
     """The first folder below that matches a pattern, such as one of pictures."""
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return next((path for pattern in patterns for path in folders if fnmatch.fnmatchcase(path.name, pattern)), None)
 
 
