@@ -71,6 +71,13 @@ class SplitsAtRandom(Ratio):
         return np.random.default_rng().permuted(super().parts(stretch))
 
 
+class TrainsOnOthers(Ratio):
+    """Users outside the sample train too."""
+
+    def assigned(self, stretch):
+        return self.parts(stretch)
+
+
 class ExamplesOfAll(InteractionKind):
     """The held-out items of a user among the examples."""
 
@@ -133,6 +140,7 @@ BROKEN = [
     (splits, "ratio", {}, CountsAll, "held out"),
     (splits, "ratio", {}, KnowsTheTest, "queries"),
     (splits, "ratio", {}, SplitsAtRandom, "repeatable"),
+    (splits, "ratio", {}, TrainsOnOthers, "sample"),
     (example_kinds, "interactions", {}, ExamplesOfAll, "training alone"),
     (example_kinds, "interactions", {}, SaysTwoItems, "lengths"),
     (example_kinds, "interactions", {}, DrawsExamplesAnew, "repeatable"),
