@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,26 +106,44 @@ def _text(
             raise DataError(f"{path}: is {kind}")
     found = "utf-16" if begin.startswith(UTF16_MARKS) else UTF8
     encoding = text_format.encoding or found
-    record = _recorded(path, path.name)
     is_utf8 = codecs.lookup(encoding).name in (UTF8, "utf-8-sig")
     if compression is None and is_utf8:
-        for _ in _decoded(path, None, UTF8):
+        digest = _Digest()
+        for _ in _decoded(path, unpacked(path, None), UTF8, digest):
             pass
-        return Prepared(path, suffix, True, record)
+        return Prepared(path, suffix, True, digest.record(path.name))
     target = room() / f"text{suffix}"
     with target.open("w", encoding=UTF8, newline="") as out:
-        for block in _decoded(path, compression, encoding):
+        for block in _decoded(path, unpacked(path, compression), encoding):
             out.write(block)
     if not target.stat().st_size:
         raise DataError(f"{path}: is empty; its first line must name the columns")
-    return Prepared(target, suffix, True, record, () if is_utf8 else (f"read as {encoding}",))
+    return Prepared(target, suffix, True, _recorded(path, path.name), () if is_utf8 else (f"read as {encoding}",))
 
 
-def _decoded(path: Path, compression: str | None, encoding: str) -> Iterator[str]:
-    """Blocks of a text. Raises DataError with the line that does not have the encoding."""
+class _Digest:
+    """Size and SHA-256 of the blocks that it has seen."""
+
+    def __init__(self) -> None:
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+
+    def add(self, block: bytes) -> None:
+        """Count a block in."""
+        self._digest.update(block)
+        self._num_bytes += len(block)
+
+    def record(self, file_name: str) -> SourceFile:
+        """What was seen, as a file of that name."""
+        return SourceFile(file_name=file_name, sha256=self._digest.hexdigest(), num_bytes=self._num_bytes)
+
+
+def _decoded(path: Path, blocks: Iterable[bytes], encoding: str, digest: _Digest | None = None) -> Iterator[str]:
+    """Blocks as text, and each counted in `digest`. Raises DataError with the line that does not have the encoding."""
     decoder, num_lines, shown = codecs.getincrementaldecoder(encoding)(), 0, encoding.upper()
     try:
-        for block in unpacked(path, compression):
+        for block in blocks:
+            if digest is not None:
+                digest.add(block)
             text = decoder.decode(block)
             num_lines += text.count("\n")
             yield text
@@ -141,8 +159,7 @@ def _decoded(path: Path, compression: str | None, encoding: str) -> Iterator[str
 
 def _recorded(path: Path, file_name: str) -> SourceFile:
     """Size and SHA-256 of a file."""
-    digest, num_bytes = hashlib.sha256(), 0
+    digest = _Digest()
     for block in unpacked(path, None):
-        digest.update(block)
-        num_bytes += len(block)
-    return SourceFile(file_name=file_name, sha256=digest.hexdigest(), num_bytes=num_bytes)
+        digest.add(block)
+    return digest.record(file_name)
