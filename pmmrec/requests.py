@@ -78,6 +78,10 @@ class Noised(WindowRequest):
     def _check_room(self) -> Self:
         if self.shuffle + self.replace > 1:
             raise ValueError("shuffle and replace fall on different inputs; their sum must be at most 1")
+        if not self.shuffle and not self.replace:
+            raise ValueError(
+                "shuffle and replace are both 0, which changes no input; raise one, or leave the objective out"
+            )
         return self
 
 

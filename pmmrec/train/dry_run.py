@@ -92,7 +92,6 @@ def print_plan(
             refuse_unasked(recipe.model, task)
             check_examples(data, task, log)
             _check_shapes(recommender, data.kind.num_inputs)
-    _check_items(sources, recommender, data, log)
     report = None
     if checkpoint is not None:
         report = apply(plan or plan_full(checkpoint, recommender), checkpoint, recommender, task.heads)
@@ -101,6 +100,7 @@ def print_plan(
             insert_adapters(checkpoint, recommender, adapters, report.loaded)
     spread = Spread.ONE if launched is None else launched.file.spread
     _check_stages(recipe, task, spread, () if report is None else report.loaded, log)
+    _check_items(sources, recommender, data, log)
     prefixes = find_prefixes(recommender, recipe.prefix, log)
     optimizer = build_optimizer(task, recipe.train.optimizer, spread)
     TowardStart(recipe.train.toward_start, task, optimizer, spread)

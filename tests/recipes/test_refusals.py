@@ -77,6 +77,16 @@ TEXT = "trainable_blocks: all, architecture: {model_type: bert, hidden_size: 24,
             "objectives.nid: tells of each input whether it is noise, by a state that does not read it",
         ),
         (
+            f"{IDS}/sasrec",
+            "objectives.rcl={type: robustness, noise: {shuffle: 0, replace: 0}}",
+            "which changes no input",
+        ),
+        (
+            "finetune/unisrec_small",
+            "seed=1",
+            "weights of user_encoder learn in no stage, and no checkpoint gives them: they would stay random",
+        ),
+        (
             "zoo/vectors/small/unisrec",
             "model.item_encoder.reworded=dropped",
             "model.item_encoder.reworded: has no effect, no objective asks for reworded vectors of items; leave it out",
