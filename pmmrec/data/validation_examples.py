@@ -16,7 +16,8 @@ from pmmrec.errors import DataError
 class ValidationExamples(Examples):
     """Each validation target of a domain, behind the latest items that a ranking knows of its user.
 
-    The target alone counts. A query with several targets has an example for each, all with the same history.
+    The target alone counts. A query with several targets has an example for each, all with the same history. A batch
+    may hold several of them; to objectives with negatives in the batch they are different users, at every epoch alike.
     """
 
     last_alone_counts = True
