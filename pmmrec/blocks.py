@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +13,7 @@ from pmmrec.dropout import Dropout
 from pmmrec.feed_forward import activated_linear
 from pmmrec.packing import Packing, attend, attend_last
 
+PLACES_OF_THREAD = 1 << 10  # of which the feed-forward stays in the cache of a core
 CARCA_SLOPE = 0.2  # of CARCA's leaky ReLU below 0: the default of TensorFlow, and so of the released code
 Activation = Literal["relu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -100,15 +101,33 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_KD: Tensor, packing: Packing, *, is_causal: bool = False, last_alone: bool = False) -> Tensor:
         """`(K, D)`, the places of packed rows -> `(K, D)`; with `last_alone` the last place of each row, `(R, D)`."""
-        attention_of = partial(self.attention, packing=packing, is_causal=is_causal, last_alone=last_alone)
+        mixed = self.attention(
+            self.attention_norm(x_KD) if self.norm_first else x_KD, packing, is_causal=is_causal, last_alone=last_alone
+        )
         residual = packing.last(x_KD) if last_alone else x_KD
+        places = _places_at_once(residual)
+        if places is None:
+            return self._above_attention(residual, mixed)
+        some = zip(torch.split(residual, places), torch.split(mixed, places), strict=True)
+        return torch.cat([self._above_attention(*pair) for pair in some])
+
+    def _above_attention(self, residual_KD: Tensor, mixed_KD: Tensor) -> Tensor:
+        """What follows attention: it works place by place."""
+        attended = self.dropout.add(residual_KD, mixed_KD)
         if self.norm_first:
-            attended = self.dropout.add(residual, attention_of(self.attention_norm(x_KD)))
             return self.dropout.add(attended, self._fed_forward(self.feed_forward_norm(attended)))
-        attended = self.attention_norm(self.dropout.add(residual, attention_of(x_KD)))
+        attended = self.attention_norm(attended)
         out: Tensor = self.feed_forward_norm(self.dropout.add(attended, self._fed_forward(attended)))
         return out
 
     def _fed_forward(self, x_KD: Tensor) -> Tensor:
         p = self.dropout.p if self.dropout.training else 0.0
         return activated_linear(self.expand(x_KD), self.contract, self.activation, p)
+
+
+def _places_at_once(x_KD: Tensor) -> int | None:
+    """How many places pass what follows attention at once, where nothing is kept for gradients; None: all."""
+    if torch.is_grad_enabled() or x_KD.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    places = PLACES_OF_THREAD * torch.get_num_threads()
+    return places if len(x_KD) > places else None

@@ -12,11 +12,12 @@ from torch import nn
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards each module is in the mode it was in."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
+    was_training = [module for module in model.modules() if module.training]
+    if was_training:
+        model.eval()
     try:
         with torch.no_grad():  # inference_mode would hand out tensors that a user's own training cannot touch
             yield
     finally:
-        for module, mode in was_training.items():
-            module.training = mode
+        for module in was_training:
+            module.training = True

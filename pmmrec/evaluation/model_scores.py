@@ -45,8 +45,8 @@ class ModelScores(ItemScores):
     """Scores of all items after the histories items[offsets[i]:offsets[i+1]], cut to the model's most recent inputs.
 
     Every slice is padded to one length, so that a user's scores do not depend on who else is in it. In blocks, each
-    distinct item is scored once. Where a score is an inner product, a block is a few users whose scores are computed
-    tile by tile into a buffer that the blocks share; for other scorers it is the whole slice.
+    distinct item is scored once. Where a score is an inner product, a block is a few users, whose scores of a large
+    catalogue are computed tile by tile into a buffer that the blocks share; for other scorers it is the whole slice.
     """
 
     def __init__(
@@ -94,6 +94,10 @@ class ModelScores(ItemScores):
 
         def blocks(query: Query) -> Iterator[ScoreBlock]:
             num_rows = min(sizes.users, len(query))
+            if len(count_C) <= sizes.tile:  # one product; what it gives need not be copied
+                for start in range(0, len(query), sizes.users):
+                    yield MatrixBlock(self._scores(query[start : start + sizes.users], items, count_C), columns)
+                return
             if not buffers or len(buffers[0]) < num_rows:
                 buffers[:] = [torch.empty(num_rows, len(count_C), device=self._device)]
             (score_bC,) = buffers

@@ -258,6 +258,8 @@ def count_pairs(query_P: Ints, score_P: Numbers, query_t: Ints, score_t: Numbers
 def distinct_pairs(offset_B: Ints, item_H: Ints, num_items: int) -> tuple[Ints, Ints]:
     """Each list i, which holds item_H[offset_B[i]:offset_B[i+1]], with each of its items, once and in order."""
     list_H = np.repeat(np.arange(len(offset_B) - 1), np.diff(offset_B))
-    pair = np.sort(list_H * num_items + item_H, kind="stable")  # ten times as fast as np.unique, which hashes
-    pair = pair[np.diff(pair, prepend=-1) > 0]
-    return pair // num_items, pair % num_items
+    pair_H = np.sort(list_H * num_items + item_H, kind="stable")  # ten times as fast as np.unique, which hashes
+    is_first_H = np.ones(len(pair_H), dtype=bool)
+    np.not_equal(pair_H[1:], pair_H[:-1], out=is_first_H[1:])
+    list_P = list_H[is_first_H]  # lists lie one after another in either order
+    return list_P, pair_H[is_first_H] - list_P * num_items
