@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pmmrec import blocks
 from pmmrec.context import BuildContext
 from pmmrec.contracts import History
 from pmmrec.errors import RecipeError
@@ -205,3 +206,18 @@ def test_the_defaults_are_those_of_the_released_code() -> None:
     assert encoder.blocks[0].attention.qkv.bias is None
     assert encoder.blocks[0].expand.out_features == 4 * 768
     assert encoder.norm.eps == 1e-6
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm_first": True}, {"attends": "all", "activation": "gelu"}])
+@pytest.mark.parametrize("last_alone", [False, True])
+def test_pieces_that_stay_in_a_cache_give_what_all_places_at_once_give(
+    settings: dict[str, object], last_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, (inputs_BLD, is_valid_BL) = fresh(**settings), histories([5, 3, 1])
+    history = History(inputs_BLD, is_valid_BL, last_alone=last_alone)
+    whole_BLD = encoder(history).hidden_BLD  # gradients keep what pieces would leave out
+    monkeypatch.setattr(blocks, "PLACES_OF_THREAD", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with torch.no_grad():
+        pieces_BLD = encoder(history).hidden_BLD
+    torch.testing.assert_close(pieces_BLD, whole_BLD, rtol=0, atol=1e-12)  # float64
