@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from pmmrec.errors import DataError, RecipeError
 
 SCHEMES = ("duckdb", "sqlite")
 ROWS_AT_ONCE = 20_000
+SELECTS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+NO_ROWS = "the statement gives no rows; write a SELECT"
 USAGE = "write duckdb:///shop.db?query=SELECT ... or duckdb:///shop.db?table=items; sqlite:/// likewise"
 
 
@@ -32,8 +35,8 @@ def database_file(address: str) -> Path:
 def write_query(address: str, target: Path) -> None:
     """Write the rows of `duckdb:///PATH?query=SQL` or `?table=NAME`; four slashes begin an absolute path.
 
-    The database is opened for reading alone. Raises RecipeError for another address, DataError for what the database
-    says.
+    The query reads this database alone, and writes nothing. Raises RecipeError for another address, DataError for what
+    the database says.
     """
     path, query = _parsed(address)
     if not path.is_file():
@@ -41,8 +44,11 @@ def write_query(address: str, target: Path) -> None:
     write = _write_duckdb if address.startswith("duckdb") else _write_sqlite
     try:
         write(path, query, target)
-    except (duckdb.Error, sqlite3.Error, pa.ArrowException) as error:
-        raise DataError(f"{path}: {str(error).splitlines()[0]}; the query was: {query[:200]}") from error
+    except (duckdb.Error, sqlite3.Error, pa.ArrowException, DataError) as error:
+        reason = (str(error).splitlines() or ["no reason is given"])[0]
+        outside = re.search("disabled by configuration|not authorized|authorization denied", reason)
+        advice = "; a query may only read its own database" if outside else ""
+        raise DataError(f"{path}: {reason}{advice}; the query was: {query[:200]}") from error
 
 
 def _parsed(address: str) -> tuple[Path, str]:
@@ -58,23 +64,36 @@ def _parsed(address: str) -> tuple[Path, str]:
 
 
 def _write_duckdb(path: Path, query: str, target: Path) -> None:
-    config = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    """A query reads no other file, and writes none: read_only protects the database alone."""
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "enable_external_access": False,
+    }
     with duckdb.connect(str(path), read_only=True, config=config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        reader = pa.RecordBatchReader.from_stream(connection.sql(query))
-        with pq.ParquetWriter(target, reader.schema) as writer:
-            for batch in reader:
-                writer.write_batch(batch)
+        connection.execute("SET lock_configuration = true")
+        rows = connection.sql(query)
+        if rows is None:
+            raise DataError(NO_ROWS)
+        reader = pa.RecordBatchReader.from_stream(rows)
+        try:
+            with pq.ParquetWriter(target, reader.schema) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+        finally:
+            reader.close()  # DuckDB waits for an open one when the database is opened again
 
 
 def _write_sqlite(path: Path, query: str, target: Path) -> None:
     """Every value as text: a column of SQLite may mix types."""
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
     try:
+        connection.set_authorizer(_allowed)
         cursor = connection.execute(query)
-        if cursor.description is None:
-            raise DataError(f"{path}: the query gives no rows: {query[:200]}")
-        names = [column[0] for column in cursor.description]
+        names = [column[0] for column in cursor.description or ()]
+        if not names:
+            raise DataError(NO_ROWS)
         schema = pa.schema([(name, pa.string()) for name in names])
         with pq.ParquetWriter(target, schema) as writer:
             for rows in _batches(cursor):
@@ -82,6 +101,11 @@ def _write_sqlite(path: Path, query: str, target: Path) -> None:
                 writer.write_table(pa.table(columns, schema=schema))
     finally:
         connection.close()
+
+
+def _allowed(action: int, *_about: str | None) -> int:
+    """A query may select; ATTACH and VACUUM INTO would write other files."""
+    return sqlite3.SQLITE_OK if action in SELECTS else sqlite3.SQLITE_DENY
 
 
 def _batches(cursor: sqlite3.Cursor) -> Iterator[list[tuple[Any, ...]]]:

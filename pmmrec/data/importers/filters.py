@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _limit(name: str, bound: str, connection: duckdb.DuckDBPyConnection, times: 
     """A bound in the unit of the times. Whole numbers are taken as they are; dates need times of a known unit."""
     if times is None:
         raise RecipeError(f"--{name} {bound}: has no effect, interactions have no timestamps; leave it out")
-    if bound.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]+", bound):
         _refuse_idle(name, int(bound), connection)
         return int(bound)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 from pmmrec.data.importers.columns import columns_like
@@ -36,7 +37,7 @@ def apply_mapping(mapping: Mapping[str, str], items: Source, interactions: Sourc
 
 def flags(missing: Sequence[str], found: Sequence[str]) -> list[str]:
     """The options that would name the missing columns, by the best guess at each; COLUMN where there is none."""
-    return [f"--map {name}={next(iter(columns_like(name, found)), 'COLUMN')}" for name in missing]
+    return [f"--map {name}={shlex.quote(next(iter(columns_like(name, found)), 'COLUMN'))}" for name in missing]
 
 
 def _column(source: Source, name: str, given: str) -> Column:

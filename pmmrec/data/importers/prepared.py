@@ -106,6 +106,8 @@ def _text(
             raise DataError(f"{path}: is {kind}")
     found = "utf-16" if begin.startswith(UTF16_MARKS) else UTF8
     encoding = text_format.encoding or found
+    if text_format.encoding is None and (b"\0\0" in begin[:8] or (b"\0" in begin[:8] and found == UTF8)):
+        raise DataError(f"{path}: line 1: has zero bytes, so it is not UTF-8; name its encoding (--encoding utf-16-le)")
     is_utf8 = codecs.lookup(encoding).name in (UTF8, "utf-8-sig")
     if compression is None and is_utf8:
         digest = _Digest()
@@ -155,6 +157,9 @@ def _decoded(path: Path, blocks: Iterable[bytes], encoding: str, digest: _Digest
             "save the file as UTF-8, or name its encoding (--encoding cp1252)" if shown == "UTF-8" else "name another"
         )
         raise DataError(f"{path}: line {line}: not {shown} text; {advice}") from error
+    except UnicodeError as error:  # of UTF-16 without a mark, for one, and of codecs that are rare
+        advice = "name another" if not shown.startswith("UTF-") else f"name {encoding}-le or another"
+        raise DataError(f"{path}: line {num_lines + 1}: not {shown} text: {error}; {advice}") from error
 
 
 def _recorded(path: Path, file_name: str) -> SourceFile:

@@ -111,13 +111,23 @@ def write_workbook(path: Path, shown: Path, target: Path) -> How:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # a library of parsers, which may raise anything on broken files
         raise DataError(f"{shown}: cannot be read as a workbook: {error}; save the sheet as csv") from error
+    if not book.worksheets:
+        raise DataError(f"{shown}: has no sheet of cells; save the table as csv")
     sheet, others = book.worksheets[0], [one.title for one in book.worksheets[1:]]
-    rows = sheet.iter_rows(values_only=True)
+    rows = _rows_of(sheet, shown)
     names = [_cell(value) or "" for value in next(rows, ())]
-    used = [place for place, name in enumerate(names) if name]
-    named = ({names[place]: row[place] for place in used} for row in rows if any(value is not None for value in row))
-    write_rows(named, target, [names[place] for place in used])
+    filled = (row for row in rows if any(value is not None for value in row))
+    named = ({name: value for name, value in itertools.zip_longest(names, row) if name} for row in filled)
+    write_rows(named, target, [name for name in names if name])
     return (f"the first sheet, {sheet.title!r}, is read, not {', '.join(map(repr, others))}",) if others else ()
+
+
+def _rows_of(sheet: Any, shown: Path) -> Iterator[tuple[Any, ...]]:
+    """Rows of a sheet; they end at their last cell, so some are shorter than others."""
+    try:
+        yield from sheet.iter_rows(values_only=True)
+    except Exception as error:  # cells are parsed as they are read
+        raise DataError(f"{shown}: sheet {sheet.title!r} cannot be read: {error}; save it as csv") from error
 
 
 WRITERS: Mapping[str, Callable[[Path, Path, Path], How]] = {
@@ -196,6 +206,8 @@ def _are_literals(path: Path) -> bool:
         return False
     try:
         json.loads(first)
+    except RecursionError:
+        return False
     except ValueError:
         try:
             return isinstance(ast.literal_eval(first.decode()), dict)

@@ -197,8 +197,10 @@ class Source:
     def _parquet_columns(self) -> list[Column]:
         statement = "DESCRIBE SELECT * FROM read_parquet($path, hive_partitioning=false)"
         try:
-            described = self._connection.execute(statement, self._parameters()).fetchall()
             schema = pq.read_schema(self._file.path)  # unchanged names: DuckDB renames a column that occurs twice
+            if not schema.names:
+                raise DataError(f"{self.path}: its first line is empty; it must name the columns")
+            described = self._connection.execute(statement, self._parameters()).fetchall()
         except (duckdb.Error, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot be read as parquet: {_explain(str(error))}") from error
         fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}

@@ -37,6 +37,11 @@ class TextFormat(Config):
             ) from error
         return value
 
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _as_written(cls, value: object) -> object:
+        return "\t" if value == r"\t" else value  # as people write it in a shell
+
     @field_validator("delimiter")
     @classmethod
     def _is_readable(cls, value: str | None) -> str | None:

@@ -100,6 +100,7 @@ def test_a_sample_of_users_depends_on_the_seed_and_on_no_order(shop, sequences) 
     [
         ({"min_rating": 6}, DataError, "no interaction is left: rating below 6 holds for all"),
         ({"since": "soon"}, RecipeError, "--from soon: neither a date"),
+        ({"since": "2\u00b2"}, RecipeError, "--from 2\u00b2: neither a date"),
         ({"since": "2020-01-01"}, RecipeError, "times such as 3 are no dates"),
         (
             {"since": "1"},

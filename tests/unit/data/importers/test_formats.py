@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import sqlite3
+import zipfile
 from pathlib import Path
 
 import duckdb
@@ -95,6 +96,26 @@ def test_an_encoding_that_is_named_is_used(shop) -> None:
 def test_a_text_that_lacks_the_named_encoding_is_refused_with_its_line(shop) -> None:
     with pytest.raises(DataError, match="line 3: not ASCII text; name another"):
         shop.run(items=shop.write("i.csv", CSV.replace("blue", "bl\u00fce")), items_format=TextFormat(encoding="ascii"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "given", "reason"),
+    [
+        ("utf-16-le", {}, "has zero bytes.*--encoding utf-16-le"),
+        ("utf-32", {}, "has zero bytes"),
+        ("utf-16-le", {"encoding": "utf-16"}, "not UTF-16 text.*name utf-16-le"),
+        ("utf-8", {"encoding": "punycode"}, "not PUNYCODE text"),
+    ],
+)
+def test_texts_of_other_encodings_are_refused_with_the_option(shop, encoding: str, given: dict, reason: str) -> None:
+    items = shop.write("items.csv", CSV.encode(encoding))
+    with pytest.raises(DataError, match=rf"items\.csv: line 1: {reason}"):
+        shop.run(items=items, items_format=TextFormat(**given))
+
+
+def test_a_tab_may_be_written_as_in_a_shell(shop) -> None:
+    items = shop.write("items.csv", CSV.replace(",", "\t").encode())
+    assert shop.run(items=items, items_format=TextFormat(delimiter=r"\t")).texts(ROWS) == TEXTS
 
 
 @pytest.mark.parametrize(
@@ -209,6 +230,39 @@ def test_the_first_sheet_of_a_workbook_is_read(shop) -> None:
     assert "items: the first sheet, 'shop', is read, not 'notes'" in domain.info.summary.notes
 
 
+def test_rows_of_a_workbook_may_end_before_its_columns(shop) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook(write_only=True)  # which does not say how wide a sheet is
+    sheet = book.create_sheet()
+    for row in (["item_id", "text", "brand"], ["a", "red shirt"], ["b", "blue shirt", "Acme", "more"], ["c", "hat"]):
+        sheet.append(row)
+    book.save(shop.folder / "items.xlsx")
+    assert shop.run(items=shop.folder / "items.xlsx").texts(ROWS) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([], "its first line is empty"),
+        ([[], ["item_id", "text"], ["a", "red shirt"]], "its first line is empty"),
+        ([["item_id", "text"], ["a", 5]], "sheet 'Sheet' cannot be read"),
+    ],
+)
+def test_a_workbook_that_cannot_be_read_is_refused(shop, rows: list[list], reason: str) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book, path = openpyxl.Workbook(), shop.folder / "items.xlsx"
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name).replace(b"<v>5</v>", b"<v>five</v>") for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    with pytest.raises(DataError, match=rf"items\.xlsx: {reason}"):
+        shop.run(items=path)
+
+
 def test_a_workbook_needs_openpyxl_and_says_so(shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
     with pytest.raises(MachineError, match="openpyxl is not installed; pip install"):
@@ -229,17 +283,44 @@ def test_a_query_of_a_database_gives_the_rows(shop, scheme: str) -> None:
         items=f"{scheme}:///{path}?table=goods", columns={"item_id": "sku", "text": "title"}, out=shop.folder / "other"
     )
     assert table.texts(ROWS) == TEXTS
-    empty, told = ("SET threads = 1", "found 'Success'") if scheme == "duckdb" else ("BEGIN", "gives no rows: BEGIN")
     for bad, kind, reason in (
         (f"{scheme}:///{path}?query=SELECT nothing", DataError, "the query was: SELECT nothing"),
         (f"{scheme}:///{path}?query=DROP TABLE goods", DataError, "the query was"),
-        (f"{scheme}:///{path}?query={empty}", DataError, told),
         (f"{scheme}:///{path}.no?table=goods", DataError, "no such file"),
         (f"{scheme}:///{path}", RecipeError, "not the address of a database"),
         ("postgres:///shop?table=goods", RecipeError, "not the address of a database"),
     ):
         with pytest.raises(kind, match=reason):
             shop.run(items=bad, out=shop.folder / "bad")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "statement"),
+    [
+        ("duckdb", "COPY (SELECT 1) TO '{other}'"),
+        ("duckdb", "SELECT * FROM read_csv('{items}')"),
+        ("duckdb", "ATTACH '{other}'"),
+        ("duckdb", "SET threads = 1"),
+        ("duckdb", "-- nothing"),
+        ("duckdb", "SELECT sku AS item_id, title AS text, INTERVAL 1 DAY AS span FROM goods"),
+        ("sqlite", "ATTACH '{other}' AS other"),
+        ("sqlite", "VACUUM INTO '{other}'"),
+        ("sqlite", "PRAGMA user_version = 3"),
+        ("sqlite", "BEGIN"),
+        ("sqlite", "-- nothing"),
+    ],
+)
+def test_a_query_reads_its_database_alone_and_writes_nothing(shop, scheme: str, statement: str) -> None:
+    path, other = shop.folder / "shop.db", shop.folder / "other.db"
+    with duckdb.connect(str(path)) if scheme == "duckdb" else sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE goods (sku VARCHAR, title VARCHAR)")
+        database.execute("INSERT INTO goods VALUES ('a', 'red shirt')")
+    database.close()
+    for _ in range(2):  # a first refusal leaves the database free
+        with pytest.raises(DataError, match=r"shop\.db: .*; the query was: "):
+            shop.run(items=f"{scheme}:///{path}?query={statement.format(other=other, items=shop.items)}")
+    assert not other.exists()
+    assert not shop.out.exists()
 
 
 @pytest.mark.parametrize(

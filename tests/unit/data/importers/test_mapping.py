@@ -51,6 +51,12 @@ def test_all_that_is_missing_in_both_files_is_told_at_once_with_the_options(fore
     assert message.endswith("; or import with --map item_id=sku --map text=title --map user_id=COLUMN")
 
 
+def test_an_option_with_a_name_of_two_words_can_be_copied(shop) -> None:
+    items = shop.write("goods.csv", b"item_id,Product Name\na,red\n")
+    with pytest.raises(DataError, match=r"import with --map text='Product Name'$"):
+        shop.run(items=items)
+
+
 def test_an_entry_that_fits_no_file_is_refused(foreign) -> None:
     with pytest.raises(RecipeError, match=r"--map text=nme: .*items\.csv has no column 'nme'; it has 'sku', 'title'"):
         foreign.run(columns={"text": "nme"})
