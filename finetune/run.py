@@ -170,7 +170,8 @@ def train(
     reader = compute_items(sources, task, reader, recipe, model, run)
     batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
     judge = judge_epochs(recipe, sources, reader, task, run, batches)
-    keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, setup))
+    before = None if checkpoint is None else checkpoint.inherited
+    keep = KeepBest(recipe.validation, save_best(run, recipe, model, sources, origin, setup, before))
 
     run.processes.seed(recipe.seed, same=False)
     states = States.of(run, recipe.train.state, sources, started_from=origin)

@@ -79,15 +79,17 @@ def save_best(
     sources: Sources,
     origin: str,
     setup: AdapterSetup | None = None,
+    before: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Loop], None]:
     """A function for `KeepBest` that writes `checkpoint/` of the run; for a model with adapters, these only.
 
-    `origin`: the checkpoint that training started from, or "none".
+    `origin`: the checkpoint that training started from, or "none"; `before`: the domains that were learned from there.
     """
     provenance: dict[str, Any] = {
         "run": recipe.name,
         "seed": recipe.seed,
         "started_from": origin,
+        **({"before": dict(before)} if before else {}),
         **({"weights": run.weights} if run.weights else {}),
         "pmmrec": package_version("pmmrec"),
         "domains": {

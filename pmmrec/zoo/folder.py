@@ -56,6 +56,19 @@ class CheckpointFolder:
         return name in about or fingerprint in fingerprints
 
     @property
+    def before(self) -> Mapping[str, Mapping[str, Any]]:
+        """Domains that checkpoints before it learned from: name -> fingerprint, and `holdout` where there was one."""
+        return _by_domain(self.provenance.get("before"))
+
+    @property
+    def inherited(self) -> dict[str, Mapping[str, Any]]:
+        """`before` of a checkpoint that starts from this one."""
+        about, holdout = _by_domain(self.provenance.get("domains")), self._data_settings.get("holdout")
+        more = {} if holdout is None else {"holdout": holdout}
+        own = {name: {"fingerprint": one.get("fingerprint"), **more} for name, one in about.items()}
+        return {**self.before, **own}
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
         """What the run that made the checkpoint recorded about itself."""
         return self.index.provenance
@@ -87,19 +100,19 @@ class CheckpointFolder:
     def split_of(self, domain: Domain, instead: PartConfig | None = None) -> Split:
         """How figures of this checkpoint split a domain: by `split`, and with the users it learned from there.
 
-        A domain that a pretraining with `data.holdout` has learned from has no test target. `instead`: another split;
-        RecipeError where the checkpoint learned from the domain, for it may know what that one would hold out. Raises
-        CheckpointError for settings that cannot be read, and as `pmmrec.data.splits.split_of`.
+        A domain that a pretraining with `data.holdout`, this one or one before it, has learned from has no test target.
+        `instead`: another split; RecipeError where the checkpoint learned from the domain, for it may know what that
+        one would hold out. Raises CheckpointError for settings that cannot be read, and as `data.splits.split_of`.
         """
-        path = self.folder / RECIPE_NAME
-        if not self.was_trained_on(domain.name, domain.fingerprint):
+        path, holdout = self.folder / RECIPE_NAME, self._holdout_of(domain)
+        if holdout is None and not self.was_trained_on(domain.name, domain.fingerprint):
             return split_of(instead or self.split, domain)
         if instead is not None and instead != self.split:
             raise RecipeError(
                 f"--split: {self.folder} learned from {domain.name} under another split, and so from targets of this "
                 "one; leave it out, or train under this split"
             )
-        users, holdout = (self._data_settings.get(name) for name in ("users", "holdout"))
+        users = self._data_settings.get("users")
         try:
             if holdout is not None:
                 return HeldOutUsers(validate(HeldOutUsersConfig, holdout, "data.holdout"), domain)
@@ -110,12 +123,22 @@ class CheckpointFolder:
 
     def refuse_learned_targets(self, domain: Domain) -> None:
         """RecipeError for a domain from which a pretraining with `data.holdout` learned what splits hold out."""
-        is_whole = self._data_settings.get("holdout") is not None
-        if is_whole and self.was_trained_on(domain.name, domain.fingerprint):
+        if self._holdout_of(domain) is not None:
             raise RecipeError(
                 f"--on {domain.folder}: {self.folder} learned from all of its users but a sample (data.holdout), and "
                 "so from targets that this run would rank; name another domain, or a checkpoint without data.holdout"
             )
+
+    def _holdout_of(self, domain: Domain) -> Any:
+        """The settings of `data.holdout` with which it, or a checkpoint before it, learned from a domain; or None."""
+        if self.was_trained_on(domain.name, domain.fingerprint):
+            return self._data_settings.get("holdout")
+        known = (
+            one
+            for name, one in self.before.items()
+            if domain.name == name or domain.fingerprint == one.get("fingerprint")
+        )
+        return next((one["holdout"] for one in known if "holdout" in one), None)
 
     def graph_of(self, domain: Domain) -> InteractionGraph:
         """The training interactions of `split_of`; neither is read before a model asks for them."""
@@ -208,3 +231,9 @@ def read_index(folder: Path) -> tuple[Path, Index, ModelConfig]:
     if index.width != model_config.width:
         raise CheckpointError(f"{path}: width {index.width} is not the width of its model, {model_config.width}")
     return here, index, model_config
+
+
+def _by_domain(told: Any) -> dict[str, Mapping[str, Any]]:
+    """What an index says of domains, by name; what cannot be read is left out."""
+    entries = told.items() if isinstance(told, Mapping) else ()
+    return {str(name): one for name, one in entries if isinstance(one, Mapping)}

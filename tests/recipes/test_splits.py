@@ -169,6 +169,14 @@ def test_a_pretraining_learns_from_all_users_but_a_sample_and_is_judged_by_it(
     elsewhere = pmmrec("evaluate", "all", str(world / "boutique"), "--cache", "cache")
     assert elsewhere.code == 0, elsewhere.output
     assert "test targets of 40 users" in elsewhere.output
+    further = pmmrec("finetune", "finetune/full", "--from", "all", "--on", str(world / "boutique"), *QUICK, "name=more")
+    assert further.code == 0, further.output
+    told = pmmrec("evaluate", "runs/more/checkpoint", str(world / "bazaar"), "--cache", "cache")
+    assert "so there is no test target" in told.output
+    tuned = pmmrec(
+        "finetune", "finetune/full", "--from", "runs/more/checkpoint", "--on", str(world / "bazaar"), "--dry-run"
+    )
+    assert (tuned.code, "but a sample (data.holdout)" in tuned.output) == (2, True)
 
 
 def test_a_run_on_a_sample_of_users_says_so_and_its_baselines_know_the_sample_alone(
