@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Literal
 
 from pmmrec.data.importers.kinds import Inputs, Kind, first_folder, has_files, importers, queried, required_file
+from pmmrec.data.importers.unpacking import COMPRESSIONS, unpacked
 from pmmrec.settings import PartConfig
 
 TRANSACTIONS = ("t_dat", "customer_id", "article_id", "price", "sales_channel_id")
@@ -48,9 +48,5 @@ class HM(Kind):
 
 
 def _has_rows(articles: Path) -> bool:
-    if articles.suffix != ".csv":
-        return True
-    with articles.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        next(rows, None)
-        return next(rows, None) is not None
+    """Whether anything follows the header."""
+    return b"\n" in next(unpacked(articles, COMPRESSIONS.get(articles.suffix)), b"").strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -64,4 +63,4 @@ def _titles(path: Path) -> Iterator[dict[str, str]]:
         if not comma:
             raise DataError(f"{path}: line {number}: no comma after the item: {line[:60]!r}")
         is_quoted = len(title) > 1 and title.startswith('"') and title.endswith('"')
-        yield {"item_id": item_id, "text": next(csv.reader([title]))[0] if is_quoted else title}
+        yield {"item_id": item_id, "text": title[1:-1].replace('""', '"') if is_quoted else title}

@@ -288,6 +288,12 @@ def test_articles_without_rows_leave_pictures_alone(tmp_path: Path) -> None:
     assert domain.info.summary.rejected["interaction"] == {"item with neither text nor image": 1}
 
 
+def test_articles_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
+    articles = b"article_id,prod_name\n0108,Caf\xe9\n"
+    with pytest.raises(DataError, match=r"articles\.csv: line 2: not UTF-8 text"):
+        imported(written(tmp_path / "hm", {**SAMPLES["hm"][1], "articles.csv": articles}))
+
+
 def test_pictures_in_an_lmdb_file_are_found(tmp_path: Path) -> None:
     lmdb = pytest.importorskip("lmdb")
     folder = written(tmp_path / "data", {"hm_users.tsv": "u\tv1 v2\n", "hm_items.tsv": "v1\r\nv2\r\n"})
