@@ -95,7 +95,7 @@ class AttentionWithDropout(torch.autograd.Function):
             query, key, value = (_wide(rows.padded(x_kHE)) for x_kHE in some)
             gradient = _wide(rows.padded_with_zeros(gradient_kHE))
             weight_GHTT = _weights(query, key, rows.is_hidden(query.device), ctx.scale)
-            of_weight = drop_(gradient @ _transposed(value), is_kept, ctx.factor)
+            of_weight = drop_(gradient @ value.transpose(-2, -1), is_kept, ctx.factor)
             of_score = torch.ops.aten._softmax_backward_data(of_weight, weight_GHTT, -1, weight_GHTT.dtype)
             of_score.mul_(ctx.scale)
             rows.write(of_score @ key, to_query)
@@ -111,17 +111,11 @@ def _by_span(spans: Sequence[RowsAtOnce], *every: Tensor) -> Iterator[tuple[Any,
 
 
 def _weights(query: Tensor, key: Tensor, is_hidden: Tensor | None, scale: float) -> Tensor:
-    score_GHTT = (query * scale) @ _transposed(key)
+    score_GHTT = (query * scale) @ key.transpose(-2, -1)
     if is_hidden is not None:
         # Finite: a place of padding may see none, and must not become NaN.
         score_GHTT.masked_fill_(is_hidden, torch.finfo(score_GHTT.dtype).min)
     return score_GHTT.softmax(dim=-1)
-
-
-def _transposed(x_GHTE: Tensor) -> Tensor:
-    """`(G, H, E, T)`, laid out as `torch.matmul` would, so that products are the same to the bit."""
-    x_GHET = x_GHTE.transpose(-2, -1)
-    return x_GHET if len(x_GHET) == 1 else x_GHET.clone(memory_format=torch.contiguous_format)
 
 
 def _wide(x: Tensor) -> Tensor:
