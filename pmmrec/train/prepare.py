@@ -69,8 +69,8 @@ class Sources:
 
     @property
     def told(self) -> list[str]:
-        """A sentence on each domain of which a sample of users trains."""
-        return [split.users.words(split.domain.name) for split in self.splits if split.users is not None]
+        """A sentence on each domain of which not all users train."""
+        return [split.about_users for split in self.splits if split.about_users is not None]
 
     @property
     def num_trained_users(self) -> int:

@@ -154,6 +154,7 @@ def test_a_pretraining_learns_from_all_users_but_a_sample_and_is_judged_by_it(
     holdout = "data.holdout={users: 0.2, seed: 3}"
     done = pmmrec("pretrain", "pretrain/tiny", *SMALL, *QUICK, *sources(world), holdout, "name=all")
     assert done.code == 0, done.output
+    assert "bazaar: 48 of 60 users train with their whole sequences (data.holdout, seed 3)" in done.output
     assert "data.holdout: the sources keep no test target" in done.output
     assert "published: hub/all" in done.output
     outcome = json.loads((at_home / "runs/all/metrics.json").read_text())

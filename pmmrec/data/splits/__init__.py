@@ -113,6 +113,11 @@ class Split(ABC):
         return {**self.config.model_dump(mode="json"), **users}
 
     @property
+    def about_users(self) -> str | None:
+        """A sentence that says who trains, where not all users do."""
+        return None if self.users is None else self.users.words(self.domain.name)
+
+    @property
     def stored(self) -> str | None:
         """A hash of what the domain stores for this split; None where it follows from the sequences alone."""
         return None

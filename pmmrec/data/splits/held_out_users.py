@@ -40,6 +40,15 @@ class HeldOutUsers(Split):
     no_query = "data.holdout trains on all users but those of validation"
     config: HeldOutUsersConfig
 
+    @property
+    def about_users(self) -> str:
+        """See `Split.about_users`."""
+        number, num_users = int(self._is_held_out_M.sum()), len(self._is_held_out_M)
+        return (
+            f"{self.domain.name}: {num_users - number:,} of {num_users:,} users train with their whole sequences "
+            f"(data.holdout, seed {self.config.seed}); validation targets are the last items of the other {number:,}"
+        )
+
     def parts(self, stretch: Stretch) -> NDArray[np.uint8]:
         length_B = np.diff(stretch.offset_B)
         is_held_out_B = self._is_held_out_M[stretch.first : stretch.first + len(length_B)]
