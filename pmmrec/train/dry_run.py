@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -120,13 +120,20 @@ def print_plan(
     log.say(recipe.to_yaml().rstrip(), "")
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
     log.say(sizes if report is None else report.table(task.sizes), TrainingCost.of(task).words(), "")
-    rows = zip(sources.names, counts, (100 * weight for weight in sampler.weights), strict=True)
-    log.say(PlainTable("", ["domain", data.examples.type, "of each epoch, %"], [*rows]), *sources.told)
-    steps = sampler.steps_per_epoch
-    log.say(f"{steps:,} steps an epoch, at most {steps * recipe.train.epochs:,} in {recipe.train.epochs} epochs")
+    _say_steps(data, recipe.train.epochs, sources, counts, sampler, log)
     if launched is not None:
         drawing = Drawing(sources, data, examples, sampler, recipe.train, recipe.seed)
         log.say("", *memory_lines(task, drawing, launched, recipe.machine, prefixes))
+
+
+def _say_steps(
+    data: DataConfig, epochs: int, sources: Sources, counts: Sequence[int], sampler: StepSampler, log: RunLog
+) -> None:
+    """Say how many examples and steps an epoch has, and who trains where not all users do."""
+    rows = zip(sources.names, counts, (100 * weight for weight in sampler.weights), strict=True)
+    log.say(PlainTable("", ["domain", data.examples.type, "of each epoch, %"], [*rows]), *sources.told)
+    steps = sampler.steps_per_epoch
+    log.say(f"{steps:,} steps an epoch, at most {steps * epochs:,} in {epochs} epochs")
 
 
 def _check_stages(recipe: Plannable, task: TrainingTask, spread: Spread, loaded: Collection[str], log: RunLog) -> None:
