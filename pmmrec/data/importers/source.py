@@ -152,7 +152,7 @@ class Source:
         except duckdb.Error as error:
             if is_of_machine(error):
                 raise
-            raise DataError(f"{self.path}: {_explain(str(error))}") from error
+            raise DataError(f"{self.path}: {explain(str(error))}") from error
         # rowid follows the order of the file: preserve_insertion_order is on
         self._connection.execute(f"CREATE VIEW {table} AS SELECT rowid + 1 AS row, * FROM {table}_unnumbered")
         (num_rows,) = self._connection.execute(f"SELECT count(*) FROM {table}_unnumbered").fetchone() or (0,)
@@ -202,7 +202,7 @@ class Source:
                 raise DataError(f"{self.path}: its first line is empty; it must name the columns")
             described = self._connection.execute(statement, self._parameters()).fetchall()
         except (duckdb.Error, pa.ArrowException) as error:
-            raise DataError(f"{self.path}: cannot be read as parquet: {_explain(str(error))}") from error
+            raise DataError(f"{self.path}: cannot be read as parquet: {explain(str(error))}") from error
         fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
         columns = self._checked([(name, str(row[1])) for name, row in zip(schema.names, described, strict=True)])
         return [dataclasses.replace(column, in_nanoseconds=column.name in fine) for column in columns]
@@ -231,7 +231,7 @@ def is_of_machine(error: duckdb.Error) -> bool:
     return isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error)
 
 
-def _explain(message: str) -> str:
+def explain(message: str) -> str:
     """The useful part of a message of DuckDB, which may have twenty lines, and a remedy."""
     line, reason = _CSV_LINE.search(message), _CSV_REASON.search(message)
     if line and reason and reason[1].startswith("Maximum line size"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import duckdb
+import pyarrow.parquet as pq
 
+from pmmrec.data.importers.prepared import prepared
 from pmmrec.data.importers.records import plain_path, write_rows
+from pmmrec.data.importers.source import explain
 from pmmrec.data.importers.text_format import TextFormat
 from pmmrec.data.importers.unpacking import COMPRESSIONS, unpacked
-from pmmrec.errors import DataError
+from pmmrec.errors import DataError, RecipeError
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
 
@@ -68,6 +72,8 @@ def kind_of(name: str, settings: Mapping[str, Any], folder: Path, work: Path) ->
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder of the data set")
+    if "type" in settings:
+        raise RecipeError(f"--set type={settings['type']}: the kind is named before the folder; leave it out")
     if name == AUTO:
         made = [(one.name, one.part_class(one.config_class(type=one.name), folder, work)) for one in importers]
         found = [(one, why) for one, kind in made if (why := kind.recognise()) is not None]
@@ -143,10 +149,14 @@ def first_line(path: Path, encoding: str = "utf-8-sig") -> str:
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text in UTF-8. Raises DataError for one that is not."""
+    for number, line in enumerate(whole_text(path).split("\n"), start=1):
+        yield number, line.rstrip("\r")
+
+
+def whole_text(path: Path) -> str:
+    """A text in UTF-8, compressed or not. Raises DataError for one that is not."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.rstrip("\r\n")
+        return b"".join(unpacked(path, COMPRESSIONS.get(path.suffix.lower()))).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: {error.reason}; save the file as UTF-8") from error
 
@@ -158,17 +168,27 @@ def converted(rows: Iterable[Mapping[str, Any]], target: Path) -> Path:
 
 
 def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str, ...], str]]) -> Path:
-    """Write the rows of a query as a table. `tables`: name -> a text without quoting, its columns and its separator."""
+    """Write the rows of a query as a table. `tables`: name -> a text without quoting, its columns and its separator.
+
+    Raises DataError for a text that cannot be read so, and where the query gives no rows.
+    """
+    where = ", ".join(str(path) for path, _, _ in tables.values())
+
+    def room() -> Path:
+        return Path(tempfile.mkdtemp(dir=target.parent))
+
     config = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     try:
         with duckdb.connect(config=config) as connection:
             for name, (path, columns, sign) in tables.items():
+                text = prepared(path, TextFormat(delimiter=sign), room).path
                 kinds = ", ".join(f"'{column}': 'VARCHAR'" for column in columns)
                 dialect = f"columns={{{kinds}}}, delim='{sign}', quote='', escape='', header=false, auto_detect=false"
                 source = f"read_csv($path, {dialect})"
-                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}", {"path": plain_path(path)})  # noqa: S608
+                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}", {"path": plain_path(text)})  # noqa: S608
             connection.sql(query).write_parquet(str(target))
     except duckdb.Error as error:
-        where = ", ".join(str(path) for path, _, _ in tables.values())
-        raise DataError(f"{where}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{where}: {explain(str(error))}") from error
+    if not pq.read_metadata(target).num_rows:
+        raise DataError(f"{where}: no row of the table can be made of it")
     return target

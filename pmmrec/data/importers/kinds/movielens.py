@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pmmrec.data.importers.kinds import Inputs, Kind, has_files, importers, required_file
+from pmmrec.data.importers.kinds import Inputs, Kind, has_files, importers, required_file, whole_text
 from pmmrec.data.importers.text_format import TextFormat
+from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
 GENRES = (
@@ -71,7 +72,7 @@ class MovieLens(Kind):
 def _encoding(movies: Path) -> str:
     """10m is UTF-8; earlier releases are Latin-1, in which any bytes are text."""
     try:
-        movies.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
+        whole_text(movies)
+    except DataError:  # a broken archive is one too, and refused when it is read
         return "latin-1"
     return "utf-8"

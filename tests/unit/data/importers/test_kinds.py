@@ -354,6 +354,38 @@ def test_a_folder_that_no_kind_or_several_recognise_is_refused(tmp_path: Path) -
         imported(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("kind", "files", "expected"),
+    [
+        ("movielens", {"ratings.dat": "7::1::5::30\n", "movies.dat": "1::Am\u00e9lie::War\n"}, "Am\u00e9lie. War"),
+        ("microlens", {"a_pairs.csv": "user,item,timestamp\n7,1,3\n", "a_titles.csv": "item,title\n1,A, b\n"}, "A, b"),
+    ],
+)
+def test_compressed_files_of_a_kind_are_the_same_text(tmp_path: Path, kind: str, files: Files, expected: str) -> None:
+    packed = {f"{name}.gz": gzip.compress(str(content).encode()) for name, content in files.items()}
+    assert texts(imported(written(tmp_path / "data", packed), kind)) == {"1": expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("behaviors.tsv", "1\tu\n", "line 1: Expected Number of Columns: 5"),
+        ("behaviors.tsv", "1\tu\u00e9\tx\t\t\n".encode("latin-1"), "line 1: not UTF-8 text"),
+        ("behaviors.tsv", "1\tu\t11/15/2019 9:55:12 AM\t\tN1 N2\n", "no row of the table can be made of it"),
+        ("behaviors.tsv.gz", gzip.compress(b"1\tu\tx\t\t\n")[:-9], "cannot be read: Truncated"),
+    ],
+)
+def test_a_file_that_gives_no_interactions_is_named(tmp_path: Path, name: str, content: Any, reason: str) -> None:
+    folder = written(tmp_path / "data", {name: content, "news.tsv": SAMPLES["mind"][1]["news.tsv"]})
+    with pytest.raises(DataError, match=rf"data/{name}: {reason}"):
+        imported(folder, "mind")
+
+
+def test_a_kind_is_no_setting_of_itself(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--set type=hm: the kind is named before the folder"):
+        imported(written(tmp_path / "data", SAMPLES["mind"][1]), "mind", settings={"type": "hm"})
+
+
 def test_several_files_of_one_role_are_refused(tmp_path: Path) -> None:
     toys = {name.replace("Toys", "Games"): content for name, content in SAMPLES["amazon 2018"][1].items()}
     folder = written(tmp_path / "data", {**SAMPLES["amazon 2018"][1], **toys})
