@@ -194,7 +194,11 @@ class Packing:
 
     def last(self, x_K: Tensor) -> Tensor:
         """The last place of each row, `(R, ...)`."""
-        return x_K.index_select(0, self.last_R.on(x_K.device))
+        run: Any = _last
+        if torch.compiler.is_compiling():  # places differ from batch to batch, as in `attend`
+            run = torch.compiler.disable(_last)  # type: ignore[no-untyped-call]  # untyped in torch
+        last_R: Tensor = run(x_K, self)
+        return last_R
 
     def mean(self, x_KD: Tensor) -> Tensor:
         """The mean of each row, `(R, D)`."""
@@ -207,6 +211,10 @@ class Packing:
         length_r = self.length_R[rows]
         chosen = Packing(length_r)
         return chosen, HostArray(np.repeat(self.first_R.values[rows], length_r) + chosen.place_K.values)
+
+
+def _last(x_K: Tensor, packing: Packing) -> Tensor:
+    return x_K.index_select(0, packing.last_R.on(x_K.device))
 
 
 def packing_of(length_R: Ints) -> tuple[Packing, Ints]:

@@ -41,15 +41,16 @@ def stack() -> nn.ModuleList:
     return nn.ModuleList(TransformerBlock(8, 2, dropout=0.0) for _ in range(2))
 
 
-def states_and_gradients(blocks: nn.ModuleList, seed: int) -> list[Tensor]:
-    """Of rows whose lengths and number depend on the seed."""
+def states_and_gradients(blocks: nn.ModuleList, seed: int, *, last_alone: bool = False) -> list[Tensor]:
+    """Of rows whose lengths and number depend on the seed; `last_alone`: of their last places."""
     draw = np.random.default_rng(seed)
     packing, _ = packing_of(draw.integers(1, 9, size=draw.integers(5, 9)))
     torch.manual_seed(seed)
     x_KD = torch.randn(packing.num_places, 8, requires_grad=True)
     hidden_KD = x_KD
-    for block in blocks:
-        hidden_KD = block(hidden_KD, packing, is_causal=seed % 2 == 0)
+    for place, block in enumerate(blocks):
+        is_asked = last_alone and place == len(blocks) - 1
+        hidden_KD = block(hidden_KD, packing, is_causal=seed % 2 == 0, last_alone=is_asked)
     return [hidden_KD, *torch.autograd.grad(hidden_KD.square().sum(), [x_KD, *blocks.parameters()])]
 
 
@@ -64,6 +65,16 @@ def test_other_lengths_compile_nothing_anew() -> None:
             num_compiled = counter.frame_count
     assert counter.frame_count == num_compiled > 0
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_the_last_places_alone_are_compiled_and_soon_nothing_anew() -> None:
+    plain, compiled, counter, counts = stack(), stack(), CompileCounter(), []
+    compile_blocks(list(compiled), CPU, Spread.ONE, counter)
+    for seed in range(8):
+        both = (states_and_gradients(blocks, seed, last_alone=True) for blocks in (compiled, plain))
+        assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[len(counts) // 2] > 0, counts
 
 
 def test_a_whole_model_compiles_in_its_first_steps_alone(reading) -> None:
