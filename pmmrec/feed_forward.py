@@ -125,7 +125,9 @@ class _ActivatedLinear(torch.autograd.Function):
         parts = _in_cache(x_KF, gradient_KD, is_kept_KF, to_x_KF)
         for x_kF, gradient_kD, is_kept_kF, to_x_kF in parts:
             if to_weight_DF is not None:
-                to_weight_DF.addmm_(gradient_kD.t(), _hidden(x_kF, is_kept_kF, ctx.act, ctx.factor))
+                hidden_kF = _hidden(x_kF, is_kept_kF, ctx.act, ctx.factor)
+                # Not `addmm_`, which torch's counter of FLOPs does not know.
+                torch.addmm(to_weight_DF, gradient_kD.t(), hidden_kF, out=to_weight_DF)
             if learns_x:
                 to_hidden_kF = gradient_kD @ weight_DF
                 if is_kept_kF is not None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from pmmrec import feed_forward
 from pmmrec.context import Backbone, BuildContext
@@ -92,6 +93,13 @@ def test_what_is_kept_for_the_way_back_is_the_input_and_a_byte_for_each_number()
         activated_linear(x_KF, linear, F.gelu, 0.5)
     byte_mask = sum(kept_bytes.values()) - x_KF.nbytes - linear.weight.nbytes
     assert x_KF.numel() <= byte_mask < x_KF.numel() + 8  # bits are drawn eight bytes at a time
+
+
+def test_its_products_are_counted_as_those_of_a_linear_layer() -> None:
+    x_KF, linear = torch.randn(ROWS, F_WIDTH, requires_grad=True), nn.Linear(F_WIDTH, WIDTH)
+    with FlopCounterMode(display=False) as counter:
+        activated_linear(x_KF, linear, F.gelu).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * ROWS * F_WIDTH * WIDTH
 
 
 def encoder_of(folder: Path, model_type: str) -> Any:
