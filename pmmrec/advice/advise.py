@@ -40,7 +40,7 @@ from pmmrec.train.threads import threads_for
 from pmmrec.zoo.base import index_hash
 from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint, with_base
 
-ADVICE_FILE, CPU_FILE = "advice.json", "cpu_s.json"
+ADVICE_FILE, CPU_FILE, QUESTION_FILE = "advice.json", "cpu_s.json", "question.json"
 ITEMS_AT_ONCE = 256
 POLL_S = 0.2
 TRAININGS = {"frozen": "frozen", "full": "full"}  # plan -> transfer; both are named in recipes
@@ -82,11 +82,15 @@ class Adviser:
         self._holdout: Holdout = self._split.holdout("validation", self._recipe.validation.users)
         if not self._holdout.num_queries:
             raise DataError(f"{self._domain.folder}: {self._split.no_query}, so there is no validation target to rank")
-        self.folder = plan.out or self._recipe.runs / self._name()
+        self._question = self._key()
+        self.folder = plan.out or self._recipe.runs / f"advise-{self._domain.name}-{self._question}"
+        self._refuse_taken()
 
     def advise(self) -> Advice:
         """Measure all plans; write advice.json into the folder."""
         with folder_lock(self.folder, "another `pmmrec advise`") as lock:
+            with whole_file(self.folder / QUESTION_FILE) as draft:
+                draft.write_text(to_json({"question": self._question}) + "\n", encoding="utf-8")
             plans = [*self._baselines(), *self._zero_shot(), *(self._trained(name, lock) for name in TRAININGS)]
             num_users = len(np.unique(self._holdout.user_index))
             advice = Advice(self._plan.checkpoint, self._domain.name, num_users, tuple(plans))
@@ -94,11 +98,23 @@ class Adviser:
                 draft.write_text(to_json(advice.record()) + "\n", encoding="utf-8")
         return advice
 
-    def _name(self) -> str:
-        """A folder of its own for each question."""
+    def _refuse_taken(self) -> None:
+        """RecipeError for a folder with something else in it, such as the trainings of another question."""
+        place, question = self.folder / QUESTION_FILE, ""
+        if place.is_file():
+            question = json.loads(place.read_text("utf-8"))["question"]
+        elif not self.folder.exists() or (
+            self.folder.is_dir() and {one.name for one in self.folder.iterdir()} <= {"lock"}
+        ):
+            return
+        if question != self._question:
+            what = "the advice on another question" if question else "something else"
+            raise RecipeError(f"--out {self.folder}: holds {what}; name a new folder, or leave --out out")
+
+    def _key(self) -> str:
+        """What tells this question from others."""
         asked = [index_hash(self._checkpoint), self._domain.fingerprint, self._recipe.told(), self._plan.minutes]
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-        return f"advise-{self._domain.name}-{key}"
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
     def _baselines(self) -> list[MeasuredPlan]:
         """Popularity, and item-kNN with the settings that rank these targets best, where it fits in memory."""

@@ -66,10 +66,19 @@ def test_all_plans_are_measured_and_one_is_recommended(
     assert again.code == 0, again.output
     assert (folder / "full.log").read_bytes() == log
     assert json.loads(again.stdout)["recommended"] == advice["recommended"]
+    other = pmmrec(*asked, "--out", folder, "--minutes", 3)
+    assert (other.code, "holds the advice on another question; name a new folder" in other.output) == (2, True)
     table = pmmrec(*asked[:-1])
     assert "no test target was read" in " ".join(table.output.split())
     assert "recommended: " in table.output
     assert chosen["command"].split()[1] in table.output
+
+
+def test_a_folder_with_something_else_in_it_is_left_as_it_is(at_hub: Path, world: Path, pmmrec: Pmmrec) -> None:
+    before = sorted((world / "boutique").iterdir())
+    told = pmmrec("advise", "small", world / "boutique", *TINY, "--out", world / "boutique")
+    assert (told.code, "holds something else; name a new folder" in told.output) == (2, True)
+    assert sorted((world / "boutique").iterdir()) == before
 
 
 def test_a_domain_that_the_checkpoint_learned_from_and_a_loss_as_judge_are_refused(
