@@ -51,8 +51,8 @@ class ValidationConfig(Config):
     patience: int = Field(
         5,
         ge=1,
-        description="Epochs without a better value before training stops; those before the last of train.stages, which "
-        "is always reached, do not count.",
+        description="Epochs without a better value than that of an earlier epoch before training stops; the weights "
+        "before the first epoch do not count, nor do epochs before the last of train.stages, which is always reached.",
     )
 
     @field_validator("metric")
@@ -171,15 +171,28 @@ class KeepBest:
         if loop.best is None or self._config.is_better(value, loop.best[1]):
             loop.best = (epoch, value)
             self._save(loop)
-        counted_from = max(loop.best[0], loop.config.epochs_before_last_stage)
+        counted_from = max(self._best_trained(loop, epoch), loop.config.epochs_before_last_stage)
         is_patient = counted_from + self._config.patience >= loop.config.epochs
         loop.may_end_early = not is_patient or loop.config.minutes is not None
         if epoch - counted_from >= self._config.patience:
             loop.should_stop, name = True, self._config.judged_by
-            loop.log.say(f"epoch {epoch:>3}  no better {name} since epoch {loop.best[0]}: training ends")
+            best = "" if loop.best[0] else "; the weights that training began with stay the best"
+            loop.log.say(f"epoch {epoch:>3}  no better {name} since epoch {counted_from}: training ends{best}")
         elif self._is_out_of_time(loop, epoch):
             loop.should_stop = True
             loop.log.say(f"epoch {epoch:>3}  another would pass train.minutes={loop.config.minutes:g}: training ends")
+
+    def _best_trained(self, loop: Loop, epoch: int) -> int:
+        """The best epoch so far that trained, the first where none has.
+
+        Weights that nothing trained here may rank better than the first epochs: a pretrained text encoder finds items
+        alike, and training must first learn to use it.
+        """
+        best = 1
+        for later in range(2, epoch + 1):
+            value, at_best = (loop.validation[one][self._config.judged_by] for one in (later, best))
+            best = later if self._config.is_better(value, at_best) else best
+        return best
 
     def _is_out_of_time(self, loop: Loop, epoch: int) -> bool:
         """Whether one more epoch, as long as those so far, would take training past `train.minutes`."""

@@ -173,10 +173,26 @@ def test_the_best_epoch_is_kept_and_no_other(workshop) -> None:
 def test_training_ends_after_patience_epochs_without_a_better_value(workshop) -> None:
     shop, kept = workshop(), _Kept()
     loop = _judged(shop, kept, patience=2, epochs=9, optimizer={"learning_rate": 1e-12})  # no rank ever moves
-    assert sorted(loop.validation) == [0, 1, 2]
+    assert sorted(loop.validation) == [0, 1, 2, 3]  # epochs 2 and 3 are no better than epoch 1
     assert loop.best[0] == 0
     assert len(kept.saved) == 1
-    assert [event["epoch"] for event in shop.events("validation")] == [0, 1, 2]
+    assert [event["epoch"] for event in shop.events("validation")] == [0, 1, 2, 3]
+
+
+def test_weights_before_training_that_rank_well_do_not_use_up_the_patience(workshop) -> None:
+    config = ValidationConfig(metric="ndcg@10", patience=2)
+    values = [0.9, 0.1, 0.2, 0.15, 0.3, 0.25, 0.3]  # by epoch; after epoch 4 none is better
+
+    class Ranks:
+        def epoch_ended(self, loop: Loop, epoch: int) -> None:
+            loop.validation[epoch] = {"ndcg@10": values[epoch]}
+
+    kept = _Kept()
+    loop = workshop().loop(callbacks=[Ranks(), KeepBest(config, kept)], epochs=9)
+    loop.fit()
+    assert max(loop.validation) == 6
+    assert loop.best == (0, 0.9)
+    assert [epoch for epoch, _ in kept.saved] == [0]
 
 
 def test_patience_counts_the_epochs_of_the_last_stage_alone(workshop) -> None:
