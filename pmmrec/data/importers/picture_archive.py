@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import lzma
+import os
 import shutil
 import stat
 import tarfile
@@ -50,7 +51,8 @@ def unpack_pictures(archive: Path, target: Path) -> None:
     except (NotImplementedError, RuntimeError, ValueError) as error:  # of zipfile: encrypted, or packed in another way
         raise DataError(f"{archive}: cannot be unpacked: {error}; unpack it yourself and name the folder") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise DataError(f"{archive}: two members have names that exclude each other: {error.filename}") from error
+        name = os.path.relpath(error.filename, target)
+        raise DataError(f"{archive}: two members have names that exclude each other: {name!r}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

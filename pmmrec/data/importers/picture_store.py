@@ -8,9 +8,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pmmrec.data.importers.picture_archive import TAR, is_archive, unpack_pictures
+from pmmrec.data.importers.picture_archive import TAR, ZIP, is_archive, unpack_pictures
 from pmmrec.data.importers.picture_database import PictureDatabase, is_picture_database
 from pmmrec.data.importers.picture_folder import PictureFolder
+from pmmrec.errors import DataError
 
 
 class PictureStore(Protocol):
@@ -29,6 +30,10 @@ def open_pictures(path: Path, work: Path) -> PictureStore:
     if is_picture_database(path):
         return PictureDatabase(path)
     archives = [path] if is_archive(path) else _shards(path)
+    if path.is_file() and not archives:
+        raise DataError(
+            f"{path}: no pictures are read from such a file; give a folder, {', '.join((*ZIP, *TAR))} or .lmdb"
+        )
     if not archives:
         return PictureFolder(path)
     target = work / "pictures"

@@ -120,7 +120,11 @@ class Pictures:
         if num_matched == 0:
             what = "can be read" if num_others else "belongs to an item"
             found = f"{store.path}: none of its {num_pictures:,} pictures {what}"
-            raise DataError("; ".join([f"{found}; name them <item_id>{', '.join(SUFFIXES)}", *self._notes]))
+            names = self._rows("SELECT file_name FROM pictures ORDER BY file_name LIMIT 1")
+            advice = f"name them <item_id>{', '.join(SUFFIXES)}"
+            if has_paths:
+                advice = f"paths in the column must name files within it{f', such as {names[0][0]!r}' if names else ''}"
+            raise DataError("; ".join([f"{found}; {advice}", *self._notes]))
         without = num_items - num_matched
         self._notes.append(f"images: {num_matched:,} items have a picture by {rule}, {without:,} have none")
         selection.reject_all_images("SELECT item_id, reason FROM other_pictures ORDER BY row, file_name")
@@ -132,6 +136,7 @@ class Pictures:
     def _note_others(self) -> None:
         """Note the kinds of pictures that are not used, each with the first names."""
         nobody_s = "SELECT file_name FROM pictures WHERE file_name NOT IN (SELECT file_name FROM matches)"
+        nobody_s += " AND stem NOT IN (SELECT item_id FROM items)"  # such a one lies elsewhere than a path says
         cased = f"{nobody_s} AND lower(stem) IN (SELECT lower(item_id) FROM items)"
         composed = f"{nobody_s} AND nfc_normalize(stem) IN (SELECT nfc_normalize(item_id) FROM items)"
         for query, what in (

@@ -75,6 +75,19 @@ def test_paths_in_a_column_name_pictures(shop, rejected) -> None:
     assert domain.info.summary.notes[-1] == "images: 4 items have a picture by path, 4 have none"
 
 
+def test_paths_that_name_no_picture_are_told_beside_a_name_that_would(shop) -> None:
+    (shop.folder / "pictures" / "deep").mkdir(parents=True)
+    (shop.folder / "pictures" / "deep" / "a.png").write_bytes(png(10))
+    shop.items.write_text("item_id,text,cover\na,text,a.png\n")
+    with pytest.raises(DataError, match=r"paths in the column must name files within it, such as 'deep/a\.png'$"):
+        shop.run(images=shop.folder / "pictures", image_column="cover")
+
+
+def test_a_file_that_holds_no_pictures_is_refused_with_what_would(shop) -> None:
+    with pytest.raises(DataError, match=r"items\.csv: no pictures are read from such a file; give a folder, \.zip"):
+        shop.run(images=shop.items)
+
+
 def test_addresses_of_pictures_are_refused(shop) -> None:
     shop.paint("a.png")
     shop.items.write_text("item_id,text,cover\na,x,a.png\nb,y,http://169.254.169.254/b.png\n")

@@ -281,9 +281,12 @@ def test_a_folder_without_pictures_of_items_is_refused(shop) -> None:
     assert not shop.out.exists()
 
 
-@pytest.mark.parametrize("name", ["nowhere", "items.csv"])
-def test_a_folder_that_cannot_be_listed_is_refused(shop, name: str) -> None:
-    with pytest.raises(DataError, match="pictures cannot be listed"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nowhere", "pictures cannot be listed"), ("items.csv", "no pictures are read from such a file")],
+)
+def test_a_folder_that_cannot_be_listed_is_refused(shop, name: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
         shop.run(images=shop.folder / name)
 
 
