@@ -40,6 +40,9 @@ def import_tables(
 def _written(given: Any, target: Path, role: str) -> Path:
     """A table in memory as a file that imports read. Raises DataError for an object that is no table."""
     if isinstance(given, Mapping):
+        single = next((name for name, value in given.items() if isinstance(value, str | bytes)), None)
+        if single is not None:  # which pyarrow would take for a column of letters
+            raise DataError(f"{role}: column {single!r} is a text, not a list of values; give a list")
         try:
             given = pa.table(dict(given))
         except (pa.ArrowException, TypeError, ValueError) as error:

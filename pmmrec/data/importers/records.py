@@ -145,10 +145,10 @@ def write_stream(rows: Any, target: Path, shown: str, *, hidden: str) -> None:
     """
     try:
         reader = pa.RecordBatchReader.from_stream(rows)
-        names = [name for name in reader.schema.names if not name.startswith(hidden)]
-        schema = pa.schema([reader.schema.field(name) for name in names])
-        _batches_to(pa.RecordBatchReader.from_batches(schema, (batch.select(names) for batch in reader)), target)
-    except (TypeError, pa.ArrowException) as error:
+        kept = [k for k, name in enumerate(reader.schema.names) if not name.startswith(hidden)]
+        schema = pa.schema([reader.schema.field(k) for k in kept])
+        _batches_to(pa.RecordBatchReader.from_batches(schema, (batch.select(kept) for batch in reader)), target)
+    except (TypeError, ValueError, pa.ArrowException, duckdb.Error) as error:
         raise DataError(f"{shown}: cannot be read as a table: {error}") from error
 
 

@@ -101,6 +101,28 @@ def test_what_is_no_table_is_refused(
     assert ".parquet" not in str(told.value)
 
 
+def doubled() -> pa.Table:
+    return pa.Table.from_arrays([pa.array(["07"])] * 3, ["item_id", "text", "text"])
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (doubled, "items: column 'text' occurs twice"),
+        (
+            lambda: pytest.importorskip("pandas").DataFrame([["a", "b"]], columns=["text", "text"]),
+            "items: cannot be read",
+        ),
+        (lambda: duckdb.sql("SELECT CAST('x' AS INT) AS item_id, 'a' AS text"), "items: cannot be read as a table"),
+        (lambda: {"item_id": "07", "text": "red"}, "items: column 'item_id' is a text, not a list of values"),
+    ],
+)
+def test_tables_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path, make: Callable, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        Domain.from_tables(make(), LOG, out=tmp_path / "shop")
+    assert not (tmp_path / "shop").exists()
+
+
 def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas")
     page = (Path(__file__).parents[4] / "docs" / "your_data.md").read_text(encoding="utf-8")
