@@ -57,7 +57,7 @@ class HostArray:
         """The tensor on `device`."""
         if device not in self._on:
             # A copy on a CPU too: the numbers of the host are not shared. A later backward may need it.
-            with torch.inference_mode(mode=False):
+            with torch.inference_mode(False):  # torch.compile traces no `mode=False`
                 self._on[device] = sent(torch.from_numpy(self.values), device, copy=True)
         return self._on[device]
 

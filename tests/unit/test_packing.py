@@ -308,3 +308,14 @@ def test_a_packing_that_was_used_under_inference_mode_serves_training() -> None:
         attend(*tensors, packing)
     attend(*tensors, packing).sum().backward()
     assert all(tensor.grad is not None for tensor in tensors)
+
+
+def test_a_compiled_function_asks_for_numbers_of_the_host_without_a_break() -> None:
+    places = HostArray([2, 0])
+
+    def chosen(x_K: Tensor) -> Tensor:
+        return x_K.index_select(0, places.on(x_K.device))
+
+    x_K = torch.tensor([1.0, 2.0, 3.0])
+    compiled = torch.compile(chosen, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x_K), torch.tensor([3.0, 1.0]))

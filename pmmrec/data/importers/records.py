@@ -27,7 +27,9 @@ How = tuple[str, ...]
 
 
 def write_json(path: Path, shown: Path, target: Path) -> How:
-    """Objects of a json file, one a line or in a list. Numbers and words stay as written; lists of them stay lists.
+    """Objects of a json file, one a line or in a list. Words and whole numbers stay as written; lists stay lists.
+
+    DuckDB writes numbers with a point or an exponent anew: 7.50 is read as 7.5.
 
     Lines that are Python literals, such as those of the Amazon and Steam data, are read as such. `shown` is what
     messages call the file.
