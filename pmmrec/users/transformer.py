@@ -47,7 +47,7 @@ class TransformerConfig(BlocksConfig):
     )
     mask_text: str | None = Field(
         default=None,
-        min_length=1,
+        pattern=r"\S",
         description="attends: all: a hidden item is read as the item encoder encodes this text (NineRec over texts); "
         "null: as a learned vector.",
     )

@@ -65,6 +65,7 @@ TEXT = "trainable_blocks: all, architecture: {model_type: bert, hidden_size: 24,
             "model.user_encoder.mask_text=it",
             "mask_text: has no effect with attends: past, which hides",
         ),
+        (f"{IDS}/bert4rec", "model.user_encoder.mask_text='  '", "mask_text: string should match pattern"),
         (f"{IDS}/sasrec_attention", "model.scorer.popularity=1", "model.scorer.popularity: unknown key"),
         (
             f"{IDS}/sasrec",
