@@ -81,7 +81,7 @@ def test_with_the_sample_held_out_its_users_alone_are_ranked(make_split: MakeSpl
     assert set(scenario_queries(some, "cold").holdout.user_index.tolist()) <= set(users)
 
 
-@pytest.mark.parametrize("name", set(BASELINES) - {"random"})
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"random"}))
 def test_baselines_know_nothing_of_items_that_only_others_touched(make_split: MakeSplit, name: str) -> None:
     some = make_split(LEAVE_ONE_OUT, sample=1, seed=1)
     unknown = np.flatnonzero(some.train_counts == 0)
