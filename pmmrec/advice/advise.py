@@ -74,6 +74,11 @@ class Adviser:
         opened = open_checkpoint(plan.checkpoint, plan.hub, parts=(), warn=warn)
         self._checkpoint = with_base(opened, plan.base, plan.hub)
         self._domain = Domain.open(plan.domain)
+        if self._checkpoint.model_config.knows_ids:
+            raise RecipeError(
+                f"advise: {self._checkpoint.folder} knows items or users by id, and carries nothing to "
+                f"{self._domain.name}; name a checkpoint that reads texts or images"
+            )
         if self._checkpoint.was_trained_on(self._domain.name, self._domain.fingerprint):
             raise RecipeError(
                 f"advise: {self._checkpoint.folder} learned from {self._domain.name}; name a domain that is new to it"

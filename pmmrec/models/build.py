@@ -40,6 +40,12 @@ class ModelConfig(Config):
         """Whether the model reads the training interactions of its domain as a graph."""
         return propagations.part_class(self.propagation).reads_graph
 
+    @property
+    def knows_ids(self) -> bool:
+        """Whether the model has rows for items or users of its domains, and serves these alone."""
+        reads_users = user_encoders.part_class(self.user_encoder).reads_users
+        return self.item_encoder.knows_ids or reads_users or self.knows_graph
+
 
 def build(
     config: ModelConfig,

@@ -88,3 +88,15 @@ def test_a_domain_that_the_checkpoint_learned_from_and_a_loss_as_judge_are_refus
     assert (told.code, "learned from bazaar; name a domain that is new to it" in told.output) == (2, True)
     told = pmmrec("advise", "small", world / "boutique", "validation.judge=loss", "rank_test=false")
     assert (told.code, "advice compares rankings" in told.output) == (2, True)
+
+
+@pytest.mark.parametrize("recipe", ["zoo/ids/small/sasrec", "zoo/ids/small/dssm"])
+def test_a_checkpoint_that_knows_ids_is_refused_before_anything_is_measured(
+    recipe: str, world: Path, pmmrec: Pmmrec, tmp_path: Path
+) -> None:
+    with working_in(tmp_path):
+        trained = pmmrec("finetune", recipe, "--from", "none", "--on", world / "bazaar", "name=ids", "train.epochs=1")
+        assert trained.code == 0, trained.output
+        told = pmmrec("advise", "runs/ids/checkpoint", world / "boutique")
+        assert (told.code, "knows items or users by id" in told.output) == (2, True)
+        assert not list(Path("runs").glob("advise-*"))
