@@ -237,7 +237,9 @@ class TrainingTask(nn.Module):
         """
         views = self.views(batch)
         items = views.items if views.unpropagated is None else views.unpropagated.items
-        vectors = [items.fused_UD, *items.cls_UD.values(), *items.streams_UD.values()]
+        # An item of one text may be its cls vector: a gradient that passes through that counts once.
+        cls_UD = items.cls_UD if View.MODALITIES in self.requests.views else {}
+        vectors = [items.fused_UD, *cls_UD.values(), *items.streams_UD.values()]
         vectors = [vector for vector in vectors if vector.requires_grad]
         if not vectors:
             return {}

@@ -201,7 +201,7 @@ class Source:
             if not schema.names:
                 raise DataError(f"{self.path}: its first line is empty; it must name the columns")
             described = self._connection.execute(statement, self._parameters()).fetchall()
-        except (duckdb.Error, pa.ArrowException) as error:
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # pyarrow tells a broken file by OSError
             raise DataError(f"{self.path}: cannot be read as parquet: {explain(str(error))}") from error
         fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
         columns = self._checked([(name, str(row[1])) for name, row in zip(schema.names, described, strict=True)])
