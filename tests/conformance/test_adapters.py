@@ -16,8 +16,8 @@ from pmmrec.adapters.plan import AdapterPlan, adapt
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import History, PixelInputs, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
-from pmmrec.encoders.text import LAYOUTS as TEXT_LAYOUTS
-from pmmrec.encoders.vision_hf import LAYOUTS as VISION_LAYOUTS
+from pmmrec.encoders.text_layouts import LAYOUTS as TEXT_LAYOUTS
+from pmmrec.encoders.vision_layouts import LAYOUTS as VISION_LAYOUTS
 from pmmrec.packing import HostArray
 from pmmrec.users import user_encoders
 

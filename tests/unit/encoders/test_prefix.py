@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
-from pmmrec.encoders import text, timm_layouts, vision_hf
+from pmmrec.encoders import text_layouts, timm_layouts, vision_layouts
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
@@ -92,7 +92,7 @@ def assert_same_step(encoder: Any, inputs: TokenInputs | PixelInputs) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-@pytest.mark.parametrize("model_type", cuttable(text.LAYOUTS))
+@pytest.mark.parametrize("model_type", cuttable(text_layouts.LAYOUTS))
 def test_a_text_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
     fresh_text: Fresh, texts: list[str], model_type: str, depth: int
 ) -> None:
@@ -102,23 +102,25 @@ def test_a_text_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
     assert_same_step(encoder, token_inputs(encoder, ["as long", "as this"]))  # nothing is padded: there is no mask
 
 
-@pytest.mark.parametrize("model_type", sorted(set(text.LAYOUTS) - set(cuttable(text.LAYOUTS)) - {"opt"}))
+@pytest.mark.parametrize(
+    "model_type", sorted(set(text_layouts.LAYOUTS) - set(cuttable(text_layouts.LAYOUTS)) - {"opt"})
+)
 def test_any_text_encoder_can_be_kept_when_all_of_it_is_frozen(
     fresh_text: Fresh, texts: list[str], model_type: str
 ) -> None:
     architecture = {"model_type": model_type, "max_position_embeddings": 40, **SIZES}
-    pool = "mean" if text.LAYOUTS[model_type].is_causal else "cls"
+    pool = "mean" if text_layouts.LAYOUTS[model_type].is_causal else "cls"
     encoder = fresh_text(architecture, pool=pool, trainable_blocks=0)
     assert_same_step(encoder, token_inputs(encoder, texts))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-@pytest.mark.parametrize("model_type", cuttable(vision_hf.LAYOUTS))
+@pytest.mark.parametrize("model_type", cuttable(vision_layouts.LAYOUTS))
 def test_a_vision_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
     fresh_vision: Fresh, pixels: Tensor, model_type: str, depth: int
 ) -> None:
     architecture = {"model_type": model_type, **IMAGES.get(model_type, {**SIZES, **PIXELS})}
-    pool = "cls" if vision_hf.LAYOUTS[model_type].num_prefix_tokens else "mean"
+    pool = "cls" if vision_layouts.LAYOUTS[model_type].num_prefix_tokens else "mean"
     encoder = fresh_vision(architecture, pool=pool, trainable_blocks=depth)
     assert_same_step(encoder, PixelInputs(pixels, HostArray(range(len(pixels)))))
 

@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, CLIPCo
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PrefixInputs, TokenInputs
 from pmmrec.encoders.packed_attention import NAME
-from pmmrec.encoders.text import LAYOUTS, HFText, HFTextConfig
+from pmmrec.encoders.text import HFText, HFTextConfig
+from pmmrec.encoders.text_layouts import LAYOUTS
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray
 from pmmrec.rows import laid_out

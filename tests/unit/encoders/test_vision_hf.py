@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel, C
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PixelSpec
-from pmmrec.encoders.vision_hf import LAYOUTS, HFVision, HFVisionConfig
+from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
+from pmmrec.encoders.vision_layouts import LAYOUTS
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray
 

@@ -1,0 +1,98 @@
+"""Where the text encoders of transformers keep their blocks, and how they must be called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pmmrec.adapters import Sites
+from pmmrec.encoders.trainable import Layout
+
+HALVES = {"clip": "clip_text_model"}
+
+
+@dataclass(frozen=True)
+class TextLayout(Layout):
+    """What else must be known of a text architecture."""
+
+    is_causal: bool = False  # token 0 sees nothing but itself
+    positions_follow_padding: bool = False  # the first token's position is pad_token_id + 1
+    has_positions: bool = True  # a table of positions limits the length
+    packs: bool = True  # reads texts one after another; False: only side by side, padded to the longest
+    width_name: str = "hidden_size"  # setting that holds the width of the last hidden state
+
+
+def _sites(query: str, key: str, value: str, attention_out: str, feed_forward: tuple[str, str]) -> Sites:
+    # Values enter: DeBERTa's queries and keys may be made of positions too.
+    return Sites(f"{query}|{value}", f"{key}|{value}", (value, attention_out), feed_forward)
+
+
+def _causal_sites(feed_forward: tuple[str, str]) -> Sites:
+    q, k, v, out = (rf"self_attn\.{name}_proj" for name in ("q", "k", "v", "out"))
+    return _sites(q, k, v, out, feed_forward)
+
+
+_FEED_FORWARD = (r"intermediate\.dense", r"output\.dense")
+_SELF = r"attention\.self\."
+_BERT_SITES = _sites(f"{_SELF}query", f"{_SELF}key", f"{_SELF}value", r"attention\.output\.dense", _FEED_FORWARD)
+_DEBERTA_SITES = _sites(
+    f"{_SELF}query_proj", f"{_SELF}key_proj", f"{_SELF}value_proj", r"attention\.output\.dense", _FEED_FORWARD
+)
+_ATTN = r"attention\.attn\."
+_MPNET_SITES = _sites(f"{_ATTN}q", f"{_ATTN}k", f"{_ATTN}v", f"{_ATTN}o", _FEED_FORWARD)
+_GROUP = r"albert_layers\.\d+\."
+_ALBERT_SITES = _sites(
+    rf"{_GROUP}attention\.query",
+    rf"{_GROUP}attention\.key",
+    rf"{_GROUP}attention\.value",
+    rf"{_GROUP}attention\.dense",
+    (f"{_GROUP}ffn", f"{_GROUP}ffn_output"),
+)
+_DISTILBERT_SITES = _sites(
+    r"attention\.q_lin",
+    r"attention\.k_lin",
+    r"attention\.v_lin",
+    r"attention\.out_lin",
+    (r"ffn\.lin1", r"ffn\.lin2"),
+)
+_MODERN_SITES = _sites(r"attn\.Wqkv", r"attn\.Wqkv", r"attn\.Wqkv", r"attn\.Wo", (r"mlp\.Wi", r"mlp\.Wo"))
+_OPT_SITES = _causal_sites(("fc1", "fc2"))
+_CLIP_SITES = _causal_sites((r"mlp\.fc1", r"mlp\.fc2"))
+
+_BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", block_call="hidden_and_mask", sites=_BERT_SITES)
+_ROBERTA = replace(_BERT, positions_follow_padding=True)
+_RELATIVE = replace(_BERT, block_call=None, packs=False)  # blocks ask for relative positions too
+LAYOUTS: Mapping[str, TextLayout] = {
+    # All layers of ALBERT share the weights of their group: a group is a block.
+    "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+", sites=_ALBERT_SITES),
+    "bert": _BERT,
+    "camembert": _ROBERTA,
+    "clip_text_model": TextLayout(
+        blocks=r"(text_model\.)?encoder\.layers\.\d+",
+        after=r"(text_model\.)?final_layer_norm",
+        sites=_CLIP_SITES,
+        is_causal=True,
+        packs=False,  # no row may be longer than its positions
+    ),
+    "deberta-v2": replace(_RELATIVE, sites=_DEBERTA_SITES),
+    "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+", block_call="hidden_and_mask", sites=_DISTILBERT_SITES),
+    "electra": _BERT,
+    "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False, sites=_MODERN_SITES),
+    "mpnet": replace(_RELATIVE, positions_follow_padding=True, sites=_MPNET_SITES),
+    "opt": TextLayout(
+        blocks=r"decoder\.layers\.\d+",
+        after=r"decoder\.(final_layer_norm|project_out)",
+        is_causal=True,
+        width_name="word_embed_proj_dim",
+        sites=_OPT_SITES,
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "xlm-roberta-xl": TextLayout(
+        blocks=r"encoder\.layer\.\d+",
+        after=r"encoder\.LayerNorm",
+        unused=r"pooler\..+",
+        positions_follow_padding=True,
+        sites=_BERT_SITES,
+    ),
+}
