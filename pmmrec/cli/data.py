@@ -1,4 +1,4 @@
-"""Commands for domains: data import, split, features, codes, stats, verify, demo."""
+"""Commands for domains: data import, split, impressions, features, codes, sample, merge, stats, verify, demo."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from pmmrec.cli import importing
-from pmmrec.cli.options import HUB, AsJson, CacheFolder, HubFolder, MaxUnreadable, show_json
+from pmmrec.cli import deriving, importing
+from pmmrec.cli.options import HUB, AsJson, CacheFolder, HubFolder, MaxUnreadable, show_json, split_rule
 from pmmrec.terminal import errors_for_people, named_folders, say_problems, show, warn
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ Domains = Annotated[list[Path], Argument(metavar="DOMAIN...", help="Domain folde
 
 app = typer.Typer(help="Import the files of a platform as a domain; describe and check domains.", no_args_is_help=True)
 app.add_typer(importing.app, name="import")
+app.command("sample")(deriving.sample_command)
+app.command("merge")(deriving.merge_command)
 
 
 @app.command("kinds")
@@ -36,19 +38,30 @@ def kinds_command(as_json: AsJson = False) -> None:
 @app.command("split")
 def split_command(
     domain: Annotated[Path, Argument(metavar="DOMAIN", help="Domain folder.")],
-    source: Annotated[
-        Path, Option("--from", metavar="FILE", help="csv, tsv or parquet with user_id, item_id and split.")
-    ],
     name: Annotated[str, Option(help="Recipes name it: data.split={type: given, name: NAME}.")],
+    source: Annotated[
+        Path | None, Option("--from", metavar="FILE", help="csv, tsv or parquet with user_id, item_id and split.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        Option(metavar="RULE", help="leave_one_out, ratio, global_time, or with settings '{type: ratio, by: time}'."),
+    ] = None,
 ) -> None:
-    """Store which interactions of a domain are for training, validation and test, as a file says."""
-    from pmmrec.data.importers.given_split import store_split
+    """Store which interactions of a domain are for training, validation and test, as a file or a rule says."""
+    from pmmrec.data.importers.given_split import store_split, store_split_by
     from pmmrec.data.splits.given import GivenConfig
+    from pmmrec.errors import RecipeError
     from pmmrec.settings import validate
 
     with errors_for_people():
+        if (source is None) == (by is None):
+            raise RecipeError("--from FILE, or --by RULE; give one of the two")
         config = validate(GivenConfig, {"name": name}, "arguments")
-        for line in store_split(domain, source, config.name).lines():
+        if source is not None:
+            stored = store_split(domain, source, config.name)
+        else:
+            stored = store_split_by(domain, split_rule(str(by), "--by"), config.name)
+        for line in stored.lines():
             typer.echo(line)
 
 

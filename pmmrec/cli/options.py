@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from pmmrec.settings import PartConfig
 
 Checkpoint = Annotated[
     str, Argument(help="A folder, a name in the hub, s3://bucket/name or another URL, hf://user/name@revision.")
@@ -48,3 +51,12 @@ def show_json(record: Any) -> None:
     from pmmrec.report.records import to_json
 
     typer.echo(to_json(record))
+
+
+def split_rule(given: str, option: str) -> PartConfig:
+    """The settings of a split: its name, or YAML with its settings. Raises RecipeError for anything else."""
+    from pmmrec.data.batches import DataConfig
+    from pmmrec.settings import parse_yaml, validate
+
+    tree = parse_yaml(given, option)
+    return validate(DataConfig, {"split": {"type": tree} if isinstance(tree, str) else tree}, option).split

@@ -22,6 +22,7 @@ from pmmrec.cli.options import (
     Seen,
     SeenOption,
     show_json,
+    split_rule,
 )
 from pmmrec.terminal import errors_for_people, show, tell, warn
 
@@ -68,15 +69,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Rank the targets of a domain and compare with baselines; without training this is zero-shot."""
-    from pmmrec.data.batches import DataConfig
     from pmmrec.report.outcomes import held_out_tables, outcome_tables, popularity_tables, stratum_notes
-    from pmmrec.settings import parse_yaml, validate
     from pmmrec.system import load
 
     with errors_for_people():
-        other = None
-        if split is not None:
-            other = validate(DataConfig, {"split": parse_yaml(split, "--split")}, "--split").split
+        other = None if split is None else split_rule(split, "--split")
         system = load(
             checkpoint,
             hub=hub,

@@ -67,8 +67,7 @@ class Domain:
             check_size(folder / name, record)
         for name, feature in info.features.items():
             check_size(folder / feature_file(name), feature)
-        items = _table(folder, info, ITEMS_FILE, ITEM_FIELDS)
-        images = _table(folder, info, IMAGES_FILE, tuple(IMAGES_SCHEMA)) if info.parts(IMAGES_FILE) else None
+        items, images = items_table(folder, info), images_table(folder, info)
         domain = cls(folder, info, items, images, Sequences(folder, info))
         for name in info.features:
             domain.feature(name)
@@ -266,8 +265,15 @@ class Domain:
         return rows
 
 
-def _table(folder: Path, info: DomainInfo, name: str, fields: tuple[pa.Field, ...]) -> ArrowTable:
-    return ArrowTable([folder / part for part in info.parts(name)], fields, info.num_items)
+def items_table(folder: Path, info: DomainInfo) -> ArrowTable:
+    """The items of a domain: `item_id`, `text` and further columns."""
+    return ArrowTable([folder / part for part in info.parts(ITEMS_FILE)], ITEM_FIELDS, info.num_items)
+
+
+def images_table(folder: Path, info: DomainInfo) -> ArrowTable | None:
+    """The images of a domain, a row for each item; None where it has none."""
+    parts = [folder / part for part in info.parts(IMAGES_FILE)]
+    return ArrowTable(parts, tuple(IMAGES_SCHEMA), info.num_items) if parts else None
 
 
 def _reopened(folder: Path) -> Domain:

@@ -167,6 +167,19 @@ class DomainFolder:
                 self.num_with[Modality.IMAGE] += batch.num_rows - batch.column("jpeg").null_count
                 file.write(batch)
 
+    def link_images(self, paths: Iterable[Path], num_with_image: int) -> None:
+        """Take the image files of other domains, which hold a row for each item in item order, as they are.
+
+        Files are hard links where the disk allows it, otherwise copies.
+        """
+        for number, path in enumerate(paths, start=1):
+            target = self.folder / part_name(IMAGES_FILE, number)
+            try:
+                target.hardlink_to(path)
+            except OSError:  # another disk, or one without hard links
+                shutil.copyfile(path, target)
+        self.num_with[Modality.IMAGE] += num_with_image
+
     def write_sequences(self, batches: Iterable[pa.RecordBatch], *, has_times: bool) -> None:
         """Write rows of `user_id`, `items` and, with `has_times`, `times`; oldest item first."""
         fields = [*SEQUENCE_FIELDS, TIMES_FIELD] if has_times else list(SEQUENCE_FIELDS)

@@ -21,10 +21,15 @@ from pmmrec.tables import Cell, PlainTable
 
 def import_lines(domain: Domain) -> list[str]:
     """Lines about what an import read, kept and rejected."""
-    lines = [f"{domain.folder}: domain {domain.name!r}", *domain.info.summary.lines()]
+    lines = derived_lines(domain)
     if domain.info.summary.rejected or domain.info.summary.filtered:
         lines.append(f"each row that was left out, with its reason: {domain.folder / 'rejected.parquet'}")
     return lines
+
+
+def derived_lines(domain: Domain) -> list[str]:
+    """Lines about what a domain took from others."""
+    return [f"{domain.folder}: domain {domain.name!r}", *domain.info.summary.lines()]
 
 
 @dataclass(frozen=True)

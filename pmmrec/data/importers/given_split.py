@@ -1,4 +1,4 @@
-"""Store a split that a file gives, beside the sequences of a domain."""
+"""Store a split, of a file or by a rule, beside the sequences of a domain."""
 # ruff: noqa: S608  statements contain no names or values of users
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pmmrec.atomic import whole_file
 from pmmrec.data.domain import Domain
@@ -17,10 +18,11 @@ from pmmrec.data.importers.named import Named
 from pmmrec.data.importers.source import Source
 from pmmrec.data.info import SEQUENCES_FILE
 from pmmrec.data.sequences import USERS_AT_ONCE
-from pmmrec.data.splits import SplitPart
+from pmmrec.data.splits import HELD_OUT, Split, SplitPart, split_of
 from pmmrec.data.splits.given import PARTS_FIELD, SEQUENCES_KEY, split_file
 from pmmrec.data.splits.stored import CONTENT_KEY, LACKING, content_hash
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.settings import PartConfig
 
 WORDS = {part.name.lower(): part for part in SplitPart}
 
@@ -67,9 +69,7 @@ def store_split(folder: Path, source: Path, name: str) -> StoredSplit:
     interactions; RecipeError where the domain has a split of that name.
     """
     domain = Domain.open(folder)
-    path = split_file(domain.folder, name)
-    if path.exists():
-        raise RecipeError(f"--name {name}: {path} exists; choose another name, or remove it")
+    path = _free_path(domain, name)
     with duckdb.connect() as connection:
         given = Source(source, connection)
         given.require("user_id", "item_id", "split")
@@ -82,15 +82,33 @@ def store_split(folder: Path, source: Path, name: str) -> StoredSplit:
         matched = connection.sql(MATCHED).to_arrow_table()
         rows = connection.sql(UNUSED).to_arrow_table()["named"]
     _refuse_lacking(matched, domain, source)
-    part_H = matched["part"].to_numpy().astype(np.uint8)
-    counts = dict(zip(WORDS, np.bincount(part_H, minlength=len(SplitPart)).tolist(), strict=True))
-    if max(counts.values()) == len(part_H):
-        raise DataError(
-            f"{source}: says {max(counts, key=lambda word: counts[word])} of every interaction of {domain.name}; a "
-            "split holds some of them out and leaves others to train on"
-        )
-    _write(path, part_H, domain)
+    counts = _write(path, matched["part"].to_numpy().astype(np.uint8), domain, str(source))
     return StoredSplit(path, counts, Named.of(rows, np.ones(len(rows), dtype=bool)))
+
+
+def store_split_by(folder: Path, config: PartConfig, name: str) -> StoredSplit:
+    """Store the parts that a rule gives, such as leave-one-out, to the interactions of a domain.
+
+    Raises what `split_of` raises; DataError where the rule gives one part for all interactions; RecipeError for a rule
+    that gives more than parts, and where the domain has a split of that name.
+    """
+    domain = Domain.open(folder)
+    path = _free_path(domain, name)
+    split = split_of(config, domain)
+    if split.ranks_lists:
+        raise RecipeError(f"--by {config.type}: holds lists of items; `pmmrec data impressions` stores such")
+    if any(split.knows(held_out) != Split.knows(split, held_out) for held_out in HELD_OUT):
+        raise RecipeError(f"--by {config.type}: test_history is no part of a stored split; leave it out")
+    part_H = np.concatenate([split.parts(stretch) for stretch in split.stretches()])
+    return StoredSplit(path, _write(path, part_H, domain, f"--by {config.type}"), Named())
+
+
+def _free_path(domain: Domain, name: str) -> Path:
+    """Where a split is stored. RecipeError where there is one."""
+    path = split_file(domain.folder, name)
+    if path.exists():
+        raise RecipeError(f"--name {name}: {path} exists; choose another name, or remove it")
+    return path
 
 
 def _refuse_other_words(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
@@ -116,9 +134,17 @@ def _refuse_lacking(matched: pa.Table, domain: Domain, source: Path) -> None:
         raise DataError(f"{source}: every interaction of {domain.name} needs a row; (user/item) without one: {lacking}")
 
 
-def _write(path: Path, part_H: np.ndarray, domain: Domain) -> None:
+def _write(path: Path, part_H: NDArray[np.uint8], domain: Domain, source: str) -> dict[str, int]:
+    """Write the part of each interaction; returns how many each has. DataError where all have the same."""
+    counts = dict(zip(WORDS, np.bincount(part_H, minlength=len(SplitPart)).tolist(), strict=True))
+    if max(counts.values()) == len(part_H):
+        raise DataError(
+            f"{source}: says {max(counts, key=lambda word: counts[word])} of every interaction of {domain.name}; a "
+            "split holds some of them out and leaves others to train on"
+        )
     lists = pa.LargeListArray.from_arrays(pa.array(domain.sequence_offsets), pa.array(part_H)).cast(PARTS_FIELD.type)
     keys = {SEQUENCES_KEY: domain.info.sha256(SEQUENCES_FILE), CONTENT_KEY: content_hash([lists])}
     schema = pa.schema([PARTS_FIELD], metadata=keys)
     with whole_file(path, replace=False) as draft, pa.ipc.new_file(draft, schema) as writer:
         writer.write_table(pa.table([lists], schema=schema), max_chunksize=USERS_AT_ONCE)
+    return counts

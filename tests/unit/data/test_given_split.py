@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.importers.given_split import store_split
+from pmmrec.data.importers.given_split import store_split, store_split_by
 from pmmrec.data.splits import Split, split_of, splits
 from pmmrec.data.splits.given import SEQUENCES_KEY
 from pmmrec.data.verify import verify_domain
@@ -167,3 +167,37 @@ def test_parts_that_do_not_fit_the_domain_are_refused_at_once_and_found_by_verif
         given(domain)
     (found,) = verify_domain(domain.folder)
     assert f"paper.arrow: {problem}" in found
+
+
+RULES = [
+    {"type": "leave_one_out"},
+    {"type": "ratio", "seed": 4},
+    {"type": "ratio", "by": "time", "shares": [1, 1, 1]},
+    {"type": "global_time", "validation": 0.2, "test": 0.2},
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["leave_one_out", "ratio", "ratio_by_time", "global_time"])
+def test_a_rule_is_stored_as_what_it_gives(make_domain: Any, rule: dict) -> None:
+    domain = make_domain([[0, 1, 2, 1, 3], [3, 0, 2, 1], [2, 2, 2], [1, 3]])
+    asked = split_of(splits.config(rule), domain)
+    store_split_by(domain.folder, splits.config(rule), "paper")
+    found = given(Domain.open(domain.folder))
+    assert [found.train(user).tolist() for user in range(4)] == [asked.train(user).tolist() for user in range(4)]
+    for name in ("validation", "test"):
+        ours, theirs = found.holdout(name), asked.holdout(name)
+        assert ours.user_index.tolist() == theirs.user_index.tolist()
+        assert [ours.targets(q).tolist() for q in range(ours.num_queries)] == [
+            theirs.targets(q).tolist() for q in range(theirs.num_queries)
+        ]
+        assert ours.history_items.tolist() == theirs.history_items.tolist()
+    assert verify_domain(domain.folder) == []
+
+
+def test_a_rule_that_says_more_than_parts_is_refused(make_domain: Any) -> None:
+    domain = make_domain([[0, 1, 2, 1]])
+    with pytest.raises(RecipeError, match="test_history is no part of a stored split"):
+        store_split_by(domain.folder, splits.config({"type": "ratio", "test_history": "train"}), "paper")
+    store_split_by(domain.folder, splits.config({"type": "leave_one_out"}), "paper")
+    with pytest.raises(RecipeError, match="exists; choose another name"):
+        store_split_by(domain.folder, splits.config({"type": "leave_one_out"}), "paper")

@@ -1,0 +1,1 @@
+"""Make new domains from others: samples of one, and several as one."""
