@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests run side by side, and start programs: one thread each.
 test conformance spread torture hosts: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test conformance check real evidence evidence-gpu systems bench benchmarks large torture spread hosts peers peers-speed clean
+.PHONY: quickstart test conformance check real evidence evidence-gpu systems transfer bench benchmarks large torture spread hosts peers peers-speed clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,12 @@ evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from 
 
 systems:  ## every system side by side: zoo/SYSTEMS.md from zoo/results_systems; measures what is missing, which takes hours
 	$(MAKE) evidence PLAN=zoo/evidence_systems.yaml RESULTS=zoo/results_systems TO=zoo/SYSTEMS.md RUNS=runs/evidence_systems
+
+runs/image_encoder/model.safetensors: $(VENV)/installed-dev
+	$(BIN)/python tests/real/image_encoder.py $(@D)
+
+transfer: runs/image_encoder/model.safetensors  ## when transfer pays: zoo/TRANSFER.md from zoo/results_transfer; measures what is missing, by validation targets
+	$(MAKE) evidence PLAN=zoo/evidence_transfer.yaml RESULTS=zoo/results_transfer TO=zoo/TRANSFER.md RUNS=runs/evidence_transfer
 
 bench: $(VENV)/installed-dev  ## tests/benchmarks/BENCHMARKS.md: what a training step costs, how that grows, a naive model beside it; KEEP=1: real rows as measured before
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/page.py "$(DATA)" $(if $(KEEP),--keep)

@@ -28,9 +28,9 @@ from pmmrec.terminal import errors_for_people, show, tell, warn
 
 app = typer.Typer()
 SCENARIO_HELP = (
-    "regular: the last item of each user. cold: all sub-sequences that end in an item with fewer than 10 occurrences "
-    "in training. new: all that end in an item that never occurs in training. latest: all that end in an item that "
-    "occurs in the test part alone."
+    "regular: the last item of each user. validation: the validation targets, to choose by. cold: all sub-sequences "
+    "that end in an item with fewer than 10 occurrences in training. new: all that end in an item that never occurs "
+    "in training. latest: all that end in an item that occurs in the test part alone."
 )
 
 
@@ -38,6 +38,7 @@ class Scenario(str, Enum):
     """Which targets are ranked."""
 
     REGULAR = "regular"
+    VALIDATION = "validation"
     COLD = "cold"
     NEW = "new"
     LATEST = "latest"

@@ -1,4 +1,4 @@
-"""Choose which targets are ranked: those of the test, cold items, items new to training, or items of the last days."""
+"""Choose which targets are ranked: test, validation, cold items, new items, or items of the last days."""
 # Q queries, T targets, H interactions of all users, one after another.
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.data.splits import Holdout, Split, SplitPart
+from pmmrec.data.splits import Holdout, HoldoutName, Split, SplitPart
 from pmmrec.errors import DataError, RecipeError
 
 Stratum = Literal["all", "regular", "cold", "new"]
 STRATA: tuple[Stratum, ...] = get_args(Stratum)
-Scenario = Literal["regular", "cold", "new", "latest"]
+Scenario = Literal["regular", "validation", "cold", "new", "latest"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
 COLD_BELOW = 10  # occurrences in training; PMMRec (section IV-F) calls an item with fewer cold
@@ -24,11 +24,11 @@ POPULARITY: Mapping[str, int] = {"0": 0, "1-9": 1, "10-99": 10, "100+": 100}  # 
 
 @dataclass(frozen=True)
 class Queries:
-    """Histories and the targets of each. Outside `regular` a user may have several queries, of one target each."""
+    """Histories and the targets of each. In `cold`, `new` and `latest` a user may have several queries, of one each."""
 
     scenario: Scenario
     holdout: Holdout  # ordered by user and position
-    place_T: NDArray[np.int64] | None  # of the target in its user's sequence, from 0; None in the regular scenario
+    place_T: NDArray[np.int64] | None  # of the target in its user's sequence, from 0; None where users have one query
     is_held_out_T: NDArray[np.bool_]  # False: the step to the target lies in the training part
 
     @property
@@ -40,6 +40,8 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
     """The queries of a scenario. Each target is ranked among the whole catalogue, including new items.
 
     `regular`: the test targets of the split; under leave-one-out the last item of each user with three or more.
+
+    `validation`: its validation targets, to choose among systems without a look at the test.
 
     `cold`: all sub-sequences that end in a cold item, which occurs fewer than 10 times in training (PMMRec, section
     IV-F; MoRec). Every position of a user but the first counts, and the history of a target is everything before it.
@@ -56,8 +58,9 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
     Raises RecipeError for an unknown scenario, DataError if the domain has no such target.
     """
     if scenario == "regular":
-        holdout = split.holdout("test")
-        queries = Queries("regular", holdout, None, np.ones(len(holdout.target), dtype=np.bool_))
+        queries = _held_out(split, "regular", "test")
+    elif scenario == "validation":
+        queries = _held_out(split, "validation", "validation")
     elif scenario == "cold":
         queries = _ending_in(split, "cold", split.train_counts < COLD_BELOW)
     elif scenario == "new":
@@ -69,12 +72,19 @@ def scenario_queries(split: Split, scenario: str) -> Queries:
     if not queries.num_queries:
         lacking = {
             "regular": f"{split.no_query}, so there is no test target",
+            "validation": f"{split.no_query}, so there is no validation target",
             "cold": f"every item that is a target occurs {COLD_BELOW} times or more in training, so none is cold",
             "new": "every item that is a target occurs in training, so none is new",
             "latest": "every item that is a target occurs before the test part, so none appeared in it",
         }
         raise DataError(f"{split.domain.folder}: {lacking[queries.scenario]}; choose another scenario")
     return queries
+
+
+def _held_out(split: Split, scenario: Scenario, name: HoldoutName) -> Queries:
+    """The queries of a part of the split, one for each user."""
+    holdout = split.holdout(name)
+    return Queries(scenario, holdout, None, np.ones(len(holdout.target), dtype=np.bool_))
 
 
 def _is_known_before_test(split: Split) -> NDArray[np.bool_]:

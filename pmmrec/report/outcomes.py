@@ -78,8 +78,8 @@ def measure_title(found: DomainOutcome, scenario: str = "regular") -> str:
     if found.num_candidates is not None:
         among = f"the items of their lists, {found.num_candidates:.1f} on average"
     kind, of_users = "test" if scenario == "regular" else scenario, f"{found.num_users:,} users"
-    if found.num_targets is not None and scenario == "regular":
-        kind = f"{found.num_targets:,} test"
+    if found.num_targets is not None and scenario in ("regular", "validation"):
+        kind = f"{found.num_targets:,} {kind}"
     elif found.num_targets is not None:
         of_users = f"{of_users} ({found.num_targets:,} sub-sequences that end in one)"
     return (

@@ -15,7 +15,13 @@ import yaml
 from command_line import SMALL, working_in
 from quick_programs import quick_programs
 
+from pmmrec.data.domain import Domain
+from pmmrec.data.splits import split_of
+from pmmrec.data.splits.leave_one_out import leave_one_out
+from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.baselines import item_knn_baseline
+from pmmrec.evaluation.ranking import rank_targets, read_ranks
 from pmmrec.processes import folder_lock
 from tests.real.evidence.cells import Results
 from tests.real.evidence.layout import Layout
@@ -161,6 +167,41 @@ def test_every_cell_and_every_difference_has_its_file(place: Place) -> None:
     means = [cell.systems["model"]["all"].intervals["hr@10"].mean for cell in (unseen, ids)]
     assert difference == pytest.approx(means[0] - means[1], abs=2e-6)  # figures are kept to six decimals
     assert place.results.difference(KNOWN, "tiny/boutique/baselines@popularity") is not None
+
+
+def test_a_plan_of_validation_targets_ranks_these_alone_and_each_seed_draws_its_own_users(
+    tmp_path: Path, data: Path
+) -> None:
+    place, few, counted = Place(tmp_path, data), "tiny/boutique/few", "tiny/boutique/counted"
+    kinds = {few: PLAN["cells"][KNOWN], counted: {"kind": "baselines"}, UNSEEN: PLAN["cells"][UNSEEN]}
+    kinds[few] = kinds[few] | {"users": 12, "seeds": [1, 2]}
+    kinds[counted] = kinds[counted] | {"users": 12, "seeds": [1, 2]}
+    rows = [{"cell": counted}, {"cell": few, "label": "few"}, {"cell": UNSEEN, "label": "unseen"}]
+    tree = {key: value for key, value in PLAN.items() if key not in ("searches", "orderings")} | {
+        "targets": "validation",
+        "cells": kinds,
+        "differences": [{"a": few, "b": f"{counted}@item-knn"}, {"a": UNSEEN, "b": few}],
+        "tables": {"tiny": {"title": "A tiny world", "rows": rows}},
+    }
+    with working_in(place.folder):
+        assert place.runner(tree).measure(Wanted(), jobs=2) == {}, place.said
+    split = leave_one_out(Domain.open(place.folder / "home" / "domains" / "boutique"))
+    holdout = split.holdout("validation")
+    runs = [place.folder / "home" / "cells" / few / f"seed-{seed}" for seed in (1, 2)]
+    for run in runs:
+        assert not (run / "ranks.parquet").exists()  # the test targets were not ranked
+        ranks = read_ranks(run / "validation" / "ranks.parquet", holdout, split.domain.user_ids, split.domain.item_ids)
+        assert len(ranks) == split.domain.num_users  # of all users, whoever trains
+    drawn = [yaml.safe_load((run / "recipe.yaml").read_text())["data"]["users"] for run in runs]
+    assert [(users["sample"], users["seed"]) for users in drawn] == [(12, 1), (12, 2)]
+    cell = place.results.cell(counted)
+    knn_ranks = item_knn_baseline(split_of(split.config, split.domain, UserSampleConfig(sample=12, seed=2)), holdout)
+    hits = float((rank_targets(holdout, split.domain.num_items, knn_ranks, chunk=64).rank <= 10).double().mean())
+    assert cell.systems["item-knn"]["all"].by_seed["hr@10"][1] == pytest.approx(hits, abs=1e-6)
+    assert place.results.difference(few, f"{counted}@item-knn").seeds == (1, 2)
+    assert place.results.difference(UNSEEN, few) is not None
+    Page(place.plan(tree), place.folder, place.results, ()).write(place.folder / "RESULTS.md")
+    assert "`boutique`: validation targets of 40 users" in (place.folder / "RESULTS.md").read_text()
 
 
 def test_a_search_comes_before_the_seeds_and_what_it_chose_is_kept(place: Place) -> None:

@@ -17,7 +17,7 @@ from pmmrec.renamed import renamed_recipe
 from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
 from pmmrec.tuning.space import read_space
-from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
+from tests.real.evidence.plan import SCRATCH, BaselinesCell, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
 
 SEED = "seed"  # the seeds of a cell are listed separately
 FINGERPRINT = "fingerprint"
@@ -79,8 +79,14 @@ class Identities:
         told: Tree = {**_version(), "kind": cell.kind, "domain": self._domain(domain_of(cell_id))}
         if isinstance(cell, ZeroShotCell) and cell.popularity is not None:
             told["popularity"] = cell.popularity
+        if self._plan.targets != "test":
+            told["targets"] = self._plan.targets
+        if isinstance(cell, BaselinesCell | FinetuneCell) and cell.users is not None:
+            told["users"] = cell.users
         start = getattr(cell, "start_from", SCRATCH)
         before = self.pretraining(start) if start != SCRATCH else Identity({}, {})
+        if isinstance(cell, BaselinesCell) and cell.seeds is not None:
+            told["seeds"] = list(cell.seeds)
         if isinstance(cell, FinetuneCell):
             told["seeds"] = list(cell.seeds)
             told |= self._searched(cell_id)

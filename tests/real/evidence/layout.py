@@ -20,8 +20,16 @@ from pmmrec.settings import Tree
 from pmmrec.train.finish import CHECKPOINT_FOLDER
 from pmmrec.tuning.results import BEST_FILE
 from tests.real.evidence.identity import Identities
-from tests.real.evidence.plan import SCRATCH, EvidencePlan, FinetuneCell, PlannedSearch, ZeroShotCell, domain_of
-from tests.real.evidence.runs import Run
+from tests.real.evidence.plan import (
+    SCRATCH,
+    BaselinesCell,
+    EvidencePlan,
+    FinetuneCell,
+    PlannedSearch,
+    ZeroShotCell,
+    domain_of,
+)
+from tests.real.evidence.runs import VALIDATION_FOLDER, Run
 from tests.real.evidence.vectors import store_text_features
 
 TABLES = ("items.parquet", "interactions.parquet")
@@ -41,6 +49,11 @@ class Layout:
 
     def checkpoint(self, pretraining: str) -> Path:
         return self.home / "pretrained" / pretraining / CHECKPOINT_FOLDER
+
+    def baselines(self, cell_id: str, cell: BaselinesCell) -> dict[int | None, Path]:
+        """The folder of the ranks of baselines, by the seed that draws the users; None: all of them."""
+        folder = self.cell(cell_id)
+        return {None: folder} if cell.seeds is None else {seed: folder / f"seed-{seed}" for seed in cell.seeds}
 
     def has_data(self, name: str) -> bool:
         """Whether the source files of a domain are available."""
@@ -141,15 +154,23 @@ class Layout:
 
     def _finetuning(self, cell_id: str, cell: FinetuneCell, seed: int, identities: Identities) -> Run:
         name, domain = f"seed-{seed}", str(self.domain(domain_of(cell_id)))
+        folder = self.cell(cell_id) / name
         settings = (f"seed={seed}", *self._place(self.cell(cell_id), name))
+        if cell.users is not None:
+            settings += (f"data.users={{sample: {cell.users}, seed: {seed}}}",)
+        after: tuple[str, ...] = ()
+        if self._plan.targets == "validation":
+            settings += ("rank_test=false",)
+            after = self._evaluation(str(folder / CHECKPOINT_FOLDER), domain, folder / VALIDATION_FOLDER)
         recipe, needs = (cell.recipe, *cell.overrides), _needs(cell.start_from)
         if cell.search is not None:
             search = self.search(cell_id, identities)
             recipe, needs = (str(search.folder / BEST_FILE),), (search.label,)
         return Run(
             label=f"{cell_id} seed {seed}",
-            folder=self.cell(cell_id) / name,
+            folder=folder,
             arguments=("finetune", *recipe, *settings, "--from", self._start(cell), "--on", domain),
+            after=after,
             identity=identities.run(cell_id, seed),
             needs=needs,
             start=None if cell.start_from == SCRATCH else self.checkpoint(cell.start_from),
@@ -157,27 +178,22 @@ class Layout:
 
     def _zero_shot(self, cell_id: str, cell: ZeroShotCell, identities: Identities) -> Run:
         folder, domain = self.cell(cell_id) / "zero-shot", str(self.domain(domain_of(cell_id)))
-        cache = ("--cache", str(self._cache)) if self._cache else ()
         checkpoint = str(self.checkpoint(cell.start_from))
         popularity = () if cell.popularity is None else ("--popularity", str(cell.popularity))
         return Run(
             label=f"{cell_id} zero-shot",
             folder=folder,
-            arguments=(
-                "evaluate",
-                checkpoint,
-                domain,
-                "--name",
-                "zero-shot",
-                "--out",
-                str(folder),
-                *popularity,
-                *cache,
-            ),
+            arguments=(*self._evaluation(checkpoint, domain, folder), *popularity),
             identity=identities.run(cell_id, None),
             needs=_needs(cell.start_from),
             start=self.checkpoint(cell.start_from),
         )
+
+    def _evaluation(self, checkpoint: str, domain: str, out: Path) -> tuple[str, ...]:
+        """Rank the targets of the plan with a checkpoint; `out` is a new folder, whose name becomes that of the row."""
+        cache = ("--cache", str(self._cache)) if self._cache else ()
+        scenario = () if self._plan.targets == "test" else ("--scenario", self._plan.targets)
+        return ("evaluate", checkpoint, domain, "--name", out.name, "--out", str(out), *scenario, *cache)
 
     def _start(self, cell: FinetuneCell) -> str:
         return SCRATCH if cell.start_from == SCRATCH else str(self.checkpoint(cell.start_from))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmmrec.data.splits import Split
+from pmmrec.data.splits import HoldoutName, Split
 from pmmrec.evaluation.baselines import BASELINES, Baseline
 from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.metrics import query_metrics
@@ -23,11 +23,11 @@ from tests.real.evidence.plan import slug
 
 
 class Targets:
-    """The test targets of a domain and their strata."""
+    """The test or validation targets of a domain, and their strata by the training part of all users."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, which: HoldoutName = "test") -> None:
         self._split = split
-        self._holdout = split.holdout("test")
+        self._holdout = split.holdout(which)
         self._is_in = {name: torch.from_numpy(stratum_mask(split, self._holdout, name)) for name in STRATA}
 
     def ranks(self, files: Sequence[Path]) -> Tensor:
@@ -50,11 +50,16 @@ class Targets:
         a, b = query_metrics(rank_a_MQ), query_metrics(rank_b_MQ)
         return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
-    def write_baselines(self, folder: Path, baselines: Mapping[str, Baseline] = BASELINES) -> dict[str, Path]:
-        """Rank with every baseline; returns the file of ranks of each, below `folder`."""
+    def write_baselines(
+        self, folder: Path, baselines: Mapping[str, Baseline] = BASELINES, learned: Split | None = None
+    ) -> dict[str, Path]:
+        """Rank with every baseline; returns the file of ranks of each, below `folder`.
+
+        `learned`: the split whose training part they count, such as that of some users; None: that of the targets.
+        """
         domain, files = self._split.domain, {}
         for name, baseline in baselines.items():
-            score = baseline(self._split, self._holdout)
+            score = baseline(learned or self._split, self._holdout)
             ranks = rank_targets(self._holdout, domain.num_items, score, chunk=users_at_once(domain.num_items))
             files[slug(name)] = folder / slug(name) / "ranks.parquet"
             write_ranks(files[slug(name)], ranks, domain.user_ids, domain.item_ids)

@@ -41,10 +41,10 @@ HEADINGS = {
     "epoch": "s per epoch",
 }
 WHOSE = {
-    "all": "test targets of {users}",
-    "regular": f"test targets that occur at least {COLD_BELOW} times in training, of {{users}}",
-    "cold": f"test targets that occur fewer than {COLD_BELOW} times in training, of {{users}}",
-    "new": "test targets that never occur in training, of {users}",
+    "all": "{which} targets of {users}",
+    "regular": f"{{which}} targets that occur at least {COLD_BELOW} times in training, of {{users}}",
+    "cold": f"{{which}} targets that occur fewer than {COLD_BELOW} times in training, of {{users}}",
+    "new": "{which} targets that never occur in training, of {users}",
 }
 COST_OF: dict[str, Callable[[Cost], float | None]] = {
     "trainable": lambda cost: cost.trainable_parameters,
@@ -120,7 +120,7 @@ class Page:
         yield f"## {table.title}"
         yield table.text
         yield self._included(table.include)
-        yield _caption(table, lines)
+        yield _caption(table, lines, self._plan.targets)
         notes: list[str] = []
         yield markdown(_figures_table(table, lines, notes))
         yield markdown(differences) if (differences := self._differences(table, lines)).rows else ""
@@ -225,13 +225,13 @@ def _cost(column: str, trainings: Sequence[Training]) -> Cell:
     return round(_mean(values), 1) if column in ("epoch", "multiply_adds") else round(_mean(values))
 
 
-def _caption(table: PlannedTable, lines: Sequence[Line]) -> str:
+def _caption(table: PlannedTable, lines: Sequence[Line], which: str) -> str:
     """A caption about the targets; empty if rows are of several domains or none is measured."""
     found = [line for line in lines if line.result is not None]
     if not found or found[0].result is None or len({domain_of(line.cell_id) for line in lines}) > 1:
         return ""
     num_users = found[0].result.systems[found[0].system][table.stratum].num_users
-    whose = WHOSE[table.stratum].format(users=f"{num_users:,} user{'' if num_users == 1 else 's'}")
+    whose = WHOSE[table.stratum].format(which=which, users=f"{num_users:,} user{'' if num_users == 1 else 's'}")
     few = " These are too few to tell systems apart." if num_users < FEW_USERS else ""
     return f"`{domain_of(found[0].cell_id)}`: {whose}, among {found[0].result.num_items:,} items, in %.{few}"
 

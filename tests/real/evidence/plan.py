@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StringCon
 from typing_extensions import Self
 
 from pmmrec.data.cut import UserCut
+from pmmrec.data.splits import HoldoutName
 from pmmrec.evaluation.baselines import BASELINES
 from pmmrec.evaluation.metrics import CUTOFFS, MEASURES, metric_name
 from pmmrec.evaluation.scenarios import Stratum
@@ -115,6 +116,16 @@ class BaselinesCell(Config):
     """Random, popularity, last-item Markov and item-kNN; or EASE and item-kNN, tuned on the validation targets."""
 
     kind: Literal["baselines", "tuned_baselines"]
+    users: int | None = Field(None, ge=1, description="As of a training; each of `seeds` draws its own users.")
+    seeds: Seeds | None = None
+
+    @model_validator(mode="after")
+    def _draws_have_seeds(self) -> Self:
+        if (self.users is None) != (self.seeds is None):
+            raise ValueError("users and seeds: go together; name both or none")
+        if self.users is not None and self.kind == "tuned_baselines":
+            raise ValueError("users: have no effect on tuned baselines here; leave them out")
+        return self
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -136,6 +147,9 @@ class FinetuneCell(StartingCell):
     recipe: Text
     overrides: tuple[str, ...] = ()
     seeds: Seeds = (1, 2, 3)
+    users: int | None = Field(
+        None, ge=1, description="Size of the sample of users that trains, which each seed draws anew; null: all."
+    )
     search: Word | None = Field(None, description="One of the plan's `searches`; null: the settings as they are.")
 
 
@@ -225,6 +239,9 @@ class EvidencePlan(Config):
 
     title: Text
     include: Path | None = Field(None, description="Markdown file beside the plan: how to read the page.")
+    targets: HoldoutName = Field(
+        "test", description="Which targets all cells rank; validation: to choose among them, the test is not touched."
+    )
     tunings: dict[Word, Text] = Field({}, description="How the settings of rows were chosen, as text.")
     domains: dict[Word, PlannedDomain]
     pretrainings: dict[Word, Pretraining] = {}

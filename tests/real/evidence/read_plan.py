@@ -158,7 +158,7 @@ def _of_pair(plan: EvidencePlan, place: str, difference: Difference) -> Iterator
     elif domain_of(a) != domain_of(b):
         yield f"{place}: {domain_of(a)!r} and {domain_of(b)!r} differ in users; only cells of one domain can be paired"
     else:
-        seeds = [cell.seeds for cell in (plan.cells[a], plan.cells[b]) if isinstance(cell, FinetuneCell)]
+        seeds = [seeds for side in (a, b) if (seeds := getattr(plan.cells[side], "seeds", None))]
         if len(set(seeds)) > 1 and min(map(len, seeds)) > 1:
             both = " and ".join(str(list(some)) for some in seeds)
             yield f"{place}: seeds {both}; pairs need the same ones, unless one has a single seed"

@@ -12,7 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pmmrec.data.domain import Domain
+from pmmrec.data.splits import Split, split_of
 from pmmrec.data.splits.leave_one_out import leave_one_out
+from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import DataError, PMMRecError, RecipeError
 from pmmrec.processes import folder_lock
 from pmmrec.settings import read_yaml
@@ -32,10 +34,9 @@ from tests.real.evidence.plan import (
     domain_of,
     shown_reference,
 )
-from tests.real.evidence.runs import Processes, Run, Stamp, checkpoint_hash, training_of
+from tests.real.evidence.runs import RANKS_FILE, Processes, Run, Stamp, checkpoint_hash, training_of
 
 Say = Callable[[str], None]
-RANKS_FILE = "ranks.parquet"
 CHECKPOINT = "from.checkpoint"  # the change reported when a pretraining was repeated
 
 
@@ -253,15 +254,11 @@ class Runner:
     def _result(self, cell_id: str, identities: Identities) -> CellResult:
         cell, identity = self._plan.measured[cell_id], identities.cell(cell_id)
         split = leave_one_out(Domain.open(self._layout.domain(domain_of(cell_id))))
-        targets, runs = Targets(split), self._layout.runs(cell_id, identities)
+        targets, runs = Targets(split, self._plan.targets), self._layout.runs(cell_id, identities)
         chosen = self._chosen(cell_id, identities)
         names = cell.names if isinstance(cell, BaselinesCell) else {}
-        if names:
-            shutil.rmtree(self._layout.cell(cell_id), ignore_errors=True)
-            if cell.kind == "tuned_baselines":
-                chosen = targets.write_tuned_baselines(self._layout.cell(cell_id))
-            else:
-                targets.write_baselines(self._layout.cell(cell_id))
+        if isinstance(cell, BaselinesCell):
+            chosen = self._write_baselines(cell_id, cell, targets, split)
         stamps = {seed: stamp for seed, run in runs.items() if (stamp := run.stamp()) is not None}
         seeds = tuple(seed for seed in runs if seed is not None)
         checkpoints = {stamp.checkpoint for stamp in stamps.values()}
@@ -273,7 +270,7 @@ class Runner:
             hash=identity.hash,
             num_items=split.domain.num_items,
             tuning=self._plan.tuning_of(cell_id),
-            seeds=seeds,
+            seeds=cell.seeds or () if isinstance(cell, BaselinesCell) else seeds,
             systems={system: targets.figures(targets.ranks(files)) for system, files in ranks.items()},
             trainings=tuple(training_of(runs[seed], seed, stamps[seed], adds) for seed in seeds),
             chosen=chosen,
@@ -282,6 +279,18 @@ class Runner:
             checkpoint=checkpoints.pop() if len(checkpoints) == 1 else None,
             identity=identity.tree,
         )
+
+    def _write_baselines(self, cell_id: str, cell: BaselinesCell, targets: Targets, split: Split) -> Chosen | None:
+        """Rank with the baselines of a cell; the settings that were chosen, where they are tuned."""
+        shutil.rmtree(self._layout.cell(cell_id), ignore_errors=True)
+        if cell.kind == "tuned_baselines":
+            return targets.write_tuned_baselines(self._layout.cell(cell_id))
+        for seed, folder in self._layout.baselines(cell_id, cell).items():
+            learned = split
+            if seed is not None and cell.users is not None:
+                learned = split_of(split.config, split.domain, UserSampleConfig(sample=cell.users, seed=seed))
+            targets.write_baselines(folder, learned=learned)
+        return None
 
     def _multiply_adds(self, cell_id: str, identities: Identities) -> int | None:
         """The multiply-adds of one user's forward in the model of a cell; None where a checkpoint decides it."""
@@ -313,9 +322,11 @@ class Runner:
 
     def _rank_files(self, cell_id: str, systems: Sequence[str], identities: Identities) -> dict[str, list[Path]]:
         runs = self._layout.runs(cell_id, identities)
-        if runs:
-            return {MODEL: [run.folder / RANKS_FILE for run in runs.values()]}
-        return {system: [self._layout.cell(cell_id) / system / RANKS_FILE] for system in systems}
+        cell = self._plan.measured[cell_id]
+        if not isinstance(cell, BaselinesCell):
+            return {MODEL: [run.ranks for run in runs.values()]}
+        folders = self._layout.baselines(cell_id, cell).values()
+        return {system: [folder / system / RANKS_FILE for folder in folders] for system in systems}
 
     def _differ(self, written: str | None) -> None:
         """Write the differences of the cell just written; None: those that are missing or outdated.
@@ -350,7 +361,8 @@ class Runner:
         return _Side(cell, system, tuple(files) if is_here else ())
 
     def _write_difference(self, a: _Side, b: _Side) -> None:
-        targets = Targets(leave_one_out(Domain.open(self._layout.domain(domain_of(a.cell.cell)))))
+        split = leave_one_out(Domain.open(self._layout.domain(domain_of(a.cell.cell))))
+        targets = Targets(split, self._plan.targets)
         ranks = [targets.ranks(side.files) for side in (a, b)]
         found = tuple(targets.digest(rank_MQ) for rank_MQ in ranks)
         figures = (digest_of(a.cell.systems[a.system]), digest_of(b.cell.systems[b.system]))

@@ -24,6 +24,8 @@ from tests.real.evidence.cells import Cost, Hardware, Point, Training
 from tests.real.evidence.identity import Identity
 
 STAMP = "evidence.json"  # file in a complete run folder: its identity and cost
+RANKS_FILE = "ranks.parquet"
+VALIDATION_FOLDER = "validation"  # in a run folder: the ranks of the validation targets
 PMMREC = (sys.executable, "-c", "from pmmrec.cli import app; app()")
 CPU_NAMES = Path("/proc/cpuinfo")
 
@@ -46,6 +48,7 @@ class Run:
     folder: Path
     arguments: tuple[str, ...]  # of the `pmmrec` command
     identity: Identity
+    after: tuple[str, ...] = ()  # arguments of a second command, which ranks the validation targets
     needs: tuple[str, ...] = ()  # the labels of the runs it depends on
     keeps_checkpoint: bool = False
     made: str = METRICS_FILE  # the file that a complete run has written last
@@ -55,6 +58,11 @@ class Run:
     @property
     def log(self) -> Path:
         return self.folder.with_name(self.folder.name + ".log")
+
+    @property
+    def ranks(self) -> Path:
+        """The file of the ranks of the plan's targets."""
+        return (self.folder / VALIDATION_FOLDER if self.after else self.folder) / RANKS_FILE
 
     def stamp(self) -> Stamp | None:
         """The stamp in the folder; None unless it is complete and belongs to this run."""
@@ -95,16 +103,21 @@ class Processes:
         self._lock, self._active, self._is_over = threading.Lock(), set[ChildProcess](), False
 
     def work(self, run: Run) -> Stamp:
-        """Execute a run from the start and stamp it. MachineError with its last message if it fails."""
+        """Execute a run from the start and stamp it. MachineError with the last message of a command that fails."""
         run.prepare()
         checkpoint = run.checkpoint_hash()
-        with self._started(run) as process:
-            code, wall_s = process.wait(), process.seconds
-        if code:
-            raise MachineError(f"{run.label}: {process.failure()} (see {run.log})")
+        cpu_s = wall_s = 0.0
+        for arguments in (run.arguments, run.after):
+            if not arguments:
+                continue
+            with self._started(run, arguments) as process:
+                code = process.wait()
+            if code:
+                raise MachineError(f"{run.label}: {process.failure()} (see {process.log})")
+            cpu_s, wall_s = cpu_s + process.cpu_s, wall_s + process.seconds
         stamp = Stamp(
             identity=run.identity.tree,
-            cpu_s=round(process.cpu_s, 1),
+            cpu_s=round(cpu_s, 1),
             wall_s=round(wall_s, 1),
             hardware=hardware_of(run.folder, self._environment),
             checkpoint=checkpoint,
@@ -123,13 +136,15 @@ class Processes:
         end_all(active)
 
     @contextmanager
-    def _started(self, run: Run) -> Iterator[ChildProcess]:
-        """Start the process of a run; it counts as running inside the block."""
+    def _started(self, run: Run, arguments: tuple[str, ...]) -> Iterator[ChildProcess]:
+        """Start a process of a run; it counts as running inside the block."""
         with self._lock:
             if self._is_over:
                 raise MachineError("stopped")
-            command = [*PMMREC, *run.arguments]
-            process = ChildProcess(command, run.log, environment=self._environment, kept_open=self._kept_open)
+            command, log = [*PMMREC, *arguments], run.log
+            if arguments == run.after:
+                log = log.with_suffix(f".{VALIDATION_FOLDER}.log")
+            process = ChildProcess(command, log, environment=self._environment, kept_open=self._kept_open)
             self._active.add(process)
         try:
             yield process

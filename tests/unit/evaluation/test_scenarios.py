@@ -136,7 +136,9 @@ def test_a_scenario_without_targets_and_an_unknown_scenario_are_errors(make_spli
             scenario_queries(popular, scenario)
     with pytest.raises(DataError, match="no user has three interactions"):
         scenario_queries(make_split([[0, 1]], 2), "regular")
-    with pytest.raises(RecipeError, match="scenario 'warm': no such scenario; there are: regular, cold, new, latest"):
+    with pytest.raises(
+        RecipeError, match="'warm': no such scenario; there are: regular, validation, cold, new, latest"
+    ):
         scenario_queries(popular, "warm")
 
 

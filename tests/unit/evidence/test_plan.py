@@ -114,6 +114,14 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("cells.t/films_b/ids.epochs", 3, "cells.t/films_b/ids.epochs: unknown key"),
         ("cells.t/films_b/ids.seeds", [1, 1], "cells.t/films_b/ids.seeds: .*repeats a seed"),
         ("cells.t/films_b/ids.seeds", [], "cells.t/films_b/ids.seeds: "),
+        ("cells.t/films_b/ids.users", 0, "cells.t/films_b/ids.users: "),
+        ("cells.t/films_b/baselines.users", 9, "cells.t/films_b/baselines.baselines: users and seeds: go together"),
+        (
+            "cells.t/films_b/tuned",
+            {"kind": "tuned_baselines", "users": 9, "seeds": [1]},
+            "cells.t/films_b/tuned.tuned_baselines: users: have no effect on tuned baselines",
+        ),
+        ("targets", "train", "targets: .*'validation'"),
         ("cells.t/films_b/ids.search", "nine", "cells.t/films_b/ids.search: no search 'nine'; there are: none"),
         ("searches", {"few": {"space": "small.yaml", "trials": 0}}, "searches.few.trials: "),
         (
@@ -185,7 +193,7 @@ def test_all_mistakes_are_reported_at_once(read: Callable[[Tree], EvidencePlan])
     ]
 
 
-@pytest.fixture(scope="module", params=["evidence", "evidence_systems"])
+@pytest.fixture(scope="module", params=["evidence", "evidence_systems", "evidence_transfer"])
 def shipped(request: pytest.FixtureRequest) -> EvidencePlan:
     return read_plan(shipped_root() / "zoo" / f"{request.param}.yaml")
 
