@@ -1,4 +1,4 @@
-"""Commands for domains: data import, split, impressions, features, codes, sample, merge, stats, verify, demo."""
+"""Commands for domains: import them, store splits and vectors in them, describe and check them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ app = typer.Typer(help="Import the files of a platform as a domain; describe and
 app.add_typer(importing.app, name="import")
 app.command("sample")(deriving.sample_command)
 app.command("merge")(deriving.merge_command)
+app.command("export")(deriving.export_command)
 
 
 @app.command("kinds")

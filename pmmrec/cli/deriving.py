@@ -1,4 +1,4 @@
-"""Commands that make new domains from others: data sample, data merge."""
+"""Commands that make something of domains: data sample, data merge, data export."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from pmmrec.cli.options import DomainFolder
+from pmmrec.cli.options import DomainFolder, split_rule
 from pmmrec.terminal import errors_for_people, show
 
 if TYPE_CHECKING:
@@ -24,6 +24,15 @@ class SameIds(str, Enum):
 
     REFUSE = "refuse"
     PREFIX = "prefix"
+
+
+class Layout(str, Enum):
+    """What an export writes."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+    RECBOLE = "recbole"
+    MMREC = "mmrec"
 
 
 def sample_command(
@@ -61,6 +70,26 @@ def merge_command(
     with errors_for_people():
         tree = {"domains": domains, "same_ids": same_ids.value, **_made(out, name)}
         _show_made(merge_domains(validate(MergeConfig, tree, "arguments")))
+
+
+def export_command(
+    domain: DomainFolder,
+    kind: Annotated[Layout, Option(help="parquet or csv: two tables; recbole, mmrec: what these read.")],
+    out: NewDomain,
+    split: Annotated[
+        str | None, Option(metavar="RULE", help="Also write parts: leave_one_out, '{type: given, name: NAME}', ...")
+    ] = None,
+    images: Annotated[bool, Option(help="Whether to write pictures.")] = True,
+) -> None:
+    """Write a domain as files that other programs read, and `pmmrec data import` reads again."""
+    from pmmrec.data.exporters.export import ExportConfig, export_domain
+    from pmmrec.settings import validate
+
+    with errors_for_people():
+        tree: dict[str, Any] = {"domain": domain, "kind": kind.value, "out": out, "images": images}
+        if split is not None:
+            tree["split"] = split_rule(split, "--split")
+        show(*export_domain(validate(ExportConfig, tree, "arguments")))
 
 
 def _made(out: Path, name: str | None) -> Mapping[str, Any]:

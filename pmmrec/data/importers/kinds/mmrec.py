@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from pmmrec.data.importers.kinds import TABS, Inputs, Kind, first_line, importers, matching, required_file
+from pydantic import Field
+
+from pmmrec.data.importers.kinds import (
+    TABS,
+    Inputs,
+    Kind,
+    first_line,
+    importers,
+    matching,
+    queried,
+    required_file,
+)
+from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
+
+USERS, ITEMS = "u_id_mapping.csv", "i_id_mapping.csv"
+KNOWN = ("userID", "itemID", "rating", "timestamp", "x_label")
 
 
 class MMRecConfig(PartConfig):
-    """MMRec has no settings."""
+    """How users and items are called."""
 
     type: Literal["mmrec"] = "mmrec"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"ids": "original"},)
+    ids: Literal["number", "original"] = Field(
+        "number", description=f"number: MMRec's own; original: what {USERS} and {ITEMS} say of each."
+    )
 
 
 @importers.register("mmrec", MMRecConfig)
@@ -19,15 +40,38 @@ class MMRec(Kind):
     """MMRec: numbered users and items of an Amazon category, with ratings and times.
 
     Its files hold features, but no texts or pictures of items: name a table with both, `--items FILE`, whose item_id is
-    MMRec's number. `pmmrec data features DOMAIN --from FILE` stores features afterwards.
+    MMRec's number, or the original id with `--set ids=original`. `pmmrec data features DOMAIN --from FILE` stores
+    features afterwards.
     """
 
     expects = "*.inter with userID, itemID, rating, timestamp; and --items FILE with item_id and text"
+
+    def __init__(self, config: MMRecConfig, folder: Path, work: Path) -> None:
+        super().__init__(config, folder, work)
+        self.has_original_ids = config.ids == "original"
 
     def recognise(self) -> str | None:
         logs = [log for log in matching(self.folder, "*.inter") if "itemID" in first_line(log).split("\t")]
         return f"the header of {logs[0].name}" if logs else None
 
     def inputs(self) -> Inputs:
+        log = required_file(self.folder, "*.inter")
+        if self.has_original_ids:
+            return Inputs(None, self._with_ids(log))
         columns = {"user_id": "userID", "interactions.item_id": "itemID"}
-        return Inputs(None, required_file(self.folder, "*.inter"), columns, interactions_format=TABS)
+        return Inputs(None, log, columns, interactions_format=TABS)
+
+    def _with_ids(self, log: Path) -> Path:
+        """The interactions with the original ids, in order; ids are empty where a number is not mapped."""
+        names = first_line(log).split("\t")
+        further = [name for name in names if name in KNOWN[2:]]
+        if len({*names} & {*KNOWN}) < len(names):
+            raise DataError(f"{log}: expected columns {', '.join(KNOWN)}, found {', '.join(names)}; rename them")
+        users, items = (required_file(self.folder, name) for name in (USERS, ITEMS))
+        selected = ", ".join(["users.id AS user_id", "items.id AS item_id", *further])
+        query = f"""SELECT {selected} FROM log
+                    LEFT JOIN users ON users.number = log.userID LEFT JOIN items ON items.number = log.itemID
+                    WHERE log.userID <> 'userID' ORDER BY log.rowid"""  # noqa: S608  names are those of KNOWN
+        pairs = ("id", "number")
+        tables = {"log": (log, tuple(names), "\t"), "users": (users, pairs, "\t"), "items": (items, pairs, "\t")}
+        return queried(query, self.work / "interactions.parquet", tables)
