@@ -28,6 +28,13 @@ BUILT_IN_ATTENTION = (None, "eager", "sdpa")
 # Keys that can make transformers fetch or run what is not in the folder.
 RUNS_CODE = ("auto_map", "custom_pipelines", "quantization_config")
 BOOKKEEPING = "relative_position_index"  # in older files of weights, and computed since
+# Encoders whose configuration `AutoModel` takes for a whole of two halves, or does not know.
+ENCODERS = {
+    "mt5": "MT5EncoderModel",
+    "siglip_text_model": "SiglipTextModel",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+}
 CHOOSES_KERNEL = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
@@ -130,11 +137,9 @@ def open_model(backbone: Backbone, config: Any, layout: Layout, warn: Callable[[
 
 def new_model(config: Any, where: str) -> Any:
     """A backbone without pooler whose weights are drawn fresh. RecipeError for a configuration that none can have."""
-    from transformers import AutoModel
-
     _refuse_many_blocks(config, where)
     try:
-        return AutoModel.from_config(config, dtype=torch.float32, **_without_pooler(config))
+        return _class_of(config)._from_config(config, dtype=torch.float32, **_without_pooler(config))
     except Exception as error:  # each architecture has its own way to refuse a setting, KeyError among them
         reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise RecipeError(f"{where}: no {config.model_type} can be built so: {reason}") from error
@@ -191,11 +196,9 @@ def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
 
 def _load(folder: Path, config: Any, layout: Layout) -> tuple[Any, list[str]]:
     """The backbone with its weights, and the tensors of blocks in the folder that it does not have."""
-    from transformers import AutoModel
-
     try:
         with quietly():
-            model, info = AutoModel.from_pretrained(
+            model, info = _class_of(config).from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -223,10 +226,16 @@ def _load(folder: Path, config: Any, layout: Layout) -> tuple[Any, list[str]]:
     return model, sorted(name for name in info["unexpected_keys"] if in_block.match(name))
 
 
-def _without_pooler(config: Any) -> dict[str, bool]:
-    from transformers import MODEL_MAPPING
+def _class_of(config: Any) -> Any:
+    """The class of transformers that reads this configuration."""
+    import transformers
 
-    takes = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    name = ENCODERS.get(config.model_type)
+    return transformers.MODEL_MAPPING[type(config)] if name is None else getattr(transformers, name)
+
+
+def _without_pooler(config: Any) -> dict[str, bool]:
+    takes = inspect.signature(_class_of(config).__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
 

@@ -36,10 +36,16 @@ def _packed_attention(
     packing: Packing | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """`(1, K, H, E)`, and no weights. A window of n holds the token itself and n - 1 on each side."""
+    """`(1, K, H, E)`, and no weights. A window of n holds the token itself and n - 1 on each side.
+
+    Keys and values may have fewer heads than queries, each of which serves as many neighbouring ones.
+    """
     if packing is None:
         raise TypeError(f"{type(module).__name__}: reads packed texts; call it with packing=, or encode with HFText")
     query_KHE, key_KHE, value_KHE = (x_1HKE[0].transpose(0, 1) for x_1HKE in (query_1HKE, key_1HKE, value_1HKE))
+    num_shared = query_KHE.shape[1] // key_KHE.shape[1]
+    if num_shared > 1:
+        key_KHE, value_KHE = (x_KHE.repeat_interleave(num_shared, dim=1) for x_KHE in (key_KHE, value_KHE))
     mixed_KHE = attend(
         query_KHE,
         key_KHE,

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import FieldInputs, PixelInputs, PrefixInputs, TokenInputs, TokenStates
+from pmmrec.dropout import draw_cheaply
 from pmmrec.encoders import TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
 from pmmrec.encoders.packed_attention import read_packed_texts
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.sentence import Pool, SentenceSettings, write_sentence_settings
-from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, TextLayout
+from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, TextLayout, sees_earlier_alone
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.encoders.trainable import find_layout
 from pmmrec.errors import CheckpointError, RecipeError
@@ -108,7 +110,10 @@ class HFText(CanBeCut, TextEncoder):
         self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
         if self._layout.packs:
             read_packed_texts(self.backbone)
-        self.compute_cheaply()
+        if self._layout.is_gated:
+            draw_cheaply(self.backbone)
+        else:
+            self.compute_cheaply()
         self.warnings = tuple(warnings)
         self.projection = make_projection(getattr(self._settings, self._layout.width_name), context.width)
         self.head = make_head(config.head, context.width)
@@ -123,6 +128,7 @@ class HFText(CanBeCut, TextEncoder):
         _check(trial, config, config.pool or "cls", where="architecture")
         lowercase = bool(config.lowercase)
         train_bpe(texts, config.vocab_size, folder, lowercase=lowercase)
+        trial.save_pretrained(folder)  # decides the class of the tokenizer, which may add tokens of its own
         num_ids = FolderTokenizer(folder, config.max_tokens, lowercase=lowercase).num_ids
         new_config(config.architecture, vocab_size=num_ids, **special_token_ids()).save_pretrained(folder)
 
@@ -165,17 +171,27 @@ class HFText(CanBeCut, TextEncoder):
         skipped = self._settings.pad_token_id + 1 if self._layout.positions_follow_padding else 0
         position_1K = packing.place_K.on(token_id_K.device)[None] + skipped
         hidden_1KH: Tensor = self.backbone(
-            input_ids=token_id_K[None], position_ids=position_1K, packing=packing
+            input_ids=token_id_K[None], position_ids=position_1K, packing=packing, **self._options()
         ).last_hidden_state
         return hidden_1KH[0]
+
+    def _options(self) -> dict[str, bool]:
+        return {"use_cache": False} if self._layout.generates else {}
 
     def _padded_hidden(self, token_id_K: Tensor, packing: Packing) -> Tensor:
         """The last hidden state of texts that are padded to the longest, `(R, T, H)`."""
         token_id_RT = packing.padded(token_id_K, fill=self._tokenizer.pad_token_id)
+        if self._layout.fills_window:
+            num_missing = self._settings.max_position_embeddings - packing.longest
+            token_id_RT = F.pad(token_id_RT, (0, num_missing), value=self._tokenizer.pad_token_id)
+            filled_RTH: Tensor = self.backbone(input_ids=token_id_RT).last_hidden_state
+            return filled_RTH[:, : packing.longest]
         # transformers looks into the mask, and a meta tensor holds nothing to look at.
         is_valid_RT = HostArray((np.arange(packing.longest) < packing.length_R[:, None]).astype(np.int64))
         mask_RT = None if token_id_RT.is_meta else is_valid_RT.on(token_id_RT.device)
-        hidden_RTH: Tensor = self.backbone(input_ids=token_id_RT, attention_mask=mask_RT).last_hidden_state
+        hidden_RTH: Tensor = self.backbone(
+            input_ids=token_id_RT, attention_mask=mask_RT, **self._options()
+        ).last_hidden_state
         return hidden_RTH
 
     def checkpoint_activations(self) -> None:
@@ -245,7 +261,7 @@ def _check_tokens(
 def _check(settings: Any, config: HFTextConfig, pool: Pool, where: str) -> TextLayout:
     """The layout of a configuration; RecipeError when it does not suit the settings of the encoder."""
     layout = find_layout(LAYOUTS, settings.model_type, where)
-    if layout.is_causal and pool == "cls":
+    if sees_earlier_alone(layout, settings) and pool == "cls":
         raise RecipeError(f"pool: token 0 of {settings.model_type} sees nothing but itself; use mean")
     if layout.positions_follow_padding and settings.pad_token_id is None:
         raise CheckpointError(f"{where}: pad_token_id: null, but {settings.model_type} counts positions from it")

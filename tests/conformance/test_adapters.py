@@ -20,18 +20,14 @@ from pmmrec.encoders.text_layouts import LAYOUTS as TEXT_LAYOUTS
 from pmmrec.encoders.vision_layouts import LAYOUTS as VISION_LAYOUTS
 from pmmrec.packing import HostArray
 from pmmrec.users import user_encoders
+from tests.support.tiny_encoders import tiny_text, whole_of
 
 WIDTH = 6
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 DINO = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
 OTHER_NAMES: dict[str, dict[str, Any]] = {
-    "distilbert": {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16},
-    "opt": {**{key: SIZES[key] for key in list(SIZES)[:3]}, "ffn_dim": 16, "word_embed_proj_dim": 4},
-    "deberta-v2": {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "dinov2": DINO,
     "dinov2_with_registers": DINO,
-    "electra": {**SIZES, "embedding_size": 4},
-    "albert": {**SIZES, "embedding_size": 4},
     "swin": {"embed_dim": 4, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
     "swinv2": {"embed_dim": 4, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
 }
@@ -53,15 +49,13 @@ Use = tuple[nn.Module, str, Callable[[], Tensor]]
 
 
 def text(folder: Path, model_type: str) -> Use:
-    architecture = {"model_type": model_type, "max_position_embeddings": 40, **OTHER_NAMES.get(model_type, SIZES)}
-    pool = "mean" if TEXT_LAYOUTS[model_type].is_causal else "cls"
     config = text_encoders.config(
         {
             "type": "hf_text",
-            "architecture": architecture,
+            "architecture": tiny_text(model_type),
             "vocab_size": 270,
             "max_tokens": 20,
-            "pool": pool,
+            "pool": whole_of(model_type),
             "trainable_blocks": 0,
         }
     )
@@ -119,7 +113,7 @@ def states_of(users: Any, item_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
 
 
 PARTS = [
-    *(f"text {name}" for name in TEXT_LAYOUTS),
+    *(f"text {name}" for name, layout in TEXT_LAYOUTS.items() if layout.sites is not None),
     *(f"vision {name}" for name, layout in VISION_LAYOUTS.items() if layout.sites is not None),
     *(f"timm {name}" for name in TIMM),
     "user transformer",
