@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow as pa
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from pmmrec.errors import DataError
@@ -85,7 +92,12 @@ class Filters(Config):
 
 
 class ImportSummary(Config):
-    """What an import read, kept and rejected. Every rejected row is in rejected.parquet with its reason."""
+    """What an import read, kept and rejected. Every rejected row is in rejected.parquet with its reason.
+
+    It tells people about an import and changes nothing that is computed, so facts of later versions are passed over.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     num_items_read: int = Field(ge=0)
     num_interactions_read: int = Field(ge=0)
@@ -94,6 +106,12 @@ class ImportSummary(Config):
     filtered: dict[str, dict[str, int]] = {}  # likewise, rows that are valid but left out on purpose
     num_pictures_ignored: int = Field(ge=0)  # files that belong to no item
     notes: tuple[str, ...] = ()  # how times, quotes and the like were read
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Versions that refuse what they do not know have no `filtered`, so it is named where something was."""
+        tree: dict[str, Any] = written(self)
+        return {key: value for key, value in tree.items() if key != "filtered" or value}
 
     def lines(self) -> list[str]:
         """The summary as text, one fact a line."""

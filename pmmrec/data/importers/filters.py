@@ -31,12 +31,13 @@ def apply_filters(
     for name, bound, sign in (("from", filters.since, "<"), ("to", filters.until, ">=")):
         if bound is not None:
             limit = _limit(name, bound, connection, times)
-            selection.leave_out(f"time {sign} {limit}", f"before {bound}" if sign == "<" else f"from {bound} on", path)
+            reason = f"before {bound}" if sign == "<" else f"from {bound} on"
+            selection.leave_out(f"time {sign} {limit}", reason, path, "timestamp")
     if filters.repeats != "keep":
         order = "time, rest, row" if filters.repeats == "first" else "time DESC, rest DESC, row DESC"
         repeated = f"""row IN (SELECT row FROM live QUALIFY row_number() OVER (PARTITION BY user_key, item_key
                        ORDER BY {order}) > 1)"""
-        selection.leave_out(repeated, f"a repeat; the {filters.repeats} is kept", path)
+        selection.leave_out(repeated, f"a repeat; the {filters.repeats} is kept", path, "item_id")
     if filters.sample_users is not None:
         _sample(filters.sample_users, filters.seed or 0, selection, connection, path)
     core = (filters.k_core or filters.min_user or 1, filters.k_core or filters.min_item or 1)
@@ -51,8 +52,8 @@ def _leave_low_ratings(least: float, selection: Selection, connection: duckdb.Du
             f"{path}: no rating can be read, so --min-rating has no effect; name the column: --map rating=COLUMN"
         )
     if _rows(connection, "SELECT count(*) FROM live WHERE rating IS NULL")[0][0]:
-        selection.leave_out("rating IS NULL", "no readable rating", path, on_purpose=False)
-    selection.leave_out(f"rating < {float(least)!r}", f"rating below {least:g}", path)
+        selection.leave_out("rating IS NULL", "no readable rating", path, "rating", on_purpose=False)
+    selection.leave_out(f"rating < {float(least)!r}", f"rating below {least:g}", path, "rating")
 
 
 def _limit(name: str, bound: str, connection: duckdb.DuckDBPyConnection, times: TimeRule | None) -> int:
@@ -99,7 +100,7 @@ def _sample(num_users: int, seed: int, selection: Selection, connection: duckdb.
     )
     if len(found) > num_users:
         outside = "user_key NOT IN (SELECT user_key FROM sampled)"
-        selection.leave_out(outside, f"outside the sample of {num_users:,} users (seed {seed})", path)
+        selection.leave_out(outside, f"outside the sample of {num_users:,} users (seed {seed})", path, "user_id")
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.importers.kinds import importers, kind_of
-from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.importers.kinds import Kind, importers, kind_of
+from pmmrec.data.importers.table import TableImport, import_prepared
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.progress import Progress
@@ -52,19 +51,35 @@ def import_folder(
     `settings` are those of the kind, `tree` those of `TableImport`; what stands in `tree` wins over what the kind says.
     Raises what `kind_of` and `import_table` raise, and DataError where neither gives a table of items.
     """
-    folder = expanded(Path(folder))
-    with tempfile.TemporaryDirectory() as work:
-        found, why = kind_of(kind, settings, folder, Path(work))
-        inputs = found.inputs().tree()
-        columns = inputs.pop("columns")
-        if "items" in tree:  # a table of the user has the names that imports know, or those that the user maps
-            columns = {name: column for name, column in columns.items() if name not in ("text", "items.item_id")}
-            inputs.pop("items_format", None)
-        task = {**inputs, **tree, "columns": {**columns, **tree.get("columns", {})}}
-        if "items" not in task:
-            raise DataError(f"{folder}: holds no table of items with texts; name one: --items FILE (item_id, text)")
-        given = validate(TableImport, task, "arguments")
-        try:
-            return import_table(given, progress), why
-        except (DataError, RecipeError) as error:  # names the folder, not the file that was converted
-            raise type(error)(str(error).replace(work, str(folder))) from error
+    folder, told = expanded(Path(folder)), {"work": "", "why": ""}
+
+    def prepare(work: Path) -> TableImport:
+        found, told["why"] = kind_of(kind, settings, folder, work)
+        told["work"] = str(work)
+        return _settings_of(found, tree)
+
+    try:
+        domain = import_prepared(_out(tree), prepare, progress)
+    except (DataError, RecipeError) as error:  # names the folder, not the file that was converted
+        if not told["work"]:
+            raise
+        raise type(error)(str(error).replace(told["work"], str(folder))) from error
+    return domain, told["why"]
+
+
+def _out(tree: Mapping[str, Any]) -> Path:
+    """The folder of the new domain."""
+    return expanded(Path(validate(TableImport, {"items": "a", "interactions": "b", **tree}, "arguments").out))
+
+
+def _settings_of(kind: Kind, tree: Mapping[str, Any]) -> TableImport:
+    """The import of a folder; what stands in `tree` wins over what the kind says."""
+    inputs = kind.inputs().tree()
+    columns = inputs.pop("columns")
+    if "items" in tree:  # a table of the user has the names that imports know, or those that the user maps
+        columns = {name: column for name, column in columns.items() if name not in ("text", "items.item_id")}
+        inputs.pop("items_format", None)
+    task = {**inputs, **tree, "columns": {**columns, **tree.get("columns", {})}}
+    if "items" not in task:
+        raise DataError(f"{kind.folder}: holds no table of items with texts; name one: --items FILE (item_id, text)")
+    return validate(TableImport, task, "arguments")

@@ -36,6 +36,10 @@ class LoadedTables:
     num_interactions: int
     notes: tuple[str, ...] = ()
     has_paths: bool = False  # whether `raw_items.picture_path` names pictures
+    has_lists: bool = (
+        False  # whether rows of the file became several of `raw_interactions`, which has `source_row` then
+    )
+    named_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the import -> of the files
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,11 @@ class Loader:
         for role, source in (("items", opened), ("interactions", done)):
             notes += source.notes(role)
         notes += [] if has_paths else _about_images(opened, pictures)
-        return LoadedTables(opened, done, attributes, pictures, times, num_items, num_rows, tuple(notes), has_paths)
+        named = {name: _name_of(opened if name == "text" else done, name) for name in ("text", *USED, "rating")}
+        if self.image_column is not None:
+            named["picture_path"] = named[COLUMN] = self.image_column
+        counts, forms = (num_items, num_rows), (has_paths, has_lists)
+        return LoadedTables(opened, done, attributes, pictures, times, *counts, tuple(notes), *forms, named)
 
     def _name_pictures(self, items: Source) -> bool:
         """Whether `image_column` holds paths; one that holds bytes becomes the column `image`."""
@@ -137,7 +145,7 @@ class Loader:
         self.connection.execute("ALTER TABLE raw_interactions RENAME TO listed")
         self.connection.execute(
             f"""CREATE TABLE raw_interactions AS SELECT row_number() OVER (ORDER BY row, place) AS row,
-                * EXCLUDE (row, place) FROM (
+                row AS source_row, * EXCLUDE (row, place) FROM (
                   SELECT row, generate_subscripts(list, 1) AS place, user_id, unnest(list) AS item_id, time, rest,
                   has_stamp, rating FROM (SELECT *, CASE WHEN len(items) > 0 THEN items ELSE [NULL] END AS list
                     FROM (SELECT *, {items} AS items FROM listed)))"""
@@ -164,6 +172,12 @@ class Loader:
             f"lists with {what} between ids",
             f"CASE WHEN trim(item_id) <> '' THEN regexp_split_to_array(trim(item_id), '{sign}') END",
         )
+
+
+def _name_of(source: Source, name: str) -> str:
+    """What the file calls a column that the import calls `name`."""
+    column = source.column(name)
+    return (column.stored if column is not None else "") or name
 
 
 def _require(wanted: Mapping[Source, tuple[str, ...]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.records import write_stream
-from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.importers.table import TableImport, import_prepared
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.progress import Progress
@@ -24,17 +23,23 @@ def import_tables(
     items: Any, interactions: Any, out: Path, settings: Mapping[str, Any], progress: Progress | None = None
 ) -> Domain:
     """See `Domain.from_tables`."""
-    out = expanded(Path(out))
+    out, folder = expanded(Path(out)), []
     tree = {"name": out.name, **settings, "out": out}
-    with tempfile.TemporaryDirectory() as work:
+
+    def prepare(work: Path) -> TableImport:
+        folder.append(f"{work}/")
         for role, given in (("items", items), ("interactions", interactions)):
             is_named = isinstance(given, str | Path)
-            tree[role] = given if is_named else _written(given, Path(work) / f"{role}.parquet", role)
-        task = validate(TableImport, tree, "arguments")
-        try:
-            return import_table(task, progress)
-        except (DataError, RecipeError) as error:  # names the table, not the file that it became
-            raise type(error)(str(error).replace(f"{work}/", "").replace(".parquet:", ":")) from error
+            tree[role] = given if is_named else _written(given, work / f"{role}.parquet", role)
+        return validate(TableImport, tree, "arguments")
+
+    try:
+        return import_prepared(out, prepare, progress)
+    except (DataError, RecipeError) as error:  # names the table, not the file that it became
+        told = str(error)
+        for work in folder:
+            told = told.replace(work, "").replace(".parquet:", ":")
+        raise type(error)(told) from error
 
 
 def _written(given: Any, target: Path, role: str) -> Path:

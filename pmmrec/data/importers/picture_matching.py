@@ -67,9 +67,12 @@ def match_paths(connection: duckdb.DuckDBPyConnection, selection: Selection) -> 
             QUALIFY row_number() OVER (PARTITION BY row ORDER BY length(file_name) DESC) = 1"""
     )
     connection.execute(TAKEN)
-    selection.reject_all_images(f"SELECT item_id, 'path outside the folder' FROM paths WHERE {outside} ORDER BY row")
-    selection.reject_all_images(
-        f"""SELECT item_id, 'no such picture' FROM paths WHERE NOT {outside} AND row NOT IN (SELECT row FROM matches)
-            ORDER BY row"""
+    rejections = selection.rejections
+    rejections.add_images(
+        f"SELECT item_id, 'path outside the folder', NULL, row FROM paths WHERE {outside} ORDER BY row"
+    )
+    rejections.add_images(
+        f"""SELECT item_id, 'no such picture', NULL, row FROM paths
+            WHERE NOT {outside} AND row NOT IN (SELECT row FROM matches) ORDER BY row"""
     )
     return "path"

@@ -30,6 +30,7 @@ MAX_PICTURE_BYTES = 200_000_000
 IMAGE_BATCH = 256
 NUM_EXAMPLES = 3
 SECOND = "second picture of an item"
+OUTSIDE = "link to a file outside the folder"
 _DIGEST_BYTES = 32
 
 
@@ -48,6 +49,11 @@ class _Picture:
     jpeg: bytes | None = None
     sha256: bytes | None = None
     reason: str | None = None  # why the picture cannot be used
+    file_name: str | None = None
+
+    @property
+    def rejection(self) -> tuple[str, str, str | None, int]:
+        return self.item_id, str(self.reason), self.file_name, self.row
 
 
 class Pictures:
@@ -91,8 +97,8 @@ class Pictures:
             )
         if column is not None:
             self._column, self.is_given = column, bool(self._rows("SELECT count(*) FROM item_pictures")[0][0])
-            selection.reject_all_images(
-                "SELECT item_id, 'a path without bytes' FROM items WHERE has_path_alone ORDER BY row"
+            selection.rejections.add_images(
+                "SELECT item_id, 'a path without bytes', NULL, row FROM items WHERE has_path_alone ORDER BY row"
             )
 
     def _match_store(self, store: PictureStore, selection: Selection, *, has_paths: bool) -> None:
@@ -127,9 +133,10 @@ class Pictures:
             raise DataError("; ".join([f"{found}; {advice}", *self._notes]))
         without = num_items - num_matched
         self._notes.append(f"images: {num_matched:,} items have a picture by {rule}, {without:,} have none")
-        selection.reject_all_images("SELECT item_id, reason FROM other_pictures ORDER BY row, file_name")
-        selection.reject_all_images(
-            "SELECT item_id, 'link to a file outside the folder' FROM item_pictures WHERE is_outside ORDER BY row"
+        rejections = selection.rejections
+        rejections.add_images("SELECT item_id, reason, file_name, row FROM other_pictures ORDER BY row, file_name")
+        rejections.add_images(
+            f"SELECT item_id, '{OUTSIDE}', file_name, row FROM item_pictures WHERE is_outside ORDER BY row"
         )
         self._run("DELETE FROM item_pictures WHERE is_outside")
 
@@ -170,7 +177,7 @@ class Pictures:
                 failed.append(picture)
             else:
                 self._kept(picture.row).write_bytes(picture.sha256 + picture.jpeg)
-        selection.reject_images([(picture.item_id, str(picture.reason)) for picture in failed])
+        selection.rejections.add_broken_images([picture.rejection for picture in failed])
         rows = [picture.row for picture in failed]
         self._connection.execute("DELETE FROM item_pictures WHERE list_contains(?, row)", [rows])
 
@@ -182,7 +189,7 @@ class Pictures:
         )
         decoded = self._decoded(jobs, num_items, progress, "images")
         while batch := list(itertools.islice(decoded, IMAGE_BATCH)):
-            selection.reject_images([(picture.item_id, picture.reason) for picture in batch if picture.reason])
+            selection.rejections.add_broken_images([picture.rejection for picture in batch if picture.reason])
             columns = [[picture.jpeg for picture in batch], [picture.sha256 for picture in batch]]
             yield pa.record_batch(columns, schema=IMAGES_SCHEMA)
 
@@ -209,7 +216,7 @@ class Pictures:
                 progress(stage, done, total)
 
     def _decode(self, job: _Job) -> _Picture:
-        found = _Picture(job.row, job.item_id)
+        found = _Picture(job.row, job.item_id, file_name=job.file_name)
         if job.file_name is None and job.data is None:
             return found
         kept = self._kept(job.row)

@@ -35,6 +35,7 @@ class Prepared:
     suffix: str  # of the user's file, without that of its compression
     is_text: bool
     record: SourceFile
+    lines: Path | None = None  # of a file of one object a line: the file without its compression
     how: tuple[str, ...] = ()  # what was done to it, if anything: such as "read as utf-16"
 
 
@@ -55,9 +56,10 @@ def prepared(given: Path | str, text_format: TextFormat, room: Callable[[], Path
         return _text(path, suffix, compression, text_format, room)
     if suffix == PARQUET:
         return Prepared(path, suffix, False, _recorded(path, path.name))
-    target = room() / "rows.parquet"
-    how = records.WRITERS[suffix](_whole(path, compression, room), path, target)
-    return Prepared(target, suffix, False, _recorded(path, path.name), how)
+    target, whole = room() / "rows.parquet", _whole(path, compression, room)
+    how = records.WRITERS[suffix](whole, path, target)
+    lines = whole if suffix in records.JSON else None
+    return Prepared(target, suffix, False, _recorded(path, path.name), lines, how)
 
 
 def _whole(path: Path, compression: str | None, room: Callable[[], Path]) -> Path:
@@ -111,16 +113,16 @@ def _text(
     is_utf8 = codecs.lookup(encoding).name in (UTF8, "utf-8-sig")
     if compression is None and is_utf8:
         digest = _Digest()
-        for _ in _decoded(path, unpacked(path, None), UTF8, digest):
+        for _ in decoded(path, unpacked(path, None), UTF8, digest):
             pass
         return Prepared(path, suffix, True, digest.record(path.name))
     target = room() / f"text{suffix}"
     with target.open("w", encoding=UTF8, newline="") as out:
-        for block in _decoded(path, unpacked(path, compression), encoding):
+        for block in decoded(path, unpacked(path, compression), encoding):
             out.write(block)
     if not target.stat().st_size:
         raise DataError(f"{path}: is empty; its first line must name the columns")
-    return Prepared(target, suffix, True, _recorded(path, path.name), () if is_utf8 else (f"read as {encoding}",))
+    return Prepared(target, suffix, True, _recorded(path, path.name), None, () if is_utf8 else (f"read as {encoding}",))
 
 
 class _Digest:
@@ -139,8 +141,8 @@ class _Digest:
         return SourceFile(file_name=file_name, sha256=self._digest.hexdigest(), num_bytes=self._num_bytes)
 
 
-def _decoded(path: Path, blocks: Iterable[bytes], encoding: str, digest: _Digest | None = None) -> Iterator[str]:
-    """Blocks as text, and each counted in `digest`. Raises DataError with the line that does not have the encoding."""
+def decoded(path: Path, blocks: Iterable[bytes], encoding: str, digest: _Digest | None = None) -> Iterator[str]:
+    """Blocks as text, each counted in `digest`. Raises DataError with the line that does not have the encoding."""
     decoder, num_lines, shown = codecs.getincrementaldecoder(encoding)(), 0, encoding.upper()
     try:
         for block in blocks:

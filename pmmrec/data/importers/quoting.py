@@ -23,6 +23,7 @@ class Quoting:
     num_lines: int = 0  # with the header, without empty lines
     num_records: int | None = None  # rows and header; None: only DuckDB can tell
     first_odd: int = 0  # the first line that breaks RFC 4180 or begins a value that goes on in the next line; 0: none
+    num_read: int = 0  # lines, empty ones too
     num_padded: int = 0  # lines with blanks around a quoted value, which DuckDB drops
     first_padded: int = 0
 
@@ -63,22 +64,27 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool, shown: Path | Non
     scan.end()
     num_records = scan.num_records if scan.follows_rules else None
     if not is_strict or (scan.follows_rules and not scan.num_inside):
-        return Quoting(True, scan.num_lines, num_records, scan.first_odd, scan.num_padded, scan.first_padded)
+        padded = scan.num_padded, scan.first_padded
+        return Quoting(True, scan.num_lines, num_records, scan.first_odd, scan.num_read, *padded)
     if scan.has_shape:
-        return Quoting(False, scan.num_lines, scan.num_lines, scan.first_odd)
+        return Quoting(False, scan.num_lines, scan.num_lines, scan.first_odd, scan.num_read)
     if scan.first_swallowed:
         raise DataError(
             f"{shown or path}: line {scan.first_swallowed} looks like a row, but a quote mark that opens in line "
             f"{scan.first_odd} or later would make it part of a value; close the quote, or quote no value at all"
         )
-    return Quoting(True, scan.num_lines, scan.num_records if scan.follows_rules else scan.num_lines, scan.first_odd)
+    num_records = scan.num_records if scan.follows_rules else scan.num_lines
+    return Quoting(True, scan.num_lines, num_records, scan.first_odd, scan.num_read)
 
 
 def unquoted(path: Path) -> Quoting:
     """Quote marks are text; counts the lines that are not empty, each of which is a row."""
     with path.open("rb") as file:
-        num_lines = sum(1 for line in file if line.strip(b"\r\n"))
-    return Quoting(False, num_lines, num_lines)
+        num_read = num_lines = 0
+        for line in file:
+            num_read += 1
+            num_lines += bool(line.strip(b"\r\n"))
+    return Quoting(False, num_lines, num_lines, num_read=num_read)
 
 
 def _line_patterns(sign: bytes, lead: bytes = b"", trail: bytes = b"") -> _Patterns:
@@ -113,13 +119,14 @@ class _Scan:
         self._num_separators, self._ends_in = -1, b""
         self._is_open = False
         self.follows_rules = self.has_shape = True
-        self.num_lines = self.num_records = self.num_inside = self.num_padded = 0
+        self.num_lines = self.num_records = self.num_inside = self.num_padded = self.num_read = 0
         self.first_odd = self.first_swallowed = self.first_padded = 0
 
     def take(self, number: int, line: bytes) -> None:
         """Read the next line."""
         ends_in = b"\r\n" if line.endswith(b"\r\n") else line[-1:] if line.endswith(b"\n") else b""
         line = line.removesuffix(ends_in)
+        self.num_read = number
         if self._num_separators < 0:
             self._num_separators, self._ends_in = self._quoted.sub(b"", line).count(self._separator), ends_in
         if not line and self._num_separators:

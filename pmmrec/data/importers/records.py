@@ -16,11 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmmrec.data.importers.unpacking import unpacked
+from pmmrec.data.importers.work_database import work_database
 from pmmrec.errors import DataError, not_installed
 
 ROWS_AT_ONCE = 20_000
 MAX_LITERAL_BYTES = 1_000_000  # of a line: `ast` takes up to a hundred times as much memory
 SAMPLE_LINES = 1_000
+ORIGIN = b"pmmrec.origin"  # in the metadata of a table that a kind has written: the name of the user's file
+LINE = "__line__"  # a column of such a table: the line of that file
 _LISTS_OF_SCALARS = re.compile(r"(VARCHAR|BIGINT|DOUBLE|BOOLEAN|UUID|DATE|TIMESTAMP|TIME|HUGEINT|UBIGINT)\[\]")
 _JSON_PLACE = re.compile(r'Malformed JSON in file ".*?", at (byte \d+ in (?:record/value|line) \d+): (.*?)\.')
 How = tuple[str, ...]
@@ -39,14 +42,15 @@ def write_json(path: Path, shown: Path, target: Path) -> How:
     source = "read_json($path, compression='uncompressed'"
     parameters = {"path": plain_path(path)}
     try:
-        with duckdb.connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with work_database(target.parent) as connection:
             described = connection.execute(f"DESCRIBE SELECT * FROM {source}, sample_size=-1)", parameters).fetchall()
             kinds = {str(name): _kept_as(str(kind)) for name, kind, *_ in described}
             columns = ", ".join(f"{_literal(name)}: '{kind}'" for name, kind in kinds.items())
             rows = connection.sql(f"SELECT * FROM {source}, columns={{{columns}}})", params=parameters)
-            _batches_to(pa.RecordBatchReader.from_stream(rows), target)
+            batches_to(pa.RecordBatchReader.from_stream(rows), target)
     except duckdb.Error as error:
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise
         found = _JSON_PLACE.search(str(error))
         told = f"{found[1]}: {found[2]}" if found else str(error).splitlines()[0]
         raise DataError(
@@ -97,7 +101,7 @@ def write_arrow(path: Path, shown: Path, target: Path) -> How:
     """An Arrow or Feather file, or a stream of Arrow."""
     try:
         with pa.memory_map(str(path)) as source:
-            _batches_to(_arrow_reader(source), target)
+            batches_to(_arrow_reader(source), target)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shown}: cannot be read as an Arrow file: {error}") from error
     return ()
@@ -132,8 +136,9 @@ def _rows_of(sheet: Any, shown: Path) -> Iterator[tuple[Any, ...]]:
         raise DataError(f"{shown}: sheet {sheet.title!r} cannot be read: {error}; save it as csv") from error
 
 
+JSON = (".json", ".jsonl", ".ndjson")
 WRITERS: Mapping[str, Callable[[Path, Path, Path], How]] = {
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), write_json),
+    **dict.fromkeys(JSON, write_json),
     **dict.fromkeys((".arrow", ".feather"), write_arrow),
     ".xlsx": write_workbook,
 }
@@ -149,21 +154,26 @@ def write_stream(rows: Any, target: Path, shown: str, *, hidden: str) -> None:
         reader = pa.RecordBatchReader.from_stream(rows)
         kept = [k for k, name in enumerate(reader.schema.names) if not name.startswith(hidden)]
         schema = pa.schema([reader.schema.field(k) for k in kept])
-        _batches_to(pa.RecordBatchReader.from_batches(schema, (batch.select(kept) for batch in reader)), target)
+        batches_to(pa.RecordBatchReader.from_batches(schema, (batch.select(kept) for batch in reader)), target)
     except (TypeError, ValueError, pa.ArrowException, duckdb.Error) as error:
         raise DataError(f"{shown}: cannot be read as a table: {error}") from error
 
 
-def _batches_to(reader: pa.RecordBatchReader, target: Path) -> None:
-    with pq.ParquetWriter(target, reader.schema) as writer:
+def batches_to(reader: pa.RecordBatchReader, target: Path, origin: str | None = None) -> None:
+    """Write batches as parquet; `origin` is the name of the user's file, where a kind has converted it."""
+    schema = reader.schema if origin is None else reader.schema.with_metadata({ORIGIN: origin.encode()})
+    with pq.ParquetWriter(target, schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], target: Path, names: list[str] | None = None) -> How:
+def write_rows(
+    rows: Iterable[Mapping[str, Any]], target: Path, names: list[str] | None = None, origin: str | None = None
+) -> How:
     """Rows of any values as columns of text; lists stay lists where all values of the column are such.
 
-    Columns are those of the first `ROWS_AT_ONCE` rows unless they are named; later ones are left out and told.
+    Columns are those of the first `ROWS_AT_ONCE` rows unless they are named; later ones are left out and told. `origin`
+    is the name of the user's file, whose lines a column `LINE` may hold.
     """
     rows = iter(rows)
     some = list(itertools.islice(rows, ROWS_AT_ONCE))
@@ -171,6 +181,8 @@ def write_rows(rows: Iterable[Mapping[str, Any]], target: Path, names: list[str]
         names = list(dict.fromkeys(name for row in some for name in row))
     lists = {name for name in names if any(row.get(name) for row in some) and _holds_lists(name, some)}
     schema = pa.schema([(name, pa.list_(pa.string()) if name in lists else pa.string()) for name in names])
+    if origin is not None:
+        schema = schema.with_metadata({ORIGIN: origin.encode()})
     late: dict[str, None] = {}
     with pq.ParquetWriter(target, schema) as writer:
         while some:

@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from pmmrec.data.importers.rejections import Rejections
 from pmmrec.data.wording import cleaned
 from pmmrec.errors import DataError
 
@@ -21,17 +22,16 @@ class Selection:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
-        self._filtered: set[str] = set()  # reasons of rows that are valid, but left out on purpose
+        self.rejections = Rejections(connection)
         connection.create_function("cleaned", cleaned, ["VARCHAR"], "VARCHAR", null_handling="special")
-        connection.execute("CREATE TABLE rejected (kind VARCHAR, id VARCHAR, row BIGINT, reason VARCHAR)")
 
     def take_items(self, path: Path, *, may_repeat: bool = False) -> None:
         """Make `items`, with clean texts.
 
         Raises DataError when an id occurs twice, unless it `may_repeat`: then its first row counts.
         """
-        self._run(
-            f"""INSERT INTO rejected SELECT 'item', item_id, row, 'empty item id' FROM raw_items
+        self.rejections.add(
+            f"""SELECT 'item', item_id, row, 'empty item id' FROM raw_items
                 WHERE {_is_blank("item_id")} ORDER BY row"""
         )
         self._run(
@@ -40,8 +40,8 @@ class Selection:
         )
         if may_repeat:
             later = "SELECT row FROM items QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY row) > 1"
-            self._run(
-                f"""INSERT INTO rejected SELECT 'item', item_id, row, 'a later row of the item' FROM items
+            self.rejections.add(
+                f"""SELECT 'item', item_id, row, 'a later row of the item' FROM items
                     WHERE row IN ({later}) ORDER BY row"""
             )
             self._run(f"DELETE FROM items WHERE row IN ({later})")
@@ -53,21 +53,11 @@ class Selection:
             shown = ", ".join(f"{item_id!r} (rows {rows[0]} and {rows[1]})" for item_id, rows in twice[:NUM_EXAMPLES])
             raise DataError(f"{path}: {len(twice):,} item ids occur more than once: {shown}; keep one row each")
 
-    def reject_images(self, item_ids_and_reasons: list[tuple[str, str]]) -> None:
-        """Record pictures that cannot be used."""
-        for item_id, reason in item_ids_and_reasons:
-            self._run("INSERT INTO rejected VALUES ('image', ?, NULL, ?)", [item_id, reason])
-
-    def reject_all_images(self, query: str) -> None:
-        """Record the pictures of a query that gives item ids and reasons."""
-        self._run(f"INSERT INTO rejected SELECT 'image', item_id, NULL, reason FROM ({query}) AS lost(item_id, reason)")
-
     def reject_bare_items(self) -> None:
         """Remove items with neither text nor picture from `items`."""
         bare = "text IS NULL AND row NOT IN (SELECT row FROM item_pictures)"
-        self._run(
-            f"""INSERT INTO rejected SELECT 'item', item_id, row, 'neither text nor image' FROM items WHERE {bare}
-                ORDER BY row"""
+        self.rejections.add(
+            f"""SELECT 'item', item_id, row, 'neither text nor image' FROM items WHERE {bare} ORDER BY row"""
         )
         self._run(f"CREATE TABLE bare_items AS SELECT item_id FROM items WHERE {bare}")
         self._run(f"DELETE FROM items WHERE {bare}")
@@ -96,17 +86,22 @@ class Selection:
         self._run("DROP TABLE judged")
         self._reject_users("no interaction left")
 
-    def leave_out(self, condition: str, reason: str, path: Path, *, on_purpose: bool = True) -> None:
+    def leave_out(
+        self, condition: str, reason: str, path: Path, column: str | None = None, *, on_purpose: bool = True
+    ) -> None:
         """Remove the rows of `live` that meet a condition, and users without any other.
 
-        `on_purpose`: the rows are valid, and counted as filtered. Raises DataError where none is left.
+        `column`: the one that the reason is about, as the import calls it; `on_purpose`: the rows are valid, and are
+        counted as filtered. Raises DataError where none is left.
         """
         self._run(f"CREATE OR REPLACE TABLE left_out AS SELECT row FROM live WHERE {condition}")
         if self._count("left_out") == self._count("live"):
             raise DataError(f"{path}: no interaction is left: {reason} holds for all; choose another rule")
         self._run("DELETE FROM live WHERE row IN (SELECT row FROM left_out)")
         if on_purpose:
-            self._filtered.add(reason)
+            self.rejections.on_purpose(reason, column)
+        else:
+            self.rejections.blame(reason, column)
         self._reject_interactions("SELECT row, $reason AS reason FROM left_out", reason)
         self._reject_users(reason)
 
@@ -126,15 +121,13 @@ class Selection:
         reason = (
             f"outside the {min_user}-core" if is_even else f"outside the core of {min_user} a user, {min_item} an item"
         )
-        self._filtered.add(reason)
+        self.rejections.on_purpose(reason, None)
         self._reject_interactions(
             "SELECT row, $reason AS reason FROM before_core WHERE row NOT IN (SELECT row FROM live)", reason
         )
         self._reject_users(reason)
         outside = "row NOT IN (SELECT item_key FROM live)"
-        self._run(
-            f"INSERT INTO rejected SELECT 'item', item_id, row, ? FROM items WHERE {outside} ORDER BY row", [reason]
-        )
+        self.rejections.add(f"SELECT 'item', item_id, row, ? FROM items WHERE {outside} ORDER BY row", [reason])
         self._run(f"DELETE FROM items WHERE {outside}")
 
     def number_items(self) -> int:
@@ -144,21 +137,6 @@ class Selection:
         if num_items > 2**31 - 1:
             raise DataError(f"{num_items:,} items; a domain numbers them in 32 bits, split it in two")
         return num_items
-
-    def rejections(self, *, on_purpose: bool = False) -> dict[str, dict[str, int]]:
-        """The number of rejected rows, by kind and reason; or of those that were left out on purpose."""
-        counted: dict[str, dict[str, int]] = {}
-        for kind, reason, count in self._rows(
-            "SELECT kind, reason, count(*) FROM rejected GROUP BY ALL ORDER BY kind, count(*) DESC, reason"
-        ):
-            if (reason in self._filtered) == on_purpose:
-                counted.setdefault(kind, {})[reason] = count
-        return counted
-
-    def write_rejected(self, path: Path) -> None:
-        """Write every rejection as a row of a parquet file: kind, id, row in the source (1 is the first), reason."""
-        rows = self._connection.sql("SELECT * FROM rejected ORDER BY kind, row, id, reason")
-        rows.write_parquet(str(path))
 
     def _check_times(self, path: Path) -> None:
         count, num_bad = self._rows("SELECT count(*), count(*) FILTER (time IS NULL) FROM raw_interactions")[0]
@@ -185,8 +163,8 @@ class Selection:
         raise DataError(f"{path}: no interaction can be used: {listed}; mend the files")
 
     def _reject_interactions(self, query: str, reason: str | None = None) -> None:
-        self._run(
-            f"""INSERT INTO rejected SELECT 'interaction', concat(user_id, '/', item_id), row, reason
+        self.rejections.add(
+            f"""SELECT 'interaction', concat(user_id, '/', item_id), row, reason
                 FROM ({query}) JOIN raw_interactions USING (row) ORDER BY row""",
             {"reason": reason} if reason else None,
         )
@@ -194,9 +172,7 @@ class Selection:
     def _reject_users(self, reason: str) -> None:
         """Remove users without a live interaction, and record why."""
         gone = "user_key NOT IN (SELECT user_key FROM live)"
-        self._run(
-            f"INSERT INTO rejected SELECT 'user', user_id, NULL, ? FROM users WHERE {gone} ORDER BY user_key", [reason]
-        )
+        self.rejections.add(f"SELECT 'user', user_id, NULL, ? FROM users WHERE {gone} ORDER BY user_key", [reason])
         self._run(f"DELETE FROM users WHERE {gone}")
 
     def _count(self, table: str) -> int:

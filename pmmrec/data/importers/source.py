@@ -21,7 +21,7 @@ from pmmrec.data.importers.columns import columns_like, hint
 from pmmrec.data.importers.database import database_file, is_database
 from pmmrec.data.importers.prepared import prepared
 from pmmrec.data.importers.quoting import Quoting, quoting_of, unquoted
-from pmmrec.data.importers.records import plain_path
+from pmmrec.data.importers.records import LINE, ORIGIN, plain_path
 from pmmrec.data.importers.text_format import SEPARATORS, UNQUOTED, TextFormat, first_row, separator_of
 from pmmrec.errors import DataError, MachineError
 
@@ -29,6 +29,16 @@ WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
 NO_TEXTS = re.compile(r"BLOB|STRUCT|MAP|UNION|.*\]$", re.DOTALL)
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_REASON = re.compile(r"^(Expected Number of Columns.*|Value with unterminated quote.*|Maximum line size.*)", re.M)
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """How the rows of a text lie in its lines."""
+
+    path: Path
+    has_header: bool
+    encloses: bool  # whether quote marks enclose values, which may then go on in the next line
+    is_one_line_a_row: bool  # and no line is empty
 
 
 @dataclass(frozen=True)
@@ -66,10 +76,13 @@ class Source:
         self._format = text_format or TextFormat()
         self._file = prepared(given, self._format, self._room)
         self.record = self._file.record
-        self._quoting, self._separator, self._num_rows = Quoting(), "", 0
-        self._read = self._text_columns() if self._file.is_text else self._parquet_columns()
-        self.columns, self._made = self._read, list[Column]()
+        self._quoting, self._separator, self.num_rows = Quoting(), "", 0
+        self.origin = self.path.name  # the file that its rows are from; another one where a kind converted it
+        self.line_query: tuple[str, dict[str, str]] | None = None  # gives row and line, where a converted file has them
         self._hidden: set[str | None] = set()
+        self._read = self._text_columns() if self._file.is_text else self._parquet_columns()
+        self._made = list[Column]()
+        self.columns = [one for one in self._read if one.name not in self._hidden]
 
     def _room(self) -> Path:
         folder = Path(tempfile.mkdtemp(dir=self._work))
@@ -80,6 +93,18 @@ class Source:
     def parquet(self) -> Path | None:
         """The parquet file that holds the rows; None for a text."""
         return None if self._file.is_text else self._file.path
+
+    @property
+    def text(self) -> TextRows | None:
+        """How rows lie in the lines of a text; None for another file, and where DuckDB alone can tell."""
+        quoting = self._quoting
+        if self._file.lines is not None:
+            return TextRows(self._file.lines, has_header=False, encloses=False, is_one_line_a_row=False)
+        if not self._file.is_text or quoting.num_records is None:
+            return None
+        is_plain = quoting.num_records == quoting.num_lines == quoting.num_read
+        has_header = not self._format.columns
+        return TextRows(self._file.path, has_header, quoting.encloses, is_plain)
 
     def column(self, name: str) -> Column | None:
         """The column called exactly `name`, None where there is none."""
@@ -124,7 +149,7 @@ class Source:
         notes = [f"{role}: {done}" for done in self._file.how]
         if self._file.is_text and self._separator not in (self._format.delimiter, SEPARATORS.get(self._file.suffix)):
             notes.append(f"{role}: values are separated by {self._separator!r}")
-        return notes + self._quoting.notes(role, self._num_rows)
+        return notes + self._quoting.notes(role, self.num_rows)
 
     def as_id(self, name: str) -> str:
         """SQL of the ids in a column, as text. Raises DataError for types that cannot be ids, such as floats."""
@@ -158,13 +183,13 @@ class Source:
         (num_rows,) = self._connection.execute(f"SELECT count(*) FROM {table}_unnumbered").fetchone() or (0,)
         if num_rows == 0:
             raise DataError(f"{self.path}: names its columns but has no row of data")
-        self._num_rows, expected = int(num_rows), self._quoting.num_records
+        self.num_rows, expected = int(num_rows), self._quoting.num_records
         expected = None if expected is None else expected - (not self._format.columns)
         if expected is not None and num_rows != expected:
             found = f"{expected:,} rows are in the file, but {num_rows:,} were read"
             place = f" from line {self._quoting.first_odd} on" if self._quoting.first_odd else ""
             raise DataError(f"{self.path}: {found}; check quote marks and line ends{place}, or save it as parquet")
-        return self._num_rows
+        return self.num_rows
 
     def _scan(self) -> str:
         if not self._file.is_text:
@@ -203,6 +228,14 @@ class Source:
             described = self._connection.execute(statement, self._parameters()).fetchall()
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # pyarrow tells a broken file by OSError
             raise DataError(f"{self.path}: cannot be read as parquet: {explain(str(error))}") from error
+        origin = (schema.metadata or {}).get(ORIGIN)
+        if origin is not None:
+            self.origin = origin.decode()
+            if LINE in schema.names:
+                self._hidden.add(LINE)
+                rows = "read_parquet($path, file_row_number=true)"
+                query = f"SELECT file_row_number + 1 AS row, CAST({LINE} AS BIGINT) AS line FROM {rows}"
+                self.line_query = query, self._parameters()
         fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
         columns = self._checked([(name, str(row[1])) for name, row in zip(schema.names, described, strict=True)])
         return [dataclasses.replace(column, in_nanoseconds=column.name in fine) for column in columns]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,12 +20,13 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.importers.filters import apply_filters
 from pmmrec.data.importers.loading import USED, LoadedTables, Loader
 from pmmrec.data.importers.picture_column import COLUMN
-from pmmrec.data.importers.pictures import Pictures
+from pmmrec.data.importers.pictures import SECOND, Pictures
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import is_of_machine, stream
 from pmmrec.data.importers.text_format import SEPARATORS, TextFormat
 from pmmrec.data.importers.times import TimeUnit
 from pmmrec.data.importers.user_sequences import UserSequences
+from pmmrec.data.importers.work_database import MEMORY_GB, work_database
 from pmmrec.data.info import NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary, SourceFile
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.errors import DataError, MachineError, RecipeError
@@ -69,7 +70,9 @@ class TableImport(Config):
     time_format: str | None = Field(None, description="How timestamps are written, as strptime: '%d/%m/%Y'.")
     max_rejects: float = Field(1.0, ge=0, le=1, description="Share of rows of each file that may be rejected.")
     image_side: int = Field(256, ge=16, le=4096, description="Shortest side of a stored image in pixels, at most.")
-    memory_gb: float = Field(2.0, ge=0.25, description="Memory of the database; the rest goes to disk beside `out`.")
+    memory_gb: float = Field(
+        MEMORY_GB, ge=0.25, description="Memory of the database; the rest goes to disk beside `out`."
+    )
     num_threads: int = Field(4, ge=1, le=64, description="Threads of the database and of image decoding.")
 
     @model_validator(mode="after")
@@ -100,9 +103,18 @@ def import_table(settings: TableImport, progress: Progress | None = None) -> Dom
     Raises RecipeError when `out` exists, DataError for files that break a rule, MachineError when memory or disk are
     full.
     """
-    with new_folder(settings.out) as (folder, was_stale):
+    return import_prepared(settings.out, lambda _: settings, progress)
+
+
+def import_prepared(out: Path, prepare: Callable[[Path], TableImport], progress: Progress | None = None) -> Domain:
+    """`import_table` with settings that are made once the folder of the work is there, for files that it must hold.
+
+    `prepare` gets that folder, which lies in that of the domain, and is removed with all that is in it.
+    """
+    with new_folder(out) as (folder, was_stale):
         work = folder / "work"
         work.mkdir()
+        settings = prepare(work)
         with _database(work, settings) as connection, warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", category=UserWarning, module="PIL"
@@ -112,7 +124,7 @@ def import_table(settings: TableImport, progress: Progress | None = None) -> Dom
             )  # the limit in images.py is lower and has a better message
             _Import(settings, folder, work, connection, progress).run(was_stale=was_stale)
         shutil.rmtree(work)
-    return Domain.open(settings.out)
+    return Domain.open(out)
 
 
 class _Import:
@@ -160,9 +172,10 @@ class _Import:
         self._domain.write_items(self._item_batches(sources), list(sources.attributes))
         if pictures.is_given:
             self._domain.write_images(pictures.batches(selection, num_items, self._progress))
+            self._check_rejected_pictures(sources)
         sequences = UserSequences(self._connection, has_times=sources.times is not None)
         self._domain.write_sequences(sequences.batches(), has_times=sources.times is not None)
-        selection.write_rejected(self._domain.folder / REJECTED_FILE)
+        selection.rejections.write(self._domain.folder / REJECTED_FILE, sources, self._settings.images)
         self._seal(sources, self._notes(sources, sequences.num_ties, was_stale=was_stale))
 
     def _item_batches(self, sources: LoadedTables) -> Iterator[pa.RecordBatch]:
@@ -204,8 +217,8 @@ class _Import:
                 num_items_read=sources.num_items,
                 num_interactions_read=sources.num_interactions,
                 kept=kept,
-                rejected=self._selection.rejections(),
-                filtered=self._selection.rejections(on_purpose=True),
+                rejected=self._selection.rejections.counts(),
+                filtered=self._selection.rejections.counts(on_purpose=True),
                 num_pictures_ignored=self._pictures.num_ignored,
                 notes=notes,
             ),
@@ -213,16 +226,30 @@ class _Import:
 
     def _check_rejects(self, sources: LoadedTables) -> None:
         """DataError where more rows of a file are rejected than `max_rejects` allows."""
-        limit, rejected = self._settings.max_rejects, self._selection.rejections()
+        limit, rejections = self._settings.max_rejects, self._selection.rejections
+        rejected = rejections.counts()
         for kind, source, num_read in (
             ("item", sources.items, sources.num_items),
             ("interaction", sources.interactions, sources.num_interactions),
         ):
             reasons = rejected.get(kind, {})
             if sum(reasons.values()) > limit * num_read:
-                listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.items())
+                listed = rejections.listed(sources, kind, reasons)
                 found = f"{sum(reasons.values()):,} of {num_read:,} rows are rejected, more than {100 * limit:g} %"
                 raise DataError(f"{source.path}: {found}: {listed}; mend them, or raise --max-rejects")
+
+    def _check_rejected_pictures(self, sources: LoadedTables) -> None:
+        """DataError where more pictures cannot be used than `max_rejects` allows. Second pictures are no loss."""
+        limit, rejections = self._settings.max_rejects, self._selection.rejections
+        reasons = {reason: count for reason, count in rejections.counts().get("image", {}).items() if reason != SECOND}
+        num_rejected, num_kept = sum(reasons.values()), self._domain.num_with[Modality.IMAGE]
+        if num_rejected > limit * (num_rejected + num_kept):
+            where = self._settings.images or sources.items.path
+            listed = rejections.listed(sources, "image", reasons)
+            found = (
+                f"{num_rejected:,} of {num_rejected + num_kept:,} pictures are rejected, more than {100 * limit:g} %"
+            )
+            raise DataError(f"{where}: {found}: {listed}; mend them, or raise --max-rejects")
 
     def _say(self, stage: str, done: int) -> None:
         if self._progress is not None:
@@ -231,19 +258,9 @@ class _Import:
 
 @contextlib.contextmanager
 def _database(work: Path, settings: TableImport) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database on disk that never uses the network and respects its memory limit."""
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{int(settings.memory_gb * 1e9)}B",
-        "temp_directory": str(work / "spill"),
-        "threads": settings.num_threads,
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "preserve_insertion_order": True,
-        "arrow_large_buffer_size": True,
-    }
+    """The database of the import. Raises MachineError where it runs out of memory or disk."""
     try:
-        with duckdb.connect(str(work / "import.duckdb"), config=config) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with work_database(work, settings.memory_gb, settings.num_threads) as connection:
             yield connection
     except duckdb.Error as error:
         if not is_of_machine(error):

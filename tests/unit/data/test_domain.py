@@ -294,3 +294,12 @@ def test_opening_a_domain_reads_no_picture(tmp_path: Path) -> None:
 
 def _bytes_read() -> int:
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+
+
+def test_facts_of_later_versions_in_the_summary_are_passed_over(domain: Domain) -> None:
+    path = domain.folder / "domain.json"
+    tree = json.loads(path.read_text())
+    assert "filtered" not in tree["summary"]  # versions that refuse unknown keys can open it
+    tree["summary"]["read_by"] = {"moon": 1}
+    path.write_text(json.dumps(tree))
+    assert Domain.open(domain.folder).info.summary == domain.info.summary

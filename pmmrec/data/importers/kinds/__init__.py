@@ -1,4 +1,5 @@
 """Kinds of data sets: each recognises a folder in one published layout, and says how its files are read."""
+# ruff: noqa: S608  statements contain no values of users
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pmmrec.data.importers.prepared import prepared
-from pmmrec.data.importers.records import plain_path, write_rows
-from pmmrec.data.importers.source import explain
+from pmmrec.data.importers.prepared import decoded, prepared
+from pmmrec.data.importers.quoting import unquoted
+from pmmrec.data.importers.records import LINE, batches_to, plain_path, write_rows
+from pmmrec.data.importers.source import explain, is_of_machine
 from pmmrec.data.importers.text_format import TextFormat
 from pmmrec.data.importers.unpacking import COMPRESSIONS, unpacked
+from pmmrec.data.importers.work_database import work_database
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
@@ -148,47 +152,61 @@ def first_line(path: Path, encoding: str = "utf-8-sig") -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text in UTF-8. Raises DataError for one that is not."""
-    for number, line in enumerate(whole_text(path).split("\n"), start=1):
-        yield number, line.rstrip("\r")
+    """Numbered lines of a text in UTF-8, compressed or not; not all are held. Raises DataError for another encoding."""
+    held, done = "", 0
+    for block in decoded(path, unpacked(path, COMPRESSIONS.get(path.suffix.lower())), "utf-8-sig"):
+        *whole, held = (held + block).split("\n")
+        for line in whole:
+            done += 1
+            yield done, line.rstrip("\r")
+    yield done + 1, held.rstrip("\r")
 
 
-def whole_text(path: Path) -> str:
-    """A text in UTF-8, compressed or not. Raises DataError for one that is not."""
+def is_utf8(path: Path) -> bool:
+    """Whether a text, compressed or not, is UTF-8; a broken archive is none."""
     try:
-        return b"".join(unpacked(path, COMPRESSIONS.get(path.suffix.lower()))).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: {error.reason}; save the file as UTF-8") from error
+        for _ in decoded(path, unpacked(path, COMPRESSIONS.get(path.suffix.lower())), "utf-8"):
+            pass
+    except DataError:
+        return False
+    return True
 
 
-def converted(rows: Iterable[Mapping[str, Any]], target: Path) -> Path:
-    """Write rows as a table that imports read; every value becomes text."""
-    write_rows(rows, target)
+def converted(rows: Iterable[Mapping[str, Any]], target: Path, origin: Path) -> Path:
+    """Write rows as a table that imports read; every value becomes text.
+
+    `origin` is the user's file; a column `LINE` names the line of each row in it.
+    """
+    write_rows(rows, target, origin=origin.name)
     return target
 
 
-def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str, ...], str]]) -> Path:
-    """Write the rows of a query as a table. `tables`: name -> a text without quoting, its columns and its separator.
+def queried(query: str, target: Path, table: str, text: tuple[Path, tuple[str, ...], str]) -> Path:
+    """Write the rows of a query of `table`, which is a text without quoting: its path, columns and separator.
 
-    Raises DataError for a text that cannot be read so, and where the query gives no rows.
+    The table has two further columns: `row`, and `LINE`, which the query may select. Raises DataError for a text that
+    cannot be read so, and where the query gives no rows.
     """
-    where = ", ".join(str(path) for path, _, _ in tables.values())
+    path, columns, sign = text
 
     def room() -> Path:
         return Path(tempfile.mkdtemp(dir=target.parent))
 
-    config = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    file = prepared(path, TextFormat(delimiter=sign), room).path
+    lines = unquoted(file)
+    line = "rowid + 1" if lines.num_lines == lines.num_read else "CAST(NULL AS BIGINT)"  # empty lines are skipped
+    kinds = ", ".join(f"'{column}': 'VARCHAR'" for column in columns)
+    dialect = f"columns={{{kinds}}}, delim='{sign}', quote='', escape='', header=false, auto_detect=false"
     try:
-        with duckdb.connect(config=config) as connection:
-            for name, (path, columns, sign) in tables.items():
-                text = prepared(path, TextFormat(delimiter=sign), room).path
-                kinds = ", ".join(f"'{column}': 'VARCHAR'" for column in columns)
-                dialect = f"columns={{{kinds}}}, delim='{sign}', quote='', escape='', header=false, auto_detect=false"
-                source = f"read_csv($path, {dialect})"
-                connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}", {"path": plain_path(text)})  # noqa: S608
-            connection.sql(query).write_parquet(str(target))
+        with work_database(target.parent) as connection:
+            source = f"read_csv($path, {dialect})"
+            connection.execute(f"CREATE TABLE read_rows AS SELECT * FROM {source}", {"path": plain_path(file)})
+            connection.execute(f"CREATE VIEW {table} AS SELECT rowid AS row, {line} AS {LINE}, * FROM read_rows")
+            batches_to(pa.RecordBatchReader.from_stream(connection.sql(query)), target, origin=path.name)
     except duckdb.Error as error:
-        raise DataError(f"{where}: {explain(str(error))}") from error
+        if is_of_machine(error):
+            raise
+        raise DataError(f"{path}: {explain(str(error))}") from error
     if not pq.read_metadata(target).num_rows:
-        raise DataError(f"{where}: no row of the table can be made of it")
+        raise DataError(f"{path}: no row of the table can be made of it")
     return target

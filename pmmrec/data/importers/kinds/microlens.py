@@ -18,6 +18,7 @@ from pmmrec.data.importers.kinds import (
     pictures_in,
     required_file,
 )
+from pmmrec.data.importers.records import LINE
 from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
@@ -45,7 +46,7 @@ class MicroLens(Kind):
 
     def inputs(self) -> Inputs:
         titles = required_file(self.folder, *TITLES)
-        items = converted(_titles(titles), self.work / "titles.parquet")
+        items = converted(_titles(titles), self.work / "titles.parquet", titles)
         covers = pictures_in(self.folder, "*covers*", "*cover*")
         pairs = optional_file(self.folder, "*_pairs.csv")
         if pairs is not None:
@@ -63,4 +64,4 @@ def _titles(path: Path) -> Iterator[dict[str, str]]:
         if not comma:
             raise DataError(f"{path}: line {number}: no comma after the item: {line[:60]!r}")
         is_quoted = len(title) > 1 and title.startswith('"') and title.endswith('"')
-        yield {"item_id": item_id, "text": title[1:-1].replace('""', '"') if is_quoted else title}
+        yield {LINE: str(number), "item_id": item_id, "text": title[1:-1].replace('""', '"') if is_quoted else title}

@@ -12,18 +12,19 @@ from pmmrec.settings import PartConfig
 
 NEWS = ("item_id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
 BEHAVIORS = ("impression", "user_id", "moment", "history", "shown")
-TIMED = "SELECT *, row_number() OVER () AS row, strptime(trim(moment), '%m/%d/%Y %I:%M:%S %p') AS time FROM behaviors"
+TIMED = "SELECT *, strptime(trim(moment), '%m/%d/%Y %I:%M:%S %p') AS time FROM behaviors"
 # A history has no times and is the same in all impressions of a user: it comes before the first of them.
 INTERACTIONS = f"""
     WITH timed AS ({TIMED}),
-    before AS (SELECT user_id, time, row, string_split(trim(history), ' ') AS items FROM timed
+    before AS (SELECT __line__, user_id, time, row, string_split(trim(history), ' ') AS items FROM timed
                WHERE {{has_history}} AND trim(history) <> ''
                QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY time, row) = 1),
-    clicked AS (SELECT user_id, time, row,
+    clicked AS (SELECT __line__, user_id, time, row,
                 [left(one, -2) for one in string_split(trim(shown), ' ') if ends_with(one, '-1')] AS items FROM timed),
     listed AS (SELECT 0 AS part, * FROM before UNION ALL SELECT 1 AS part, * FROM clicked)
-    SELECT user_id, item_id, time AS timestamp FROM (
-      SELECT part, row, user_id, time, unnest(items) AS item_id, generate_subscripts(items, 1) AS place FROM listed)
+    SELECT __line__, user_id, item_id, time AS timestamp FROM (
+      SELECT part, row, __line__, user_id, time, unnest(items) AS item_id, generate_subscripts(items, 1) AS place
+      FROM listed)
     ORDER BY time, part, row, place
 """  # noqa: S608  no value of users
 
@@ -54,5 +55,5 @@ class MIND(Kind):
     def inputs(self) -> Inputs:
         behaviors, news = required_file(self.folder, "behaviors.tsv"), required_file(self.folder, "news.tsv")
         query = INTERACTIONS.format(has_history=str(self.history).lower())
-        clicks = queried(query, self.work / "clicks.parquet", {"behaviors": (behaviors, BEHAVIORS, "\t")})
+        clicks = queried(query, self.work / "clicks.parquet", "behaviors", (behaviors, BEHAVIORS, "\t"))
         return Inputs(news, clicks, {"text": "title"}, TABS.model_copy(update={"columns": NEWS}))

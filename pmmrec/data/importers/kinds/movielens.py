@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pmmrec.data.importers.kinds import Inputs, Kind, has_files, importers, required_file, whole_text
+from pmmrec.data.importers.kinds import Inputs, Kind, has_files, importers, is_utf8, required_file
 from pmmrec.data.importers.text_format import TextFormat
-from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
 GENRES = (
@@ -71,8 +70,4 @@ class MovieLens(Kind):
 
 def _encoding(movies: Path) -> str:
     """10m is UTF-8; earlier releases are Latin-1, in which any bytes are text."""
-    try:
-        whole_text(movies)
-    except DataError:  # a broken archive is one too, and refused when it is read
-        return "latin-1"
-    return "utf-8"
+    return "utf-8" if is_utf8(movies) else "latin-1"

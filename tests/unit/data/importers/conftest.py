@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.rejections import COLUMNS
 from pmmrec.data.importers.table import TableImport, import_table
 
 ITEMS = "item_id,text\na,red shirt\nb,blue shirt\nc,hat\n"
@@ -56,15 +57,35 @@ def shop(tmp_path: Path) -> Shop:
 
 
 @pytest.fixture
-def rejected() -> Callable[[Domain], list[tuple]]:
-    """Rows of rejected.parquet: kind, id, row, reason."""
+def left_out() -> Callable[[Domain], list[dict]]:
+    """Rows of rejected.parquet; none where there is no such file."""
 
-    def read(domain: Domain) -> list[tuple]:
-        table = pq.read_table(domain.folder / "rejected.parquet")
-        assert table.column_names == ["kind", "id", "row", "reason"]
-        return [tuple(row.values()) for row in table.to_pylist()]
+    def read(domain: Domain) -> list[dict]:
+        path = domain.folder / "rejected.parquet"
+        if not path.exists():
+            return []
+        table = pq.read_table(path)
+        assert tuple(table.column_names) == COLUMNS
+        return table.to_pylist()
 
     return read
+
+
+@pytest.fixture
+def places(left_out: Callable) -> Callable[[Domain, str], list[tuple]]:
+    """File, line, column and value of each rejected row of a kind, in the order of rows."""
+
+    def read(domain: Domain, kind: str) -> list[tuple]:
+        names = ("file", "line", "column", "value")
+        return [tuple(row[name] for name in names) for row in left_out(domain) if row["kind"] == kind]
+
+    return read
+
+
+@pytest.fixture
+def rejected(left_out: Callable) -> Callable[[Domain], list[tuple]]:
+    """Rows of rejected.parquet: kind, id, row, reason."""
+    return lambda domain: [tuple(row.values())[:4] for row in left_out(domain)]
 
 
 @pytest.fixture

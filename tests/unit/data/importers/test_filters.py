@@ -109,7 +109,12 @@ def test_a_sample_of_users_depends_on_the_seed_and_on_no_order(shop, sequences) 
         ),
         ({"until": "2024"}, RecipeError, "--to 2024: has no effect, times are numbers from 1 to 6"),
         ({"sample_users": 9}, RecipeError, "only 3 users are left"),
-        ({"max_rejects": 0.1}, DataError, r"1 of 7 rows are rejected, more than 10 %: unknown item \(1\); mend"),
+        (
+            {"max_rejects": 0.1},
+            DataError,
+            r"1 of 7 rows are rejected, more than 10 %: unknown item \(1, the first in line \d: "
+            r"column 'item_id' holds '\w+'\); mend",
+        ),
         ({"seed": 3}, ValidationError, "seed has no effect without sample_users"),
         ({"k_core": 3, "min_user": 2}, ValidationError, "k_core, or min_user and min_item"),
         ({"time_format": "%d/%m/%Y"}, DataError, "7 of 7 timestamps cannot be read"),

@@ -397,3 +397,18 @@ def test_a_title_without_a_comma_is_refused_with_its_line(tmp_path: Path) -> Non
     files = {**SAMPLES["microlens"][1], "MicroLens-50k_titles.csv": "1,red\nblue\n"}
     with pytest.raises(DataError, match="line 2: no comma after the item: 'blue'"):
         imported(written(tmp_path / "data", files))
+
+
+def test_kinds_name_the_lines_of_the_original_files(tmp_path: Path, places: Callable) -> None:
+    kind, files, *_ = SAMPLES["mind"]
+    behaviors = files["behaviors.tsv"] + "4\tw\t11/14/2019 9:00:00 AM\tN9\tN8-1 N1-0\n"
+    domain = imported(written(tmp_path / "mind", {**files, "behaviors.tsv": behaviors}), kind)
+    assert places(domain, "interaction") == [("behaviors.tsv", 4, "item_id", one) for one in ("N9", "N8")]
+    kind, files, *_ = SAMPLES["microlens"]
+    titles = "item,title\n1,red\n\n3,\n"
+    domain = imported(written(tmp_path / "lens", {**files, "MicroLens-50k_titles.csv": titles}), kind)
+    assert places(domain, "item") == [("MicroLens-50k_titles.csv", 4, "text", "")]
+    folder = written(tmp_path / "data", {"hm_users.tsv": "u\tv1 v2\n", "hm_items.tsv": "v1\r\nv2\r\n"})
+    (folder / "hm_images").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "hm_images" / "v2.png")
+    assert places(imported(folder), "item") == [("hm_items.tsv", 1, "text", None)]
