@@ -181,32 +181,36 @@ def converted(rows: Iterable[Mapping[str, Any]], target: Path, origin: Path) -> 
     return target
 
 
-def queried(query: str, target: Path, table: str, text: tuple[Path, tuple[str, ...], str]) -> Path:
-    """Write the rows of a query of `table`, which is a text without quoting: its path, columns and separator.
+def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str, ...], str]]) -> Path:
+    """Write the rows of a query as a table. `tables`: name -> a text without quoting, its columns and its separator.
 
-    The table has two further columns: `row`, and `LINE`, which the query may select. Raises DataError for a text that
-    cannot be read so, and where the query gives no rows.
+    Tables have two further columns: `row`, and `LINE`, which the query may select of the first, whose rows it gives.
+    Raises DataError for a text that cannot be read so, and where the query gives no rows.
     """
-    path, columns, sign = text
+    origin, *_ = (path for path, _, _ in tables.values())
+    where = ", ".join(str(path) for path, _, _ in tables.values())
+    try:
+        with work_database(target.parent) as connection:
+            for name, text in tables.items():
+                _load_text(connection, name, *text, target.parent)
+            batches_to(pa.RecordBatchReader.from_stream(connection.sql(query)), target, origin=origin.name)
+    except duckdb.Error as error:
+        if is_of_machine(error):
+            raise
+        raise DataError(f"{where}: {explain(str(error))}") from error
+    if not pq.read_metadata(target).num_rows:
+        raise DataError(f"{where}: no row of the table can be made of it")
+    return target
 
-    def room() -> Path:
-        return Path(tempfile.mkdtemp(dir=target.parent))
 
-    file = prepared(path, TextFormat(delimiter=sign), room).path
+def _load_text(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: tuple[str, ...], sign: str, work: Path
+) -> None:
+    file = prepared(path, TextFormat(delimiter=sign), lambda: Path(tempfile.mkdtemp(dir=work))).path
     lines = unquoted(file)
     line = "rowid + 1" if lines.num_lines == lines.num_read else "CAST(NULL AS BIGINT)"  # empty lines are skipped
     kinds = ", ".join(f"'{column}': 'VARCHAR'" for column in columns)
     dialect = f"columns={{{kinds}}}, delim='{sign}', quote='', escape='', header=false, auto_detect=false"
-    try:
-        with work_database(target.parent) as connection:
-            source = f"read_csv($path, {dialect})"
-            connection.execute(f"CREATE TABLE read_rows AS SELECT * FROM {source}", {"path": plain_path(file)})
-            connection.execute(f"CREATE VIEW {table} AS SELECT rowid AS row, {line} AS {LINE}, * FROM read_rows")
-            batches_to(pa.RecordBatchReader.from_stream(connection.sql(query)), target, origin=path.name)
-    except duckdb.Error as error:
-        if is_of_machine(error):
-            raise
-        raise DataError(f"{path}: {explain(str(error))}") from error
-    if not pq.read_metadata(target).num_rows:
-        raise DataError(f"{path}: no row of the table can be made of it")
-    return target
+    source = f"read_csv($path, {dialect})"
+    connection.execute(f"CREATE TABLE {name}_rows AS SELECT * FROM {source}", {"path": plain_path(file)})
+    connection.execute(f"CREATE VIEW {name} AS SELECT rowid AS row, {line} AS {LINE}, * FROM {name}_rows")

@@ -18,6 +18,7 @@ from pmmrec.data.importers.kinds import (
     queried,
     required_file,
 )
+from pmmrec.data.importers.records import LINE
 from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
@@ -68,10 +69,10 @@ class MMRec(Kind):
         if len({*names} & {*KNOWN}) < len(names):
             raise DataError(f"{log}: expected columns {', '.join(KNOWN)}, found {', '.join(names)}; rename them")
         users, items = (required_file(self.folder, name) for name in (USERS, ITEMS))
-        selected = ", ".join(["users.id AS user_id", "items.id AS item_id", *further])
+        selected = ", ".join([f"log.{LINE}", "users.id AS user_id", "items.id AS item_id", *further])
         query = f"""SELECT {selected} FROM log
                     LEFT JOIN users ON users.number = log.userID LEFT JOIN items ON items.number = log.itemID
-                    WHERE log.userID <> 'userID' ORDER BY log.rowid"""  # noqa: S608  names are those of KNOWN
+                    WHERE log.userID <> 'userID' ORDER BY log.row"""  # noqa: S608  names are those of KNOWN
         pairs = ("id", "number")
         tables = {"log": (log, tuple(names), "\t"), "users": (users, pairs, "\t"), "items": (items, pairs, "\t")}
         return queried(query, self.work / "interactions.parquet", tables)
