@@ -164,6 +164,9 @@ class Requests:
     passes: Mapping[WindowRequest, frozenset[DrawnNegatives]] = field(default_factory=dict)  # and for its targets
     views: frozenset[View] = frozenset()
     last_alone: frozenset[WindowRequest] = frozenset()  # passes of which nothing but the last state of a window is read
+    drawn_for_last: frozenset[tuple[WindowRequest, DrawnNegatives]] = (
+        frozenset()
+    )  # for the last target of a window alone
 
     @property
     def drawn(self) -> frozenset[DrawnNegatives]:
@@ -186,10 +189,12 @@ class Requests:
     ) -> Self:
         """Passes over windows, with `negatives` drawn for the targets of each, and views.
 
-        `last_alone`: of these passes the last state of each window is read and no other, so others need not be there.
+        `last_alone`: of these passes the last state of each window is read and no other, so others need not be there,
+        and negatives are drawn for the last target alone.
         """
-        drawn = frozenset(() if negatives is None else (negatives,))
-        return cls(dict.fromkeys(windows, drawn), frozenset(views), frozenset(windows if last_alone else ()))
+        passes = dict.fromkeys(windows, frozenset(() if negatives is None else (negatives,)))
+        last = cls(passes)._drawn if last_alone else frozenset()
+        return cls(passes, frozenset(views), frozenset(windows if last_alone else ()), last)
 
     @classmethod
     def union(cls, several: Iterable[Requests]) -> Self:
@@ -197,10 +202,16 @@ class Requests:
         passes: dict[WindowRequest, frozenset[DrawnNegatives]] = {}
         views: frozenset[View] = frozenset()
         whole: set[WindowRequest] = set()
+        drawn_for_all: set[tuple[WindowRequest, DrawnNegatives]] = set()
         for requests in several:
             views |= requests.views
             whole |= requests.passes.keys() - requests.last_alone
+            drawn_for_all |= requests._drawn - requests.drawn_for_last
             for window, drawn in requests.passes.items():
                 passes[window] = passes.get(window, frozenset()) | drawn
         in_order = dict(sorted(passes.items(), key=lambda entry: not isinstance(entry[0], NextItems)))
-        return cls(in_order, views, frozenset(passes.keys() - whole))
+        return cls(in_order, views, frozenset(passes.keys() - whole), cls(passes)._drawn - drawn_for_all)
+
+    @property
+    def _drawn(self) -> frozenset[tuple[WindowRequest, DrawnNegatives]]:
+        return frozenset((window, one) for window, drawn in self.passes.items() for one in drawn)

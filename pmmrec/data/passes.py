@@ -88,6 +88,7 @@ class PassMaker:
     def __init__(self, requests: Requests, pools: Sequence[NegativePool], seed: int) -> None:
         """`pools`: of each domain. DataError where one of its users has no item left that could be a negative."""
         self._passes, self._pools, self._seed = requests.passes, pools, seed
+        self._drawn_for_last = requests.drawn_for_last
         for pool in pools:
             pool.check(requests.drawn)
         self.reads_others = any(isinstance(request, Noised) for request in self._passes)
@@ -104,9 +105,18 @@ class PassMaker:
                 continue
             rows = [self._row(request, visit, pool) for visit in visits]
             targets = [row.target_l for row in rows if row.target_l is not None]
-            negatives = {config: self._negatives(targets, visits, config) for config in drawn} if targets else {}
+            negatives = {
+                config: self._negatives(self._drawn_for(targets, request, config), visits, config)
+                for config in (drawn if targets else ())
+            }
             found[request] = PassRows(rows, negatives)
         return found
+
+    def _drawn_for(self, targets: Sequence[Ints], request: WindowRequest, config: DrawnNegatives) -> Sequence[Ints]:
+        """The targets for which negatives are drawn: all, or the last of each window."""
+        if (request, config) not in self._drawn_for_last:
+            return targets
+        return [np.where(_is_last(len(target_l)), target_l, NO_TARGET) for target_l in targets]
 
     def _row(self, request: WindowRequest, visit: Visit, pool: SlotPool | None) -> Row:
         keys = visit.window.keys

@@ -129,7 +129,7 @@ def _other_targets(views: Views) -> Windows:
 
 @check("last alone", objectives)
 def the_last_state_is_read_alone_where_it_is_said(subject: Subject) -> Inapplicable:
-    """Passes of which the last states alone are asked for give the same where other states are there as well."""
+    """Where last states alone are asked for, other states, and negatives of other targets, change nothing."""
     objective = subject.build().double()
     if not objective.requests.last_alone:
         return "reads states at all positions, or none"
@@ -139,7 +139,21 @@ def the_last_state_is_read_alone_where_it_is_said(subject: Subject) -> Inapplica
         views = task.views(batch)
         every = dataclasses.replace(views, states=_all_states(views))
         _assert_same_term(objective(every), objective(views), leaves, f"{name}: beside other states")
+        drawn_for_last = dataclasses.replace(views, windows=_without_earlier_negatives(views.windows))
+        _assert_same_term(objective(drawn_for_last), objective(views), leaves, f"{name}: without earlier negatives")
     return None
+
+
+def _without_earlier_negatives(windows: Windows) -> Windows:
+    """The windows with item 0 in place of the negatives of all targets but the last."""
+    passes = {}
+    for request, one in windows.passes.items():
+        drawn = {}
+        for config, index_BLC in one.negative_index_BLC.items():
+            drawn[config] = torch.zeros_like(index_BLC)
+            drawn[config][:, -1] = index_BLC[:, -1]
+        passes[request] = dataclasses.replace(one, negative_index_BLC=drawn)
+    return dataclasses.replace(windows, passes=passes)
 
 
 @check("shares = whole", objectives)

@@ -168,7 +168,7 @@ class Drawing:
         num_blank = self.data.kind.num_blank
         longest = max(map(len, windows)) + num_blank
         slots = sum(len(keys) - 1 + num_blank for keys in windows)
-        num_items = self._with_negatives(task, len(item_keys), slots)
+        num_items = self._with_negatives(task, len(item_keys), slots, len(windows))
         texts = self._tokens_of_texts(task, item_keys)
         return StepSize(
             users=math.ceil(len(windows) / num_processes) if sees_all else len(windows),
@@ -189,8 +189,9 @@ class Drawing:
         own = math.ceil(num_users / num_processes)
         num_positions = self.data.kind.longest + self.data.kind.num_blank
         shown = max(one.most_candidates for one in self.examples) if _shown(task) else 0
-        seen = (num_users if sees_all else own) * num_positions
-        num_items = self._with_negatives(task, seen + (num_users if sees_all else own) * shown, seen)
+        num_windows = num_users if sees_all else own
+        seen = num_windows * num_positions
+        num_items = self._with_negatives(task, seen + num_windows * shown, seen, num_windows)
         return StepSize(
             users=own,
             positions=num_positions,
@@ -205,12 +206,17 @@ class Drawing:
     def _num_items(self) -> int:
         return sum(domain.num_items for domain in self.sources.domains)
 
-    def _with_negatives(self, task: TrainingTask, num_items: int, num_targets: int) -> int:
+    def _with_negatives(self, task: TrainingTask, num_items: int, num_targets: int, num_windows: int) -> int:
         """Distinct items of a step, drawn negatives included, if all of these are different."""
         if View.CATALOGUE in task.requests.views:
             return self._num_items
-        num_drawn = sum(one.count for drawn in task.requests.passes.values() for one in drawn)
-        return min(self._num_items, num_items + num_drawn * num_targets)
+        requests = task.requests
+        num_drawn = sum(
+            one.count * (num_windows if (window, one) in requests.drawn_for_last else num_targets)
+            for window, drawn in requests.passes.items()
+            for one in drawn
+        )
+        return min(self._num_items, num_items + num_drawn)
 
     def _step(self, task: TrainingTask, step: int, num_processes: int) -> list[tuple[Ints, Ints]]:
         """Items and candidates of each example whose items the first process sees, in the first part of a step."""

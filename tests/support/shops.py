@@ -50,11 +50,12 @@ class Shops:
         world: int = 1,
         gather: bool = False,
         parts: int = 1,
+        last_alone: bool = False,
     ) -> BatchBuilder:
         config = DataConfig(window=window or WindowConfig(size=5), mixing=mixing or MixingConfig())
         windows = [one for one in asked if isinstance(one, WindowRequest)]
         views = [one for one in asked if isinstance(one, View)]
-        requests = Requests.of(*windows, negatives=negatives, views=views)
+        requests = Requests.of(*windows, negatives=negatives, views=views, last_alone=last_alone)
         division = Division(rank, world, gather, parts)
         return BatchBuilder(self.splits, self.reader, config, requests, batch_users, seed, division)
 

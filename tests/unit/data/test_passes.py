@@ -176,6 +176,31 @@ def test_every_item_in_a_batch_stands_there_once_with_negatives_among_them(shops
     assert larger > 0
 
 
+@pytest.mark.parametrize("config", [ONE, POPULAR, DrawnNegatives(count=2, per="pair")])
+def test_where_the_last_target_alone_counts_negatives_of_no_other_are_encoded(
+    shops: Shops, config: DrawnNegatives
+) -> None:
+    fewer = 0
+    for plain, batch, all_drawn in zip(
+        epoch_of(shops.builder(NextItems(), batch_users=2)),
+        epoch_of(shops.builder(NextItems(), negatives=config, last_alone=True, batch_users=2)),
+        epoch_of(shops.builder(NextItems(), negatives=config, batch_users=2)),
+        strict=True,
+    ):
+        of_pass, keys = batch.windows.passes[NextItems()], _all_keys(batch)
+        index_BLC = of_pass.negative_index_BLC[config]
+        assert (index_BLC[:, :-1] == 0).all()
+        drawn = {keys[place] for place in index_BLC[:, -1].flatten().tolist()}
+        assert set(keys) == set(_all_keys(plain)) | drawn
+        assert torch.equal(of_pass.is_target_BL, plain.windows.passes[NextItems()].is_target_BL)
+        fewer += all_drawn.items.num_items - batch.items.num_items
+        for row, name in enumerate(batch.user_id):
+            domain, user = domain_and_user(name)
+            touched = {(domain, item) for item in shops.splits[domain].train(user).tolist()}
+            assert touched.isdisjoint(keys[place] for place in index_BLC[row, -1].tolist())
+    assert fewer > 0
+
+
 @pytest.mark.parametrize("gather", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_draw_what_one_would(shops: Shops, world: int, gather: bool) -> None:

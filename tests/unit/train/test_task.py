@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,7 +12,8 @@ from pmmrec.contracts import History, ItemVectors, Nodes, WindowPass
 from pmmrec.data.batches import DataConfig
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
-from pmmrec.requests import NextItems, Noised, Requests, View
+from pmmrec.requests import DrawnNegatives, NextItems, Noised, Requests, View
+from pmmrec.testing.twins.drawn_negatives import drawn_by_loops
 from pmmrec.train.prepare import Batches
 from pmmrec.train.task import TrainingTask, _history
 
@@ -88,6 +90,31 @@ def test_the_last_states_alone_give_the_loss_and_gradients_of_all_states(worksho
         found.append([*figures.values(), *gradients])
     for alone, whole in zip(*found, strict=True):
         torch.testing.assert_close(alone, whole, rtol=0, atol=1e-12)  # float64
+
+
+@pytest.mark.parametrize("name", ["bce", "bpr"])
+def test_the_last_target_alone_with_its_own_negatives_gives_the_loss_of_loops(workshop, name: str) -> None:
+    shop = workshop({name: {"type": name, "targets": "last", "negatives": {"count": 3}}})
+    task, batch = shop.task.double(), next(iter(shop.batches(8).epoch(1)))
+    task.recommender.scorer.reads_histories = True  # all states, where the loops look them up
+    term, views = task.objectives[name], task.views(batch)
+    total, count = drawn_by_loops(term, views)
+    found = term(views)
+    assert float(found.count) == count == len(batch.user_id)
+    torch.testing.assert_close(found.sum, total, rtol=0, atol=1e-12)  # float64
+
+
+def test_negatives_are_drawn_for_all_targets_that_one_objective_compares() -> None:
+    def asked(targets: str, count: int) -> Requests:
+        return objectives.config({"type": "bce", "targets": targets, "negatives": {"count": count}}).requests(
+            negatives=DrawnNegatives(count=count)
+        )
+
+    both = Requests.union([asked("last", 1), asked("last", 2), asked("next", 2)])
+    assert both.drawn == {DrawnNegatives(count=1), DrawnNegatives(count=2)}
+    assert both.drawn_for_last == {(NextItems(), DrawnNegatives(count=1))}
+    assert Requests.union([both, asked("next", 1)]).drawn_for_last == frozenset()
+    assert Requests.union([asked("last", 1), asked("last", 1)]).drawn_for_last == both.drawn_for_last
 
 
 def test_all_states_are_computed_where_one_objective_reads_them(workshop) -> None:
