@@ -212,12 +212,25 @@ def codes_command(
 
 
 @app.command("stats")
-def stats_command(domains: Domains, as_json: AsJson = False) -> None:
-    """Show users, items, interactions, lengths and modalities of domains side by side."""
+def stats_command(
+    domains: Domains,
+    plot: Annotated[
+        Path | None,
+        Option(metavar="FILE.png", help="Also draw popularity of items, length of histories, interactions by time."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Folder of a text encoder, whose tokens are counted.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the figures of domains that papers print, side by side: sizes, lengths, sparsity, texts and images."""
+    from pmmrec.report.domain_plots import plot_domains
     from pmmrec.report.domains import Statistics
 
     with errors_for_people():
-        found = Statistics.of(domains)
+        found = Statistics.of(domains, tokenizer)
+        if plot is not None:
+            plot_domains(domains, plot)
         show_json(found) if as_json else show(found.table())
 
 

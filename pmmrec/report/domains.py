@@ -13,10 +13,12 @@ from pmmrec.data.demo_world import DemoWorldConfig, write_demo_world
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.folder import KindLine, kind_lines
 from pmmrec.data.importers.table import TableImport, import_table
-from pmmrec.data.statistics import COLD_BELOW, DomainStatistics, domain_statistics
+from pmmrec.data.statistics import COLD_BELOW, CountTokens, DomainStatistics, domain_statistics
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.homes import expanded
 from pmmrec.tables import Cell, PlainTable
+
+MAX_TOKENS = 100_000  # of a text that is counted; none has more characters than a tenth of it
 
 
 def import_lines(domain: Domain) -> list[str]:
@@ -56,9 +58,13 @@ class Statistics:
     domains: tuple[DomainStatistics, ...]
 
     @classmethod
-    def of(cls, folders: Sequence[Path]) -> Statistics:
-        """Compute the statistics of domain folders. DataError if one is not a domain."""
-        return cls(tuple(domain_statistics(Domain.open(folder)) for folder in folders))
+    def of(cls, folders: Sequence[Path], tokenizer: Path | None = None) -> Statistics:
+        """Compute the statistics of domain folders; `tokenizer`: a folder with one, whose tokens are counted.
+
+        Raises DataError if one is not a domain, CheckpointError for a folder without a tokenizer.
+        """
+        count = None if tokenizer is None else _token_counter(expanded(tokenizer))
+        return cls(tuple(domain_statistics(Domain.open(folder), count) for folder in folders))
 
     def table(self) -> PlainTable:
         """A table with one column per domain."""
@@ -68,16 +74,34 @@ class Statistics:
             "interactions": lambda one: one.num_interactions,
             "mean length": lambda one: round(one.mean_length, 1),
             "median length": lambda one: one.median_length,
-            "density, %": lambda one: round(100 * one.density, 3),
+            "longest": lambda one: one.longest,
+            "sparsity, %": lambda one: f"{100 * one.sparsity:.3f}",
             "repeated interactions, %": lambda one: round(100 * one.share_repeated, 1),
             "items with text": lambda one: one.num_with_text,
             "items with image": lambda one: one.num_with_image,
+            "words of a text, mean": lambda one: _rounded(one.mean_words),
+            "characters of a text, mean": lambda one: _rounded(one.mean_characters),
+            "tokens of a text, mean": lambda one: _rounded(one.mean_tokens),
             f"cold items (< {COLD_BELOW} in train)": lambda one: one.num_cold_items,
         }
+        if all(one.mean_tokens is None for one in self.domains):
+            del facts["tokens of a text, mean"]
         for name in sorted({name for one in self.domains for name in one.num_with_column}):
             facts[f"items with column {name}"] = partial(_num_with, name)
         rows = [[fact, *(figure(one) for one in self.domains)] for fact, figure in facts.items()]
         return PlainTable("", ["", *(one.name for one in self.domains)], rows)
+
+
+def _token_counter(folder: Path) -> CountTokens:
+    """How many tokens the tokenizer in a folder makes of each text."""
+    from pmmrec.encoders.tokenizer import FolderTokenizer
+
+    tokenizer = FolderTokenizer(folder, MAX_TOKENS, lowercase=False)
+    return lambda texts: [len(token_ids) for token_ids in tokenizer.encode(texts)]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def _num_with(column: str, one: DomainStatistics) -> int:

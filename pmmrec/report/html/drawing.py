@@ -16,6 +16,7 @@ from pmmrec.report.epochs import Epoch, best_epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito, safe for any colour vision; lines and markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -48,7 +49,7 @@ def draw_curves(systems: Mapping[str, Sequence[Sequence[Epoch]]], metric: str) -
                     marker=mark,
                     markersize=6,
                     markevery=[x.index(best.epoch)],
-                    label=_short(name) if seed_place == 0 else None,
+                    label=short_name(name) if seed_place == 0 else None,
                 )
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"validation {metric.upper()}, %")
@@ -77,7 +78,7 @@ def draw_by_users(systems: Mapping[str, Sequence[Interval]], num_users: Sequence
                 color=COLORS[place % len(COLORS)],
                 marker=MARKS[place % len(MARKS)],
                 linewidth=1.4,
-                label=_short(name),
+                label=short_name(name),
             )
         axes.set_xscale("log")
         axes.set_xticks(num_users, [f"{number:,}" for number in num_users])
@@ -98,7 +99,14 @@ def draw_map(point_N2: NDArray[np.float64], groups: Sequence[str]) -> bytes:
             x, y = point_N2[is_in_N].T
             color, mark = COLORS[place % len(COLORS)], MARKS[place % len(MARKS)]
             axes.scatter(
-                x, y, s=14, c=color, marker=mark, alpha=0.75, linewidths=0, label=f"{_short(group)} ({is_in_N.sum()})"
+                x,
+                y,
+                s=14,
+                c=color,
+                marker=mark,
+                alpha=0.75,
+                linewidths=0,
+                label=f"{short_name(group)} ({is_in_N.sum()})",
             )
         axes.set_xticks([])  # only distances between points have a meaning
         axes.set_yticks([])
@@ -110,6 +118,13 @@ def draw_map(point_N2: NDArray[np.float64], groups: Sequence[str]) -> bytes:
 @contextmanager
 def _figure(size_in: tuple[float, float]) -> Iterator[tuple[Axes, io.BytesIO]]:
     """Axes to draw on, and a buffer that holds the PNG after the block."""
+    with new_figure(size_in) as (figure, out):
+        yield figure.add_subplot(), out
+
+
+@contextmanager
+def new_figure(size_in: tuple[float, float]) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """A figure to draw on, and a buffer that holds the PNG after the block."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -118,7 +133,7 @@ def _figure(size_in: tuple[float, float]) -> Iterator[tuple[Axes, io.BytesIO]]:
         mpl.rcdefaults()  # a style of the user would change the picture
         mpl.rcParams.update(STYLE)
         figure = Figure(figsize=size_in, layout="constrained")
-        yield figure.add_subplot(), out
+        yield figure, out
         figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
 
 
@@ -126,5 +141,6 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _short(text: str) -> str:
+def short_name(text: str) -> str:
+    """A name that is short enough for a legend."""
     return text if len(text) <= LETTERS_SHOWN else text[: LETTERS_SHOWN - 1] + "…"
