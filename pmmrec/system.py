@@ -8,6 +8,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ from pmmrec.homes import CACHE, expanded
 from pmmrec.models.build import scorer_with
 from pmmrec.models.recommender import Recommender
 from pmmrec.progress import bars, bars_or_lines
-from pmmrec.serving.candidates import CandidateItems, EncodedItems, weights_name
+from pmmrec.serving.blending import NO_BLEND, AskedBlend, Blending
+from pmmrec.serving.candidates import CandidateItems, EncodedItems, list_maker, weights_name
 from pmmrec.serving.encoding import encode, features_read
 from pmmrec.serving.export import Exported, refuse_without_keys, write_index
 from pmmrec.serving.new_items import new_items_domain
@@ -63,8 +65,9 @@ class System:
         popularity: float | None = None,
         max_unreadable: float = MAX_UNREADABLE,
         tell: Callable[[str], None] = silent,
+        blend: Blending = NO_BLEND,
     ) -> None:
-        self.checkpoint, self.device = checkpoint, device
+        self.checkpoint, self.device, self._blend = checkpoint, device, blend
         self._warn, self._warned, self._tell = warn, set[str](), tell
         self._popularity, self._max_unreadable = popularity, max_unreadable
         self._cache = expanded(cache)
@@ -145,14 +148,16 @@ class System:
         asked = (model, reader, 0, used, queries.holdout, self.device, seen)
         vectors_ND = self._encode(opened, reader=reader).vectors_ND
         with threads_for(self.checkpoint.model_config), bars() as progress:
-            evaluation = evaluate_model(*asked, vectors_ND=vectors_ND, progress=progress)
+            blend = self._blend.of_split(model, reader, used, vectors_ND, seen)
+            evaluation = evaluate_model(*asked, vectors_ND=vectors_ND, blend=blend, progress=progress)
         for warning in (left_out(used), used.left_out(queries.holdout)):
             if warning:
                 self._warn(warning)
         baselines = rank_baselines(used, seen, queries.holdout, tuned=tuned_baselines)
         is_held_out, learned = queries.is_held_out_T, self.checkpoint.was_trained_on(opened.name, opened.fingerprint)
         found = domain_outcome(used, evaluation, baselines, is_held_out_T=is_held_out, learned_here=learned)
-        asked_of = {"seen": seen, "scenario": scenario, "split": used.told}
+        blended = None if blend is None else blend.config.model_dump(mode="json")
+        asked_of: dict[str, Any] = {"seen": seen, "scenario": scenario, "split": used.told, "blend": blended}
         outcome = Outcome(name=name, kind="evaluate", domains=(found,), **asked_of)
         if out is not None:
             with files.writing(Path(out), replace=False) as place:
@@ -193,7 +198,7 @@ class System:
             share: Which part of the work is this process's.
             say: Called once a minute with a line that tells how far it has come; None: bars on a terminal.
         """
-        share, place = share or Share(), expanded(Path(out))
+        share, place, blend = share or Share(), expanded(Path(out)), self._blend.given("score")
         check_lists_out(place, share.count)
         if new_images is not None and new_items is None:
             raise RecipeError("--new-images: has no effect without --new-items; leave it out")
@@ -212,11 +217,13 @@ class System:
             known = self._encode(opened, share, say) if ready is None else ready.items
             candidates = CandidateItems.of(known, fresh)
             items = f"{opened.fingerprint} {known.fingerprint} {'' if fresh is None else fresh.fingerprint}"
-            asked = f"{weights_name(self.checkpoint)} {self._popularity} {k} {seen} {made_by('pixels', 'vectors')}"
+            weights = f"{weights_name(self.checkpoint)} {self._popularity} {blend or ''}"
+            asked = f"{weights} {k} {seen} {made_by('pixels', 'vectors')}"
             name = hashlib.sha256(f"{items} {asked}".encode()).hexdigest()
             job = ScoreJob(place, histories, chosen, share=share, name=name)
             model = self._model_for(opened) if ready is None else ready.model
-            maker = self._maker_of(model, candidates, opened, k, seen)
+            how: dict[str, Any] = {"blend": blend, "threads": torch.get_num_threads()}
+            maker = list_maker(model, candidates, opened, k, seen, self.device, **how)
             with bars_or_lines(say) as progress:
                 return job.run(maker, candidates.item_ids, progress)
 
@@ -242,6 +249,7 @@ class System:
             seed: Of the draw.
             say: Called once a minute with a line that tells how far it has come; None: bars on a terminal.
         """
+        self._blend.refuse_index()
         place = expanded(Path(out))
         check_out(place)
         faiss()
@@ -265,42 +273,13 @@ class System:
         self._tell(f"{domain.name}: {known.counts()}")
         return known
 
-    def _maker_of(
-        self, model: Recommender, candidates: CandidateItems, domain: Domain, k: int, seen: Seen
-    ) -> ListMaker:
-        """What makes the lists of many users, from all that is offered to those of a domain."""
-        counts = None
-        if model.scorer.reads_counts:
-            num_new = len(candidates.item_ids) - domain.num_items
-            counts = np.concatenate([domain.item_counts, np.zeros(num_new, np.int64)])
-        return ListMaker(
-            model,
-            candidates.vectors_ND,
-            k,
-            counts=counts,
-            contents=candidates.contents,
-            seen=seen,
-            device=self.device,
-            threads=torch.get_num_threads(),
-        )
-
     def _maker_for(self, encoded: EncodedItems, k: int, seen: Seen) -> ListMaker:
         """What makes lists one at a time; the last one is kept."""
         asked = (encoded.domain.fingerprint, k, seen)
         if self._maker is None or self._maker[0] != asked:
-            model = self._model_for(encoded.domain)
-            counts = encoded.domain.item_counts if model.scorer.reads_counts else None
-            sizes = dataclasses.replace(Sizes.on(self.device), users=1)
-            made = ListMaker(
-                model,
-                encoded.vectors_ND,
-                k,
-                counts=counts,
-                contents=encoded.contents,
-                seen=seen,
-                sizes=sizes,
-                device=self.device,
-            )
+            model, sizes = self._model_for(encoded.domain), dataclasses.replace(Sizes.on(self.device), users=1)
+            blend = self._blend.given("recommend")
+            made = list_maker(model, encoded, encoded.domain, k, seen, self.device, blend, sizes=sizes)
             self._maker = (asked, made)
         return self._maker[1]
 
@@ -365,6 +344,7 @@ def load(
     max_unreadable: float = MAX_UNREADABLE,
     base: str | None = None,
     tell: Callable[[str], None] = silent,
+    blend: AskedBlend = None,
 ) -> System:
     """Open a checkpoint wherever it is. Weights are read, and fetched from another machine, at first use.
 
@@ -379,6 +359,8 @@ def load(
         base: For a checkpoint of adapters, the one they stand on, by folder or name; None: where it was in training,
             beside the adapters, or in `hub`.
         tell: Called with a line that counts the items that were encoded, and those whose vectors were kept.
+        blend: What co-occurrence and popularity add to the score, in place of the checkpoint's popularity; "auto":
+            `evaluate` chooses the weights by the validation targets.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -387,9 +369,10 @@ def load(
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device!r}: torch finds no GPU here; give cpu, or leave it out")
     opened = open_checkpoint(str(checkpoint), Path(hub), parts=(), warn=warn)
-    return System(
-        with_base(opened, base, Path(hub)), Path(cache or CACHE), chosen, warn, popularity, max_unreadable, tell
-    )
+    blending = Blending(blend)
+    popularity = blending.popularity(opened.model_config, popularity)
+    places = with_base(opened, base, Path(hub)), Path(cache or CACHE)
+    return System(*places, chosen, warn, popularity, max_unreadable, tell, blending)
 
 
 def _opened(domain: Domain | Path | str, *, streamed: bool = False) -> Domain:

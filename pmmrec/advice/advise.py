@@ -1,4 +1,4 @@
-"""Measure popularity, item-kNN, zero-shot and short fine-tunings of a checkpoint on validation targets."""
+"""Measure popularity, item-kNN, zero-shot, their blend and short fine-tunings on validation targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.baselines import baselines_for, num_scored_at_once, popularity_baseline
+from pmmrec.evaluation.blend import BlendConfig
 from pmmrec.evaluation.catalogue import Evaluation, encode_catalogue, evaluate_model
+from pmmrec.evaluation.learned_blend import COOCCURRENCES, POPULARITIES
 from pmmrec.evaluation.outcome import Outcome, read_outcome
 from pmmrec.evaluation.ranking import ScoreRows, rank_targets
 from pmmrec.evaluation.tuned_baselines import KNN_GRID, tuned_item_knn
@@ -33,6 +35,7 @@ from pmmrec.processes import ChildProcess, end_all, folder_lock, signals_as_inte
 from pmmrec.progress import bars
 from pmmrec.recipe import FinetuneRecipe, read_recipe
 from pmmrec.report.records import to_json
+from pmmrec.serving.blending import Blending
 from pmmrec.settings import Config, Place
 from pmmrec.shipped import find_recipe, shipped_file
 from pmmrec.train.run_folder import CHECKPOINT_FOLDER
@@ -43,6 +46,9 @@ from pmmrec.zoo.checkpoint import Checkpoint, load_recommender, open_checkpoint,
 ADVICE_FILE, CPU_FILE, QUESTION_FILE = "advice.json", "cpu_s.json", "question.json"
 ITEMS_AT_ONCE = 256
 POLL_S = 0.2
+BLENDED = "zero-shot with popularity and item-kNN"
+NUM_WEIGHTS = len(POPULARITIES) * len(COOCCURRENCES)
+Way: TypeAlias = float | Literal["auto"] | None  # to score: a weight of popularity, a blend, as the checkpoint does
 TRAININGS = {"frozen": "frozen", "full": "full"}  # plan -> transfer; both are named in recipes
 
 
@@ -144,24 +150,27 @@ class Adviser:
         return _shown(Evaluation(rank_targets(self._holdout, num_items, score, **rules)))
 
     def _zero_shot(self) -> list[MeasuredPlan]:
-        """The checkpoint as it is: by content alone and, where its scorer can, with popularity."""
+        """The checkpoint as it is: by content alone, with popularity where its scorer can, and with item-kNN too."""
         config = self._checkpoint.model_config.scorer
         can_add = "popularity" in type(config).model_fields
         weight = (getattr(config, "popularity", 0.0) or 1.0) if can_add else 0.0
-        weights = {"zero-shot, content alone": 0.0, "zero-shot with popularity": weight}
-        found = self._evaluated(self._checkpoint, [*weights.values()] if can_add else [None])
+        ways: dict[str, Way] = {"zero-shot, content alone": 0.0 if can_add else None}
+        ways |= {"zero-shot with popularity": weight} if can_add else {}
+        ways |= {BLENDED: "auto"} if "item-kNN" in baselines_for(self._split) else {}
         plans = []
-        for (name, popularity), (values, cpu_s) in zip(weights.items(), found, strict=False):
-            option = f" --popularity {popularity:g}" if can_add else ""
+        for name, (values, cpu_s, blend) in zip(ways, self._evaluated(self._checkpoint, [*ways.values()]), strict=True):
+            option = f" --popularity {ways[name]:g}" if can_add and blend is None else ""
+            option = option if blend is None else f" --blend {shlex.quote(blend.written())}"
             command = f"pmmrec score {self._plan.checkpoint} {self._plan.domain} --top-k 10{option} --out lists.parquet"
-            plans.append(MeasuredPlan(name, values, cpu_s, command))
+            note = "" if blend is None else f"best of {NUM_WEIGHTS} pairs of weights on these targets"
+            plans.append(MeasuredPlan(name, values, cpu_s, command, note))
         self._say(f"measured: {', '.join(plan.name for plan in plans)}")
         return plans
 
     def _evaluated(
-        self, checkpoint: Checkpoint, popularities: Sequence[float | None]
-    ) -> list[tuple[dict[str, NDArray[np.float64]], float]]:
-        """The values of each user with each weight of popularity (None: the checkpoint's), and CPU seconds of each."""
+        self, checkpoint: Checkpoint, ways: Sequence[Way]
+    ) -> list[tuple[dict[str, NDArray[np.float64]], float, BlendConfig | None]]:
+        """The values of each user, CPU seconds, and the settings of a blend, of each way to score."""
         began_s, device = time.process_time(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found = []
         with threads_for(checkpoint.model_config), bars() as progress:
@@ -172,13 +181,16 @@ class Adviser:
             rules: dict[str, Any] = {"chunk": ITEMS_AT_ONCE, "device": device, "progress": progress}
             vectors_ND = encode_catalogue(model, reader, 0, self._domain.num_items, **rules)
             encoding_s = time.process_time() - began_s
-            for popularity in popularities:
+            for way in ways:
+                began_s, blending = time.process_time(), Blending("auto" if way == "auto" else None)
+                popularity = blending.popularity(checkpoint.model_config, None if way == "auto" else way)
                 if popularity is not None:
                     model.scorer = scorer_with(checkpoint.model_config, popularity).to(device)
+                blend = blending.of_split(model, reader, self._split, vectors_ND, self._recipe.validation.seen)
                 asked = (model, reader, 0, self._split, self._holdout, device, self._recipe.validation.seen)
-                began_s = time.process_time()
-                values = _shown(evaluate_model(*asked, vectors_ND=vectors_ND, progress=progress))
-                found.append((values, encoding_s + time.process_time() - began_s))
+                values = _shown(evaluate_model(*asked, vectors_ND=vectors_ND, blend=blend, progress=progress))
+                seconds = encoding_s + time.process_time() - began_s
+                found.append((values, seconds, None if blend is None else blend.config))
         return found
 
     def _trained(self, name: str, lock: int) -> MeasuredPlan:
@@ -192,7 +204,7 @@ class Adviser:
             command = [sys.executable, "-u", program, *self._words([*settings, *short]), "--resume"]
             self._run(name, command, lock)
             outcome = read_outcome(run)
-        ((values, evaluating_s),) = self._evaluated(Checkpoint.open(run / CHECKPOINT_FOLDER), [None])
+        ((values, evaluating_s, _),) = self._evaluated(Checkpoint.open(run / CHECKPOINT_FOLDER), [None])
         self._say(f"measured: {name}")
         note = f"best of {outcome.num_epochs} epochs: {outcome.best_epoch}"
         if outcome.best_epoch == outcome.num_epochs:

@@ -10,6 +10,7 @@ import typer
 from typer import Argument, Option
 
 if TYPE_CHECKING:
+    from pmmrec.serving.blending import AskedBlend
     from pmmrec.settings import PartConfig
 
 Checkpoint = Annotated[
@@ -39,11 +40,30 @@ AsJson = Annotated[
 Popularity = Annotated[
     float | None, Option(min=0, help="Weight of popularity in the score; default: that of the checkpoint; 0: none.")
 ]
+BlendOption = Annotated[
+    str | None,
+    Option(
+        "--blend",
+        metavar="auto|SETTINGS",
+        help="Add co-occurrence (item-kNN) and popularity to the score, such as '{cooccurrence: 40, popularity: 8}'; "
+        "auto, where there are targets: weights by those of validation.",
+    ),
+]
 MaxUnreadable = Annotated[
     float,
     Option(min=0, max=1, help="Share of items that may be unreadable for the model; they are never recommended."),
 ]
 SeenOption = Annotated[Seen, Option(help="exclude: seen items are not candidates; include: all items are.")]
+
+
+def blend_of(given: str | None) -> AskedBlend:
+    """The settings of a blend, or `auto`. RecipeError for anything else."""
+    from pmmrec.evaluation.blend import BlendConfig
+    from pmmrec.settings import parse_yaml, validate
+
+    if given is None:
+        return None
+    return "auto" if given == "auto" else validate(BlendConfig, parse_yaml(given, "--blend"), "--blend")
 
 
 def show_json(record: Any) -> None:

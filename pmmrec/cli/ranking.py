@@ -13,6 +13,7 @@ from pmmrec.cli.options import (
     HUB,
     AsJson,
     BasePlace,
+    BlendOption,
     CacheFolder,
     Checkpoint,
     DomainFolder,
@@ -21,6 +22,7 @@ from pmmrec.cli.options import (
     Popularity,
     Seen,
     SeenOption,
+    blend_of,
     show_json,
     split_rule,
 )
@@ -63,6 +65,7 @@ def evaluate(
         bool, Option("--tuned-baselines", help="Also EASE and item-kNN with settings chosen on the validation targets.")
     ] = False,
     popularity: Popularity = None,
+    blend: BlendOption = None,
     max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
     base: BasePlace = None,
@@ -70,8 +73,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Rank the targets of a domain and compare with baselines; without training this is zero-shot."""
+    from pmmrec.evaluation.blend import BlendConfig
     from pmmrec.report.outcomes import held_out_tables, outcome_tables, popularity_tables, stratum_notes
+    from pmmrec.settings import validate
     from pmmrec.system import load
+    from pmmrec.tables import Sentence
 
     with errors_for_people():
         other = None if split is None else split_rule(split, "--split")
@@ -81,6 +87,7 @@ def evaluate(
             cache=cache,
             warn=warn,
             popularity=popularity,
+            blend=blend_of(blend),
             max_unreadable=max_unreadable,
             base=base,
             tell=tell,
@@ -99,6 +106,9 @@ def evaluate(
             show_json(outcome)
         else:
             show(*outcome_tables([outcome]), *held_out_tables(outcome), *popularity_tables([outcome]))
+            if outcome.blend is not None:
+                written = validate(BlendConfig, outcome.blend, "blend").written()
+                show(Sentence(f"scores are blended: --blend '{written}'"))
         for note in stratum_notes(outcome):
             warn(note)
 

@@ -15,12 +15,14 @@ from typer import Option
 from pmmrec.cli.options import (
     HUB,
     BasePlace,
+    BlendOption,
     CacheFolder,
     Checkpoint,
     DomainFolder,
     HubFolder,
     MaxUnreadable,
     Popularity,
+    blend_of,
 )
 from pmmrec.terminal import errors_for_people, tell, warn
 
@@ -55,6 +57,7 @@ def score(
     ] = None,
     new_images: Annotated[Path | None, Option(metavar="FOLDER", help="Pictures of new items: ITEM_ID.jpg, ...")] = None,
     popularity: Popularity = None,
+    blend: BlendOption = None,
     max_unreadable: MaxUnreadable = 0.05,
     hub: HubFolder = HUB,
     base: BasePlace = None,
@@ -76,6 +79,7 @@ def score(
             warn=warn if share.index == 0 else _silent,
             tell=tell if share.index == 0 else _silent,
             popularity=popularity,
+            blend=blend_of(blend),
             max_unreadable=max_unreadable,
             base=base,
             device=share.device,

@@ -67,16 +67,46 @@ def item_knn_baseline(
     history's last item weighs 1, the one before it `decay`, the one before that `decay` squared. With shrinkage 0 and
     decay 1 this is the textbook's item-kNN, and much weaker.
     """
-    num_users, num_items = len(split.train_offsets) - 1, split.domain.num_items
-    user = np.repeat(np.arange(num_users), np.diff(split.train_offsets))
-    similar_NN = _cosines(incidence(user, split.train_items, (num_users, num_items)), shrinkage)
-    if num_neighbours is not None:
-        similar_NN = _nearest(similar_NN, num_neighbours)
-    query = np.repeat(np.arange(holdout.num_queries), np.diff(holdout.history_offsets))
-    age = holdout.history_offsets[1:][query] - 1 - np.arange(len(query))
-    weight = np.power(decay, age, dtype=np.float64)
-    history_QN = _sums(weight, query, holdout.history_items, (holdout.num_queries, num_items))
-    return SparseScores(lambda rows: history_QN[rows] @ similar_NN)
+    knn = ItemKNN(
+        *(split.train_offsets, split.train_items, split.domain.num_items),
+        shrinkage=shrinkage,
+        decay=decay,
+        num_neighbours=num_neighbours,
+    )
+    return SparseScores(knn.after(holdout.history_offsets, holdout.history_items))
+
+
+class ItemKNN:
+    """The similar items of each item, by who touched both; settings as in `item_knn_baseline`.
+
+    User u touched `items[offsets[u]:offsets[u + 1]]`; an item that nobody touched is similar to none.
+    """
+
+    def __init__(
+        self,
+        offsets: Rows,
+        items: Rows,
+        num_items: int,
+        *,
+        shrinkage: float = 10.0,
+        decay: float = 0.9,
+        num_neighbours: int | None = None,
+    ) -> None:
+        num_users = len(offsets) - 1
+        user = np.repeat(np.arange(num_users), np.diff(offsets))
+        self._similar_NN = _cosines(incidence(user, items, (num_users, num_items)), shrinkage)
+        if num_neighbours is not None:
+            self._similar_NN = _nearest(self._similar_NN, num_neighbours)
+        self._decay = decay
+
+    def after(self, offsets: Rows, items: Rows) -> Callable[[slice], sparse.csr_array]:
+        """Scores `(q, N)` for slices of histories; that of query i is `items[offsets[i]:offsets[i + 1]]`."""
+        num_queries = len(offsets) - 1
+        query = np.repeat(np.arange(num_queries), np.diff(offsets))
+        age = offsets[1:][query] - 1 - np.arange(len(query))
+        weight = np.power(self._decay, age, dtype=np.float64)
+        history_QN = _sums(weight, query, items, (num_queries, self._similar_NN.shape[0]))
+        return lambda rows: history_QN[rows] @ self._similar_NN
 
 
 SCORES_AT_ONCE = 1 << 21  # users x items that a baseline scores at once: 16 MB

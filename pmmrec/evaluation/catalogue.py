@@ -16,10 +16,11 @@ from torch import Tensor
 from pmmrec.data.items import ItemReader
 from pmmrec.data.splits import Holdout, HoldoutName, Split
 from pmmrec.errors import DataError
+from pmmrec.evaluation.blend import Blend
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.metrics import USUAL, Measured, query_metrics
 from pmmrec.evaluation.model_scores import model_scorer
-from pmmrec.evaluation.ranking import Ranks, Seen, rank_targets
+from pmmrec.evaluation.ranking import Ranks, ScoreRows, Seen, rank_targets
 from pmmrec.evaluation.share import SINGLE_PROCESS, WorkerGroup, turns
 from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.models.recommender import Recommender, packed
@@ -82,13 +83,15 @@ def evaluate_model(
     *,
     measured: Measured = USUAL,
     vectors_ND: Tensor | None = None,
+    blend: Blend | None = None,
     group: WorkerGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Encode the catalogue once, rank it for every query of the holdout, and take the means with their intervals.
 
-    `vectors_ND`: the vectors of `encode_catalogue`, where they are known. A `group` shares the work, chunk by chunk as
-    one process would cut it: every process calls this, and gets to the bit what one process alone would.
+    `vectors_ND`: the vectors of `encode_catalogue`, where they are known. `blend`: what it adds to scores. A `group`
+    shares the work, chunk by chunk as one process would cut it: every process calls this, and gets to the bit what one
+    process alone would.
     """
     holdout = which if isinstance(which, Holdout) else split.holdout(which)
     num_items = split.domain.num_items
@@ -100,7 +103,9 @@ def evaluate_model(
         vectors_ND = encode_catalogue(recommender, reader, domain_index, num_items, **rules)
     contents = reader.contents(domain_index)
     first_user = reader.first_user(domain_index)
-    score = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents, first_user)
+    score: ScoreRows = model_scorer(recommender, vectors_ND, holdout, split.train_counts, device, contents, first_user)
+    if blend is not None:
+        score = blend.added_to(score, holdout)
     chunk, is_readable_N = users_at_once(num_items), contents.is_readable_N
     ranks = rank_targets(
         *(holdout, num_items, score),

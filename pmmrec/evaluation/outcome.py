@@ -83,6 +83,7 @@ class Outcome(Config):
     total_parameters: int | None = None
     peak_memory_bytes: int | None = None  # of the GPU; without one, of the process since its start
     validation: dict[str, float] = {}
+    blend: dict[str, Any] | None = None  # the settings of a blend with co-occurrence and popularity
 
     @model_validator(mode="after")
     def _names_each_domain_once(self) -> Self:

@@ -20,6 +20,7 @@ from pmmrec.contracts import ItemVectors, Query, to_device
 from pmmrec.data.contents import Contents
 from pmmrec.data.parallel import in_order
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.blend import Blend
 from pmmrec.evaluation.eval_mode import evaluating
 from pmmrec.evaluation.model_scores import alike_items, as_ranked, some_items
 from pmmrec.evaluation.queries import queries_after
@@ -120,13 +121,15 @@ class ListMaker:
         device: torch.device | None = None,
         threads: int = 1,
         first_user: int = 0,
+        blend: Blend | None = None,
     ) -> None:
         """Vectors may stay on the CPU where the model is on another `device`.
 
         On a CPU each of `threads` takes chunks of its own: products of matrices that threads share make them wait for
         one another, long where the machine does other work.
 
-        `first_user`: the place of the domain's first user among those of all domains of the model.
+        `first_user`: the place of the domain's first user among those of all domains of the model. `blend`: what is
+        added to the scores.
 
         Raises RecipeError where k does not fit the catalogue, ValueError where scores read counts and there are none.
         """
@@ -143,6 +146,9 @@ class ListMaker:
         self._first_user = first_user
         self._device = device or vectors_ND.device
         contents = as_ranked(contents, recommender)
+        if blend is not None and contents is not None:  # who touched them tells equal items apart
+            contents = Contents(np.arange(num_items), contents.is_readable_N)
+        self._blend = blend
         self._candidates = RankedItems(num_items, contents, counts if scorer.reads_counts else None)
         first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
         is_all = len(first_C) == num_items
@@ -155,6 +161,8 @@ class ListMaker:
             key_CD = scorer.keys(candidates, count_C)
         self._num_more = None if key_CD is None else key_CD.shape[1] - candidates.fused_UD.shape[1]
         write: WriteScores = _scored_by(recommender, candidates, count_C) if key_CD is None else inner_products(key_CD)
+        if blend is not None:
+            write = blend.writing(write, self._candidates.first_C)
         self._largest_key = np.inf if key_CD is None else float(key_CD.norm(dim=1).max()) if len(key_CD) else 0.0
         self._sizes = sizes or Sizes.on(self._device)
         self._scans = [Scan(write, len(self._candidates), k, self._sizes, self._device)]
@@ -219,6 +227,8 @@ class ListMaker:
         asked: Any = query  # as the scorer reads it, or as keys do
         if self._num_more is not None:
             asked = torch.nn.functional.pad(state_BD, (0, self._num_more), value=1.0)
+        if self._blend is not None:
+            asked = self._blend.asked(asked, offset_B, item_H, self._candidates.first_C)
         gone = self._candidates.gone(seen_user_H, seen_item_H)
         value_BK, column_BK = scan.best(
             asked,

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,10 @@ from torch import Tensor
 from pmmrec.data.contents import Contents
 from pmmrec.data.domain import Domain
 from pmmrec.errors import DataError
+from pmmrec.evaluation.blend import Blend, BlendConfig
+from pmmrec.evaluation.ranking import Seen
+from pmmrec.evaluation.recommend import ListMaker
+from pmmrec.models.recommender import Recommender
 from pmmrec.zoo.checkpoint import Checkpoint
 
 MAX_SHOWN = 5
@@ -61,6 +66,29 @@ class CandidateItems:
         )
         joined = pa.chunked_array([*ids.chunks, *new_ids.chunks]).combine_chunks()
         return cls(joined, torch.cat((known.vectors_ND, new.vectors_ND)), contents)
+
+
+def list_maker(
+    recommender: Recommender,
+    candidates: CandidateItems | EncodedItems,
+    domain: Domain,
+    k: int,
+    seen: Seen,
+    device: torch.device,
+    blend: BlendConfig | None = None,
+    **how: Any,
+) -> ListMaker:
+    """What makes the lists of users of a domain; all of its interactions are counted, new items have none.
+
+    `how`: `sizes` and `threads` of the ListMaker.
+    """
+    num_items = len(candidates.vectors_ND)
+    counts = None
+    if recommender.scorer.reads_counts:
+        counts = np.concatenate([domain.item_counts, np.zeros(num_items - domain.num_items, np.int64)])
+    added = None if blend is None else Blend.of_domain(blend, domain, num_items)
+    known: dict[str, Any] = {"counts": counts, "contents": candidates.contents, "blend": added}
+    return ListMaker(recommender, candidates.vectors_ND, k, seen=seen, device=device, **known, **how)
 
 
 def check_new(new: Domain, known: Domain) -> None:

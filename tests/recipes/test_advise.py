@@ -14,7 +14,15 @@ from quick_programs import quick_programs
 from pmmrec.data.splits import Holdout, Split
 
 TINY = ("train.epochs=2", "train.batch_users=16", "cache=c")
-PLANS = ["popularity", "item-kNN", "zero-shot, content alone", "zero-shot with popularity", "frozen", "full"]
+PLANS = [
+    "popularity",
+    "item-kNN",
+    "zero-shot, content alone",
+    "zero-shot with popularity",
+    "zero-shot with popularity and item-kNN",
+    "frozen",
+    "full",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -174,7 +174,7 @@ def test_a_plan_of_validation_targets_ranks_these_alone_and_each_seed_draws_its_
 ) -> None:
     place, few, counted = Place(tmp_path, data), "tiny/boutique/few", "tiny/boutique/counted"
     kinds = {few: PLAN["cells"][KNOWN], counted: {"kind": "baselines"}, UNSEEN: PLAN["cells"][UNSEEN]}
-    kinds[few] = kinds[few] | {"users": 12, "seeds": [1, 2]}
+    kinds[few] = kinds[few] | {"users": 12, "seeds": [1, 2], "blend": True}
     kinds[counted] = kinds[counted] | {"users": 12, "seeds": [1, 2]}
     rows = [{"cell": counted}, {"cell": few, "label": "few"}, {"cell": UNSEEN, "label": "unseen"}]
     tree = {key: value for key, value in PLAN.items() if key not in ("searches", "orderings")} | {
@@ -190,7 +190,7 @@ def test_a_plan_of_validation_targets_ranks_these_alone_and_each_seed_draws_its_
     runs = [place.folder / "home" / "cells" / few / f"seed-{seed}" for seed in (1, 2)]
     for run in runs:
         assert not (run / "ranks.parquet").exists()  # the test targets were not ranked
-        ranks = read_ranks(run / "validation" / "ranks.parquet", holdout, split.domain.user_ids, split.domain.item_ids)
+        ranks = read_ranks(run / "evaluation" / "ranks.parquet", holdout, split.domain.user_ids, split.domain.item_ids)
         assert len(ranks) == split.domain.num_users  # of all users, whoever trains
     drawn = [yaml.safe_load((run / "recipe.yaml").read_text())["data"]["users"] for run in runs]
     assert [(users["sample"], users["seed"]) for users in drawn] == [(12, 1), (12, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,34 @@ def test_a_checkpoint_is_told_that_it_learned_from_the_cold_targets_of_its_own_d
     told = pmmrec("evaluate", "small", world / "bazaar", "--scenario", "cold", "--cache", "c")
     assert told.code == 0, told.output
     assert "small was trained on this domain and the baselines count there, so both have seen them" in told.output
+
+
+def test_evaluate_chooses_a_blend_by_validation_targets_and_score_takes_it(
+    at_run: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    asked = ("small", world / "boutique")
+    told = pmmrec("evaluate", *asked, "--blend", "auto", "--out", "blended", "--cache", "c")
+    assert told.code == 0, told.output
+    outcome = json.loads((Path("blended") / "metrics.json").read_text())
+    (written,) = re.findall(r"--blend '(\{.*\})'", told.output.replace("\n", " "))
+    settings = json.loads(written)
+    assert settings == {key: value for key, value in outcome["blend"].items() if key in settings}
+    assert pmmrec("evaluate", *asked, "--blend", written, "--out", "again", "--cache", "c").code == 0
+    ranks = [pq.read_table(Path(out) / "ranks.parquet")["rank"].to_pylist() for out in ("blended", "again")]
+    assert ranks[0] == ranks[1]
+    scored = pmmrec("score", *asked, "--blend", "{cooccurrence: 1000}", "--out", "lists.csv", "--cache", "c")
+    assert scored.code == 0, scored.output
+    plain = pmmrec("score", *asked, "--popularity", "0", "--out", "plain.csv", "--cache", "c")
+    assert plain.code == 0, plain.output
+    assert Path("lists.csv").read_text() != Path("plain.csv").read_text()
+    for verb, more, why in (
+        ("score", ("--blend", "auto", "--out", "x.csv"), "score has no targets to choose the weights by"),
+        ("score", ("--blend", "{popularity: 1}", "--popularity", "1", "--out", "x.csv"), "no effect with --blend"),
+        ("score", ("--blend", "{cooccurence: 1}", "--out", "x.csv"), "cooccurence: unknown key"),
+    ):
+        refused = pmmrec(verb, *asked, *more, "--cache", "c")
+        assert refused.code == 2, refused.output
+        assert why in refused.output
 
 
 def test_other_scenarios_do_not_compare(at_run: Path, world: Path, pmmrec: Pmmrec) -> None:

@@ -17,7 +17,15 @@ from pmmrec.renamed import renamed_recipe
 from pmmrec.settings import Tree
 from pmmrec.shipped import find_recipe
 from pmmrec.tuning.space import read_space
-from tests.real.evidence.plan import SCRATCH, BaselinesCell, EvidencePlan, FinetuneCell, ZeroShotCell, domain_of
+from tests.real.evidence.plan import (
+    SCRATCH,
+    BaselinesCell,
+    EvidencePlan,
+    FinetuneCell,
+    StartingCell,
+    ZeroShotCell,
+    domain_of,
+)
 
 SEED = "seed"  # the seeds of a cell are listed separately
 FINGERPRINT = "fingerprint"
@@ -79,6 +87,8 @@ class Identities:
         told: Tree = {**_version(), "kind": cell.kind, "domain": self._domain(domain_of(cell_id))}
         if isinstance(cell, ZeroShotCell) and cell.popularity is not None:
             told["popularity"] = cell.popularity
+        if isinstance(cell, StartingCell) and cell.blend:
+            told["blend"] = True
         if self._plan.targets != "test":
             told["targets"] = self._plan.targets
         if isinstance(cell, BaselinesCell | FinetuneCell) and cell.users is not None:

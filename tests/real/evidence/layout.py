@@ -26,10 +26,11 @@ from tests.real.evidence.plan import (
     EvidencePlan,
     FinetuneCell,
     PlannedSearch,
+    StartingCell,
     ZeroShotCell,
     domain_of,
 )
-from tests.real.evidence.runs import VALIDATION_FOLDER, Run
+from tests.real.evidence.runs import EVALUATION_FOLDER, Run
 from tests.real.evidence.vectors import store_text_features
 
 TABLES = ("items.parquet", "interactions.parquet")
@@ -159,9 +160,9 @@ class Layout:
         if cell.users is not None:
             settings += (f"data.users={{sample: {cell.users}, seed: {seed}}}",)
         after: tuple[str, ...] = ()
-        if self._plan.targets == "validation":
+        if self._plan.targets == "validation" or cell.blend:
             settings += ("rank_test=false",)
-            after = self._evaluation(str(folder / CHECKPOINT_FOLDER), domain, folder / VALIDATION_FOLDER)
+            after = self._evaluation(cell, str(folder / CHECKPOINT_FOLDER), domain, folder / EVALUATION_FOLDER)
         recipe, needs = (cell.recipe, *cell.overrides), _needs(cell.start_from)
         if cell.search is not None:
             search = self.search(cell_id, identities)
@@ -183,17 +184,18 @@ class Layout:
         return Run(
             label=f"{cell_id} zero-shot",
             folder=folder,
-            arguments=(*self._evaluation(checkpoint, domain, folder), *popularity),
+            arguments=(*self._evaluation(cell, checkpoint, domain, folder), *popularity),
             identity=identities.run(cell_id, None),
             needs=_needs(cell.start_from),
             start=self.checkpoint(cell.start_from),
         )
 
-    def _evaluation(self, checkpoint: str, domain: str, out: Path) -> tuple[str, ...]:
+    def _evaluation(self, cell: StartingCell, checkpoint: str, domain: str, out: Path) -> tuple[str, ...]:
         """Rank the targets of the plan with a checkpoint; `out` is a new folder, whose name becomes that of the row."""
         cache = ("--cache", str(self._cache)) if self._cache else ()
         scenario = () if self._plan.targets == "test" else ("--scenario", self._plan.targets)
-        return ("evaluate", checkpoint, domain, "--name", out.name, "--out", str(out), *scenario, *cache)
+        blend = ("--blend", "auto") if cell.blend else ()
+        return ("evaluate", checkpoint, domain, "--name", out.name, "--out", str(out), *scenario, *blend, *cache)
 
     def _start(self, cell: FinetuneCell) -> str:
         return SCRATCH if cell.start_from == SCRATCH else str(self.checkpoint(cell.start_from))

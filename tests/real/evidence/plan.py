@@ -137,6 +137,9 @@ class StartingCell(Config):
     model_config = ConfigDict(populate_by_name=True)
 
     start_from: str = Field(alias="from", description="A pretraining of the plan; none: from scratch.")
+    blend: bool = Field(
+        False, description="Whether item-kNN and popularity are added, with weights by the validation targets."
+    )
     tuning: Word = Field(description="One of the plan's `tunings`.")
 
 
@@ -158,6 +161,12 @@ class ZeroShotCell(StartingCell):
 
     kind: Literal["zero_shot"]
     popularity: float | None = Field(None, ge=0, description="Weight of popularity; null: that of the checkpoint.")
+
+    @model_validator(mode="after")
+    def _a_blend_has_popularity(self) -> Self:
+        if self.blend and self.popularity is not None:
+            raise ValueError("popularity: has no effect with blend; leave it out")
+        return self
 
 
 class SameCell(Config):

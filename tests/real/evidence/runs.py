@@ -25,7 +25,7 @@ from tests.real.evidence.identity import Identity
 
 STAMP = "evidence.json"  # file in a complete run folder: its identity and cost
 RANKS_FILE = "ranks.parquet"
-VALIDATION_FOLDER = "validation"  # in a run folder: the ranks of the validation targets
+EVALUATION_FOLDER = "evaluation"  # in a run folder: ranks of its checkpoint that training does not write
 PMMREC = (sys.executable, "-c", "from pmmrec.cli import app; app()")
 CPU_NAMES = Path("/proc/cpuinfo")
 
@@ -48,7 +48,7 @@ class Run:
     folder: Path
     arguments: tuple[str, ...]  # of the `pmmrec` command
     identity: Identity
-    after: tuple[str, ...] = ()  # arguments of a second command, which ranks the validation targets
+    after: tuple[str, ...] = ()  # arguments of a second command, which ranks the targets of the plan
     needs: tuple[str, ...] = ()  # the labels of the runs it depends on
     keeps_checkpoint: bool = False
     made: str = METRICS_FILE  # the file that a complete run has written last
@@ -62,7 +62,7 @@ class Run:
     @property
     def ranks(self) -> Path:
         """The file of the ranks of the plan's targets."""
-        return (self.folder / VALIDATION_FOLDER if self.after else self.folder) / RANKS_FILE
+        return (self.folder / EVALUATION_FOLDER if self.after else self.folder) / RANKS_FILE
 
     def stamp(self) -> Stamp | None:
         """The stamp in the folder; None unless it is complete and belongs to this run."""
@@ -143,7 +143,7 @@ class Processes:
                 raise MachineError("stopped")
             command, log = [*PMMREC, *arguments], run.log
             if arguments == run.after:
-                log = log.with_suffix(f".{VALIDATION_FOLDER}.log")
+                log = log.with_suffix(f".{EVALUATION_FOLDER}.log")
             process = ChildProcess(command, log, environment=self._environment, kept_open=self._kept_open)
             self._active.add(process)
         try:

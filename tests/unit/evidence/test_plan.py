@@ -121,6 +121,11 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
             {"kind": "tuned_baselines", "users": 9, "seeds": [1]},
             "cells.t/films_b/tuned.tuned_baselines: users: have no effect on tuned baselines",
         ),
+        (
+            "cells.t/films_b/unseen",
+            {"kind": "zero_shot", "from": "both", "tuning": "none", "blend": True, "popularity": 1},
+            "cells.t/films_b/unseen.zero_shot: popularity: has no effect with blend",
+        ),
         ("targets", "train", "targets: .*'validation'"),
         ("cells.t/films_b/ids.search", "nine", "cells.t/films_b/ids.search: no search 'nine'; there are: none"),
         ("searches", {"few": {"space": "small.yaml", "trials": 0}}, "searches.few.trials: "),
