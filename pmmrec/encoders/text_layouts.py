@@ -22,8 +22,6 @@ class TextLayout(Layout):
     packs: bool = True  # reads texts one after another; False: only side by side, padded to the longest
     width_name: str = "hidden_size"  # setting that holds the width of the last hidden state
     generates: bool = False  # keeps keys and values for a next token, unless told that there is none
-    # The map above an activation reads its output times a gate, or after dropout: the two cannot be computed as one.
-    is_gated: bool = False
     fills_window: bool = False  # trained on texts that are padded to all positions, without a mask
 
 

@@ -28,6 +28,10 @@ _QKV, _PROJ = rf"{_ATTN}\.qkv", rf"{_ATTN}\.proj"
 _SWIN_SITES = Sites(_QKV, _QKV, (_QKV, _PROJ), _STAGE_MLP)
 # Its attention reads the weights of qkv without calling it.
 _SWIN_V2_SITES = Sites(_PROJ, _PROJ, (_ATTN, _PROJ), _STAGE_MLP, uncalled=_QKV)
+_EVA = r"attn\.proj"  # of keys, queries and values it reads the weights without calling them, where they are one
+_EVA_QUERY = rf"attn\.(q_proj|v_proj)|{_EVA}"
+_EVA_KEY = rf"attn\.(k_proj|v_proj)|{_EVA}"
+_EVA_SITES = Sites(_EVA_QUERY, _EVA_KEY, ("attn", _EVA), (r"mlp\.fc1(_g)?", r"mlp\.fc2"), uncalled=r"attn\.qkv")
 _SWIN = TimmLayout(
     blocks=r"layers\.\d+",
     after=r"norm",
@@ -40,9 +44,18 @@ _SWIN = TimmLayout(
 )
 LAYOUTS: Mapping[str, TimmLayout] = {
     "ConvNeXt": TimmLayout(blocks=r"stages\.\d+", after=r"norm_pre", unused=_HEADS, block_call="hidden"),
+    # EVA-02, and DINOv3. Its blocks are told where patches lie.
+    "Eva": TimmLayout(
+        blocks=r"blocks\.\d+", after=r"norm", unused=_HEADS, sites=_EVA_SITES, output="tokens", is_size_fixed=True
+    ),
     "EfficientNet": TimmLayout(blocks=r"blocks\.\d+", after=r"conv_head|bn2", unused=_HEADS, block_call="hidden"),
+    # MobileNet v3 and v4; some maps stand above the pooled features.
+    "MobileNetV3": TimmLayout(
+        blocks=r"blocks\.\d+", unused=rf"{_HEADS}|(conv_head|norm_head)\..+", block_call="hidden"
+    ),
     "RegNet": TimmLayout(blocks=r"s\d+", after=r"final_conv", unused=_HEADS, block_call="hidden"),
     "ResNet": TimmLayout(blocks=r"layer\d+", unused=_HEADS, block_call="hidden"),
+    "ResNetV2": TimmLayout(blocks=r"stages\.\d+", after=r"norm", unused=_HEADS, block_call="hidden"),
     "SwinTransformer": _SWIN,
     "SwinTransformerV2": replace(_SWIN, sites=_SWIN_V2_SITES),
     "VisionTransformer": TimmLayout(

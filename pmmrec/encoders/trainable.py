@@ -30,6 +30,8 @@ class Layout:
     # How a block is called from states alone, which go on through `after`; None: not known here.
     block_call: Literal["hidden_and_mask", "hidden"] | None = None
     sites: Sites | None = None  # where adapters stand in a block; None: not known here
+    # The map above an activation reads its output times a gate, or after dropout: the two cannot be computed as one.
+    is_gated: bool = False
 
 
 _L = TypeVar("_L", bound=Layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -109,8 +110,8 @@ class HFVision(CanBeCut, VisionEncoder):
         if config.projection == "conv3x3" and not self._layout.is_map:
             raise RecipeError(f"projection: {self._settings.model_type} gives no feature map of channels; use linear")
         self._patch = patch = square_side(getattr(self._settings, "patch_size", 1), where)
-        if patch > self.pixel_spec.size:
-            raise RecipeError(f"image_size: {self.pixel_spec.size} pixels hold no patch of {patch}; take larger images")
+        if not self._layout.has_windows or patch > self.pixel_spec.size:  # windows are over padded patches
+            _refuse_uneven(self.pixel_spec.size, patch)
         _refuse_no_patch(self._mask_ratio or 0.0, (self.pixel_spec.size // patch) ** 2)
         if self._layout.has_windows:
             is_fresh = config.architecture is not None and self.pixel_spec.size == own_size
@@ -176,7 +177,9 @@ class HFVision(CanBeCut, VisionEncoder):
         if isinstance(inputs, TokenInputs):
             raise TypeError("a vision encoder reads pixels, not token ids")
         normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
-        options = {**self._options, **self._masks(inputs.pixels_RCHW)}
+        options: dict[str, Any] = {**self._options, **self._masks(inputs.pixels_RCHW)}
+        if self._layout.reads_patches:
+            normal_RCHW, options = _as_patches(normal_RCHW, self._patch)
         hidden: Tensor = self.backbone(pixel_values=normal_RCHW, **options).last_hidden_state
         return hidden
 
@@ -233,13 +236,37 @@ def _refuse_no_patch(mask_ratio: float, num_patches: int) -> None:
         )
 
 
+def _refuse_uneven(size: int, patch: int) -> None:
+    """RecipeError for a size that patches do not fill: transformers would read no pixel of the rest."""
+    if size % patch:
+        near = [str(patch * count) for count in (size // patch, size // patch + 1) if count]
+        raise RecipeError(
+            f"image_size: patches of {patch} pixels do not fill {size}; near sizes that work: {', '.join(near)}"
+        )
+
+
+def _as_patches(pixels_RCHW: Tensor, patch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The patches of images, `(R, P, patch * patch * C)`, and what SigLIP 2 must be told of them."""
+    num_rows, channels, height, width = pixels_RCHW.shape
+    cut = pixels_RCHW.view(num_rows, channels, height // patch, patch, width // patch, patch)
+    patches_RPK = cut.permute(0, 2, 4, 3, 5, 1).reshape(num_rows, -1, patch * patch * channels)
+    is_valid_RP = torch.ones(patches_RPK.shape[:2], dtype=torch.int64, device=pixels_RCHW.device)
+    shape_R2 = torch.tensor([[height // patch, width // patch]], device="cpu").expand(num_rows, 2)  # read by the host
+    return patches_RPK, {"pixel_attention_mask": is_valid_RP, "spatial_shapes": shape_R2}
+
+
 def _own_size(settings: Any, layout: VisionLayout, where: str) -> int:
-    return SIZE_OF_MAPS if layout.is_map else square_side(settings.image_size, where)
+    if layout.reads_patches:
+        return math.isqrt(settings.num_patches) * int(settings.patch_size)
+    if layout.is_map and not hasattr(settings, "image_size"):
+        return SIZE_OF_MAPS
+    return square_side(settings.image_size, where)
 
 
 def _width(settings: Any, layout: VisionLayout) -> int:
     """Of the last hidden state."""
-    width: int = settings.hidden_sizes[-1] if layout.is_map else settings.hidden_size
+    found = getattr(settings, layout.width_name)
+    width: int = found if isinstance(found, int) else found[-1]
     return width
 
 

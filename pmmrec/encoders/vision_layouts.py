@@ -8,7 +8,11 @@ from dataclasses import dataclass, replace
 from pmmrec.adapters import Sites
 from pmmrec.encoders.trainable import Layout
 
-HALVES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+HALVES = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip2_vision_model",
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class VisionLayout(Layout):
     has_registers: bool = False  # more prefix tokens, as many as the configuration says
     has_windows: bool = False  # windows over maps that shrink from stage to stage do not fit every size
     is_map: bool = False  # the last hidden state is a map, (R, C, H, W), and images may have any size
+    width_name: str = "hidden_size"  # setting that holds the width of the last hidden state, or of each stage
+    reads_patches: bool = False  # is given the patches of an image instead of its pixels
 
 
 def _sites(attention: str, mlp: tuple[str, str], out: str = "o_proj") -> Sites:
@@ -67,6 +73,22 @@ _SWIN = VisionLayout(
     has_windows=True,
     sites=_SWIN_SITES,
 )
+_STAGES = VisionLayout(
+    blocks=r"encoder\.stages\.\d+",
+    unused=r"layernorm\..+",  # of the pooled map
+    block_call="hidden",
+    num_prefix_tokens=0,
+    is_map=True,
+    width_name="hidden_sizes",
+)
+_SIGLIP = VisionLayout(
+    blocks=r"(vision_model\.)?encoder\.layers\.\d+",
+    after=r"(vision_model\.)?post_layernorm",
+    unused=r"(vision_model\.)?head\..+",
+    num_prefix_tokens=0,
+    block_call="hidden_and_mask",
+    sites=_CLIP_SITES,
+)
 LAYOUTS: Mapping[str, VisionLayout] = {
     "beit": _BEIT,
     # The last hidden state is taken before post_layernorm, which CLIP puts on the cls token only.
@@ -76,9 +98,14 @@ LAYOUTS: Mapping[str, VisionLayout] = {
         block_call="hidden_and_mask",
         sites=_CLIP_SITES,
     ),
+    "convnext": _STAGES,
+    "convnextv2": _STAGES,
+    "data2vec-vision": _BEIT,
     "deit": replace(_VIT, num_prefix_tokens=2),
     "dinov2": _VIT,
     "dinov2_with_registers": replace(_VIT, has_registers=True),
+    # The mean of its last map stands before the places as a token.
+    "dinov3_convnext": VisionLayout(blocks=r"model\.stages\.\d+", after=r"layer_norm", width_name="hidden_sizes"),
     "dinov3_vit": VisionLayout(
         blocks=r"(model\.)?layer\.\d+",
         after=r"norm",
@@ -86,17 +113,21 @@ LAYOUTS: Mapping[str, VisionLayout] = {
         has_registers=True,
         sites=_sites(r"attention\.", (r"mlp\.up_proj", r"mlp\.down_proj")),
     ),
-    "resnet": VisionLayout(blocks=r"encoder\.stages\.\d+", block_call="hidden", num_prefix_tokens=0, is_map=True),
-    "siglip_vision_model": VisionLayout(
-        blocks=r"(vision_model\.)?encoder\.layers\.\d+",
-        after=r"(vision_model\.)?post_layernorm",
-        unused=r"(vision_model\.)?head\..+",
-        num_prefix_tokens=0,
-        block_call="hidden_and_mask",
-        sites=_CLIP_SITES,
+    "efficientnet": replace(
+        _STAGES,
+        blocks=r"encoder\.blocks\.\d+",
+        after=r"encoder\.top_(conv|bn|activation)",
+        unused="",
+        width_name="hidden_dim",
     ),
+    "ijepa": replace(_VIT, num_prefix_tokens=0),
+    "regnet": _STAGES,
+    "resnet": _STAGES,
+    "siglip2_vision_model": replace(_SIGLIP, reads_patches=True),
+    "siglip_vision_model": _SIGLIP,
     "swin": _SWIN,
     "swinv2": _SWIN,
     "vit": _VIT,
     "vit_mae": replace(_VIT, fixed=r"embeddings\.position_embeddings"),  # waves, which transformers does not train
+    "vit_msn": _VIT,
 }

@@ -185,7 +185,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         self._pool, self._num_prefix_tokens = config.pool, 0
         if self._layout.output == "tokens":
             self._num_prefix_tokens = self.backbone.num_prefix_tokens
-        if config.pool == "cls" and not (self._layout.output == "tokens" and self.backbone.has_class_token):
+        if config.pool == "cls" and not (self._layout.output == "tokens" and _has_cls(self.backbone)):
             raise RecipeError(f"pool: {found.architecture} has no cls token; use mean")
         if backbone.is_pretrained:
             refuse_leftovers(backbone.folder)
@@ -282,6 +282,10 @@ class TimmVision(CanBeCut, VisionEncoder):
         state = _read_tensors(folder)
         check_names(self.backbone, state, folder)
         return state
+
+
+def _has_cls(backbone: Any) -> bool:
+    return bool(getattr(backbone, "has_class_token", getattr(backbone, "cls_token", None) is not None))
 
 
 def _create(name: str, model_args: Mapping[str, Any], where: str) -> Any:

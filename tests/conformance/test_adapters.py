@@ -17,25 +17,13 @@ from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import History, PixelInputs, TokenInputs
 from pmmrec.encoders import text_encoders, vision_encoders
 from pmmrec.encoders.text_layouts import LAYOUTS as TEXT_LAYOUTS
+from pmmrec.encoders.timm_layouts import LAYOUTS as TIMM_LAYOUTS
 from pmmrec.encoders.vision_layouts import LAYOUTS as VISION_LAYOUTS
 from pmmrec.packing import HostArray
 from pmmrec.users import user_encoders
-from tests.support.tiny_encoders import tiny_text, whole_of
+from tests.support.tiny_encoders import IMAGE_SIZE, TIMM, tiny_image, tiny_text, whole_of
 
 WIDTH = 6
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-DINO = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
-OTHER_NAMES: dict[str, dict[str, Any]] = {
-    "dinov2": DINO,
-    "dinov2_with_registers": DINO,
-    "swin": {"embed_dim": 4, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
-    "swinv2": {"embed_dim": 4, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
-}
-TIMM: dict[str, dict[str, Any]] = {
-    "vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2},
-    "swin_tiny_patch4_window7_224": {"embed_dim": 4, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2},
-    "swinv2_tiny_window8_256": {"embed_dim": 4, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2},
-}
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"r": 2},
     "dora": {"r": 2},
@@ -84,17 +72,22 @@ def make(folder: Path, name: str) -> Use:
     if family == "text":
         return text(folder, model_type)
     if family == "vision":
-        patch = 2 if "swin" in model_type else 8
-        sizes: Mapping[str, Any] = OTHER_NAMES.get(model_type, SIZES)
-        architecture = {"model_type": model_type, "image_size": 32, "patch_size": patch, **sizes}
-        config = vision_encoders.config(
-            {"type": "hf_vision", "architecture": architecture, "pool": "mean", "trainable_blocks": 0}
-        )
-        return vision(folder, config, 32)
+        tree = {
+            "type": "hf_vision",
+            "architecture": tiny_image(model_type),
+            "pool": "mean",
+            "trainable_blocks": 0,
+        }
+        return vision(folder, vision_encoders.config(tree), IMAGE_SIZE)
     if family == "timm":
-        architecture = {"name": model_type, **TIMM[model_type]}
-        tree = {"type": "timm", "architecture": architecture, "pool": "mean", "image_size": 32, "trainable_blocks": 0}
-        return vision(folder, vision_encoders.config(tree), 32)
+        tree = {
+            "type": "timm",
+            "architecture": TIMM[model_type],
+            "pool": "mean",
+            "image_size": IMAGE_SIZE,
+            "trainable_blocks": 0,
+        }
+        return vision(folder, vision_encoders.config(tree), IMAGE_SIZE)
     part, (inputs_BLD, is_valid_BL) = users({"type": model_type})
     return part, "user_encoder", lambda: states_of(part, inputs_BLD, is_valid_BL)[:, 1:]
 
@@ -115,7 +108,7 @@ def states_of(users: Any, item_BLD: Tensor, is_valid_BL: Tensor) -> Tensor:
 PARTS = [
     *(f"text {name}" for name, layout in TEXT_LAYOUTS.items() if layout.sites is not None),
     *(f"vision {name}" for name, layout in VISION_LAYOUTS.items() if layout.sites is not None),
-    *(f"timm {name}" for name in TIMM),
+    *(f"timm {name}" for name in TIMM if TIMM_LAYOUTS[name].sites is not None),
     "user transformer",
     "user nextitnet",
 ]

@@ -1,4 +1,4 @@
-"""Tiny configurations of every text and vision architecture that can be an encoder."""
+"""Tiny configurations of every architecture of texts and of images that can be an encoder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pmmrec.encoders.text_layouts import LAYOUTS as TEXT_LAYOUTS
+from pmmrec.encoders.vision_layouts import LAYOUTS as VISION_LAYOUTS
 
 SIZES: Mapping[str, Any] = {
     "hidden_size": 8,
@@ -56,4 +57,75 @@ def tiny_text(model_type: str) -> dict[str, Any]:
 
 def whole_of(model_type: str) -> str:
     """A way to pool that the layout has."""
+    if model_type in VISION_LAYOUTS:
+        return "cls" if VISION_LAYOUTS[model_type].num_prefix_tokens else "mean"
     return "mean" if TEXT_LAYOUTS[model_type].is_causal else "cls"
+
+
+IMAGE_SIZE = 32
+_PATCHES = {**SIZES, "image_size": IMAGE_SIZE, "patch_size": 8}
+_DINO = {key: value for key, value in _PATCHES.items() if key != "intermediate_size"} | {"mlp_ratio": 2}
+_SWIN = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [2, 2],
+    "window_size": 2,
+}
+_RESNET = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+_CONVNEXT = {"image_size": IMAGE_SIZE, "hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}
+_IMAGES: Mapping[str, Mapping[str, Any]] = {
+    "convnext": _CONVNEXT,
+    "convnextv2": _CONVNEXT,
+    "dinov2": _DINO,
+    "dinov2_with_registers": {**_DINO, "num_register_tokens": 2},
+    "dinov3_convnext": {key: value for key, value in _CONVNEXT.items() if key != "num_stages"},
+    "dinov3_vit": {**_PATCHES, "num_register_tokens": 2},
+    "efficientnet": {
+        "image_size": IMAGE_SIZE,
+        "width_coefficient": 0.1,
+        "depth_coefficient": 0.1,
+        "hidden_dim": 128,
+        "in_channels": [32, 16],
+        "out_channels": [16, 24],
+        "kernel_sizes": [3, 3],
+        "strides": [2, 2],
+        "num_block_repeats": [1, 1],
+        "expand_ratios": [1, 6],
+    },
+    "regnet": {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "groups_width": 4},
+    "resnet": _RESNET,
+    "siglip2_vision_model": {**SIZES, "num_patches": 16, "patch_size": 8},
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+}
+
+
+def tiny_image(model_type: str) -> dict[str, Any]:
+    """A configuration with two blocks whose tokens are 16 of an image of 32 pixels, or fewer."""
+    return {"model_type": model_type, **_IMAGES.get(model_type, _PATCHES)}
+
+
+_TIMM_VIT = {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8}
+_TIMM_SWIN = {"window_size": 4, "depths": [1, 1], "embed_dim": 8, "num_heads": [2, 2]}
+TIMM: Mapping[str, Mapping[str, Any]] = {
+    "ConvNeXt": {"name": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
+    "EfficientNet": {"name": "efficientnet_lite0"},
+    "Eva": {"name": "eva02_tiny_patch14_224", **_TIMM_VIT},
+    "MobileNetV3": {"name": "mobilenetv3_small_050"},
+    "RegNet": {"name": "regnety_002"},
+    "ResNet": {"name": "resnet18", "channels": [8, 8, 16, 16]},
+    "ResNetV2": {"name": "resnetv2_50", "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32], "stem_chs": 8},
+    "SwinTransformer": {"name": "swin_tiny_patch4_window7_224", **_TIMM_SWIN},
+    "SwinTransformerV2": {"name": "swinv2_tiny_window8_256", **_TIMM_SWIN},
+    "VisionTransformer": {"name": "vit_tiny_patch16_224", **_TIMM_VIT},
+}
+# Other models of the same classes.
+MORE_OF_TIMM: Mapping[str, Mapping[str, Any]] = {
+    "convnextv2": {"name": "convnextv2_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
+    "dinov3": {**_TIMM_VIT, "name": "vit_small_patch16_dinov3", "embed_dim": 24},
+    "eva02 base": {**_TIMM_VIT, "name": "eva02_base_patch14_224"},
+    "mobilenetv4": {"name": "mobilenetv4_conv_small_050"},
+    "siglip": {**_TIMM_VIT, "name": "vit_base_patch16_siglip_224"},
+}

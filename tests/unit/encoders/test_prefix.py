@@ -17,26 +17,8 @@ from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
 from pmmrec.packing import HostArray
-from tests.support.tiny_encoders import tiny_text, whole_of
+from tests.support.tiny_encoders import SIZES, TIMM, tiny_image, tiny_text, whole_of
 
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-PIXELS = {"image_size": 32, "patch_size": 8}
-DINO = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, **PIXELS}
-IMAGES: dict[str, dict[str, Any]] = {
-    "dinov2": DINO,
-    "dinov2_with_registers": {**DINO, "num_register_tokens": 2},
-    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"},
-}
-SWIN = {"window_size": 4, "depths": [1, 1], "embed_dim": 8, "num_heads": [2, 2]}
-TIMM: dict[str, dict[str, Any]] = {
-    "ConvNeXt": {"name": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
-    "EfficientNet": {"name": "efficientnet_lite0"},
-    "RegNet": {"name": "regnety_002"},
-    "ResNet": {"name": "resnet18", "channels": [8, 8, 16, 16]},
-    "SwinTransformer": {"name": "swin_tiny_patch4_window7_224", **SWIN},
-    "SwinTransformerV2": {"name": "swinv2_tiny_window8_256", **SWIN},
-    "VisionTransformer": {"name": "vit_tiny_patch16_224", "depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8},
-}
 Fresh = Callable[..., Any]
 
 
@@ -111,9 +93,7 @@ def test_any_text_encoder_can_be_kept_when_all_of_it_is_frozen(
 def test_a_vision_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
     fresh_vision: Fresh, pixels: Tensor, model_type: str, depth: int
 ) -> None:
-    architecture = {"model_type": model_type, **IMAGES.get(model_type, {**SIZES, **PIXELS})}
-    pool = "cls" if vision_layouts.LAYOUTS[model_type].num_prefix_tokens else "mean"
-    encoder = fresh_vision(architecture, pool=pool, trainable_blocks=depth)
+    encoder = fresh_vision(tiny_image(model_type), pool=whole_of(model_type), trainable_blocks=depth)
     assert_same_step(encoder, PixelInputs(pixels, HostArray(range(len(pixels)))))
 
 
@@ -138,7 +118,7 @@ def test_nothing_is_kept_where_all_of_a_backbone_trains(fresh_text: Fresh) -> No
 
 
 def test_an_architecture_without_a_known_cut_names_those_that_have_one(fresh_text: Fresh) -> None:
-    encoder = fresh_text({"model_type": "albert", **SIZES}, trainable_blocks=1)
+    encoder = fresh_text(tiny_text("albert"), trainable_blocks=1)
     with pytest.raises(
         RecipeError, match=r"AlbertModel cannot be entered .* these can: bert, camembert, .*xlm-roberta"
     ):

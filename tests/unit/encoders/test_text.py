@@ -68,8 +68,8 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
     assert any(parameter.requires_grad for parameter in encoder.backbone.parameters())
 
 
-# Their norms are computed in float32 whatever comes in: as near as that is. Measured 2e-7.
-ROUNDED = {"gemma": 1e-6, "gemma2": 1e-6, "gemma3_text": 1e-6}
+# Their norms are computed in float32 whatever comes in: as near as that is. Measured 2e-7; gemma2 in float32 4e-6.
+ROUNDED = {"gemma": 1e-6, "gemma2": 1e-5, "gemma3_text": 1e-6}
 
 
 def precise(encoder: HFText) -> HFText:

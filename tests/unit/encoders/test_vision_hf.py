@@ -19,47 +19,22 @@ from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 from pmmrec.encoders.vision_layouts import LAYOUTS
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray
+from tests.support.tiny_encoders import SIZES, tiny_image, whole_of
 
 Fresh = Callable[..., HFVision]
-SIZES = {
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "image_size": 32,
-    "patch_size": 8,
-}
-SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
-DINO = {**{key: value for key, value in SIZES.items() if key != "intermediate_size"}, "mlp_ratio": 2}
-OTHER_NAMES: dict[str, dict[str, Any]] = {
-    "dinov2": DINO,
-    "dinov2_with_registers": {**DINO, "num_register_tokens": 2},
-    "dinov3_vit": {**SIZES, "num_register_tokens": 2},
-    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"},
-    "swin": SWIN,
-    "swinv2": SWIN,
-}
-CLIP = {"model_type": "clip_vision_model", **SIZES}
+CLIP = tiny_image("clip_vision_model")
 
 
 def images_of(pixels_RCHW: Tensor) -> PixelInputs:
     return PixelInputs(pixels_RCHW, HostArray(range(len(pixels_RCHW))))
 
 
-def architecture(model_type: str) -> dict[str, Any]:
-    return {"model_type": model_type, **OTHER_NAMES.get(model_type, SIZES)}
-
-
-def pool_of(model_type: str) -> str:
-    return "mean" if LAYOUTS[model_type].num_prefix_tokens == 0 else "cls"
-
-
 @pytest.mark.parametrize("depth", [1, "all"])
 @pytest.mark.parametrize("model_type", sorted(LAYOUTS))
-def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
+def test_gradients_reach_exactly_what_trains_of_every_known_tiny_image(
     fresh_vision: Fresh, pixels: Tensor, model_type: str, depth: Any
 ) -> None:
-    encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type), trainable_blocks=depth)
+    encoder = fresh_vision(tiny_image(model_type), pool=whole_of(model_type), trainable_blocks=depth)
     states = encoder(images_of(pixels))
     generator = torch.Generator().manual_seed(0)
     (states.cls_RD * torch.randn(states.cls_RD.shape, generator=generator)).sum().backward()
@@ -70,12 +45,10 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
 
 @pytest.mark.parametrize("model_type", sorted(LAYOUTS))
 def test_the_tokens_are_the_patches_of_the_image(fresh_vision: Fresh, pixels: Tensor, model_type: str) -> None:
-    encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type)).eval()
+    encoder = fresh_vision(tiny_image(model_type), pool=whole_of(model_type)).eval()
     states = encoder(images_of(pixels))
-    assert states.token_KD.shape == (
-        3 * 16,
-        6,
-    )  # 4 x 4 patches of 8 pixels; Swin: 8 x 8 of 4, merged once; ResNet: a map
+    # 4 x 4 patches of 8 pixels; Swin: 8 x 8 of 4, merged once; of others a map.
+    assert states.token_KD.shape == (3 * 16, 6)
     assert states.length_R.tolist() == [16, 16, 16]
 
 
@@ -95,7 +68,7 @@ def test_the_mean_is_over_patches(fresh_vision: Fresh, pixels: Tensor) -> None:
 
 def test_cls_of_a_backbone_without_one_is_an_error(fresh_vision: Fresh) -> None:
     with pytest.raises(RecipeError, match="pool: swin has no cls token; use mean"):
-        fresh_vision(architecture("swin"))
+        fresh_vision(tiny_image("swin"))
 
 
 def test_pixels_are_scaled_as_the_image_processor_of_transformers_scales_them(
@@ -135,7 +108,7 @@ def test_the_scale_of_a_pretrained_folder_is_kept_unless_told_otherwise(fresh_vi
 def test_a_saved_backbone_opens_with_plain_transformers_and_says_the_same(
     fresh_vision: Fresh, pixels: Tensor, tmp_path: Path, model_type: str
 ) -> None:
-    encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type)).eval()
+    encoder = fresh_vision(tiny_image(model_type), pool=whole_of(model_type)).eval()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     plain = AutoModel.from_pretrained(tmp_path / "saved").eval()
     normal = encoder.normalise(pixels, torch.float32)
@@ -144,7 +117,7 @@ def test_a_saved_backbone_opens_with_plain_transformers_and_says_the_same(
 
 @pytest.mark.parametrize("model_type", sorted(LAYOUTS))
 def test_what_was_saved_is_read_by_the_same_names(fresh_vision: Fresh, tmp_path: Path, model_type: str) -> None:
-    encoder = fresh_vision(architecture(model_type), pool=pool_of(model_type))
+    encoder = fresh_vision(tiny_image(model_type), pool=whole_of(model_type))
     state = {
         name: torch.randn_like(tensor) if tensor.is_floating_point() else tensor
         for name, tensor in encoder.backbone.state_dict().items()
@@ -158,7 +131,7 @@ def test_what_was_saved_is_read_by_the_same_names(fresh_vision: Fresh, tmp_path:
 def test_the_vision_half_of_a_clip_checkpoint_is_read(pixels: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     text = {**SIZES, "vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 2, "bos_token_id": 1}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=SIZES, projection_dim=4)).eval()
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=CLIP, projection_dim=4)).eval()
     clip.save_pretrained(tmp_path / "clip")
     encoder = HFVision(
         HFVisionConfig(weights="clip"), BuildContext(6, {"": Backbone(tmp_path / "clip", is_pretrained=True)})
@@ -174,17 +147,16 @@ def test_the_vision_half_of_a_clip_checkpoint_is_read(pixels: Tensor, tmp_path: 
 
 @pytest.mark.parametrize("model_type", ["clip_vision_model", "vit", "dinov2", "swin"])
 def test_images_of_another_size_stretch_the_positions(fresh_vision: Fresh, tmp_path: Path, model_type: str) -> None:
-    first = fresh_vision(architecture(model_type), pool=pool_of(model_type))
+    first = fresh_vision(tiny_image(model_type), pool=whole_of(model_type))
     first.save_backbone(tmp_path / "saved", first.backbone.state_dict())
-    config = HFVisionConfig(weights="saved", image_size=48, pool=pool_of(model_type))
+    config = HFVisionConfig(weights="saved", image_size=48, pool=whole_of(model_type))
     encoder = HFVision(config, BuildContext(6, {"": Backbone(tmp_path / "saved", is_pretrained=True)}))
     assert encoder.pixel_spec == PixelSpec(48)
     assert encoder(images_of(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))).token_KD.shape == (36, 6)
 
 
 def test_the_size_of_a_fresh_backbone_is_the_one_asked_for(fresh_vision: Fresh, tmp_path: Path) -> None:
-    sizes = {key: value for key, value in SIZES.items() if key != "image_size"}
-    encoder = fresh_vision({"model_type": "vit", **sizes}, image_size=64)
+    encoder = fresh_vision({"model_type": "vit", **SIZES}, image_size=64)
     assert encoder.pixel_spec == PixelSpec(64)
     assert json.loads((tmp_path / "fresh" / "config.json").read_text())["image_size"] == 64
     assert json.loads((tmp_path / "fresh" / "preprocessor_config.json").read_text())["size"]["height"] == 64
@@ -211,13 +183,15 @@ def test_missing_weights_are_an_error(fresh_vision: Fresh, tmp_path: Path) -> No
 
 
 def test_an_architecture_that_is_not_known_is_an_error_that_lists_the_known(fresh_vision: Fresh) -> None:
-    with pytest.raises(RecipeError, match="'convnext' is not known here; known: beit, clip_vision_model"):
-        fresh_vision({"model_type": "convnext"})
+    with pytest.raises(RecipeError, match="'levit' is not known here; known: beit, clip_vision_model"):
+        fresh_vision({"model_type": "levit"})
 
 
-def test_an_image_smaller_than_a_patch_is_an_error(fresh_vision: Fresh) -> None:
-    with pytest.raises(RecipeError, match="image_size: 4 pixels hold no patch of 8; take larger images"):
-        fresh_vision({"model_type": "vit", **SIZES, "image_size": 4})
+@pytest.mark.parametrize(("size", "near"), [(4, "8"), (33, "32, 40")])
+def test_an_image_that_patches_do_not_fill_is_an_error(fresh_vision: Fresh, size: int, near: str) -> None:
+    message = rf"image_size: patches of 8 pixels do not fill {size}; near sizes that work: {near}$"
+    with pytest.raises(RecipeError, match=message):
+        fresh_vision({**tiny_image("vit"), "image_size": size})
 
 
 @pytest.mark.parametrize("scale", [[0.5], 0.5])

@@ -20,20 +20,10 @@ from pmmrec.encoders.timm_layouts import LAYOUTS
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray
+from tests.support.tiny_encoders import TIMM
 
 Fresh = Callable[..., TimmVision]
-RESNET = {"name": "resnet18", "channels": [8, 8, 16, 16]}
-VIT = {"name": "vit_tiny_patch16_224", "depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8}
-SWIN = {"name": "swin_tiny_patch4_window7_224", "window_size": 4, "depths": [1, 1], "embed_dim": 8, "num_heads": [2, 2]}
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "ConvNeXt": {"name": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
-    "EfficientNet": {"name": "efficientnet_lite0"},
-    "RegNet": {"name": "regnety_002"},
-    "ResNet": RESNET,
-    "SwinTransformer": SWIN,
-    "SwinTransformerV2": {**SWIN, "name": "swinv2_tiny_window8_256"},
-    "VisionTransformer": VIT,
-}
+RESNET, VIT, SWIN = (TIMM[name] for name in ("ResNet", "VisionTransformer", "SwinTransformer"))
 
 
 @pytest.fixture
@@ -57,15 +47,15 @@ def _arguments(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_known_class_has_an_example() -> None:
-    assert set(EXAMPLES) == set(LAYOUTS)
+    assert set(TIMM) == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("depth", [1, "all"])
-@pytest.mark.parametrize("class_name", sorted(EXAMPLES))
+@pytest.mark.parametrize("class_name", sorted(TIMM))
 def test_gradients_reach_exactly_what_trains_of_every_known_class(
     fresh: Fresh, pixels: Tensor, class_name: str, depth: Any
 ) -> None:
-    encoder = fresh(EXAMPLES[class_name], trainable_blocks=depth)
+    encoder = fresh(TIMM[class_name], trainable_blocks=depth)
     assert type(encoder.backbone).__name__ == class_name
     encoder(images_of(pixels)).cls_RD.square().sum().backward()
     for name, parameter in encoder.backbone.named_parameters():
@@ -73,11 +63,11 @@ def test_gradients_reach_exactly_what_trains_of_every_known_class(
     assert any(parameter.requires_grad for parameter in encoder.backbone.parameters())
 
 
-@pytest.mark.parametrize("class_name", sorted(EXAMPLES))
+@pytest.mark.parametrize("class_name", sorted(TIMM))
 def test_a_saved_backbone_opens_in_timm_and_says_the_same(
     fresh: Fresh, pixels: Tensor, tmp_path: Path, class_name: str
 ) -> None:
-    encoder = fresh(EXAMPLES[class_name]).eval()
+    encoder = fresh(TIMM[class_name]).eval()
     (tmp_path / "saved").mkdir()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     plain = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=0).eval()
@@ -86,11 +76,11 @@ def test_a_saved_backbone_opens_in_timm_and_says_the_same(
     assert tuple(plain.pretrained_cfg["input_size"]) == (3, 32, 32)
 
 
-@pytest.mark.parametrize("class_name", sorted(EXAMPLES))
+@pytest.mark.parametrize("class_name", sorted(TIMM))
 def test_a_saved_backbone_opens_here_and_says_the_same(
     fresh: Fresh, pixels: Tensor, tmp_path: Path, class_name: str
 ) -> None:
-    encoder = fresh(EXAMPLES[class_name]).eval()
+    encoder = fresh(TIMM[class_name]).eval()
     (tmp_path / "saved").mkdir()
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     config = TimmConfig(weights="saved", pool="mean")
@@ -104,7 +94,7 @@ def test_a_saved_backbone_opens_here_and_says_the_same(
 
 
 def test_a_feature_map_becomes_a_token_a_place(fresh: Fresh, pixels: Tensor) -> None:
-    encoder = fresh(EXAMPLES["RegNet"], image_size=64).eval()
+    encoder = fresh(TIMM["RegNet"], image_size=64).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     map_RCHW = encoder.backbone.forward_features(encoder.normalise(pixels, torch.float32))
     tokens = encoder(images_of(pixels)).token_KD.view(2, 4, 6)
