@@ -87,8 +87,8 @@ class PrefixSlots:
 class PrefixInputs:
     """What the frozen part of an encoder says of items, in place of their token ids or pixels."""
 
-    state: Tensor  # floating point: (K, H), a state for each token of all texts; (R, ...) of one shape for images
-    packing: Packing | None  # where each text lies in K; None for images
+    state: Tensor  # floating point: (K, H), a state for each token of all texts; (R, ...) of one shape for others
+    packing: Packing | None  # where each text lies in K; None for images and pooled texts
     item_index_R: HostArray  # int64, places in U; U itself for a row that stands in
 
 
@@ -119,8 +119,17 @@ class Prefix(Protocol):
         """Changes whenever any state could change: with weights, configuration and preprocessing."""
         ...
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a text has one state, whatever its length."""
+        ...
+
     def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """States of the inputs' rows, as `PrefixInputs.state` holds them; float32, without gradients."""
+        ...
+
+    def at_cut(self, inputs: TokenInputs | PixelInputs) -> PrefixInputs:
+        """Rows as they enter above this part."""
         ...
 
 
@@ -203,6 +212,12 @@ class TokenStates:
     cls_RD: Tensor
     has_R: NDArray[np.bool_] | None = None  # on the host: which items have the field; None: those with tokens
     first_RD: Tensor | None = None  # the first token, which is none of the above; None: the encoder has no cls token
+
+    @classmethod
+    def of_wholes(cls, whole_RD: Tensor) -> Self:
+        """States of items of which nobody reads the tokens."""
+        none_R = np.zeros(len(whole_RD), dtype=np.int64)
+        return cls(whole_RD[:0], none_R, none_R, whole_RD)
 
     @property
     def is_there_R(self) -> NDArray[np.bool_]:

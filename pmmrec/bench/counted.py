@@ -58,9 +58,9 @@ class MetaCounter:
 
     @cached_property
     def image_tokens(self) -> int:
-        """Tokens of an image that a fusion sees."""
+        """Tokens of an image that a fusion sees; 1 where only the whole is read."""
         field = Modality.IMAGE.value
-        return int(self._states(field, self._rows(field, 1, is_kept=False)).length_R[0])
+        return max(1, int(self._states(field, self._rows(field, 1, is_kept=False)).length_R[0]))
 
     @cached_property
     def _model(self) -> Recommender:

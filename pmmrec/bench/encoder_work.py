@@ -8,6 +8,7 @@ from torch import nn
 from pmmrec.adapters import Host
 from pmmrec.bench.flops import Ints, Work, learns, linear_map, stack_work
 from pmmrec.encoders import Encoder
+from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.vision_hf import HFVision
 from pmmrec.feed_forward import ActivatedLinear
 
@@ -40,9 +41,10 @@ def known_work(encoder: Encoder, length_R: Ints, *, is_kept: bool) -> Work | Non
         is_pre_norm = host.architecture in PRE_NORM
         works.append(stack_work(blocks, _entries(host), length_R, input_learns=flows, is_pre_norm=is_pre_norm))
     flows = flows or any(learns(block) for block in blocks)
-    works.append(linear_map(projection, float(length_R.sum()), input_learns=flows))
+    pools_first = isinstance(encoder, CanBeCut) and encoder.pools_first
+    works.append(linear_map(projection, float(len(length_R) if pools_first else length_R.sum()), input_learns=flows))
     head = getattr(encoder, "head", None)
-    rows = float(length_R.sum()) + len(length_R)  # every token, and the whole of each row
+    rows = len(length_R) + (0.0 if pools_first else float(length_R.sum()))  # the whole of each row, and every token
     for layer in [] if head is None else [one for one in head if isinstance(one, nn.Linear)]:
         works.append(linear_map(layer, rows, input_learns=True))
     return Work.total(works)

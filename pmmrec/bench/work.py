@@ -18,6 +18,7 @@ from pmmrec.bench.objective_work import objective_works
 from pmmrec.bench.rows import item_places, row_lengths, text_lengths
 from pmmrec.contracts import Batch, FieldInputs, ItemInputs, Modality, PrefixInputs
 from pmmrec.encoders import Encoder
+from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.vision_hf import HFVision
 from pmmrec.fusion.attentive import MergeAttention
 from pmmrec.models.towers import Towers
@@ -105,7 +106,8 @@ class WorkMeter:
             length_R, num_left_out = self._lengths(tower, rows)
             name = "vision" if field == Modality.IMAGE else "text"
             read = float(sum(tensor.nbytes for tensor in tensors_of(rows)))
-            moved = stage_bytes(tower, read, FLOAT * width * float(length_R.sum()))
+            given = float(length_R.sum() if tower.gives_tokens else len(length_R))
+            moved = stage_bytes(tower, read, FLOAT * width * given)
             works[name] = works.get(name, Work()) + self._tower(field, tower, rows, length_R) + moved
             index_R = item_places(rows)
             is_of_item_R = index_R < items.num_items  # False: it stands in
@@ -122,6 +124,8 @@ class WorkMeter:
 
     def _lengths(self, tower: Encoder, rows: FieldInputs) -> tuple[Ints, int]:
         """Positions of each row in an encoder, and how many of them a fusion does not see."""
+        if isinstance(rows, PrefixInputs) and isinstance(tower, CanBeCut) and tower.pools_at_cut:
+            return np.ones(len(item_places(rows)), dtype=np.int64), 1
         if isinstance(tower, HFVision) and tower.host.architecture in PRE_NORM:
             length = num_patches(tower) + tower.num_prefix_tokens
             return np.full(len(item_places(rows)), length), tower.num_prefix_tokens

@@ -119,7 +119,7 @@ class ItemReader:
             slots.append(np.searchsorted(contents.distinct, contents.same_as_N))
             table = None
             if len(contents.distinct):
-                request = self._table_request(domain, field, contents.distinct)
+                request = self._table_request(domain, field, contents.distinct, is_pooled=prefix.is_pooled)
                 table = PrefixTable.open(prefix, request, config, self._cache, progress)
             tables.append(table)
         kept = PrefixTables(tables, slots, self._room)
@@ -211,7 +211,7 @@ class ItemReader:
             has_U[places] = having(self._domains[domain], field, self._kinds[field])[row_U[places]]
         return has_U
 
-    def _table_request(self, domain: int, field: str, distinct: Ints) -> TableRequest:
+    def _table_request(self, domain: int, field: str, distinct: Ints, *, is_pooled: bool) -> TableRequest:
         """The table of frozen states of one domain: each distinct content once."""
         is_text = self._kinds[field] is TextSpec
         if is_text:
@@ -226,7 +226,9 @@ class ItemReader:
             key = pixels_source(self._domains[domain], self._size)
         order = np.argsort(-num_rows_R, kind="stable")
         chunks = partial(self._chunks, domain, field, distinct, order)
-        return TableRequest(key, num_rows_R, is_text, chunks)
+        if is_pooled:
+            num_rows_R = np.ones_like(num_rows_R)
+        return TableRequest(key, num_rows_R, is_text and not is_pooled, chunks)
 
     def _chunks(self, domain: int, field: str, distinct: Ints, order: Ints) -> Iterator[Chunk]:
         for start in range(0, len(order), STATES_AT_ONCE):

@@ -59,8 +59,8 @@ class TableRequest:
     """Which states a table holds, and the inputs from which they are computed."""
 
     key: str  # of the contents of the items, as the encoder reads them
-    num_rows_R: Ints  # tokens of each distinct text; ones for images
-    is_ragged: bool  # True for texts; all images have one shape
+    num_rows_R: Ints  # tokens of each distinct text; ones for images and pooled texts
+    is_ragged: bool  # True for tokens of texts; all others have one shape
     chunks: Callable[[], Iterator[Chunk]]  # the most expensive first; called when the table must be made
 
 
@@ -112,13 +112,13 @@ class PrefixTable:
             self._states = self._states.to(device)
 
     def lengths(self, slot_R: Ints) -> Ints:
-        """How many states each of these contents has: the tokens of a text, one for an image."""
+        """How many states each of these contents has: the tokens of a text, one for an image or a pooled text."""
         if not self.is_ragged:
             return np.ones_like(slot_R)
         return self._ends[slot_R] - np.where(slot_R > 0, self._ends[slot_R - 1], 0)
 
     def fetch(self, slot_R: Ints) -> Tensor:
-        """States of these contents one after another, `(K, H)` of texts or `(R, ...)` of images.
+        """States of these contents one after another, `(K, H)` of tokens or `(R, ...)` of images and pooled texts.
 
         They have the stored precision, and lie on the device of the table.
         """
@@ -245,7 +245,7 @@ def _make(
     flat = torch.from_file(str(folder / STATES), shared=True, size=math.prod(shape), dtype=dtype)
     table, num_done = flat.view(shape), 0
     while True:
-        _write(table, ends, chunk.slot_R, states, chunk.inputs)
+        _write(table, ends, chunk, states, is_ragged=request.is_ragged)
         num_done += len(chunk.slot_R)
         if progress is not None:
             progress("frozen states", num_done, len(ends))
@@ -264,12 +264,9 @@ def _reserve(file: IO[bytes], num_bytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
-def _write(table: Tensor, ends: Ints, slot_R: Ints, states: Tensor, inputs: TokenInputs | PixelInputs) -> None:
-    states = states.to("cpu", table.dtype)
-    if isinstance(inputs, PixelInputs):
-        table[torch.from_numpy(ends[slot_R] - 1)] = states
-        return
-    packing = inputs.packing
-    start_R = ends[slot_R[inputs.item_index_R.values]] - packing.length_R
-    place_K = start_R[packing.row_K] + packing.place_K.values
-    table[torch.from_numpy(place_K)] = states
+def _write(table: Tensor, ends: Ints, chunk: Chunk, states: Tensor, *, is_ragged: bool) -> None:
+    place_K = ends[chunk.slot_R[chunk.inputs.item_index_R.values]] - 1
+    if is_ragged and isinstance(chunk.inputs, TokenInputs):
+        packing = chunk.inputs.packing
+        place_K = (place_K + 1 - packing.length_R)[packing.row_K] + packing.place_K.values
+    table[torch.from_numpy(place_K)] = states.to("cpu", table.dtype)

@@ -39,6 +39,7 @@ class Encoder(nn.Module, ABC):
     """
 
     warnings: tuple[str, ...] = ()  # where the folder of the backbone and what is done here differ
+    gives_tokens: bool = True  # False: nobody reads tokens, so `forward` may give the whole of each row alone
 
     @property
     def prefix(self) -> Prefix | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pmmrec.adapters import Host
-from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, to_device
+from pmmrec.contracts import FieldInputs, PixelInputs, PrefixInputs, TokenInputs, TokenStates, to_device
 from pmmrec.dropout import draw_cheaply
 from pmmrec.encoders.trainable import Layout, PartlyTrained, block_names
 from pmmrec.errors import RecipeError
@@ -41,7 +41,11 @@ class CanBeCut(PartlyTrained):
 
     layouts: ClassVar[Mapping[str, Layout]]  # of every architecture that the encoder knows
     backbone: Any
+    projection: Any  # a linear layer, or the convolution of a map
+    head: nn.Sequential | None
+    gives_tokens: bool
     _layout: Layout
+    _pool: Any  # how a row is pooled, a word of its settings
     _checkpoints = False  # whether activations of blocks without an own switch are recomputed
 
     @property
@@ -76,13 +80,23 @@ class CanBeCut(PartlyTrained):
         if self._layout.sites is not None:
             join_activations(self.backbone, block_names(self.backbone, self._layout), self._layout.sites.feed_forward)
 
+    @property
+    def pools_first(self) -> bool:
+        """Whether rows are pooled before they are projected: no token is read, and a linear map gives the same then."""
+        return not self.gives_tokens and isinstance(self.projection, nn.Linear)
+
+    @property
+    def pools_at_cut(self) -> bool:
+        """Whether what enters above the frozen part is the whole of each row."""
+        return self.pools_first and not self._trained
+
     def up_to_cut(self, inputs: TokenInputs | PixelInputs) -> Tensor:
-        """The inputs of the lowest trainable block; the output of the backbone where none of it trains.
+        """The inputs of the lowest trainable block; the output of the backbone, maybe pooled, where none of it trains.
 
         As `PrefixInputs.state` holds them.
         """
         if not self._trained:
-            return self.hidden(inputs)
+            return self.pooled(inputs) if self.pools_at_cut else self.hidden(inputs)
 
         def stop(module: nn.Module, arguments: tuple[Any, ...]) -> None:  # noqa: ARG001
             raise _Reached(arguments[0])
@@ -96,8 +110,18 @@ class CanBeCut(PartlyTrained):
             hook.remove()
         raise RecipeError(f"{type(self.backbone).__name__}: never met its block {self._trained[0]}")
 
+    def at_cut(self, inputs: TokenInputs | PixelInputs, state: Tensor) -> PrefixInputs:
+        """Rows as they enter above the frozen part, which says `state` of them."""
+        packing = inputs.packing if isinstance(inputs, TokenInputs) and not self.pools_at_cut else None
+        return PrefixInputs(state, packing, inputs.item_index_R)
+
+    def wholes(self, whole_RH: Tensor) -> TokenStates:
+        """What projection and head make of pooled rows."""
+        whole_RD = self.projection(whole_RH)
+        return TokenStates.of_wholes(whole_RD if self.head is None else self.head(whole_RD))
+
     def last_states(self, inputs: TokenInputs | PixelInputs | PrefixInputs) -> Tensor:
-        """The last hidden state, computed from the item or from its states at the cut."""
+        """The last hidden state, computed from the item or from its states at the cut; pooled if these are."""
         if not isinstance(inputs, PrefixInputs):
             return self.hidden(inputs)
         packing, takes_mask = inputs.packing, self._layout.block_call == "hidden_and_mask"
@@ -142,6 +166,10 @@ class CanBeCut(PartlyTrained):
         """The library's own last hidden state, `(R, ...)` of images or `(K, H)` of texts."""
         raise NotImplementedError
 
+    def pooled(self, inputs: FieldInputs) -> Tensor:
+        """The whole of each row as the backbone gives it, `(R, H)`."""
+        raise NotImplementedError
+
     @property
     def preprocessing(self) -> Mapping[str, Any]:
         """Settings of what is done to pixels before the backbone; texts come as token ids."""
@@ -166,12 +194,23 @@ class FrozenPrefix:
         encoder = self._encoder
         trained = tuple(f"{name}." for name in encoder._trained)
         facts = {"version": PREFIX_VERSION, "cut": list(encoder._trained[:1]), **encoder.backbone_facts}
+        if self.is_pooled:
+            facts["pool"] = encoder._pool
         tensors = {
             name: tensor
             for name, tensor in encoder.backbone.state_dict().items()
             if not name.startswith(trained) and not re.fullmatch(encoder._layout.unused, name)
         }
         return fingerprint_of(facts, tensors)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether each row has one state, the whole of it."""
+        return self._encoder.pools_at_cut
+
+    def at_cut(self, inputs: TokenInputs | PixelInputs) -> PrefixInputs:
+        """Rows as they enter above this part."""
+        return self._encoder.at_cut(inputs, self.states(inputs))
 
     def states(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """Float32, without gradients and outside autocast, whatever the training's precision."""

@@ -133,11 +133,16 @@ class HFText(CanBeCut, TextEncoder):
         new_config(config.architecture, vocab_size=num_ids, **special_token_ids()).save_pretrained(folder)
 
     def forward(self, inputs: TokenInputs | PrefixInputs) -> TokenStates:
-        """Token ids, or the kept states of the frozen part, -> states of the common width."""
+        """Token ids, or the kept states of the frozen part, -> states; wholes alone if no token is read."""
         packing = inputs.packing
-        if packing is None:
+        if packing is None and not self.pools_at_cut:
             raise TypeError("a text encoder reads states of texts, not of images")
-        state_KD: Tensor = self.projection(self.last_states(inputs))
+        last = self.last_states(inputs)
+        if packing is None:
+            return self.wholes(last)
+        if self.pools_first:
+            return self.wholes(self._whole(last, packing))
+        state_KD: Tensor = self.projection(last)
         first_RD = packing.first(state_KD)
         whole_RD = packing.mean(state_KD) if self._pool == "mean" else first_RD
         start_R, length_R = packing.first_R.values + 1, packing.length_R - 1

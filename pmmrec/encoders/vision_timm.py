@@ -219,8 +219,11 @@ class TimmVision(CanBeCut, VisionEncoder):
             _resized(backbone, layout, found, config).write(folder, backbone.num_features)
 
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
-        """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
+        """uint8 pixels, or the kept states of the frozen part, -> states; wholes alone if no token is read."""
         features = self.last_states(inputs)
+        if self.pools_first:
+            is_pooled = isinstance(inputs, PrefixInputs) and self.pools_at_cut
+            return self.wholes(features if is_pooled else self._whole(features))
         if isinstance(self.projection, nn.Conv2d):
             return through_head(map_states(features, self.projection, self._pool), self.head)
         states = pooled_states(self.projection(self._tokens(features)), self._num_prefix_tokens, self._pool)
@@ -236,7 +239,11 @@ class TimmVision(CanBeCut, VisionEncoder):
         """The whole of each image as the backbone gives it, `(R, H)`."""
         if not isinstance(inputs, PixelInputs):
             raise TypeError("a vision encoder reads pixels")
-        return pooled_states(self._tokens(self.hidden(inputs)), self._num_prefix_tokens, self._pool).cls_RD
+        return self._whole(self.hidden(inputs))
+
+    def _whole(self, last: Tensor) -> Tensor:
+        """The vector of each image out of the last hidden state, `(R, H)`."""
+        return pooled_states(self._tokens(last), self._num_prefix_tokens, self._pool).cls_RD
 
     def layers(self, inputs: FieldInputs) -> Tensor:
         """The whole of each image at every layer, `(R, T, H)`."""

@@ -16,9 +16,11 @@ class Fusion(nn.Module, ABC):
 
     Attributes:
         num_fields: How many fields it fuses; None: any number.
+        reads_tokens: Whether it reads more of a field than the whole.
     """
 
     num_fields: int | None = None
+    reads_tokens: bool = True
 
     @abstractmethod
     def forward(self, states: Mapping[str, TokenStates]) -> Tensor:

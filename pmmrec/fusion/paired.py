@@ -56,7 +56,7 @@ class Paired(Fusion):
     def __init__(self, config: PairedConfig, context: BuildContext) -> None:
         super().__init__()
         width = context.width
-        self.pool = config.pool
+        self.pool, self.reads_tokens = config.pool, config.pool != "cls"
         self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6) if config.norm else nn.Identity()
         self.make(width)
         self.blocks = nn.Sequential(*blocks_of(config.layers, width, width, "relu", config.dropout))

@@ -45,6 +45,9 @@ def _with_row(rows: FieldInputs, more: FieldInputs, num_items: int) -> FieldInpu
         packing, row, place = _room(rows.packing, more.packing)
         state_KH = _inserted(rows.state, more.state.to(rows.state), place)
         return PrefixInputs(state_KH, packing, HostArray(np.insert(index_R, row, num_items)))
+    if isinstance(rows, PrefixInputs) and isinstance(more, PrefixInputs):  # pooled texts, in any order
+        state_RH = torch.cat((rows.state, more.state.to(rows.state)))
+        return PrefixInputs(state_RH, None, HostArray(np.append(index_R, num_items)))
     raise TypeError(f"texts are given as {type(rows).__name__}, and that of the mask as {type(more).__name__}")
 
 

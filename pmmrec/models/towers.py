@@ -166,6 +166,8 @@ class Towers(ItemEncoder):
         if config.fusion is not None:
             fusion_class: Any = fusions.part_class(config.fusion)
             self.fusion = fusion_class(config.fusion, context)
+        for encoder in self.encoders.values():
+            encoder.gives_tokens = self.fusion is not None and self.fusion.reads_tokens
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -220,8 +222,7 @@ class Towers(ItemEncoder):
         encoder, ((field, rows),) = self.text_encoder, mask.fields.items()
         if encoder is None or encoder.prefix is None or not isinstance(rows, TokenInputs):
             raise TypeError("items come as kept states, but the text encoder has no frozen part")
-        state = encoder.prefix.states(rows)
-        return replace(mask, fields={field: PrefixInputs(state, rows.packing, rows.item_index_R)})
+        return replace(mask, fields={field: encoder.prefix.at_cut(rows)})
 
     def _vectors(self, items: ItemInputs) -> ItemVectors:
         states = self._encode(items)

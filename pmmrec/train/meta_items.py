@@ -13,7 +13,6 @@ from pmmrec.contracts import (
     ItemInputs,
     PixelInputs,
     PixelSpec,
-    PrefixInputs,
     StoredInputs,
     TextSpec,
     TokenInputs,
@@ -64,4 +63,4 @@ def _at_cut(encoder: nn.Module, rows: FieldInputs) -> FieldInputs:
         return rows
     with torch.no_grad():
         state = encoder.up_to_cut(rows)
-    return PrefixInputs(state.float(), rows.packing if isinstance(rows, TokenInputs) else None, rows.item_index_R)
+    return encoder.at_cut(rows, state.float())

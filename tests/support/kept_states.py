@@ -18,10 +18,14 @@ SEQUENCES = [[0, 1, 2, 3], [4, 5, 6, 7], [0, 3, 6, 4], [2, 4, 5, 1]]
 
 @dataclass
 class Ladder:
-    """A frozen part that can be checked by eye: a token's state is its id times 1, 2, 3; an image's its mean grey."""
+    """A frozen part that can be checked by eye: a token's state is its id times 1, 2, 3; an image's its mean grey.
+
+    Pooled, the state of a text is the mean of those of its tokens.
+    """
 
     name: str = "ladder"
     num_rows: int = 0
+    is_pooled: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -30,13 +34,19 @@ class Ladder:
     def states(self, inputs: TokenInputs | PixelInputs) -> torch.Tensor:
         values = inputs.token_id_K if isinstance(inputs, TokenInputs) else inputs.pixels_RCHW.float().mean((1, 2, 3))
         self.num_rows += len(inputs.item_index_R)
-        return values.float()[..., None] * torch.arange(1.0, 1 + WIDTH)
+        states = values.float()[..., None] * torch.arange(1.0, 1 + WIDTH)
+        return inputs.packing.mean(states) if self.is_pooled and isinstance(inputs, TokenInputs) else states
+
+    def at_cut(self, inputs: TokenInputs | PixelInputs) -> PrefixInputs:
+        packing = inputs.packing if isinstance(inputs, TokenInputs) and not self.is_pooled else None
+        return PrefixInputs(self.states(inputs), packing, inputs.item_index_R)
 
 
 class Network:
     """A frozen part that works for its states: each token alone through a small network of fixed weights."""
 
     fingerprint = "network"
+    is_pooled = False
 
     def __init__(self) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -51,6 +61,10 @@ class Network:
         for _ in range(20):
             state = (state @ self.matrix).tanh()
         return state
+
+    def at_cut(self, inputs: TokenInputs | PixelInputs) -> PrefixInputs:
+        assert isinstance(inputs, TokenInputs)
+        return PrefixInputs(self.states(inputs), inputs.packing, inputs.item_index_R)
 
 
 def read(reader: ItemReader, domain_U: list[int], row_U: list[int]) -> ItemInputs:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kept_states import SEQUENCES, TEXTS, WIDTH, Ladder, assert_same, image_of, read, tables, text_of
 
-from pmmrec.contracts import Modality, PixelInputs, PixelSpec, PrefixSlots
+from pmmrec.contracts import Modality, PixelInputs, PixelSpec, PrefixSlots, TokenInputs
 from pmmrec.data import prefix as prefix_file
 from pmmrec.data.batches import BatchBuilder, DataConfig
 from pmmrec.data.domain import Domain
@@ -38,6 +38,31 @@ def test_texts_of_two_domains_lie_longest_first(
 ) -> None:
     domains, rows = [1, 0, 0, 1, 0], [3, 0, 5, 0, 2]
     assert_same(read(open_reader(shop, films), domains, rows), read(keep(shop, films), domains, rows))
+
+
+@pytest.mark.parametrize("domains", [[0, 0, 0], [1, 0, 0, 1, 0]])
+def test_a_pooled_text_has_one_state_whatever_its_length(
+    shop: Domain,
+    films: Domain,
+    open_reader: Callable[..., ItemReader],
+    keep: Callable[..., ItemReader],
+    domains: list[int],
+) -> None:
+    rows = [3, 0, 5, 0, 2][: len(domains)]
+    reader = keep(shop, films, prefix=Ladder(is_pooled=True))
+    plain, kept = read(open_reader(shop, films), domains, rows), text_of(read(reader, domains, rows))
+    plain_text = plain.fields["text"]
+    assert isinstance(plain_text, TokenInputs)
+    assert kept.packing is None
+    order_r = np.argsort(plain_text.item_index_R.values)
+    assert kept.item_index_R.values.tolist() == plain_text.item_index_R.values[order_r].tolist()
+    means_RH = plain_text.packing.mean(Ladder().states(plain_text))
+    assert torch.equal(kept.state, means_RH[torch.from_numpy(order_r)])
+
+
+def test_pooled_texts_take_a_row_each(shop: Domain, open_reader: Callable[..., ItemReader]) -> None:
+    held = open_reader(shop).keep_states(Modality.TEXT, Ladder(is_pooled=True), PrefixConfig()).num_bytes
+    assert held == len(set(TEXTS) - {None}) * WIDTH * 4
 
 
 def test_a_batch_without_a_modality_gets_one_row_of_zeros_that_stands_in(

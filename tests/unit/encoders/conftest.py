@@ -12,6 +12,7 @@ import torch
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
+from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 
 TEXTS = ["Red shoes for running", "a blue shirt", "naïve 日本 😀", ""]
 BERT = {
@@ -92,3 +93,17 @@ def pixels() -> torch.Tensor:
     """Three images of noise, 32 pixels a side."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def fresh_timm(tmp_path: Path) -> Callable[..., TimmVision]:
+    """A fresh vision encoder of timm, of width 6."""
+
+    def build(architecture: dict[str, object], folder: str = "fresh", **settings: object) -> TimmVision:
+        config = TimmConfig(architecture=architecture, **{"image_size": 32, "pool": "mean", **settings})
+        (tmp_path / folder).mkdir()
+        TimmVision.start(config, tmp_path / folder, [])
+        torch.manual_seed(0)
+        return TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / folder, is_pretrained=False)}))
+
+    return build

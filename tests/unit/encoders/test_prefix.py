@@ -14,7 +14,6 @@ from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import text_layouts, timm_layouts, vision_layouts
 from pmmrec.encoders.text import HFText, HFTextConfig
-from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
 from pmmrec.packing import HostArray
 from tests.support.tiny_encoders import SIZES, TIMM, tiny_image, tiny_text, whole_of
@@ -26,26 +25,14 @@ def cuttable(layouts: Any) -> list[str]:
     return sorted(name for name, layout in layouts.items() if layout.block_call is not None)
 
 
-@pytest.fixture
-def fresh_timm(tmp_path: Path) -> Fresh:
-    def build(architecture: dict[str, Any], folder: str = "fresh", **settings: Any) -> TimmVision:
-        config = TimmConfig(architecture=architecture, **{"image_size": 32, "pool": "mean", **settings})
-        (tmp_path / folder).mkdir()
-        TimmVision.start(config, tmp_path / folder, [])
-        torch.manual_seed(0)
-        return TimmVision(config, BuildContext(6, {"": Backbone(tmp_path / folder, is_pretrained=False)}))
-
-    return build
-
-
 def token_inputs(encoder: HFText, texts: list[str]) -> TokenInputs:
     return TokenInputs.of(encoder.tokenizer.encode(texts))
 
 
 def kept(encoder: Any, inputs: TokenInputs | PixelInputs) -> PrefixInputs:
     """What a table would hold of these inputs."""
-    packing = inputs.packing if isinstance(inputs, TokenInputs) else None
-    return PrefixInputs(encoder.prefix.states(inputs), packing, inputs.item_index_R)
+    found: PrefixInputs = encoder.prefix.at_cut(inputs)
+    return found
 
 
 def trained(encoder: Any, inputs: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
