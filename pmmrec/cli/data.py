@@ -234,6 +234,28 @@ def stats_command(
         show_json(found) if as_json else show(found.table())
 
 
+@app.command("check")
+def check_command(
+    domains: Domains,
+    split: Annotated[
+        str, Option(metavar="RULE", help="leave_one_out, '{type: ratio}', '{type: given, name: NAME}', ...")
+    ] = "leave_one_out",
+    against: Annotated[
+        list[Path] | None, Option(metavar="SOURCE", help="Domains that a model is transferred from; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report leakage: what training knows of targets, equal users and items, and what a source shares with a domain.
+
+    No figure is an error: whether one matters depends on the protocol. `pmmrec data verify` checks files.
+    """
+    from pmmrec.report.leakage import LeakageReport
+
+    with errors_for_people():
+        found = LeakageReport.of(domains, split_rule(split, "--split"), against or [])
+        show_json(found) if as_json else show(*found.tables())
+
+
 @app.command("verify")
 def verify_domain_command(domains: Domains) -> None:
     """Check the files of domains against their hashes and against the rules of the format."""
