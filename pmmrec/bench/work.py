@@ -107,7 +107,8 @@ class WorkMeter:
             name = "vision" if field == Modality.IMAGE else "text"
             read = float(sum(tensor.nbytes for tensor in tensors_of(rows)))
             given = float(length_R.sum() if tower.gives_tokens else len(length_R))
-            moved = stage_bytes(tower, read, FLOAT * width * given)
+            passed = tower.above_cut if isinstance(rows, PrefixInputs) and isinstance(tower, CanBeCut) else tower
+            moved = stage_bytes(passed, read, FLOAT * width * given)
             works[name] = works.get(name, Work()) + self._tower(field, tower, rows, length_R) + moved
             index_R = item_places(rows)
             is_of_item_R = index_R < items.num_items  # False: it stands in

@@ -90,6 +90,12 @@ class CanBeCut(PartlyTrained):
         """Whether what enters above the frozen part is the whole of each row."""
         return self.pools_first and not self._trained
 
+    @property
+    def above_cut(self) -> nn.ModuleList:
+        """What kept states pass: the blocks from the lowest trainable one on, and the modules after them."""
+        after = [self.projection] if self.head is None else [self.projection, self.head]
+        return nn.ModuleList([*(self.backbone.get_submodule(name) for name in self._trained), *after])
+
     def up_to_cut(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The inputs of the lowest trainable block; the output of the backbone, maybe pooled, where none of it trains.
 

@@ -166,3 +166,14 @@ def check(step: FirstStep) -> None:
             assert work.stages[stage].forward == count.forward.get(path, 0), stage
     assert work.total.forward == count.forward["Global"]
     assert work.total.backward == count.backward
+
+
+def test_weights_below_kept_states_are_not_read(even: Path, tmp_path: Path) -> None:
+    """Of a frozen encoder whose texts are kept as one state each, the projection alone moves."""
+    step = first_step(even, tmp_path, text("bert", 0), terms=DAP, keeps_states=True)
+    tower = step.task.recommender.item_encoder.text_encoder
+    work = WorkMeter(step.task).of(step.moved).stages["text"]
+    num_rows = len(step.moved.items.fields["text"].item_index_R.values)
+    projection = 4 * sum(one.numel() for one in tower.projection.parameters())
+    read = step.moved.items.fields["text"].state.nbytes
+    assert work.forward_bytes == projection + read + 4 * 8 * num_rows
