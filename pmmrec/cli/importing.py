@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
+from pmmrec.homes import CACHE
 from pmmrec.terminal import errors_for_people, show
 
 
@@ -74,6 +75,10 @@ RepeatsOption = Annotated[Repeats, Option(help="Which of a user's repeats of an 
 SampleUsers = Annotated[int | None, Option(help="Draw this many users, before the core.")]
 Seed = Annotated[int | None, Option(help="Of the draw; default 0.")]
 MaxRejects = Annotated[str | None, Option(metavar="SHARE", help="Refuse files of which more is rejected, such as 1%.")]
+Cache = Annotated[
+    str,
+    Option(help="Folder that keeps decoded pictures: an import that was stopped, or comes again, reads them. Or none."),
+]
 ImageSide = Annotated[int | None, Option(help="Shortest side of stored pictures in pixels; default 256.")]
 
 
@@ -104,6 +109,7 @@ def import_table_command(
     seed: Seed = None,
     max_rejects: MaxRejects = None,
     image_side: ImageSide = None,
+    cache: Cache = str(CACHE),
 ) -> None:
     """Import a platform from two tables and a folder of pictures."""
     with errors_for_people():
@@ -114,6 +120,7 @@ def import_table_command(
             "images": images,
             "name": name,
             "out": out,
+            "cache": None if cache == "none" else cache,
             "columns": _pairs("--map", renamed or ()),
             "items_format": text_format,
             "interactions_format": text_format,
@@ -156,12 +163,14 @@ def import_folder_command(
     seed: Seed = None,
     max_rejects: MaxRejects = None,
     image_side: ImageSide = None,
+    cache: Cache = str(CACHE),
 ) -> None:
     """Import a public data set by its folder: `auto` recognises it, or KIND names it (`pmmrec data kinds`)."""
     with errors_for_people():
         tree = {
             "name": name,
             "out": out,
+            "cache": None if cache == "none" else cache,
             "columns": _pairs("--map", renamed or ()),
             "repeats": repeats.value,
             **_given(

@@ -31,6 +31,7 @@ ITEMS_FILE: Final = "items.arrow"
 IMAGES_FILE: Final = "images.arrow"
 SEQUENCES_FILE: Final = "sequences.arrow"
 REJECTED_FILE: Final = "rejected.parquet"
+MATCHES_FILE: Final = "pictures.parquet"  # for people: not among `files`, as earlier versions know none of that name
 DATA_FILE = re.compile(r"(items|images|sequences)(-[1-9][0-9]{0,5})?\.arrow|rejected\.parquet")
 FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NAME_PATTERN = r"^\w[\w.\-]{0,99}$"

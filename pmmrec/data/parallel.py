@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+MAX_THREADS = 64
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -25,3 +27,9 @@ def in_order(function: Callable[[_In], _Out], jobs: Iterable[_In], num_threads: 
         finally:
             for future in running:
                 future.cancel()
+
+
+def num_cores() -> int:
+    """Cores that this process may use, up to `MAX_THREADS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)

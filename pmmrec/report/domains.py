@@ -13,6 +13,7 @@ from pmmrec.data.demo_world import DemoWorldConfig, write_demo_world
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.folder import KindLine, kind_lines
 from pmmrec.data.importers.table import TableImport, import_table
+from pmmrec.data.info import MATCHES_FILE
 from pmmrec.data.statistics import COLD_BELOW, CountTokens, DomainStatistics, domain_statistics
 from pmmrec.errors import MachineError, RecipeError
 from pmmrec.homes import expanded
@@ -26,6 +27,8 @@ def import_lines(domain: Domain) -> list[str]:
     lines = derived_lines(domain)
     if domain.info.summary.rejected or domain.info.summary.filtered:
         lines.append(f"each row that was left out, with its reason: {domain.folder / 'rejected.parquet'}")
+    if (domain.folder / MATCHES_FILE).exists():
+        lines.append(f"what became of each picture, and which items have none: {domain.folder / MATCHES_FILE}")
     return lines
 
 

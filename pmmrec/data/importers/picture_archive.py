@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from pmmrec.data.importers.picture_folder import SUFFIXES
-from pmmrec.data.importers.unpacking import GROWTH_FROM_BYTES
+from pmmrec.data.importers.unpacking import BLOCK_BYTES, GROWTH_FROM_BYTES
 from pmmrec.errors import DataError
 
 ZIP, TAR = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -30,6 +30,12 @@ class _Member:
     num_bytes: int
     is_file: bool
     is_folder: bool
+
+
+class _TwoMembersError(Exception):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 def is_archive(path: Path) -> bool:
@@ -50,6 +56,9 @@ def unpack_pictures(archive: Path, target: Path) -> None:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from error
     except (NotImplementedError, RuntimeError, ValueError) as error:  # of zipfile: encrypted, or packed in another way
         raise DataError(f"{archive}: cannot be unpacked: {error}; unpack it yourself and name the folder") from error
+    except _TwoMembersError as error:
+        name = os.path.relpath(error.path, target)
+        raise DataError(f"{archive}: two members are called {name!r} and differ; keep one of them") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         name = os.path.relpath(error.filename, target)
         raise DataError(f"{archive}: two members have names that exclude each other: {name!r}") from error
@@ -100,6 +109,19 @@ def _is_picture(name: str) -> bool:
 
 
 def _write(content: IO[bytes], path: Path) -> None:
+    """Write a member. One that comes again, as `tar -r` adds it, must have the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        if not _is_same(content, path):
+            raise _TwoMembersError(path)
+        return
     with path.open("xb") as out:
         shutil.copyfileobj(content, out)
+
+
+def _is_same(content: IO[bytes], path: Path) -> bool:
+    with path.open("rb") as other:
+        while block := other.read(BLOCK_BYTES):
+            if content.read(len(block)) != block:
+                return False
+    return not content.read(1)

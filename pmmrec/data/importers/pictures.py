@@ -15,9 +15,10 @@ import duckdb
 import pyarrow as pa
 
 from pmmrec.data.images import PictureError, stored_jpeg
+from pmmrec.data.importers.picture_cache import PictureCache
 from pmmrec.data.importers.picture_column import PictureColumn
 from pmmrec.data.importers.picture_folder import SUFFIXES
-from pmmrec.data.importers.picture_matching import match_names, match_paths
+from pmmrec.data.importers.picture_matching import match_names, match_paths, write_matches
 from pmmrec.data.importers.picture_store import PictureStore, open_pictures
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import stream
@@ -30,6 +31,7 @@ MAX_PICTURE_BYTES = 200_000_000
 IMAGE_BATCH = 256
 NUM_EXAMPLES = 3
 SECOND = "second picture of an item"
+AMBIGUOUS = "one of several in different folders"
 OUTSIDE = "link to a file outside the folder"
 _DIGEST_BYTES = 32
 
@@ -50,6 +52,7 @@ class _Picture:
     sha256: bytes | None = None
     reason: str | None = None  # why the picture cannot be used
     file_name: str | None = None
+    is_new: bool = False  # decoded now, so that a cache does not know it
 
     @property
     def rejection(self) -> tuple[str, str, str | None, int]:
@@ -63,12 +66,21 @@ class Pictures:
     """
 
     def __init__(
-        self, folder: Path | None, work: Path, connection: duckdb.DuckDBPyConnection, *, side: int, num_threads: int
+        self,
+        folder: Path | None,
+        work: Path,
+        connection: duckdb.DuckDBPyConnection,
+        *,
+        side: int,
+        num_threads: int,
+        cache: Path | None = None,
     ) -> None:
         self._folder, self._work, self._connection = folder, work, connection
         self._column: PictureColumn | None = None
         self._store: PictureStore | None = None
         self._side, self._num_threads = side, num_threads
+        self._cache = None if cache is None else PictureCache(cache, side)
+        self._rule = ""
         self._notes: list[str] = []
         self.num_ignored = 0  # files of a folder that belong to no item
         self.is_given = folder is not None
@@ -111,9 +123,11 @@ class Pictures:
             self._run("INSERT INTO pictures SELECT * FROM listed")
             self._connection.unregister("listed")
         rule = match_paths(self._connection, selection) if has_paths else match_names(self._connection, store.rules)
+        self._rule = rule
         self._run(
             f"""CREATE TABLE other_pictures AS SELECT items.row, item_id, file_name, CASE
-                  WHEN choice IS NULL THEN 'format not read: ' || suffix ELSE '{SECOND}' END AS reason
+                  WHEN choice IS NULL THEN 'format not read: ' || suffix
+                  WHEN items.row NOT IN (SELECT row FROM item_pictures) THEN '{AMBIGUOUS}' ELSE '{SECOND}' END AS reason
                 FROM matches JOIN items USING (row) WHERE file_name NOT IN (SELECT file_name FROM item_pictures)"""
         )
         ((num_pictures, num_used, num_matched, num_others, num_items),) = self._rows(
@@ -149,10 +163,16 @@ class Pictures:
         for query, what in (
             (
                 f"SELECT file_name FROM other_pictures WHERE reason = '{SECOND}'",
-                f"pictures are second pictures of an item; the first in the order {', '.join(SUFFIXES)} is taken",
+                "pictures are second pictures of an item; of those in the nearest folder, the first in the order "
+                f"{', '.join(SUFFIXES)} is taken",
             ),
             (
-                f"SELECT file_name FROM other_pictures WHERE reason <> '{SECOND}'",
+                f"SELECT file_name FROM other_pictures WHERE reason = '{AMBIGUOUS}'",
+                "pictures have the name of an item in several folders, and none of them is taken; keep one, or name "
+                "paths in a column (--image-column)",
+            ),
+            (
+                "SELECT file_name FROM other_pictures WHERE starts_with(reason, 'format not read')",
                 "pictures of items are in formats that are not read; save them as jpg, png or webp",
             ),
             (cased, "pictures differ from an item id only in upper and lower case; names must be equal"),
@@ -177,6 +197,7 @@ class Pictures:
                 failed.append(picture)
             else:
                 self._kept(picture.row).write_bytes(picture.sha256 + picture.jpeg)
+                self._cached([picture])
         selection.rejections.add_broken_images([picture.rejection for picture in failed])
         rows = [picture.row for picture in failed]
         self._connection.execute("DELETE FROM item_pictures WHERE list_contains(?, row)", [rows])
@@ -190,6 +211,7 @@ class Pictures:
         decoded = self._decoded(jobs, num_items, progress, "images")
         while batch := list(itertools.islice(decoded, IMAGE_BATCH)):
             selection.rejections.add_broken_images([picture.rejection for picture in batch if picture.reason])
+            self._cached(batch)
             columns = [[picture.jpeg for picture in batch], [picture.sha256 for picture in batch]]
             yield pa.record_batch(columns, schema=IMAGES_SCHEMA)
 
@@ -225,8 +247,11 @@ class Pictures:
             return dataclasses.replace(found, jpeg=data[_DIGEST_BYTES:], sha256=data[:_DIGEST_BYTES])
         try:
             data = self._content(job)
-            jpeg = stored_jpeg(data, self._side)
-            return dataclasses.replace(found, jpeg=jpeg, sha256=hashlib.sha256(data).digest())
+            digest = hashlib.sha256(data).digest()
+            kept_jpeg = self._cache.get(digest) if self._cache is not None else None
+            if kept_jpeg is not None:
+                return dataclasses.replace(found, jpeg=kept_jpeg, sha256=digest)
+            return dataclasses.replace(found, jpeg=stored_jpeg(data, self._side), sha256=digest, is_new=True)
         except OSError as error:
             return dataclasses.replace(found, reason=f"cannot be read: {error.strerror}")
         except PictureError as error:
@@ -240,6 +265,21 @@ class Pictures:
         if len(data) > MAX_PICTURE_BYTES:
             raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
         return data
+
+    def _cached(self, pictures: Iterable[_Picture]) -> None:
+        """Keep pictures that were decoded now; they outlive an import that is stopped."""
+        if self._cache is not None:
+            self._cache.put([(one.sha256, one.jpeg) for one in pictures if one.is_new and one.sha256 and one.jpeg])
+
+    def close(self) -> None:
+        """Close the cache."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def write_matches(self, path: Path) -> None:
+        """Write what became of each picture of a folder, archive or LMDB file, once all are decoded."""
+        if self._store is not None:
+            write_matches(self._connection, path, self._rule)
 
     def _kept(self, row: int) -> Path:
         return self._work / f"{row}.picture"

@@ -26,8 +26,9 @@ from pmmrec.data.importers.source import is_of_machine, stream
 from pmmrec.data.importers.text_format import SEPARATORS, TextFormat
 from pmmrec.data.importers.times import TimeUnit
 from pmmrec.data.importers.user_sequences import UserSequences
-from pmmrec.data.importers.work_database import MEMORY_GB, work_database
-from pmmrec.data.info import NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary, SourceFile
+from pmmrec.data.importers.work_database import MEMORY_GB, NUM_THREADS, work_database
+from pmmrec.data.info import MATCHES_FILE, NAME_PATTERN, REJECTED_FILE, Filters, ImportSummary, SourceFile
+from pmmrec.data.parallel import num_cores
 from pmmrec.data.write import DomainFolder, new_folder
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.modality import Modality
@@ -73,7 +74,10 @@ class TableImport(Config):
     memory_gb: float = Field(
         MEMORY_GB, ge=0.25, description="Memory of the database; the rest goes to disk beside `out`."
     )
-    num_threads: int = Field(4, ge=1, le=64, description="Threads of the database and of image decoding.")
+    num_threads: int = Field(
+        default_factory=num_cores, ge=1, le=64, description="Threads that decode images; of the database, at most 4."
+    )
+    cache: Place | None = Field(None, description="Folder that keeps decoded images for the next import. None: none.")
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
@@ -144,7 +148,9 @@ class _Import:
         self._domain = DomainFolder(folder)
         self._selection = Selection(connection)
         side, num_threads = settings.image_side, settings.num_threads
-        self._pictures = Pictures(settings.images, work, connection, side=side, num_threads=num_threads)
+        self._pictures = Pictures(
+            settings.images, work, connection, side=side, num_threads=num_threads, cache=settings.cache
+        )
 
     def run(self, *, was_stale: bool) -> None:
         settings, selection, pictures = self._settings, self._selection, self._pictures
@@ -172,7 +178,9 @@ class _Import:
         self._domain.write_items(self._item_batches(sources), list(sources.attributes))
         if pictures.is_given:
             self._domain.write_images(pictures.batches(selection, num_items, self._progress))
+            pictures.close()
             self._check_rejected_pictures(sources)
+            pictures.write_matches(self._domain.folder / MATCHES_FILE)
         sequences = UserSequences(self._connection, has_times=sources.times is not None)
         self._domain.write_sequences(sequences.batches(), has_times=sources.times is not None)
         selection.rejections.write(self._domain.folder / REJECTED_FILE, sources, self._settings.images)
@@ -260,7 +268,8 @@ class _Import:
 def _database(work: Path, settings: TableImport) -> Iterator[duckdb.DuckDBPyConnection]:
     """The database of the import. Raises MachineError where it runs out of memory or disk."""
     try:
-        with work_database(work, settings.memory_gb, settings.num_threads) as connection:
+        num_threads = min(settings.num_threads, NUM_THREADS)
+        with work_database(work, settings.memory_gb, num_threads) as connection:
             yield connection
     except duckdb.Error as error:
         if not is_of_machine(error):

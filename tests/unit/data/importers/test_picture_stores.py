@@ -128,7 +128,66 @@ def test_archives_are_read_like_folders(shop, name: str) -> None:
     path = archive(shop.folder / name, {"x/a.png": png(10), "c.png": png(30), "notes.txt": b"x"})
     domain = shop.run(images=path)
     assert shades(domain) == [10, None, 30]
-    assert sorted(one.name for one in domain.folder.iterdir()) == sorted([*domain.info.files, "domain.json"])
+    assert sorted(one.name for one in domain.folder.iterdir()) == sorted(
+        [*domain.info.files, "domain.json", "pictures.parquet"]
+    )
+
+
+def test_a_member_that_comes_twice_counts_once_if_its_bytes_are_the_same(shop) -> None:
+    path = shop.folder / "p.tar"
+    for content in (png(10), png(10)):
+        with tarfile.open(path, "a") as file:
+            info = tarfile.TarInfo("a.png")
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    assert shades(shop.run(images=path)) == [10, None, None]
+    for changed in (png(20), png(10)[:-1], png(10) + b"x"):
+        with tarfile.open(shop.folder / "q.tar", "w") as file:
+            for content in (png(10), changed):
+                info = tarfile.TarInfo("x/a.png")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+        with pytest.raises(DataError, match=r"q\.tar: two members are called 'x/a\.png' and differ; keep one of them"):
+            shop.run(images=shop.folder / "q.tar", out=shop.folder / "other")
+
+
+def test_pictures_of_one_name_in_folders_side_by_side_are_ambiguous(shop, left_out) -> None:
+    members = {"x/a.png": png(10), "y/a.jpg": png(20), "b.png": png(30), "x/b.jpg": png(40), "x/y/a.png": png(50)}
+    domain = shop.run(images=archive(shop.folder / "p.zip", {**members, "stranger.png": png(1)}))
+    assert shades(domain) == [None, 30, None]
+    reason = "one of several in different folders"
+    assert [(row["id"], row["image"], row["reason"]) for row in left_out(domain)] == [
+        ("a", "x/a.png", reason),
+        ("a", "x/y/a.png", reason),
+        ("a", "y/a.jpg", reason),
+        ("b", "x/b.jpg", "second picture of an item"),
+    ]
+    assert any(
+        "3 pictures have the name of an item in several folders, and none of them is taken" in note
+        for note in domain.info.summary.notes
+    )
+    assert pq.read_table(domain.folder / "pictures.parquet").to_pylist() == [
+        {"item_id": "b", "image": "b.png", "outcome": "taken", "rule": "name"},
+        {"item_id": None, "image": "stranger.png", "outcome": "belongs to no item", "rule": None},
+        {"item_id": "a", "image": "x/a.png", "outcome": reason, "rule": "name"},
+        {"item_id": "b", "image": "x/b.jpg", "outcome": "second picture of an item", "rule": "name"},
+        {"item_id": "a", "image": "x/y/a.png", "outcome": reason, "rule": "name"},
+        {"item_id": "a", "image": "y/a.jpg", "outcome": reason, "rule": "name"},
+        {"item_id": "c", "image": None, "outcome": "no picture", "rule": None},
+    ]
+
+
+def test_the_table_of_pictures_says_what_became_of_each(shop) -> None:
+    shop.write("pictures/bad.png", b"")
+    shop.paint("good.png")
+    shop.items.write_text("item_id,text,cover\na,red,good.png\nb,blue,bad.png\nc,hat,no.png\nd,x,good.png\n")
+    domain = shop.run(images=shop.folder / "pictures", image_column="cover", k_core=1)
+    assert [tuple(row.values()) for row in pq.read_table(domain.folder / "pictures.parquet").to_pylist()] == [
+        ("b", "bad.png", "empty file", "path"),
+        ("a", "good.png", "taken", "path"),
+        ("d", "good.png", "taken, but the item is left out", "path"),
+        ("c", None, "no such picture", None),
+    ]
 
 
 def test_shards_of_a_webdataset_are_read(shop) -> None:

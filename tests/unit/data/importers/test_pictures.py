@@ -69,8 +69,8 @@ def test_of_two_pictures_of_an_item_the_jpeg_is_taken(shop, rejected) -> None:
     assert domain.info.summary.num_pictures_ignored == 0
     assert rejected(domain) == [("image", "a", None, "second picture of an item")]
     assert domain.info.summary.notes[-2] == (
-        "images: 1 pictures are second pictures of an item; the first in the order .jpg, .jpeg, .jfif, .png, .webp, "
-        ".gif, .bmp is taken (a.png)"
+        "images: 1 pictures are second pictures of an item; of those in the nearest folder, the first in the order "
+        ".jpg, .jpeg, .jfif, .png, .webp, .gif, .bmp is taken (a.png)"
     )
 
 

@@ -66,7 +66,8 @@ def test_the_same_files_make_the_same_domain(shop) -> None:
     first = shop.run(images=shop.folder / "pictures")
     again = shop.run(images=shop.folder / "pictures", out=shop.folder / "again", num_threads=1)
     names = sorted(path.name for path in first.folder.iterdir())
-    assert names == ["domain.json", "images.arrow", "items.arrow", "rejected.parquet", "sequences.arrow"]
+    tables = ["images.arrow", "items.arrow", "pictures.parquet", "rejected.parquet", "sequences.arrow"]
+    assert names == ["domain.json", *tables]
     for name in names:
         assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
 
