@@ -4,6 +4,8 @@
 >>> system = pmmrec.load("hub/NAME")            # a checkpoint, by folder or by name in a hub
 >>> items = system.encode_items("DOMAIN")       # vectors of a catalogue, also one never seen in training
 >>> system.recommend(["item-7", "item-3"], k=5)  # (item id, score), best first
+>>> run = pmmrec.fit("zoo/ids/small/sasrec", "name=first", on="DOMAIN", start_from="none")
+>>> run.metrics["DOMAIN"]["ndcg@10"]  # and run.system
 """
 
 from __future__ import annotations
