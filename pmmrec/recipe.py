@@ -45,6 +45,7 @@ _OF_KEPT_STATES = ("prefix_precision", "prefix_budget_gb")
 UNTOLD = (
     *("name", "runs", "hub", "cache", "licence", "publish_as", "replace", "rank_test"),
     *("prefix_cache", "prefix_budget_gb", "train.log_every", "data.sources", "data.workers"),
+    "validation.domain",
     *("machine.device", "machine.threads", "machine.trackers", "machine.project"),
 )
 
@@ -200,6 +201,8 @@ class RunRecipe(Config):
         tree = self.model_dump(mode="json", exclude={"runs", "hub", "cache"})
         if "sources" in tree["data"]:
             tree["data"]["sources"] = [Path(source).absolute().name for source in tree["data"]["sources"]]
+        if tree["validation"]["domain"] is not None:
+            tree["validation"]["domain"] = Path(tree["validation"]["domain"]).absolute().name
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -224,6 +227,12 @@ class FinetuneRecipe(RunRecipe):
     )
     transfer: TransferPlan | None = Field(None, description="None: every part of the model from the checkpoint.")
     adapters: AdapterPlan | None = Field(None, description="Adapters that alone learn, and alone are saved.")
+
+    @model_validator(mode="after")
+    def _its_own_domain_judges(self) -> Self:
+        if self.validation.domain is not None:
+            raise ValueError("validation.domain: a fine-tuning is judged by the domain that it trains on; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_says_what_learns(self) -> Self:

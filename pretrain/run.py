@@ -19,7 +19,7 @@ from pmmrec.train.callbacks import KeepBest
 from pmmrec.train.dry_run import print_plan
 from pmmrec.train.example_checks import check_examples, refuse_unasked
 from pmmrec.train.finish import CHECKPOINT_FOLDER, publish_best, rank_test_targets, save_best
-from pmmrec.train.judge import judge_epochs
+from pmmrec.train.judge import judge_epochs, judging_domains
 from pmmrec.train.loop import Loop
 from pmmrec.train.memory import Launched
 from pmmrec.train.prepare import Batches, Sources, open_backbones, open_reader
@@ -55,7 +55,8 @@ def main(
     recipe = read_recipe(PretrainRecipe, find_recipe(recipe_name), overrides or ())
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open(recipe.data.sources, recipe.data)
-    check_targets(recipe, sources)
+    judging = judging_domains(recipe, recipe.model, sources)
+    check_targets(recipe, sources, judging)
     check_users(recipe, recipe.model, sources)
     if dry_run:
         refuse_taken_name(recipe.hub, recipe.published_name, replace=recipe.replace)
@@ -79,11 +80,12 @@ def main(
 
         reader = open_reader(sources, recommender, recipe, run)
         batches = Batches.of(recipe.data, sources, reader, task, recipe.train, recipe.seed, run)
-        judge = judge_epochs(recipe, sources, reader, task, run, batches)
-        keep = KeepBest(recipe.validation, save_best(run, recipe, recipe.model, sources, origin="none"))
+        judge = judge_epochs(recipe, sources, reader, task, run, batches, judging)
+        save = save_best(run, recipe, recipe.model, sources, origin="none", judging=judging)
+        keep = KeepBest(recipe.validation, save)
 
         run.processes.seed(recipe.seed, same=False)
-        states = States.of(run, recipe.train.state, sources, started_from="none")
+        states = States.of(run, recipe.train.state, sources, started_from="none", judging=judging)
         loop = Loop(recipe.train, task, batches, run.processes, run.log, callbacks=[judge, keep], states=states)
         settle_threads(run, loop, batches)
         loop.fit()

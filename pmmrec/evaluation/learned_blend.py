@@ -25,7 +25,7 @@ from pmmrec.evaluation.ranking import ScoreRows, Seen, rank_targets
 from pmmrec.evaluation.tuned_baselines import METRIC, tuned_item_knn
 
 POPULARITIES = (0.0, 0.25, 0.5, 1.0, 2.0)  # in standard deviations of a user's scores, for one unit of log(1 + count)
-COOCCURRENCES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # the same for the highest score of item-kNN
+COOCCURRENCES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # the same for the highest score of item-kNN
 DIGITS = 3  # of a weight
 
 

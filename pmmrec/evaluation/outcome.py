@@ -83,6 +83,7 @@ class Outcome(Config):
     total_parameters: int | None = None
     peak_memory_bytes: int | None = None  # of the GPU; without one, of the process since its start
     validation: dict[str, float] = {}
+    judged_by: str | None = None  # the domain whose validation targets chose the epoch; None: those of the run
     blend: dict[str, Any] | None = None  # the settings of a blend with co-occurrence and popularity
 
     @model_validator(mode="after")

@@ -17,12 +17,12 @@ from pmmrec.evaluation.catalogue import NotFiniteVectorError, evaluate_model
 from pmmrec.evaluation.metrics import CUTOFFS, METRIC_PATTERN, Measured, metric_name
 from pmmrec.evaluation.ranking import Seen
 from pmmrec.progress import bars
-from pmmrec.settings import Config
+from pmmrec.settings import Config, Place
 from pmmrec.train.loop import Loop
 from pmmrec.train.nonfinite import ADVICE
 
 MANY_USERS = 1_000_000
-_OF_RANKING = ("metric", "cutoffs", "seen")
+_OF_RANKING = ("domain", "metric", "cutoffs", "seen")
 LOSS = "loss"  # of the metrics of an epoch, where it is judged by the loss
 
 
@@ -33,6 +33,11 @@ class ValidationConfig(Config):
         "ranking",
         description="ranking: by a metric of the validation targets. loss: by the total loss of the validation "
         "targets, for a stage that ranks nothing; needs rank_test: false.",
+    )
+    domain: Place | None = Field(
+        None,
+        description="Of a pretraining: the folder of a domain that is no source; epochs are judged by its validation "
+        "targets, zero-shot, instead of those of the sources. Popularity in the score is that of its training part.",
     )
     metric: str = Field(
         "ndcg@10",

@@ -72,6 +72,10 @@ def _read_of(domain: Domain, model: ModelConfig) -> list[str]:
     return modalities + sorted(columns)
 
 
+def _fingerprints(sources: Sources) -> dict[str, str]:
+    return {domain.name: domain.fingerprint for domain in sources.domains}
+
+
 def save_best(
     run: Run,
     recipe: Finishable,
@@ -80,10 +84,12 @@ def save_best(
     origin: str,
     setup: AdapterSetup | None = None,
     before: Mapping[str, Mapping[str, Any]] | None = None,
+    judging: Sources | None = None,
 ) -> Callable[[Loop], None]:
     """A function for `KeepBest` that writes `checkpoint/` of the run; for a model with adapters, these only.
 
-    `origin`: the checkpoint that training started from, or "none"; `before`: the domains that were learned from there.
+    `origin`: the checkpoint that training started from, or "none"; `before`: the domains that were learned from there;
+    `judging`: the domains whose validation targets choose the epoch, where these are not the sources.
     """
     provenance: dict[str, Any] = {
         "run": recipe.name,
@@ -91,6 +97,7 @@ def save_best(
         "started_from": origin,
         **({"before": dict(before)} if before else {}),
         **({"weights": run.weights} if run.weights else {}),
+        **({"judged_by": _fingerprints(judging)} if judging is not None and judging is not sources else {}),
         "pmmrec": package_version("pmmrec"),
         "domains": {
             domain.name: {
@@ -223,6 +230,7 @@ def _written_outcome(
         total_parameters=loop.cost.total_parameters,
         peak_memory_bytes=loop.cost.peak_memory_bytes,
         validation=dict(loop.validation[best_epoch]),
+        judged_by=None if recipe.validation.domain is None else Domain.open(recipe.validation.domain).name,
     )
     write_domain_paths(run.folder, sources.domains)
     write_outcome(run.folder, outcome)

@@ -8,15 +8,16 @@ from typing import Protocol
 from pmmrec.data.batches import DataConfig
 from pmmrec.data.items import ItemReader
 from pmmrec.data.mixing import MixingConfig
-from pmmrec.errors import DataError, DivergenceError
+from pmmrec.errors import DataError, DivergenceError, RecipeError
 from pmmrec.evaluation.eval_mode import evaluating
+from pmmrec.models.build import ModelConfig
 from pmmrec.train.callbacks import LOSS, RankEvery, ValidationConfig
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.example_checks import check_judged
 from pmmrec.train.loop import BatchSource, Loop
 from pmmrec.train.meter import added, shown_losses
 from pmmrec.train.nonfinite import ADVICE
-from pmmrec.train.prepare import Batches, Sources
+from pmmrec.train.prepare import Batches, Readable, Sources, open_reader
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
 
@@ -55,24 +56,60 @@ class LossEvery:
         loop.log.say(f"epoch {epoch:>3}  validation loss {total:.3f} ({shown})")
 
 
-class Judged(Protocol):
+class Judged(Readable, Protocol):
     """The fields of a recipe that its validation needs."""
 
     @property
     def seed(self) -> int: ...
-    @property
-    def data(self) -> DataConfig: ...
     @property
     def train(self) -> TrainConfig: ...
     @property
     def validation(self) -> ValidationConfig: ...
 
 
+class JudgedAbroad(Protocol):
+    """The fields of a recipe that say which domains judge its epochs."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def validation(self) -> ValidationConfig: ...
+
+
+def judging_domains(recipe: JudgedAbroad, model: ModelConfig, sources: Sources) -> Sources:
+    """The domains whose validation targets judge the epochs: the sources, or the one of `validation.domain`.
+
+    RecipeError where that one is a source, or where the model knows items or users by id and can rank no other domain.
+    """
+    folder = recipe.validation.domain
+    if folder is None:
+        return sources
+    if model.knows_ids:
+        raise RecipeError(
+            "validation.domain: the model knows items or users by id and can rank its sources alone; leave it out"
+        )
+    abroad = Sources.open([folder], DataConfig(split=recipe.data.split))
+    for source in sources.domains:
+        if source.name in abroad.names or source.fingerprint == abroad.domains[0].fingerprint:
+            raise RecipeError(f"validation.domain: {folder} is a source, {source.name}; name a domain that is none")
+    return abroad
+
+
 def judge_epochs(
-    recipe: Judged, sources: Sources, reader: ItemReader, task: TrainingTask, run: Run, batches: Batches
+    recipe: Judged,
+    sources: Sources,
+    reader: ItemReader,
+    task: TrainingTask,
+    run: Run,
+    batches: Batches,
+    judging: Sources | None = None,
 ) -> RankEvery | LossEvery:
-    """The validation that a recipe asks for. `batches`: those of its training."""
+    """The validation that a recipe asks for. `batches`: those of its training; `judging`: of `judging_domains`."""
     config = recipe.validation
+    if judging is not None and judging is not sources:
+        (name,) = judging.names
+        run.log.say(f"epochs are judged by the validation targets of {name}, which is no source")
+        sources, reader = judging, open_reader(judging, task.recommender, recipe, run)
     if config.judge == "ranking":
         return RankEvery(config, reader, sources.splits, sources.names)
     return LossEvery(validation_batches(recipe, sources, reader, task, run, batches))

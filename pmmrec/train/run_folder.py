@@ -64,7 +64,7 @@ _FREE = (
     "train.on_nonfinite",  # such a step never changes a weight
 )
 _FREE_BEFORE_TEST = ("train.epochs",)  # training may get longer or shorter until test targets are ranked
-_FREE_WITH_STATES = ("data.sources",)  # a domain may move: a state knows its fingerprint
+_FREE_WITH_STATES = ("data.sources", "validation.domain")  # a domain may move: a state knows its fingerprint
 _PACKAGES = ("pmmrec", "torch", "transformers", "timm", "accelerate", "peft", "deepspeed", "pyarrow", "duckdb", "numpy")
 
 

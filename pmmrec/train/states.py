@@ -78,11 +78,18 @@ class States:
         self._saved_s, self._saved_step = time.monotonic(), -1
 
     @classmethod
-    def of(cls, run: Run, config: StateConfig, sources: Sources, *, started_from: str) -> Self:
-        """`started_from`: the checkpoint that training started from, or "none". It and the domains may not change."""
+    def of(
+        cls, run: Run, config: StateConfig, sources: Sources, *, started_from: str, judging: Sources | None = None
+    ) -> Self:
+        """`started_from`: the checkpoint that training started from, or "none". It and the domains may not change.
+
+        `judging`: the domains whose validation targets judge the epochs; None: the sources.
+        """
         domains = {domain.name: domain.fingerprint for domain in sources.domains}
         stored = {split.domain.name: _stored(split) for split in sources.splits}
-        return cls(run, config, {"domains": domains, "stored": stored, "started_from": started_from})
+        judges = {} if judging is None else {domain.name: domain.fingerprint for domain in judging.domains}
+        about = {"domains": domains, "stored": stored, "started_from": started_from, "judges": judges or domains}
+        return cls(run, config, about)
 
     def resume(self, loop: Resumable) -> bool:
         """Restore a loop from the newest intact state; False if the run is new.
@@ -231,7 +238,7 @@ class States:
     def _refuse_other(self, kept: Mapping[str, Any]) -> None:
         """RecipeError if the run was started with other data, or from another checkpoint."""
         ours, theirs = self._about["domains"], kept["domains"]
-        changed = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        changed = _changed(ours, theirs) or _changed(self._about["judges"], kept.get("judges", theirs))
         if changed:
             raise RecipeError(
                 f"{self._run.folder}: cannot go on: domain {changed[0]} is not what the run began with; give it the "
@@ -254,6 +261,11 @@ class States:
                 f"{self._run.folder}: cannot go on: it started from {kept['started_from']}, now --from says "
                 f"{self._about['started_from']}"
             )
+
+
+def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Names of domains whose fingerprints differ."""
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 
 
 def _stored(split: Split) -> dict[str, str]:

@@ -28,21 +28,23 @@ class Ranked(Protocol):
     def rank_test(self) -> bool: ...
 
 
-def check_targets(recipe: Ranked, sources: Sources) -> None:
+def check_targets(recipe: Ranked, sources: Sources, judging: Sources | None = None) -> None:
     """Refuse what could only fail later: after the first validation, or once training is over.
 
     Raises DataError where a domain has no validation target though validation reads them, or no test target though the
     recipe ranks them; RecipeError for a cut-off that reaches beyond the items of a domain, unless it is a usual one.
+    `judging`: the domains whose validation targets judge the epochs; None: the sources.
     """
-    for split in sources.splits:
-        for name in _needed(recipe):
+    judging = judging or sources
+    for name in _needed(recipe):
+        for split in judging.splits if name == "validation" else sources.splits:
             if not split.has_query(name):
                 advice = " or say rank_test=false" if name == "test" else ""
                 raise DataError(
                     f"{split.domain.folder}: {split.no_query}, so there is no {name} target to rank; choose another "
                     f"data.split{advice}"
                 )
-    smallest = min(sources.domains, key=lambda domain: domain.num_items)
+    smallest = min((*sources.domains, *judging.domains), key=lambda domain: domain.num_items)
     for setting, cutoff in _cutoffs(recipe.validation):
         if cutoff not in CUTOFFS and cutoff > smallest.num_items:
             raise RecipeError(

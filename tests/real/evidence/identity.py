@@ -78,6 +78,8 @@ class Identities:
         planned = self._plan.pretrainings[name]
         sources = {source: self._domain(source) for source in planned.sources}
         told: Tree = {**_version(), "kind": "pretrain", "seed": planned.seed, "sources": sources}
+        if planned.judged_by is not None:
+            told["judged_by"] = {planned.judged_by: self._domain(planned.judged_by)}
         with _told_of(f"pretrainings.{name}"):
             return _told_with_recipe(told, _pretrain_settings(planned.recipe, planned.overrides))
 

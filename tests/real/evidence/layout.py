@@ -102,6 +102,8 @@ class Layout:
         planned = self._plan.pretrainings[name]
         sources = json.dumps([str(self.domain(source)) for source in planned.sources])
         settings = [*planned.overrides, f"data.sources={sources}", f"seed={planned.seed}", "rank_test=false"]
+        if planned.judged_by is not None:
+            settings.append(f"validation.domain={json.dumps(str(self.domain(planned.judged_by)))}")
         where = self._place(self.home / "pretrained", name)
         return Run(
             label=_pretraining_label(name),

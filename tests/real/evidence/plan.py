@@ -92,6 +92,9 @@ class Pretraining(Config):
     sources: tuple[Word, ...] = Field(min_length=1)
     overrides: tuple[str, ...] = ()
     seed: int = Field(1, ge=0, lt=2**31)
+    judged_by: Word | None = Field(
+        None, description="The domain whose validation targets choose the epoch; null: the sources."
+    )
 
 
 class PlannedSearch(Config):
@@ -299,7 +302,8 @@ class EvidencePlan(Config):
         """The domain of a measured cell, the sources of its checkpoint, and the domain of its search."""
         cell = self.cells[cell_id]
         start = getattr(cell, "start_from", SCRATCH)
-        sources = self.pretrainings[start].sources if start != SCRATCH else ()
+        before = self.pretrainings.get(start)
+        sources = () if before is None else (*before.sources, *([before.judged_by] if before.judged_by else []))
         search = self.search_of(cell_id)
         searched = () if search is None or search.domain is None else (search.domain,)
         return tuple(dict.fromkeys((domain_of(cell_id), *sources, *searched)))

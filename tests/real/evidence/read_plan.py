@@ -49,6 +49,11 @@ def _of_pretrainings(plan: EvidencePlan) -> Iterator[str]:
         for source in pretraining.sources:
             if source not in plan.domains:
                 yield f"pretrainings.{name}.sources: no domain {source!r}; {hint(source, plan.domains)}"
+        judge = pretraining.judged_by
+        if judge is not None and judge not in plan.domains:
+            yield f"pretrainings.{name}.judged_by: no domain {judge!r}; {hint(judge, plan.domains)}"
+        elif judge in pretraining.sources:
+            yield f"pretrainings.{name}.judged_by: {judge!r} is a source; name a domain that is none"
 
 
 def _of_searches(plan: EvidencePlan) -> Iterator[str]:

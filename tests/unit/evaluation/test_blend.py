@@ -99,7 +99,7 @@ def test_weights_are_those_that_rank_the_validation_targets_best(split: Split) -
     holdout = split.holdout("validation")
     noise_QN = torch.randn(holdout.num_queries, NUM_ITEMS, generator=torch.Generator().manual_seed(4))
     found = learned_blend(lambda rows: noise_QN[rows], split, holdout, "exclude", ALL)
-    assert found.num_tried == 30
+    assert found.num_tried == 35
     blended = Blend.of_split(found.config, split).added_to(lambda rows: noise_QN[rows], holdout)
     ranks = rank_targets(holdout, NUM_ITEMS, blended, chunk=5)
     rank_T = ranks.rank.double()

@@ -99,6 +99,8 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ),
         ("domains.films_c", TREE["domains"]["films_a"], "domains.films_c: the same as 'films_a'"),
         ("pretrainings.both.sources", ["shoe"], "pretrainings.both.sources: no domain 'shoe'; did you mean 'shop'?"),
+        ("pretrainings.both.judged_by", "shoe", "pretrainings.both.judged_by: no domain 'shoe'; did you mean 'shop'?"),
+        ("pretrainings.both.judged_by", "shop", "pretrainings.both.judged_by: 'shop' is a source"),
         ("pretrainings.none", TREE["pretrainings"]["both"], "pretrainings.none: 'none' means from scratch"),
         (
             "cells.t/films_b/ids.kind",

@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pmmrec.errors import CheckpointError, DivergenceError, MachineError, RecipeError
 from pmmrec.models import ItemEncoder
+from pmmrec.train.prepare import Sources
 from pmmrec.train.run import Run
+from pmmrec.train.state import StateConfig
+from pmmrec.train.states import States
 from pmmrec.zoo.files import INCOMPLETE
 
 TIMES = ("time_s", "seconds", "users_per_s", "peak_memory_bytes")  # not even two undisturbed runs share these
@@ -392,3 +396,21 @@ def test_a_killed_data_worker_is_reported_and_the_run_can_be_resumed(
     last = attempt("cut", resume=True, workers=1)
     _assert_same(last.weights, whole.outcome.weights)
     assert _events(tmp_path / "cut") == whole.events
+
+
+def test_another_platform_that_judges_is_refused_by_name(world: Path, tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(
+        folder=tmp_path / "cut", processes=SimpleNamespace(rank=0, world=1), before_unlocking=lambda work: work
+    )
+    sources = Sources.open([world / "bazaar"])
+    judges = {name: Sources.open([world / name]) for name in ("boutique", "gallery")}
+    states = {
+        name: States.of(run, StateConfig(), sources, started_from="none", judging=judging)
+        for name, judging in judges.items()
+    }
+    kept = dict(states["boutique"]._about)
+    states["boutique"]._refuse_other(kept)
+    with pytest.raises(RecipeError, match="cannot go on: domain boutique is not what the run began with"):
+        states["gallery"]._refuse_other(kept)
+    del kept["judges"]  # as earlier versions wrote it: the sources judged
+    States.of(run, StateConfig(), sources, started_from="none")._refuse_other(kept)
