@@ -115,16 +115,19 @@ def new_config(architecture: Mapping[str, Any], **fitted: Any) -> Any:
     return config
 
 
-def open_model(backbone: Backbone, config: Any, layout: Layout, warn: Callable[[str], object]) -> Any:
-    """The backbone without pooler, in float32: its weights from the folder, or drawn fresh; none are read when dry.
+def open_model(
+    backbone: Backbone, config: Any, layout: Layout, warn: Callable[[str], object], *, with_pooler: bool = False
+) -> Any:
+    """The backbone in float32: its weights from the folder, or drawn fresh; none are read when dry.
 
-    `warn` hears of tensors in the blocks of the folder that the backbone does not have.
+    `with_pooler`: with the layers that make one vector of all states, where the class has a choice. `warn` hears of
+    tensors in the blocks of the folder that the backbone does not have.
     """
     _refuse_many_blocks(config, str(backbone.folder))
     if backbone.is_pretrained:
         refuse_leftovers(backbone.folder)
     if backbone.is_pretrained and not is_dry_run():
-        model, unused = _load(backbone.folder, config, layout)
+        model, unused = _load(backbone.folder, config, layout, with_pooler=with_pooler)
         if unused:
             warn(
                 f"{backbone.folder}: {len(unused)} tensors of its blocks are not used, such as {unused[0]}: they were "
@@ -132,14 +135,14 @@ def open_model(backbone: Backbone, config: Any, layout: Layout, warn: Callable[[
             )
         refuse_broken_numbers(model, backbone.folder)
         return model
-    return new_model(config, str(backbone.folder))
+    return new_model(config, str(backbone.folder), with_pooler=with_pooler)
 
 
-def new_model(config: Any, where: str) -> Any:
-    """A backbone without pooler whose weights are drawn fresh. RecipeError for a configuration that none can have."""
+def new_model(config: Any, where: str, *, with_pooler: bool = False) -> Any:
+    """A backbone whose weights are drawn fresh. RecipeError for a configuration that none can have."""
     _refuse_many_blocks(config, where)
     try:
-        return _class_of(config)._from_config(config, dtype=torch.float32, **_without_pooler(config))
+        return _class_of(config)._from_config(config, dtype=torch.float32, **_pooler_option(config, with_pooler))
     except Exception as error:  # each architecture has its own way to refuse a setting, KeyError among them
         reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise RecipeError(f"{where}: no {config.model_type} can be built so: {reason}") from error
@@ -160,8 +163,9 @@ def save_model(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
 
 def read_state(folder: Path, config: Any, layout: Layout, model: nn.Module) -> dict[str, Tensor]:
     """The tensors in `folder`, by the names that `model` has for them."""
+    with_pooler = getattr(model, "pooler", None) is not None
     with torch.device("cpu"):
-        state: dict[str, Tensor] = _load(folder, config, layout)[0].state_dict()
+        state: dict[str, Tensor] = _load(folder, config, layout, with_pooler=with_pooler)[0].state_dict()
     check_names(model, state, folder)
     return state
 
@@ -194,7 +198,7 @@ def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
         raise CheckpointError(f"{folder}: {len(differing)} tensors do not fit the backbone, such as {differing[0]}")
 
 
-def _load(folder: Path, config: Any, layout: Layout) -> tuple[Any, list[str]]:
+def _load(folder: Path, config: Any, layout: Layout, *, with_pooler: bool) -> tuple[Any, list[str]]:
     """The backbone with its weights, and the tensors of blocks in the folder that it does not have."""
     try:
         with quietly():
@@ -206,7 +210,7 @@ def _load(folder: Path, config: Any, layout: Layout) -> tuple[Any, list[str]]:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **_without_pooler(config),
+                **_pooler_option(config, with_pooler),
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: its model.safetensors cannot be opened: {in_one_line(error)}") from error
@@ -234,9 +238,9 @@ def _class_of(config: Any) -> Any:
     return transformers.MODEL_MAPPING[type(config)] if name is None else getattr(transformers, name)
 
 
-def _without_pooler(config: Any) -> dict[str, bool]:
+def _pooler_option(config: Any, wanted: bool) -> dict[str, bool]:
     takes = inspect.signature(_class_of(config).__init__).parameters
-    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+    return {"add_pooling_layer": wanted} if "add_pooling_layer" in takes else {}
 
 
 def _refuse_code(path: Path, tree: Any) -> None:

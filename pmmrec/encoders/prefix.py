@@ -77,7 +77,7 @@ class CanBeCut(PartlyTrained):
     def compute_cheaply(self) -> None:
         """Let the backbone, as its library made it, compute dropout and feed-forwards as on our own blocks."""
         draw_cheaply(self.backbone)
-        if self._layout.sites is not None:
+        if self._layout.sites is not None and not self._layout.is_gated:
             join_activations(self.backbone, block_names(self.backbone, self._layout), self._layout.sites.feed_forward)
 
     @property
@@ -135,6 +135,8 @@ class CanBeCut(PartlyTrained):
         states = inputs.state if packing is None else inputs.state[None]
         options = {} if packing is None else {"packing": packing}
         for name in self._trained:
+            if re.fullmatch(self._layout.pooler, name):
+                continue  # not between the blocks and the last hidden state
             module = self.backbone.get_submodule(name)
             is_block = re.fullmatch(self._layout.blocks, name) is not None
             if is_block and self._checkpoints and not hasattr(module, "grad_checkpointing") and torch.is_grad_enabled():

@@ -4,26 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import FieldInputs, PixelInputs, PrefixInputs, TokenInputs, TokenStates
-from pmmrec.dropout import draw_cheaply
 from pmmrec.encoders import TextEncoder, text_encoders
 from pmmrec.encoders.backbone import BackboneConfig, make_head, make_projection, through_head
 from pmmrec.encoders.huggingface import checkpoint_blocks, new_config, open_model, read_config, read_state, save_model
 from pmmrec.encoders.packed_attention import read_packed_texts
-from pmmrec.encoders.prefix import CanBeCut
+from pmmrec.encoders.prefix import CanBeCut, fingerprint_of
 from pmmrec.encoders.sentence import Pool, SentenceSettings, write_sentence_settings
-from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, TextLayout, sees_earlier_alone
+from pmmrec.encoders.sentence_head import read_sentence_head, width_of, write_sentence_head
+from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, TextLayout, pools_of, sees_earlier_alone
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.encoders.trainable import find_layout
 from pmmrec.errors import CheckpointError, RecipeError
@@ -58,7 +59,15 @@ class HFTextConfig(BackboneConfig):
         description="Lowercase every text first (the released code does); null: as the folder says, else no.",
     )
     pool: Pool | None = Field(
-        default=None, description="The whole text: token 0, or the mean of all; null: as the folder says, else cls."
+        default=None,
+        description="The whole text: token 0, the mean or the greatest of all, the last, or what the pooler of the "
+        "architecture makes of token 0; null: as the folder says, else cls.",
+    )
+    prefix: str = Field(default="", description="Stands before each text, as `passage: ` of E5.")
+    sentence_modules: bool = Field(
+        default=False,
+        description="Put the Dense and Normalize of a sentence-transformers folder above the pooling; the model may "
+        "read no tokens then.",
     )
 
     @model_validator(mode="before")
@@ -100,24 +109,31 @@ class HFText(CanBeCut, TextEncoder):
         backbone = context.backbone
         self._settings = read_config(backbone.folder, HALVES)
         warnings: list[str] = []
-        self._pool, lowercase = _settled(config, backbone, warnings.append)
+        said, self._pool, lowercase = _settled(config, backbone, warnings.append)
         self._layout = _check(self._settings, config, self._pool, where=str(backbone.folder))
-        self._tokenizer = FolderTokenizer(backbone.folder, config.max_tokens, lowercase=lowercase)
+        if self._pool == "pooler":
+            self._layout = replace(self._layout, unused="")
+        else:
+            self._layout = replace(self._layout, pooler="")
+        self._tokenizer = FolderTokenizer(backbone.folder, config.max_tokens, lowercase=lowercase, prefix=config.prefix)
         self.tokenizer = self._tokenizer
         if backbone.is_pretrained:
             self._tokenizer.say_differences(warnings.append)
         _check_tokens(self._tokenizer, self._settings, self._layout, self._pool, backbone.folder, warnings.append)
-        self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
+        self.backbone = open_model(
+            backbone, self._settings, self._layout, warnings.append, with_pooler=self._pool == "pooler"
+        )
         if self._layout.packs:
             read_packed_texts(self.backbone)
-        if self._layout.is_gated:
-            draw_cheaply(self.backbone)
-        else:
-            self.compute_cheaply()
+        self.compute_cheaply()
         self.warnings = tuple(warnings)
-        self.projection = make_projection(getattr(self._settings, self._layout.width_name), context.width)
+        width: int = getattr(self._settings, self._layout.width_name)
+        self.sentence = _sentence_head(config, backbone, said, width)
+        self.projection = make_projection(width_of(self.sentence, width), context.width)
         self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
+        if self.sentence is not None and config.trainable_blocks == 0:
+            self.sentence.requires_grad_(False)
 
     @classmethod
     def start(cls, config: HFTextConfig, folder: Path, texts: Iterable[str]) -> None:  # type: ignore[override]  # its own settings
@@ -142,15 +158,39 @@ class HFText(CanBeCut, TextEncoder):
             return self.wholes(last)
         if self.pools_first:
             return self.wholes(self._whole(last, packing))
+        if self.sentence is not None:
+            raise RecipeError("sentence_modules: leaves one vector of a text, but tokens are read; leave it out")
         state_KD: Tensor = self.projection(last)
         first_RD = packing.first(state_KD)
-        whole_RD = packing.mean(state_KD) if self._pool == "mean" else first_RD
+        if self._pool in ("mean", "last"):
+            whole_RD = packing.mean(state_KD) if self._pool == "mean" else packing.last(state_KD)
+        else:
+            whole_RD = first_RD if self._pool == "cls" else self.projection(self._whole(last, packing))
         start_R, length_R = packing.first_R.values + 1, packing.length_R - 1
         states = TokenStates(state_KD, start_R, length_R, whole_RD, first_RD=first_RD)
         return through_head(states, self.head)
 
-    def _whole(self, state_KD: Tensor, packing: Packing) -> Tensor:
-        return packing.mean(state_KD) if self._pool == "mean" else packing.first(state_KD)
+    def _whole(self, state_KH: Tensor, packing: Packing) -> Tensor:
+        """The whole of each text, `(R, H)`, with the modules of sentence-transformers where these are asked for."""
+        whole_RH = self._pooled(state_KH, packing)
+        if self._pool == "pooler":
+            whole_RH = self.backbone.pooler(whole_RH[:, None])
+        return whole_RH if self.sentence is None else self.sentence(whole_RH)
+
+    def _pooled(self, state_KH: Tensor, packing: Packing) -> Tensor:
+        if self._pool == "mean":
+            return packing.mean(state_KH)
+        if self._pool == "max":
+            return packing.padded(state_KH, fill=-torch.inf).amax(dim=1)
+        return packing.last(state_KH) if self._pool == "last" else packing.first(state_KH)
+
+    @property
+    def backbone_facts(self) -> Mapping[str, Any]:
+        """What decides the states of the backbone beside its tensors and inputs: the modules above its pooling too."""
+        if self.sentence is None:
+            return super().backbone_facts
+        names = [type(module).__name__ for module in self.sentence]
+        return {**super().backbone_facts, "sentence": fingerprint_of({"names": names}, self.sentence.state_dict())}
 
     def pooled(self, inputs: FieldInputs) -> Tensor:
         """The whole of each text as the backbone gives it, `(R, H)`."""
@@ -164,7 +204,7 @@ class HFText(CanBeCut, TextEncoder):
             raise TypeError("a text encoder reads token ids")
         if not self._layout.packs:
             raise RecipeError(f"layers: {self._settings.model_type} reads padded texts; its layers are not given")
-        return torch.stack([self._whole(state[0], inputs.packing) for state in self.layer_states(inputs)], dim=1)
+        return torch.stack([self._pooled(state[0], inputs.packing) for state in self.layer_states(inputs)], dim=1)
 
     def hidden(self, inputs: TokenInputs | PixelInputs) -> Tensor:
         """The library's own last hidden state, `(K, H)`."""
@@ -207,17 +247,43 @@ class HFText(CanBeCut, TextEncoder):
         """Write what `AutoModel` and `AutoTokenizer` read, and how texts are pooled, as sentence-transformers does."""
         save_model(self.backbone, folder, state)
         self._tokenizer.save(folder)
-        width, longest = self.projection.in_features, self._tokenizer.max_tokens
-        write_sentence_settings(folder, self._pool, width, longest, lowercase=self._tokenizer.lowercase)
+        width, tokenizer = getattr(self._settings, self._layout.width_name), self._tokenizer
+        write_sentence_settings(
+            folder,
+            self._pool,
+            width,
+            tokenizer.max_tokens,
+            lowercase=tokenizer.lowercase,
+            prompt=tokenizer.prefix,
+            above=write_sentence_head(folder, self.sentence),
+        )
 
     def read_backbone(self, folder: Path) -> dict[str, Tensor]:
         """The tensors that `save_backbone` wrote, by the same names."""
         return read_state(folder, read_config(folder, HALVES), self._layout, self.backbone)
 
 
-def _settled(config: HFTextConfig, backbone: Backbone, warn: Callable[[str], object]) -> tuple[Pool, bool]:
-    """How texts are pooled, and whether they are lowercased: as the recipe says, else the folder, else cls and no."""
-    said = SentenceSettings.read(backbone.folder, config.pool, warn)
+def _sentence_head(
+    config: HFTextConfig, backbone: Backbone, said: SentenceSettings, width: int
+) -> nn.Sequential | None:
+    """The modules above the pooling, if the recipe asks for them. RecipeError where there are none."""
+    if not config.sentence_modules:
+        return None
+    if said.home is None or not said.above:
+        raise RecipeError(f"sentence_modules: has no effect, {backbone.folder} puts none above its pooling; remove it")
+    return read_sentence_head(said.home, said.above, width, with_weights=backbone.is_pretrained)
+
+
+def _settled(
+    config: HFTextConfig, backbone: Backbone, warn: Callable[[str], object]
+) -> tuple[SentenceSettings, Pool, bool]:
+    """What the folder says, how texts are pooled, and whether they are lowercased.
+
+    The recipe counts, then the folder; else texts are pooled by cls and keep their case.
+    """
+    said = SentenceSettings.read(
+        backbone.folder, config.pool, warn, prompt=config.prefix, takes_modules=config.sentence_modules
+    )
     for key, asked, found in (("pool", config.pool, said.pool), ("lowercase", config.lowercase, said.lowercase)):
         if None not in (asked, found) and asked != found:
             warn(f"{key}: the recipe says {_word(asked)}, {said.home} {_word(found)}; the recipe counts")
@@ -226,7 +292,7 @@ def _settled(config: HFTextConfig, backbone: Backbone, warn: Callable[[str], obj
     if said.max_tokens is not None and config.max_tokens > said.max_tokens:
         warn(f"max_tokens: {config.max_tokens}, but {said.home} was trained with {said.max_tokens} (max_seq_length)")
     lowercase = said.lowercase if config.lowercase is None else config.lowercase
-    return config.pool or said.pool or "cls", bool(lowercase)
+    return said, config.pool or said.pool or "cls", bool(lowercase)
 
 
 def _word(value: object) -> str:
@@ -255,7 +321,7 @@ def _check_tokens(
     if tokenizer.first_token is None and pool == "cls":
         raise CheckpointError(
             f"{folder}: its tokenizer puts no special token before a text, so pool: cls would take the first word for "
-            "the whole; add `[CLS] $A [SEP]` as post_processor to tokenizer.json, or use pool: mean"
+            "the whole; add `[CLS] $A [SEP]` as post_processor to tokenizer.json, or use pool: mean or last"
         )
     if tokenizer.first_token is None:
         warn(
@@ -267,7 +333,9 @@ def _check(settings: Any, config: HFTextConfig, pool: Pool, where: str) -> TextL
     """The layout of a configuration; RecipeError when it does not suit the settings of the encoder."""
     layout = find_layout(LAYOUTS, settings.model_type, where)
     if sees_earlier_alone(layout, settings) and pool == "cls":
-        raise RecipeError(f"pool: token 0 of {settings.model_type} sees nothing but itself; use mean")
+        raise RecipeError(f"pool: token 0 of {settings.model_type} sees nothing but itself; use last or mean")
+    if pool == "pooler" and not layout.pooler:
+        raise RecipeError(f"pool: {settings.model_type} has no pooler; use {', '.join(pools_of(layout))}")
     if layout.positions_follow_padding and settings.pad_token_id is None:
         raise CheckpointError(f"{where}: pad_token_id: null, but {settings.model_type} counts positions from it")
     if layout.has_positions:

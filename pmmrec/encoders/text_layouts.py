@@ -66,7 +66,13 @@ _T5_SITES = _sites(
 _OPT_SITES = _causal_sites(("fc1", "fc2"))
 _CLIP_SITES = _causal_sites((r"mlp\.fc1", r"mlp\.fc2"))
 
-_BERT = TextLayout(blocks=r"encoder\.layer\.\d+", unused=r"pooler\..+", block_call="hidden_and_mask", sites=_BERT_SITES)
+_BERT = TextLayout(
+    blocks=r"encoder\.layer\.\d+",
+    unused=r"pooler\..+",
+    pooler="pooler",
+    block_call="hidden_and_mask",
+    sites=_BERT_SITES,
+)
 _ROBERTA = replace(_BERT, positions_follow_padding=True)
 _ROTARY = TextLayout(
     blocks=r"layers\.\d+",
@@ -97,9 +103,9 @@ LAYOUTS: Mapping[str, TextLayout] = {
         packs=False,  # no row may be longer than its positions
     ),
     "data2vec-text": _ROBERTA,
-    "deberta-v2": replace(_RELATIVE, sites=_DEBERTA_SITES),
+    "deberta-v2": replace(_RELATIVE, pooler="", sites=_DEBERTA_SITES),
     "distilbert": TextLayout(blocks=r"transformer\.layer\.\d+", block_call="hidden_and_mask", sites=_DISTILBERT_SITES),
-    "electra": _BERT,
+    "electra": replace(_BERT, pooler=""),
     "ernie": _BERT,
     "eurobert": replace(_ROTARY, after=r"norm"),
     "gemma": _DECODER,
@@ -142,6 +148,7 @@ LAYOUTS: Mapping[str, TextLayout] = {
         blocks=r"encoder\.layer\.\d+",
         after=r"encoder\.LayerNorm",
         unused=r"pooler\..+",
+        pooler="pooler",
         positions_follow_padding=True,
         sites=_BERT_SITES,
     ),
@@ -151,3 +158,9 @@ LAYOUTS: Mapping[str, TextLayout] = {
 def sees_earlier_alone(layout: TextLayout, settings: Any) -> bool:
     """Whether a token sees none behind it, as a configuration says."""
     return layout.is_causal and not getattr(settings, "use_bidirectional_attention", False)
+
+
+def pools_of(layout: TextLayout) -> tuple[str, ...]:
+    """The ways to pool that an architecture has; `cls` needs a tokenizer that puts a token before each text."""
+    first = () if layout.is_causal else ("cls",)
+    return (*first, "mean", "max", "last", *(("pooler",) if layout.pooler else ()))

@@ -29,22 +29,27 @@ VOCABULARIES = (
 class FolderTokenizer:
     """The tokenizer of contracts, around the one that transformers finds in a folder.
 
-    Raises CheckpointError when the folder has no tokenizer, none with padding, or one that would run code.
+    `prefix` stands before each text, as `passage: ` of E5. Raises CheckpointError when the folder has no tokenizer, one
+    with neither padding nor an end of texts, or one that would run code.
     """
 
-    def __init__(self, folder: Path, max_tokens: int, *, lowercase: bool) -> None:
-        self.max_tokens, self.lowercase = max_tokens, lowercase
+    def __init__(self, folder: Path, max_tokens: int, *, lowercase: bool, prefix: str = "") -> None:
+        self.max_tokens, self.lowercase, self.prefix = max_tokens, lowercase, prefix
         self._tokenizer = _open(folder)
-        if self._tokenizer.pad_token_id is None:
+        tokenizer = self._tokenizer
+        # Nothing reads padding: a tokenizer without it, such as GPT-2's, has the end of texts there.
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        if padding is None:
             raise CheckpointError(f"{folder}: its tokenizer has no padding token; choose a backbone that has one")
-        self.pad_token_id = int(self._tokenizer.pad_token_id)
+        self.pad_token_id = int(padding)
         self._folder = folder
         model = self._tokenizer.backend_tokenizer.model
         if getattr(model, "dropout", None) is not None:
             model.dropout = None  # of BPE: it would give the same text other tokens each time
         self._forget_last_use()
         content = self._tokenizer.backend_tokenizer.to_str()
-        rules = (max_tokens, lowercase, self._tokenizer.truncation_side, self._tokenizer.split_special_tokens)
+        reading = (self._tokenizer.truncation_side, self._tokenizer.split_special_tokens)
+        rules = (max_tokens, lowercase, *reading, *([prefix] if prefix else []))
         self._fingerprint = hashlib.sha256("|".join(map(str, (content, *rules))).encode()).hexdigest()
 
     @property
@@ -55,7 +60,9 @@ class FolderTokenizer:
     @property
     def first_token(self) -> int | None:
         """The special token that stands before every text; None where there is none."""
-        firsts = {token_ids[0] if token_ids else None for token_ids in self.encode(["", *PROBES])}
+        texts = ["", *PROBES]
+        rows: list[list[int]] = self._tokenizer(texts, padding=False, return_attention_mask=False)["input_ids"]
+        firsts = {token_ids[0] if token_ids else None for token_ids in rows}
         first = firsts.pop()
         return first if not firsts and first in self._tokenizer.all_special_ids else None
 
@@ -91,7 +98,8 @@ class FolderTokenizer:
         """Token ids of each text with the special tokens, at most `max_tokens` each, without padding."""
         if not texts:
             return []
-        lowered = [text.lower() for text in texts] if self.lowercase else texts
+        whole = [self.prefix + text for text in texts] if self.prefix else texts
+        lowered = [text.lower() for text in whole] if self.lowercase else whole
         token_ids: list[list[int]] = self._tokenizer(
             lowered, truncation=True, max_length=self.max_tokens, padding=False, return_attention_mask=False
         )["input_ids"]

@@ -26,6 +26,7 @@ class Layout:
     blocks: str  # modules: the blocks, from bottom to top
     after: str = ""  # modules between the top block and the last hidden state; they train with the top block
     unused: str = ""  # parameters that the last hidden state does not depend on; they never train
+    pooler: str = ""  # modules that make one vector of the last hidden state, if asked; they train with the top block
     fixed: str = ""  # parameters that never train, though the last hidden state depends on them
     # How a block is called from states alone, which go on through `after`; None: not known here.
     block_call: Literal["hidden_and_mask", "hidden"] | None = None
@@ -58,7 +59,8 @@ def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple
     if depth == "all":
         trained = [""]
     else:
-        trained = [*blocks[len(blocks) - depth :], *_matching(backbone, layout.after)] if depth else []
+        above = [name for pattern in (layout.after, layout.pooler) for name in _matching(backbone, pattern)]
+        trained = [*blocks[len(blocks) - depth :], *above] if depth else []
     backbone.requires_grad_(False)
     for name in trained:
         backbone.get_submodule(name).requires_grad_(True)
