@@ -317,7 +317,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(fresh_text: Fresh, tmp_pa
 
 
 def test_cls_of_a_causal_backbone_is_an_error(fresh_text: Fresh) -> None:
-    with pytest.raises(RecipeError, match="token 0 of opt sees nothing but itself; use mean"):
+    with pytest.raises(RecipeError, match="token 0 of opt sees nothing but itself; use last or mean"):
         fresh_text(tiny_text("opt"))
 
 
