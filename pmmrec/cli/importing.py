@@ -149,6 +149,7 @@ def import_folder_command(
         list[str] | None, Option("--set", metavar="NAME=VALUE", help="A setting of the kind; `data kinds` lists them.")
     ] = None,
     items: Annotated[str | None, Option(help="Another table of items, with item_id and text.")] = None,
+    encoding: Annotated[str | None, Option(help="Of the texts, such as gb18030; default: UTF-8, or UTF-16.")] = None,
     images: Images = None,
     image_column: ImageColumn = None,
     renamed: Mapped = None,
@@ -185,16 +186,18 @@ def import_folder_command(
             **_given({"k_core": k_core, "min_user": min_user, "min_item": min_item, "min_rating": min_rating}),
             **_given({"since": since, "until": until, "sample_users": sample_users, "seed": seed}),
         }
-        _import_folder(str(context.info_name), folder, _pairs("--set", settings or ()), tree)
+        _import_folder(str(context.info_name), folder, _pairs("--set", settings or ()), tree, encoding)
 
 
-def _import_folder(kind: str, folder: Path, settings: Mapping[str, str], tree: Mapping[str, Any]) -> None:
+def _import_folder(
+    kind: str, folder: Path, settings: Mapping[str, str], tree: Mapping[str, Any], encoding: str | None
+) -> None:
     from pmmrec.data.importers.folder import import_folder
     from pmmrec.progress import bars
     from pmmrec.report.domains import import_lines
 
     with bars() as progress:
-        domain, why = import_folder(kind, folder, settings, _without_core(tree), progress)
+        domain, why = import_folder(kind, folder, settings, _without_core(tree), progress, encoding)
     show(f"kind: {why}", *import_lines(domain))
 
 

@@ -62,6 +62,14 @@ def prepared(given: Path | str, text_format: TextFormat, room: Callable[[], Path
     return Prepared(target, suffix, False, _recorded(path, path.name), lines, how)
 
 
+def is_text_file(path: Path) -> bool:
+    """Whether a file is a csv or another text, by its name."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] not in (PARQUET, *records.WRITERS)
+
+
 def _whole(path: Path, compression: str | None, room: Callable[[], Path]) -> Path:
     """The file without its compression."""
     if compression is None:
@@ -143,7 +151,7 @@ class _Digest:
 
 def decoded(path: Path, blocks: Iterable[bytes], encoding: str, digest: _Digest | None = None) -> Iterator[str]:
     """Blocks as text, each counted in `digest`. Raises DataError with the line that does not have the encoding."""
-    decoder, num_lines, shown = codecs.getincrementaldecoder(encoding)(), 0, encoding.upper()
+    decoder, num_lines, shown = codecs.getincrementaldecoder(encoding)(), 0, encoding.upper().removesuffix("-SIG")
     try:
         for block in blocks:
             if digest is not None:

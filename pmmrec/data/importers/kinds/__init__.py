@@ -23,7 +23,7 @@ from pmmrec.data.importers.text_format import TextFormat
 from pmmrec.data.importers.unpacking import COMPRESSIONS, unpacked
 from pmmrec.data.importers.work_database import work_database
 from pmmrec.errors import DataError, RecipeError
-from pmmrec.family import Family
+from pmmrec.family import Entry, Family
 from pmmrec.settings import PartConfig
 
 PLAIN = TextFormat()
@@ -53,6 +53,7 @@ class Kind(ABC):
     """A folder in one published layout; `expects` names its files, `work` is a folder for what must be converted."""
 
     expects: ClassVar[str]
+    encoding: str | None = None  # of its texts, where the user names one
 
     def __init__(self, config: PartConfig, folder: Path, work: Path) -> None:  # noqa: ARG002  of kinds with settings
         self.folder, self.work = folder, work
@@ -64,6 +65,13 @@ class Kind(ABC):
     @abstractmethod
     def inputs(self) -> Inputs:
         """How the files are read. Raises DataError where one is missing or ambiguous."""
+
+    def split(self, work: Path) -> tuple[str, Path] | None:  # noqa: ARG002  of kinds that give one
+        """The name of the split that the files give, and a table of it (user_id, item_id, split), written in `work`.
+
+        None where they give none; rows of a user and an item are in the order of time.
+        """
+        return None
 
 
 importers: Family[Kind] = Family("kind of import", home=__name__)
@@ -79,7 +87,7 @@ def kind_of(name: str, settings: Mapping[str, Any], folder: Path, work: Path) ->
     if "type" in settings:
         raise RecipeError(f"--set type={settings['type']}: the kind is named before the folder; leave it out")
     if name == AUTO:
-        made = [(one.name, one.part_class(one.config_class(type=one.name), folder, work)) for one in importers]
+        made = [(one.name, one.part_class(_tried(one, settings), folder, work)) for one in importers]
         found = [(one, why) for one, kind in made if (why := kind.recognise()) is not None]
         if len(found) != 1:
             told = "; ".join(f"{one} by {why}" for one, why in found) or "no kind"
@@ -92,6 +100,12 @@ def kind_of(name: str, settings: Mapping[str, Any], folder: Path, work: Path) ->
     if why is None:
         raise DataError(f"{folder}: is no folder of {name}, which expects {kind.expects}")
     return kind, f"{name}, recognised by {why}"
+
+
+def _tried(entry: Entry[Kind], settings: Mapping[str, Any]) -> PartConfig:
+    """The settings with which a kind looks at a folder: those that are given, where it has all of them."""
+    has_all = settings.keys() <= entry.config_class.model_fields.keys()
+    return importers.config({**(settings if has_all else {}), "type": entry.name})
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
@@ -151,10 +165,10 @@ def first_line(path: Path, encoding: str = "utf-8-sig") -> str:
     return block.split(b"\n", 1)[0].decode(encoding, errors="replace").rstrip("\r")
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text in UTF-8, compressed or not; not all are held. Raises DataError for another encoding."""
+def lines_of(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text, compressed or not; not all are held. Raises DataError for another encoding."""
     held, done = "", 0
-    for block in decoded(path, unpacked(path, COMPRESSIONS.get(path.suffix.lower())), "utf-8-sig"):
+    for block in decoded(path, unpacked(path, COMPRESSIONS.get(path.suffix.lower())), encoding or "utf-8-sig"):
         *whole, held = (held + block).split("\n")
         for line in whole:
             done += 1
@@ -181,7 +195,9 @@ def converted(rows: Iterable[Mapping[str, Any]], target: Path, origin: Path) -> 
     return target
 
 
-def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str, ...], str]]) -> Path:
+def queried(
+    query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str, ...], str]], encoding: str | None = None
+) -> Path:
     """Write the rows of a query as a table. `tables`: name -> a text without quoting, its columns and its separator.
 
     Tables have two further columns: `row`, and `LINE`, which the query may select of the first, whose rows it gives.
@@ -192,7 +208,7 @@ def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str
     try:
         with work_database(target.parent) as connection:
             for name, text in tables.items():
-                _load_text(connection, name, *text, target.parent)
+                _load_text(connection, name, *text, target.parent, encoding)
             batches_to(pa.RecordBatchReader.from_stream(connection.sql(query)), target, origin=origin.name)
     except duckdb.Error as error:
         if is_of_machine(error):
@@ -204,9 +220,15 @@ def queried(query: str, target: Path, tables: Mapping[str, tuple[Path, tuple[str
 
 
 def _load_text(
-    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: tuple[str, ...], sign: str, work: Path
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    path: Path,
+    columns: tuple[str, ...],
+    sign: str,
+    work: Path,
+    encoding: str | None,
 ) -> None:
-    file = prepared(path, TextFormat(delimiter=sign), lambda: Path(tempfile.mkdtemp(dir=work))).path
+    file = prepared(path, TextFormat(delimiter=sign, encoding=encoding), lambda: Path(tempfile.mkdtemp(dir=work))).path
     lines = unquoted(file)
     line = "rowid + 1" if lines.num_lines == lines.num_read else "CAST(NULL AS BIGINT)"  # empty lines are skipped
     kinds = ", ".join(f"'{column}': 'VARCHAR'" for column in columns)

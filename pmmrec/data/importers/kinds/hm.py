@@ -41,7 +41,12 @@ class HM(Kind):
         columns = {"user_id": "customer_id", "item_id": "article_id", "timestamp": "t_dat"}
         images = first_folder(self.folder, "images")
         if not _has_rows(articles):
-            items = queried(DISTINCT, self.work / "articles.parquet", {"transactions": (purchases, TRANSACTIONS, ",")})
+            items = queried(
+                DISTINCT,
+                self.work / "articles.parquet",
+                {"transactions": (purchases, TRANSACTIONS, ",")},
+                self.encoding,
+            )
             return Inputs(items, purchases, columns, images=images)
         columns["text"] = "{prod_name}. {product_type_name?}. {colour_group_name?}. {detail_desc?}"
         return Inputs(articles, purchases, columns, images=images)

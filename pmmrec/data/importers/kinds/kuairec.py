@@ -8,8 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from pmmrec.data.importers.kinds import Inputs, Kind, first_folder, has_files, importers, required_file
+from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
+MATRICES = ("big_matrix.csv", "small_matrix.csv")
 CAPTIONS = "kuairec_caption_category.csv"
 
 
@@ -34,13 +36,17 @@ class KuaiRec(Kind):
         self.matrix = config.matrix
 
     def recognise(self) -> str | None:
-        data, names = _data(self.folder), (f"{self.matrix}_matrix.csv", CAPTIONS)
-        return ", ".join(names) if has_files(data, *names) else None
+        data = _data(self.folder)
+        found = [name for name in MATRICES if has_files(data, name, CAPTIONS)]
+        return ", ".join([*found, CAPTIONS]) if found else None
 
     def inputs(self) -> Inputs:
-        data = _data(self.folder)
+        data, name = _data(self.folder), f"{self.matrix}_matrix.csv"
+        if not has_files(data, name):
+            other = "small" if self.matrix == "big" else "big"
+            raise DataError(f"{data}: no {name}; import {other}_matrix.csv with --set matrix={other}")
         columns = {"item_id": "video_id", "rating": "watch_ratio", "text": "{caption}. {topic_tag?}"}
-        return Inputs(required_file(data, CAPTIONS), required_file(data, f"{self.matrix}_matrix.csv"), columns)
+        return Inputs(required_file(data, CAPTIONS), required_file(data, name), columns)
 
 
 def _data(folder: Path) -> Path:

@@ -46,7 +46,7 @@ class MicroLens(Kind):
 
     def inputs(self) -> Inputs:
         titles = required_file(self.folder, *TITLES)
-        items = converted(_titles(titles), self.work / "titles.parquet", titles)
+        items = converted(_titles(titles, self.encoding), self.work / "titles.parquet", titles)
         covers = pictures_in(self.folder, "*covers*", "*cover*")
         pairs = optional_file(self.folder, "*_pairs.csv")
         if pairs is not None:
@@ -55,9 +55,9 @@ class MicroLens(Kind):
         return Inputs(items, required_file(self.folder, "*_pairs.tsv"), interactions_format=listed, images=covers)
 
 
-def _titles(path: Path) -> Iterator[dict[str, str]]:
+def _titles(path: Path, encoding: str | None) -> Iterator[dict[str, str]]:
     """`ITEM,TITLE` of each line; a title that is quoted as a whole is read as csv, any other as it stands."""
-    for number, line in lines_of(path):
+    for number, line in lines_of(path, encoding):
         item_id, comma, title = line.partition(",")
         if not line or (number == 1 and item_id in ("item", "video_id", "item_id")):
             continue

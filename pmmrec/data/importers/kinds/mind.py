@@ -55,5 +55,7 @@ class MIND(Kind):
     def inputs(self) -> Inputs:
         behaviors, news = required_file(self.folder, "behaviors.tsv"), required_file(self.folder, "news.tsv")
         query = INTERACTIONS.format(has_history=str(self.history).lower())
-        clicks = queried(query, self.work / "clicks.parquet", {"behaviors": (behaviors, BEHAVIORS, "\t")})
+        clicks = queried(
+            query, self.work / "clicks.parquet", {"behaviors": (behaviors, BEHAVIORS, "\t")}, self.encoding
+        )
         return Inputs(news, clicks, {"text": "title"}, TABS.model_copy(update={"columns": NEWS}))

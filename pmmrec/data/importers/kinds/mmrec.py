@@ -23,6 +23,7 @@ from pmmrec.errors import DataError
 from pmmrec.settings import PartConfig
 
 USERS, ITEMS = "u_id_mapping.csv", "i_id_mapping.csv"
+LABEL, WORDS = "x_label", ("train", "validation", "test")
 KNOWN = ("userID", "itemID", "rating", "timestamp", "x_label")
 
 
@@ -41,8 +42,9 @@ class MMRec(Kind):
     """MMRec: numbered users and items of an Amazon category, with ratings and times.
 
     Its files hold features, but no texts or pictures of items: name a table with both, `--items FILE`, whose item_id is
-    MMRec's number, or the original id with `--set ids=original`. `pmmrec data features DOMAIN --from FILE` stores
-    features afterwards.
+    MMRec's number, or the original id with `--set ids=original`. The parts of `x_label` become a split of
+    the domain: `split: {type: given, name: x_label}`. `pmmrec data features DOMAIN --from FILE` stores features
+    afterwards.
     """
 
     expects = "*.inter with userID, itemID, rating, timestamp; and --items FILE with item_id and text"
@@ -75,4 +77,23 @@ class MMRec(Kind):
                     WHERE log.userID <> 'userID' ORDER BY log.row"""  # noqa: S608  names are those of KNOWN
         pairs = ("id", "number")
         tables = {"log": (log, tuple(names), "\t"), "users": (users, pairs, "\t"), "items": (items, pairs, "\t")}
-        return queried(query, self.work / "interactions.parquet", tables)
+        return queried(query, self.work / "interactions.parquet", tables, self.encoding)
+
+    def split(self, work: Path) -> tuple[str, Path] | None:
+        """The parts of the column `x_label`."""
+        log = required_file(self.folder, "*.inter")
+        names = tuple(first_line(log).split("\t"))
+        if LABEL not in names:
+            return None
+        ids, tables = ("log.userID AS user_id", "log.itemID AS item_id"), {"log": (log, names, "\t")}
+        joined = ""
+        if self.has_original_ids:
+            ids, pairs = ("users.id AS user_id", "items.id AS item_id"), ("id", "number")
+            users, items = (required_file(self.folder, name) for name in (USERS, ITEMS))
+            tables |= {"users": (users, pairs, "\t"), "items": (items, pairs, "\t")}
+            joined = "JOIN users ON users.number = log.userID JOIN items ON items.number = log.itemID"
+        order = "TRY_CAST(log.timestamp AS DOUBLE), log.row" if "timestamp" in names else "log.row"
+        words = " ".join(f"WHEN '{label}' THEN '{word}'" for label, word in enumerate(WORDS))
+        label = f"CASE regexp_replace(log.{LABEL}, '[.]0+$', '') {words} ELSE log.{LABEL} END AS split"
+        query = f"SELECT {ids[0]}, {ids[1]}, {label} FROM log {joined} WHERE log.userID <> 'userID' ORDER BY {order}"  # noqa: S608
+        return LABEL, queried(query, work / "split.parquet", tables, self.encoding)

@@ -50,7 +50,7 @@ class MoRec(Kind):
             raise DataError(f"{items}: line 1 has {num_columns} values; an item, its title and its abstract are read")
         if num_columns == 1:
             ids = "SELECT __line__, item_id, CAST(NULL AS VARCHAR) AS text FROM items"
-            items = queried(ids, self.work / "items.parquet", {"items": (items, COLUMNS[:1], "\t")})
+            items = queried(ids, self.work / "items.parquet", {"items": (items, COLUMNS[:1], "\t")}, self.encoding)
         return Inputs(
             items,
             users,

@@ -18,6 +18,7 @@ import pytest
 from pyarrow import feather
 from pydantic import ValidationError
 
+from pmmrec.data.importers import database as database_module
 from pmmrec.data.importers import records, unpacking
 from pmmrec.data.importers.text_format import TextFormat
 from pmmrec.errors import DataError, MachineError, RecipeError
@@ -288,7 +289,7 @@ def test_a_query_of_a_database_gives_the_rows(shop, scheme: str) -> None:
         (f"{scheme}:///{path}?query=DROP TABLE goods", DataError, "the query was"),
         (f"{scheme}:///{path}.no?table=goods", DataError, "no such file"),
         (f"{scheme}:///{path}", RecipeError, "not the address of a database"),
-        ("postgres:///shop?table=goods", RecipeError, "not the address of a database"),
+        ("mysql:///shop?table=goods", RecipeError, "not the address of a database"),
     ):
         with pytest.raises(kind, match=reason):
             shop.run(items=bad, out=shop.folder / "bad")
@@ -351,3 +352,36 @@ def test_a_list_column_of_parquet_is_unfolded(shop, sequences) -> None:
     domain = shop.run(interactions=path)
     assert sequences(domain) == {"1": ["b", "a"], "2": ["c"]}
     assert domain.times(0).tolist() == [5, 5]
+
+
+POSTGRES = "postgres://ann:secret@db.example:5432/shop?"
+
+
+def test_postgres_is_refused_in_one_line_without_its_extension(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "LOAD_POSTGRES", "LOAD no_such_extension")
+    with pytest.raises(MachineError, match=r"shop: DuckDB's extension postgres is not installed here; install") as told:
+        shop.run(items=f"{POSTGRES}table=goods")
+    assert "secret" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("address", ["postgres://ann:secret@host?table=x", f"{POSTGRES}where=1", f"{POSTGRES}query="])
+def test_an_address_of_postgres_without_database_or_query_is_refused(shop, address: str) -> None:
+    with pytest.raises(RecipeError, match="not the address of a database that is read") as told:
+        shop.run(items=address)
+    assert "secret" not in str(told.value)
+
+
+def test_a_table_of_postgres_is_read_as_one_of_duckdb(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shop.folder / "shop.db"
+    with duckdb.connect(str(path)) as made:
+        made.execute("CREATE TABLE goods AS SELECT 'a' AS item_id, 'red' AS text")
+    monkeypatch.setattr(database_module, "LOAD_POSTGRES", "SELECT 1")
+    monkeypatch.setattr(database_module, "ATTACH_POSTGRES", f"ATTACH '{path}' AS source (READ_ONLY) -- {{}}")
+    assert shop.run(items=f"{POSTGRES}table=goods").item_ids.to_pylist() == ["a"]
+    with pytest.raises(DataError, match="a query may only read its own database"):
+        shop.run(items=f"{POSTGRES}query=FROM '{shop.items}'", out=shop.folder / "other")
+    monkeypatch.setattr(database_module, "ATTACH_POSTGRES", "ATTACH '/no/such/folder/{}' AS source (READ_ONLY)")
+    with pytest.raises(DataError, match=r"shop: cannot be reached: ") as told:
+        shop.run(items=f"{POSTGRES}table=goods", out=shop.folder / "other")
+    assert "secret" not in str(told.value)

@@ -18,6 +18,8 @@ from PIL import Image
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.folder import import_folder, kind_lines
 from pmmrec.data.importers.kinds import importers
+from pmmrec.data.splits import split_of
+from pmmrec.data.splits.given import GivenConfig
 from pmmrec.errors import DataError, RecipeError
 
 
@@ -202,3 +204,65 @@ def test_kinds_name_the_lines_of_the_original_files(tmp_path: Path, places: Call
     (folder / "hm_images").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "hm_images" / "v2.png")
     assert places(imported(folder), "item") == [("hm_items.tsv", 1, "text", None)]
+
+
+def test_the_smaller_matrix_of_kuairec_is_named_by_a_setting(tmp_path: Path, sequences: Callable) -> None:
+    files = {name.replace("big", "small"): content for name, content in SAMPLES["kuairec"][1].items()}
+    folder = written(tmp_path / "kuairec", files)
+    with pytest.raises(DataError, match=r"no big_matrix\.csv; import small_matrix\.csv with --set matrix=small"):
+        imported(folder)
+    assert sequences(imported(folder, settings={"matrix": "small"})) == {"7": ["1", "2"]}
+    with pytest.raises(RecipeError, match="matrix"):
+        imported(written(tmp_path / "ml", SAMPLES["1m"][1]), settings={"matrix": "small"})
+
+
+@pytest.mark.parametrize(
+    ("sample", "name", "word"),
+    [
+        ("ninerec", "QB_item.csv", "blue"),
+        ("microlens", "MicroLens-50k_titles.csv", "red"),
+        ("mind", "news.tsv", "N1 title"),
+        ("latest", "movies.csv", "Dog"),
+    ],
+)
+def test_another_encoding_is_named_where_it_is_advised(tmp_path: Path, sample: str, name: str, word: str) -> None:
+    kind, files, *_ = SAMPLES[sample]
+    content = str(files[name]).replace("\u7ea2", "a").replace("\u84dd", "b").replace(word, "caf\u00e9")
+    folder = written(tmp_path / "data", {**files, name: content.encode("cp1252")})
+    with pytest.raises(DataError, match=r"line \d: not UTF-8.* text; .*--encoding cp1252"):
+        imported(folder, kind)
+    tree = {"name": "x", "out": tmp_path / "named", "k_core": None}
+    domain, _ = import_folder(kind, folder, {}, tree, encoding="cp1252")
+    assert "caf\u00e9" in " ".join(map(str, texts(domain).values()))
+
+
+def test_an_encoding_without_texts_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path / "yelp", SAMPLES["yelp"][1])
+    with pytest.raises(RecipeError, match="--encoding cp1252: has no effect"):
+        import_folder("yelp", folder, {}, {"name": "x", "out": tmp_path / "out", "k_core": None}, encoding="cp1252")
+
+
+def test_the_parts_of_mmrec_become_a_split_of_the_domain(tmp_path: Path) -> None:
+    rows = ("0 1 5.0 20 0", "0 0 5.0 10 2", "0 1 5.0 5 1", "1 1 5.0 7 0.0")
+    log = "\n".join(["userID itemID rating timestamp x_label", *rows, ""]).replace(" ", "\t")
+    maps = {"u_id_mapping.csv": "ann\t0\nbob\t1\n", "i_id_mapping.csv": "A\t0\nB\t1\n"}
+    folder = written(tmp_path / "baby", {"baby.inter": log, **maps})
+    items = written(tmp_path, {"items.csv": "item_id,text\n0,red\n1,blue\nA,red\nB,blue\n"}) / "items.csv"
+    for ids, item in (("number", "1"), ("original", "B")):
+        tree = {"name": "x", "out": tmp_path / ids, "k_core": None, "items": items}
+        domain, why = import_folder("mmrec", folder, {"ids": ids}, tree)
+        assert why.endswith("; its split is stored as x_label: 2 train, 1 validation, 1 test")
+        split = split_of(GivenConfig(name="x_label"), domain)
+        parts = {user: split.train(row).tolist() for row, user in enumerate(domain.user_ids.to_pylist())}
+        ids_of = domain.item_ids.to_pylist()
+        assert [[ids_of[item] for item in rows] for rows in parts.values()] == [[item], [item]]
+        assert sorted(path.name for path in domain.folder.iterdir() if path.is_dir()) == ["splits"]
+
+
+def test_a_split_of_mmrec_that_holds_nothing_out_is_said(tmp_path: Path) -> None:
+    log = "userID\titemID\trating\ttimestamp\tx_label\n0\t1\t5.0\t20\t0\n"
+    folder = written(tmp_path / "baby", {"baby.inter": log})
+    items = written(tmp_path, {"items.csv": "item_id,text\n1,blue\n"}) / "items.csv"
+    tree = {"name": "x", "out": tmp_path / "out", "k_core": None, "items": items}
+    _, why = import_folder("mmrec", folder, {}, tree)
+    assert "its split x_label is not stored: x_label: says train of every interaction" in why
