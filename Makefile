@@ -6,6 +6,8 @@ RESULTS ?= zoo/results
 TO ?= zoo/RESULTS.md
 RUNS ?= runs/evidence
 KILLS ?= 50
+SECONDS ?= 600
+SEED ?= 0
 JOBS ?= 2
 VENV := .venv
 PEERS := .venv-peers
@@ -14,9 +16,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 # Tests run side by side, and start programs: one thread each.
-test conformance spread torture hosts: export OMP_NUM_THREADS := 1
+test conformance spread torture fuzz hosts: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test conformance check real evidence evidence-gpu systems transfer bench benchmarks large torture spread hosts peers peers-speed clean
+.PHONY: quickstart test conformance check real evidence evidence-gpu systems transfer bench benchmarks large torture fuzz spread hosts peers peers-speed clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +95,9 @@ spread: $(VENV)/installed-deepspeed  ## two CPU processes under ZeRO-1, 2 and 3:
 torture: $(VENV)/installed-dev  ## what kills, stops, hangs or fills disks; then kill a pretraining KILLS times at random: it must end as if nobody had
 	$(BIN)/python -m pytest --timeout 1800 -m long tests/torture
 	$(BIN)/python tests/torture/kill_nine.py --kills $(KILLS)
+
+fuzz: $(VENV)/installed-dev  ## import damaged files of every kind for SECONDS, from SEED on: one line or a whole domain, and no row lost unseen
+	$(BIN)/python tests/torture/fuzz_imports.py --seconds $(SECONDS) --seed $(SEED)
 
 hosts: $(VENV)/installed-deepspeed  ## pretrain on two hosts (network namespaces: needs root and iproute2), and cut one off
 	$(BIN)/python -m pytest --timeout 1800 -m '' tests/distributed/test_two_hosts.py

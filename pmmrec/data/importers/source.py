@@ -27,6 +27,7 @@ from pmmrec.errors import DataError, MachineError
 
 WHOLE_NUMBERS = re.compile(r"U?(TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)")
 NO_TEXTS = re.compile(r"BLOB|STRUCT|MAP|UNION|.*\]$", re.DOTALL)
+MAX_EXPLAINED = 300  # characters
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_REASON = re.compile(r"^(Expected Number of Columns.*|Value with unterminated quote.*|Maximum line size.*)", re.M)
 
@@ -278,4 +279,5 @@ def explain(message: str) -> str:
         )
     if "CSV" in message:
         return "rows do not follow one csv format; check quotes, and that all lines end in the same way"
-    return message.splitlines()[0]
+    told = message.splitlines()[0]
+    return told if len(told) <= MAX_EXPLAINED else f"{told[:MAX_EXPLAINED]}..."  # it may quote a value of megabytes
