@@ -18,6 +18,7 @@ from pmmrec.encoders.backbone import BackboneConfig
 from pmmrec.errors import CheckpointError, RecipeError
 
 Channels = tuple[float, float, float]
+VisionPool = Literal["cls", "mean", "max", "pooler", "attention"]
 NEUTRAL: Channels = (0.5, 0.5, 0.5)
 RESAMPLING = "bicubic"  # how the data room resizes
 NUMBERS_IN_CACHE = 1 << 18  # of pixels that are normalised together on a CPU
@@ -32,8 +33,10 @@ class VisionConfig(BackboneConfig):
     image_size: int | None = Field(default=None, gt=0, description="Pixels a side; None: the backbone's own.")
     mean: Channels | None = Field(default=None, description="Of each channel in 0..1; None: the backbone's, else 0.5.")
     std: Channels | None = Field(default=None, description="Of each channel in 0..1; None: the backbone's, else 0.5.")
-    pool: Literal["cls", "mean"] = Field(
-        default="cls", description="The whole image: the cls token, or the mean of all patches."
+    pool: VisionPool = Field(
+        default="cls",
+        description="The whole image: the cls token, the mean or the greatest of all patches, or what the pooler of "
+        "the architecture makes of them, by attention where it is SigLIP's.",
     )
 
     projection: Literal["linear", "conv3x3"] = Field(
@@ -41,6 +44,12 @@ class VisionConfig(BackboneConfig):
         description="The way to the common width: of each token alone, or of 3 x 3 places of a feature map, without "
         "bias and below ReLU (MMSR's ResNet, 49 tokens of 224 pixels).",
     )
+
+    @model_validator(mode="after")
+    def _maps_are_pooled_by_their_mean(self) -> Self:
+        if self.projection == "conv3x3" and self.pool not in ("cls", "mean"):
+            raise ValueError(f"pool: {self.pool} is not computed above projection: conv3x3; use mean")
+        return self
 
     @model_validator(mode="after")
     def _deviations_are_above_zero(self) -> Self:
@@ -166,14 +175,22 @@ class Normalise(nn.Module):
         return normal.to(dtype)
 
 
-def map_states(map_RCHW: Tensor, projection: nn.Module, pool: Literal["cls", "mean"]) -> TokenStates:
+def map_states(map_RCHW: Tensor, projection: nn.Module, pool: VisionPool) -> TokenStates:
     """A feature map under its convolution and ReLU as tokens, one a place, and their mean."""
     tokens_RPD = F.relu(projection(map_RCHW)).flatten(2).transpose(1, 2)
     return pooled_states(tokens_RPD, 0, pool)
 
 
-def pooled_states(states_RPD: Tensor, num_prefix_tokens: int, pool: Literal["cls", "mean"]) -> TokenStates:
-    """States of a backbone's tokens, the prefix (cls, registers) first, as patches and one vector for the whole."""
+def pooled_states(
+    states_RPD: Tensor, num_prefix_tokens: int, pool: VisionPool, whole_RD: Tensor | None = None
+) -> TokenStates:
+    """States of a backbone's tokens, the prefix (cls, registers) first, as patches and one vector for the whole.
+
+    `whole_RD`: the vector, where it is known already.
+    """
     patches_RPD, first_RD = states_RPD[:, num_prefix_tokens:], states_RPD[:, 0] if num_prefix_tokens else None
-    whole_RD = patches_RPD.mean(1) if pool == "mean" or first_RD is None else first_RD
+    if whole_RD is None and pool == "max":
+        whole_RD = patches_RPD.amax(1)
+    elif whole_RD is None:
+        whole_RD = patches_RPD.mean(1) if pool == "mean" or first_RD is None else first_RD
     return TokenStates.of_even(patches_RPD, whole_RD, first_RD)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,9 +23,9 @@ from pmmrec.encoders.packed_attention import read_packed_texts
 from pmmrec.encoders.prefix import CanBeCut, fingerprint_of
 from pmmrec.encoders.sentence import Pool, SentenceSettings, write_sentence_settings
 from pmmrec.encoders.sentence_head import read_sentence_head, width_of, write_sentence_head
-from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, TextLayout, pools_of, sees_earlier_alone
+from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, TextLayout, sees_earlier_alone
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
-from pmmrec.encoders.trainable import find_layout
+from pmmrec.encoders.trainable import find_layout, pooled_by, pools_of
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray, Packing
 
@@ -111,10 +110,7 @@ class HFText(CanBeCut, TextEncoder):
         warnings: list[str] = []
         said, self._pool, lowercase = _settled(config, backbone, warnings.append)
         self._layout = _check(self._settings, config, self._pool, where=str(backbone.folder))
-        if self._pool == "pooler":
-            self._layout = replace(self._layout, unused="")
-        else:
-            self._layout = replace(self._layout, pooler="")
+        self._layout = pooled_by(self._layout, self._pool)
         self._tokenizer = FolderTokenizer(backbone.folder, config.max_tokens, lowercase=lowercase, prefix=config.prefix)
         self.tokenizer = self._tokenizer
         if backbone.is_pretrained:
@@ -334,8 +330,9 @@ def _check(settings: Any, config: HFTextConfig, pool: Pool, where: str) -> TextL
     layout = find_layout(LAYOUTS, settings.model_type, where)
     if sees_earlier_alone(layout, settings) and pool == "cls":
         raise RecipeError(f"pool: token 0 of {settings.model_type} sees nothing but itself; use last or mean")
-    if pool == "pooler" and not layout.pooler:
-        raise RecipeError(f"pool: {settings.model_type} has no pooler; use {', '.join(pools_of(layout))}")
+    pools = pools_of(layout, has_cls=not sees_earlier_alone(layout, settings), has_last=True)
+    if pool not in pools:
+        raise RecipeError(f"pool: {settings.model_type} has no {pool}; use {', '.join(pools)}")
     if layout.positions_follow_padding and settings.pad_token_id is None:
         raise CheckpointError(f"{where}: pad_token_id: null, but {settings.model_type} counts positions from it")
     if layout.has_positions:

@@ -158,9 +158,3 @@ LAYOUTS: Mapping[str, TextLayout] = {
 def sees_earlier_alone(layout: TextLayout, settings: Any) -> bool:
     """Whether a token sees none behind it, as a configuration says."""
     return layout.is_causal and not getattr(settings, "use_bidirectional_attention", False)
-
-
-def pools_of(layout: TextLayout) -> tuple[str, ...]:
-    """The ways to pool that an architecture has; `cls` needs a tokenizer that puts a token before each text."""
-    first = () if layout.is_causal else ("cls",)
-    return (*first, "mean", "max", "last", *(("pooler",) if layout.pooler else ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -27,6 +27,8 @@ class Layout:
     after: str = ""  # modules between the top block and the last hidden state; they train with the top block
     unused: str = ""  # parameters that the last hidden state does not depend on; they never train
     pooler: str = ""  # modules that make one vector of the last hidden state, if asked; they train with the top block
+    pools_by: Literal["pooler", "attention"] = "pooler"  # what the pooler is called in settings
+    pooler_reads: Literal["states", "cls", "mean"] = "states"
     fixed: str = ""  # parameters that never train, though the last hidden state depends on them
     # How a block is called from states alone, which go on through `after`; None: not known here.
     block_call: Literal["hidden_and_mask", "hidden"] | None = None
@@ -36,6 +38,19 @@ class Layout:
 
 
 _L = TypeVar("_L", bound=Layout)
+
+
+def pools_of(layout: Layout, *, has_cls: bool, has_last: bool = False) -> tuple[str, ...]:
+    """The ways to pool that an architecture has, by the words of settings."""
+    ways = {"cls": has_cls, "mean": True, "max": True, "last": has_last, layout.pools_by: bool(layout.pooler)}
+    return tuple(way for way, is_there in ways.items() if is_there)
+
+
+def pooled_by(layout: _L, pool: str) -> _L:
+    """The layout of an encoder that pools so: its pooler is a part of it, or is not used."""
+    if pool != layout.pools_by or not layout.pooler:
+        return replace(layout, pooler="")
+    return replace(layout, unused=rf"(?!{layout.pooler}\.)({layout.unused})")
 
 
 def find_layout(layouts: Mapping[str, _L], architecture: str, where: str) -> _L:
@@ -59,7 +74,7 @@ def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple
     if depth == "all":
         trained = [""]
     else:
-        above = [name for pattern in (layout.after, layout.pooler) for name in _matching(backbone, pattern)]
+        above = [name for pattern in (layout.after, layout.pooler) for name in matching(backbone, pattern)]
         trained = [*blocks[len(blocks) - depth :], *above] if depth else []
     backbone.requires_grad_(False)
     for name in trained:
@@ -72,10 +87,11 @@ def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple
 
 def block_names(backbone: nn.Module, layout: Layout) -> list[str]:
     """Names of the blocks, from bottom to top."""
-    return _matching(backbone, layout.blocks)
+    return matching(backbone, layout.blocks)
 
 
-def _matching(backbone: nn.Module, pattern: str) -> list[str]:
+def matching(backbone: nn.Module, pattern: str) -> list[str]:
+    """Names of the modules that match a pattern."""
     return [name for name, _ in backbone.named_modules() if name and re.fullmatch(pattern, name)]
 
 

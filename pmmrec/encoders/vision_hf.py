@@ -31,7 +31,7 @@ from pmmrec.encoders.masking import in_order, noise_of_images
 from pmmrec.encoders.pixels import Normalise, VisionConfig, check_size, map_states, pooled_states, square_side
 from pmmrec.encoders.prefix import CanBeCut, FrozenPrefix
 from pmmrec.encoders.preprocessor import read_scale, write_preprocessor
-from pmmrec.encoders.trainable import find_layout
+from pmmrec.encoders.trainable import find_layout, matching, pooled_by, pools_of
 from pmmrec.encoders.vision_layouts import HALVES, LAYOUTS, VisionLayout
 from pmmrec.errors import RecipeError
 
@@ -103,8 +103,12 @@ class HFVision(CanBeCut, VisionEncoder):
         self._layout = find_layout(LAYOUTS, self._settings.model_type, where)
         self._mask_ratio = _set_mask_ratio(self._settings, config.mask_ratio, where)
         self._pool, self.num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
-        if config.pool == "cls" and self.num_prefix_tokens == 0:
-            raise RecipeError(f"pool: {self._settings.model_type} has no cls token; use mean")
+        pools = pools_of(self._layout, has_cls=self.num_prefix_tokens > 0)
+        if config.pool not in pools:
+            missing = "cls token" if config.pool == "cls" else config.pool
+            raise RecipeError(f"pool: {self._settings.model_type} has no {missing}; use {' or '.join(pools)}")
+        with_pooler = config.pool == self._layout.pools_by
+        self._layout = pooled_by(self._layout, config.pool)
         own_size = _own_size(self._settings, self._layout, where)
         self.pixel_spec = PixelSpec(config.image_size or own_size)
         if config.projection == "conv3x3" and not self._layout.is_map:
@@ -121,7 +125,7 @@ class HFVision(CanBeCut, VisionEncoder):
             warnings.append(
                 f"{where}: use_mean_pooling: true: its images were pooled by the mean of patches; pool: mean"
             )
-        self.backbone = open_model(backbone, self._settings, self._layout, warnings.append)
+        self.backbone = open_model(backbone, self._settings, self._layout, warnings.append, with_pooler=with_pooler)
         self.compute_cheaply()
         self.warnings = tuple(warnings)
         self._options: dict[str, bool] = {}
@@ -155,7 +159,8 @@ class HFVision(CanBeCut, VisionEncoder):
             return self.wholes(last if is_pooled else self._whole(last))
         if isinstance(self.projection, nn.Conv2d):
             return through_head(map_states(last, self.projection, self._pool), self.head)
-        states = pooled_states(self.projection(self._tokens(last)), self.num_prefix_tokens, self._pool)
+        whole_RD = None if self._pool in ("cls", "mean") else self.projection(self._whole(last))
+        states = pooled_states(self.projection(self._tokens(last)), self.num_prefix_tokens, self._pool, whole_RD)
         return through_head(states, self.head)
 
     def _tokens(self, last: Tensor) -> Tensor:
@@ -170,12 +175,25 @@ class HFVision(CanBeCut, VisionEncoder):
 
     def _whole(self, last: Tensor) -> Tensor:
         """The vector of each image out of the last hidden state, `(R, H)`."""
-        return pooled_states(self._tokens(last), self.num_prefix_tokens, self._pool).cls_RD
+        tokens_RPH = self._tokens(last)
+        if self._pool != self._layout.pools_by:
+            return pooled_states(tokens_RPH, self.num_prefix_tokens, self._pool).cls_RD
+        (name,) = matching(self.backbone, self._layout.pooler)
+        pooler = self.backbone.get_submodule(name)
+        if self._layout.pooler_reads == "states":
+            pooled_RH: Tensor = pooler(tokens_RPH)
+            return pooled_RH
+        whole_RH: Tensor = pooler(pooled_states(tokens_RPH, self.num_prefix_tokens, self._layout.pooler_reads).cls_RD)
+        return whole_RH
 
     def layers(self, inputs: FieldInputs) -> Tensor:
         """The whole of each image at every layer, `(R, T, H)`."""
         if not isinstance(inputs, PixelInputs):
             raise TypeError("a vision encoder reads pixels")
+        if self._pool == self._layout.pools_by:
+            raise RecipeError(
+                f"layers: {self._pool} pools the last one alone; use pool: mean, or cls where there is one"
+            )
         states = self.layer_states(inputs)
         return torch.stack([pooled_states(one, self.num_prefix_tokens, self._pool).cls_RD for one in states], dim=1)
 

@@ -61,6 +61,7 @@ _VIT = VisionLayout(
     blocks=r"(encoder\.layer|layers)\.\d+",
     after=r"layernorm",
     unused=r"(pooler|embeddings\.mask).*",
+    pooler="pooler",
     block_call="hidden",  # images have no padding, and older releases of transformers give these blocks no mask
     sites=_VIT_SITES,
 )
@@ -76,15 +77,20 @@ _SWIN = VisionLayout(
 _STAGES = VisionLayout(
     blocks=r"encoder\.stages\.\d+",
     unused=r"layernorm\..+",  # of the pooled map
+    pooler="layernorm",
+    pooler_reads="mean",
     block_call="hidden",
     num_prefix_tokens=0,
     is_map=True,
     width_name="hidden_sizes",
 )
+_MAPS = replace(_STAGES, unused="", pooler="")
 _SIGLIP = VisionLayout(
     blocks=r"(vision_model\.)?encoder\.layers\.\d+",
     after=r"(vision_model\.)?post_layernorm",
     unused=r"(vision_model\.)?head\..+",
+    pooler=r"(vision_model\.)?head",
+    pools_by="attention",
     num_prefix_tokens=0,
     block_call="hidden_and_mask",
     sites=_CLIP_SITES,
@@ -95,6 +101,8 @@ LAYOUTS: Mapping[str, VisionLayout] = {
     "clip_vision_model": VisionLayout(
         blocks=r"(vision_model\.)?encoder\.layers\.\d+",
         unused=r"(vision_model\.)?post_layernorm\..+",
+        pooler=r"(vision_model\.)?post_layernorm",
+        pooler_reads="cls",
         block_call="hidden_and_mask",
         sites=_CLIP_SITES,
     ),
@@ -102,8 +110,8 @@ LAYOUTS: Mapping[str, VisionLayout] = {
     "convnextv2": _STAGES,
     "data2vec-vision": _BEIT,
     "deit": replace(_VIT, num_prefix_tokens=2),
-    "dinov2": _VIT,
-    "dinov2_with_registers": replace(_VIT, has_registers=True),
+    "dinov2": replace(_VIT, pooler=""),
+    "dinov2_with_registers": replace(_VIT, pooler="", has_registers=True),
     # The mean of its last map stands before the places as a token.
     "dinov3_convnext": VisionLayout(blocks=r"model\.stages\.\d+", after=r"layer_norm", width_name="hidden_sizes"),
     "dinov3_vit": VisionLayout(
@@ -114,20 +122,21 @@ LAYOUTS: Mapping[str, VisionLayout] = {
         sites=_sites(r"attention\.", (r"mlp\.up_proj", r"mlp\.down_proj")),
     ),
     "efficientnet": replace(
-        _STAGES,
+        _MAPS,
         blocks=r"encoder\.blocks\.\d+",
         after=r"encoder\.top_(conv|bn|activation)",
-        unused="",
         width_name="hidden_dim",
     ),
-    "ijepa": replace(_VIT, num_prefix_tokens=0),
-    "regnet": _STAGES,
-    "resnet": _STAGES,
+    "ijepa": replace(_VIT, pooler="", num_prefix_tokens=0),
+    "regnet": _MAPS,
+    "resnet": _MAPS,
     "siglip2_vision_model": replace(_SIGLIP, reads_patches=True),
     "siglip_vision_model": _SIGLIP,
     "swin": _SWIN,
     "swinv2": _SWIN,
     "vit": _VIT,
-    "vit_mae": replace(_VIT, fixed=r"embeddings\.position_embeddings"),  # waves, which transformers does not train
-    "vit_msn": _VIT,
+    "vit_mae": replace(
+        _VIT, pooler="", fixed=r"embeddings\.position_embeddings"
+    ),  # waves, which transformers does not train
+    "vit_msn": replace(_VIT, pooler=""),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,7 @@ from pmmrec.encoders.pixels import (
 )
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.timm_layouts import LAYOUTS, TimmLayout
-from pmmrec.encoders.trainable import find_layout
+from pmmrec.encoders.trainable import find_layout, pooled_by, pools_of
 from pmmrec.encoders.weights import WEIGHTS, refuse_broken_numbers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
 
@@ -185,8 +185,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         self._pool, self._num_prefix_tokens = config.pool, 0
         if self._layout.output == "tokens":
             self._num_prefix_tokens = self.backbone.num_prefix_tokens
-        if config.pool == "cls" and not (self._layout.output == "tokens" and _has_cls(self.backbone)):
-            raise RecipeError(f"pool: {found.architecture} has no cls token; use mean")
+        self._layout = _pooled_by(self.backbone, self._layout, config.pool, found.architecture)
         if backbone.is_pretrained:
             refuse_leftovers(backbone.folder)
         if backbone.is_pretrained and not is_dry_run():
@@ -226,7 +225,8 @@ class TimmVision(CanBeCut, VisionEncoder):
             return self.wholes(features if is_pooled else self._whole(features))
         if isinstance(self.projection, nn.Conv2d):
             return through_head(map_states(features, self.projection, self._pool), self.head)
-        states = pooled_states(self.projection(self._tokens(features)), self._num_prefix_tokens, self._pool)
+        whole_RD = None if self._pool in ("cls", "mean") else self.projection(self._whole(features))
+        states = pooled_states(self.projection(self._tokens(features)), self._num_prefix_tokens, self._pool, whole_RD)
         return through_head(states, self.head)
 
     def _tokens(self, features: Tensor) -> Tensor:
@@ -243,6 +243,9 @@ class TimmVision(CanBeCut, VisionEncoder):
 
     def _whole(self, last: Tensor) -> Tensor:
         """The vector of each image out of the last hidden state, `(R, H)`."""
+        if self._pool == "attention":
+            whole_RH: Tensor = self.backbone.attn_pool(last)
+            return whole_RH
         return pooled_states(self._tokens(last), self._num_prefix_tokens, self._pool).cls_RD
 
     def layers(self, inputs: FieldInputs) -> Tensor:
@@ -251,6 +254,8 @@ class TimmVision(CanBeCut, VisionEncoder):
             raise TypeError("a vision encoder reads pixels")
         if self._layout.output != "tokens":
             raise RecipeError(f"layers: the stages of {self._settings.architecture} give states of different shapes")
+        if self._pool == "attention":
+            raise RecipeError("layers: attention pools the last one alone; use pool: mean")
         states = self.layer_states(inputs)
         return torch.stack([pooled_states(one, self._num_prefix_tokens, self._pool).cls_RD for one in states], dim=1)
 
@@ -291,8 +296,16 @@ class TimmVision(CanBeCut, VisionEncoder):
         return state
 
 
-def _has_cls(backbone: Any) -> bool:
-    return bool(getattr(backbone, "has_class_token", getattr(backbone, "cls_token", None) is not None))
+def _pooled_by(backbone: Any, layout: TimmLayout, pool: str, name: str) -> TimmLayout:
+    """The layout of a backbone that pools so. RecipeError where it cannot."""
+    has_cls = getattr(backbone, "has_class_token", getattr(backbone, "cls_token", None) is not None)
+    has_attention = getattr(backbone, "attn_pool", None) is not None
+    known = layout if has_attention else replace(layout, pooler="")
+    pools = pools_of(known, has_cls=bool(has_cls) and layout.output == "tokens")
+    if pool not in pools:
+        missing = "cls token" if pool == "cls" else pool
+        raise RecipeError(f"pool: {name} has no {missing}; use {' or '.join(pools)}")
+    return pooled_by(known, pool)
 
 
 def _create(name: str, model_args: Mapping[str, Any], where: str) -> Any:
