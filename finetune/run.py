@@ -100,7 +100,7 @@ def main(
     launched = Launched.read(launch, processes, is_plan=dry_run)
     sources = Sources.open([domain], recipe.data)
     if checkpoint is not None:
-        checkpoint.refuse_learned_targets(sources.domains[0])
+        checkpoint.refuse_learned_targets(sources.domains[0], recipe.data.split)
     check_targets(recipe, sources)
     sources_of = [Sources.open([domain], ours.data) for ours, _ in fewer]
     for some in (sources, *sources_of):

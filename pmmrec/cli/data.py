@@ -190,6 +190,10 @@ def codes_command(
         str, Option("--out", metavar="NAME", help="Recipes name it: model.item_encoder={type: codes, feature: NAME}.")
     ],
     parts: Annotated[int, Option(min=1, help="Codes of each item; they divide the length of the vectors.")] = 32,
+    users: Annotated[
+        str | None,
+        Option(metavar="SETTINGS", help="Of data.users, such as '{sample: 1000, seed: 1}': fit to their items alone."),
+    ] = None,
     iterations: Annotated[
         int | None, Option(min=1, help="Of the fit; default: 50 for the rotation, 25 for centroids. Fewer are faster.")
     ] = None,
@@ -203,9 +207,12 @@ def codes_command(
     from pmmrec.data.importers.codes import store_codes
     from pmmrec.data.splits import split_of
     from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
+    from pmmrec.data.user_sample import UserSampleConfig
+    from pmmrec.settings import parse_yaml, validate
 
     with errors_for_people():
-        splits = [split_of(LeaveOneOutConfig(), Domain.open(domain)) for domain in domains]
+        some = None if users is None else validate(UserSampleConfig, parse_yaml(users, "--users"), "--users")
+        splits = [split_of(LeaveOneOutConfig(), Domain.open(domain), some) for domain in domains]
         for stored in store_codes(splits, feature, name, parts, iterations, warn=warn):
             for line in stored.lines():
                 typer.echo(line)

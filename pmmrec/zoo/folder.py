@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ class CheckpointFolder:
 
     @property
     def before(self) -> Mapping[str, Mapping[str, Any]]:
-        """Domains that checkpoints before it learned from: name -> fingerprint, and `holdout` where there was one."""
+        """Domains that checkpoints before it learned from, by name.
+
+        Of each the fingerprint, and what split it where that was not leave-one-out: `holdout` or `split`.
+        """
         return _by_domain(self.provenance.get("before"))
 
     @property
@@ -65,6 +69,8 @@ class CheckpointFolder:
         """`before` of a checkpoint that starts from this one."""
         about, holdout = _by_domain(self.provenance.get("domains")), self._data_settings.get("holdout")
         more = {} if holdout is None else {"holdout": holdout}
+        if holdout is None and self.split != LeaveOneOutConfig():
+            more = {"split": self.split.model_dump(mode="json")}
         own = {name: {"fingerprint": one.get("fingerprint"), **more} for name, one in about.items()}
         return {**self.before, **own}
 
@@ -105,40 +111,63 @@ class CheckpointFolder:
         one would hold out. Raises CheckpointError for settings that cannot be read, and as `data.splits.split_of`.
         """
         path, holdout = self.folder / RECIPE_NAME, self._holdout_of(domain)
-        if holdout is None and not self.was_trained_on(domain.name, domain.fingerprint):
+        learned = self._learned_split(domain)
+        if holdout is None and learned is None:
             return split_of(instead or self.split, domain)
-        if instead is not None and instead != self.split:
+        if instead is not None and instead != (learned or self.split):
             raise RecipeError(
                 f"--split: {self.folder} learned from {domain.name} under another split, and so from targets of this "
                 "one; leave it out, or train under this split"
             )
-        users = self._data_settings.get("users")
+        users = None
+        if self.was_trained_on(domain.name, domain.fingerprint):
+            users = self._data_settings.get("users")
         try:
             if holdout is not None:
                 return HeldOutUsers(validate(HeldOutUsersConfig, holdout, "data.holdout"), domain)
             sample = None if users is None else validate(UserSampleConfig, users, "data.users")
         except RecipeError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        return split_of(self.split, domain, sample)
+        return split_of(learned or self.split, domain, sample)
 
-    def refuse_learned_targets(self, domain: Domain) -> None:
-        """RecipeError for a domain from which a pretraining with `data.holdout` learned what splits hold out."""
+    def refuse_learned_targets(self, domain: Domain, split: PartConfig) -> None:
+        """RecipeError for a domain from which it, or a checkpoint before it, learned what `split` may hold out.
+
+        These are domains of a pretraining with `data.holdout`, and those that were learned from under another split.
+        """
         if self._holdout_of(domain) is not None:
             raise RecipeError(
                 f"--on {domain.folder}: {self.folder} learned from all of its users but a sample (data.holdout), and "
                 "so from targets that this run would rank; name another domain, or a checkpoint without data.holdout"
             )
 
+        learned = self._learned_split(domain)
+        if learned is not None and learned != split:
+            raise RecipeError(
+                f"--on {domain.folder}: {self.folder} learned from it under data.split: {_told(learned)}, and so maybe "
+                "from targets that this run would rank; choose that split, or name another domain"
+            )
+
+    def _learned_split(self, domain: Domain) -> PartConfig | None:
+        """The split under which it, or a checkpoint before it, learned from a domain; None where none did."""
+        if self.was_trained_on(domain.name, domain.fingerprint):
+            return self.split
+        for one in self._before(domain):
+            tree = one.get("split")
+            return LeaveOneOutConfig() if tree is None else splits.config(dict(tree))
+        return None
+
+    def _before(self, domain: Domain) -> Iterator[Mapping[str, Any]]:
+        """What is known of a domain that checkpoints before this one learned from."""
+        for name, one in self.before.items():
+            if domain.name == name or domain.fingerprint == one.get("fingerprint"):
+                yield one
+
     def _holdout_of(self, domain: Domain) -> Any:
         """The settings of `data.holdout` with which it, or a checkpoint before it, learned from a domain; or None."""
         if self.was_trained_on(domain.name, domain.fingerprint):
             return self._data_settings.get("holdout")
-        known = (
-            one
-            for name, one in self.before.items()
-            if domain.name == name or domain.fingerprint == one.get("fingerprint")
-        )
-        return next((one["holdout"] for one in known if "holdout" in one), None)
+        return next((one["holdout"] for one in self._before(domain) if "holdout" in one), None)
 
     def graph_of(self, domain: Domain) -> InteractionGraph:
         """The training interactions of `split_of`; neither is read before a model asks for them."""
@@ -231,6 +260,11 @@ def read_index(folder: Path) -> tuple[Path, Index, ModelConfig]:
     if index.width != model_config.width:
         raise CheckpointError(f"{path}: width {index.width} is not the width of its model, {model_config.width}")
     return here, index, model_config
+
+
+def _told(split: PartConfig) -> str:
+    """The settings of a split that are not at their default."""
+    return json.dumps({"type": split.type, **split.model_dump(mode="json", exclude_defaults=True)})
 
 
 def _by_domain(told: Any) -> dict[str, Mapping[str, Any]]:

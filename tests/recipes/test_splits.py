@@ -180,6 +180,30 @@ def test_a_pretraining_learns_from_all_users_but_a_sample_and_is_judged_by_it(
     assert (tuned.code, "but a sample (data.holdout)" in tuned.output) == (2, True)
 
 
+def test_a_domain_that_was_learned_from_under_another_split_is_refused(
+    small_run: Path, at_home: Path, world: Path, pmmrec: Pmmrec
+) -> None:
+    shutil.copytree(small_run / "hub", at_home / "hub")
+    bazaar, ratio = str(world / "bazaar"), "data.split={type: ratio}"
+    refused = 'learned from it under data.split: {"type": "leave_one_out"}, and so maybe from targets'
+    told = pmmrec("finetune", "finetune/full", "--from", "small", "--on", bazaar, ratio, "--dry-run")
+    assert (told.code, refused in told.output) == (2, True)
+    assert pmmrec("finetune", "finetune/full", "--from", "small", "--on", bazaar, "--dry-run").code == 0
+    target = str(world / "boutique")
+    more = pmmrec("finetune", "finetune/full", "--from", "small", "--on", target, ratio, *QUICK, "name=more")
+    assert more.code == 0, more.output
+    tuned = "runs/more/checkpoint"
+    told = pmmrec("finetune", "finetune/full", "--from", tuned, "--on", bazaar, ratio, "--dry-run")
+    assert (told.code, refused in told.output) == (2, True)
+    told = pmmrec("finetune", "finetune/full", "--from", tuned, "--on", target, "--dry-run")
+    assert 'learned from it under data.split: {"type": "ratio"}' in told.output
+    told = pmmrec("evaluate", tuned, bazaar, "--split", "{type: ratio}", "--cache", "cache")
+    assert "learned from bazaar under another split" in told.output
+    shown = pmmrec("evaluate", tuned, bazaar, "--out", "shown", "--cache", "cache")
+    assert shown.code == 0, shown.output
+    assert json.loads((at_home / "shown/metrics.json").read_text())["split"] == {"type": "leave_one_out"}
+
+
 def test_a_run_on_a_sample_of_users_says_so_and_its_baselines_know_the_sample_alone(
     at_home: Path, world: Path, pmmrec: Pmmrec
 ) -> None:

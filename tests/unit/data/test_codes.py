@@ -16,8 +16,9 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.importers.codes import _fitted, least_items, store_codes
 from pmmrec.data.importers.features import store_vectors
 from pmmrec.data.importers.table import TableImport, import_table
-from pmmrec.data.splits import split_of
+from pmmrec.data.splits import Split, split_of
 from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
+from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.data.verify import verify_domain
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.faiss_library import faiss
@@ -65,6 +66,23 @@ def test_codes_are_those_of_the_nearest_centroids_of_rotated_parts() -> None:
         for part in range(PARTS):
             distances = ((centroids[part] - rest[part]) ** 2).sum(axis=1)
             assert distances[codes[row, part]] == pytest.approx(distances.min(), abs=1e-5)
+
+
+def test_codes_are_fitted_to_the_items_of_a_sample_of_users(domain: Domain, pmmrec: Pmmrec) -> None:
+    """The first user touches nearly all items, the others together too few."""
+    seed = next(s for s in range(9) if not _sample(domain, s).users.is_in_M[0])
+    few = _sample(domain, seed)
+    num_fitted = int(((few.train_counts > 0) & domain.feature("content").has_N).sum())
+    how = ("--feature", "content", "--out", "codes", "--parts", PARTS, "--iterations", 2)
+    told = pmmrec("data", "codes", domain.folder, *how, "--users", f"{{sample: 30, seed: {seed}}}")
+    assert told.code == 3
+    assert f"{num_fitted} training items have a content, and codes of 256 values" in " ".join(told.output.split())
+    refused = pmmrec("data", "codes", domain.folder, *how, "--users", "{sample: 460}")
+    assert (refused.code, "data.users.sample: 460 is more than the" in refused.output) == (2, True)
+
+
+def _sample(domain: Domain, seed: int) -> Split:
+    return split_of(LeaveOneOutConfig(), domain, UserSampleConfig(sample=30, seed=seed))
 
 
 def test_codes_are_stored_as_a_feature_that_says_what_it_is(domain: Domain) -> None:
