@@ -59,6 +59,9 @@ Name = Annotated[str, Option(help="Name of the platform; runs and reports use it
 Out = Annotated[Path, Option(help="Folder to make.")]
 Images = Annotated[Path | None, Option(help="Folder (searched in depth), zip, tar or LMDB of ITEM_ID.jpg, .png, ...")]
 ImageColumn = Annotated[str | None, Option(help="Column of items with paths within --images, or with bytes.")]
+FetchImages = Annotated[
+    bool, Option("--fetch-images", help="Fetch the http addresses in --image-column (public hosts).")
+]
 Mapped = Annotated[
     list[str] | None,
     Option("--map", metavar="NAME=COLUMN", help="item_id=sku, text='{title}. {brand}'; items.NAME: of one file."),
@@ -90,6 +93,7 @@ def import_table_command(
     out: Out,
     images: Images = None,
     image_column: ImageColumn = None,
+    fetch_images: FetchImages = False,
     renamed: Mapped = None,
     delimiter: Annotated[str | None, Option(help="Between values of both texts; default: found.")] = None,
     encoding: Annotated[str | None, Option(help="Of both texts, such as cp1252; default: UTF-8, or UTF-16.")] = None,
@@ -127,6 +131,7 @@ def import_table_command(
             **_given(
                 {
                     "image_column": image_column,
+                    "fetch_images": fetch_images or None,
                     "time_format": time_format,
                     "max_rejects": _share(max_rejects),
                     "image_side": image_side,
@@ -152,6 +157,7 @@ def import_folder_command(
     encoding: Annotated[str | None, Option(help="Of the texts, such as gb18030; default: UTF-8, or UTF-16.")] = None,
     images: Images = None,
     image_column: ImageColumn = None,
+    fetch_images: FetchImages = False,
     renamed: Mapped = None,
     k_core: KCore = None,
     min_user: MinUser = None,
@@ -179,6 +185,7 @@ def import_folder_command(
                     "items": items,
                     "images": images,
                     "image_column": image_column,
+                    "fetch_images": fetch_images or None,
                     "image_side": image_side,
                     "max_rejects": _share(max_rejects),
                 }

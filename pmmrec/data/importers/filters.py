@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -91,14 +90,15 @@ def _refuse_idle(name: str, bound: int, connection: duckdb.DuckDBPyConnection) -
 
 def _sample(num_users: int, seed: int, selection: Selection, connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Keep the users whose hashes are the lowest: the order of rows and other users change no choice between two."""
-    found = _rows(connection, "SELECT user_key, user_id FROM users WHERE user_key IN (SELECT user_key FROM live)")
-    if len(found) < num_users:
-        raise RecipeError(f"--sample-users {num_users:,}: only {len(found):,} users are left; choose fewer")
-    ranked = sorted((hashlib.sha256(f"{seed}/{user_id}".encode()).digest(), key) for key, user_id in found)
+    living = "users WHERE user_key IN (SELECT user_key FROM live)"
+    ((num_found,),) = _rows(connection, f"SELECT count(*) FROM {living}")
+    if num_found < num_users:
+        raise RecipeError(f"--sample-users {num_users:,}: only {num_found:,} users are left; choose fewer")
     connection.execute(
-        "CREATE TABLE sampled AS SELECT unnest(?::BIGINT[]) AS user_key", [[key for _, key in ranked[:num_users]]]
+        f"""CREATE TABLE sampled AS SELECT user_key FROM {living}
+            ORDER BY sha256(concat({int(seed)}, '/', user_id)), user_key LIMIT {int(num_users)}"""
     )
-    if len(found) > num_users:
+    if num_found > num_users:
         outside = "user_key NOT IN (SELECT user_key FROM sampled)"
         selection.leave_out(outside, f"outside the sample of {num_users:,} users (seed {seed})", path, "user_id")
 

@@ -44,7 +44,6 @@ def match_names(connection: duckdb.DuckDBPyConnection, rules: tuple[str, ...]) -
         f"""CREATE TABLE matches AS SELECT items.row, file_name, choice, suffix, is_outside
             FROM items JOIN pictures ON {of_item} = {of_picture}"""
     )
-    _take(connection)
     return f"name{' ' if best else ''}{best}"
 
 
@@ -60,7 +59,9 @@ def match_paths(connection: duckdb.DuckDBPyConnection, selection: Selection) -> 
     ).fetchone()
     if found is not None:
         told = f"--image-column: row {found[0]} holds an address, {str(found[1])[:80]!r}"
-        raise RecipeError(f"{told}; pictures are not fetched: download them and name their paths")
+        raise RecipeError(
+            f"{told}; pictures are fetched with --fetch-images alone; or download them and name their paths"
+        )
     connection.execute(
         """CREATE TABLE paths AS SELECT row, item_id, path, regexp_extract(path, '[^/]*$') AS last FROM (
              SELECT row, item_id, regexp_replace(replace(trim(picture_path), '\\', '/'), '^(\\./)+', '') AS path
@@ -73,7 +74,6 @@ def match_paths(connection: duckdb.DuckDBPyConnection, selection: Selection) -> 
             WHERE NOT {outside} AND ends_with('/' || path, '/' || file_name)
             QUALIFY row_number() OVER (PARTITION BY row ORDER BY length(file_name) DESC) = 1"""
     )
-    _take(connection)
     rejections = selection.rejections
     rejections.add_images(
         f"SELECT item_id, 'path outside the folder', NULL, row FROM paths WHERE {outside} ORDER BY row"
@@ -85,7 +85,8 @@ def match_paths(connection: duckdb.DuckDBPyConnection, selection: Selection) -> 
     return "path"
 
 
-def _take(connection: duckdb.DuckDBPyConnection) -> None:
+def take(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make `item_pictures` of `matches`: at most one for each item."""
     connection.execute(NEAREST)
     connection.execute(TAKEN)
     connection.execute("CREATE TABLE taken AS SELECT row, file_name FROM item_pictures")  # not changed afterwards

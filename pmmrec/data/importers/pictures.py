@@ -15,10 +15,11 @@ import duckdb
 import pyarrow as pa
 
 from pmmrec.data.images import PictureError, stored_jpeg
+from pmmrec.data.importers.picture_addresses import PictureAddresses
 from pmmrec.data.importers.picture_cache import PictureCache
 from pmmrec.data.importers.picture_column import PictureColumn
 from pmmrec.data.importers.picture_folder import SUFFIXES
-from pmmrec.data.importers.picture_matching import match_names, match_paths, write_matches
+from pmmrec.data.importers.picture_matching import match_names, match_paths, take, write_matches
 from pmmrec.data.importers.picture_store import PictureStore, open_pictures
 from pmmrec.data.importers.selection import Selection
 from pmmrec.data.importers.source import stream
@@ -74,7 +75,9 @@ class Pictures:
         side: int,
         num_threads: int,
         cache: Path | None = None,
+        fetch: str | None = None,
     ) -> None:
+        """`fetch`: the column of items whose addresses are fetched; `cache`: folder of `PictureCache`."""
         self._folder, self._work, self._connection = folder, work, connection
         self._column: PictureColumn | None = None
         self._store: PictureStore | None = None
@@ -83,7 +86,8 @@ class Pictures:
         self._rule = ""
         self._notes: list[str] = []
         self.num_ignored = 0  # files of a folder that belong to no item
-        self.is_given = folder is not None
+        self._fetch = fetch
+        self.is_given = folder is not None or fetch is not None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,8 +102,8 @@ class Pictures:
         in the folder are compared with ids; an id such as `../x` never becomes a path. Raises DataError when the folder
         is missing or holds no picture of any item.
         """
-        if self._folder is not None:
-            self._store = open_pictures(self._folder, self._work)
+        if self._folder is not None or self._fetch is not None:
+            self._store = self._opened()
             self._match_store(self._store, selection, has_paths=has_paths)
         else:
             has_bytes = "has_bytes" if column is not None else "false"
@@ -113,6 +117,22 @@ class Pictures:
                 "SELECT item_id, 'a path without bytes', NULL, row FROM items WHERE has_path_alone ORDER BY row"
             )
 
+    def _opened(self) -> PictureStore:
+        if self._folder is None:
+            return PictureAddresses(self._connection, str(self._fetch))
+        return open_pictures(self._folder, self._work)
+
+    def _matched(self, store: PictureStore, selection: Selection, *, has_paths: bool) -> str:
+        """Make `matches` and `item_pictures`. Returns the rule, in words."""
+        if isinstance(store, PictureAddresses):
+            rule = store.match(selection.rejections)
+        elif has_paths:
+            rule = match_paths(self._connection, selection)
+        else:
+            rule = match_names(self._connection, store.rules)
+        take(self._connection)
+        return rule
+
     def _match_store(self, store: PictureStore, selection: Selection, *, has_paths: bool) -> None:
         self._run(
             """CREATE TABLE pictures (stem VARCHAR, file_name VARCHAR, suffix VARCHAR, choice INTEGER,
@@ -122,8 +142,7 @@ class Pictures:
             self._connection.register("listed", batch)
             self._run("INSERT INTO pictures SELECT * FROM listed")
             self._connection.unregister("listed")
-        rule = match_paths(self._connection, selection) if has_paths else match_names(self._connection, store.rules)
-        self._rule = rule
+        rule = self._rule = self._matched(store, selection, has_paths=has_paths)
         self._run(
             f"""CREATE TABLE other_pictures AS SELECT items.row, item_id, file_name, CASE
                   WHEN choice IS NULL THEN 'format not read: ' || suffix
@@ -144,6 +163,8 @@ class Pictures:
             advice = f"name them <item_id>{', '.join(SUFFIXES)}"
             if has_paths:
                 advice = f"paths in the column must name files within it{f', such as {names[0][0]!r}' if names else ''}"
+            if self._fetch is not None:
+                found, advice = f"column {self._fetch!r}: no address of a picture", "such as https://host.example/a.jpg"
             raise DataError("; ".join([f"{found}; {advice}", *self._notes]))
         without = num_items - num_matched
         self._notes.append(f"images: {num_matched:,} items have a picture by {rule}, {without:,} have none")

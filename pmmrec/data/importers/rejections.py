@@ -30,6 +30,7 @@ BLAMED: Mapping[tuple[str, str], str] = {
     ("image", "a path without bytes"): PICTURE_BYTES,
     ("image", "no such picture"): PICTURE_PATH,
     ("image", "path outside the folder"): PICTURE_PATH,
+    ("image", "not an address of http or https"): PICTURE_PATH,
 }
 _OF_ITEMS = "('item_id', 'text', 'picture_path')"
 _OF_INTERACTIONS = "('user_id', 'item_id', 'timestamp', 'rating')"
@@ -126,7 +127,7 @@ class Rejections:
         log = Lines.of(self._connection, tables.interactions, "interaction_lines")
         source = "x.source_row" if tables.has_lists else "r.row"
         named = {"items": tables.items.origin, "interactions": tables.interactions.origin}
-        named["pictures"] = pictures.name if pictures else ""
+        named["pictures"] = pictures.name if pictures else tables.items.origin
         columns = {role: _quoted(name) for role, name in tables.named_columns.items()}
         of_column = " ".join(f"WHEN {_quoted(role)} THEN {name}" for role, name in columns.items())
         column = f"CASE role {of_column} ELSE role END"

@@ -49,6 +49,7 @@ class TableImport(Config):
         None, description="Folder, zip, tar or LMDB of <item_id>.jpg, .png, .webp, .gif or .bmp."
     )
     image_column: str | None = Field(None, description="Column of items with paths within `images`, or with bytes.")
+    fetch_images: bool = Field(False, description="Fetch the http addresses in `image_column` of public hosts.")
     name: str = Field(pattern=NAME_PATTERN, description="What reports call the domain.")
     out: Place = Field(description="Folder of the new domain; must not exist.")
     k_core: int | None = Field(5, ge=1, lt=2**31, description="Least interactions of each user and item. None: any.")
@@ -85,6 +86,10 @@ class TableImport(Config):
         may_hold_images = isinstance(self.items, str) or self.items.suffix.lower() not in SEPARATORS
         if self.images is None and "image_side" in given and not may_hold_images:
             raise ValueError(NO_EFFECT)
+        if self.fetch_images and (self.image_column is None or self.images is not None):
+            raise ValueError(
+                "fetch_images needs image_column, with addresses, and no images; give or leave out the other"
+            )
         if self.sample_users is None and self.seed is not None:
             raise ValueError("seed has no effect without sample_users; leave it out")
         if "k_core" in given and self.k_core is not None and (self.min_user or self.min_item):
@@ -149,7 +154,13 @@ class _Import:
         self._selection = Selection(connection)
         side, num_threads = settings.image_side, settings.num_threads
         self._pictures = Pictures(
-            settings.images, work, connection, side=side, num_threads=num_threads, cache=settings.cache
+            settings.images,
+            work,
+            connection,
+            side=side,
+            num_threads=num_threads,
+            cache=settings.cache,
+            fetch=settings.image_column if settings.fetch_images else None,
         )
 
     def run(self, *, was_stale: bool) -> None:
@@ -162,8 +173,10 @@ class _Import:
             raise RecipeError(f"{found}; leave one of them out")
         self._say("rows read", 1)
         selection.take_items(sources.items.path, may_repeat=settings.repeated_items == "first")
-        if sources.has_paths and settings.images is None:
-            raise RecipeError("image_column: holds paths, so name the folder that they are in: --images")
+        if sources.has_paths and settings.images is None and not settings.fetch_images:
+            raise RecipeError(
+                "image_column: holds paths, so name the folder that they are in: --images; or --fetch-images"
+            )
         pictures.match(selection, sources.pictures, has_paths=sources.has_paths)
         if "image_side" in settings.model_fields_set and not pictures.is_given:
             raise RecipeError(NO_EFFECT)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-MEMORY_GB = 1.0  # of a database; the whole import needs some 300 MB more
+MEMORY_GB = 0.8  # of a database; the whole import needs some 400 MB more
 NUM_THREADS = 4
 
 

@@ -91,7 +91,7 @@ def test_a_file_that_holds_no_pictures_is_refused_with_what_would(shop) -> None:
 def test_addresses_of_pictures_are_refused(shop) -> None:
     shop.paint("a.png")
     shop.items.write_text("item_id,text,cover\na,x,a.png\nb,y,http://169.254.169.254/b.png\n")
-    with pytest.raises(RecipeError, match=r"row 2 holds an address, 'http://169.*; pictures are not fetched: download"):
+    with pytest.raises(RecipeError, match=r"row 2 holds an address, 'http://169.*; pictures are fetched with --fetch"):
         shop.run(images=shop.folder / "pictures", image_column="cover")
     with pytest.raises(RecipeError, match="holds paths, so name the folder"):
         shop.run(image_column="cover")
