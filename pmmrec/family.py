@@ -7,7 +7,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -34,6 +35,12 @@ class Entry(Generic[PartT]):
     def summary(self) -> str:
         """First line of the part's docstring."""
         return (self.part_class.__doc__ or "").strip().split("\n")[0]
+
+
+@cache
+def _plugins() -> EntryPoints:
+    """The modules of plugins: found once for all families, since it reads the metadata of every installed package."""
+    return entry_points(group=PLUGIN_GROUP)
 
 
 class Family(Generic[PartT]):
@@ -108,7 +115,7 @@ class Family(Generic[PartT]):
         package = importlib.import_module(self._home)
         for module in pkgutil.iter_modules(package.__path__, prefix=f"{self._home}."):
             importlib.import_module(module.name)
-        for plugin in entry_points(group=PLUGIN_GROUP):
+        for plugin in _plugins():
             plugin.load()
 
     def _no_such_part(self, type_name: str) -> str:

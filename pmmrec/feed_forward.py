@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from pmmrec.dropout import drop_, dropout, kept
+from pmmrec.dropout import drop, dropout, kept
 
 FEWEST_NUMBERS = 1 << 20  # activations that are fewer stay in cache anyway
 NUMBERS_IN_CACHE = 1 << 17
@@ -131,7 +131,7 @@ class _ActivatedLinear(torch.autograd.Function):
             if learns_x:
                 to_hidden_kF = gradient_kD @ weight_DF
                 if is_kept_kF is not None:
-                    drop_(to_hidden_kF, is_kept_kF, ctx.factor)
+                    drop(to_hidden_kF, is_kept_kF, ctx.factor, to_hidden_kF)
                 _GRADIENTS[ctx.act](to_hidden_kF, x_kF, to_x_kF)
         to_bias_D = gradient_KD.sum(dim=0) if ctx.has_bias and learns_bias else None
         return to_x_KF if learns_x else None, to_weight_DF, to_bias_D, None, None
@@ -139,7 +139,7 @@ class _ActivatedLinear(torch.autograd.Function):
 
 def _hidden(x_kF: Tensor, is_kept_kF: Tensor | None, act: Activation, factor: float) -> Tensor:
     hidden_kF = act(x_kF)
-    return hidden_kF if is_kept_kF is None else drop_(hidden_kF, is_kept_kF, factor)
+    return hidden_kF if is_kept_kF is None else drop(hidden_kF, is_kept_kF, factor, hidden_kF)
 
 
 def _in_cache(first_KF: Tensor, *others: Tensor | None) -> Any:

@@ -69,6 +69,7 @@ class Span:
         """`length_G`: of its rows, falling."""
         self.length_G, self.longest, self.num_places = length_G, int(length_G[0]), int(length_G.sum())
         self._bands: dict[int, HostArray] = {}
+        self._rows: dict[tuple[torch.device, int | None, bool], RowsAtOnce] = {}
 
     @property
     def is_even(self) -> bool:
@@ -111,6 +112,16 @@ class Span:
             place_T = np.arange(self.longest)
             self._bands[window] = HostArray(np.abs(place_T[:, None] - place_T) <= window)
         return self._bands[window]
+
+    def rows_at_once(self, device: torch.device, window: int | None, *, is_causal: bool) -> RowsAtOnce:
+        """What `AttentionWithDropout` asks for; all layers of a model share it."""
+        asked = (device, window, is_causal)
+        if asked not in self._rows:
+            source, valid = (None, None) if self.is_even else (self.source_GT.on(device), self.kept.on(device))
+            is_allowed = _mask(self, device, window, is_causal=is_causal)
+            size = (len(self.length_G), self.longest, self.num_places)
+            self._rows[asked] = RowsAtOnce(*size, source, valid, is_allowed, is_causal)
+        return self._rows[asked]
 
 
 class Packing:
@@ -321,7 +332,7 @@ def _attend(
     spans, device = packing.spans(query_KHE.device), query_KHE.device
     if dropout and device.type == "cpu":
         factor = query_KHE.shape[-1] ** -0.5 if scale is None else scale
-        rows = [_rows_at_once(span, device, window, is_causal=is_causal) for span in spans]
+        rows = [span.rows_at_once(device, window, is_causal=is_causal) for span in spans]
         mixed_KHE: Tensor = AttentionWithDropout.apply(query_KHE, key_KHE, value_KHE, rows, dropout, factor)
         return mixed_KHE
     sizes, parts = [span.num_places for span in spans], []
@@ -337,12 +348,6 @@ def _attend(
         mixed = mixed_GHTE.transpose(1, 2).flatten(0, 1)
         parts.append(mixed if span.is_even else mixed.index_select(0, span.kept.on(mixed.device)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _rows_at_once(span: Span, device: torch.device, window: int | None, *, is_causal: bool) -> RowsAtOnce:
-    source, valid = (None, None) if span.is_even else (span.source_GT.on(device), span.kept.on(device))
-    is_allowed = _mask(span, device, window, is_causal=is_causal)
-    return RowsAtOnce(len(span.length_G), span.longest, span.num_places, source, valid, is_allowed, is_causal)
 
 
 def _heads(x_kHE: Tensor, span: Span) -> Tensor:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pmmrec.attention_dropout import keeps_weights
 from pmmrec.contracts import (
     Batch,
     Candidates,
@@ -221,20 +222,22 @@ class _Computing(TorchFunctionMode):
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """Keeps its inputs and a byte for each weight, as `AttentionWithDropout` does on a CPU; computes weights twice."""
+    """Keeps its inputs, a byte for each weight, and small weights, as `AttentionWithDropout` does on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, is_allowed: Tensor | None) -> Tensor:  # noqa: ARG004  # as the one below
         weight = _wide(query) @ _wide(key).transpose(-2, -1)
-        ctx.save_for_backward(query, key, value, torch.empty_like(weight, dtype=torch.uint8))
+        kept = weight if keeps_weights(query) else None
+        ctx.save_for_backward(query, key, value, torch.empty_like(weight, dtype=torch.uint8), kept)
         mixed: Tensor = (weight @ _wide(value)).to(query.dtype)
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, _ = ctx.saved_tensors
+        query, key, value, _, weight = ctx.saved_tensors
         query, key, value, gradient = map(_wide, (query, key, value, gradients[0]))
-        weight = query @ key.transpose(-2, -1)
+        if weight is None:
+            weight = query @ key.transpose(-2, -1)
         of_score = (gradient @ value.transpose(-2, -1)) * weight
         found = (of_score @ key, of_score.transpose(-2, -1) @ query, weight.transpose(-2, -1) @ gradient)
         return (*(one.to(gradients[0].dtype) for one in found), None)
