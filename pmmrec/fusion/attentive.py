@@ -136,7 +136,7 @@ class MergeAttention(Fusion):
         if not (self.training and self.modality_dropout) or not texts or len(texts) == len(has):
             return has
         has_both_U = np.any(texts, axis=0) & has[Modality.IMAGE]
-        draw_2U = torch.rand(2, len(has_both_U)).numpy()
+        draw_2U = torch.rand(2, len(has_both_U), device="cpu").numpy()  # the host decides, on a meta device too
         is_dropped_U, is_text_U = has_both_U & (draw_2U[0] < self.modality_dropout), draw_2U[1] < 0.5
         hidden = {True: is_dropped_U & is_text_U, False: is_dropped_U & ~is_text_U}  # of the image, of texts
         return {field: has_U & ~hidden[field == Modality.IMAGE] for field, has_U in has.items()}

@@ -154,6 +154,21 @@ def test_modality_dropout_is_off_in_eval() -> None:
     assert torch.equal(dropping(states), plain(states))
 
 
+def test_modality_dropout_draws_on_a_meta_device_too() -> None:
+    with torch.device("meta"):
+        fused = fresh(modality_dropout=0.5)(four_items_of("meta"))
+    assert (fused.device.type, fused.shape) == ("meta", (4, WIDTH))
+
+
+def four_items_of(device: str) -> dict[Modality, TokenStates]:
+    with torch.device("cpu"):
+        states = four_items()
+    return {
+        modality: dataclasses.replace(one, token_KD=one.token_KD.to(device), cls_RD=one.cls_RD.to(device))
+        for modality, one in states.items()
+    }
+
+
 def test_half_of_the_items_are_dropped_at_one_half() -> None:
     fusion = fresh(modality_dropout=0.5, dropout=0.0)
     torch.manual_seed(0)
