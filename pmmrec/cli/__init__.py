@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pmmrec import __version__
-from pmmrec.cli import bench, data, ranking, recipe, serving, training, zoo
+from pmmrec.cli import bench, data, encoders, ranking, recipe, serving, training, zoo
 from pmmrec.startup import collect_rarely
 from pmmrec.terminal import show_any_letter, show_renamed_settings
 
@@ -44,6 +44,7 @@ def _begin(
 app.add_typer(training.app)
 app.add_typer(ranking.app)
 app.add_typer(bench.app)
+app.add_typer(encoders.app)
 app.add_typer(serving.app)
 app.add_typer(data.app, name="data")
 app.add_typer(recipe.app, name="recipe")

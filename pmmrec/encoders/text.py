@@ -23,7 +23,7 @@ from pmmrec.encoders.packed_attention import read_packed_texts
 from pmmrec.encoders.prefix import CanBeCut, fingerprint_of
 from pmmrec.encoders.sentence import Pool, SentenceSettings, write_sentence_settings
 from pmmrec.encoders.sentence_head import read_sentence_head, width_of, write_sentence_head
-from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, TextLayout, sees_earlier_alone
+from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, REFUSED, TextLayout, sees_earlier_alone
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.encoders.trainable import find_layout, pooled_by, pools_of
 from pmmrec.errors import CheckpointError, RecipeError
@@ -119,6 +119,8 @@ class HFText(CanBeCut, TextEncoder):
         self.backbone = open_model(
             backbone, self._settings, self._layout, warnings.append, with_pooler=self._pool == "pooler"
         )
+        # It looks for padding among the numbers of a tensor: the host would wait for a GPU, and fails when dry.
+        self.backbone.warn_if_padding_and_no_attention_mask = _say_nothing
         if self._layout.packs:
             read_packed_texts(self.backbone)
         self.compute_cheaply()
@@ -230,6 +232,8 @@ class HFText(CanBeCut, TextEncoder):
         # transformers looks into the mask, and a meta tensor holds nothing to look at.
         is_valid_RT = HostArray((np.arange(packing.longest) < packing.length_R[:, None]).astype(np.int64))
         mask_RT = None if token_id_RT.is_meta else is_valid_RT.on(token_id_RT.device)
+        if mask_RT is None and self._layout.masks_itself:  # it does not look into a whole mask
+            mask_RT = token_id_RT.new_zeros(packing.num_rows, 1, packing.longest, packing.longest, dtype=torch.float32)
         hidden_RTH: Tensor = self.backbone(
             input_ids=token_id_RT, attention_mask=mask_RT, **self._options()
         ).last_hidden_state
@@ -257,6 +261,10 @@ class HFText(CanBeCut, TextEncoder):
     def read_backbone(self, folder: Path) -> dict[str, Tensor]:
         """The tensors that `save_backbone` wrote, by the same names."""
         return read_state(folder, read_config(folder, HALVES), self._layout, self.backbone)
+
+
+def _say_nothing(*_: Any) -> None:
+    """What `warn_if_padding_and_no_attention_mask` does here."""
 
 
 def _sentence_head(
@@ -327,7 +335,7 @@ def _check_tokens(
 
 def _check(settings: Any, config: HFTextConfig, pool: Pool, where: str) -> TextLayout:
     """The layout of a configuration; RecipeError when it does not suit the settings of the encoder."""
-    layout = find_layout(LAYOUTS, settings.model_type, where)
+    layout = find_layout(LAYOUTS, settings.model_type, where, REFUSED)
     if sees_earlier_alone(layout, settings) and pool == "cls":
         raise RecipeError(f"pool: token 0 of {settings.model_type} sees nothing but itself; use last or mean")
     pools = pools_of(layout, has_cls=not sees_earlier_alone(layout, settings), has_last=True)

@@ -22,6 +22,7 @@ class TextLayout(Layout):
     packs: bool = True  # reads texts one after another; False: only side by side, padded to the longest
     width_name: str = "hidden_size"  # setting that holds the width of the last hidden state
     generates: bool = False  # keeps keys and values for a next token, unless told that there is none
+    masks_itself: bool = False  # makes a mask where it is given none, and looks into it
     fills_window: bool = False  # trained on texts that are padded to all positions, without a mask
 
 
@@ -92,7 +93,9 @@ _T5 = TextLayout(
 _RELATIVE = replace(_BERT, block_call=None, packs=False)  # blocks ask for relative positions too
 LAYOUTS: Mapping[str, TextLayout] = {
     # All layers of ALBERT share the weights of their group: a group is a block.
-    "albert": TextLayout(blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+", sites=_ALBERT_SITES),
+    "albert": TextLayout(
+        blocks=r"encoder\.albert_layer_groups\.\d+", unused=r"pooler\..+", checkpoints=False, sites=_ALBERT_SITES
+    ),
     "bert": _BERT,
     "camembert": _ROBERTA,
     "clip_text_model": TextLayout(
@@ -109,16 +112,18 @@ LAYOUTS: Mapping[str, TextLayout] = {
     "ernie": _BERT,
     "eurobert": replace(_ROTARY, after=r"norm"),
     "gemma": _DECODER,
-    "gemma2": replace(_DECODER, packs=False),  # logits are capped, which attention over packed texts does not
+    "gemma2": replace(
+        _DECODER, packs=False, masks_itself=True
+    ),  # logits are capped, which attention over packed texts does not
     "gemma3_text": _DECODER,  # causal unless the configuration says otherwise, as EmbeddingGemma's does
     # Its linear maps are transposed (Conv1D), and no adapter is known to them here.
     "gpt2": TextLayout(blocks=r"h\.\d+", after=r"ln_f", is_causal=True, generates=True),
     "gte": _ROTARY,
     "llama": _DECODER,
-    "megatron-bert": replace(_BERT, after=r"encoder\.ln", block_call=None, packs=False),
+    "megatron-bert": replace(_BERT, after=r"encoder\.ln", block_call=None, packs=False, masks_itself=True),
     "mistral": _DECODER,
     "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False, sites=_MODERN_SITES),
-    "mpnet": replace(_RELATIVE, positions_follow_padding=True, sites=_MPNET_SITES),
+    "mpnet": replace(_RELATIVE, positions_follow_padding=True, checkpoints=False, sites=_MPNET_SITES),
     "mt5": _T5,
     "nomic_bert": _ROTARY,
     "opt": TextLayout(
@@ -131,7 +136,7 @@ LAYOUTS: Mapping[str, TextLayout] = {
     ),
     "qwen2": _DECODER,
     "qwen3": _DECODER,
-    "rembert": replace(_BERT, block_call=None, packs=False),
+    "rembert": replace(_BERT, block_call=None, packs=False, masks_itself=True),
     "roberta": _ROBERTA,
     "siglip_text_model": TextLayout(
         blocks=r"(text_model\.)?encoder\.layers\.\d+",
@@ -152,6 +157,20 @@ LAYOUTS: Mapping[str, TextLayout] = {
         positions_follow_padding=True,
         sites=_BERT_SITES,
     ),
+}
+_TOGETHER = "it reads a text and an image together, and an encoder of texts alone would not"
+REFUSED: Mapping[str, str] = {
+    "bart": "an encoder with a decoder, of which no encoder alone is read; t5 is",
+    "big_bird": "its attention is over blocks of 64 tokens, to which each text would be padded",
+    "bloom": "it subtracts distances from attention scores, which packed texts do not",
+    "deberta": "its queries, keys and values are one map of another order; deberta-v2 is read",
+    "flava": _TOGETHER,
+    "funnel": "it halves the length of a text from block to block",
+    "groupvit": _TOGETHER,
+    "longformer": "its attention is over windows of 512 tokens, to which each text would be padded",
+    "vilt": _TOGETHER,
+    "visual_bert": _TOGETHER,
+    "xlnet": "its states depend on an order of words that is drawn, and on earlier texts",
 }
 
 

@@ -70,3 +70,8 @@ LAYOUTS: Mapping[str, TimmLayout] = {
         is_size_fixed=True,
     ),
 }
+REFUSED: Mapping[str, str] = {
+    "Beit": "its blocks share relative positions; the same weights are read by `type: hf_vision` (beit)",
+    "DenseNet": "each of its layers reads all before it, so that no block lies between two others",
+    "VisionTransformerSAM": "it finds outlines in images of 1,024 pixels, and has no vector of a whole one",
+}

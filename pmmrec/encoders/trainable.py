@@ -32,6 +32,7 @@ class Layout:
     fixed: str = ""  # parameters that never train, though the last hidden state depends on them
     # How a block is called from states alone, which go on through `after`; None: not known here.
     block_call: Literal["hidden_and_mask", "hidden"] | None = None
+    checkpoints: bool = True  # whether its library can compute activations of blocks again instead of keeping them
     sites: Sites | None = None  # where adapters stand in a block; None: not known here
     # The map above an activation reads its output times a gate, or after dropout: the two cannot be computed as one.
     is_gated: bool = False
@@ -53,8 +54,10 @@ def pooled_by(layout: _L, pool: str) -> _L:
     return replace(layout, unused=rf"(?!{layout.pooler}\.)({layout.unused})")
 
 
-def find_layout(layouts: Mapping[str, _L], architecture: str, where: str) -> _L:
-    """The layout of `architecture`; RecipeError that lists the known ones when there is none."""
+def find_layout(layouts: Mapping[str, _L], architecture: str, where: str, refused: Mapping[str, str]) -> _L:
+    """The layout of `architecture`; RecipeError that says why it is `refused`, or lists the known ones."""
+    if architecture in refused:
+        raise RecipeError(f"{where}: {architecture!r} is not read: {refused[architecture]}")
     if architecture not in layouts:
         raise RecipeError(f"{where}: {architecture!r} is not known here; known: {', '.join(sorted(layouts))}")
     return layouts[architecture]

@@ -32,7 +32,7 @@ from pmmrec.encoders.pixels import Normalise, VisionConfig, check_size, map_stat
 from pmmrec.encoders.prefix import CanBeCut, FrozenPrefix
 from pmmrec.encoders.preprocessor import read_scale, write_preprocessor
 from pmmrec.encoders.trainable import find_layout, matching, pooled_by, pools_of
-from pmmrec.encoders.vision_layouts import HALVES, LAYOUTS, VisionLayout
+from pmmrec.encoders.vision_layouts import HALVES, LAYOUTS, REFUSED, VisionLayout
 from pmmrec.errors import RecipeError
 
 SIZE_OF_MAPS = 224  # pixels a side, of backbones whose configuration says none
@@ -100,7 +100,7 @@ class HFVision(CanBeCut, VisionEncoder):
         backbone = context.backbone
         where, warnings = str(backbone.folder), list[str]()
         self._settings = read_config(backbone.folder, HALVES)
-        self._layout = find_layout(LAYOUTS, self._settings.model_type, where)
+        self._layout = find_layout(LAYOUTS, self._settings.model_type, where, REFUSED)
         self._mask_ratio = _set_mask_ratio(self._settings, config.mask_ratio, where)
         self._pool, self.num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
         pools = pools_of(self._layout, has_cls=self.num_prefix_tokens > 0)
@@ -146,7 +146,7 @@ class HFVision(CanBeCut, VisionEncoder):
         if "mask_ratio" in config.architecture:
             raise RecipeError("architecture.mask_ratio: is set by `mask_ratio` beside `architecture`")
         settings = new_config(config.architecture, **fitted)
-        layout = find_layout(LAYOUTS, settings.model_type, "architecture.model_type")
+        layout = find_layout(LAYOUTS, settings.model_type, "architecture.model_type", REFUSED)
         settings.save_pretrained(folder)
         size = config.image_size or _own_size(settings, layout, "architecture.image_size")
         write_preprocessor(folder, size, config.mean, config.std)
@@ -270,14 +270,13 @@ def _refuse_uneven(size: int, patch: int) -> None:
         )
 
 
-def _as_patches(pixels_RCHW: Tensor, patch: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _as_patches(pixels_RCHW: Tensor, patch: int) -> tuple[Tensor, dict[str, Any]]:
     """The patches of images, `(R, P, patch * patch * C)`, and what SigLIP 2 must be told of them."""
     num_rows, channels, height, width = pixels_RCHW.shape
     cut = pixels_RCHW.view(num_rows, channels, height // patch, patch, width // patch, patch)
     patches_RPK = cut.permute(0, 2, 4, 3, 5, 1).reshape(num_rows, -1, patch * patch * channels)
-    is_valid_RP = torch.ones(patches_RPK.shape[:2], dtype=torch.int64, device=pixels_RCHW.device)
     shape_R2 = torch.tensor([[height // patch, width // patch]], device="cpu").expand(num_rows, 2)  # read by the host
-    return patches_RPK, {"pixel_attention_mask": is_valid_RP, "spatial_shapes": shape_R2}
+    return patches_RPK, {"pixel_attention_mask": None, "spatial_shapes": shape_R2}
 
 
 def _own_size(settings: Any, layout: VisionLayout, where: str) -> int:

@@ -83,6 +83,7 @@ _STAGES = VisionLayout(
     num_prefix_tokens=0,
     is_map=True,
     width_name="hidden_sizes",
+    checkpoints=False,
 )
 _MAPS = replace(_STAGES, unused="", pooler="")
 _SIGLIP = VisionLayout(
@@ -113,7 +114,9 @@ LAYOUTS: Mapping[str, VisionLayout] = {
     "dinov2": replace(_VIT, pooler=""),
     "dinov2_with_registers": replace(_VIT, pooler="", has_registers=True),
     # The mean of its last map stands before the places as a token.
-    "dinov3_convnext": VisionLayout(blocks=r"model\.stages\.\d+", after=r"layer_norm", width_name="hidden_sizes"),
+    "dinov3_convnext": VisionLayout(
+        blocks=r"model\.stages\.\d+", after=r"layer_norm", width_name="hidden_sizes", checkpoints=False
+    ),
     "dinov3_vit": VisionLayout(
         blocks=r"(model\.)?layer\.\d+",
         after=r"norm",
@@ -139,4 +142,14 @@ LAYOUTS: Mapping[str, VisionLayout] = {
         _VIT, pooler="", fixed=r"embeddings\.position_embeddings"
     ),  # waves, which transformers does not train
     "vit_msn": replace(_VIT, pooler=""),
+}
+_TOGETHER = "it reads a text and an image together, and an encoder of images alone would not"
+REFUSED: Mapping[str, str] = {
+    "flava": _TOGETHER,
+    "groupvit": _TOGETHER,
+    "mobilenet_v2": "its last map has a width that its configuration does not say; timm's mobilenetv3 models are read",
+    "poolformer": "its blocks lie in two lists; timm has more of that kind, such as convnext",
+    "timm_wrapper": "a model of timm in another wrapping; open its folder with `type: timm`",
+    "vilt": _TOGETHER,
+    "vlmo": "neither transformers nor timm has it",
 }

@@ -35,7 +35,7 @@ from pmmrec.encoders.pixels import (
     square_side,
 )
 from pmmrec.encoders.prefix import CanBeCut
-from pmmrec.encoders.timm_layouts import LAYOUTS, TimmLayout
+from pmmrec.encoders.timm_layouts import LAYOUTS, REFUSED, TimmLayout
 from pmmrec.encoders.trainable import find_layout, pooled_by, pools_of
 from pmmrec.encoders.weights import WEIGHTS, refuse_broken_numbers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
@@ -181,7 +181,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         where = str(backbone.folder)
         found = _Found.read(backbone.folder)
         self.backbone = _create(found.architecture, found.model_args, where)
-        self._layout = find_layout(LAYOUTS, type(self.backbone).__name__, where)
+        self._layout = find_layout(LAYOUTS, type(self.backbone).__name__, where, REFUSED)
         self._pool, self._num_prefix_tokens = config.pool, 0
         if self._layout.output == "tokens":
             self._num_prefix_tokens = self.backbone.num_prefix_tokens
@@ -214,7 +214,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         found = _Found(str(config.architecture["name"]), model_args)
         with torch.device("meta"):
             backbone = _create(found.architecture, model_args, "architecture")
-            layout = find_layout(LAYOUTS, type(backbone).__name__, "architecture.name")
+            layout = find_layout(LAYOUTS, type(backbone).__name__, "architecture.name", REFUSED)
             _resized(backbone, layout, found, config).write(folder, backbone.num_features)
 
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:

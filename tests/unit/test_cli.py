@@ -25,6 +25,7 @@ VERBS = [
     "score",
     "index",
     "compare",
+    "encoders",
     "report",
     "data",
     "data import",

@@ -94,4 +94,4 @@ def test_eval_reaches_the_trained_blocks_too() -> None:
 
 def test_an_unknown_architecture_is_an_error_that_lists_the_known() -> None:
     with pytest.raises(RecipeError, match=r"architecture: 'birt' is not known here; known: bert, vit"):
-        find_layout({"vit": LAYOUT, "bert": LAYOUT}, "birt", "architecture")
+        find_layout({"vit": LAYOUT, "bert": LAYOUT}, "birt", "architecture", {})
