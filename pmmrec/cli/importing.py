@@ -12,7 +12,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from pmmrec.homes import CACHE
-from pmmrec.terminal import errors_for_people, show
+from pmmrec.terminal import errors_for_people, show, warn
 
 
 class KindGroup(TyperGroup):
@@ -30,6 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+HUB_KIND = "hf"  # the kind whose folder may be on the Hugging Face Hub
 TABLE = "csv, tsv, psv (also .gz, .bz2, .zst; any separator), json lines, parquet, Arrow, xlsx, duckdb:///DB?query=SQL"
 
 
@@ -147,7 +148,9 @@ def import_table_command(
 @app.command("auto")
 def import_folder_command(
     context: typer.Context,
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="The folder of the data set.")],
+    folder: Annotated[
+        Path, Argument(metavar="FOLDER", help="The folder of the data set; of hf also OWNER/NAME on the Hub.")
+    ],
     name: Name,
     out: Out,
     settings: Annotated[
@@ -203,6 +206,10 @@ def _import_folder(
     from pmmrec.progress import bars
     from pmmrec.report.domains import import_lines
 
+    if kind == HUB_KIND and not folder.is_dir():
+        from pmmrec.zoo.hub import find_data_set
+
+        folder = find_data_set(str(folder), warn=warn)
     with bars() as progress:
         domain, why = import_folder(kind, folder, settings, _without_core(tree), progress, encoding)
     show(f"kind: {why}", *import_lines(domain))

@@ -15,6 +15,7 @@ from pmmrec.homes import expanded
 from pmmrec.zoo import files
 from pmmrec.zoo.folder import CheckpointFolder
 from pmmrec.zoo.hub.cache import LocalCache, Pulled, entries_of, files_of, pull, refuse_code
+from pmmrec.zoo.hub.data_sets import find_data_set
 from pmmrec.zoo.hub.folder import (
     FolderLocation,
     list_checkpoints,
@@ -37,6 +38,7 @@ __all__ = [
     "PushOptions",
     "fetch_entry",
     "find_checkpoint",
+    "find_data_set",
     "find_weights",
     "list_checkpoints",
     "list_places",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pmmrec.errors import CheckpointError, MachineError, PMMRecError, RecipeError
 from pmmrec.zoo import files
@@ -155,8 +155,15 @@ def list_repositories(owner: str) -> list[str]:
     return sorted(f"{SCHEME}{info.id}" for info in found)
 
 
-def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str], warn: Warn) -> Path:
-    """The folder of pretrained weights in the cache of the client, named by their commit.
+def snapshot(
+    repository: str,
+    revision: str | None,
+    wanted: Sequence[str],
+    unwanted: Sequence[str],
+    warn: Warn,
+    kind: Literal["model", "dataset"] = "model",
+) -> Path:
+    """The folder of pretrained weights, or of a data set, in the cache of the client, named by their commit.
 
     `warn` is called when a revision may move, or when a cached copy may be out of date. Raises what the client raises.
     """
@@ -166,6 +173,7 @@ def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwan
         return Path(
             huggingface_hub.snapshot_download(
                 repository,
+                repo_type=kind,
                 revision=revision,
                 local_files_only=here,
                 allow_patterns=list(wanted),
@@ -179,7 +187,7 @@ def snapshot(repository: str, revision: str | None, wanted: Sequence[str], unwan
         return found(here=False)
     try:
         with translated_errors(asked, "read"):
-            _with_retries(lambda: _client().model_info(repository, revision=revision, timeout=TIMEOUT_S))
+            _with_retries(lambda: _client().repo_info(repository, repo_type=kind, revision=revision, timeout=TIMEOUT_S))
     except OutOfReachError as error:
         folder = found(here=True)
         warn(stale_copy_warning(error, name, folder.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import pytest
@@ -148,3 +149,10 @@ def test_days_that_come_first_are_read_by_their_format(shop, sequences) -> None:
 
 def test_what_earlier_versions_wrote_of_filters_is_what_is_written_without_new_ones(shop) -> None:
     assert shop.run().info.filters.model_dump() == {"k_core": None}
+
+
+def test_users_are_drawn_by_the_hashes_of_their_ids(shop, sequences) -> None:
+    ids = [f"u\u00e9{number}" for number in range(40)]
+    shop.interactions.write_text("user_id,item_id\n" + "".join(f"{one},a\n" for one in ids), encoding="utf-8")
+    ranked = sorted(ids, key=lambda one: hashlib.sha256(f"3/{one}".encode()).digest())
+    assert set(sequences(shop.run(sample_users=9, seed=3))) == set(ranked[:9])
