@@ -10,6 +10,7 @@ import sqlite3
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -219,7 +220,7 @@ def damaged(draw: Draw, files: Mapping[str, bytes]) -> Files:
         unpack, pack = PACKERS.get(Path(name).suffix, (bytes, bytes))
         try:
             inside = unpack(changed[name]) if draw(st.booleans()) else None
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, zlib.error):
             inside = None
         changed[name] = damage(draw, changed[name]) if inside is None else pack(damage(draw, inside))
     if draw(st.integers(0, 19)) == 0:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
-from pmmrec.data.importers.mapping import apply_mapping, flags
+from pmmrec.data.importers.mapping import apply_mapping, best_guess
 from pmmrec.data.importers.picture_column import COLUMN, PictureColumn
 from pmmrec.data.importers.source import Source
 from pmmrec.data.importers.text_format import TextFormat
@@ -185,12 +186,23 @@ def _require(wanted: Mapping[Source, tuple[str, ...]]) -> None:
     lacking = {source: source.lacking(*names) for source, names in wanted.items()}
     if not any(lacking.values()):
         return
-    options = []
-    for source, names in wanted.items():
-        found = [column.name for column in source.columns]
-        options += flags([name for name in names if source.column(name) is None], found)
     told = "; ".join(message for message in lacking.values() if message)
-    raise DataError(f"{told}; or import with {' '.join(dict.fromkeys(options))}")
+    raise DataError(f"{told}; or import with {' '.join(_options(wanted))}")
+
+
+def _options(wanted: Mapping[Source, tuple[str, ...]]) -> list[str]:
+    """The options that would name the missing columns of items and interactions, by the best guess at each."""
+    guesses: list[tuple[str, str, str]] = []  # role, name, column
+    for role, (source, names) in zip(("items", "interactions"), wanted.items(), strict=True):
+        found, lists = [one.name for one in source.columns], [one.name for one in source.columns if "[]" in one.type]
+        for name in [name for name in names if source.column(name) is None]:
+            if name == "item_id" and role == "interactions" and lists:
+                guesses.append((role, LISTS, lists[0]))
+            else:
+                guesses.append((role, name, best_guess(name, found)))
+    columns = {name: {column for _, other, column in guesses if other == name} for _, name, _ in guesses}
+    pairs = [(f"{role}.{name}" if len(columns[name]) > 1 else name, column) for role, name, column in guesses]
+    return [f"--map {name}={shlex.quote(column)}" for name, column in dict.fromkeys(pairs)]
 
 
 def _about_images(items: Source, pictures: PictureColumn | None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 
 from pmmrec.data.importers.columns import columns_like
@@ -35,9 +34,9 @@ def apply_mapping(mapping: Mapping[str, str], items: Source, interactions: Sourc
             source.put(_column(source, name, given), instead_of=None if "{" in given else given)
 
 
-def flags(missing: Sequence[str], found: Sequence[str]) -> list[str]:
-    """The options that would name the missing columns, by the best guess at each; COLUMN where there is none."""
-    return [f"--map {name}={shlex.quote(next(iter(columns_like(name, found)), 'COLUMN'))}" for name in missing]
+def best_guess(missing: str, found: Sequence[str]) -> str:
+    """The column that is most likely meant by a name; COLUMN where there is none."""
+    return next(iter(columns_like(missing, found)), "COLUMN")
 
 
 def _column(source: Source, name: str, given: str) -> Column:

@@ -53,7 +53,8 @@ def unpack_pictures(archive: Path, target: Path) -> None:
         unpack = _unpack_zip if archive.name.lower().endswith(ZIP) else _unpack_tar
         unpack(archive, target)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise DataError(f"{archive}: cannot be unpacked: {error}") from error
+        reason = str(error).partition("\n")[0].rstrip(":")  # tarfile lists how each compression failed
+        raise DataError(f"{archive}: cannot be unpacked: {reason}") from error
     except (NotImplementedError, RuntimeError, ValueError) as error:  # of zipfile: encrypted, or packed in another way
         raise DataError(f"{archive}: cannot be unpacked: {error}; unpack it yourself and name the folder") from error
     except _TwoMembersError as error:

@@ -160,7 +160,7 @@ class Pictures:
             what = "can be read" if num_others else "belongs to an item"
             found = f"{store.path}: none of its {num_pictures:,} pictures {what}"
             names = self._rows("SELECT file_name FROM pictures ORDER BY file_name LIMIT 1")
-            advice = f"name them <item_id>{', '.join(SUFFIXES)}"
+            advice = f"name them <item_id>{', '.join(SUFFIXES)}, or name a column with their paths (--image-column)"
             if has_paths:
                 advice = f"paths in the column must name files within it{f', such as {names[0][0]!r}' if names else ''}"
             if self._fetch is not None:

@@ -116,21 +116,24 @@ def _text(
             raise DataError(f"{path}: is {kind}")
     found = "utf-16" if begin.startswith(UTF16_MARKS) else UTF8
     encoding = text_format.encoding or found
+    is_utf8, how = codecs.lookup(encoding).name in (UTF8, "utf-8-sig"), tuple[str, ...]()
+    if begin.startswith(codecs.BOM_UTF8) and not is_utf8:  # with which no text of another encoding begins
+        is_utf8, how = True, (f"begins with the mark of UTF-8, so it is not read as {encoding}",)
     if text_format.encoding is None and (b"\0\0" in begin[:8] or (b"\0" in begin[:8] and found == UTF8)):
         raise DataError(f"{path}: line 1: has zero bytes, so it is not UTF-8; name its encoding (--encoding utf-16-le)")
-    is_utf8 = codecs.lookup(encoding).name in (UTF8, "utf-8-sig")
     if compression is None and is_utf8:
         digest = _Digest()
         for _ in decoded(path, unpacked(path, None), UTF8, digest):
             pass
-        return Prepared(path, suffix, True, digest.record(path.name))
+        return Prepared(path, suffix, True, digest.record(path.name), None, how)
     target = room() / f"text{suffix}"
     with target.open("w", encoding=UTF8, newline="") as out:
-        for block in decoded(path, unpacked(path, compression), encoding):
+        for block in decoded(path, unpacked(path, compression), UTF8 if is_utf8 else encoding):
             out.write(block)
     if not target.stat().st_size:
         raise DataError(f"{path}: is empty; its first line must name the columns")
-    return Prepared(target, suffix, True, _recorded(path, path.name), None, () if is_utf8 else (f"read as {encoding}",))
+    how = how if is_utf8 else (f"read as {encoding}",)
+    return Prepared(target, suffix, True, _recorded(path, path.name), None, how)
 
 
 class _Digest:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from pmmrec.settings import Config, Place
 
 FILES = "csv, tsv, psv, json lines, parquet, Arrow, xlsx, or the address of a database"
 Database = Annotated[str, StringConstraints(pattern="^[a-z]+://")]
+MAX_MESSAGE, CUT_WORD = 1_900, 100  # characters
+LONG_WORD = re.compile(r"\S{1000,}")  # longer than paths are in practice
 NO_EFFECT = "image_side has no effect without images; leave it out or give images"
 
 
@@ -120,6 +123,23 @@ def import_prepared(out: Path, prepare: Callable[[Path], TableImport], progress:
 
     `prepare` gets that folder, which lies in that of the domain, and is removed with all that is in it.
     """
+    try:
+        return _imported(out, prepare, progress)
+    except (DataError, RecipeError) as error:
+        told = _in_brief(error)
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
+
+
+def _in_brief(error: DataError | RecipeError) -> str:
+    """Its message without values of megabytes, such as the name of a column of a broken file; of data in one line."""
+    told = LONG_WORD.sub(lambda word: f"{word[0][:CUT_WORD]}...", str(error))
+    told = told if len(told) <= MAX_MESSAGE else f"{told[:MAX_MESSAGE]}..."
+    return " ".join(told.splitlines()) if isinstance(error, DataError) else told
+
+
+def _imported(out: Path, prepare: Callable[[Path], TableImport], progress: Progress | None) -> Domain:
     with new_folder(out) as (folder, was_stale):
         work = folder / "work"
         work.mkdir()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -162,7 +163,7 @@ def pictures_in(folder: Path, *patterns: str) -> Path | None:
 def first_line(path: Path, encoding: str = "utf-8-sig") -> str:
     """The first line of a text, compressed or not; empty where there is none."""
     block = next(unpacked(path, COMPRESSIONS.get(path.suffix)), b"")
-    return block.split(b"\n", 1)[0].decode(encoding, errors="replace").rstrip("\r")
+    return re.split(rb"[\r\n]", block, maxsplit=1)[0].decode(encoding, errors="replace")
 
 
 def lines_of(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:

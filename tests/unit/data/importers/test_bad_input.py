@@ -110,3 +110,13 @@ def test_zone_language_and_umask_of_the_machine_change_nothing(shop) -> None:
     words = [sys.executable, "-c", PROGRAM, str(shop.items), str(shop.interactions), str(out)]
     subprocess.run(words, env=environment, check=True, timeout=240)
     assert Domain.open(out).fingerprint == here.fingerprint
+
+
+def test_a_message_never_repeats_a_long_value_and_has_one_line(shop) -> None:
+    shop.items.write_text(f"item_id,{'x' * 100_000}\na,y\n")
+    with pytest.raises(DataError, match=r"no column 'text', found 'item_id', 'x{90,100}\.\.\.") as caught:
+        shop.run()
+    assert len(str(caught.value)) < 2_000
+    archive = shop.write("pictures.tar.gz", b"")
+    with pytest.raises(DataError, match=r"cannot be unpacked: file could not be opened successfully$"):
+        shop.run(items=shop.write("fine.csv", "item_id,text\na,x\nb,y\nc,z\n"), images=archive)

@@ -385,3 +385,15 @@ def test_a_table_of_postgres_is_read_as_one_of_duckdb(shop, monkeypatch: pytest.
     with pytest.raises(DataError, match=r"shop: cannot be reached: ") as told:
         shop.run(items=f"{POSTGRES}table=goods", out=shop.folder / "other")
     assert "secret" not in str(told.value)
+
+
+def test_the_mark_of_utf8_wins_over_an_encoding_that_is_given_for_both_files(shop) -> None:
+    shop.items.write_bytes("item_id,text\na,Caf\u00e9\nb,y\nc,z\n".encode("cp1252"))
+    shop.interactions.write_bytes("\ufeffuser_id,item_id,timestamp\n\u00fc,a,1\n".encode())
+    formats = {"items_format": {"encoding": "cp1252"}, "interactions_format": {"encoding": "cp1252"}}
+    domain = shop.run(**formats)
+    assert domain.texts(np.array([0])) == ["Caf\u00e9"]
+    assert domain.user_ids.to_pylist() == ["\u00fc"]
+    notes = domain.info.summary.notes
+    assert "items: read as cp1252" in notes
+    assert "interactions: begins with the mark of UTF-8, so it is not read as cp1252" in notes

@@ -266,3 +266,9 @@ def test_a_split_of_mmrec_that_holds_nothing_out_is_said(tmp_path: Path) -> None
     tree = {"name": "x", "out": tmp_path / "out", "k_core": None, "items": items}
     _, why = import_folder("mmrec", folder, {}, tree)
     assert "its split x_label is not stored: x_label: says train of every interaction" in why
+
+
+def test_lines_that_end_in_a_return_alone_are_refused_in_one_line(tmp_path: Path) -> None:
+    files = {name: str(content).replace("\n", "\r") for name, content in SAMPLES["recbole"][1].items()}
+    with pytest.raises(DataError, match=r"^[^\r\n]*shop\.item: [^\r\n]*check quote marks and line ends[^\r\n]*$"):
+        imported(written(tmp_path / "data", files))

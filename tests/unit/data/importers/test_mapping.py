@@ -93,3 +93,17 @@ def test_pictures_in_a_column_of_another_name_are_read(shop) -> None:
     pq.write_table(pa.table({"item_id": ["a", "b"], "text": ["x", "y"], "cover": [data, None]}), path)
     shop.interactions.write_text("user_id,item_id\nu,a\nu,b\n")
     assert shop.run(items=path, columns={"image": "cover"}).info.summary.kept["images"] == 1
+
+
+def test_the_options_that_are_told_can_be_given_together(shop) -> None:
+    shop.items.write_text("id,name\na,x\nb,y\nc,z\n")
+    shop.interactions.write_text("customer,product_id\nu,a\nv,b\n")
+    told = r"--map items\.item_id=id --map text=name --map user_id=customer --map interactions\.item_id=product_id$"
+    with pytest.raises(DataError, match=told):
+        shop.run()
+
+
+def test_a_column_of_lists_is_told_as_such(shop) -> None:
+    log = shop.write("log.jsonl", '{"session": "u", "products": ["a", "b"]}\n')
+    with pytest.raises(DataError, match=r"import with --map user_id=session --map item_ids=products$"):
+        shop.run(interactions=log)
