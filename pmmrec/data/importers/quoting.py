@@ -12,6 +12,7 @@ from pmmrec.errors import DataError
 
 MAX_LINE_BYTES = 2_000_000  # of a row that DuckDB reads
 QUOTE = b'"'
+PLAIN_BLOCK_BYTES = 900_000  # so that a line without an end in one of them may be longer than `MAX_LINE_BYTES`
 _Patterns = dict[bool, dict[bool, re.Pattern[bytes]]]
 
 
@@ -54,6 +55,9 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool, shown: Path | Non
     next line, quote marks are text if all lines have as many values as the first. If not, raises DataError where a
     value would swallow a line that looks like a row; `shown` is what it calls the file.
     """
+    num_lines = _num_plain_lines(path)
+    if num_lines:
+        return Quoting(True, num_lines, num_lines, num_read=num_lines)
     scan = _Scan(separator, allows_blanks=not is_strict)
     with path.open("rb") as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 2), b""), start=1):
@@ -75,6 +79,22 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool, shown: Path | Non
         )
     num_records = scan.num_records if scan.follows_rules else scan.num_lines
     return Quoting(True, scan.num_lines, num_records, scan.first_odd, scan.num_read)
+
+
+def _num_plain_lines(path: Path) -> int:
+    """How many lines a file has in which no quote mark, no empty line and no very long one is; 0 for any other file."""
+    num_lines, before = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(PLAIN_BLOCK_BYTES):
+            if before == b"\n":
+                block = block.removeprefix(codecs.BOM_UTF8)
+            seen = before + block
+            is_long = b"\n" not in block and (len(block) == PLAIN_BLOCK_BYTES or not num_lines)
+            if QUOTE in block or is_long or b"\n\n" in seen or b"\n\r\n" in seen:
+                return 0
+            num_lines += block.count(b"\n")
+            before = seen[-2:]
+    return num_lines + (not before.endswith(b"\n"))
 
 
 def unquoted(path: Path) -> Quoting:

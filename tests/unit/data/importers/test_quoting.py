@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from pmmrec.data.importers import source
+from pmmrec.data.importers import quoting, source
 from pmmrec.data.importers.quoting import Quoting
 from pmmrec.data.importers.source import Source
 from pmmrec.data.importers.user_list import read_user_ids
@@ -266,3 +266,23 @@ def test_a_compressed_file_that_is_not_read_is_refused_with_what_to_do(shop, suf
 def test_a_list_of_users_in_a_tsv_keeps_its_quotes(tmp_path: Path) -> None:
     (tmp_path / "users.tsv").write_text('user_id\tgroup\n"u\ta\nv"\tb\n')
     assert read_user_ids(tmp_path / "users.tsv").to_pylist() == ['"u', 'v"']
+
+
+def test_a_file_without_quotes_is_read_in_blocks_as_it_is_by_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    pieces = ["a", ",", "\n", "\r\n", "\n\n", "bb,c\n", "d,e\r\n", "\ufeff", "f,g\n", "h,i\n"]
+    path, plain = tmp_path / "x.csv", quoting._num_plain_lines
+    num_plain = 0
+    for number in range(600):
+        text = "a,b\n" * (number % 2) + "".join(rng.choice(pieces, size=int(rng.integers(1, 12)))) + "y,z\n" * 3
+        path.write_text(text[: len(text) - number % 3], newline="")
+        monkeypatch.setattr(quoting, "PLAIN_BLOCK_BYTES", int(rng.integers(3, 40)))
+        monkeypatch.setattr(quoting, "_num_plain_lines", plain)
+        is_strict = bool(number % 5)
+        found = quoting.quoting_of(path, ",", is_strict=is_strict)
+        num_plain += plain(path) > 0
+        monkeypatch.setattr(quoting, "_num_plain_lines", lambda _: 0)
+        assert found == quoting.quoting_of(path, ",", is_strict=is_strict), repr(text)
+    assert num_plain > 60
