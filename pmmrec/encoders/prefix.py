@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from pmmrec.adapters import Host
 from pmmrec.contracts import FieldInputs, PixelInputs, PrefixInputs, TokenInputs, TokenStates, to_device
 from pmmrec.dropout import draw_cheaply
-from pmmrec.encoders.trainable import Layout, PartlyTrained, block_names
+from pmmrec.encoders.trainable import Layout, PartlyTrained, block_names, matching
 from pmmrec.errors import RecipeError
 from pmmrec.feed_forward import join_activations
 
@@ -130,6 +130,8 @@ class CanBeCut(PartlyTrained):
         """The last hidden state, computed from the item or from its states at the cut; pooled if these are."""
         if not isinstance(inputs, PrefixInputs):
             return self.hidden(inputs)
+        if self._trained and self._layout.block_call == "backbone":
+            return self._above_frozen(inputs)
         packing, takes_mask = inputs.packing, self._layout.block_call == "hidden_and_mask"
         # A block of transformers reads one long row; its attention keeps the texts apart.
         states = inputs.state if packing is None else inputs.state[None]
@@ -144,6 +146,25 @@ class CanBeCut(PartlyTrained):
             else:
                 states = module(states, None, **options) if is_block and takes_mask else module(states)
         return states if packing is None else states[0]
+
+    def _above_frozen(self, inputs: PrefixInputs) -> Tensor:
+        """The last hidden state, by the forward of the whole backbone, in which frozen modules pass states on."""
+        blocks = block_names(self.backbone, self._layout)
+        frozen = [name for name in blocks if name not in self._trained]
+        modules = [
+            self.backbone.get_submodule(name) for name in [*matching(self.backbone, self._layout.embeddings), *frozen]
+        ]
+        try:
+            for module in modules:
+                module.forward = _pass_on
+            return self.hidden_of_states(inputs)
+        finally:
+            for module in modules:
+                del module.forward
+
+    def hidden_of_states(self, inputs: PrefixInputs) -> Tensor:
+        """The last hidden state, from states that the backbone takes for those of its embeddings."""
+        raise NotImplementedError
 
     def layer_states(self, inputs: TokenInputs | PixelInputs) -> list[Tensor]:
         """What enters the lowest block, and what leaves each block; of images `(R, ...)`, of texts `(1, K, H)`.
@@ -188,6 +209,11 @@ class CanBeCut(PartlyTrained):
         """What decides the states of the backbone beside its tensors and inputs."""
         kind, configuration = type(self.backbone).__name__, _configuration(self.backbone)
         return {"class": kind, "configuration": configuration, **self.preprocessing}
+
+
+def _pass_on(*arguments: Any, **options: Any) -> Any:
+    """Stands for the forward of a module that changes nothing."""
+    return arguments[0] if arguments and arguments[0] is not None else options["inputs_embeds"]
 
 
 class FrozenPrefix:

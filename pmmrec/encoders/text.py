@@ -88,10 +88,11 @@ class HFTextConfig(BackboneConfig):
 class HFText(CanBeCut, TextEncoder):
     """Encode texts with a model of transformers; a projection brings each token to the common width D.
 
-    Eq. 1 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of XLM-R. Poolers are left
-    out. The tokens are all but token 0, whichever way the whole is pooled; a `head` works on each token and on the
-    pooled whole. `weights` names a pretrained backbone. Texts pass without padding, but for CLIP, deberta-v2 and mpnet,
-    which read them padded to the longest.
+    Eq. 1 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of XLM-R. `pmmrec encoders`
+    lists the architectures. Of T5, CLIP and SigLIP the encoder of texts is read. A pooler is left out unless it pools.
+    The tokens are all but token 0, whichever way the whole is pooled; a `head` works on each token and on the pooled
+    whole. `weights` names a pretrained backbone. Most architectures read texts without padding, one after another;
+    the others read them padded to the longest, and SigLIP padded to all its positions without a mask, as it was trained.
 
     Example:
         model:
@@ -215,6 +216,17 @@ class HFText(CanBeCut, TextEncoder):
         position_1K = packing.place_K.on(token_id_K.device)[None] + skipped
         hidden_1KH: Tensor = self.backbone(
             input_ids=token_id_K[None], position_ids=position_1K, packing=packing, **self._options()
+        ).last_hidden_state
+        return hidden_1KH[0]
+
+    def hidden_of_states(self, inputs: PrefixInputs) -> Tensor:
+        """As of any encoder; `(K, H)`."""
+        packing = inputs.packing
+        if packing is None:
+            raise TypeError("states of texts have a packing")
+        position_1K = packing.place_K.on(inputs.state.device)[None]
+        hidden_1KH: Tensor = self.backbone(
+            inputs_embeds=inputs.state[None], position_ids=position_1K, packing=packing, **self._options()
         ).last_hidden_state
         return hidden_1KH[0]
 

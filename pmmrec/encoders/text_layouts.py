@@ -79,6 +79,8 @@ _ROTARY = TextLayout(
     blocks=r"layers\.\d+",
     has_positions=False,
     is_gated=True,
+    block_call="backbone",
+    embeddings=r"embeddings",
     sites=_causal_sites((r"mlp\.gate_proj", r"mlp\.down_proj"), "o"),
 )
 _DECODER = replace(_ROTARY, after=r"norm", is_causal=True, generates=True)
@@ -113,7 +115,7 @@ LAYOUTS: Mapping[str, TextLayout] = {
     "eurobert": replace(_ROTARY, after=r"norm"),
     "gemma": _DECODER,
     "gemma2": replace(
-        _DECODER, packs=False, masks_itself=True
+        _DECODER, block_call=None, packs=False, masks_itself=True
     ),  # logits are capped, which attention over packed texts does not
     "gemma3_text": _DECODER,  # causal unless the configuration says otherwise, as EmbeddingGemma's does
     # Its linear maps are transposed (Conv1D), and no adapter is known to them here.
@@ -122,7 +124,14 @@ LAYOUTS: Mapping[str, TextLayout] = {
     "llama": _DECODER,
     "megatron-bert": replace(_BERT, after=r"encoder\.ln", block_call=None, packs=False, masks_itself=True),
     "mistral": _DECODER,
-    "modernbert": TextLayout(blocks=r"layers\.\d+", after=r"final_norm", has_positions=False, sites=_MODERN_SITES),
+    "modernbert": TextLayout(
+        blocks=r"layers\.\d+",
+        after=r"final_norm",
+        block_call="backbone",
+        embeddings="embeddings",
+        has_positions=False,
+        sites=_MODERN_SITES,
+    ),
     "mpnet": replace(_RELATIVE, positions_follow_padding=True, checkpoints=False, sites=_MPNET_SITES),
     "mt5": _T5,
     "nomic_bert": _ROTARY,

@@ -30,8 +30,10 @@ class Layout:
     pools_by: Literal["pooler", "attention"] = "pooler"  # what the pooler is called in settings
     pooler_reads: Literal["states", "cls", "mean"] = "states"
     fixed: str = ""  # parameters that never train, though the last hidden state depends on them
-    # How a block is called from states alone, which go on through `after`; None: not known here.
-    block_call: Literal["hidden_and_mask", "hidden"] | None = None
+    # How a block is called from states alone, which go on through `after`; `backbone`: its whole forward is run, where
+    # `embeddings` and frozen blocks pass on what they get; None: not known here.
+    block_call: Literal["hidden_and_mask", "hidden", "backbone"] | None = None
+    embeddings: str = ""  # modules that the states pass by on their way to the blocks
     checkpoints: bool = True  # whether its library can compute activations of blocks again instead of keeping them
     sites: Sites | None = None  # where adapters stand in a block; None: not known here
     # The map above an activation reads its output times a gate, or after dropout: the two cannot be computed as one.

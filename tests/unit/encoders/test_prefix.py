@@ -62,7 +62,7 @@ def assert_same_step(encoder: Any, inputs: TokenInputs | PixelInputs) -> None:
 def test_a_text_encoder_entered_at_its_cut_trains_the_same_to_the_bit(
     fresh_text: Fresh, texts: list[str], model_type: str, depth: int
 ) -> None:
-    encoder = fresh_text(tiny_text(model_type), trainable_blocks=depth)
+    encoder = fresh_text(tiny_text(model_type), pool=whole_of(model_type), trainable_blocks=depth)
     assert_same_step(encoder, token_inputs(encoder, texts))
     assert_same_step(encoder, token_inputs(encoder, ["as long", "as this"]))  # nothing is padded: there is no mask
 
