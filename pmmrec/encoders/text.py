@@ -92,7 +92,7 @@ class HFText(CanBeCut, TextEncoder):
     lists the architectures. Of T5, CLIP and SigLIP the encoder of texts is read. A pooler is left out unless it pools.
     The tokens are all but token 0, whichever way the whole is pooled; a `head` works on each token and on the pooled
     whole. `weights` names a pretrained backbone. Most architectures read texts without padding, one after another;
-    the others read them padded to the longest, and SigLIP padded to all its positions without a mask, as it was trained.
+    the others read them padded to the longest, and SigLIP padded to all positions without a mask, as it was trained.
 
     Example:
         model:

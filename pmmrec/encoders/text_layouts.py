@@ -114,9 +114,8 @@ LAYOUTS: Mapping[str, TextLayout] = {
     "ernie": _BERT,
     "eurobert": replace(_ROTARY, after=r"norm"),
     "gemma": _DECODER,
-    "gemma2": replace(
-        _DECODER, block_call=None, packs=False, masks_itself=True
-    ),  # logits are capped, which attention over packed texts does not
+    # Its scores are capped, which attention over packed texts does not do.
+    "gemma2": replace(_DECODER, block_call=None, packs=False, masks_itself=True),
     "gemma3_text": _DECODER,  # causal unless the configuration says otherwise, as EmbeddingGemma's does
     # Its linear maps are transposed (Conv1D), and no adapter is known to them here.
     "gpt2": TextLayout(blocks=r"h\.\d+", after=r"ln_f", is_causal=True, generates=True),

@@ -79,8 +79,8 @@ class HFVision(CanBeCut, VisionEncoder):
     """Encode images `(R, 3, H, W)` with a model of transformers; a projection brings every token to the common width D.
 
     Eq. 2 of https://arxiv.org/abs/2312.09602, whose released code trains the two top blocks of CLIP ViT-B/32. Of a
-    two-sided checkpoint (CLIP, SigLIP) the vision half is read. A pooler is left out unless it pools. The tokens are the
-    patches, or the places of a ResNet's map (`projection: conv3x3` is the way that MMSR brings these to the common
+    two-sided checkpoint (CLIP, SigLIP) the vision half is read. A pooler is left out unless it pools. The tokens are
+    the patches, or the places of a ResNet's map (`projection: conv3x3` is the way that MMSR brings these to the common
     width): cls, distillation and register tokens are not among them. A masked autoencoder (vit_mae) sees a share of
     1 - `mask_ratio` of the patches: others at each step of training, and the same ones of an image whenever it is
     ranked, whichever items are encoded with it. transformers draws 75 % anew there too, unless told otherwise.

@@ -21,33 +21,10 @@ from pmmrec.encoders.text_layouts import LAYOUTS
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray
 from pmmrec.rows import laid_out
+from tests.support.plain_texts import LONG, ROUNDED, plain_states, plain_twin, precise, token_inputs
 from tests.support.tiny_encoders import SIZES, tiny_text, whole_of
 
 Fresh = Callable[..., HFText]
-
-
-def token_inputs(encoder: HFText, texts: list[str]) -> TokenInputs:
-    return TokenInputs.of(encoder.tokenizer.encode(texts))
-
-
-def plain_states(encoder: HFText, model: Any, texts: list[str]) -> list[Tensor]:
-    """What a model of transformers says of each token of each text, padded to the longest."""
-    rows = encoder.tokenizer.encode(texts)
-    fills_window = LAYOUTS[encoder.backbone.config.model_type].fills_window
-    longest = encoder.backbone.config.max_position_embeddings if fills_window else max(map(len, rows))
-    token_id_RT = torch.tensor([row + [encoder.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-    mask_RT = torch.tensor([[int(place < len(row) or fills_window) for place in range(longest)] for row in rows])
-    hidden_RTH = model(input_ids=token_id_RT, attention_mask=mask_RT).last_hidden_state
-    return [hidden_TH[: len(row)] for hidden_TH, row in zip(hidden_RTH, rows, strict=True)]
-
-
-def plain_twin(encoder: HFText, folder: Path) -> Any:
-    """The backbone as transformers opens it, with attention of its own."""
-    encoder.save_backbone(folder, encoder.backbone.state_dict())
-    # In float32 first: buffers that are computed, such as frequencies, are rounded as in the encoder.
-    return (
-        type(encoder.backbone).from_pretrained(folder, dtype=torch.float32).eval().to(encoder.projection.weight.dtype)
-    )
 
 
 def in_order(rows: Tensor, inputs: TokenInputs) -> Tensor:
@@ -66,18 +43,6 @@ def test_gradients_reach_exactly_what_trains_of_every_known_architecture(
     for name, parameter in encoder.backbone.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     assert any(parameter.requires_grad for parameter in encoder.backbone.parameters())
-
-
-# Their norms are computed in float32 whatever comes in: as near as that is. Measured 2e-7; gemma2 in float32 4e-6.
-ROUNDED = {"gemma": 1e-6, "gemma2": 1e-5, "gemma3_text": 1e-6}
-
-
-def precise(encoder: HFText) -> HFText:
-    """In float64, but for gemma2, whose attention makes NaN of what is masked there."""
-    return encoder.eval() if encoder.backbone.config.model_type == "gemma2" else encoder.eval().double()
-
-
-LONG = ["red shoes " * 6, "a", "blue shirt", "blue shirt", "green"]
 
 
 @pytest.mark.parametrize("model_type", sorted(LAYOUTS))
@@ -133,32 +98,6 @@ def test_no_text_changes_another(fresh_text: Fresh, texts: list[str], model_type
     alone = torch.cat([encoder(token_inputs(encoder, [text])).cls_RD for text in texts])
     tolerance = ROUNDED.get(model_type, 1e-12)
     torch.testing.assert_close(in_order(encoder(inputs).cls_RD, inputs), alone, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("model_type", ["gemma3_text", "gpt2", "llama", "qwen3"])
-def test_a_decoder_whose_library_pads_on_the_left_says_the_same(
-    fresh_text: Fresh, tmp_path: Path, model_type: str
-) -> None:
-    encoder = precise(fresh_text(tiny_text(model_type), pool="mean"))
-    inputs, rows = token_inputs(encoder, LONG), encoder.tokenizer.encode(LONG)
-    missing = [max(map(len, rows)) - len(row) for row in rows]
-    token_id_RT = torch.tensor([[0] * count + row for count, row in zip(missing, rows, strict=True)])
-    mask_RT = torch.tensor([[0] * count + [1] * len(row) for count, row in zip(missing, rows, strict=True)])
-    hidden_RTH = plain_twin(encoder, tmp_path / "saved")(
-        input_ids=token_id_RT, attention_mask=mask_RT, position_ids=(mask_RT.cumsum(1) - 1).clamp(min=0)
-    ).last_hidden_state
-    expected = torch.cat([hidden_RTH[row, missing[row] :] for row in inputs.item_index_R.values.tolist()])
-    tolerance = ROUNDED.get(model_type, 1e-12)
-    torch.testing.assert_close(encoder.hidden(inputs), expected, rtol=0, atol=tolerance)
-
-
-def test_a_gemma_that_sees_both_ways_is_read_so(fresh_text: Fresh, tmp_path: Path) -> None:
-    architecture = {**tiny_text("gemma3_text"), "use_bidirectional_attention": True, "sliding_window": 6}
-    encoder = fresh_text(architecture, pool="cls").eval().double()
-    inputs, twin = token_inputs(encoder, LONG), plain_twin(encoder, tmp_path / "saved")
-    theirs = plain_states(encoder, twin, LONG)
-    expected = torch.cat([theirs[row] for row in inputs.item_index_R.values.tolist()])
-    torch.testing.assert_close(encoder.hidden(inputs), expected, rtol=0, atol=1e-6)
 
 
 def test_packed_texts_are_read_where_transformers_thinks_that_a_model_cannot(
