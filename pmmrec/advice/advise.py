@@ -89,6 +89,7 @@ class Adviser:
             raise RecipeError(
                 f"advise: {self._checkpoint.folder} learned from {self._domain.name}; name a domain that is new to it"
             )
+        self._checkpoint.refuse_learned_targets(self._domain, self._recipe.data.split)
         self._split: Split = self._recipe.data.split_of(self._domain)
         self._holdout: Holdout = self._split.holdout("validation", self._recipe.validation.users)
         if not self._holdout.num_queries:

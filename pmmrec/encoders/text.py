@@ -116,6 +116,11 @@ class HFText(CanBeCut, TextEncoder):
         self.tokenizer = self._tokenizer
         if backbone.is_pretrained:
             self._tokenizer.say_differences(warnings.append)
+            if self._layout.fills_window:
+                warnings.append(
+                    f"{backbone.folder}: its texts were pooled at the last of all positions, padding too, under a "
+                    f"head; here the head is left out, and pool: {self._pool} reads no padding"
+                )
         _check_tokens(self._tokenizer, self._settings, self._layout, self._pool, backbone.folder, warnings.append)
         self.backbone = open_model(
             backbone, self._settings, self._layout, warnings.append, with_pooler=self._pool == "pooler"

@@ -174,7 +174,7 @@ REFUSED: Mapping[str, str] = {
     "deberta": "its queries, keys and values are one map of another order; deberta-v2 is read",
     "flava": _TOGETHER,
     "funnel": "it halves the length of a text from block to block",
-    "groupvit": _TOGETHER,
+    "groupvit": "two encoders like CLIP's, whose half of texts is not known here; clip is read",
     "longformer": "its attention is over windows of 512 tokens, to which each text would be padded",
     "vilt": _TOGETHER,
     "visual_bert": _TOGETHER,

@@ -63,7 +63,9 @@ def stratum_notes(outcome: Outcome) -> list[str]:
         num_targets = found.num_targets or found.num_users
         num_learned = num_targets - found.held_out.num_targets
         who = f"{outcome.name} was trained on this domain and the baselines count there, so both"
-        if not found.learned_here:
+        if not found.learned_here and outcome.blend is not None:
+            who = f"{outcome.name} was not trained on this domain, but its blend and the baselines count there, so both"
+        elif not found.learned_here:
             who = f"{outcome.name} was not trained on this domain, but the baselines count there and"
         notes.append(
             f"{found.domain}: {num_learned:,} of the {num_targets:,} {outcome.scenario} targets lie in the training "

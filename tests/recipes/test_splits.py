@@ -199,6 +199,8 @@ def test_a_domain_that_was_learned_from_under_another_split_is_refused(
     assert 'learned from it under data.split: {"type": "ratio"}' in told.output
     told = pmmrec("evaluate", tuned, bazaar, "--split", "{type: ratio}", "--cache", "cache")
     assert "learned from bazaar under another split" in told.output
+    told = pmmrec("advise", tuned, bazaar, ratio)
+    assert (told.code, refused in told.output) == (2, True)
     shown = pmmrec("evaluate", tuned, bazaar, "--out", "shown", "--cache", "cache")
     assert shown.code == 0, shown.output
     assert json.loads((at_home / "shown/metrics.json").read_text())["split"] == {"type": "leave_one_out"}

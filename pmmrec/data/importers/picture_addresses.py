@@ -32,8 +32,10 @@ TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 REACHABLE: frozenset[str] = frozenset()  # HOST:PORT that may be private, for tests
 NO_ADDRESS = "not an address of http or https"
 _FORM = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][^\s\\#]*)?(#\S*)?", re.IGNORECASE)
-# IPv6 addresses that stand for an IPv4 one: behind a gateway they may lead to a private host.
-_TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+# IPv6 addresses that stand for an IPv4 one (behind a gateway they may lead to a private host), and local ones of old.
+_NOT_PUBLIC = tuple(
+    map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "fec0::/10"))
+)
 
 
 class PictureAddresses:
@@ -182,6 +184,6 @@ def is_public(number: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(str(address.ipv4_mapped))
-        if any(address in network for network in _TRANSLATED):
+        if any(address in network for network in _NOT_PUBLIC):
             return False
     return address.is_global and not address.is_multicast

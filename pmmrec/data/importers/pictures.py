@@ -81,8 +81,9 @@ class Pictures:
         self._folder, self._work, self._connection = folder, work, connection
         self._column: PictureColumn | None = None
         self._store: PictureStore | None = None
+        self._cache: PictureCache | None = None
         self._side, self._num_threads = side, num_threads
-        self._cache = None if cache is None else PictureCache(cache, side)
+        self._cache_folder = cache
         self._rule = ""
         self._notes: list[str] = []
         self.num_ignored = 0  # files of a folder that belong to no item
@@ -116,6 +117,8 @@ class Pictures:
             selection.rejections.add_images(
                 "SELECT item_id, 'a path without bytes', NULL, row FROM items WHERE has_path_alone ORDER BY row"
             )
+        if self.is_given and self._cache_folder is not None:
+            self._cache = PictureCache(self._cache_folder, self._side)
 
     def _opened(self) -> PictureStore:
         if self._folder is None:

@@ -88,4 +88,6 @@ def test_a_note_says_which_systems_have_seen_targets_of_the_training_part() -> N
     (zero_shot,) = stratum_notes(cold_outcome(learned_here=False))
     assert "7 of the 10 cold targets lie in the training part" in trained
     assert "ours was trained on this domain and the baselines count there, so both have seen them" in trained
-    assert "ours was not trained on this domain, but the baselines count there" in zero_shot
+    assert "ours was not trained on this domain, but the baselines count there and have seen them" in zero_shot
+    (blended,) = stratum_notes(cold_outcome(learned_here=False).model_copy(update={"blend": {"popularity": 1.0}}))
+    assert "but its blend and the baselines count there, so both have seen them" in blended

@@ -192,9 +192,8 @@ def test_addresses_of_another_form_are_not_fetched(fetch, address: str) -> None:
 def test_public_addresses_are_told_from_others() -> None:
     assert is_public("93.184.215.14")
     assert is_public("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
-    assert not any(
-        map(is_public, ("224.0.0.1", "240.0.0.1", "fe80::1%eth0", "fc00::1", "2002:7f00:1::", "255.255.255.255"))
-    )
+    others = ("224.0.0.1", "240.0.0.1", "fe80::1%eth0", "fc00::1", "2002:7f00:1::", "255.255.255.255")
+    assert not any(map(is_public, (*others, "::7f00:1", "fec0::1")))
 
 
 def test_fetching_is_asked_for_with_a_column_and_without_a_folder(shop, host: str) -> None:

@@ -36,6 +36,13 @@ def test_a_second_import_decodes_none_and_gives_the_same_bytes(shop, decoded: li
         assert len({(domain.folder / name).read_bytes() for domain in (first, again, without)}) == 1
 
 
+def test_an_import_without_pictures_makes_no_cache(shop) -> None:
+    shop.items.write_text("item_id,text\na,red\n")
+    shop.interactions.write_text("user_id,item_id\nu,a\n")
+    shop.run(cache=shop.folder / "cache")
+    assert not (shop.folder / "cache").exists()
+
+
 def test_pictures_that_changed_and_other_sides_are_decoded(shop, decoded: list[int]) -> None:
     for name in ("a.png", "b.png"):
         shop.paint(name, 10 + ord(name[0]))
