@@ -231,12 +231,13 @@ def stats_command(
     as_json: AsJson = False,
 ) -> None:
     """Show the figures of domains that papers print, side by side: sizes, lengths, sparsity, texts and images."""
-    from pmmrec.report.domain_plots import plot_domains
     from pmmrec.report.domains import Statistics
 
     with errors_for_people():
         found = Statistics.of(domains, tokenizer)
         if plot is not None:
+            from pmmrec.report.domain_plots import plot_domains  # which loads torch
+
             plot_domains(domains, plot)
         show_json(found) if as_json else show(found.table())
 
