@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,16 @@ def import_tables(
         told = str(error)
         for work in folder:
             told = told.replace(work, "").replace(".parquet:", ":")
-        raise type(error)(told) from error
+        raise type(error)(_with_columns(told)) from error
+
+
+def _with_columns(told: str) -> str:
+    """A message with the setting `columns` in place of the options of the command line that name columns."""
+    fault, sign, options = told.partition("; or import with ")
+    if not sign:
+        return told
+    pairs = (option.partition("=") for option in shlex.split(options) if option != "--map")
+    return f"{fault}; or give columns={ ({name: column for name, _, column in pairs}) }"
 
 
 def _written(given: Any, target: Path, role: str) -> Path:

@@ -68,7 +68,7 @@ def write_shards(paths: Sequence[Path], target: Path, shown: Path) -> Path:
                 with pq.ParquetFile(path) as file:
                     writer = _add(writer, file.schema_arrow, file.iter_batches(), target)
             else:
-                with pa.memory_map(str(path)) as source:
+                with pa.OSFile(str(path)) as source:
                     reader = _arrow_reader(source)
                     writer = _add(writer, reader.schema, reader, target)
         if writer is not None:
@@ -88,19 +88,26 @@ def _add(
 
 
 def _arrow_reader(source: pa.NativeFile) -> pa.RecordBatchReader:
+    """The checked batches of a file or a stream. It is read, not mapped: a broken file ends a process that maps it."""
     is_file = source.read(6) == b"ARROW1"
     source.seek(0)
-    if not is_file:
-        return pa.ipc.open_stream(source)
-    file = pa.ipc.open_file(source)
-    batches = (file.get_batch(number) for number in range(file.num_record_batches))
-    return pa.RecordBatchReader.from_batches(file.schema, batches)
+    if is_file:
+        file = pa.ipc.open_file(source)
+        batches = (file.get_batch(number) for number in range(file.num_record_batches))
+        return pa.RecordBatchReader.from_batches(file.schema, map(_checked, batches))
+    stream = pa.ipc.open_stream(source)
+    return pa.RecordBatchReader.from_batches(stream.schema, map(_checked, stream))
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    batch.validate(full=True)  # a wrong offset or broken UTF-8 would crash the process later
+    return batch
 
 
 def write_arrow(path: Path, shown: Path, target: Path) -> How:
     """An Arrow or Feather file, or a stream of Arrow."""
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.OSFile(str(path)) as source:
             batches_to(_arrow_reader(source), target)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shown}: cannot be read as an Arrow file: {error}") from error

@@ -130,3 +130,10 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     found: dict[str, Any] = {}
     exec(page.partition("```python\n")[2].partition("```")[0], found)  # noqa: S102  our own page
     assert found["interactions"]["item_id"].tolist() == ["01", "02", "02"]
+
+
+def test_columns_that_are_missing_are_told_as_the_setting_that_names_them(tmp_path: Path) -> None:
+    items, log = {"sku": ["1"], "the name": ["x"]}, {"visitor": ["u"], "sku": ["1"]}
+    told = r"; or give columns=\{'item_id': 'sku', 'text': 'the name', 'user_id': 'visitor'\}$"
+    with pytest.raises(DataError, match=told):
+        Domain.from_tables(items, log, out=tmp_path / "domain")
