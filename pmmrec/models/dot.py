@@ -76,7 +76,8 @@ class Dot(Scorer):
         hidden_KD, item_ND = self.asked(widened(query.hidden_KD)), self._compared(widened(items.fused_UD))
         if candidate_KC is None:
             return hidden_KD @ item_ND.T
-        return torch.einsum("kd,kcd->kc", hidden_KD, F.embedding(candidate_KC, item_ND))
+        # Not a product of matrices: those of torch are slow where each has one row.
+        return (hidden_KD[:, None] * F.embedding(candidate_KC, item_ND)).sum(dim=-1)
 
     def ranked(self, score_KN: Tensor, count_N: Tensor | None) -> Tensor:
         """The scores and the prior. ValueError when popularity is wanted and no counts are given."""

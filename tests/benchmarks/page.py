@@ -120,7 +120,12 @@ def naive(data: Path, *, keeps: bool) -> str:
     if data.is_dir():
         found |= {title: against_naive(title, data, HOME, NAIVE_STEPS, keeps=keeps) for title in CASES}
     rows = [row(title, cost) for title, cost in found.items()]
-    told = "" if not keeps else "\n\nRows of real data were measured apart from the rest, in the same way."
+    told = ""
+    if keeps:
+        told = """
+
+Rows of real data were measured apart from the rest, in the same way.
+[docs/bench.md](../../docs/bench.md#targets) says when, and on how busy a machine."""
     told = told if data.is_dir() else f"\n\nRows of real data are left out: there is none in `{data.name}`."
     return f"## Against a naive model\n\n{text}\n\n{table(COLUMNS, rows)}{told}"
 
