@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import duckdb
 import pyarrow as pa
@@ -111,14 +111,8 @@ def _followed(address: str, max_bytes: int, deadline: float) -> bytes:
 
 def _answer(address: str, max_bytes: int, deadline: float) -> bytes | str:
     """The bytes at an address, or the address that it leads to."""
-    form = _FORM.fullmatch(address)
-    if form is None:
-        raise PictureError(f"not fetched: {NO_ADDRESS}")
-    parts = urlsplit(address)
-    host = form[1].strip("[]")
-    is_secure = parts.scheme.lower() == "https"
-    port = int(form[2][1:]) if form[2] else 443 if is_secure else 80
-    connection = _connected(host, port, is_secure=is_secure)
+    parts, host, port = _split(address)
+    connection = _connected(host, port, is_secure=parts.scheme == "https")
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, [connection.sock])
     timer.start()  # a host that sends a byte now and then is never silent
     try:
@@ -126,11 +120,29 @@ def _answer(address: str, max_bytes: int, deadline: float) -> bytes | str:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "pmmrec"})
         answer = connection.getresponse()
         if answer.status in (301, 302, 303, 307, 308):
-            return urljoin(address, answer.getheader("Location", ""))
+            return _led_to(address, answer.getheader("Location", ""))
         return _content(answer, max_bytes, deadline)
     finally:
         timer.cancel()
         connection.close()
+
+
+def _split(address: str) -> tuple[SplitResult, str, int]:
+    """The parts of an address, its host and its port."""
+    if _FORM.fullmatch(address):
+        with suppress(ValueError):  # of urllib: brackets around no IPv6 address, a port above 65535
+            parts = urlsplit(address)
+            usual = 443 if parts.scheme == "https" else 80
+            return parts, parts.hostname or "", usual if parts.port is None else parts.port
+    raise PictureError(f"not fetched: {NO_ADDRESS}")
+
+
+def _led_to(address: str, location: str) -> str:
+    """The address that a redirect means."""
+    try:
+        return urljoin(address, location)
+    except ValueError as error:  # as in `_split`
+        raise PictureError(f"not fetched: {NO_ADDRESS}") from error
 
 
 def _shut(sock: socket.socket) -> None:

@@ -117,6 +117,8 @@ def test_pictures_at_addresses_become_those_of_the_items(shop, host: str, left_o
         ("/to/?http://169.254.169.254/latest", "a private or local address"),
         ("/to/?http://localhost:1/x", "a private or local address"),
         ("/to/?//10.0.0.1/x", "a private or local address"),
+        ("/to/?http://[1:2]/x", "not an address of http or https"),
+        ("/to/?//[x/y", "not an address of http or https"),
     ],
 )
 def test_what_is_no_picture_of_a_public_host_is_not_fetched(fetch, host: str, path: str, reason: str) -> None:
@@ -182,6 +184,9 @@ def test_all_addresses_of_a_host_must_be_public(fetch, monkeypatch: pytest.Monke
         "http://host.example/a b.png",
         "http:///a.png",
         "//host.example/a.png",
+        "http://[1:2]/a.png",
+        "http://[.]/a.png",
+        "http://127.0.0.1:65616/a.png",
     ],
 )
 def test_addresses_of_another_form_are_not_fetched(fetch, address: str) -> None:
