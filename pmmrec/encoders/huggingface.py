@@ -210,6 +210,7 @@ def _load(folder: Path, config: Any, layout: Layout, *, with_pooler: bool) -> tu
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by their names
                 **_pooler_option(config, with_pooler),
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -223,6 +224,11 @@ def _load(folder: Path, config: Any, layout: Layout, *, with_pooler: bool) -> tu
     ) as error:  # of a setting that no model can have
         told = f"{type(error).__name__}: {in_one_line(error)}"
         raise CheckpointError(f"{folder}/config.json: no {config.model_type} can be built so: {told}") from error
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"{folder}: tensor {name} has shape {tuple(found)}, but config.json asks for {tuple(wanted)}; the two do "
+            "not belong together"
+        )
     missing = sorted(name for name in info["missing_keys"] if not re.fullmatch(layout.unused, name))
     if missing:
         raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}")

@@ -157,15 +157,15 @@ def _pool(path: Path, asked: Pool | None, warn: Callable[[str], object]) -> Pool
         return None
     tree = read_json(path)
     modes = tree.get("pooling_mode", [mode for switch, mode in _SWITCHES.items() if tree.get(switch)] or "mean")
-    found = modes if isinstance(modes, list) else [modes]
+    found = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
     if len(found) == 1 and found[0] in _POOLS:
         return _POOLS[found[0]]
     if asked is None:
         raise CheckpointError(
-            f"{path}: pools by {' and '.join(map(str, found))}; texts are pooled by cls, mean, max or last here: "
+            f"{path}: pools by {' and '.join(found)}; texts are pooled by cls, mean, max or last here: "
             "choose one in the recipe, such as pool: mean, or another backbone"
         )
-    warn(f"pool: the recipe says {asked}, {path} {' and '.join(map(str, found))}; the recipe counts")
+    warn(f"pool: the recipe says {asked}, {path} {' and '.join(found)}; the recipe counts")
     return None
 
 
@@ -173,7 +173,7 @@ def _say_prompt(path: Path, asked: str, warn: Callable[[str], object]) -> None:
     """A warning where another prompt is put before every text, unless the caller of the library says otherwise."""
     tree = read_json(path) if path.is_file() else {}
     name, prompts = tree.get("default_prompt_name"), tree.get("prompts")
-    prompt = prompts.get(name) if isinstance(prompts, Mapping) else None
+    prompt = prompts.get(str(name)) if isinstance(prompts, Mapping) else None
     if prompt and prompt != asked:
         put = f"{asked!r} is put" if asked else f"none is put there here; prefix: {prompt!r} does"
         warn(f"{path}: it was trained with {prompt!r} before each text (default_prompt_name); {put}")

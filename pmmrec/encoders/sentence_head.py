@@ -111,7 +111,7 @@ def _dense(config: Mapping[str, Any], folder: Path, width: int, *, with_weights:
         raise CheckpointError(f"{folder}/config.json: in_features and out_features must be whole numbers above 0")
     if in_features != width:
         raise CheckpointError(f"{folder}/config.json: in_features: {in_features}, but what enters is {width} wide")
-    activation = activation or "torch.nn.modules.activation.Tanh"  # the default of sentence-transformers
+    activation = str(activation or "torch.nn.modules.activation.Tanh")  # the default of sentence-transformers
     if activation not in ACTIVATIONS:
         known = ", ".join(name.rpartition(".")[2] for name in ACTIVATIONS)
         raise CheckpointError(f"{folder}/config.json: activation_function: {activation} is not known here; {known} are")

@@ -334,6 +334,11 @@ def _check_tokens(
             f"{folder}: its tokenizer has {tokenizer.num_ids} ids but its embedding {settings.vocab_size} rows; the "
             "two do not belong together"
         )
+    if tokenizer.prefix and len(tokenizer.encode([""])[0]) >= tokenizer.max_tokens:
+        raise RecipeError(
+            f"prefix: fills all {tokenizer.max_tokens} tokens of a text, so that nothing of the text is read; raise "
+            "max_tokens or shorten the prefix"
+        )
     if layout.positions_follow_padding and tokenizer.pad_token_id != settings.pad_token_id:
         raise CheckpointError(
             f"{folder}: its tokenizer pads with id {tokenizer.pad_token_id}, but config.json says pad_token_id: "

@@ -281,7 +281,7 @@ def _as_patches(pixels_RCHW: Tensor, patch: int) -> tuple[Tensor, dict[str, Any]
 
 def _own_size(settings: Any, layout: VisionLayout, where: str) -> int:
     if layout.reads_patches:
-        return math.isqrt(settings.num_patches) * int(settings.patch_size)
+        return math.isqrt(settings.num_patches) * square_side(settings.patch_size, where)
     if layout.is_map and not hasattr(settings, "image_size"):
         return SIZE_OF_MAPS
     return square_side(settings.image_size, where)

@@ -102,6 +102,10 @@ def test_a_setting_that_no_model_can_have_is_an_error(
         ({"hidden_size": 0}, r"config\.json: hidden_size: 0: must be above 0"),
         ({"num_attention_heads": -1}, r"config\.json: num_attention_heads: -1: must be above 0"),
         ({"num_hidden_layers": 10**5}, "num_hidden_layers: 100,000 blocks; at most 1,000 are built"),
+        (
+            {"intermediate_size": 12},
+            r"tensor encoder.layer.0.intermediate.dense.bias has shape \(16,\), but config.json asks for \(12,\)",
+        ),
     ],
 )
 def test_a_setting_of_a_folder_that_no_model_can_have_is_an_error(

@@ -196,6 +196,7 @@ def test_sentence_modules_without_any_are_refused(saved: Path) -> None:
         ({"in_features": 9}, "in_features: 9, but what enters is 8 wide"),
         ({"out_features": None}, "in_features and out_features must be whole numbers above 0"),
         ({"activation_function": "evil.Module"}, "activation_function: evil.Module is not known here"),
+        ({"activation_function": ["Tanh"]}, r"activation_function: \['Tanh'\] is not known here"),
         ({"use_residual": True}, "use_residual: True is not computed here; leave sentence_modules out"),
         ({"out_features": 4}, "cannot be opened"),
     ],
@@ -270,6 +271,7 @@ def test_a_recipe_that_says_the_same_is_not_told_of(saved: Path) -> None:
         ({"pooling_mode": ["cls", "max"]}, "cls and max"),
         ({"pooling_mode": 5}, "5"),
         ({"pooling_mode": None}, "None"),
+        ({"pooling_mode": [{}]}, "{}"),
     ],
 )
 def test_a_pooling_that_is_not_done_here_is_refused_unless_the_recipe_chooses(
@@ -302,6 +304,12 @@ def test_modules_that_are_left_out_and_prompts_that_are_not_put_are_told_of(save
     assert "'passage: ' before each text" in prompt
     (saved / "config_sentence_transformers.json").write_text(json.dumps({**prompts, "default_prompt_name": None}))
     assert len(opened(saved).warnings) == 1
+
+
+def test_a_prefix_that_leaves_no_room_for_the_text_is_refused(saved: Path) -> None:
+    assert opened(saved, prefix="a ").tokenizer.prefix == "a "
+    with pytest.raises(RecipeError, match="prefix: fills all 20 tokens of a text"):
+        opened(saved, prefix="a b c d e f g h i j k l")
 
 
 def test_texts_longer_than_those_of_its_training_are_told_of(saved: Path) -> None:
