@@ -161,6 +161,15 @@ def test_short_numbers_are_attended_to_in_float32(is_autocast: bool) -> None:
         torch.testing.assert_close(one, other.bfloat16(), rtol=1e-2, atol=1e-3)  # one rounding
 
 
+@pytest.mark.parametrize("name", list(LENGTHS))
+def test_a_second_backward_through_dropped_weights_gives_the_same_gradients(name: str) -> None:
+    packing = Packing(LENGTHS[name])
+    inputs = drawn(packing)
+    total = attend(*inputs, packing, dropout=0.4).sin().sum()
+    once, again = (torch.autograd.grad(total, inputs, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
 def test_dropped_weights_keep_a_byte_each() -> None:
     packing, kept_bytes = Packing([64]), []
     inputs = drawn(packing)
