@@ -218,7 +218,7 @@ def test_adapters_on_a_fresh_part_are_refused(text: HFText) -> None:
 def test_an_unsupported_architecture_is_an_error_that_names_the_supported_ones(tmp_path: Path) -> None:
     config = TimmConfig(architecture={"name": "resnet18", "channels": [4, 4, 8, 8]}, pool="mean", image_size=32)
     encoder = started(TimmVision, config, tmp_path / "resnet")
-    with pytest.raises(RecipeError, match=r"not supported in ResNet; supported: SwinTransformer, SwinTransformerV2, V"):
+    with pytest.raises(RecipeError, match=r"not supported in ResNet; supported: Eva, SwinTransformer, Swin"):
         adapt({"vision_encoder": encoder}, plan(vision_encoder=LORA))
 
 
