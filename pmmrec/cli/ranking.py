@@ -73,11 +73,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Rank the targets of a domain and compare with baselines; without training this is zero-shot."""
-    from pmmrec.evaluation.blend import BlendConfig
-    from pmmrec.report.outcomes import held_out_tables, outcome_tables, popularity_tables, stratum_notes
-    from pmmrec.settings import validate
+    from pmmrec.report.outcomes import blend_lines, held_out_tables, outcome_tables, popularity_tables, stratum_notes
     from pmmrec.system import load
-    from pmmrec.tables import Sentence
 
     with errors_for_people():
         other = None if split is None else split_rule(split, "--split")
@@ -106,9 +103,7 @@ def evaluate(
             show_json(outcome)
         else:
             show(*outcome_tables([outcome]), *held_out_tables(outcome), *popularity_tables([outcome]))
-            if outcome.blend is not None:
-                written = validate(BlendConfig, outcome.blend, "blend").written()
-                show(Sentence(f"scores are blended: --blend '{written}'"))
+            show(*blend_lines(outcome))
         for note in stratum_notes(outcome):
             warn(note)
 

@@ -136,19 +136,17 @@ class ListMaker:
         check_seen(seen)
         num_items = len(vectors_ND)
         if not 1 <= k <= num_items:
-            raise RecipeError(
-                f"k: {k} items cannot be recommended from a catalogue of {num_items}; take 1 to {num_items}"
-            )
+            found = f"k: {k} items cannot be recommended from a catalogue of {num_items}"
+            raise RecipeError(f"{found}; take 1 to {num_items}")
         scorer = recommender.scorer
         if scorer.reads_counts and counts is None:
             raise ValueError("counts: the scorer reads how often each item was touched, found None")
         self._recommender, self._vectors_ND, self._k, self._seen = recommender, vectors_ND, k, seen
         self._first_user = first_user
         self._device = device or vectors_ND.device
-        contents = as_ranked(contents, recommender)
+        self._blend, contents = blend, as_ranked(contents, recommender)
         if blend is not None and contents is not None:  # who touched them tells equal items apart
             contents = Contents(np.arange(num_items), contents.is_readable_N)
-        self._blend = blend
         self._candidates = RankedItems(num_items, contents, counts if scorer.reads_counts else None)
         first_C = torch.from_numpy(self._candidates.first_C).to(vectors_ND.device)
         is_all = len(first_C) == num_items

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pmmrec.evaluation.blend import BlendConfig
 from pmmrec.evaluation.outcome import DomainOutcome, Outcome
 from pmmrec.evaluation.significance import Interval
 from pmmrec.report.tables import Percent, ResultRow, results, shown_names
-from pmmrec.tables import Cell, PlainTable
+from pmmrec.settings import validate
+from pmmrec.tables import Cell, PlainTable, Sentence
 
 
 def result_rows(outcomes: Sequence[Outcome]) -> list[tuple[DomainOutcome, list[ResultRow]]]:
@@ -52,6 +54,14 @@ def popularity_tables(outcomes: Sequence[Outcome]) -> list[PlainTable]:
             if found.popularity:
                 by_domain.setdefault(found.domain, {})[outcome.name] = found
     return [_popularity_table(domain, systems) for domain, systems in by_domain.items()]
+
+
+def blend_lines(outcome: Outcome) -> list[Sentence]:
+    """The settings of a blend as `--blend` takes them, where there was one."""
+    if outcome.blend is None:
+        return []
+    written = validate(BlendConfig, outcome.blend, "blend").written()
+    return [Sentence(f"scores are blended: --blend '{written}'")]
 
 
 def stratum_notes(outcome: Outcome) -> list[str]:
