@@ -41,6 +41,14 @@ UNUSED = f"""{NUMBERED}
 """
 
 
+# Rows of a pair that has fewer interactions than rows, in several parts: which of them is left is unknown.
+AMBIGUOUS = """
+    WITH known AS (SELECT user_id, item_id, count(*) AS num FROM done GROUP BY ALL)
+    SELECT concat(user_id, '/', item_id) AS named FROM given JOIN known USING (user_id, item_id)
+    GROUP BY user_id, item_id, num HAVING count(*) > num AND count(DISTINCT part) > 1 ORDER BY min(row)
+"""
+
+
 @dataclass(frozen=True)
 class StoredSplit:
     """What was stored, and the rows of the file that are no interaction of the domain."""
@@ -65,8 +73,8 @@ def store_split(folder: Path, source: Path, name: str) -> StoredSplit:
     The file has columns user_id, item_id and split, which is train, validation or test; the nth row of a user and an
     item is the nth interaction of the two. Every interaction of the domain needs a row. All of them are held in memory.
 
-    Raises DataError for a file that cannot be read, another word, an interaction without a row, or one part for all
-    interactions; RecipeError where the domain has a split of that name.
+    Raises DataError for a file that cannot be read, another word, an interaction without a row, rows of several parts
+    for fewer interactions, or one part for all interactions; RecipeError where the domain has a split of that name.
     """
     domain = Domain.open(folder)
     path = _free_path(domain, name)
@@ -81,9 +89,15 @@ def store_split(folder: Path, source: Path, name: str) -> StoredSplit:
         connection.register("done", _interactions(domain))
         matched = connection.sql(MATCHED).to_arrow_table()
         rows = connection.sql(UNUSED).to_arrow_table()["named"]
+        several = _named(connection.sql(AMBIGUOUS).to_arrow_table()["named"])
     _refuse_lacking(matched, domain, source)
+    if several.count:
+        raise DataError(
+            f"{source}: more rows than interactions, in several parts, so that it is unknown which are left "
+            f"(user/item): {several}; keep the rows of the interactions of {domain.name} alone"
+        )
     counts = _write(path, matched["part"].to_numpy().astype(np.uint8), domain, str(source))
-    return StoredSplit(path, counts, Named.of(rows, np.ones(len(rows), dtype=bool)))
+    return StoredSplit(path, counts, _named(rows))
 
 
 def store_split_by(folder: Path, config: PartConfig, name: str) -> StoredSplit:
@@ -101,6 +115,10 @@ def store_split_by(folder: Path, config: PartConfig, name: str) -> StoredSplit:
         raise RecipeError(f"--by {config.type}: test_history is no part of a stored split; leave it out")
     part_H = np.concatenate([split.parts(stretch) for stretch in split.stretches()])
     return StoredSplit(path, _write(path, part_H, domain, f"--by {config.type}"), Named())
+
+
+def _named(rows: pa.ChunkedArray) -> Named:
+    return Named.of(rows, np.ones(len(rows), dtype=bool))
 
 
 def _free_path(domain: Domain, name: str) -> Path:

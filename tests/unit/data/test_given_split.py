@@ -65,6 +65,18 @@ def test_each_interaction_is_in_the_part_that_the_file_says(make_domain: Any, tm
     assert verify_domain(domain.folder) == []
 
 
+def test_more_rows_of_a_pair_than_interactions_are_refused_where_their_parts_differ(
+    make_domain: Any, tmp_path: Path
+) -> None:
+    domain = make_domain(SEQUENCES)
+    rows = rows_of(SEQUENCES, PARTS)
+    source = written(tmp_path / "parts.csv", [*rows, ("u00", "i00", "test"), ("u01", "i03", "train")])
+    with pytest.raises(DataError, match=r"unknown which are left \(user/item\): 1: 'u00/i00'; keep the rows"):
+        store_split(domain.folder, source, "paper")
+    written(source, [*rows, ("u01", "i03", "train")])
+    assert store_split(domain.folder, source, "paper").counts["train"] == 5
+
+
 def test_a_parquet_file_in_any_order_gives_the_same(make_domain: Any, tmp_path: Path) -> None:
     domain = make_domain([[0, 1, 2, 3], [3, 0, 1]])
     rows = rows_of([[0, 1, 2, 3], [3, 0, 1]], [["train", "validation", "test", "test"], ["train", "test", "train"]])
