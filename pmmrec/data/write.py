@@ -126,6 +126,8 @@ def new_folder(out: Path) -> Iterator[tuple[Path, bool]]:
 def _refuse_taken(out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise RecipeError(f"{out}: exists already; choose another --out or remove it")
+    if out.name.endswith(INCOMPLETE):
+        raise RecipeError(f"{out}: a name that ends in {INCOMPLETE} is that of a half-written folder; choose another")
 
 
 def _emptied(folder: Path) -> bool:

@@ -25,12 +25,14 @@ from pmmrec.settings import Config
 if TYPE_CHECKING:
     from scipy import sparse
 
+MAX_WEIGHT = 1e9  # scores stay finite in float32
+
 
 class BlendConfig(Config):
     """Settings of a blend, such as `--blend '{cooccurrence: 40, popularity: 8}'`."""
 
-    cooccurrence: float = Field(0.0, ge=0, description="Weight of the score of item-kNN.")
-    popularity: float = Field(0.0, ge=0, description="Weight of log(1 + how often an item was touched).")
+    cooccurrence: float = Field(0.0, ge=0, le=MAX_WEIGHT, description="Weight of the score of item-kNN.")
+    popularity: float = Field(0.0, ge=0, le=MAX_WEIGHT, description="Weight of log(1 + how often an item was touched).")
     num_neighbours: int | None = Field(None, ge=1, description="Of item-kNN; null: all items.")
     shrinkage: float = Field(10.0, ge=0, description="Of item-kNN.")
 

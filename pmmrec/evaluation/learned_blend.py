@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from torch import Tensor
 from pmmrec.data.splits import Holdout, Split
 from pmmrec.errors import DataError
 from pmmrec.evaluation.baselines import ItemKNN
-from pmmrec.evaluation.blend import BlendConfig, refuse_large
+from pmmrec.evaluation.blend import MAX_WEIGHT, BlendConfig, refuse_large
 from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.metrics import mean_metrics
 from pmmrec.evaluation.ranking import ScoreRows, Seen, rank_targets
@@ -88,8 +89,12 @@ def learned_blend(
 
 
 def _grid(score_qN: Tensor, near_qN: NDArray[np.float64], knn: dict[str, Any]) -> list[BlendConfig]:
-    """Pairs of weights on the scale of some users' scores, the smallest first."""
-    spread = float(score_qN.double().std(dim=1).mean())
+    """Pairs of weights on the scale of some users' scores, the smallest first.
+
+    All are 0 where scores have no spread, as of a single item, and where they are not finite, which ranking refuses.
+    """
+    spread = float(score_qN.double().std(dim=1).mean()) if score_qN.shape[1] > 1 else 0.0
+    spread = spread if math.isfinite(spread) else 0.0
     highest = float(near_qN.max(axis=1).mean())
     nears = COOCCURRENCES if highest > 0 else (0.0,)
     return [
@@ -101,7 +106,7 @@ def _grid(score_qN: Tensor, near_qN: NDArray[np.float64], knn: dict[str, Any]) -
 
 
 def _rounded(weight: float) -> float:
-    return float(f"{weight:.{DIGITS}g}")
+    return float(f"{min(weight, MAX_WEIGHT):.{DIGITS}g}")
 
 
 def _known(score_qN: Tensor, rows: slice) -> Tensor:

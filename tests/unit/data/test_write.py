@@ -77,3 +77,10 @@ def test_batches_grow_to_the_limit_and_no_further(tmp_path: Path) -> None:
         assert reader.read_all().num_rows == 72
     assert max(sizes) <= MAX_BATCH_BYTES
     assert len(sizes) == 3
+
+
+def test_the_name_of_a_half_written_folder_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "shop.incomplete"
+    with pytest.raises(RecipeError, match=r"ends in \.incomplete is that of a half-written folder"), new_folder(out):
+        pytest.fail("filled")
+    assert not out.exists()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pmmrec.data.contents import Contents
 from pmmrec.data.splits import Split
@@ -115,6 +116,26 @@ def test_a_model_that_needs_no_help_gets_none(split: Split) -> None:
     score_QN[torch.arange(holdout.num_queries), torch.from_numpy(holdout.target)] = 1000.0
     config = learned_blend(lambda rows: score_QN[rows], split, holdout, "exclude", ALL).config
     assert (config.cooccurrence, config.popularity) == (0, 0)
+
+
+def test_a_single_item_needs_no_blend(make_split: MakeSplit) -> None:
+    alone = make_split([[0, 0, 0, 0], [0, 0, 0]], 1)
+    holdout = alone.holdout("validation")
+    config = learned_blend(lambda rows: torch.ones(2, 1)[rows], alone, holdout, "include", np.ones(1, bool)).config
+    assert (config.cooccurrence, config.popularity) == (0, 0)
+
+
+def test_scores_that_are_not_finite_are_refused(split: Split) -> None:
+    holdout = split.holdout("validation")
+    score_QN = torch.full((holdout.num_queries, NUM_ITEMS), torch.nan)
+    with pytest.raises(DataError, match="scores must be finite"):
+        learned_blend(lambda rows: score_QN[rows], split, holdout, "exclude", ALL)
+
+
+def test_a_weight_that_leaves_no_finite_score_is_refused() -> None:
+    for name in ("cooccurrence", "popularity"):
+        with pytest.raises(ValidationError, match=f"{name}\n.*less than or equal to 1000000000"):
+            BlendConfig(**{name: 1e30})
 
 
 def test_a_blend_is_refused_without_validation_targets_and_where_it_does_not_fit(
