@@ -53,6 +53,7 @@ def test_stats_of_several_domains(world: Path, pmmrec: Pmmrec) -> None:
     assert set(bazaar) == {
         *("name", "num_users", "num_items", "num_interactions", "mean_length", "median_length", "density"),
         *("share_repeated", "num_with_text", "num_with_image", "num_cold_items", "num_with_column"),
+        *("longest", "sparsity", "mean_words", "mean_characters", "mean_tokens"),
     }
     assert bazaar["mean_length"] == bazaar["num_interactions"] / 60
     assert 0 < bazaar["density"] < 1

@@ -30,7 +30,7 @@ def edit_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda model: model["user_encoder"].update(num_heads=3), "its model cannot be built: user_encoder.num_heads"),
         (lambda model: model["user_encoder"].update(num_layers=10**9), "user_encoder.num_layers: .* 1000"),
         (lambda model: model["item_encoder"]["fusion"].update(num_layers=10**9), "fusion.num_layers: .* 1000"),
-        (lambda model: model["item_encoder"]["vision"].update(image_size=1), "1 pixels hold no patch of 4"),
+        (lambda model: model["item_encoder"]["vision"].update(image_size=1), "patches of 4 pixels do not fill 1"),
     ],
     ids=["heads", "layers", "fusion layers", "pixels"],
 )
