@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,7 @@ from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
 
 BREAKS = str.maketrans("\t\r\n", "   ")
+TYPED = re.compile(r"[^:]+:(token|token_seq|float|float_seq)")  # a column that was imported from RecBole
 RECBOLE_PARTS = dict(zip(WORDS, ("train", "valid", "test"), strict=True))
 VECTORS_AT_ONCE = 4096
 
@@ -24,13 +26,17 @@ VECTORS_AT_ONCE = 4096
 def write_recbole(domain: Domain, folder: Path, name: str, split: Split | None) -> list[str]:
     """Write `NAME.item` and `NAME.inter`; with a split `NAME.train.inter`, `NAME.valid.inter` and `NAME.test.inter`.
 
-    Returns notes. Raises DataError for ids with tabs or line ends, and for columns whose names hold a colon.
+    Returns notes. Columns that were imported from RecBole keep their types. Raises DataError for ids with tabs or line
+    ends, and for columns whose names hold another colon or are taken.
     """
     _refuse_breaks(domain)
-    wrong = [one for one in domain.attributes if ":" in one or one != one.translate(BREAKS)]
-    if wrong:
-        raise DataError(f"{domain.folder}: column {wrong[0]!r} of items cannot be named in a header of RecBole")
-    header = ["item_id:token", "text:token_seq", *(f"{one}:token" for one in domain.attributes)]
+    header = ["item_id:token", "text:token_seq"]
+    for column in domain.attributes:
+        typed = column if TYPED.fullmatch(column) else f"{column}:token"
+        is_taken = typed.partition(":")[0] in [one.partition(":")[0] for one in header]
+        if typed.count(":") > 1 or is_taken or column != column.translate(BREAKS):
+            raise DataError(f"{domain.folder}: column {column!r} of items cannot be named in a header of RecBole")
+        header.append(typed)
     with _opened(folder / f"{name}.item", header) as items:
         for _, batch in item_batches(domain):
             items.writelines(_lines(column.to_pylist() for column in batch.columns))

@@ -153,6 +153,21 @@ def test_ids_that_a_layout_cannot_hold_are_refused_and_nothing_stays(home: Path,
         exported(domain, home / "files", "csv")
 
 
+def test_a_domain_of_recbole_is_exported_as_recbole_again(home: Path) -> None:
+    log = {"user_id": ["u"] * 2, "item_id": ["a", "c"]}
+    items = {"item_id": ["a", "c"], "text": ["t", "s"], "brand:token": ["x", "y"], "price:float": ["1.5", "2"]}
+    exported(Domain.from_tables(items, log, out=home / "domain", k_core=None), home / "files", "recbole")
+    assert (home / "files" / "files.item").read_text().splitlines() == [
+        "item_id:token\ttext:token_seq\tbrand:token\tprice:float",
+        "a\tt\tx\t1.5",
+        "c\ts\ty\t2",
+    ]
+    for place, name in enumerate(("brand:price:token", "brand:words", "text:float")):
+        odd = Domain.from_tables({**items, name: ["1", "2"]}, log, out=home / f"odd{place}", k_core=None)
+        with pytest.raises(DataError, match=f"column '{name}' of items cannot be named in a header of RecBole"):
+            exported(odd, home / f"odd{place}_files", "recbole")
+
+
 def test_csv_holds_texts_as_they_are(home: Path) -> None:
     domain = made(home / "source", None)
     exported(domain, home / "files", "csv")
