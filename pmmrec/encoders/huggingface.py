@@ -19,7 +19,7 @@ from pmmrec.context import Backbone
 from pmmrec.encoders.backbone import is_dry_run
 from pmmrec.encoders.pins import settle
 from pmmrec.encoders.trainable import Layout
-from pmmrec.encoders.weights import refuse_broken_numbers, refuse_leftovers
+from pmmrec.encoders.weights import refuse_broken_numbers, refuse_integers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
 
 MAX_JSON_BYTES = 10_000_000
@@ -133,6 +133,7 @@ def open_model(
                 f"{backbone.folder}: {len(unused)} tensors of its blocks are not used, such as {unused[0]}: they were "
                 f"trained with something that {type(model).__name__} does not compute"
             )
+        refuse_integers(backbone.folder)
         refuse_broken_numbers(model, backbone.folder)
         return model
     return new_model(config, str(backbone.folder), with_pooler=with_pooler)

@@ -37,7 +37,7 @@ from pmmrec.encoders.pixels import (
 from pmmrec.encoders.prefix import CanBeCut
 from pmmrec.encoders.timm_layouts import LAYOUTS, REFUSED, TimmLayout
 from pmmrec.encoders.trainable import find_layout, pooled_by, pools_of
-from pmmrec.encoders.weights import WEIGHTS, refuse_broken_numbers, refuse_leftovers
+from pmmrec.encoders.weights import WEIGHTS, refuse_broken_numbers, refuse_integers, refuse_leftovers
 from pmmrec.errors import CheckpointError, RecipeError
 
 _SMALL: Mapping[str, Any] = {
@@ -190,6 +190,7 @@ class TimmVision(CanBeCut, VisionEncoder):
             refuse_leftovers(backbone.folder)
         if backbone.is_pretrained and not is_dry_run():
             _load(self.backbone, backbone.folder, self._layout)
+            refuse_integers(backbone.folder)
             refuse_broken_numbers(self.backbone, backbone.folder)
         warnings: list[str] = []
         if backbone.is_pretrained:

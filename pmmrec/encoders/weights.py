@@ -13,6 +13,7 @@ WEIGHTS = "model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
 # transformers puts adapters that lie beside whole weights on them without a word.
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+LEARNED = (".weight", ".bias")
 MAX_LISTED = 3
 
 
@@ -26,6 +27,19 @@ def refuse_leftovers(folder: Path) -> None:
             )
     if (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
         raise CheckpointError(f"{folder}: holds {WEIGHTS} and {SHARDS}, two sets of weights; remove the older one")
+
+
+def refuse_integers(folder: Path) -> None:
+    """CheckpointError, naming file and tensor, for weights of whole numbers, as quantised files hold."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not iterable
+                kind = tensors.get_slice(name).get_dtype()
+                if name.endswith(LEARNED) and not kind.startswith(("F", "BF")):
+                    raise CheckpointError(
+                        f"{path}: {name} holds numbers of type {kind}, as quantised weights do; take a copy in "
+                        "float32, float16 or bfloat16"
+                    )
 
 
 def refuse_broken_numbers(backbone: nn.Module, folder: Path) -> None:

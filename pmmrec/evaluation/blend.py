@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.splits import Holdout, Split
@@ -35,6 +36,12 @@ class BlendConfig(Config):
     popularity: float = Field(0.0, ge=0, le=MAX_WEIGHT, description="Weight of log(1 + how often an item was touched).")
     num_neighbours: int | None = Field(None, ge=1, description="Of item-kNN; null: all items.")
     shrinkage: float = Field(10.0, ge=0, description="Of item-kNN.")
+
+    @model_validator(mode="after")
+    def _neighbours_are_read(self) -> Self:
+        if not self.cooccurrence and self.model_fields_set & {"num_neighbours", "shrinkage"}:
+            raise ValueError("num_neighbours and shrinkage have no effect without cooccurrence; leave them out")
+        return self
 
     def written(self) -> str:
         """The settings as one line of YAML, without those at their default."""

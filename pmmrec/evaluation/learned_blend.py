@@ -96,11 +96,9 @@ def _grid(score_qN: Tensor, near_qN: NDArray[np.float64], knn: dict[str, Any]) -
     spread = float(score_qN.double().std(dim=1).mean()) if score_qN.shape[1] > 1 else 0.0
     spread = spread if math.isfinite(spread) else 0.0
     highest = float(near_qN.max(axis=1).mean())
-    nears = COOCCURRENCES if highest > 0 else (0.0,)
+    nears = [_rounded(near * spread / highest) for near in COOCCURRENCES] if highest > 0 else [0.0]
     return [
-        BlendConfig(
-            cooccurrence=_rounded(near * spread / (highest or 1.0)), popularity=_rounded(popularity * spread), **knn
-        )
+        BlendConfig(cooccurrence=near, popularity=_rounded(popularity * spread), **(knn if near else {}))
         for near, popularity in product(nears, POPULARITIES)
     ]
 

@@ -56,6 +56,16 @@ def test_a_folder_without_weights(saved: Any, reads: str, model_type: str) -> No
 
 
 @pytest.mark.parametrize(("reads", "model_type"), PARTS)
+def test_weights_of_whole_numbers(saved: Any, reads: str, model_type: str) -> None:
+    folder = saved(reads, model_type)
+    state = load_file(folder / WEIGHTS)
+    name = next(name for name, tensor in state.items() if name.endswith(".weight") and tensor.dim() > 1)
+    save_file({**state, name: (state[name] * 100).to(torch.int8)}, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{name} holds numbers of type I8, as quantised weights do; take"):
+        opened(reads, folder)
+
+
+@pytest.mark.parametrize(("reads", "model_type"), PARTS)
 def test_numbers_that_are_not_finite(saved: Any, reads: str, model_type: str) -> None:
     folder = saved(reads, model_type)
     state = load_file(folder / WEIGHTS)

@@ -138,6 +138,11 @@ def test_a_weight_that_leaves_no_finite_score_is_refused() -> None:
             BlendConfig(**{name: 1e30})
 
 
+def test_settings_of_item_knn_without_its_weight_are_refused() -> None:
+    with pytest.raises(ValidationError, match="have no effect without cooccurrence"):
+        BlendConfig(popularity=1.0, shrinkage=2.0)
+
+
 def test_a_blend_is_refused_without_validation_targets_and_where_it_does_not_fit(
     make_split: MakeSplit, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
