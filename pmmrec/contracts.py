@@ -374,6 +374,7 @@ class Views:
     num_slots_U: Tensor | None = None  # int64, slots of each item in all processes; None: the windows are all there are
     peers: Peers | None = None  # None: the users of the windows are all there are
     unpropagated: Nodes | None = None  # None: no objective asks for `View.NODES`, or vectors are not at hand
+    propagated: Nodes | None = None  # what the graph made of them; None likewise
 
     def read(self, request: WindowRequest, objective: str) -> tuple[WindowPass, UserStates]:
         """A pass and its states. ValueError that names the objective where the batch does not hold the pass."""

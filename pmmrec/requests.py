@@ -40,7 +40,7 @@ class View(str, Enum):
     CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
     REWORDED = "reworded"  # item vectors from a second text, as a stream of this name, in training
     SYNTHETIC = "synthetic"  # vectors of items that do not exist, one made from each item, likewise
-    NODES = "nodes"  # vectors of items and of users known by id, as they are before a graph propagates them
+    NODES = "nodes"  # vectors of items and of users known by id, before a graph propagates them and after
 
 
 class WindowRequest(Config):

@@ -171,6 +171,11 @@ class BatchBuilder:
     def steps_per_epoch(self) -> int:
         return self._sampler.steps_per_epoch
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a user must know of the examples of each domain."""
+        return [one.warning for one in self._examples if one.warning is not None]
+
     @cached_property
     def catalogue(self) -> ItemInputs | None:
         """This process's share of all items, for all steps; None where a batch holds the items of its windows."""

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, IdSpec, ItemInputs, ItemVectors
 from pmmrec.encoders import Encoder, EncoderConfig
+from pmmrec.errors import RecipeError
 from pmmrec.head import HeadActivation, blocks_of
 from pmmrec.modality import ITEM_ID
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
@@ -35,10 +36,11 @@ class WithIdsConfig(ItemEncoderConfig):
 
     type: Literal["with_ids"] = "with_ids"
     content: ContentField = Field(description="The item encoder that reads items: towers, features, ...")
-    join: Literal["add", "concat", "stream"] = Field(
+    join: Literal["add", "concat", "beside", "stream"] = Field(
         "add",
-        description="How the vector of the id and that of the content become one. stream: they do not; the item is its "
-        "id, and the content is the stream `content` of a user encoder that reads it.",
+        description="How the vector of the id and that of the content become one. beside: they stand side by side, and "
+        "share the width (VBPR). stream: they do not; the item is its id, and the content is the stream `content` of a "
+        "user encoder that reads it.",
     )
     layers: int | None = Field(
         None,
@@ -52,7 +54,10 @@ class WithIdsConfig(ItemEncoderConfig):
         "none", description="sqrt_width: vectors of ids are multiplied by the root of the width, as in CARCA."
     )
     content_width: int | None = Field(
-        None, ge=1, description="Length of the content's vector; null: the width of the model, which `add` needs."
+        None,
+        ge=1,
+        description="Length of the content's vector; null: the width of the model, which `add` needs, and for beside "
+        "half of it.",
     )
 
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -60,6 +65,8 @@ class WithIdsConfig(ItemEncoderConfig):
         {"content": _CLIP, "layers": 2},
         {"content": _CLIP, "join": "concat", "scale_ids": "sqrt_width", "content_width": 7, "activation": "none"},
         {"content": _CLIP, "join": "concat", "layers": 3, "activation": "relu"},
+        {"content": _CLIP, "join": "beside"},
+        {"content": _CLIP, "join": "beside", "content_width": 3},
         {"content": _CLIP, "join": "stream", "content_width": 7},
     )
 
@@ -73,8 +80,8 @@ class WithIdsConfig(ItemEncoderConfig):
             raise ValueError("content_width: vectors that are added have the width of the model; leave it out")
         if self.join == "concat" and self.layers == 0:
             raise ValueError("layers: 0 would leave two vectors side by side; concat needs 1 or more")
-        if self.join == "stream" and self.layers:
-            raise ValueError("layers: has no effect with join: stream, which joins nothing; leave it out")
+        if self.join in ("beside", "stream") and self.layers:
+            raise ValueError(f"layers: has no effect with join: {self.join}, which joins nothing; leave it out")
         return self
 
     @property
@@ -112,8 +119,9 @@ class WithIdsConfig(ItemEncoderConfig):
 class WithIds(ItemEncoder):
     """Join a learned vector `(D,)` of each item's id with the vector of its content, which another item encoder gives.
 
-    With e of the id and c of the content, `add` is e + c and `concat` is MLP([e; c]), whose blocks are dropout, linear
-    layer and activation; with `stream` the item is e, and c goes to the user encoder beside it. An item without content
+    With e of the id and c of the content, `add` is e + c, `concat` is MLP([e; c]), whose blocks are dropout, linear
+    layer and activation, and `beside` is [e; c], of which c has `content_width` numbers and e the rest of D; with
+    `stream` the item is e, and c goes to the user encoder beside it. An item without content
     has c = 0, and one that training never meets keeps the e that it began with. Blocks start as torch's, vectors of ids
     as normal(0.02). No two items are the same, and what is learned serves the items of the run alone; the plan
     `transfer: {load: ["*"], fresh: [item_table], drop: [item_table]}` takes the rest to another domain.
@@ -123,6 +131,7 @@ class WithIds(ItemEncoder):
     | `join: add` | ID + modality of MoRec (https://arxiv.org/abs/2303.13835, released code); UniSRec, transductive |
     | `join: concat`, `layers: 1` or `3` | the same, with an MLP |
     | `join: concat`, `activation: none`, `dropout: 0`, `scale_ids: sqrt_width`, `content_width` 5 D | CARCA |
+    | `join: beside`, content a linear layer, users of a table | VBPR (https://arxiv.org/abs/1510.01784) |
     | `join: stream` | FDSA (https://www.ijcai.org/proceedings/2019/600) |
 
     Example:
@@ -136,11 +145,17 @@ class WithIds(ItemEncoder):
 
     def __init__(self, config: WithIdsConfig, context: BuildContext) -> None:
         super().__init__()
-        width, content_width = context.width, config.content_width or context.width
+        width = context.width
+        content_width = config.content_width or (width // 2 if config.join == "beside" else width)
+        if config.join == "beside" and not 0 < content_width < width:
+            raise RecipeError(
+                f"model.item_encoder: the content takes {content_width} of the {width} numbers of model.width, and "
+                "join: beside needs some for the id as well; choose a larger width, or a smaller content_width"
+            )
         content_class: Any = item_encoders.part_class(config.content)
         self.how, self.content_width = config.join, content_width
         self.scale = math.sqrt(width) if config.scale_ids == "sqrt_width" else 1.0
-        self.item_table = RowTable(context.catalogues, width)
+        self.item_table = RowTable(context.catalogues, width - content_width if config.join == "beside" else width)
         self.content: ItemEncoder = content_class(config.content, dataclasses.replace(context, width=content_width))
         width_in = width + content_width if config.join == "concat" else width
         self.join = nn.Sequential(*blocks_of(config.num_layers, width_in, width, config.activation, config.dropout))

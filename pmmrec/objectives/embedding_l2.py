@@ -22,9 +22,16 @@ class EmbeddingL2Config(TargetsConfig):
     """Settings of the L2 term."""
 
     type: Literal["embedding_l2"] = "embedding_l2"
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"targets": "last", "negatives": None})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"targets": "last", "negatives": None},
+        {"of": "propagated"},
+    )
     negatives: DrawnNegatives | None = Field(
         DrawnNegatives(), description="Whose vectors count beside those of targets: as the objective beside draws them."
+    )
+    of: Literal["unpropagated", "propagated"] = Field(
+        "unpropagated", description="Vectors as they are before a graph passes them on, or after (LATTICE, BM3)."
     )
 
 
@@ -33,8 +40,9 @@ class EmbeddingL2(Objective):
     """Half the mean squared length of the vectors that a target is about: of its user, itself and its negatives.
 
     The term of a target is `1/2 (|u|^2 + |i|^2 + sum over negatives of |j|^2)`, of vectors before a graph propagates
-    them (LightGCN, arXiv 2002.02126, eq. 15, over a batch as in its released code). Its `weight` is the paper's lambda.
-    Users that are not known by id have no vector, and add nothing.
+    them (LightGCN, arXiv 2002.02126, eq. 15, over a batch as in its released code), or after. Its `weight` is the
+    paper's lambda. Differs from MMRec, whose term is for most systems the length and not its square. Users that are not
+    known by id have no vector, and add nothing.
 
     Example:
         objectives: {bpr: {type: bpr}, l2: {type: embedding_l2, weight: 1e-4}}
@@ -53,8 +61,9 @@ class EmbeddingL2(Objective):
         index_K1, is_counted_K1 = targets.target_K[:, None], targets.is_counted_K[:, None]
         if self.config.negatives is not None:
             index_K1 = torch.cat((index_K1, targets.negatives(self.config.negatives, self.config.type)), dim=1)
-        items = views.items if views.unpropagated is None else views.unpropagated.items
-        user_MD = None if views.unpropagated is None else views.unpropagated.user_MD
+        nodes = views.unpropagated if self.config.of == "unpropagated" else views.propagated
+        items = views.items if nodes is None else nodes.items
+        user_MD = None if nodes is None else nodes.user_MD
         with outside_autocast(index_K1.device):
             total = torch.where(is_counted_K1, _square(items.fused_UD)[index_K1], 0.0).sum()
             if user_MD is not None and views.windows.user_index_B is not None:

@@ -324,6 +324,8 @@ class Batches:
         division = Division(processes.rank, processes.world, gathers(gather, processes.world), parts)
         rules = (sources.splits, reader, config, task.requests, batch_users, seed, division)
         self._builder: BatchBuilder = BatchBuilder(*rules, examples, None if beside is None else beside._builder)
+        for warning in self._builder.warnings if examples is None else ():
+            log.warn(warning)
         self._loader = BatchLoader(self._builder, config.workers)
         self._reader = reader
         # The catalogue, where every step holds all of it.

@@ -156,7 +156,7 @@ class TrainingTask(nn.Module):
         nodes = self.recommender.nodes(items, with_users=asks_nodes)
         propagated = self.recommender.propagate(nodes)
         views = self._views(propagated.items, batch, self._states(propagated, batch.windows))
-        return dataclasses.replace(views, unpropagated=nodes) if asks_nodes else views
+        return dataclasses.replace(views, unpropagated=nodes, propagated=propagated) if asks_nodes else views
 
     def _encode(self, items: ItemInputs) -> ItemVectors:
         encoder = self.recommender.item_encoder

@@ -25,10 +25,13 @@ def with_nodes(views: Views, seed: int, *, has_users: bool) -> Views:
     users = torch.randn(9, 5, generator=draw, dtype=torch.float64).requires_grad_() if has_users else None
     index = torch.randint(0, 9, (len(views.windows.item_index_BS),), generator=draw)
     windows = dataclasses.replace(views.windows, user_index_B=index)
-    return dataclasses.replace(views, windows=windows, unpropagated=Nodes(ItemVectors(items), users))
+    nodes, passed = Nodes(ItemVectors(items), users), Nodes(views.items, None if users is None else 2 * users)
+    return dataclasses.replace(views, windows=windows, unpropagated=nodes, propagated=passed)
 
 
-@pytest.mark.parametrize("settings", [{}, {"negatives": {"count": 3}, "targets": "last"}, {"negatives": None}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"negatives": {"count": 3}, "targets": "last"}, {"negatives": None}, {"of": "propagated"}]
+)
 @pytest.mark.parametrize("has_users", [True, False])
 def test_the_sum_equals_its_loops(
     tiny_batch: Callable[..., Any], assert_twins: Callable[..., None], settings: dict[str, Any], has_users: bool
@@ -41,7 +44,7 @@ def test_the_sum_equals_its_loops(
         views = with_nodes(batch.views, seed, has_users=has_users)
         if config.negatives is not None:
             views = with_negatives(views, config.negatives, seed)
-        leaves = {"items before": views.unpropagated.items.fused_UD}
+        leaves = {"items before": views.unpropagated.items.fused_UD} if config.of == "unpropagated" else {}
         if has_users:
             leaves["users before"] = views.unpropagated.user_MD
         expected = l2_by_loops(objective, views)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pmmrec.context import BuildContext, Catalogue
 from pmmrec.contracts import ItemInputs, StoredInputs
+from pmmrec.errors import RecipeError
 from pmmrec.models.with_ids import WithIds, WithIdsConfig
 from pmmrec.packing import HostArray
 
@@ -44,6 +45,8 @@ def by_loops(encoder: WithIds, items: ItemInputs, settings: dict[str, Any]) -> t
     state = dict(encoder.named_parameters())
     table, weight = state["item_table.vector.weight"], state["content.feature_encoder.projections.0.weight"]
     bias, width = state["content.feature_encoder.projections.0.bias"], settings.get("content_width", WIDTH)
+    if settings.get("join") == "beside":
+        width = settings.get("content_width", WIDTH // 2)
     layers = sorted({int(key.split(".")[1]) for key in state if key.startswith("join.")})
     rows, clips = [2, 0, 3 + 1], {0: 0, 2: 1}  # films follow the three books
     vectors, contents = [], []
@@ -53,8 +56,8 @@ def by_loops(encoder: WithIds, items: ItemInputs, settings: dict[str, Any]) -> t
             clip = items.fields["clip"].vector_RF[clips[item]]
             content = [bias[c] + sum(weight[c, f] * clip[f] for f in range(3)) for c in range(width)]
         scale = math.sqrt(WIDTH) if settings.get("scale_ids") == "sqrt_width" else 1
-        vector = [scale * table[row, d] for d in range(WIDTH)]
-        if settings.get("join") == "concat":
+        vector = [scale * number for number in table[row]]
+        if settings.get("join") in ("concat", "beside"):
             vector = vector + content
         elif settings.get("join") != "stream":
             vector = [vector[d] + content[d] for d in range(WIDTH)]
@@ -74,6 +77,8 @@ def by_loops(encoder: WithIds, items: ItemInputs, settings: dict[str, Any]) -> t
         {"join": "concat"},
         {"join": "concat", "layers": 3, "activation": "relu"},
         {"join": "concat", "activation": "none", "scale_ids": "sqrt_width", "content_width": 5 * WIDTH},
+        {"join": "beside"},
+        {"join": "beside", "content_width": 3, "scale_ids": "sqrt_width"},
         {"join": "stream", "content_width": 3},
         {"join": "stream", "scale_ids": "sqrt_width"},
     ],
@@ -96,6 +101,11 @@ def test_values_and_gradients_are_those_of_loops(settings: dict[str, Any]) -> No
     ours, theirs = (torch.autograd.grad(loss, list(encoder.parameters())) for loss in losses)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-14)  # measured 4e-16
+
+
+def test_ids_need_some_of_the_width() -> None:
+    with pytest.raises(RecipeError, match="takes 4 of the 4 numbers"):
+        encoder_of(join="beside", content_width=4)
 
 
 def test_an_item_without_content_is_known_by_its_id_and_can_be_ranked() -> None:

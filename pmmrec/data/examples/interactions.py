@@ -55,6 +55,24 @@ class Interactions(Examples):
     def num_examples(self) -> int:
         return int(self._offsets[-1])
 
+    @property
+    def warning(self) -> str | None:
+        """Names users and items without a training interaction."""
+        domain, named = self.split.domain, []
+        users, items = np.flatnonzero(np.diff(self._offsets) == 0), np.flatnonzero(self.split.train_counts == 0)
+        if len(users):
+            first = domain.sequences.user_id(int(users[0]))
+            named.append(f"{len(users):,} of {domain.num_users:,} users, such as {first!r}")
+        if len(items):
+            first = domain.item_ids[int(items[0])].as_py()
+            named.append(f"{len(items):,} of {domain.num_items:,} items, such as {first!r}")
+        if not named:
+            return None
+        return (
+            f"{domain.name}: {' and '.join(named)}, have no training interaction; their ids learn nothing, and they "
+            "are ranked by what else the model reads of them"
+        )
+
     def user(self, number: int) -> int:
         if not 0 <= number < self.num_examples:
             raise IndexError(f"interaction {number} of {self.num_examples}")

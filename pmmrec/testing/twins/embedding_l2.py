@@ -16,8 +16,9 @@ from pmmrec.testing.twins.slots import readable
 def l2_by_loops(objective: EmbeddingL2, views: Views) -> tuple[Tensor, int]:
     """One target after another, one number after another."""
     config, is_readable = objective.config, readable(views.items)
-    items = views.items if views.unpropagated is None else views.unpropagated.items
-    users = None if views.unpropagated is None else views.unpropagated.user_MD
+    nodes = views.propagated if config.of == "propagated" else views.unpropagated
+    items = views.items if nodes is None else nodes.items
+    users = None if nodes is None else nodes.user_MD
     of_pass = views.windows.passes[config.window]
     total, count = torch.zeros((), dtype=torch.float64), 0
     for b, position in of_pass.is_target_BL.nonzero().tolist():

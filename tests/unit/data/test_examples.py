@@ -14,6 +14,8 @@ from pmmrec.contracts import Batch
 from pmmrec.data.batches import BatchBuilder, DataConfig, Division
 from pmmrec.data.examples import ExampleKind, example_kinds
 from pmmrec.data.examples.interactions import Interactions
+from pmmrec.data.sequences import Stretch
+from pmmrec.data.splits import Split, SplitPart
 from pmmrec.errors import RecipeError
 from pmmrec.family import Entry
 from pmmrec.requests import DrawnNegatives, Masked, NextItems, Requests, View, WindowRequest
@@ -93,6 +95,25 @@ def test_an_interaction_that_is_not_there_is_an_error(shops: Shops) -> None:
 def test_objectives_that_read_histories_are_refused(shops: Shops, request_: WindowRequest) -> None:
     with pytest.raises(RecipeError, match="interactions have no history, but an objective reads"):
         builder(shops, Requests.of(request_))
+
+
+def test_users_and_items_without_a_training_interaction_are_named(shops: Shops) -> None:
+    split = shops.splits[0]
+    first, alone = split.domain.user_ids[0].as_py(), split.domain.item_ids[0].as_py()
+
+    class FewerInteractions(Split):
+        """All train but those of the first user and of the first item."""
+
+        def parts(self, stretch: Stretch) -> np.ndarray:
+            is_left_out_H = stretch.item_H == 0
+            if stretch.first == 0:
+                is_left_out_H |= np.arange(len(stretch.item_H)) < stretch.offset_B[1]
+            return np.where(is_left_out_H, SplitPart.VALIDATION, SplitPart.TRAIN).astype(np.uint8)
+
+    told = Interactions(FewerInteractions(split.config, split.domain)).warning
+    assert told is not None
+    assert f"1 of {split.domain.num_users} users, such as {first!r}" in told
+    assert f"of {split.domain.num_items} items, such as {alone!r}, have no training interaction" in told
 
 
 @pytest.mark.parametrize("written", ["windows", "interactions", {"type": "windows"}, {"type": "interactions"}])
