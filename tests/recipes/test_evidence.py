@@ -340,6 +340,20 @@ def test_a_fresh_run_takes_the_place_of_a_whole_one_and_gives_the_same_again(cop
     assert copy.results.cell(KNOWN).systems == before
 
 
+def test_a_search_whose_runs_are_gone_is_taken_from_a_result_that_records_it(copy: Place) -> None:
+    (best,) = (copy.folder / "home" / "searches" / "bazaar_a").glob("*/best.yaml")
+    found, before = yaml.safe_load(best.read_text()), copy.results.cell(SEARCHED)
+    for folder in ("searches", "cells"):
+        shutil.rmtree(copy.folder / "home" / folder)
+    with working_in(copy.folder):
+        assert copy.runner().measure(Wanted(cells=(SEARCHED,)), jobs=1) == {}
+    assert [line for line in copy.said if line.startswith("started")] == [f"started {SEARCHED} seed 1"]
+    places = {"hub": str(copy.folder / "home" / "hub"), "cache": str(copy.folder / "cache")}
+    assert yaml.safe_load(best.read_text()) == {**found, **places}
+    now = copy.results.cell(SEARCHED)
+    assert (now.systems, now.chosen, now.identity) == (before.systems, before.chosen, before.identity)
+
+
 def test_changed_data_is_imported_again_and_makes_stale_what_was_measured_on_it(copy: Place) -> None:
     path = copy.data / "boutique" / "interactions.parquet"
     actions = pq.read_table(path)

@@ -34,6 +34,7 @@ from tests.real.evidence.plan import (
     domain_of,
     shown_reference,
 )
+from tests.real.evidence.recalled import recall
 from tests.real.evidence.runs import RANKS_FILE, Processes, Run, Stamp, checkpoint_hash, training_of
 
 Say = Callable[[str], None]
@@ -134,7 +135,9 @@ class Runner:
         for cell_id, cell_runs in runs.items():
             own = [run for run in cell_runs if wanted.fresh or run.stamp() is None]
             before = self._layout.before(cell_id, identities) if own else []
-            todo += [run for run in before if run.stamp() is None and run.label not in {one.label for one in todo}]
+            before = [run for run in before if run.stamp() is None and run.label not in {one.label for one in todo}]
+            recalled = () if wanted.fresh else (self._plan, self._results, self._layout, identities)
+            todo += [run for run in before if not recalled or not recall(run, *recalled)]
             todo += own
         self._progress.num_runs = len(todo)
         self._work(todo, runs, identities, processes, jobs)
