@@ -70,7 +70,9 @@ def pretrained_features(
 def _with_one_encoder(recipe: str, model: ModelConfig, vectors: str) -> ModelConfig:
     """The model with the encoder alone that reads the field."""
     field, _, kind = vectors.rpartition(".")
-    encoders = {name: one for name, one in model.item_encoder.encoders.items() if one.weights is not None}
+    of_one_field = ("text_encoder", "vision_encoder")
+    found = model.item_encoder.encoders.items()
+    encoders = {name: one for name, one in found if one.weights is not None and name in of_one_field}
     part = "vision_encoder" if field == Modality.IMAGE else "text_encoder"
     if part not in encoders or f".{kind}" not in (POOLED, LAYERS):
         fields = [Modality.IMAGE.value if name == "vision_encoder" else Modality.TEXT.value for name in encoders]

@@ -69,7 +69,7 @@ class _PeftAdapter(Adapter):
         inject_adapter_in_model(self._peft_config(host, holders), host.module, NAME)
         del host.module.peft_config  # with it transformers would save adapters instead of weights
         found = tuple(name for name, module in host.module.named_modules() if isinstance(module, BaseTunerLayer))
-        if found != tuple(holders):
+        if set(found) != set(holders):
             raise RecipeError(f"{where}: peft adapted {', '.join(found)}, not {', '.join(holders)}; name `targets`")
         return found
 

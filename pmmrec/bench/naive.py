@@ -31,6 +31,7 @@ from pmmrec.contracts import (
 from pmmrec.data.items import ItemReader
 from pmmrec.dropout import draw_as_torch
 from pmmrec.encoders import Encoder
+from pmmrec.encoders.backbone import dtype_of
 from pmmrec.encoders.text import HFText
 from pmmrec.encoders.vision_hf import HFVision
 from pmmrec.errors import RecipeError
@@ -143,7 +144,7 @@ class NaiveTwin(nn.Module):
         assert isinstance(rows, PixelInputs)  # noqa: S101  the reader keeps no states
         pixels_UCHW = torch.zeros(num_items + 1, *rows.pixels_RCHW.shape[1:], dtype=torch.uint8)
         pixels_UCHW[rows.item_index_R.on(pixels_UCHW.device)] = rows.pixels_RCHW
-        normal_NCHW = copy.deepcopy(tower.normalise).cpu()(pixels_UCHW[slot_N], tower.projection.weight.dtype)
+        normal_NCHW = copy.deepcopy(tower.normalise).cpu()(pixels_UCHW[slot_N], dtype_of(tower.backbone))
         normal_NCHW = normal_NCHW.to(device)
         states_NPD = tower.projection(tower.backbone(pixel_values=normal_NCHW, **tower._options).last_hidden_state)
         patches_NPD = states_NPD[:, tower.num_prefix_tokens :]

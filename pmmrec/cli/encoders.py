@@ -12,7 +12,7 @@ app = typer.Typer()
 
 @app.command("encoders")
 def encoders(as_json: AsJson = False) -> None:
-    """List the architectures of texts and images that can be an encoder: pooling, adapters, caches, refusals."""
+    """List the architectures that can encode texts, images or both: pooling, adapters, caches, refusals."""
     from pmmrec.report.encoder_matrix import encoder_facts, encoders_tables
 
     with errors_for_people():

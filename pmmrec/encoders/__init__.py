@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,8 +22,10 @@ from pmmrec.contracts import (
 )
 from pmmrec.errors import RecipeError
 from pmmrec.family import Family
-from pmmrec.modality import Tokenizer
+from pmmrec.modality import Modality, Tokenizer
 from pmmrec.settings import PartConfig
+
+VISUAL = "visual"  # what stands for images where a joint encoder reads tokens of another part
 
 
 class EncoderConfig(PartConfig):
@@ -114,16 +116,22 @@ class JointEncoder(Encoder):
     """Reads several fields of the same items with one backbone.
 
     Attributes:
-        reads: How it reads each field, by name.
+        fields: The names of the fields that it reads.
+        reads: How it reads each of them.
+        reads_visual: Whether it also reads tokens of an image that another part gives, as `fields[VISUAL]`.
+        visual_width: The width of these tokens.
     """
 
+    fields: ClassVar[frozenset[str]] = frozenset({Modality.TEXT.value, Modality.IMAGE.value})
+    reads_visual: ClassVar[bool] = False
     reads: Mapping[str, FieldSpec]
+    visual_width: int = 0
 
     @abstractmethod
-    def forward(self, fields: Mapping[str, FieldInputs], has_U: Mapping[str, Tensor]) -> TokenStates:
+    def forward(self, fields: Mapping[str, FieldInputs | TokenStates], has_U: Mapping[str, Tensor]) -> TokenStates:
         """Rows of each field, and which of U items have it, -> states of U items.
 
-        An item has no tokens of a field that it lacks.
+        An item has no tokens of a field that it lacks. Tokens of an image are states of U items.
         """
 
 

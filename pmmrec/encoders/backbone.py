@@ -14,6 +14,7 @@ from typing_extensions import Self
 from pmmrec.contracts import TokenStates
 from pmmrec.encoders import EncoderConfig
 from pmmrec.encoders.trainable import Depth
+from pmmrec.errors import RecipeError
 from pmmrec.head import HeadConfig, head_of
 
 
@@ -54,6 +55,20 @@ def make_map(num_channels: int, width: int) -> nn.Conv2d:
     convolution = nn.Conv2d(num_channels, width, kernel_size=3, padding=1, bias=False)
     nn.init.xavier_normal_(convolution.weight)
     return convolution
+
+
+def make_way(kind: str, num_numbers: int, width: int, name: str) -> nn.Module:
+    """The way from the states of a backbone to the common width; RecipeError where `none` does not lead there."""
+    if kind != "none":
+        return make_map(num_numbers, width) if kind == "conv3x3" else make_projection(num_numbers, width)
+    if num_numbers != width:
+        raise RecipeError(f"projection: none: {name} gives {num_numbers} numbers, but {width} are read; use linear")
+    return nn.Identity()
+
+
+def dtype_of(backbone: nn.Module) -> torch.dtype:
+    """Of the weights of a backbone."""
+    return next(backbone.parameters()).dtype
 
 
 def make_head(config: HeadConfig | None, width: int) -> nn.Sequential | None:

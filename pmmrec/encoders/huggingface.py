@@ -82,12 +82,23 @@ def read_config(folder: Path, halves: Mapping[str, str] | None = None) -> Any:
         config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # hub, validation and key errors alike: the file is at fault
         raise CheckpointError(f"{path}: not a configuration of transformers: {in_one_line(error)}") from error
-    settle(config, str(path), CheckpointError)
+    for one in (config, *halves_of(config).values()):
+        settle(one, str(path), CheckpointError)
     return config
 
 
+def halves_of(config: Any) -> dict[str, Any]:
+    """The configurations inside that of a two-sided model, by their keys."""
+    from transformers import PreTrainedConfig
+
+    return {key: value for key, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+
+
 def new_config(architecture: Mapping[str, Any], **fitted: Any) -> Any:
-    """A configuration for a fresh backbone. RecipeError for an unknown model type, an unknown key or a wrong value."""
+    """A configuration for a fresh backbone. RecipeError for an unknown model type, an unknown key or a wrong value.
+
+    `fitted`: what follows from other settings; a mapping holds that of a configuration inside the whole.
+    """
     from transformers import AutoConfig
 
     tree = dict(architecture)
@@ -98,21 +109,39 @@ def new_config(architecture: Mapping[str, Any], **fitted: Any) -> Any:
         known = AutoConfig.for_model(model_type)
     except (ValueError, KeyError) as error:
         raise RecipeError(f"architecture.model_type: transformers knows no {model_type!r}") from error
+    tree = _with_fitted(tree, fitted, known, "architecture")
+    try:
+        config = AutoConfig.for_model(model_type, **tree)
+    except Exception as error:  # each version of the library has its own kind of validation error
+        raise RecipeError(f"architecture: {model_type} cannot be configured so: {in_one_line(error)}") from error
+    for one in (config, *halves_of(config).values()):
+        settle(one, "architecture", RecipeError)
+    return config
+
+
+def _with_fitted(tree: Mapping[str, Any], fitted: Mapping[str, Any], known: Any, where: str) -> dict[str, Any]:
+    """The settings of a configuration with those that are fitted; RecipeError for a key that `known` does not have."""
     names = set(known.to_dict()) | set(known.attribute_map)
-    for key in tree:
-        if key in fitted:
-            raise RecipeError(f"architecture.{key}: is set for you, from the settings beside `architecture`")
+    inner = halves_of(known)
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "see the configuration class in transformers"
-            raise RecipeError(f"architecture.{key}: {model_type} has no such setting; {hint}")
-    settable = {key: value for key, value in fitted.items() if key in names}
-    try:
-        config = AutoConfig.for_model(model_type, **tree, **settable)
-    except Exception as error:  # each version of the library has its own kind of validation error
-        raise RecipeError(f"architecture: {model_type} cannot be configured so: {in_one_line(error)}") from error
-    settle(config, "architecture", RecipeError)
-    return config
+            raise RecipeError(f"{where}.{key}: {known.model_type} has no such setting; {hint}")
+        if key in fitted and key not in inner:
+            raise RecipeError(f"{where}.{key}: is set for you, from the settings beside `architecture`")
+        found[key] = value
+        if key in inner:
+            if not isinstance(value, Mapping):
+                raise RecipeError(f"{where}.{key}: must hold settings, found {value!r}")
+            found[key] = _with_fitted(value, fitted.get(key, {}), inner[key], f"{where}.{key}")
+    for key, value in fitted.items():
+        if key in inner and key not in tree:
+            found[key] = _with_fitted({}, value, inner[key], f"{where}.{key}")
+        elif key in names and key not in inner:
+            found[key] = value
+    return found
 
 
 def open_model(
@@ -150,7 +179,7 @@ def new_model(config: Any, where: str, *, with_pooler: bool = False) -> Any:
 
 
 def _refuse_many_blocks(config: Any, where: str) -> None:
-    num_blocks = getattr(config, "num_hidden_layers", 0)
+    num_blocks = max(getattr(one, "num_hidden_layers", 0) for one in (config, *halves_of(config).values()))
     if num_blocks > MAX_BLOCKS:
         raise RecipeError(f"{where}: num_hidden_layers: {num_blocks:,} blocks; at most {MAX_BLOCKS:,} are built")
 

@@ -27,34 +27,39 @@ MAX_NAMED_SIZE = 4096  # no larger size is looked for where one is to be named
 _MISFITS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, RecipeError)
 
 
-class VisionConfig(BackboneConfig):
-    """Settings that every vision encoder has."""
+class PixelConfig(BackboneConfig):
+    """Settings of every encoder that reads pixels."""
 
     image_size: int | None = Field(default=None, gt=0, description="Pixels a side; None: the backbone's own.")
     mean: Channels | None = Field(default=None, description="Of each channel in 0..1; None: the backbone's, else 0.5.")
     std: Channels | None = Field(default=None, description="Of each channel in 0..1; None: the backbone's, else 0.5.")
+
+    @model_validator(mode="after")
+    def _deviations_are_above_zero(self) -> Self:
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std: {list(self.std)} must hold 3 numbers above 0, since pixels are divided by them")
+        return self
+
+
+class VisionConfig(PixelConfig):
+    """Settings that every vision encoder has."""
+
     pool: VisionPool = Field(
         default="cls",
         description="The whole image: the cls token, the mean or the greatest of all patches, or what the pooler of "
         "the architecture makes of them, by attention where it is SigLIP's.",
     )
 
-    projection: Literal["linear", "conv3x3"] = Field(
+    projection: Literal["linear", "conv3x3", "none"] = Field(
         default="linear",
         description="The way to the common width: of each token alone, or of 3 x 3 places of a feature map, without "
-        "bias and below ReLU (MMSR's ResNet, 49 tokens of 224 pixels).",
+        "bias and below ReLU (MMSR's ResNet, 49 tokens of 224 pixels); none: states have that width already.",
     )
 
     @model_validator(mode="after")
     def _maps_are_pooled_by_their_mean(self) -> Self:
         if self.projection == "conv3x3" and self.pool not in ("cls", "mean"):
             raise ValueError(f"pool: {self.pool} is not computed above projection: conv3x3; use mean")
-        return self
-
-    @model_validator(mode="after")
-    def _deviations_are_above_zero(self) -> Self:
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std: {list(self.std)} must hold 3 numbers above 0, since pixels are divided by them")
         return self
 
 
@@ -73,14 +78,14 @@ def read_channels(tree: Mapping[str, Any], key: str, where: str) -> Channels | N
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def chosen_scale(config: VisionConfig, of_folder: tuple[Channels | None, Channels | None]) -> tuple[Channels, Channels]:
+def chosen_scale(config: PixelConfig, of_folder: tuple[Channels | None, Channels | None]) -> tuple[Channels, Channels]:
     """Mean and standard deviation: of the settings, else of the folder, else 0.5."""
     mean, std = of_folder
     return config.mean or mean or NEUTRAL, config.std or std or NEUTRAL
 
 
 def say_scale(
-    config: VisionConfig,
+    config: PixelConfig,
     of_folder: tuple[Channels | None, Channels | None],
     where: str,
     warn: Callable[[str], object],
@@ -105,6 +110,15 @@ def square_side(size: Any, where: str) -> int:
     if len(sides) != 1:
         raise CheckpointError(f"{where}: images of {size} are not square; choose a backbone that reads squares")
     return int(sides.pop())
+
+
+def refuse_uneven(size: int, patch: int) -> None:
+    """RecipeError for a size that patches do not fill: transformers would read no pixel of the rest."""
+    if size % patch:
+        near = [str(patch * count) for count in (size // patch, size // patch + 1) if count]
+        raise RecipeError(
+            f"image_size: patches of {patch} pixels do not fill {size}; near sizes that work: {', '.join(near)}"
+        )
 
 
 def check_size(name: str, size: int, step: int, run: Callable[[int], object]) -> None:

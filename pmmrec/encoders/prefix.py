@@ -41,7 +41,7 @@ class CanBeCut(PartlyTrained):
 
     layouts: ClassVar[Mapping[str, Layout]]  # of every architecture that the encoder knows
     backbone: Any
-    projection: Any  # a linear layer, or the convolution of a map
+    projection: Any  # a linear layer, the convolution of a map, or nothing
     head: nn.Sequential | None
     gives_tokens: bool
     _layout: Layout
@@ -83,7 +83,7 @@ class CanBeCut(PartlyTrained):
     @property
     def pools_first(self) -> bool:
         """Whether rows are pooled before they are projected: no token is read, and a linear map gives the same then."""
-        return not self.gives_tokens and isinstance(self.projection, nn.Linear)
+        return not self.gives_tokens and not isinstance(self.projection, nn.Conv2d)
 
     @property
     def pools_at_cut(self) -> bool:
@@ -207,7 +207,7 @@ class CanBeCut(PartlyTrained):
     @property
     def backbone_facts(self) -> Mapping[str, Any]:
         """What decides the states of the backbone beside its tensors and inputs."""
-        kind, configuration = type(self.backbone).__name__, _configuration(self.backbone)
+        kind, configuration = type(self.backbone).__name__, configuration_of(self.backbone)
         return {"class": kind, "configuration": configuration, **self.preprocessing}
 
 
@@ -262,8 +262,15 @@ def fingerprint_of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> s
     return digest.hexdigest()
 
 
-def _configuration(backbone: Any) -> dict[str, Any]:
+def configuration_of(backbone: Any) -> dict[str, Any]:
+    """What a configuration says of what a backbone computes; nothing for one of timm."""
     to_dict: Callable[[], dict[str, Any]] | None = getattr(getattr(backbone, "config", None), "to_dict", None)
     if to_dict is None:
         return {}  # a backbone of timm is described by its class and the shapes of its tensors
-    return {key: value for key, value in to_dict().items() if not _ORIGIN.fullmatch(key)}
+    return _without_origin(to_dict())
+
+
+def _without_origin(tree: dict[str, Any]) -> dict[str, Any]:
+    """Also without that of configurations inside it, which two-sided models have."""
+    kept = {key: value for key, value in tree.items() if not _ORIGIN.fullmatch(key)}
+    return {key: _without_origin(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -11,7 +11,7 @@ from pmmrec.encoders.huggingface import read_json, write_json
 from pmmrec.encoders.pixels import (
     NEUTRAL,
     Channels,
-    VisionConfig,
+    PixelConfig,
     chosen_scale,
     read_channels,
     say_resampling,
@@ -25,7 +25,7 @@ _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  #
 
 
 def read_scale(
-    config: VisionConfig, backbone: Backbone, size: int, warn: Callable[[str], object]
+    config: PixelConfig, backbone: Backbone, size: int, warn: Callable[[str], object]
 ) -> tuple[Channels, Channels]:
     """Mean and standard deviation of each channel of pixels in 0..1: of the settings, else of the folder, else 0.5.
 

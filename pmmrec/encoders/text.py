@@ -329,11 +329,7 @@ def _check_tokens(
     warn: Callable[[str], object],
 ) -> None:
     """CheckpointError for a tokenizer that does not belong to the configuration or to the pooling."""
-    if tokenizer.num_ids > settings.vocab_size:
-        raise CheckpointError(
-            f"{folder}: its tokenizer has {tokenizer.num_ids} ids but its embedding {settings.vocab_size} rows; the "
-            "two do not belong together"
-        )
+    tokenizer.refuse_more_than(settings.vocab_size)
     if tokenizer.prefix and len(tokenizer.encode([""])[0]) >= tokenizer.max_tokens:
         raise RecipeError(
             f"prefix: fills all {tokenizer.max_tokens} tokens of a text, so that nothing of the text is read; raise "

@@ -166,7 +166,7 @@ LAYOUTS: Mapping[str, TextLayout] = {
         sites=_BERT_SITES,
     ),
 }
-_TOGETHER = "it reads a text and an image together, and an encoder of texts alone would not"
+_TOGETHER = "it reads a text and an image together, as the item encoder `joint` does"
 REFUSED: Mapping[str, str] = {
     "bart": "an encoder with a decoder, of which no encoder alone is read; t5 is",
     "big_bird": "its attention is over blocks of 64 tokens, to which each text would be padded",
@@ -174,7 +174,7 @@ REFUSED: Mapping[str, str] = {
     "deberta": "its queries, keys and values are one map of another order; deberta-v2 is read",
     "flava": _TOGETHER,
     "funnel": "it halves the length of a text from block to block",
-    "groupvit": "two encoders like CLIP's, whose half of texts is not known here; clip is read",
+    "groupvit": _TOGETHER,
     "longformer": "its attention is over windows of 512 tokens, to which each text would be padded",
     "vilt": _TOGETHER,
     "visual_bert": _TOGETHER,

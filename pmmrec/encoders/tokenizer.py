@@ -94,6 +94,14 @@ class FolderTokenizer:
         ids: dict[str, int] = self._tokenizer.get_vocab()
         return 1 + max(ids.values())
 
+    def refuse_more_than(self, num_rows: int) -> None:
+        """CheckpointError where a token has no row in an embedding of `num_rows`."""
+        if self.num_ids > num_rows:
+            raise CheckpointError(
+                f"{self._folder}: its tokenizer has {self.num_ids} ids but its embedding {num_rows} rows; the "
+                "two do not belong together"
+            )
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text with the special tokens, at most `max_tokens` each, without padding."""
         if not texts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -24,12 +24,15 @@ class Layout:
     """
 
     blocks: str  # modules: the blocks, from bottom to top
+    # Blocks of encoders that stand beside one another: the top of each trains. (): all blocks are one above another.
+    stacks: tuple[str, ...] = ()
     after: str = ""  # modules between the top block and the last hidden state; they train with the top block
     unused: str = ""  # parameters that the last hidden state does not depend on; they never train
     pooler: str = ""  # modules that make one vector of the last hidden state, if asked; they train with the top block
     pools_by: Literal["pooler", "attention"] = "pooler"  # what the pooler is called in settings
     pooler_reads: Literal["states", "cls", "mean"] = "states"
     fixed: str = ""  # parameters that never train, though the last hidden state depends on them
+    still: str = ""  # modules that run in eval mode always, though parameters in them may train
     # How a block is called from states alone, which go on through `after`; `backbone`: its whole forward is run, where
     # `embeddings` and frozen blocks pass on what they get; None: not known here.
     block_call: Literal["hidden_and_mask", "hidden", "backbone"] | None = None
@@ -70,17 +73,25 @@ def train_top_blocks(backbone: nn.Module, layout: Layout, depth: Depth) -> tuple
 
     `0` freezes everything, `"all"` trains everything that gets a gradient. RecipeError when there are fewer blocks.
     """
-    blocks = block_names(backbone, layout)
-    if depth != "all" and depth > len(blocks):
-        raise RecipeError(
-            f"trainable_blocks: {depth} asked for, but {type(backbone).__name__} has {len(blocks)}; "
-            f"choose 0 to {len(blocks)}, or all"
-        )
     if depth == "all":
-        trained = [""]
-    else:
-        above = [name for pattern in (layout.after, layout.pooler) for name in matching(backbone, pattern)]
-        trained = [*blocks[len(blocks) - depth :], *above] if depth else []
+        return _train(backbone, layout, [""])
+    stacks = [matching(backbone, pattern) for pattern in layout.stacks or (layout.blocks,)]
+    fewest = min(map(len, stacks))
+    if depth > fewest:
+        raise RecipeError(
+            f"trainable_blocks: {depth} asked for, but {type(backbone).__name__} has {fewest}; "
+            f"choose 0 to {fewest}, or all"
+        )
+    return train_blocks(backbone, layout, [name for blocks in stacks for name in blocks[len(blocks) - depth :]])
+
+
+def train_blocks(backbone: nn.Module, layout: Layout, blocks: Sequence[str]) -> tuple[str, ...]:
+    """Let these blocks take gradients and what stands above them, and nothing else; names the modules that train."""
+    patterns = (layout.after, layout.pooler) if blocks else ()
+    return _train(backbone, layout, [*blocks, *(name for pattern in patterns for name in matching(backbone, pattern))])
+
+
+def _train(backbone: nn.Module, layout: Layout, trained: Sequence[str]) -> tuple[str, ...]:
     backbone.requires_grad_(False)
     for name in trained:
         backbone.get_submodule(name).requires_grad_(True)
@@ -108,10 +119,12 @@ class PartlyTrained(nn.Module):
 
     backbone: nn.Module
     _trained: tuple[str, ...] = ()
+    _still: tuple[str, ...] = ()
 
     def train_top_blocks(self, layout: Layout, depth: Depth) -> None:
         """Apply `train_top_blocks` to the backbone and hold its frozen blocks in eval mode from now on."""
         self._trained = train_top_blocks(self.backbone, layout, depth)
+        self._still = tuple(matching(self.backbone, layout.still))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -119,4 +132,6 @@ class PartlyTrained(nn.Module):
         self.backbone.eval()
         for name in self._trained:
             self.backbone.get_submodule(name).train(mode)
+        for name in self._still:
+            self.backbone.get_submodule(name).eval()
         return self

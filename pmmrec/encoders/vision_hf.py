@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldInputs, PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
-from pmmrec.encoders.backbone import make_head, make_map, make_projection, through_head
+from pmmrec.encoders.backbone import dtype_of, make_head, make_way, through_head
 from pmmrec.encoders.huggingface import (
     checkpoint_blocks,
     new_config,
@@ -28,7 +28,15 @@ from pmmrec.encoders.huggingface import (
     save_model,
 )
 from pmmrec.encoders.masking import in_order, noise_of_images
-from pmmrec.encoders.pixels import Normalise, VisionConfig, check_size, map_states, pooled_states, square_side
+from pmmrec.encoders.pixels import (
+    Normalise,
+    VisionConfig,
+    check_size,
+    map_states,
+    pooled_states,
+    refuse_uneven,
+    square_side,
+)
 from pmmrec.encoders.prefix import CanBeCut, FrozenPrefix
 from pmmrec.encoders.preprocessor import read_scale, write_preprocessor
 from pmmrec.encoders.trainable import find_layout, matching, pooled_by, pools_of
@@ -72,6 +80,11 @@ class HFVisionConfig(VisionConfig):
         lt=1,
         description="Of a masked autoencoder (vit_mae): the share of patches left out; null: 0 (MMSR: 0, 0.5, 0.75).",
     )
+    num_blocks: int | None = Field(
+        default=None,
+        ge=0,
+        description="How many blocks are computed, from the bottom; null: all; 0: none, what enters the lowest one.",
+    )
 
 
 @vision_encoders.register("hf_vision", HFVisionConfig)
@@ -102,6 +115,7 @@ class HFVision(CanBeCut, VisionEncoder):
         self._settings = read_config(backbone.folder, HALVES)
         self._layout = find_layout(LAYOUTS, self._settings.model_type, where, REFUSED)
         self._mask_ratio = _set_mask_ratio(self._settings, config.mask_ratio, where)
+        _set_num_blocks(self._settings, self._layout, config.num_blocks)
         self._pool, self.num_prefix_tokens = config.pool, _num_prefix_tokens(self._settings, self._layout)
         pools = pools_of(self._layout, has_cls=self.num_prefix_tokens > 0)
         if config.pool not in pools:
@@ -115,7 +129,7 @@ class HFVision(CanBeCut, VisionEncoder):
             raise RecipeError(f"projection: {self._settings.model_type} gives no feature map of channels; use linear")
         self._patch = patch = square_side(getattr(self._settings, "patch_size", 1), where)
         if not self._layout.has_windows or patch > self.pixel_spec.size:  # windows are over padded patches
-            _refuse_uneven(self.pixel_spec.size, patch)
+            refuse_uneven(self.pixel_spec.size, patch)
         _refuse_no_patch(self._mask_ratio or 0.0, (self.pixel_spec.size // patch) ** 2)
         if self._layout.has_windows:
             is_fresh = config.architecture is not None and self.pixel_spec.size == own_size
@@ -125,15 +139,17 @@ class HFVision(CanBeCut, VisionEncoder):
             warnings.append(
                 f"{where}: use_mean_pooling: true: its images were pooled by the mean of patches; pool: mean"
             )
-        self.backbone = open_model(backbone, self._settings, self._layout, warnings.append, with_pooler=with_pooler)
+        say_unused = warnings.append if config.num_blocks is None else _say_nothing
+        self.backbone = open_model(backbone, self._settings, self._layout, say_unused, with_pooler=with_pooler)
         self.compute_cheaply()
         self.warnings = tuple(warnings)
         self._options: dict[str, bool] = {}
         if self.pixel_spec.size != own_size and not self._layout.is_map:
             self._options = _stretch_positions(self.backbone)
         self.normalise = Normalise(self._mean, self._std)
-        make = make_map if config.projection == "conv3x3" else make_projection
-        self.projection: nn.Linear | nn.Conv2d = make(_width(self._settings, self._layout), context.width)
+        self.projection = make_way(
+            config.projection, _width(self._settings, self._layout), context.width, self._settings.model_type
+        )
         self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
@@ -201,7 +217,7 @@ class HFVision(CanBeCut, VisionEncoder):
         """The library's own last hidden state, `(R, P, H)`, or `(R, C, H, W)` of a map."""
         if isinstance(inputs, TokenInputs):
             raise TypeError("a vision encoder reads pixels, not token ids")
-        normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
+        normal_RCHW = self.normalise(inputs.pixels_RCHW, dtype_of(self.backbone))
         options: dict[str, Any] = {**self._options, **self._masks(inputs.pixels_RCHW)}
         if self._layout.reads_patches:
             normal_RCHW, options = _as_patches(normal_RCHW, self._patch)
@@ -252,21 +268,29 @@ def _set_mask_ratio(settings: Any, mask_ratio: float | None, where: str) -> floa
     return mask_ratio or 0.0
 
 
+def _set_num_blocks(settings: Any, layout: VisionLayout, num_blocks: int | None) -> None:
+    """Leave out the blocks above. RecipeError where there are fewer, or stages in place of equal blocks."""
+    if num_blocks is None:
+        return
+    if layout.is_map or layout.has_windows or not hasattr(settings, "num_hidden_layers"):
+        raise RecipeError(f"num_blocks: {settings.model_type} has stages, not equal blocks; leave it out")
+    if num_blocks > settings.num_hidden_layers:
+        raise RecipeError(
+            f"num_blocks: {num_blocks} asked for, but there are {settings.num_hidden_layers}; take no more than these"
+        )
+    settings.num_hidden_layers = num_blocks
+
+
+def _say_nothing(_: str) -> None:
+    """Of blocks that are left out because the recipe says so."""
+
+
 def _refuse_no_patch(mask_ratio: float, num_patches: int) -> None:
     """RecipeError where transformers, which rounds down, would leave none of the patches of an image."""
     if int(num_patches * (1 - mask_ratio)) < 1:
         raise RecipeError(
             f"mask_ratio: {mask_ratio} leaves none of the {num_patches} patches of an image; take a smaller share, or "
             "larger images"
-        )
-
-
-def _refuse_uneven(size: int, patch: int) -> None:
-    """RecipeError for a size that patches do not fill: transformers would read no pixel of the rest."""
-    if size % patch:
-        near = [str(patch * count) for count in (size // patch, size // patch + 1) if count]
-        raise RecipeError(
-            f"image_size: patches of {patch} pixels do not fill {size}; near sizes that work: {', '.join(near)}"
         )
 
 

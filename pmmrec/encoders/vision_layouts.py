@@ -143,13 +143,12 @@ LAYOUTS: Mapping[str, VisionLayout] = {
     ),  # waves, which transformers does not train
     "vit_msn": replace(_VIT, pooler=""),
 }
-_TOGETHER = "it reads a text and an image together, and an encoder of images alone would not"
+_TOGETHER = "it reads a text and an image together, as the item encoder `joint` does"
 REFUSED: Mapping[str, str] = {
     "flava": _TOGETHER,
-    "groupvit": "two encoders like CLIP's, whose half of images groups patches from stage to stage; clip is read",
+    "groupvit": _TOGETHER,
     "mobilenet_v2": "its last map has a width that its configuration does not say; timm's mobilenetv3 models are read",
     "poolformer": "its blocks lie in two lists; timm has more of that kind, such as convnext",
     "timm_wrapper": "a model of timm in another wrapping; open its folder with `type: timm`",
     "vilt": _TOGETHER,
-    "vlmo": "neither transformers nor timm has it",
 }

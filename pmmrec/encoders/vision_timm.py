@@ -19,7 +19,7 @@ from typing_extensions import Self
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldInputs, PixelInputs, PixelSpec, PrefixInputs, TokenInputs, TokenStates
 from pmmrec.encoders import VisionEncoder, vision_encoders
-from pmmrec.encoders.backbone import is_dry_run, make_head, make_map, make_projection, through_head
+from pmmrec.encoders.backbone import dtype_of, is_dry_run, make_head, make_way, through_head
 from pmmrec.encoders.huggingface import check_names, in_one_line, read_json, write_json
 from pmmrec.encoders.pixels import (
     Channels,
@@ -201,8 +201,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         self.normalise = Normalise(self._settings.mean, self._settings.std)
         if config.projection == "conv3x3" and self._layout.output != "NCHW":
             raise RecipeError(f"projection: {found.architecture} gives no feature map of channels; use linear")
-        make = make_map if config.projection == "conv3x3" else make_projection
-        self.projection: nn.Linear | nn.Conv2d = make(self.backbone.num_features, context.width)
+        self.projection = make_way(config.projection, self.backbone.num_features, context.width, found.architecture)
         self.head = make_head(config.head, context.width)
         self.train_top_blocks(self._layout, config.trainable_blocks)
 
@@ -264,7 +263,7 @@ class TimmVision(CanBeCut, VisionEncoder):
         """The library's own features, in its own layout."""
         if isinstance(inputs, TokenInputs):
             raise TypeError("a vision encoder reads pixels, not token ids")
-        normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
+        normal_RCHW = self.normalise(inputs.pixels_RCHW, dtype_of(self.backbone))
         features: Tensor = self.backbone.forward_features(normal_RCHW)
         return features
 

@@ -1,19 +1,21 @@
-"""The architectures that encoders of texts and images read, and what each of them can do here."""
+"""The architectures that encoders of texts, of images and of both read, and what each of them can do here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pmmrec.adapters import adapters
-from pmmrec.encoders import text_layouts, timm_layouts, vision_layouts
+from pmmrec.encoders import joint_layouts, text_layouts, timm_layouts, vision_layouts
 from pmmrec.encoders.trainable import Layout, pools_of
 from pmmrec.tables import PlainTable
 
 TRANSFORMERS, TIMM = "transformers", "timm"
-TEXTS, IMAGES = "texts", "images"
+TEXTS, IMAGES, BOTH = "texts", "images", "both"
 COLUMNS = ["architecture", "library", "reads", "pool", "adapters", "rows", "prefix cache", "checkpointing"]
 ANY_DEPTH, ALL_FROZEN = "any depth", "all frozen"
+NO_CACHE, OF_IMAGES = "no: reads both at once", "of its vision encoder"
+BOTH_VECTORS = "both, joined"
 # Models that share an architecture.
 FAMILIES: Mapping[str, str] = {
     "ConvNeXt": "ConvNeXt v1, v2",
@@ -42,8 +44,8 @@ class EncoderFacts:
     refused: str | None = None  # the reason; None: every row without one is tested
     pools: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
-    rows: str | None = None  # packed, or padded to the longest; None: images
-    prefix_cache: str | None = None  # states of the frozen part: below any trainable block, or only of all blocks
+    rows: str | None = None  # packed, or padded to the longest; None: images alone
+    prefix_cache: str | None = None  # which states of the frozen part are kept, or why there are none
     checkpoints: bool = False  # whether activations of trained blocks can be computed again
 
     def cells(self) -> list[str]:
@@ -55,8 +57,8 @@ class EncoderFacts:
 
 
 def encoder_facts() -> list[EncoderFacts]:
-    """Every architecture that is read, and those that are refused for a reason, texts first."""
-    return [*_texts(), *_images(), *_timm()]
+    """Every architecture that is read, and those that are refused for a reason: of texts, of images, of both."""
+    return [*_texts(), *_images(), *_timm(), *_joint()]
 
 
 def encoders_tables(facts: list[EncoderFacts]) -> list[PlainTable]:
@@ -87,6 +89,15 @@ def _timm() -> Iterator[EncoderFacts]:
     for name, layout in sorted(timm_layouts.LAYOUTS.items()):
         yield _read(name, TIMM, IMAGES, layout, pools_of(layout, has_cls=layout.output == "tokens"))
     yield from _refused(timm_layouts.REFUSED, TIMM, IMAGES)
+
+
+def _joint() -> Iterator[EncoderFacts]:
+    for name, layout in sorted({**joint_layouts.LAYOUTS, **joint_layouts.VISUAL_LAYOUTS}.items()):
+        pools = (BOTH_VECTORS,) if layout.is_two_vectors else ("cls", "mean", "pooler")
+        cache = OF_IMAGES if name in joint_layouts.VISUAL_LAYOUTS else NO_CACHE
+        yield replace(_read(name, TRANSFORMERS, BOTH, layout, pools, "padded"), prefix_cache=cache)
+    refused = {name: why for name, why in joint_layouts.REFUSED.items() if name not in joint_layouts.VISUAL_LAYOUTS}
+    yield from _refused(refused, TRANSFORMERS, BOTH)
 
 
 def _read(

@@ -23,6 +23,7 @@ from pmmrec.testing.subjects import (
     Numbers,
     Subject,
     item_inputs,
+    joint_inputs,
     modality_states,
     pixel_inputs,
     token_inputs,
@@ -54,7 +55,7 @@ def _vectors(subject: Subject, part: Any, rows: tuple[int, ...]) -> list[Tensor]
         return [part({modality: _rows_of(states, list(rows)) for modality, states in given.items()})]
     items = item_inputs(part, rows)
     if subject.family is joint_encoders:
-        return [part(items.fields, items.has_U).cls_RD]
+        return [part(*joint_inputs(part, items, torch.float64)).cls_RD]
     vectors: ItemVectors = part(items)
     return [vectors.fused_UD, *vectors.cls_UD.values(), *vectors.streams_UD.values()]
 
@@ -163,7 +164,7 @@ def the_library_reads_the_backbone_back(subject: Subject) -> Inapplicable:
     return None
 
 
-@check("backbone opened", text_encoders, vision_encoders)
+@check("backbone opened", text_encoders, vision_encoders, joint_encoders)
 def a_saved_backbone_opens_as_a_pretrained_one(subject: Subject) -> Inapplicable:
     """The folder that `save_backbone` fills serves as `weights`."""
     part, folder = subject.build(), subject.folder / "saved"

@@ -39,6 +39,7 @@ from pmmrec.data.examples import example_kinds
 from pmmrec.data.importers.kinds import importers
 from pmmrec.data.splits import splits
 from pmmrec.encoders import (
+    VISUAL,
     EncoderConfig,
     JointEncoder,
     encoder_class,
@@ -214,6 +215,18 @@ def item_inputs(
     return ItemInputs(torch.zeros(len(rows), dtype=torch.long), torch.tensor(rows), has_U, fields)
 
 
+def joint_inputs(
+    part: JointEncoder, items: ItemInputs, dtype: torch.dtype
+) -> tuple[dict[str, FieldInputs | TokenStates], Mapping[str, Tensor]]:
+    """What a joint encoder is called with: the fields of items, and tokens of images where it reads those."""
+    if not part.reads_visual:
+        return dict(items.fields), items.has_U
+    draw, row_U = torch.Generator().manual_seed(3), items.row_U
+    tokens_NVD = torch.randn(NUM_ITEMS, 2, part.visual_width, generator=draw, dtype=torch.float64).to(dtype)
+    tokens_UVD = tokens_NVD.to(row_U.device).index_select(0, row_U)
+    return {**items.fields, VISUAL: TokenStates.of_even(tokens_UVD, tokens_UVD[:, 0])}, items.has_U
+
+
 def _inputs_of(
     field: str, spec: TextSpec | PixelSpec | ValueSpec | VectorSpec, rows: Sequence[int]
 ) -> TokenInputs | PixelInputs | ValueInputs | StoredInputs:
@@ -266,7 +279,7 @@ def _run_vision(part: Any, numbers: Numbers) -> list[Tensor]:
 
 def _run_joint(part: JointEncoder, numbers: Numbers) -> list[Tensor]:
     items = to_device(item_inputs(part), numbers.device)
-    return _tensors_of(part(items.fields, items.has_U))
+    return _tensors_of(part(*joint_inputs(part, items, numbers.dtype)))
 
 
 def _run_fusion(part: Any, numbers: Numbers) -> list[Tensor]:

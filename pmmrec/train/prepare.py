@@ -26,7 +26,7 @@ from pmmrec.data.loader import BatchLoader
 from pmmrec.data.prefix import PrefixConfig
 from pmmrec.data.prefix_room import NoRoomError
 from pmmrec.data.splits import Split
-from pmmrec.encoders import encoder_class
+from pmmrec.encoders import Encoder, encoder_class
 from pmmrec.errors import RecipeError
 from pmmrec.homes import expanded
 from pmmrec.modality import Modality
@@ -241,14 +241,16 @@ def read_items(
 def find_prefixes(recommender: Recommender, config: PrefixConfig, log: RunLog) -> dict[str, Prefix]:
     """The frozen blocks whose states can be cached, by field. RecipeError if the recipe insists and there are none."""
     prefixes: dict[str, Prefix] = {}
+    told: list[Encoder] = []  # one may read several fields
     for field, encoder in recommender.item_encoder.encoders.items() if config.use != "off" else ():
         try:
             prefix = encoder.prefix
         except RecipeError as error:
             if config.insists:
                 raise
-            if config.makes:
+            if config.makes and encoder not in told:
                 log.warn(f"{field}: frozen states are not kept: {error}")
+                told.append(encoder)
             continue
         if prefix is not None:
             prefixes[field] = prefix

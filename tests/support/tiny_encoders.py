@@ -129,3 +129,24 @@ MORE_OF_TIMM: Mapping[str, Mapping[str, Any]] = {
     "mobilenetv4": {"name": "mobilenetv4_conv_small_050"},
     "siglip": {**_TIMM_VIT, "name": "vit_base_patch16_siglip_224"},
 }
+
+# Networks for texts and images: two blocks in each of their encoders, 8 wide.
+_WORDS = {**SIZES, "max_position_embeddings": 24}
+_STAGES = {"depths": [1, 1, 1], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0]}
+JOINT: Mapping[str, Mapping[str, Any]] = {
+    "clip": {"projection_dim": 6, "text_config": _WORDS, "vision_config": _PATCHES},
+    "flava": {"hidden_size": 8, "text_config": _WORDS, "image_config": _PATCHES, "multimodal_config": SIZES},
+    "groupvit": {
+        "projection_dim": 6,
+        "projection_intermediate_dim": 10,
+        "text_config": _WORDS,
+        "vision_config": {**_PATCHES, **_STAGES, "num_hidden_layers": 3},
+    },
+    "vilt": {**_WORDS, **_PATCHES},
+    "visual_bert": {**_WORDS, "visual_embedding_dim": 5},
+}
+
+
+def tiny_joint(model_type: str) -> dict[str, Any]:
+    """A configuration of a network for texts and images."""
+    return {"model_type": model_type, **JOINT[model_type]}

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pmmrec.blocks import TransformerBlock
 from pmmrec.context import BuildContext
-from pmmrec.contracts import FieldInputs, FieldSpec, ItemInputs, ItemVectors, PixelSpec, TextSpec, TokenStates
+from pmmrec.contracts import FieldInputs, FieldSpec, PixelSpec, TextSpec, TokenStates
 from pmmrec.encoders import EncoderConfig, JointEncoder, joint_encoders
 from pmmrec.encoders.backbone import make_projection
-from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.rows import joined, place_rows
 
 HIDDEN, PATCH, SIZE, FILE = 16, 8, 16, "backbone.safetensors"
@@ -81,43 +79,3 @@ class OneStream(JointEncoder):
 
     def read_backbone(self, folder: Path) -> dict[str, Tensor]:
         return load_file(folder / FILE)
-
-
-class JointConfig(ItemEncoderConfig):
-    """Settings of an item encoder with one backbone for texts and images."""
-
-    type: Literal["joint"] = "joint"
-    encoder: OneStreamConfig = Field(default_factory=OneStreamConfig)
-
-    @property
-    def encoders(self) -> Mapping[str, EncoderConfig]:
-        return {"joint_encoder": self.encoder}
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset(OneStream.reads)
-
-
-@item_encoders.register("joint", JointConfig)
-class Joint(ItemEncoder):
-    """The mean of what one encoder says of the words and the patches of an item."""
-
-    def __init__(self, config: JointConfig, context: BuildContext) -> None:
-        super().__init__()
-        self.joint_encoder = OneStream(config.encoder, context.at("joint_encoder"))
-
-    @property
-    def parts(self) -> Mapping[str, nn.Module]:
-        return {"joint_encoder": self.joint_encoder}
-
-    @property
-    def reads(self) -> Mapping[str, FieldSpec]:
-        return self.joint_encoder.reads
-
-    @property
-    def encoders(self) -> Mapping[str, Any]:
-        return dict.fromkeys(self.reads, self.joint_encoder)
-
-    def forward(self, items: ItemInputs) -> ItemVectors:
-        states: TokenStates = self.joint_encoder(items.fields, items.has_U)
-        return ItemVectors(states.cls_RD, {}, {field: items.has_U[field] for field in self.reads})

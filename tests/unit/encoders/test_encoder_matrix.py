@@ -15,18 +15,19 @@ from torch import Tensor
 
 from pmmrec.context import Backbone, BuildContext
 from pmmrec.contracts import PixelInputs, TokenInputs, to_device
-from pmmrec.encoders import text_layouts, timm_layouts, vision_layouts
+from pmmrec.encoders import joint_layouts, text_layouts, timm_layouts, vision_layouts
 from pmmrec.encoders.text import HFText, HFTextConfig
 from pmmrec.encoders.trainable import find_layout
 from pmmrec.encoders.vision_hf import HFVision, HFVisionConfig
 from pmmrec.encoders.vision_timm import TimmConfig, TimmVision
 from pmmrec.errors import RecipeError
 from pmmrec.packing import HostArray
-from pmmrec.report.encoder_matrix import ALL_FROZEN, TEXTS, TIMM, EncoderFacts, encoder_facts
+from pmmrec.report.encoder_matrix import ALL_FROZEN, BOTH, TEXTS, TIMM, EncoderFacts, encoder_facts
 from tests.support.tiny_encoders import IMAGE_SIZE, MORE_OF_TIMM, tiny_image, tiny_text, whole_of
 from tests.support.tiny_encoders import TIMM as TINY_TIMM
 
-ROWS = [row for row in encoder_facts() if row.refused is None]
+READ = [row for row in encoder_facts() if row.refused is None]
+ROWS = [row for row in READ if row.reads != BOTH]  # the others are in test_joint
 REFUSED = [row for row in encoder_facts() if row.refused is not None]
 WORDS = ["red shoes for running on snow", "blue", "a pan"]
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -190,14 +191,15 @@ def test_other_models_of_the_same_classes(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("row", REFUSED, ids=name_of)
 def test_what_is_refused_says_why(row: EncoderFacts) -> None:
-    module = timm_layouts if row.library == TIMM else text_layouts if row.reads == TEXTS else vision_layouts
+    of_library = {TEXTS: text_layouts, BOTH: joint_layouts}.get(row.reads, vision_layouts)
+    module: Any = timm_layouts if row.library == TIMM else of_library
     with pytest.raises(RecipeError, match=rf"^here: '{row.architecture}' is not read: {re.escape(str(row.refused))}$"):
         find_layout(module.LAYOUTS, row.architecture, "here", module.REFUSED)
 
 
 def test_the_verb_prints_every_architecture(pmmrec: Pmmrec) -> None:
     facts = json.loads(pmmrec("encoders", "--json").output)["encoders"]
-    assert len([one for one in facts if one["refused"] is None]) == len(ROWS) >= 40
+    assert len([one for one in facts if one["refused"] is None]) == len(READ) >= 40
     assert {"architecture": "gpt2", "pools": ["mean", "max", "last"], "adapters": []}.items() <= {
         key: value for one in facts if one["architecture"] == "gpt2" for key, value in one.items()
     }.items()
