@@ -64,7 +64,7 @@ class LearnedItems(ItemEncoder):
 
     @property
     def training_streams(self) -> Mapping[str, int]:
-        return {view.value: WIDTH for view in STREAMS_OF_TRAINING}
+        return dict.fromkeys((*(view.value for view in STREAMS_OF_TRAINING), "text", "image"), WIDTH)
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U items."""
@@ -82,7 +82,7 @@ def task_of(objective: Objective) -> TrainingTask:
     torch.manual_seed(0)
     parts = _users_for(objective.requests, context), Dot(DotConfig(), context), Identity(IdentityConfig(), context)
     items = LearnedItems()
-    items.asked = frozenset(view.value for view in objective.requests.views & STREAMS_OF_TRAINING)
+    items.asked = objective.requests.asked_streams
     recommender = Recommender(items, *parts)
     return TrainingTask(recommender, {"objective": objective}, {"objective": 1.0}, WIDTH)
 
