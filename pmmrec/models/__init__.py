@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Annotated
 
-from pydantic import StringConstraints
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +12,6 @@ from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, Query
 from pmmrec.encoders import Encoder, EncoderConfig
 from pmmrec.family import Family
 from pmmrec.settings import PartConfig
-
-FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 
 
 class ItemEncoderConfig(PartConfig):
