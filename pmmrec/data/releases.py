@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Literal
 
 import PIL
 from PIL import features
 
+version = cache(metadata.version)  # each call reads and parses a file, and one ranking asks thirty times
 Content = Literal["pixels", "tokens", "states", "vectors"]
 JPEG_READER = "libjpeg"
 LIBRARIES: Mapping[Content, tuple[str, ...]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ NUM_DRAWS = 2000
 NUM_FLIPS = 10_000
 MAX_OUTCOMES = 1 << 16  # a test with at most this many outcomes is exact
 CELLS_AT_ONCE = 1 << 22  # counts in one chunk of draws, 32 MB
+MAX_KEPT_VALUES = 100  # distinct values up to which draws are kept for the next metric, 1.6 MB each
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def mean_interval(values: Values, *, level: float = 0.95, num_draws: int = NUM_D
     Raises DataError if there are no users or a value is not finite.
     """
     values_MQ = _by_seed(values)
-    means_R = _bootstrap([values_MQ], num_draws, np.random.default_rng(seed))
+    means_R = _bootstrap([values_MQ], num_draws, seed)
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values_MQ.mean()), float(low), float(high), level)
 
@@ -66,7 +68,7 @@ def difference_interval(
     a_MQ, b_MQ = _by_seed(a), _by_seed(b)
     if a_MQ.shape[1] != b_MQ.shape[1]:
         raise DataError(f"values of {a_MQ.shape[1]} and {b_MQ.shape[1]} users cannot be paired; take the same users")
-    means_R = _bootstrap([a_MQ, -b_MQ], num_draws, np.random.default_rng(seed))
+    means_R = _bootstrap([a_MQ, -b_MQ], num_draws, seed)
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(a_MQ.mean() - b_MQ.mean()), float(low), float(high), level)
 
@@ -156,26 +158,37 @@ def _by_seed(values: Values) -> npt.NDArray[np.float64]:
     return values_MQ
 
 
-def _bootstrap(
-    groups: Sequence[npt.NDArray[np.float64]], num_draws: int, rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
+def _bootstrap(groups: Sequence[npt.NDArray[np.float64]], num_draws: int, seed: int) -> npt.NDArray[np.float64]:
     """For `num_draws` resamples, the sum over groups `(M, Q)` of the mean of each group.
 
     Users are resampled once for all groups, users with equal values by one multinomial count; seeds are resampled for
-    each group.
+    each group that has several.
     """
-    distinct_MK, count_K = np.unique(np.concatenate(groups), axis=1, return_counts=True)
-    ends = np.cumsum([len(values_MQ) for values_MQ in groups])
-    num_users = groups[0].shape[1]
+    values_MQ, num_users = np.concatenate(groups), groups[0].shape[1]
+    if len(values_MQ) == 1:
+        distinct_K, count_K = np.unique(values_MQ[0], return_counts=True)
+        if len(count_K) <= MAX_KEPT_VALUES < CELLS_AT_ONCE // num_draws:
+            drawn_RK = _drawn_counts(num_users, tuple(count_K.tolist()), num_draws, seed)
+            means_R: npt.NDArray[np.float64] = drawn_RK @ distinct_K / num_users
+            return means_R
+    distinct_MK, count_K = np.unique(values_MQ, axis=1, return_counts=True)
+    ends, rng = np.cumsum([len(group_MQ) for group_MQ in groups]), np.random.default_rng(seed)
     draws_at_once = max(1, CELLS_AT_ONCE // len(count_K))
     parts = []
     for start in range(0, num_draws, draws_at_once):
         size = min(draws_at_once, num_draws - start)
-        drawn_RK = rng.multinomial(num_users, count_K / num_users, size=size)
-        means_RM = drawn_RK @ distinct_MK.T / num_users
+        means_RM = rng.multinomial(num_users, count_K / num_users, size=size) @ distinct_MK.T / num_users
         total_R = np.zeros(size)
         for first, end in zip([0, *ends[:-1]], ends, strict=True):
             seed_RM = rng.integers(first, end, size=(size, end - first))
             total_R += np.take_along_axis(means_RM, seed_RM, axis=1).mean(axis=1)
         parts.append(total_R)
     return np.concatenate(parts)
+
+
+@lru_cache(maxsize=16)
+def _drawn_counts(num_users: int, count_K: tuple[int, ...], num_draws: int, seed: int) -> npt.NDArray[np.float64]:
+    """How often each distinct value is drawn in each resample, `(R, K)`; metrics that divide users alike share it."""
+    share_K = np.array(count_K) / num_users
+    drawn_RK = np.random.default_rng(seed).multinomial(num_users, share_K, size=num_draws)
+    return drawn_RK.astype(np.float64)

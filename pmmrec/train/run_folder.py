@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,7 @@ def environment(num_processes: int, device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def package_version(package: str) -> str | None:
     """The installed version of a package, or None."""
     try:
