@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -145,6 +145,9 @@ class ItemInputs:
     row_U: Tensor  # int64, row in that domain's items.arrow
     has_U: Mapping[str, Tensor]  # bool, by field; holds exactly the fields that the model reads
     fields: Mapping[str, FieldInputs] = field(default_factory=dict)  # those but the id; none where vectors are computed
+    draw: Tensor | None = (
+        None  # int64 scalar, the same in all processes: decides what is hidden of items; None: nothing
+    )
 
     @property
     def num_items(self) -> int:
@@ -346,7 +349,6 @@ class Score(Protocol):
 
         `stream`: the vectors of this stream stand for the items.
         """
-        ...
 
 
 class Peers(Protocol):
@@ -355,11 +357,9 @@ class Peers(Protocol):
     @property
     def first(self) -> int:
         """The place of this process's first user among all of them."""
-        ...
 
     def of_all(self, rows_BD: Tensor) -> Tensor:
         """Rows of all users, given those of this process; gradients flow to whoever gave them. All must call it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -375,6 +375,8 @@ class Views:
     peers: Peers | None = None  # None: the users of the windows are all there are
     unpropagated: Nodes | None = None  # None: no objective asks for `View.NODES`, or vectors are not at hand
     propagated: Nodes | None = None  # what the graph made of them; None likewise
+    draw: Tensor | None = None  # as that of `ItemInputs`
+    fuse: Callable[[Tensor, Tensor], Tensor] | None = None  # texts and images, `(P,)` places in U each -> `(P, D)`
 
     def read(self, request: WindowRequest, objective: str) -> tuple[WindowPass, UserStates]:
         """A pass and its states. ValueError that names the objective where the batch does not hold the pass."""

@@ -40,6 +40,9 @@ class View(str, Enum):
     CATALOGUE = "catalogue"  # the batch holds every item of the run's domains, not those of its windows alone
     REWORDED = "reworded"  # item vectors from a second text, as a stream of this name, in training
     SYNTHETIC = "synthetic"  # vectors of items that do not exist, one made from each item, likewise
+    WORDS = "words"  # the loss of each item's hidden words, guessed from the others, as a stream of one number
+    PATCHES = "patches"  # the loss of the hidden patches of each item's image, likewise
+    TOKENS = "tokens"  # all that a fusion reads of each item, as a stream, to fuse a text with another item's image
     NODES = "nodes"  # vectors of items and of users known by id, before a graph propagates them and after
 
 
@@ -154,7 +157,18 @@ class DrawnNegatives(Config):
     )
 
 
-STREAMS_OF_TRAINING = frozenset({View.REWORDED, View.SYNTHETIC})
+@dataclass(frozen=True)
+class Hiding:
+    """What of an item is hidden from its encoder, to be guessed from the rest."""
+
+    view: View  # WORDS or PATCHES
+    share: float
+    normalize: bool = True  # of patches: each is guessed with mean 0 and variance 1
+
+
+LOSSES_OF_ITEMS = frozenset({View.WORDS, View.PATCHES})
+DRAWS_OF_ITEMS = LOSSES_OF_ITEMS | {View.TOKENS}  # for these a batch says what is random about its items
+STREAMS_OF_TRAINING = frozenset({View.REWORDED, View.SYNTHETIC}) | DRAWS_OF_ITEMS
 
 
 @dataclass(frozen=True)
@@ -167,9 +181,6 @@ class Requests:
     drawn_for_last: frozenset[tuple[WindowRequest, DrawnNegatives]] = (
         frozenset()
     )  # for the last target of a window alone
-    streams: frozenset[str] = (
-        frozenset()
-    )  # names of streams of items that are read, whether a ranking reads them or not
 
     @property
     def drawn(self) -> frozenset[DrawnNegatives]:
@@ -189,16 +200,15 @@ class Requests:
         negatives: DrawnNegatives | None = None,
         views: Iterable[View] = (),
         last_alone: bool = False,
-        streams: Iterable[str] = (),
     ) -> Self:
-        """Passes over windows, with `negatives` drawn for the targets of each, views, and streams of items.
+        """Passes over windows, with `negatives` drawn for the targets of each, and views.
 
         `last_alone`: of these passes the last state of each window is read and no other, so others need not be there,
         and negatives are drawn for the last target alone.
         """
         passes = dict.fromkeys(windows, frozenset(() if negatives is None else (negatives,)))
         last = cls(passes)._drawn if last_alone else frozenset()
-        return cls(passes, frozenset(views), frozenset(windows if last_alone else ()), last, frozenset(streams))
+        return cls(passes, frozenset(views), frozenset(windows if last_alone else ()), last)
 
     @classmethod
     def union(cls, several: Iterable[Requests]) -> Self:
@@ -206,21 +216,15 @@ class Requests:
         passes: dict[WindowRequest, frozenset[DrawnNegatives]] = {}
         views: frozenset[View] = frozenset()
         whole: set[WindowRequest] = set()
-        streams: frozenset[str] = frozenset()
         drawn_for_all: set[tuple[WindowRequest, DrawnNegatives]] = set()
         for requests in several:
-            views, streams = views | requests.views, streams | requests.streams
+            views |= requests.views
             whole |= requests.passes.keys() - requests.last_alone
             drawn_for_all |= requests._drawn - requests.drawn_for_last
             for window, drawn in requests.passes.items():
                 passes[window] = passes.get(window, frozenset()) | drawn
         in_order = dict(sorted(passes.items(), key=lambda entry: not isinstance(entry[0], NextItems)))
-        return cls(in_order, views, frozenset(passes.keys() - whole), cls(passes)._drawn - drawn_for_all, streams)
-
-    @property
-    def asked_streams(self) -> frozenset[str]:
-        """Names of the streams of items that are read, those that views stand for among them."""
-        return self.streams | frozenset(view.value for view in self.views & STREAMS_OF_TRAINING)
+        return cls(in_order, views, frozenset(passes.keys() - whole), cls(passes)._drawn - drawn_for_all)
 
     @property
     def _drawn(self) -> frozenset[tuple[WindowRequest, DrawnNegatives]]:

@@ -30,7 +30,7 @@ from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import RecipeError
 from pmmrec.packing import HostArray
-from pmmrec.requests import Holding, NextItems, Requests, View, WindowRequest
+from pmmrec.requests import DRAWS_OF_ITEMS, Holding, NextItems, Requests, View, WindowRequest
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
@@ -193,8 +193,17 @@ class BatchBuilder:
         """This process's share of the batch of one step."""
         drawn, parts = self.draw(epoch, step), self._division.parts
         columns = [np.array_split(column, parts) for column in drawn] if parts > 1 else [[column] for column in drawn]
-        first, *more = [self._build(Draw(*part)) for part in zip(*columns, strict=True)]
+        places = [(epoch, step, part) for part in range(parts)]
+        built = [self._build(Draw(*part)) for part in zip(*columns, strict=True)]
+        first, *more = [self._with_draw(batch, place) for batch, place in zip(built, places, strict=True)]
         return dataclasses.replace(first, more=tuple(more))
+
+    def _with_draw(self, batch: Batch, place: tuple[int, int, int]) -> Batch:
+        """The batch with a number that decides what is random about its items, where an objective asks for that."""
+        if not self._requests.views & DRAWS_OF_ITEMS:
+            return batch
+        draw = torch.tensor(generator(self._seed, Purpose.HIDING, *place).integers(1 << 62), dtype=torch.int64)
+        return dataclasses.replace(batch, items=dataclasses.replace(batch.items, draw=draw))
 
     def _build(self, everyone: Draw) -> Batch:
         sees_all = self._division.world > 1 and (self._gathers or self._maker.reads_others)

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     CANDIDATES = 11  # which of the candidates of an impression are left
     SAMPLED_USERS = 12  # of a domain, where not all train
     HELD_OUT_USERS = 13  # of a source, whose last items are for validation
+    HIDING = 14  # what of the items of a step is hidden, and which pairs are compared
 
 
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:

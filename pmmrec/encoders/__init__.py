@@ -42,6 +42,7 @@ class Encoder(nn.Module, ABC):
 
     warnings: tuple[str, ...] = ()  # where the folder of the backbone and what is done here differ
     gives_tokens: bool = True  # False: nobody reads tokens, so `forward` may give the whole of each row alone
+    is_restored: bool = False  # True: words or patches are hidden from it, others at each step
 
     @property
     def prefix(self) -> Prefix | None:
@@ -101,6 +102,17 @@ class TextEncoder(Encoder):
     def forward(self, inputs: TokenInputs | PrefixInputs) -> TokenStates:
         """Token ids, or the kept states of the frozen part, -> states of the common width."""
 
+    def word_head(self) -> nn.Module:
+        """What guesses hidden words out of the states of the backbone: the folder's own head, or a fresh one.
+
+        RecipeError where no word can be hidden.
+        """
+        raise RecipeError(f"{type(self).__name__} hides no words; use hf_text")
+
+    def word_loss(self, inputs: TokenInputs, seed_R: Tensor, head: nn.Module, share: float) -> Tensor:
+        """The mean loss `(R,)` of each text's hidden words; `seed_R` decides which these are, and what stands there."""
+        raise NotImplementedError
+
 
 class VisionEncoder(Encoder):
     """Reads pixels."""
@@ -110,6 +122,20 @@ class VisionEncoder(Encoder):
     @abstractmethod
     def forward(self, inputs: PixelInputs | PrefixInputs) -> TokenStates:
         """uint8 pixels, or the kept states of the frozen part, -> states of the common width."""
+
+    def patch_head(self, share: float) -> nn.Module:
+        """What paints hidden patches out of the states of the others: the folder's own decoder, or a fresh one.
+
+        RecipeError where no patch can be hidden, or `share` leaves none.
+        """
+        del share
+        raise RecipeError(f"{type(self).__name__} hides no patches; use hf_vision over a masked autoencoder (vit_mae)")
+
+    def patch_loss(
+        self, inputs: PixelInputs, seed_R: Tensor, head: nn.Module, share: float, *, normalize: bool
+    ) -> Tensor:
+        """The mean loss `(R,)` of each image's hidden patches; `seed_R` decides which these are."""
+        raise NotImplementedError
 
 
 class JointEncoder(Encoder):

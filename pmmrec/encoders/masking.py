@@ -6,10 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pmmrec.hashed import mixed, uniform
+
 PIXELS_HASHED = 4096  # of an image, at most
-# Multipliers of splitmix64, as signed numbers of 64 bits; products wrap around.
-_STEP, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
-_BITS = 53  # that a float64 holds exactly
 
 
 def in_order(num_rows: int, num_patches: int, device: torch.device) -> Tensor:
@@ -25,19 +24,5 @@ def noise_of_images(pixels_RCHW: Tensor, num_patches: int) -> Tensor:
     flat_RN = pixels_RCHW.flatten(1)
     sample_RN = flat_RN[:, :: max(1, flat_RN.shape[1] // PIXELS_HASHED)].long()
     place_N = torch.arange(sample_RN.shape[1], device=sample_RN.device)
-    seed_R = (sample_RN * _mixed(place_N + 1)).sum(dim=1)
-    patch_P = torch.arange(num_patches, device=sample_RN.device)
-    bits_RP = _mixed(seed_R[:, None] + patch_P * _STEP)
-    return (bits_RP & ((1 << _BITS) - 1)).double() / (1 << _BITS)
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """A hash of each number (splitmix64)."""
-    x = (x ^ _shifted(x, 30)) * _FIRST
-    x = (x ^ _shifted(x, 27)) * _SECOND
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, places: int) -> Tensor:
-    """Shifted to the right, filled with zeros."""
-    return (x >> places) & ((1 << (64 - places)) - 1)
+    seed_R = (sample_RN * mixed(place_N + 1)).sum(dim=1)
+    return uniform(seed_R, num_patches)

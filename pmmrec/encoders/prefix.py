@@ -44,6 +44,7 @@ class CanBeCut(PartlyTrained):
     projection: Any  # a linear layer, the convolution of a map, or nothing
     head: nn.Sequential | None
     gives_tokens: bool
+    is_restored: bool
     _layout: Layout
     _pool: Any  # how a row is pooled, a word of its settings
     _checkpoints = False  # whether activations of blocks without an own switch are recomputed
@@ -53,6 +54,10 @@ class CanBeCut(PartlyTrained):
         """The frozen part; None where the whole backbone trains. Raises RecipeError where no cut of it is known."""
         if self._trained == ("",):
             return None
+        if self.is_restored:
+            raise RecipeError(
+                "an objective hides other words or patches at each step, and no state of them can be kept"
+            )
         if self._trained and self._layout.block_call is None:
             known = sorted(name for name, layout in self.layouts.items() if layout.block_call is not None)
             raise RecipeError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,7 @@ from pmmrec.encoders.sentence_head import read_sentence_head, width_of, write_se
 from pmmrec.encoders.text_layouts import HALVES, LAYOUTS, REFUSED, TextLayout, sees_earlier_alone
 from pmmrec.encoders.tokenizer import FolderTokenizer, special_token_ids, train_bpe
 from pmmrec.encoders.trainable import find_layout, pooled_by, pools_of
+from pmmrec.encoders.words import WordHead, hide_words, refuse_no_mask, word_head_of, word_losses
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.packing import HostArray, Packing
 
@@ -106,7 +108,7 @@ class HFText(CanBeCut, TextEncoder):
 
     def __init__(self, config: HFTextConfig, context: BuildContext) -> None:
         super().__init__()
-        backbone = context.backbone
+        self._origin = backbone = context.backbone
         self._settings = read_config(backbone.folder, HALVES)
         warnings: list[str] = []
         said, self._pool, lowercase = _settled(config, backbone, warnings.append)
@@ -255,6 +257,22 @@ class HFText(CanBeCut, TextEncoder):
             input_ids=token_id_RT, attention_mask=mask_RT, **self._options()
         ).last_hidden_state
         return hidden_RTH
+
+    def word_head(self) -> WordHead:
+        """As of any text encoder. RecipeError for a backbone without a mask token, or one that sees no later word."""
+        is_causal = sees_earlier_alone(self._layout, self._settings)
+        refuse_no_mask(self._settings.model_type, self._tokenizer.mask_token_id, is_causal=is_causal)
+        head = word_head_of(self.backbone, self._settings, getattr(self._settings, self._layout.width_name))
+        if self._origin.is_pretrained and not head.load_own(self._origin.folder, self._settings):
+            self.warnings += (f"{self._origin.folder}: has no head for hidden words; a fresh one learns",)
+        return head
+
+    def word_loss(self, inputs: TokenInputs, seed_R: Tensor, head: nn.Module, share: float) -> Tensor:
+        """As of any text encoder."""
+        words = hide_words(inputs.token_id_K, inputs.packing, seed_R, share, self._tokenizer)
+        state_KH = self.hidden(replace(inputs, token_id_K=words.token_id_K))
+        score_MV = head(state_KH.index_select(0, words.place_M), self.backbone.get_input_embeddings().weight)
+        return word_losses(score_MV, words)
 
     def checkpoint_activations(self) -> None:
         """Of the blocks that learn: those in training mode."""

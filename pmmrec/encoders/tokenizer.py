@@ -66,6 +66,22 @@ class FolderTokenizer:
         first = firsts.pop()
         return first if not firsts and first in self._tokenizer.all_special_ids else None
 
+    @property
+    def mask_token_id(self) -> int | None:
+        """The token that stands for a hidden word; None where there is none."""
+        found: int | None = self._tokenizer.mask_token_id
+        return found
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids that are no words."""
+        return sorted(set(self._tokenizer.all_special_ids))
+
+    @property
+    def num_special(self) -> int:
+        """How many special tokens stand around every text."""
+        return int(self._tokenizer.num_special_tokens_to_add())
+
     def say_differences(self, warn: Callable[[str], object]) -> None:
         """Tell `warn` of token types, which no encoder is given here, and of tokens that tokenizer.json has not."""
         types = self._tokenizer(list(PROBES), return_token_type_ids=True)["token_type_ids"]

@@ -28,6 +28,7 @@ from pmmrec.encoders.huggingface import (
     save_model,
 )
 from pmmrec.encoders.masking import in_order, noise_of_images
+from pmmrec.encoders.patches import as_patches, decoder_of, hiding, patch_losses
 from pmmrec.encoders.pixels import (
     Normalise,
     VisionConfig,
@@ -42,6 +43,7 @@ from pmmrec.encoders.preprocessor import read_scale, write_preprocessor
 from pmmrec.encoders.trainable import find_layout, matching, pooled_by, pools_of
 from pmmrec.encoders.vision_layouts import HALVES, LAYOUTS, REFUSED, VisionLayout
 from pmmrec.errors import RecipeError
+from pmmrec.hashed import uniform
 
 SIZE_OF_MAPS = 224  # pixels a side, of backbones whose configuration says none
 
@@ -110,7 +112,7 @@ class HFVision(CanBeCut, VisionEncoder):
 
     def __init__(self, config: HFVisionConfig, context: BuildContext) -> None:
         super().__init__()
-        backbone = context.backbone
+        self._origin = backbone = context.backbone
         where, warnings = str(backbone.folder), list[str]()
         self._settings = read_config(backbone.folder, HALVES)
         self._layout = find_layout(LAYOUTS, self._settings.model_type, where, REFUSED)
@@ -130,7 +132,7 @@ class HFVision(CanBeCut, VisionEncoder):
         self._patch = patch = square_side(getattr(self._settings, "patch_size", 1), where)
         if not self._layout.has_windows or patch > self.pixel_spec.size:  # windows are over padded patches
             refuse_uneven(self.pixel_spec.size, patch)
-        _refuse_no_patch(self._mask_ratio or 0.0, (self.pixel_spec.size // patch) ** 2)
+        _refuse_no_patch(self._mask_ratio or 0.0, self._num_patches)
         if self._layout.has_windows:
             is_fresh = config.architecture is not None and self.pixel_spec.size == own_size
             _check_windows(self._settings, self.pixel_spec.size, patch, resizes=is_fresh)
@@ -228,10 +230,39 @@ class HFVision(CanBeCut, VisionEncoder):
         """What chooses the patches that a masked autoencoder sees; nothing for others, and where it is to be drawn."""
         if self._mask_ratio is None or (self._mask_ratio and self.training):
             return {}
-        num_patches = (self.pixel_spec.size // self._patch) ** 2
         if not self._mask_ratio:
-            return {"noise": in_order(len(pixels_RCHW), num_patches, pixels_RCHW.device)}
-        return {"noise": noise_of_images(pixels_RCHW, num_patches)}
+            return {"noise": in_order(len(pixels_RCHW), self._num_patches, pixels_RCHW.device)}
+        return {"noise": noise_of_images(pixels_RCHW, self._num_patches)}
+
+    def patch_head(self, share: float) -> nn.Module:
+        """As of any vision encoder. RecipeError where the backbone is no masked autoencoder, or reads another size."""
+        if self._mask_ratio is None:
+            raise RecipeError(
+                f"{self._settings.model_type} is no masked autoencoder, so no patch can be hidden; choose vit_mae"
+            )
+        if self._options:
+            raise RecipeError(
+                f"image_size: {self.pixel_spec.size} is not the size that the decoder paints; leave it out"
+            )
+        _refuse_no_patch(share, self._num_patches, "share")
+        decoder, is_own = decoder_of(self._settings, self._origin)
+        if self._origin.is_pretrained and not is_own:
+            self.warnings += (f"{self._origin.folder}: has no decoder for hidden patches; a fresh one learns",)
+        return decoder
+
+    def patch_loss(
+        self, inputs: PixelInputs, seed_R: Tensor, head: nn.Module, share: float, *, normalize: bool
+    ) -> Tensor:
+        """As of any vision encoder."""
+        normal_RCHW = self.normalise(inputs.pixels_RCHW, self.projection.weight.dtype)
+        with hiding(self.backbone, share):
+            seen = self.backbone(pixel_values=normal_RCHW, noise=uniform(seed_R, self._num_patches))
+        painted_RPQ = head(seen.last_hidden_state, seen.ids_restore).logits
+        return patch_losses(painted_RPQ, as_patches(normal_RCHW, self._patch), seen.mask, normalize=normalize)
+
+    @property
+    def _num_patches(self) -> int:
+        return (self.pixel_spec.size // self._patch) ** 2
 
     @property
     def prefix(self) -> FrozenPrefix | None:
@@ -285,22 +316,20 @@ def _say_nothing(_: str) -> None:
     """Of blocks that are left out because the recipe says so."""
 
 
-def _refuse_no_patch(mask_ratio: float, num_patches: int) -> None:
+def _refuse_no_patch(mask_ratio: float, num_patches: int, setting: str = "mask_ratio") -> None:
     """RecipeError where transformers, which rounds down, would leave none of the patches of an image."""
     if int(num_patches * (1 - mask_ratio)) < 1:
         raise RecipeError(
-            f"mask_ratio: {mask_ratio} leaves none of the {num_patches} patches of an image; take a smaller share, or "
+            f"{setting}: {mask_ratio} leaves none of the {num_patches} patches of an image; take a smaller share, or "
             "larger images"
         )
 
 
 def _as_patches(pixels_RCHW: Tensor, patch: int) -> tuple[Tensor, dict[str, Any]]:
     """The patches of images, `(R, P, patch * patch * C)`, and what SigLIP 2 must be told of them."""
-    num_rows, channels, height, width = pixels_RCHW.shape
-    cut = pixels_RCHW.view(num_rows, channels, height // patch, patch, width // patch, patch)
-    patches_RPK = cut.permute(0, 2, 4, 3, 5, 1).reshape(num_rows, -1, patch * patch * channels)
+    num_rows, _, height, width = pixels_RCHW.shape
     shape_R2 = torch.tensor([[height // patch, width // patch]], device="cpu").expand(num_rows, 2)  # read by the host
-    return patches_RPK, {"pixel_attention_mask": None, "spatial_shapes": shape_R2}
+    return as_patches(pixels_RCHW, patch), {"pixel_attention_mask": None, "spatial_shapes": shape_R2}
 
 
 def _own_size(settings: Any, layout: VisionLayout, where: str) -> int:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated
 
+from pydantic import StringConstraints
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, Query
 from pmmrec.encoders import Encoder, EncoderConfig
+from pmmrec.errors import RecipeError
 from pmmrec.family import Family
+from pmmrec.requests import Hiding
 from pmmrec.settings import PartConfig
+
+FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 
 
 class ItemEncoderConfig(PartConfig):
@@ -63,15 +69,14 @@ class ItemEncoder(nn.Module, ABC):
 
     Attributes:
         asked: The training streams that objectives ask for; it gives them, and reads what they need.
-        graph_streams: The streams that the propagation reads, in training and in ranking. An encoder whose streams may
-            be read by it or by objectives has these alone among `streams`.
         mask_text: In training it encodes this text as one more item and gives its vector as `ItemVectors.mask_D`.
             None: the user encoder has a vector of its own for hidden items.
+        gives_vectors: False: nobody reads vectors of items, and zeros stand for them.
     """
 
     asked: frozenset[str] = frozenset()
-    graph_streams: frozenset[str] = frozenset()
     mask_text: str | None = None
+    gives_vectors: bool = True
 
     @property
     def reads(self) -> Mapping[str, FieldSpec]:
@@ -132,6 +137,28 @@ class ItemEncoder(nn.Module, ABC):
     def mask_vector(self) -> Tensor | None:
         """The vector `(D,)` of `mask_text`; None where there is none, or where it no longer changes."""
         return None
+
+    def restore(self, hiding: Hiding) -> nn.Module:
+        """From now on give, as a training stream of one number, the loss of guessing what is hidden of each item.
+
+        Returns the head that guesses, which is no part of the item encoder; the objective trains it. RecipeError where
+        nothing of the kind can be hidden here.
+        """
+        raise RecipeError(
+            f"model.item_encoder: {type(self).__name__} has no encoder from which {hiding.view.value} could be hidden; "
+            "use towers with one that reads them"
+        )
+
+    def restoring(self) -> Sequence[nn.Module]:
+        """What guessing hidden words and patches reads of this module, beside the heads."""
+        return ()
+
+    def fused_pairs(self, items: ItemVectors, text_P: Tensor, image_P: Tensor) -> Tensor:
+        """The vectors `(P, D)` of the texts of some items with the images of others, given by places in U.
+
+        `items` hold the stream `tokens`. The host waits for the places.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, items: ItemInputs) -> ItemVectors:

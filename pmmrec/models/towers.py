@@ -20,6 +20,7 @@ from pmmrec.contracts import (
     ItemInputs,
     ItemVectors,
     Modality,
+    PixelInputs,
     PrefixInputs,
     PrefixSlots,
     TextSpec,
@@ -28,9 +29,12 @@ from pmmrec.contracts import (
 )
 from pmmrec.encoders import Encoder, EncoderConfig, TextEncoder, VisionEncoder, text_encoders, vision_encoders
 from pmmrec.fusion import Fusion, fusions
+from pmmrec.hashed import item_seeds
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.models.mask_text import mask_alone, with_mask
-from pmmrec.rows import place_rows
+from pmmrec.models.pairs import TokenRoom, as_stream, of_pairs
+from pmmrec.requests import Hiding, View
+from pmmrec.rows import laid_out, place_rows
 from pmmrec.settings import PartConfig
 
 if TYPE_CHECKING:
@@ -127,6 +131,11 @@ class TowersConfig(ItemEncoderConfig):
         return self.model_validate({**left, "fusion": self.fusion if num_fields > 1 else None})
 
 
+_PAIR = frozenset(modality.value for modality in Modality)
+_READ_BY = {View.WORDS: Modality.TEXT.value, View.PATCHES: Modality.IMAGE.value}
+_SALTS = {View.WORDS: 1, View.PATCHES: 2}
+
+
 @item_encoders.register("towers", TowersConfig)
 class Towers(ItemEncoder):
     """A text encoder, a vision encoder, or both and a fusion, make the vector `(D,)` of an item.
@@ -154,6 +163,9 @@ class Towers(ItemEncoder):
         self._text_fields = config.text_fields
         self._is_normalized = config.normalize == "layer_norm"
         self._mask_at_cut: ItemInputs | None = None
+        self._width = context.width
+        self._restored: dict[str, tuple[Hiding, nn.Module]] = {}  # heads of objectives, by the stream of their loss
+        self._rooms: dict[str, TokenRoom] = {}  # as the last items that were encoded needed it
         self.text_encoder: TextEncoder | None = None
         self.vision_encoder: VisionEncoder | None = None
         self.fusion: Fusion | None = None
@@ -178,6 +190,14 @@ class Towers(ItemEncoder):
         return self.fields
 
     @property
+    def training_streams(self) -> Mapping[str, int]:
+        streams = dict.fromkeys(self._restored, 1)
+        if self.fusion is not None and self.fields == _PAIR:
+            widths = [room.width(self._width) for room in self._rooms.values()]
+            streams[View.TOKENS.value] = sum(widths) or 1  # known once items have been encoded
+        return streams
+
+    @property
     def encoders(self) -> Mapping[str, Encoder]:
         towers = {**dict.fromkeys(self._text_fields, self.text_encoder), Modality.IMAGE.value: self.vision_encoder}
         return {field: encoder for field, encoder in towers.items() if encoder is not None}
@@ -199,8 +219,43 @@ class Towers(ItemEncoder):
         mask = self._mask
         return None if mask is None else self._vectors(mask).fused_UD[0]
 
+    def restore(self, hiding: Hiding) -> nn.Module:
+        encoder: TextEncoder | VisionEncoder
+        head: nn.Module
+        if hiding.view is View.WORDS and self.text_encoder is not None:
+            encoder, head = self.text_encoder, self.text_encoder.word_head()
+        elif hiding.view is View.PATCHES and self.vision_encoder is not None:
+            encoder, head = self.vision_encoder, self.vision_encoder.patch_head(hiding.share)
+        else:
+            return super().restore(hiding)
+        encoder.is_restored = True
+        self._restored[hiding.view.value] = hiding, head
+        return head
+
+    def restoring(self) -> Sequence[nn.Module]:
+        hidden_from = {View.WORDS.value: self.text_encoder, View.PATCHES.value: self.vision_encoder}
+        return [encoder for view, encoder in hidden_from.items() if view in self._restored and encoder is not None]
+
+    def fused_pairs(self, items: ItemVectors, text_P: Tensor, image_P: Tensor) -> Tensor:
+        if self.fusion is None:
+            raise TypeError("nothing fuses a text with an image")
+        index = {Modality.TEXT.value: text_P, Modality.IMAGE.value: image_P}
+        return self._fused(of_pairs(items, self._rooms, View.TOKENS.value, index), self.fusion)
+
+    def _tokens(self, items: ItemInputs, states: Mapping[str, TokenStates]) -> Tensor:
+        """All that the fusion reads of U items, `(U, W)`; the same W in every process, whatever its items have."""
+        for field, state in states.items():
+            num_rows = len(items.fields[field].item_index_R)
+            num_tokens = len(state.token_KD) // num_rows  # of images, which are alike
+            if field != Modality.IMAGE and num_tokens and self.text_encoder is not None:
+                num_tokens = self.text_encoder.tokenizer.max_tokens
+            self._rooms[field] = TokenRoom(num_tokens, state.first_RD is not None)
+        return torch.cat([as_stream(states[field], room) for field, room in self._rooms.items()], dim=1)
+
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U distinct items, each encoded once."""
+        if not self.gives_vectors:
+            return self._losses_alone(items)
         mask = self._mask if self.training else None
         if mask is None:
             return self._vectors(items)
@@ -208,7 +263,8 @@ class Towers(ItemEncoder):
             mask = self._mask_at_cut or self._at_cut(mask)
         both = self._vectors(with_mask(items, mask))
         cls_UD = {field: cls_UD[:-1] for field, cls_UD in both.cls_UD.items()}
-        return ItemVectors(both.fused_UD[:-1], cls_UD, items.has_U, mask_D=both.fused_UD[-1])
+        streams_UD = {name: stream_UD[:-1] for name, stream_UD in both.streams_UD.items()}
+        return ItemVectors(both.fused_UD[:-1], cls_UD, items.has_U, streams_UD, both.fused_UD[-1])
 
     @property
     def _mask(self) -> ItemInputs | None:
@@ -229,15 +285,50 @@ class Towers(ItemEncoder):
         cls_UD = {field: state.cls_RD for field, state in states.items()}
         if self.fusion is None:
             (fused_UD,) = cls_UD.values()
+            if self._is_normalized:
+                fused_UD = F.layer_norm(fused_UD, fused_UD.shape[-1:])  # the zero vector stays what it is
         else:
-            fused_UD = self.fusion(states)
+            fused_UD = self._fused(states, self.fusion)
             # Views, so that a gradient at them is not that of a fusion which reads them too.
             cls_UD = {field: cls.view_as(cls) for field, cls in cls_UD.items()}
-        if self._is_normalized:
-            fused_UD = F.layer_norm(fused_UD, fused_UD.shape[-1:])  # the zero vector stays what it is
         has_U = {field: items.has_U[field] for field in states}
         is_readable_U1 = torch.stack(list(has_U.values()), dim=1).any(dim=1, keepdim=True)
-        return ItemVectors(torch.where(is_readable_U1, fused_UD, 0.0), cls_UD, has_U)
+        streams_UD = self._losses(items)
+        if View.TOKENS.value in self.asked:
+            streams_UD[View.TOKENS.value] = self._tokens(items, states)
+        return ItemVectors(torch.where(is_readable_U1, fused_UD, 0.0), cls_UD, has_U, streams_UD)
+
+    def _fused(self, states: Mapping[str, TokenStates], fusion: Fusion) -> Tensor:
+        fused_UD: Tensor = fusion(states)
+        return F.layer_norm(fused_UD, fused_UD.shape[-1:]) if self._is_normalized else fused_UD
+
+    def _losses_alone(self, items: ItemInputs) -> ItemVectors:
+        """Zeros for the vectors of items, and the losses of what was hidden of them."""
+        streams_UD = self._losses(items)
+        like = next(iter(streams_UD.values()), None)
+        zeros_UD = torch.zeros(items.num_items, self._width, device=items.row_U.device)
+        zeros_UD = zeros_UD if like is None else zeros_UD.to(like.dtype)
+        has_U = {field: items.has_U[field] for field in self.fields}
+        return ItemVectors(zeros_UD, dict.fromkeys(self.fields, zeros_UD), has_U, streams_UD)
+
+    def _losses(self, items: ItemInputs) -> dict[str, Tensor]:
+        """For each item the loss of what was hidden of it, `(U, 1)`; 0 where it lacks the field."""
+        if items.draw is None:
+            return {}
+        return {name: self._loss(items, hiding, head) for name, (hiding, head) in self._restored.items()}
+
+    def _loss(self, items: ItemInputs, hiding: Hiding, head: nn.Module) -> Tensor:
+        field = _READ_BY[hiding.view]
+        rows = _rows_of(items, field)
+        seed_U = F.pad(item_seeds(items, salt=_SALTS[hiding.view]), (0, 1))  # of a row that stands in: anything
+        seed_R = seed_U.index_select(0, rows.item_index_R.on(seed_U.device))
+        if isinstance(rows, TokenInputs) and self.text_encoder is not None:
+            loss_R = self.text_encoder.word_loss(rows, seed_R, head, hiding.share)
+        elif isinstance(rows, PixelInputs) and self.vision_encoder is not None:
+            loss_R = self.vision_encoder.patch_loss(rows, seed_R, head, hiding.share, normalize=hiding.normalize)
+        else:
+            raise TypeError(f"items hold {type(rows).__name__} of {field}, of which nothing can be hidden")
+        return laid_out(loss_R[:, None], rows.item_index_R, items.num_items)
 
     def _encode(self, items: ItemInputs) -> dict[str, TokenStates]:
         return {

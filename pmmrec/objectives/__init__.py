@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 from pydantic import Field
 from torch import nn
 
 from pmmrec.contracts import Term, Views
 from pmmrec.family import Family
-from pmmrec.requests import Requests
+from pmmrec.requests import LOSSES_OF_ITEMS, Hiding, Requests
 from pmmrec.settings import PartConfig
 
 IGNORED = -100  # the target that torch's cross-entropy leaves out
@@ -19,6 +20,14 @@ class ObjectiveConfig(PartConfig):
     """Settings that every objective has."""
 
     weight: float = Field(1.0, gt=0, description="Factor of this objective in the total loss (eq. 12: 1).")
+
+
+class ItemHeads(Protocol):
+    """What an objective may ask of the item encoder before training."""
+
+    def restore(self, hiding: Hiding) -> nn.Module:
+        """Let it give the loss of guessing what is hidden of items; the head that guesses, for the objective to own."""
+        ...
 
 
 class Objective(nn.Module, ABC):
@@ -46,6 +55,15 @@ class Objective(nn.Module, ABC):
     def needs_past(self) -> bool:
         """Whether a user encoder that reads the whole window would see the items that this objective predicts."""
         return self.reads_targets and not all(request.hides_targets for request in self.requests.passes)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether it reads vectors of items at all, and not only the losses of what was hidden of them."""
+        return self.reads_fused or bool(self.requests.passes or self.requests.views - LOSSES_OF_ITEMS)
+
+    def meet(self, encoder: ItemHeads) -> None:
+        """Called once, before training, with the item encoder of the run. RecipeError where the two do not fit."""
+        del encoder
 
     @abstractmethod
     def forward(self, views: Views) -> Term:

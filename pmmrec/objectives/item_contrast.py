@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
-from pmmrec.contracts import Modality, Term, Views, Windows
+from pmmrec.contracts import Modality, Term, Views
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
-from pmmrec.precision import outside_autocast, widened
+from pmmrec.objectives.both_fields import closing, num_own, unit_vectors
+from pmmrec.precision import outside_autocast
 from pmmrec.requests import Requests, View
 
 LEAST_TEMPERATURE = 0.01  # as in CLIP, which clips the scale at 100
@@ -70,15 +71,17 @@ class ItemContrast(Objective):
             return self._term(views)
 
     def _term(self, views: Views) -> Term:
-        (text_UD, has_text_U), (image_UD, has_image_U) = _side(views, Modality.TEXT), _side(views, Modality.IMAGE)
-        num_own_U = _num_own(views.windows, len(has_text_U))
+        (text_UD, has_text_U), (image_UD, has_image_U) = (
+            unit_vectors(views, modality, "item_contrast") for modality in (Modality.TEXT, Modality.IMAGE)
+        )
+        num_own_U = num_own(views.windows, len(has_text_U))
         item_A = views.windows.counted_places.item_A
         is_counted_A = (has_text_U & has_image_U)[item_A] & ((has_text_U.sum() > 1) | (has_image_U.sum() > 1))
         weight_A = (num_own_U[item_A] * is_counted_A).to(text_UD.dtype)
 
         scale = self._scale(text_UD)
-        to_image_AU = scale * (text_UD[item_A] @ image_UD.T) + _closing(has_image_U, text_UD.dtype)
-        to_text_AU = scale * (image_UD[item_A] @ text_UD.T) + _closing(has_text_U, text_UD.dtype)
+        to_image_AU = scale * (text_UD[item_A] @ image_UD.T) + closing(has_image_U, text_UD.dtype)
+        to_text_AU = scale * (image_UD[item_A] @ text_UD.T) + closing(has_text_U, text_UD.dtype)
         loss_A = F.cross_entropy(to_image_AU, item_A, reduction="none")
         loss_A = (loss_A + F.cross_entropy(to_text_AU, item_A, reduction="none")) / 2
         loss_A = torch.where(is_counted_A, loss_A, 0.0)
@@ -98,26 +101,6 @@ class ItemContrast(Objective):
         if self.log_scale is None:
             return like.new_full((), 1 / self.config.temperature)
         return self.log_scale[0].clamp(max=-math.log(LEAST_TEMPERATURE)).exp()
-
-
-def _side(views: Views, modality: Modality) -> tuple[Tensor, Tensor]:
-    """Unit vectors of all items as one field shows them, and which items have it."""
-    items = views.items
-    if modality not in items.cls_UD:
-        raise ValueError(f"item_contrast: items have no {modality.value} vectors; it needs those of text and of image")
-    return F.normalize(widened(items.cls_UD[modality]), dim=1), items.has_U[modality]
-
-
-def _num_own(windows: Windows, num_items: int) -> Tensor:
-    """`(U,)` int64: places of each item that count in the windows of this process."""
-    index, is_counted = windows.item_index_BS.flatten(), windows.is_counted_BS.flatten()
-    none_U = torch.zeros(num_items, dtype=torch.int64, device=index.device)
-    return none_U.scatter_add(0, index, is_counted.to(torch.int64))
-
-
-def _closing(has_U: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to similarities: -inf for items without the field, unless no item has it, and none counts."""
-    return torch.where(has_U | ~has_U.any(), 0.0, -math.inf).to(dtype)
 
 
 def _is_alone_at_the_top(score_AU: Tensor, item_A: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pmmrec.requests import WindowRequest
 from pmmrec.testing.checks import Inapplicable, assert_close, check, require
 from pmmrec.testing.subjects import Numbers, Subject
 from pmmrec.testing.twins import NO_TWIN, find_twin
-from pmmrec.testing.world import WIDTH, WINDOWS, batch_of, task_of
+from pmmrec.testing.world import WIDTH, WINDOWS, LearnedItems, batch_of, task_of
 from pmmrec.train.syncs import HostSyncs
 from pmmrec.train.task import TrainingTask
 
@@ -204,8 +205,8 @@ def _leaves(views: Views) -> tuple[Views, dict[str, Tensor]]:
         request: UserStates(leaf(f"states of {request!r}", one.hidden_BLD), one.is_valid_BL)
         for request, one in _all_states(views).items()
     }
-    scorer = Dot(DotConfig(), BuildContext(WIDTH))
-    return dataclasses.replace(views, items=items, states=states, score=_Scores(scorer, items)), leaves
+    scorer, fuse = Dot(DotConfig(), BuildContext(WIDTH)), partial(LearnedItems().fused_pairs, items)
+    return dataclasses.replace(views, items=items, states=states, score=_Scores(scorer, items), fuse=fuse), leaves
 
 
 def _all_states(views: Views) -> dict[WindowRequest, UserStates]:

@@ -17,6 +17,7 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective
 from pmmrec.propagations.identity import Identity, IdentityConfig
 from pmmrec.requests import (
+    LOSSES_OF_ITEMS,
     STREAMS_OF_TRAINING,
     DrawnNegatives,
     Dropped,
@@ -64,7 +65,7 @@ class LearnedItems(ItemEncoder):
 
     @property
     def training_streams(self) -> Mapping[str, int]:
-        return dict.fromkeys((*(view.value for view in STREAMS_OF_TRAINING), "text", "image"), WIDTH)
+        return {view.value: 1 if view in LOSSES_OF_ITEMS else WIDTH for view in STREAMS_OF_TRAINING}
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U items."""
@@ -72,8 +73,15 @@ class LearnedItems(ItemEncoder):
         for field, has_U in items.has_U.items():
             cls_UD[field] = torch.where(has_U[:, None], self.tables[field](items.row_U), 0.0)
         fused_UD = torch.stack(list(cls_UD.values())).sum(dim=0)
-        streams_UD = {name: fused_UD * (2 + place) for place, name in enumerate(sorted(self.asked))}
+        widths = self.training_streams
+        streams_UD = {
+            name: (fused_UD * (2 + place))[:, : widths[name]] for place, name in enumerate(sorted(self.asked))
+        }
         return ItemVectors(fused_UD, cls_UD, dict(items.has_U), streams_UD)
+
+    def fused_pairs(self, items: ItemVectors, text_P: Tensor, image_P: Tensor) -> Tensor:
+        """The product of the text of one item and the image of another."""
+        return items.cls_UD[Modality.TEXT][text_P] * items.cls_UD[Modality.IMAGE][image_P]
 
 
 def task_of(objective: Objective) -> TrainingTask:
@@ -82,7 +90,7 @@ def task_of(objective: Objective) -> TrainingTask:
     torch.manual_seed(0)
     parts = _users_for(objective.requests, context), Dot(DotConfig(), context), Identity(IdentityConfig(), context)
     items = LearnedItems()
-    items.asked = objective.requests.asked_streams
+    items.asked = frozenset(view.value for view in objective.requests.views & STREAMS_OF_TRAINING)
     recommender = Recommender(items, *parts)
     return TrainingTask(recommender, {"objective": objective}, {"objective": 1.0}, WIDTH)
 
@@ -107,7 +115,7 @@ def batch_of(requests: Requests, rows: Sequence[Sequence[int]] = WINDOWS["shared
     row_U = torch.arange(NUM_ITEMS)
     has_U = {field: ~torch.isin(row_U, torch.tensor(lacking)) for field, lacking in LACKING.items()}
     log_q_U = torch.rand(NUM_ITEMS, generator=draw).clamp(min=1e-3).log()
-    items = ItemInputs(torch.zeros_like(row_U), row_U, has_U)
+    items = ItemInputs(torch.zeros_like(row_U), row_U, has_U, draw=torch.tensor(3))
     return Batch(items, dataclasses.replace(windows, passes=passes), log_q_U)
 
 

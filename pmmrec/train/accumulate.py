@@ -111,6 +111,7 @@ def _span(items: ItemInputs, start: int, stop: int) -> ItemInputs:
         row_U=items.row_U[start:stop],
         has_U={field: has_U[start:stop] for field, has_U in items.has_U.items()},
         fields={field: _rows(rows, start, stop) for field, rows in items.fields.items()},
+        draw=items.draw,
     )
 
 

@@ -29,12 +29,14 @@ from pmmrec.train.average import Average
 from pmmrec.train.callbacks import ValidationConfig
 from pmmrec.train.config import TrainConfig
 from pmmrec.train.cost import TrainingCost
+from pmmrec.train.division import gathers
 from pmmrec.train.example_checks import check_examples, check_judged, refuse_unasked
 from pmmrec.train.frozen_items import stays_as_it_is
 from pmmrec.train.log import RunLog
 from pmmrec.train.memory import Drawing, Launched, memory_lines
 from pmmrec.train.meta_items import item_inputs
 from pmmrec.train.optim import build_optimizer
+from pmmrec.train.pair_checks import check_pairs
 from pmmrec.train.prepare import Sources, find_backbones, find_prefixes, start_backbones
 from pmmrec.train.run import Runnable
 from pmmrec.train.run_folder import refuse_taken
@@ -117,6 +119,9 @@ def print_plan(
     counts = [index.num_examples for index in examples]
     sampler = StepSampler(counts, sources.names, recipe.train.batch_users, recipe.seed, data.mixing)
     _refuse_unfit_training(task, recipe, sampler.smallest_batch, sources.num_items, launched)
+    world = 1 if launched is None else launched.num_processes
+    num_shares = recipe.train.accumulate.user_parts * (1 if gathers(recipe.train.gather, world) else world)
+    check_pairs(task, data, sources.domains, recipe.train.batch_users, num_shares, log)
     log.say(recipe.to_yaml().rstrip(), "")
     sizes = PlainTable("", ["part", "parameters", "learning"], task.sizes)
     log.say(sizes if report is None else report.table(task.sizes), TrainingCost.of(task).words(), "")

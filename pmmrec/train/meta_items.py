@@ -54,7 +54,7 @@ def item_inputs(
         field: _at_cut(encoder.encoders[field], rows) if field in prefixes else rows for field, rows in inputs.items()
     }
     has_U = {field: torch.ones(num_items, dtype=torch.bool, device="meta") for field in encoder.reads}
-    return ItemInputs(index_U, index_U.clone(), has_U, fields)
+    return ItemInputs(index_U, index_U.clone(), has_U, fields, index_U.new_zeros(()))
 
 
 def _at_cut(encoder: nn.Module, rows: FieldInputs) -> FieldInputs:

@@ -36,6 +36,7 @@ from pmmrec.progress import Progress, bars
 from pmmrec.train.accumulate import AccumulateConfig, refuse_idle_parts
 from pmmrec.train.division import gathers, shared_out
 from pmmrec.train.log import RunLog
+from pmmrec.train.pair_checks import check_pairs
 from pmmrec.train.processes import Processes
 from pmmrec.train.run import Run
 from pmmrec.train.task import TrainingTask
@@ -339,6 +340,9 @@ class Batches:
     ) -> Batches:
         """The batches of a run, divided as its training settings say. RecipeError where there are too few items."""
         refuse_idle_parts(cut.accumulate, sources.num_items)
+        num_apart = 1 if gathers(cut.gather, run.processes.world) else run.processes.world
+        num_shares = num_apart * cut.accumulate.user_parts
+        check_pairs(task, config, sources.domains, cut.batch_users, num_shares, run.log)
         rules = (config, sources, reader, task, cut.batch_users, seed, run.processes, run.log)
         return cls(*rules, gather=cut.gather, parts=cut.accumulate.user_parts)
 

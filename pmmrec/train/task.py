@@ -33,15 +33,17 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.targets import Targets
 from pmmrec.packing import HostArray
-from pmmrec.requests import Masked, Others, Requests, Shown, View, WindowRequest
+from pmmrec.requests import STREAMS_OF_TRAINING, Masked, Others, Requests, Shown, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
 from pmmrec.users import Attends
 
-HINTS: Mapping[str, str] = {
-    View.REWORDED.value: "model.item_encoder.reworded of type mixture",
-    View.SYNTHETIC.value: "model.item_encoder of type codes",
+HINTS: Mapping[View, str] = {
+    View.REWORDED: "model.item_encoder.reworded of type mixture",
+    View.SYNTHETIC: "model.item_encoder of type codes",
+    View.TOKENS: "model.item_encoder of type towers with text, vision and a fusion",
 }
+BACKBONE, POOLER = "backbone.", "pooler."  # of an encoder; nothing that is hidden is guessed by its pooler
 TARGETS_UNDER: Mapping[Attends, Targets] = {"past": "next", "all": "masked", "others": "each"}
 
 
@@ -68,10 +70,14 @@ class TrainingTask(nn.Module):
             _refuse_unfit(name, term, recommender, has_targets="targets" in type(configs[name]).model_fields)
             if term.shares_negatives:
                 _refuse_own_negatives(name, terms)
+            _meet(name, term, recommender)
         recommender.item_encoder.asked = _asked_streams(terms, recommender)
+        recommender.item_encoder.gives_vectors = any(term.reads_vectors for term in terms.values())
         task = cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
         for name in task.unread:
             recommender.parts[name].requires_grad_(False)
+        if not recommender.item_encoder.gives_vectors:
+            _freeze_beside_backbones(recommender)
         return task
 
     @property
@@ -98,6 +104,8 @@ class TrainingTask(nn.Module):
             return []
         reads_fused = any(term.reads_fused for term in terms)
         read: list[nn.Module] = list((encoder.parts if reads_fused else encoder.encoders).values())
+        if not encoder.gives_vectors:
+            read = list(encoder.restoring())
         return [name for name, part in self.recommender.parts.items() if part not in read]
 
     @property
@@ -188,7 +196,10 @@ class TrainingTask(nn.Module):
         return states
 
     def _views(self, items: ItemVectors, batch: Batch, states: Mapping[WindowRequest, UserStates]) -> Views:
-        views = Views(items, batch.windows, states, partial(self._score, items), batch.log_q_U)
+        fuse = partial(self.recommender.item_encoder.fused_pairs, items)
+        views = Views(
+            items, batch.windows, states, partial(self._score, items), batch.log_q_U, draw=batch.items.draw, fuse=fuse
+        )
         whole = batch.global_items
         if whole is None:
             return views
@@ -223,7 +234,9 @@ class TrainingTask(nn.Module):
             request: UserStates(zeros_UD.new_zeros(*of_pass.is_valid_BL.shape, self.width), of_pass.is_valid_BL)
             for request, of_pass in windows.passes.items()
         }
-        views = self._views(items, batch, states)
+        views = dataclasses.replace(
+            self._views(items, batch, states), fuse=lambda text_P, _: zeros_UD.new_zeros(len(text_P), self.width)
+        )
         with torch.no_grad():
             counts = {name: term.count for name, term in self.terms(views).items()}
         return {name: torch.stack((torch.zeros_like(count), count)) for name, count in counts.items()}
@@ -257,6 +270,22 @@ class TrainingTask(nn.Module):
 
     def _terms(self) -> dict[str, Objective]:
         return {name: term for name, term in self.objectives.items() if isinstance(term, Objective)}
+
+
+def _meet(name: str, term: Objective, recommender: Recommender) -> None:
+    """Let an objective take its head from the item encoder. RecipeError that names the objective where it cannot."""
+    try:
+        term.meet(recommender.item_encoder)
+    except RecipeError as error:
+        raise RecipeError(f"objectives.{name}: {error}") from error
+
+
+def _freeze_beside_backbones(recommender: Recommender) -> None:
+    """Freeze all of the encoders but their backbones: no vector of an item is read, which projections would make."""
+    for encoder in recommender.item_encoder.encoders.values():
+        for path, parameter in encoder.named_parameters():
+            if not path.startswith(BACKBONE) or POOLER in path:
+                parameter.requires_grad_(False)
 
 
 def _refuse_own_negatives(name: str, terms: Mapping[str, Objective]) -> None:
@@ -312,16 +341,16 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender, *, has_t
 def _asked_streams(terms: Mapping[str, Objective], recommender: Recommender) -> frozenset[str]:
     """The training streams that objectives ask for. RecipeError where the item encoder does not give one."""
     encoder = recommender.item_encoder
-    there = {**encoder.streams, **encoder.training_streams}
     for name, term in terms.items():
-        for stream in sorted(term.requests.asked_streams - there.keys()):
-            raise RecipeError(
-                f"objectives.{name}: asks for {stream} vectors of items, which the item encoder does not give (there "
-                f"are: {', '.join(there) or 'none'}); take away the objective, or its setting that asks; see "
-                f"{HINTS.get(stream, 'model.item_encoder of type with_streams')}"
-            )
-    asked = Requests.union(term.requests for term in terms.values()).asked_streams
-    return asked - encoder.streams.keys()
+        for view in sorted(term.requests.views & STREAMS_OF_TRAINING):
+            if view.value not in encoder.training_streams:
+                there = ", ".join(encoder.training_streams) or "none"
+                raise RecipeError(
+                    f"objectives.{name}: asks for {view.value} vectors of items, which the item encoder does not give "
+                    f"(there are: {there}); take away the objective, or its setting that asks; see {HINTS[view]}"
+                )
+    views = Requests.union(term.requests for term in terms.values()).views
+    return frozenset(view.value for view in views & STREAMS_OF_TRAINING)
 
 
 def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None, *, last_alone: bool) -> History:

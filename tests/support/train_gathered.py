@@ -62,6 +62,7 @@ SCALED = {
     "rcl": {"type": "robustness", "normalize": True, "temperature": 0.1, "symmetric": True, "noise": NOISY},
 }
 ITEMS = {"itc": {"type": "item_contrast"}}  # reads no user: user encoder, fusion and scorer must not be waited for
+MATCHED = {**ITEMS, "itm": {"type": "itm", "temperature": 0.5}, "mlm": {"type": "mlm", "share": 0.3}}
 SHOWN = {"click": {"type": "impression_ce", "not_clicked": 2}, "dap": {"type": "next_item"}, "nid": PAPER["nid"]}
 CATALOGUE = {"ce": {"type": "catalogue_ce"}, **PAPER}
 SILENT = RunLog(None, is_main=False)
@@ -73,6 +74,7 @@ KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any], dict[str, Any]]] = {
     "catalogue": (CATALOGUE, 5, {}, {}),
     "one_domain": (PAPER, 6, {"mixing": {"batches": "one_domain"}}, {}),  # half of the steps hold no image at all
     "items": (ITEMS, 4, {"examples": {"type": "items", "held_out": 0}}, {}),
+    "matched": (MATCHED, 4, {"examples": {"type": "items", "held_out": 0}}, {}),
     "impressions": (
         SHOWN,
         5,

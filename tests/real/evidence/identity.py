@@ -102,6 +102,8 @@ class Identities:
         if isinstance(cell, FinetuneCell):
             told["seeds"] = list(cell.seeds)
             told |= self._searched(cell_id)
+            if cell.weights:
+                told["weights"] = {**cell.weights, **{name: self.pretraining(name).tree for name in cell.tuned}}
             with _told_of(f"cells.{cell_id}"):
                 identity = _told_with_recipe(told, _finetune_settings(cell.recipe, cell.overrides))
         else:

@@ -120,6 +120,8 @@ class Layout:
         runs = [] if start == SCRATCH else [self.pretraining(start, identities)]
         if isinstance(cell, FinetuneCell) and cell.search is not None:
             runs.append(self.search(cell_id, identities))
+        if isinstance(cell, FinetuneCell):
+            runs += [self.pretraining(name, identities) for name in cell.tuned]
         return runs
 
     def search(self, cell_id: str, identities: Identities) -> Run:
@@ -165,7 +167,10 @@ class Layout:
         if self._plan.targets == "validation" or cell.blend:
             settings += ("rank_test=false",)
             after = self._evaluation(cell, str(folder / CHECKPOINT_FOLDER), domain, folder / EVALUATION_FOLDER)
-        recipe, needs = (cell.recipe, *cell.overrides), _needs(cell.start_from)
+        recipe, needs = (cell.recipe, *cell.overrides), (*_needs(cell.start_from), *map(_pretraining_label, cell.tuned))
+        for weights, place in cell.weights.items():
+            pretraining, _, part = place.partition("/")
+            settings += ("--weights", f"{weights}={self.checkpoint(pretraining) / part}")
         if cell.search is not None:
             search = self.search(cell_id, identities)
             recipe, needs = (str(search.folder / BEST_FILE),), (search.label,)

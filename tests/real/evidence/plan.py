@@ -157,6 +157,20 @@ class FinetuneCell(StartingCell):
         None, ge=1, description="Size of the sample of users that trains, which each seed draws anew; null: all."
     )
     search: Word | None = Field(None, description="One of the plan's `searches`; null: the settings as they are.")
+    weights: dict[Word, Text] = Field(
+        {}, description="Name of weights in the recipe -> PRETRAINING/PART, an encoder that a pretraining tuned."
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_not_searched_with(self) -> Self:
+        if self.weights and self.search is not None:
+            raise ValueError("weights: a search does not take them; leave one of them out")
+        return self
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The pretrainings that its weights come from."""
+        return tuple(dict.fromkeys(place.partition("/")[0] for place in self.weights.values()))
 
 
 class ZeroShotCell(StartingCell):
@@ -302,8 +316,9 @@ class EvidencePlan(Config):
         """The domain of a measured cell, the sources of its checkpoint, and the domain of its search."""
         cell = self.cells[cell_id]
         start = getattr(cell, "start_from", SCRATCH)
-        before = self.pretrainings.get(start)
-        sources = () if before is None else (*before.sources, *([before.judged_by] if before.judged_by else []))
+        tuned = cell.tuned if isinstance(cell, FinetuneCell) else ()
+        before = [self.pretrainings[name] for name in (start, *tuned) if name in self.pretrainings]
+        sources = [name for one in before for name in (*one.sources, one.judged_by) if name is not None]
         search = self.search_of(cell_id)
         searched = () if search is None or search.domain is None else (search.domain,)
         return tuple(dict.fromkeys((domain_of(cell_id), *sources, *searched)))

@@ -74,6 +74,9 @@ def _of_cells(plan: EvidencePlan) -> Iterator[str]:
             yield f"{place}.search: no search {cell.search!r}; {hint(cell.search, plan.searches)}"
         if isinstance(cell, StartingCell) and cell.tuning not in plan.tunings:
             yield f"{place}.tuning: no tuning {cell.tuning!r}; {hint(cell.tuning, plan.tunings)}"
+        for tuned in cell.tuned if isinstance(cell, FinetuneCell) else ():
+            if tuned not in plan.pretrainings:
+                yield f"{place}.weights: no pretraining {tuned!r}; {hint(tuned, plan.pretrainings)}"
         start = getattr(cell, "start_from", SCRATCH)
         if start == SCRATCH:
             if isinstance(cell, ZeroShotCell):

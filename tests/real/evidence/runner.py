@@ -298,7 +298,7 @@ class Runner:
     def _multiply_adds(self, cell_id: str, identities: Identities) -> int | None:
         """The multiply-adds of one user's forward in the model of a cell; None where a checkpoint decides it."""
         cell = self._plan.measured[cell_id]
-        if not isinstance(cell, FinetuneCell) or cell.start_from != SCRATCH:
+        if not isinstance(cell, FinetuneCell) or cell.start_from != SCRATCH or cell.weights:
             return None
         recipe, overrides = cell.recipe, list(cell.overrides)
         if cell.search is not None:
