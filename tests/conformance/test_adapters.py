@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "pfeiffer": {"width": 3},
     "pfeiffer, parallel": {"width": 3, "parallel": True},
 }
-Use = tuple[nn.Module, str, Callable[[], Tensor]]
+Use = tuple[nn.Module, str, Callable[[Any], Tensor]]
 
 
 def text(folder: Path, model_type: str) -> Use:
@@ -49,14 +50,14 @@ def text(folder: Path, model_type: str) -> Use:
     )
     encoder = _started(text_encoders.part_class(config), config, folder)
     inputs = TokenInputs.of([[2, 20, 30, 40, 3], [2, 25, 3]])
-    return encoder, "text_encoder", lambda: encoder(inputs).token_KD
+    return encoder, "text_encoder", lambda part: part(inputs).token_KD
 
 
 def vision(folder: Path, config: Any, side: int) -> Use:
     encoder = _started(vision_encoders.part_class(config), config, folder)
     pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     inputs = PixelInputs(pixels, HostArray(range(2)))
-    return encoder, "vision_encoder", lambda: encoder(inputs).token_KD
+    return encoder, "vision_encoder", lambda part: part(inputs).token_KD
 
 
 def _started(part_class: Any, config: Any, folder: Path) -> Any:
@@ -67,7 +68,7 @@ def _started(part_class: Any, config: Any, folder: Path) -> Any:
 
 
 def make(folder: Path, name: str) -> Use:
-    """A part by its name, what it is in a model, and a call of it."""
+    """A part by its name, what it is in a model, and how it is called."""
     family, _, model_type = name.partition(" ")
     if family == "text":
         return text(folder, model_type)
@@ -89,7 +90,7 @@ def make(folder: Path, name: str) -> Use:
         }
         return vision(folder, vision_encoders.config(tree), IMAGE_SIZE)
     part, (inputs_BLD, is_valid_BL) = users({"type": model_type})
-    return part, "user_encoder", lambda: states_of(part, inputs_BLD, is_valid_BL)[:, 1:]
+    return part, "user_encoder", lambda part: states_of(part, inputs_BLD, is_valid_BL)[:, 1:]
 
 
 def users(settings: Mapping[str, Any]) -> tuple[Any, tuple[Tensor, Tensor]]:
@@ -114,18 +115,25 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", PARTS)
-def test_adapters_change_nothing_until_they_learn_and_then_learn_alone(tmp_path: Path, name: str, kind: str) -> None:
-    part, place, call = make(tmp_path / "fresh", name)
+@pytest.fixture(scope="module", params=PARTS)
+def use(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Use:
+    """A part that is built once, to be copied; every weight of it counts."""
+    part, place, call = make(tmp_path_factory.mktemp("fresh"), request.param)
     for parameter in part.parameters():  # some norms start at 0, and nothing below them would get a gradient
         parameter.data += 0.05 * torch.randn(parameter.shape)
+    return part, place, call
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_change_nothing_until_they_learn_and_then_learn_alone(use: Use, kind: str) -> None:
+    part, place, call = deepcopy(use[0]), *use[1:]
     part.eval()
-    before = call()
+    torch.manual_seed(1)
+    before = call(part)
     tree = {"type": kind.partition(",")[0], **KINDS[kind]}
     adapted = adapt({place: part}, AdapterPlan.model_validate({place: tree}))
     part.train()
-    after = call()
+    after = call(part)
     # DoRA divides a weight's length by itself, which may round (measured 0); all others are exact.
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6 if kind == "dora" else 0)
     (after * torch.randn(after.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
@@ -161,22 +169,20 @@ def test_the_last_state_alone_is_adapted_as_among_all(settings: dict[str, Any], 
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
-@pytest.mark.parametrize("name", PARTS)
-def test_merged_weights_compute_what_the_part_computed_with_adapters(tmp_path: Path, name: str, kind: str) -> None:
-    part, place, call = make(tmp_path / "fresh", name)
-    for parameter in part.parameters():  # biases start at 0, and those of a map with adapters must count
-        parameter.data += 0.05 * torch.randn(parameter.shape)
+def test_merged_weights_compute_what_the_part_computed_with_adapters(use: Use, kind: str) -> None:
+    part, place, call = deepcopy(use[0]), *use[1:]
     part.double().eval()
-    names, plain = set(part.state_dict()), call()
+    torch.manual_seed(1)
+    names, plain = set(part.state_dict()), call(part)
     adapted = adapt({place: part}, AdapterPlan.model_validate({place: {"type": kind, **KINDS[kind]}}))
     for parameter in part.parameters():
         if parameter.requires_grad:
             parameter.data += 0.3 * torch.randn(parameter.shape)
-    before = call()
+    before = call(part)
     assert (before - plain).abs().max() > 1e-3
     adapted.parts[place].merge()
     assert set(part.state_dict()) == names
-    torch.testing.assert_close(call(), before, rtol=0, atol=1e-12)  # float64; measured 1e-14
+    torch.testing.assert_close(call(part), before, rtol=0, atol=1e-12)  # float64; measured 1e-14
 
 
 def test_every_kind_is_tried() -> None:

@@ -111,10 +111,10 @@ _TIMM_VIT = {"depth": 2, "embed_dim": 8, "num_heads": 2, "patch_size": 8}
 _TIMM_SWIN = {"window_size": 4, "depths": [1, 1], "embed_dim": 8, "num_heads": [2, 2]}
 TIMM: Mapping[str, Mapping[str, Any]] = {
     "ConvNeXt": {"name": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
-    "EfficientNet": {"name": "efficientnet_lite0"},
+    "EfficientNet": {"name": "test_efficientnet"},
     "Eva": {"name": "eva02_tiny_patch14_224", **_TIMM_VIT},
     "MobileNetV3": {"name": "mobilenetv3_small_050"},
-    "RegNet": {"name": "regnety_002"},
+    "RegNet": {"name": "regnety_002", "stem_width": 8, "w0": 8, "wa": 16.0, "wm": 2.0, "depth": 8},
     "ResNet": {"name": "resnet18", "channels": [8, 8, 16, 16]},
     "ResNetV2": {"name": "resnetv2_50", "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32], "stem_chs": 8},
     "SwinTransformer": {"name": "swin_tiny_patch4_window7_224", **_TIMM_SWIN},
@@ -124,6 +124,7 @@ TIMM: Mapping[str, Mapping[str, Any]] = {
 # Other models of the same classes.
 MORE_OF_TIMM: Mapping[str, Mapping[str, Any]] = {
     "convnextv2": {"name": "convnextv2_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
+    "efficientnet lite": {"name": "efficientnet_lite0"},
     "dinov3": {**_TIMM_VIT, "name": "vit_small_patch16_dinov3", "embed_dim": 24},
     "eva02 base": {**_TIMM_VIT, "name": "eva02_base_patch14_224"},
     "mobilenetv4": {"name": "mobilenetv4_conv_small_050"},

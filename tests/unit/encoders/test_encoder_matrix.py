@@ -38,6 +38,7 @@ CLASSES: dict[str, tuple[Any, Any]] = {
 CLASS_OF = {
     "convnextv2": "ConvNeXt",
     "dinov3": "Eva",
+    "efficientnet lite": "EfficientNet",
     "eva02 base": "Eva",
     "mobilenetv4": "MobileNetV3",
     "siglip": "VisionTransformer",
@@ -65,14 +66,20 @@ def config_of(row: EncoderFacts, **settings: Any) -> Any:
     return config_class(**{**settings_of(row), "pool": pool_of(row), "trainable_blocks": 1, **settings})
 
 
-def built(row: EncoderFacts, folder: Path, **settings: Any) -> Any:
-    """A tiny encoder with random weights."""
+def started(row: EncoderFacts, folder: Path, **settings: Any) -> Any:
+    """A function that builds a tiny encoder, whose folder is written here."""
     encoder_class, _ = CLASSES[TIMM if row.library == TIMM else row.reads]
     config = config_of(row, **settings)
     folder.mkdir(exist_ok=True)
     encoder_class.start(config, folder, WORDS)
+    return lambda: encoder_class(config, BuildContext(6, {"": Backbone(folder, is_pretrained=False)}))
+
+
+def built(row: EncoderFacts, folder: Path, **settings: Any) -> Any:
+    """A tiny encoder with random weights."""
+    build = started(row, folder, **settings)
     torch.manual_seed(0)
-    encoder = encoder_class(config, BuildContext(6, {"": Backbone(folder, is_pretrained=False)}))
+    encoder = build()
     for name, tensor in encoder.backbone.state_dict().items():
         if tensor.is_floating_point() and "running" not in name:
             tensor.add_(0.05 * torch.randn(tensor.shape))  # some scales start near 0
@@ -96,13 +103,18 @@ def hidden_by_item(encoder: Any, inputs: TokenInputs | PixelInputs) -> list[Tens
     return [parts[row] for row in index_R.argsort().tolist()]
 
 
-def by_library(row: EncoderFacts, encoder: Any, folder: Path, place: int) -> Tensor:
-    """What the library itself, opening the saved folder, says of one item alone."""
+def opened_by_library(row: EncoderFacts, encoder: Any, folder: Path) -> Any:
+    """The model that the library itself makes of the saved folder."""
+    if row.library == TIMM:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    return type(encoder.backbone).from_pretrained(folder).eval()
+
+
+def by_library(row: EncoderFacts, encoder: Any, model: Any, place: int) -> Tensor:
+    """What the library's own model says of one item alone."""
     inputs = inputs_of(row, encoder, [place])
     if row.library == TIMM:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
         return model.forward_features(encoder.normalise(inputs.pixels_RCHW, torch.float32))[0]
-    model = type(encoder.backbone).from_pretrained(folder).eval()
     if row.reads != TEXTS:
         normal = encoder.normalise(inputs.pixels_RCHW, torch.float32)
         options = encoder._masks(inputs.pixels_RCHW)
@@ -142,8 +154,9 @@ def test_every_row(row: EncoderFacts, tmp_path: Path) -> None:
     with torch.no_grad():
         encoder.save_backbone(saved, encoder.backbone.state_dict())
         together, whole_RD = hidden_by_item(encoder, inputs), encoder(inputs).cls_RD
+        model = opened_by_library(row, encoder, saved)
         for place in range(3):
-            assert_close(together[place], by_library(row, encoder, saved, place))
+            assert_close(together[place], by_library(row, encoder, model, place))
             (alone,) = hidden_by_item(encoder, inputs_of(row, encoder, [place]))
             assert_close(together[place], alone)
         for mine, theirs in zip(together, hidden_by_item(opened(row, saved), inputs), strict=True):
@@ -157,10 +170,9 @@ def test_every_row(row: EncoderFacts, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_every_row_is_tried_without_memory_and_checkpointed_where_it_can_be(row: EncoderFacts, tmp_path: Path) -> None:
-    built(row, tmp_path)
-    encoder_class, _ = CLASSES[TIMM if row.library == TIMM else row.reads]
+    build = started(row, tmp_path)
     with torch.device("meta"):
-        dry = encoder_class(config_of(row), BuildContext(6, {"": Backbone(tmp_path, is_pretrained=False)}))
+        dry = build()
     inputs = to_device(inputs_of(row, dry, [0, 1, 2]), torch.device("meta"))
     assert dry(inputs).cls_RD.shape == (3, 6)
     if row.checkpoints:
@@ -185,7 +197,7 @@ def test_other_models_of_the_same_classes(tmp_path: Path, name: str) -> None:
     encoder.save_backbone(tmp_path / "saved", encoder.backbone.state_dict())
     with torch.no_grad():
         (hidden,) = hidden_by_item(encoder, inputs_of(row, encoder, [0]))
-        expected = by_library(row, encoder, tmp_path / "saved", 0)
+        expected = by_library(row, encoder, opened_by_library(row, encoder, tmp_path / "saved"), 0)
     assert_close(hidden, expected)
 
 
