@@ -11,7 +11,7 @@ from pmmrec.adapters import adapters
 from pmmrec.data.examples import example_kinds
 from pmmrec.data.importers.kinds import importers
 from pmmrec.data.splits import splits
-from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.encoders import joint_encoders, text_encoders, vision_encoders
 from pmmrec.family import Family
 from pmmrec.fusion import fusions
 from pmmrec.models import item_encoders, scorers
@@ -41,6 +41,7 @@ ALIGNED = {"type": "codes", "feature": "codes", "parts": 3, "values": 4, "permut
 
 test_text_encoders = conformance(text_encoders)
 test_vision_encoders = conformance(vision_encoders)
+test_joint_encoders = conformance(joint_encoders)
 test_fusions = conformance(fusions)
 test_item_encoders = conformance(item_encoders)
 test_ids_beside_other_item_encoders = conformance(item_encoders, *JOINT)
