@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from pmmrec.data.domain import Domain
 from pmmrec.zoo.hub.weights import find_weights
+from tests.real.evidence.identity import Identities
 from tests.real.evidence.layout import Layout
 from tests.real.evidence.read_plan import read_plan
 
@@ -49,6 +50,38 @@ def layout_of(data: Path, **more: Any) -> Layout:
     path = data.parent / "plan.yaml"
     path.write_text(yaml.safe_dump(tree))
     return Layout(data.parent / "home", read_plan(path), data, None)
+
+
+def test_weights_that_a_pretraining_tuned_are_named_by_their_folder_once_it_is_done(tmp_path: Path) -> None:
+    cell = {
+        "kind": "finetune",
+        "recipe": "zoo/content/small/sasrec_text",
+        "from": "none",
+        "weights": {"tuned": "mlm/text_encoder"},
+        "overrides": ["model.item_encoder.text.weights=tuned"],
+        "tuning": "none",
+        "seeds": [1],
+    }
+    tree = {
+        "title": "T",
+        "tunings": {"none": "none"},
+        "domains": {PLAIN: {"folder": "shop"}, CUT: {"folder": "shop", "cut": {"salt": "s", "half": "a"}}},
+        "pretrainings": {"mlm": {"recipe": "pretrain/mlm_small", "sources": [CUT]}},
+        "cells": {f"t/{PLAIN}/tuned": cell},
+        "tables": {"t": {"title": "T", "rows": [{"cell": f"t/{PLAIN}/tuned", "label": "tuned"}]}},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree))
+    plan = read_plan(tmp_path / "plan.yaml")
+    layout, identities = Layout(tmp_path / "home", plan, tmp_path, None), Identities(plan, {})
+    (run,), (before,) = (
+        layout.runs(f"t/{PLAIN}/tuned", identities).values(),
+        layout.before(f"t/{PLAIN}/tuned", identities),
+    )
+    assert run.needs == (before.label,) == ("pretraining mlm",)
+    place = run.arguments.index("--weights") + 1
+    assert run.arguments[place] == f"tuned={layout.checkpoint('mlm') / 'text_encoder'}"
+    assert plan.domains_of(f"t/{PLAIN}/tuned") == (PLAIN, CUT)
+    assert run.identity.tree["weights"]["mlm"] == before.identity.tree
 
 
 @pytest.fixture

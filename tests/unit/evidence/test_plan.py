@@ -130,6 +130,7 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ),
         ("targets", "train", "targets: .*'validation'"),
         ("cells.t/films_b/ids.search", "nine", "cells.t/films_b/ids.search: no search 'nine'; there are: none"),
+        ("cells.t/films_b/ids.weights", {"tuned": "nine/text_encoder"}, "ids.weights: no pretraining 'nine'"),
         ("searches", {"few": {"space": "small.yaml", "trials": 0}}, "searches.few.trials: "),
         (
             "searches",
