@@ -80,6 +80,9 @@ def export_command(
         str | None, Option(metavar="RULE", help="Also write parts: leave_one_out, '{type: given, name: NAME}', ...")
     ] = None,
     images: Annotated[bool, Option(help="Whether to write pictures.")] = True,
+    escape_formulas: Annotated[
+        bool, Option("--escape-formulas", help="csv: put a ' before values that a spreadsheet would compute.")
+    ] = False,
 ) -> None:
     """Write a domain as files that other programs read, and `pmmrec data import` reads again."""
     from pmmrec.data.exporters.export import ExportConfig, export_domain
@@ -87,6 +90,7 @@ def export_command(
 
     with errors_for_people():
         tree: dict[str, Any] = {"domain": domain, "kind": kind.value, "out": out, "images": images}
+        tree |= {"escape_formulas": True} if escape_formulas else {}
         if split is not None:
             tree["split"] = split_rule(split, "--split")
         show(*export_domain(validate(ExportConfig, tree, "arguments")))

@@ -30,6 +30,7 @@ class TargetLeakage:
 
     holdout: HoldoutName
     num_targets: int
+    num_users: int  # with a target or more
     num_seen: int  # the same user has the same item in training
     num_tied: int | None  # as late as the interaction before, so that the order of rows says which one is held out
     num_before_training: int | None  # earlier than a training interaction of another user
@@ -101,8 +102,8 @@ def _targets(split: Split) -> tuple[TargetLeakage, ...]:
     read = _read(split)
     if split.domain.info.time_unit is None:
         return tuple(
-            TargetLeakage(name, len(is_seen_T), int(is_seen_T.sum()), None, None, None)
-            for name, (_, _, is_seen_T, _) in read.targets.items()
+            TargetLeakage(name, len(is_seen_T), len(np.unique(user_T)), int(is_seen_T.sum()), None, None, None)
+            for name, (user_T, _, is_seen_T, _) in read.targets.items()
         )
     latest = int(np.argmax(read.last_M))
     second = np.delete(read.last_M, latest).max(initial=NEVER)  # counts for the user whose training ends last
@@ -112,7 +113,8 @@ def _targets(split: Split) -> tuple[TargetLeakage, ...]:
         num_after_T = len(read.train_time_R) - np.searchsorted(read.train_time_R, time_T, side="right")
         share = float(num_after_T.mean() / len(read.train_time_R)) if len(time_T) and len(read.train_time_R) else None
         num_before = int((time_T < last_of_others_T).sum())
-        found.append(TargetLeakage(name, len(time_T), int(is_seen_T.sum()), int(is_tied_T.sum()), num_before, share))
+        counts = len(time_T), len(np.unique(user_T)), int(is_seen_T.sum()), int(is_tied_T.sum())
+        found.append(TargetLeakage(name, *counts, num_before, share))
     return tuple(found)
 
 

@@ -47,6 +47,7 @@ def _facts(one: Leakage) -> list[tuple[str, Cell]]:
         name, share = part.holdout, part.share_of_training_after
         rows += [
             (f"{name} targets", part.num_targets),
+            (f"{name}: users with a target or more", part.num_users),
             (f"{name}: seen in training by the same user", part.num_seen),
             (f"{name}: as late as the interaction before", part.num_tied),
             (f"{name}: before a training interaction of another user", part.num_before_training),

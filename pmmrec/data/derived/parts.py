@@ -13,8 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pmmrec.data.derived.stored_features import features_in_common, take_features
 from pmmrec.data.domain import Domain, images_table, items_table
 from pmmrec.data.info import DOMAIN_FILE, IMAGES_FILE, IMAGES_SCHEMA, Filters, ImportSummary, SourceFile
+from pmmrec.data.splits.given import SPLITS_FOLDER
+from pmmrec.data.splits.impressions import IMPRESSIONS_FOLDER
+from pmmrec.data.splits.stored import stored_in
 from pmmrec.data.write import DomainFolder, new_folder, record_of
 from pmmrec.errors import RecipeError
 from pmmrec.modality import Modality
@@ -106,8 +110,8 @@ class Described:
 def write_parts(parts: Sequence[Part], out: Path, described: Described) -> Domain:
     """Write the items, users and interactions of all parts, in their order, as a new domain, and open it.
 
-    Stored features, splits and impressions are not taken over. Raises what `new_folder` raises; after an error nothing
-    is left.
+    Features that all domains have, of one shape and one source, are taken over; stored splits and impressions are not,
+    and notes name them. Raises what `new_folder` raises; after an error nothing is left.
     """
     attributes = list(dict.fromkeys(name for part in parts for name in part.domain.attributes))
     has_images = any(part.domain.info.parts(IMAGES_FILE) for part in parts)
@@ -124,6 +128,7 @@ def write_parts(parts: Sequence[Part], out: Path, described: Described) -> Domai
         batches = (batch for part, first in shifted for batch in part.sequence_batches(first, has_times=has_times))
         made.write_sequences(batches, has_times=has_times)
         _seal(parts, made, described, attributes)
+    take_features(parts, Domain.open(out))
     return Domain.open(out)
 
 
@@ -170,21 +175,29 @@ def _seal(parts: Sequence[Part], made: DomainFolder, described: Described, attri
             rejected={},
             filtered={kind: {described.left_out: count} for kind, count in lost.items() if count},
             num_pictures_ignored=0,
-            notes=(*described.notes, *_notes(domains, attributes)),
+            notes=(*described.notes, *_notes(parts, attributes)),
         ),
     )
 
 
-def _notes(domains: Sequence[Domain], attributes: Sequence[str]) -> Iterator[str]:
+def _notes(parts: Sequence[Part], attributes: Sequence[str]) -> Iterator[str]:
+    domains, taken = [part.domain for part in parts], features_in_common(parts)
     names = ", ".join(f"{domain.name} ({domain.num_items:,} items, {domain.num_users:,} users)" for domain in domains)
     yield f"made of {names}"
     for domain in domains:
         lacking = [name for name in attributes if name not in domain.attributes]
         if lacking:
             yield f"items of {domain.name} have no column {', '.join(lacking)}"
-        if domain.info.features:
-            found = ", ".join(domain.info.features)
-            yield f"features of {domain.name} not taken over: {found}; `pmmrec data features` stores them again"
+        left = {"features": [name for name in domain.info.features if name not in taken]}
+        for kind, folder in (("split", SPLITS_FOLDER), ("impressions", IMPRESSIONS_FOLDER)):
+            left[kind] = [path.stem for path in stored_in(domain.folder / folder)]
+        for kind, found in left.items():
+            if found:
+                what = "splits" if kind == "split" else kind
+                told = f"{what} of {domain.name} not taken over: {', '.join(found)}"
+                yield f"{told}; `pmmrec data {kind}` stores them again"
+    if taken:
+        yield f"features taken over: {', '.join(taken)}"
 
 
 def _renamed(ids: pa.Array, new_ids: Mapping[str, str]) -> pa.Array:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.exporters.content import IMAGES_FOLDER, write_pictures
@@ -33,6 +34,15 @@ class ExportConfig(Config):
         None, description="Which part each interaction is of; None: not written. MMRec needs one: leave-one-out."
     )
     images: bool = Field(True, description="Whether pictures are written, where the domain has some.")
+    escape_formulas: bool = Field(
+        False, description="Put a ' before values of a csv that a spreadsheet would compute, such as =cmd()."
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.escape_formulas and self.kind != "csv":
+            raise ValueError(f"escape_formulas has no effect on {self.kind}, which no spreadsheet opens; leave it out")
+        return self
 
 
 def export_domain(config: ExportConfig) -> list[str]:
@@ -70,8 +80,8 @@ def _parts_of(config: PartConfig, domain: Domain) -> Split:
 def _write(config: ExportConfig, domain: Domain, split: Split | None, folder: Path, *, with_images: bool) -> list[str]:
     name = config.out.name
     if config.kind == "csv":
-        write_csv_tables(domain, folder, split)
-    elif config.kind == "parquet":
+        return write_csv_tables(domain, folder, split, escapes=config.escape_formulas)
+    if config.kind == "parquet":
         write_parquet_tables(domain, folder, split, with_images=with_images)
     elif config.kind == "recbole":
         return write_recbole(domain, folder, name, split)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -23,27 +24,39 @@ ROWS_AT_ONCE = 1024  # items with pictures in one row group
 # Milliseconds of the years 1 and 9999, which ISO dates can tell.
 FIRST_DATE, LAST_DATE = -62_135_596_800_000, 253_402_300_799_999
 DATE = pa.timestamp("ms", "UTC")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a cell that a spreadsheet may compute
 
 
-def write_csv_tables(domain: Domain, folder: Path, split: Split | None) -> None:
-    """Write `items.csv` and `interactions.csv`."""
-    write_csv_items(domain, folder / "items.csv")
-    has_dates = _are_dates(domain)
-    with _csv_file(folder / "interactions.csv", _names(domain, split)) as writer:
+def write_csv_tables(domain: Domain, folder: Path, split: Split | None, *, escapes: bool = False) -> list[str]:
+    """Write `items.csv` and `interactions.csv`. Returns notes.
+
+    `escapes`: values that a spreadsheet would take for a formula get a `'` in front, so that they are text there.
+    """
+    has_dates, num_formulas = _are_dates(domain), write_csv_items(domain, folder / "items.csv", escapes=escapes)
+    with _csv_file(folder / "interactions.csv", _names(domain, split), escapes=escapes) as writer:
         for piece in pieces(domain, split):
             columns: list[Sequence[object]] = [column.to_pylist() for column in piece.ids(domain)]
             if piece.time_H is not None:
-                columns.append(_times(piece.time_H, has_dates=has_dates).cast(pa.string()).to_pylist())
+                times = _times(piece.time_H, has_dates=has_dates)
+                columns.append((times.cast(pa.string()) if has_dates else times).to_pylist())
             if split is not None:
                 columns.append(piece.words())
-            writer.writerows(zip(*columns, strict=True))
+            writer.write(columns)
+    num_formulas += writer.num_formulas
+    if not num_formulas:
+        return []
+    found = f"{num_formulas:,} cells begin as a formula does (=, +, -, @)"
+    if escapes:
+        return [f"{found} and have a ' in front: an import reads it as part of the value"]
+    return [f"{found}, which a spreadsheet may compute: open the files as text, or export with --escape-formulas"]
 
 
-def write_csv_items(domain: Domain, path: Path) -> None:
-    """Write the items: item_id, text and further columns."""
-    with _csv_file(path, ["item_id", "text", *domain.attributes]) as writer:
+def write_csv_items(domain: Domain, path: Path, *, escapes: bool = False) -> int:
+    """Write the items: item_id, text and further columns. Returns how many cells begin as a formula does."""
+    with _csv_file(path, ["item_id", "text", *domain.attributes], escapes=escapes) as writer:
         for _, batch in item_batches(domain):
-            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            writer.write([column.to_pylist() for column in batch.columns])
+    return writer.num_formulas
 
 
 def write_parquet_tables(domain: Domain, folder: Path, split: Split | None, *, with_images: bool) -> None:
@@ -104,9 +117,30 @@ def _times(time_H: NDArray[np.int64], *, has_dates: bool) -> pa.Array:
     return pa.array(time_H, pa.int64()).cast(DATE if has_dates else pa.int64())
 
 
+class _CsvWriter:
+    """Writes columns as rows of a csv file, and counts texts that begin as a formula does."""
+
+    def __init__(self, file: TextIO, *, escapes: bool) -> None:
+        self._writer, self._escapes, self.num_formulas = csv.writer(file, lineterminator="\n"), escapes, 0
+
+    def write(self, columns: Iterable[Sequence[object]]) -> None:
+        """Write a piece of each column."""
+        self._writer.writerows(zip(*(self._safe(column) for column in columns), strict=True))
+
+    def _safe(self, column: Sequence[object]) -> Sequence[object]:
+        places = [place for place, cell in enumerate(column) if isinstance(cell, str) and cell.startswith(FORMULA)]
+        self.num_formulas += len(places)
+        if not (places and self._escapes):
+            return column
+        safe = list(column)
+        for place in places:
+            safe[place] = f"'{column[place]}"
+        return safe
+
+
 @contextlib.contextmanager
-def _csv_file(path: Path, names: Sequence[str]) -> Iterator[csv.writer]:  # type: ignore[valid-type]  # a function
+def _csv_file(path: Path, names: Sequence[str], *, escapes: bool) -> Iterator[_CsvWriter]:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
+        writer = _CsvWriter(file, escapes=escapes)
+        writer.write([[name] for name in names])
         yield writer

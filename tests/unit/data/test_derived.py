@@ -6,12 +6,16 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pmmrec.data.derived import parts
 from pmmrec.data.derived.merge import MergeConfig, merge_domains
 from pmmrec.data.derived.sample import SampleConfig, sample_domain
 from pmmrec.data.domain import Domain
+from pmmrec.data.importers.features import store_vectors
+from pmmrec.data.importers.given_split import store_split_by
+from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.data.verify import verify_domain
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.settings import validate
@@ -167,3 +171,36 @@ def test_times_of_several_units_are_not_merged(make_domain: MakeDomain, tmp_path
     finer = make_domain([[0, 1]], name="finer", times=[[1_600_000_000_000, 1_600_000_001_000]])
     with pytest.raises(DataError, match="seconds has seconds, finer has milliseconds"):
         merged(tmp_path, seconds, finer, same_ids="prefix")
+
+
+def test_features_that_all_parts_have_are_taken_over_and_what_is_not_is_named(
+    shop: Domain, other: Domain, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    vectors = {one.name: rng.standard_normal((one.num_items, 2, 3), dtype=np.float32) for one in (shop, other)}
+    vectors[shop.name][1] = np.nan  # has none
+    for one in (shop, other):
+        store_vectors(one, vectors[one.name], "grid", "encoder.npy")
+        store_vectors(one, vectors[one.name][:, 0], "one", f"of {one.name}.npy")
+    store_split_by(shop.folder, validate(LeaveOneOutConfig, {}, "x"), "paper")
+    shop, other = Domain.open(shop.folder), Domain.open(other.folder)
+    both = merged(tmp_path, shop, other, same_ids="prefix")
+    told = f"features of {other.name} not taken over: one; `pmmrec data features` stores them again"
+    assert told in both.info.summary.notes
+    assert f"splits of {shop.name} not taken over: paper; `pmmrec data split` stores them again" in (
+        both.info.summary.notes
+    )
+    assert list(both.info.features) == ["grid"]
+    part = sample_domain(
+        validate(SampleConfig, {"domain": shop.folder, "users": 2, "out": tmp_path / "part", "name": "part"}, "x")
+    )
+    assert list(part.info.features) == ["grid", "one"]
+    rows = shop.rows_of(part.item_ids.to_pylist())
+    for made, expected in (
+        (both, np.concatenate([vectors[shop.name], vectors[other.name]])),
+        (part, vectors[shop.name][rows]),
+    ):
+        assert verify_domain(made.folder) == []
+        table, has = made.feature("grid"), ~np.isnan(expected).all(axis=(1, 2))
+        assert (table.has_N == has).all()
+        np.testing.assert_array_equal(table.read(np.arange(made.num_items))[has], expected[has])

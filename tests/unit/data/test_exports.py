@@ -175,3 +175,27 @@ def test_csv_holds_texts_as_they_are(home: Path) -> None:
         rows = list(csv.reader(file))
     assert rows[0] == ["item_id", "text", "brand"]
     assert [row[1] for row in rows[1:]] == [TEXTS[0], "a &amp;lt; b", "", *TEXTS[3:]]
+
+
+@pytest.mark.parametrize("escapes", [False, True])
+def test_a_csv_says_which_cells_a_spreadsheet_would_compute_and_escapes_them_where_asked(
+    home: Path, escapes: bool
+) -> None:
+    items = {"item_id": ["=1+1", "b"], "text": ["=cmd()|' /C calc'!A0", "plain = text"], "note": ["@x", "-5"]}
+    log = {"user_id": ["+u", "v"], "item_id": ["=1+1", "b"], "timestamp": [-3, 4]}
+    domain = Domain.from_tables(items, log, out=home / "domain", k_core=None)
+    told = exported(domain, home / "files", "csv", **({"escape_formulas": True} if escapes else {}))
+    assert any(line.startswith("6 cells begin as a formula does") for line in told)
+    sign = "'" if escapes else ""
+    rows = [
+        list(csv.reader((home / "files" / name).open(encoding="utf-8", newline="")))[1:]
+        for name in ("items.csv", "interactions.csv")
+    ]
+    first = [f"{sign}=1+1", f"{sign}=cmd()|' /C calc'!A0", f"{sign}@x"]
+    assert rows[0] == [first, ["b", "plain = text", f"{sign}-5"]]
+    assert rows[1] == [[f"{sign}+u", f"{sign}=1+1", "-3"], ["v", "b", "4"]]
+
+
+def test_escaped_formulas_are_refused_where_no_spreadsheet_reads_them(home: Path) -> None:
+    with pytest.raises(RecipeError, match="escape_formulas has no effect on parquet"):
+        validate(ExportConfig, {"domain": home, "out": home, "kind": "parquet", "escape_formulas": True}, "x")

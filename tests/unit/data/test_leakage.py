@@ -40,6 +40,7 @@ def loops(split: Split, part: SplitPart) -> TargetLeakage:
     return TargetLeakage(
         holdout=part.name.lower(),
         num_targets=len(targets),
+        num_users=len({target[0] for target in targets}),
         num_seen=sum(any(other[:2] == target[:2] for other in train) for target in targets),
         num_tied=sum(target[3] for target in targets),
         num_before_training=sum(

@@ -72,6 +72,8 @@ class MMRec(Kind):
             raise DataError(f"{log}: expected columns {', '.join(KNOWN)}, found {', '.join(names)}; rename them")
         users, items = (required_file(self.folder, name) for name in (USERS, ITEMS))
         selected = ", ".join([f"log.{LINE}", "users.id AS user_id", "items.id AS item_id", *further])
+        for path in (users, items):
+            _refuse_twice(path)
         query = f"""SELECT {selected} FROM log
                     LEFT JOIN users ON users.number = log.userID LEFT JOIN items ON items.number = log.itemID
                     WHERE log.userID <> 'userID' ORDER BY log.row"""  # noqa: S608  names are those of KNOWN
@@ -97,3 +99,16 @@ class MMRec(Kind):
         label = f"CASE regexp_replace(log.{LABEL}, '[.]0+$', '') {words} ELSE log.{LABEL} END AS split"
         query = f"SELECT {ids[0]}, {ids[1]}, {label} FROM log {joined} WHERE log.userID <> 'userID' ORDER BY {order}"  # noqa: S608
         return LABEL, queried(query, work / "split.parquet", tables, self.encoding)
+
+
+def _refuse_twice(path: Path) -> None:
+    """DataError where a number stands for two ids, or an id has two numbers, in a mapping file."""
+    seen: tuple[dict[bytes, int], dict[bytes, int]] = {}, {}
+    with path.open("rb") as file:
+        for line, text in enumerate(file, start=1):
+            pair = text.rstrip(b"\r\n").split(b"\t") if text.strip() else []
+            for what, known, value in zip(("id", "number"), seen, pair, strict=False):
+                first = known.setdefault(value, line)
+                if first != line:
+                    shown = value.decode(errors="replace")
+                    raise DataError(f"{path}: line {line}: {what} {shown!r} stands in line {first}, too; keep one")

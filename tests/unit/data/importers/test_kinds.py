@@ -259,6 +259,23 @@ def test_the_parts_of_mmrec_become_a_split_of_the_domain(tmp_path: Path) -> None
         assert sorted(path.name for path in domain.folder.iterdir() if path.is_dir()) == ["splits"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("u_id_mapping.csv", "ann\t0\nbob\t1\nann\t2\n", "line 3: id 'ann' stands in line 1"),
+        ("i_id_mapping.csv", "A\t0\nB\t1\n\nC\t1\n", "line 4: number '1' stands in line 2"),
+    ],
+)
+def test_an_id_of_mmrec_that_is_mapped_twice_is_refused(tmp_path: Path, file: str, content: str, told: str) -> None:
+    maps = {"u_id_mapping.csv": "ann\t0\nbob\t1\n", "i_id_mapping.csv": "A\t0\nB\t1\n", file: content}
+    log = "userID\titemID\trating\ttimestamp\tx_label\n0\t1\t5.0\t20\t0\n0\t0\t5.0\t10\t1\n"
+    folder = written(tmp_path / "baby", {"baby.inter": log, **maps})
+    items = written(tmp_path, {"items.csv": "item_id,text\nA,red\nB,blue\n"}) / "items.csv"
+    tree = {"name": "x", "out": tmp_path / "out", "k_core": None, "items": items}
+    with pytest.raises(DataError, match=f"{file}: {told}, too; keep one$"):
+        import_folder("mmrec", folder, {"ids": "original"}, tree)
+
+
 def test_a_split_of_mmrec_that_holds_nothing_out_is_said(tmp_path: Path) -> None:
     log = "userID\titemID\trating\ttimestamp\tx_label\n0\t1\t5.0\t20\t0\n"
     folder = written(tmp_path / "baby", {"baby.inter": log})
