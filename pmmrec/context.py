@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,15 +41,32 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class InteractionGraph:
-    """Who touched what in the training part of a domain.
+class ItemFeature:
+    """A stored vector of each item, as a graph of similar items reads it.
 
-    `read` gives the user row and the item row of each interaction; one that occurs twice may be given twice.
+    `read` gives the vectors `(N, F)`, and which items have one `(N,)`.
+    """
+
+    fingerprint: str  # the SHA-256 of the stored vectors
+    read: Callable[[], tuple[NDArray[Any], NDArray[np.bool_]]]
+
+
+def _no_feature(name: str) -> ItemFeature:
+    raise RecipeError(f"propagation: compares items by the feature {name}, and none is given to build it with")
+
+
+@dataclass(frozen=True)
+class InteractionGraph:
+    """Who touched what in the training part of a domain, and what is stored of its items.
+
+    `read` gives the user row and the item row of each interaction; one that occurs twice may be given twice. `feature`
+    gives a stored feature by its name.
     """
 
     num_users: int
     num_items: int
     read: Callable[[], tuple[NDArray[np.int64], NDArray[np.int64]]]
+    feature: Callable[[str], ItemFeature] = _no_feature
 
 
 @dataclass(frozen=True)

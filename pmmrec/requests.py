@@ -181,6 +181,9 @@ class Requests:
     drawn_for_last: frozenset[tuple[WindowRequest, DrawnNegatives]] = (
         frozenset()
     )  # for the last target of a window alone
+    streams: frozenset[str] = (
+        frozenset()
+    )  # names of streams of items that are read, whether a ranking reads them or not
 
     @property
     def drawn(self) -> frozenset[DrawnNegatives]:
@@ -200,15 +203,16 @@ class Requests:
         negatives: DrawnNegatives | None = None,
         views: Iterable[View] = (),
         last_alone: bool = False,
+        streams: Iterable[str] = (),
     ) -> Self:
-        """Passes over windows, with `negatives` drawn for the targets of each, and views.
+        """Passes over windows, with `negatives` drawn for the targets of each, views, and streams of items.
 
         `last_alone`: of these passes the last state of each window is read and no other, so others need not be there,
         and negatives are drawn for the last target alone.
         """
         passes = dict.fromkeys(windows, frozenset(() if negatives is None else (negatives,)))
         last = cls(passes)._drawn if last_alone else frozenset()
-        return cls(passes, frozenset(views), frozenset(windows if last_alone else ()), last)
+        return cls(passes, frozenset(views), frozenset(windows if last_alone else ()), last, frozenset(streams))
 
     @classmethod
     def union(cls, several: Iterable[Requests]) -> Self:
@@ -216,15 +220,21 @@ class Requests:
         passes: dict[WindowRequest, frozenset[DrawnNegatives]] = {}
         views: frozenset[View] = frozenset()
         whole: set[WindowRequest] = set()
+        streams: frozenset[str] = frozenset()
         drawn_for_all: set[tuple[WindowRequest, DrawnNegatives]] = set()
         for requests in several:
-            views |= requests.views
+            views, streams = views | requests.views, streams | requests.streams
             whole |= requests.passes.keys() - requests.last_alone
             drawn_for_all |= requests._drawn - requests.drawn_for_last
             for window, drawn in requests.passes.items():
                 passes[window] = passes.get(window, frozenset()) | drawn
         in_order = dict(sorted(passes.items(), key=lambda entry: not isinstance(entry[0], NextItems)))
-        return cls(in_order, views, frozenset(passes.keys() - whole), cls(passes)._drawn - drawn_for_all)
+        return cls(in_order, views, frozenset(passes.keys() - whole), cls(passes)._drawn - drawn_for_all, streams)
+
+    @property
+    def asked_streams(self) -> frozenset[str]:
+        """Names of the streams of items that are read, those that views stand for among them."""
+        return self.streams | frozenset(view.value for view in self.views & STREAMS_OF_TRAINING)
 
     @property
     def _drawn(self) -> frozenset[tuple[WindowRequest, DrawnNegatives]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pmmrec.context import Catalogue
+from pmmrec.context import Catalogue, ItemFeature
 from pmmrec.data.arrow import ArrowTable, Cells
 from pmmrec.data.columns import ItemColumn
 from pmmrec.data.features import FeatureTable
@@ -240,6 +240,31 @@ class Domain:
             raise DataError(f"{self.folder}: items have no attribute {name!r}; they have: {known}")
         values: list[str | None] = self._attributes[name].cast(pa.large_string()).to_pylist()
         return values
+
+    def item_feature(self, name: str) -> ItemFeature:
+        """A stored feature by which a graph compares items; its vectors are read when they are asked for.
+
+        Raises DataError for an unknown name, and for a feature of several vectors. Reading raises it for vectors of
+        zeros, which have no direction.
+        """
+        table = self.feature(name)
+        if len(table.info.shape) > 1 or table.info.num_values is not None:
+            raise DataError(
+                f"{self.folder}: feature {name!r} holds {' x '.join(map(str, table.info.shape))} numbers or codes of "
+                "each item, and a graph compares items by one vector each; store their mean under another name"
+            )
+
+        def read() -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            vectors_NF = table.read(np.arange(self.num_items)).astype(np.float32)
+            zero = np.flatnonzero(table.has_N & ~vectors_NF.any(axis=1))
+            if len(zero):
+                raise DataError(
+                    f"{self.folder}: the feature {name!r} of {len(zero):,} items is all zeros (the first is "
+                    f"{self.item_ids[int(zero[0])].as_py()}) and cannot be compared; store NaN for items without one"
+                )
+            return vectors_NF, table.has_N
+
+        return ItemFeature(table.info.sha256, read)
 
     def feature(self, name: str) -> FeatureTable:
         """The stored feature of this name. Raises DataError for an unknown name, and for a file that cannot be read."""

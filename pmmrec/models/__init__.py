@@ -69,12 +69,15 @@ class ItemEncoder(nn.Module, ABC):
 
     Attributes:
         asked: The training streams that objectives ask for; it gives them, and reads what they need.
+        graph_streams: The streams that the propagation reads, in training and in ranking. An encoder whose streams may
+            be read by it or by objectives has these alone among `streams`.
         mask_text: In training it encodes this text as one more item and gives its vector as `ItemVectors.mask_D`.
             None: the user encoder has a vector of its own for hidden items.
         gives_vectors: False: nobody reads vectors of items, and zeros stand for them.
     """
 
     asked: frozenset[str] = frozenset()
+    graph_streams: frozenset[str] = frozenset()
     mask_text: str | None = None
     gives_vectors: bool = True
 

@@ -12,7 +12,7 @@ from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
 from pmmrec.errors import RecipeError
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, Scorer, item_encoders, scorers
 from pmmrec.models.recommender import Recommender
-from pmmrec.propagations import propagations
+from pmmrec.propagations import Propagation, propagations
 from pmmrec.settings import Config, PartConfig
 from pmmrec.users import UserEncoder, user_encoders
 
@@ -88,20 +88,20 @@ def build(
             "class must set it, a whole number, when it is built"
         )
     scorer: Scorer = scorer_class(config.scorer, context)
-    _refuse_unread_streams(config, item_encoder, user_encoder.streams | scorer.streams)
-    _refuse_missing_streams(config, item_encoder, user_encoder)
+    propagation: Propagation = propagation_class(config.propagation, context)
+    item_encoder.graph_streams = propagation.streams
+    _refuse_unread_streams(config, item_encoder, user_encoder.streams | scorer.streams | propagation.streams)
+    readers = {f"user_encoder: {config.user_encoder.type}": user_encoder.streams}
+    readers[f"propagation: {config.propagation.type}"] = propagation.streams
+    for reader, streams in readers.items():
+        _refuse_missing_streams(config, item_encoder, reader, streams)
     if user_encoder.mask_text is not None and not config.item_encoder.reads_mask_text:
         raise RecipeError(
             f"model.user_encoder.mask_text: model.item_encoder: {config.item_encoder.type} encodes no text alone; take "
             "towers that read one text and no image, or leave it out: then the mask is a learned vector"
         )
     item_encoder.mask_text = user_encoder.mask_text
-    return Recommender(
-        item_encoder,
-        user_encoder,
-        scorer,
-        propagation_class(config.propagation, context),
-    )
+    return Recommender(item_encoder, user_encoder, scorer, propagation)
 
 
 def _refuse_unread_streams(config: ModelConfig, item_encoder: ItemEncoder, read: frozenset[str]) -> None:
@@ -114,14 +114,16 @@ def _refuse_unread_streams(config: ModelConfig, item_encoder: ItemEncoder, read:
         )
 
 
-def _refuse_missing_streams(config: ModelConfig, item_encoder: ItemEncoder, user_encoder: UserEncoder) -> None:
-    """RecipeError where the user encoder reads a stream that the item encoder does not give, or not in its width."""
-    where = f"model.user_encoder: {config.user_encoder.type} reads the stream"
-    for name in sorted(user_encoder.streams):
+def _refuse_missing_streams(
+    config: ModelConfig, item_encoder: ItemEncoder, reader: str, streams: frozenset[str]
+) -> None:
+    """RecipeError where a part reads a stream that the item encoder does not give, or not in the model's width."""
+    where = f"model.{reader} reads the stream"
+    for name in sorted(streams):
         if name not in item_encoder.streams:
             raise RecipeError(
                 f"{where} {name}, which model.item_encoder: {config.item_encoder.type} does not give; choose an item "
-                "encoder that does, such as with_ids with join: stream"
+                "encoder that does, such as with_ids with join: stream, or with_streams"
             )
         if item_encoder.streams[name] != config.width:
             raise RecipeError(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
@@ -76,6 +77,9 @@ class FeaturesConfig(ItemEncoderConfig):
         description="How the vectors of several fields become one: their sum, or their mean, weighted by a small "
         "network that reads each of them (FDSA).",
     )
+    unit_length: bool = Field(
+        False, description="Stored vectors are divided by their lengths before the linear layer (MMGCL)."
+    )
     head: HeadConfig = HeadConfig()
 
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -85,6 +89,7 @@ class FeaturesConfig(ItemEncoderConfig):
         {"features": {"layers": {"vectors": 4, "length": 5, "pool": "one", "index": 3}}},
         {"features": {"clip": 5}, "attributes": {"brand": 4, "shop": 1}},
         {"attributes": {"brand": 2}},
+        {"features": {"clip": 5}, "unit_length": True, "head": {"activation": "none"}},
         {"features": {"clip": 5, "audio": 3}, "attributes": {"brand": 4}, "join": "attention"},
     )
 
@@ -106,6 +111,8 @@ class FeaturesConfig(ItemEncoderConfig):
             raise ValueError(f"{', '.join(sorted(raw))}: neither a stored feature nor an attribute; towers read it")
         if both := set(self.features) & set(self.attributes):
             raise ValueError(f"{', '.join(sorted(both))}: is a feature and an attribute; read it as one of them")
+        if self.unit_length and not self.features:
+            raise ValueError("unit_length: has no effect without `features`; leave it out")
         if self.join == "attention" and len(self.fields) == 1:
             raise ValueError("join: attention weighs several fields, and there is one; leave it out")
         return self
@@ -196,6 +203,7 @@ class FeatureEncoder(nn.Module):
     def __init__(self, config: FeaturesConfig, context: BuildContext) -> None:
         super().__init__()
         self.names, self.attributes = tuple(sorted(config.features)), tuple(sorted(config.attributes))
+        self.unit_length = config.unit_length
         ordered = [config.features[name] for name in self.names]
         self.tables = nn.ModuleList(ValueTable(name, config.attributes[name], context) for name in self.attributes)
         self.pools = nn.ModuleList(
@@ -212,7 +220,8 @@ class FeatureEncoder(nn.Module):
             rows = items.fields.get(name)
             if not isinstance(rows, StoredInputs):
                 raise TypeError(f"items hold no {name}, but the model reads it; the batch builder must supply it")
-            projected_RD = projection(pool(rows.vector_RF.to(dtype)))
+            vector_RF = pool(rows.vector_RF.to(dtype))
+            projected_RD = projection(F.normalize(vector_RF, dim=1) if self.unit_length else vector_RF)
             projected_UD.append(laid_out(projected_RD, rows.item_index_R, items.num_items))
         for name, table in zip(self.attributes, self.tables, strict=True):
             values = items.fields.get(name)

@@ -26,6 +26,9 @@ class DrawnConfig(TargetsConfig):
     temperature: float = Field(
         1.0, gt=0, description="Divides scores. Cosines need one far below 1: they differ by 2 at most."
     )
+    stream: str | None = Field(
+        None, description="The stream of items whose vectors are scored (FREEDOM); null: the vectors that rank."
+    )
 
 
 class BCEConfig(DrawnConfig):
@@ -48,6 +51,7 @@ class BPRConfig(DrawnConfig):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
         {"targets": "last", "negatives": {"count": 3}, "temperature": 2.0},
+        {"stream": "text"},
     )
 
 
@@ -60,7 +64,8 @@ class _Drawn(Objective):
     def __init__(self, config: DrawnConfig, context: BuildContext) -> None:  # noqa: ARG002  # every part is built so
         super().__init__()
         self.config = config
-        self.requests = config.requests(negatives=config.negatives)
+        streams = () if config.stream is None else (config.stream,)
+        self.requests = config.requests(negatives=config.negatives, streams=streams)
 
     def forward(self, views: Views) -> Term:
         """Sum over counted positions. ValueError where the views lack the pass or its negatives."""
@@ -68,7 +73,8 @@ class _Drawn(Objective):
         negative_KC = targets.negatives(self.config.negatives, self.config.type)
         target_K1, is_counted_K = targets.target_K[:, None], targets.is_counted_K
         with outside_autocast(target_K1.device):
-            score_KC = views.score(targets.query, torch.cat((target_K1, negative_KC), dim=1)) / self.config.temperature
+            score_KC = views.score(targets.query, torch.cat((target_K1, negative_KC), dim=1), self.config.stream)
+            score_KC = score_KC / self.config.temperature
             score_K1, score_KC = score_KC[:, :1], score_KC[:, 1:]
             loss = torch.where(is_counted_K, self._loss(score_K1, score_KC), 0.0).sum()
         count = targets.count(loss.dtype)
@@ -108,6 +114,9 @@ class BPR(_Drawn):
     The loss of a position is `-mean over negatives of log sigmoid(s_target - s_negative)` (arXiv 1205.2618). Released
     codes add 1e-6 inside the logarithm; here it is exact. NineRec's BERT4Rec over images divides the sum over masked
     items by users instead of by masked items, so that its loss is larger by the masked items of a user.
+
+    With `stream` items are scored by vectors that no ranking reads, as FREEDOM (arXiv 2211.06924) does with those of
+    texts and of images.
 
     Example:
         objectives: {bpr: {type: bpr, negatives: {count: 1, by: uniform}}}

@@ -44,9 +44,12 @@ class TargetsConfig(ObjectiveConfig):
             return NextItems()
         return Masked() if self.mask_share is None else Masked(share=self.mask_share)
 
-    def requests(self, negatives: DrawnNegatives | None = None, views: Iterable[View] = ()) -> Requests:
-        """The pass with these targets, with `negatives` drawn for them, and views."""
-        return Requests.of(self.window, negatives=negatives, views=views, last_alone=self.targets == "last")
+    def requests(
+        self, negatives: DrawnNegatives | None = None, views: Iterable[View] = (), streams: Iterable[str] = ()
+    ) -> Requests:
+        """The pass with these targets, with `negatives` drawn for them, views, and streams of items."""
+        is_last = self.targets == "last"
+        return Requests.of(self.window, negatives=negatives, views=views, last_alone=is_last, streams=streams)
 
 
 @dataclass(frozen=True)

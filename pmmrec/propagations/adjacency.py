@@ -28,6 +28,7 @@ class Adjacency:
         columns = np.concatenate((num_users + item_E, user_E))
         order = np.lexsort((columns, rows))
         rows, columns = rows[order], columns[order]
+        self.degree_V = degree_V
         self._start_V = np.concatenate(([0], np.cumsum(degree_V)))
         self._column = columns
         self._value = 1 / np.sqrt(degree_V[rows].astype(np.float64) * degree_V[columns])
@@ -37,6 +38,21 @@ class Adjacency:
         """The product with vectors of all nodes, `(V, D)`; gradients of any order pass through."""
         product_VD: Tensor = _Product.apply(x_VD, self)
         return product_VD
+
+    def summed(self, x_VD: Tensor) -> Tensor:
+        """The sum of the vectors of all neighbours of each node, `(V, D)`."""
+        root_V1 = torch.from_numpy(self.degree_V).to(x_VD)[:, None].sqrt()
+        return root_V1 * self.times(root_V1 * x_VD)
+
+    def mean(self, x_VD: Tensor, *, with_self: bool) -> Tensor:
+        """The mean of the vectors of all neighbours of each node, and of its own if that is asked for, `(V, D)`.
+
+        A node without neighbours has its own vector, or zeros.
+        """
+        degree_V1 = torch.from_numpy(self.degree_V).to(x_VD)[:, None]
+        if with_self:
+            return (self.summed(x_VD) + x_VD) / (degree_V1 + 1)
+        return self.summed(x_VD) / degree_V1.clamp(min=1)
 
     def product(self, x_VD: Tensor) -> Tensor:
         """The product, without gradients."""

@@ -19,13 +19,20 @@ from pmmrec.packing import Ints
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.propagations import Propagation, propagations
 from pmmrec.propagations.adjacency import Adjacency
+from pmmrec.propagations.room import check_room
 from pmmrec.settings import PartConfig
+
+BYTES_OF_NODE, BYTES_OF_EDGE = 24, 160  # while an adjacency is sorted; numbers are of eight bytes
 
 
 class LightGCNConfig(PartConfig):
     """Settings of LightGCN."""
 
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"num_layers": 1, "prune": 0.5})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"num_layers": 1, "prune": 0.5},
+        {"normalization": "mean", "adds_items": True},
+    )
     type: Literal["lightgcn"] = "lightgcn"
     num_layers: int = Field(default=3, ge=1, le=100, description="How many edges away a vector is passed.")
     prune: float = Field(
@@ -35,6 +42,11 @@ class LightGCNConfig(PartConfig):
         description="Share of the edges that each epoch trains without, drawn anew; edges between much touched items "
         "and busy users are left out most (FREEDOM: 0.8). Ranking reads all edges.",
     )
+    normalization: Literal["symmetric", "mean"] = Field(
+        default="symmetric",
+        description="symmetric: D^-1/2 A D^-1/2. mean: D^-1 (A + I), the mean of neighbours and node (LATTICE).",
+    )
+    adds_items: bool = Field(default=False, description="The vectors of items are added to their means (BM3).")
 
 
 @propagations.register("lightgcn", LightGCNConfig)
@@ -47,6 +59,9 @@ class LightGCN(Propagation):
     its degrees are those of the kept edges (FREEDOM, arXiv 2211.06924). Only the vectors that rank are passed on;
     streams stay as they are.
 
+    LATTICE (arXiv 2104.09036) takes `D^-1 (A + I)` for the matrix, with D the degrees and 1; BM3 (arXiv 2207.05969)
+    adds the vector of an item to its mean.
+
     Example:
         model: {user_encoder: {type: user_table}, propagation: {type: lightgcn, num_layers: 3}}
     """
@@ -56,8 +71,10 @@ class LightGCN(Propagation):
     def __init__(self, config: LightGCNConfig, context: BuildContext) -> None:
         super().__init__()
         self.num_layers, self.prune, self._seed = config.num_layers, config.prune, context.seed
-        self.graph = _only(context.graphs)
+        self.normalization, self.adds_items = config.normalization, config.adds_items
+        self.graph = only(context.graphs)
         self._edges = _edges_of(self.graph)
+        check_graph(self.graph, len(self._edges[0]))
         self._whole = Adjacency(*self._edges, self.graph.num_users, self.graph.num_items)
         self._pruned: Adjacency | None = None
 
@@ -80,18 +97,20 @@ class LightGCN(Propagation):
         with outside_autocast(item_ND.device):
             x_VD = torch.cat((widened(user_MD), widened(item_ND)))
             mean_VD = self._mean(x_VD, adjacency)
-        user_MD, item_ND = mean_VD[: found[0]], mean_VD[found[0] :]
-        return Nodes(replace(nodes.items, fused_UD=item_ND), user_MD)
+        user_MD, passed_ND = mean_VD[: found[0]], mean_VD[found[0] :]
+        passed_ND = passed_ND + item_ND if self.adds_items else passed_ND
+        return Nodes(replace(nodes.items, fused_UD=passed_ND), user_MD)
 
     def _mean(self, x_VD: Tensor, adjacency: Adjacency) -> Tensor:
         sum_VD = x_VD
         for _ in range(self.num_layers):
-            x_VD = adjacency.times(x_VD)
+            x_VD = adjacency.mean(x_VD, with_self=True) if self.normalization == "mean" else adjacency.times(x_VD)
             sum_VD = sum_VD + x_VD
         return sum_VD / (self.num_layers + 1)
 
 
-def _only(graphs: Sequence[InteractionGraph]) -> InteractionGraph:
+def only(graphs: Sequence[InteractionGraph]) -> InteractionGraph:
+    """The graph of the one domain that a model serves. RecipeError where there is none, or several."""
     if not graphs:
         raise RecipeError(
             "propagation: a graph needs the interactions of the domain that it serves; none is given, so this model "
@@ -102,6 +121,12 @@ def _only(graphs: Sequence[InteractionGraph]) -> InteractionGraph:
             f"propagation: a graph holds the users and items of one domain, found {len(graphs)}; train on one"
         )
     return graphs[0]
+
+
+def check_graph(graph: InteractionGraph, num_edges: int) -> None:
+    """RecipeError where a graph of so many different interactions does not fit into the memory."""
+    nodes = f"{graph.num_users:,} users, {graph.num_items:,} items and {num_edges:,} interactions"
+    check_room(nodes, BYTES_OF_NODE * (graph.num_users + graph.num_items) + BYTES_OF_EDGE * num_edges)
 
 
 def _edges_of(graph: InteractionGraph) -> tuple[Ints, Ints]:

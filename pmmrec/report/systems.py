@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pmmrec.adapters.plan import AdapterPlan
-from pmmrec.context import Backbone, Catalogue, InteractionGraph
+from pmmrec.context import Backbone, Catalogue, InteractionGraph, ItemFeature
 from pmmrec.contracts import FieldSpec, PixelSpec, TextSpec, ValueSpec
 from pmmrec.encoders import EncoderConfig, encoder_class
 from pmmrec.errors import RecipeError
@@ -31,6 +31,7 @@ from pmmrec.zoo.transfer import EVERY, FULL, Names
 SMALL = "small"  # folder of the recipes for two cores, beside those of the papers' sizes
 COLUMNS = ["recipe", "paper", "table", "reads", "objective", "trains", "transfers", "scorer"]
 CHECKPOINT = "as its checkpoint"  # what a recipe without a model reads, and scores by
+_NUM_ITEMS = 1000  # as many as the neighbours of any shipped recipe, and more
 _TEXTS = ("a red shoe", "a blue shirt")
 
 
@@ -125,8 +126,10 @@ def _facts(name: str, small: str | None, path: Path, head: Head) -> SystemFacts:
 def skeleton(config: ModelConfig) -> Recommender:
     """The model without weights, over an invented platform; its encoders are small ones that are quickly made."""
     config = config.model_copy(update={"item_encoder": _with_small_encoders(config.item_encoder)})
-    catalogue = Catalogue("platform", 2, "items", 2, "users", lambda _: {0: 1})
-    graph = InteractionGraph(2, 2, lambda: (np.array([0, 1]), np.array([0, 1])))
+    catalogue = Catalogue("platform", _NUM_ITEMS, "items", 2, "users", lambda _: {0: 1})
+    none_N = np.zeros(_NUM_ITEMS, dtype=bool)
+    feature = ItemFeature("", lambda: (np.zeros((_NUM_ITEMS, 1)), none_N))
+    graph = InteractionGraph(2, _NUM_ITEMS, lambda: (np.array([0, 1]), np.array([0, 1])), lambda _: feature)
     with tempfile.TemporaryDirectory() as folder:
         backbones = {}
         for part, encoder in config.item_encoder.encoders.items():

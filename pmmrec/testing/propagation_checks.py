@@ -12,15 +12,20 @@ from torch import Tensor
 from pmmrec.contracts import ItemVectors, Nodes
 from pmmrec.propagations import propagations
 from pmmrec.testing.checks import Inapplicable, assert_close, assert_equal, check
-from pmmrec.testing.subjects import TOUCHED, Numbers, Subject, graph_of, nodes_of
+from pmmrec.testing.subjects import ALL_ITEMS, TOUCHED, Numbers, Subject, graph_of, nodes_of
 from pmmrec.testing.twins import NO_TWIN, find_twin
 
 USER_PLACE, ITEM_PLACE = (2, 0, 1), (1, 2, 0)  # where each user and each item stands after a change of order
 
 
-def _passed_on(subject: Subject, nodes: Nodes, touched: Sequence[tuple[int, int]] = TOUCHED) -> list[Tensor]:
-    """Vectors of items and users that a part of this graph gives in evaluation mode."""
-    context = dataclasses.replace(subject.context, graphs=[graph_of(touched)])
+def _passed_on(
+    subject: Subject,
+    nodes: Nodes,
+    touched: Sequence[tuple[int, int]] = TOUCHED,
+    items: Sequence[int] = ALL_ITEMS,
+) -> list[Tensor]:
+    """Vectors of items and users that a part of this graph gives in evaluation mode; `items` as in `graph_of`."""
+    context = dataclasses.replace(subject.context, graphs=[graph_of(touched, items)])
     torch.manual_seed(0)
     return _tensors(subject.entry.part_class(subject.config, context).double().eval()(nodes))
 
@@ -37,8 +42,10 @@ def it_equals_its_twin(subject: Subject) -> Inapplicable:
     twin = find_twin(subject.family, subject.config.type)
     if twin is None:
         return NO_TWIN
-    part, nodes = subject.build().double().eval(), nodes_of(Numbers())
-    found, wanted, leaves = _tensors(part(nodes)), _tensors(twin(part, nodes)), _tensors(nodes)
+    part = subject.build().double().eval()
+    nodes = nodes_of(Numbers(), part)
+    found, wanted = _tensors(part(nodes)), _tensors(twin(part, nodes))
+    leaves = [*_tensors(nodes), *nodes.items.streams_UD.values(), *part.parameters()]
     for actual, expected in zip(found, wanted, strict=True):
         assert_close(actual, expected, "against its twin")
     weights = [Numbers(seed=3).normal(*tensor.shape).detach() for tensor in found]
@@ -55,13 +62,14 @@ def it_equals_its_twin(subject: Subject) -> Inapplicable:
 @check("any order", propagations)
 def the_order_of_users_and_items_does_not_matter(subject: Subject) -> Inapplicable:
     """Users and items in another order have the same vectors, in that order."""
-    nodes = nodes_of(Numbers())
+    nodes = nodes_of(Numbers(), subject.build())
     users, items = torch.tensor(USER_PLACE), torch.tensor(ITEM_PLACE)
     item_ND, user_MD = _tensors(nodes)
-    moved = Nodes(ItemVectors(item_ND[items.argsort()]), user_MD[users.argsort()])
+    streams_ND = {name: x_ND[items.argsort()] for name, x_ND in nodes.items.streams_UD.items()}
+    moved = Nodes(ItemVectors(item_ND[items.argsort()], streams_UD=streams_ND), user_MD[users.argsort()])
     touched = [(USER_PLACE[user], ITEM_PLACE[item]) for user, item in TOUCHED]
     item_ND, user_MD = _passed_on(subject, nodes)
-    moved_item_ND, moved_user_MD = _passed_on(subject, moved, touched)
+    moved_item_ND, moved_user_MD = _passed_on(subject, moved, touched, items.argsort().tolist())
     assert_close(moved_item_ND[items], item_ND, "items in another order")
     assert_close(moved_user_MD[users], user_MD, "users in another order")
     return None
@@ -70,7 +78,7 @@ def the_order_of_users_and_items_does_not_matter(subject: Subject) -> Inapplicab
 @check("edges once", propagations)
 def an_interaction_that_occurs_twice_counts_once(subject: Subject) -> Inapplicable:
     """Interactions in another order, or more than once, are the same graph."""
-    nodes = nodes_of(Numbers())
+    nodes = nodes_of(Numbers(), subject.build())
     found = _passed_on(subject, nodes, [*TOUCHED[::-1], *TOUCHED])
     for actual, expected in zip(found, _passed_on(subject, nodes), strict=True):
         assert_close(actual, expected, "with every interaction twice")
@@ -80,7 +88,7 @@ def an_interaction_that_occurs_twice_counts_once(subject: Subject) -> Inapplicab
 @check("epoch", propagations)
 def an_epoch_depends_on_seed_and_number_alone(subject: Subject) -> Inapplicable:
     """Epoch 3 is the same whether epochs 1 and 2 came before or not: a run that goes on draws what it would have."""
-    nodes = nodes_of(Numbers())
+    nodes = nodes_of(Numbers(), subject.build())
     context = subject.context
     torch.manual_seed(0)
     part = subject.entry.part_class(subject.config, context).double().train()

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmmrec.adapters import adapters
-from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph
+from pmmrec.context import Backbone, BuildContext, Catalogue, InteractionGraph, ItemFeature
 from pmmrec.contracts import (
     FieldInputs,
     History,
@@ -53,7 +54,7 @@ from pmmrec.modality import Tokenizer, VectorSpec
 from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders, scorers
 from pmmrec.objectives import objectives
 from pmmrec.packing import HostArray
-from pmmrec.propagations import propagations
+from pmmrec.propagations import Propagation, propagations
 from pmmrec.settings import PartConfig
 from pmmrec.testing.world import WIDTH, batch_of, task_of
 from pmmrec.users import UserEncoder, user_encoders
@@ -75,6 +76,7 @@ VALUES = (11, 22, 33)  # of an attribute; items of the catalogue have the first 
 NUM_ITEMS = len(TEXTS)
 ALL_ITEMS = tuple(range(NUM_ITEMS))
 HISTORY_LENGTHS = (4, 2, 1)
+FEATURE_LENGTH = 4  # of the vectors by which a graph compares items
 TOUCHED = ((0, 0), (0, 1), (1, 1), (1, 1))  # user and item; one pair occurs twice, one user and one item not at all
 
 
@@ -121,7 +123,10 @@ class Subject:
         """A part of a model, with fresh weights drawn from `seed`."""
         context = self.context
         torch.manual_seed(seed)
-        return self.entry.part_class(self.config, context)
+        part = self.entry.part_class(self.config, context)
+        if isinstance(part, ItemEncoder):
+            part.graph_streams = frozenset(part.training_streams)  # else nobody reads those of with_streams
+        return part
 
     def run(
         self, part: nn.Module, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 1
@@ -168,15 +173,27 @@ def history_of(
     return History(item_BLD, is_valid_BL, streams_BLD, user_index_B=torch.arange(len(lengths), device=numbers.device))
 
 
-def graph_of(touched: Sequence[tuple[int, int]]) -> InteractionGraph:
-    """The graph of the example users and items with these pairs of a user and an item."""
+def graph_of(touched: Sequence[tuple[int, int]], items: Sequence[int] = ALL_ITEMS) -> InteractionGraph:
+    """The graph of the example users and items with these pairs of a user and an item.
+
+    `items`: which of the example items stands at each place; their stored features are those of `item_inputs`.
+    """
     user_E, item_E = np.array(touched, dtype=np.int64).T
-    return InteractionGraph(len(HISTORY_LENGTHS), NUM_ITEMS, lambda: (user_E, item_E))
+
+    def feature(name: str) -> ItemFeature:
+        def read() -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+            return _vectors_of(name, (FEATURE_LENGTH,))[list(items)].numpy(), np.ones(len(items), dtype=bool)
+
+        return ItemFeature(name, read)
+
+    return InteractionGraph(len(HISTORY_LENGTHS), NUM_ITEMS, lambda: (user_E, item_E), feature)
 
 
-def nodes_of(numbers: Numbers) -> Nodes:
-    """Random vectors of the example items and users."""
-    return Nodes(ItemVectors(numbers.normal(NUM_ITEMS, WIDTH)), numbers.normal(len(HISTORY_LENGTHS), WIDTH))
+def nodes_of(numbers: Numbers, part: Propagation) -> Nodes:
+    """Random vectors of the example items and users, and the streams of items that a propagation reads."""
+    items_ND, users_MD = numbers.normal(NUM_ITEMS, WIDTH), numbers.normal(len(HISTORY_LENGTHS), WIDTH)
+    streams_ND = {name: numbers.normal(NUM_ITEMS, WIDTH) for name in sorted(part.streams)}
+    return Nodes(ItemVectors(items_ND, streams_UD=streams_ND), users_MD)
 
 
 def query_of(numbers: Numbers) -> Query:
@@ -237,11 +254,16 @@ def _inputs_of(
         return pixel_inputs(spec, rows)
     if isinstance(spec, ValueSpec):
         return ValueInputs(torch.tensor(VALUES)[list(rows)], HostArray(range(len(rows))))
-    draw = torch.Generator().manual_seed(sum(field.encode()))
-    vectors = torch.randn(NUM_ITEMS, *spec.shape, generator=draw)
-    if spec.num_values is not None:
-        vectors = torch.randint(0, spec.num_values, (NUM_ITEMS, *spec.shape), generator=draw).float()
+    vectors = _vectors_of(field, spec.shape, spec.num_values)
     return StoredInputs(vectors[list(rows)], HostArray(range(len(rows))))
+
+
+def _vectors_of(field: str, shape: tuple[int, ...], num_values: int | None = None) -> Tensor:
+    """What is stored of all example items under this name."""
+    draw = torch.Generator().manual_seed(sum(field.encode()))
+    if num_values is None:
+        return torch.randn(NUM_ITEMS, *shape, generator=draw)
+    return torch.randint(0, num_values, (NUM_ITEMS, *shape), generator=draw).float()
 
 
 def modality_states(numbers: Numbers) -> dict[str, TokenStates]:
@@ -310,7 +332,7 @@ def _run_users(part: Any, numbers: Numbers) -> list[Tensor]:
 
 def _run_propagation(part: Any, numbers: Numbers) -> list[Tensor]:
     part.begin_epoch(1)
-    nodes: Nodes = part(nodes_of(numbers))
+    nodes: Nodes = part(nodes_of(numbers, part))
     _expect(nodes.items.fused_UD, NUM_ITEMS, WIDTH)
     if nodes.user_MD is None:
         raise AssertionError("gives no vectors of users, though it was given some")

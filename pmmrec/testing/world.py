@@ -65,7 +65,8 @@ class LearnedItems(ItemEncoder):
 
     @property
     def training_streams(self) -> Mapping[str, int]:
-        return {view.value: 1 if view in LOSSES_OF_ITEMS else WIDTH for view in STREAMS_OF_TRAINING}
+        widths = {view.value: 1 if view in LOSSES_OF_ITEMS else WIDTH for view in STREAMS_OF_TRAINING}
+        return {**widths, "text": WIDTH, "image": WIDTH}
 
     def forward(self, items: ItemInputs) -> ItemVectors:
         """Vectors of U items."""
@@ -90,7 +91,7 @@ def task_of(objective: Objective) -> TrainingTask:
     torch.manual_seed(0)
     parts = _users_for(objective.requests, context), Dot(DotConfig(), context), Identity(IdentityConfig(), context)
     items = LearnedItems()
-    items.asked = frozenset(view.value for view in objective.requests.views & STREAMS_OF_TRAINING)
+    items.asked = objective.requests.asked_streams
     recommender = Recommender(items, *parts)
     return TrainingTask(recommender, {"objective": objective}, {"objective": 1.0}, WIDTH)
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from pmmrec.data.batches import DataConfig
 from pmmrec.errors import RecipeError
 from pmmrec.models.build import ModelConfig
-from pmmrec.requests import Holding, Shown
+from pmmrec.requests import Holding, Shown, View
 from pmmrec.train.log import RunLog
 from pmmrec.train.task import TrainingTask
+
+READERS = {View.REWORDED.value: "sequence_contrast", View.SYNTHETIC.value: "target_contrast"}  # of training streams
 
 
 def refuse_unasked(model: ModelConfig | None, task: TrainingTask) -> None:
     """RecipeError for a setting of a recipe's own model that only an objective would read, and none does."""
     settings = {} if model is None else model.item_encoder.for_objectives
     for setting, stream in settings.items():
-        if stream not in task.recommender.item_encoder.asked:
+        encoder = task.recommender.item_encoder
+        if stream not in encoder.asked | encoder.graph_streams:
             raise RecipeError(
                 f"model.item_encoder.{setting}: has no effect, no objective asks for {stream} vectors of items; leave "
-                "it out, or add an objective that does (such as sequence_contrast or target_contrast)"
+                f"it out, or add an objective that does (such as {READERS.get(stream, f'bpr with stream: {stream}')})"
             )
 
 

@@ -33,15 +33,15 @@ from pmmrec.models.recommender import Recommender
 from pmmrec.objectives import Objective, ObjectiveConfig, objectives
 from pmmrec.objectives.targets import Targets
 from pmmrec.packing import HostArray
-from pmmrec.requests import STREAMS_OF_TRAINING, Masked, Others, Requests, Shown, View, WindowRequest
+from pmmrec.requests import Masked, Others, Requests, Shown, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
 from pmmrec.users import Attends
 
-HINTS: Mapping[View, str] = {
-    View.REWORDED: "model.item_encoder.reworded of type mixture",
-    View.SYNTHETIC: "model.item_encoder of type codes",
-    View.TOKENS: "model.item_encoder of type towers with text, vision and a fusion",
+HINTS: Mapping[str, str] = {
+    View.REWORDED.value: "model.item_encoder.reworded of type mixture",
+    View.SYNTHETIC.value: "model.item_encoder of type codes",
+    View.TOKENS.value: "model.item_encoder of type towers with text, vision and a fusion",
 }
 BACKBONE, POOLER = "backbone.", "pooler."  # of an encoder; nothing that is hidden is guessed by its pooler
 TARGETS_UNDER: Mapping[Attends, Targets] = {"past": "next", "all": "masked", "others": "each"}
@@ -341,16 +341,16 @@ def _refuse_unfit(name: str, term: Objective, recommender: Recommender, *, has_t
 def _asked_streams(terms: Mapping[str, Objective], recommender: Recommender) -> frozenset[str]:
     """The training streams that objectives ask for. RecipeError where the item encoder does not give one."""
     encoder = recommender.item_encoder
+    there = {**encoder.streams, **encoder.training_streams}
     for name, term in terms.items():
-        for view in sorted(term.requests.views & STREAMS_OF_TRAINING):
-            if view.value not in encoder.training_streams:
-                there = ", ".join(encoder.training_streams) or "none"
-                raise RecipeError(
-                    f"objectives.{name}: asks for {view.value} vectors of items, which the item encoder does not give "
-                    f"(there are: {there}); take away the objective, or its setting that asks; see {HINTS[view]}"
-                )
-    views = Requests.union(term.requests for term in terms.values()).views
-    return frozenset(view.value for view in views & STREAMS_OF_TRAINING)
+        for stream in sorted(term.requests.asked_streams - there.keys()):
+            raise RecipeError(
+                f"objectives.{name}: asks for {stream} vectors of items, which the item encoder does not give (there "
+                f"are: {', '.join(there) or 'none'}); take away the objective, or its setting that asks; see "
+                f"{HINTS.get(stream, 'model.item_encoder of type with_streams')}"
+            )
+    asked = Requests.union(term.requests for term in terms.values()).asked_streams
+    return asked - encoder.streams.keys()
 
 
 def _history(nodes: Nodes, passes: Sequence[WindowPass], user_index_B: Tensor | None, *, last_alone: bool) -> History:

@@ -175,7 +175,7 @@ class CheckpointFolder:
         def read() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             return self.split_of(domain).graph.read()
 
-        return InteractionGraph(domain.num_users, domain.num_items, read)
+        return InteractionGraph(domain.num_users, domain.num_items, read, domain.item_feature)
 
     @cached_property
     def _data_settings(self) -> Mapping[str, Any]:

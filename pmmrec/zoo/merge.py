@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pmmrec.context import Catalogue, InteractionGraph
+from pmmrec.context import Catalogue, InteractionGraph, ItemFeature
 from pmmrec.errors import CheckpointError, RecipeError
 from pmmrec.models.build import build
 from pmmrec.row_table import catalogues_in
@@ -31,7 +32,7 @@ def merge_adapters(checkpoint: Checkpoint, out: Path) -> None:
         raise RecipeError(f"{checkpoint.folder}: has no adapters, so there is nothing to merge")
     model_config, index = checkpoint.model_config, checkpoint.index
     catalogues = _catalogues_of(checkpoint)
-    graphs = [InteractionGraph(c.num_users, c.num_items, _no_interactions) for c in catalogues]
+    graphs = [InteractionGraph(c.num_users, c.num_items, _no_interactions, _no_vectors(c)) for c in catalogues]
     recommender = build(model_config, checkpoint.backbones(), catalogues, graphs)
     adapted = {name: recommender.parts[name] for name in index.adapted}
     states = {name: checkpoint.part_state(name, part) for name, part in adapted.items()}
@@ -76,3 +77,9 @@ def _catalogues_of(checkpoint: Checkpoint) -> list[Catalogue]:
 def _no_interactions() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Those of a graph that is built and never read: adapters are in other parts."""
     return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+
+
+def _no_vectors(catalogue: Catalogue) -> Callable[[str], ItemFeature]:
+    """The features of such a graph: no item has a vector."""
+    none_N = np.zeros(catalogue.num_items, dtype=bool)
+    return lambda _: ItemFeature("", lambda: (np.zeros((len(none_N), 1)), none_N))

@@ -21,7 +21,9 @@ def dot_of(items: ItemVectors) -> partial[Tensor]:
     """Scores of these items by dot products."""
     scorer = Dot(DotConfig(), BuildContext(items.fused_UD.shape[1]))
 
-    def score(query, candidate_KC=None, *, items: ItemVectors) -> Tensor:
+    def score(query, candidate_KC=None, stream: str | None = None, *, items: ItemVectors) -> Tensor:
+        if stream is not None:
+            items = dataclasses.replace(items, fused_UD=items.streams_UD[stream])
         return scorer(query, items, candidate_KC)
 
     return partial(score, items=items)

@@ -162,7 +162,7 @@ class Split(ABC):
     @property
     def graph(self) -> InteractionGraph:
         """The training interactions as a graph; they are read when a model asks for them."""
-        return InteractionGraph(self.domain.num_users, self.domain.num_items, self._edges)
+        return InteractionGraph(self.domain.num_users, self.domain.num_items, self._edges, self.domain.item_feature)
 
     def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         users = np.repeat(np.arange(self.domain.num_users), np.diff(self.train_offsets))

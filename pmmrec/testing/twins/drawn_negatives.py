@@ -15,7 +15,8 @@ from pmmrec.testing.twins.slots import readable
 @twin_of(objectives, "bce", "bpr")
 def drawn_by_loops(objective: BCE | BPR, views: Views) -> tuple[Tensor, int]:
     """One position after another, one negative after another."""
-    config, items_UD, is_readable = objective.config, views.items.fused_UD, readable(views.items)
+    config, is_readable = objective.config, readable(views.items)
+    items_UD = views.items.fused_UD if config.stream is None else views.items.streams_UD[config.stream]
     of_pass, states = views.windows.passes[config.window], views.states[config.window]
     total, count = torch.zeros((), dtype=torch.float64), 0
     for b, position in of_pass.is_target_BL.nonzero().tolist():

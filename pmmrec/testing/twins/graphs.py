@@ -34,22 +34,27 @@ def lightgcn_by_loops(propagation: LightGCN, nodes: Nodes) -> Nodes:
     users, items = [list(user_MD)], [list(item_ND)]
     zero = torch.zeros_like(item_ND[0])
 
-    def share(user: int, item: int) -> float:
+    def share(user: int, item: int, of: int) -> float:
+        if propagation.normalization == "mean":
+            return 1 / (of + 1)
         return 1 / math.sqrt(len(touched[user]) * len(by_whom[item]))
 
+    def own(of: int, vector: Tensor) -> Tensor:
+        return vector / (of + 1) if propagation.normalization == "mean" else zero
+
     for layer in range(propagation.num_layers):
-        passed = [
-            _sum([share(user, item) * items[layer][item] for item in touched[user]], zero)
-            for user in range(graph.num_users)
-        ]
-        items.append(
-            [
-                _sum([share(user, item) * users[layer][user] for user in by_whom[item]], zero)
-                for item in range(graph.num_items)
-            ]
-        )
-        users.append(passed)
-    return Nodes(ItemVectors(_mean(items)), _mean(users))
+        of_users = []
+        for user, its in enumerate(touched):
+            shares = [share(user, item, len(its)) * items[layer][item] for item in its]
+            of_users.append(_sum([*shares, own(len(its), users[layer][user])], zero))
+        of_items = []
+        for item, whose in enumerate(by_whom):
+            shares = [share(user, item, len(whose)) * users[layer][user] for user in whose]
+            of_items.append(_sum([*shares, own(len(whose), items[layer][item])], zero))
+        users.append(of_users)
+        items.append(of_items)
+    passed_ND = _mean(items)
+    return Nodes(ItemVectors(passed_ND + item_ND if propagation.adds_items else passed_ND), _mean(users))
 
 
 def _mean(layers: list[list[Tensor]]) -> Tensor:
