@@ -56,7 +56,7 @@ class KeptVectors:
 
 
 def encoder_name(recommender: Recommender, config: ModelConfig, adapters: Mapping[str, Any] | None = None) -> str:
-    """A hash of the item encoder: its tensors, its settings, its backbones and the plan of its adapters."""
+    """A hash of the item encoder: its tensors and settings, what a graph reads, its backbones and adapters."""
     encoder = recommender.item_encoder
     facts = {
         "version": VERSION,
@@ -65,6 +65,8 @@ def encoder_name(recommender: Recommender, config: ModelConfig, adapters: Mappin
         "adapters": dict(adapters or {}),
         "backbones": {field: dict(one.backbone_facts) for field, one in encoder.encoders.items()},
     }
+    if encoder.graph_streams:
+        facts["streams"] = sorted(encoder.graph_streams)
     return fingerprint_of(facts, encoder.state_dict())
 
 

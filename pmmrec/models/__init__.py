@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated
 
-from pydantic import StringConstraints
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +14,6 @@ from pmmrec.errors import RecipeError
 from pmmrec.family import Family
 from pmmrec.requests import Hiding
 from pmmrec.settings import PartConfig
-
-FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 
 
 class ItemEncoderConfig(PartConfig):

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, StoredInputs
 from pmmrec.modality import VectorSpec
-from pmmrec.models import FeatureName, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.requests import View
 from pmmrec.rows import laid_out
-from pmmrec.settings import Config
+from pmmrec.settings import Config, FeatureName
 
 PERMUTATION = "permutation"
 

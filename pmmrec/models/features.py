@@ -19,9 +19,9 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, Modality, StoredInputs, ValueInputs, ValueSpec
 from pmmrec.head import HeadConfig, head_of
 from pmmrec.modality import VectorSpec
-from pmmrec.models import FeatureName, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.rows import laid_out
-from pmmrec.settings import Config
+from pmmrec.settings import Config, FeatureName
 
 NO_VALUE = 2**63 - 1  # stands for no value of any attribute
 

@@ -16,9 +16,10 @@ from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, StoredInputs
 from pmmrec.dropout import Dropout
 from pmmrec.modality import VectorSpec
-from pmmrec.models import FeatureName, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.requests import View
 from pmmrec.rows import laid_out
+from pmmrec.settings import FeatureName
 
 LEAST_NOISE = 0.01  # the least standard deviation of the noise at the gate
 

@@ -16,8 +16,9 @@ from pmmrec.blocks import ACTIVATIONS, Activation
 from pmmrec.context import BuildContext
 from pmmrec.contracts import FieldSpec, ItemInputs, ItemVectors, StoredInputs
 from pmmrec.modality import Modality, VectorSpec
-from pmmrec.models import FeatureName, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.rows import laid_out
+from pmmrec.settings import FeatureName
 
 GATE_TEMPERATURE = 0.1
 

@@ -15,12 +15,11 @@ from torch import Tensor
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Nodes
 from pmmrec.errors import CheckpointError
-from pmmrec.models import FeatureName
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.propagations import Propagation, propagations
 from pmmrec.propagations.lightgcn import LightGCN, LightGCNConfig, only
 from pmmrec.propagations.neighbors import check_lists, fingerprints, gathered, list_of
-from pmmrec.settings import PartConfig
+from pmmrec.settings import FeatureName, PartConfig
 
 Weight = Annotated[float, Field(gt=0)]
 

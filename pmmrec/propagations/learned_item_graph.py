@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Nodes
-from pmmrec.models import FeatureName
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.propagations import propagations
 from pmmrec.propagations.item_graph import ComparesItems, NeighborsConfig, side_by_side
 from pmmrec.propagations.neighbors import cosines, nearest, normalized
+from pmmrec.settings import FeatureName
 
 
 class LearnedItemGraphConfig(NeighborsConfig):

@@ -16,6 +16,8 @@ from pmmrec.contracts import ItemInputs, StoredInputs
 from pmmrec.data.domain import Domain
 from pmmrec.data.importers.features import store_vectors
 from pmmrec.errors import DataError, RecipeError
+from pmmrec.evaluation.encoded import encoder_name
+from pmmrec.models.build import ModelConfig, build
 from pmmrec.models.with_streams import WithStreams, WithStreamsConfig
 from pmmrec.objectives import objectives
 from pmmrec.packing import HostArray
@@ -52,6 +54,22 @@ def test_a_stream_is_a_layer_over_stored_vectors_and_is_made_where_it_is_read() 
     image_UD = F.linear(unit, layers["image"].weight, layers["image"].bias)
     torch.testing.assert_close(vectors.streams_UD["text"], text_UD, rtol=0, atol=1e-15)
     torch.testing.assert_close(vectors.streams_UD["image"], image_UD, rtol=0, atol=1e-15)
+
+
+def test_vectors_are_kept_apart_by_the_streams_that_a_graph_reads() -> None:
+    model = {
+        "width": 8,
+        "item_encoder": {"type": "with_streams", "streams": STREAMS},
+        "user_encoder": {"type": "user_table"},
+    }
+    names = []
+    for read in (frozenset[str](), frozenset({"text"}), frozenset({"text", "image"})):
+        torch.manual_seed(0)
+        config = ModelConfig.model_validate(model)
+        recommender = build(config, {}, [Catalogue("books", 3, "aa", 2, "bb")])
+        recommender.item_encoder.graph_streams = read
+        names.append(encoder_name(recommender, config))
+    assert len(set(names)) == 3
 
 
 def test_a_stream_that_is_not_there_or_is_made_twice_is_refused() -> None:
