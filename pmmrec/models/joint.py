@@ -34,9 +34,9 @@ from pmmrec.encoders import (
 )
 from pmmrec.encoders.backbone import make_projection
 from pmmrec.modality import VectorSpec
-from pmmrec.models import FeatureName, ItemEncoder, ItemEncoderConfig, item_encoders
+from pmmrec.models import ItemEncoder, ItemEncoderConfig, item_encoders
 from pmmrec.rows import place_rows
-from pmmrec.settings import Config
+from pmmrec.settings import Config, FeatureName
 
 if TYPE_CHECKING:
     JointField: TypeAlias = EncoderConfig
