@@ -263,6 +263,7 @@ class Nodes:
 
     items: ItemVectors
     user_MD: Tensor | None = None  # M users of all domains of the run; None: users are known by what they did alone
+    targets: Nodes | None = None  # the same before a predictor; None: there is none
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class EmbeddingL2Config(TargetsConfig):
         DrawnNegatives(), description="Whose vectors count beside those of targets: as the objective beside draws them."
     )
     of: Literal["unpropagated", "propagated"] = Field(
-        "unpropagated", description="Vectors as they are before a graph passes them on, or after (LATTICE, BM3)."
+        "unpropagated",
+        description="Vectors as they are before a graph passes them on, or after (LATTICE; BM3, before its predictor).",
     )
 
 
@@ -62,6 +63,8 @@ class EmbeddingL2(Objective):
         if self.config.negatives is not None:
             index_K1 = torch.cat((index_K1, targets.negatives(self.config.negatives, self.config.type)), dim=1)
         nodes = views.unpropagated if self.config.of == "unpropagated" else views.propagated
+        if nodes is not None and nodes.targets is not None:
+            nodes = nodes.targets
         items = views.items if nodes is None else nodes.items
         user_MD = None if nodes is None else nodes.user_MD
         with outside_autocast(index_K1.device):

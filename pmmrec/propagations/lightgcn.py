@@ -73,8 +73,7 @@ class LightGCN(Propagation):
         self.num_layers, self.prune, self._seed = config.num_layers, config.prune, context.seed
         self.normalization, self.adds_items = config.normalization, config.adds_items
         self.graph = only(context.graphs)
-        self._edges = _edges_of(self.graph)
-        check_graph(self.graph, len(self._edges[0]))
+        self._edges = edges_of(self.graph)
         self._whole = Adjacency(*self._edges, self.graph.num_users, self.graph.num_items)
         self._pruned: Adjacency | None = None
 
@@ -86,18 +85,12 @@ class LightGCN(Propagation):
 
     def forward(self, nodes: Nodes) -> Nodes:
         """Vectors of all items and users. ValueError where they are not those of the graph."""
-        item_ND, user_MD = nodes.items.fused_UD, nodes.user_MD
-        found = (0 if user_MD is None else len(user_MD), len(item_ND))
-        if user_MD is None or found != (self.graph.num_users, self.graph.num_items):
-            raise ValueError(
-                f"lightgcn: the graph has {self.graph.num_users} users and {self.graph.num_items} items, found "
-                f"vectors of {found[0]} and {found[1]}"
-            )
+        user_MD, item_ND = checked(nodes, self.graph, "lightgcn")
         adjacency = self._pruned if self.training and self._pruned is not None else self._whole
         with outside_autocast(item_ND.device):
             x_VD = torch.cat((widened(user_MD), widened(item_ND)))
             mean_VD = self._mean(x_VD, adjacency)
-        user_MD, passed_ND = mean_VD[: found[0]], mean_VD[found[0] :]
+        user_MD, passed_ND = mean_VD[: len(user_MD)], mean_VD[len(user_MD) :]
         passed_ND = passed_ND + item_ND if self.adds_items else passed_ND
         return Nodes(replace(nodes.items, fused_UD=passed_ND), user_MD)
 
@@ -123,15 +116,23 @@ def only(graphs: Sequence[InteractionGraph]) -> InteractionGraph:
     return graphs[0]
 
 
-def check_graph(graph: InteractionGraph, num_edges: int) -> None:
-    """RecipeError where a graph of so many different interactions does not fit into the memory."""
-    nodes = f"{graph.num_users:,} users, {graph.num_items:,} items and {num_edges:,} interactions"
-    check_room(nodes, BYTES_OF_NODE * (graph.num_users + graph.num_items) + BYTES_OF_EDGE * num_edges)
+def checked(nodes: Nodes, graph: InteractionGraph, part: str) -> tuple[Tensor, Tensor]:
+    """Vectors of all users and items. ValueError where they are not those of the graph."""
+    item_ND, user_MD = nodes.items.fused_UD, nodes.user_MD
+    found = (0 if user_MD is None else len(user_MD), len(item_ND))
+    if user_MD is None or found != (graph.num_users, graph.num_items):
+        raise ValueError(
+            f"{part}: the graph has {graph.num_users} users and {graph.num_items} items, found vectors of {found[0]} "
+            f"and {found[1]}"
+        )
+    return user_MD, item_ND
 
 
-def _edges_of(graph: InteractionGraph) -> tuple[Ints, Ints]:
-    """User and item of each pair that occurs, once, by user."""
+def edges_of(graph: InteractionGraph) -> tuple[Ints, Ints]:
+    """User and item of each pair that occurs, once, by user. RecipeError where their graph does not fit."""
     user_E, item_E = graph.read()
+    nodes = f"{graph.num_users:,} users, {graph.num_items:,} items and {len(user_E):,} interactions"
+    check_room(nodes, BYTES_OF_NODE * (graph.num_users + graph.num_items) + BYTES_OF_EDGE * len(user_E))
     key_E = np.unique(user_E * graph.num_items + item_E)
     return key_E // graph.num_items, key_E % graph.num_items
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pmmrec.contracts import ItemVectors, Nodes
 from pmmrec.propagations import propagations
+from pmmrec.row_table import RowTable
 from pmmrec.testing.checks import Inapplicable, assert_close, assert_equal, check
 from pmmrec.testing.subjects import ALL_ITEMS, TOUCHED, Numbers, Subject, graph_of, nodes_of
 from pmmrec.testing.twins import NO_TWIN, find_twin
@@ -23,11 +24,19 @@ def _passed_on(
     nodes: Nodes,
     touched: Sequence[tuple[int, int]] = TOUCHED,
     items: Sequence[int] = ALL_ITEMS,
+    users: Tensor | None = None,
 ) -> list[Tensor]:
-    """Vectors of items and users that a part of this graph gives in evaluation mode; `items` as in `graph_of`."""
+    """Vectors of items and users that a part of this graph gives in evaluation mode; `items` as in `graph_of`.
+
+    `users`: which of the example users stands at each place; their rows of tables of the part are moved with them.
+    """
     context = dataclasses.replace(subject.context, graphs=[graph_of(touched, items)])
     torch.manual_seed(0)
-    return _tensors(subject.entry.part_class(subject.config, context).double().eval()(nodes))
+    part = subject.entry.part_class(subject.config, context).double().eval()
+    for table in part.modules():
+        if isinstance(table, RowTable) and users is not None:
+            table.vector.weight.data = table.vector.weight.data[users]
+    return _tensors(part(nodes))
 
 
 def _tensors(nodes: Nodes) -> list[Tensor]:
@@ -69,7 +78,7 @@ def the_order_of_users_and_items_does_not_matter(subject: Subject) -> Inapplicab
     moved = Nodes(ItemVectors(item_ND[items.argsort()], streams_UD=streams_ND), user_MD[users.argsort()])
     touched = [(USER_PLACE[user], ITEM_PLACE[item]) for user, item in TOUCHED]
     item_ND, user_MD = _passed_on(subject, nodes)
-    moved_item_ND, moved_user_MD = _passed_on(subject, moved, touched, items.argsort().tolist())
+    moved_item_ND, moved_user_MD = _passed_on(subject, moved, touched, items.argsort().tolist(), users.argsort())
     assert_close(moved_item_ND[items], item_ND, "items in another order")
     assert_close(moved_user_MD[users], user_MD, "users in another order")
     return None

@@ -11,7 +11,11 @@ from pmmrec.contracts import ItemVectors, Nodes
 from pmmrec.propagations import propagations
 from pmmrec.propagations.identity import Identity
 from pmmrec.propagations.lightgcn import LightGCN
+from pmmrec.propagations.mmgcn import MMGCN
+from pmmrec.propagations.predictor import Predictor
 from pmmrec.testing.twins import twin_of
+
+LAYER = ("of_neighbors.weight", "of_itself.weight", "of_itself.bias", "of_both.weight", "of_both.bias")
 
 
 @twin_of(propagations, "identity")
@@ -55,6 +59,70 @@ def lightgcn_by_loops(propagation: LightGCN, nodes: Nodes) -> Nodes:
         items.append(of_items)
     passed_ND = _mean(items)
     return Nodes(ItemVectors(passed_ND + item_ND if propagation.adds_items else passed_ND), _mean(users))
+
+
+@twin_of(propagations, "predictor")
+def predicted_by_loops(propagation: Predictor, nodes: Nodes) -> Nodes:
+    """One vector after another through the linear layer."""
+    passed = lightgcn_by_loops(propagation.interactions, nodes)
+    weight_DD, bias_D = propagation.linear.weight, propagation.linear.bias
+
+    def predicted(x_RD: Tensor) -> Tensor:
+        return torch.stack([_dots(weight_DD, x_D) + bias_D for x_D in x_RD])
+
+    if passed.user_MD is None:
+        raise ValueError("a graph needs users")
+    return Nodes(ItemVectors(predicted(passed.items.fused_UD)), predicted(passed.user_MD))
+
+
+@twin_of(propagations, "mmgcn")
+def mmgcn_by_loops(propagation: MMGCN, nodes: Nodes) -> Nodes:
+    """One stream, one layer, one node, one neighbour after another."""
+    graph, item_ND, user_MD = propagation.graph, nodes.items.fused_UD, nodes.user_MD
+    if user_MD is None:
+        raise ValueError("a graph needs users")
+    pairs = {(int(user), graph.num_users + int(item)) for user, item in zip(*graph.read(), strict=True)}
+    state = dict(propagation.named_parameters())
+    num_nodes = graph.num_users + graph.num_items
+    near = [[b for b in range(num_nodes) if (a, b) in pairs or (b, a) in pairs] for a in range(num_nodes)]
+    id_VD = [*user_MD, *item_ND]
+    of_streams = []
+    for name in sorted(propagation.streams):
+        first = [*state[f"users.{name}.vector.weight"], *nodes.items.streams_UD[name]]
+        x_VD = [x_D / x_D.square().sum().sqrt() for x_D in first]
+        for layer in range(len({key.split(".")[2] for key in state if key.startswith(f"layers.{name}.")})):
+            of = {key: state[f"layers.{name}.{layer}.{key}"] for key in LAYER}
+            x_VD = [
+                _leaky(
+                    _dots(
+                        of["of_both.weight"],
+                        torch.cat(
+                            (
+                                _leaky(
+                                    _sum(
+                                        [_dots(of["of_neighbors.weight"], x_VD[b]) / len(near[a]) for b in near[a]],
+                                        torch.zeros_like(x_VD[a]),
+                                    )
+                                ),
+                                _leaky(_dots(of["of_itself.weight"], x_VD[a]) + of["of_itself.bias"]) + id_VD[a],
+                            )
+                        ),
+                    )
+                    + of["of_both.bias"]
+                )
+                for a in range(num_nodes)
+            ]
+        of_streams.append(x_VD)
+    mean_VD = _mean(of_streams)
+    return Nodes(ItemVectors(mean_VD[graph.num_users :]), mean_VD[: graph.num_users])
+
+
+def _dots(weight_DE: Tensor, x_E: Tensor) -> Tensor:
+    return torch.stack([torch.dot(row_E, x_E) for row_E in weight_DE])
+
+
+def _leaky(x_D: Tensor) -> Tensor:
+    return torch.stack([number if number > 0 else 0.01 * number for number in x_D])
 
 
 def _mean(layers: list[list[Tensor]]) -> Tensor:
