@@ -37,9 +37,7 @@ class LoadedTables:
     num_interactions: int
     notes: tuple[str, ...] = ()
     has_paths: bool = False  # whether `raw_items.picture_path` names pictures
-    has_lists: bool = (
-        False  # whether rows of the file became several of `raw_interactions`, which has `source_row` then
-    )
+    has_lists: bool = False  # whether rows of the file became several of `raw_interactions`
     named_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the import -> of the files
 
 
@@ -52,6 +50,7 @@ class Loader:
     mapping: Mapping[str, str]
     time_format: str | None = None
     image_column: str | None = None
+    reads_rating: bool = False
 
     def load(self, items: tuple[Path | str, TextFormat], interactions: tuple[Path | str, TextFormat]) -> LoadedTables:
         """Raises DataError for files that break a rule, RecipeError for a mapping that fits none of them."""
@@ -105,20 +104,25 @@ class Loader:
         return attributes, source.load("raw_items", columns)
 
     def _load_interactions(self, source: Source, *, has_lists: bool) -> tuple[int, TimeRule | None]:
-        """Make `raw_interactions`. Returns the number of its rows and how times are read."""
+        """Make the view `raw_interactions`. Returns the number of its rows and how times are read.
+
+        Its columns: row, source_row (of the file), user_id, item_id, time, rest (the part of a time that `time` drops),
+        stamp (the time as text), and with `reads_rating` rating and rated (the rating as text).
+        """
         columns = {"user_id": source.as_id("user_id"), "item_id": self._items_of(source, has_lists=has_lists)}
         stamp, rating = source.column("timestamp"), source.column("rating")
         columns["stamp"] = stamp.sql if stamp else "0"
-        columns["rating"] = rating.sql if rating else "NULL"
+        if self.reads_rating:
+            columns["rating"] = rating.sql if rating else "NULL"
         num_rows = source.load("stamped", columns)  # a TRY_CAST here would type the column of a csv, and fail
         times = None
         if stamp is not None:
             times = time_rule(self.connection, "stamped", stamp, str(source.path), self.time_format)
-        time, rest = (times.sql, times.rest) if times else ("row", "0")
+        time, rest = (times.sql, times.rest) if times else ("row", "CAST(0 AS TINYINT)")
+        rated = ", TRY_CAST(rating AS DOUBLE) AS rating, CAST(rating AS VARCHAR) AS rated" if self.reads_rating else ""
         self.connection.execute(
-            f"""CREATE TABLE raw_interactions AS SELECT row, user_id, item_id, {time} AS time, {rest} AS rest,
-                stamp IS NOT NULL AND trim(CAST(stamp AS VARCHAR)) <> '' AS has_stamp,
-                TRY_CAST(rating AS DOUBLE) AS rating FROM stamped"""
+            f"""CREATE VIEW raw_interactions AS SELECT row, row AS source_row, user_id, item_id, {time} AS time,
+                {rest} AS rest, CAST(stamp AS VARCHAR) AS stamp{rated} FROM stamped"""
         )
         return num_rows, times
 
@@ -143,18 +147,19 @@ class Loader:
         items = "item_id"
         if found != kind:
             how, items = self._divided()
-        self.connection.execute("ALTER TABLE raw_interactions RENAME TO listed")
+        self.connection.execute("ALTER VIEW raw_interactions RENAME TO listed")
         self.connection.execute(
-            f"""CREATE TABLE raw_interactions AS SELECT row_number() OVER (ORDER BY row, place) AS row,
-                row AS source_row, * EXCLUDE (row, place) FROM (
-                  SELECT row, generate_subscripts(list, 1) AS place, user_id, unnest(list) AS item_id, time, rest,
-                  has_stamp, rating FROM (SELECT *, CASE WHEN len(items) > 0 THEN items ELSE [NULL] END AS list
+            f"""CREATE TABLE raw_interactions AS SELECT row_number() OVER (ORDER BY source_row, place) AS row,
+                * EXCLUDE (place) FROM (
+                  SELECT generate_subscripts(list, 1) AS place, unnest(list) AS item_id,
+                    * EXCLUDE (row, item_id, items, list) FROM (
+                    SELECT *, CASE WHEN len(items) > 0 THEN items ELSE [NULL] END AS list
                     FROM (SELECT *, {items} AS items FROM listed)))"""
         )
         ((num_lists, num_rows),) = self.connection.execute(
             "SELECT (SELECT count(*) FROM listed), (SELECT count(*) FROM raw_interactions)"
         ).fetchall()
-        self.connection.execute("DROP TABLE listed")
+        self.connection.execute("DROP VIEW listed")
         note = f"interactions: {num_lists:,} {how} of items give {num_rows:,} rows, which rejected rows are numbered by"
         return int(num_rows), note
 

@@ -55,7 +55,7 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool, shown: Path | Non
     next line, quote marks are text if all lines have as many values as the first. If not, raises DataError where a
     value would swallow a line that looks like a row; `shown` is what it calls the file.
     """
-    num_lines = _num_plain_lines(path)
+    num_lines = _num_plain_lines(path, separator)
     if num_lines:
         return Quoting(True, num_lines, num_lines, num_read=num_lines)
     scan = _Scan(separator, allows_blanks=not is_strict)
@@ -81,10 +81,19 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool, shown: Path | Non
     return Quoting(True, scan.num_lines, num_records, scan.first_odd, scan.num_read)
 
 
-def _num_plain_lines(path: Path) -> int:
-    """How many lines a file has in which no quote mark, no empty line and no very long one is; 0 for any other file."""
+def _num_plain_lines(path: Path, separator: str) -> int:
+    """How many lines a file has in which no quote mark, no empty line and no very long one is; 0 for any other file.
+
+    The first line may have quote marks, since some programs put them around names of columns alone.
+    """
     num_lines, before = 0, b"\n"
     with path.open("rb") as file:
+        line = file.readline(MAX_LINE_BYTES)
+        header, end, _ = line.removeprefix(codecs.BOM_UTF8).partition(b"\r\n" if line.endswith(b"\r\n") else b"\n")
+        if end and QUOTE in header and b"\r" not in header and _is_quoted_by_the_rules(header, separator):
+            num_lines, before = 1, line[-2:]
+        else:
+            file.seek(0)
         while block := file.read(PLAIN_BLOCK_BYTES):
             if before == b"\n":
                 block = block.removeprefix(codecs.BOM_UTF8)
@@ -95,6 +104,10 @@ def _num_plain_lines(path: Path) -> int:
             num_lines += block.count(b"\n")
             before = seen[-2:]
     return num_lines + (not before.endswith(b"\n"))
+
+
+def _is_quoted_by_the_rules(line: bytes, separator: str) -> bool:
+    return _line_patterns(re.escape(separator.encode()))[False][False].fullmatch(line) is not None
 
 
 def unquoted(path: Path) -> Quoting:

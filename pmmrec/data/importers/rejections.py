@@ -33,7 +33,6 @@ BLAMED: Mapping[tuple[str, str], str] = {
     ("image", "not an address of http or https"): PICTURE_PATH,
 }
 _OF_ITEMS = "('item_id', 'text', 'picture_path')"
-_OF_INTERACTIONS = "('user_id', 'item_id', 'timestamp', 'rating')"
 
 
 class Rejections:
@@ -44,7 +43,7 @@ class Rejections:
         self._on_purpose: set[str] = set()
         connection.execute(
             """CREATE TABLE rejected (kind VARCHAR, id VARCHAR, row BIGINT, reason VARCHAR, image VARCHAR,
-               item_row BIGINT)"""
+               item_row BIGINT, source_row BIGINT, value VARCHAR)"""
         )
         connection.execute("CREATE TABLE blamed (kind VARCHAR, reason VARCHAR, role VARCHAR)")
         rows = [(*about, role) for about, role in BLAMED.items()]
@@ -54,10 +53,19 @@ class Rejections:
         """Add the rows of a query: kind, id, row in the source (1 is the first) and reason."""
         self._connection.execute(f"INSERT INTO rejected (kind, id, row, reason) {query}", parameters)
 
+    def add_interactions(self, query: str, parameters: dict[str, Any] | None = None) -> None:
+        """Add the rows of a query: id, row, reason, row in the file (another one where it lists items), and value."""
+        self._connection.execute(
+            f"""INSERT INTO rejected (kind, id, row, reason, source_row, value)
+                SELECT 'interaction', * FROM ({query})""",
+            parameters,
+        )
+
     def add_images(self, query: str) -> None:
         """Add pictures: item id, reason, the name of the picture (null: none) and the row of the item."""
         self._connection.execute(
-            f"""INSERT INTO rejected SELECT 'image', item_id, NULL, reason, image, item_row
+            f"""INSERT INTO rejected (kind, id, reason, image, item_row)
+                SELECT 'image', item_id, reason, image, item_row
                 FROM ({query}) AS lost(item_id, reason, image, item_row)"""
         )
 
@@ -125,7 +133,6 @@ class Rejections:
         """Make the view `described`: the rows of `rejected`, with all that is known of them."""
         items = Lines.of(self._connection, tables.items, "item_lines")
         log = Lines.of(self._connection, tables.interactions, "interaction_lines")
-        source = "x.source_row" if tables.has_lists else "r.row"
         named = {"items": tables.items.origin, "interactions": tables.interactions.origin}
         named["pictures"] = pictures.name if pictures else tables.items.origin
         columns = {role: _quoted(name) for role, name in tables.named_columns.items()}
@@ -143,14 +150,9 @@ class Rejections:
                 FROM judged_rows r LEFT JOIN raw_items o ON o.row = CASE WHEN role IN {_OF_ITEMS} THEN r.row END
                 {items.join("r.row")} WHERE r.kind = 'item'
                 UNION ALL
-                SELECT r.kind, r.id, r.row, r.reason, {_quoted(named["interactions"])}, {log.line(source)}, NULL,
-                  {column},
-                  CASE role WHEN 'user_id' THEN x.user_id WHEN 'item_id' THEN x.item_id
-                    WHEN 'timestamp' THEN CAST(s.stamp AS VARCHAR) WHEN 'rating' THEN CAST(s.rating AS VARCHAR) END
-                FROM judged_rows r
-                LEFT JOIN raw_interactions x ON x.row = {"r.row" if tables.has_lists else _only_if_asked("r.row")}
-                LEFT JOIN stamped s ON s.row = {_only_if_asked(source)}
-                {log.join(source)} WHERE r.kind IN ('interaction', 'user')
+                SELECT r.kind, r.id, r.row, r.reason, {_quoted(named["interactions"])}, {log.line("r.source_row")},
+                  NULL, {column}, r.value
+                FROM judged_rows r {log.join("r.source_row")} WHERE r.kind IN ('interaction', 'user')
                 UNION ALL
                 SELECT r.kind, r.id, r.row, r.reason,
                   CASE WHEN r.image IS NULL THEN {_quoted(named["items"])} ELSE {_quoted(named["pictures"])} END,
@@ -159,11 +161,6 @@ class Rejections:
                 FROM judged_rows r LEFT JOIN raw_items o ON o.row = r.item_row
                 {items.join("r.item_row")} WHERE r.kind = 'image'"""
         )
-
-
-def _only_if_asked(row: str) -> str:
-    """SQL of a row where its values are wanted; NULL elsewhere, so that most rows of a large file are not joined."""
-    return f"CASE WHEN role IN {_OF_INTERACTIONS} THEN {row} END"
 
 
 def _quoted(text: str) -> str:

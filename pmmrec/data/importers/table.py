@@ -185,7 +185,10 @@ class _Import:
 
     def run(self, *, was_stale: bool) -> None:
         settings, selection, pictures = self._settings, self._selection, self._pictures
-        loader = Loader(self._connection, self._work, settings.columns, settings.time_format, settings.image_column)
+        loader = Loader(
+            *(self._connection, self._work, settings.columns, settings.time_format, settings.image_column),
+            reads_rating=settings.min_rating is not None,
+        )
         interactions = settings.interactions, settings.interactions_format
         sources = loader.load((settings.items, settings.items_format), interactions)
         if sources.pictures is not None and settings.images is not None:
@@ -203,7 +206,9 @@ class _Import:
         pictures.decode_of_textless(selection, self._progress)
         selection.reject_bare_items()
         path = sources.interactions.path
-        selection.take_interactions(path, sources.items.path)
+        selection.take_interactions(
+            path, sources.items.path, has_lists=sources.has_lists, is_rated=settings.min_rating is not None
+        )
         apply_filters(settings.filters, selection, self._connection, sources.times, path)
         self._check_rejects(sources)
         num_items = selection.number_items()

@@ -1,5 +1,5 @@
 """Turn selected interactions into the sequences of users."""
-# ruff: noqa: S608  statements contain no values of users
+# U users whose sequences are complete, R interactions of them.
 
 from __future__ import annotations
 
@@ -22,37 +22,52 @@ class UserSequences:
         self.num_ties = 0  # interactions with the same time as the one before
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        query = """SELECT live.user_key, CAST(catalogue.item_index AS INTEGER) AS item, live.time, live.rest
-                   FROM live JOIN catalogue ON catalogue.row = live.item_key
-                   ORDER BY live.user_key, live.time, live.rest, live.row"""
-        names, types = ("user", "item", "time", "rest"), (pa.int64(), pa.int32(), pa.int64(), pa.int64())
-        waiting = pa.Table.from_batches([], pa.schema(list(zip(names, types, strict=True))))
+        """Rows of user_id, items and, with `has_times`, times."""
+        ids = _Ids(stream(self._connection, "SELECT user_id FROM users ORDER BY user_key"))
+        for user_R, item_R, time_R, rest_R in self._whole_users():
+            is_same = user_R[1:] == user_R[:-1]
+            start_U = np.concatenate([[0], np.flatnonzero(~is_same) + 1])
+            offsets = pa.array(np.append(start_U, len(user_R)), pa.int64())
+            columns = [ids.take(len(start_U)), pa.LargeListArray.from_arrays(offsets, pa.array(item_R, pa.int32()))]
+            if self._has_times:
+                is_tied = is_same & (time_R[1:] == time_R[:-1]) & (rest_R[1:] == rest_R[:-1])
+                self.num_ties += int(is_tied.sum())
+                columns.append(pa.LargeListArray.from_arrays(offsets, pa.array(time_R, pa.int64())))
+            yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "times"][: len(columns)])
+
+    def _whole_users(self) -> Iterator[list[np.ndarray]]:
+        """User keys, items, times and their rests of about `SEQUENCE_BATCH` interactions, without half a user."""
+        query = """SELECT user_key, CAST(item_index AS INTEGER), time, rest
+                   FROM live JOIN catalogue ON catalogue.row = item_key ORDER BY user_key, time, rest, live.row"""
+        waiting: list[list[np.ndarray]] = []
+        num_waiting = 0
         for batch in stream(self._connection, query):
-            named = pa.Table.from_batches([batch]).rename_columns(waiting.column_names)
-            waiting = pa.concat_tables([waiting, named.cast(waiting.schema)])
-            if len(waiting) >= SEQUENCE_BATCH:
-                is_last_user = waiting["user"].to_numpy() == waiting["user"][-1].as_py()
-                num_whole = int(np.argmax(is_last_user))  # the last user may continue in the next batch
-                yield from self._users(waiting.slice(0, num_whole))
-                waiting = waiting.slice(num_whole)
-        yield from self._users(waiting)
+            waiting.append([column.to_numpy() for column in batch.columns])
+            num_waiting += batch.num_rows
+            if num_waiting < SEQUENCE_BATCH:
+                continue
+            columns = [np.concatenate(parts) for parts in zip(*waiting, strict=True)]
+            num_whole = int(np.searchsorted(columns[0], columns[0][-1]))  # the last user may continue
+            if num_whole:
+                yield [column[:num_whole] for column in columns]
+            waiting, num_waiting = [[column[num_whole:] for column in columns]], num_waiting - num_whole
+        if num_waiting:
+            yield [np.concatenate(parts) for parts in zip(*waiting, strict=True)]
 
-    def _users(self, rows: pa.Table) -> Iterator[pa.RecordBatch]:
-        """Record batches of users whose sequences are complete."""
-        if len(rows) == 0:
-            return
-        user, item, time, rest = (rows[name].to_numpy() for name in ("user", "item", "time", "rest"))
-        is_same = user[1:] == user[:-1]
-        starts = np.concatenate([[0], np.flatnonzero(~is_same) + 1])
-        offsets = pa.array(np.append(starts, len(user)), pa.int64())
-        columns = [self._ids(user[starts]), pa.LargeListArray.from_arrays(offsets, pa.array(item, pa.int32()))]
-        if self._has_times:
-            self.num_ties += int((is_same & (time[1:] == time[:-1]) & (rest[1:] == rest[:-1])).sum())
-            columns.append(pa.LargeListArray.from_arrays(offsets, pa.array(time, pa.int64())))
-        yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "times"][: len(columns)])
 
-    def _ids(self, keys: np.ndarray) -> pa.Array:
-        first, last = int(keys[0]), int(keys[-1])
-        query = f"SELECT user_id FROM users WHERE user_key BETWEEN {first} AND {last} ORDER BY user_key"
-        ids = pa.Table.from_batches(stream(self._connection, query))["user_id"]
-        return ids.cast(pa.large_string()).combine_chunks()
+class _Ids:
+    """Takes ids from batches of one column, some at a time."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches, self._left = batches, pa.array([], pa.large_string())
+
+    def take(self, count: int) -> pa.Array:
+        """The next `count` ids."""
+        parts = []
+        while count > 0:
+            if not len(self._left):
+                self._left = next(self._batches).column(0).cast(pa.large_string())
+            parts.append(self._left.slice(0, count))
+            self._left = self._left.slice(len(parts[-1]))
+            count -= len(parts[-1])
+        return pa.concat_arrays(parts)

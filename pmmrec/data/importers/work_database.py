@@ -27,7 +27,8 @@ def work_database(
         "autoload_known_extensions": False,
         "preserve_insertion_order": True,
         "arrow_large_buffer_size": True,
+        "checkpoint_threshold": "1TB",  # a checkpoint would rewrite tables that are soon dropped
     }
-    with duckdb.connect(str(place / "work.duckdb"), config=config) as connection:
+    with duckdb.connect(":memory:", config=config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         yield connection

@@ -274,15 +274,16 @@ def test_a_file_without_quotes_is_read_in_blocks_as_it_is_by_lines(
     rng = np.random.default_rng(0)
     pieces = ["a", ",", "\n", "\r\n", "\n\n", "bb,c\n", "d,e\r\n", "\ufeff", "f,g\n", "h,i\n"]
     path, plain = tmp_path / "x.csv", quoting._num_plain_lines
+    headers = ("a,b\n", "", '"a","b"\n', "", '\ufeff"a, x",b\r\n', '"a\n', '"a" ,b\n', 'a"b\n', '"a"\rb\n')
     num_plain = 0
     for number in range(600):
-        text = "a,b\n" * (number % 2) + "".join(rng.choice(pieces, size=int(rng.integers(1, 12)))) + "y,z\n" * 3
+        text = headers[number % len(headers)] + "".join(rng.choice(pieces, size=int(rng.integers(1, 12)))) + "y,z\n" * 3
         path.write_text(text[: len(text) - number % 3], newline="")
         monkeypatch.setattr(quoting, "PLAIN_BLOCK_BYTES", int(rng.integers(3, 40)))
         monkeypatch.setattr(quoting, "_num_plain_lines", plain)
         is_strict = bool(number % 5)
         found = quoting.quoting_of(path, ",", is_strict=is_strict)
-        num_plain += plain(path) > 0
-        monkeypatch.setattr(quoting, "_num_plain_lines", lambda _: 0)
+        num_plain += plain(path, ",") > 0
+        monkeypatch.setattr(quoting, "_num_plain_lines", lambda *_: 0)
         assert found == quoting.quoting_of(path, ",", is_strict=is_strict), repr(text)
     assert num_plain > 60

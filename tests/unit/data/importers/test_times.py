@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pmmrec.data.importers.source import Source
-from pmmrec.data.importers.times import TimeRule, time_rule
+from pmmrec.data.importers.times import TimeRule, _iso_dates, _plain_dates, time_rule
 from pmmrec.errors import DataError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -313,3 +313,30 @@ def test_a_parquet_time_that_duckdb_cannot_hold_is_refused_with_a_remedy(shop, u
         DataError, match="years -290308 to 294247; mend or remove that row, or store the times as whole"
     ):
         shop.run(interactions=path)
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+def test_dates_of_one_usual_form_are_read_as_the_parts_of_any_date(form: str) -> None:
+    days = [datetime(1899, 12, 31, 23, 59, 59), datetime(1970, 1, 1), datetime(2024, 2, 29, 12, 0, 1)]
+    stamps = [day.strftime(form) for day in days]
+    if form.endswith("%S"):
+        stamps += [f"{stamps[0]}.000001", f"{stamps[2]}.25"]
+    with duckdb.connect() as connection:
+        connection.register("stamped", pa.table({"row": range(len(stamps)), "stamp": stamps}))
+        usual, any_date = _plain_dates(connection, "stamped"), _iso_dates(())
+        assert usual is not None
+        usual_times, times = (
+            connection.execute(f"SELECT {rule.sql}, {rule.rest} FROM stamped ORDER BY row").fetchall()
+            for rule in (usual, any_date)
+        )
+        assert [time for time, _ in usual_times] == [time for time, _ in times]
+        assert [1000 * rest for _, rest in usual_times] == [rest for _, rest in times]
+
+
+@pytest.mark.parametrize(
+    "stamp", ["12020-01-01", "-0044-03-15", "0044-03-15 (BC)", "2020-02-30", "infinity", "", " 2020-01-01", "2020-1-1"]
+)
+def test_a_date_of_another_form_is_left_to_the_rule_for_any_date(stamp: str) -> None:
+    with duckdb.connect() as connection:
+        connection.register("stamped", pa.table({"row": [1, 2], "stamp": ["2020-01-01", stamp]}))
+        assert _plain_dates(connection, "stamped") is None

@@ -13,7 +13,7 @@ import pytest
 
 from pmmrec.data.importers.source import Source
 from pmmrec.data.importers.times import time_rule
-from pmmrec.data.importers.units import SPANS, check_units
+from pmmrec.data.importers.units import SPANS, Spread, check_units
 from pmmrec.errors import DataError
 
 MOMENT = datetime(2019, 10, 2, 7, 6, 40, tzinfo=timezone.utc)
@@ -33,7 +33,7 @@ def judge(stamps: pa.Array) -> str | None:
     """The warning of a column, judged by itself."""
     with duckdb.connect() as connection:
         connection.register("stamped", pa.table({"row": pa.array(range(1, len(stamps) + 1)), "stamp": stamps}))
-        return check_units(connection, "stamped", "TRY_CAST(stamp AS DOUBLE)", "log.csv")
+        return check_units(Spread.of(connection, "stamped", "TRY_CAST(stamp AS DOUBLE)"), "log.csv")
 
 
 def test_every_unit_has_a_span_and_no_two_touch() -> None:
