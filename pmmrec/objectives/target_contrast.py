@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
-from pmmrec.precision import outside_autocast
+from pmmrec.precision import outside_autocast, widened
 from pmmrec.requests import View
 
 NO_TARGET = -1
@@ -31,12 +32,24 @@ class TargetContrastConfig(TargetsConfig):
         {"targets": "last", "temperature": 0.5},
         {"targets": "masked"},
         {"targets": "last", "synthetic": True},
+        {"similarity": "cosine", "temperature": 0.2},
     )
     temperature: float = Field(0.07, gt=0, description="Divides scores.")
     synthetic: bool = Field(
         False,
         description="One more negative at each position: an item that does not exist, made of the target (VQRec).",
     )
+    similarity: Literal["scorer", "cosine"] = Field(
+        "scorer",
+        description="scorer: positions are scored as the model ranks. cosine: by the cosine of state and item, as in "
+        "SLMRec, which ranks by dot products.",
+    )
+
+    @model_validator(mode="after")
+    def _synthetic_items_are_scored(self) -> Self:
+        if self.synthetic and self.similarity == "cosine":
+            raise ValueError("similarity: synthetic items are scored as the model ranks; leave it out")
+        return self
 
 
 @objectives.register("target_contrast", TargetContrastConfig)
@@ -48,8 +61,9 @@ class TargetContrast(Objective):
     negative as it is a target elsewhere. Positions with the same target are left out of the sum, where released codes
     add 1 for each. Differs from the papers: they make an example of every prefix of a history, which `targets: last`
     does of windows; `targets: next` takes all prefixes of a window together. Both papers compare by cosine, which is a
-    setting of the scorer. Counted are positions whose target can be read and is told from anything; with peers the
-    targets of all processes are there.
+    setting of the scorer, or of this objective alone: SLMRec (https://doi.org/10.1109/TMM.2022.3187556) trains on
+    cosines and ranks by dot products. Counted are positions whose target can be read and is told from anything; with
+    peers the targets of all processes are there.
 
     Metrics: `chance`, the loss of equal scores; `accuracy`, the share of positions whose target scores strictly above
     all that it is told from.
@@ -71,8 +85,12 @@ class TargetContrast(Objective):
     def _term(self, views: Views) -> Term:
         targets = TargetStates.read(views, self.config, "target_contrast")
         target_K, target_K1 = targets.target_K, targets.target_K[:, None]
-        score_KU = views.score(targets.query) / self.config.temperature
-        weight_U = _num_targets(views, targets, score_KU.dtype)
+        if self.config.similarity == "cosine":
+            unit_KD = F.normalize(widened(targets.query.hidden_KD), dim=1)
+            score_KU = unit_KD @ F.normalize(widened(views.items.fused_UD), dim=1).T / self.config.temperature
+        else:
+            score_KU = views.score(targets.query) / self.config.temperature
+        weight_U = num_targets(views, targets, score_KU.dtype)
         num_negative_K = weight_U.sum() - weight_U[target_K]
         bias_KU = weight_U.log().expand_as(score_KU).scatter(1, target_K1, 0.0)  # -inf: is nobody's target
         is_open_KU = (bias_KU > -math.inf).scatter(1, target_K1, value=False)
@@ -91,7 +109,7 @@ class TargetContrast(Objective):
         return Term(loss, count, {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))})
 
 
-def _num_targets(views: Views, targets: TargetStates, dtype: torch.dtype) -> Tensor:
+def num_targets(views: Views, targets: TargetStates, dtype: torch.dtype) -> Tensor:
     """`(U,)`: of how many positions that count, in all processes, each item is the target."""
     query = targets.query
     target_BL = torch.full_like(query.states.is_valid_BL, NO_TARGET, dtype=dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmmrec.contracts import ItemVectors, Nodes
 from pmmrec.propagations import propagations
@@ -13,6 +13,7 @@ from pmmrec.propagations.identity import Identity
 from pmmrec.propagations.lightgcn import LightGCN
 from pmmrec.propagations.mmgcn import MMGCN
 from pmmrec.propagations.predictor import Predictor
+from pmmrec.propagations.stream_graph import StreamGraph
 from pmmrec.testing.twins import twin_of
 
 LAYER = ("of_neighbors.weight", "of_itself.weight", "of_itself.bias", "of_both.weight", "of_both.bias")
@@ -73,6 +74,22 @@ def predicted_by_loops(propagation: Predictor, nodes: Nodes) -> Nodes:
     if passed.user_MD is None:
         raise ValueError("a graph needs users")
     return Nodes(ItemVectors(predicted(passed.items.fused_UD)), predicted(passed.user_MD))
+
+
+@twin_of(propagations, "stream_graph")
+def stream_graph_by_loops(propagation: StreamGraph, nodes: Nodes) -> Nodes:
+    """One stream after another along the graph, then one node after another through the linear layer."""
+    if nodes.user_MD is None:
+        raise ValueError("a graph needs users")
+    of_items = [nodes.items.fused_UD, *(nodes.items.streams_UD[name] for name in propagation.names)]
+    passed = [lightgcn_by_loops(propagation.interactions, Nodes(ItemVectors(x), nodes.user_MD)) for x in of_items]
+
+    def made(layer: nn.Linear, all_RD: list[Tensor]) -> Tensor:
+        return torch.stack([_dots(layer.weight, torch.cat(rows)) + layer.bias for rows in zip(*all_RD, strict=True)])
+
+    items_ND = made(propagation.of_items, [one.items.fused_UD for one in passed])
+    users_MD = made(propagation.of_users, [one.user_MD for one in passed if one.user_MD is not None])
+    return Nodes(ItemVectors(items_ND), users_MD)
 
 
 @twin_of(propagations, "mmgcn")
