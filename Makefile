@@ -80,7 +80,7 @@ evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures wh
 evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from zoo/results_gpu
 	$(MAKE) evidence PLAN=zoo/evidence_gpu.yaml RESULTS=zoo/results_gpu TO=zoo/RESULTS_GPU.md RUNS=runs/evidence_gpu JOBS=1
 
-second_round:  ## encoders tuned on items against random and pretrained ones: zoo/SECOND_ROUND.md; takes half an hour
+second_round:  ## encoders tuned on items against random and pretrained ones: zoo/SECOND_ROUND.md; measures what is missing
 	test -d runs/lite0 || $(BIN)/python tests/real/image_encoder.py runs/lite0
 	$(MAKE) evidence PLAN=zoo/evidence_second_round.yaml RESULTS=zoo/results_second_round TO=zoo/SECOND_ROUND.md RUNS=runs/evidence_second_round
 
