@@ -271,6 +271,9 @@ class _SharedOut(ItemEncoder):
     def parts(self) -> Mapping[str, nn.Module]:
         return self._encoder.parts
 
+    def fused_pairs(self, items: ItemVectors, text_P: Tensor, image_P: Tensor) -> Tensor:
+        return self._encoder.fused_pairs(items, text_P, image_P)
+
     def forward(self, items: ItemInputs) -> ItemVectors:
         own: ItemVectors
         if self._parts == 1:

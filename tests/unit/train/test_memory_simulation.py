@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pmmrec.contracts import Batch, ItemInputs, Modality, Windows
+from pmmrec.objectives import objectives
 from pmmrec.packing import PAIRS_OF_SPAN, PAIRS_OF_SPAN_ELSEWHERE, HostArray
 from pmmrec.requests import Noised
 from pmmrec.train.accumulate import checkpoint_activations
@@ -163,6 +164,13 @@ def test_objectives_are_tried_at_the_sizes_that_they_meet(workshop: Any, name: s
     task = on_meta(workshop({name: {"type": name}}).task)
     few, many = (step_memory(task, dataclasses.replace(SIZE, users=users), CPU, ()) for users in (50, 100))
     assert 1.8 * few.activations < many.activations < 2.3 * few.activations
+
+
+def test_pairs_that_an_objective_fuses_are_tried_among_the_items_of_all_processes(reading: Any) -> None:
+    recommender, itm = reading.task.recommender, objectives.config({"type": "itm"})
+    task = on_meta(TrainingTask.of(recommender, {"itm": itm}, 16))
+    few, many = (step_memory(task, dataclasses.replace(SIZE, items=items), CPU, ()) for items in (SIZE.items, 900))
+    assert many.activations > few.activations > 0
 
 
 def test_a_trial_leaves_the_task_as_it_was(reading: Any) -> None:
