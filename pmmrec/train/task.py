@@ -36,6 +36,7 @@ from pmmrec.packing import HostArray
 from pmmrec.requests import Masked, Others, Requests, Shown, View, WindowRequest
 from pmmrec.train.accumulate import encode_in_parts
 from pmmrec.train.gather import OtherUsers, items_of_all, summed
+from pmmrec.train.hiding import freeze_beside_backbones, meet
 from pmmrec.users import Attends
 
 HINTS: Mapping[str, str] = {
@@ -43,7 +44,6 @@ HINTS: Mapping[str, str] = {
     View.SYNTHETIC.value: "model.item_encoder of type codes",
     View.TOKENS.value: "model.item_encoder of type towers with text, vision and a fusion",
 }
-BACKBONE, POOLER = "backbone.", "pooler."  # of an encoder; nothing that is hidden is guessed by its pooler
 TARGETS_UNDER: Mapping[Attends, Targets] = {"past": "next", "all": "masked", "others": "each"}
 
 
@@ -70,14 +70,14 @@ class TrainingTask(nn.Module):
             _refuse_unfit(name, term, recommender, has_targets="targets" in type(configs[name]).model_fields)
             if term.shares_negatives:
                 _refuse_own_negatives(name, terms)
-            _meet(name, term, recommender)
+        meet(terms, recommender.item_encoder)
         recommender.item_encoder.asked = _asked_streams(terms, recommender)
         recommender.item_encoder.gives_vectors = any(term.reads_vectors for term in terms.values())
         task = cls(recommender, terms, {name: config.weight for name, config in configs.items()}, width)
         for name in task.unread:
             recommender.parts[name].requires_grad_(False)
         if not recommender.item_encoder.gives_vectors:
-            _freeze_beside_backbones(recommender)
+            freeze_beside_backbones(recommender.item_encoder)
         return task
 
     @property
@@ -270,22 +270,6 @@ class TrainingTask(nn.Module):
 
     def _terms(self) -> dict[str, Objective]:
         return {name: term for name, term in self.objectives.items() if isinstance(term, Objective)}
-
-
-def _meet(name: str, term: Objective, recommender: Recommender) -> None:
-    """Let an objective take its head from the item encoder. RecipeError that names the objective where it cannot."""
-    try:
-        term.meet(recommender.item_encoder)
-    except RecipeError as error:
-        raise RecipeError(f"objectives.{name}: {error}") from error
-
-
-def _freeze_beside_backbones(recommender: Recommender) -> None:
-    """Freeze all of the encoders but their backbones: no vector of an item is read, which projections would make."""
-    for encoder in recommender.item_encoder.encoders.values():
-        for path, parameter in encoder.named_parameters():
-            if not path.startswith(BACKBONE) or POOLER in path:
-                parameter.requires_grad_(False)
 
 
 def _refuse_own_negatives(name: str, terms: Mapping[str, Objective]) -> None:

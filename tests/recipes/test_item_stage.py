@@ -89,6 +89,14 @@ def test_a_text_encoder_that_guessed_words_is_a_folder_of_weights(world: Path, t
             ("model.item_encoder={fusion: null, vision: null}", "objectives={itc: null, itm: {type: itm}}"),
             "objectives.itm: compares text with image, but the model reads text only",
         ),
+        (
+            ("objectives={itc: null, one: {type: mlm}, two: {type: mlm, share: 0.5}}",),
+            "objectives: one and two both hide words; keep one of them",
+        ),
+        (
+            ("objectives={itc: null, mlm: {type: mlm}}", "model.item_encoder.text.trainable_blocks=0"),
+            "objectives.mlm: with trainable_blocks: 0 its head alone would learn, and that is left behind",
+        ),
         (("data.window.size=9",), "window: has no effect with examples: items, which have no history"),
     ],
 )
