@@ -90,7 +90,7 @@ class HFJoint(JointNetwork):
         model:
           item_encoder:
             type: joint
-            encoder: {type: hf_joint, weights: dandelin/vilt-b32-mlm, max_tokens: 40, trainable_blocks: 4}
+            encoder: {type: hf_joint, architecture: {model_type: vilt, num_hidden_layers: 4}, max_tokens: 40}
     """
 
     layouts = LAYOUTS

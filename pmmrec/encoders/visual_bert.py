@@ -57,7 +57,7 @@ class VisualBert(JointNetwork):
         model:
           item_encoder:
             type: joint
-            encoder: {type: visual_bert, weights: uclanlp/visualbert-vqa-coco-pre, trainable_blocks: 4}
+            encoder: {type: visual_bert, architecture: {model_type: visual_bert, num_hidden_layers: 4}}
             regions: {feature: regions, vectors: 49, length: 2048}
     """
 

@@ -49,6 +49,12 @@ class Bootstrap(Objective):
     x with dropout.
 
     Example:
+        model:
+          item_encoder:
+            type: with_streams
+            streams: {text: {features: {content: 384}}, image: {features: {image_content: 512}}}
+          user_encoder: {type: user_table}
+          propagation: {type: predictor, interactions: {num_layers: 1, adds_items: true}}
         objectives: {bootstrap: {type: bootstrap, streams: [text, image], dropout: 0.3}}
     """
 

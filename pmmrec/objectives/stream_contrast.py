@@ -47,6 +47,12 @@ class StreamContrast(Objective):
     are targets that can be read and are told from anything. An item that lacks a stream has zeros there.
 
     Example:
+        model:
+          item_encoder:
+            type: with_streams
+            streams: {text: {features: {content: 384}}, image: {features: {image_content: 512}}}
+          user_encoder: {type: user_table}
+          propagation: {type: stream_graph, streams: [text, image]}
         objectives: {streams: {type: stream_contrast, streams: [image, text], temperature: 0.2, weight: 0.1}}
     """
 

@@ -111,6 +111,7 @@ class ItemGraph(ComparesItems):
 
     Example:
         model:
+          user_encoder: {type: user_table}
           propagation:
             type: item_graph
             features: {content: 0.9, image_content: 0.1}

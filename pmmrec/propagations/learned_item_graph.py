@@ -56,6 +56,10 @@ class LearnedItemGraph(ComparesItems):
 
     Example:
         model:
+          item_encoder:
+            type: with_streams
+            streams: {text: {features: {content: 384}}, image: {features: {image_content: 512}}}
+          user_encoder: {type: user_table}
           propagation:
             type: learned_item_graph
             features: {content: text, image_content: image}

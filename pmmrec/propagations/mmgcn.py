@@ -46,7 +46,12 @@ class MMGCN(Propagation):
     lengths.
 
     Example:
-        model: {propagation: {type: mmgcn, streams: [text, image], num_layers: 3}}
+        model:
+          item_encoder:
+            type: with_streams
+            streams: {text: {features: {content: 384}}, image: {features: {image_content: 512}}}
+          user_encoder: {type: user_table}
+          propagation: {type: mmgcn, streams: [text, image], num_layers: 3}
     """
 
     reads_graph = True

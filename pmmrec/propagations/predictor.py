@@ -38,7 +38,9 @@ class Predictor(Propagation):
     objective `bootstrap` compares with.
 
     Example:
-        model: {propagation: {type: predictor, interactions: {num_layers: 1, adds_items: true}}}
+        model:
+          user_encoder: {type: user_table}
+          propagation: {type: predictor, interactions: {num_layers: 1, adds_items: true}}
     """
 
     reads_graph = True

@@ -45,7 +45,12 @@ class StreamGraph(Propagation):
     in one product. Items keep what the graph made of each: of ids as the stream `ids`, of others under their names.
 
     Example:
-        model: {propagation: {type: stream_graph, streams: [text, image], interactions: {num_layers: 3}}}
+        model:
+          item_encoder:
+            type: with_streams
+            streams: {text: {features: {content: 384}}, image: {features: {image_content: 512}}}
+          user_encoder: {type: user_table}
+          propagation: {type: stream_graph, streams: [text, image], interactions: {num_layers: 3}}
     """
 
     reads_graph = True

@@ -170,8 +170,8 @@ def a_saved_backbone_opens_as_a_pretrained_one(subject: Subject) -> Inapplicable
     part, folder = subject.build(), subject.folder / "saved"
     folder.mkdir()
     part.save_backbone(folder, part.backbone.state_dict())
-    tree = {**subject.config.model_dump(exclude_unset=True), "architecture": None, "weights": "saved"}
-    config = validate(type(subject.config), {k: v for k, v in tree.items() if k != "vocab_size"}, "example")
+    tree = {**subject.config.model_dump(exclude_unset=True, exclude={"architecture", "vocab_size"}), "weights": "saved"}
+    config = validate(type(subject.config), tree, "example")
     opened = subject.entry.part_class(config, BuildContext(WIDTH, {"": Backbone(folder, is_pretrained=True)}))
     above = {name: tensor for name, tensor in part.state_dict().items() if not name.startswith("backbone.")}
     opened.load_state_dict(above, strict=False)

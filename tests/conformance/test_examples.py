@@ -10,9 +10,9 @@ import pytest
 import torch
 from examples import example_of, types_in
 
-from pmmrec.context import Backbone, Catalogue, InteractionGraph
+from pmmrec.context import Backbone, Catalogue, InteractionGraph, ItemFeature
 from pmmrec.data.batches import DataConfig
-from pmmrec.encoders import text_encoders, vision_encoders
+from pmmrec.encoders import joint_encoders, text_encoders, vision_encoders
 from pmmrec.family import Entry
 from pmmrec.models.build import ModelConfig, build
 from pmmrec.objectives import objectives
@@ -35,9 +35,12 @@ BASE = {
     },
     "user_encoder": {"type": "transformer"},
 }
+ENCODERS = (text_encoders, vision_encoders, joint_encoders)
 ENTRIES = [pytest.param(entry, id=f"{family.name} {entry.name}") for family in MODULES for entry in family]
-CATALOGUES = [Catalogue("books", 3, "aa", 3, "bb")]
-GRAPHS = [InteractionGraph(3, 3, lambda: (np.arange(3), np.arange(3)))]
+SIZE = 12
+VECTORS = ItemFeature("ab" * 32, lambda: (np.eye(SIZE, dtype=np.float32), np.ones(SIZE, dtype=bool)))
+CATALOGUES = [Catalogue("books", SIZE, "aa", SIZE, "bb")]
+GRAPHS = [InteractionGraph(SIZE, SIZE, lambda: (np.arange(SIZE), np.arange(SIZE)), lambda _: VECTORS)]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -49,7 +52,7 @@ def test_the_example_of_a_part_builds(entry: Entry[Any], tmp_path: Path) -> None
     config = validate(ModelConfig, overlay(BASE, example.get("model", {})), "model")
     backbones = {}
     for name, encoder in config.item_encoder.encoders.items():
-        family = text_encoders if encoder.type in {one.name for one in text_encoders} else vision_encoders
+        (family,) = (one for one in ENCODERS if encoder.type in {entry.name for entry in one})
         (tmp_path / name).mkdir()
         family.part_class(encoder).start(encoder, tmp_path / name, TEXTS)
         backbones[name] = Backbone(tmp_path / name, is_pretrained=False)

@@ -1,4 +1,4 @@
-"""Asking for help is quick, because nothing heavy is imported before it is needed."""
+"""Asking for help is quick, because few modules are imported before they are needed, and nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-MOST_S = 0.5  # of CPU time, which other processes of the machine do not lengthen
+MOST_MODULES = 450  # 389 with Python 3.11; torch alone has more than 1,000
 HEAVY = ("torch", "transformers", "timm", "pyarrow", "duckdb", "accelerate", "numpy", "pydantic")
 
 ASK = """
-import json, resource, sys
+import json, sys
 from typer.testing import CliRunner
 from pmmrec.cli import app
 result = CliRunner().invoke(app, ["--help"])
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([result.exit_code, result.output, used.ru_utime + used.ru_stime, sorted(sys.modules)]))
+print(json.dumps([result.exit_code, result.output, sorted(sys.modules)]))
 """
 
 
@@ -27,17 +26,14 @@ def _started(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[list]:
-    return [json.loads(_started("-c", ASK).stdout) for _ in range(3)]
+def asked() -> list:
+    return json.loads(_started("-c", ASK).stdout)
 
 
-def test_help_takes_less_than_half_a_second(asked: list[list]) -> None:
-    assert min(used_s for _, _, used_s, _ in asked) < MOST_S
-
-
-def test_help_imports_nothing_heavy(asked: list[list]) -> None:
-    code, shown, _, modules = asked[0]
+def test_help_imports_few_modules_and_nothing_heavy(asked: list) -> None:
+    code, shown, modules = asked
     assert code == 0
+    assert len(modules) < MOST_MODULES
     assert "pretrain" in shown
     assert not set(HEAVY) & set(modules)
 

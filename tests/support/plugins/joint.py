@@ -47,6 +47,8 @@ class OneStream(JointEncoder):
         assert (context.backbone.folder / "config.json").is_file()
         parts = {"letters": nn.Embedding(92, HIDDEN), "patches": nn.Linear(3 * PATCH * PATCH, HIDDEN)}
         self.backbone = nn.ModuleDict({**parts, "block": TransformerBlock(HIDDEN, 2, dropout=0.0)})
+        if context.backbone.is_pretrained:
+            self.backbone.load_state_dict(self.read_backbone(context.backbone.folder))
         self.projection = make_projection(HIDDEN, context.width)
 
     def forward(self, fields: Mapping[str, FieldInputs], has_U: Mapping[str, Tensor]) -> TokenStates:
