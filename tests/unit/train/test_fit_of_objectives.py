@@ -113,7 +113,7 @@ def test_a_share_of_masks_without_masks_is_refused() -> None:
 
 def test_objectives_are_built_from_a_context() -> None:
     for entry in objectives:
-        config = objectives.config({"type": entry.name})
+        config = objectives.config({**entry.config_class.examples[0], "type": entry.name})
         assert entry.part_class(config, BuildContext(8)).requests is not None
 
 
