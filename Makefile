@@ -14,6 +14,8 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 # Python compiles a module when it is first imported; to compile all that is installed takes a third of the installation.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# Where Python may not keep what it compiled, each program compiles all of torch and transformers again: 15 s of CPU time.
+unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests flush thousands of files, which takes 10 ms each on some disks: they are kept in memory where 8 GB are free.
 SCRATCH := $(shell grep -qs ' /dev/shm .*noexec' /proc/mounts || df --output=avail,target /dev/shm 2> /dev/null | awk '$$1 > 8000000 && $$2 == "/dev/shm" {print $$2}')
